@@ -1,0 +1,45 @@
+"""The library's exceptions: one tree, and every message says where, what it got, what it expected, the cure.
+
+    QueryboxError
+    ├── ConfigError        a setting is unknown, malformed, or does not fit another one
+    ├── DataError          a dataset cannot be used as it is
+    │   └── ImageError     one image cannot be read
+    ├── CheckpointError    a weights or checkpoint file is missing, corrupt, or does not fit
+    ├── TrainingError      training cannot go on
+    │   └── NonFiniteError a loss, a cost or a gradient is NaN or infinite
+    └── MissingExtraError  an optional package is not installed
+"""
+
+from __future__ import annotations
+
+
+class QueryboxError(Exception):
+    """Base of every error that the library raises on purpose."""
+
+
+class ConfigError(QueryboxError, ValueError):
+    """A setting is unknown, malformed, or does not fit another one."""
+
+
+class DataError(QueryboxError, ValueError):
+    """A dataset, or one of its files, cannot be used as it is."""
+
+
+class ImageError(DataError):
+    """One image is missing, not an image, or broken."""
+
+
+class CheckpointError(QueryboxError, ValueError):
+    """A weights or checkpoint file is missing, corrupt, or does not fit the model."""
+
+
+class TrainingError(QueryboxError, RuntimeError):
+    """Training cannot go on."""
+
+
+class NonFiniteError(TrainingError):
+    """A loss, a matching cost or a gradient is NaN or infinite; nothing was updated."""
+
+
+class MissingExtraError(QueryboxError, ImportError):
+    """An optional package is needed; the message names the extra that brings it."""

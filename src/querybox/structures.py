@@ -1,0 +1,156 @@
+"""What flows between the stages: frozen values whose types state their shapes.
+
+Legend: B images, Q queries, C classes, D width, S memory tokens, L decoder layers, G objects in one image,
+H W pixels of the padded batch. `boxes` are cxcywh in 0-1 of the unpadded image; `boxes_xyxy` are pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image
+from torch import Tensor
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Category:
+    """A class as the user's data knows it. Inside the library its label is its position, 0 ... C-1."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocessing:
+    """How an image becomes the model's input; part of every saved model.
+
+    `mean` and `std` are RGB in 0-255. The short side is resized to `short_side` pixels unless the long side
+    would then exceed `long_side`.
+    """
+
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    short_side: int = 800
+    long_side: int = 1333
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageBatch:
+    """Images of one forward pass, normalised and padded right and below to one size."""
+
+    images: Float[Tensor, "B 3 H W"]
+    """Normalised pixels, RGB; zero where padded."""
+    padding_mask: Bool[Tensor, "B H W"]
+    """True = padding."""
+    sizes: Int[Tensor, "B 2"]
+    """(height, width) of each image before padding, in pixels."""
+
+    @classmethod
+    def from_images(
+        cls,
+        images: Sequence[Image.Image | UInt8[np.ndarray, "h w 3"] | UInt8[Tensor, "3 h w"]],
+        preprocessing: Preprocessing = Preprocessing(),  # noqa: B008 - immutable
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """Normalise and pad RGB images of any sizes. They are not resized.
+
+        Raises:
+            ValueError: `images` is empty.
+        """
+        if not images:
+            raise ValueError("ImageBatch.from_images got no images; it needs at least one")
+        pixels, sizes = pad([as_pixels(image) for image in images])
+        return cls.from_pixels(pixels.to(device), sizes.to(device), preprocessing)
+
+    @classmethod
+    def from_pixels(
+        cls, pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"], preprocessing: Preprocessing
+    ) -> Self:
+        """Normalise images that are already padded, on the device where they are."""
+        device = pixels.device
+        rows = torch.arange(pixels.shape[2], device=device)[:, None]
+        columns = torch.arange(pixels.shape[3], device=device)
+        padding_mask = (rows >= sizes[:, 0, None, None]) | (columns >= sizes[:, 1, None, None])  # [B, H, W]
+        mean = torch.tensor(preprocessing.mean, device=device)[:, None, None]
+        std = torch.tensor(preprocessing.std, device=device)[:, None, None]
+        images = ((pixels - mean) / std).masked_fill(padding_mask[:, None], 0.0)  # [B, 3, H, W]
+        return cls(images=images, padding_mask=padding_mask, sizes=sizes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """The objects of one image, to be found."""
+
+    boxes: Float[Tensor, "G 4"]
+    """cxcywh in 0-1 of the unpadded image."""
+    labels: Int[Tensor, " G"]
+    """Class of each object, 0 ... C-1."""
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """Copy to `device`."""
+        return type(self)(
+            boxes=self.boxes.to(device, non_blocking=non_blocking),
+            labels=self.labels.to(device, non_blocking=non_blocking),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """What the encoder knows of the images, one token a feature cell."""
+
+    tokens: Float[Tensor, "B S D"]
+    position: Float[Tensor, "B S D"]
+    padding_mask: Bool[Tensor, "B S"]
+    """True = padding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queries:
+    """What the decoder starts from."""
+
+    content: Float[Tensor, "B Q D"]
+    position: Float[Tensor, "B Q D"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictions:
+    """One decoder layer's answer: a class and a box for every query."""
+
+    logits: Float[Tensor, "B Q C+1"]
+    """The last class is "no object"."""
+    boxes: Float[Tensor, "B Q 4"]
+    """cxcywh in 0-1 of the unpadded image."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectorOutput:
+    """Predictions of every decoder layer, first to last; the last one is the detector's answer."""
+
+    layers: tuple[Predictions, ...]
+
+
+def as_pixels(image: Image.Image | UInt8[np.ndarray, "h w 3"] | UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:
+    """Return an RGB image as a uint8 tensor, channels first."""
+    if isinstance(image, Tensor):
+        return image
+    if isinstance(image, Image.Image):
+        image = np.asarray(image.convert("RGB"))
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def pad(images: Sequence[UInt8[Tensor, "3 h w"]]) -> tuple[UInt8[Tensor, "B 3 H W"], Int[Tensor, "B 2"]]:
+    """Stack images of different sizes, zero-padded right and below; also return their (height, width)."""
+    sizes = torch.tensor([image.shape[1:] for image in images])  # [B, 2]
+    height, width = sizes.amax(0).tolist()
+    pixels = torch.zeros(len(images), 3, height, width, dtype=torch.uint8)
+    for padded, image in zip(pixels, images, strict=True):
+        padded[:, : image.shape[1], : image.shape[2]] = image
+    return pixels, sizes
