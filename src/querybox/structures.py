@@ -56,7 +56,7 @@ class ImageBatch:
     @classmethod
     def from_images(
         cls,
-        images: Sequence[Image.Image | UInt8[np.ndarray, "h w 3"] | UInt8[Tensor, "3 h w"]],
+        images: Sequence[Image.Image | UInt8[np.ndarray, "_ _ 3"] | UInt8[Tensor, "3 _ _"]],
         preprocessing: Preprocessing = Preprocessing(),  # noqa: B008 - immutable
         device: torch.device | str = "cpu",
     ) -> Self:
@@ -146,7 +146,7 @@ def as_pixels(image: Image.Image | UInt8[np.ndarray, "h w 3"] | UInt8[Tensor, "3
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
-def pad(images: Sequence[UInt8[Tensor, "3 h w"]]) -> tuple[UInt8[Tensor, "B 3 H W"], Int[Tensor, "B 2"]]:
+def pad(images: Sequence[UInt8[Tensor, "3 _ _"]]) -> tuple[UInt8[Tensor, "B 3 H W"], Int[Tensor, "B 2"]]:
     """Stack images of different sizes, zero-padded right and below; also return their (height, width)."""
     sizes = torch.tensor([image.shape[1:] for image in images])  # [B, 2]
     height, width = sizes.amax(0).tolist()
