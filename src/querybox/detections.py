@@ -1,0 +1,90 @@
+"""What the detector found in one image, and the forms that other programs want it in."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from querybox.errors import MissingExtraError
+from querybox.structures import Category
+
+if TYPE_CHECKING:
+    import supervision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detections:
+    """The objects found in one image, best first. All tensors are on the CPU."""
+
+    boxes_xyxy: Float[Tensor, "N 4"]
+    """Corners in pixels of the original image, clipped to it."""
+    scores: Float[Tensor, " N"]
+    """0-1, descending."""
+    labels: Int[Tensor, " N"]
+    """Class of each object, 0 ... C-1."""
+    categories: tuple[Category, ...]
+    """The classes, by label."""
+    size: tuple[int, int]
+    """(height, width) of the original image in pixels."""
+    source: str = ""
+    """Where the image came from: a path, ``"video.mp4#12"`` for frame 12, or ``""`` for pixels handed in."""
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def names(self) -> list[str]:
+        """Class name of each object."""
+        return [self.categories[label].name for label in self.labels.tolist()]
+
+    def above(self, threshold: float) -> Self:
+        """Return the detections that score at least `threshold` (0-1)."""
+        return self._where(self.scores >= threshold)
+
+    def nms(self, iou: float) -> Self:
+        """Return the detections that overlap no better one of their class by more than `iou` (0-1).
+
+        DETR learns to answer once for each object; this helps a model that has not learned it yet.
+        """
+        kept = batched_nms(self.boxes_xyxy, self.scores, self.labels, iou)
+        return self._where(kept.sort().values)
+
+    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+        """Return COCO results; their ``bbox`` is x, y, width, height in pixels."""
+        corners = self.boxes_xyxy.double()  # float64: a corner and a side add up to the other corner
+        boxes_xywh = (corners - corners[:, [0, 1, 0, 1]] * corners.new_tensor([0, 0, 1, 1])).tolist()
+        return [
+            {"image_id": image_id, "category_id": self.categories[label].id, "bbox": box, "score": score}
+            for box, score, label in zip(boxes_xywh, self.scores.tolist(), self.labels.tolist(), strict=True)
+        ]
+
+    def to_supervision(self) -> supervision.Detections:
+        """Return ``supervision.Detections``, class names in ``data["class_name"]``.
+
+        Raises:
+            MissingExtraError: The package supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError:
+            raise MissingExtraError(
+                "Detections.to_supervision needs the package supervision, which is not installed: "
+                "pip install 'querybox[supervision]'"
+            ) from None
+        return supervision.Detections(
+            xyxy=self.boxes_xyxy.numpy(),
+            confidence=self.scores.numpy(),
+            class_id=self.labels.numpy(),
+            data={"class_name": np.array(self.names, dtype=str)},
+        )
+
+    def _where(self, chosen: Bool[Tensor, " N"] | Int[Tensor, " K"]) -> Self:
+        return dataclasses.replace(
+            self, boxes_xyxy=self.boxes_xyxy[chosen], scores=self.scores[chosen], labels=self.labels[chosen]
+        )

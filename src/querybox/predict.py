@@ -1,0 +1,164 @@
+"""Prediction: pictures from anywhere in, detections out, in order and in bounded memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor, nn
+
+from querybox.data.transforms import resize
+from querybox.detections import Detections
+from querybox.errors import ConfigError
+from querybox.postprocess import postprocess
+from querybox.sources import Pixels, Source, find_sources, read_frames
+from querybox.structures import ImageBatch, Preprocessing
+
+if TYPE_CHECKING:
+    from querybox.detector import Detector
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """A frame made ready for the model, and what it takes to answer for it."""
+
+    position: int
+    """Place in the order of the sources."""
+    source: str
+    size: tuple[int, int]
+    """(height, width) of the original image in pixels."""
+    pixels: UInt8[Tensor, "3 h w"]
+    """Resized, RGB."""
+
+
+def predict(
+    detector: Detector,
+    sources: Source | Sequence[Source],
+    *,
+    threshold: float = 0.5,
+    top_k: int = 100,
+    nms: float | None = None,
+    batch_size: int = 8,
+) -> Iterator[Detections]:
+    """Find the objects in images and videos.
+
+    Only images of equal size after resizing share a batch, so none is padded and no result depends on what
+    else is in the batch. At most ``8 * batch_size`` resized images wait for others of their size, so folders
+    and videos may be of any length.
+
+    Args:
+        detector: The model; its mode (training or evaluation) is left as it was found.
+        sources: Files, folders, globs, videos or pixels; see `querybox.sources.find_sources`.
+        threshold: Leave out detections that score less (0-1).
+        top_k: Most detections per image.
+        nms: Leave out detections that overlap a better one of their class by more than this IoU (0-1).
+        batch_size: Most images in one forward pass.
+
+    Returns:
+        The detections of each image, or of each frame of a video, in the order of the sources.
+
+    Raises:
+        ConfigError: An argument is out of its range.
+        DataError: A source does not exist or holds no image.
+        ImageError: An image cannot be read; raised when its turn comes.
+    """
+    require("threshold", threshold, 0, 1)
+    require("nms", 0 if nms is None else nms, 0, 1)
+    require("top_k", top_k, 1)
+    require("batch_size", batch_size, 1)
+    inputs = prepare(find_sources(sources), detector.preprocessing)
+    answers = detect_all(detector, equal_shapes(inputs, batch_size), top_k)
+    best = (found.above(threshold) for found in in_order(answers))
+    return best if nms is None else (found.nms(nms) for found in best)
+
+
+def require(name: str, value: float, low: float, high: float = math.inf) -> None:
+    """Raise ConfigError unless `value` is within `low` to `high`, both included."""
+    if not low <= value <= high:
+        raise ConfigError(
+            f"predict got {name}={value}; expected {low} {'or more' if high == math.inf else f'to {high}'}"
+        )
+
+
+def prepare(sources: Iterable[Path | Pixels], preprocessing: Preprocessing) -> Iterator[Input]:
+    """Read and resize one frame after another."""
+    for position, frame in enumerate(read_frames(sources)):
+        height, width = frame.pixels.shape[1:]
+        resized = resize(frame.pixels, preprocessing.short_side, preprocessing.long_side)
+        yield Input(position=position, source=frame.source, size=(height, width), pixels=resized)
+
+
+def equal_shapes(inputs: Iterable[Input], batch_size: int) -> Iterator[list[Input]]:
+    """Group inputs of equal shape; a group goes when it is full, or when its first input is long overdue."""
+    groups: dict[torch.Size, list[Input]] = {}  # in the order of their first inputs
+    for newest in inputs:
+        shape = newest.pixels.shape
+        groups.setdefault(shape, []).append(newest)
+        if len(groups[shape]) == batch_size:
+            yield groups.pop(shape)
+            continue
+        oldest = next(iter(groups))
+        if newest.position - groups[oldest][0].position >= 8 * batch_size:
+            yield groups.pop(oldest)
+    yield from groups.values()
+
+
+def detect_all(
+    detector: Detector, batches: Iterable[list[Input]], top_k: int
+) -> Iterator[tuple[int, Detections]]:
+    """Answer batch after batch, each answer with its place in the order of the sources."""
+    for batch in batches:
+        yield from zip((each.position for each in batch), detect(detector, batch, top_k), strict=True)
+
+
+def detect(detector: Detector, batch: Sequence[Input], top_k: int) -> list[Detections]:
+    """Run the model on inputs of one shape."""
+    pixels = torch.stack([each.pixels for each in batch])  # [B, 3, H, W]
+    sizes = torch.tensor([pixels.shape[2:]] * len(batch))  # [B, 2]
+    original_sizes = torch.tensor([each.size for each in batch])  # [B, 2]
+    with evaluating(detector), torch.inference_mode():
+        images = ImageBatch.from_pixels(
+            pixels.to(detector.device), sizes.to(detector.device), detector.preprocessing
+        )
+        found = postprocess(detector(images).layers[-1], original_sizes.to(detector.device), top_k)
+    scores, labels, boxes_xyxy = (tensor.cpu() for tensor in found)
+    return [
+        Detections(
+            boxes_xyxy=boxes_xyxy[row],
+            scores=scores[row],
+            labels=labels[row],
+            categories=detector.categories,
+            size=each.size,
+            source=each.source,
+        )
+        for row, each in enumerate(batch)
+    ]
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Switch to evaluation mode, and every part back to the mode it was in."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def in_order(answers: Iterable[tuple[int, Detections]]) -> Iterator[Detections]:
+    """Hand answers on by their place, 0, 1, 2 ..., holding back those that come early."""
+    early: dict[int, Detections] = {}
+    turn = 0
+    for position, found in answers:
+        early[position] = found
+        while turn in early:
+            yield early.pop(turn)
+            turn += 1

@@ -1,0 +1,151 @@
+"""Where pictures come from: files, folders, globs, videos and pixels in memory, all as frames."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from glob import glob, has_magic
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from querybox.data import read_image
+from querybox.errors import DataError, ImageError
+from querybox.structures import as_pixels
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
+
+Pixels: TypeAlias = "Image.Image | UInt8[np.ndarray, 'h w 3'] | UInt8[Tensor, '3 h w']"
+Source: TypeAlias = "str | Path | Pixels"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """One picture: a photograph, or one moment of a video."""
+
+    source: str
+    """A path, ``"video.mp4#12"`` for frame 12 (the first is 0), or ``""`` for pixels handed in."""
+    pixels: UInt8[Tensor, "3 h w"]
+    """RGB."""
+
+
+def find_sources(sources: Source | Sequence[Source]) -> list[Path | Pixels]:
+    """Resolve folders and globs to files. Nothing is read yet.
+
+    Args:
+        sources: A file; a folder (its own images and videos, in natural order: ``2.jpg`` before ``10.jpg``;
+            folders inside it are not searched); a glob such as ``"photos/**/*.jpg"``; pixels (PIL image,
+            uint8 array ``[h, w, 3]``, uint8 tensor ``[3, h, w]``); or a sequence of those.
+
+    Raises:
+        DataError: A path does not exist, or a folder or glob holds no image.
+    """
+    if isinstance(sources, str | Path | Image.Image | np.ndarray | Tensor):
+        sources = [sources]
+    found: list[Path | Pixels] = []
+    for source in sources:
+        if isinstance(source, str | Path):
+            found += find_files(Path(source))
+        else:
+            found.append(source)
+    return found
+
+
+def find_files(path: Path) -> list[Path]:
+    """Return the file at `path`, or the images and videos of the folder or glob that it is."""
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        return choose(
+            path, path.iterdir(), f"its folders are not searched, '{path / '**' / '*.jpg'}' does that"
+        )
+    if has_magic(str(path)):
+        matches = glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+        return choose(path, map(Path, matches), "check the pattern")
+    raise DataError(
+        f"{path}: no such file or folder; expected an image, a video, a folder or a glob: check the path"
+    )
+
+
+def choose(where: Path, paths: Iterable[Path], cure: str) -> list[Path]:
+    """Keep the images and videos among `paths`, in natural order, and log what is left out."""
+    files = sorted((path for path in paths if path.is_file()), key=natural)
+    known = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    chosen = [file for file in files if file.suffix.lower() in known]
+    if not chosen:
+        raise DataError(
+            f"{where}: found no image or video among {len(files)} files; expected one of "
+            f"{' '.join(sorted(known))}: {cure}"
+        )
+    if others := [file.name for file in files if file.suffix.lower() not in known]:
+        logger.warning("%s: left out %d files that are no images: %s", where, len(others), ", ".join(others))
+    return chosen
+
+
+def natural(path: Path) -> list[tuple[int, str]]:
+    """Sort key that puts ``2.jpg`` before ``10.jpg``."""
+    parts = re.split(r"(\d+)", str(path))
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]
+
+
+def is_video(source: Path | Pixels) -> bool:
+    """Tell whether `source` holds many frames."""
+    return isinstance(source, Path) and source.suffix.lower() in VIDEO_SUFFIXES
+
+
+def read_frames(sources: Iterable[Path | Pixels]) -> Iterator[Frame]:
+    """Read frame after frame, each when it is asked for; a video is never in memory as a whole.
+
+    Raises:
+        ImageError: An image or a video cannot be read, or pixels are not uint8 RGB.
+    """
+    for source in sources:
+        if not isinstance(source, Path):
+            yield Frame(source="", pixels=checked_pixels(source))
+        elif is_video(source):
+            yield from read_video(source)
+        else:
+            yield Frame(source=str(source), pixels=as_pixels(read_image(source)))
+
+
+def checked_pixels(source: Pixels) -> UInt8[Tensor, "3 h w"]:
+    """Return pixels handed in as a tensor. PIL images are taken as they stand, not turned by their EXIF."""
+    if isinstance(source, Image.Image):
+        return as_pixels(source)
+    channels = 0 if isinstance(source, Tensor) else -1
+    eight_bit = source.dtype in (torch.uint8, np.uint8)
+    if not eight_bit or source.ndim != 3 or source.shape[channels] != 3 or 0 in source.shape:
+        raise ImageError(
+            f"predict got a {type(source).__name__} of {source.dtype} {list(source.shape)}; expected RGB in "
+            "0-255 as uint8, an array [height, width, 3] or a tensor [3, height, width]: convert it first"
+        )
+    return as_pixels(source)
+
+
+def read_video(path: Path) -> Iterator[Frame]:
+    """Decode every frame of a video."""
+    import av
+
+    number = 0
+    try:
+        with av.open(path) as container:
+            if not container.streams.video:
+                raise ImageError(f"{path}: has no video stream; expected a video: check the file")
+            for frame in container.decode(video=0):
+                pixels = as_pixels(frame.to_ndarray(format="rgb24"))
+                yield Frame(source=f"{path}#{number}", pixels=pixels)
+                number += 1
+    except (av.FFmpegError, OSError) as error:
+        raise ImageError(
+            f"{path}: cannot be read as a video after {number} frames ({error}): repair or remove the file"
+        ) from error
