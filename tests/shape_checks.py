@@ -6,23 +6,40 @@ wherever it is written, and B means the same number throughout one call. Users n
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 from beartype import BeartypeConf, beartype
 
 CONF = BeartypeConf(is_pep484_tower=True)  # an int is a fine float, as it is to mypy
 F = TypeVar("F", bound=Callable[..., Any])
-SELF = re.compile(r"\bSelf\b")
 
 
 def check(function: F) -> F:
-    """Check `function` with beartype, all but annotations of `Self`.
+    """Check `function` with beartype, all but annotations that do not exist at run time.
 
-    beartype knows `Self` only inside classes that it decorates whole; jaxtyping hands it single methods.
+    These are names imported for type checkers alone, and `Self`, which beartype knows only inside classes
+    that it decorates whole; jaxtyping hands it single methods.
     """
+    absent = {"Self", *typing_only(sys.modules[function.__module__].__file__ or "")}
     annotations = function.__annotations__
-    for name in [name for name, hint in annotations.items() if SELF.search(str(hint))]:
+    for name in [name for name, hint in annotations.items() if absent.intersection(re.findall(r"\w+", str(hint)))]:
         del annotations[name]
     return beartype(function, conf=CONF)
+
+
+@cache
+def typing_only(path: str) -> frozenset[str]:
+    """Names that the module at `path` imports under ``if TYPE_CHECKING``."""
+    branches = [
+        node.body
+        for node in ast.parse(Path(path).read_text()).body
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    ]
+    imports = [node for body in branches for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
+    return frozenset(alias.asname or alias.name for node in imports for alias in node.names)

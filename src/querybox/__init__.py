@@ -1,0 +1,102 @@
+"""Object detection with DETR: object queries in, boxes out, no anchors, no non-maximum suppression.
+
+    import querybox as qb
+
+    detector = qb.Detector.load("model.safetensors")
+    for found in detector.predict(["a.jpg", "b.jpg"]):
+        print(found.names, found.boxes_xyxy)
+
+The names below are the whole public API. Each is imported when it is first used: `import querybox`, and the
+command line's ``--help``, do not wait for PyTorch.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.metadata import version
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from querybox import recipes
+    from querybox.data import read_dataset
+    from querybox.detections import Detections
+    from querybox.detector import Detector
+    from querybox.draw import draw
+    from querybox.errors import QueryboxError
+    from querybox.evaluate import evaluate
+    from querybox.losses.criterion import Criterion
+    from querybox.losses.matcher import HungarianMatcher
+    from querybox.structures import Category, DetectorOutput, ImageBatch, Predictions, Preprocessing, Target
+    from querybox.training import RunSettings, train
+
+__all__ = [
+    "Category",
+    "Criterion",
+    "Detections",
+    "Detector",
+    "DetectorOutput",
+    "HungarianMatcher",
+    "ImageBatch",
+    "Predictions",
+    "Preprocessing",
+    "QueryboxError",
+    "RunSettings",
+    "Target",
+    "draw",
+    "evaluate",
+    "read_dataset",
+    "recipes",
+    "train",
+]
+__version__ = version("querybox")
+
+_HOMES = {
+    "Category": "structures",
+    "Criterion": "losses.criterion",
+    "Detections": "detections",
+    "Detector": "detector",
+    "DetectorOutput": "structures",
+    "HungarianMatcher": "losses.matcher",
+    "ImageBatch": "structures",
+    "Predictions": "structures",
+    "Preprocessing": "structures",
+    "QueryboxError": "errors",
+    "RunSettings": "training",
+    "Target": "structures",
+    "draw": "draw",
+    "evaluate": "evaluate",
+    "read_dataset": "data",
+    "train": "training",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its home when it is first asked for."""
+    if name == "recipes":
+        return import_module("querybox.recipes")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'querybox' has no attribute '{name}'")
+    value = getattr(import_module(f"querybox.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return [*__all__, "__version__"]
+
+
+class _Package(ModuleType):
+    """Keeps `querybox.draw` and `querybox.evaluate` functions although modules of these names exist.
+
+    Python sets a module as attribute of its package when it has imported it.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,132 @@
+"""The rules of the house: one API, one version, short files and functions, text that fits any machine."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from itertools import takewhile
+from pathlib import Path
+
+import pytest
+
+import querybox
+
+ROOT = Path(__file__).parent.parent
+PYTHON_FILES = sorted(
+    path for folder in ("src", "tests", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")
+)
+MAX_FILE = 400
+MAX_FUNCTION = 50
+EXCUSE = "# Long because"
+
+
+def test_the_public_api_is_exact() -> None:
+    assert querybox.__all__ == [
+        "Category",
+        "Criterion",
+        "Detections",
+        "Detector",
+        "DetectorOutput",
+        "HungarianMatcher",
+        "ImageBatch",
+        "Predictions",
+        "Preprocessing",
+        "QueryboxError",
+        "RunSettings",
+        "Target",
+        "draw",
+        "evaluate",
+        "read_dataset",
+        "recipes",
+        "train",
+    ]
+    assert set(dir(querybox)) == {*querybox.__all__, "__version__"}
+
+
+@pytest.mark.parametrize("name", querybox.__all__)
+def test_every_public_name_is_there_and_documented(name: str) -> None:
+    assert getattr(querybox, name).__doc__
+
+
+def test_functions_keep_the_names_that_they_share_with_modules() -> None:
+    import querybox.draw
+    import querybox.evaluate
+
+    assert callable(querybox.draw)
+    assert callable(querybox.evaluate)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'detect'"):
+        querybox.detect  # noqa: B018
+
+
+def test_importing_the_package_does_not_wait_for_pytorch() -> None:
+    code = "import querybox, querybox.cli, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_version_is_one() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert querybox.__version__ == version("querybox") == project["version"]
+
+
+def test_the_changelog_tells_of_this_version() -> None:
+    release = querybox.__version__.partition(".dev")[0]
+    heading = "Unreleased" if release != querybox.__version__ else release
+    assert f"## [{heading}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_can_be_taken_in_at_a_glance(path: Path) -> None:
+    """A file or function that is longer says why, in a comment that begins with `EXCUSE`."""
+    text = path.read_text()
+    lines = text.splitlines()
+    module = ast.parse(text)
+    long = [
+        f"{path.name}:{node.lineno} {node.name}: {code_lines(node)} lines"
+        for node in ast.walk(module)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and code_lines(node) > MAX_FUNCTION
+        and not any(EXCUSE in line for line in lines[node.lineno - 1 : node.end_lineno])
+    ]
+    head = takewhile(lambda line: not line.startswith(("import", "from")), lines)
+    if len(lines) > MAX_FILE and not any(EXCUSE in line for line in head):
+        long.append(f"{path.name}: {len(lines)} lines")
+    assert not long, f"longer than {MAX_FILE} lines a file, {MAX_FUNCTION} a function: {long}"
+
+
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of `function` without its docstring."""
+    first = function.body[0]
+    is_docstring = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    docstring = (first.end_lineno or 0) - first.lineno + 1 if is_docstring else 0
+    return (function.end_lineno or 0) - function.lineno + 1 - docstring
+
+
+def test_tracked_text_names_no_machine() -> None:
+    """Paths of one machine and hosts of one mirror mean nothing on another."""
+    folders = "|".join(["work", "root", "home/[a-z]+", "opt", "Users"])
+    hosts = "|".join([r"pypi\.org", r"pythonhosted\.org", r"index-url", r"localhost"])
+    foreign = re.compile(rf"(?<![\w.~-])/(?:{folders})/|{hosts}")
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in tracked_text()
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if path != Path(__file__) and foreign.search(line)
+    ]
+    assert not found
+
+
+def tracked_text() -> list[Path]:
+    """Files under version control, less pictures, weights and large data."""
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listing.returncode:
+        pytest.skip("not a git checkout")
+    text = {".cfg", ".csv", ".ini", ".json", ".md", ".py", ".sh", ".toml", ".txt", ".xml", ".yaml", ".yml", ""}
+    paths = [ROOT / name for name in listing.stdout.split("\0") if name]
+    return [path for path in paths if path.is_file() and path.suffix in text and path.stat().st_size < 1_000_000]
