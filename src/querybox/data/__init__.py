@@ -1,0 +1,22 @@
+"""Datasets: read them (COCO, Pascal VOC, YOLO), vary their images, load them in batches."""
+
+from querybox.data.image import read_image
+from querybox.data.loader import Batch, read_pixels, train_loader
+from querybox.data.read import read_dataset
+from querybox.data.records import DetectionData, ImageRecord, require_objects
+from querybox.data.settings import DataSettings
+from querybox.data.transforms import resize, resized_shape
+
+__all__ = [
+    "Batch",
+    "DataSettings",
+    "DetectionData",
+    "ImageRecord",
+    "read_dataset",
+    "read_image",
+    "read_pixels",
+    "require_objects",
+    "resize",
+    "resized_shape",
+    "train_loader",
+]

@@ -1,0 +1,83 @@
+"""The settings of the data: where it is, how large images are made, how they are varied, how they are loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from querybox.settings import Settings
+
+Pixels = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+# The sizes of the DETR paper belong to this short side; at another image size they scale in proportion.
+_PAPER_SIZE = 800
+_PAPER_LONG_SIDE = 1333
+_PAPER_SCALES = tuple(range(480, 801, 32))
+_PAPER_CROP_SCALES = (400, 500, 600)
+_PAPER_CROP_RANGE = (384, 600)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """The sizes that the settings come to, in pixels."""
+
+    short_side: int
+    long_side: int
+    scales: tuple[int, ...]
+    crop_scales: tuple[int, ...]
+    crop_range: tuple[int, int]
+
+
+class DataSettings(Settings):
+    """Where the data is and how images reach the model.
+
+    `image_size` alone scales everything: sizes that are not set keep the proportions of the DETR paper.
+    """
+
+    train: str | None = None
+    """Dataset to train on: a COCO file, or a COCO, Pascal VOC or YOLO folder."""
+    train_split: str | None = None
+    """Which split of `train`; needed only where it has several and none is called train."""
+    val: str | None = None
+    """Dataset to evaluate on; left out, the val split of `train`, where it has one."""
+    val_split: str | None = None
+    """Which split of `val`; needed only where it has several and none is called val."""
+    image_size: Pixels = _PAPER_SIZE
+    """Short side of an image at inference, pixels."""
+    long_side: Pixels | None = None
+    """Most pixels of the long side; the short side gets smaller where it would exceed them. 1333 at 800."""
+    scales: tuple[Pixels, ...] | None = Field(default=None, min_length=1)
+    """Short sides to choose from in training. 480, 512 ... 800 at 800."""
+    crop_scales: tuple[Pixels, ...] | None = Field(default=None, min_length=1)
+    """Short sides to choose from before a crop. 400, 500, 600 at 800."""
+    crop_range: tuple[Pixels, Pixels] | None = None
+    """Least and most pixels of each side of a crop. 384 to 600 at 800."""
+    crop: Probability = 0.5
+    """Probability of cropping."""
+    horizontal_flip: Probability = 0.5
+    """Probability of mirroring left and right."""
+    vertical_flip: Probability = 0.0
+    """Probability of mirroring top and bottom: for images without an up, from microscopes or from the air."""
+    color_jitter: Probability = 0.0
+    """How far brightness, contrast and saturation may vary: each by a factor in 1 - this to 1 + this."""
+    workers: int = Field(default=2, ge=0)
+    """Processes that load images; 0 loads in the training process."""
+    cache: bool = False
+    """Keep all decoded training images in memory, 3 bytes a pixel; saves decoding them every epoch."""
+
+    def sizes(self) -> Sizes:
+        """Return all sizes, those that were left out in proportion to `image_size`."""
+        return Sizes(
+            short_side=self.image_size,
+            long_side=self.long_side or self._scaled(_PAPER_LONG_SIDE),
+            scales=self.scales or tuple(map(self._scaled, _PAPER_SCALES)),
+            crop_scales=self.crop_scales or tuple(map(self._scaled, _PAPER_CROP_SCALES)),
+            crop_range=self.crop_range
+            or (self._scaled(_PAPER_CROP_RANGE[0]), self._scaled(_PAPER_CROP_RANGE[1])),
+        )
+
+    def _scaled(self, pixels: int) -> int:
+        return max(1, round(pixels * self.image_size / _PAPER_SIZE))

@@ -1,0 +1,112 @@
+"""Stage 0: how images are resized, and varied in training, with their boxes.
+
+Pixels stay uint8 until they are normalised on the device. Every random choice comes from the generator that is
+passed in, so the same generator gives the same image.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F  # noqa: N812 - its usual name
+from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
+
+from querybox.data.settings import DataSettings, Sizes
+
+# Before a crop only the short side is set, so a panorama of 1 x 10,000 pixels would become gigabytes. The
+# original pipeline bounds the long side, too: 4200 pixels for its largest short side there, 600.
+_LONGEST_BEFORE_CROP = 7
+
+
+class Sample(NamedTuple):
+    """One image with its objects."""
+
+    pixels: UInt8[Tensor, "3 H W"]
+    boxes_xyxy: Float[Tensor, "G 4"]
+    """Pixels of this image."""
+    labels: Int[Tensor, " G"]
+
+
+def resized_shape(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
+    """Return the (height, width) to which an image is resized.
+
+    The short side becomes `short_side`, or less where the long side would exceed `long_side`. As in the DETR
+    release (facebookresearch/detr), the short side is then rounded and the long side always truncated.
+    """
+    short, long = min(height, width), max(height, width)
+    if short_side * long > long_side * short:
+        short_side = max(1, round(long_side * short / long))
+    longer = min(long_side, short_side * long // short)
+    return (short_side, longer) if height <= width else (longer, short_side)
+
+
+def resize(pixels: UInt8[Tensor, "3 h w"], short_side: int, long_side: int) -> UInt8[Tensor, "3 H W"]:
+    """Resize an image, with antialiasing, to `resized_shape`: all that evaluation and prediction do."""
+    return F.resize(pixels, list(resized_shape(*pixels.shape[-2:], short_side, long_side)), antialias=True)
+
+
+def augment(sample: Sample, settings: DataSettings, rng: np.random.Generator) -> Sample:
+    """Vary one training image as stage 0 says.
+
+    Flip; then resize the short side to one of `scales`, or, evenly chosen, resize it to one of `crop_scales`, cut
+    out a window of random size and place, and resize that. Boxes are cut to the window; those that lie outside
+    are dropped, any that show in part are kept, and a window without objects is a negative.
+
+    Args:
+        sample: The image and its objects.
+        settings: Sizes and probabilities.
+        rng: Where all chance comes from.
+    """
+    sizes = settings.sizes()
+    sample = _flip(sample, settings, rng)
+    if rng.random() < settings.crop:
+        short_side = int(rng.choice(sizes.crop_scales))
+        sample = _resize(sample, short_side, _LONGEST_BEFORE_CROP * short_side)
+        sample = _crop(sample, sizes, rng)
+    sample = _resize(sample, int(rng.choice(sizes.scales)), sizes.long_side)
+    if settings.color_jitter:
+        sample = sample._replace(pixels=_jitter(sample.pixels, settings.color_jitter, rng))
+    return sample
+
+
+def _flip(sample: Sample, settings: DataSettings, rng: np.random.Generator) -> Sample:
+    flips = (settings.horizontal_flip, F.horizontal_flip), (settings.vertical_flip, F.vertical_flip)
+    for probability, flip in flips:
+        if rng.random() < probability:
+            sample = Sample(flip(sample.pixels), flip(_as_boxes(sample)).as_subclass(Tensor), sample.labels)
+    return sample
+
+
+def _resize(sample: Sample, short_side: int, long_side: int) -> Sample:
+    shape = list(resized_shape(*sample.pixels.shape[-2:], short_side, long_side))
+    pixels = F.resize(sample.pixels, shape, antialias=True)
+    return sample._replace(pixels=pixels, boxes_xyxy=F.resize(_as_boxes(sample), shape).as_subclass(Tensor))
+
+
+def _crop(sample: Sample, sizes: Sizes, rng: np.random.Generator) -> Sample:
+    height, width = sample.pixels.shape[-2:]
+    least, most = sizes.crop_range
+    h = int(rng.integers(min(least, height), min(most, height), endpoint=True))
+    w = int(rng.integers(min(least, width), min(most, width), endpoint=True))
+    top = int(rng.integers(height - h, endpoint=True))
+    left = int(rng.integers(width - w, endpoint=True))
+    boxes = F.crop(_as_boxes(sample), top, left, h, w).as_subclass(Tensor)  # cut to the window
+    shows = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    return Sample(F.crop(sample.pixels, top, left, h, w), boxes[shows], sample.labels[shows])
+
+
+def _jitter(
+    pixels: UInt8[Tensor, "3 H W"], strength: float, rng: np.random.Generator
+) -> UInt8[Tensor, "3 H W"]:
+    for adjust in (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation):
+        pixels = adjust(pixels, float(rng.uniform(1 - strength, 1 + strength)))
+    return pixels
+
+
+def _as_boxes(sample: Sample) -> BoundingBoxes:
+    shape = (sample.pixels.shape[-2], sample.pixels.shape[-1])
+    return BoundingBoxes(sample.boxes_xyxy, format=BoundingBoxFormat.XYXY, canvas_size=shape)
