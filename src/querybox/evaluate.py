@@ -1,0 +1,178 @@
+"""The COCO detection metrics of a detector, or of detections, on a labelled dataset."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from querybox.agreement import agreement
+from querybox.data import DetectionData, read_dataset
+from querybox.data.records import listed
+from querybox.detections import Detections
+from querybox.errors import ConfigError, DataError
+from querybox.evaluation import METRICS, CategoryResult, Evaluation
+from querybox.predict import predict
+from querybox.structures import Category
+
+if TYPE_CHECKING:
+    from querybox.detector import Detector
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(
+    detector: Detector, data: DetectionData | str | Path, *, split: str | None = None, batch_size: int = 8
+) -> Evaluation:
+    """Detect the objects of every image and measure how well they are found.
+
+    The 100 best detections of each image count, whatever their score.
+
+    Args:
+        detector: Its classes must have the names of the data's classes, in any order.
+        data: A dataset, or the path of one in a format that `read_dataset` knows.
+        split: Which part of the dataset at the path, such as ``"val"``.
+        batch_size: Images in one forward pass; it does not change the result.
+
+    Raises:
+        ConfigError: The detector and the data have different classes, or `split` is given for data already read.
+        DataError: The dataset, or one of its images, cannot be read.
+    """
+    if not isinstance(data, DetectionData):
+        data = read_dataset(data, split)
+    elif split is not None:
+        raise ConfigError(
+            f"evaluate got split={split!r} with data already read; give the path, or leave split out"
+        )
+    labels_by_name(detector.categories, data.categories)  # fails before the work, not after it
+    paths = [record.path for record in data.images]
+    found = predict(detector, paths, threshold=0.0, top_k=100, batch_size=batch_size)
+    return coco_metrics(data, {record.id: one for record, one in zip(data.images, found, strict=True)})
+
+
+def coco_metrics(data: DetectionData, detections: Mapping[int, Detections]) -> Evaluation:
+    """Measure `detections` as the COCO challenge does (cocodataset.org/#detection-eval).
+
+    Equal to pycocotools: crowd regions are ignored, images without objects count, at most 100 detections an image
+    and class.
+
+    Args:
+        data: The images and their objects.
+        detections: By image id. Their classes are matched with the data's by name. An image may be missing: nothing
+            was found in it.
+
+    Raises:
+        ConfigError: The detections and the data have different classes.
+        DataError: Detections belong to an image that the data lack.
+    """
+    if unknown := detections.keys() - {record.id for record in data.images}:
+        raise DataError(
+            f"{data.source}: detections of {len(unknown)} images that the data lack, the first with id {min(unknown)}; "
+            "evaluate against the data that were predicted on"
+        )
+    aligned = {image_id: align(found, data.categories) for image_id, found in detections.items()}
+    stats, precision = run_coco(data, aligned)
+    counts = np.bincount(
+        np.concatenate(
+            [np.zeros(0, dtype=np.int64), *(record.labels[~record.crowd] for record in data.images)]
+        ),
+        minlength=len(data.categories),
+    )
+    return Evaluation(
+        metrics={
+            name: math.nan if value == -1 else float(value)
+            for name, value in zip(METRICS, stats, strict=True)
+        },
+        categories=tuple(
+            CategoryResult(
+                category=category,
+                objects=int(counts[label]),
+                AP=float(precision[:, :, label].mean()),
+                AP50=float(precision[0, :, label].mean()),
+            )
+            for label, category in enumerate(data.categories)
+        ),
+        precision=precision,
+        agreement=agreement(data, aligned),
+        detections=aligned,
+        images=len(data.images),
+        objects=data.num_objects,
+        crowds=sum(int(record.crowd.sum()) for record in data.images),
+    )
+
+
+def run_coco(
+    data: DetectionData, detections: Mapping[int, Detections]
+) -> tuple[Float[np.ndarray, " 12"], Float[np.ndarray, "10 101 C"]]:
+    """Return the numbers of `METRICS`, -1 where there is no object, and precision by IoU, recall and label."""
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    truth = COCO(as_coco(data))
+    results = [result for image_id, found in detections.items() for result in found.to_coco(image_id)]
+    evaluator = COCOeval_faster(truth, truth.loadRes(results), "bbox", print_function=logger.debug)
+    evaluator.run()
+    by_id = np.argsort(
+        np.argsort([category.id for category in data.categories])
+    )  # label -> place among sorted ids
+    precision = np.asarray(evaluator.eval["precision"])[:, :, by_id, 0, -1]  # all areas, 100 detections
+    return evaluator.stats, np.where(precision == -1, np.nan, precision)
+
+
+def as_coco(data: DetectionData) -> dict[str, Any]:
+    """Return the objects of `data` as the content of a COCO annotation file."""
+    annotations = []
+    for record in data.images:
+        corners = record.boxes_xyxy
+        boxes_xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+        for box, label, crowd, area in zip(
+            boxes_xywh, record.labels, record.crowd, record.areas, strict=True
+        ):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": record.id,
+                    "category_id": data.categories[label].id,
+                    "bbox": box.tolist(),
+                    "area": float(area),
+                    "iscrowd": int(crowd),
+                }
+            )
+    return {
+        "images": [{"id": image.id, "width": image.width, "height": image.height} for image in data.images],
+        "categories": [dataclasses.asdict(category) for category in data.categories],
+        "annotations": annotations,
+    }
+
+
+def align(found: Detections, categories: tuple[Category, ...]) -> Detections:
+    """Return the detections with labels and categories of the data."""
+    if found.categories == categories:
+        return found
+    labels = labels_by_name(found.categories, categories)[found.labels]
+    return dataclasses.replace(found, labels=labels, categories=categories)
+
+
+def labels_by_name(ours: Sequence[Category], theirs: Sequence[Category]) -> Int[Tensor, " C"]:
+    """Return the data's label of each of the detector's classes.
+
+    Raises:
+        ConfigError: Some class is known to one of them only.
+    """
+    known = {category.name: label for label, category in enumerate(theirs)}
+    surplus = [repr(category.name) for category in ours if category.name not in known]
+    lacking = [repr(name) for name in known if name not in {category.name for category in ours}]
+    if surplus or lacking:
+        raise ConfigError(
+            f"the detector's {len(ours)} classes are not the data's {len(theirs)}: "
+            f"the detector lacks {listed(lacking) or 'none'}, the data lack {listed(surplus) or 'none'}; "
+            "give both the same class names (their order and ids do not matter)"
+        )
+    return torch.tensor([known[category.name] for category in ours], dtype=torch.long)

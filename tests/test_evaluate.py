@@ -1,0 +1,293 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from querybox.data.records import DetectionData, ImageRecord
+from querybox.detections import Detections
+from querybox.errors import ConfigError, DataError
+from querybox.evaluate import coco_metrics, evaluate
+from querybox.evaluation import METRICS, Evaluation
+from querybox.structures import Category
+
+MODULE = sys.modules["querybox.evaluate"]  # the package's attribute of this name is the function
+FIXTURES = Path(__file__).parent / "data" / "coco_evaluator"
+CATEGORIES = (Category(id=7, name="cat"), Category(id=0, name="dog"), Category(id=3, name="cow"))
+
+
+def data_of(truth: dict[str, Any]) -> DetectionData:
+    """Read the content of a COCO file, without its images."""
+    categories = tuple(Category(id=one["id"], name=one["name"]) for one in truth["categories"])
+    labels = {category.id: label for label, category in enumerate(categories)}
+    images = []
+    for image in truth["images"]:
+        objects = [one for one in truth["annotations"] if one["image_id"] == image["id"]]
+        boxes = np.array([one["bbox"] for one in objects], dtype=np.float64).reshape(-1, 4)
+        images.append(
+            ImageRecord(
+                id=image["id"],
+                path=Path(f"{image['id']}.jpg"),
+                width=image["width"],
+                height=image["height"],
+                boxes_xyxy=np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
+                labels=np.array([labels[one["category_id"]] for one in objects], dtype=np.int64),
+                crowd=np.array([one["iscrowd"] for one in objects], dtype=bool),
+                areas=np.array([one["area"] for one in objects], dtype=np.float64),
+            )
+        )
+    return DetectionData(source=Path("truth.json"), categories=categories, images=tuple(images), dropped={})
+
+
+def detections_of(results: list[dict[str, Any]], categories: tuple[Category, ...]) -> dict[int, Detections]:
+    """Group a COCO result list by image, best first."""
+    labels = {category.id: label for label, category in enumerate(categories)}
+    by_image: dict[int, list[dict[str, Any]]] = {}
+    for result in sorted(results, key=lambda result: -result["score"]):
+        by_image.setdefault(result["image_id"], []).append(result)
+    found = {}
+    for image_id, best_first in by_image.items():
+        boxes = torch.tensor([one["bbox"] for one in best_first], dtype=torch.float64)
+        found[image_id] = Detections(
+            boxes_xyxy=torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1),
+            scores=torch.tensor([one["score"] for one in best_first], dtype=torch.float64),
+            labels=torch.tensor([labels[one["category_id"]] for one in best_first]),
+            categories=categories,
+            size=(480, 640),
+        )
+    return found
+
+
+def by_pycocotools(truth: dict[str, Any], results: list[dict[str, Any]]) -> list[float]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        ours = COCO()
+        ours.dataset = truth
+        ours.createIndex()
+        theirs = ours.loadRes(json.loads(json.dumps(results)))
+        evaluator = COCOeval(ours, theirs, "bbox")
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return [math.nan if value == -1 else value for value in evaluator.stats.tolist()]
+
+
+def assert_same_metrics(evaluation: Evaluation, expected: list[float]) -> None:
+    ours = torch.tensor([evaluation.metrics[name] for name in METRICS], dtype=torch.float64)
+    torch.testing.assert_close(
+        ours, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-9, equal_nan=True
+    )
+
+
+@pytest.fixture(scope="module")
+def coco_evaluation() -> Evaluation:
+    data = data_of(json.loads((FIXTURES / "annotations.json").read_text()))
+    return coco_metrics(
+        data, detections_of(json.loads((FIXTURES / "results.json").read_text()), data.categories)
+    )
+
+
+def test_reproduces_the_published_numbers(coco_evaluation: Evaluation) -> None:
+    metrics = coco_evaluation.metrics
+    assert tuple(metrics) == METRICS
+    assert metrics["AP"] == pytest.approx(0.5045806987249628, abs=1e-9)
+    published = {"AP50": 0.697, "AP75": 0.573, "APs": 0.586, "APm": 0.519, "APl": 0.501}
+    published |= {"AR1": 0.387, "AR10": 0.594, "AR100": 0.595}
+    assert {name: round(metrics[name], 3) for name in published} == published
+
+
+def test_counts_and_classes(coco_evaluation: Evaluation) -> None:
+    assert (coco_evaluation.images, coco_evaluation.objects, coco_evaluation.crowds) == (100, 830, 9)
+    per_class = [one.AP for one in coco_evaluation.categories]
+    assert np.nanmean(per_class) == pytest.approx(coco_evaluation.metrics["AP"], abs=1e-12)
+    assert [math.isnan(one.AP) for one in coco_evaluation.categories] == [
+        one.objects == 0 for one in coco_evaluation.categories
+    ]
+
+
+# Boxes of a coarse grid make equal scores, equal overlaps and overlaps of exactly 0.5 common; quarters of a pixel are
+# exact in float32 and float64 alike.
+corners = st.tuples(
+    *[st.integers(0, 60).map(lambda n: n * 2.25)] * 2, *[st.integers(1, 60).map(lambda n: n * 2.25)] * 2
+)
+objects = st.tuples(
+    corners,
+    st.sampled_from(CATEGORIES),
+    st.booleans() | st.just(False),
+    st.sampled_from([500.0, 1024.0, 9216.0, 2e4]),
+)
+found_objects = st.tuples(corners, st.sampled_from(CATEGORIES), st.integers(0, 8).map(lambda n: n / 8))
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Draw the truth and the detections of a few images, some of them empty."""
+    image_ids = draw(st.lists(st.integers(0, 10**6), min_size=1, max_size=4, unique=True))
+    annotations, results = [], []
+    for image_id in image_ids:
+        truths = draw(st.lists(objects, max_size=6))
+        for box, category, crowd, area in truths:
+            annotation = {"image_id": image_id, "category_id": category.id, "bbox": list(box), "area": area}
+            annotations.append({"id": len(annotations) + 1, "iscrowd": int(crowd), **annotation})
+        near = [st.just(truth[0]) for truth in truths]
+        candidates = st.tuples(
+            st.one_of(corners, *near), st.sampled_from(CATEGORIES), st.integers(0, 8).map(lambda n: n / 8)
+        )
+        # The same detections again and again pass the limit of 100 an image and class.
+        for box, category, score in draw(st.lists(candidates, max_size=12)) * draw(
+            st.sampled_from([1, 1, 1, 40])
+        ):
+            results.append(
+                {"image_id": image_id, "category_id": category.id, "bbox": list(box), "score": score}
+            )
+    truth = {
+        "images": [{"id": image_id, "width": 640, "height": 480} for image_id in image_ids],
+        "categories": [{"id": category.id, "name": category.name} for category in CATEGORIES],
+        "annotations": annotations,
+    }
+    return truth, sorted(results, key=lambda result: -result["score"])
+
+
+@given(problems())
+@settings(max_examples=150, deadline=None)
+def test_agrees_with_pycocotools(problem: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
+    truth, results = problem
+    expected = by_pycocotools(truth, results) if results else None
+    evaluation = coco_metrics(data_of(truth), detections_of(results, CATEGORIES))
+    if expected is not None:  # pycocotools cannot read an empty result list
+        assert_same_metrics(evaluation, expected)
+    reported = {name: value for name, value in evaluation.metrics.items() if not math.isnan(value)}
+    assert all(0 <= value <= 1 for value in reported.values())
+
+
+def record(
+    image_id: int = 1, boxes: list[list[float]] | None = None, labels: list[int] | None = None
+) -> ImageRecord:
+    boxes_xyxy = np.array(boxes or [], dtype=np.float64).reshape(-1, 4)
+    return ImageRecord(
+        id=image_id,
+        path=Path(f"{image_id}.jpg"),
+        width=100,
+        height=100,
+        boxes_xyxy=boxes_xyxy,
+        labels=np.array(labels or [], dtype=np.int64),
+        crowd=np.zeros(len(boxes_xyxy), dtype=bool),
+        areas=(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(1),
+    )
+
+
+def dataset(*images: ImageRecord) -> DetectionData:
+    return DetectionData(source=Path("data"), categories=CATEGORIES, images=images, dropped={})
+
+
+def found(categories: tuple[Category, ...] = CATEGORIES, label: int = 0) -> Detections:
+    return Detections(
+        boxes_xyxy=torch.tensor([[10.0, 10.0, 50.0, 50.0]]),
+        scores=torch.tensor([0.75]),
+        labels=torch.tensor([label]),
+        categories=categories,
+        size=(100, 100),
+    )
+
+
+def test_no_objects_is_not_a_zero(tmp_path: Path) -> None:
+    evaluation = coco_metrics(dataset(record()), {})
+    assert all(math.isnan(value) for value in evaluation.metrics.values())
+    evaluation.to_json(tmp_path / "metrics.json")
+    report = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert report["metrics"] == dict.fromkeys(METRICS)
+    assert report["agreement"]["f1"] is None
+
+
+def test_nothing_found_is_a_zero() -> None:
+    evaluation = coco_metrics(dataset(record(boxes=[[10, 10, 50, 50]], labels=[1])), {})
+    assert evaluation.metrics["AP"] == 0
+    assert math.isnan(evaluation.metrics["APl"])
+    assert [one.AP for one in evaluation.categories] == pytest.approx([math.nan, 0, math.nan], nan_ok=True)
+
+
+def test_json_and_results_use_the_ids_of_the_data(tmp_path: Path) -> None:
+    evaluation = coco_metrics(dataset(record(5, [[10, 10, 50, 50]], [1])), {5: found(label=1)})
+    assert evaluation.to_coco() == [
+        {"image_id": 5, "category_id": 0, "bbox": [10.0, 10.0, 40.0, 40.0], "score": 0.75}
+    ]
+    evaluation.to_json(tmp_path / "metrics.json")
+    report = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert report["metrics"]["AP"] == pytest.approx(1)
+    assert report["categories"][1] == {"id": 0, "name": "dog", "objects": 1, "AP": 1.0, "AP50": 1.0}
+    assert report["detections"] == report["objects"] == report["images"] == 1
+
+
+def test_precision_follows_the_order_of_labels_not_of_ids() -> None:
+    data = dataset(record(1, [[10, 10, 50, 50], [60, 60, 90, 90]], [0, 2]))
+    evaluation = coco_metrics(data, {1: found(label=0)})
+    assert [one.AP for one in evaluation.categories] == pytest.approx([1, math.nan, 0], nan_ok=True)
+
+
+def test_classes_are_matched_by_name() -> None:
+    data = dataset(record(1, [[10, 10, 50, 50]], [2]))
+    reordered = (Category(id=1, name="cow"), Category(id=2, name="cat"), Category(id=3, name="dog"))
+    evaluation = coco_metrics(data, {1: found(reordered, label=0)})
+    assert evaluation.metrics["AP"] == pytest.approx(1)
+    assert evaluation.detections[1].names == ["cow"]
+    assert evaluation.to_coco()[0]["category_id"] == 3
+
+
+def test_other_classes_are_refused() -> None:
+    others = (*CATEGORIES[:2], Category(id=9, name="horse"))
+    with pytest.raises(
+        ConfigError, match="the detector lacks 'cow', the data lack 'horse'; give both the same"
+    ):
+        coco_metrics(dataset(record()), {1: found(others)})
+    with pytest.raises(ConfigError, match="the detector lacks 'cow', the data lack none"):
+        coco_metrics(dataset(record()), {1: found(CATEGORIES[:2])})
+
+
+def test_detections_of_unknown_images_are_refused() -> None:
+    with pytest.raises(DataError, match="2 images that the data lack, the first with id 8"):
+        coco_metrics(dataset(record(1)), {9: found(), 8: found()})
+
+
+class Named:
+    """What `evaluate` reads of a detector before it predicts."""
+
+    categories = CATEGORIES
+
+
+def test_evaluate_predicts_every_image_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def predict(detector: object, sources: list[Path], **options: object) -> list[Detections]:
+        asked.update(options, sources=sources)
+        return [found(label=0) for _ in sources]
+
+    monkeypatch.setattr(MODULE, "predict", predict)
+    data = dataset(record(3, [[10, 10, 50, 50]], [0]), record(1))
+    evaluation = evaluate(Named(), data, batch_size=2)  # type: ignore[arg-type]
+    assert asked == {
+        "sources": [Path("3.jpg"), Path("1.jpg")],
+        "threshold": 0.0,
+        "top_k": 100,
+        "batch_size": 2,
+    }
+    assert list(evaluation.detections) == [3, 1]
+
+
+def test_evaluate_refuses_before_it_predicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODULE, "predict", lambda *_, **__: pytest.fail("predicted"))
+    other = DetectionData(source=Path("x"), categories=CATEGORIES[:1], images=(record(),), dropped={})
+    with pytest.raises(ConfigError, match="3 classes are not the data's 1"):
+        evaluate(Named(), other)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="split='val'"):
+        evaluate(Named(), dataset(record()), split="val")  # type: ignore[arg-type]
