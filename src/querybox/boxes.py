@@ -1,0 +1,43 @@
+"""Box formats and overlap. `boxes` are cxcywh, `boxes_xyxy` two corners; any unit unless it says so."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def to_xyxy(boxes: Float[Tensor, "*shape 4"]) -> Float[Tensor, "*shape 4"]:
+    """Turn (centre x, centre y, width, height) into (left, top, right, bottom)."""
+    centre, size = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
+
+
+def to_cxcywh(boxes_xyxy: Float[Tensor, "*shape 4"]) -> Float[Tensor, "*shape 4"]:
+    """Turn (left, top, right, bottom) into (centre x, centre y, width, height)."""
+    low, high = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
+    return torch.cat([(low + high) / 2, high - low], dim=-1)
+
+
+def area(boxes_xyxy: Float[Tensor, "*shape 4"]) -> Float[Tensor, "*shape"]:
+    """Return the area of boxes; a box whose corners are swapped has none."""
+    size = (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).clamp(min=0)
+    return size[..., 0] * size[..., 1]
+
+
+def giou(a_xyxy: Float[Tensor, "*#shape 4"], b_xyxy: Float[Tensor, "*#shape 4"]) -> Float[Tensor, "*#shape"]:
+    """Return the generalised IoU of boxes pair by pair, broadcast like any elementwise function; in (-1, 1].
+
+    GIoU = IoU - (hull - union) / hull, where the hull is the smallest box around both (Rezatofighi et al. 2019,
+    algorithm 1). Scaling an axis of both boxes changes nothing, so normalised and pixel boxes give the same
+    value. Two empty boxes at one point give -1.
+    """
+    overlap_low = torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2])
+    overlap_high = torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:])
+    hull_low = torch.minimum(a_xyxy[..., :2], b_xyxy[..., :2])
+    hull_high = torch.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:])
+    overlap = (overlap_high - overlap_low).clamp(min=0).prod(-1)
+    union = area(a_xyxy) + area(b_xyxy) - overlap
+    hull = (hull_high - hull_low).prod(-1)
+    tiny = torch.finfo(union.dtype).tiny  # keeps 0 / 0 at 0
+    return overlap / union.clamp(min=tiny) - (1 - union / hull.clamp(min=tiny))

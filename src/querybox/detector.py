@@ -1,0 +1,125 @@
+"""The detector: DETR's forward pass on one screen (Carion et al. 2020, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from querybox.structures import Category, DetectorOutput, ImageBatch, Preprocessing
+
+if TYPE_CHECKING:
+    from querybox.detections import Detections
+    from querybox.predict import Source
+    from querybox.recipes import DETR
+
+
+class Detector(nn.Module):
+    """Images in, a class and a box for every object query out.
+
+    Attributes:
+        categories: The classes by label, 0 ... C-1.
+        preprocessing: How an image becomes the model's input.
+        recipe: The settings it was built from, or None for one composed by hand (which cannot be saved).
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        neck: nn.Module,
+        encoder: nn.Module,
+        queries: nn.Module,
+        decoder: nn.Module,
+        *,
+        categories: Sequence[Category],
+        preprocessing: Preprocessing,
+        recipe: DETR | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.neck = neck
+        self.encoder = encoder
+        self.queries = queries
+        self.decoder = decoder
+        self.categories = tuple(categories)
+        self.preprocessing = preprocessing
+        self.recipe = recipe
+
+    def forward(self, batch: ImageBatch) -> DetectorOutput:
+        """Detect objects in a batch; one set of predictions for every decoder layer."""
+        features = self.backbone(batch.images)  # maps [B, channels, h, w]
+        features = self.neck(features)  # maps [B, D, h, w]
+        memory = self.encoder(features, batch.padding_mask)  # tokens [B, S, D]
+        queries = self.queries(memory)  # [B, Q, D]
+        return DetectorOutput(layers=self.decoder(queries, memory))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @classmethod
+    def from_recipe(
+        cls,
+        name: str,
+        *,
+        num_classes: int | None = None,
+        categories: Sequence[Category] | None = None,
+        **settings: Any,
+    ) -> Detector:
+        """Build a named model with fresh weights, e.g. ``Detector.from_recipe("detr_r50", num_classes=80)``.
+
+        Args:
+            name: One of `querybox.recipes.RECIPES`.
+            num_classes: How many classes, where names do not matter.
+            categories: The classes, where they do.
+            settings: Settings of the recipe that shall differ, e.g. ``width=128``.
+
+        Raises:
+            ConfigError: Unknown recipe or setting, or not exactly one of `num_classes` and `categories`.
+        """
+        from querybox.recipes import build
+
+        return build(name, num_classes=num_classes, categories=categories, **settings)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Detector:
+        """Read a detector that `save` wrote, weights in float32, on the CPU, in evaluation mode.
+
+        Raises:
+            CheckpointError: The file is missing, corrupt, or not querybox's.
+        """
+        from querybox.recipes import load
+
+        return load(path)
+
+    def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+        """Write weights, settings, classes and preprocessing to one safetensors file, atomically.
+
+        Args:
+            path: The file, usually ``*.safetensors``.
+            dtype: Floating type on disk; ``torch.float16`` halves the size.
+
+        Raises:
+            CheckpointError: The detector was composed by hand: there are no settings to rebuild it from.
+        """
+        from querybox.recipes import save
+
+        save(self, path, dtype=dtype)
+
+    def predict(
+        self,
+        sources: Source | Sequence[Source],
+        *,
+        threshold: float = 0.5,
+        top_k: int = 100,
+        nms: float | None = None,
+        batch_size: int = 8,
+    ) -> list[Detections]:
+        """Detect objects in files, folders, PIL images or arrays; see `querybox.predict.predict`."""
+        from querybox.predict import predict
+
+        return list(predict(self, sources, threshold=threshold, top_k=top_k, nms=nms, batch_size=batch_size))

@@ -1,0 +1,1 @@
+"""The parts that a detector is composed of, one idea a file."""

@@ -1,0 +1,35 @@
+"""What every transformer layer is made of, beside attention: the residual path and the feed-forward network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Residual(nn.Module):
+    """Adds what a block makes of its input to that input, normalised after (post-norm) or before (pre-norm)."""
+
+    def __init__(self, width: int, dropout: float, *, norm_first: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+        self.norm_first = norm_first
+
+    def forward(
+        self, x: Float[Tensor, "B N D"], block: Callable[[Float[Tensor, "B N D"]], Float[Tensor, "B N D"]]
+    ) -> Float[Tensor, "B N D"]:
+        """Apply `block` on the residual path."""
+        if self.norm_first:
+            return x + self.dropout(block(self.norm(x)))
+        return self.norm(x + self.dropout(block(x)))
+
+
+class FeedForward(nn.Sequential):
+    """Two linear layers with a ReLU between them, for each token alone."""
+
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__(nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, width))
+        for linear in (self[0], self[3]):
+            nn.init.xavier_uniform_(linear.weight)

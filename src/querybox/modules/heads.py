@@ -1,0 +1,27 @@
+"""The heads: what a query says after it has looked at the image."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class ClassHead(nn.Linear):
+    """One linear layer to the classes and, last, "no object"."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__(width, num_classes + 1)
+
+
+class BoxHead(nn.Sequential):
+    """Two hidden layers with ReLU, then a box."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(
+            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 4)
+        )
+
+    def forward(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape 4"]:
+        """Return boxes, cxcywh in 0-1 of the unpadded image."""
+        boxes: Tensor = super().forward(x).sigmoid()
+        return boxes

@@ -1,0 +1,67 @@
+"""Positional encodings: what tells the transformer where a feature cell lies."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+
+def sine_features(
+    positions: Float[Tensor, "*shape"], count: int, temperature: float = 10000.0
+) -> Float[Tensor, "*shape {count}"]:
+    """Return sines and cosines, interleaved, of `positions` (radians) at `count` / 2 geometric frequencies.
+
+    "Attention Is All You Need", section 3.5, applied to one axis.
+    """
+    pairs = torch.arange(count // 2, dtype=positions.dtype, device=positions.device)
+    angles = positions[..., None] / temperature ** (2 * pairs / count)  # [..., count / 2]
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+
+class SinePositionEncoding(nn.Module):
+    """Fixed encoding: half the features for y, then half for x, over the unpadded part scaled to 0 - 2 pi.
+
+    DETR, appendix A.4. Cells are counted from 1 along each axis, padding not counted, and divided by the count
+    at the last cell, so that the encoding is relative to the unpadded image.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, padding_mask: Bool[Tensor, "B h w"]) -> Float[Tensor, "B D h w"]:
+        """Encode every cell; `padding_mask` is True where padded."""
+        valid = (~padding_mask).float()
+        y, x = valid.cumsum(1), valid.cumsum(2)  # [B, h, w]
+        y = 2 * math.pi * y / (y[:, -1:, :] + 1e-6)
+        x = 2 * math.pi * x / (x[:, :, -1:] + 1e-6)
+        encoding = torch.cat([sine_features(y, self.width // 2), sine_features(x, self.width // 2)], dim=-1)
+        return encoding.permute(0, 3, 1, 2)  # [B, D, h, w]
+
+
+class LearnedPositionEncoding(nn.Module):
+    """One learned vector a row and one a column, up to `limit` cells a side; padding is not looked at."""
+
+    def __init__(self, width: int, limit: int = 64) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.rand(limit, width // 2))
+        self.columns = nn.Parameter(torch.rand(limit, width // 2))
+
+    def forward(self, padding_mask: Bool[Tensor, "B h w"]) -> Float[Tensor, "B D h w"]:
+        """Encode every cell of a map of this size.
+
+        Raises:
+            ValueError: The map has more cells a side than `limit`.
+        """
+        batch, height, width = padding_mask.shape
+        if max(height, width) > len(self.rows):
+            raise ValueError(
+                f"learned positional encoding: the feature map is {height}x{width} cells, at most "
+                f"{len(self.rows)} a side are learned; use smaller images, a larger stride, or position='sine'"
+            )
+        y = self.rows[:height, None].expand(-1, width, -1)
+        x = self.columns[None, :width].expand(height, -1, -1)
+        return torch.cat([y, x], dim=-1).permute(2, 0, 1).expand(batch, -1, -1, -1)  # [B, D, h, w]

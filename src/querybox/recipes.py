@@ -1,0 +1,168 @@
+"""Named models. A recipe holds the values; its `build` picks the parts. Each relative is a diff of its parent."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+
+from querybox.detector import Detector
+from querybox.errors import CheckpointError, ConfigError
+from querybox.modules.backbone import Backbone
+from querybox.modules.decoder import Decoder
+from querybox.modules.encoder import Encoder
+from querybox.modules.heads import BoxHead, ClassHead
+from querybox.modules.neck import InputProjection
+from querybox.modules.position import LearnedPositionEncoding, SinePositionEncoding
+from querybox.modules.queries import LearnedQueries
+from querybox.settings import Settings
+from querybox.structures import Category, Preprocessing
+from querybox.weights import querybox as querybox_file
+from querybox.weights.backbone import load_backbone
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class DETR(Settings):
+    """The settings of DETR (Carion et al. 2020); the defaults are its ResNet-50 model."""
+
+    backbone: str = "resnet50.tv_in1k"
+    """Any timm model that yields feature maps."""
+    backbone_weights: str | None = None
+    """"imagenet", or a file with torchvision's or timm's names, or null for random weights."""
+    stride: Positive = 32
+    """Pixels a cell of the feature map that the encoder sees."""
+    dilation: bool = False
+    """Dilate the backbone's last stage (DC5); its stride is then 16."""
+    frozen_stride: Annotated[int, Field(ge=0)] = 4
+    """The backbone is not trained up to its map of this stride; 0 trains all of it."""
+    position: Literal["sine", "learned"] = "sine"
+    width: Annotated[int, Field(gt=0, multiple_of=4)] = 256
+    heads: Positive = 8
+    feedforward: Positive = 2048
+    encoder_layers: Annotated[int, Field(ge=0)] = 6
+    decoder_layers: Positive = 6
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    norm_first: bool = False
+    """Normalise before each block (pre-norm) instead of after it."""
+    queries: Positive = 100
+    """Object queries: at most so many objects are found in an image."""
+
+    def build(self, categories: Sequence[Category]) -> Detector:
+        """Compose the detector, with fresh weights but for the backbone's.
+
+        Raises:
+            ConfigError: The settings do not fit together.
+            CheckpointError: The backbone weights cannot be read.
+        """
+        if self.width % self.heads:
+            raise ConfigError(
+                f"setting 'width' is {self.width}, which is no multiple of 'heads', {self.heads}"
+            )
+        backbone = Backbone(
+            self.backbone, strides=(self.stride,), frozen_stride=self.frozen_stride, dilation=self.dilation
+        )
+        if self.backbone_weights is not None:
+            load_backbone(backbone, self.backbone, self.backbone_weights)
+        position = {"sine": SinePositionEncoding, "learned": LearnedPositionEncoding}[self.position]
+        transformer = {
+            "width": self.width,
+            "heads": self.heads,
+            "feedforward": self.feedforward,
+            "dropout": self.dropout,
+            "norm_first": self.norm_first,
+        }
+        return Detector(
+            backbone,
+            InputProjection(backbone.channels, self.width),
+            Encoder(position(self.width), layers=self.encoder_layers, **transformer),
+            LearnedQueries(self.queries, self.width),
+            Decoder(
+                ClassHead(self.width, len(categories)),
+                BoxHead(self.width),
+                layers=self.decoder_layers,
+                **transformer,
+            ),
+            categories=categories,
+            preprocessing=Preprocessing(mean=backbone.mean, std=backbone.std),
+            recipe=self,
+        )
+
+
+DETR_R50 = DETR()
+RECIPES: dict[str, DETR] = {
+    "detr_r50": DETR_R50,
+    "detr_r50_dc5": DETR_R50.replace(dilation=True, stride=16),
+    "detr_r101": DETR_R50.replace(backbone="resnet101.tv_in1k"),
+    "detr_r101_dc5": DETR_R50.replace(backbone="resnet101.tv_in1k", dilation=True, stride=16),
+    "detr_r18": DETR_R50.replace(backbone="resnet18.tv_in1k"),
+    "detr_small": DETR_R50.replace(
+        backbone="tf_efficientnet_lite0.in1k", width=128, feedforward=512, encoder_layers=3, decoder_layers=3
+    ),
+}
+"""Every recipe by name: the published four, DETR on ResNet-18, and a small one for CPUs."""
+
+
+def find(name: str) -> DETR:
+    """Return the recipe of this name.
+
+    Raises:
+        ConfigError: There is none; the message names the nearest.
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"Did you mean '{near[0]}'?" if near else f"Known recipes: {', '.join(RECIPES)}."
+        raise ConfigError(f"unknown recipe '{name}'. {hint}")
+    return RECIPES[name]
+
+
+def build(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    categories: Sequence[Category] | None = None,
+    **settings: Any,
+) -> Detector:
+    """Build a named model; see `Detector.from_recipe`."""
+    if (num_classes is None) == (categories is None):
+        raise ConfigError(f"recipe '{name}': give either num_classes or categories")
+    recipe = find(name).replace(**settings)
+    return recipe.build(
+        categories or [Category(id=label, name=str(label)) for label in range(num_classes or 0)]
+    )
+
+
+def save(detector: Detector, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+    """Write a detector to one file; see `Detector.save`."""
+    if detector.recipe is None:
+        raise CheckpointError(f"{path}: a detector that no recipe built has no settings to be rebuilt from")
+    tensors = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in detector.state_dict().items()
+    }
+    card = {
+        # The backbone's weights are in this file: where they once came from no longer matters.
+        "recipe": detector.recipe.replace(backbone_weights=None).model_dump(mode="json"),
+        "categories": [dataclasses.asdict(category) for category in detector.categories],
+        "preprocessing": dataclasses.asdict(detector.preprocessing),
+    }
+    querybox_file.write(Path(path), tensors, card)
+
+
+def load(path: str | Path) -> Detector:
+    """Read a detector that `save` wrote; see `Detector.load`."""
+    tensors, card = querybox_file.read(Path(path))
+    try:
+        categories = [Category(**category) for category in card["categories"]]
+        detector = DETR.parse(card["recipe"], where=str(path)).build(categories)
+        values = {key: tuple(v) if isinstance(v, list) else v for key, v in card["preprocessing"].items()}
+        detector.preprocessing = Preprocessing(**values)
+        detector.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: its header and its tensors do not fit together ({error})") from error
+    return detector.eval()

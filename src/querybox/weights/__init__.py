@@ -1,0 +1,1 @@
+"""Weights in files: querybox's own, one file a public checkpoint layout, and backbones'. No pickle is executed."""

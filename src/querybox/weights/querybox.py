@@ -1,0 +1,69 @@
+"""querybox's own file: safetensors, with a card in its header that says how to rebuild the detector."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from querybox.errors import CheckpointError
+from querybox.weights.files import atomic
+
+FORMAT = "querybox-1"
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
+    """Write tensors and their card, atomically.
+
+    Args:
+        path: The file.
+        tensors: By name, on any device.
+        card: Plain values that JSON can hold.
+    """
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"format": FORMAT, "checksum": checksum(held), "card": json.dumps(card)}
+    with atomic(path) as temporary:
+        save_file(held, temporary, metadata=metadata)
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write` wrote.
+
+    Raises:
+        CheckpointError: The file is missing, not querybox's, or corrupt.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such weights file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError, UnicodeError) as error:
+        raise CheckpointError(f"{path}: corrupt, or no safetensors file ({error})") from error
+    if metadata.get("format") != FORMAT:
+        got = metadata.get("format", "a file without such a mark")
+        raise CheckpointError(f"{path}: expected a detector that querybox saved ('{FORMAT}'), got {got}")
+    if checksum(tensors) != metadata.get("checksum"):
+        raise CheckpointError(f"{path}: corrupt file, its checksum does not match; copy or save it again")
+    try:
+        card: dict[str, Any] = json.loads(metadata["card"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: corrupt file, its header cannot be read ({error})") from error
+    return tensors, card
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Return a SHA-256 over names, types, shapes and bytes of all tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
