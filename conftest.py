@@ -1,7 +1,21 @@
-"""For every test: querybox is imported with its shapes checked; see tests/shape_checks.py."""
+"""For every test: querybox is imported with its shapes checked, and the documentation's code is tests."""
 
 from __future__ import annotations
 
+from documentation import enter, leave, run_commands, write_run_file
 from jaxtyping import install_import_hook
+from sybil import Sybil
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
 install_import_hook("querybox", "shape_checks.check")
+
+pytest_collect_file = Sybil(
+    parsers=[
+        PythonCodeBlockParser(),
+        CodeBlockParser(language="bash", evaluator=run_commands),
+        CodeBlockParser(language="yaml", evaluator=write_run_file),
+    ],
+    patterns=["README.md", "docs/*.md", "docs/*/*.md"],
+    setup=enter,
+    teardown=leave,
+).pytest()

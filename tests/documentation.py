@@ -1,0 +1,109 @@
+"""Runs the code of README.md and docs/, in a folder with small stand-ins for the files that they speak of.
+
+- Python blocks run as they are; those of one page share their names.
+- YAML blocks that begin with ``# some.yaml`` are checked as run files and written to that file.
+- In bash blocks the ``querybox`` commands run, a launcher before them left out.
+
+A full-size training would take hours, so run files and ``querybox train`` get the settings `SMALL` on top.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shlex
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+from sybil import Example
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "blood_cells"
+TINY_MODEL = {
+    "backbone": "test_resnet",
+    "backbone_weights": None,
+    "width": 32,
+    "heads": 4,
+    "feedforward": 64,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+}
+SMALL: dict[str, dict[str, Any]] = {
+    "model": TINY_MODEL,
+    "data": {"image_size": 60, "workers": 0},
+    "train": {"epochs": 1, "batch_size": 4},
+}
+LAUNCHER = re.compile(r"^(accelerate launch|torchrun) .*?-m querybox")
+SCALE = 8  # how much smaller the stand-ins for the example's images are
+
+
+def enter(namespace: dict[str, Any]) -> None:
+    """Make the folder and go there; called before the first block of a page."""
+    page = namespace["page"] = contextlib.ExitStack()
+    page.enter_context(contextlib.chdir(page.enter_context(tempfile.TemporaryDirectory())))
+    copy_dataset(Path("examples/blood_cells"))
+    copy_dataset(Path("my_data"))
+    for name in ("a.jpg", "b.jpg"):
+        Image.new("RGB", (80, 60), "pink").save(name)
+    from querybox import Detector, Preprocessing, read_dataset
+
+    detector = Detector.from_recipe("detr_r50", categories=read_dataset("my_data", "val").categories, **TINY_MODEL)
+    detector.preprocessing = Preprocessing(short_side=60, long_side=100)
+    detector.save("model.safetensors")
+    detector.save("examples/blood_cells/weights.safetensors")
+
+
+def leave(namespace: dict[str, Any]) -> None:
+    """Go back and remove the folder; called after the last block of a page."""
+    namespace["page"].close()
+
+
+def copy_dataset(folder: Path) -> None:
+    """Write four images of each split of the example to `folder`, at 1 / `SCALE` of their size."""
+    for split in ("train", "val", "test"):
+        content = json.loads((EXAMPLE / "annotations" / f"{split}.json").read_text())
+        content["images"] = content["images"][:4]
+        kept = {image["id"] for image in content["images"]}
+        content["annotations"] = [each for each in content["annotations"] if each["image_id"] in kept]
+        for each in content["annotations"]:
+            each["bbox"] = [value / SCALE for value in each["bbox"]]
+            each["area"] /= SCALE**2
+        for image in content["images"]:
+            image["width"], image["height"] = image["width"] // SCALE, image["height"] // SCALE
+            picture = Image.open(EXAMPLE / "images" / image["file_name"])
+            target = folder / "images" / image["file_name"]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            picture.resize((image["width"], image["height"])).save(target)
+        annotations = folder / "annotations" / f"{split}.json"
+        annotations.parent.mkdir(parents=True, exist_ok=True)
+        annotations.write_text(json.dumps(content))
+
+
+def run_commands(example: Example) -> None:
+    """Run the ``querybox`` commands of a bash block; they have to succeed."""
+    from querybox.cli import main
+
+    for line in example.parsed.replace("\\\n", " ").splitlines():
+        words = shlex.split(LAUNCHER.sub("querybox", line), comments=True)
+        if words[:1] != ["querybox"]:
+            continue
+        if words[1:2] == ["train"] and "--help" not in words:
+            words += [f"{part}.{key}={json.dumps(value)}" for part in SMALL for key, value in SMALL[part].items()]
+        assert main(words[1:]) == 0, f"failed: {line}"
+
+
+def write_run_file(example: Example) -> None:
+    """Check a YAML block as a run file, and write a small one in its place."""
+    from querybox import RunSettings
+
+    name = re.match(r"# (\S+\.yaml)\n", example.parsed)
+    if name is None:
+        return
+    values = yaml.safe_load(example.parsed)
+    RunSettings.parse(values, where=name[1])
+    for part, settings in SMALL.items():
+        values[part] = {**values.get(part, {}), **settings}
+    Path(name[1]).write_text(yaml.safe_dump(values))
