@@ -1,0 +1,109 @@
+"""What a person sees of a run: a live display on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as RichProgress
+from rich.text import Text
+
+from querybox.training.checkpoint import Progress
+from querybox.training.duration import format_duration
+
+REFRESH_SECONDS = 0.25
+LINE_SECONDS = 30.0
+
+
+class Bar(RichProgress):
+    """A progress bar with the numbers of the last step below it."""
+
+    numbers = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Yield the bar, then the numbers."""
+        yield self.make_tasks_table(self.tasks)
+        yield Text(self.numbers, style="dim")
+
+
+class Display:
+    """Shows how a run goes, at most a few times a second.
+
+    Args:
+        console: Where to; None shows nothing, as in all processes but the first.
+        epochs: Of the run.
+        steps_per_epoch: Updates in each of them.
+        done: Updates made already, in a run that is resumed.
+    """
+
+    def __init__(self, console: Console | None, *, epochs: int, steps_per_epoch: int, done: int = 0) -> None:
+        self.console = console
+        self.epochs = epochs
+        self.total = epochs * steps_per_epoch
+        self.first_step = done
+        self.started = time.perf_counter()
+        self.shown_at = self.started
+        self.metrics = ""
+        self.bar: Bar | None = None
+        if console is not None and console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[left]}"),
+            )
+            self.bar = Bar(*columns, console=console, auto_refresh=False, expand=True)
+            self.task = self.bar.add_task("starting", total=self.total, completed=done, left="")
+
+    def __enter__(self) -> Self:
+        self.started = self.shown_at = time.perf_counter()
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def step(self, progress: Progress, losses: Mapping[str, float], lr: float) -> None:
+        """Show the update that was just made: its `losses` by name, those of the last layer apart, and `lr`."""
+        now = time.perf_counter()
+        if self.console is None or now - self.shown_at < (REFRESH_SECONDS if self.bar else LINE_SECONDS):
+            return
+        self.shown_at = now
+        parts = " ".join(
+            f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items() if "." not in name
+        )
+        speed = progress.epoch_sums["images"] / progress.epoch_sums["seconds"]
+        numbers = (
+            f"loss {sum(losses.values()):.3f} ({parts})  lr {lr:.2g}  {speed:.1f} images/s{self.metrics}"
+        )
+        left = (now - self.started) / (progress.step - self.first_step) * (self.total - progress.step)
+        where = f"epoch {progress.epoch + 1}/{self.epochs}  step {progress.step}/{self.total}"
+        if self.bar:
+            self.bar.numbers = numbers
+            self.bar.update(
+                self.task, completed=progress.step, description=where, left=f"{format_duration(left)} left"
+            )
+            self.bar.refresh()
+        else:
+            self.say(f"{where}  {numbers}  {format_duration(left)} left")
+
+    def epoch(self, progress: Progress, loss: float, metrics: Mapping[str, float]) -> None:
+        """Show how an epoch ended: its mean `loss` and, if it was evaluated, its `metrics`."""
+        if metrics:
+            best = f" (best AP {progress.best:.3f})" if progress.best is not None else ""
+            self.metrics = f"  AP {metrics['AP']:.3f} AP50 {metrics['AP50']:.3f}{best}"
+        shown = self.metrics if metrics else ""
+        time_spent = format_duration(progress.seconds)
+        self.say(f"epoch {progress.epoch + 1}/{self.epochs}  loss {loss:.3f}{shown}  after {time_spent}")
+
+    def say(self, line: str) -> None:
+        """Print a line, above the bar if there is one."""
+        if self.console is not None:
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)

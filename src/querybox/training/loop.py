@@ -1,0 +1,344 @@
+"""The training loop: forward, losses, backward, clip, step, average - and around it what an epoch's end asks for."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from querybox.data import Batch
+from querybox.detector import Detector
+from querybox.errors import NonFiniteError
+from querybox.evaluation import Evaluation
+from querybox.structures import ImageBatch, Target
+from querybox.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from querybox.training.display import Display
+from querybox.training.ema import MovingAverage
+from querybox.training.interrupt import StopRequest
+from querybox.training.metrics import MetricsFile
+from querybox.training.optim import Schedule, build_optimizer, freeze
+from querybox.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+StopReason = Literal["epochs", "patience", "time", "signal"]
+
+
+class DetectionLoss(nn.Module):
+    """Detector and criterion as one module.
+
+    So mixed precision and the averaging of gradients wrap both, and the detector inside stays as it is: what
+    is evaluated and saved is always plain float32.
+    """
+
+    def __init__(self, detector: Detector, criterion: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+        self.criterion = criterion
+
+    def forward(self, batch: ImageBatch, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Return the weighted losses by name."""
+        losses: dict[str, Tensor] = self.criterion(self.detector(batch), targets)
+        return losses
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """What one update was like, over all processes."""
+
+    losses: dict[str, float]
+    """By name, weighted; the mean over processes and parts."""
+    grad_norm: float
+    """Of all trained parameters together, before clipping."""
+    images: int
+    stop: StopReason | None
+    """Set when some process was asked to stop or ran out of time."""
+
+
+class Trainer:
+    """One run: trains until its epochs, its patience or its time are used up, or a signal asks it to stop.
+
+    Attributes:
+        progress: How far the run has come.
+        best: The best evaluation of this object's lifetime; None before the first.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        criterion: nn.Module,
+        loader: DataLoader[Batch],
+        settings: TrainSettings,
+        folder: Path,
+        *,
+        accelerator: Accelerator,
+        evaluate: Callable[[Detector], Evaluation] | None = None,
+    ) -> None:
+        """Set up a run.
+
+        Args:
+            detector: To be trained, in place.
+            criterion: Returns the weighted losses by name, from the detector's output and the targets.
+            loader: This process's share of every batch; an update takes `settings.accumulate` of them.
+            settings: How to train.
+            folder: Where checkpoints and ``metrics.csv`` go; it exists.
+            accelerator: The processes, their devices and their precision.
+            evaluate: Measures a detector; called in every process. None trains without evaluation.
+
+        Raises:
+            ConfigError: `settings.freeze` does not fit the detector.
+        """
+        freeze(detector, settings.freeze)
+        self.detector = detector.to(accelerator.device)
+        self.settings = settings
+        self.loader = loader
+        self.folder = folder
+        self.accelerator = accelerator
+        self.evaluate = evaluate
+        self.average = MovingAverage(detector, settings.ema) if settings.ema else None
+        self.adamw = build_optimizer(detector, settings)
+        self.model, self.optimizer = accelerator.prepare(DetectionLoss(detector, criterion), self.adamw)
+        self.trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+        self.steps_per_epoch = math.ceil(len(loader) / settings.accumulate)
+        self.schedule = Schedule.of(settings, self.steps_per_epoch)
+        self.progress = Progress()
+        self.best: Evaluation | None = None
+        self.started = time.perf_counter()
+
+    def fit(self, display: Display, request: StopRequest) -> StopReason:
+        """Train, and say why it ended. After a ``"signal"`` nothing is evaluated, so that the program ends soon."""
+        progress = self.progress
+        metrics = MetricsFile(self.folder / "metrics.csv", progress.epoch)
+        self.started = time.perf_counter() - progress.seconds
+        stop = self.finished()
+        while stop is None:
+            for parts in self.rest_of_epoch():
+                lr = self.schedule.apply(self.adamw, progress.step)
+                update = self.update(parts, request)
+                self.count(update)
+                self.accelerator.log(
+                    {"lr": lr, "grad_norm": update.grad_norm, **update.losses}, step=progress.step
+                )
+                display.step(progress, update.losses, lr)
+                if stop := update.stop:
+                    break
+            if stop != "signal":
+                self.end_epoch(metrics, display, stopping=stop is not None)
+                stop = stop or self.finished()
+            self.save()
+        return stop
+
+    def update(self, parts: Sequence[Batch], request: StopRequest) -> Update:
+        """Make one update from a batch that comes in `parts`.
+
+        Raises:
+            NonFiniteError: A loss or the gradient is NaN or infinite; the weights are still the last good ones.
+        """
+        self.seed_dropout()
+        self.optimizer.zero_grad()
+        totals: dict[str, Tensor] = {}
+        for part in parts:
+            last = part is parts[-1]
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                losses = self.losses(part)
+                self.accelerator.backward(sum(losses.values()) / len(parts))
+            totals = {name: totals.get(name, 0) + loss.detach() / len(parts) for name, loss in losses.items()}
+        norm = self.accelerator.clip_grad_norm_(self.trained, self.settings.clip or math.inf)
+        update = self.agree(totals, norm, sum(len(part.image_ids) for part in parts), request)
+        self.require_finite(update, parts)
+        self.optimizer.step()
+        if self.average:
+            self.average.update(self.detector, self.progress.step + 1)
+        return update
+
+    def losses(self, part: Batch) -> dict[str, Tensor]:
+        """Bring a batch to the device and return its losses."""
+        device = self.accelerator.device
+        pixels, sizes = part.pixels.to(device, non_blocking=True), part.sizes.to(device, non_blocking=True)
+        targets = [target.to(device, non_blocking=True) for target in part.targets]
+        try:
+            losses: dict[str, Tensor] = self.model(
+                ImageBatch.from_pixels(pixels, sizes, self.detector.preprocessing), targets
+            )
+        except NonFiniteError as error:
+            raise self.non_finite(str(error), part.image_ids) from None
+        return losses
+
+    def agree(self, losses: dict[str, Tensor], norm: Tensor, images: int, request: StopRequest) -> Update:
+        """Bring the numbers of an update to the host, the same in every process.
+
+        This is the one moment of a step when the device is waited for, beside the matching: nothing may be updated
+        before the gradient is known to be finite.
+        """
+        late = self.settings.max_time is not None and self.seconds > self.settings.max_time
+        own = torch.tensor([images, request.signal is not None, late], device=norm.device, dtype=norm.dtype)
+        numbers = torch.cat([torch.stack([*losses.values(), norm]), own])
+        if self.accelerator.num_processes > 1:
+            numbers = self.accelerator.reduce(numbers, "sum")
+        *values, total_norm, total_images, signalled, late_ones = numbers.tolist()
+        processes = self.accelerator.num_processes
+        return Update(
+            losses={name: value / processes for name, value in zip(losses, values, strict=True)},
+            grad_norm=total_norm / processes,  # it is the same in each
+            images=round(total_images),
+            stop="signal" if signalled else "time" if late_ones else None,
+        )
+
+    def require_finite(self, update: Update, parts: Sequence[Batch]) -> None:
+        """Raise NonFiniteError unless all of the update's numbers are finite.
+
+        With fp16 an infinite gradient is the usual sign that the loss was scaled up too far: the scaler then skips
+        the step and scales by half. Only when nothing is left to halve, the gradient itself is at fault.
+        """
+        bad = [name for name, value in update.losses.items() if not math.isfinite(value)]
+        scaler = self.accelerator.scaler
+        if not math.isfinite(update.grad_norm) and (scaler is None or scaler.get_scale() <= 1):
+            bad.append("the gradient")
+        if bad:
+            raise self.non_finite(
+                f"{', '.join(bad)} became NaN or infinite", [i for part in parts for i in part.image_ids]
+            )
+
+    def non_finite(self, what: str, image_ids: Sequence[int]) -> NonFiniteError:
+        """Return the error that names the step and the images."""
+        return NonFiniteError(
+            f"epoch {self.progress.epoch + 1}, step {self.progress.step + 1}: {what}, in the batch of the images with "
+            f"ids {', '.join(map(str, image_ids))}; nothing was updated. Look at these images and their boxes, "
+            "or lower 'train.lr' and 'train.clip', or train with precision 'no'"
+        )
+
+    def rest_of_epoch(self) -> Iterator[tuple[Batch, ...]]:
+        """Yield the batches of the updates that the present epoch still lacks, each in its accumulated parts."""
+        progress, accumulate = self.progress, self.settings.accumulate
+        if progress.epoch_steps == self.steps_per_epoch:
+            return
+        self.model.train()
+        self.loader.batch_sampler.set_epoch(progress.epoch, skip=progress.epoch_steps * accumulate)
+        batches = iter(self.loader)
+        while parts := tuple(itertools.islice(batches, accumulate)):
+            yield parts
+
+    def seed_dropout(self) -> None:
+        """Make what dropout draws in a step depend on nothing but the seed, the step and the process."""
+        key = (self.settings.seed, self.progress.step, self.accelerator.process_index)
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+
+    def count(self, update: Update) -> None:
+        """Add an update to the progress and to the sums of its epoch."""
+        progress = self.progress
+        progress.step += 1
+        progress.epoch_steps += 1
+        now = self.seconds
+        new = {
+            **update.losses,
+            "loss": sum(update.losses.values()),
+            "grad_norm": update.grad_norm,
+            "images": update.images,
+            "seconds": now - progress.seconds,
+        }
+        progress.seconds = now
+        progress.epoch_sums = {
+            name: progress.epoch_sums.get(name, 0.0) + value for name, value in new.items()
+        }
+
+    def end_epoch(self, metrics: MetricsFile, display: Display, *, stopping: bool) -> None:
+        """Evaluate if it is time to, write the epoch's row, and go on to the next epoch if this one is complete."""
+        progress, settings = self.progress, self.settings
+        epoch = progress.epoch + 1
+        due = stopping or epoch % settings.evaluate_every == 0 or epoch == settings.epochs
+        results = self.measure() if due and self.evaluate is not None else {}
+        progress.seconds = self.seconds
+        sums, steps = progress.epoch_sums, progress.epoch_steps
+        losses = {name: total / steps for name, total in sums.items() if "loss" in name}
+        row = {
+            "epoch": epoch,
+            "step": progress.step,
+            "lr": self.adamw.param_groups[0]["lr"],
+            "loss": losses.pop("loss"),
+            **losses,
+            "grad_norm": sums["grad_norm"] / steps,
+            "images_per_second": sums["images"] / sums["seconds"],
+            "seconds": progress.seconds,
+            **results,
+        }
+        if self.accelerator.is_main_process:
+            metrics.append(row)
+        self.accelerator.log(results, step=progress.step)
+        display.epoch(progress, row["loss"], results)
+        if steps == self.steps_per_epoch:
+            progress.epoch, progress.epoch_steps, progress.epoch_sums = epoch, 0, {}
+
+    def measure(self) -> dict[str, float]:
+        """Evaluate, keep the detector if it is the best so far, and return its metrics."""
+        assert self.evaluate is not None
+        progress = self.progress
+        evaluation = self.evaluate(self.current)
+        progress.evaluations_since_best += 1
+        if progress.best is None or evaluation.metrics["AP"] > progress.best:
+            progress.best, progress.evaluations_since_best, self.best = (
+                evaluation.metrics["AP"],
+                0,
+                evaluation,
+            )
+            if self.accelerator.is_main_process:
+                self.current.save(self.folder / "best.safetensors")
+        return dict(evaluation.metrics)
+
+    def finished(self) -> StopReason | None:
+        """Return why there is nothing left to do, or None."""
+        if self.progress.epoch >= self.settings.epochs:
+            return "epochs"
+        patience = self.settings.patience
+        return "patience" if patience and self.progress.evaluations_since_best >= patience else None
+
+    @property
+    def current(self) -> Detector:
+        """The detector as it stands: the moving average if one is kept."""
+        return self.average.model if self.average else self.detector
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the run, earlier parts of a resumed run included."""
+        return time.perf_counter() - self.started
+
+    def save(self) -> None:
+        """Write ``last.safetensors``, the detector, and ``checkpoint.safetensors``, from which a run goes on."""
+        if not self.accelerator.is_main_process:
+            return
+        self.progress.seconds = self.seconds
+        scaler = self.accelerator.scaler
+        self.current.save(self.folder / "last.safetensors")
+        save_checkpoint(
+            self.folder / "checkpoint.safetensors",
+            self.progress,
+            self.detector,
+            self.adamw,
+            average=self.average.model if self.average else None,
+            scaler=scaler.state_dict() if scaler else None,
+        )
+
+    def resume(self) -> None:
+        """Go on where the checkpoint in the folder was written.
+
+        Raises:
+            CheckpointError: There is none, or it is corrupt or of another model.
+        """
+        self.progress, scaler = load_checkpoint(
+            self.folder / "checkpoint.safetensors",
+            self.detector,
+            self.adamw,
+            average=self.average.model if self.average else None,
+        )
+        if scaler and self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(scaler)

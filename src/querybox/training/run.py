@@ -1,0 +1,106 @@
+"""A whole run, from settings to a trained detector in a folder that tells how it came about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from querybox.data import train_loader
+from querybox.detector import Detector
+from querybox.losses.criterion import Criterion
+from querybox.training.display import Display
+from querybox.training.environment import write_environment
+from querybox.training.folder import check_folder, prepare_folder
+from querybox.training.interrupt import StopRequest
+from querybox.training.loop import Trainer
+from querybox.training.processes import evaluate_together, start_processes, start_trackers
+from querybox.training.settings import RunSettings
+from querybox.training.start import build_detector, read_data, resolve, warn_of_crowded_images
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """What a run ended with."""
+
+    run_dir: Path
+    """Its folder: weights, metrics, settings, environment, report."""
+    detector: Detector
+    """The best one of all evaluations; the last one if none was made."""
+    metrics: Mapping[str, float]
+    """Its COCO numbers on the validation data; empty if there are none."""
+
+
+def train(settings: RunSettings, *, resume: bool = False) -> TrainResult:
+    """Train a detector and leave everything about it in the run folder.
+
+    Under ``accelerate launch`` or ``torchrun`` every process calls this alike.
+
+    Args:
+        settings: What to train, on what, how, and where to put it.
+        resume: Go on with the run in the folder, exactly where it was left.
+
+    Raises:
+        ConfigError: Settings do not fit each other, the data, or the run to be resumed; or the folder is in use.
+        DataError: A dataset cannot be read or has nothing to learn.
+        CheckpointError: Weights or the checkpoint cannot be read or do not fit.
+        MissingExtraError: A tracker is not installed.
+        NonFiniteError: A loss or gradient became NaN or infinite; the last checkpoint is in the folder.
+        KeyboardInterrupt: Ctrl-C came; the checkpoint has been written.
+        SystemExit: SIGTERM came; the checkpoint has been written.
+    """
+    settings = resolve(settings)
+    continued = check_folder(settings, resume=resume)
+    training, validation = read_data(settings.data)
+    accelerator = start_processes(settings)
+    torch.manual_seed(settings.train.seed)
+    detector = build_detector(settings, training.categories)
+    loader = train_loader(
+        training,
+        settings.data,
+        batch_size=settings.train.batch_size // settings.train.accumulate,
+        seed=settings.train.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    folder = Path(settings.output)
+    measure = None if validation is None else partial(evaluate_together, accelerator, validation)
+    trainer = Trainer(
+        detector, Criterion(), loader, settings.train, folder, accelerator=accelerator, evaluate=measure
+    )
+    if continued:
+        trainer.resume()
+    accelerator.wait_for_everyone()  # all have looked into the folder before it is written to
+    if accelerator.is_main_process:
+        prepare_folder(settings)
+        write_environment(folder / "environment.json", accelerator.num_processes)
+        warn_of_crowded_images(training, settings.model["queries"])
+    start_trackers(accelerator, settings)
+
+    console = Console(stderr=True) if accelerator.is_main_process else None
+    display = Display(
+        console,
+        epochs=settings.train.epochs,
+        steps_per_epoch=trainer.steps_per_epoch,
+        done=trainer.progress.step,
+    )
+    with StopRequest() as request, display:
+        reason = trainer.fit(display, request)
+    accelerator.end_training()
+    request.reraise()
+
+    best = folder / ("best.safetensors" if trainer.progress.best is not None else "last.safetensors")
+    detector = Detector.load(best)
+    display.say(f"stopped after {trainer.progress.step} steps ({reason}); the detector is {best}")
+    if validation is None or measure is None:
+        return TrainResult(run_dir=folder, detector=detector, metrics={})
+    evaluation = trainer.best or measure(detector.to(accelerator.device))
+    if accelerator.is_main_process:
+        from querybox.report import write_report
+
+        write_report(folder, evaluation, validation)
+    return TrainResult(run_dir=folder, detector=detector.cpu(), metrics=evaluation.metrics)
