@@ -1,8 +1,9 @@
 """Datasets: read them (COCO, Pascal VOC, YOLO), vary their images, load them in batches."""
 
+from querybox.data.coco import read_coco
 from querybox.data.image import read_image
 from querybox.data.loader import Batch, read_pixels, train_loader
-from querybox.data.read import read_dataset
+from querybox.data.read import read_dataset, read_train_and_val
 from querybox.data.records import DetectionData, ImageRecord, require_objects
 from querybox.data.settings import DataSettings
 from querybox.data.transforms import resize, resized_shape
@@ -12,9 +13,11 @@ __all__ = [
     "DataSettings",
     "DetectionData",
     "ImageRecord",
+    "read_coco",
     "read_dataset",
     "read_image",
     "read_pixels",
+    "read_train_and_val",
     "require_objects",
     "resize",
     "resized_shape",

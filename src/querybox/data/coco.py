@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from querybox.data.image import read_size
 from querybox.data.records import DetectionData, ImageRecord, finish, listed, require_images, sound_record
-from querybox.data.splits import Reader, by_split
+from querybox.data.splits import SPLITS, Reader, by_split, split_name
 from querybox.errors import DataError
 from querybox.structures import Category
 
@@ -51,16 +51,22 @@ class _File(BaseModel):
 def coco_splits(folder: Path) -> dict[str, Reader]:
     """Find the COCO files of a dataset folder, by split.
 
-    Known layouts: `annotations/*.json`, `<split>/_annotations.coco.json` and one `*.json` in the folder itself.
+    Known layouts: `annotations/*.json`, of which `instances*.json` are meant where there are any;
+    `<split>/_annotations.coco.json`; in the folder itself `annotations.json`, `_annotations.coco.json` and
+    `<split>.json`.
     """
     files = sorted((folder / "annotations").glob("*.json"))
     # The official folder also holds captions_*.json and person_keypoints_*.json.
     files = [file for file in files if file.name.startswith("instances")] or files
-    files = files or sorted(folder.glob("*.coco.json")) or sorted(folder.glob("*.json"))
-    stems = {file: file.stem for file in files} or {
-        file: file.parent.name for file in sorted(folder.glob("*/_annotations.coco.json"))
-    }
-    return by_split({stem: partial(read_coco_dataset, file) for file, stem in stems.items()})
+    files = files or [file for file in sorted(folder.glob("*.json")) if _looks_like_coco(file)]
+    names = {file.stem: file for file in files}
+    if not files:
+        names = {file.parent.name: file for file in sorted(folder.glob("*/_annotations.coco.json"))}
+    return by_split({name: partial(read_coco_dataset, file) for name, file in names.items()})
+
+
+def _looks_like_coco(file: Path) -> bool:
+    return split_name(file.stem) in SPLITS or file.stem in {"annotations", "_annotations.coco"}
 
 
 def read_coco_dataset(path: Path) -> DetectionData:
@@ -86,9 +92,9 @@ def read_coco(path: Path) -> DetectionData:
     """
     content = _parse(path)
     _check_ids(path, content)
-    labels = {id: label for label, id in enumerate(sorted(category.id for category in content.categories))}
-    _check_categories(path, content.annotations, labels)
     names = {category.id: category.name for category in content.categories}
+    labels = {number: label for label, number in enumerate(sorted(names))}
+    _check_categories(path, content.annotations, labels)
 
     objects: dict[int, list[_Annotation]] = defaultdict(list)
     for annotation in content.annotations:
@@ -99,7 +105,7 @@ def read_coco(path: Path) -> DetectionData:
         _record(path, image, objects.pop(image.id, []), labels, folders, faults) for image in content.images
     ]
     faults["absent_image"] += sum(map(len, objects.values()))
-    return finish(path, [Category(id=id, name=names[id]) for id in labels], images, faults)
+    return finish(path, [Category(id=number, name=names[number]) for number in labels], images, faults)
 
 
 def image_folders(path: Path) -> list[Path]:
@@ -135,7 +141,7 @@ def _check_ids(path: Path, content: _File) -> None:
         "annotation": (annotation.id for annotation in content.annotations),
     }
     for kind, ids in kinds.items():
-        repeated = [id for id, count in Counter(ids).items() if id is not None and count > 1]
+        repeated = [number for number, count in Counter(ids).items() if number is not None and count > 1]
         if repeated:
             raise DataError(f"{path}: {kind} ids must be unique, these repeat: {listed(repeated)}")
 

@@ -12,6 +12,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from querybox.boxes import to_cxcywh
 from querybox.data.image import read_image
 from querybox.data.records import DetectionData, ImageRecord
 from querybox.data.sampler import BatchSampler
@@ -44,7 +45,7 @@ class Batch:
         )
 
 
-class TrainLoader(DataLoader[Batch]):
+class TrainLoader(DataLoader[tuple[Sample, int]]):
     """A DataLoader whose `batch_sampler` is known to be a `BatchSampler`."""
 
     batch_sampler: BatchSampler
@@ -94,17 +95,14 @@ def collate(samples: Sequence[tuple[Sample, int]]) -> Batch:
         pixels=pixels,
         sizes=sizes,
         targets=tuple(as_target(sample) for sample, _ in samples),
-        image_ids=tuple(id for _, id in samples),
+        image_ids=tuple(number for _, number in samples),
     )
 
 
 def as_target(sample: Sample) -> Target:
     """Return the objects of `sample` with boxes as cxcywh in 0-1."""
     height, width = sample.pixels.shape[-2:]
-    first, last = sample.boxes_xyxy.split(2, dim=1)  # [G, 2] each
-    boxes = torch.cat([(first + last) / 2, last - first], dim=1) / torch.tensor(
-        [width, height, width, height]
-    )
+    boxes = to_cxcywh(sample.boxes_xyxy) / torch.tensor([width, height, width, height])
     return Target(boxes=boxes, labels=sample.labels)
 
 

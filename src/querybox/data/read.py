@@ -6,12 +6,81 @@ from pathlib import Path
 
 from querybox.data.coco import coco_splits, read_coco_dataset
 from querybox.data.records import DetectionData
-from querybox.data.splits import pick_split
-from querybox.errors import DataError
+from querybox.data.settings import DataSettings
+from querybox.data.splits import Reader, pick_split, split_name
+from querybox.data.voc import voc_splits
+from querybox.data.yolo import yolo_file_splits, yolo_splits
+from querybox.errors import ConfigError, DataError
+
+_EXPECTED = (
+    "expected a COCO .json file, a YOLO data.yaml, or a folder with annotations/*.json (COCO), "
+    "Annotations/*.xml (Pascal VOC), or images/ and labels/ (YOLO)"
+)
 
 
 def read_dataset(path: str | Path, split: str | None = None) -> DetectionData:
-    path = Path(path)
-    if path.suffix.lower() == ".json":
-        return read_coco_dataset(path)
-    return pick_split(coco_splits(path), split, path)()
+    """Read a dataset: COCO JSON, Pascal VOC XML or YOLO text, recognised from its path.
+
+    Args:
+        path: A COCO file, a YOLO `data.yaml`, or a dataset folder (see `coco_splits`, `voc_splits`, `yolo_splits`).
+        split: Which split: `train`, `val`, `test`, or another name that the dataset uses. Needed where it has several.
+
+    Raises:
+        DataError: There is no dataset at `path`, or more than one; it has no such split, or several and none was
+            named; its files are malformed, or images are missing.
+    """
+    return pick_split(find_splits(Path(path)), split, Path(path))()
+
+
+def read_train_and_val(settings: DataSettings) -> tuple[DetectionData, DetectionData | None]:
+    """Read the datasets that the settings name, to train on and to evaluate on.
+
+    A dataset with several splits gives its `train` and its `val` split, unless the settings name others. Where no
+    dataset to evaluate on is set, it is the `val` split of the one to train on, or None where that has none.
+
+    Raises:
+        ConfigError: No dataset to train on is set.
+        DataError: As `read_dataset`.
+    """
+    if settings.train is None:
+        raise ConfigError("setting 'data.train' is not set; set it to a dataset to train on")
+    train = Path(settings.train)
+    train_data = _read_part(train, settings.train_split, "train")
+    if settings.val is not None:
+        return train_data, _read_part(Path(settings.val), settings.val_split, "val")
+    others = find_splits(train)
+    if settings.val_split or (len(others) > 1 and "val" in others):
+        return train_data, pick_split(others, settings.val_split or "val", train)()
+    return train_data, None
+
+
+def _read_part(path: Path, split: str | None, usual: str) -> DetectionData:
+    splits = find_splits(path)
+    if split is None and len(splits) > 1:
+        split = usual
+    return pick_split(splits, split, path)()
+
+
+def find_splits(path: Path) -> dict[str, Reader]:
+    """Return how to read every split of the dataset at `path`; nothing but a yaml file is read yet.
+
+    Raises:
+        DataError: There is no dataset at `path`, or it could be of several formats.
+    """
+    if path.is_file():
+        if path.suffix.lower() == ".json":
+            return {split_name(path.stem): lambda: read_coco_dataset(path)}
+        if path.suffix.lower() in {".yaml", ".yml"}:
+            return yolo_file_splits(path)
+        raise DataError(f"{path}: is no dataset; {_EXPECTED}")
+    if not path.is_dir():
+        raise DataError(f"{path}: no such file or folder; {_EXPECTED}")
+    found = {"COCO": coco_splits(path), "Pascal VOC": voc_splits(path), "YOLO": yolo_splits(path)}
+    found = {name: splits for name, splits in found.items() if splits}
+    if not found:
+        raise DataError(f"{path}: holds no dataset; {_EXPECTED}")
+    if len(found) > 1:
+        raise DataError(
+            f"{path}: could be {' or '.join(found)}; give the path of the file or folder to read instead"
+        )
+    return next(iter(found.values()))

@@ -12,6 +12,8 @@ from querybox.errors import DataError
 
 Reader = Callable[[], DetectionData]
 
+SPLITS = ("train", "val", "test")
+
 _NAME = re.compile(r"(?<![a-z])(?:(train|training)|(val|valid|validation)|(test|testing))(?![a-z])")
 
 
@@ -21,7 +23,7 @@ def split_name(text: str) -> str:
     `instances_train2017` is `train`, `valid` is `val`; `trainval` stays `trainval`.
     """
     found = _NAME.search(text.lower())
-    return ("train", "val", "test")[(found.lastindex or 1) - 1] if found else text
+    return SPLITS[(found.lastindex or 1) - 1] if found else text
 
 
 def by_split(readers: Mapping[str, Reader]) -> dict[str, Reader]:

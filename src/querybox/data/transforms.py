@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F  # noqa: N812 - its usual name
+from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from querybox.data.settings import DataSettings, Sizes
@@ -46,7 +45,8 @@ def resized_shape(height: int, width: int, short_side: int, long_side: int) -> t
 
 def resize(pixels: UInt8[Tensor, "3 h w"], short_side: int, long_side: int) -> UInt8[Tensor, "3 H W"]:
     """Resize an image, with antialiasing, to `resized_shape`: all that evaluation and prediction do."""
-    return F.resize(pixels, list(resized_shape(*pixels.shape[-2:], short_side, long_side)), antialias=True)
+    resized: Tensor = F.resize(pixels, _shape(pixels, short_side, long_side), antialias=True)
+    return resized
 
 
 def augment(sample: Sample, settings: DataSettings, rng: np.random.Generator) -> Sample:
@@ -82,9 +82,10 @@ def _flip(sample: Sample, settings: DataSettings, rng: np.random.Generator) -> S
 
 
 def _resize(sample: Sample, short_side: int, long_side: int) -> Sample:
-    shape = list(resized_shape(*sample.pixels.shape[-2:], short_side, long_side))
-    pixels = F.resize(sample.pixels, shape, antialias=True)
-    return sample._replace(pixels=pixels, boxes_xyxy=F.resize(_as_boxes(sample), shape).as_subclass(Tensor))
+    boxes = F.resize(_as_boxes(sample), _shape(sample.pixels, short_side, long_side))
+    return sample._replace(
+        pixels=resize(sample.pixels, short_side, long_side), boxes_xyxy=boxes.as_subclass(Tensor)
+    )
 
 
 def _crop(sample: Sample, sizes: Sizes, rng: np.random.Generator) -> Sample:
@@ -105,6 +106,10 @@ def _jitter(
     for adjust in (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation):
         pixels = adjust(pixels, float(rng.uniform(1 - strength, 1 + strength)))
     return pixels
+
+
+def _shape(pixels: UInt8[Tensor, "3 h w"], short_side: int, long_side: int) -> list[int]:
+    return list(resized_shape(pixels.shape[-2], pixels.shape[-1], short_side, long_side))
 
 
 def _as_boxes(sample: Sample) -> BoundingBoxes:

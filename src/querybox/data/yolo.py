@@ -1,0 +1,207 @@
+"""YOLO text: for every image a file of lines `class cx cy width height`, in 0-1 of the image.
+
+The label file of `images/a/b.jpg` is `labels/a/b.txt`, or `b.txt` beside the image where no folder is called `images`.
+An image without a label file, or with an empty one, is a negative.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from querybox.data.image import image_files, read_size
+from querybox.data.records import DetectionData, ImageRecord, finish, listed, require_images, sound_record
+from querybox.data.splits import Reader, by_split
+from querybox.errors import DataError
+from querybox.runfile import Loader
+from querybox.structures import Category
+
+Names = Mapping[int, str]
+
+# Exporters round; the boxes are cut to the image in any case.
+_ROUNDING = 1e-3
+
+
+class _DataFile(BaseModel):
+    """The `data.yaml` of a dataset; other keys are for the tools that wrote them."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)  # a class may be called 7
+
+    path: str | None = None
+    train: str | list[str] | None = None
+    val: str | list[str] | None = None
+    test: str | list[str] | None = None
+    names: dict[int, str] | list[str]
+
+
+def yolo_splits(folder: Path) -> dict[str, Reader]:
+    """Find the image folders of a YOLO dataset, by split.
+
+    Known layouts: a `data.yaml` or `dataset.yaml`; `images/<split>` and `labels/<split>`; `<split>/images` and
+    `<split>/labels`; `images` and `labels`, which is the split `all`. Without a yaml file the class names are the
+    lines of `classes.txt`.
+    """
+    files = (folder / name for name in ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml"))
+    if file := next((file for file in files if file.is_file()), None):
+        return yolo_file_splits(file)
+    if (folder / "images").is_dir() and (folder / "labels").is_dir():
+        inner = [path for path in sorted((folder / "labels").iterdir()) if path.is_dir()]
+        found = {path.name: folder / "images" / path.name for path in inner} or {"all": folder / "images"}
+    else:
+        found = {path.parent.name: path.parent / "images" for path in sorted(folder.glob("*/labels"))}
+    return by_split({name: partial(_read_folder, folder, images) for name, images in found.items()})
+
+
+def yolo_file_splits(file: Path) -> dict[str, Reader]:
+    """Return the splits that a `data.yaml` names.
+
+    Raises:
+        DataError: It is no such file.
+    """
+    content = _parse(file)
+    names = content.names if isinstance(content.names, dict) else dict(enumerate(content.names))
+    splits = {"train": content.train, "val": content.val, "test": content.test}
+    return {
+        split: partial(_read_entries, file, content.path, [where] if isinstance(where, str) else where, names)
+        for split, where in splits.items()
+        if where
+    }
+
+
+def read_yolo(source: Path, images: Sequence[Path], names: Names) -> DetectionData:
+    """Read the labels of `images`.
+
+    Category ids are the class numbers of the label files, gaps included. Image ids are 1, 2 ... in order. Sizes come
+    from the images.
+
+    Args:
+        source: What is read, for messages.
+        images: The image files.
+        names: Class names by number.
+
+    Raises:
+        DataError: A label line is malformed, out of range, or of an unknown class; or images are missing.
+        ImageError: An image's header cannot be read.
+    """
+    repeated = [path for path, count in Counter(images).items() if count > 1]
+    if repeated:
+        raise DataError(f"{source}: images must be listed once, these repeat: {listed(repeated)}")
+    labels = {number: label for label, number in enumerate(sorted(names))}
+    categories = [Category(id=number, name=names[number]) for number in labels]
+    missing = [path for path in images if not path.is_file()]
+    if missing:
+        raise DataError(f"{source}: {len(missing)} of {len(images)} images are missing: {listed(missing)}")
+    faults: Counter[str] = Counter()
+    records = [_record(number, path, labels, faults) for number, path in enumerate(images, start=1)]
+    return require_images(
+        finish(source, categories, records, faults), sorted({path.parent for path in images})
+    )
+
+
+def _parse(file: Path) -> _DataFile:
+    try:
+        return _DataFile.model_validate(yaml.load(file.read_bytes(), Loader))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        problem = f"{place}: {first['msg']}" if place else first["msg"]
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        problem = " ".join(str(error).split())
+    raise DataError(f"{file}: {problem}; expected YAML with 'names', and image folders in 'train' and 'val'")
+
+
+def _read_entries(file: Path, root: str | None, entries: Sequence[str], names: Names) -> DetectionData:
+    base = file.parent / (root or "")
+    if not base.is_dir():  # `path` often is that of another machine
+        base = file.parent
+    images = [image for entry in entries for image in _images_of(file, base, entry)]
+    return read_yolo(file, images, names)
+
+
+def _images_of(file: Path, base: Path, entry: str) -> list[Path]:
+    # Roboflow writes ../train/images for the folder train/images beside the file.
+    candidates = [base / entry, base / entry.removeprefix("../")]
+    place = next((path for path in candidates if path.exists()), None)
+    if place is None:
+        raise DataError(
+            f"{file}: {entry!r} does not exist; searched {listed(candidates)}; correct the entry or 'path'"
+        )
+    if place.is_dir():
+        return image_files(place)
+    try:
+        lines = place.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{place}: cannot be read: {error}; expected a text file with one image path a line"
+        ) from None
+    return [base / line.strip() for line in lines if line.strip()]
+
+
+def _read_folder(root: Path, images: Path) -> DetectionData:
+    file = next(
+        (path for path in (root / "classes.txt", root / "labels" / "classes.txt") if path.is_file()), None
+    )
+    if file is None:
+        raise DataError(
+            f"{root}: class names not found; add a classes.txt with one name a line, or a data.yaml"
+        )
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read: {error}; expected one class name a line") from None
+    return read_yolo(
+        images, image_files(images), dict(enumerate(line.strip() for line in lines if line.strip()))
+    )
+
+
+def _label_file(image: Path) -> Path:
+    parts = list(image.parts)
+    if "images" in parts[:-1]:
+        last = len(parts) - 2 - parts[-2::-1].index("images")
+        parts[last] = "labels"
+    return Path(*parts).with_suffix(".txt")
+
+
+def _record(number: int, image: Path, labels: Mapping[int, int], faults: Counter[str]) -> ImageRecord:
+    height, width = read_size(image)
+    file = _label_file(image)
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read: {error}") from None
+    rows = [_row(f"{file}, line {n}", line, labels) for n, line in enumerate(lines, start=1) if line.strip()]
+    return sound_record(
+        id=number,
+        path=image,
+        width=width,
+        height=height,
+        boxes_xyxy=[
+            ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
+            for _, (cx, cy, w, h) in rows
+        ],
+        labels=[label for label, _ in rows],
+        faults=faults,
+    )
+
+
+def _row(where: str, line: str, labels: Mapping[int, int]) -> tuple[int, list[float]]:
+    fields = line.split()
+    try:
+        category, box = int(fields[0]), [float(field) for field in fields[1:]]
+    except ValueError:
+        raise DataError(f"{where}: got {line[:80]!r}; expected numbers: class cx cy width height") from None
+    if len(box) != 4:
+        raise DataError(
+            f"{where}: has {len(fields)} values; expected 5: class cx cy width height (polygons are no boxes)"
+        )
+    if category not in labels:
+        raise DataError(f"{where}: class {category} has no name; the dataset names {listed(list(labels))}")
+    if any(math.isfinite(value) and not -_ROUNDING <= value <= 1 + _ROUNDING for value in box):
+        raise DataError(f"{where}: box {box} is outside 0-1; divide pixels by the image's width and height")
+    return labels[category], box
