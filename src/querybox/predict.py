@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +16,7 @@ from querybox.data.transforms import resize
 from querybox.detections import Detections
 from querybox.errors import ConfigError
 from querybox.postprocess import postprocess
-from querybox.sources import Pixels, Source, find_sources, read_frames
+from querybox.sources import Frame, Source, find_sources, read_frames
 from querybox.structures import ImageBatch, Preprocessing
 
 if TYPE_CHECKING:
@@ -70,12 +69,23 @@ def predict(
     """
     require("threshold", threshold, 0, 1)
     require("nms", 0 if nms is None else nms, 0, 1)
+    answers = detect_frames(detector, read_frames(find_sources(sources)), top_k=top_k, batch_size=batch_size)
+    best = (found.above(threshold) for found in answers)
+    return best if nms is None else (found.nms(nms) for found in best)
+
+
+def detect_frames(
+    detector: Detector, frames: Iterable[Frame], *, top_k: int, batch_size: int
+) -> Iterator[Detections]:
+    """Find the objects of each frame, in order, whatever they score: the heart of `predict` and of `evaluate`.
+
+    Raises:
+        ConfigError: An argument is out of its range.
+    """
     require("top_k", top_k, 1)
     require("batch_size", batch_size, 1)
-    inputs = prepare(find_sources(sources), detector.preprocessing)
-    answers = detect_all(detector, equal_shapes(inputs, batch_size), top_k)
-    best = (found.above(threshold) for found in in_order(answers))
-    return best if nms is None else (found.nms(nms) for found in best)
+    inputs = prepare(frames, detector.preprocessing)
+    return in_order(detect_all(detector, equal_shapes(inputs, batch_size), top_k))
 
 
 def require(name: str, value: float, low: float, high: float = math.inf) -> None:
@@ -86,9 +96,9 @@ def require(name: str, value: float, low: float, high: float = math.inf) -> None
         )
 
 
-def prepare(sources: Iterable[Path | Pixels], preprocessing: Preprocessing) -> Iterator[Input]:
-    """Read and resize one frame after another."""
-    for position, frame in enumerate(read_frames(sources)):
+def prepare(frames: Iterable[Frame], preprocessing: Preprocessing) -> Iterator[Input]:
+    """Resize one frame after another."""
+    for position, frame in enumerate(frames):
         height, width = frame.pixels.shape[1:]
         resized = resize(frame.pixels, preprocessing.short_side, preprocessing.long_side)
         yield Input(position=position, source=frame.source, size=(height, width), pixels=resized)

@@ -8,23 +8,25 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from querybox.data import read_image
+from querybox.data.image import SUFFIXES as IMAGE_SUFFIXES
+from querybox.data.image import read_image
 from querybox.errors import DataError, ImageError
 from querybox.structures import as_pixels
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
 
-Pixels: TypeAlias = "Image.Image | UInt8[np.ndarray, 'h w 3'] | UInt8[Tensor, '3 h w']"
-Source: TypeAlias = "str | Path | Pixels"
+Pixels: TypeAlias = Image.Image | npt.NDArray[Any] | Tensor
+"""RGB in 0-255: a PIL image, a uint8 array [h, w, 3], or a uint8 tensor [3, h, w]."""
+Source: TypeAlias = str | Path | Pixels
 
 logger = logging.getLogger(__name__)
 
@@ -121,19 +123,22 @@ def read_frames(sources: Iterable[Path | Pixels]) -> Iterator[Frame]:
 def checked_pixels(source: Pixels) -> UInt8[Tensor, "3 h w"]:
     """Return pixels handed in as a tensor. PIL images are taken as they stand, not turned by their EXIF."""
     if isinstance(source, Image.Image):
-        return as_pixels(source)
-    channels = 0 if isinstance(source, Tensor) else -1
-    eight_bit = source.dtype in (torch.uint8, np.uint8)
-    if not eight_bit or source.ndim != 3 or source.shape[channels] != 3 or 0 in source.shape:
+        kind, usable = f"PIL image of mode {source.mode}", not source.mode.startswith(("I", "F"))
+    else:
+        kind = f"{type(source).__name__} of {source.dtype} {list(source.shape)}"
+        channels = 0 if isinstance(source, Tensor) else -1
+        eight_bit = source.dtype in (torch.uint8, np.uint8)
+        usable = eight_bit and source.ndim == 3 and source.shape[channels] == 3 and 0 not in source.shape
+    if not usable:
         raise ImageError(
-            f"predict got a {type(source).__name__} of {source.dtype} {list(source.shape)}; expected RGB in "
-            "0-255 as uint8, an array [height, width, 3] or a tensor [3, height, width]: convert it first"
+            f"predict got a {kind}; expected RGB in 0-255: a PIL image of 8 bits, a uint8 array [height, width, 3] "
+            "or a uint8 tensor [3, height, width]: convert it first"
         )
-    return as_pixels(source)
+    return as_pixels(source).cpu()
 
 
 def read_video(path: Path) -> Iterator[Frame]:
-    """Decode every frame of a video."""
+    """Decode every frame of a video, turned upright as its header says."""
     import av
 
     number = 0
@@ -142,8 +147,9 @@ def read_video(path: Path) -> Iterator[Frame]:
             if not container.streams.video:
                 raise ImageError(f"{path}: has no video stream; expected a video: check the file")
             for frame in container.decode(video=0):
-                pixels = as_pixels(frame.to_ndarray(format="rgb24"))
-                yield Frame(source=f"{path}#{number}", pixels=pixels)
+                turns = round(frame.rotation / 90)  # counter-clockwise, to be upright: telephones store it
+                pixels = np.rot90(frame.to_ndarray(format="rgb24"), turns)
+                yield Frame(source=f"{path}#{number}", pixels=as_pixels(pixels))
                 number += 1
     except (av.FFmpegError, OSError) as error:
         raise ImageError(
