@@ -5,6 +5,8 @@ import io
 import json
 import math
 import sys
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -21,6 +24,7 @@ from querybox.detections import Detections
 from querybox.errors import ConfigError, DataError
 from querybox.evaluate import coco_metrics, evaluate
 from querybox.evaluation import METRICS, Evaluation
+from querybox.sources import Frame
 from querybox.structures import Category
 
 MODULE = sys.modules["querybox.evaluate"]  # the package's attribute of this name is the function
@@ -134,7 +138,8 @@ found_objects = st.tuples(corners, st.sampled_from(CATEGORIES), st.integers(0, 8
 def problems(draw: st.DrawFn) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Draw the truth and the detections of a few images, some of them empty."""
     image_ids = draw(st.lists(st.integers(0, 10**6), min_size=1, max_size=4, unique=True))
-    annotations, results = [], []
+    annotations: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for image_id in image_ids:
         truths = draw(st.lists(objects, max_size=6))
         for box, category, crowd, area in truths:
@@ -265,27 +270,29 @@ class Named:
     categories = CATEGORIES
 
 
-def test_evaluate_predicts_every_image_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_detects_in_every_image_as_it_was_annotated(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     asked: dict[str, Any] = {}
 
-    def predict(detector: object, sources: list[Path], **options: object) -> list[Detections]:
-        asked.update(options, sources=sources)
-        return [found(label=0) for _ in sources]
+    def detect_frames(detector: object, frames: Iterable[Frame], **options: int) -> list[Detections]:
+        asked.update(options, shapes=[tuple(frame.pixels.shape) for frame in frames])
+        return [found(label=0), found(label=0)]
 
-    monkeypatch.setattr(MODULE, "predict", predict)
-    data = dataset(record(3, [[10, 10, 50, 50]], [0]), record(1))
-    evaluation = evaluate(Named(), data, batch_size=2)  # type: ignore[arg-type]
-    assert asked == {
-        "sources": [Path("3.jpg"), Path("1.jpg")],
-        "threshold": 0.0,
-        "top_k": 100,
-        "batch_size": 2,
-    }
+    monkeypatch.setattr(MODULE, "detect_frames", detect_frames)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter; the boxes of the first image are those of the stored pixels
+    for name in ("3.jpg", "1.jpg"):
+        Image.new("RGB", (100, 60)).save(tmp_path / name, exif=exif)
+    stored = replace(record(3, [[10, 10, 50, 50]], [0]), path=tmp_path / "3.jpg", height=60)
+    turned = replace(record(1), path=tmp_path / "1.jpg", width=60)
+    evaluation = evaluate(Named(), dataset(stored, turned), batch_size=2)  # type: ignore[arg-type]
+    assert asked == {"shapes": [(3, 60, 100), (3, 100, 60)], "top_k": 100, "batch_size": 2}
     assert list(evaluation.detections) == [3, 1]
 
 
 def test_evaluate_refuses_before_it_predicts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MODULE, "predict", lambda *_, **__: pytest.fail("predicted"))
+    monkeypatch.setattr(MODULE, "detect_frames", lambda *_, **__: pytest.fail("detected"))
     other = DetectionData(source=Path("x"), categories=CATEGORIES[:1], images=(record(),), dropped={})
     with pytest.raises(ConfigError, match="3 classes are not the data's 1"):
         evaluate(Named(), other)  # type: ignore[arg-type]

@@ -129,10 +129,11 @@ def overlap(record: ImageRecord, found: Detections) -> Float[np.ndarray, "N G"]:
     """Return the IoU of detections and objects; for a crowd, the part of the detection that lies in it."""
     boxes, objects = found.boxes_xyxy.double().numpy()[:, None], record.boxes_xyxy[None]
     low, high = np.maximum(boxes[..., :2], objects[..., :2]), np.minimum(boxes[..., 2:], objects[..., 2:])
-    shared = (high - low).clip(min=0).prod(-1)  # [N, G]
+    shared: Float[np.ndarray, "N G"] = (high - low).clip(min=0).prod(-1)
     area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)  # [N, 1]
     both = area + (objects[..., 2:] - objects[..., :2]).prod(-1) - shared
-    return shared / np.where(record.crowd, area, both).clip(min=np.finfo(float).tiny)
+    shared /= np.where(record.crowd, area, both).clip(min=np.finfo(float).tiny)
+    return shared
 
 
 def f1_score(confusion: Int[np.ndarray, "K K"], *, empty: float) -> float:

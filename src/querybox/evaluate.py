@@ -15,12 +15,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from querybox.agreement import agreement
-from querybox.data import DetectionData, read_dataset
+from querybox.data import DetectionData, read_dataset, read_pixels
 from querybox.data.records import listed
 from querybox.detections import Detections
 from querybox.errors import ConfigError, DataError
 from querybox.evaluation import METRICS, CategoryResult, Evaluation
-from querybox.predict import predict
+from querybox.predict import detect_frames
+from querybox.sources import Frame
 from querybox.structures import Category
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ def evaluate(
         batch_size: Images in one forward pass; it does not change the result.
 
     Raises:
-        ConfigError: The detector and the data have different classes, or `split` is given for data already read.
+        ConfigError: The detector and the data have different classes, `split` is given for data already read, or
+            `batch_size` is less than 1.
         DataError: The dataset, or one of its images, cannot be read.
     """
     if not isinstance(data, DetectionData):
@@ -53,8 +55,9 @@ def evaluate(
             f"evaluate got split={split!r} with data already read; give the path, or leave split out"
         )
     labels_by_name(detector.categories, data.categories)  # fails before the work, not after it
-    paths = [record.path for record in data.images]
-    found = predict(detector, paths, threshold=0.0, top_k=100, batch_size=batch_size)
+    # Not by path: an image may have to be left unturned, as its boxes were drawn.
+    frames = (Frame(source=str(record.path), pixels=read_pixels(record)) for record in data.images)
+    found = detect_frames(detector, frames, top_k=100, batch_size=batch_size)
     return coco_metrics(data, {record.id: one for record, one in zip(data.images, found, strict=True)})
 
 
@@ -128,7 +131,7 @@ def run_coco(
 
 def as_coco(data: DetectionData) -> dict[str, Any]:
     """Return the objects of `data` as the content of a COCO annotation file."""
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for record in data.images:
         corners = record.boxes_xyxy
         boxes_xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
