@@ -34,7 +34,7 @@ fix: $(INSTALLED)  ## Repair what ruff can repair, and format.
 
 docs: $(DOCS_INSTALLED)  ## Build the documentation into site/; a broken link is an error.
 	@echo "Building the documentation ..."
-	@$(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "The documentation is in site/index.html"
 
 $(INSTALLED): pyproject.toml
