@@ -22,7 +22,7 @@ from PIL import Image
 from sybil import Example
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "blood_cells"
-TINY_MODEL = {
+TINY_MODEL: dict[str, Any] = {
     "backbone": "test_resnet",
     "backbone_weights": None,
     "width": 32,
@@ -50,7 +50,9 @@ def enter(namespace: dict[str, Any]) -> None:
         Image.new("RGB", (80, 60), "pink").save(name)
     from querybox import Detector, Preprocessing, read_dataset
 
-    detector = Detector.from_recipe("detr_r50", categories=read_dataset("my_data", "val").categories, **TINY_MODEL)
+    detector = Detector.from_recipe(
+        "detr_r50", categories=read_dataset("my_data", "val").categories, **TINY_MODEL
+    )
     detector.preprocessing = Preprocessing(short_side=60, long_side=100)
     detector.save("model.safetensors")
     detector.save("examples/blood_cells/weights.safetensors")
@@ -91,7 +93,9 @@ def run_commands(example: Example) -> None:
         if words[:1] != ["querybox"]:
             continue
         if words[1:2] == ["train"] and "--help" not in words:
-            words += [f"{part}.{key}={json.dumps(value)}" for part in SMALL for key, value in SMALL[part].items()]
+            words += [
+                f"{part}.{key}={json.dumps(value)}" for part in SMALL for key, value in SMALL[part].items()
+            ]
         assert main(words[1:]) == 0, f"failed: {line}"
 
 

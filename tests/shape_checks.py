@@ -28,9 +28,11 @@ def check(function: F) -> F:
     """
     absent = {"Self", *typing_only(sys.modules[function.__module__].__file__ or "")}
     annotations = function.__annotations__
-    for name in [name for name, hint in annotations.items() if absent.intersection(re.findall(r"\w+", str(hint)))]:
+    for name in [
+        name for name, hint in annotations.items() if absent.intersection(re.findall(r"\w+", str(hint)))
+    ]:
         del annotations[name]
-    return beartype(function, conf=CONF)
+    return beartype(conf=CONF)(function)
 
 
 @cache

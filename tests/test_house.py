@@ -127,6 +127,22 @@ def tracked_text() -> list[Path]:
     listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listing.returncode:
         pytest.skip("not a git checkout")
-    text = {".cfg", ".csv", ".ini", ".json", ".md", ".py", ".sh", ".toml", ".txt", ".xml", ".yaml", ".yml", ""}
+    text = {
+        ".cfg",
+        ".csv",
+        ".ini",
+        ".json",
+        ".md",
+        ".py",
+        ".sh",
+        ".toml",
+        ".txt",
+        ".xml",
+        ".yaml",
+        ".yml",
+        "",
+    }
     paths = [ROOT / name for name in listing.stdout.split("\0") if name]
-    return [path for path in paths if path.is_file() and path.suffix in text and path.stat().st_size < 1_000_000]
+    return [
+        path for path in paths if path.is_file() and path.suffix in text and path.stat().st_size < 1_000_000
+    ]

@@ -45,7 +45,9 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     python = folder / "bin" / "python"
     pip("--python", str(python), "install", "--no-deps", "--no-index", str(wheel))
     (site_packages,) = folder.glob("lib/python*/site-packages")
-    (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))  # without its editable installs
+    (site_packages / "dependencies.pth").write_text(
+        sysconfig.get_path("purelib")
+    )  # without its editable installs
     return python
 
 
@@ -56,7 +58,12 @@ def pip(*arguments: str) -> None:
 def run(program: Path, *arguments: str, cwd: Path) -> list[str]:
     """Lines that `program` prints in `cwd`, without an environment that could point to the repository."""
     result = subprocess.run(
-        [str(program), *arguments], cwd=cwd, env={"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120
+        [str(program), *arguments],
+        cwd=cwd,
+        env={"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()
