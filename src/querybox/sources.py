@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,10 @@ from querybox.data.image import SUFFIXES as IMAGE_SUFFIXES
 from querybox.data.image import read_image
 from querybox.errors import DataError, ImageError
 from querybox.structures import as_pixels
+
+if TYPE_CHECKING:
+    from av import VideoStream
+    from av.container import InputContainer
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
 
@@ -139,19 +144,40 @@ def checked_pixels(source: Pixels) -> UInt8[Tensor, "3 h w"]:
 
 def read_video(path: Path) -> Iterator[Frame]:
     """Decode every frame of a video, turned upright as its header says."""
+    with open_video(path) as (container, _):
+        for number, frame in enumerate(container.decode(video=0)):
+            turns = round(frame.rotation / 90)  # counter-clockwise, to be upright: telephones store it
+            pixels = np.rot90(frame.to_ndarray(format="rgb24"), turns)
+            yield Frame(source=f"{path}#{number}", pixels=as_pixels(pixels))
+
+
+def count_frames(sources: Iterable[Path]) -> int | None:
+    """Return how many frames the files hold, by the headers of the videos; None where one does not say."""
+    total = 0
+    for source in sources:
+        count = 1
+        if is_video(source):
+            with open_video(source) as (_, stream):
+                count = stream.frames
+        if not count:
+            return None
+        total += count
+    return total
+
+
+@contextmanager
+def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open a video file and its first video stream.
+
+    Raises:
+        ImageError: It is no video, or breaks off while it is read.
+    """
     import av
 
-    number = 0
     try:
         with av.open(path) as container:
             if not container.streams.video:
                 raise ImageError(f"{path}: has no video stream; expected a video: check the file")
-            for frame in container.decode(video=0):
-                turns = round(frame.rotation / 90)  # counter-clockwise, to be upright: telephones store it
-                pixels = np.rot90(frame.to_ndarray(format="rgb24"), turns)
-                yield Frame(source=f"{path}#{number}", pixels=as_pixels(pixels))
-                number += 1
+            yield container, container.streams.video[0]
     except (av.FFmpegError, OSError) as error:
-        raise ImageError(
-            f"{path}: cannot be read as a video after {number} frames ({error}): repair or remove the file"
-        ) from error
+        raise ImageError(f"{path}: cannot be read as a video ({error}); repair or remove it") from error
