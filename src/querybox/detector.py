@@ -13,8 +13,8 @@ from querybox.structures import Category, DetectorOutput, ImageBatch, Preprocess
 
 if TYPE_CHECKING:
     from querybox.detections import Detections
-    from querybox.predict import Source
     from querybox.recipes import DETR
+    from querybox.sources import Source
 
 
 class Detector(nn.Module):

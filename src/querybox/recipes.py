@@ -6,10 +6,10 @@ import dataclasses
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import torch
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from querybox.detector import Detector
 from querybox.errors import CheckpointError, ConfigError
@@ -26,6 +26,16 @@ from querybox.weights import querybox as querybox_file
 from querybox.weights.backbone import load_backbone
 
 Positive = Annotated[int, Field(gt=0)]
+
+
+class Transformer(TypedDict):
+    """What encoder and decoder layers have in common."""
+
+    width: int
+    heads: int
+    feedforward: int
+    dropout: float
+    norm_first: bool
 
 
 class DETR(Settings):
@@ -70,13 +80,13 @@ class DETR(Settings):
         if self.backbone_weights is not None:
             load_backbone(backbone, self.backbone, self.backbone_weights)
         position = {"sine": SinePositionEncoding, "learned": LearnedPositionEncoding}[self.position]
-        transformer = {
-            "width": self.width,
-            "heads": self.heads,
-            "feedforward": self.feedforward,
-            "dropout": self.dropout,
-            "norm_first": self.norm_first,
-        }
+        transformer = Transformer(
+            width=self.width,
+            heads=self.heads,
+            feedforward=self.feedforward,
+            dropout=self.dropout,
+            norm_first=self.norm_first,
+        )
         return Detector(
             backbone,
             InputProjection(backbone.channels, self.width),
@@ -158,11 +168,10 @@ def load(path: str | Path) -> Detector:
     """Read a detector that `save` wrote; see `Detector.load`."""
     tensors, card = querybox_file.read(Path(path))
     try:
-        categories = [Category(**category) for category in card["categories"]]
+        categories = TypeAdapter(list[Category]).validate_python(card["categories"])
         detector = DETR.parse(card["recipe"], where=str(path)).build(categories)
-        values = {key: tuple(v) if isinstance(v, list) else v for key, v in card["preprocessing"].items()}
-        detector.preprocessing = Preprocessing(**values)
+        detector.preprocessing = TypeAdapter(Preprocessing).validate_python(card["preprocessing"])
         detector.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, ValidationError, RuntimeError) as error:
         raise CheckpointError(f"{path}: its header and its tensors do not fit together ({error})") from error
     return detector.eval()

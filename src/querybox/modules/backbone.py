@@ -39,7 +39,9 @@ class Backbone(nn.Module):
         options: dict[str, Any] = {"output_stride": 16} if dilation else {}
         try:
             with torch.device("meta"):  # only to learn which maps there are
-                levels = timm.create_model(name, features_only=True, pretrained=False, **options).feature_info
+                levels: Any = timm.create_model(
+                    name, features_only=True, pretrained=False, **options
+                ).feature_info
         except (RuntimeError, AttributeError) as error:
             near = ", ".join(timm.list_models(f"{name.split('.')[0][:8]}*")[:5])
             raise ConfigError(
@@ -53,11 +55,15 @@ class Backbone(nn.Module):
                     f"backbone '{name}' has no feature map of stride {stride}; it has {sorted(deepest)}"
                 )
         indices = tuple(deepest[stride] for stride in strides)
-        body = timm.create_model(name, features_only=True, pretrained=False, out_indices=indices, **options)
+        body: Any = timm.create_model(
+            name, features_only=True, pretrained=False, out_indices=indices, **options
+        )
         self.channels: list[int] = body.feature_info.channels()
-        self.mean = tuple(255 * value for value in body.pretrained_cfg["mean"])
-        self.std = tuple(255 * value for value in body.pretrained_cfg["std"])
-        self.body = body
+        red, green, blue = body.pretrained_cfg["mean"]
+        self.mean = (255 * red, 255 * green, 255 * blue)
+        red, green, blue = body.pretrained_cfg["std"]
+        self.std = (255 * red, 255 * green, 255 * blue)
+        self.body: nn.Module = body
         for norm in self.batch_norms():
             norm.requires_grad_(requires_grad=False)
         if frozen_stride:

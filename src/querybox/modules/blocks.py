@@ -30,6 +30,7 @@ class FeedForward(nn.Sequential):
     """Two linear layers with a ReLU between them, for each token alone."""
 
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
-        super().__init__(nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, width))
-        for linear in (self[0], self[3]):
-            nn.init.xavier_uniform_(linear.weight)
+        widen, narrow = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        nn.init.xavier_uniform_(widen.weight)
+        nn.init.xavier_uniform_(narrow.weight)
+        super().__init__(widen, nn.ReLU(), nn.Dropout(dropout), narrow)
