@@ -1,0 +1,5 @@
+"""The command line: ``querybox train | evaluate | predict | info``. Nothing here imports torch before it must."""
+
+from querybox.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,94 @@
+"""``querybox evaluate``."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from querybox.evaluation import Evaluation
+
+
+def evaluate(
+    model: Path,
+    data: Path,
+    /,
+    *,
+    split: str | None = None,
+    output: Path = Path("evaluation"),
+    batch_size: int = 8,
+) -> None:
+    """Measure how well a model finds the objects of a labelled dataset.
+
+    Prints the COCO metrics and those of each class. The output folder gets them as metrics.json, a report to
+    open in a browser, and all detections as results.json, in the COCO result format with the data's own category ids.
+
+    ```
+    querybox evaluate run photos/ --split val      # a run's best model
+    querybox evaluate model.safetensors test.json  # weights, a COCO file
+    ```
+
+    Args:
+        model: A .safetensors file, or a run folder: its best model, else its last.
+        data: A dataset: COCO, Pascal VOC or YOLO, recognised from the path.
+        split: Which split of the dataset, such as val; needed where it has several.
+        output: Folder for the results.
+        batch_size: Images in one forward pass; it does not change the result.
+    """
+    from rich.console import Console
+
+    from querybox.cli.model import load_model
+    from querybox.data import read_dataset
+    from querybox.evaluate import evaluate as run
+    from querybox.report import write_report
+
+    detector = load_model(model)
+    dataset = read_dataset(data, split)
+    output.mkdir(parents=True, exist_ok=True)
+    with Console(stderr=True).status(f"Detecting objects in {len(dataset.images)} images"):
+        evaluation = run(detector, dataset, batch_size=batch_size)
+    evaluation.to_json(output / "metrics.json")
+    (output / "results.json").write_text(json.dumps(evaluation.to_coco()), encoding="utf-8")
+    report = write_report(output, evaluation, dataset)
+
+    console = Console()
+    console.print(metrics_table(evaluation), classes_table(evaluation))
+    console.print(f"Results are in {output}, the report is {report}", soft_wrap=True, highlight=False)
+
+
+def metrics_table(evaluation: Evaluation) -> Table:
+    """Show the 12 COCO numbers, precision on the left, recall on the right."""
+    from rich.table import Table
+
+    table = Table(title=f"{evaluation.objects} objects in {evaluation.images} images")
+    for heading in ("precision", "recall"):
+        table.add_column(heading)
+        table.add_column("", justify="right")
+    numbers = list(evaluation.metrics.items())
+    half = len(numbers) // 2
+    for (precision, p), (recall, r) in zip(numbers[:half], numbers[half:], strict=True):
+        table.add_row(precision, number(p), recall, number(r))
+    return table
+
+
+def classes_table(evaluation: Evaluation) -> Table:
+    """Show each class."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table()
+    for heading, justify in (("class", "left"), ("objects", "right"), ("AP", "right"), ("AP50", "right")):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for result in evaluation.categories:
+        name = escape(result.category.name)
+        table.add_row(name, str(result.objects), number(result.AP), number(result.AP50))
+    return table
+
+
+def number(value: float) -> str:
+    """Show a metric; a dash where the data have no object to measure it by."""
+    return "-" if math.isnan(value) else f"{value:.3f}"

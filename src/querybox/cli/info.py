@@ -1,0 +1,145 @@
+"""``querybox info``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from querybox.data import DetectionData
+    from querybox.detector import Detector
+
+
+def info(target: Path | None = None, /, *, split: str | None = None) -> None:
+    """Say what a model, a run or a dataset is; without one, what is installed here.
+
+    ```
+    querybox info                    # versions, environment, recipes
+    querybox info model.safetensors  # classes, sizes, settings
+    querybox info run                # the same of a run's best model
+    querybox info photos/            # images, boxes of each class, faults
+    ```
+
+    Args:
+        target: A .safetensors file, a run folder, or a dataset: COCO, Pascal VOC or YOLO.
+        split: Which split of the dataset, such as val; all of them where it is left out.
+    """
+    from rich.console import Console
+
+    if target is None:
+        tables = [installed(), recipes()]
+    elif target.suffix == ".safetensors" or is_run(target):
+        from querybox.cli.model import find_model
+        from querybox.detector import Detector
+
+        path = find_model(target)
+        tables = [describe_model(path, Detector.load(path))]
+    else:
+        tables = describe_data(target, split)
+    Console().print(*tables)
+
+
+def is_run(path: Path) -> bool:
+    """Tell a run folder from a dataset that has a run file beside it."""
+    from querybox.cli.model import CHECKPOINTS
+
+    return any((path / name).is_file() for name in CHECKPOINTS)
+
+
+def pairs(title: str, **values: object) -> Table:
+    """Show names and values."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, value in values.items():
+        table.add_row(name.replace("_", " "), escape(str(value)))
+    return table
+
+
+def installed() -> Table:
+    """Show the versions of querybox and of what it stands on."""
+    from querybox.training.environment import describe_environment
+
+    environment = describe_environment(processes=1)
+    packages = {name: version for name, version in environment["packages"].items() if version}
+    gpus = ", ".join(environment["gpus"]) or "none"
+    rest = {name: environment[name] for name in ("python", "platform", "cpus", "threads")}
+    return pairs("Installed", **packages, **rest, gpus=gpus)
+
+
+def recipes() -> Table:
+    """Show every named model and what tells it from the first."""
+    from querybox.recipes import RECIPES
+
+    base: dict[str, Any] = next(iter(RECIPES.values())).model_dump()
+    lines = {
+        name: ", ".join(f"{key}={value}" for key, value in recipe.model_dump().items() if value != base[key])
+        for name, recipe in RECIPES.items()
+    }
+    first = next(iter(lines))
+    lines[first] = ", ".join(f"{key}={value}" for key, value in base.items())
+    return pairs(f"Recipes: {first}, and others by their differences", **lines)
+
+
+def describe_model(path: Path, detector: Detector) -> Table:
+    """Show what a saved detector is."""
+    look = detector.preprocessing
+    numbers = [parameter.numel() for parameter in detector.parameters()]
+    settings = detector.recipe.model_dump() if detector.recipe else {}
+    return pairs(
+        str(path),
+        size=f"{path.stat().st_size / 1e6:.1f} MB",
+        parameters=f"{sum(numbers) / 1e6:.2f} M",
+        classes=f"{len(detector.categories)}: {', '.join(each.name for each in detector.categories)}",
+        image_size=f"short side {look.short_side}, long side at most {look.long_side} pixels",
+        mean=", ".join(f"{value:g}" for value in look.mean),
+        std=", ".join(f"{value:g}" for value in look.std),
+        recipe=", ".join(f"{key}={value}" for key, value in settings.items()),
+    )
+
+
+def describe_data(path: Path, split: str | None) -> list[Table]:
+    """Show the splits of a dataset, and how many objects of each class they have."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from querybox.data.read import find_splits, read_dataset
+
+    if split is not None:
+        splits = {split: read_dataset(path, split)}
+    else:
+        splits = {name: read() for name, read in find_splits(path).items()}
+    overview = Table(title=escape(str(path)), title_justify="left")
+    overview.add_column("split")
+    for heading in ("images", "without objects", "objects", "crowds"):
+        overview.add_column(heading, justify="right")
+    overview.add_column("faulty boxes")
+    for name, data in splits.items():
+        crowds = sum(int(image.crowd.sum()) for image in data.images)
+        empty = sum(len(image.labels) == 0 for image in data.images)
+        faults = ", ".join(f"{count} {kind}" for kind, count in data.dropped.items()) or "none"
+        counts = [len(data.images), empty, data.num_objects, crowds]
+        overview.add_row(escape(name), *map(str, counts), faults)
+    return [overview, classes_table(splits)]
+
+
+def classes_table(splits: dict[str, DetectionData]) -> Table:
+    """Show how many objects of each class every split has; classes are told by name."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("id", justify="right")
+    table.add_column("class")
+    counts: dict[tuple[int, str], list[int]] = {}
+    for column, (name, data) in enumerate(splits.items()):
+        table.add_column(f"objects in {escape(name)}", justify="right")
+        for label, category in enumerate(data.categories):
+            row = counts.setdefault((category.id, category.name), [0] * len(splits))
+            row[column] = sum(int(((image.labels == label) & ~image.crowd).sum()) for image in data.images)
+    for (category_id, name), row in counts.items():
+        table.add_row(str(category_id), escape(name), *map(str, row))
+    return table

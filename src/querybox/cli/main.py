@@ -1,0 +1,103 @@
+"""The entry point: commands, and how errors reach the person who typed them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from cyclopts import App, CycloptsError
+
+from querybox import __version__
+from querybox.cli.evaluate import evaluate
+from querybox.cli.info import info
+from querybox.cli.predict import predict
+from querybox.cli.train import train
+from querybox.errors import QueryboxError
+
+HELP = """Object detection with DETR: train it on your images, see how good it is, find objects.
+
+From labelled images to boxes:
+
+```
+querybox info photos/                # what is in a dataset
+querybox train photos/ --output run  # train on it
+querybox evaluate run photos/        # how good it is
+querybox predict run new_photos/     # what it finds
+```
+
+`querybox COMMAND --help` explains a command, with examples.
+"""
+
+app = App(
+    name="querybox",
+    help=HELP,
+    help_format="markdown",
+    help_epilogue="`--debug` with any command: show the stack trace of an error.",
+    version=f"querybox {__version__}",
+    suppress_keyboard_interrupt=False,
+    result_action="return_value",
+)
+for command in (train, evaluate, predict, info):
+    app.command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        arguments: The words after ``querybox``; by default those of this process.
+
+    Returns:
+        Exit code: 0, or 2 after an error that the person can act on, told in one line on stderr, or 130 after
+        Ctrl-C.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    try:
+        with log_to_stderr():
+            app([word for word in words if word != "--debug"], exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        return fail(f"{error} Cure: see {help_command(words)}.", debug)
+    except QueryboxError as error:
+        return fail(f"{type(error).__name__}: {error}", debug)
+    except OSError as error:
+        return fail(
+            f"{error.filename or 'system'}: {error.strerror or error}; check the path, its rights and the disk",
+            debug,
+        )
+    except KeyboardInterrupt:
+        return fail("interrupted", debug, code=130)
+    return 0
+
+
+def fail(message: str, debug: bool, code: int = 2) -> int:
+    """Say what went wrong, in one line, after the trace where that is asked for; return the exit code."""
+    if debug:
+        traceback.print_exc()
+    sys.stderr.write(" ".join(message.split()) + "\n")
+    return code
+
+
+def help_command(words: Sequence[str]) -> str:
+    """Return the command that explains what was tried."""
+    commands = [word for word in words[:1] if word in app and not word.startswith("-")]
+    return " ".join(["querybox", *commands, "--help"])
+
+
+@contextmanager
+def log_to_stderr() -> Iterator[None]:
+    """Show what the library logs while a command runs."""
+    logger = logging.getLogger("querybox")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

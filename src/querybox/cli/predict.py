@@ -1,0 +1,117 @@
+"""``querybox predict``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from querybox.errors import ConfigError
+
+if TYPE_CHECKING:
+    from querybox.detections import Detections
+    from querybox.writers import Add
+
+FORMATS = ("pictures", "coco", "csv")
+
+
+def predict(
+    model: Path,
+    /,
+    *sources: str,
+    output: Path = Path("predictions"),
+    threshold: float = 0.5,
+    top_k: int = 100,
+    nms: float | None = None,
+    format: str = ",".join(FORMATS),  # noqa: A002 - the option's name
+    batch_size: int = 8,
+) -> None:
+    """Find objects in images and videos.
+
+    The output folder gets the pictures and videos with boxes drawn, detections.json (COCO: the images and one
+    annotation a detection) and detections.csv.
+
+    ```
+    querybox predict run photos/                         # a folder
+    querybox predict run a.jpg clip.mp4 --threshold 0.3  # files
+    querybox predict model.safetensors 'photos/**/*.png' # a pattern
+    querybox predict run photos/ --format csv            # the table alone
+    ```
+
+    Args:
+        model: A .safetensors file, or a run folder: its best model, else its last.
+        sources: Images, videos, folders or patterns.
+        output: Folder for the results.
+        threshold: Leave out detections that score less (0-1).
+        top_k: Most detections per image.
+        nms: Leave out detections that overlap a better one of their class by more than this IoU (0-1).
+        format: What to write, of pictures, coco and csv, separated by commas.
+        batch_size: Most images in one forward pass.
+    """
+    formats = read_formats(format)
+    if not sources:
+        raise ConfigError("querybox predict got no sources; expected images, videos, folders or patterns")
+
+    from querybox.cli.model import load_model
+    from querybox.predict import predict as run
+    from querybox.sources import count_frames, find_files
+    from querybox.writers import coco_file, csv_file, draw_files, picture_paths
+
+    files = [file for source in sources for file in find_files(Path(source))]
+    pictures = picture_paths(files, output) if "pictures" in formats else []
+    detector = load_model(model)
+    found = run(detector, files, threshold=threshold, top_k=top_k, nms=nms, batch_size=batch_size)
+    output.mkdir(parents=True, exist_ok=True)
+    tally: Counter[str] = Counter()
+    with ExitStack() as stack:
+        adds = [
+            lambda found: tally.update(images=1, objects=len(found)),
+            stack.enter_context(progress_bar(count_frames(files))),
+        ]
+        if "coco" in formats:
+            adds.append(stack.enter_context(coco_file(output / "detections.json", detector.categories)))
+        if "csv" in formats:
+            adds.append(stack.enter_context(csv_file(output / "detections.csv")))
+        results = recorded(found, adds)
+        if "pictures" in formats:
+            draw_files(files, pictures, results)
+        for _ in results:  # all of them, where nothing is drawn
+            pass
+    print(f"Found {tally['objects']} objects in {tally['images']} images. Results are in {output}")
+
+
+def read_formats(text: str) -> list[str]:
+    """Split the formats that are asked for.
+
+    Raises:
+        ConfigError: One is unknown.
+    """
+    formats = [part.strip() for part in text.split(",")]
+    for name in formats:
+        if name not in FORMATS:
+            raise ConfigError(
+                f"--format got '{name}'; expected one or more of {', '.join(FORMATS)}, with commas"
+            )
+    return formats
+
+
+def recorded(results: Iterator[Detections], adds: Sequence[Add]) -> Iterator[Detections]:
+    """Hand detections on, each to all of `adds` first."""
+    for found in results:
+        for add in adds:
+            add(found)
+        yield found
+
+
+@contextmanager
+def progress_bar(total: int | None) -> Iterator[Add]:
+    """Show on stderr how many of the `total` images are done; None = not known."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("Detecting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda _: progress.advance(task)
