@@ -23,5 +23,6 @@ class BoxHead(nn.Sequential):
 
     def forward(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape 4"]:
         """Return boxes, cxcywh in 0-1 of the unpadded image."""
-        boxes: Tensor = super().forward(x).sigmoid()
-        return boxes
+        for layer in self:
+            x = layer(x)
+        return x.sigmoid()
