@@ -11,7 +11,7 @@ SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 PATTERN = re.compile(r"(?:\d+(?:\.\d+)?[dhms])+")
 
 
-def parse_duration(value: Any) -> Any:  # noqa: ANN401 - whatever a settings file holds
+def parse_duration(value: Any) -> Any:
     """Turn ``"1h30m"`` into seconds; other values pass, for pydantic to judge.
 
     Raises:

@@ -6,7 +6,7 @@ import copy
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -26,7 +26,8 @@ class MovingAverage(Generic[M]):
     def update(self, model: M, step: int) -> None:
         """Move the average towards `model` after update number `step`, 1, 2, ..."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        average, latest = list(self.model.parameters()), list(model.parameters())
-        torch._foreach_lerp_(average, latest, 1 - decay)
+        average: list[Tensor] = list(self.model.parameters())
+        latest: list[Tensor] = list(model.parameters())
+        torch._foreach_lerp_(average, latest, 1 - decay)  # one kernel for all of them
         for old, new in zip(self.model.buffers(), model.buffers(), strict=True):
             old.copy_(new)

@@ -41,7 +41,7 @@ class StopRequest:
         if self.signal is signal.SIGTERM:
             raise SystemExit(128 + signal.SIGTERM)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, number: int, _frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
         self._restore()
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from querybox.data import Batch
+from querybox.data.loader import TrainLoader
 from querybox.detector import Detector
 from querybox.errors import NonFiniteError
 from querybox.evaluation import Evaluation
@@ -78,7 +78,7 @@ class Trainer:
         self,
         detector: Detector,
         criterion: nn.Module,
-        loader: DataLoader[Batch],
+        loader: TrainLoader,
         settings: TrainSettings,
         folder: Path,
         *,

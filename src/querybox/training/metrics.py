@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,9 +21,11 @@ class MetricsFile:
             with path.open(encoding="utf-8", newline="") as file:
                 self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= epochs_done]
 
-    def append(self, row: Mapping[str, float | None]) -> None:
-        """Add a row; None, and what a row lacks, is left empty."""
-        self.rows.append({name: "" if value is None else f"{value:.6g}" for name, value in row.items()})
+    def append(self, row: Mapping[str, float]) -> None:
+        """Add a row; what is NaN or infinite, and what a row lacks, is left empty."""
+        self.rows.append(
+            {name: f"{value:.6g}" if math.isfinite(value) else "" for name, value in row.items()}
+        )
         columns = dict.fromkeys(name for row in self.rows for name in row)
         with atomic(self.path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")

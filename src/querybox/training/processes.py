@@ -39,7 +39,8 @@ def start_processes(settings: RunSettings) -> Accelerator:
         )
     except ValueError as error:
         raise ConfigError(
-            f"setting 'train.precision' got '{settings.train.precision}', which this device cannot do ({error}); use 'no'"
+            f"setting 'train.precision' got '{settings.train.precision}', which this device cannot do ({error});"
+            " use 'no'"
         ) from None
 
 

@@ -93,6 +93,7 @@ def train(settings: RunSettings, *, resume: bool = False) -> TrainResult:
     accelerator.end_training()
     request.reraise()
 
+    accelerator.wait_for_everyone()  # the first process has written the weights
     best = folder / ("best.safetensors" if trainer.progress.best is not None else "last.safetensors")
     detector = Detector.load(best)
     display.say(f"stopped after {trainer.progress.step} steps ({reason}); the detector is {best}")

@@ -60,7 +60,7 @@ class RunSettings(Settings):
 
     recipe: str = "detr_r50"
     """Name of the model; see `querybox.recipes`."""
-    model: dict[str, Any] = {}
+    model: dict[str, Any] = Field(default_factory=dict)
     """Settings of the recipe that differ from its own."""
     data: DataSettings
     train: TrainSettings = TrainSettings()

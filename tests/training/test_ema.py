@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from querybox.training.ema import MovingAverage
+
+
+def test_the_average_follows_the_weights_as_its_formula_says() -> None:
+    model = nn.Linear(3, 2)
+    average = MovingAverage(model, 0.9)
+    expected = model.weight.detach().clone()
+    for step in range(1, 201):
+        with torch.no_grad():
+            model.weight.add_(torch.randn(2, 3))
+        average.update(model, step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * model.weight.detach()
+    torch.testing.assert_close(average.model.weight.detach(), expected)
+
+
+def test_the_average_is_a_copy_that_is_neither_trained_nor_in_training_mode() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).train()
+    average = MovingAverage(model, 0.5)
+    assert not average.model.training
+    assert model.training
+    assert not any(parameter.requires_grad for parameter in average.model.parameters())
+    before = average.model[0].weight.clone()
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    assert torch.equal(average.model[0].weight, before)
+
+
+def test_the_average_takes_buffers_as_they_are() -> None:
+    model = nn.BatchNorm1d(2)
+    average = MovingAverage(model, 0.99)
+    assert model.running_mean is not None
+    model.running_mean.fill_(3)
+    average.update(model, 1)
+    torch.testing.assert_close(average.model.running_mean, torch.full((2,), 3.0))

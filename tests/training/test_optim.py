@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from querybox.detector import Detector
+from querybox.errors import ConfigError
+from querybox.training.optim import Schedule, build_optimizer, freeze
+from querybox.training.settings import TrainSettings
+
+
+@pytest.fixture
+def detector() -> Detector:
+    return Detector.from_recipe(
+        "detr_small", num_classes=2, backbone="test_efficientnet", width=32, heads=4, feedforward=64
+    )
+
+
+def test_each_trained_parameter_is_in_exactly_one_group(detector: Detector) -> None:
+    freeze(detector, ["encoder.layers.0"])
+    optimizer = build_optimizer(detector, TrainSettings(lr=1e-4, backbone_lr=1e-5, weight_decay=0.01))
+    rest, backbone = optimizer.param_groups
+    grouped = [id(parameter) for group in (rest, backbone) for parameter in group["params"]]
+    trained = {id(p): name for name, p in detector.named_parameters() if p.requires_grad}
+    assert sorted(grouped) == sorted(trained)
+    assert {trained[id(p)].split(".")[0] for p in backbone["params"]} == {"backbone"}
+    assert "backbone" not in {trained[id(p)].split(".")[0] for p in rest["params"]}
+    assert (rest["lr"], backbone["lr"]) == (1e-4, 1e-5)
+    assert rest["weight_decay"] == backbone["weight_decay"] == 0.01
+
+
+def test_a_frozen_part_is_not_trained_and_the_rest_is(detector: Detector) -> None:
+    freeze(detector, ["backbone", "decoder.layers.1"])
+    frozen = {name for name, p in detector.named_parameters() if not p.requires_grad}
+    assert frozen == {
+        name for name, _ in detector.named_parameters() if name.startswith(("backbone.", "decoder.layers.1."))
+    }
+    assert len(build_optimizer(detector, TrainSettings()).param_groups) == 1
+
+
+def test_freezing_what_is_not_there_names_the_nearest(detector: Detector) -> None:
+    with pytest.raises(ConfigError, match=r"'encoder.layer.0'.*Did you mean 'encoder.layers.0'"):
+        freeze(detector, ["encoder.layer.0"])
+    with pytest.raises(ConfigError, match="Its parts: backbone, neck"):
+        freeze(detector, ["xyz"])
+
+
+def test_freezing_everything_is_refused(detector: Detector) -> None:
+    with pytest.raises(ConfigError, match="nothing to train"):
+        freeze(detector, ["backbone", "neck", "encoder", "queries", "decoder"])
+
+
+def test_the_step_schedule_decays_at_its_milestones() -> None:
+    schedule = Schedule.of(TrainSettings(epochs=6, milestones=(2, 4)), steps_per_epoch=5)
+    factors = [schedule.factor(step) for step in range(30)]
+    torch.testing.assert_close(factors, [1.0] * 10 + [0.1] * 10 + [0.01] * 10)
+
+
+@pytest.mark.parametrize(("epochs", "milestone"), [(150, 100), (3, 2), (1, 1)])
+def test_the_step_schedule_decays_after_two_thirds_unless_told(epochs: int, milestone: int) -> None:
+    assert Schedule.of(TrainSettings(epochs=epochs), steps_per_epoch=7).milestones == (milestone * 7,)
+
+
+def test_warmup_rises_linearly_step_by_step() -> None:
+    schedule = Schedule.of(TrainSettings(epochs=2, warmup_steps=4), steps_per_epoch=10)
+    torch.testing.assert_close([schedule.factor(step) for step in range(6)], [0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
+
+
+def test_the_cosine_schedule_falls_from_one_to_nothing_after_its_warmup() -> None:
+    schedule = Schedule.of(TrainSettings(epochs=2, schedule="cosine", warmup_steps=4), steps_per_epoch=10)
+    factors = [schedule.factor(step) for step in range(4, 20)]
+    assert factors[0] == 1.0
+    torch.testing.assert_close(factors[8], 0.5)  # half way
+    assert factors == sorted(factors, reverse=True)
+    assert 0 < factors[-1] < 0.02
+    assert schedule.factor(20) == schedule.factor(99) == 0.0
+
+
+def test_the_schedule_sets_every_group_in_proportion(detector: Detector) -> None:
+    optimizer = build_optimizer(detector, TrainSettings(lr=1e-3, backbone_lr=1e-4))
+    schedule = Schedule(kind="step", total_steps=10, milestones=(5,))
+    assert schedule.apply(optimizer, 0) == 1e-3
+    assert schedule.apply(optimizer, 7) == pytest.approx(1e-4)
+    assert optimizer.param_groups[1]["lr"] == pytest.approx(1e-5)

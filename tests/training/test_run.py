@@ -1,0 +1,251 @@
+"""Whole runs: what they leave behind, how they are resumed, what they refuse."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from querybox.data import Batch
+from querybox.detector import Detector
+from querybox.errors import CheckpointError, ConfigError, MissingExtraError, NonFiniteError
+from querybox.runfile import read_run_file
+from querybox.training import RunSettings, train
+from querybox.training.loop import Trainer, Update
+
+MakeSettings = Callable[..., RunSettings]
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(folder: Path, name: str = "checkpoint") -> dict[str, Tensor]:
+    return load_file(folder / f"{name}.safetensors")
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int, reason: str) -> None:
+    """Make runs stop after `steps` updates as if `reason` were given."""
+    update = Trainer.update
+
+    def stopping(self: Trainer, *arguments: Any) -> Update:
+        done = update(self, *arguments)
+        stop = reason if self.progress.step + 1 == steps else None
+        return Update(losses=done.losses, grad_norm=done.grad_norm, images=done.images, stop=stop)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Trainer, "update", stopping)
+
+
+def test_a_run_leaves_everything_that_repeats_it(run_settings: MakeSettings) -> None:
+    settings = run_settings(epochs=2)
+    result = train(settings)
+    folder = result.run_dir
+    assert folder == Path(settings.output)
+    assert {"run.yaml", "environment.json", "metrics.csv", "checkpoint.safetensors", "last.safetensors"} == {
+        path.name for path in folder.iterdir()
+    }
+    assert [category.name for category in result.detector.categories] == ["red", "blue"]
+    assert result.detector.preprocessing.short_side == 64
+    assert json.loads((folder / "environment.json").read_text())["packages"]["torch"] == torch.__version__
+
+    again = RunSettings.parse(read_run_file(folder / "run.yaml"))
+    assert again.model["feedforward"] == 64
+    assert again.model["dropout"] == 0.1  # written out, though not set
+    train(again.replace(output=str(folder.parent / "again")))
+    torch.testing.assert_close(weights(folder.parent / "again"), weights(folder), rtol=0, atol=0)
+
+
+def test_each_epoch_has_its_row(run_settings: MakeSettings) -> None:
+    result = train(run_settings(epochs=3))
+    table = rows(result.run_dir)
+    assert [(row["epoch"], row["step"]) for row in table] == [("1", "2"), ("2", "4"), ("3", "6")]
+    assert list(table[0]) == [
+        *("epoch", "step", "lr", "loss", "loss_cls", "loss_bbox", "loss_iou"),
+        *("d0.loss_cls", "d0.loss_bbox", "d0.loss_iou", "grad_norm", "images_per_second", "seconds"),
+    ]
+    for row in table:
+        parts = sum(float(value) for name, value in row.items() if "loss_" in name)
+        assert float(row["loss"]) == pytest.approx(parts, rel=1e-4)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("steps", [2, 3])  # at the end of an epoch, and within one
+def test_a_resumed_run_ends_as_if_it_had_not_stopped(
+    run_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, steps: int, workers: int
+) -> None:
+    whole = train(run_settings("whole", ema=0.9, schedule="cosine")).run_dir
+    settings = run_settings("parts", ema=0.9, schedule="cosine", workers=workers)
+    with monkeypatch.context() as patch:
+        stop_after(patch, steps, "signal")
+        train(settings)
+    assert len(rows(whole)) == 2
+    parts = train(settings, resume=True).run_dir
+    torch.testing.assert_close(weights(parts), weights(whole), rtol=0, atol=0)
+    for row, expected in zip(rows(parts), rows(whole), strict=True):
+        assert row["loss"] == expected["loss"]
+
+
+def test_a_time_budget_ends_the_run_with_a_row_and_a_checkpoint(run_settings: MakeSettings) -> None:
+    result = train(run_settings(epochs=100, max_time=0.001))
+    assert [row["step"] for row in rows(result.run_dir)] == ["1"]
+    resumed = train(run_settings(epochs=1), resume=True)
+    assert [row["step"] for row in rows(resumed.run_dir)] == ["2"]
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(run_settings: MakeSettings) -> None:
+    folder = train(run_settings(epochs=1)).run_dir
+    (folder / "checkpoint.safetensors").unlink()
+    (folder / ".checkpoint.safetensors.abc.tmp").write_bytes(b"half")
+    train(run_settings(epochs=1), resume=True)
+    assert (folder / "checkpoint.safetensors").exists()
+    assert not list(folder.glob(".*.tmp"))
+
+
+def test_a_folder_in_use_is_refused(run_settings: MakeSettings) -> None:
+    settings = run_settings()
+    Path(settings.output).mkdir()
+    (Path(settings.output) / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="not empty"):
+        train(settings)
+
+
+def test_nothing_to_resume_is_an_error(run_settings: MakeSettings) -> None:
+    with pytest.raises(CheckpointError, match="no run to resume"):
+        train(run_settings(), resume=True)
+
+
+def test_a_resumed_run_keeps_its_settings(run_settings: MakeSettings) -> None:
+    train(run_settings(epochs=1))
+    with pytest.raises(ConfigError, match=r"cannot change 'train.lr' from 0.001 to 0.01"):
+        train(run_settings(epochs=1, lr=0.01), resume=True)
+    with pytest.raises(ConfigError, match="'model.width'"):
+        train(run_settings(epochs=1, model={"width": 64}), resume=True)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_before_the_update(
+    run_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    losses = Trainer.losses
+    seen: list[tuple[Batch, Trainer, dict[str, Tensor]]] = []
+
+    def poisoned(self: Trainer, part: Batch) -> dict[str, Tensor]:
+        found = losses(self, part)
+        if self.progress.step == 2:
+            seen.append(
+                (part, self, {name: p.detach().clone() for name, p in self.detector.named_parameters()})
+            )
+            found["loss_iou"] = found["loss_iou"] * value
+        return found
+
+    monkeypatch.setattr(Trainer, "losses", poisoned)
+    with pytest.raises(NonFiniteError) as caught:
+        train(run_settings())
+    ((part, trainer, before),) = seen
+    assert "epoch 2, step 3: loss_iou" in str(caught.value)
+    assert f"ids {', '.join(map(str, part.image_ids))};" in str(caught.value)
+    after = {name: parameter.detach() for name, parameter in trainer.detector.named_parameters()}
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_update(
+    run_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = Trainer.losses
+
+    def poisoned(self: Trainer, part: Batch) -> dict[str, Tensor]:
+        found = losses(self, part)
+        found["loss_cls"].register_hook(lambda gradient: gradient * math.nan)
+        return found
+
+    monkeypatch.setattr(Trainer, "losses", poisoned)
+    with pytest.raises(NonFiniteError, match="step 1: the gradient became NaN"):
+        train(run_settings())
+
+
+def test_predictions_that_are_not_finite_name_their_images(
+    run_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Trainer) -> None:
+        with torch.no_grad():
+            self.detector.queries.get_parameter("position.weight").fill_(math.nan)
+
+    monkeypatch.setattr(Trainer, "seed_dropout", broken)
+    with pytest.raises(NonFiniteError, match=r"matching cost .* ids \d+, \d+, \d+, \d+;"):
+        train(run_settings())
+
+
+def test_accumulated_parts_make_one_update_of_the_whole_batch(run_settings: MakeSettings) -> None:
+    """Exactly so here, where every image has two boxes and each part therefore weighs the same."""
+    model = {"dropout": 0.0}
+    one = train(run_settings("one", model=model, epochs=1, batch_size=4)).run_dir
+    two = train(run_settings("two", model=model, epochs=1, batch_size=4, accumulate=2)).run_dir
+    assert rows(one)[0]["step"] == rows(two)[0]["step"] == "2"
+    assert float(rows(two)[0]["images_per_second"]) > 0
+
+
+def test_frozen_parts_stay_and_the_others_move(run_settings: MakeSettings) -> None:
+    start = train(run_settings("start", epochs=1, lr=1e-12, backbone_lr=1e-12, weight_decay=0)).run_dir
+    end = train(run_settings("end", epochs=1, freeze=["backbone", "encoder"], weight_decay=0.0)).run_dir
+    before, after = weights(start, "last"), weights(end, "last")
+    for name, tensor in after.items():
+        moved = not torch.allclose(tensor, before[name], rtol=0, atol=1e-6)
+        assert not (moved and name.startswith(("backbone.", "encoder."))), name
+    assert not torch.equal(after["queries.position.weight"], before["queries.position.weight"])
+
+
+def test_a_run_starts_from_weights_by_class_name(run_settings: MakeSettings) -> None:
+    first = train(run_settings("first", epochs=1))
+    settings = run_settings("second", epochs=1, lr=1e-12, backbone_lr=1e-12).replace(
+        weights=str(first.run_dir / "last.safetensors")
+    )
+    second = train(settings)
+    torch.testing.assert_close(second.detector.state_dict(), first.detector.state_dict(), rtol=0, atol=1e-6)
+
+
+def test_weights_of_another_model_are_refused_with_what_differs(run_settings: MakeSettings) -> None:
+    first = train(run_settings("first", epochs=1))
+    settings = run_settings("second", model={"width": 16}).replace(
+        weights=str(first.run_dir / "last.safetensors")
+    )
+    with pytest.raises(CheckpointError, match=r"'model.width' is 16 here and 32 there"):
+        train(settings)
+
+
+def test_precision_bf16_trains(run_settings: MakeSettings) -> None:
+    table = rows(train(run_settings(epochs=3, precision="bf16")).run_dir)
+    assert float(table[-1]["loss"]) < float(table[0]["loss"])
+
+
+def test_an_unknown_tracker_is_refused(run_settings: MakeSettings) -> None:
+    with pytest.raises(ConfigError, match="'tensorbord'; expected some of .*tensorboard"):
+        train(run_settings(trackers=["tensorbord"]))
+
+
+def test_a_tracker_that_is_not_installed_is_named(
+    run_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
+    with pytest.raises(MissingExtraError, match="pip install"):
+        train(run_settings(trackers=["tensorboard"]))
+
+
+def test_tensorboard_gets_the_losses(run_settings: MakeSettings) -> None:
+    folder = train(run_settings(epochs=1, trackers=["tensorboard"])).run_dir
+    assert list(folder.rglob("events.out.tfevents.*"))
+
+
+def test_more_objects_than_queries_is_a_warning(
+    run_settings: MakeSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(run_settings(epochs=1, model={"queries": 1}))
+    assert "8 images have more objects than the model's 1 queries; 8 boxes are lost" in caplog.text
