@@ -38,7 +38,7 @@ class Agreement:
 
 
 def agreement(data: DetectionData, detections: Mapping[int, Detections]) -> Agreement:
-    """Match `detections` (by image id, labels of `data`) to the objects, and choose the threshold of the best F1.
+    """Match the detections of every image (by id, labels of `data`) to its objects, at the threshold of the best F1.
 
     Matching follows COCO: best score first, each detection takes the free object of its own class with the highest
     IoU, if that is at least 0.5. Detections on a crowd region of their class are ignored.
@@ -47,7 +47,7 @@ def agreement(data: DetectionData, detections: Mapping[int, Detections]) -> Agre
     confusion = np.zeros((len(data.categories) + 1,) * 2, dtype=np.int64)
     image_f1 = {}
     for record in data.images:
-        counts = confusion_of(record, detections.get(record.id), threshold, len(data.categories))
+        counts = confusion_of(record, detections[record.id].above(threshold), len(data.categories))
         image_f1[record.id] = f1_score(counts, empty=1.0)
         confusion += counts
     right, found, objects = count(confusion)
@@ -65,10 +65,10 @@ def best_threshold(data: DetectionData, detections: Mapping[int, Detections]) ->
     """Return the score threshold with the highest F1; 0.5 when no detection is right."""
     scores, right = [np.zeros(0)], [np.zeros(0, dtype=bool)]
     for record in data.images:
-        if found := detections.get(record.id):
-            answers, ignored = match(record, found)
-            scores.append(found.scores.double().numpy()[~ignored])
-            right.append(answers[~ignored] >= 0)
+        found = detections[record.id]
+        answers, ignored = match(record, found)
+        scores.append(found.scores.double().numpy()[~ignored])
+        right.append(answers[~ignored] >= 0)
     order = np.argsort(-np.concatenate(scores), kind="stable")
     descending, hits = np.concatenate(scores)[order], np.concatenate(right)[order].cumsum()
     if not len(hits) or not hits[-1]:
@@ -79,25 +79,22 @@ def best_threshold(data: DetectionData, detections: Mapping[int, Detections]) ->
     return float(descending[f1.argmax()])
 
 
-def confusion_of(
-    record: ImageRecord, found: Detections | None, threshold: float, num_classes: int
-) -> Int[np.ndarray, "K K"]:
+def confusion_of(record: ImageRecord, found: Detections, num_classes: int) -> Int[np.ndarray, "K K"]:
     """Return the confusion matrix of one image, K = C + 1.
 
     Objects that no detection of their class answers for may be answered for by one of another class: a confusion.
     """
     counts = np.zeros((num_classes + 1,) * 2, dtype=np.int64)
+    labels = found.labels.numpy()
+    answers, ignored = match(record, found)
+    right = answers >= 0
+    np.add.at(counts, (labels[right], labels[right]), 1)
     missed = ~record.crowd
-    if found is not None:
-        found = found.above(threshold)
-        labels = found.labels.numpy()
-        answers, ignored = match(record, found)
-        np.add.at(counts, (labels[answers >= 0], labels[answers >= 0]), 1)
-        missed[answers[answers >= 0]] = False
-        iou = overlap(record, found)
-        for n in np.flatnonzero((answers < 0) & ~ignored):
-            mistaken = take_best(iou[n], missed)
-            counts[num_classes if mistaken < 0 else record.labels[mistaken], labels[n]] += 1
+    missed[answers[right]] = False
+    iou = overlap(record, found)
+    for n in np.flatnonzero(~right & ~ignored):
+        mistaken = take_best(iou[n], missed)
+        counts[num_classes if mistaken < 0 else record.labels[mistaken], labels[n]] += 1
     np.add.at(counts, (record.labels[missed], num_classes), 1)
     return counts
 

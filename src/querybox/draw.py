@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from querybox.data.records import ImageRecord
 from querybox.detections import Detections
 
 Colour = tuple[int, int, int]
@@ -43,6 +44,24 @@ def draw(image: Image.Image | UInt8[np.ndarray, "h w 3"], detections: Detections
     return draw_boxes(image, detections.boxes_xyxy.double().numpy(), detections.labels.numpy(), captions)
 
 
+def draw_comparison(image: Image.Image, record: ImageRecord, detections: Detections) -> Image.Image:
+    """Return the image twice: with the objects as they are labelled on the left, with what was found on the right.
+
+    Args:
+        image: The image, turned as the boxes of the record are.
+        record: Its objects; crowds are named as such.
+        detections: What was found in it, with the labels of the record.
+    """
+    names = [detections.categories[label].name for label in record.labels.tolist()]
+    captions = [f"{name} (crowd)" if crowd else name for name, crowd in zip(names, record.crowd, strict=True)]
+    truth = draw_boxes(image, record.boxes_xyxy, record.labels, captions)
+    gap = max(2, image.width // 60)
+    both = Image.new("RGB", (2 * image.width + gap, image.height), "white")
+    both.paste(truth, (0, 0))
+    both.paste(draw(image, detections), (image.width + gap, 0))
+    return both
+
+
 def draw_boxes(
     image: Image.Image | UInt8[np.ndarray, "h w 3"],
     boxes_xyxy: Float[np.ndarray, "N 4"],
@@ -59,7 +78,7 @@ def draw_boxes(
     """
     picture = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")  # a copy
     scale = (picture.width * picture.height) ** 0.5
-    line = max(1, round(scale / 220))
+    line = max(1, round(scale / 190))
     font = load_font(max(9, round(scale / 46)))
     pen = ImageDraw.Draw(picture)
     frames = [tuple(round(edge) for edge in box) for box in boxes_xyxy.tolist()]

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from querybox.agreement import agreement
-from querybox.data import DetectionData, read_dataset, read_pixels
+from querybox.data import DetectionData, ImageRecord, read_dataset, read_pixels
 from querybox.data.records import listed
 from querybox.detections import Detections
 from querybox.errors import ConfigError, DataError
@@ -81,7 +81,12 @@ def coco_metrics(data: DetectionData, detections: Mapping[int, Detections]) -> E
             f"{data.source}: detections of {len(unknown)} images that the data lack, the first with id {min(unknown)}; "
             "evaluate against the data that were predicted on"
         )
-    aligned = {image_id: align(found, data.categories) for image_id, found in detections.items()}
+    aligned = {
+        record.id: align(detections[record.id], data.categories)
+        if record.id in detections
+        else nothing_in(record, data.categories)
+        for record in data.images
+    }
     stats, precision = run_coco(data, aligned)
     counts = np.bincount(
         np.concatenate(
@@ -161,6 +166,18 @@ def align(found: Detections, categories: tuple[Category, ...]) -> Detections:
         return found
     labels = labels_by_name(found.categories, categories)[found.labels]
     return dataclasses.replace(found, labels=labels, categories=categories)
+
+
+def nothing_in(record: ImageRecord, categories: tuple[Category, ...]) -> Detections:
+    """Return no detections, of one image."""
+    return Detections(
+        boxes_xyxy=torch.zeros(0, 4),
+        scores=torch.zeros(0),
+        labels=torch.zeros(0, dtype=torch.long),
+        categories=categories,
+        size=(record.height, record.width),
+        source=str(record.path),
+    )
 
 
 def labels_by_name(ours: Sequence[Category], theirs: Sequence[Category]) -> Int[Tensor, " C"]:

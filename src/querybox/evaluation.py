@@ -53,7 +53,7 @@ class Evaluation:
     agreement: Agreement
     """Confusion matrix and F1 at the score threshold that serves these data best."""
     detections: Mapping[int, Detections]
-    """What was evaluated, by image id; labels and categories are those of the data."""
+    """What was evaluated, for every image of the data by its id; labels and categories are those of the data."""
     images: int
     """Images of the data, those without objects included."""
     objects: int

@@ -1,0 +1,123 @@
+"""The charts of the report, as SVG files."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from querybox.draw import colour_of
+from querybox.evaluation import RECALLS, Evaluation
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK = "#1d2733"
+FAINT = "#dde3ea"
+# More classes than this are too many to tell apart by colour, or to number in a matrix.
+FEW = 12
+
+
+def line_chart(title: str, x: Sequence[float], curves: Mapping[str, Sequence[float]]) -> bytes:
+    """Draw named curves over the epochs; NaN values are left out, their neighbours joined."""
+    figure, axes = new_chart(title, (5.6, 3.2))
+    for place, (name, values) in enumerate(curves.items()):
+        points = [(at, value) for at, value in zip(x, values, strict=True) if not math.isnan(value)]
+        marker = "o" if len(points) <= 60 else ""
+        axes.plot(
+            *zip(*points, strict=True), color=paint(place), label=literal(name), marker=marker, markersize=3
+        )
+    axes.set_xlabel("epoch")
+    axes.locator_params(axis="x", integer=True)
+    if min(min(filter(math.isfinite, values), default=0.0) for values in curves.values()) >= 0:
+        axes.set_ylim(bottom=0)
+    if len(curves) > 1:
+        axes.legend(frameon=False)
+    return as_svg(figure)
+
+
+def precision_recall_chart(evaluation: Evaluation) -> bytes:
+    """Draw precision against recall at IoU 0.50: every class, and their mean."""
+    figure, axes = new_chart("Precision and recall at IoU 0.50", (5.6, 5.0))
+    precision = evaluation.precision[0]  # [101, C]
+    measured = [label for label, one in enumerate(evaluation.categories) if one.objects]
+    few = len(measured) <= FEW
+    for label in measured:
+        one = evaluation.categories[label]
+        name = literal(f"{one.category.name} {one.AP50:.3f}") if few else None
+        colour = paint(label) if few else "#b8c2cc"
+        axes.plot(RECALLS, precision[:, label], color=colour, label=name, linewidth=1.6 if few else 0.6)
+    if len(measured) > 1:
+        mean = precision[:, measured].mean(1)
+        axes.plot(RECALLS, mean, color=INK, linestyle="--", label=f"mean of classes {mean.mean():.3f}")
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    if measured:
+        axes.legend(frameon=False, title="AP50")
+    return as_svg(figure)
+
+
+def confusion_chart(evaluation: Evaluation) -> bytes:
+    """Draw the confusion matrix; the shade is the share of the row."""
+    counts = evaluation.agreement.confusion  # [K, K]
+    names = [literal(one.category.name) for one in evaluation.categories]
+    few = len(names) <= FEW
+    side = 5.0 if few else min(18.0, 2.0 + 0.19 * len(names))
+    figure, axes = new_chart("True class (row) detected as (column)", (side + 0.6, side))
+    axes.imshow(counts / counts.sum(1, keepdims=True).clip(min=1), cmap="Blues", vmin=0, vmax=1)
+    places, size = range(len(counts)), 9 if few else 8
+    axes.set_xticks(places, [*names, "not found"], rotation=90, fontsize=size)
+    axes.set_yticks(places, [*names, "background"], fontsize=size)
+    axes.grid(visible=False)
+    if few:
+        for (row, column), number in np.ndenumerate(counts):
+            dark = number > 0.5 * counts[row].sum()
+            text = f"{number:,}" if (row, column) != (len(counts) - 1,) * 2 else ""
+            axes.text(column, row, text, ha="center", va="center", color="white" if dark else INK)
+    return as_svg(figure)
+
+
+def new_chart(title: str, size: tuple[float, float]) -> tuple[Figure, Axes]:
+    """Return a light chart of `size` inches. It belongs to nobody else: pyplot's global state is not touched."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    axes: Any = figure.add_subplot()
+    axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.tick_params(color=FAINT, labelcolor=INK)
+    axes.grid(color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def as_svg(figure: Figure) -> bytes:
+    """Return the figure as an SVG file, the same bytes for the same figure."""
+    import matplotlib
+
+    file = io.BytesIO()
+    # Text stays text, in the reader's own fonts: so it does not matter which letters matplotlib's font lacks.
+    with (
+        matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "querybox"}),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
+
+
+def paint(place: int) -> str:
+    """Return the colour that `draw` gives a class, for matplotlib."""
+    return "#{:02x}{:02x}{:02x}".format(*colour_of(place))
+
+
+def literal(name: str, limit: int = 28) -> str:
+    """Return a name as matplotlib shall write it: no formula between dollar signs, one line, not too long."""
+    line = " ".join(name.split())
+    short = line if len(line) <= limit else line[: limit - 1] + "…"
+    return short.replace("$", r"\$")

@@ -1,0 +1,137 @@
+"""What the report says, in its order."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from querybox.agreement import MATCH_IOU
+from querybox.data import DetectionData
+from querybox.evaluation import Evaluation
+from querybox.report import charts, page, pictures
+
+MEANINGS = {
+    "AP": "average precision, mean over IoU 0.50 to 0.95",
+    "AP50": "average precision at IoU 0.50",
+    "AP75": "average precision at IoU 0.75",
+    "APs": "AP of small objects, below 32 x 32 pixels",
+    "APm": "AP of medium objects, below 96 x 96 pixels",
+    "APl": "AP of large objects",
+    "AR1": "average recall with 1 detection an image and class",
+    "AR10": "average recall with 10",
+    "AR100": "average recall with 100",
+    "ARs": "AR100 of small objects",
+    "ARm": "AR100 of medium objects",
+    "ARl": "AR100 of large objects",
+}
+
+
+def write_report(run_dir: str | Path, evaluation: Evaluation, data: DetectionData) -> Path:
+    """Write ``report.html`` into `run_dir` and return its path.
+
+    Curves of the training, its settings and its environment are part of it where the folder holds
+    ``metrics.csv``, ``run.yaml`` and ``environment.json``; a folder without them gets the report of the evaluation.
+
+    Args:
+        run_dir: The folder of the run; it exists.
+        evaluation: What was measured.
+        data: The images that it was measured on; the best and the worst are drawn.
+    """
+    run_dir = Path(run_dir)
+    history = read_history(run_dir / "metrics.csv")
+    sections = [
+        summary(evaluation),
+        training_curves(history) if history else "",
+        results(evaluation),
+        mistakes(evaluation),
+        pictures.gallery(evaluation, data),
+        page.file_section("Settings", run_dir / "run.yaml"),
+        page.file_section("Environment", run_dir / "environment.json"),
+    ]
+    kind = "Training" if history else "Evaluation"
+    subtitle = f"Measured on {data.source} with querybox"
+    path = run_dir / "report.html"
+    path.write_text(
+        page.page(f"{kind} report: {run_dir.resolve().name}", subtitle, sections), encoding="utf-8"
+    )
+    return path
+
+
+def summary(evaluation: Evaluation) -> str:
+    """Say the most important numbers first."""
+    agreement = evaluation.agreement
+    tiles = {
+        "AP": page.share(evaluation.metrics["AP"]),
+        "AP50": page.share(evaluation.metrics["AP50"]),
+        "AP75": page.share(evaluation.metrics["AP75"]),
+        "best F1": page.share(agreement.f1),
+        "its score threshold": page.share(agreement.threshold),
+        "images": f"{evaluation.images:,}",
+        "objects": f"{evaluation.objects:,}",
+    }
+    return page.tiles(tiles)
+
+
+def training_curves(history: Mapping[str, Sequence[float]]) -> str:
+    """Draw the columns of ``metrics.csv`` over the epochs."""
+    groups = {
+        "Loss, all decoder layers": ["loss"],
+        "Loss, last decoder layer": ["loss_cls", "loss_bbox", "loss_iou"],
+        "Average precision": ["AP", "AP50", "AP75"],
+        "Average precision by object size": ["APs", "APm", "APl"],
+        "Learning rate": ["lr"],
+        "Gradient norm, before clipping": ["grad_norm"],
+    }
+    figures = []
+    for title, names in groups.items():
+        curves = {name: history[name] for name in names if name in history}
+        curves = {name: values for name, values in curves.items() if not all(map(math.isnan, values))}
+        if curves:
+            figures.append(page.figure(charts.line_chart(title, history["epoch"], curves), title))
+    return page.section("Training", page.grid(figures))
+
+
+def results(evaluation: Evaluation) -> str:
+    """Tabulate the 12 numbers and the classes."""
+    numbers = [[name, page.share(value), MEANINGS[name]] for name, value in evaluation.metrics.items()]
+    classes = [
+        [one.category.name, f"{one.objects:,}", page.share(one.AP), page.share(one.AP50)]
+        for one in evaluation.categories
+    ]
+    tables = [
+        page.table(["metric", "value", "meaning"], numbers, numeric={1}),
+        page.table(["class", "objects", "AP", "AP50"], classes, numeric={1, 2, 3}),
+    ]
+    note = "A hyphen stands where the data have no such object, so that nothing can be measured."
+    return page.section("Results", page.grid(tables) + page.paragraph(note))
+
+
+def mistakes(evaluation: Evaluation) -> str:
+    """Draw precision against recall, and what is taken for what."""
+    agreement = evaluation.agreement
+    figures = [
+        page.figure(charts.precision_recall_chart(evaluation), "Precision against recall, by class"),
+        page.figure(
+            charts.confusion_chart(evaluation),
+            "Confusion matrix",
+            wide=len(evaluation.categories) > charts.FEW,
+        ),
+    ]
+    note = (
+        f"Confusion matrix: detections that score at least {page.share(agreement.threshold)}, the threshold with the "
+        f"best F1 ({page.share(agreement.f1)}: precision {page.share(agreement.precision)}, recall "
+        f"{page.share(agreement.recall)}), matched to objects at IoU {MATCH_IOU}. Chosen on these very images: "
+        "expect a little less on new ones."
+    )
+    return page.section("Where it goes wrong", page.grid(figures) + page.paragraph(note))
+
+
+def read_history(path: Path) -> dict[str, list[float]]:
+    """Return the columns of ``metrics.csv``, NaN where a field is empty; nothing when there is no row."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name] or "nan") for row in rows] for name in rows[0]} if rows else {}

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import base64
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from querybox.data.records import DetectionData, ImageRecord
+from querybox.detections import Detections
+from querybox.evaluate import coco_metrics
+from querybox.evaluation import Evaluation
+from querybox.report import write_report
+from querybox.report.charts import literal
+from querybox.report.pictures import choose
+from querybox.structures import Category
+
+# Names as hostile as data can hold them: markup, a formula of matplotlib, letters that its font lacks.
+NAMES = ("<script>alert(1)</script>", r"$\frac{$", "細胞", "x" * 80, "plain & simple")
+CATEGORIES = tuple(Category(id=number, name=name) for number, name in enumerate(NAMES))
+METRICS_CSV = """\
+epoch,step,lr,loss,loss_cls,loss_bbox,loss_iou,grad_norm,AP,AP50
+1,10,0.0001,30.5,1.5,2.5,1.25,4.0,,
+2,20,0.0001,20.5,1.0,2.0,1.0,3.0,0.125,0.25
+3,30,0.0001,10.5,0.5,1.5,0.75,2.0,,
+"""
+
+
+def make_data(folder: Path, images: int = 6) -> DetectionData:
+    records = []
+    for number in range(images):
+        path = folder / f"<b>{number}.png"
+        Image.new("RGB", (64, 48), (90, 10 * number, 120)).save(path)
+        records.append(
+            ImageRecord(
+                id=number,
+                path=path,
+                width=64,
+                height=48,
+                boxes_xyxy=np.array([[5.0, 5.0, 30.0, 40.0]] * min(number, 1)).reshape(-1, 4),
+                labels=np.array([number % 5] * min(number, 1), dtype=np.int64),
+                crowd=np.zeros(min(number, 1), dtype=bool),
+                areas=np.full(min(number, 1), 875.0),
+            )
+        )
+    return DetectionData(source=folder / "<i>.json", categories=CATEGORIES, images=tuple(records), dropped={})
+
+
+def measure(data: DetectionData) -> Evaluation:
+    """Find the objects of the images with even ids."""
+    return coco_metrics(
+        data,
+        {
+            record.id: Detections(
+                boxes_xyxy=torch.from_numpy(record.boxes_xyxy),
+                scores=torch.full((len(record.labels),), 0.75),
+                labels=torch.from_numpy(record.labels),
+                categories=CATEGORIES,
+                size=(48, 64),
+            )
+            for record in data.images
+            if record.id % 2 == 0
+        },
+    )
+
+
+class Page(HTMLParser):
+    """Collects the elements and the text of a page, and checks that each is closed where it should be."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.images: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        values = dict(attrs)
+        self.images += [values["src"] or ""] if tag == "img" else []
+        self.links += [values[name] or "" for name in ("href", "src") if name in values]
+        if tag not in {"meta", "img"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "metrics.csv").write_text(METRICS_CSV)
+    (folder / "run.yaml").write_text("recipe: </pre><script>evil</script>\n")
+    (folder / "environment.json").write_text('{"torch": "2.14"}')
+    data = make_data(folder)
+    assert write_report(folder, measure(data), data) == folder / "report.html"
+    return folder
+
+
+def read(run_dir: Path) -> Page:
+    return Page((run_dir / "report.html").read_text(encoding="utf-8"))
+
+
+def test_report_stands_alone(run_dir: Path) -> None:
+    page = read(run_dir)
+    assert page.links == page.images
+    assert all(link.startswith("data:image/") for link in page.links)
+    assert page.tags.isdisjoint({"script", "link", "iframe", "i"})
+
+
+def test_text_of_the_data_stays_text(run_dir: Path) -> None:
+    page = read(run_dir)
+    for name in NAMES:
+        assert name in page.text
+    assert "recipe: </pre><script>evil</script>" in page.text
+    assert "<i>.json" in page.text
+    assert "<b>1.png: F1 0.000" in page.text
+
+
+def test_report_says_what_was_measured(run_dir: Path) -> None:
+    text = read(run_dir).text
+    for part in (
+        "Training report",
+        "AP50",
+        "Worst images",
+        "Best images",
+        "Settings",
+        "Environment",
+        '"torch": "2.14"',
+    ):
+        assert part in text
+
+
+def svgs(page: Page) -> list[str]:
+    prefix = "data:image/svg+xml;base64,"
+    files = [
+        base64.b64decode(image.removeprefix(prefix)) for image in page.images if image.startswith(prefix)
+    ]
+    return ["".join(ElementTree.fromstring(file).itertext()) for file in files]
+
+
+def test_charts(run_dir: Path) -> None:
+    texts = svgs(read(run_dir))
+    for title in (
+        "Loss, all decoder layers",
+        "Loss, last decoder layer",
+        "Average precision",
+        "Learning rate",
+        "Gradient norm, before clipping",
+        "Precision and recall at IoU 0.50",
+        "True class (row) detected as (column)",
+    ):
+        assert sum(title in text for text in texts) == 1, title
+    assert sum("細胞" in text for text in texts) == 2
+    assert sum(r"$\frac{$" in text for text in texts) == 2
+    assert not any("by object size" in text for text in texts)  # the columns are not in metrics.csv
+
+
+def test_report_of_an_evaluation_alone(tmp_path: Path) -> None:
+    data = make_data(tmp_path)
+    write_report(tmp_path, measure(data), data)
+    text = read(tmp_path).text
+    assert "Evaluation report" in text
+    assert "Learning rate" not in text
+    assert "Settings" not in text
+
+
+def test_report_is_the_same_when_written_again(tmp_path: Path) -> None:
+    data = make_data(tmp_path)
+    first = write_report(tmp_path, measure(data), data).read_bytes()
+    assert write_report(tmp_path, measure(data), data).read_bytes() == first
+
+
+def test_missing_image_is_said_and_not_fatal(tmp_path: Path) -> None:
+    data = make_data(tmp_path)
+    data.images[1].path.unlink()
+    write_report(tmp_path, measure(data), data)
+    assert "<b>1.png: F1 0.000." in read(tmp_path).text
+    assert "no such image file" in read(tmp_path).text
+
+
+def test_data_without_objects(tmp_path: Path) -> None:
+    data = make_data(tmp_path, images=1)
+    evaluation = measure(data)
+    assert math.isnan(evaluation.metrics["AP"])
+    write_report(tmp_path, evaluation, data)
+    assert not re.search(r"\bnan\b|-1\.000", read(tmp_path).text)
+
+
+def test_many_classes(tmp_path: Path) -> None:
+    data = make_data(tmp_path, images=3)
+    many = tuple(Category(id=number, name=f"class {number}") for number in range(30))
+    data = DetectionData(source=data.source, categories=many, images=data.images, dropped={})
+    write_report(tmp_path, coco_metrics(data, {}), data)
+    assert sum("class 29" in text for text in svgs(read(tmp_path))) == 1
+
+
+def test_worst_and_best_images_are_different_ones(tmp_path: Path) -> None:
+    data = make_data(tmp_path)
+    worst, best = choose(measure(data), data)
+    assert [record.id for record in worst] == [1, 3]
+    assert {record.id for record in best} == {2, 4, 5}
+    assert [record.id for record in best][-1] == 5
+
+
+def test_literal_names() -> None:
+    assert literal("$x$") == r"\$x\$"
+    assert literal("two\nlines") == "two lines"
+    assert literal("a" * 40) == "a" * 27 + "…"
