@@ -11,14 +11,14 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, ValidationError
 
-from querybox.data.image import read_size
+from querybox.data.image import MAX_PIXELS, read_size
 from querybox.data.records import DetectionData, ImageRecord, finish, listed, require_images, sound_record
 from querybox.data.splits import SPLITS, Reader, by_split, split_name
 from querybox.errors import DataError
 from querybox.structures import Category
 
-Id = Annotated[int, Field(strict=True, ge=0)]
-Pixels = Annotated[int, Field(ge=1)]
+Id = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Pixels = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
 
 
 class _Category(BaseModel):

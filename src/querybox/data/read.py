@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from querybox.data.coco import coco_splits, read_coco_dataset
@@ -29,7 +31,8 @@ def read_dataset(path: str | Path, split: str | None = None) -> DetectionData:
         DataError: There is no dataset at `path`, or more than one; it has no such split, or several and none was
             named; its files are malformed, or images are missing.
     """
-    return pick_split(find_splits(Path(path)), split, Path(path))()
+    with _as_data_errors(Path(path)):
+        return pick_split(find_splits(Path(path)), split, Path(path))()
 
 
 def read_train_and_val(settings: DataSettings) -> tuple[DetectionData, DetectionData | None]:
@@ -50,15 +53,22 @@ def read_train_and_val(settings: DataSettings) -> tuple[DetectionData, Detection
         return train_data, _read_part(Path(settings.val), settings.val_split, "val")
     others = find_splits(train)
     if settings.val_split or (len(others) > 1 and "val" in others):
-        return train_data, pick_split(others, settings.val_split or "val", train)()
+        return train_data, _read_part(train, settings.val_split, "val")
     return train_data, None
 
 
 def _read_part(path: Path, split: str | None, usual: str) -> DetectionData:
-    splits = find_splits(path)
-    if split is None and len(splits) > 1:
-        split = usual
-    return pick_split(splits, split, path)()
+    several = len(find_splits(path)) > 1
+    return read_dataset(path, split or (usual if several else None))
+
+
+@contextmanager
+def _as_data_errors(path: Path) -> Iterator[None]:
+    """Files that may not be read, names too long for the file system: the disk's errors are the data's."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{error.filename or path}: {error.strerror or error}") from None
 
 
 def find_splits(path: Path) -> dict[str, Reader]:

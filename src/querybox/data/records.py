@@ -111,7 +111,8 @@ def finish(
     """Put a dataset together and say in one log line which faults it had."""
     dropped = {kind: count for kind, count in sorted(faults.items()) if count}
     if dropped:
-        log.warning("%s: faulty boxes: %s", source, ", ".join(f"{n} {kind}" for kind, n in dropped.items()))
+        counts = ", ".join(f"{count} {kind}" for kind, count in dropped.items())
+        log.warning("%s: boxes dropped (or, if clipped, cut to the image): %s", source, counts)
     return DetectionData(source=source, categories=tuple(categories), images=tuple(images), dropped=dropped)
 
 

@@ -14,9 +14,10 @@ from querybox.errors import ConfigError
 class BatchSampler(Sampler[list[tuple[int, int]]]):
     """Yields this process's share of every batch, as (index, epoch) of its images.
 
-    Landscape and portrait images are kept apart, so that little is padded; only the last batches mix what is left
-    over. All processes make the same batches from (seed, epoch); process r takes images r, r + world_size, ...
-    of each. A last batch that is not full is left out, unless it is the only one.
+    Every batch is full: as many images as would not fill one sit an epoch out, other ones each time. (All take part
+    where there are too few for one batch.) Landscape and portrait images are kept apart, so that little is padded;
+    only the last batch may mix them. All processes make the same batches from (seed, epoch); process r takes
+    images r, r + world_size, ... of each.
 
     Args:
         data: The images.
@@ -71,12 +72,11 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.portrait))
         waiting: dict[bool, list[int]] = {False: [], True: []}
         batches: list[list[int]] = []
-        for index in order.tolist():
+        for index in order[: len(self) * self.batch_size].tolist():
             group = waiting[bool(self.portrait[index])]
             group.append(index)
             if len(group) == self.batch_size:
                 batches.append(group.copy())
                 group.clear()
-        left = waiting[False] + waiting[True]
-        batches += [left[i : i + self.batch_size] for i in range(0, len(left), self.batch_size)]
-        return batches[: len(self)]
+        left = waiting[False] + waiting[True]  # none, or one batch
+        return [*batches, left] if left else batches

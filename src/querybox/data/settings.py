@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from querybox.settings import Settings
 
@@ -67,6 +67,17 @@ class DataSettings(Settings):
     """Processes that load images; 0 loads in the training process."""
     cache: bool = False
     """Keep all decoded training images in memory, 3 bytes a pixel; saves decoding them every epoch."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        sizes = self.sizes()
+        if sizes.crop_range[0] > sizes.crop_range[1]:
+            raise ValueError(f"crop_range is {sizes.crop_range}; expected its least pixels first")
+        if sizes.long_side < sizes.short_side:
+            raise ValueError(
+                f"long_side is {sizes.long_side}; expected at least image_size, {sizes.short_side}"
+            )
+        return self
 
     def sizes(self) -> Sizes:
         """Return all sizes, those that were left out in proportion to `image_size`."""

@@ -15,9 +15,10 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from querybox.data.image import image_files, read_size
+from querybox.data.image import MAX_PIXELS, image_files, read_size
 from querybox.data.records import DetectionData, ImageRecord, finish, listed, require_images, sound_record
 from querybox.data.splits import Reader, by_split
+from querybox.data.text import read_lines
 from querybox.errors import DataError
 from querybox.structures import Category
 
@@ -86,10 +87,7 @@ def _image_folders(folder: Path) -> list[Path]:
 
 
 def _read_list(file: Path) -> list[str]:
-    try:
-        stems = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read: {error}; expected one image name a line") from None
+    stems = [line for line in read_lines(file) if line]
     repeated = [stem for stem, count in Counter(stems).items() if count > 1]
     if repeated:
         raise DataError(f"{file}: images must be listed once, these repeat: {listed(repeated)}")
@@ -124,9 +122,9 @@ def _parse(file: Path) -> _Objects:
         raise DataError(f"{file}: cannot be read as XML: {error}") from None
     objects = root.findall("object")
     boxes = [_box(file, number, item) for number, item in enumerate(objects, start=1)]
-    size = [_whole(root.findtext(f"size/{side}")) for side in ("height", "width")]
+    height, width = _pixels(root.findtext("size/height")), _pixels(root.findtext("size/width"))
     return _Objects(
-        size=(size[0], size[1]) if min(size) > 0 else None,  # some tools write 0x0: the image's header knows
+        size=(height, width) if height and width else None,
         names=[_name(file, number, item) for number, item in enumerate(objects, start=1)],
         boxes_xyxy=boxes,
     )
@@ -149,8 +147,10 @@ def _box(file: Path, number: int, item: Element) -> list[float]:
         ) from None
 
 
-def _whole(text: str | None) -> int:
+def _pixels(text: str | None) -> int | None:
+    """Read a side of the image. Some tools write 0 or nothing; the image's header knows better."""
     try:
-        return int(float(text or 0))
+        side = int(float(text or 0))
     except (ValueError, OverflowError):
-        return 0
+        return None
+    return side if 0 < side <= MAX_PIXELS else None

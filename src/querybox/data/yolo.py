@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from querybox.data.image import image_files, read_size
 from querybox.data.records import DetectionData, ImageRecord, finish, listed, require_images, sound_record
 from querybox.data.splits import Reader, by_split
+from querybox.data.text import read_lines
 from querybox.errors import DataError
 from querybox.runfile import Loader
 from querybox.structures import Category
@@ -106,7 +107,7 @@ def read_yolo(source: Path, images: Sequence[Path], names: Names) -> DetectionDa
 
 def _parse(file: Path) -> _DataFile:
     try:
-        return _DataFile.model_validate(yaml.load(file.read_bytes(), Loader))
+        return _DataFile.model_validate(yaml.load(file.read_bytes(), Loader))  # noqa: S506 - a safe loader
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"])
@@ -134,13 +135,7 @@ def _images_of(file: Path, base: Path, entry: str) -> list[Path]:
         )
     if place.is_dir():
         return image_files(place)
-    try:
-        lines = place.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{place}: cannot be read: {error}; expected a text file with one image path a line"
-        ) from None
-    return [base / line.strip() for line in lines if line.strip()]
+    return [base / line for line in read_lines(place) if line]
 
 
 def _read_folder(root: Path, images: Path) -> DetectionData:
@@ -171,11 +166,10 @@ def _label_file(image: Path) -> Path:
 def _record(number: int, image: Path, labels: Mapping[int, int], faults: Counter[str]) -> ImageRecord:
     height, width = read_size(image)
     file = _label_file(image)
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read: {error}") from None
-    rows = [_row(f"{file}, line {n}", line, labels) for n, line in enumerate(lines, start=1) if line.strip()]
+    lines = read_lines(file) if file.is_file() else []
+    rows = [
+        _row(f"{file}, line {number}", line, labels) for number, line in enumerate(lines, start=1) if line
+    ]
     return sound_record(
         id=number,
         path=image,

@@ -1,0 +1,19 @@
+"""Reading the plain text files of a dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from querybox.errors import DataError
+
+
+def read_lines(file: Path) -> list[str]:
+    """Return the lines of a UTF-8 file, without the blanks around them; empty lines stay, to be counted.
+
+    Raises:
+        DataError: It cannot be read, or is no text.
+    """
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read ({error}); expected UTF-8 text") from None

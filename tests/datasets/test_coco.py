@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dataset_writers import Drawn, coco, write_images, write_json
+
+from querybox.data import read_coco, read_dataset, require_objects
+from querybox.errors import DataError, ImageError
+
+SAMPLE = Path(__file__).parent.parent / "data" / "coco_sample"
+IMAGES = [
+    Drawn(name="a.png", size=(40, 30), objects=[("cat", (1, 2, 11, 22)), ("dog", (5, 5, 40, 30))]),
+    Drawn(name="b.png", size=(30, 40)),
+]
+Document = dict[str, Any]
+
+
+@pytest.fixture
+def document() -> Document:
+    return coco(IMAGES, ["cat", "dog"])
+
+
+def write(folder: Path, document: object) -> Path:
+    write_images(folder / "images", IMAGES)
+    return write_json(folder / "annotations" / "train.json", document)
+
+
+def test_the_real_sample_reads_as_its_json_says() -> None:
+    data = read_dataset(SAMPLE, "train")
+    raw = json.loads((SAMPLE / "annotations" / "instances_train2017.json").read_text())
+    assert [image.id for image in data.images] == [image["id"] for image in raw["images"]]
+    assert [category.id for category in data.categories] == sorted(c["id"] for c in raw["categories"])
+    assert sum(len(image.labels) for image in data.images) == len(raw["annotations"])
+    assert sum(int(image.crowd.sum()) for image in data.images) == 1
+    assert data.num_objects == len(raw["annotations"]) - 1
+    for image in data.images:
+        mine = [item for item in raw["annotations"] if item["image_id"] == image.id]
+        sides = image.boxes_xyxy[:, 2:] - image.boxes_xyxy[:, :2]
+        np.testing.assert_allclose(
+            np.concatenate([image.boxes_xyxy[:, :2], sides], 1), [item["bbox"] for item in mine], atol=1e-9
+        )
+        assert [data.categories[label].id for label in image.labels] == [item["category_id"] for item in mine]
+        np.testing.assert_array_equal(image.areas, [item["area"] for item in mine])
+        assert image.path.is_file()
+
+
+def test_images_without_objects_are_kept() -> None:
+    assert [len(image.labels) for image in read_dataset(SAMPLE, "val").images] == [0, 5, 9]
+
+
+def test_category_ids_with_gaps_and_zero_survive(tmp_path: Path, document: Document) -> None:
+    document["categories"] = [{"id": 90, "name": "cat"}, {"id": 0, "name": "dog"}, {"id": 7, "name": "cow"}]
+    document["annotations"][0]["category_id"] = 90
+    document["annotations"][1]["category_id"] = 0
+    data = read_dataset(write(tmp_path, document))
+    assert [(category.id, category.name) for category in data.categories] == [
+        (0, "dog"),
+        (7, "cow"),
+        (90, "cat"),
+    ]
+    assert data.images[0].labels.tolist() == [2, 0]
+
+
+def test_missing_area_iscrowd_and_size_are_computed(tmp_path: Path, document: Document) -> None:
+    for item in document["annotations"]:
+        del item["area"], item["iscrowd"], item["id"]
+    for image in document["images"]:
+        del image["width"], image["height"]
+    data = read_dataset(write(tmp_path, document))
+    assert data.images[0].areas.tolist() == [200.0, 875.0]
+    assert not data.images[0].crowd.any()
+    assert [(image.height, image.width) for image in data.images] == [(30, 40), (40, 30)]
+
+
+def test_faulty_boxes_are_dropped_or_cut_and_counted(
+    tmp_path: Path, document: Document, caplog: pytest.LogCaptureFixture
+) -> None:
+    boxes = [
+        [float("nan"), 0, 5, 5],
+        [0, 0, float("inf"), 5],
+        [3, 3, 0, 5],
+        [9, 9, -4, 5],
+        [50, 50, 5, 5],
+        [-5, -5, 10, 10],
+        [10, 10, 5, 5],
+    ]
+    document["annotations"] = [
+        {"id": number, "image_id": 1, "category_id": 1, "bbox": box} for number, box in enumerate(boxes)
+    ] + [{"id": 99, "image_id": 12345, "category_id": 1, "bbox": [0, 0, 5, 5]}]
+    with caplog.at_level(logging.WARNING, "querybox"):
+        data = read_dataset(write(tmp_path, document))
+    assert data.dropped == {"absent_image": 1, "clipped": 1, "empty": 2, "not_finite": 2, "outside": 1}
+    assert data.images[0].boxes_xyxy.tolist() == [[0, 0, 5, 5], [10, 10, 15, 15]]
+    assert len(caplog.messages) == 1
+    assert "2 empty" in caplog.messages[0]
+
+
+Change = Callable[[Document], object]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["images"].append(d["images"][0]), r"image ids must be unique, these repeat: 1$"),
+        (lambda d: d["annotations"].append(d["annotations"][1]), r"annotation ids .* repeat: 2$"),
+        (lambda d: d["categories"].append({"id": 1, "name": "x"}), r"category ids .* repeat: 1$"),
+        (lambda d: d["annotations"][0].update(category_id=77), r"'categories' lacks: 77; it has 1, 2$"),
+        (lambda d: d["annotations"][1].update(bbox=[1, 2, 3]), r"annotations\[1\].*bbox"),
+        (lambda d: d["annotations"][1].update(bbox=None), r"annotations\[1\].bbox"),
+        (lambda d: d["images"][0].update(id="1"), r"images\[0\].id"),
+        (lambda d: d["images"][0].update(width=0), r"images\[0\].width"),
+        (lambda d: d.pop("categories"), r"categories: Field required; expected COCO JSON"),
+        (lambda d: d["images"][0].update(file_name="../a.png"), r"file_name '../a.png' leaves the dataset"),
+        (lambda d: d["images"][0].update(file_name="/etc/a.png"), r"leaves the dataset"),
+        (lambda d: d["images"][0].update(file_name="..\\a.png"), r"leaves the dataset"),
+        (lambda d: d["images"][0].update(file_name="C:\\a.png"), r"leaves the dataset"),
+        (lambda d: d["images"][0].update(file_name="a\0.png"), r"leaves the dataset"),
+        (
+            lambda d: d["images"][0].update(file_name="gone.png"),
+            r"1 of 2 images are missing, the first is 'gone.png'",
+        ),
+        (lambda d: d.update(images=[], annotations=[]), r"lists no images"),
+    ],
+)
+def test_faults_of_the_file_are_errors(
+    tmp_path: Path, document: Document, change: Change, message: str
+) -> None:
+    change(document)
+    with pytest.raises(DataError, match=message) as caught:
+        read_dataset(write(tmp_path, document))
+    assert "train.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '{"images": [1,]}', "[" * 100_000, '{"a": ' * 100_000, "\xff"]
+)
+def test_what_is_no_coco_json_is_an_error(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "train.json"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(DataError, match=r"train\.json: .*expected COCO JSON"):
+        read_dataset(path)
+
+
+def test_a_syntax_error_is_told_with_its_position(tmp_path: Path) -> None:
+    path = tmp_path / "train.json"
+    path.write_text('{"images": [],\n "annotations": oops}', encoding="utf-8")
+    with pytest.raises(DataError, match="line 2 column 17"):
+        read_dataset(path)
+
+
+def test_mutated_files_raise_nothing_but_data_errors(tmp_path: Path, document: Document) -> None:
+    good = write(tmp_path, document).read_bytes()
+    random_ = random.Random(0)
+    path = tmp_path / "annotations" / "train.json"
+    failed = 0
+    for _ in range(1000):
+        mutated = bytearray(good)
+        for _ in range(random_.randint(1, 4)):
+            start = random_.randrange(len(mutated))
+            mutated[start : start + random_.randint(0, 3)] = random_.choice(
+                [b"", b"\x00", b"-", b"9" * 400, b"NaN", b"}"]
+            )
+        path.write_bytes(mutated)
+        try:
+            read_dataset(path)
+        except DataError:
+            failed += 1
+    assert failed > 500
+
+
+def test_the_images_of_another_machine_need_not_exist_for_read_coco(
+    tmp_path: Path, document: Document
+) -> None:
+    path = write_json(tmp_path / "train.json", document)
+    assert len(read_coco(path).images) == 2
+    with pytest.raises(DataError, match="2 of 2 images are missing"):
+        read_dataset(path)
+
+
+def test_nothing_to_learn_is_an_error(tmp_path: Path, document: Document) -> None:
+    for item in document["annotations"]:
+        item["iscrowd"] = 1
+    data = read_dataset(write(tmp_path, document))
+    assert data.num_objects == 0
+    with pytest.raises(DataError, match="2 images but no boxes to learn from"):
+        require_objects(data)
+
+
+@pytest.mark.parametrize("folder", ["images/train", "images", "train", "."])
+def test_images_are_found_where_people_put_them(tmp_path: Path, document: Document, folder: str) -> None:
+    write_images(tmp_path / folder, IMAGES)
+    data = read_dataset(write_json(tmp_path / "annotations" / "instances_train.json", document))
+    assert [image.path for image in data.images] == [tmp_path / folder / image.name for image in IMAGES]
+
+
+def test_an_unreadable_size_is_an_image_error(tmp_path: Path, document: Document) -> None:
+    del document["images"][0]["width"]
+    path = write(tmp_path, document)
+    (tmp_path / "images" / "a.png").write_bytes(b"<html>")
+    with pytest.raises(ImageError, match=r"a\.png"):
+        read_dataset(path)

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from querybox.data.image import ORIENTATION, read_image, read_size
+from querybox.errors import ImageError
+
+HEIGHT, WIDTH = 20, 30
+
+
+def gradient() -> NDArray[np.uint8]:
+    """Return a picture that shows how it is turned: dark top left, green to the right, blue downwards."""
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    return np.stack([np.zeros_like(rows), 8 * columns, 12 * rows], -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_every_mode_of_png_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    Image.fromarray(gradient()).convert(mode).save(tmp_path / "a.png")
+    read = read_image(tmp_path / "a.png")
+    assert read.mode == "RGB"
+    assert read.size == (WIDTH, HEIGHT)
+    if mode in {"RGB", "RGBA"}:
+        np.testing.assert_array_equal(np.asarray(read), gradient())
+
+
+@pytest.mark.parametrize("transparency", [0, b"\x00\x80"])
+def test_a_palette_with_transparency_keeps_its_colours(tmp_path: Path, transparency: int | bytes) -> None:
+    Image.fromarray(gradient()).quantize(64).save(tmp_path / "a.png", transparency=transparency)
+    difference = np.asarray(read_image(tmp_path / "a.png")).astype(int) - gradient()
+    assert np.abs(difference).mean() < 6
+
+
+def test_cmyk_keeps_its_colours(tmp_path: Path) -> None:
+    Image.fromarray(gradient()).convert("CMYK").save(tmp_path / "a.jpg", quality=95)
+    difference = np.asarray(read_image(tmp_path / "a.jpg")).astype(int) - gradient()
+    assert np.abs(difference).mean() < 4
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_are_rescaled(tmp_path: Path, suffix: str) -> None:
+    values = np.array([[0, 257, 257 * 100, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / f"a.{suffix}")
+    read = np.asarray(read_image(tmp_path / f"a.{suffix}"))
+    assert read[0].tolist() == [[0] * 3, [1] * 3, [100] * 3, [255] * 3]
+
+
+@pytest.mark.parametrize("values", [np.full((2, 2), 0.5, np.float32), np.full((2, 2), 70000, np.int32)])
+def test_pixels_of_unknown_range_are_refused(tmp_path: Path, values: NDArray[np.generic]) -> None:
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(ImageError, match="whose range is not known; save it with 8 or 16 bits"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, suffix: str) -> None:
+    undo = {
+        2: 0,
+        3: 3,
+        4: 1,
+        5: 5,
+        6: 2,
+        7: 6,
+        8: 4,
+    }  # PIL's Transpose that takes the upright image to the stored one
+    upright = Image.fromarray(gradient())
+    stored = upright.transpose(Image.Transpose(undo[orientation])) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = tmp_path / f"a.{suffix}"
+    lossless = {"quality": 100} if suffix == "jpg" else {"lossless": True} if suffix == "webp" else {}
+    stored.save(path, exif=exif, **lossless)
+    assert np.abs(np.asarray(read_image(path)).astype(int) - gradient()).mean() < 3
+    assert read_size(path) == (HEIGHT, WIDTH)
+
+
+def test_annotations_of_the_stored_pixels_leave_it_unturned(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.fromarray(gradient()).save(tmp_path / "a.png", exif=exif)
+    assert read_image(tmp_path / "a.png").size == (HEIGHT, WIDTH)
+    assert read_image(tmp_path / "a.png", (WIDTH, HEIGHT)).size == (HEIGHT, WIDTH)
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.png", (HEIGHT, WIDTH))), gradient())
+    with pytest.raises(ImageError, match=r"is 30x20 .* but its annotations say 31x20"):
+        read_image(tmp_path / "a.png", (31, 20))
+
+
+def test_the_first_frame_of_an_animation_is_read(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 3), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert read_image(tmp_path / "a.gif").getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_the_content_counts_not_the_name(tmp_path: Path) -> None:
+    Image.fromarray(gradient()).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / "a.jpg")
+    assert read_image(tmp_path / "a.jpg").size == (WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
+def test_extreme_shapes_are_read(tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("L", size).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").size == size
+
+
+@pytest.mark.parametrize("read", [read_image, read_size])
+def test_what_is_no_image_is_an_error(tmp_path: Path, read: type) -> None:
+    with pytest.raises(ImageError, match=r"gone\.jpg: no such image file"):
+        read(tmp_path / "gone.jpg")
+    for content in (b"", b"<html>not found</html>", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"):
+        (tmp_path / "a.jpg").write_bytes(content)
+        with pytest.raises(ImageError, match=r"a\.jpg: cannot be read as an image"):
+            read(tmp_path / "a.jpg")
+    with pytest.raises(ImageError, match="cannot be read as an image"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "tif", "webp", "bmp"])
+def test_a_truncated_image_is_an_error(tmp_path: Path, suffix: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ImageError, match="cannot be read as an image"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("side", [9_460, 20_000])
+def test_too_many_pixels_are_refused_from_the_header(tmp_path: Path, side: int) -> None:
+    Image.new("1", (side, side)).save(tmp_path / "a.png")
+    for read in (read_image, read_size):
+        with pytest.raises(ImageError, match=r"a\.png"):
+            read(tmp_path / "a.png")

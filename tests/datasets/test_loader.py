@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from querybox.data import Batch, DataSettings, DetectionData, read_dataset, train_loader
+from querybox.data.records import ImageRecord
+from querybox.data.sampler import BatchSampler
+from querybox.errors import ConfigError, ImageError
+from querybox.structures import Category
+
+SAMPLE = Path(__file__).parent.parent / "data" / "coco_sample"
+SMALL = DataSettings(image_size=64, workers=0)
+
+
+@pytest.fixture
+def sample() -> DetectionData:
+    return read_dataset(SAMPLE, "train")
+
+
+def epoch(data: DetectionData, settings: DataSettings, number: int = 0, **values: int) -> list[Batch]:
+    loader = train_loader(data, settings, **{"batch_size": 2, "seed": 0, **values})
+    loader.batch_sampler.set_epoch(number)
+    return list(loader)
+
+
+def assert_same(first: list[Batch], second: list[Batch]) -> None:
+    assert [batch.image_ids for batch in first] == [batch.image_ids for batch in second]
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a.pixels, b.pixels, rtol=0, atol=0)
+        torch.testing.assert_close(a.sizes, b.sizes, rtol=0, atol=0)
+        for one, other in zip(a.targets, b.targets, strict=True):
+            torch.testing.assert_close(one.boxes, other.boxes, rtol=0, atol=0)
+            torch.testing.assert_close(one.labels, other.labels, rtol=0, atol=0)
+
+
+def test_a_batch_is_padded_and_its_targets_are_normalised(sample: DetectionData) -> None:
+    (batch,) = epoch(sample, SMALL, batch_size=3)
+    assert batch.pixels.dtype == torch.uint8
+    assert sorted(batch.image_ids) == [204805, 401416, 542145]
+    assert batch.pixels.shape[2:] == tuple(batch.sizes.amax(0).tolist())
+    for pixels, (height, width), target in zip(
+        batch.pixels, batch.sizes.tolist(), batch.targets, strict=True
+    ):
+        assert not pixels[:, height:].any()
+        assert not pixels[:, :, width:].any()
+        assert pixels[:, :height, :width].any()
+        corners = torch.cat(
+            [target.boxes[:, :2] - target.boxes[:, 2:] / 2, target.boxes[:, :2] + target.boxes[:, 2:] / 2]
+        )
+        assert corners.min() >= -1e-6
+        assert corners.max() <= 1 + 1e-6
+
+
+def test_crowds_are_no_targets(sample: DetectionData) -> None:
+    settings = DataSettings(image_size=64, workers=0, crop=0)
+    (batch,) = epoch(sample, settings, batch_size=3)
+    real = {image.id: int((~image.crowd).sum()) for image in sample.images}
+    assert real[204805] == len(sample.images[0].labels) - 1
+    assert {
+        number: len(target.labels) for number, target in zip(batch.image_ids, batch.targets, strict=True)
+    } == real
+
+
+def test_batches_do_not_depend_on_workers_or_cache_and_change_with_the_epoch(sample: DetectionData) -> None:
+    alone = train_loader(sample, SMALL, batch_size=2, seed=3)
+    helped = train_loader(sample, SMALL.replace(workers=2), batch_size=2, seed=3)
+    cached = train_loader(sample, SMALL.replace(cache=True), batch_size=2, seed=3)
+    seen = []
+    for number in (0, 1, 5):
+        for loader in (alone, helped, cached):
+            loader.batch_sampler.set_epoch(number)
+        seen.append(list(alone))
+        assert_same(seen[-1], list(helped))
+        assert_same(seen[-1], list(cached))
+    assert any(a.pixels.shape != b.pixels.shape for a, b in zip(seen[0], seen[1], strict=True))
+
+
+def test_the_global_generator_is_left_alone(sample: DetectionData) -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    epoch(sample, SMALL)
+    torch.testing.assert_close(torch.rand(1), expected, rtol=0, atol=0)
+
+
+def test_processes_share_the_batches_of_one(sample: DetectionData) -> None:
+    (whole,) = epoch(sample, SMALL, batch_size=4)
+    shares = [epoch(sample, SMALL, batch_size=4, rank=rank, world_size=2)[0] for rank in (0, 1)]
+    assert [share.image_ids for share in shares] == [whole.image_ids[0::2], whole.image_ids[1::2]]
+    for rank, share in enumerate(shares):
+        for position, target in enumerate(share.targets):
+            torch.testing.assert_close(target.boxes, whole.targets[rank + 2 * position].boxes, rtol=0, atol=0)
+            h, w = share.sizes[position].tolist()
+            torch.testing.assert_close(
+                share.pixels[position, :, :h, :w],
+                whole.pixels[rank + 2 * position, :, :h, :w],
+                rtol=0,
+                atol=0,
+            )
+
+
+def test_an_image_that_is_gone_is_an_error(sample: DetectionData) -> None:
+    gone = replace(sample.images[0], path=Path("gone.jpg"))
+    data = replace(sample, images=(gone,))
+    with pytest.raises(ImageError, match="no such image file"):
+        epoch(data, SMALL)
+
+
+def shapes(landscape: int, portrait: int) -> DetectionData:
+    """Return data with so many images of each shape; there are no files."""
+    none = np.zeros(0)
+    images = tuple(
+        ImageRecord(
+            id=number,
+            path=Path("none"),
+            width=4 if number < landscape else 3,
+            height=3 if number < landscape else 4,
+            boxes_xyxy=np.zeros((0, 4)),
+            labels=none.astype(np.int64),
+            crowd=none.astype(bool),
+            areas=none,
+        )
+        for number in range(landscape + portrait)
+    )
+    return DetectionData(
+        source=Path("none"), categories=(Category(id=1, name="a"),), images=images, dropped={}
+    )
+
+
+def batches(sampler: BatchSampler) -> Iterator[list[int]]:
+    for batch in sampler:
+        yield [index for index, _ in batch]
+
+
+@pytest.mark.parametrize(
+    ("landscape", "portrait", "size"), [(20, 9, 4), (3, 3, 4), (8, 0, 4), (1, 2, 4), (5, 5, 1)]
+)
+def test_shapes_are_kept_apart_and_each_image_comes_once(landscape: int, portrait: int, size: int) -> None:
+    sampler = BatchSampler(shapes(landscape, portrait), size, seed=0)
+    made = list(batches(sampler))
+    total = landscape + portrait
+    assert len(made) == len(sampler) == max(1, total // size)
+    assert max(Counter(index for batch in made for index in batch).values()) == 1
+    assert {len(batch) for batch in made} == {min(size, total)}
+    mixed = [len({index < landscape for index in batch}) > 1 for batch in made]
+    assert not any(mixed[:-1])
+
+
+def test_every_image_comes_over_the_epochs() -> None:
+    sampler = BatchSampler(shapes(5, 2), 4, seed=0)
+    seen: set[int] = set()
+    for number in range(20):
+        sampler.set_epoch(number)
+        seen.update(index for batch in batches(sampler) for index in batch)
+    assert seen == set(range(7))
+
+
+def test_an_epoch_can_be_resumed() -> None:
+    sampler = BatchSampler(shapes(20, 9), 4, seed=1)
+    sampler.set_epoch(3)
+    whole = list(sampler)
+    sampler.set_epoch(3, skip=5)
+    assert list(sampler) == whole[5:]
+    assert {number for batch in whole for _, number in batch} == {3}
+    sampler.set_epoch(4)
+    assert list(batches(sampler)) != [[index for index, _ in batch] for batch in whole]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_the_global_batches_do_not_depend_on_the_processes(world_size: int) -> None:
+    data = shapes(20, 9)
+    whole = list(batches(BatchSampler(data, 8, seed=0)))
+    shares = [list(batches(BatchSampler(data, 8, 0, rank, world_size))) for rank in range(world_size)]
+    for number, batch in enumerate(whole):
+        assert sorted(index for share in shares for index in share[number]) == sorted(batch)
+
+
+def test_batches_that_cannot_be_shared_are_errors() -> None:
+    with pytest.raises(ConfigError, match="batch_size is 7; expected a multiple of the 2 processes"):
+        BatchSampler(shapes(20, 0), 7, 0, 0, 2)
+    with pytest.raises(ConfigError, match="batch_size is 0"):
+        BatchSampler(shapes(20, 0), 0, 0)
+    with pytest.raises(ConfigError, match="3 images for 4 processes"):
+        BatchSampler(shapes(3, 0), 4, 0, 0, 4)

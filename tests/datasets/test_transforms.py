@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from querybox.data import DataSettings, read_image, resize, resized_shape
+from querybox.data.loader import as_target
+from querybox.data.transforms import Sample, augment
+from querybox.errors import ConfigError
+from querybox.structures import ImageBatch, as_pixels
+
+REFERENCE = Path(__file__).parent.parent / "data" / "preprocessing"
+PLAIN = {"horizontal_flip": 0.0, "crop": 0.0}
+ALWAYS = {"horizontal_flip": 1.0, "vertical_flip": 1.0, "crop": 1.0}
+
+
+def test_preprocessing_is_that_of_the_reference() -> None:
+    image = read_image(REFERENCE / "000000039769.png")
+    pixels = resize(as_pixels(image), 800, 1333)
+    batch = ImageBatch.from_images([pixels])
+    assert batch.images.shape == (1, 3, 800, 1066)
+    torch.testing.assert_close(
+        batch.images[0, 0, 0, :3], torch.tensor([0.2796, 0.3138, 0.3481]), rtol=0, atol=5e-5
+    )
+
+    annotations = json.loads((REFERENCE / "coco_annotations.txt").read_text())
+    scale = 800 / image.height * 1066 / image.width
+    areas = [item["area"] * scale for item in annotations]
+    assert areas == pytest.approx(
+        [5887.9600, 11250.2061, 489353.8438, 837122.7500, 147967.5156, 165732.3438], abs=0.1
+    )
+
+    x, y, w, h = np.array([item["bbox"] for item in annotations]).T
+    boxes = torch.from_numpy(np.stack([x, y, x + w, y + h], 1)).float()
+    sample = Sample(as_pixels(image), boxes, torch.zeros(len(boxes), dtype=torch.long))
+    resized = augment(sample, DataSettings.parse({**PLAIN, "scales": [800]}), np.random.default_rng(0))
+    torch.testing.assert_close(resized.pixels, pixels, rtol=0, atol=0)
+    expected = torch.tensor([0.5503, 0.2765, 0.0604, 0.2215])
+    torch.testing.assert_close(as_target(resized).boxes[0], expected, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("size", [(60, 80), (480, 333)])
+def test_resizing_is_that_of_pillow(size: tuple[int, int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    resized = resize(torch.from_numpy(noise).permute(2, 0, 1), 100, 150)
+    expected = Image.fromarray(noise).resize((resized.shape[2], resized.shape[1]), Image.Resampling.BILINEAR)
+    difference = resized.permute(1, 2, 0).int() - torch.from_numpy(np.array(expected)).int()
+    assert difference.abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((480, 640), (800, 1066)),  # not 1067: truncated
+        ((640, 480), (1066, 800)),
+        ((400, 1000), (533, 1332)),  # the long side caps: 533.2, 1332.5
+        ((800, 800), (800, 800)),
+        ((1, 1), (800, 800)),
+        ((1, 10_000), (1, 1333)),
+        ((10_000, 1), (1333, 1)),
+    ],
+)
+def test_resized_shapes(shape: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert resized_shape(*shape, 800, 1333) == expected
+
+
+@given(st.integers(1, 20_000), st.integers(1, 20_000), st.integers(1, 1000), st.integers(1, 2000))
+def test_resized_shapes_keep_their_bounds(height: int, width: int, short_side: int, extra: int) -> None:
+    long_side = short_side + extra
+    shape = resized_shape(height, width, short_side, long_side)
+    assert 1 <= min(shape) <= short_side
+    assert max(shape) <= long_side
+    assert (shape[0] <= shape[1]) == (height <= width) or shape[0] == shape[1]
+    assert shape[::-1] == resized_shape(width, height, short_side, long_side) or height == width
+
+
+def test_sizes_are_those_of_the_paper_and_scale_with_one_setting() -> None:
+    sizes = DataSettings().sizes()
+    assert sizes.scales == (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    assert (sizes.short_side, sizes.long_side) == (800, 1333)
+    assert (sizes.crop_scales, sizes.crop_range) == ((400, 500, 600), (384, 600))
+    small = DataSettings(image_size=320).sizes()
+    assert small.scales == (192, 205, 218, 230, 243, 256, 269, 282, 294, 307, 320)
+    assert (small.short_side, small.long_side) == (320, 533)
+    assert (small.crop_scales, small.crop_range) == ((160, 200, 240), (154, 240))
+    assert DataSettings(image_size=320, scales=(300,)).sizes().scales == (300,)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"image_sise": 320},
+        {"image_size": 0},
+        {"crop": 1.5},
+        {"scales": []},
+        {"workers": -1},
+        {"crop_range": [600, 384]},
+        {"image_size": 800, "long_side": 600},
+    ],
+)
+def test_settings_that_cannot_be_are_errors(values: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        DataSettings.parse(values)
+
+
+def marked(height: int, width: int, boxes: list[tuple[int, int, int, int]]) -> Sample:
+    """Return a black image whose boxes are white, so that it can be seen where they go."""
+    pixels = torch.zeros(3, height, width, dtype=torch.uint8)
+    for x0, y0, x1, y1 in boxes:
+        pixels[:, y0:y1, x0:x1] = 255
+    return Sample(pixels, torch.tensor(boxes).float().reshape(-1, 4), torch.arange(len(boxes)))
+
+
+def test_flips_turn_boxes_with_their_pixels() -> None:
+    sample = marked(8, 10, [(1, 2, 4, 7)])
+    values = {
+        **PLAIN,
+        "horizontal_flip": 1.0,
+        "vertical_flip": 1.0,
+        "scales": [8],
+        "long_side": 10,
+        "image_size": 8,
+    }
+    flipped = augment(sample, DataSettings.parse(values), np.random.default_rng(0))
+    torch.testing.assert_close(flipped.pixels, sample.pixels.flip(1, 2), rtol=0, atol=0)
+    assert flipped.boxes_xyxy.tolist() == [[6, 1, 9, 6]]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(20, 120),
+    st.integers(20, 120),
+    st.tuples(*[st.floats(0.05, 0.9)] * 2),
+    st.integers(0, 2**32),
+)
+def test_boxes_stay_on_their_objects(height: int, width: int, place: tuple[float, float], seed: int) -> None:
+    x0, y0 = int(place[0] * width), int(place[1] * height)
+    sample = marked(height, width, [(x0, y0, max(x0 + 2, width - 3), max(y0 + 2, height - 3))])
+    varied = augment(sample, DataSettings.parse({**ALWAYS, "image_size": 96}), np.random.default_rng(seed))
+    _, h, w = varied.pixels.shape
+    sizes = DataSettings(image_size=96).sizes()
+    assert min(h, w) <= max(sizes.scales)
+    assert max(h, w) <= sizes.long_side
+    bright = (varied.pixels[0] > 127).nonzero().float()  # [N, 2] rows and columns
+    if not len(varied.boxes_xyxy):
+        assert len(bright) <= 4 * (h + w)  # no more than a line that resizing has smeared
+        return
+    left, top, right, bottom = varied.boxes_xyxy[0].tolist()
+    assert 0 <= left < right <= w
+    assert 0 <= top < bottom <= h
+    if len(bright):
+        # A pixel of slack at each side: resizing twice blurs the edge.
+        blur = 1.5 * max(h, w) / 20
+        assert bright[:, 0].min() >= top - blur
+        assert bright[:, 0].max() + 1 <= bottom + blur
+        assert bright[:, 1].min() >= left - blur
+        assert bright[:, 1].max() + 1 <= right + blur
+
+
+def test_a_crop_keeps_what_shows_and_drops_what_does_not() -> None:
+    boxes = [(0, 0, 100, 100), (0, 0, 30, 30), (70, 70, 100, 100)]
+    values = {
+        **PLAIN,
+        "crop": 1.0,
+        "image_size": 100,
+        "crop_scales": [100],
+        "crop_range": [40, 40],
+        "scales": [80],
+    }
+    data_settings = DataSettings.parse(values)
+    seen = set()
+    for seed in range(50):
+        cropped = augment(marked(100, 100, boxes), data_settings, np.random.default_rng(seed))
+        assert cropped.pixels.shape == (3, 80, 80)
+        assert cropped.boxes_xyxy[0].tolist() == [0, 0, 80, 80]  # it fills every window
+        assert cropped.labels[0] == 0
+        seen.add(tuple(cropped.labels.tolist()))
+    assert seen == {(0,), (0, 1), (0, 2)}
+
+
+def test_an_image_without_objects_stays_one() -> None:
+    varied = augment(
+        marked(50, 40, []), DataSettings.parse({**ALWAYS, "image_size": 64}), np.random.default_rng(0)
+    )
+    assert varied.boxes_xyxy.shape == (0, 4)
+    assert varied.labels.shape == (0,)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3000), (3000, 1)])
+def test_extreme_shapes_do_not_explode(shape: tuple[int, int]) -> None:
+    data_settings = DataSettings.parse({**ALWAYS, "image_size": 64})
+    for seed in range(5):
+        varied = augment(
+            marked(*shape, [(0, 0, shape[1], shape[0])]), data_settings, np.random.default_rng(seed)
+        )
+        assert max(varied.pixels.shape) <= 107
+        assert len(varied.boxes_xyxy) == 1
+
+
+def test_colour_jitter_changes_colours_alone() -> None:
+    sample = marked(40, 40, [(5, 5, 30, 30)])
+    sample = sample._replace(pixels=sample.pixels // 2)
+    plain = augment(sample, DataSettings.parse({**PLAIN, "image_size": 64}), np.random.default_rng(1))
+    jittered = augment(
+        sample, DataSettings.parse({**PLAIN, "image_size": 64, "color_jitter": 0.5}), np.random.default_rng(1)
+    )
+    assert jittered.pixels.shape == plain.pixels.shape
+    assert jittered.pixels.dtype == torch.uint8
+    assert (jittered.pixels != plain.pixels).any()
+    torch.testing.assert_close(jittered.boxes_xyxy, plain.boxes_xyxy, rtol=0, atol=0)

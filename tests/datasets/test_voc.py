@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from dataset_writers import Drawn, voc_xml, write_voc
+
+from querybox.data import read_dataset
+from querybox.errors import DataError
+
+IMAGES = [
+    Drawn(name="a.png", size=(40, 30), objects=[("dog", (1, 2, 11, 22)), ("cat", (5, 5, 40, 30))]),
+    Drawn(name="b.png", size=(30, 40)),
+]
+BOMB = """<?xml version="1.0"?><!DOCTYPE lolz [<!ENTITY lol "lol"><!ENTITY lol2 "&lol;&lol;&lol;">]>
+<annotation><size><width>4</width><height>3</height></size>&lol2;</annotation>"""
+EXTERNAL = """<?xml version="1.0"?><!DOCTYPE a [<!ENTITY secret SYSTEM "file:///etc/hostname">]>
+<annotation>&secret;</annotation>"""
+
+
+def test_every_split_has_the_categories_of_all(tmp_path: Path) -> None:
+    write_voc(tmp_path, "train", IMAGES[:1])
+    write_voc(tmp_path, "val", IMAGES[1:])
+    for split in ("train", "val"):
+        categories = read_dataset(tmp_path, split).categories
+        assert [(category.id, category.name) for category in categories] == [(1, "cat"), (2, "dog")]
+    assert [image.path.name for image in read_dataset(tmp_path, "validation").images] == ["b.png"]
+
+
+def test_lists_of_single_classes_are_no_splits(tmp_path: Path) -> None:
+    write_voc(tmp_path, "train", IMAGES)
+    (tmp_path / "ImageSets" / "Main" / "cat_train.txt").write_text("a -1\nb 1\n")
+    assert len(read_dataset(tmp_path).images) == 2
+
+
+def test_without_lists_all_images_are_read(tmp_path: Path) -> None:
+    write_voc(tmp_path, "train", IMAGES)
+    (tmp_path / "ImageSets" / "Main" / "train.txt").unlink()
+    assert len(read_dataset(tmp_path).images) == 2
+
+
+def test_a_size_of_zero_is_read_from_the_image(tmp_path: Path) -> None:
+    write_voc(tmp_path, "train", IMAGES)
+    file = tmp_path / "Annotations" / "a.xml"
+    file.write_text(file.read_text().replace("<width>40</width>", "<width>0</width>"))
+    assert read_dataset(tmp_path).images[0].width == 40
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not well-formed"),
+        ("<annotation><size></annotation>", "not well-formed XML: mismatched tag: line 1, column 20"),
+        (BOMB, "refused"),
+        (EXTERNAL, "refused"),
+        ('<?xml version="1.0" encoding="utf-32"?><a/>', "cannot be read as XML|not well-formed"),
+        ('<?xml version="1.0" encoding="no-such"?><a/>', "cannot be read as XML|not well-formed"),
+        (voc_xml(IMAGES[0]).replace("<xmin>5</xmin>", ""), "object 2 has the box .*expected numbers"),
+        (voc_xml(IMAGES[0]).replace("<xmin>5</xmin>", "<xmin>five</xmin>"), "object 2 has the box"),
+        (voc_xml(IMAGES[0]).replace("<name>cat</name>", "<name> </name>"), "object 2 has no name"),
+    ],
+)
+def test_faults_of_a_file_are_errors(tmp_path: Path, text: str, message: str) -> None:
+    write_voc(tmp_path, "train", IMAGES)
+    (tmp_path / "Annotations" / "a.xml").write_text(text)
+    with pytest.raises(DataError, match=message) as caught:
+        read_dataset(tmp_path)
+    assert "a.xml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_deep_nesting_and_mutations_raise_nothing_but_data_errors(tmp_path: Path) -> None:
+    write_voc(tmp_path, "train", IMAGES[:1])
+    file = tmp_path / "Annotations" / "a.xml"
+    good = file.read_bytes()
+    random_ = random.Random(0)
+    files = [b"<a>" * 100_000 + b"</a>" * 100_000]
+    for _ in range(500):
+        mutated = bytearray(good)
+        start = random_.randrange(len(mutated))
+        mutated[start : start + random_.randint(0, 3)] = random_.choice(
+            [b"", b"\x00", b"<", b"9" * 400, b"nan", b"&"]
+        )
+        files.append(bytes(mutated))
+    for content in files:
+        file.write_bytes(content)
+        try:
+            read_dataset(tmp_path)
+        except DataError:
+            continue
+
+
+def test_missing_files_are_errors(tmp_path: Path) -> None:
+    write_voc(tmp_path, "train", IMAGES)
+    (tmp_path / "JPEGImages" / "a.png").unlink()
+    with pytest.raises(
+        DataError, match=r"1 of 2 images are missing, the first is 'a\.jpg'; searched .*JPEGImages"
+    ):
+        read_dataset(tmp_path)
+    (tmp_path / "Annotations" / "b.xml").unlink()
+    with pytest.raises(DataError, match="1 of 2 XML files are missing: b"):
+        read_dataset(tmp_path)
+
+
+def test_an_image_listed_twice_is_an_error(tmp_path: Path) -> None:
+    write_voc(tmp_path, "train", IMAGES)
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("a\nb\na\n")
+    with pytest.raises(DataError, match=r"train\.txt: images must be listed once, these repeat: a"):
+        read_dataset(tmp_path)

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dataset_writers import Drawn, write_images, write_yolo
+
+from querybox.data import read_dataset
+from querybox.errors import DataError
+
+IMAGES = [
+    Drawn(name="a.png", size=(40, 30), objects=[("dog", (1, 2, 11, 22)), ("cat", (5, 5, 40, 30))]),
+    Drawn(name="b.png", size=(30, 40)),
+]
+NAMES = ["dog", "cat"]
+
+
+def test_the_yaml_file_and_its_folder_read_alike(tmp_path: Path) -> None:
+    file = write_yolo(tmp_path, "train", IMAGES, NAMES)
+    for path in (file, tmp_path):
+        data = read_dataset(path, "train")
+        assert [(category.id, category.name) for category in data.categories] == [(0, "dog"), (1, "cat")]
+        np.testing.assert_allclose(data.images[0].boxes_xyxy, [[1, 2, 11, 22], [5, 5, 40, 30]])
+        assert data.images[0].labels.tolist() == [0, 1]
+
+
+def test_class_numbers_with_gaps_and_names_that_yaml_would_turn(tmp_path: Path) -> None:
+    file = write_yolo(tmp_path, "train", IMAGES, NAMES)
+    file.write_text("train: images/train\nnames: {0: no, 5: 7, 1: on}\n")
+    categories = read_dataset(file).categories
+    assert [(category.id, category.name) for category in categories] == [(0, "no"), (1, "on"), (5, "7")]
+
+
+def test_an_image_without_a_label_file_is_a_negative(tmp_path: Path) -> None:
+    file = write_yolo(tmp_path, "train", IMAGES, NAMES)
+    (tmp_path / "labels" / "train" / "a.txt").unlink()
+    assert [len(image.labels) for image in read_dataset(file).images] == [0, 0]
+
+
+@pytest.mark.parametrize("layout", ["split inside", "split outside", "no split"])
+def test_folders_without_a_yaml_file(tmp_path: Path, layout: str) -> None:
+    write_yolo(tmp_path, "train", IMAGES, NAMES).unlink()
+    (tmp_path / "classes.txt").write_text("dog\ncat\n")
+    if layout == "split outside":
+        (tmp_path / "train").mkdir()
+        for kind in ("images", "labels"):
+            shutil.move(tmp_path / kind / "train", tmp_path / "train" / kind)
+            (tmp_path / kind).rmdir()
+    elif layout == "no split":
+        for kind in ("images", "labels"):
+            for file in (tmp_path / kind / "train").iterdir():
+                shutil.move(file, tmp_path / kind / file.name)
+            (tmp_path / kind / "train").rmdir()
+    data = read_dataset(tmp_path)
+    assert [image.labels.tolist() for image in data.images] == [[0, 1], []]
+    (tmp_path / "classes.txt").unlink()
+    with pytest.raises(DataError, match=r"class names not found; add a classes\.txt"):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("entry", "path"),
+    [("../images/train", ""), ("images/train", "path: /elsewhere/on/another/machine\n"), ("train.txt", "")],
+)
+def test_the_entries_that_tools_write(tmp_path: Path, entry: str, path: str) -> None:
+    root = tmp_path / "inner"
+    root.mkdir()
+    file = write_yolo(root, "train", IMAGES, NAMES)
+    (root / "train.txt").write_text("./images/train/a.png\nimages/train/b.png\n")
+    file.write_text(f"{path}train: {entry}\nnames: [dog, cat]\n")
+    assert [image.labels.tolist() for image in read_dataset(file).images] == [[0, 1], []]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0 0.5 0.5 0.2", r"has 4 values; expected 5"),
+        ("0 0.1 0.1 0.9 0.1 0.9 0.9", r"has 7 values; expected 5"),
+        ("0 0.5 0.5 0.2 half", r"expected numbers"),
+        ("x 0.5 0.5 0.2 0.2", r"expected numbers"),
+        ("2 0.5 0.5 0.2 0.2", r"class 2 has no name; the dataset names 0, 1"),
+        ("-1 0.5 0.5 0.2 0.2", r"class -1 has no name"),
+        ("0 20 15 10 10", r"outside 0-1; divide pixels"),
+        ("0 0.5 0.5 -0.2 0.2", r"outside 0-1"),
+    ],
+)
+def test_faulty_lines_are_errors(tmp_path: Path, text: str, message: str) -> None:
+    file = write_yolo(tmp_path, "train", IMAGES, NAMES)
+    (tmp_path / "labels" / "train" / "a.txt").write_text(f"0 0.5 0.5 0.2 0.2\n\n{text}\n")
+    with pytest.raises(DataError, match=rf"a\.txt, line 3: .*{message}"):
+        read_dataset(file)
+
+
+def test_faulty_boxes_are_dropped_or_cut(tmp_path: Path) -> None:
+    file = write_yolo(tmp_path, "train", IMAGES, NAMES)
+    (tmp_path / "labels" / "train" / "a.txt").write_text(
+        "0 nan 0.5 0.2 0.2\n0 0.5 0.5 0 0.2\n1 0.95 0.5 0.2 0.2\n"
+    )
+    data = read_dataset(file)
+    assert data.dropped == {"clipped": 1, "empty": 1, "not_finite": 1}
+    np.testing.assert_allclose(data.images[0].boxes_xyxy, [[34, 12, 40, 18]])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("names: [", "expected YAML with 'names'"),
+        ("train: x", "names: Field required"),
+        ("- a", "expected YAML with 'names'"),
+        ("names: [a]\nnames: [b]", "stands twice"),
+        ("names: [a]\ntrain: nowhere", "'nowhere' does not exist"),
+        ("names: " + "[" * 5000, "expected YAML"),
+        ("names: !!python/object/apply:os.getcwd []", "expected YAML"),
+    ],
+)
+def test_what_is_no_data_yaml_is_an_error(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "data.yaml"
+    file.write_text(text)
+    with pytest.raises(DataError, match=rf"data\.yaml: .*{message}") as caught:
+        read_dataset(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_binary_labels_and_missing_images_are_errors(tmp_path: Path) -> None:
+    file = write_yolo(tmp_path, "train", IMAGES, NAMES)
+    (tmp_path / "train.txt").write_text("images/train/a.png\nimages/train/c.png\n")
+    file.write_text("train: train.txt\nnames: [dog, cat]\n")
+    with pytest.raises(DataError, match=r"1 of 2 images are missing: .*c\.png"):
+        read_dataset(file)
+    write_images(tmp_path / "images" / "train", [Drawn(name="c.png", size=(9, 9))])
+    (tmp_path / "labels" / "train" / "c.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"c\.txt: cannot be read"):
+        read_dataset(file)
