@@ -1,0 +1,64 @@
+"""The documentation holds together: pages, links and the names that it explains exist. Its code runs elsewhere:
+see documentation.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+REFERENCES = sorted(
+    {name for page in PAGES for name in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)}
+)
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    listed = list(pages_of(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+    assert sorted(listed) == [page.relative_to(ROOT / "docs").as_posix() for page in PAGES]
+
+
+def pages_of(entry: Any) -> Iterator[str]:
+    """Yield the pages of a navigation entry: a page, a titled section, or a list of them."""
+    if isinstance(entry, str):
+        yield entry
+    else:
+        for below in entry.values() if isinstance(entry, dict) else entry:
+            yield from pages_of(below)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
+def test_every_local_link_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    broken = [
+        link for link in links if "://" not in link and not (page.parent / link.partition("#")[0]).exists()
+    ]
+    assert not broken
+
+
+def test_every_decision_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "decisions" / "index.md").read_text()
+    notes = [page.name for page in PAGES if re.match(r"\d{4}-", page.name)]
+    assert notes
+    assert [note for note in notes if f"({note})" not in index] == []
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_every_reference_names_something_documented(name: str) -> None:
+    try:
+        documented = import_module(name)
+    except ModuleNotFoundError:
+        module, _, attribute = name.rpartition(".")
+        documented = getattr(import_module(module), attribute)
+    assert documented.__doc__
