@@ -55,10 +55,17 @@ def evaluate(
             f"evaluate got split={split!r} with data already read; give the path, or leave split out"
         )
     labels_by_name(detector.categories, data.categories)  # fails before the work, not after it
-    # Not by path: an image may have to be left unturned, as its boxes were drawn.
-    frames = (Frame(source=str(record.path), pixels=read_pixels(record)) for record in data.images)
+    return coco_metrics(data, detect_records(detector, data.images, batch_size=batch_size))
+
+
+def detect_records(
+    detector: Detector, images: Sequence[ImageRecord], *, batch_size: int = 8
+) -> dict[int, Detections]:
+    """Return the 100 best detections of each image by its id, in pixels of the image as it was annotated."""
+    # Not `predict` and paths: an image may have to be left unturned, as its boxes were drawn.
+    frames = (Frame(source=str(record.path), pixels=read_pixels(record)) for record in images)
     found = detect_frames(detector, frames, top_k=100, batch_size=batch_size)
-    return coco_metrics(data, {record.id: one for record, one in zip(data.images, found, strict=True)})
+    return {record.id: one for record, one in zip(images, found, strict=True)}
 
 
 def coco_metrics(data: DetectionData, detections: Mapping[int, Detections]) -> Evaluation:

@@ -9,9 +9,8 @@ from querybox.data import DetectionData
 from querybox.detections import Detections
 from querybox.detector import Detector
 from querybox.errors import ConfigError, MissingExtraError
-from querybox.evaluate import coco_metrics
+from querybox.evaluate import coco_metrics, detect_records
 from querybox.evaluation import Evaluation
-from querybox.predict import predict
 from querybox.training.folder import flatten
 from querybox.training.settings import RunSettings
 
@@ -73,10 +72,7 @@ def evaluate_together(accelerator: Accelerator, data: DetectionData, detector: D
     from accelerate.utils import gather_object
 
     records = data.images[accelerator.process_index :: accelerator.num_processes]
-    paths = [record.path for record in records]
-    found = list(predict(detector, paths, threshold=0.0, top_k=100)) if paths else []
-    share = {record.id: one for record, one in zip(records, found, strict=True)}
     detections: dict[int, Detections] = {}
-    for part in gather_object([share]):
+    for part in gather_object([detect_records(detector, records)]):
         detections |= part
-    return coco_metrics(data, {record.id: detections[record.id] for record in data.images})
+    return coco_metrics(data, detections)
