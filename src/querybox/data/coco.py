@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from querybox.data.image import MAX_PIXELS, read_size
 from querybox.data.records import DetectionData, ImageRecord, finish, listed, require_images, sound_record
@@ -21,19 +22,22 @@ Id = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Pixels = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
 
 
-class _Category(BaseModel):
+@dataclass(slots=True, kw_only=True)
+class _Category:
     id: Id
     name: str
 
 
-class _Image(BaseModel):
+@dataclass(slots=True, kw_only=True)
+class _Image:
     id: Id
     file_name: str
     width: Pixels | None = None
     height: Pixels | None = None
 
 
-class _Annotation(BaseModel):
+@dataclass(slots=True, kw_only=True)
+class _Annotation:
     id: Id | None = None
     image_id: Id
     category_id: Id
@@ -42,10 +46,14 @@ class _Annotation(BaseModel):
     iscrowd: bool = False
 
 
-class _File(BaseModel):
+@dataclass(slots=True, kw_only=True)
+class _File:
     categories: list[_Category]
     images: list[_Image]
     annotations: list[_Annotation]
+
+
+_FILE = TypeAdapter(_File)
 
 
 def coco_splits(folder: Path) -> dict[str, Reader]:
@@ -122,7 +130,7 @@ def image_folders(path: Path) -> list[Path]:
 
 def _parse(path: Path) -> _File:
     try:
-        return _File.model_validate_json(path.read_bytes())
+        return _FILE.validate_json(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     except ValidationError as error:

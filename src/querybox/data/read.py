@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from querybox.data.coco import coco_splits, read_coco_dataset
@@ -79,7 +80,7 @@ def find_splits(path: Path) -> dict[str, Reader]:
     """
     if path.is_file():
         if path.suffix.lower() == ".json":
-            return {split_name(path.stem): lambda: read_coco_dataset(path)}
+            return {split_name(path.stem): partial(read_coco_dataset, path)}
         if path.suffix.lower() in {".yaml", ".yml"}:
             return yolo_file_splits(path)
         raise DataError(f"{path}: is no dataset; {_EXPECTED}")

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from querybox.data.image import image_files, read_size
-from querybox.data.records import DetectionData, ImageRecord, finish, listed, require_images, sound_record
+from querybox.data.records import DetectionData, ImageRecord, finish, listed, sound_record
 from querybox.data.splits import Reader, by_split
 from querybox.data.text import read_lines
 from querybox.errors import DataError
@@ -90,6 +90,8 @@ def read_yolo(source: Path, images: Sequence[Path], names: Names) -> DetectionDa
         DataError: A label line is malformed, out of range, or of an unknown class; or images are missing.
         ImageError: An image's header cannot be read.
     """
+    if not images:
+        raise DataError(f"{source}: no images; a dataset needs at least one")
     repeated = [path for path, count in Counter(images).items() if count > 1]
     if repeated:
         raise DataError(f"{source}: images must be listed once, these repeat: {listed(repeated)}")
@@ -100,9 +102,7 @@ def read_yolo(source: Path, images: Sequence[Path], names: Names) -> DetectionDa
         raise DataError(f"{source}: {len(missing)} of {len(images)} images are missing: {listed(missing)}")
     faults: Counter[str] = Counter()
     records = [_record(number, path, labels, faults) for number, path in enumerate(images, start=1)]
-    return require_images(
-        finish(source, categories, records, faults), sorted({path.parent for path in images})
-    )
+    return finish(source, categories, records, faults)
 
 
 def _parse(file: Path) -> _DataFile:
@@ -139,20 +139,14 @@ def _images_of(file: Path, base: Path, entry: str) -> list[Path]:
 
 
 def _read_folder(root: Path, images: Path) -> DetectionData:
-    file = next(
-        (path for path in (root / "classes.txt", root / "labels" / "classes.txt") if path.is_file()), None
-    )
+    files = (root / "classes.txt", root / "labels" / "classes.txt")
+    file = next((file for file in files if file.is_file()), None)
     if file is None:
         raise DataError(
             f"{root}: class names not found; add a classes.txt with one name a line, or a data.yaml"
         )
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read: {error}; expected one class name a line") from None
-    return read_yolo(
-        images, image_files(images), dict(enumerate(line.strip() for line in lines if line.strip()))
-    )
+    names = dict(enumerate(line for line in read_lines(file) if line))
+    return read_yolo(images, image_files(images), names)
 
 
 def _label_file(image: Path) -> Path:
@@ -167,9 +161,7 @@ def _record(number: int, image: Path, labels: Mapping[int, int], faults: Counter
     height, width = read_size(image)
     file = _label_file(image)
     lines = read_lines(file) if file.is_file() else []
-    rows = [
-        _row(f"{file}, line {number}", line, labels) for number, line in enumerate(lines, start=1) if line
-    ]
+    rows = [_row(f"{file}, line {row}", line, labels) for row, line in enumerate(lines, start=1) if line]
     return sound_record(
         id=number,
         path=image,
