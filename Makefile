@@ -1,9 +1,13 @@
 # Everything works on a machine that has only Python >= 3.11 and a package index: what a target needs, it
 # installs into .venv, once, and says so. `make PYTHON=python3.12` picks another Python.
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 DOCS_INSTALLED := .venv/.installed-docs
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --editable
+SHORT := { grep -v '^Requirement already satisfied' || true; }  # what pip says, less what it did not do
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check fix docs
@@ -41,14 +45,16 @@ $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	  "querybox needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + \
 	  ". Name another one: make PYTHON=python3.12 ...")'
-	@echo "Creating .venv with $$($(PYTHON) --version) ..."
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "Installing querybox, PyTorch and the development tools into .venv"
-	@echo "(once; up to 3 GB to download, then 5 to 10 minutes) ..."
-	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
+	@if test -x $(BIN)/python; then \
+	  echo "Bringing .venv up to date with pyproject.toml ..."; \
+	else \
+	  echo "Creating .venv with $$($(PYTHON) --version) ..." && $(PYTHON) -m venv .venv && \
+	  echo "Installing querybox, PyTorch and the development tools into it: once, some minutes, up to 3 GB ..."; \
+	fi
+	@$(INSTALL) '.[dev]' | $(SHORT)
 	@touch $@
 
 $(DOCS_INSTALLED): $(INSTALLED)
 	@echo "Installing the documentation tools into .venv ..."
-	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[docs]'
+	@$(INSTALL) '.[docs]' | $(SHORT)
 	@touch $@

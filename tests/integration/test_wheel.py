@@ -23,7 +23,7 @@ def refuse(*_):
 
 socket.socket.connect = refuse
 detector = querybox.Detector.load(sys.argv[1])
-found, = detector.predict(sys.argv[2])
+found, = detector.predict(sys.argv[2], threshold=0.3)
 print(querybox.__file__)
 print(*sorted(set(found.names)), sep=",")
 """
