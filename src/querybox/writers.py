@@ -113,12 +113,13 @@ def draw_video(source: Path, path: Path, results: Iterator[Detections]) -> None:
     with av.open(path, "w") as container:
         stream = cast("VideoStream", container.add_stream(codec, rate=rate))
         stream.pix_fmt = "yuv420p"
-        for frame, found in zip(read_video(source), results, strict=False):  # frame first: it ends the video
-            picture = draw(frame.pixels.permute(1, 2, 0).numpy(), found)
-            stream.width, stream.height = (
-                picture.width // 2 * 2,
-                picture.height // 2 * 2,
-            )  # the codec wants even
-            even = np.asarray(picture)[: stream.height, : stream.width]
+        frames = zip(read_video(source), results, strict=False)  # frame first: it ends the video
+        for number, (frame, found) in enumerate(frames):
+            picture = np.asarray(draw(frame.pixels.permute(1, 2, 0).numpy(), found))
+            if number == 0:
+                stream.height, stream.width = (
+                    side // 2 * 2 for side in picture.shape[:2]
+                )  # it wants even sides
+            even = picture[: stream.height, : stream.width]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
         container.mux(stream.encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,14 +49,14 @@ def is_run(path: Path) -> bool:
     return any((path / name).is_file() for name in CHECKPOINTS)
 
 
-def pairs(title: str, **values: object) -> Table:
+def pairs(title: str, values: Mapping[str, object]) -> Table:
     """Show names and values."""
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in values.items():
-        table.add_row(name.replace("_", " "), escape(str(value)))
+        table.add_row(name, escape(str(value)))
     return table
 
 
@@ -67,7 +68,7 @@ def installed() -> Table:
     packages = {name: version for name, version in environment["packages"].items() if version}
     gpus = ", ".join(environment["gpus"]) or "none"
     rest = {name: environment[name] for name in ("python", "platform", "cpus", "threads")}
-    return pairs("Installed", **packages, **rest, gpus=gpus)
+    return pairs("Installed", {**packages, **rest, "gpus": gpus})
 
 
 def recipes() -> Table:
@@ -81,7 +82,7 @@ def recipes() -> Table:
     }
     first = next(iter(lines))
     lines[first] = ", ".join(f"{key}={value}" for key, value in base.items())
-    return pairs(f"Recipes: {first}, and others by their differences", **lines)
+    return pairs(f"Recipes: {first}, and others by their differences", lines)
 
 
 def describe_model(path: Path, detector: Detector) -> Table:
@@ -91,13 +92,15 @@ def describe_model(path: Path, detector: Detector) -> Table:
     settings = detector.recipe.model_dump() if detector.recipe else {}
     return pairs(
         str(path),
-        size=f"{path.stat().st_size / 1e6:.1f} MB",
-        parameters=f"{sum(numbers) / 1e6:.2f} M",
-        classes=f"{len(detector.categories)}: {', '.join(each.name for each in detector.categories)}",
-        image_size=f"short side {look.short_side}, long side at most {look.long_side} pixels",
-        mean=", ".join(f"{value:g}" for value in look.mean),
-        std=", ".join(f"{value:g}" for value in look.std),
-        recipe=", ".join(f"{key}={value}" for key, value in settings.items()),
+        {
+            "file": f"{path.stat().st_size / 1e6:.1f} MB",
+            "parameters": f"{sum(numbers) / 1e6:.2f} M",
+            "classes": f"{len(detector.categories)}: {', '.join(each.name for each in detector.categories)}",
+            "image size": f"short side {look.short_side}, long side at most {look.long_side} pixels",
+            "mean": ", ".join(f"{value:g}" for value in look.mean),
+            "std": ", ".join(f"{value:g}" for value in look.std),
+            "recipe": ", ".join(f"{key}={value}" for key, value in settings.items()),
+        },
     )
 
 

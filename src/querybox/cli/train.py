@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,28 +52,32 @@ def train(
         max_time: Stop after this long, such as 30m or 1h30m, with an evaluation and a checkpoint.
         weights: Weights of a querybox model to start from.
     """
-    options = {"output": output, "train.max_time": max_time, "weights": weights}
-    given = [*overrides, *(f"{name}={value}" for name, value in options.items() if value is not None)]
-    settings = read_settings(target, given)
+    options: dict[str, Any] = {}
+    if output is not None:
+        options["output"] = str(output)
+    if weights is not None:
+        options["weights"] = str(weights)
+    if max_time is not None:
+        options["train"] = {"max_time": max_time}
+    settings = read_settings(target, overrides, options)
 
     from accelerate import PartialState
-    from rich.console import Console
 
     from querybox.training import train as run
 
     result = run(settings, resume=resume)
     if PartialState().is_main_process:
-        console = Console(soft_wrap=True)
-        numbers = ", ".join(
-            f"{name} {result.metrics[name]:.3f}" for name in ("AP", "AP50") if name in result.metrics
-        )
-        console.print(
-            f"Results are in {result.run_dir}" + (f" ({numbers})" if numbers else ""), highlight=False
-        )
+        numbers = [f"{name} {result.metrics[name]:.3f}" for name in ("AP", "AP50") if name in result.metrics]
+        print(f"Results are in {result.run_dir}" + (f" ({', '.join(numbers)})" if numbers else ""))
 
 
-def read_settings(target: str | None, overrides: list[str]) -> RunSettings:
-    """Resolve the settings of a run: the file or dataset that is meant, and what overrules it.
+def read_settings(target: str | None, overrides: Sequence[str], options: Mapping[str, Any]) -> RunSettings:
+    """Resolve the settings of a run.
+
+    Args:
+        target: The run file or the dataset.
+        overrides: What overrules it, such as ``["train.lr=2e-4"]``.
+        options: What overrules both, as nested values.
 
     Raises:
         ConfigError: There is no such file, or a setting is unknown or does not fit.
@@ -82,17 +87,14 @@ def read_settings(target: str | None, overrides: list[str]) -> RunSettings:
 
     if target is not None and "=" in target and not Path(target).exists():
         overrides, target = [target, *overrides], None  # nothing but settings
-    where = "command line"
-    values: dict[str, Any] = {}
-    if target is not None:
-        values = read_target(Path(target))
-        where = f"{target} and {where}" if overrides else target
-    values = merge(values, read_overrides(overrides))
-    if not values:
+    values = {} if target is None else read_target(Path(target))
+    values = merge(merge(values, read_overrides(overrides)), options)
+    if "data" not in values:
         raise ConfigError(
             "querybox train got nothing to train on; expected a dataset or a run file: see --help"
         )
-    return RunSettings.parse(values, where=where)
+    commands = "command line" if overrides or options else ""
+    return RunSettings.parse(values, where=" and ".join(filter(None, [target, commands])))
 
 
 def read_target(path: Path) -> dict[str, Any]:

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import querybox
+from querybox.cli import main as entry
+from querybox.errors import ConfigError
+
+COMMANDS = ("train", "evaluate", "predict", "info")
+
+
+def test_help_names_every_command(run: Any) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    assert all(command in out for command in COMMANDS)
+    assert "--debug" in out
+    assert run()[1] == out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_shows_examples(run: Any, command: str) -> None:
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert out.count(f"querybox {command}") >= 3
+
+
+def test_version(run: Any) -> None:
+    assert run("--version") == (0, f"querybox {querybox.__version__}\n", "")
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys; from querybox.cli import main; main(['train', '--help']); print('torch' in sys.modules)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.splitlines()[-1] == "False"
+
+
+def test_python_m_querybox_exits_with_the_code() -> None:
+    answer = subprocess.run(
+        [sys.executable, "-m", "querybox", "fly"], capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 2
+    assert answer.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["fly"], ["fly", "querybox --help"]),
+        (["predcit"], ["predcit", "predict"]),
+        (["info", "--colour", "red"], ["--colour", "querybox info --help"]),
+        (["evaluate", "model.safetensors"], ["DATA", "querybox evaluate --help"]),
+        (["evaluate"], ["MODEL"]),
+        (["predict", "m", "a.jpg", "--threshold", "high"], ["--threshold", "high", "float"]),
+    ],
+)
+def test_a_wrong_command_line_is_told_in_one_line(run: Any, words: list[str], parts: list[str]) -> None:
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    for part in parts:
+        assert part in err
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "line"),
+    [
+        (ConfigError("a: got b;\n expected c"), 2, "ConfigError: a: got b; expected c\n"),
+        (PermissionError(13, "Permission denied", "/a/b"), 2, "/a/b: Permission denied; check"),
+        (OSError(28, "No space left on device"), 2, "No space left on device"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_errors_become_one_line_and_a_code(
+    run: Any, monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: int, line: str
+) -> None:
+    def fail(target: Path) -> bool:
+        raise raised
+
+    monkeypatch.setattr("querybox.cli.info.is_run", fail)
+    got, _, err = run("info", "photos")
+    assert got == code
+    assert line in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+    got, _, err = run("info", "photos", "--debug")
+    assert got == code
+    assert "Traceback" in err
+    assert line in err
+
+
+def test_a_bug_is_not_dressed_up(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(target: Path) -> bool:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("querybox.cli.info.is_run", fail)
+    with pytest.raises(ZeroDivisionError):
+        run("info", "photos")
+
+
+def test_main_reads_the_words_of_the_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["querybox", "--version"])
+    assert entry() == 0
+    assert querybox.__version__ in capsys.readouterr().out
