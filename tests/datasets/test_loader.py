@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from querybox.data import Batch, DataSettings, DetectionData, read_dataset, train_loader
+from querybox.data.loader import collate
 from querybox.data.records import ImageRecord
 from querybox.data.sampler import BatchSampler
 from querybox.errors import ConfigError, ImageError
@@ -106,11 +108,23 @@ def test_processes_share_the_batches_of_one(sample: DetectionData) -> None:
             )
 
 
-def test_an_image_that_is_gone_is_an_error(sample: DetectionData) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_is_gone_is_an_error_of_one_line(sample: DetectionData, workers: int) -> None:
     gone = replace(sample.images[0], path=Path("gone.jpg"))
-    data = replace(sample, images=(gone,))
+    data = replace(sample, images=(gone, *sample.images[1:]))
+    with pytest.raises(ImageError, match=r"^gone\.jpg: no such image file$"):
+        epoch(data, SMALL.replace(workers=workers), batch_size=3)
     with pytest.raises(ImageError, match="no such image file"):
-        epoch(data, SMALL)
+        train_loader(data, SMALL.replace(cache=True), batch_size=3, seed=0)
+
+
+def test_what_workers_get_can_be_pickled(sample: DetectionData) -> None:
+    loader = train_loader(sample, SMALL, batch_size=2, seed=0)
+    copy = pickle.loads(pickle.dumps(loader.dataset))
+    first, second = collate([loader.dataset[0, 1]]), collate([copy[0, 1]])
+    assert isinstance(first, Batch)
+    assert isinstance(second, Batch)
+    assert_same([first], [second])
 
 
 def shapes(landscape: int, portrait: int) -> DetectionData:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import shutil
 from pathlib import Path
 
@@ -110,6 +111,7 @@ def test_faulty_boxes_are_dropped_or_cut(tmp_path: Path) -> None:
         ("train: x", "names: Field required"),
         ("- a", "expected YAML with 'names'"),
         ("names: [a]\nnames: [b]", "stands twice"),
+        ("names: [a]", "names no images"),
         ("names: [a]\ntrain: nowhere", "'nowhere' does not exist"),
         ("names: " + "[" * 5000, "expected YAML"),
         ("names: !!python/object/apply:os.getcwd []", "expected YAML"),
@@ -133,3 +135,23 @@ def test_binary_labels_and_missing_images_are_errors(tmp_path: Path) -> None:
     (tmp_path / "labels" / "train" / "c.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"c\.txt: cannot be read"):
         read_dataset(file)
+
+
+def test_mutated_files_raise_nothing_but_data_errors(tmp_path: Path) -> None:
+    file = write_yolo(tmp_path, "train", IMAGES, NAMES)
+    label = tmp_path / "labels" / "train" / "a.txt"
+    random_ = random.Random(0)
+    pieces = [b"", b"\x00", b"-", b"9" * 400, b"nan", b"[", b": ", b"*a", b"1e999", b"\xff"]
+    for path in (label, file):
+        good = path.read_bytes()
+        for _ in range(300):
+            mutated = bytearray(good)
+            start = random_.randrange(len(mutated))
+            mutated[start : start + random_.randint(0, 3)] = random_.choice(pieces)
+            path.write_bytes(mutated)
+            try:
+                read_dataset(file)
+            except DataError:
+                continue
+        path.write_bytes(good)
+    assert len(read_dataset(file).images) == 2

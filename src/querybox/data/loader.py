@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -18,6 +18,7 @@ from querybox.data.records import DetectionData, ImageRecord
 from querybox.data.sampler import BatchSampler
 from querybox.data.settings import DataSettings
 from querybox.data.transforms import Sample, augment
+from querybox.errors import DataError
 from querybox.structures import Target, as_pixels, pad
 
 
@@ -45,13 +46,19 @@ class Batch:
         )
 
 
-class TrainLoader(DataLoader[tuple[Sample, int]]):
-    """A DataLoader whose `batch_sampler` is known to be a `BatchSampler`."""
+class TrainLoader(DataLoader[tuple[Sample, int] | DataError]):
+    """A DataLoader of batches, whose `batch_sampler` has `set_epoch`."""
 
     batch_sampler: BatchSampler
 
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a plain iterator is all that is needed
+        for batch in super().__iter__():
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
 
-class TrainingImages(Dataset[tuple[Sample, int]]):
+
+class TrainingImages(Dataset[tuple[Sample, int] | DataError]):
     """The varied images of a dataset, by (index, epoch): all chance comes from (seed, epoch, image id)."""
 
     def __init__(self, data: DetectionData, settings: DataSettings, seed: int) -> None:
@@ -61,11 +68,17 @@ class TrainingImages(Dataset[tuple[Sample, int]]):
         # Decoded before the workers start, so that they share this memory.
         self.cached = [read_pixels(record) for record in data.images] if settings.cache else None
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Sample, int]:
-        """Return the image at `(index, epoch)`, varied, and its id."""
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Sample, int] | DataError:
+        """Return the image at `(index, epoch)`, varied, and its id; or the error that it cannot be read.
+
+        The error is returned, not raised, because a worker process would bury its one line in a stack trace.
+        """
         index, epoch = key
         record = self.images[index]
-        pixels = self.cached[index] if self.cached is not None else read_pixels(record)
+        try:
+            pixels = self.cached[index] if self.cached is not None else read_pixels(record)
+        except DataError as error:
+            return error
         real = ~record.crowd
         sample = Sample(
             pixels=pixels,
@@ -88,14 +101,18 @@ def read_pixels(record: ImageRecord) -> UInt8[Tensor, "3 h w"]:
     return as_pixels(read_image(record.path, (record.height, record.width)))
 
 
-def collate(samples: Sequence[tuple[Sample, int]]) -> Batch:
-    """Pad images to one size; boxes become cxcywh in 0-1 of the unpadded image."""
-    pixels, sizes = pad([sample.pixels for sample, _ in samples])
+def collate(items: Sequence[tuple[Sample, int] | DataError]) -> Batch | DataError:
+    """Pad images to one size; boxes become cxcywh in 0-1 of the unpadded image. An error takes the whole batch."""
+    samples: list[Sample] = []
+    image_ids: list[int] = []
+    for item in items:
+        if isinstance(item, DataError):
+            return item
+        samples.append(item[0])
+        image_ids.append(item[1])
+    pixels, sizes = pad([sample.pixels for sample in samples])
     return Batch(
-        pixels=pixels,
-        sizes=sizes,
-        targets=tuple(as_target(sample) for sample, _ in samples),
-        image_ids=tuple(number for _, number in samples),
+        pixels=pixels, sizes=sizes, targets=tuple(map(as_target, samples)), image_ids=tuple(image_ids)
     )
 
 

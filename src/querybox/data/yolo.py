@@ -68,6 +68,8 @@ def yolo_file_splits(file: Path) -> dict[str, Reader]:
     content = _parse(file)
     names = content.names if isinstance(content.names, dict) else dict(enumerate(content.names))
     splits = {"train": content.train, "val": content.val, "test": content.test}
+    if not any(splits.values()):
+        raise DataError(f"{file}: names no images; add image folders as 'train', 'val' or 'test'")
     return {
         split: partial(_read_entries, file, content.path, [where] if isinstance(where, str) else where, names)
         for split, where in splits.items()
