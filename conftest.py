@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hypothesis
 from documentation import enter, leave, run_commands, write_run_file
 from jaxtyping import install_import_hook
 from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
 install_import_hook("querybox", "shape_checks.check")
+
+# How long an example takes says more of the machine than of the code; the same examples every time.
+hypothesis.settings.register_profile("querybox", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("querybox")
 
 pytest_collect_file = Sybil(
     parsers=[

@@ -1,6 +1,6 @@
 """What flows between the stages: frozen values whose types state their shapes.
 
-Legend: B images, Q queries, C classes, D width, S memory tokens, L decoder layers, G objects in one image,
+Legend: B images, Q queries, C classes, K = C + 1 with "no object", D width, S memory tokens, L decoder layers, G objects in one image,
 H W pixels of the padded batch. `boxes` are cxcywh in 0-1 of the unpadded image; `boxes_xyxy` are pixels.
 """
 
@@ -57,7 +57,7 @@ class ImageBatch:
     def from_images(
         cls,
         images: Sequence[Image.Image | UInt8[np.ndarray, "_ _ 3"] | UInt8[Tensor, "3 _ _"]],
-        preprocessing: Preprocessing = Preprocessing(),  # noqa: B008 - immutable
+        preprocessing: Preprocessing = Preprocessing(),
         device: torch.device | str = "cpu",
     ) -> Self:
         """Normalise and pad RGB images of any sizes. They are not resized.
@@ -124,7 +124,7 @@ class Queries:
 class Predictions:
     """One decoder layer's answer: a class and a box for every query."""
 
-    logits: Float[Tensor, "B Q C+1"]
+    logits: Float[Tensor, "B Q K"]
     """The last class is "no object"."""
     boxes: Float[Tensor, "B Q 4"]
     """cxcywh in 0-1 of the unpadded image."""
@@ -137,7 +137,9 @@ class DetectorOutput:
     layers: tuple[Predictions, ...]
 
 
-def as_pixels(image: Image.Image | UInt8[np.ndarray, "h w 3"] | UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:
+def as_pixels(
+    image: Image.Image | UInt8[np.ndarray, "h w 3"] | UInt8[Tensor, "3 h w"],
+) -> UInt8[Tensor, "3 h w"]:
     """Return an RGB image as a uint8 tensor, channels first."""
     if isinstance(image, Tensor):
         return image

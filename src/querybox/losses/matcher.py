@@ -51,7 +51,7 @@ class HungarianMatcher(nn.Module):
         """Return the cost of every object (N in all images) with every query of its own image."""
         labels = torch.cat([target.labels for target in targets])  # [N]
         wanted = torch.cat([target.boxes for target in targets])[:, None]  # [N, 1, 4]
-        image = torch.tensor(image_of_object(targets), device=logits.device)  # [N]
+        image = torch.tensor(image_of_object(targets), dtype=torch.int64, device=logits.device)  # [N]
         probability = logits.float().softmax(-1)[:, image]  # [L, N, Q, K]
         of_class = labels[None, :, None, None].expand(*probability.shape[:3], 1)
         probability = probability.gather(-1, of_class)[..., 0]  # [L, N, Q]

@@ -1,0 +1,118 @@
+"""The losses are what equation 2 says, in float32, with the names of MMDetection."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.testing import assert_close
+
+from querybox.boxes import giou, to_xyxy
+from querybox.losses.criterion import Criterion
+from querybox.structures import DetectorOutput, Predictions, Target
+
+
+def case(counts: list[int], *, layers: int = 3, queries: int = 7) -> tuple[DetectorOutput, list[Target]]:
+    generator = torch.Generator().manual_seed(len(counts))
+    outputs = tuple(
+        Predictions(
+            logits=torch.randn(len(counts), queries, 5, generator=generator),
+            boxes=torch.rand(len(counts), queries, 4, generator=generator) * 0.5 + 0.1,
+        )
+        for _ in range(layers)
+    )
+    targets = [
+        Target(
+            boxes=torch.rand(count, 4, generator=generator) * 0.5 + 0.1,
+            labels=torch.randint(4, (count,), generator=generator),
+        )
+        for count in counts
+    ]
+    return DetectorOutput(layers=outputs), targets
+
+
+def direct(layer: Predictions, targets: list[Target]) -> dict[str, Tensor]:
+    """One layer's losses, image by image, as facebookresearch's description has them."""
+    criterion = Criterion()
+    wanted = torch.full(layer.logits.shape[:2], 4)
+    l1, looseness, count = torch.zeros(()), torch.zeros(()), 0
+    for image, target in enumerate(targets):
+        matches = criterion.matcher(layer.logits[None, [image]], layer.boxes[None, [image]], [target])
+        query, objects = matches.query[0], matches.object[0]
+        wanted[image, query] = target.labels[objects]
+        found, truth = layer.boxes[image, query], target.boxes[objects]
+        l1 = l1 + F.l1_loss(found, truth, reduction="sum")
+        looseness = looseness + (1 - giou(to_xyxy(found), to_xyxy(truth))).sum()
+        count += len(query)
+    weight = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.1])
+    return {
+        # With any object in the batch the weighted mean is the same thing as the published average factor.
+        "loss_cls": F.cross_entropy(layer.logits.flatten(0, 1), wanted.flatten(), weight),
+        "loss_bbox": 5 * l1 / max(count, 1),
+        "loss_iou": 2 * looseness / max(count, 1),
+    }
+
+
+@pytest.mark.parametrize("counts", [[3, 2], [4], [0, 1, 6], [9, 2]])
+def test_equals_the_direct_definition(counts: list[int]) -> None:
+    output, targets = case(counts)
+    losses = Criterion()(output, targets)
+    for index, prefix in enumerate(["d0.", "d1.", ""]):
+        for name, value in direct(output.layers[index], targets).items():
+            assert_close(losses[prefix + name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_images_without_objects_are_negatives() -> None:
+    output, targets = case([0, 0])
+    losses = Criterion()(output, targets)
+    cross_entropy = -output.layers[-1].logits.log_softmax(-1)[..., -1].sum()
+    assert_close(losses["loss_cls"], 0.1 * cross_entropy / max(1.0, 0.1 * 14))
+    assert losses["loss_bbox"] == 0
+    assert losses["loss_iou"] == 0
+
+
+def test_few_queries_do_not_divide_by_less_than_one() -> None:
+    output, targets = case([0], queries=3)
+    losses = Criterion()(output, targets)
+    assert_close(losses["loss_cls"], -0.1 * output.layers[-1].logits.log_softmax(-1)[..., -1].sum())
+
+
+def test_names_and_order() -> None:
+    output, targets = case([2])
+    assert list(Criterion()(output, targets)) == [
+        "loss_cls", "loss_bbox", "loss_iou",
+        "d0.loss_cls", "d0.loss_bbox", "d0.loss_iou",
+        "d1.loss_cls", "d1.loss_bbox", "d1.loss_iou",
+    ]  # fmt: skip
+    assert list(Criterion(auxiliary=False)(output, targets)) == ["loss_cls", "loss_bbox", "loss_iou"]
+
+
+def test_weights_scale_their_terms() -> None:
+    output, targets = case([2, 3])
+    plain = Criterion()(output, targets)
+    weighted = Criterion(class_weight=2, box_weight=15, giou_weight=8)(output, targets)
+    for name, value in plain.items():
+        factor = {"cls": 2, "bbox": 3, "iou": 4}[name.rpartition("_")[2]]
+        assert_close(weighted[name], factor * value)
+
+
+def test_float32_and_finite_under_half_precision() -> None:
+    output, targets = case([3, 0])
+    half = DetectorOutput(
+        layers=tuple(
+            replace(layer, logits=80 * layer.logits.half(), boxes=layer.boxes.half())
+            for layer in output.layers
+        )
+    )
+    losses = Criterion()(half, targets)
+    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+
+
+def test_gradients_reach_every_layer() -> None:
+    output, targets = case([3])
+    leaves = [replace(layer, boxes=layer.boxes.requires_grad_()) for layer in output.layers]
+    sum(Criterion()(DetectorOutput(layers=tuple(leaves)), targets).values()).backward()  # type: ignore[union-attr]
+    assert all(leaf.boxes.grad is not None and leaf.boxes.grad.abs().sum() > 0 for leaf in leaves)

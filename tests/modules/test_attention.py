@@ -1,0 +1,43 @@
+"""Our attention is PyTorch's multi-head attention with its projections taken apart."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from querybox.modules.attention import Attention
+
+
+def test_equals_torch() -> None:
+    torch.manual_seed(0)
+    ours, theirs = Attention(16, 4, 0.0), nn.MultiheadAttention(16, 4, batch_first=True)
+    parts = theirs.in_proj_weight.chunk(3)
+    for projection, weight, bias in zip(
+        (ours.query, ours.key, ours.value), parts, torch.randn(3, 16), strict=True
+    ):
+        projection.weight.data.copy_(weight)
+        projection.bias.data.copy_(bias)
+    theirs.in_proj_bias.data.copy_(torch.cat([ours.query.bias, ours.key.bias, ours.value.bias]))
+    ours.output.load_state_dict(theirs.out_proj.state_dict())
+    query, key, value = torch.randn(2, 5, 16), torch.randn(2, 7, 16), torch.randn(2, 7, 16)
+    padding_mask = torch.zeros(2, 7, dtype=torch.bool)
+    padding_mask[1, 4:] = True
+    wanted, _ = theirs(query, key, value, key_padding_mask=padding_mask)
+    assert_close(ours(query, key, value, padding_mask), wanted)
+
+
+def test_padding_is_not_looked_at() -> None:
+    attention = Attention(8, 2, 0.0)
+    query, memory = torch.randn(1, 3, 8), torch.randn(1, 6, 8)
+    padding_mask = torch.tensor([[False, False, False, False, True, True]])
+    changed = memory.clone()
+    changed[:, 4:] = 100.0
+    before = attention(query, memory, memory, padding_mask)
+    assert_close(attention(query, changed, changed, padding_mask), before)
+
+
+def test_heads_must_divide_the_width() -> None:
+    with pytest.raises(ValueError, match="width 10 is not a multiple of heads 4"):
+        Attention(10, 4, 0.0)

