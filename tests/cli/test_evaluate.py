@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from querybox.cli.evaluate import number
+
+
+def test_prints_tables_and_writes_files(run: Any, model: Path, photos: Path, tmp_path: Path) -> None:
+    code, out, err = run("evaluate", model, photos, "--split", "val", "--output", "scores")
+    assert (code, err) == (0, "")
+    assert "2 objects in 2 images" in out
+    assert all(name in out for name in ("AP50", "AR100", "cat", "dog", "Results are in scores"))
+    metrics = json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    assert metrics["images"] == 2
+    assert f"{metrics['metrics']['AP']:.3f}" in out
+    results = json.loads((tmp_path / "scores" / "results.json").read_text())
+    assert len(results) == metrics["detections"] == 16
+    assert {result["category_id"] for result in results} <= {3, 9}
+    assert "<html" in (tmp_path / "scores" / "report.html").read_text(encoding="utf-8")
+
+
+def test_what_cannot_be_measured_is_a_dash() -> None:
+    assert number(float("nan")) == "-"
+    assert number(0.12345) == "0.123"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["missing.safetensors", "PHOTOS"], "CheckpointError: missing.safetensors: no such weights file"),
+        (["MODEL", "missing"], "DataError: missing: no such file or folder"),
+        (["MODEL", "PHOTOS"], "has several splits"),
+        (["MODEL", "PHOTOS", "--split", "dev"], "has no split 'dev'"),
+        (["MODEL", "broken.json"], "broken.json"),
+        (["MODEL", "renamed.json"], "ConfigError: the detector's 2 classes are not the data's 2"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(
+    run: Any, model: Path, photos: Path, tmp_path: Path, words: list[str], message: str
+) -> None:
+    text = (photos / "annotations" / "val.json").read_text()
+    (tmp_path / "broken.json").write_text(text[:-10])
+    (tmp_path / "renamed.json").write_text(text.replace('"cat"', '"kitten"'))
+    shutil.copytree(photos / "images", tmp_path / "images")
+    names = {"MODEL": model, "PHOTOS": photos}
+    code, out, err = run("evaluate", *(names.get(word, word) for word in words))
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert message in err

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import querybox
+from querybox.recipes import RECIPES
+
+
+def test_without_a_target_says_what_is_installed(run: Any) -> None:
+    code, out, err = run("info")
+    assert (code, err) == (0, "")
+    assert querybox.__version__ in out
+    assert torch.__version__.split("+")[0] in out
+    assert all(name in out for name in RECIPES)
+    assert "stride=16, dilation=True" in out
+
+
+def test_of_a_model(run: Any, model: Path, tmp_path: Path) -> None:
+    code, out, _ = run("info", model)
+    assert code == 0
+    for part in ("11.", "2: cat, dog", "short side 32, long side at most 64 pixels", "123.675", "queries=8"):
+        assert part in out
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last.safetensors").symlink_to(model)
+    assert "2: cat, dog" in run("info", "run")[1]
+
+
+def test_of_a_dataset(run: Any, photos: Path) -> None:
+    code, out, err = run("info", photos)
+    assert code == 0
+    assert "1 empty" in err
+    rows = [
+        [cell.strip() for cell in line.strip("│ \n").split("│")] for line in out.splitlines() if "│" in line
+    ]
+    assert ["train", "4", "0", "4", "0", "1 empty"] in rows
+    assert ["val", "2", "0", "2", "0", "none"] in rows
+    assert ["3", "cat", "2", "1"] in rows
+    assert ["9", "dog", "2", "1"] in rows
+
+    _, out, err = run("info", photos, "--split", "val")
+    assert err == ""
+    assert "train" not in out.replace(str(photos), "")
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("missing", "DataError: missing: no such file or folder"),
+        ("missing.safetensors", "CheckpointError: missing.safetensors: no such weights file"),
+        (".", "DataError: .: holds no dataset"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(run: Any, target: str, message: str) -> None:
+    code, out, err = run("info", target)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert message in err

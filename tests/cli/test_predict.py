@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+
+def test_writes_pictures_coco_and_csv(run: Any, model: Path, photos: Path, tmp_path: Path) -> None:
+    code, out, err = run("predict", model, photos / "images", "--threshold", "0.2", "--output", "found")
+    assert (code, err) == (0, "")
+    folder = tmp_path / "found"
+    content = json.loads((folder / "detections.json").read_text())
+    assert [Path(image["file_name"]).name for image in content["images"]] == [
+        "train1.jpg", "train2.jpg", "train3.jpg", "train4.jpg", "val1.jpg", "val2.jpg",
+    ]  # fmt: skip
+    assert {each["category_id"] for each in content["annotations"]} <= {3, 9}
+    with (folder / "detections.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(content["annotations"]) > 0
+    with Image.open(folder / "val2.jpg") as drawn:
+        assert drawn.size == (60, 40)
+    assert out == f"Found {len(content['annotations'])} objects in 6 images. Results are in found\n"
+
+
+def test_repeats_itself(run: Any, model: Path, photos: Path, tmp_path: Path) -> None:
+    words = ("predict", model, photos / "images", "--threshold", "0", "--format", "csv", "--output")
+    assert run(*words, "a")[0] == run(*words, "b")[0] == 0
+    assert (tmp_path / "a" / "detections.csv").read_text() == (tmp_path / "b" / "detections.csv").read_text()
+
+
+def test_writes_only_what_is_asked_for(run: Any, model: Path, photos: Path, tmp_path: Path) -> None:
+    picture = photos / "images" / "val1.jpg"
+    assert run("predict", model, picture, "--format", "coco, csv")[0] == 0
+    assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == [
+        "detections.csv",
+        "detections.json",
+    ]
+
+
+def test_options_reach_the_detector(run: Any, model: Path, photos: Path) -> None:
+    picture = photos / "images" / "val1.jpg"
+    assert "Found 8 objects in 1 images" in run("predict", model, picture, "--threshold", "0")[1]
+    assert (
+        "Found 3 objects in 1 images" in run("predict", model, picture, "--threshold", "0", "--top-k", "3")[1]
+    )
+    alone = run("predict", model, picture, "--threshold", "0", "--nms", "0")[1]
+    assert int(alone.split()[1]) < 8
+
+
+def test_a_run_folder_is_its_best_model(run: Any, model: Path, photos: Path, tmp_path: Path) -> None:
+    picture = photos / "images" / "val1.jpg"
+    (tmp_path / "run").mkdir()
+    code, _, err = run("predict", "run", picture)
+    assert code == 2
+    assert "run: the folder holds neither best.safetensors nor last.safetensors" in err
+    (tmp_path / "run" / "last.safetensors").write_bytes(b"worse")
+    assert "last.safetensors: corrupt" in run("predict", "run", picture)[2]
+    (tmp_path / "run" / "best.safetensors").symlink_to(model)
+    assert run("predict", "run", picture)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["MODEL"], "ConfigError: querybox predict got no sources"),
+        (["MODEL", "missing.jpg"], "DataError: missing.jpg: no such file or folder"),
+        (["MODEL", "."], "DataError: .: found no image or video among 0 files"),
+        (["MODEL", "*.jpg"], "DataError: *.jpg: found no image or video"),
+        (["MODEL", "MODEL"], "model.safetensors: cannot be read as an image"),
+        (["missing.safetensors", "PICTURE"], "CheckpointError: missing.safetensors: no such weights file"),
+        (["PICTURE", "PICTURE"], "CheckpointError: PICTURE: corrupt"),
+        (["MODEL", "PICTURE", "--format", "png"], "ConfigError: --format got 'png'; expected one or more of"),
+        (["MODEL", "PICTURE", "--threshold", "2"], "ConfigError: predict got threshold=2.0; expected 0 to 1"),
+        (["MODEL", "PICTURE", "--top-k", "0"], "ConfigError: predict got top_k=0; expected 1 or more"),
+        (["MODEL", "PICTURE", "--nms", "-1"], "ConfigError: predict got nms=-1.0"),
+        (["MODEL", "PICTURE", "--batch-size", "0"], "ConfigError: predict got batch_size=0"),
+        (
+            ["MODEL", "PICTURE", "--output", "IMAGES"],
+            "ConfigError: PICTURE: the drawing would overwrite a source",
+        ),
+        (["MODEL", "PICTURE", "--output", "PICTURE"], "PICTURE: File exists; check the path"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(
+    run: Any, model: Path, photos: Path, words: list[str], message: str
+) -> None:
+    images = photos / "images"
+    names = {"MODEL": model, "IMAGES": images, "PICTURE": images / "val1.jpg"}
+    code, _, err = run("predict", *(names.get(word, word) for word in words))
+    assert code == 2
+    assert err.count("\n") == 1
+    assert message.replace("PICTURE", str(images / "val1.jpg")) in err

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+SETTINGS: dict[str, Any] = {
+    "recipe": "detr_r18",
+    "model": {
+        "width": 16,
+        "heads": 2,
+        "feedforward": 32,
+        "encoder_layers": 1,
+        "decoder_layers": 2,
+        "queries": 8,
+    },
+    "data": {"train": "photos", "image_size": 32, "workers": 0},
+    "train": {"epochs": 1, "batch_size": 2, "lr": 0.5},
+    "output": "run",
+}
+
+
+@pytest.fixture
+def project(photos: Path, tmp_path: Path) -> Path:
+    """A folder with a run file beside its dataset."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "photos").symlink_to(photos)
+    (folder / "run.yaml").write_text(yaml.safe_dump(SETTINGS))
+    return folder
+
+
+def test_trains_repeats_and_resumes(run: Any, project: Path, tmp_path: Path) -> None:
+    code, out, _ = run("train", project / "run.yaml", "train.lr=1e-4", "--max-time", "1h")
+    assert code == 0
+    assert out.startswith(f"Results are in {project / 'run'} (AP 0.")
+    resolved = yaml.safe_load((project / "run" / "run.yaml").read_text())
+    assert resolved["train"]["lr"] == 1e-4  # the command line overrules the file
+    assert resolved["train"]["max_time"] == 3600
+    assert resolved["train"]["batch_size"] == 2  # the file overrules the defaults
+    assert resolved["model"]["width"] == 16  # and the recipe
+    assert resolved["model"]["backbone"] == "resnet18.tv_in1k"
+
+    code, _, err = run("train", project / "run.yaml")
+    assert code == 2
+    assert "the run folder is not empty" in err.splitlines()[-1]
+
+    assert run("train", project / "run" / "run.yaml", "--output", "again")[0] == 0
+    again = yaml.safe_load((tmp_path / "again" / "run.yaml").read_text())
+    assert {**again, "output": resolved["output"]} == resolved
+
+    code, _, _ = run("train", project / "run" / "run.yaml", "train.epochs=2", "--resume")
+    assert code == 0
+
+    assert run("info", "again")[0] == 0
+    assert run("evaluate", "again", project / "photos", "--split", "val")[0] == 0
+    assert run("predict", "again", project / "photos" / "images", "--format", "csv")[0] == 0
+
+
+def test_a_dataset_trains_with_the_defaults(
+    run: Any, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def train(settings: Any, *, resume: bool) -> None:
+        seen.append((settings, resume))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("querybox.training.train", train)
+    assert run("train", photos)[0] == 130
+    assert (
+        run("train", f"data.train={photos}", "recipe=detr_small", "--resume", "--weights", "w: 1")[0] == 130
+    )
+    (tmp_path / "data.yaml").write_text("{path: ., train: images, names: [cat]}")
+    assert run("train", "data.yaml", "--output", "a b")[0] == 130
+    (first, _), (second, resume), (third, _) = seen
+    assert (first.data.train, first.recipe) == (str(photos), "detr_r50")
+    assert (second.data.train, second.recipe, second.weights, resume) == (
+        str(photos),
+        "detr_small",
+        "w: 1",
+        True,
+    )
+    assert (third.data.train, third.output) == ("data.yaml", "a b")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "ConfigError: querybox train got nothing to train on"),
+        (["train.lr=1"], "ConfigError: querybox train got nothing to train on"),
+        (["missing.yaml"], "ConfigError: missing.yaml: cannot be read"),
+        (["missing"], "missing: no such file or folder"),
+        (["RUN", "train.epohcs=1"], "unknown setting 'train.epohcs'. Did you mean 'train.epochs'?"),
+        (["RUN", "train.lr=fast"], "setting 'train.lr' got 'fast'"),
+        (
+            ["RUN", "train.lr"],
+            "ConfigError: command line: got 'train.lr'; expected a setting such as train.lr=2e-4",
+        ),
+        (["RUN", "model.widht=3"], "unknown setting 'widht'. Did you mean 'width'?"),
+        (["RUN", "recipe=detr_r5"], "unknown recipe 'detr_r5'. Did you mean 'detr_r50'?"),
+        (["RUN", "--max-time", "soon"], "setting 'train.max_time' got 'soon'"),
+        (["RUN", "--weights", "missing.safetensors"], "missing.safetensors: no such weights file"),
+        (["RUN", "--resume"], "there is no run to resume"),
+        (["RUN", "data.train=empty.json"], "no boxes to learn from"),
+        (["typo.yaml"], "typo.yaml: unknown setting 'trian'. Did you mean 'train'?"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(
+    run: Any, project: Path, tmp_path: Path, words: list[str], message: str
+) -> None:
+    (tmp_path / "typo.yaml").write_text("{data: {train: photos}, trian: {lr: 1}}")
+    empty = json.loads((project / "photos" / "annotations" / "val.json").read_text())
+    (tmp_path / "empty.json").write_text(json.dumps({**empty, "annotations": []}))
+    (tmp_path / "images").symlink_to(project / "photos" / "images")
+    code, out, err = run("train", *(project / "run.yaml" if word == "RUN" else word for word in words))
+    assert (code, out) == (2, "")
+    last = err.splitlines()[-1]  # warnings about the data may come before it
+    assert message in last
+    assert "Traceback" not in err
