@@ -24,7 +24,6 @@ def drawn_images(draw: st.DrawFn) -> list[Drawn]:
     images = []
     for number in range(draw(st.integers(1, 3))):
         width, height = draw(st.integers(1, 60)), draw(st.integers(1, 60))
-        # Also beyond the edges: what is cut must be cut alike.
         x, y = st.integers(0, width), st.integers(0, height)
         box = st.tuples(x, y, x, y).filter(lambda box: box[0] < box[2] and box[1] < box[3])
         objects = draw(st.lists(st.tuples(st.sampled_from(NAMES), box), max_size=4))
@@ -46,6 +45,7 @@ def test_the_same_data_reads_the_same_in_three_formats(images: Sequence[Drawn]) 
         write_yolo(root / "yolo", "train", images, NAMES)
         read = [read_dataset(root / name, "train") for name in ("coco", "voc", "yolo")]
     for data in read:
+        assert not data.dropped
         assert [category.name for category in data.categories] == NAMES
         assert [image.id for image in data.images] == list(range(1, len(images) + 1))
         for record, image in zip(data.images, images, strict=True):
