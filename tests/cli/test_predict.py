@@ -25,6 +25,27 @@ def test_writes_pictures_coco_and_csv(run: Any, model: Path, photos: Path, tmp_p
     assert out == f"Found {len(content['annotations'])} objects in 6 images. Results are in found\n"
 
 
+def test_draws_a_video(run: Any, model: Path, tmp_path: Path) -> None:
+    import av
+
+    (tmp_path / "clips").mkdir()
+    with av.open(tmp_path / "clips" / "a.mp4", "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(11):
+            container.mux(stream.encode(av.VideoFrame(64, 48, "yuv420p")))
+        container.mux(stream.encode())
+    code, out, err = run("predict", model, "clips", "--threshold", "0", "--batch-size", "4")
+    assert (code, err) == (0, "")
+    assert "in 11 images" in out
+    content = json.loads((tmp_path / "predictions" / "detections.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == [
+        f"clips/a.mp4#{number}" for number in range(11)
+    ]
+    with av.open(tmp_path / "predictions" / "a.mp4") as container:
+        assert sum(1 for _ in container.decode(video=0)) == 11
+
+
 def test_repeats_itself(run: Any, model: Path, photos: Path, tmp_path: Path) -> None:
     words = ("predict", model, photos / "images", "--threshold", "0", "--format", "csv", "--output")
     assert run(*words, "a")[0] == run(*words, "b")[0] == 0
@@ -67,8 +88,9 @@ def test_a_run_folder_is_its_best_model(run: Any, model: Path, photos: Path, tmp
     [
         (["MODEL"], "ConfigError: querybox predict got no sources"),
         (["MODEL", "missing.jpg"], "DataError: missing.jpg: no such file or folder"),
-        (["MODEL", "."], "DataError: .: found no image or video among 0 files"),
-        (["MODEL", "*.jpg"], "DataError: *.jpg: found no image or video"),
+        (["MODEL", "empty"], "DataError: empty: found no image or video among 0 files"),
+        (["MODEL", "*.jpg"], "DataError: *.jpg: found no image or video among 0 files"),
+        (["MODEL", "broken.mp4"], "ImageError: broken.mp4: cannot be read as a video"),
         (["MODEL", "MODEL"], "model.safetensors: cannot be read as an image"),
         (["missing.safetensors", "PICTURE"], "CheckpointError: missing.safetensors: no such weights file"),
         (["PICTURE", "PICTURE"], "CheckpointError: PICTURE: corrupt"),
@@ -85,8 +107,10 @@ def test_a_run_folder_is_its_best_model(run: Any, model: Path, photos: Path, tmp
     ],
 )
 def test_bad_input_is_told_in_one_line(
-    run: Any, model: Path, photos: Path, words: list[str], message: str
+    run: Any, model: Path, photos: Path, tmp_path: Path, words: list[str], message: str
 ) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    (tmp_path / "empty").mkdir()
     images = photos / "images"
     names = {"MODEL": model, "IMAGES": images, "PICTURE": images / "val1.jpg"}
     code, _, err = run("predict", *(names.get(word, word) for word in words))
