@@ -26,13 +26,15 @@ TINY = {
 
 @pytest.fixture(scope="session")
 def boxes_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight noisy 96 x 64 images, each with one red and one blue box, as a COCO file."""
+    """Eight noisy 96 x 64 images with a red and a blue box, but for one without the blue and one without both."""
     folder = tmp_path_factory.mktemp("boxes")
     rng = np.random.default_rng(7)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number in range(1, 9):
         pixels = rng.integers(90, 160, (64, 96, 3), dtype=np.uint8)
-        for label, color in ((1, (220, 30, 30)), (2, (30, 30, 220))):
+        colors = ((1, (220, 30, 30)), (2, (30, 30, 220)))
+        for label, color in colors[: {4: 1, 8: 0}.get(number, 2)]:
             w, h = rng.integers(16, 40, 2).tolist()
             x, y = int(rng.integers(0, 96 - w)), int(rng.integers(0, 64 - h))
             pixels[y : y + h, x : x + w] = color
@@ -52,13 +54,17 @@ def run_settings(boxes_json: Path, tmp_path: Path) -> Callable[..., RunSettings]
     """Make the settings of a tiny run into the folder `output`, with settings of `train` that differ."""
 
     def make(
-        output: str = "run", *, model: dict[str, Any] | None = None, workers: int = 0, **train: Any
+        output: str = "run",
+        *,
+        model: dict[str, Any] | None = None,
+        data: dict[str, Any] | None = None,
+        **train: Any,
     ) -> RunSettings:
         return RunSettings.parse(
             {
                 "recipe": "detr_small",
                 "model": {**TINY, **(model or {})},
-                "data": {"train": str(boxes_json), "image_size": 64, "workers": workers},
+                "data": {"train": str(boxes_json), "image_size": 64, "workers": 0, **(data or {})},
                 "train": {"epochs": 2, "batch_size": 4, "lr": 1e-3, **train},
                 "output": str(tmp_path / output),
             }

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from querybox.training.checkpoint import Progress
 from querybox.training.duration import format_duration
+from querybox.training.settings import TrainSettings
 
 REFRESH_SECONDS = 0.25
 LINE_SECONDS = 30.0
@@ -35,15 +36,18 @@ class Display:
 
     Args:
         console: Where to; None shows nothing, as in all processes but the first.
-        epochs: Of the run.
-        steps_per_epoch: Updates in each of them.
+        settings: Of the run.
+        steps_per_epoch: Updates in each epoch.
         done: Updates made already, in a run that is resumed.
     """
 
-    def __init__(self, console: Console | None, *, epochs: int, steps_per_epoch: int, done: int = 0) -> None:
+    def __init__(
+        self, console: Console | None, settings: TrainSettings, *, steps_per_epoch: int, done: int = 0
+    ) -> None:
         self.console = console
-        self.epochs = epochs
-        self.total = epochs * steps_per_epoch
+        self.epochs = settings.epochs
+        self.max_time = settings.max_time
+        self.total = settings.epochs * steps_per_epoch
         self.first_step = done
         self.started = time.perf_counter()
         self.shown_at = self.started
@@ -83,25 +87,31 @@ class Display:
         numbers = (
             f"loss {sum(losses.values()):.3f} ({parts})  lr {lr:.2g}  {speed:.1f} images/s{self.metrics}"
         )
-        left = (now - self.started) / (progress.step - self.first_step) * (self.total - progress.step)
+        left = format_duration(self.seconds_left(progress, now - self.started))
         where = f"epoch {progress.epoch + 1}/{self.epochs}  step {progress.step}/{self.total}"
         if self.bar:
             self.bar.numbers = numbers
-            self.bar.update(
-                self.task, completed=progress.step, description=where, left=f"{format_duration(left)} left"
-            )
+            self.bar.update(self.task, completed=progress.step, description=where, left=f"{left} left")
             self.bar.refresh()
         else:
-            self.say(f"{where}  {numbers}  {format_duration(left)} left")
+            self.say(f"{where}  {numbers}  {left} left")
 
     def epoch(self, progress: Progress, loss: float, metrics: Mapping[str, float]) -> None:
-        """Show how an epoch ended: its mean `loss` and, if it was evaluated, its `metrics`."""
+        """Show how an epoch ended, its mean `loss` and its `metrics`: if it was evaluated, or after a long silence."""
         if metrics:
             best = f" (best AP {progress.best:.3f})" if progress.best is not None else ""
             self.metrics = f"  AP {metrics['AP']:.3f} AP50 {metrics['AP50']:.3f}{best}"
+        elif self.bar or time.perf_counter() - self.shown_at < LINE_SECONDS:
+            return
+        self.shown_at = time.perf_counter()
         shown = self.metrics if metrics else ""
-        time_spent = format_duration(progress.seconds)
-        self.say(f"epoch {progress.epoch + 1}/{self.epochs}  loss {loss:.3f}{shown}  after {time_spent}")
+        spent = format_duration(progress.seconds)
+        self.say(f"epoch {progress.epoch + 1}/{self.epochs}  loss {loss:.3f}{shown}  after {spent}")
+
+    def seconds_left(self, progress: Progress, spent: float) -> float:
+        """Estimate the time to the end of the epochs or of the time budget, after `spent` seconds of this session."""
+        left = spent / (progress.step - self.first_step) * (self.total - progress.step)
+        return left if self.max_time is None else max(0.0, min(left, self.max_time - progress.seconds))
 
     def say(self, line: str) -> None:
         """Print a line, above the bar if there is one."""

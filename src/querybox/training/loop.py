@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 StopReason = Literal["epochs", "patience", "time", "signal"]
 
+SAVE_SECONDS = 60.0
+"""Epochs that end sooner than this after the last checkpoint go without: writing it takes seconds for a large model."""
+
 
 class DetectionLoss(nn.Module):
     """Detector and criterion as one module.
@@ -115,6 +118,7 @@ class Trainer:
         self.progress = Progress()
         self.best: Evaluation | None = None
         self.started = time.perf_counter()
+        self.saved_at = -math.inf
 
     def fit(self, display: Display, request: StopRequest) -> StopReason:
         """Train, and say why it ended. After a ``"signal"`` nothing is evaluated, so that the program ends soon."""
@@ -136,7 +140,8 @@ class Trainer:
             if stop != "signal":
                 self.end_epoch(metrics, display, stopping=stop is not None)
                 stop = stop or self.finished()
-            self.save()
+            if stop or self.seconds - self.saved_at > SAVE_SECONDS:
+                self.save()
         return stop
 
     def update(self, parts: Sequence[Batch], request: StopRequest) -> Update:
@@ -316,7 +321,7 @@ class Trainer:
         """Write ``last.safetensors``, the detector, and ``checkpoint.safetensors``, from which a run goes on."""
         if not self.accelerator.is_main_process:
             return
-        self.progress.seconds = self.seconds
+        self.progress.seconds = self.saved_at = self.seconds
         scaler = self.accelerator.scaler
         self.current.save(self.folder / "last.safetensors")
         save_checkpoint(

@@ -13,6 +13,7 @@ from rich.console import Console
 from querybox.data import train_loader
 from querybox.detector import Detector
 from querybox.losses.criterion import Criterion
+from querybox.report import write_report
 from querybox.training.display import Display
 from querybox.training.environment import write_environment
 from querybox.training.folder import check_folder, prepare_folder
@@ -83,25 +84,23 @@ def train(settings: RunSettings, *, resume: bool = False) -> TrainResult:
 
     console = Console(stderr=True) if accelerator.is_main_process else None
     display = Display(
-        console,
-        epochs=settings.train.epochs,
-        steps_per_epoch=trainer.steps_per_epoch,
-        done=trainer.progress.step,
+        console, settings.train, steps_per_epoch=trainer.steps_per_epoch, done=trainer.progress.step
     )
     with StopRequest() as request, display:
         reason = trainer.fit(display, request)
-    accelerator.end_training()
-    request.reraise()
+    if request.signal is not None:
+        accelerator.end_training()
+        request.reraise()
 
     accelerator.wait_for_everyone()  # the first process has written the weights
     best = folder / ("best.safetensors" if trainer.progress.best is not None else "last.safetensors")
     detector = Detector.load(best)
     display.say(f"stopped after {trainer.progress.step} steps ({reason}); the detector is {best}")
-    if validation is None or measure is None:
-        return TrainResult(run_dir=folder, detector=detector, metrics={})
-    evaluation = trainer.best or measure(detector.to(accelerator.device))
-    if accelerator.is_main_process:
-        from querybox.report import write_report
-
-        write_report(folder, evaluation, validation)
-    return TrainResult(run_dir=folder, detector=detector.cpu(), metrics=evaluation.metrics)
+    metrics: Mapping[str, float] = {}
+    if validation is not None and measure is not None:
+        evaluation = trainer.best or measure(detector.to(accelerator.device))
+        metrics = evaluation.metrics
+        if accelerator.is_main_process:
+            display.say(f"report: {write_report(folder, evaluation, validation)}")
+    accelerator.end_training()
+    return TrainResult(run_dir=folder, detector=detector.cpu(), metrics=metrics)

@@ -1,0 +1,95 @@
+"""Several processes, and signals: what only shows when a run is a program of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from querybox.training import RunSettings, train
+
+PROGRAM = """
+import json, sys
+from querybox.training import RunSettings, train
+with open(sys.argv[1]) as file:
+    train(RunSettings.parse(json.load(file)), resume="resume" in sys.argv)
+"""
+
+
+def command(settings: RunSettings, folder: Path, *arguments: str) -> list[str]:
+    """Write a program that trains with `settings`, and return how to start it, after the name of an interpreter."""
+    (folder / "program.py").write_text(PROGRAM)
+    (folder / "settings.json").write_text(settings.model_dump_json())
+    return [str(folder / "program.py"), str(folder / "settings.json"), *arguments]
+
+
+def test_two_processes_with_half_the_batch_each_equal_one_with_the_whole(
+    run_settings: Callable[..., RunSettings], tmp_path: Path
+) -> None:
+    def settings(output: str) -> RunSettings:
+        same_size = {"scales": [64], "crop": 0.0}  # or the halves would be padded otherwise than the whole
+        return run_settings(output, model={"dropout": 0.0}, data=same_size, epochs=3, batch_size=8)
+
+    one = train(settings("one")).run_dir
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    subprocess.run([*launch, *command(settings("two"), tmp_path)], env=environment, check=True, timeout=120)
+    two = tmp_path / "two"
+
+    assert json.loads((two / "environment.json").read_text())["processes"] == 2
+    compare_rows(two, one)
+    torch.testing.assert_close(
+        load_file(two / "last.safetensors"), load_file(one / "last.safetensors"), rtol=1e-5, atol=1e-6
+    )
+
+
+def compare_rows(folder: Path, expected: Path) -> None:
+    """Hold the losses in one run's metrics against another's."""
+    columns, *lines = (folder / "metrics.csv").read_text().splitlines()
+    names, *expected_lines = (expected / "metrics.csv").read_text().splitlines()
+    assert columns == names
+    assert len(lines) == len(expected_lines) == 3
+    for line, expected_line in zip(lines, expected_lines, strict=True):
+        row, wanted = (
+            dict(zip(names.split(","), each.split(","), strict=True)) for each in (line, expected_line)
+        )
+        for name in row:
+            if "loss" in name or name == "grad_norm":
+                assert float(row[name]) == pytest.approx(float(wanted[name]), rel=1e-5), name
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_with_a_checkpoint_from_which_it_goes_on(
+    run_settings: Callable[..., RunSettings], tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    settings = run_settings(epochs=500, data={"workers": 1})
+    run = subprocess.Popen(
+        [sys.executable, *command(settings, tmp_path)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for(tmp_path / "run" / "metrics.csv")
+    os.killpg(run.pid, number) if number is signal.SIGINT else run.send_signal(number)
+    _, errors = run.communicate(timeout=30)
+    assert run.returncode == code, errors
+    steps = (tmp_path / "run" / "metrics.csv").read_text().count("\n")
+    assert "checkpoint.safetensors" in {path.name for path in (tmp_path / "run").iterdir()}
+    assert train(settings.replace(train={**settings.train.model_dump(), "epochs": steps}), resume=True)
+
+
+def wait_for(path: Path, seconds: float = 60) -> None:
+    """Wait until a file is there."""
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.05)
