@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from querybox.data import Batch, DataSettings, DetectionData, read_dataset, train_loader
-from querybox.data.loader import collate
+from querybox.data.loader import TrainingImages, collate
 from querybox.data.records import ImageRecord
 from querybox.data.sampler import BatchSampler
-from querybox.errors import ConfigError, ImageError
+from querybox.errors import ConfigError, DataError, ImageError
 from querybox.structures import Category
 
 SAMPLE = Path(__file__).parent.parent / "data" / "coco_sample"
@@ -82,6 +82,16 @@ def test_batches_do_not_depend_on_workers_or_cache_and_change_with_the_epoch(sam
         assert_same(seen[-1], list(helped))
         assert_same(seen[-1], list(cached))
     assert any(a.pixels.shape != b.pixels.shape for a, b in zip(seen[0], seen[1], strict=True))
+
+
+def test_an_image_varies_with_the_epoch_and_the_seed(sample: DetectionData) -> None:
+    def pixels(seed: int, number: int) -> bytes:
+        item = TrainingImages(sample, SMALL, seed)[0, number]
+        assert not isinstance(item, DataError)
+        return item[0].pixels.numpy().tobytes()
+
+    assert pixels(0, 0) == pixels(0, 0)
+    assert len({pixels(0, 0), pixels(0, 1), pixels(0, 2), pixels(1, 0), pixels(2, 0)}) >= 4
 
 
 def test_the_global_generator_is_left_alone(sample: DetectionData) -> None:
