@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from cyclopts import App, CycloptsError
@@ -40,8 +40,9 @@ app = App(
     suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
-for command in (train, evaluate, predict, info):
-    app.command(command)
+COMMANDS: tuple[Callable[..., None], ...] = (train, evaluate, predict, info)
+for place, command in enumerate(COMMANDS):  # in the order of work, not of the alphabet
+    app.command(command, sort_key=place)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
