@@ -1,13 +1,15 @@
 """The library's exceptions: one tree, and every message says where, what it got, what it expected, the cure.
 
-    QueryboxError
-    ├── ConfigError        a setting is unknown, malformed, or does not fit another one
-    ├── DataError          a dataset cannot be used as it is
-    │   └── ImageError     one image cannot be read
-    ├── CheckpointError    a weights or checkpoint file is missing, corrupt, or does not fit
-    ├── TrainingError      training cannot go on
-    │   └── NonFiniteError a loss, a cost or a gradient is NaN or infinite
-    └── MissingExtraError  an optional package is not installed
+```text
+QueryboxError
+├── ConfigError        a setting is unknown, malformed, or does not fit another one
+├── DataError          a dataset cannot be used as it is
+│   └── ImageError     one image cannot be read
+├── CheckpointError    a weights or checkpoint file is missing, corrupt, or does not fit
+├── TrainingError      training cannot go on
+│   └── NonFiniteError a loss, a cost or a gradient is NaN or infinite
+└── MissingExtraError  an optional package is not installed
+```
 """
 
 from __future__ import annotations

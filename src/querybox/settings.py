@@ -14,7 +14,9 @@ from querybox.errors import ConfigError
 class Settings(BaseModel):
     """Base of all settings: frozen, no unknown keys, defaults checked as values are."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
+    )
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], where: str = "") -> Self:
