@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -33,10 +34,14 @@ def command(settings: RunSettings, folder: Path, *arguments: str) -> list[str]:
 
 
 def test_two_processes_with_half_the_batch_each_equal_one_with_the_whole(
-    run_settings: Callable[..., RunSettings], tmp_path: Path
+    run_settings: Callable[..., RunSettings], boxes_json: Path, tmp_path: Path
 ) -> None:
     def settings(output: str) -> RunSettings:
-        same_size = {"scales": [64], "crop": 0.0}  # or the halves would be padded otherwise than the whole
+        same_size = {
+            "scales": [64],
+            "crop": 0.0,
+            "val": str(boxes_json),
+        }  # or the halves would be padded otherwise than the whole
         return run_settings(output, model={"dropout": 0.0}, data=same_size, epochs=3, batch_size=8)
 
     one = train(settings("one")).run_dir
@@ -45,6 +50,7 @@ def test_two_processes_with_half_the_batch_each_equal_one_with_the_whole(
     subprocess.run([*launch, *command(settings("two"), tmp_path)], env=environment, check=True, timeout=120)
     two = tmp_path / "two"
 
+    assert evaluated(two) == evaluated(one)
     assert json.loads((two / "environment.json").read_text())["processes"] == 2
     compare_rows(two, one)
     torch.testing.assert_close(
@@ -52,19 +58,21 @@ def test_two_processes_with_half_the_batch_each_equal_one_with_the_whole(
     )
 
 
+def evaluated(folder: Path) -> list[str]:
+    """Return the last AR100 of a run and whether the report is there."""
+    *_, last = csv.DictReader((folder / "metrics.csv").read_text().splitlines())
+    return [last["AR100"], *(path.name for path in folder.glob("report.html"))]
+
+
 def compare_rows(folder: Path, expected: Path) -> None:
     """Hold the losses in one run's metrics against another's."""
-    columns, *lines = (folder / "metrics.csv").read_text().splitlines()
-    names, *expected_lines = (expected / "metrics.csv").read_text().splitlines()
-    assert columns == names
-    assert len(lines) == len(expected_lines) == 3
-    for line, expected_line in zip(lines, expected_lines, strict=True):
-        row, wanted = (
-            dict(zip(names.split(","), each.split(","), strict=True)) for each in (line, expected_line)
-        )
-        for name in row:
-            if "loss" in name or name == "grad_norm":
-                assert float(row[name]) == pytest.approx(float(wanted[name]), rel=1e-5), name
+    rows, wanted = (
+        list(csv.DictReader((each / "metrics.csv").read_text().splitlines())) for each in (folder, expected)
+    )
+    assert len(rows) == len(wanted) == 3
+    for row, want in zip(rows, wanted, strict=True):
+        for name in (name for name in want if "loss" in name or name == "grad_norm"):
+            assert float(row[name]) == pytest.approx(float(want[name]), rel=1e-5), name
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])

@@ -5,21 +5,26 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
 
 from querybox.data import Batch
+from querybox.detector import Detector
 from querybox.errors import CheckpointError, ConfigError, MissingExtraError, NonFiniteError
+from querybox.evaluation import METRICS, Evaluation
 from querybox.runfile import read_run_file
 from querybox.training import RunSettings, train
 from querybox.training.loop import Trainer, Update
+from querybox.training.processes import start_processes
 
 MakeSettings = Callable[..., RunSettings]
 
@@ -256,3 +261,97 @@ def test_more_objects_than_queries_is_a_warning(
 ) -> None:
     train(run_settings(epochs=1, model={"queries": 1}))
     assert "6 images have more objects than the model's 1 queries; 6 boxes are lost" in caplog.text
+
+
+def evaluations(values: Iterable[float]) -> Callable[..., Evaluation]:
+    """Return an evaluation that finds these AP one after the other."""
+    remaining = iter(values)
+
+    def evaluate(*arguments: object) -> Evaluation:
+        metrics = {**dict.fromkeys(METRICS, 0.0), "AP": next(remaining)}
+        return cast("Evaluation", SimpleNamespace(metrics=metrics))
+
+    return evaluate
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("querybox.training.run.write_report", lambda *arguments: "")
+
+
+@pytest.mark.usefixtures("no_report")
+def test_the_best_detector_is_kept_and_patience_ends_the_run(
+    run_settings: MakeSettings, boxes_json: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("querybox.training.run.evaluate_together", evaluations([0.1, 0.3, 0.2, 0.3, 0.9]))
+    settings = run_settings(epochs=20, batch_size=8, patience=2, data={"val": str(boxes_json)})
+    result = train(settings)
+    assert [row["AP"] for row in rows(result.run_dir)] == ["0.1", "0.3", "0.2", "0.3"]
+    assert result.metrics["AP"] == 0.3
+    two = train(run_settings("two", epochs=2, batch_size=8, milestones=[13])).run_dir
+    torch.testing.assert_close(weights(result.run_dir, "best"), weights(two, "last"), rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("no_report")
+def test_every_nth_epoch_and_the_last_are_evaluated(
+    run_settings: MakeSettings, boxes_json: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("querybox.training.run.evaluate_together", evaluations([0.1, 0.2, 0.3]))
+    result = train(run_settings(epochs=5, batch_size=8, evaluate_every=2, data={"val": str(boxes_json)}))
+    assert [row["AP"] for row in rows(result.run_dir)] == ["", "0.1", "", "0.2", "0.3"]
+
+
+@pytest.mark.usefixtures("no_report")
+def test_the_moving_average_is_what_is_evaluated_and_saved(
+    run_settings: MakeSettings, boxes_json: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Tensor]] = []
+    found = evaluations([0.5])
+
+    def evaluate(accelerator: object, data: object, detector: Detector) -> Evaluation:
+        seen.append({name: tensor.clone() for name, tensor in detector.state_dict().items()})
+        return found()
+
+    monkeypatch.setattr("querybox.training.run.evaluate_together", evaluate)
+    folder = train(run_settings(epochs=1, ema=0.5, data={"val": str(boxes_json)})).run_dir
+    state = weights(folder)
+    average = {name.removeprefix("average."): t for name, t in state.items() if name.startswith("average.")}
+    for saved in (seen[0], weights(folder, "best"), weights(folder, "last")):
+        torch.testing.assert_close(saved, average, rtol=0, atol=0)
+    latest = {name.removeprefix("model."): t for name, t in state.items() if name.startswith("model.")}
+    assert any(not torch.equal(latest[name], tensor) for name, tensor in average.items())
+
+
+def test_evaluation_data_of_other_classes_are_refused_before_the_first_step(
+    run_settings: MakeSettings, boxes_json: Path
+) -> None:
+    content = json.loads(boxes_json.read_text())
+    content["categories"][0]["name"] = "green"
+    other = boxes_json.with_name("green.json")
+    other.write_text(json.dumps(content))
+    settings = run_settings(data={"val": str(other)})
+    with pytest.raises(ConfigError, match="'green'"):
+        train(settings)
+    assert not Path(settings.output).exists()
+
+
+def test_a_gradient_that_overflows_its_fp16_scale_skips_the_step_and_no_more(
+    run_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scaler is a real one, but the arithmetic float32: CPUs take minutes for float16."""
+
+    def start(settings: RunSettings) -> Accelerator:
+        accelerator = start_processes(settings)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126)
+        accelerator.unscale_gradients = lambda: accelerator.scaler.unscale_(
+            accelerator._optimizers[0].optimizer
+        )
+        return accelerator
+
+    monkeypatch.setattr("querybox.training.run.start_processes", start)
+    folder = train(run_settings(epochs=16, batch_size=8, model={"dropout": 0.0})).run_dir
+    norms = [row["grad_norm"] for row in rows(folder)]
+    assert norms[0] == ""  # infinite
+    assert norms[-1] != ""
+    steps = {float(t) for name, t in weights(folder).items() if name.endswith(":step")}
+    assert steps == {float(len(norms) - norms.count(""))}

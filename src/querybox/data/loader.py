@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -156,11 +157,14 @@ def train_loader(
         num_workers=settings.workers,
         persistent_workers=settings.workers > 0,
         collate_fn=collate,
-        worker_init_fn=_use_one_thread,
+        worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )
 
 
-def _use_one_thread(worker: int) -> None:  # noqa: ARG001 - the DataLoader passes it
+def _start_worker(worker: int) -> None:  # noqa: ARG001 - the DataLoader passes it
     torch.set_num_threads(1)
+    # Ctrl-C reaches every process of a terminal: it is for the training process, which ends its workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
