@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from querybox.data import train_loader
+from querybox.data import DetectionData, train_loader
 from querybox.detector import Detector
 from querybox.losses.criterion import Criterion
 from querybox.report import write_report
@@ -18,7 +18,7 @@ from querybox.training.display import Display
 from querybox.training.environment import write_environment
 from querybox.training.folder import check_folder, prepare_folder
 from querybox.training.interrupt import StopRequest
-from querybox.training.loop import Trainer
+from querybox.training.loop import StopReason, Trainer
 from querybox.training.processes import evaluate_together, start_processes, start_trackers
 from querybox.training.settings import RunSettings
 from querybox.training.start import build_detector, read_data, resolve, warn_of_crowded_images
@@ -93,14 +93,22 @@ def train(settings: RunSettings, *, resume: bool = False) -> TrainResult:
         request.reraise()
 
     accelerator.wait_for_everyone()  # the first process has written the weights
+    result = conclude(trainer, validation, display, reason)
+    accelerator.end_training()
+    return result
+
+
+def conclude(
+    trainer: Trainer, validation: DetectionData | None, display: Display, reason: StopReason
+) -> TrainResult:
+    """Load the best detector, and report on it where there is something to measure it on."""
+    folder, accelerator = trainer.folder, trainer.accelerator
     best = folder / ("best.safetensors" if trainer.progress.best is not None else "last.safetensors")
     detector = Detector.load(best)
     display.say(f"stopped after {trainer.progress.step} steps ({reason}); the detector is {best}")
-    metrics: Mapping[str, float] = {}
-    if validation is not None and measure is not None:
-        evaluation = trainer.best or measure(detector.to(accelerator.device))
-        metrics = evaluation.metrics
-        if accelerator.is_main_process:
-            display.say(f"report: {write_report(folder, evaluation, validation)}")
-    accelerator.end_training()
-    return TrainResult(run_dir=folder, detector=detector.cpu(), metrics=metrics)
+    if validation is None or trainer.evaluate is None:
+        return TrainResult(run_dir=folder, detector=detector, metrics={})
+    evaluation = trainer.best or trainer.evaluate(detector.to(accelerator.device))
+    if accelerator.is_main_process:
+        display.say(f"report: {write_report(folder, evaluation, validation)}")
+    return TrainResult(run_dir=folder, detector=detector.cpu(), metrics=evaluation.metrics)
