@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ TINY = {"width": 16, "heads": 2, "feedforward": 32, "encoder_layers": 1, "decode
 CATEGORIES = (Category(id=3, name="cat"), Category(id=17, name="dog"))
 
 
-def tiny(**settings: object) -> Detector:
+def tiny(**settings: Any) -> Detector:
     return Detector.from_recipe("detr_r18", categories=CATEGORIES, **{**TINY, **settings}).eval()
 
 

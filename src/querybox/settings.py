@@ -36,7 +36,7 @@ class Settings(BaseModel):
             problems = [describe(problem, known) for problem in error.errors()]
             raise ConfigError((f"{where}: " if where else "") + "; ".join(problems)) from None
 
-    def replace(self, **values: Any) -> Self:  # noqa: ANN401 - values of any setting
+    def replace(self, **values: Any) -> Self:
         """Return a copy with the top-level settings in `values` changed, checked like new ones.
 
         Raises:
@@ -61,4 +61,7 @@ def describe(problem: Mapping[str, Any], known: list[str]) -> str:
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         hint = f"Did you mean '{near[0]}'?" if near else f"Known settings: {', '.join(known)}."
         return f"unknown setting '{key}'. {hint}"
-    return f"setting '{key}' got {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    if problem["type"] == "missing":
+        return f"setting '{key}' is missing"
+    reason = problem["msg"].removeprefix("Value error, ")
+    return f"setting '{key}' got {problem['input']!r}: {reason[0].lower()}{reason[1:]}"

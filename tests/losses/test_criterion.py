@@ -114,5 +114,6 @@ def test_float32_and_finite_under_half_precision() -> None:
 def test_gradients_reach_every_layer() -> None:
     output, targets = case([3])
     leaves = [replace(layer, boxes=layer.boxes.requires_grad_()) for layer in output.layers]
-    sum(Criterion()(DetectorOutput(layers=tuple(leaves)), targets).values()).backward()  # type: ignore[union-attr]
+    losses = Criterion()(DetectorOutput(layers=tuple(leaves)), targets)
+    torch.stack(list(losses.values())).sum().backward()
     assert all(leaf.boxes.grad is not None and leaf.boxes.grad.abs().sum() > 0 for leaf in leaves)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -69,7 +70,7 @@ def test_unknown_model_and_stride() -> None:
 
 
 def test_weights_from_a_file(tmp_path: Path) -> None:
-    classifier = timm.create_model("resnet18", pretrained=False).eval()
+    classifier: Any = timm.create_model("resnet18", pretrained=False).eval()
     save_file(classifier.state_dict(), tmp_path / "resnet18.safetensors")
     torch.save({"state_dict": classifier.state_dict()}, tmp_path / "resnet18.pth")
     for file in ("resnet18.safetensors", "resnet18.pth"):

@@ -22,7 +22,7 @@ from querybox.weights.mmdet2 import MMDET2
 REFERENCE = Path(__file__).parent / "reference"
 
 
-def assert_stage(actual: Tensor, wanted: Any) -> None:  # noqa: ANN401
+def assert_stage(actual: Tensor, wanted: Any) -> None:
     """Compare one of the stages 1 to 7 with its reference array."""
     assert_close(actual, torch.from_numpy(wanted), rtol=0.0, atol=2e-4)
 
@@ -184,9 +184,8 @@ def test_five_training_steps(
     assert sum(p.numel() for p in trained.values()) == int(golden["train_trainable_params"])
     backbone = [p for name, p in trained.items() if name.startswith("backbone.")]
     others = [p for name, p in trained.items() if not name.startswith("backbone.")]
-    optimizer = torch.optim.AdamW(
-        [{"params": others}, {"params": backbone, "lr": 1e-5}], lr=1e-4, weight_decay=1e-4
-    )
+    groups: list[dict[str, Any]] = [{"params": others}, {"params": backbone, "lr": 1e-5}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-4, weight_decay=1e-4)
     criterion = Criterion()
     # After two steps rounding has grown to a few percent of the loss, and to a third of the gradient's norm (one thread
     # against two), so the norm is held to the reference only before.
