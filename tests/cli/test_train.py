@@ -10,6 +10,7 @@ import yaml
 SETTINGS: dict[str, Any] = {
     "recipe": "detr_r18",
     "model": {
+        "backbone_weights": None,
         "width": 16,
         "heads": 2,
         "feedforward": 32,
@@ -100,7 +101,7 @@ def test_a_dataset_trains_with_the_defaults(
             ["RUN", "train.lr"],
             "ConfigError: command line: got 'train.lr'; expected a setting such as train.lr=2e-4",
         ),
-        (["RUN", "model.widht=3"], "unknown setting 'widht'. Did you mean 'width'?"),
+        (["RUN", "model.widht=3"], "model: unknown setting 'widht'. Did you mean 'width'?"),
         (["RUN", "recipe=detr_r5"], "unknown recipe 'detr_r5'. Did you mean 'detr_r50'?"),
         (["RUN", "--max-time", "soon"], "setting 'train.max_time' got 'soon'"),
         (["RUN", "--weights", "missing.safetensors"], "missing.safetensors: no such weights file"),

@@ -15,6 +15,7 @@ from querybox.training import RunSettings
 
 TINY = {
     "backbone": "test_efficientnet",
+    "backbone_weights": None,
     "width": 32,
     "heads": 4,
     "feedforward": 64,

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from querybox.data import DataSettings, DetectionData, read_dataset, require_objects
+from querybox.data import DataSettings, DetectionData, read_train_and_val, require_objects
 from querybox.detector import Detector
-from querybox.errors import CheckpointError, ConfigError, DataError
+from querybox.errors import CheckpointError, ConfigError
 from querybox.evaluate import labels_by_name
-from querybox.recipes import find
+from querybox.recipes import DETR, find
 from querybox.structures import Category
 from querybox.training.settings import RunSettings
 
@@ -22,12 +22,17 @@ logger = logging.getLogger(__name__)
 def resolve(settings: RunSettings) -> RunSettings:
     """Return `settings` with all of the recipe's values written out and all paths absolute.
 
+    The backbone starts from ImageNet weights unless the settings say otherwise.
+
     Raises:
         ConfigError: The recipe or one of its settings is unknown, or no training data is set.
     """
     if settings.data.train is None:
         raise ConfigError("setting 'data.train' is missing; expected the path of a dataset to train on")
-    model = find(settings.recipe).replace(**settings.model).model_dump(mode="json")
+    recipe = find(settings.recipe).model_dump()
+    if settings.weights is None:
+        recipe["backbone_weights"] = "imagenet"  # a random backbone learns nothing from a few hundred images
+    model = DETR.parse({**recipe, **settings.model}, where="model").model_dump(mode="json")
     if model["backbone_weights"] not in (None, "imagenet"):
         model["backbone_weights"] = str(Path(model["backbone_weights"]).absolute())
     paths = {"train": str(Path(settings.data.train).absolute())}
@@ -107,31 +112,12 @@ def read_data(settings: DataSettings) -> tuple[DetectionData, DetectionData | No
         DataError: A dataset cannot be read, or there are no objects in it.
         ConfigError: The two have different classes.
     """
-    assert settings.train is not None
-    training = require_objects(read_split(settings.train, settings.train_split, "train"))
-    if settings.val is not None:
-        validation = read_split(settings.val, settings.val_split, "val")
-    else:
-        try:
-            validation = read_dataset(settings.train, settings.val_split or "val")
-        except DataError:
-            if settings.val_split:
-                raise
-            return training, None
-        if validation.source == training.source:
-            return training, None
-    labels_by_name(training.categories, validation.categories)
-    return training, require_objects(validation)
-
-
-def read_split(path: str, split: str | None, usual: str) -> DetectionData:
-    """Read `split` of a dataset; where none is named, the only one or the one of the `usual` name."""
-    if split is not None:
-        return read_dataset(path, split)
-    try:
-        return read_dataset(path)
-    except DataError:
-        return read_dataset(path, usual)
+    training, validation = read_train_and_val(settings)
+    require_objects(training)
+    if validation is not None:
+        require_objects(validation)
+        labels_by_name(training.categories, validation.categories)
+    return training, validation
 
 
 def warn_of_crowded_images(data: DetectionData, queries: int) -> None:
