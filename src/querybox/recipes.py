@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
+from torch import nn
 
 from querybox.detector import Detector
 from querybox.errors import CheckpointError, ConfigError
@@ -17,6 +18,7 @@ from querybox.modules.backbone import Backbone
 from querybox.modules.decoder import Decoder
 from querybox.modules.encoder import Encoder
 from querybox.modules.heads import BoxHead, ClassHead
+from querybox.modules.local import PlacedQueries, fine_encoding, look_alike
 from querybox.modules.neck import InputProjection
 from querybox.modules.position import LearnedPositionEncoding, SinePositionEncoding
 from querybox.modules.queries import LearnedQueries
@@ -62,6 +64,8 @@ class DETR(Settings):
     """Normalise before each block (pre-norm) instead of after it."""
     queries: Positive = 100
     """Object queries: at most so many objects are found in an image."""
+    local_start: bool = False
+    """Begin with queries that each look at a place of their own, as small data needs; see `querybox.modules.local`."""
 
     def build(self, categories: Sequence[Category]) -> Detector:
         """Compose the detector, with fresh weights but for the backbone's.
@@ -70,6 +74,8 @@ class DETR(Settings):
             ConfigError: The settings do not fit together.
             CheckpointError: The backbone weights cannot be read.
         """
+        if self.local_start and self.position != "sine":
+            raise ConfigError(f"setting 'local_start' needs position 'sine', got '{self.position}'")
         if self.width % self.heads:
             raise ConfigError(
                 f"setting 'width' is {self.width}, which is no multiple of 'heads', {self.heads}"
@@ -79,7 +85,7 @@ class DETR(Settings):
         )
         if self.backbone_weights is not None:
             load_backbone(backbone, self.backbone, self.backbone_weights)
-        position = {"sine": SinePositionEncoding, "learned": LearnedPositionEncoding}[self.position]
+        position = self.build_position()
         transformer = Transformer(
             width=self.width,
             heads=self.heads,
@@ -87,21 +93,37 @@ class DETR(Settings):
             dropout=self.dropout,
             norm_first=self.norm_first,
         )
+        neck = InputProjection(backbone.channels, self.width)
+        encoder = Encoder(position, layers=self.encoder_layers, **transformer)
+        queries = (
+            PlacedQueries(self.queries, position)
+            if self.local_start
+            else LearnedQueries(self.queries, self.width)
+        )
+        decoder = Decoder(
+            ClassHead(self.width, len(categories)),
+            BoxHead(self.width),
+            layers=self.decoder_layers,
+            **transformer,
+        )
+        if self.local_start:
+            look_alike(decoder)
         return Detector(
             backbone,
-            InputProjection(backbone.channels, self.width),
-            Encoder(position(self.width), layers=self.encoder_layers, **transformer),
-            LearnedQueries(self.queries, self.width),
-            Decoder(
-                ClassHead(self.width, len(categories)),
-                BoxHead(self.width),
-                layers=self.decoder_layers,
-                **transformer,
-            ),
+            neck,
+            encoder,
+            queries,
+            decoder,
             categories=categories,
             preprocessing=Preprocessing(mean=backbone.mean, std=backbone.std),
             recipe=self,
         )
+
+    def build_position(self) -> SinePositionEncoding | LearnedPositionEncoding:
+        """Compose the positional encoding."""
+        if self.local_start:
+            return fine_encoding(self.width)
+        return {"sine": SinePositionEncoding, "learned": LearnedPositionEncoding}[self.position](self.width)
 
 
 DETR_R50 = DETR()

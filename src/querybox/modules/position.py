@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def sine_features(
-    positions: Float[Tensor, "*shape"], count: int, temperature: float = 10000.0
+    positions: Float[Tensor, "*shape"], count: int, temperature: float
 ) -> Float[Tensor, "*shape {count}"]:
     """Return sines and cosines, interleaved, of `positions` (radians) at `count` / 2 geometric frequencies.
 
@@ -22,24 +22,49 @@ def sine_features(
 
 
 class SinePositionEncoding(nn.Module):
-    """Fixed encoding: half the features for y, then half for x, over the unpadded part scaled to 0 - 2 pi.
+    """Fixed encoding: half the features for y, then half for x, over the unpadded part of the image.
 
-    DETR, appendix A.4. Cells are counted from 1 along each axis, padding not counted, and divided by the count
-    at the last cell, so that the encoding is relative to the unpadded image.
+    DETR, appendix A.4. Cells are counted from 1 along each axis, padding not counted, and divided by the count at
+    the last cell, so that the encoding is relative to the unpadded image.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        *,
+        temperature: float = 10000.0,
+        cycles: float = 1.0,
+        offset: float = 0.0,
+        amplitude: float = 1.0,
+    ) -> None:
+        """Choose the frequencies; the defaults are the paper's.
+
+        Args:
+            width: Features of a cell, D.
+            temperature: How much lower the lowest frequency is than the highest.
+            cycles: How often the highest frequency goes round from one edge of the image to the other.
+            offset: Added to a cell's count: -0.5 encodes the middle of a cell instead of its far edge.
+            amplitude: Of the sines, beside features of about 1.
+        """
         super().__init__()
         self.width = width
+        self.temperature = temperature
+        self.cycles = cycles
+        self.offset = offset
+        self.amplitude = amplitude
 
     def forward(self, padding_mask: Bool[Tensor, "B h w"]) -> Float[Tensor, "B D h w"]:
         """Encode every cell; `padding_mask` is True where padded."""
         valid = (~padding_mask).float()
         y, x = valid.cumsum(1), valid.cumsum(2)  # [B, h, w]
-        y = 2 * math.pi * y / (y[:, -1:, :] + 1e-6)
-        x = 2 * math.pi * x / (x[:, :, -1:] + 1e-6)
-        encoding = torch.cat([sine_features(y, self.width // 2), sine_features(x, self.width // 2)], dim=-1)
-        return encoding.permute(0, 3, 1, 2)  # [B, D, h, w]
+        y = 2 * math.pi * (y + self.offset) / (y[:, -1:, :] + 1e-6)
+        x = 2 * math.pi * (x + self.offset) / (x[:, :, -1:] + 1e-6)
+        return self.encode(y, x).permute(0, 3, 1, 2)  # [B, D, h, w]
+
+    def encode(self, y: Float[Tensor, "*shape"], x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
+        """Encode places given in radians: 0 - 2 pi from one edge of the image to the other."""
+        parts = [sine_features(self.cycles * axis, self.width // 2, self.temperature) for axis in (y, x)]
+        return self.amplitude * torch.cat(parts, dim=-1)
 
 
 class LearnedPositionEncoding(nn.Module):

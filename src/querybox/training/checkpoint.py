@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -63,8 +64,11 @@ def save_checkpoint(
     for name, parameter in model.named_parameters():
         for key, tensor in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{name}:{key}"] = tensor
-    # Clones: safetensors refuses tensors that share memory, as views of one buffer do.
-    tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+    # Clones: safetensors refuses tensors that share memory, as views of one buffer do, or are in another order.
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
     card = {"progress": dataclasses.asdict(progress), "scaler": scaler, "checksum": checksum(tensors)}
     with atomic(path) as temporary:
         save_file(tensors, temporary, metadata={"format": FORMAT, "run": json.dumps(card)})

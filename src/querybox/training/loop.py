@@ -103,7 +103,8 @@ class Trainer:
             ConfigError: `settings.freeze` does not fit the detector.
         """
         freeze(detector, settings.freeze)
-        self.detector = detector.to(accelerator.device)
+        # Channels last: the order in which CPUs and GPUs compute convolutions fastest.
+        self.detector = detector.to(accelerator.device, memory_format=torch.channels_last)
         self.settings = settings
         self.loader = loader
         self.folder = folder
