@@ -28,11 +28,24 @@ def test_values_are_read_and_checked() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"name": "a", "inner": {"layer": 3}}, r"unknown setting 'inner\.layer'\. Did you mean 'inner\.layers'\?"),
-        ({"name": "a", "zzz": 3}, r"unknown setting 'zzz'\. Known settings: inner, inner\.dropout, "),
-        ({"name": "a", "inner": {"layers": 0}}, r"setting 'inner\.layers' got 0: input should be greater than 0"),
+        (
+            {"name": "a", "inner": {"layer": 3}},
+            r"unknown setting 'inner\.layer'\. Did you mean 'inner\.layers'\?",
+        ),
+        ({"name": "a", "zzz": 3}, r"unknown setting 'zzz'\. Known settings there: inner, name\."),
+        (
+            {"inner": {"zz": 3}, "name": "a"},
+            r"unknown setting 'inner\.zz'\. .*: inner\.dropout, inner\.layers\.",
+        ),
+        (
+            {"name": "a", "inner": {"layers": 0}},
+            r"setting 'inner\.layers' got 0: input should be greater than 0",
+        ),
         ({}, "setting 'name' is missing"),
-        ({"name": 3, "inner": {"dropout": "x"}}, r"setting 'name' got 3: .*; setting 'inner\.dropout' got 'x': "),
+        (
+            {"name": 3, "inner": {"dropout": "x"}},
+            r"setting 'name' got 3: .*; setting 'inner\.dropout' got 'x': ",
+        ),
     ],
 )
 def test_errors(values: dict[str, object], message: str) -> None:

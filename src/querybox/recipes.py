@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, TypedDict
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
-from torch import nn
 
 from querybox.detector import Detector
 from querybox.errors import CheckpointError, ConfigError

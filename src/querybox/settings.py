@@ -58,8 +58,13 @@ def describe(problem: Mapping[str, Any], known: list[str]) -> str:
     """Say one pydantic error in one line: where, what it got, what it expected."""
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f"Did you mean '{near[0]}'?" if near else f"Known settings: {', '.join(known)}."
+        section, _, leaf = key.rpartition(".")
+        beside = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
+        near = [beside[name] for name in difflib.get_close_matches(leaf, beside, n=1, cutoff=0.6)]
+        near = near or [name for name in known if name.endswith(f".{leaf}")]  # right name, wrong section
+        hint = (
+            f"Did you mean '{near[0]}'?" if near else f"Known settings there: {', '.join(beside.values())}."
+        )
         return f"unknown setting '{key}'. {hint}"
     if problem["type"] == "missing":
         return f"setting '{key}' is missing"
