@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
+from torch import nn
 
 from querybox.detector import Detector
 from querybox.errors import CheckpointError, ConfigError
@@ -84,7 +85,6 @@ class DETR(Settings):
         )
         if self.backbone_weights is not None:
             load_backbone(backbone, self.backbone, self.backbone_weights)
-        position = self.build_position()
         transformer = Transformer(
             width=self.width,
             heads=self.heads,
@@ -93,12 +93,9 @@ class DETR(Settings):
             norm_first=self.norm_first,
         )
         neck = InputProjection(backbone.channels, self.width)
-        encoder = Encoder(position, layers=self.encoder_layers, **transformer)
-        queries = (
-            PlacedQueries(self.queries, position)
-            if self.local_start
-            else LearnedQueries(self.queries, self.width)
-        )
+        fine = fine_encoding(self.width) if self.local_start else None
+        encoder = Encoder(fine or self.build_position(), layers=self.encoder_layers, **transformer)
+        queries = PlacedQueries(self.queries, fine) if fine else LearnedQueries(self.queries, self.width)
         decoder = Decoder(
             ClassHead(self.width, len(categories)),
             BoxHead(self.width),
@@ -118,10 +115,8 @@ class DETR(Settings):
             recipe=self,
         )
 
-    def build_position(self) -> SinePositionEncoding | LearnedPositionEncoding:
+    def build_position(self) -> nn.Module:
         """Compose the positional encoding."""
-        if self.local_start:
-            return fine_encoding(self.width)
         return {"sine": SinePositionEncoding, "learned": LearnedPositionEncoding}[self.position](self.width)
 
 

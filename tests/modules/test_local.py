@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from torch.testing import assert_close
 
 from querybox import Detector, ImageBatch
 from querybox.errors import ConfigError
+from querybox.modules.attention import Attention
 from querybox.modules.local import fine_encoding, spread_points
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "width": 128,
     "heads": 8,
     "feedforward": 64,
@@ -42,7 +44,8 @@ def test_a_query_first_looks_around_its_place() -> None:
     detector = Detector.from_recipe("detr_r18", num_classes=2, local_start=True, stride=16, **SETTINGS).eval()
     images = ImageBatch.from_images([torch.randint(256, (3, 192, 256), dtype=torch.uint8)])
     memory = detector.encoder(detector.neck(detector.backbone(images.images)), images.padding_mask)
-    attention = detector.decoder.layers[0].cross_attention
+    attention = next(m for name, m in detector.decoder.named_modules() if name == "layers.0.cross_attention")
+    assert isinstance(attention, Attention)
     query = attention.split(attention.query(detector.queries(memory).position))
     key = attention.split(attention.key(memory.tokens + memory.position))
     weights = (query @ key.transpose(-1, -2) / math.sqrt(16)).softmax(-1).mean(1)[0]  # [Q, S]

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from querybox.modules.decoder import Decoder
+from querybox.modules.decoder import Decoder, DecoderLayer
 from querybox.modules.position import SinePositionEncoding
 from querybox.structures import Memory, Queries
 
@@ -59,6 +59,7 @@ def look_alike(decoder: Decoder, gain: float = 0.6) -> None:
     near 6, against 0 elsewhere.
     """
     for layer in decoder.layers:
+        assert isinstance(layer, DecoderLayer)
         attention = layer.cross_attention
         width = attention.query.in_features
         pairs = torch.arange(width).view(-1, 2)  # a sine and its cosine stay together

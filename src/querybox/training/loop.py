@@ -104,7 +104,7 @@ class Trainer:
         """
         freeze(detector, settings.freeze)
         # Channels last: the order in which CPUs and GPUs compute convolutions fastest.
-        self.detector = detector.to(accelerator.device, memory_format=torch.channels_last)
+        self.detector = detector.to(accelerator.device).to(memory_format=torch.channels_last)
         self.settings = settings
         self.loader = loader
         self.folder = folder
