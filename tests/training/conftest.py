@@ -63,7 +63,7 @@ def run_settings(boxes_json: Path, tmp_path: Path) -> Callable[..., RunSettings]
     ) -> RunSettings:
         return RunSettings.parse(
             {
-                "recipe": "detr_small",
+                "recipe": "detr_r50",
                 "model": {**TINY, **(model or {})},
                 "data": {"train": str(boxes_json), "image_size": 64, "workers": 0, **(data or {})},
                 "train": {"epochs": 2, "batch_size": 4, "lr": 1e-3, **train},

@@ -34,15 +34,15 @@ def resolve(settings: RunSettings) -> RunSettings:
         recipe["backbone_weights"] = "imagenet"  # a random backbone learns nothing from a few hundred images
     model = DETR.parse({**recipe, **settings.model}, where="model").model_dump(mode="json")
     if model["backbone_weights"] not in (None, "imagenet"):
-        model["backbone_weights"] = str(Path(model["backbone_weights"]).absolute())
-    paths = {"train": str(Path(settings.data.train).absolute())}
+        model["backbone_weights"] = str(Path(model["backbone_weights"]).resolve())
+    paths = {"train": str(Path(settings.data.train).resolve())}
     if settings.data.val is not None:
-        paths["val"] = str(Path(settings.data.val).absolute())
+        paths["val"] = str(Path(settings.data.val).resolve())
     return settings.replace(
         model=model,
         data=settings.data.replace(**paths).model_dump(),
-        weights=None if settings.weights is None else str(Path(settings.weights).absolute()),
-        output=str(Path(settings.output).absolute()),
+        weights=None if settings.weights is None else str(Path(settings.weights).resolve()),
+        output=str(Path(settings.output).resolve()),
     )
 
 
