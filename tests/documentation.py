@@ -13,6 +13,7 @@ import contextlib
 import json
 import re
 import shlex
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ def enter(namespace: dict[str, Any]) -> None:
     page.enter_context(contextlib.chdir(page.enter_context(tempfile.TemporaryDirectory())))
     copy_dataset(Path("examples/blood_cells"))
     copy_dataset(Path("my_data"))
+    for run_file in EXAMPLE.glob("*.yaml"):
+        shutil.copy(run_file, "examples/blood_cells")
     for name in ("a.jpg", "b.jpg"):
         Image.new("RGB", (80, 60), "pink").save(name)
     from querybox import Detector, Preprocessing, read_dataset
