@@ -103,7 +103,7 @@ def test_a_save_that_fails_leaves_the_older_file(path: Path, monkeypatch: pytest
         file.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("querybox.training.checkpoint.save_file", half_written)
+    monkeypatch.setattr("querybox.weights.querybox.save_file", half_written)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(path, Progress(), *trained_model(), average=None, scaler=None)
     assert path.read_bytes() == before

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from querybox.errors import CheckpointError
-from querybox.weights.files import atomic
-from querybox.weights.querybox import checksum
+from querybox.weights import querybox as weights_file
 
 FORMAT = "querybox-run-1"
 
@@ -69,9 +65,9 @@ def save_checkpoint(
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
-    card = {"progress": dataclasses.asdict(progress), "scaler": scaler, "checksum": checksum(tensors)}
-    with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": FORMAT, "run": json.dumps(card)})
+    weights_file.write(
+        path, tensors, {"progress": dataclasses.asdict(progress), "scaler": scaler}, mark=FORMAT
+    )
 
 
 def load_checkpoint(
@@ -85,7 +81,9 @@ def load_checkpoint(
     Raises:
         CheckpointError: The file is missing, corrupt, or of another model.
     """
-    tensors, card = read(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no checkpoint to resume from; start the run without resume")
+    tensors, card = weights_file.read(path, mark=FORMAT, kind="a run's checkpoint")
     try:
         model.load_state_dict(part(tensors, "model."))
         if average is not None:
@@ -103,26 +101,6 @@ def load_checkpoint(
         raise CheckpointError(
             f"{path}: does not fit this run's model ({reason}); resume with the settings that the run was started with"
         ) from error
-
-
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and the header of a checkpoint, checked."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no checkpoint to resume from; start the run without resume")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: corrupt file ({error}); restore it from a copy or start the run anew"
-        ) from error
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: expected a run's checkpoint ({FORMAT}), got {metadata.get('format')}")
-    card = json.loads(metadata["run"])
-    if checksum(tensors) != card["checksum"]:
-        raise CheckpointError(f"{path}: corrupt file, its checksum does not match; restore it from a copy")
-    return tensors, card
 
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -19,22 +19,30 @@ from querybox.weights.files import atomic
 FORMAT = "querybox-1"
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
+def write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any], *, mark: str = FORMAT) -> None:
     """Write tensors and their card, atomically.
 
     Args:
         path: The file.
         tensors: By name, on any device.
         card: Plain values that JSON can hold.
+        mark: Says what kind of file it is.
     """
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"format": FORMAT, "checksum": checksum(held), "card": json.dumps(card)}
+    metadata = {"format": mark, "checksum": checksum(held), "card": json.dumps(card)}
     with atomic(path) as temporary:
         save_file(held, temporary, metadata=metadata)
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read(
+    path: Path, *, mark: str = FORMAT, kind: str = "a detector that querybox saved"
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `write` wrote.
+
+    Args:
+        path: The file.
+        mark: Of the kind of file that is expected.
+        kind: The same in words, for the message.
 
     Raises:
         CheckpointError: The file is missing, not querybox's, or corrupt.
@@ -47,9 +55,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError, UnicodeError) as error:
         raise CheckpointError(f"{path}: corrupt, or no safetensors file ({error})") from error
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") != mark:
         got = metadata.get("format", "a file without such a mark")
-        raise CheckpointError(f"{path}: expected a detector that querybox saved ('{FORMAT}'), got {got}")
+        raise CheckpointError(f"{path}: expected {kind} ('{mark}'), got {got}")
     if checksum(tensors) != metadata.get("checksum"):
         raise CheckpointError(f"{path}: corrupt file, its checksum does not match; copy or save it again")
     try:
