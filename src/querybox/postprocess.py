@@ -25,7 +25,7 @@ def postprocess(
     scores, labels = predictions.logits.float().softmax(-1)[..., :-1].max(-1)  # [B, Q]
     scores, best = scores.topk(min(top_k, scores.shape[1]), dim=1)  # [B, K]
     height, width = sizes.to(scores).unbind(1)
-    limits = scores.new_zeros(len(sizes), 1, 4)
+    limits = scores.new_zeros(sizes.shape[0], 1, 4)
     limits[:, 0, 0::2], limits[:, 0, 1::2] = width[:, None], height[:, None]
     boxes_xyxy = to_xyxy(predictions.boxes.float()).gather(1, best[..., None].expand(-1, -1, 4)) * limits
     return scores, labels.gather(1, best), boxes_xyxy.clamp(min=0).minimum(limits)
