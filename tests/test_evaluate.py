@@ -25,7 +25,7 @@ from querybox.errors import ConfigError, DataError
 from querybox.evaluate import coco_metrics, evaluate
 from querybox.evaluation import METRICS, Evaluation
 from querybox.sources import Frame
-from querybox.structures import Category
+from querybox.structures import Category, DetectorOutput, ImageBatch, Preprocessing
 
 MODULE = sys.modules["querybox.evaluate"]  # the package's attribute of this name is the function
 FIXTURES = Path(__file__).parent / "data" / "coco_evaluator"
@@ -265,9 +265,15 @@ def test_detections_of_unknown_images_are_refused() -> None:
 
 
 class Named:
-    """What `evaluate` reads of a detector before it predicts."""
+    """An engine of which only the classes are asked for."""
 
     categories = CATEGORIES
+    class_rows = (0, 1, 2)
+    preprocessing = Preprocessing()
+    device = torch.device("cpu")
+
+    def __call__(self, batch: ImageBatch, /) -> DetectorOutput:
+        raise NotImplementedError
 
 
 def test_evaluate_detects_in_every_image_as_it_was_annotated(
@@ -286,7 +292,7 @@ def test_evaluate_detects_in_every_image_as_it_was_annotated(
         Image.new("RGB", (100, 60)).save(tmp_path / name, exif=exif)
     stored = replace(record(3, [[10, 10, 50, 50]], [0]), path=tmp_path / "3.jpg", height=60)
     turned = replace(record(1), path=tmp_path / "1.jpg", width=60)
-    evaluation = evaluate(Named(), dataset(stored, turned), batch_size=2)  # type: ignore[arg-type]
+    evaluation = evaluate(Named(), dataset(stored, turned), batch_size=2)
     assert asked == {"shapes": [(3, 60, 100), (3, 100, 60)], "top_k": 100, "batch_size": 2}
     assert list(evaluation.detections) == [3, 1]
 
@@ -295,6 +301,6 @@ def test_evaluate_refuses_before_it_predicts(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(MODULE, "detect_frames", lambda *_, **__: pytest.fail("detected"))
     other = DetectionData(source=Path("x"), categories=CATEGORIES[:1], images=(record(),), dropped={})
     with pytest.raises(ConfigError, match="3 classes are not the data's 1"):
-        evaluate(Named(), other)  # type: ignore[arg-type]
+        evaluate(Named(), other)
     with pytest.raises(ConfigError, match="split='val'"):
-        evaluate(Named(), dataset(record()), split="val")  # type: ignore[arg-type]
+        evaluate(Named(), dataset(record()), split="val")

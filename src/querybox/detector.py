@@ -57,6 +57,11 @@ class Detector(nn.Module):
         return DetectorOutput(layers=self.decoder(queries, memory))
 
     @property
+    def class_rows(self) -> tuple[int, ...]:
+        """The row of the class head that answers for each class, by label."""
+        return tuple(range(len(self.categories)))
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.parameters()).device

@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,27 +18,26 @@ from querybox.agreement import agreement
 from querybox.data import DetectionData, ImageRecord, read_dataset, read_pixels
 from querybox.data.records import listed
 from querybox.detections import Detections
+from querybox.engine import Engine
 from querybox.errors import ConfigError, DataError
 from querybox.evaluation import METRICS, CategoryResult, Evaluation
 from querybox.predict import detect_frames
 from querybox.sources import Frame
 from querybox.structures import Category
 
-if TYPE_CHECKING:
-    from querybox.detector import Detector
-
 logger = logging.getLogger(__name__)
 
 
 def evaluate(
-    detector: Detector, data: DetectionData | str | Path, *, split: str | None = None, batch_size: int = 8
+    engine: Engine, data: DetectionData | str | Path, *, split: str | None = None, batch_size: int = 8
 ) -> Evaluation:
     """Detect the objects of every image and measure how well they are found.
 
     The 100 best detections of each image count, whatever their score.
 
     Args:
-        detector: Its classes must have the names of the data's classes, in any order.
+        engine: The model: a `Detector`, or whatever else runs one. Its classes must have the names of the data's
+            classes, in any order.
         data: A dataset, or the path of one in a format that `read_dataset` knows.
         split: Which part of the dataset at the path, such as ``"val"``.
         batch_size: Images in one forward pass; it does not change the result.
@@ -54,17 +53,17 @@ def evaluate(
         raise ConfigError(
             f"evaluate got split={split!r} with data already read; give the path, or leave split out"
         )
-    labels_by_name(detector.categories, data.categories)  # fails before the work, not after it
-    return coco_metrics(data, detect_records(detector, data.images, batch_size=batch_size))
+    labels_by_name(engine.categories, data.categories)  # fails before the work, not after it
+    return coco_metrics(data, detect_records(engine, data.images, batch_size=batch_size))
 
 
 def detect_records(
-    detector: Detector, images: Sequence[ImageRecord], *, batch_size: int = 8
+    engine: Engine, images: Sequence[ImageRecord], *, batch_size: int = 8
 ) -> dict[int, Detections]:
     """Return the 100 best detections of each image by its id, in pixels of the image as it was annotated."""
     # Not `predict` and paths: an image may have to be left unturned, as its boxes were drawn.
     frames = (Frame(source=str(record.path), pixels=read_pixels(record)) for record in images)
-    found = detect_frames(detector, frames, top_k=100, batch_size=batch_size)
+    found = detect_frames(engine, frames, top_k=100, batch_size=batch_size)
     return {record.id: one for record, one in zip(images, found, strict=True)}
 
 
