@@ -58,8 +58,10 @@ class Detector(nn.Module):
 
     @property
     def class_rows(self) -> tuple[int, ...]:
-        """The row of the class head that answers for each class, by label."""
-        return tuple(range(len(self.categories)))
+        """The row of the class head that answers for each class, by label; the last row is "no object"."""
+        unused = self.recipe.unused_rows if self.recipe else ()
+        rows = range(len(self.categories) + len(unused))
+        return tuple(row for row in rows if row not in unused)
 
     @property
     def device(self) -> torch.device:

@@ -98,7 +98,9 @@ def prepare(frames: Iterable[Frame], preprocessing: Preprocessing) -> Iterator[I
     """Resize one frame after another."""
     for position, frame in enumerate(frames):
         height, width = frame.pixels.shape[1:]
-        resized = resize(frame.pixels, preprocessing.short_side, preprocessing.long_side)
+        resized = resize(
+            frame.pixels, preprocessing.short_side, preprocessing.long_side, preprocessing.resizing
+        )
         yield Input(position=position, source=frame.source, size=(height, width), pixels=resized)
 
 
@@ -133,7 +135,13 @@ def detect(engine: Engine, batch: Sequence[Input], top_k: int) -> list[Detection
     device = engine.device
     with evaluating(engine), torch.inference_mode():
         images = ImageBatch.from_pixels(pixels.to(device), sizes.to(device), engine.preprocessing)
-        found = postprocess(engine(images).layers[-1], original_sizes.to(device), top_k)
+        found = postprocess(
+            engine(images).layers[-1],
+            original_sizes.to(device),
+            top_k,
+            class_rows=engine.class_rows,
+            clip_boxes=engine.preprocessing.clip_boxes,
+        )
     scores, labels, boxes_xyxy = (tensor.cpu() for tensor in found)
     return [
         Detections(

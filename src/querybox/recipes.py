@@ -64,6 +64,9 @@ class DETR(Settings):
     """Normalise before each block (pre-norm) instead of after it."""
     queries: Positive = 100
     """Object queries: at most so many objects are found in an image."""
+    unused_rows: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Rows of the class head that stand for no class, as a head has that was trained with COCO's category ids for
+    rows. Never detected, and of no use to a model that is yet to be trained."""
     local_start: bool = False
     """Begin with queries that each look at a place of their own, as small data needs; see `querybox.modules.local`."""
 
@@ -97,7 +100,7 @@ class DETR(Settings):
         encoder = Encoder(fine or self.build_position(), layers=self.encoder_layers, **transformer)
         queries = PlacedQueries(self.queries, fine) if fine else LearnedQueries(self.queries, self.width)
         decoder = Decoder(
-            ClassHead(self.width, len(categories)),
+            ClassHead(self.width, len(categories) + len(self.unused_rows)),
             BoxHead(self.width),
             layers=self.decoder_layers,
             **transformer,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
+Resizing = Literal["querybox", "facebook", "huggingface", "mmdet"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +32,7 @@ class Category:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
-    """How an image becomes the model's input; part of every saved model.
+    """How an image becomes the model's input, and its answer boxes; part of every saved model.
 
     `mean` and `std` are RGB in 0-255. The short side is resized to `short_side` pixels unless the long side
     would then exceed `long_side`.
@@ -41,6 +42,10 @@ class Preprocessing:
     std: tuple[float, float, float] = IMAGENET_STD
     short_side: int = 800
     long_side: int = 1333
+    resizing: Resizing = "querybox"
+    """Whose way of rounding sizes and of interpolating; see `querybox.data.transforms.resize`."""
+    clip_boxes: bool = True
+    """Whether detected boxes are cut to the image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
