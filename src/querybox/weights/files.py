@@ -152,21 +152,27 @@ def unwrap(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]
         CheckpointError: There are none, or something else is among them.
     """
     metadata: dict[str, Any] = {}
+    held = entries(content)
     for wrapper in ("model", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            if isinstance(content.get("meta"), dict):
-                metadata["meta"] = content["meta"]
-            if isinstance(content.get("args"), Namespace):
-                metadata["args"] = vars(content["args"])
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not content:
+        if isinstance(held.get(wrapper), dict):
+            if isinstance(held.get("meta"), dict):
+                metadata["meta"] = entries(held["meta"])
+            if isinstance(held.get("args"), Namespace):
+                metadata["args"] = vars(held["args"])
+            held = entries(held[wrapper])
+    if not held:
         raise CheckpointError(f"{path}: expected a mapping of names to tensors, got {type(content).__name__}")
-    odd = [str(name) for name, value in content.items() if not (isinstance(name, str) and is_plain(value))]
+    odd = [str(name) for name, value in held.items() if not (isinstance(name, str) and is_plain(value))]
     if odd:
         raise CheckpointError(
             f"{path}: expected names and dense tensors alone, got something else in {', '.join(odd)}"
         )
-    return {name: tensor.detach() for name, tensor in content.items()}, metadata
+    return {name: tensor.detach() for name, tensor in held.items()}, metadata
+
+
+def entries(value: object) -> dict[Any, Any]:
+    """Return a mapping as a plain one: a pickle can replace the methods of others. Empty for what is none."""
+    return dict(dict.items(value)) if isinstance(value, dict) else {}
 
 
 def is_plain(value: object) -> bool:
