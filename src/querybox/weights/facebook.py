@@ -34,4 +34,6 @@ FACEBOOK = Layout(
         "decoder.box_head.4": "bbox_embed.layers.2",
     },
     counts_batches=False,
+    resizing="facebook",
+    clip_boxes=False,
 )

@@ -39,7 +39,7 @@ class CheckpointFile:
     """What is known beside the tensors, as far as the file has it:
 
     - ``"header"``: the text values in the header of a safetensors file;
-    - ``"config"``: the ``config.json`` beside a Hugging Face file;
+    - ``"config"``, ``"preprocessor"``: ``config.json`` and ``preprocessor_config.json`` beside a Hugging Face file;
     - ``"meta"``: MMDetection's, such as its ``"CLASSES"`` or ``"dataset_meta"``;
     - ``"args"``: the options of a facebookresearch training by name.
     """
@@ -66,9 +66,9 @@ def read_checkpoint_file(path: str | Path) -> CheckpointFile:
         tensors, metadata = {name: tensor.clone() for name, tensor in mapped.items()}, {"header": header}
     else:
         tensors, metadata = unwrap(path, read_pickled(path))
-    config = path.with_name("config.json")
-    if config.is_file():
-        metadata["config"] = read_json(config)
+    for key, beside in (("config", "config.json"), ("preprocessor", "preprocessor_config.json")):
+        if path.with_name(beside).is_file():
+            metadata[key] = read_json(path.with_name(beside))
     return CheckpointFile(tensors=tensors, metadata=metadata)
 
 

@@ -63,4 +63,6 @@ HUGGINGFACE = Layout(
     },
     fused=False,
     counts_batches=False,
+    resizing="huggingface",
+    clip_boxes=False,
 )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from querybox.errors import CheckpointError
+from querybox.structures import Resizing
 
 PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "out_proj"}
 """Our projections of attention to theirs; every layout says the same."""
@@ -21,7 +22,7 @@ FUSED = ("query", "key", "value")
 class Layout:
     """A public checkpoint layout: its names for our modules.
 
-    Both translations take whole checkpoints and parts of one, and share memory with what they are given.
+    Both translations take whole checkpoints and parts of one. Tensors that stay whole are not copied.
     """
 
     name: str
@@ -29,6 +30,10 @@ class Layout:
     """Our module to theirs; ``*`` stands for a layer's number."""
     other_names: Mapping[str, str] = field(default_factory=dict)
     """What some files say in place of a name in `modules`; each is looked for in turn."""
+    resizing: Resizing
+    """How its images are resized."""
+    clip_boxes: bool
+    """Whether its boxes are cut to the image."""
     fused: bool = True
     """Whether query, key and value projections are one tensor, ``in_proj``."""
     counts_batches: bool = True
@@ -99,7 +104,9 @@ def split(name: str, tensor: Tensor) -> dict[str, Tensor]:
     """Give a tensor, already in our module, the names of our projections where it is one or all of them."""
     module, fused, kind = name.rpartition(".in_proj_")
     if fused:
-        return {f"{module}.{part}.{kind}": rows for part, rows in zip(FUSED, tensor.chunk(3), strict=True)}
+        return {
+            f"{module}.{part}.{kind}": rows.clone() for part, rows in zip(FUSED, tensor.chunk(3), strict=True)
+        }
     for ours, theirs in PROJECTIONS.items():
         name = name.replace(f"attention.{theirs}.", f"attention.{ours}.")
     return {name: tensor}

@@ -43,4 +43,6 @@ MMDET2 = Layout(
         f"{DECODER}.layers.*.ffn": f"{DECODER}.layers.*.ffns.0",
         f"{DECODER}.norm": f"{DECODER}.post_norm",
     },
+    resizing="mmdet",
+    clip_boxes=True,
 )

@@ -30,4 +30,6 @@ MMDET3 = Layout(
         "decoder.box_head.2": "bbox_head.reg_ffn.layers.1",
         "decoder.box_head.4": "bbox_head.fc_reg",
     },
+    resizing="mmdet",
+    clip_boxes=True,
 )

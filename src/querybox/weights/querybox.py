@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -59,11 +60,22 @@ def read(
         card: dict[str, Any] = json.loads(metadata["card"])
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: corrupt file, its header cannot be read ({error})") from error
-    return tensors, card
+    return {name: tensor.clone() for name, tensor in tensors.items()}, card  # the file may go or change
+
+
+def is_ours(path: Path) -> bool:
+    """Tell a file that `write` wrote from others, by its header."""
+    if path.suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (SafetensorError, OSError, ValueError):
+        return False  # whoever reads it says what is wrong with it
 
 
 def checksum(tensors: Mapping[str, Tensor], card: str = "") -> str:
-    """Return a SHA-256 over names, types, shapes and bytes of all tensors, and the card, which early files leave out."""
+    """Return a SHA-256 over names, types, shapes, bytes of all tensors, and the card (but in early files)."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
