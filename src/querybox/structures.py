@@ -87,7 +87,8 @@ class ImageBatch:
         padding_mask = (rows >= sizes[:, 0, None, None]) | (columns >= sizes[:, 1, None, None])  # [B, H, W]
         mean = torch.tensor(preprocessing.mean, device=device)[:, None, None]
         std = torch.tensor(preprocessing.std, device=device)[:, None, None]
-        images = ((pixels - mean) / std).masked_fill(padding_mask[:, None], 0.0)  # [B, 3, H, W]
+        images = pixels.to(torch.float32, memory_format=torch.contiguous_format)  # [B, 3, H, W]
+        images = images.sub_(mean).div_(std).masked_fill_(padding_mask[:, None], 0.0)
         return cls(images=images, padding_mask=padding_mask, sizes=sizes)
 
 
@@ -146,19 +147,22 @@ class DetectorOutput:
 def as_pixels(
     image: Image.Image | UInt8[np.ndarray, "h w 3"] | UInt8[Tensor, "3 h w"],
 ) -> UInt8[Tensor, "3 h w"]:
-    """Return an RGB image as a uint8 tensor, channels first."""
+    """Return an RGB image as a uint8 tensor, channels first.
+
+    In memory a pixel's channels stay side by side, as files have them: so an image is resized fastest.
+    """
     if isinstance(image, Tensor):
         return image
     if isinstance(image, Image.Image):
-        image = np.asarray(image.convert("RGB"))
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        image = image.convert("RGB")
+    return torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)
 
 
 def pad(images: Sequence[UInt8[Tensor, "3 _ _"]]) -> tuple[UInt8[Tensor, "B 3 H W"], Int[Tensor, "B 2"]]:
     """Stack images of different sizes, zero-padded right and below; also return their (height, width)."""
     sizes = torch.tensor([image.shape[1:] for image in images])  # [B, 2]
     height, width = sizes.amax(0).tolist()
-    pixels = torch.zeros(len(images), 3, height, width, dtype=torch.uint8)
+    pixels = torch.zeros(len(images), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)  # `as_pixels`
     for padded, image in zip(pixels, images, strict=True):
         padded[:, : image.shape[1], : image.shape[2]] = image
     return pixels, sizes

@@ -64,8 +64,9 @@ def resize(
     With antialiasing, as Pillow does it, except for MMDetection, whose OpenCV does without.
     """
     shape = resized_shape(pixels.shape[-2], pixels.shape[-1], short_side, long_side, resizing)
-    resized: Tensor = F.resize(pixels, list(shape), antialias=resizing != "mmdet")
-    return resized
+    batch = pixels[None].contiguous(memory_format=torch.channels_last)  # the order that is resized fastest
+    resized: Tensor = F.resize(batch, list(shape), antialias=resizing != "mmdet")
+    return resized[0]
 
 
 def augment(sample: Sample, settings: DataSettings, rng: np.random.Generator) -> Sample:
