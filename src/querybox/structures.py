@@ -88,7 +88,7 @@ class ImageBatch:
         mean = torch.tensor(preprocessing.mean, device=device)[:, None, None]
         std = torch.tensor(preprocessing.std, device=device)[:, None, None]
         images = pixels.to(torch.float32, memory_format=torch.contiguous_format)  # [B, 3, H, W]
-        images = images.sub_(mean).div_(std).masked_fill_(padding_mask[:, None], 0.0)
+        images = images.sub_(mean).div_(std).mul_(~padding_mask[:, None])
         return cls(images=images, padding_mask=padding_mask, sizes=sizes)
 
 
@@ -153,7 +153,7 @@ def as_pixels(
     """
     if isinstance(image, Tensor):
         return image
-    if isinstance(image, Image.Image):
+    if isinstance(image, Image.Image) and image.mode != "RGB":
         image = image.convert("RGB")
     return torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)
 
