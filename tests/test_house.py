@@ -40,6 +40,8 @@ def test_the_public_api_is_exact() -> None:
         "Target",
         "draw",
         "evaluate",
+        "export",
+        "load_engine",
         "read_dataset",
         "recipes",
         "train",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from querybox.draw import draw
     from querybox.errors import QueryboxError
     from querybox.evaluate import evaluate
+    from querybox.export import export, load_engine
     from querybox.losses.criterion import Criterion
     from querybox.losses.matcher import HungarianMatcher
     from querybox.structures import Category, DetectorOutput, ImageBatch, Predictions, Preprocessing, Target
@@ -46,6 +47,8 @@ __all__ = [
     "Target",
     "draw",
     "evaluate",
+    "export",
+    "load_engine",
     "read_dataset",
     "recipes",
     "train",
@@ -67,6 +70,8 @@ _HOMES = {
     "Target": "structures",
     "draw": "draw",
     "evaluate": "evaluate",
+    "export": "export",
+    "load_engine": "export",
     "read_dataset": "data",
     "train": "training",
 }
