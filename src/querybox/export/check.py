@@ -11,12 +11,12 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from querybox.detector import Detector
+from querybox.engine import evaluating
 from querybox.errors import ExportError
 from querybox.export.card import OUTPUTS, Precision
 from querybox.export.engine import Answers, ExportedModel
 from querybox.export.graph import Graph
 from querybox.postprocess import postprocess
-from querybox.predict import evaluating
 from querybox.structures import Predictions, pad
 
 TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "bf16": 0.1}
