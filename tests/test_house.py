@@ -38,6 +38,7 @@ def test_the_public_api_is_exact() -> None:
         "QueryboxError",
         "RunSettings",
         "Target",
+        "convert",
         "draw",
         "evaluate",
         "export",

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from querybox import recipes
+    from querybox.convert import convert
     from querybox.data import read_dataset
     from querybox.detections import Detections
     from querybox.detector import Detector
@@ -45,6 +46,7 @@ __all__ = [
     "QueryboxError",
     "RunSettings",
     "Target",
+    "convert",
     "draw",
     "evaluate",
     "export",
@@ -68,6 +70,7 @@ _HOMES = {
     "QueryboxError": "errors",
     "RunSettings": "training",
     "Target": "structures",
+    "convert": "convert",
     "draw": "draw",
     "evaluate": "evaluate",
     "export": "export",

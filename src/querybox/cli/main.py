@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from cyclopts import App, CycloptsError
 
 from querybox import __version__
+from querybox.cli.convert import convert
 from querybox.cli.evaluate import evaluate
 from querybox.cli.export import export
 from querybox.cli.info import info
@@ -42,7 +43,7 @@ app = App(
     suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
-COMMANDS: tuple[Callable[..., None], ...] = (train, evaluate, predict, export, info)
+COMMANDS: tuple[Callable[..., None], ...] = (train, evaluate, predict, export, convert, info)
 for place, command in enumerate(COMMANDS):  # in the order of work, not of the alphabet
     app.command(command, sort_key=place)
 
