@@ -56,8 +56,8 @@ def read_checkpoint_file(path: str | Path) -> CheckpointFile:
         tensors, metadata = read_shards(path)
     elif path.suffix == ".safetensors":
         check_digest(path)
-        mapped, header = read_safetensors(path)
-        tensors, metadata = {name: tensor.clone() for name, tensor in mapped.items()}, {"header": header}
+        tensors, header = read_safetensors(path)
+        metadata = {"header": header}
     else:
         tensors, metadata = unwrap(path, read_pickled(path))
     for key, beside in (("config", "config.json"), ("preprocessor", "preprocessor_config.json")):
@@ -86,14 +86,14 @@ def find_weights(path: str | Path) -> Path:
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors of a safetensors file and the text values in its header.
 
-    The tensors are the file itself, mapped into memory: copy what shall outlive it.
-
     Raises:
         CheckpointError: The file is truncated, corrupt, or of another kind.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - not a mapping
+            # Clones: what the file gives is the file itself, mapped into memory, and changes when it does.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
+            return tensors, file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: corrupt, or no weights file ({error})") from error
 
