@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -77,10 +78,12 @@ def convert(
 
     Raises:
         CheckpointError: `source` cannot be read.
-        ConfigError: `target` exists or has the wrong suffix; the other system has no such model; or `rows` is given
-            for other classes than COCO's.
+        ConfigError: An argument is unknown; `target` exists or has the wrong suffix; the other system has no such
+            model; or `rows` is given for other classes than COCO's.
     """
     target = Path(target)
+    check_choice("to", to, get_args(System))
+    check_choice("rows", rows, (*get_args(Rows), None))
     check_target(target, to)
     checkpoint = read_checkpoint(source, dilation=dilation, heads=heads)
     for sentence in checkpoint.assumed:
@@ -96,10 +99,14 @@ def convert(
         logger.info("%s: %s", target, sentence)
 
 
+def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    """Raise ConfigError unless an argument is one of the choices."""
+    if value not in choices:
+        raise ConfigError(f"convert got {name}={value!r}; expected one of {', '.join(map(repr, choices))}")
+
+
 def check_target(target: Path, to: System) -> None:
     """Raise ConfigError unless `target` is a new path of the right kind."""
-    if to not in get_args(System):
-        raise ConfigError(f"convert got to='{to}'; expected one of {', '.join(get_args(System))}")
     if target.suffix not in SUFFIXES[to]:
         expected = " or ".join(SUFFIXES[to]) if to != "huggingface" else "a folder, without suffix,"
         raise ConfigError(f"{target}: expected {expected} for {to}; choose another name, or another 'to'")
