@@ -41,7 +41,9 @@ def rows(setup: Setup) -> Iterator[Row]:
             title=f"Training pipeline, {IMAGES} images of 640x480 to batches of {BATCH}, {where}",
             sides=[
                 Side(name=OURS, build=partial(ours, count, workers)),
-                Side(name=peers.FACEBOOK, build=partial(facebook, setup, count, workers), tolerance=tolerance),
+                Side(
+                    name=peers.FACEBOOK, build=partial(facebook, setup, count, workers), tolerance=tolerance
+                ),
             ],
             difference=difference,
             goals=[faster([OURS], peers.FACEBOOK, 2.0)],

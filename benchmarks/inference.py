@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import engines, peers
-from benchmarks.engines import COMPILED, INT8, INT8_ONNX, ONNX, OPENVINO, OPENVINO_BF16, OPTIMISED, PLAIN, TORCH_BF16
+from benchmarks.engines import COMPILED, INT8, ONNX, OPENVINO, OPENVINO_BF16, OPTIMISED, PLAIN, TORCH_BF16
 from benchmarks.goals import Goal, faster
 from benchmarks.measure import Row, Side, Work
 from benchmarks.peers import FACEBOOK, TRANSFORMERS
@@ -66,7 +66,6 @@ def reduced(setup: Setup, batch: int, size: tuple[int, int]) -> Row:
         TORCH_BF16: ROUGH,
         OPENVINO_BF16: ROUGH,
         INT8: ROUGHER,
-        INT8_ONNX: ROUGHER,
         FACEBOOK: EXACT,
         TRANSFORMERS: EXACT,
         TRANSFORMERS_BF16: ROUGH,
@@ -74,8 +73,8 @@ def reduced(setup: Setup, batch: int, size: tuple[int, int]) -> Row:
     goals = [
         faster([TORCH_BF16, OPENVINO_BF16], TRANSFORMERS, 4.5),
         faster([TORCH_BF16, OPENVINO_BF16], FACEBOOK, 5.5),
-        faster([INT8, INT8_ONNX], TRANSFORMERS, 7.0),
-        faster([INT8, INT8_ONNX], FACEBOOK, 8.5),
+        faster([INT8], TRANSFORMERS, 7.0),
+        faster([INT8], FACEBOOK, 8.5),
     ]
     return row(setup, "reduced", batch, size, tolerances, goals)
 
@@ -103,19 +102,16 @@ def row(
 
 def sides(setup: Setup, batch: int, size: tuple[int, int], tolerances: dict[str, float]) -> list[Side]:
     """Return the sides of these names."""
-    peers_of_name = {
+    theirs: dict[str, Callable[..., Work]] = {
         FACEBOOK: partial(facebook, setup),
         TRANSFORMERS: transformers,
         TRANSFORMERS_BF16: partial(transformers, bf16=True),
     }
-    return [
-        Side(
-            name=name,
-            build=partial(peers_of_name.get(name, partial(ours, setup, name)), batch, setup.size(*size)),
-            tolerance=tolerance,
-        )
-        for name, tolerance in tolerances.items()
-    ]
+    result = []
+    for name, tolerance in tolerances.items():
+        forward = theirs.get(name) or partial(ours, setup, name)
+        result.append(Side(name=name, build=partial(forward, batch, setup.size(*size)), tolerance=tolerance))
+    return result
 
 
 def furthest(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:

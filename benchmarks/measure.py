@@ -49,11 +49,14 @@ class Row:
     goals: Sequence[Goal] = ()
     unit: str = "s"
     value: Callable[[Any], float] | None = None
-    """What is measured, where it is part of the answer; None measures how long the work takes."""
+    """What is measured, where it is part of the answer; None measures how long the work takes.
+
+    Such work needs no warm-up: the answer that is compared counts as a sample.
+    """
     seconds: float = 30.0
     """Time for the samples, roughly."""
     rounds: tuple[int, int] = (3, 25)
-    """Fewest and most samples of a side, whatever time they take."""
+    """Fewest and most rounds of samples, whatever time they take."""
     x: float | None = None
     """The size of the task, for a row that is one point of a curve; rows of one title make a curve."""
 
@@ -128,6 +131,8 @@ def compare(row: Row, results: Sequence[SideResult]) -> list[tuple[SideResult, W
                 result.note = f"its answer is {difference:.2g} away; at most {side.tolerance:g} would do"
             else:
                 works.append((result, work))
+                if row.value is not None:
+                    result.samples.append(row.value(answer))
     return works
 
 

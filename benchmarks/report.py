@@ -67,7 +67,9 @@ def goals_table(results: Sequence[RowResult]) -> str:
         for result in results
         for goal in result.goals
     ]
-    return "\n".join(["| | goal | measured | by | reached |", "|---|---|---|---|---|", *lines]) if lines else ""
+    return (
+        "\n".join(["| | goal | measured | by | reached |", "|---|---|---|---|---|", *lines]) if lines else ""
+    )
 
 
 def peers(sides: Sequence[SideResult]) -> list[SideResult]:
@@ -79,7 +81,12 @@ def row_table(result: RowResult) -> str:
     """Return one line a side: medians, quartiles, and how many times as much each peer takes."""
     others = peers(result.sides)
     headings = [
-        "", f"median {result.unit}", "quartiles", "samples", "difference", *(f"{each.name} takes" for each in others)
+        "",
+        f"median {result.unit}",
+        "quartiles",
+        "samples",
+        "difference",
+        *(f"{each.name} takes" for each in others),
     ]
     lines = [headings, ["---", *["---:"] * (len(headings) - 1)]]
     for side in result.sides:
