@@ -29,6 +29,7 @@ from benchmarks.measure import Row, RowResult, measure
 from benchmarks.setup import Setup
 
 FAMILIES = (inference, accuracy, training, criterion, memory, data, evaluator, startup)
+WITH_PATH = ("--facebook", "--output")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -86,7 +87,11 @@ def command(words: Sequence[str]) -> str:
     """Return the command line as anyone could type it: without the paths of this machine."""
     said = []
     for before, word in zip(("", *words), words, strict=False):
-        said.append(word if before not in ("--facebook", "--output") else "PATH")
+        option, equals, _ = word.partition("=")
+        if before in WITH_PATH:
+            said.append("PATH")
+        else:
+            said.append(f"{option}=PATH" if equals and option in WITH_PATH else word)
     return " ".join(["python -m benchmarks", *said])
 
 
