@@ -1,6 +1,6 @@
 """What training computes otherwise on a CPU than a reader would write it: the same mathematics, faster, in less memory.
 
-docs/decisions/0010-fast-training.md has what each of them brings.
+docs/decisions/0011-fast-training.md has what each of them brings.
 """
 
 from __future__ import annotations
