@@ -25,7 +25,7 @@ from querybox.structures import ImageBatch, Preprocessing
 
 OURS = "querybox"
 ANNOTATIONS = EXAMPLE / "annotations" / "train.json"
-IMAGES, BATCH = 128, 2
+IMAGES, BATCH = 128, 2  # facebookresearch's own batch size
 
 Answer = tuple[Tensor, float]
 """The first image as evaluation prepares it, without chance; and the mean pixels of the varied ones."""
