@@ -63,6 +63,8 @@ class DETR(Settings):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     norm_first: bool = False
     """Normalise before each block (pre-norm) instead of after it."""
+    norm_between: bool = False
+    """Normalise between the decoder's layers, too, as transformers does where its ``auxiliary_loss`` is set."""
     queries: Positive = 100
     """Object queries: at most so many objects are found in an image."""
     unused_rows: tuple[Annotated[int, Field(ge=0)], ...] = ()
@@ -104,6 +106,7 @@ class DETR(Settings):
             ClassHead(self.width, len(categories) + len(self.unused_rows)),
             BoxHead(self.width),
             layers=self.decoder_layers,
+            norm_between=self.norm_between,
             **transformer,
         )
         if self.local_start:
