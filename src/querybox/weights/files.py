@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from querybox.data.records import listed
 from querybox.errors import CheckpointError
 from querybox.weights.digest import check_digest
 from querybox.weights.hub import WEIGHTS, fetch, is_hub_name
@@ -117,7 +118,7 @@ def read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         shard = read_checkpoint_file(index.with_name(file)).tensors
         expected = {name for name, place in places.items() if place == file}
         if shard.keys() != expected:
-            unlike = ", ".join(sorted(shard.keys() ^ expected))
+            unlike = listed(sorted(shard.keys() ^ expected))
             raise CheckpointError(
                 f"{index}: '{file}' does not hold what the index says ({unlike}); fetch both again"
             )
@@ -160,7 +161,7 @@ def unwrap(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]
     odd = [str(name) for name, value in held.items() if not (isinstance(name, str) and is_plain(value))]
     if odd:
         raise CheckpointError(
-            f"{path}: expected names and dense tensors alone, got something else in {', '.join(odd)}"
+            f"{path}: expected names and dense tensors alone, got something else in {listed(odd)}"
         )
     return {name: tensor.detach() for name, tensor in held.items()}, metadata
 

@@ -1,8 +1,8 @@
 """Reading ``.pth``, ``.pt`` and ``.bin`` files: tensors and plain values, and nothing that runs code.
 
 The unpickler is that of ``torch.load(weights_only=True)``: it knows tensors and plain values, and refuses the name of
-anything else. `HARMLESS` are the few other names that public training files hold beside their weights. Each stands
-for a class that does nothing, so that not even these are imported, let alone called.
+anything else. `HARMLESS` are the few other names that public training files hold beside their weights. All but options
+and plain dicts stand for a class that does nothing, so that not even these are imported, let alone called.
 """
 
 from __future__ import annotations
