@@ -84,6 +84,7 @@ def row_table(result: RowResult) -> str:
         "",
         f"median {result.unit}",
         "quartiles",
+        "least",
         "samples",
         "difference",
         *(f"{each.name} takes" for each in others),
@@ -96,7 +97,14 @@ def row_table(result: RowResult) -> str:
         low, middle, high = spread(side.samples)
         off = "" if side.difference is None else f"{side.difference:.1g}"
         lines.append(
-            [side.name, number(middle), f"{number(low)} - {number(high)}", str(len(side.samples)), off]
+            [
+                side.name,
+                number(middle),
+                f"{number(low)} - {number(high)}",
+                number(min(side.samples)),
+                str(len(side.samples)),
+                off,
+            ]
             + [f"{ratio(side.samples, other.samples):.2f}x" for other in others]
         )
     return table(lines)

@@ -36,7 +36,7 @@ def rows(setup: Setup) -> Iterator[Row]:
         difference=None,
         value=float,
         goals=[beyond("querybox", TORCH, 0.5), beyond("querybox.Detector", TORCH, 0.5)],
-        rounds=(0, 0) if setup.quick else (6, 6),
+        rounds=(0, 0) if setup.quick else (3, 3),
     )
     yield Row(
         name="help",

@@ -1,15 +1,26 @@
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from querybox import benchmark as module
-from querybox.benchmark import benchmark, count_flops, measure, photo_size
+from querybox.benchmark import (
+    BenchmarkResult,
+    EngineResult,
+    benchmark,
+    count_flops,
+    engines_of,
+    measure,
+    photo_size,
+)
 from querybox.cli import main
+from querybox.cli.benchmark import table
 from querybox.detector import Detector
 from querybox.errors import CheckpointError, ConfigError
 from querybox.structures import Preprocessing
@@ -68,24 +79,45 @@ def test_an_engine_is_measured(model: Path, name: str) -> None:
     assert result.peak_memory is None or result.peak_memory >= 0
 
 
-def test_every_engine_gets_a_process(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_process_for_each_engine(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert engines_of(model) == ("plain", "optimised", "bf16")
+    assert engines_of(Path("model.onnx")) == ("exported",)
+    monkeypatch.setattr(module, "ENGINES", ("optimised",))  # each takes seconds to start
     assert main(["benchmark", str(model), "--size", "64x96", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     detector = Detector.load(model)
     assert found["parameters"] == sum(each.numel() for each in detector.parameters())
     assert found["flops"] == count_flops(detector, (64, 96))
     assert (found["size"], found["batch_size"]) == ([64, 96], 1)
-    assert [each["name"].split()[1] for each in found["engines"]] == ["plain", "optimised", "bf16"]
+    assert [each["name"] for each in found["engines"]] == ["tiny.safetensors optimised"]
 
 
-def test_the_table(model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(module, "ENGINES", ("plain",))
-    monkeypatch.setenv("COLUMNS", "160")
-    assert main(["benchmark", str(model), "--batch-size", "2"]) == 0
-    shown = capsys.readouterr().out
-    assert "batch 2 of 60x80" in shown
-    assert "parameters" in shown
-    assert "tiny.safetensors plain" in shown
+def test_the_table() -> None:
+    engine = EngineResult(
+        name="model[1].onnx",
+        load_seconds=0.5,
+        seconds=0.25,
+        quartiles=(0.2, 0.3),
+        images_per_second=8.0,
+        peak_memory=None,
+    )
+    result = BenchmarkResult(
+        device="cpu",
+        threads=2,
+        size=(60, 80),
+        batch_size=2,
+        parameters=41_000_000,
+        flops=172_000_000_000,
+        engines=(engine,),
+    )
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(table(result))
+    shown = console.export_text()
+    assert "batch 2 of 60x80, cpu, 2 threads, 41.00 M parameters, 172.0 GFLOPs an image" in shown
+    cells = [cell.strip() for line in shown.splitlines() if "model[1]" in line for cell in line.split("│")]
+    assert cells == ["", "model[1].onnx", "250.0", "200.0 - 300.0", "8.00", "-", "0.50", ""]
 
 
 def test_bad_input(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

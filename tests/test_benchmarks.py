@@ -200,7 +200,7 @@ def test_the_page_tells_every_row_side_and_goal(results: list[RowResult]) -> Non
     page = report.markdown(results)
     assert "| R | at least 1.5x as fast as transformers | 2.00 | querybox | yes |" in page
     assert "| R | at least 2x as fast as facebookresearch | - | not measured | **no** |" in page
-    assert "| querybox | 0.5 | 0.5 - 0.5 | 3 | 0 | 2.00x |" in page
+    assert "| querybox | 0.5 | 0.5 - 0.5 | 0.5 | 3 | 0 | 2.00x |" in page
     assert "absent: no checkout" in page
     assert "| 4 | 0.4 |" in page
     assert page.count("torch 2; commit abc") == 1
