@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import querybox.weights.huggingface_folder as folder_writer
-from querybox.checkpoints import Checkpoint, read_checkpoint
+from querybox.checkpoints import read_checkpoint
 from querybox.convert import LAYOUTS, System, check_choice, convert, unknown_settings
 from querybox.detector import Detector
 from querybox.errors import CheckpointError, ConfigError
@@ -203,9 +203,9 @@ def test_says_what_to_set_there(
 @pytest.mark.parametrize(
     ("to", "name", "message"),
     [
-        ("facebook", "a.safetensors", "expected .pth or .pt for facebook"),
-        ("huggingface", "a.pth", "expected a folder, without suffix, for huggingface"),
-        ("querybox", "a", "expected .safetensors for querybox"),
+        ("facebook", "a.safetensors", "expected a .pth or .pt file for facebook"),
+        ("huggingface", "a.pth", "expected a folder for huggingface; leave '.pth' out"),
+        ("querybox", "a", "expected a .safetensors file for querybox"),
     ],
 )
 def test_targets_of_the_wrong_kind(
@@ -303,7 +303,6 @@ def test_a_failed_write_leaves_nothing(
 
 
 def test_an_empty_folder_is_a_target(files: dict[System, Path], tmp_path: Path) -> None:
-    (tmp_path / "new").mkdir()
-    convert(files["facebook"], tmp_path / "new", to="huggingface")
-    checkpoint: Checkpoint = read_checkpoint(tmp_path / "new")
-    assert checkpoint.layout == "Hugging Face"
+    (tmp_path / "r50-1.0").mkdir()
+    convert(files["facebook"], tmp_path / "r50-1.0", to="huggingface")
+    assert read_checkpoint(tmp_path / "r50-1.0").layout == "Hugging Face"

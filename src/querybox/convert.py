@@ -40,9 +40,9 @@ SUFFIXES: dict[System, tuple[str, ...]] = {
     "facebook": (".pth", ".pt"),
     "mmdet2": (".pth", ".pt"),
     "mmdet3": (".pth", ".pt"),
-    "huggingface": ("",),  # a folder
     "querybox": (".safetensors",),
 }
+"""Of the file that is written; for Hugging Face it is a folder."""
 STOCK_ROWS: dict[System, int] = {"facebook": 91, "mmdet2": 80, "mmdet3": 80}
 """Rows of the class head, without "no object", in the system's own config for COCO."""
 
@@ -107,9 +107,10 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
 
 def check_target(target: Path, to: System) -> None:
     """Raise ConfigError unless `target` is a new path of the right kind."""
-    if target.suffix not in SUFFIXES[to]:
-        expected = " or ".join(SUFFIXES[to]) if to != "huggingface" else "a folder, without suffix,"
-        raise ConfigError(f"{target}: expected {expected} for {to}; choose another name, or another 'to'")
+    if to in SUFFIXES and target.suffix not in SUFFIXES[to]:
+        raise ConfigError(f"{target}: expected a {' or '.join(SUFFIXES[to])} file for {to}; rename it")
+    if to not in SUFFIXES and any(target.suffix in suffixes for suffixes in SUFFIXES.values()):
+        raise ConfigError(f"{target}: expected a folder for {to}; leave '{target.suffix}' out")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ConfigError(f"{target}: exists already; choose another name, or remove it first")
 
@@ -141,6 +142,7 @@ def unknown_settings(recipe: DETR, layout: Layout) -> list[str]:
         # MMDetection also dilates the first block of the stage, so its numbers would be others.
         "dilation": not (recipe.dilation and layout in (MMDET2, MMDET3)),
         "norm_first": not recipe.norm_first or "encoder.norm" in layout.modules,
+        "norm_between": not recipe.norm_between or layout is HUGGINGFACE,
         "local_start": not recipe.local_start,
     }
     return [name for name, is_known in known.items() if not is_known]
@@ -162,7 +164,10 @@ def with_rows(checkpoint: Checkpoint, rows: Rows) -> Checkpoint:
     if before == after:
         return checkpoint
     if after:
-        logger.info("class head: %d rows of no class are new; their probability is zero", len(after))
+        logger.info(
+            "class head: %d rows of no class are new; their probability is zero, so no score changes",
+            len(after),
+        )
     else:
         logger.info(
             "class head: %d rows of no class are dropped; each class keeps its logit, and the softmax gives the "

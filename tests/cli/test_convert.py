@@ -42,7 +42,7 @@ def test_converts_the_best_model_of_a_run(run: Any, model: Path, tmp_path: Path)
             "CheckpointError: missing.pth: no such weights file",
         ),
         (["MODEL", "MODEL", "--to", "querybox"], "exists already; choose another name"),
-        (["MODEL", "new", "--to", "facebook"], "ConfigError: new: expected .pth or .pt for facebook"),
+        (["MODEL", "new", "--to", "facebook"], "ConfigError: new: expected a .pth or .pt file for facebook"),
         (["MODEL", "new.pth", "--to", "mmdet3", "--rows", "80"], "rows=80 is for COCO's 80 classes"),
         (["MODEL", "new.pth", "--to", "mmdet3", "--heads", "4"], "got heads=4, but the file says 2"),
     ],
