@@ -24,6 +24,12 @@ def test_prints_tables_and_writes_files(run: Any, model: Path, photos: Path, tmp
     assert "<html" in (tmp_path / "scores" / "report.html").read_text(encoding="utf-8")
 
 
+def test_in_half_precision(run: Any, model: Path, photos: Path) -> None:
+    code, out, err = run("evaluate", model, photos, "--split", "val", "--precision", "bf16")
+    assert (code, err) == (0, "")
+    assert "2 objects in 2 images" in out
+
+
 def test_what_cannot_be_measured_is_a_dash() -> None:
     assert number(float("nan")) == "-"
     assert number(0.12345) == "0.123"
@@ -37,6 +43,7 @@ def test_what_cannot_be_measured_is_a_dash() -> None:
         (["MODEL", "PHOTOS"], "has several splits"),
         (["MODEL", "PHOTOS", "--split", "dev"], "has no split 'dev'"),
         (["MODEL", "broken.json"], "broken.json"),
+        (["model.onnx", "PHOTOS", "--precision", "bf16"], "leave --precision out"),
         (["MODEL", "renamed.json"], "ConfigError: the detector's 2 classes are not the data's 2"),
     ],
 )

@@ -185,7 +185,7 @@ def test_the_device_is_not_waited_for(detector: Detector, images: ImageBatch) ->
     optimized = detector.optimize()
     with NoWaiting():  # type: ignore[no-untyped-call]
         optimized(images)
-    with pytest.raises(AssertionError, match="waits for the device"), NoWaiting():
+    with pytest.raises(AssertionError, match="waits for the device"), NoWaiting():  # type: ignore[no-untyped-call]
         bool(images.padding_mask.any())
 
 

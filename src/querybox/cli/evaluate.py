@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from querybox.cli.engine import Precision
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -23,6 +25,7 @@ def evaluate(
     split: str | None = None,
     output: Path = Path("evaluation"),
     batch_size: int = 8,
+    precision: Precision = "float32",
     trust: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Measure how well a model finds the objects of a labelled dataset.
@@ -42,6 +45,7 @@ def evaluate(
         split: Which split of the dataset, such as val; needed where it has several.
         output: Folder for the results.
         batch_size: Images in one forward pass; it does not change the result.
+        precision: What a checkpoint's model computes in: bf16 is faster and less exact.
         trust: Let a .pt2 file execute the code that it may hold.
     """
     from rich.console import Console
@@ -52,7 +56,7 @@ def evaluate(
     from querybox.evaluate import evaluate as run
     from querybox.report import write_report
 
-    detector = load_engine(model, trusted=trust)
+    detector = load_engine(model, trusted=trust, precision=precision)
     dataset = read_dataset(data, split)
     output.mkdir(parents=True, exist_ok=True)
     with progress_bar(len(dataset.images)) as advance:

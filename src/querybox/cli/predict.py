@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from querybox.cli.engine import Precision
 from querybox.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def predict(
     nms: float | None = None,
     format: str = ",".join(FORMATS),  # noqa: A002 - the option's name
     batch_size: int = 8,
+    precision: Precision = "float32",
     trust: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Find objects in images and videos.
@@ -53,6 +55,7 @@ def predict(
         nms: Leave out detections that overlap a better one of their class by more than this IoU (0-1).
         format: What to write, of pictures, coco and csv, separated by commas.
         batch_size: Most images in one forward pass.
+        precision: What a checkpoint's model computes in: bf16 is faster and less exact.
         trust: Let a .pt2 file execute the code that it may hold.
     """
     formats = read_formats(format)
@@ -67,7 +70,7 @@ def predict(
 
     files = [file for source in sources for file in find_files(Path(source))]
     pictures = picture_paths(files, output) if "pictures" in formats else []
-    detector = load_engine(model, trusted=trust)
+    detector = load_engine(model, trusted=trust, precision=precision)
     found = run(detector, files, threshold=threshold, top_k=top_k, nms=nms, batch_size=batch_size)
     output.mkdir(parents=True, exist_ok=True)
     tally: Counter[str] = Counter()
