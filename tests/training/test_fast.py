@@ -231,3 +231,13 @@ def test_linear_equals_pytorchs() -> None:
     x, weight, bias = torch.randn(2, 3, 5), torch.randn(4, 5), torch.randn(4)
     assert_close(linear(x, weight, bias), nn.functional.linear(x, weight, bias))
     assert linear(x.double(), weight.double(), bias.double()).dtype == torch.float64
+
+
+def test_an_optimised_copy_leaves_what_is_trained_alone() -> None:
+    plain = detector(
+        "test_efficientnet"
+    )  # its squeeze-and-excitation has convolutions with biases of their own
+    before = {name: p.requires_grad for name, p in plain.named_parameters()}
+    plain.optimize(dtype=torch.bfloat16)
+    assert {name: p.requires_grad for name, p in plain.named_parameters()} == before
+    assert all(p.dtype == torch.float32 for p in plain.parameters())
