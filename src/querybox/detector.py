@@ -111,9 +111,9 @@ class Detector(nn.Module):
         """Read a public DETR checkpoint, or a file that `save` wrote; nothing in it is executed.
 
         Known are the names of facebookresearch/detr, MMDetection 2.x and 3.x, and Hugging Face. The layout is
-        recognised by the names of the tensors, the recipe is inferred from their shapes. Class names come from the file,
-        else they are COCO's where the class head has 92 or 81 rows. Images are resized as the layout's own code does it.
-        What had to be assumed is logged.
+        recognised by the names of the tensors, the recipe is inferred from their shapes. Class names come from the
+        file, else they are COCO's where the class head has 92 or 81 rows. Images are resized as the layout's own
+        code does it. What had to be assumed is logged.
 
         Args:
             path: A ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file, the ``.index.json`` of a sharded one, or a

@@ -1,4 +1,4 @@
-"""The command line: ``querybox train | evaluate | predict | export | info``. Nothing here imports torch before it must."""
+"""The command line. Nothing here imports torch before it must: ``--help`` answers at once."""
 
 from querybox.cli.main import main
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, Self
 
 import timm
@@ -37,17 +38,7 @@ class Backbone(nn.Module):
         """
         super().__init__()
         options: dict[str, Any] = {"output_stride": 16} if dilation else {}
-        try:
-            with torch.device("meta"):  # only to learn which maps there are
-                levels: Any = timm.create_model(
-                    name, features_only=True, pretrained=False, **options
-                ).feature_info
-        except (RuntimeError, AttributeError) as error:
-            near = ", ".join(timm.list_models(f"{name.split('.')[0][:8]}*")[:5])
-            raise ConfigError(
-                f"backbone '{name}': timm cannot make feature maps of it ({error}). "
-                f"Expected a timm model{f', such as {near}' if near else ''}."
-            ) from error
+        levels = feature_levels(name, **options)
         deepest = {reduction: index for index, reduction in enumerate(levels.reduction())}
         for stride in (*strides, *([frozen_stride] if frozen_stride else [])):
             if stride not in deepest:
@@ -94,3 +85,21 @@ class Backbone(nn.Module):
         """Return one map a stride."""
         features: list[Tensor] = self.body(images)
         return features
+
+
+@lru_cache(maxsize=64)
+def feature_levels(name: str, **options: Any) -> Any:
+    """Return timm's own description of the feature maps that a model has.
+
+    Raises:
+        ConfigError: timm has no such model, or cannot make feature maps of it.
+    """
+    try:
+        with torch.device("meta"):
+            return timm.create_model(name, features_only=True, pretrained=False, **options).feature_info
+    except (RuntimeError, AttributeError) as error:
+        near = ", ".join(timm.list_models(f"{name.split('.')[0][:8]}*")[:5])
+        raise ConfigError(
+            f"backbone '{name}': timm cannot make feature maps of it ({error}). "
+            f"Expected a timm model{f', such as {near}' if near else ''}."
+        ) from error
