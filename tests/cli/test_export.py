@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from querybox.detector import Detector
+from querybox.structures import Preprocessing
 
 
 def test_exports_predicts_and_evaluates(run: Any, model: Path, photos: Path, tmp_path: Path) -> None:
@@ -25,8 +27,11 @@ def test_exports_predicts_and_evaluates(run: Any, model: Path, photos: Path, tmp
 
 
 def test_writes_beside_the_model(run: Any, model: Path, photos: Path, tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    shutil.copy(model, tmp_path / "run" / "best.safetensors")
+    detector = Detector.load(model)
+    detector.preprocessing = Preprocessing(
+        short_side=64, long_side=96
+    )  # a .pt2 needs more than 32 pixels a side
+    detector.save(tmp_path / "run" / "best.safetensors")
     assert "Wrote run/best.pt2" in run("export", "run", "--to", "torch")[1]
     picture = photos / "images" / "val1.jpg"
     code, _, err = run("predict", "run/best.pt2", picture)

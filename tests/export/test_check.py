@@ -9,7 +9,7 @@ from torch import Tensor
 
 from querybox.detector import Detector
 from querybox.errors import ExportError
-from querybox.export import export, onnx
+from querybox.export import export, onnx, write
 from querybox.export.card import OUTPUTS, Card
 from querybox.export.check import prove
 from querybox.export.engine import Answers, ExportedModel
@@ -62,9 +62,9 @@ def test_a_file_that_differs_is_not_kept(
     detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = engine(detector, boxes=0.01)
-    monkeypatch.setattr("querybox.export.write.trace", lambda detector: None)
+    monkeypatch.setattr(write, "trace", lambda detector: None)
     monkeypatch.setattr(onnx, "write", lambda program, path, card: path.write_bytes(b"wrong"))
-    monkeypatch.setattr("querybox.export.write.load_engine", lambda path, trusted: wrong)
+    monkeypatch.setattr(write, "load_engine", lambda path, trusted: wrong)
     (tmp_path / "model.onnx").write_bytes(b"as it was")
     with pytest.raises(ExportError):
         export(detector, tmp_path / "model.onnx", to="onnx")
