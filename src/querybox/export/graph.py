@@ -76,7 +76,7 @@ def trace(detector: Detector) -> ExportedProgram:
     detector = copy.deepcopy(detector).cpu().eval()
     if isinstance(detector.backbone, Backbone):
         detector.backbone.body = fuse(detector.backbone.body)  # batch norms folded
-    detector.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    detector.to(memory_format=torch.contiguous_format)
     for part in detector.modules():
         if type(part) is Conv2dSame:
             part.__class__ = OpenConv2dSame
