@@ -60,6 +60,7 @@ def row(
     x: float | None = None,
 ) -> Row:
     """Return a row; the answer of its sides is the loss and its gradient."""
+    # Long because the three sides, which do the same, stand beside one another.
 
     def ours() -> Work:
         logits, boxes, wanted = task(batch, objects, layers)
