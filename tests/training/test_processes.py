@@ -75,9 +75,10 @@ def compare_rows(folder: Path, expected: Path) -> None:
             assert float(row[name]) == pytest.approx(float(want[name]), rel=1e-5), name
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
+# What Python makes of a KeyboardInterrupt that nobody catches depends on what other packages do at exit.
+@pytest.mark.parametrize(("number", "codes"), [(signal.SIGINT, {-signal.SIGINT, 1}), (signal.SIGTERM, {143})])
 def test_a_signal_ends_the_run_with_a_checkpoint_from_which_it_goes_on(
-    run_settings: Callable[..., RunSettings], tmp_path: Path, number: signal.Signals, code: int
+    run_settings: Callable[..., RunSettings], tmp_path: Path, number: signal.Signals, codes: set[int]
 ) -> None:
     settings = run_settings(epochs=500, data={"workers": 1})
     run = subprocess.Popen(
@@ -89,7 +90,8 @@ def test_a_signal_ends_the_run_with_a_checkpoint_from_which_it_goes_on(
     wait_for(tmp_path / "run" / "metrics.csv")
     os.killpg(run.pid, number) if number is signal.SIGINT else run.send_signal(number)
     _, errors = run.communicate(timeout=30)
-    assert run.returncode == code, errors
+    assert run.returncode in codes, errors
+    assert number is signal.SIGTERM or errors.rstrip().endswith("KeyboardInterrupt"), errors
     steps = (tmp_path / "run" / "metrics.csv").read_text().count("\n")
     assert "checkpoint.safetensors" in {path.name for path in (tmp_path / "run").iterdir()}
     assert train(settings.replace(train={**settings.train.model_dump(), "epochs": steps}), resume=True)

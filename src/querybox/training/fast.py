@@ -19,6 +19,7 @@ from querybox.detector import Detector
 from querybox.modules.attention import Attention
 from querybox.modules.backbone import Backbone
 from querybox.modules.blocks import FeedForward
+from querybox.optimize.backbone import Tracer
 from querybox.training.kernels import AttentionCore, ReLUDropout, drop, linear
 
 
@@ -36,14 +37,6 @@ def for_training(detector: Detector) -> Detector:
         for part in (fast.neck, fast.encoder, fast.decoder):
             quicken(part)
     return fast
-
-
-class Tracer(fx.Tracer):
-    """Looks into modules down to convolutions and batch norms, whatever these hold, and what holds no module."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002 - the base's
-        """Say where to stop."""
-        return isinstance(m, nn.Conv2d | nn.BatchNorm2d) or next(m.children(), None) is None
 
 
 def fold_batch_norms(body: nn.Module) -> nn.Module:
