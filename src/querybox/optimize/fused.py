@@ -38,7 +38,9 @@ class FusedConv2d(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(conv.weight.detach().contiguous(memory_format=torch.channels_last))
         # A copy, for a convolution without a batch norm hands its own over, which may still be trained.
-        self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach().clone(), requires_grad=False)
+        self.bias = (
+            None if conv.bias is None else nn.Parameter(conv.bias.detach().clone(), requires_grad=False)
+        )
         self.stride, self.padding, self.dilation, self.groups = (
             conv.stride,
             conv.padding,
