@@ -20,13 +20,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from querybox.detector import Detector
-from querybox.engine import Engine
+from querybox.engine import Engine, accelerator
 from querybox.errors import ConfigError
 from querybox.export import load_engine
+from querybox.export.write import SUFFIXES
 from querybox.predict import Input, detect
 from querybox.structures import ImageBatch, Preprocessing
 
-EXPORTED = (".onnx", ".xml", ".pt2")
+EXPORTED = tuple(SUFFIXES.values())
 ENGINES = ("plain", "optimised", "bf16")
 """What a checkpoint is run as: the detector itself, the copy that `predict` makes of it, the same in bfloat16."""
 SECONDS, LEAST = 2.0, 5
@@ -137,12 +138,6 @@ def count_flops(detector: Detector, size: tuple[int, int]) -> int:
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         shapes(batch)
     return int(counter.get_total_flops())
-
-
-def accelerator() -> torch.device:
-    """Return the device that detectors run on here."""
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return device or torch.device("cpu")
 
 
 def measure(

@@ -48,3 +48,9 @@ def evaluating(engine: Engine) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
+
+
+def accelerator() -> torch.device:
+    """Return the device that detectors run on here."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return device or torch.device("cpu")

@@ -10,7 +10,6 @@ from querybox.errors import ConfigError
 if TYPE_CHECKING:
     from querybox.engine import Engine
 
-EXPORTED = (".onnx", ".xml", ".pt2")
 Precision = Literal["float32", "bf16"]
 
 
@@ -26,7 +25,9 @@ def load_engine(path: Path, *, trusted: bool, precision: Precision = "float32") 
         CheckpointError: It cannot be read.
         ConfigError: `precision` is asked of an exported model.
     """
-    if path.suffix not in EXPORTED:
+    from querybox.export.write import SUFFIXES
+
+    if path.suffix not in SUFFIXES.values():
         import torch
 
         from querybox.cli.model import load_model

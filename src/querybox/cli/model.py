@@ -43,10 +43,7 @@ def find_model(path: Path) -> Path:
 
 def load_model(path: Path) -> Detector:
     """Load a detector from a file of any layout onto the accelerator, where there is one."""
-    import torch
-
     from querybox.detector import Detector
+    from querybox.engine import accelerator
 
-    detector = Detector.from_checkpoint(find_model(path))
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return detector.to(accelerator or "cpu")
+    return Detector.from_checkpoint(find_model(path)).to(accelerator())
