@@ -111,6 +111,34 @@ class Memory:
     position: Float[Tensor, "B S D"]
     padding_mask: Bool[Tensor, "B S"]
     """True = padding."""
+    levels: Levels | None = None
+    """How the tokens make up several maps; None where there is but one (DETR)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Levels:
+    """Feature maps whose cells lie one after the other in the memory, fine to coarse; S cells in all."""
+
+    shapes: tuple[tuple[int, int], ...]
+    """(height, width) of each map in cells."""
+    sizes: Float[Tensor, "levels 2"]
+    """(width, height) of each map in cells, on the device."""
+    valid: Float[Tensor, "B levels 2"]
+    """The share of each map's (width, height) that is image, not padding; 0-1."""
+    padding_mask: Bool[Tensor, "B S"]
+    """True = padding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matches:
+    """Matched pairs of all decoder layers. Every layer has M: min(Q, G) summed over the images."""
+
+    image: Int[Tensor, " M"]
+    """Which image the pair is in; the same in every layer."""
+    query: Int[Tensor, "L M"]
+    """The query that answers."""
+    object: Int[Tensor, "L M"]
+    """The object it answers for, an index into the objects of all images in a row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +147,15 @@ class Queries:
 
     content: Float[Tensor, "B Q D"]
     position: Float[Tensor, "B Q D"]
+    reference: Float[Tensor, "B Q R"] | None = None
+    """Where a query looks first, in 0-1 of the unpadded image: a point (R = 2) or a box (R = 4)."""
+    blocked: Bool[Tensor, "Q Q"] | None = None
+    """True = the row's query may not attend to the column's."""
+    proposals: Predictions | None = None
+    """What the encoder proposed, where queries are made of proposals."""
+    denoising: Matches | None = None
+    """Pairs of the leading queries that the matcher never sees: they know their object (training of DINO)."""
+    num_denoising: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,9 +163,20 @@ class Predictions:
     """One decoder layer's answer: a class and a box for every query."""
 
     logits: Float[Tensor, "B Q K"]
-    """The last class is "no object"."""
+    """The last class is "no object", unless `no_object` is False."""
     boxes: Float[Tensor, "B Q 4"]
     """cxcywh in 0-1 of the unpadded image."""
+    no_object: bool = True
+    """Whether classes share one softmax, "no object" among them; else each is judged alone, by a sigmoid."""
+
+    def split(self, first: int) -> tuple[Predictions, Predictions]:
+        """Return the predictions of the `first` queries and of the rest."""
+        return tuple(  # type: ignore[return-value]
+            Predictions(logits=logits, boxes=boxes, no_object=self.no_object)
+            for logits, boxes in zip(
+                self.logits.tensor_split([first], 1), self.boxes.tensor_split([first], 1), strict=True
+            )
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +184,12 @@ class DetectorOutput:
     """Predictions of every decoder layer, first to last; the last one is the detector's answer."""
 
     layers: tuple[Predictions, ...]
+    proposals: Predictions | None = None
+    """What the encoder proposed (two-stage)."""
+    denoising: tuple[Predictions, ...] = ()
+    """Every layer's predictions of the denoising queries (training of DINO)."""
+    denoising_matches: Matches | None = None
+    """The objects that they were made of."""
 
 
 def as_pixels(
