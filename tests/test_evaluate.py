@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -25,7 +26,7 @@ from querybox.errors import ConfigError, DataError
 from querybox.evaluate import coco_metrics, evaluate
 from querybox.evaluation import METRICS, Evaluation
 from querybox.sources import Frame
-from querybox.structures import Category
+from querybox.structures import Category, DetectorOutput, ImageBatch, Preprocessing
 
 MODULE = sys.modules["querybox.evaluate"]  # the package's attribute of this name is the function
 FIXTURES = Path(__file__).parent / "data" / "coco_evaluator"
@@ -74,7 +75,10 @@ def detections_of(results: list[dict[str, Any]], categories: tuple[Category, ...
     return found
 
 
-def by_pycocotools(truth: dict[str, Any], results: list[dict[str, Any]]) -> list[float]:
+def by_pycocotools(
+    truth: dict[str, Any], results: list[dict[str, Any]]
+) -> tuple[list[float], NDArray[np.float64]]:
+    """Return the 12 numbers, and precision by IoU, recall and category in the order of their ids."""
     with contextlib.redirect_stdout(io.StringIO()):
         ours = COCO()
         ours.dataset = truth
@@ -84,14 +88,19 @@ def by_pycocotools(truth: dict[str, Any], results: list[dict[str, Any]]) -> list
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
-    return [math.nan if value == -1 else value for value in evaluator.stats.tolist()]
+    stats = [math.nan if value == -1 else value for value in evaluator.stats.tolist()]
+    precision = evaluator.eval["precision"][:, :, :, 0, -1]  # all areas, 100 detections
+    return stats, np.where(precision == -1, np.nan, precision)
 
 
-def assert_same_metrics(evaluation: Evaluation, expected: list[float]) -> None:
-    ours = torch.tensor([evaluation.metrics[name] for name in METRICS], dtype=torch.float64)
-    torch.testing.assert_close(
-        ours, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-9, equal_nan=True
-    )
+def assert_same_metrics(evaluation: Evaluation, expected: tuple[list[float], NDArray[np.float64]]) -> None:
+    stats, precision = expected
+    ours = np.array([evaluation.metrics[name] for name in METRICS])
+    np.testing.assert_allclose(ours, stats, rtol=0, atol=1e-9)
+    by_id = np.argsort([one.category.id for one in evaluation.categories])
+    np.testing.assert_allclose(evaluation.precision[:, :, by_id], precision, rtol=0, atol=1e-9)
+    per_class = np.array([one.AP for one in evaluation.categories])[by_id]
+    np.testing.assert_allclose(per_class, precision.mean((0, 1)), rtol=0, atol=1e-9)
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +183,54 @@ def test_agrees_with_pycocotools(problem: tuple[dict[str, Any], list[dict[str, A
         assert_same_metrics(evaluation, expected)
     reported = {name: value for name, value in evaluation.metrics.items() if not math.isnan(value)}
     assert all(0 <= value <= 1 for value in reported.values())
+
+
+def crowded(rng: np.random.Generator, num_classes: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Make the truth and the detections of images with many objects of each class, in two sizes of classes."""
+    annotations: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    image_ids = rng.permutation(1000)[:40].tolist()
+    for image_id in image_ids:
+        count = int(rng.choice([0, 3, 25]))
+        boxes = np.concatenate([rng.uniform(0, 300, (count, 2)), np.exp(rng.uniform(1, 6, (count, 2)))], 1)
+        for box in boxes.round(2).tolist():
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": int(rng.integers(num_classes)),
+                    "bbox": box,
+                    "area": box[2] * box[3] * rng.uniform(0.3, 1),
+                    "iscrowd": int(rng.random() < 0.1),
+                }
+            )
+        guesses = np.repeat(boxes, 8, axis=0) if count else rng.uniform(1, 200, (5, 4))
+        shifts = rng.normal(0, 0.1, guesses.shape)
+        guesses += shifts * np.tile(guesses[:, 2:], 2)
+        for box, shift in zip(guesses.astype(np.float32).tolist(), np.abs(shifts).mean(1), strict=True):
+            category = int(rng.integers(num_classes))
+            score = float(max(1, round(16 * (1 - shift)))) / 16  # many are equal
+            results.append({"image_id": image_id, "category_id": category, "bbox": box, "score": score})
+    truth = {
+        "images": [{"id": image_id, "width": 800, "height": 800} for image_id in image_ids],
+        "categories": [{"id": number, "name": str(number)} for number in range(num_classes)][::-1],
+        "annotations": annotations,
+    }
+    return truth, results
+
+
+@pytest.mark.parametrize("chunk", [10_000, 7])
+@pytest.mark.parametrize("num_classes", [1, 2, 30])
+def test_agrees_with_pycocotools_on_crowded_images(
+    monkeypatch: pytest.MonkeyPatch, num_classes: int, chunk: int
+) -> None:
+    """One class: 200 detections in an image; thirty: most have no object there."""
+    monkeypatch.setattr("querybox.average_precision.CHUNK", chunk)
+    truth, results = crowded(np.random.default_rng(num_classes), num_classes)
+    data = data_of(truth)
+    evaluation = coco_metrics(data, detections_of(results, data.categories))
+    assert_same_metrics(evaluation, by_pycocotools(truth, results))
+    assert evaluation.metrics["AR100"] > 0.05  # there is something to agree on
 
 
 def record(
@@ -265,9 +322,15 @@ def test_detections_of_unknown_images_are_refused() -> None:
 
 
 class Named:
-    """What `evaluate` reads of a detector before it predicts."""
+    """An engine of which only the classes are asked for."""
 
     categories = CATEGORIES
+    class_rows = (0, 1, 2)
+    preprocessing = Preprocessing()
+    device = torch.device("cpu")
+
+    def __call__(self, batch: ImageBatch, /) -> DetectorOutput:
+        raise NotImplementedError
 
 
 def test_evaluate_detects_in_every_image_as_it_was_annotated(
@@ -286,7 +349,7 @@ def test_evaluate_detects_in_every_image_as_it_was_annotated(
         Image.new("RGB", (100, 60)).save(tmp_path / name, exif=exif)
     stored = replace(record(3, [[10, 10, 50, 50]], [0]), path=tmp_path / "3.jpg", height=60)
     turned = replace(record(1), path=tmp_path / "1.jpg", width=60)
-    evaluation = evaluate(Named(), dataset(stored, turned), batch_size=2)  # type: ignore[arg-type]
+    evaluation = evaluate(Named(), dataset(stored, turned), batch_size=2)
     assert asked == {"shapes": [(3, 60, 100), (3, 100, 60)], "top_k": 100, "batch_size": 2}
     assert list(evaluation.detections) == [3, 1]
 
@@ -295,6 +358,6 @@ def test_evaluate_refuses_before_it_predicts(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(MODULE, "detect_frames", lambda *_, **__: pytest.fail("detected"))
     other = DetectionData(source=Path("x"), categories=CATEGORIES[:1], images=(record(),), dropped={})
     with pytest.raises(ConfigError, match="3 classes are not the data's 1"):
-        evaluate(Named(), other)  # type: ignore[arg-type]
+        evaluate(Named(), other)
     with pytest.raises(ConfigError, match="split='val'"):
-        evaluate(Named(), dataset(record()), split="val")  # type: ignore[arg-type]
+        evaluate(Named(), dataset(record()), split="val")

@@ -13,7 +13,7 @@ from querybox.detections import Detections
 from querybox.detector import Detector
 from querybox.errors import ConfigError, DataError, ImageError
 from querybox.predict import Input, equal_shapes, predict
-from querybox.structures import Category, Preprocessing
+from querybox.structures import Category, DetectorOutput, ImageBatch, Preprocessing
 
 PIXELS = np.random.default_rng(0)
 
@@ -111,6 +111,27 @@ def test_mode_is_left_as_it_was(detector: Detector) -> None:
     assert [part.training for part in detector.modules()] == modes
     assert torch.is_grad_enabled()
     detector.eval()
+
+
+class Wrapped:
+    """An engine that is no module and answers with its last layer alone."""
+
+    def __init__(self, detector: Detector) -> None:
+        self.detector = detector
+        self.categories = detector.categories
+        self.class_rows = detector.class_rows
+        self.preprocessing = detector.preprocessing
+        self.device = detector.device
+
+    def __call__(self, batch: ImageBatch, /) -> DetectorOutput:
+        return DetectorOutput(layers=self.detector(batch).layers[-1:])
+
+
+def test_any_engine_predicts(detector: Detector) -> None:
+    detector.eval()
+    picture = image(64, 96)
+    (ours,), (theirs,) = predict(Wrapped(detector), picture), predict(detector, picture)
+    assert_same(theirs, ours)
 
 
 def test_results_are_ordinary_tensors(detector: Detector) -> None:

@@ -57,6 +57,13 @@ class Detector(nn.Module):
         return DetectorOutput(layers=self.decoder(queries, memory))
 
     @property
+    def class_rows(self) -> tuple[int, ...]:
+        """The row of the class head that answers for each class, by label; the last row is "no object"."""
+        unused = self.recipe.unused_rows if self.recipe else ()
+        rows = range(len(self.categories) + len(unused))
+        return tuple(row for row in rows if row not in unused)
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.parameters()).device
@@ -95,6 +102,35 @@ class Detector(nn.Module):
         from querybox.recipes import load
 
         return load(path)
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: str | Path, *, dilation: bool | None = None, heads: int | None = None
+    ) -> Detector:
+        """Read a public DETR checkpoint, or a file that `save` wrote; nothing in it is executed.
+
+        Known are the names of facebookresearch/detr, MMDetection 2.x and 3.x, and Hugging Face. The layout is
+        recognised by the names of the tensors, the recipe is inferred from their shapes. Class names come from the file,
+        else they are COCO's where the class head has 92 or 81 rows. Images are resized as the layout's own code does it.
+        What had to be assumed is logged.
+
+        Args:
+            path: A ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file, the ``.index.json`` of a sharded one, or a
+                Hugging Face folder.
+            dilation: Whether the backbone's last stage is dilated (DC5), which no tensor shows. None: as the file says,
+                else not.
+            heads: Of attention, which no tensor shows. None: as the file says, else 8.
+
+        Returns:
+            The detector, weights in float32, on the CPU, in evaluation mode.
+
+        Raises:
+            CheckpointError: The file is missing, corrupt, would need code to be executed, or is no DETR.
+            ConfigError: `dilation` or `heads` contradicts the file.
+        """
+        from querybox.checkpoints import from_checkpoint
+
+        return from_checkpoint(path, dilation=dilation, heads=heads)
 
     def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write weights, settings, classes and preprocessing to one safetensors file, atomically.

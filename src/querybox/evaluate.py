@@ -3,42 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from querybox.agreement import agreement
+from querybox.average_precision import average_precision
 from querybox.data import DetectionData, ImageRecord, read_dataset, read_pixels
 from querybox.data.records import listed
 from querybox.detections import Detections
+from querybox.engine import Engine
 from querybox.errors import ConfigError, DataError
-from querybox.evaluation import METRICS, CategoryResult, Evaluation
+from querybox.evaluation import CategoryResult, Evaluation
 from querybox.predict import detect_frames
 from querybox.sources import Frame
 from querybox.structures import Category
 
-if TYPE_CHECKING:
-    from querybox.detector import Detector
-
-logger = logging.getLogger(__name__)
-
 
 def evaluate(
-    detector: Detector, data: DetectionData | str | Path, *, split: str | None = None, batch_size: int = 8
+    engine: Engine, data: DetectionData | str | Path, *, split: str | None = None, batch_size: int = 8
 ) -> Evaluation:
     """Detect the objects of every image and measure how well they are found.
 
     The 100 best detections of each image count, whatever their score.
 
     Args:
-        detector: Its classes must have the names of the data's classes, in any order.
+        engine: The model: a `Detector`, or whatever else runs one. Its classes must have the names of the data's
+            classes, in any order.
         data: A dataset, or the path of one in a format that `read_dataset` knows.
         split: Which part of the dataset at the path, such as ``"val"``.
         batch_size: Images in one forward pass; it does not change the result.
@@ -54,17 +49,17 @@ def evaluate(
         raise ConfigError(
             f"evaluate got split={split!r} with data already read; give the path, or leave split out"
         )
-    labels_by_name(detector.categories, data.categories)  # fails before the work, not after it
-    return coco_metrics(data, detect_records(detector, data.images, batch_size=batch_size))
+    labels_by_name(engine.categories, data.categories)  # fails before the work, not after it
+    return coco_metrics(data, detect_records(engine, data.images, batch_size=batch_size))
 
 
 def detect_records(
-    detector: Detector, images: Sequence[ImageRecord], *, batch_size: int = 8
+    engine: Engine, images: Sequence[ImageRecord], *, batch_size: int = 8
 ) -> dict[int, Detections]:
     """Return the 100 best detections of each image by its id, in pixels of the image as it was annotated."""
     # Not `predict` and paths: an image may have to be left unturned, as its boxes were drawn.
     frames = (Frame(source=str(record.path), pixels=read_pixels(record)) for record in images)
-    found = detect_frames(detector, frames, top_k=100, batch_size=batch_size)
+    found = detect_frames(engine, frames, top_k=100, batch_size=batch_size)
     return {record.id: one for record, one in zip(images, found, strict=True)}
 
 
@@ -94,7 +89,7 @@ def coco_metrics(data: DetectionData, detections: Mapping[int, Detections]) -> E
         else nothing_in(record, data.categories)
         for record in data.images
     }
-    stats, precision = run_coco(data, aligned)
+    metrics, precision = average_precision(data, aligned)
     counts = np.bincount(
         np.concatenate(
             [np.zeros(0, dtype=np.int64), *(record.labels[~record.crowd] for record in data.images)]
@@ -102,10 +97,7 @@ def coco_metrics(data: DetectionData, detections: Mapping[int, Detections]) -> E
         minlength=len(data.categories),
     )
     return Evaluation(
-        metrics={
-            name: math.nan if value == -1 else float(value)
-            for name, value in zip(METRICS, stats, strict=True)
-        },
+        metrics=metrics,
         categories=tuple(
             CategoryResult(
                 category=category,
@@ -122,49 +114,6 @@ def coco_metrics(data: DetectionData, detections: Mapping[int, Detections]) -> E
         objects=data.num_objects,
         crowds=sum(int(record.crowd.sum()) for record in data.images),
     )
-
-
-def run_coco(
-    data: DetectionData, detections: Mapping[int, Detections]
-) -> tuple[Float[np.ndarray, " 12"], Float[np.ndarray, "10 101 C"]]:
-    """Return the numbers of `METRICS`, -1 where there is no object, and precision by IoU, recall and label."""
-    from faster_coco_eval import COCO, COCOeval_faster
-
-    truth = COCO(as_coco(data))
-    results = [result for image_id, found in detections.items() for result in found.to_coco(image_id)]
-    evaluator = COCOeval_faster(truth, truth.loadRes(results), "bbox", print_function=logger.debug)
-    evaluator.run()
-    by_id = np.argsort(
-        np.argsort([category.id for category in data.categories])
-    )  # label -> place among sorted ids
-    precision = np.asarray(evaluator.eval["precision"])[:, :, by_id, 0, -1]  # all areas, 100 detections
-    return evaluator.stats, np.where(precision == -1, np.nan, precision)
-
-
-def as_coco(data: DetectionData) -> dict[str, Any]:
-    """Return the objects of `data` as the content of a COCO annotation file."""
-    annotations: list[dict[str, Any]] = []
-    for record in data.images:
-        corners = record.boxes_xyxy
-        boxes_xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
-        for box, label, crowd, area in zip(
-            boxes_xywh, record.labels, record.crowd, record.areas, strict=True
-        ):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": record.id,
-                    "category_id": data.categories[label].id,
-                    "bbox": box.tolist(),
-                    "area": float(area),
-                    "iscrowd": int(crowd),
-                }
-            )
-    return {
-        "images": [{"id": image.id, "width": image.width, "height": image.height} for image in data.images],
-        "categories": [dataclasses.asdict(category) for category in data.categories],
-        "annotations": annotations,
-    }
 
 
 def align(found: Detections, categories: tuple[Category, ...]) -> Detections:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -10,22 +13,31 @@ from querybox.structures import Predictions
 
 
 def postprocess(
-    predictions: Predictions, sizes: Int[Tensor, "B 2"], top_k: int = 100
+    predictions: Predictions,
+    sizes: Int[Tensor, "B 2"],
+    top_k: int = 100,
+    *,
+    class_rows: Sequence[int] | None = None,
+    clip_boxes: bool = True,
 ) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"], Float[Tensor, "B K 4"]]:
     """Return scores (descending), labels and boxes_xyxy of the `top_k` best queries.
 
-    A query counts once, with its best real class. Boxes are in pixels and clipped to the image, as MMDetection
-    has it; facebookresearch's own code does not clip.
+    A query counts once, with its best real class. Boxes are in pixels.
 
     Args:
         predictions: Those of the last decoder layer.
         sizes: (height, width) in pixels of each original image.
         top_k: How many detections to keep, at most Q.
+        class_rows: The head's row of every class; None: all rows but the last, "no object".
+        clip_boxes: Cut boxes to the image, as MMDetection does and facebookresearch does not.
     """
-    scores, labels = predictions.logits.float().softmax(-1)[..., :-1].max(-1)  # [B, Q]
+    probabilities = predictions.logits.float().softmax(-1)  # [B, Q, K]
+    real = probabilities[..., :-1] if class_rows is None else probabilities[..., list(class_rows)]
+    scores, labels = real.max(-1)  # [B, Q]
     scores, best = scores.topk(min(top_k, scores.shape[1]), dim=1)  # [B, K]
     height, width = sizes.to(scores).unbind(1)
-    limits = scores.new_zeros(len(sizes), 1, 4)
-    limits[:, 0, 0::2], limits[:, 0, 1::2] = width[:, None], height[:, None]
+    limits = torch.stack([width, height, width, height], dim=1)[:, None]  # [B, 1, 4]
     boxes_xyxy = to_xyxy(predictions.boxes.float()).gather(1, best[..., None].expand(-1, -1, 4)) * limits
-    return scores, labels.gather(1, best), boxes_xyxy.clamp(min=0).minimum(limits)
+    if clip_boxes:
+        boxes_xyxy = boxes_xyxy.clamp(min=0).minimum(limits)
+    return scores, labels.gather(1, best), boxes_xyxy

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import UInt8
@@ -14,13 +13,11 @@ from torch import Tensor, nn
 
 from querybox.data.transforms import resize
 from querybox.detections import Detections
+from querybox.engine import Engine
 from querybox.errors import ConfigError
 from querybox.postprocess import postprocess
 from querybox.sources import Frame, Source, find_sources, read_frames
 from querybox.structures import ImageBatch, Preprocessing
-
-if TYPE_CHECKING:
-    from querybox.detector import Detector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +34,7 @@ class Input:
 
 
 def predict(
-    detector: Detector,
+    engine: Engine,
     sources: Source | Sequence[Source],
     *,
     threshold: float = 0.5,
@@ -52,7 +49,8 @@ def predict(
     and videos may be of any length.
 
     Args:
-        detector: The model; its mode (training or evaluation) is left as it was found.
+        engine: The model: a `Detector`, whose mode (training or evaluation) is left as it was found, or whatever else
+            runs one.
         sources: Files, folders, globs, videos or pixels; see `querybox.sources.find_sources`.
         threshold: Leave out detections that score less (0-1).
         top_k: Most detections per image.
@@ -69,13 +67,13 @@ def predict(
     """
     require("threshold", threshold, 0, 1)
     require("nms", 0 if nms is None else nms, 0, 1)
-    answers = detect_frames(detector, read_frames(find_sources(sources)), top_k=top_k, batch_size=batch_size)
+    answers = detect_frames(engine, read_frames(find_sources(sources)), top_k=top_k, batch_size=batch_size)
     best = (found.above(threshold) for found in answers)
     return best if nms is None else (found.nms(nms) for found in best)
 
 
 def detect_frames(
-    detector: Detector, frames: Iterable[Frame], *, top_k: int, batch_size: int
+    engine: Engine, frames: Iterable[Frame], *, top_k: int, batch_size: int
 ) -> Iterator[Detections]:
     """Find the objects of each frame, in order, whatever they score: the heart of `predict` and of `evaluate`.
 
@@ -84,8 +82,8 @@ def detect_frames(
     """
     require("top_k", top_k, 1)
     require("batch_size", batch_size, 1)
-    inputs = prepare(frames, detector.preprocessing)
-    return in_order(detect_all(detector, equal_shapes(inputs, batch_size), top_k))
+    inputs = prepare(frames, engine.preprocessing)
+    return in_order(detect_all(engine, equal_shapes(inputs, batch_size), top_k))
 
 
 def require(name: str, value: float, low: float, high: float = math.inf) -> None:
@@ -100,7 +98,9 @@ def prepare(frames: Iterable[Frame], preprocessing: Preprocessing) -> Iterator[I
     """Resize one frame after another."""
     for position, frame in enumerate(frames):
         height, width = frame.pixels.shape[1:]
-        resized = resize(frame.pixels, preprocessing.short_side, preprocessing.long_side)
+        resized = resize(
+            frame.pixels, preprocessing.short_side, preprocessing.long_side, preprocessing.resizing
+        )
         yield Input(position=position, source=frame.source, size=(height, width), pixels=resized)
 
 
@@ -120,30 +120,35 @@ def equal_shapes(inputs: Iterable[Input], batch_size: int) -> Iterator[list[Inpu
 
 
 def detect_all(
-    detector: Detector, batches: Iterable[list[Input]], top_k: int
+    engine: Engine, batches: Iterable[list[Input]], top_k: int
 ) -> Iterator[tuple[int, Detections]]:
     """Answer batch after batch, each answer with its place in the order of the sources."""
     for batch in batches:
-        yield from zip((each.position for each in batch), detect(detector, batch, top_k), strict=True)
+        yield from zip((each.position for each in batch), detect(engine, batch, top_k), strict=True)
 
 
-def detect(detector: Detector, batch: Sequence[Input], top_k: int) -> list[Detections]:
+def detect(engine: Engine, batch: Sequence[Input], top_k: int) -> list[Detections]:
     """Run the model on inputs of one shape."""
     pixels = torch.stack([each.pixels for each in batch])  # [B, 3, H, W]
     sizes = torch.tensor([pixels.shape[2:]] * len(batch))  # [B, 2]
     original_sizes = torch.tensor([each.size for each in batch])  # [B, 2]
-    with evaluating(detector), torch.inference_mode():
-        images = ImageBatch.from_pixels(
-            pixels.to(detector.device), sizes.to(detector.device), detector.preprocessing
+    device = engine.device
+    with evaluating(engine), torch.inference_mode():
+        images = ImageBatch.from_pixels(pixels.to(device), sizes.to(device), engine.preprocessing)
+        found = postprocess(
+            engine(images).layers[-1],
+            original_sizes.to(device),
+            top_k,
+            class_rows=engine.class_rows,
+            clip_boxes=engine.preprocessing.clip_boxes,
         )
-        found = postprocess(detector(images).layers[-1], original_sizes.to(detector.device), top_k)
     scores, labels, boxes_xyxy = (tensor.cpu() for tensor in found)
     return [
         Detections(
             boxes_xyxy=boxes_xyxy[row],
             scores=scores[row],
             labels=labels[row],
-            categories=detector.categories,
+            categories=engine.categories,
             size=each.size,
             source=each.source,
         )
@@ -152,10 +157,12 @@ def detect(detector: Detector, batch: Sequence[Input], top_k: int) -> list[Detec
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Switch to evaluation mode, and every part back to the mode it was in."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
+def evaluating(engine: Engine) -> Iterator[None]:
+    """Switch a module to evaluation mode, and every part back to the mode it was in."""
+    modules = engine.modules() if isinstance(engine, nn.Module) else ()
+    training = [part for part in modules if part.training]
+    for part in training:
+        part.training = False
     try:
         yield
     finally:

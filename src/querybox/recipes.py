@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
-from torch import nn
+from torch import Tensor, nn
 
+from querybox.data.records import listed
 from querybox.detector import Detector
 from querybox.errors import CheckpointError, ConfigError
 from querybox.modules.backbone import Backbone
@@ -64,6 +65,9 @@ class DETR(Settings):
     """Normalise before each block (pre-norm) instead of after it."""
     queries: Positive = 100
     """Object queries: at most so many objects are found in an image."""
+    unused_rows: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Rows of the class head that stand for no class, as a head has that was trained with COCO's category ids for
+    rows. Never detected, and of no use to a model that is yet to be trained."""
     local_start: bool = False
     """Begin with queries that each look at a place of their own, as small data needs; see `querybox.modules.local`."""
 
@@ -97,7 +101,7 @@ class DETR(Settings):
         encoder = Encoder(fine or self.build_position(), layers=self.encoder_layers, **transformer)
         queries = PlacedQueries(self.queries, fine) if fine else LearnedQueries(self.queries, self.width)
         decoder = Decoder(
-            ClassHead(self.width, len(categories)),
+            ClassHead(self.width, len(categories) + len(self.unused_rows)),
             BoxHead(self.width),
             layers=self.decoder_layers,
             **transformer,
@@ -192,9 +196,47 @@ def load(path: str | Path) -> Detector:
     tensors, card = querybox_file.read(Path(path))
     try:
         categories = TypeAdapter(list[Category]).validate_python(card["categories"])
-        detector = DETR.parse(card["recipe"], where=str(path)).build(categories)
+        detector = restore(DETR.parse(card["recipe"], where=str(path)), categories, tensors)
         detector.preprocessing = TypeAdapter(Preprocessing).validate_python(card["preprocessing"])
-        detector.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
-    except (KeyError, ValidationError, RuntimeError) as error:
+    except (KeyError, ValidationError, CheckpointError) as error:
         raise CheckpointError(f"{path}: its header and its tensors do not fit together ({error})") from error
+    return detector
+
+
+def restore(recipe: DETR, categories: Sequence[Category], state: Mapping[str, Tensor]) -> Detector:
+    """Build a detector around tensors, which it then owns: no random weights are made, nothing is copied.
+
+    Args:
+        recipe: What it is.
+        categories: Its classes.
+        state: All of its tensors, by name; floating ones become float32.
+
+    Returns:
+        The detector, in evaluation mode.
+
+    Raises:
+        CheckpointError: A tensor is missing, has another shape, or belongs nowhere; all of them are listed.
+    """
+    with torch.device("meta"):
+        detector = recipe.replace(backbone_weights=None).build(categories)
+    problems = misfits(detector.state_dict(), state)
+    if problems:
+        raise CheckpointError(f"tensors do not fit the model: {listed(problems)}")
+    detector.load_state_dict(
+        {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()},
+        assign=True,
+    )
     return detector.eval()
+
+
+def misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """Say of every tensor that is missing, surplus or of another shape what was expected and what there is."""
+
+    def shape(state: Mapping[str, Tensor], name: str) -> str:
+        return str(list(state[name].shape)) if name in state else "none"
+
+    names = dict.fromkeys([*wanted, *given])
+    shapes = {name: (shape(wanted, name), shape(given, name)) for name in names}
+    return [
+        f"{name}: expected {mine}, got {theirs}" for name, (mine, theirs) in shapes.items() if mine != theirs
+    ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
+Resizing = Literal["querybox", "facebook", "huggingface", "mmdet"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +32,7 @@ class Category:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
-    """How an image becomes the model's input; part of every saved model.
+    """How an image becomes the model's input, and its answer boxes; part of every saved model.
 
     `mean` and `std` are RGB in 0-255. The short side is resized to `short_side` pixels unless the long side
     would then exceed `long_side`.
@@ -41,6 +42,10 @@ class Preprocessing:
     std: tuple[float, float, float] = IMAGENET_STD
     short_side: int = 800
     long_side: int = 1333
+    resizing: Resizing = "querybox"
+    """Whose way of rounding sizes and of interpolating; see `querybox.data.transforms.resize`."""
+    clip_boxes: bool = True
+    """Whether detected boxes are cut to the image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +87,8 @@ class ImageBatch:
         padding_mask = (rows >= sizes[:, 0, None, None]) | (columns >= sizes[:, 1, None, None])  # [B, H, W]
         mean = torch.tensor(preprocessing.mean, device=device)[:, None, None]
         std = torch.tensor(preprocessing.std, device=device)[:, None, None]
-        images = ((pixels - mean) / std).masked_fill(padding_mask[:, None], 0.0)  # [B, 3, H, W]
+        images = pixels.to(torch.float32, memory_format=torch.contiguous_format)  # [B, 3, H, W]
+        images = images.sub_(mean).div_(std).masked_fill_(padding_mask[:, None], 0.0)
         return cls(images=images, padding_mask=padding_mask, sizes=sizes)
 
 
@@ -195,19 +201,22 @@ class DetectorOutput:
 def as_pixels(
     image: Image.Image | UInt8[np.ndarray, "h w 3"] | UInt8[Tensor, "3 h w"],
 ) -> UInt8[Tensor, "3 h w"]:
-    """Return an RGB image as a uint8 tensor, channels first."""
+    """Return an RGB image as a uint8 tensor, channels first.
+
+    In memory a pixel's channels stay side by side, as files have them: so an image is resized fastest.
+    """
     if isinstance(image, Tensor):
         return image
     if isinstance(image, Image.Image):
-        image = np.asarray(image.convert("RGB"))
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        image = image.convert("RGB")
+    return torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)
 
 
 def pad(images: Sequence[UInt8[Tensor, "3 _ _"]]) -> tuple[UInt8[Tensor, "B 3 H W"], Int[Tensor, "B 2"]]:
     """Stack images of different sizes, zero-padded right and below; also return their (height, width)."""
     sizes = torch.tensor([image.shape[1:] for image in images])  # [B, 2]
     height, width = sizes.amax(0).tolist()
-    pixels = torch.zeros(len(images), 3, height, width, dtype=torch.uint8)
+    pixels = torch.zeros(len(images), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)  # `as_pixels`
     for padded, image in zip(pixels, images, strict=True):
         padded[:, : image.shape[1], : image.shape[2]] = image
     return pixels, sizes

@@ -14,7 +14,7 @@ from querybox.data import DataSettings, read_image, resize, resized_shape
 from querybox.data.loader import as_target
 from querybox.data.transforms import Sample, augment
 from querybox.errors import ConfigError
-from querybox.structures import ImageBatch, as_pixels
+from querybox.structures import ImageBatch, Preprocessing, as_pixels
 
 REFERENCE = Path(__file__).parent.parent / "data" / "preprocessing"
 PLAIN = {"horizontal_flip": 0.0, "crop": 0.0}
@@ -53,6 +53,25 @@ def test_resizing_is_that_of_pillow(size: tuple[int, int]) -> None:
     expected = Image.fromarray(noise).resize((resized.shape[2], resized.shape[1]), Image.Resampling.BILINEAR)
     difference = resized.permute(1, 2, 0).int() - torch.from_numpy(np.array(expected)).int()
     assert difference.abs().max() <= 1
+
+
+def test_pixels_do_not_depend_on_their_order_in_memory() -> None:
+    noise = torch.randint(0, 256, (3, 60, 80), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    interleaved = noise.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    assert as_pixels(noise.permute(1, 2, 0).numpy()).stride() == interleaved.stride() == (1, 240, 3)
+    for size in (100, 40, 60):
+        expected = resize(noise, size, 150)
+        torch.testing.assert_close(resize(interleaved, size, 150), expected, rtol=0, atol=0)
+        torch.testing.assert_close(resize(interleaved[:, 5:], size, 150), resize(noise[:, 5:], size, 150))
+
+    plain, other = (
+        ImageBatch.from_pixels(one[None], torch.tensor([[50, 70]]), Preprocessing())
+        for one in (noise, interleaved)
+    )
+    assert plain.images.stride() == other.images.stride()  # so that the model computes the same
+    torch.testing.assert_close(plain.images, other.images, rtol=0, atol=0)
+    assert not plain.images[..., 50:, :].any()
+    assert not plain.images[..., 70:].any()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from querybox.errors import CheckpointError
-from querybox.weights.files import atomic, read_tensors
+from querybox.weights.files import atomic, read_checkpoint_file
 
 EXECUTED: list[str] = []
 
@@ -27,17 +27,17 @@ def test_pickles_are_never_executed(tmp_path: Path, wrap: Any) -> None:
     file = tmp_path / "model.pth"
     torch.save(wrap(Malicious()), file)
     with pytest.raises(CheckpointError, match=r"model\.pth"):
-        read_tensors(file)
+        read_checkpoint_file(file)
     file.write_bytes(pickle.dumps(wrap(Malicious()), protocol=2))
     with pytest.raises(CheckpointError, match=r"model\.pth"):
-        read_tensors(file)
+        read_checkpoint_file(file)
     assert EXECUTED == []
 
 
 def test_wrappers_are_opened(tmp_path: Path) -> None:
     for wrapper in ("model", "state_dict"):
         torch.save({wrapper: {"weight": torch.ones(2)}, "epoch": 3}, tmp_path / "model.pth")
-        assert torch.equal(read_tensors(tmp_path / "model.pth")["weight"], torch.ones(2))
+        assert torch.equal(read_checkpoint_file(tmp_path / "model.pth").tensors["weight"], torch.ones(2))
 
 
 @pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
@@ -45,15 +45,15 @@ def test_wrappers_are_opened(tmp_path: Path) -> None:
 def test_other_files_are_errors(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError, match="corrupt, or no weights file"):
-        read_tensors(tmp_path / name)
+        read_checkpoint_file(tmp_path / name)
 
 
 def test_missing_and_misfit(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such weights file"):
-        read_tensors(tmp_path / "absent.pth")
+        read_checkpoint_file(tmp_path / "absent.pth")
     torch.save([torch.ones(1)], tmp_path / "list.pth")
     with pytest.raises(CheckpointError, match="expected a mapping of names to tensors, got list"):
-        read_tensors(tmp_path / "list.pth")
+        read_checkpoint_file(tmp_path / "list.pth")
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from querybox.data.settings import DataSettings, Sizes
+from querybox.structures import Resizing
 
 # Before a crop only the short side is set, so a panorama of 1 x 10,000 pixels would become gigabytes. The
 # original pipeline bounds the long side, too: 4200 pixels for its largest short side there, 600.
@@ -30,23 +32,41 @@ class Sample(NamedTuple):
     labels: Int[Tensor, " G"]
 
 
-def resized_shape(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
+def resized_shape(
+    height: int, width: int, short_side: int, long_side: int, resizing: Resizing = "querybox"
+) -> tuple[int, int]:
     """Return the (height, width) to which an image is resized.
 
-    The short side becomes `short_side`, or less where the long side would exceed `long_side`. As in the DETR
-    release (facebookresearch/detr), the short side is then rounded and the long side always truncated.
+    The short side becomes `short_side`, or less where the long side would exceed `long_side`. MMDetection rounds both
+    sides (mmcv's imrescale). The others truncate the long side, and round the short side where `long_side` sets it;
+    there facebookresearch's long side may be one pixel more or less than `long_side`, Hugging Face's is computed before
+    the short side is rounded, and ours is facebookresearch's but never more.
     """
     short, long = min(height, width), max(height, width)
+    if resizing == "mmdet":
+        scale = min(long_side / long, short_side / short)
+        return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+    exact: float = short_side
     if short_side * long > long_side * short:
-        short_side = max(1, round(long_side * short / long))
-    longer = min(long_side, short_side * long // short)
+        exact = long_side * short / long
+        short_side = max(1, round(exact))
+    longer = int(exact * long / short) if resizing == "huggingface" else short_side * long // short
+    if resizing == "querybox":
+        longer = min(long_side, longer)
     return (short_side, longer) if height <= width else (longer, short_side)
 
 
-def resize(pixels: UInt8[Tensor, "3 h w"], short_side: int, long_side: int) -> UInt8[Tensor, "3 H W"]:
-    """Resize an image, with antialiasing, to `resized_shape`: all that evaluation and prediction do."""
-    resized: Tensor = F.resize(pixels, _shape(pixels, short_side, long_side), antialias=True)
-    return resized
+def resize(
+    pixels: UInt8[Tensor, "3 h w"], short_side: int, long_side: int, resizing: Resizing = "querybox"
+) -> UInt8[Tensor, "3 H W"]:
+    """Resize an image to `resized_shape`: all that evaluation and prediction do.
+
+    With antialiasing, as Pillow does it, except for MMDetection, whose OpenCV does without.
+    """
+    shape = resized_shape(pixels.shape[-2], pixels.shape[-1], short_side, long_side, resizing)
+    batch = pixels[None].contiguous(memory_format=torch.channels_last)  # the order that is resized fastest
+    resized: Tensor = F.resize(batch, list(shape), antialias=resizing != "mmdet")
+    return resized[0]
 
 
 def augment(sample: Sample, settings: DataSettings, rng: np.random.Generator) -> Sample:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from querybox.boxes import giou, to_xyxy
-from querybox.losses.matcher import HungarianMatcher, Matches
+from querybox.losses.matcher import HungarianMatcher
 from querybox.structures import DetectorOutput, Target
 
 
@@ -63,41 +63,38 @@ class Criterion(nn.Module):
         objects = torch.cat([target.boxes for target in targets])  # [N, 4]
         matches = self.matcher(logits, boxes, targets)
 
-        count = len(matches.image)
-        positives = mean_over_processes(count, logits.device)
-        negatives = mean_over_processes(logits[0, ..., 0].numel() - count, logits.device)
+        answers = matches.query + matches.image * logits.shape[2]  # [L, M], places in [B Q]
+        positives, negatives = mean_over_processes(
+            len(matches.image), logits[0, ..., 0].numel() - len(matches.image), logits.device
+        )
         losses = {
-            "loss_cls": self.class_loss(logits, labels, matches)
+            "loss_cls": self.class_loss(logits.flatten(1, 2), answers, labels[matches.object])
             / (positives + self.no_object_weight * negatives).clamp(min=1),
-            **self.box_losses(boxes, objects, matches, positives.clamp(min=1)),
+            **self.box_losses(boxes.flatten(1, 2), answers, objects[matches.object], positives.clamp(min=1)),
         }
         return named_by_layer(losses)
 
     def class_loss(
-        self, logits: Float[Tensor, "L B Q K"], labels: Int[Tensor, " N"], matches: Matches
+        self, logits: Float[Tensor, "L A K"], answers: Int[Tensor, "L M"], labels: Int[Tensor, "L M"]
     ) -> Float[Tensor, " L"]:
-        """Sum the weighted cross-entropy of all queries: the object's class, or the last class, "no object"."""
-        num_layers, num_classes = len(logits), logits.shape[-1] - 1
-        wanted = torch.full(logits.shape[:-1], num_classes, device=logits.device)  # [L, B, Q]
-        layer = torch.arange(num_layers, device=logits.device)[:, None]
-        wanted[layer, matches.image, matches.query] = labels[matches.object]
-        weight = logits.new_ones(num_classes + 1)
-        weight[num_classes] = self.no_object_weight
-        loss = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), weight, reduction="none")
+        """Sum the weighted cross-entropy of all A = B Q queries: the object's class, or the last, "no object"."""
+        num_layers, _, num_classes = logits.shape
+        wanted = labels.new_full(logits.shape[:2], num_classes - 1).scatter(1, answers, labels)  # [L, A]
+        weight = logits.new_ones(num_classes)
+        weight[-1] = self.no_object_weight
+        loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), weight, reduction="none")
         return self.class_weight * loss.view(num_layers, -1).sum(1)
 
     def box_losses(
         self,
-        boxes: Float[Tensor, "L B Q 4"],
-        objects: Float[Tensor, "N 4"],
-        matches: Matches,
+        boxes: Float[Tensor, "L A 4"],
+        answers: Int[Tensor, "L M"],
+        wanted: Float[Tensor, "L M 4"],
         positives: Float[Tensor, ""],
     ) -> dict[str, Float[Tensor, " L"]]:
         """Average L1 distance and 1 - GIoU over the matched queries."""
-        layer = torch.arange(len(boxes), device=boxes.device)[:, None]
-        found = boxes[layer, matches.image, matches.query]  # [L, M, 4]
-        wanted = objects[matches.object]  # [L, M, 4]
-        distance = (found - wanted).abs().sum((1, 2))
+        found = boxes.gather(1, answers[..., None].expand(-1, -1, 4))  # [L, M, 4]
+        distance = F.l1_loss(found, wanted, reduction="none").sum((1, 2))
         looseness = (1 - giou(to_xyxy(found), to_xyxy(wanted))).sum(1)
         return {
             "loss_bbox": self.box_weight * distance / positives,
@@ -105,18 +102,24 @@ class Criterion(nn.Module):
         }
 
 
-def mean_over_processes(count: int, device: torch.device) -> Float[Tensor, ""]:
-    """Average a count over the processes of a distributed run, so that they weigh every object alike."""
-    mean = torch.tensor(float(count), device=device)
+def mean_over_processes(
+    positives: int, negatives: int, device: torch.device
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Average two counts over the processes of a distributed run, so that they weigh every object alike."""
+    # Filled on the device: a copy from the host would wait for the device.
+    mean = torch.stack([torch.full((), float(count), device=device) for count in (positives, negatives)])
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(mean)
         mean /= torch.distributed.get_world_size()
-    return mean
+    return mean[0], mean[1]
 
 
 def named_by_layer(losses: dict[str, Float[Tensor, " L"]]) -> dict[str, Float[Tensor, ""]]:
     """Name each layer's losses: the last layer's plainly, the earlier ones' with ``d0.``, ``d1.`` ... before."""
-    num_layers = len(next(iter(losses.values())))
-    last = {name: values[-1] for name, values in losses.items()}
-    earlier = {f"d{layer}.{name}": losses[name][layer] for layer in range(num_layers - 1) for name in losses}
+    by_layer = {name: values.unbind() for name, values in losses.items()}
+    num_layers = len(next(iter(by_layer.values())))
+    last = {name: values[-1] for name, values in by_layer.items()}
+    earlier = {
+        f"d{layer}.{name}": by_layer[name][layer] for layer in range(num_layers - 1) for name in losses
+    }
     return last | earlier

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from querybox.boxes import giou, to_xyxy
 from querybox.errors import NonFiniteError
@@ -47,17 +48,19 @@ class HungarianMatcher(nn.Module):
         logits: Float[Tensor, "L B Q K"],
         boxes: Float[Tensor, "L B Q 4"],
         targets: Sequence[Target],
-    ) -> Float[Tensor, "L N Q"]:
-        """Return the cost of every object (N in all images) with every query of its own image."""
-        labels = torch.cat([target.labels for target in targets])  # [N]
-        wanted = torch.cat([target.boxes for target in targets])[:, None]  # [N, 1, 4]
-        image = torch.tensor(image_of_object(targets), dtype=torch.int64, device=logits.device)  # [N]
-        probability = logits.float().softmax(-1)[:, image]  # [L, N, Q, K]
-        of_class = labels[None, :, None, None].expand(*probability.shape[:3], 1)
-        probability = probability.gather(-1, of_class)[..., 0]  # [L, N, Q]
-        found = boxes.float()[:, image]  # [L, N, Q, 4]
-        distance = (found - wanted).abs().sum(-1)  # [L, N, Q]
-        overlap = giou(to_xyxy(found), to_xyxy(wanted))  # [L, N, Q]
+    ) -> Float[Tensor, "L B G Q"]:
+        """Return the cost of every object with every query of its own image.
+
+        G is the most objects in one image; the rows beyond an image's own objects mean nothing.
+        """
+        labels = pad_sequence([target.labels for target in targets], batch_first=True)  # [B, G]
+        wanted = pad_sequence([target.boxes for target in targets], batch_first=True)  # [B, G, 4]
+        found = boxes.float()  # [L, B, Q, 4]
+        probability = logits.float().softmax(-1).transpose(2, 3)  # [L, B, K, Q]
+        of_class = labels[None, :, :, None].expand(len(logits), -1, -1, logits.shape[2])
+        probability = probability.gather(2, of_class)  # [L, B, G, Q]
+        distance = torch.cdist(wanted, found, p=1)  # [L, B, G, Q]
+        overlap = giou(to_xyxy(wanted)[:, :, None], to_xyxy(found)[:, :, None])  # [L, B, G, Q]
         return self.box_cost * distance - self.class_cost * probability - self.giou_cost * overlap
 
     @torch.no_grad()
@@ -72,28 +75,23 @@ class HungarianMatcher(nn.Module):
         Raises:
             NonFiniteError: A cost is NaN or infinite.
         """
-        cost = self.cost(logits, boxes, targets).cpu().numpy()  # [L, N, Q]
+        cost = self.cost(logits, boxes, targets).cpu().numpy()  # [L, B, G, Q]
         if not np.isfinite(cost).all():
             raise NonFiniteError("matching cost is NaN or infinite: the predictions or the targets are")
-        ends = np.cumsum([len(target.labels) for target in targets])
-        pairs = [[assign(part) for part in np.split(layer, ends[:-1])] for layer in cost]
-        starts = [0, *ends[:-1].tolist()]
-        objects = [
-            np.concatenate([o + s for (o, _), s in zip(layer, starts, strict=True)]) for layer in pairs
+        cost = cost.astype(np.float64)  # the solver's own precision: at once, not problem by problem
+        counts = [len(target.labels) for target in targets]
+        pairs = [
+            linear_sum_assignment(part[:count])
+            for layer in cost
+            for part, count in zip(layer, counts, strict=True)
         ]
-        queries = [np.concatenate([q for _, q in layer]) for layer in pairs]
-        images = np.repeat(np.arange(len(targets)), [len(o) for o, _ in pairs[0]])
-        packed = torch.from_numpy(np.stack([images, *queries, *objects])).to(logits.device, non_blocking=True)
-        layers = len(cost)
-        return Matches(image=packed[0], query=packed[1 : layers + 1], object=packed[layers + 1 :])
-
-
-def assign(cost: Float[np.ndarray, "G Q"]) -> tuple[Int[np.ndarray, " K"], Int[np.ndarray, " K"]]:
-    """Return the objects and the queries of the cheapest assignment; K = min(G, Q)."""
-    objects, queries = linear_sum_assignment(cost)
-    return objects, queries
-
-
-def image_of_object(targets: Sequence[Target]) -> list[int]:
-    """Return, for the objects of all images in a row, the image each is in."""
-    return [image for image, target in enumerate(targets) for _ in range(len(target.labels))]
+        size = (len(cost), -1)
+        objects = np.concatenate([objects for objects, _ in pairs]).reshape(size)  # [L, M]
+        queries = np.concatenate([queries for _, queries in pairs]).reshape(size)  # [L, M]
+        images = np.repeat(
+            np.arange(len(counts)), [len(objects) for objects, _ in pairs[: len(counts)]]
+        )  # [M]
+        objects += np.cumsum([0, *counts])[images]  # from the image's own to all in a row
+        packed = torch.from_numpy(np.concatenate([images[None], queries, objects]))
+        image, query, found = packed.to(logits.device, non_blocking=True).split([1, len(cost), len(cost)])
+        return Matches(image=image[0], query=query, object=found)

@@ -37,7 +37,7 @@ class PlacedQueries(nn.Module):
 
     def forward(self, memory: Memory) -> Queries:
         """Repeat the queries for each image of `memory`."""
-        batch = len(memory.tokens)
+        batch = memory.tokens.shape[0]
         return Queries(
             content=self.content.expand(batch, -1, -1), position=self.position.expand(batch, -1, -1)
         )

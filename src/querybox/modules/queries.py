@@ -17,5 +17,5 @@ class LearnedQueries(nn.Module):
 
     def forward(self, memory: Memory) -> Queries:
         """Repeat the queries for each image of `memory`."""
-        position = self.position.expand(len(memory.tokens), -1, -1)  # [B, Q, D]
+        position = self.position.expand(memory.tokens.shape[0], -1, -1)  # [B, Q, D]
         return Queries(content=torch.zeros_like(position), position=position)

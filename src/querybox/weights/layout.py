@@ -4,64 +4,112 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from querybox.errors import CheckpointError
+from querybox.structures import Resizing
 
-PARTS = ("query", "key", "value")
+PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "out_proj"}
+"""Our projections of attention to theirs; every layout says the same."""
+FUSED = ("query", "key", "value")
+"""Those that `torch.nn.MultiheadAttention` keeps as one, ``in_proj``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """A public checkpoint layout whose attention projections are fused, as `torch.nn.MultiheadAttention` has them."""
+    """A public checkpoint layout: its names for our modules.
+
+    Both translations take whole checkpoints and parts of one. Tensors that stay whole are not copied.
+    """
 
     name: str
     modules: Mapping[str, str]
     """Our module to theirs; ``*`` stands for a layer's number."""
+    other_names: Mapping[str, str] = field(default_factory=dict)
+    """What some files say in place of a name in `modules`; each is looked for in turn."""
+    resizing: Resizing
+    """How its images are resized."""
+    clip_boxes: bool
+    """Whether its boxes are cut to the image."""
+    fused: bool = True
+    """Whether query, key and value projections are one tensor, ``in_proj``."""
+    counts_batches: bool = True
+    """Whether batch norms have ``num_batches_tracked``, which frozen ones do without."""
 
     def to_ours(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Rename a whole checkpoint to our names, splitting fused projections.
+        """Rename tensors to our names, splitting fused projections.
 
         Raises:
             CheckpointError: A name is none of this layout's; all such are listed.
         """
+        others = [[(pattern(other), usual)] for other, usual in self.other_names.items()]
         rules = [(pattern(theirs), ours) for ours, theirs in self.modules.items()]
-        named = {name: rename(name, rules) for name in state}
-        unknown = [name for name, ours in named.items() if ours is None]
-        if unknown:
-            raise CheckpointError(f"no {self.name} checkpoint: it does not know {', '.join(unknown)}")
         result: dict[str, Tensor] = {}
-        for name, ours in named.items():
-            assert ours is not None
-            module, _, leaf = ours.rpartition(".")
-            if leaf.startswith("in_proj_"):
-                kind = leaf.removeprefix("in_proj_")
-                parts = state[name].chunk(3)
-                result |= {f"{module}.{part}.{kind}": value for part, value in zip(PARTS, parts, strict=True)}
+        unknown: list[str] = []
+        for name, tensor in state.items():
+            usual = name
+            for other in others:
+                usual = rename(usual, other) or usual
+            ours = rename(usual, rules)
+            if ours is None:
+                unknown.append(name)
             else:
-                result[ours.replace(".out_proj.", ".output.")] = state[name]
+                result |= split(ours, tensor)
+        if unknown:
+            raise CheckpointError(f"no {self.name} checkpoint of DETR: it does not know {', '.join(unknown)}")
+        for name in [name for name in result if name.endswith(".running_var")]:
+            counter = name.removesuffix("running_var") + "num_batches_tracked"
+            result.setdefault(counter, torch.zeros((), dtype=torch.int64))
         return result
 
     def to_theirs(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Rename our whole state to this layout's names, fusing the projections of attention."""
+        """Rename our tensors to this layout's names, fusing projections where it does.
+
+        Raises:
+            CheckpointError: This layout has no name for a tensor; all such are listed.
+        """
         rules = [(pattern(ours), theirs) for ours, theirs in self.modules.items()]
         result: dict[str, Tensor] = {}
-        for name, tensor in state.items():
-            ours = name.replace("attention.output.", "attention.out_proj.")
-            split = re.fullmatch(r"(.*attention)\.query\.(weight|bias)", name)
-            if split:
-                module, kind = split.groups()
-                ours = f"{module}.in_proj_{kind}"
-                tensor = torch.cat([state[f"{module}.{part}.{kind}"] for part in PARTS])
-            elif re.search(r"attention\.(key|value)\.", name):
+        unknown: list[str] = []
+        for name in state:
+            if name.endswith(".num_batches_tracked") and not self.counts_batches:
                 continue
-            theirs = rename(ours, rules)
-            assert theirs is not None, f"our own name {name} has no rule"
-            result[theirs] = tensor
+            for ours, tensor in self.fuse(name, state).items():
+                theirs = rename(ours, rules)
+                if theirs is None:
+                    unknown.append(name)
+                else:
+                    result[theirs] = tensor
+        if unknown:
+            raise CheckpointError(f"{self.name} has no name for {', '.join(unknown)}")
         return result
+
+    def fuse(self, name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Name one of our tensors as attention does here, still in our module; key and value go with the query."""
+        match = re.fullmatch(r"(.*attention)\.(query|key|value|output)\.(weight|bias)", name)
+        if match is None:
+            return {name: state[name]}
+        module, part, kind = match.groups()
+        if not self.fused or part == "output":
+            return {f"{module}.{PROJECTIONS[part]}.{kind}": state[name]}
+        if part != "query":
+            return {}
+        return {f"{module}.in_proj_{kind}": torch.cat([state[f"{module}.{each}.{kind}"] for each in FUSED])}
+
+
+def split(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """Give a tensor, already in our module, the names of our projections where it is one or all of them."""
+    module, fused, kind = name.rpartition(".in_proj_")
+    if fused:
+        return {
+            f"{module}.{part}.{kind}": rows.clone() for part, rows in zip(FUSED, tensor.chunk(3), strict=True)
+        }
+    for ours, theirs in PROJECTIONS.items():
+        name = name.replace(f"attention.{theirs}.", f"attention.{ours}.")
+    return {name: tensor}
 
 
 def pattern(module: str) -> re.Pattern[str]:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from querybox.errors import CheckpointError
-from querybox.weights.files import atomic
+from querybox.weights.files import atomic, read_safetensors
 
 FORMAT = "querybox-1"
 
@@ -29,7 +29,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any], *,
         mark: Says what kind of file it is.
     """
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"format": mark, "checksum": checksum(held), "card": json.dumps(card)}
+    text = json.dumps(card)
+    metadata = {"format": mark, "checksum": checksum(held, text), "card": text}
     with atomic(path) as temporary:
         save_file(held, temporary, metadata=metadata)
 
@@ -49,29 +50,36 @@ def read(
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such weights file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError, UnicodeError) as error:
-        raise CheckpointError(f"{path}: corrupt, or no safetensors file ({error})") from error
+    tensors, metadata = read_safetensors(path)
     if metadata.get("format") != mark:
         got = metadata.get("format", "a file without such a mark")
         raise CheckpointError(f"{path}: expected {kind} ('{mark}'), got {got}")
-    if checksum(tensors) != metadata.get("checksum"):
+    if metadata.get("checksum") not in (checksum(tensors, metadata.get("card", "")), checksum(tensors)):
         raise CheckpointError(f"{path}: corrupt file, its checksum does not match; copy or save it again")
     try:
         card: dict[str, Any] = json.loads(metadata["card"])
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: corrupt file, its header cannot be read ({error})") from error
-    return tensors, card
+    return {name: tensor.clone() for name, tensor in tensors.items()}, card  # the file may go or change
 
 
-def checksum(tensors: Mapping[str, Tensor]) -> str:
-    """Return a SHA-256 over names, types, shapes and bytes of all tensors."""
+def is_ours(path: Path) -> bool:
+    """Tell a file that `write` wrote from others, by its header."""
+    if path.suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (SafetensorError, OSError, ValueError):
+        return False  # whoever reads it says what is wrong with it
+
+
+def checksum(tensors: Mapping[str, Tensor], card: str = "") -> str:
+    """Return a SHA-256 over names, types, shapes, bytes of all tensors, and the card (but in early files)."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    digest.update(card.encode())
     return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""querybox beside its peers, measured in one run: ``python -m benchmarks --help``."""

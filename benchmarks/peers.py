@@ -1,0 +1,86 @@
+"""The peers, with our weights: facebookresearch/detr from a checkout, and Hugging Face transformers."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measure import Absent
+from benchmarks.setup import NUM_CLASSES
+from querybox.detector import Detector
+from querybox.structures import ImageBatch, Target
+from querybox.weights.facebook import FACEBOOK as FACEBOOK_LAYOUT
+from querybox.weights.huggingface import HUGGINGFACE
+
+FACEBOOK, TRANSFORMERS = "facebookresearch", "transformers"
+
+
+@contextmanager
+def importable(checkout: Path | None) -> Iterator[None]:
+    """Let the modules of a facebookresearch checkout be imported, which have no package.
+
+    Raises:
+        Absent: There is no checkout.
+    """
+    if checkout is None or not (checkout / "models" / "detr.py").is_file():
+        raise Absent("needs a checkout of facebookresearch/detr: --facebook PATH")
+    sys.path.insert(0, str(checkout))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its age
+            yield
+    finally:
+        sys.path.remove(str(checkout))
+
+
+def facebook(checkout: Path | None, detector: Detector | None = None) -> tuple[Any, Any]:
+    """Return facebookresearch's DETR R50 and criterion, with our weights or random ones.
+
+    Raises:
+        Absent: There is no checkout.
+    """
+    with importable(checkout):
+        options = importlib.import_module("main").get_args_parser().parse_args(["--device", "cpu"])
+        # The first process downloads ImageNet weights: no process shall be the first.
+        vars(importlib.import_module("models.backbone"))["is_main_process"] = lambda: False
+        model, criterion, _ = importlib.import_module("models").build_model(options)
+    if detector is not None:
+        model.load_state_dict(FACEBOOK_LAYOUT.to_theirs(detector.state_dict()))
+    return model, criterion
+
+
+def nested(batch: ImageBatch) -> Any:
+    """Return a batch as facebookresearch's model wants it."""
+    return sys.modules["util.misc"].NestedTensor(batch.images, batch.padding_mask)
+
+
+def facebook_targets(targets: Sequence[Target]) -> list[dict[str, torch.Tensor]]:
+    """Return objects as facebookresearch's criterion wants them."""
+    return [{"boxes": target.boxes, "labels": target.labels} for target in targets]
+
+
+def transformers(detector: Detector | None = None) -> Any:
+    """Return transformers' DETR R50, with our weights or random ones, its attention fused, all layers' losses on."""
+    from transformers import DetrConfig, DetrForObjectDetection
+
+    config = DetrConfig(num_labels=NUM_CLASSES, auxiliary_loss=True, attn_implementation="sdpa")
+    model = DetrForObjectDetection(config)
+    if detector is not None:
+        ours = detector.state_dict()
+        with torch.no_grad():
+            for name, tensor in model.state_dict().items():
+                own_name = next(iter(HUGGINGFACE.to_ours({name: tensor})))
+                tensor.copy_(ours[own_name])
+    return model
+
+
+def transformers_targets(targets: Sequence[Target]) -> list[dict[str, torch.Tensor]]:
+    """Return objects as transformers' criterion wants them."""
+    return [{"boxes": target.boxes, "class_labels": target.labels} for target in targets]

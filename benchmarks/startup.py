@@ -1,0 +1,3 @@
+from benchmarks.setup import Setup
+def rows(setup: Setup):
+    yield from ()

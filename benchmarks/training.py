@@ -1,0 +1,135 @@
+"""A training step: forward, losses, backward, clipping of the gradient, AdamW."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from benchmarks import peers
+from benchmarks.goals import faster
+from benchmarks.measure import Row, Side, Work
+from benchmarks.setup import Setup, detector, images, pixels, targets
+from querybox.data import Batch
+from querybox.data.loader import TrainLoader
+from querybox.losses.criterion import Criterion
+from querybox.structures import ImageBatch
+from querybox.training.interrupt import StopRequest
+from querybox.training.loop import Trainer
+from querybox.training.processes import start_processes
+from querybox.training.settings import RunSettings, TrainSettings
+
+FULL, BEST = "querybox float32", "querybox bf16"
+BATCH, SIZE, OBJECTS = 2, (512, 640), 7
+
+
+def rows(setup: Setup) -> Iterator[Row]:
+    """Yield the row.
+
+    Every side answers first without dropout, which is compared, and is then timed with it, as one trains.
+    """
+    yield Row(
+        name="training",
+        title=f"Training step, {BATCH} images of {SIZE[0]}x{SIZE[1]} with {OBJECTS} objects",
+        sides=[
+            Side(name=FULL, build=lambda: ours(setup, "no")),
+            Side(name=BEST, build=lambda: ours(setup, "bf16"), tolerance=0.05),
+            Side(name=peers.FACEBOOK, build=lambda: facebook(setup), tolerance=1e-3),
+            Side(name=peers.TRANSFORMERS, build=lambda: transformers(setup), tolerance=1e-3),
+            Side(name=f"{peers.TRANSFORMERS} bf16", build=lambda: transformers(setup, bf16=True), tolerance=0.05),
+        ],
+        difference=relative,
+        goals=[
+            faster([FULL], peers.FACEBOOK, 1.4),
+            faster([FULL, BEST], peers.FACEBOOK, 2.8),
+            faster([FULL], peers.TRANSFORMERS, 1.8),
+            faster([FULL, BEST], peers.TRANSFORMERS, 4.0),
+        ],
+        seconds=setup.seconds(60),
+    )
+
+
+def relative(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    """Return the largest relative difference; the answers are loss and norm of the gradient."""
+    return max(abs(x - y) / abs(x) for x, y in zip(a, b, strict=True))
+
+
+def ours(setup: Setup, precision: Any) -> Work:
+    """Return one update of querybox's own training loop."""
+    settings = TrainSettings(batch_size=BATCH, precision=precision)
+    run = RunSettings.parse({"data": {"train": "none"}, "output": str(setup.folder)}).replace(train=settings)
+    content, sizes = pixels(BATCH, setup.size(*SIZE))
+    batch = Batch(pixels=content, sizes=sizes, targets=tuple(targets(BATCH, OBJECTS)), image_ids=(1, 2))
+    model = copy.deepcopy(detector())
+    loader = cast("TrainLoader", [batch])  # only its length is asked for
+    trainer = Trainer(model, Criterion(), loader, settings, setup.folder, accelerator=start_processes(run))
+    trainer.model.eval()
+
+    def work() -> tuple[float, float]:
+        update = trainer.update([batch], StopRequest())
+        trainer.model.train()
+        return sum(update.losses.values()), update.grad_norm
+
+    return work
+
+
+def facebook(setup: Setup) -> Work:
+    """Return the step of facebookresearch's engine.py and main.py."""
+    model, criterion = peers.facebook(setup.facebook, detector())
+    batch, wanted = inputs(setup)
+    nested = peers.nested(batch)
+    theirs = peers.facebook_targets(wanted)
+
+    def loss() -> Tensor:
+        losses = criterion(model(nested), theirs)
+        weights = criterion.weight_dict
+        return sum(losses[key] * weights[key] for key in losses if key in weights)
+
+    return step(model, loss, torch.optim.AdamW(groups(model), lr=1e-4, weight_decay=1e-4))
+
+
+def transformers(setup: Setup, *, bf16: bool = False) -> Work:
+    """Return the same step, with the fused AdamW that is the default of transformers' Trainer."""
+    model = peers.transformers(detector())
+    batch, wanted = inputs(setup)
+    mask = (~batch.padding_mask).long()
+    theirs = peers.transformers_targets(wanted)
+
+    def loss() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return model(pixel_values=batch.images, pixel_mask=mask, labels=theirs).loss
+
+    return step(model, loss, torch.optim.AdamW(groups(model), lr=1e-4, weight_decay=1e-4, fused=True))
+
+
+def inputs(setup: Setup) -> tuple[ImageBatch, list[Any]]:
+    """Return the images and objects of a step."""
+    return images(BATCH, setup.size(*SIZE)), targets(BATCH, OBJECTS)
+
+
+def groups(model: Any) -> list[dict[str, Any]]:
+    """Return the trained parameters, the backbone's with their own learning rate."""
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return [
+        {"params": [parameter for name, parameter in trained if "backbone" not in name]},
+        {"params": [parameter for name, parameter in trained if "backbone" in name], "lr": 1e-5},
+    ]
+
+
+def step(model: Any, loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> Work:
+    """Return a step of a peer."""
+    model.eval()
+
+    def work() -> tuple[float, float]:
+        value = loss()
+        optimizer.zero_grad()
+        value.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+        model.train()
+        return value.item(), norm.item()
+
+    return work

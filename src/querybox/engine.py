@@ -1,0 +1,33 @@
+"""What runs a model: the detector itself, its optimised copy, or an exported file."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from querybox.structures import Category, DetectorOutput, ImageBatch, Preprocessing
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """All that `predict` and `evaluate` ask of a model."""
+
+    @property
+    def categories(self) -> tuple[Category, ...]:
+        """The classes by label, 0 ... C-1."""
+
+    @property
+    def class_rows(self) -> tuple[int, ...]:
+        """The row of the class head that answers for each class, by label."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How an image becomes the model's input."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the input has to be."""
+
+    def __call__(self, batch: ImageBatch, /) -> DetectorOutput:
+        """Detect objects in a batch; of `layers`, the last is the answer and the only one that has to be there."""
