@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-import torch
 from torch import Tensor
 
 WEIGHT, BIAS = "decoder.class_head.weight", "decoder.class_head.bias"
