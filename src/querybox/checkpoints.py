@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from querybox.detector import Detector
 from querybox.errors import CheckpointError, ConfigError
-from querybox.recipes import DETR, load, restore
-from querybox.structures import Category
+from querybox.recipes import DETR, Blueprint, restore
+from querybox.structures import Category, Preprocessing
 from querybox.weights import coco
+from querybox.weights import querybox as querybox_file
 from querybox.weights.files import CheckpointFile, find_weights, read_checkpoint_file
 from querybox.weights.querybox import is_ours
 from querybox.weights.recognise import detection_part, recognise
@@ -24,19 +26,32 @@ logger = logging.getLogger(__name__)
 
 HEADS = 8
 """Of every published DETR, whatever its width."""
+CARD = "querybox"
+"""Under this name in ``meta``, files that querybox wrote for other systems say what these have no place for."""
 NO_CLASS = "N/A"
 """What Hugging Face calls a row of the class head that stands for no class."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
-    """A detector and how its file was understood."""
+class Checkpoint:
+    """What a file holds, under our names, and how the file was understood."""
 
-    detector: Detector
+    blueprint: Blueprint
+    state: dict[str, Tensor]
+    """Every tensor of the detector, of the type that it has in the file."""
     layout: str
     """Whose names the file has."""
     assumed: tuple[str, ...] = ()
     """What neither the tensors nor the file's own words tell, a sentence each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A detector and how its file was understood, as `Checkpoint` says it."""
+
+    detector: Detector
+    layout: str
+    assumed: tuple[str, ...] = ()
 
 
 def from_checkpoint(path: str | Path, *, dilation: bool | None = None, heads: int | None = None) -> Detector:
@@ -49,43 +64,57 @@ def from_checkpoint(path: str | Path, *, dilation: bool | None = None, heads: in
 
 def load_checkpoint(path: str | Path, *, dilation: bool | None = None, heads: int | None = None) -> Loaded:
     """Read a checkpoint of any layout and say how it was understood; see `Detector.from_checkpoint`."""
-    path = find_weights(Path(path))
-    given = {name: value for name, value in (("dilation", dilation), ("heads", heads)) if value is not None}
-    if is_ours(path):
-        return Loaded(detector=load_ours(path, given), layout="querybox")
-    file = read_checkpoint_file(path)
+    checkpoint = read_checkpoint(path, dilation=dilation, heads=heads)
     try:
-        return rebuild(file, path, given)
+        detector = restore(checkpoint.blueprint, checkpoint.state)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    return Loaded(detector=detector, layout=checkpoint.layout, assumed=checkpoint.assumed)
 
 
-def load_ours(path: Path, given: dict[str, Any]) -> Detector:
-    """Read querybox's own file, which knows all about itself.
+def read_checkpoint(
+    path: str | Path, *, dilation: bool | None = None, heads: int | None = None
+) -> Checkpoint:
+    """Read a checkpoint of any layout without building the detector; see `Detector.from_checkpoint`."""
+    path = find_weights(Path(path))
+    given = {name: value for name, value in (("dilation", dilation), ("heads", heads)) if value is not None}
+    try:
+        if is_ours(path):
+            state, card = querybox_file.read(path)
+            return Checkpoint(blueprint=described(card, given), state=state, layout="querybox")
+        return understand(read_checkpoint_file(path), path, given)
+    except (CheckpointError, ConfigError) as error:
+        raise error if str(path) in str(error) else type(error)(f"{path}: {error}") from error
+
+
+def described(card: Mapping[str, Any], given: Mapping[str, Any]) -> Blueprint:
+    """Return what a file that querybox wrote says of itself.
 
     Raises:
-        CheckpointError: It is corrupt.
+        CheckpointError: It cannot be read.
         ConfigError: It says otherwise than the arguments that were `given`.
     """
-    detector = load(path)
-    assert detector.recipe is not None
+    blueprint = Blueprint.from_card(card)
     for name, value in given.items():
-        stated = getattr(detector.recipe, name)
+        stated = getattr(blueprint.recipe, name)
         if stated != value:
-            raise ConfigError(f"{path}: got {name}={value}, but the file says {stated}; leave {name} out")
-    return detector
+            raise ConfigError(f"got {name}={value}, but the file says {stated}; leave {name} out")
+    return blueprint
 
 
-def rebuild(file: CheckpointFile, path: Path, given: dict[str, Any]) -> Loaded:
-    """Build the detector whose tensors these are.
+def understand(file: CheckpointFile, path: Path, given: Mapping[str, Any]) -> Checkpoint:
+    """Bring another system's checkpoint to our names and find out what it is.
 
     Raises:
-        CheckpointError: They are no DETR's, or do not fit together.
+        CheckpointError: The tensors are no DETR's.
         ConfigError: A setting that was `given` does not fit them.
     """
     tensors = detection_part(file.tensors)
     layout = recognise(tensors)
     state = layout.to_ours(tensors)
+    card = file.metadata.get("meta", {}).get(CARD)
+    if card is not None:
+        return Checkpoint(blueprint=described(card, given), state=state, layout=layout.name)
     known = {**infer_settings(state), **stated_settings(file.metadata), **given}
     categories, unused_rows, assumed = classes(len(state["decoder.class_head.bias"]) - 1, file.metadata)
     if "heads" not in known:
@@ -95,17 +124,16 @@ def rebuild(file: CheckpointFile, path: Path, given: dict[str, Any]) -> Loaded:
         known["dilation"] = False
         doubt = ", although its name says DC5" if "dc5" in str(path).lower() else ""
         assumed.append(f"the last stage is not dilated{doubt}; pass dilation=True if it is (DC5)")
-    recipe = DETR.parse(
-        {**known, "stride": 16 if known["dilation"] else 32, "unused_rows": unused_rows}, where=str(path)
+    recipe = DETR.parse({**known, "stride": 16 if known["dilation"] else 32, "unused_rows": unused_rows})
+    preprocessing = Preprocessing(
+        resizing=layout.resizing, clip_boxes=layout.clip_boxes, **stated_images(file.metadata)
     )
-    detector = restore(recipe, categories, state)
-    detector.preprocessing = dataclasses.replace(
-        detector.preprocessing,
-        resizing=layout.resizing,
-        clip_boxes=layout.clip_boxes,
-        **stated_images(file.metadata),
+    return Checkpoint(
+        blueprint=Blueprint(recipe=recipe, categories=tuple(categories), preprocessing=preprocessing),
+        state=state,
+        layout=layout.name,
+        assumed=tuple(assumed),
     )
-    return Loaded(detector=detector, layout=layout.name, assumed=tuple(assumed))
 
 
 def classes(rows: int, metadata: Mapping[str, Any]) -> tuple[list[Category], tuple[int, ...], list[str]]:

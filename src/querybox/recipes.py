@@ -174,6 +174,40 @@ def build(
     )
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Blueprint:
+    """All that a detector is, beside its tensors."""
+
+    recipe: DETR
+    categories: tuple[Category, ...]
+    preprocessing: Preprocessing
+
+    def card(self) -> dict[str, Any]:
+        """Return the same as plain values, for a file's header."""
+        return {
+            # The backbone's weights are in the file: where they once came from no longer matters.
+            "recipe": self.recipe.replace(backbone_weights=None).model_dump(mode="json"),
+            "categories": [dataclasses.asdict(category) for category in self.categories],
+            "preprocessing": dataclasses.asdict(self.preprocessing),
+        }
+
+    @classmethod
+    def from_card(cls, card: Mapping[str, Any]) -> Blueprint:
+        """Read what `card` returned.
+
+        Raises:
+            CheckpointError: It is something else.
+        """
+        try:
+            return cls(
+                recipe=DETR.parse(card["recipe"]),
+                categories=TypeAdapter(tuple[Category, ...]).validate_python(card["categories"]),
+                preprocessing=TypeAdapter(Preprocessing).validate_python(card["preprocessing"]),
+            )
+        except (KeyError, TypeError, ValidationError, ConfigError) as error:
+            raise CheckpointError(f"its description of the detector cannot be read ({error})") from error
+
+
 def save(detector: Detector, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
     """Write a detector to one file; see `Detector.save`."""
     if detector.recipe is None:
@@ -182,33 +216,26 @@ def save(detector: Detector, path: str | Path, *, dtype: torch.dtype = torch.flo
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor
         for name, tensor in detector.state_dict().items()
     }
-    card = {
-        # The backbone's weights are in this file: where they once came from no longer matters.
-        "recipe": detector.recipe.replace(backbone_weights=None).model_dump(mode="json"),
-        "categories": [dataclasses.asdict(category) for category in detector.categories],
-        "preprocessing": dataclasses.asdict(detector.preprocessing),
-    }
-    querybox_file.write(Path(path), tensors, card)
+    blueprint = Blueprint(
+        recipe=detector.recipe, categories=detector.categories, preprocessing=detector.preprocessing
+    )
+    querybox_file.write(Path(path), tensors, blueprint.card())
 
 
 def load(path: str | Path) -> Detector:
     """Read a detector that `save` wrote; see `Detector.load`."""
     tensors, card = querybox_file.read(Path(path))
     try:
-        categories = TypeAdapter(list[Category]).validate_python(card["categories"])
-        detector = restore(DETR.parse(card["recipe"], where=str(path)), categories, tensors)
-        detector.preprocessing = TypeAdapter(Preprocessing).validate_python(card["preprocessing"])
-    except (KeyError, ValidationError, CheckpointError) as error:
+        return restore(Blueprint.from_card(card), tensors)
+    except CheckpointError as error:
         raise CheckpointError(f"{path}: its header and its tensors do not fit together ({error})") from error
-    return detector
 
 
-def restore(recipe: DETR, categories: Sequence[Category], state: Mapping[str, Tensor]) -> Detector:
+def restore(blueprint: Blueprint, state: Mapping[str, Tensor]) -> Detector:
     """Build a detector around tensors, which it then owns: no random weights are made, nothing is copied.
 
     Args:
-        recipe: What it is.
-        categories: Its classes.
+        blueprint: What it is.
         state: All of its tensors, by name; floating ones become float32.
 
     Returns:
@@ -218,7 +245,7 @@ def restore(recipe: DETR, categories: Sequence[Category], state: Mapping[str, Te
         CheckpointError: A tensor is missing, has another shape, or belongs nowhere; all of them are listed.
     """
     with torch.device("meta"):
-        detector = recipe.replace(backbone_weights=None).build(categories)
+        detector = blueprint.recipe.replace(backbone_weights=None).build(blueprint.categories)
     problems = misfits(detector.state_dict(), state)
     if problems:
         raise CheckpointError(f"tensors do not fit the model: {listed(problems)}")
@@ -226,6 +253,7 @@ def restore(recipe: DETR, categories: Sequence[Category], state: Mapping[str, Te
         {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()},
         assign=True,
     )
+    detector.preprocessing = blueprint.preprocessing
     return detector.eval()
 
 

@@ -83,7 +83,7 @@ def test_errors_become_one_line_and_a_code(
     def fail(target: Path) -> bool:
         raise raised
 
-    monkeypatch.setattr("querybox.cli.info.is_run", fail)
+    monkeypatch.setattr("querybox.cli.info.is_model", fail)
     got, _, err = run("info", "photos")
     assert got == code
     assert line in err
@@ -100,7 +100,7 @@ def test_a_bug_is_not_dressed_up(run: Any, monkeypatch: pytest.MonkeyPatch) -> N
     def fail(target: Path) -> bool:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("querybox.cli.info.is_run", fail)
+    monkeypatch.setattr("querybox.cli.info.is_model", fail)
     with pytest.raises(ZeroDivisionError):
         run("info", "photos")
 

@@ -34,11 +34,11 @@ def test_sine_does_not_depend_on_padding() -> None:
     assert_close(encode(padding_mask)[:, :, :4, :5], alone)
 
 
-def test_learned_is_rows_then_columns() -> None:
+def test_learned_is_columns_then_rows() -> None:
     encode = LearnedPositionEncoding(8, limit=4)
     encoding = encode(torch.zeros(2, 3, 4, dtype=torch.bool))
     assert encoding.shape == (2, 8, 3, 4)
-    assert_close(encoding[1, :, 2, 3], torch.cat([encode.rows[2], encode.columns[3]]))
+    assert_close(encoding[1, :, 2, 3], torch.cat([encode.columns[3], encode.rows[2]]))
 
 
 def test_learned_names_its_limit() -> None:

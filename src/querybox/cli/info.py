@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from querybox.cli.model import find_model, is_model
+
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from querybox.checkpoints import Loaded
     from querybox.data import DetectionData
-    from querybox.detector import Detector
 
 
 def info(target: Path | None = None, /, *, split: str | None = None) -> None:
@@ -18,35 +20,28 @@ def info(target: Path | None = None, /, *, split: str | None = None) -> None:
 
     ```
     querybox info                    # versions, environment, recipes
-    querybox info model.safetensors  # classes, sizes, settings
+    querybox info model.safetensors  # classes, sizes, settings; also detr-r50.pth and other public checkpoints
     querybox info run                # the same of a run's best model
     querybox info photos/            # images, boxes of each class, faults
     ```
 
     Args:
-        target: A .safetensors file, a run folder, or a dataset: COCO, Pascal VOC or YOLO.
+        target: A checkpoint of any layout, a run folder, or a dataset: COCO, Pascal VOC or YOLO.
         split: Which split of the dataset, such as val; all of them where it is left out.
     """
     from rich.console import Console
 
     if target is None:
         tables = [installed(), recipes()]
-    elif target.suffix == ".safetensors" or is_run(target):
-        from querybox.cli.model import find_model
-        from querybox.detector import Detector
+    elif is_model(target):
+        from querybox.checkpoints import load_checkpoint
+        from querybox.weights.files import find_weights
 
-        path = find_model(target)
-        tables = [describe_model(path, Detector.load(path))]
+        path = find_weights(find_model(target))
+        tables = [describe_model(path, load_checkpoint(path))]
     else:
         tables = describe_data(target, split)
     Console().print(*tables)
-
-
-def is_run(path: Path) -> bool:
-    """Tell a run folder from a dataset that has a run file beside it."""
-    from querybox.cli.model import CHECKPOINTS
-
-    return any((path / name).is_file() for name in CHECKPOINTS)
 
 
 def pairs(title: str, values: Mapping[str, object]) -> Table:
@@ -85,8 +80,9 @@ def recipes() -> Table:
     return pairs(f"Recipes: {first}, and others by their differences", lines)
 
 
-def describe_model(path: Path, detector: Detector) -> Table:
-    """Show what a saved detector is."""
+def describe_model(path: Path, loaded: Loaded) -> Table:
+    """Show what the detector in a file is, and how the file was understood."""
+    detector = loaded.detector
     look = detector.preprocessing
     numbers = [parameter.numel() for parameter in detector.parameters()]
     settings = detector.recipe.model_dump() if detector.recipe else {}
@@ -94,9 +90,13 @@ def describe_model(path: Path, detector: Detector) -> Table:
         str(path),
         {
             "file": f"{path.stat().st_size / 1e6:.1f} MB",
+            "layout": loaded.layout,
+            "assumed": "; ".join(loaded.assumed) or "nothing",
             "parameters": f"{sum(numbers) / 1e6:.2f} M",
             "classes": f"{len(detector.categories)}: {', '.join(each.name for each in detector.categories)}",
             "image size": f"short side {look.short_side}, long side at most {look.long_side} pixels",
+            "resizing": f"as {look.resizing} does",
+            "boxes": "cut to the image" if look.clip_boxes else "not cut to the image",
             "mean": ", ".join(f"{value:g}" for value in look.mean),
             "std": ", ".join(f"{value:g}" for value in look.std),
             "recipe": ", ".join(f"{key}={value}" for key, value in settings.items()),

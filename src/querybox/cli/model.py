@@ -10,32 +10,41 @@ from querybox.errors import CheckpointError
 if TYPE_CHECKING:
     from querybox.detector import Detector
 
-CHECKPOINTS = ("best.safetensors", "last.safetensors")
+RUN = ("best.safetensors", "last.safetensors")
+"""Weights in the folder of a training run, the preferred first."""
+HUGGINGFACE = "config.json"
+"""In every Hugging Face folder."""
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".index.json")
+
+
+def is_model(path: Path) -> bool:
+    """Tell a weights file, or a folder with one, from a dataset."""
+    return path.name.endswith(SUFFIXES) or any((path / name).is_file() for name in (*RUN, HUGGINGFACE))
 
 
 def find_model(path: Path) -> Path:
-    """Return the weights file that `path` is, or the best one of the run folder that it is.
+    """Return the weights file or Hugging Face folder that `path` is, or the best weights of the run folder that it is.
 
     Raises:
         CheckpointError: There is none.
     """
-    if not path.is_dir():
-        return path  # reading it says what is wrong with it
-    for name in CHECKPOINTS:
+    for name in RUN:
         if (path / name).is_file():
             return path / name
+    if not path.is_dir() or (path / HUGGINGFACE).is_file():
+        return path  # reading it says what is wrong with it
     raise CheckpointError(
-        f"{path}: the folder holds neither {' nor '.join(CHECKPOINTS)}; expected a run folder or a .safetensors "
-        "file: name the file, or train first"
+        f"{path}: the folder holds neither {' nor '.join(RUN)} nor {HUGGINGFACE}; expected a run folder, a Hugging "
+        "Face folder, or a weights file: name the file, or train first"
     )
 
 
 def load_model(path: Path) -> Detector:
-    """Load a detector onto the accelerator, where there is one."""
+    """Load a detector from a file of any layout onto the accelerator, where there is one."""
     import torch
 
     from querybox.detector import Detector
 
-    detector = Detector.load(find_model(path))
+    detector = Detector.from_checkpoint(find_model(path))
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return detector.to(accelerator or "cpu")

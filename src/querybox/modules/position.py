@@ -73,9 +73,12 @@ class SinePositionEncoding(nn.Module):
 
 
 class LearnedPositionEncoding(nn.Module):
-    """One learned vector a row and one a column, up to `limit` cells a side; padding is not looked at."""
+    """One learned vector a column and one a row, up to `limit` cells a side; padding is not looked at.
 
-    def __init__(self, width: int, limit: int = 64) -> None:
+    Columns first and 50 of each, as the published models have it.
+    """
+
+    def __init__(self, width: int, limit: int = 50) -> None:
         super().__init__()
         self.rows = nn.Parameter(torch.rand(limit, width // 2))
         self.columns = nn.Parameter(torch.rand(limit, width // 2))
@@ -94,4 +97,4 @@ class LearnedPositionEncoding(nn.Module):
             )
         y = self.rows[:height, None].expand(-1, width, -1)
         x = self.columns[None, :width].expand(height, -1, -1)
-        return torch.cat([y, x], dim=-1).permute(2, 0, 1).expand(batch, -1, -1, -1)  # [B, D, h, w]
+        return torch.cat([x, y], dim=-1).permute(2, 0, 1).expand(batch, -1, -1, -1)  # [B, D, h, w]

@@ -53,7 +53,9 @@ def read(
     tensors, metadata = read_safetensors(path)
     if metadata.get("format") != mark:
         got = metadata.get("format", "a file without such a mark")
-        raise CheckpointError(f"{path}: expected {kind} ('{mark}'), got {got}")
+        raise CheckpointError(
+            f"{path}: expected {kind} ('{mark}'), got {got}: another kind of file, or corrupt"
+        )
     if metadata.get("checksum") not in (checksum(tensors, metadata.get("card", "")), checksum(tensors)):
         raise CheckpointError(f"{path}: corrupt file, its checksum does not match; copy or save it again")
     try:
