@@ -8,7 +8,7 @@ G objects in one image, H W pixels of the padded batch. `boxes` are cxcywh in 0-
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import numpy as np
@@ -175,14 +175,9 @@ class Predictions:
     no_object: bool = True
     """Whether classes share one softmax, "no object" among them; else each is judged alone, by a sigmoid."""
 
-    def split(self, first: int) -> tuple[Predictions, Predictions]:
-        """Return the predictions of the `first` queries and of the rest."""
-        return tuple(  # type: ignore[return-value]
-            Predictions(logits=logits, boxes=boxes, no_object=self.no_object)
-            for logits, boxes in zip(
-                self.logits.tensor_split([first], 1), self.boxes.tensor_split([first], 1), strict=True
-            )
-        )
+    def queries(self, wanted: slice) -> Predictions:
+        """Return those of some queries."""
+        return replace(self, logits=self.logits[:, wanted], boxes=self.boxes[:, wanted])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +191,19 @@ class DetectorOutput:
     """Every layer's predictions of the denoising queries (training of DINO)."""
     denoising_matches: Matches | None = None
     """The objects that they were made of."""
+
+    @classmethod
+    def of(cls, layers: tuple[Predictions, ...], queries: Queries) -> Self:
+        """Tell the predictions of denoising queries, which come first, from the others."""
+        first = queries.num_denoising
+        if not first:
+            return cls(layers=layers, proposals=queries.proposals)
+        return cls(
+            layers=tuple(layer.queries(slice(first, None)) for layer in layers),
+            proposals=queries.proposals,
+            denoising=tuple(layer.queries(slice(first)) for layer in layers),
+            denoising_matches=queries.denoising,
+        )
 
 
 def as_pixels(

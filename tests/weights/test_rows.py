@@ -13,7 +13,11 @@ IDS = [category.id for category in CATEGORIES]
 
 def head(rows: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     torch.manual_seed(rows)
-    return {WEIGHT: torch.randn(rows, 4, dtype=dtype), BIAS: torch.randn(rows, dtype=dtype), "other": torch.ones(2)}
+    return {
+        WEIGHT: torch.randn(rows, 4, dtype=dtype),
+        BIAS: torch.randn(rows, dtype=dtype),
+        "other": torch.ones(2),
+    }
 
 
 def logits(state: dict[str, Tensor], states: Tensor) -> Tensor:

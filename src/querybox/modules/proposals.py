@@ -17,16 +17,14 @@ class PointQueries(nn.Module):
 
     def __init__(self, count: int, width: int) -> None:
         super().__init__()
-        self.position = nn.Parameter(torch.randn(count, width))
-        self.content = nn.Parameter(torch.randn(count, width))
+        self.embedding = nn.Parameter(torch.randn(count, 2 * width))  # position and content
         self.reference = nn.Linear(width, 2)
         nn.init.xavier_uniform_(self.reference.weight)
         nn.init.zeros_(self.reference.bias)
 
     def forward(self, memory: Memory) -> Queries:
         """Repeat the queries for each image of `memory`."""
-        position = self.position.expand(len(memory.tokens), -1, -1)  # [B, Q, D]
-        content = self.content.expand(len(memory.tokens), -1, -1)
+        position, content = self.embedding.expand(len(memory.tokens), -1, -1).chunk(2, dim=-1)  # [B, Q, D]
         return Queries(content=content, position=position, reference=self.reference(position).sigmoid())
 
 

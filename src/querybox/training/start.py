@@ -12,7 +12,7 @@ from querybox.data import DataSettings, DetectionData, read_train_and_val, requi
 from querybox.detector import Detector
 from querybox.errors import CheckpointError, ConfigError
 from querybox.evaluate import labels_by_name
-from querybox.recipes import DETR, find
+from querybox.recipes import find
 from querybox.structures import Category
 from querybox.training.settings import RunSettings
 
@@ -29,10 +29,11 @@ def resolve(settings: RunSettings) -> RunSettings:
     """
     if settings.data.train is None:
         raise ConfigError("setting 'data.train' is missing; expected the path of a dataset to train on")
-    recipe = find(settings.recipe).model_dump()
+    named = find(settings.recipe)
+    recipe = named.model_dump()
     if settings.weights is None:
         recipe["backbone_weights"] = "imagenet"  # a random backbone learns nothing from a few hundred images
-    model = DETR.parse({**recipe, **settings.model}, where="model").model_dump(mode="json")
+    model = type(named).parse({**recipe, **settings.model}, where="model").model_dump(mode="json")
     if model["backbone_weights"] not in (None, "imagenet"):
         model["backbone_weights"] = str(Path(model["backbone_weights"]).resolve())
     paths = {"train": str(Path(settings.data.train).resolve())}
