@@ -155,13 +155,14 @@ class Queries:
     position: Float[Tensor, "B Q D"]
     reference: Float[Tensor, "B Q R"] | None = None
     """Where a query looks first, in 0-1 of the unpadded image: a point (R = 2) or a box (R = 4)."""
-    blocked: Bool[Tensor, "Q Q"] | None = None
-    """True = the row's query may not attend to the column's."""
     proposals: Predictions | None = None
     """What the encoder proposed, where queries are made of proposals."""
-    denoising: Matches | None = None
-    """Pairs of the leading queries that the matcher never sees: they know their object (training of DINO)."""
     num_denoising: int = 0
+    """Leading queries that the matcher never sees, for each of them is told its object (training of DINO)."""
+    denoising: Matches | None = None
+    """Which of them have to find their object, and which object that is."""
+    blocked: Bool[Tensor, "N Q"] | None = None
+    """True = the denoising query (row) may not attend to the query (column)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

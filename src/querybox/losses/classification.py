@@ -67,9 +67,10 @@ class Focal:
         negatives: Float[Tensor, ""],  # noqa: ARG002 - they hardly count
     ) -> Float[Tensor, " L"]:
         """Return each layer's loss: the sum over all queries and classes, divided by the matched queries."""
-        right = self.cost(logits).gather(1, answers[..., None].expand(-1, -1, logits.shape[2]))  # [L, M, K]
-        right = right.gather(2, labels[..., None]).sum((1, 2))
-        return (self.missed(logits).sum((1, 2)) + right) / positives.clamp(min=1)
+        rows = logits.gather(1, answers[..., None].expand(-1, -1, logits.shape[2]))  # [L, M, K]
+        right = rows.gather(2, labels[..., None])[..., 0]  # [L, M]
+        found = (self.found(right) - self.missed(right)).sum(1)
+        return (self.missed(logits).sum((1, 2)) + found) / positives.clamp(min=1)
 
     def found(self, logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return the loss where the class is there."""

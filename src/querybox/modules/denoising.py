@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from querybox.boxes import to_cxcywh, to_xyxy
@@ -91,11 +93,10 @@ class Denoising(nn.Module):
         return to_cxcywh((to_xyxy(boxes) + self.box_noise * sign * amount * half).clamp(0, 1))
 
 
-def blocked(groups: int, size: int, queries: int, device: torch.device) -> Tensor:
-    """Return [Q, Q], True where a query may not see another: `groups` of `size` denoising queries, then the rest.
+def blocked(groups: int, size: int, queries: int, device: torch.device) -> Bool[Tensor, "N Q"]:
+    """Return True where a denoising query may not see a query: one of another of the `groups`, of `size` each.
 
-    No group sees another one, and the queries that are matched see none: they would see the answers.
+    They may see the `queries` that follow, which are matched; those never see them.
     """
-    group = torch.arange(groups, device=device).repeat_interleave(size)
-    group = torch.cat([group, group.new_full((queries,), groups)])
-    return (group != group[:, None]) & (group < groups)
+    group = torch.arange(groups, device=device).repeat_interleave(size)  # [N]
+    return F.pad(group[:, None] != group, (0, queries))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from querybox.boxes import inverse_sigmoid
@@ -37,15 +37,22 @@ class DeformableDecoderLayer(nn.Module):
         content: Float[Tensor, "B Q D"],
         position: Float[Tensor, "B Q D"],
         reference: Float[Tensor, "B Q R"],
-        blocked: Bool[Tensor, "Q Q"] | None,
+        queries: Queries,
         memory: Memory,
     ) -> Float[Tensor, "B Q D"]:
-        """Refine the queries' content; `blocked` is True where a query may not see another."""
+        """Refine the queries' content; `queries` says which of them are there for denoising."""
         levels = memory.levels
         assert levels is not None
 
         def agree(x: Tensor) -> Tensor:
-            return self.self_attention(x + position, x + position, x, blocked=blocked)
+            first = queries.num_denoising
+            place = x + position
+            # Denoising queries are not even shown to the others: they would see the answers.
+            agreed = self.self_attention(place[:, first:], place[:, first:], x[:, first:])
+            if not first:
+                return agreed
+            denoised = self.self_attention(place[:, :first], place, x, blocked=queries.blocked)
+            return torch.cat([denoised, agreed], 1)
 
         def look(x: Tensor) -> Tensor:
             return self.cross_attention(x + position, reference, memory.tokens, levels)
@@ -105,7 +112,7 @@ class ReferenceDecoder(nn.Module):
             box_head = self.box_heads[index % len(self.box_heads)]
             if self.position is not None:
                 position = self.position(seen, memory)
-            content = layer(content, position, seen, queries.blocked, memory)
+            content = layer(content, position, seen, queries, memory)
             answer = self.norm(content)
             boxes = move(reference, box_head(answer))
             predictions.append(Predictions(logits=class_head(answer), boxes=boxes, no_object=False))
