@@ -1,3 +1,136 @@
-from benchmarks.setup import Setup
-def rows(setup: Setup):
-    yield from ()
+"""How long it takes until there is something to work with: imports, ``--help``, loading a model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks import engines, peers
+from benchmarks.goals import beyond, under
+from benchmarks.measure import Absent, Row, Side, Work
+from benchmarks.setup import Setup, detector
+
+TORCH = "torch"
+IMPORTS = {
+    TORCH: "import torch",
+    "querybox": "import torch, querybox",
+    "querybox.Detector": "import torch, querybox; querybox.Detector",
+    "querybox, every public name": "import torch, querybox; [getattr(querybox, name) for name in querybox.__all__]",
+    peers.TRANSFORMERS: "import torch; from transformers import DetrForObjectDetection",
+    peers.FACEBOOK: "import torch, main",
+}
+CLOCK = "import time; start = time.perf_counter(); {}; print(time.perf_counter() - start)"
+HELP = "querybox --help"
+
+
+def rows(setup: Setup) -> Iterator[Row]:
+    """Yield imports and ``--help`` in fresh processes, and loading a model."""
+    yield Row(
+        name="import",
+        title="Import, in a fresh process",
+        sides=[Side(name=name, build=partial(importing, setup, name)) for name in IMPORTS],
+        difference=incomparable,
+        value=float,
+        goals=[beyond("querybox", TORCH, 0.5), beyond("querybox.Detector", TORCH, 0.5)],
+        rounds=(1, 1) if setup.quick else (7, 7),
+    )
+    yield Row(
+        name="help",
+        title="`querybox --help`, the whole process",
+        sides=[Side(name=HELP, build=help_command)],
+        difference=incomparable,
+        goals=[under(HELP, 1.0)],
+        rounds=(1, 1) if setup.quick else (7, 7),
+    )
+    loaders = {
+        "querybox": partial(load_ours, setup),
+        engines.ONNX: partial(load_exported, setup, engines.ONNX),
+        engines.OPENVINO: partial(load_exported, setup, engines.OPENVINO),
+        peers.FACEBOOK: partial(load_facebook, setup),
+        peers.TRANSFORMERS: partial(load_transformers, setup),
+    }
+    yield Row(
+        name="load",
+        title="Load DETR R50 from a file, imports done",
+        sides=[Side(name=name, build=build) for name, build in loaders.items()],
+        difference=incomparable,
+        seconds=setup.seconds(15),
+    )
+
+
+def incomparable(*_: Any) -> float:
+    """Say that these answers are not compared."""
+    return float("nan")
+
+
+def importing(setup: Setup, name: str) -> Work:
+    """Return an import in a process of its own, which times it itself."""
+    path = []
+    if name == peers.FACEBOOK:
+        with peers.importable(setup.facebook):
+            path = [str(setup.facebook)]
+    program = f"import sys; sys.path += {path}; " + CLOCK.format(IMPORTS[name])
+    command = [sys.executable, "-W", "ignore", "-c", program]
+
+    def work() -> float:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise Absent(done.stderr.strip().rpartition("\n")[2])
+        return float(done.stdout)
+
+    work()  # now its files are in memory
+    return work
+
+
+def help_command() -> Work:
+    """Return ``querybox --help`` as a shell runs it."""
+    command = [str(Path(sys.executable).with_name("querybox")), "--help"]
+    return lambda: subprocess.run(command, capture_output=True, check=True)
+
+
+def load_ours(setup: Setup) -> Work:
+    """Return loading our own file."""
+    from querybox.detector import Detector
+
+    path = setup.folder / "querybox.safetensors"
+    detector().save(path)
+    return lambda: Detector.load(path)
+
+
+def load_exported(setup: Setup, name: str) -> Work:
+    """Return loading an exported model."""
+    from querybox.export import load_engine
+
+    engines.build(setup, name)
+    return lambda: load_engine(engines.file_of(setup, name))
+
+
+def load_facebook(setup: Setup) -> Work:
+    """Return building facebookresearch's model and reading its weights, as its main.py does."""
+    import torch
+
+    path = setup.folder / "facebookresearch.pth"
+    model, _ = peers.facebook(setup.facebook, detector())
+    torch.save({"model": model.state_dict()}, path)
+
+    def work() -> Any:
+        model, _ = peers.facebook(setup.facebook)
+        model.load_state_dict(torch.load(path, map_location="cpu")["model"])
+        return model
+
+    return work
+
+
+def load_transformers(setup: Setup) -> Work:
+    """Return ``from_pretrained`` of a folder."""
+    from transformers import DetrForObjectDetection
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    folder = setup.folder / "transformers"
+    peers.transformers(detector()).save_pretrained(folder)
+    return lambda: DetrForObjectDetection.from_pretrained(folder)

@@ -94,6 +94,9 @@ def facebook(setup: Setup) -> Work:
 def transformers(setup: Setup, *, bf16: bool = False) -> Work:
     """Return the same step, with the fused AdamW that is the default of transformers' Trainer."""
     model = peers.transformers(detector())
+    for name, parameter in model.model.backbone.model.named_parameters():
+        # As published, and as the others do; with timm's backbone transformers leaves it out, and trains all layers.
+        parameter.requires_grad_(any(layer in name for layer in ("layer2", "layer3", "layer4")))
     batch, wanted = inputs(setup)
     mask = (~batch.padding_mask).long()
     theirs = peers.transformers_targets(wanted)

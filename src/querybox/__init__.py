@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from querybox import recipes
+    from querybox.convert import convert
     from querybox.data import read_dataset
     from querybox.detections import Detections
     from querybox.detector import Detector
     from querybox.draw import draw
     from querybox.errors import QueryboxError
     from querybox.evaluate import evaluate
+    from querybox.export import export, load_engine
     from querybox.losses.criterion import Criterion
     from querybox.losses.matcher import HungarianMatcher
     from querybox.structures import Category, DetectorOutput, ImageBatch, Predictions, Preprocessing, Target
@@ -44,8 +46,11 @@ __all__ = [
     "QueryboxError",
     "RunSettings",
     "Target",
+    "convert",
     "draw",
     "evaluate",
+    "export",
+    "load_engine",
     "read_dataset",
     "recipes",
     "train",
@@ -65,8 +70,11 @@ _HOMES = {
     "QueryboxError": "errors",
     "RunSettings": "training",
     "Target": "structures",
+    "convert": "convert",
     "draw": "draw",
     "evaluate": "evaluate",
+    "export": "export",
+    "load_engine": "export",
     "read_dataset": "data",
     "train": "training",
 }

@@ -13,6 +13,7 @@ from querybox.structures import Category, DetectorOutput, ImageBatch, Preprocess
 
 if TYPE_CHECKING:
     from querybox.detections import Detections
+    from querybox.optimize import OptimizedDetector
     from querybox.recipes import Recipe
     from querybox.sources import Source
 
@@ -154,6 +155,31 @@ class Detector(nn.Module):
         from querybox.recipes.files import save
 
         save(self, path, dtype=dtype)
+
+    def optimize(
+        self,
+        *,
+        dtype: torch.dtype = torch.float32,
+        compile: bool = False,  # noqa: A002 - torch's word
+    ) -> OptimizedDetector:
+        """Return a copy for inference that detects the same, about twice as fast on a CPU.
+
+        Batch norms are folded into the convolutions, these fused with what comes after them, constants kept, and
+        only the last decoder layer answers. In float32 logits and boxes stay within 1e-4. `predict` and `evaluate`
+        make such a copy themselves; who predicts often keeps one. Later changes of this detector do not reach it.
+
+        Args:
+            dtype: What it computes in; ``torch.bfloat16`` is the faster one where the machine has it. The heads stay
+                in float32.
+            compile: Compile it with `torch.compile`, for all image sizes at once, when it is first called. This takes
+                minutes and is meant for GPUs.
+
+        Raises:
+            ConfigError: `dtype` is none of float32, bfloat16 and float16.
+        """
+        from querybox.optimize import optimize
+
+        return optimize(self, dtype=dtype, compile=compile)
 
     def predict(
         self,

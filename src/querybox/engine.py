@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 import torch
+from torch import nn
 
 from querybox.structures import Category, DetectorOutput, ImageBatch, Preprocessing
 
@@ -31,3 +34,17 @@ class Engine(Protocol):
 
     def __call__(self, batch: ImageBatch, /) -> DetectorOutput:
         """Detect objects in a batch; of `layers`, the last is the answer and the only one that has to be there."""
+
+
+@contextmanager
+def evaluating(engine: Engine) -> Iterator[None]:
+    """Switch a module to evaluation mode, and every part back to the mode it was in."""
+    modules = engine.modules() if isinstance(engine, nn.Module) else ()
+    training = [part for part in modules if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True

@@ -6,6 +6,7 @@ QueryboxError
 ├── DataError          a dataset cannot be used as it is
 │   └── ImageError     one image cannot be read
 ├── CheckpointError    a weights or checkpoint file is missing, corrupt, or does not fit
+├── ExportError        an exported model does not answer as its detector does
 ├── TrainingError      training cannot go on
 │   └── NonFiniteError a loss, a cost or a gradient is NaN or infinite
 └── MissingExtraError  an optional package is not installed
@@ -33,6 +34,10 @@ class ImageError(DataError):
 
 class CheckpointError(QueryboxError, ValueError):
     """A weights or checkpoint file is missing, corrupt, or does not fit the model."""
+
+
+class ExportError(QueryboxError, RuntimeError):
+    """An exported model does not answer as its detector does; its file was not kept."""
 
 
 class TrainingError(QueryboxError, RuntimeError):

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from querybox.data.transforms import resize
 from querybox.detections import Detections
+from querybox.detector import Detector
 from querybox.engine import Engine
 from querybox.errors import ConfigError
+from querybox.optimize import optimize
 from querybox.postprocess import postprocess
 from querybox.sources import Frame, Source, find_sources, read_frames
 from querybox.structures import ImageBatch, Preprocessing
@@ -82,6 +83,8 @@ def detect_frames(
     """
     require("top_k", top_k, 1)
     require("batch_size", batch_size, 1)
+    if isinstance(engine, Detector):
+        engine = optimize(engine)
     inputs = prepare(frames, engine.preprocessing)
     return in_order(detect_all(engine, equal_shapes(inputs, batch_size), top_k))
 
@@ -133,8 +136,10 @@ def detect(engine: Engine, batch: Sequence[Input], top_k: int) -> list[Detection
     sizes = torch.tensor([pixels.shape[2:]] * len(batch))  # [B, 2]
     original_sizes = torch.tensor([each.size for each in batch])  # [B, 2]
     device = engine.device
-    with evaluating(engine), torch.inference_mode():
-        images = ImageBatch.from_pixels(pixels.to(device), sizes.to(device), engine.preprocessing)
+    with torch.inference_mode():
+        images = ImageBatch.from_pixels(
+            pixels.to(device), sizes.to(device), engine.preprocessing, padded=False
+        )
         found = postprocess(
             engine(images).layers[-1],
             original_sizes.to(device),
@@ -154,20 +159,6 @@ def detect(engine: Engine, batch: Sequence[Input], top_k: int) -> list[Detection
         )
         for row, each in enumerate(batch)
     ]
-
-
-@contextmanager
-def evaluating(engine: Engine) -> Iterator[None]:
-    """Switch a module to evaluation mode, and every part back to the mode it was in."""
-    modules = engine.modules() if isinstance(engine, nn.Module) else ()
-    training = [part for part in modules if part.training]
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 def in_order(answers: Iterable[tuple[int, Detections]]) -> Iterator[Detections]:

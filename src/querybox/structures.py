@@ -58,6 +58,8 @@ class ImageBatch:
     """True = padding."""
     sizes: Int[Tensor, "B 2"]
     """(height, width) of each image before padding, in pixels."""
+    padded: bool = True
+    """False: no image is padded, which need not be read from the mask."""
 
     @classmethod
     def from_images(
@@ -74,13 +76,26 @@ class ImageBatch:
         if not images:
             raise ValueError("ImageBatch.from_images got no images; it needs at least one")
         pixels, sizes = pad([as_pixels(image) for image in images])
-        return cls.from_pixels(pixels.to(device), sizes.to(device), preprocessing)
+        padded = bool((sizes != sizes[0]).any())
+        return cls.from_pixels(pixels.to(device), sizes.to(device), preprocessing, padded=padded)
 
     @classmethod
     def from_pixels(
-        cls, pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"], preprocessing: Preprocessing
+        cls,
+        pixels: UInt8[Tensor, "B 3 H W"],
+        sizes: Int[Tensor, "B 2"],
+        preprocessing: Preprocessing,
+        *,
+        padded: bool = True,
     ) -> Self:
-        """Normalise images that are already padded, on the device where they are."""
+        """Normalise images that are already padded, on the device where they are.
+
+        Args:
+            pixels: RGB; anything where padded.
+            sizes: (height, width) of each image before padding.
+            preprocessing: Has mean and standard deviation.
+            padded: Whether some image may be padded.
+        """
         device = pixels.device
         rows = torch.arange(pixels.shape[2], device=device)[:, None]
         columns = torch.arange(pixels.shape[3], device=device)
@@ -88,8 +103,10 @@ class ImageBatch:
         mean = torch.tensor(preprocessing.mean, device=device)[:, None, None]
         std = torch.tensor(preprocessing.std, device=device)[:, None, None]
         images = pixels.to(torch.float32, memory_format=torch.contiguous_format)  # [B, 3, H, W]
-        images = images.sub_(mean).div_(std).masked_fill_(padding_mask[:, None], 0.0)
-        return cls(images=images, padding_mask=padding_mask, sizes=sizes)
+        images = images.sub_(mean).div_(std)
+        if padded:
+            images.mul_(~padding_mask[:, None])
+        return cls(images=images, padding_mask=padding_mask, sizes=sizes, padded=padded)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +132,8 @@ class Memory:
 
     tokens: Float[Tensor, "B S D"]
     position: Float[Tensor, "B S D"]
-    padding_mask: Bool[Tensor, "B S"]
-    """True = padding."""
+    padding_mask: Bool[Tensor, "B S"] | None
+    """True = padding; None: nothing is padded."""
     levels: Levels | None = None
     """How the tokens make up several maps; None where there is but one (DETR)."""
 
@@ -216,7 +233,7 @@ def as_pixels(
     """
     if isinstance(image, Tensor):
         return image
-    if isinstance(image, Image.Image):
+    if isinstance(image, Image.Image) and image.mode != "RGB":
         image = image.convert("RGB")
     return torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)
 

@@ -1,4 +1,4 @@
-"""The command line: ``querybox train | evaluate | predict | info``. Nothing here imports torch before it must."""
+"""The command line: ``querybox train | evaluate | predict | export | info``. Nothing here imports torch before it must."""
 
 from querybox.cli.main import main
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,6 +23,7 @@ def evaluate(
     split: str | None = None,
     output: Path = Path("evaluation"),
     batch_size: int = 8,
+    trust: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Measure how well a model finds the objects of a labelled dataset.
 
@@ -33,20 +36,22 @@ def evaluate(
     ```
 
     Args:
-        model: A .safetensors file, or a run folder: its best model, else its last.
+        model: A checkpoint of any layout, a run folder: its best model, else its last; or an exported model:
+            .onnx, .xml (OpenVINO), .pt2 (PyTorch).
         data: A dataset: COCO, Pascal VOC or YOLO, recognised from the path.
         split: Which split of the dataset, such as val; needed where it has several.
         output: Folder for the results.
         batch_size: Images in one forward pass; it does not change the result.
+        trust: Let a .pt2 file execute the code that it may hold.
     """
     from rich.console import Console
 
-    from querybox.cli.model import load_model
+    from querybox.cli.engine import load_engine
     from querybox.data import read_dataset
     from querybox.evaluate import evaluate as run
     from querybox.report import write_report
 
-    detector = load_model(model)
+    detector = load_engine(model, trusted=trust)
     dataset = read_dataset(data, split)
     output.mkdir(parents=True, exist_ok=True)
     with Console(stderr=True).status(f"Detecting objects in {len(dataset.images)} images"):

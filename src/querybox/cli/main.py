@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from cyclopts import App, CycloptsError
 
 from querybox import __version__
+from querybox.cli.convert import convert
 from querybox.cli.evaluate import evaluate
+from querybox.cli.export import export
 from querybox.cli.info import info
 from querybox.cli.predict import predict
 from querybox.cli.train import train
@@ -26,6 +28,7 @@ querybox info photos/                # what is in a dataset
 querybox train photos/ --output run  # train on it
 querybox evaluate run photos/        # how good it is
 querybox predict run new_photos/     # what it finds
+querybox export run --to onnx        # for other programs, and faster
 ```
 
 `querybox COMMAND --help` explains a command, with examples.
@@ -40,7 +43,7 @@ app = App(
     suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
-COMMANDS: tuple[Callable[..., None], ...] = (train, evaluate, predict, info)
+COMMANDS: tuple[Callable[..., None], ...] = (train, evaluate, predict, export, convert, info)
 for place, command in enumerate(COMMANDS):  # in the order of work, not of the alphabet
     app.command(command, sort_key=place)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from querybox.errors import CheckpointError
+from querybox.weights.hub import is_hub_name
 
 if TYPE_CHECKING:
     from querybox.detector import Detector
@@ -18,8 +19,9 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".index.json")
 
 
 def is_model(path: Path) -> bool:
-    """Tell a weights file, or a folder with one, from a dataset."""
-    return path.name.endswith(SUFFIXES) or any((path / name).is_file() for name in (*RUN, HUGGINGFACE))
+    """Tell a weights file, a folder with one, or a name on the hub from a dataset."""
+    is_file = path.name.endswith(SUFFIXES) or is_hub_name(path)
+    return is_file or any((path / name).is_file() for name in (*RUN, HUGGINGFACE))
 
 
 def find_model(path: Path) -> Path:

@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
 
 from querybox.errors import ConfigError
 
@@ -27,6 +29,7 @@ def predict(
     nms: float | None = None,
     format: str = ",".join(FORMATS),  # noqa: A002 - the option's name
     batch_size: int = 8,
+    trust: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Find objects in images and videos.
 
@@ -41,7 +44,8 @@ def predict(
     ```
 
     Args:
-        model: A .safetensors file, or a run folder: its best model, else its last.
+        model: A checkpoint of any layout, a run folder: its best model, else its last; or an exported model:
+            .onnx, .xml (OpenVINO), .pt2 (PyTorch).
         sources: Images, videos, folders or patterns.
         output: Folder for the results.
         threshold: Leave out detections that score less (0-1).
@@ -49,19 +53,20 @@ def predict(
         nms: Leave out detections that overlap a better one of their class by more than this IoU (0-1).
         format: What to write, of pictures, coco and csv, separated by commas.
         batch_size: Most images in one forward pass.
+        trust: Let a .pt2 file execute the code that it may hold.
     """
     formats = read_formats(format)
     if not sources:
         raise ConfigError("querybox predict got no sources; expected images, videos, folders or patterns")
 
-    from querybox.cli.model import load_model
+    from querybox.cli.engine import load_engine
     from querybox.predict import predict as run
     from querybox.sources import count_frames, find_files
     from querybox.writers import coco_file, csv_file, draw_files, picture_paths
 
     files = [file for source in sources for file in find_files(Path(source))]
     pictures = picture_paths(files, output) if "pictures" in formats else []
-    detector = load_model(model)
+    detector = load_engine(model, trusted=trust)
     found = run(detector, files, threshold=threshold, top_k=top_k, nms=nms, batch_size=batch_size)
     output.mkdir(parents=True, exist_ok=True)
     tally: Counter[str] = Counter()

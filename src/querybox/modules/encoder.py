@@ -32,7 +32,7 @@ class EncoderLayer(nn.Module):
         self,
         tokens: Float[Tensor, "B S D"],
         position: Float[Tensor, "B S D"],
-        padding_mask: Bool[Tensor, "B S"],
+        padding_mask: Bool[Tensor, "B S"] | None,
     ) -> Float[Tensor, "B S D"]:
         """Refine the tokens. The position says where to look (query, key), never what is seen (value)."""
         tokens = self.self_attention_residual(

@@ -45,7 +45,7 @@ class Proposals(nn.Module):
         """
         assert memory.levels is not None
         cells = cell_boxes(memory.levels)  # [B, S, 4]
-        inside = ((cells > 0.01) & (cells < 0.99)).all(-1) & ~memory.padding_mask  # [B, S]
+        inside = ((cells > 0.01) & (cells < 0.99)).all(-1) & ~memory.levels.padding_mask  # [B, S]
         tokens = self.norm(self.projection(memory.tokens.masked_fill(~inside[..., None], 0.0)))
         start = torch.log(cells / (1 - cells)).masked_fill(~inside[..., None], torch.inf)
         boxes = (self.box_head(tokens) + start).sigmoid()

@@ -18,15 +18,8 @@ from torch import Tensor
 
 from querybox.errors import CheckpointError
 from querybox.weights.digest import check_digest
+from querybox.weights.hub import WEIGHTS, fetch, is_hub_name
 from querybox.weights.pickled import read_pickled
-
-NAMES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-"""Weights in a Hugging Face folder, the preferred first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +45,13 @@ def read_checkpoint_file(path: str | Path) -> CheckpointFile:
 
     Args:
         path: A ``.safetensors`` file; a ``.pth``, ``.pt`` or ``.bin`` file with tensors by name, alone or under
-            ``"model"`` or ``"state_dict"``; the ``.index.json`` of a file in shards; or a Hugging Face folder.
+            ``"model"`` or ``"state_dict"``; the ``.index.json`` of a file in shards; a Hugging Face folder; or
+            ``hf://owner/name``, with or without ``@revision``, which is fetched from the hub.
 
     Raises:
         CheckpointError: It is missing, truncated, corrupt, would need code to be executed, or holds something else.
     """
-    path = find_weights(Path(path))
+    path = find_weights(path)
     if path.name.endswith(".index.json"):
         tensors, metadata = read_shards(path)
     elif path.suffix == ".safetensors":
@@ -72,17 +66,18 @@ def read_checkpoint_file(path: str | Path) -> CheckpointFile:
     return CheckpointFile(tensors=tensors, metadata=metadata)
 
 
-def find_weights(path: Path) -> Path:
-    """Return the file that is meant by `path`, which may be a Hugging Face folder.
+def find_weights(path: str | Path) -> Path:
+    """Return the file that is meant by `path`, which may be a Hugging Face folder or a name on the hub.
 
     Raises:
         CheckpointError: There is none.
     """
+    path = fetch(path).folder if is_hub_name(path) else Path(path)
     if path.is_dir():
-        for name in NAMES:
+        for name in WEIGHTS:
             if (path / name).is_file():
                 return path / name
-        raise CheckpointError(f"{path}: no weights in this folder; expected one of {', '.join(NAMES)}")
+        raise CheckpointError(f"{path}: no weights in this folder; expected one of {', '.join(WEIGHTS)}")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such weights file")
     return path

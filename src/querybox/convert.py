@@ -1,0 +1,219 @@
+"""A checkpoint for another system: the same tensors under its names, in its wrapper."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from querybox.checkpoints import CARD, NO_CLASS, Checkpoint, read_checkpoint
+from querybox.errors import CheckpointError, ConfigError
+from querybox.recipes import DETR, Blueprint, restore
+from querybox.weights import coco
+from querybox.weights import querybox as querybox_file
+from querybox.weights.facebook import FACEBOOK
+from querybox.weights.files import atomic
+from querybox.weights.huggingface import HUGGINGFACE
+from querybox.weights.huggingface_folder import model_config, preprocessor_config, write_folder
+from querybox.weights.layout import Layout
+from querybox.weights.mmdet2 import MMDET2
+from querybox.weights.mmdet3 import MMDET3
+from querybox.weights.rows import drop_rows, insert_rows
+from querybox.weights.shapes import RESNETS
+
+logger = logging.getLogger(__name__)
+
+System = Literal["facebook", "mmdet2", "mmdet3", "huggingface", "querybox"]
+Rows = Literal[80, 91]
+LAYOUTS: dict[System, Layout] = {
+    "facebook": FACEBOOK,
+    "mmdet2": MMDET2,
+    "mmdet3": MMDET3,
+    "huggingface": HUGGINGFACE,
+}
+SUFFIXES: dict[System, tuple[str, ...]] = {
+    "facebook": (".pth", ".pt"),
+    "mmdet2": (".pth", ".pt"),
+    "mmdet3": (".pth", ".pt"),
+    "huggingface": ("",),  # a folder
+    "querybox": (".safetensors",),
+}
+STOCK_ROWS: dict[System, int] = {"facebook": 91, "mmdet2": 80, "mmdet3": 80}
+"""Rows of the class head, without "no object", in the system's own config for COCO."""
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    to: System,
+    rows: Rows | None = None,
+    dilation: bool | None = None,
+    heads: int | None = None,
+) -> None:
+    """Write a checkpoint of any layout for another system.
+
+    Tensors get other names, and the projections of attention are split or joined. Their numbers and types stay, so
+    the way there and back gives the very same tensors. What a ``.pth`` file has no place for in its own system (image
+    size, attention heads, dilation, category ids) is kept in its ``meta``, which that system passes over. The counters
+    of batch norms, which frozen ones never read, are left out where a layout has none, and come back as zero.
+
+    Args:
+        source: What `Detector.from_checkpoint` reads.
+        target: A new ``.pth`` file for facebook, mmdet2 and mmdet3, ``.safetensors`` file for querybox, folder for
+            huggingface. It appears when it is complete.
+        to: Whose names and wrapper: facebookresearch/detr's, MMDetection's 2.x or 3.x, those of the Hugging Face
+            hub, or querybox's own.
+        rows: Bring the class head of COCO's 80 classes to 80 rows, as MMDetection has it, or 91, as facebookresearch
+            and Hugging Face have it. Each class keeps its logit. On the way to 80 the rows of no class are dropped:
+            the softmax gives their probability to the others, so all scores grow, usually by very little. On the way
+            to 91 new rows get probability zero, so no score changes. None: as they are.
+        dilation: Whether the last stage is dilated, as in `Detector.from_checkpoint`.
+        heads: Of attention, as in `Detector.from_checkpoint`.
+
+    Raises:
+        CheckpointError: `source` cannot be read.
+        ConfigError: `target` exists or has the wrong suffix; the other system has no such model; or `rows` is given
+            for other classes than COCO's.
+    """
+    target = Path(target)
+    check_target(target, to)
+    checkpoint = read_checkpoint(source, dilation=dilation, heads=heads)
+    for sentence in checkpoint.assumed:
+        logger.info("%s: assumed: %s", source, sentence)
+    try:
+        check_model(checkpoint, to)
+        if rows is not None:
+            checkpoint = with_rows(checkpoint, rows)
+    except (CheckpointError, ConfigError) as error:
+        raise type(error)(f"{source}: {error}") from error
+    write(checkpoint, target, to)
+    for sentence in to_set_there(checkpoint.blueprint, to):
+        logger.info("%s: %s", target, sentence)
+
+
+def check_target(target: Path, to: System) -> None:
+    """Raise ConfigError unless `target` is a new path of the right kind."""
+    if to not in get_args(System):
+        raise ConfigError(f"convert got to='{to}'; expected one of {', '.join(get_args(System))}")
+    if target.suffix not in SUFFIXES[to]:
+        expected = " or ".join(SUFFIXES[to]) if to != "huggingface" else "a folder, without suffix,"
+        raise ConfigError(f"{target}: expected {expected} for {to}; choose another name, or another 'to'")
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise ConfigError(f"{target}: exists already; choose another name, or remove it first")
+
+
+def check_model(checkpoint: Checkpoint, to: System) -> None:
+    """See that the tensors are whole, and that the other system has such a model.
+
+    Raises:
+        CheckpointError: A tensor is missing or does not fit.
+        ConfigError: A setting has no counterpart there.
+    """
+    restore(checkpoint.blueprint, checkpoint.state)
+    if to == "querybox":
+        return
+    layout, recipe = LAYOUTS[to], checkpoint.blueprint.recipe
+    strangers = [f"{name}={getattr(recipe, name)!r}" for name in unknown_settings(recipe, layout)]
+    if strangers:
+        raise ConfigError(
+            f"{layout.name} has no DETR with {', '.join(strangers)}; only querybox's own file holds this model"
+        )
+
+
+def unknown_settings(recipe: DETR, layout: Layout) -> list[str]:
+    """Name the settings of the recipe whose value does not exist in the layout's system."""
+    known = {
+        "backbone": recipe.backbone.partition(".")[0]
+        in {name.partition(".")[0] for name in RESNETS.values()},
+        "stride": recipe.stride == (16 if recipe.dilation else 32),
+        # MMDetection also dilates the first block of the stage, so its numbers would be others.
+        "dilation": not (recipe.dilation and layout in (MMDET2, MMDET3)),
+        "norm_first": not recipe.norm_first or "encoder.norm" in layout.modules,
+        "local_start": not recipe.local_start,
+    }
+    return [name for name, is_known in known.items() if not is_known]
+
+
+def with_rows(checkpoint: Checkpoint, rows: Rows) -> Checkpoint:
+    """Bring the class head of COCO's classes to 80 or 91 rows; see `convert`.
+
+    Raises:
+        ConfigError: The classes are others.
+    """
+    blueprint = checkpoint.blueprint
+    names = [category.name for category in blueprint.categories]
+    if names != list(coco.NAMES.values()):
+        raise ConfigError(
+            f"rows={rows} is for COCO's 80 classes, this model has {len(names)} of its own; leave rows out"
+        )
+    before, after = blueprint.recipe.unused_rows, coco.UNUSED_ROWS if rows == 91 else ()
+    if before == after:
+        return checkpoint
+    if after:
+        logger.info("class head: %d rows of no class are new; their probability is zero", len(after))
+    else:
+        logger.info(
+            "class head: %d rows of no class are dropped; each class keeps its logit, and the softmax gives the "
+            "probability of the dropped rows to the others, so scores grow a little",
+            len(before),
+        )
+    recipe = blueprint.recipe.replace(unused_rows=after)
+    return dataclasses.replace(
+        checkpoint,
+        blueprint=dataclasses.replace(blueprint, recipe=recipe),
+        state=insert_rows(drop_rows(checkpoint.state, before), after),
+    )
+
+
+def write(checkpoint: Checkpoint, target: Path, to: System) -> None:
+    """Write the checkpoint as the system itself would."""
+    blueprint, state = checkpoint.blueprint, checkpoint.state
+    if to == "querybox":
+        querybox_file.write(target, state, blueprint.card())
+        return
+    tensors, names = LAYOUTS[to].to_theirs(state), row_names(blueprint)
+    if to == "huggingface":
+        settings = blueprint.recipe.model_dump()
+        files = {
+            "config.json": model_config(settings, names),
+            "preprocessor_config.json": preprocessor_config(blueprint.preprocessing),
+        }
+        write_folder(target, tensors, files)
+        return
+    meta: dict[str, Any] = {"dataset_meta": {"classes": names}} if to == "mmdet3" else {"CLASSES": names}
+    content: dict[str, Tensor | Any] = {
+        "model" if to == "facebook" else "state_dict": tensors,
+        "meta": {**meta, CARD: blueprint.card()},
+    }
+    with atomic(target) as temporary:
+        torch.save(content, temporary)
+
+
+def row_names(blueprint: Blueprint) -> tuple[str, ...]:
+    """Return what each row of the class head stands for, without "no object"."""
+    unused, names = blueprint.recipe.unused_rows, iter(blueprint.categories)
+    rows = range(len(blueprint.categories) + len(unused))
+    return tuple(NO_CLASS if row in unused else next(names).name for row in rows)
+
+
+def to_set_there(blueprint: Blueprint, to: System) -> list[str]:
+    """Say what the other system has to be told before it loads the file, a sentence each."""
+    if to not in STOCK_ROWS:
+        return []  # the file says it all
+    recipe, rows = blueprint.recipe, len(row_names(blueprint))
+    sentences = []
+    if rows != STOCK_ROWS[to]:
+        sentences.append(
+            f'its class head has {rows} rows beside "no object", but {LAYOUTS[to].name}\'s own config has '
+            f"{STOCK_ROWS[to]}: set num_classes={rows} there"
+        )
+    if recipe.heads != 8:
+        sentences.append(f"it has {recipe.heads} attention heads, which no tensor shows: set them there")
+    if recipe.dilation:
+        sentences.append("its last stage is dilated, which no tensor shows: pass --dilation there")
+    return sentences

@@ -1,0 +1,67 @@
+"""int8: weights and activations in 8 bits, their ranges taken from the user's own images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from querybox.data import DetectionData, read_pixels
+from querybox.errors import DataError
+from querybox.export.openvino import missing
+from querybox.predict import prepare
+from querybox.sources import Frame
+from querybox.structures import Preprocessing
+
+if TYPE_CHECKING:
+    import openvino
+
+IMAGES = 100
+"""How many images calibrate, spread evenly over the data."""
+
+
+def quantise(
+    model: openvino.Model, exact: frozenset[str], data: DetectionData, preprocessing: Preprocessing
+) -> openvino.Model:
+    """Return the model in int8, but for what is sensitive and cheap.
+
+    Normalisations, softmax and attention's own products stay in float by nature; so do the operations of `exact`.
+
+    Args:
+        model: In float32, as `querybox.export.openvino.convert` made it.
+        exact: Operations of the traced graph, by name, that stay in float.
+        data: Images like those that the model will see; their boxes do not matter here.
+        preprocessing: The detector's.
+
+    Raises:
+        DataError: The data hold no image.
+        MissingExtraError: NNCF is not installed.
+    """
+    try:
+        import nncf
+    except ImportError:
+        raise missing("int8") from None
+    if not data.images:
+        raise DataError(f"{data.source}: holds no image to calibrate int8 with")
+    kept = [
+        name
+        for name in (operation.get_friendly_name() for operation in model.get_ops())
+        if name.partition("/")[0] in exact and name.endswith("MatMul")
+    ]
+    return nncf.quantize(
+        model,
+        nncf.Dataset(list(samples(data, preprocessing))),
+        preset=nncf.QuantizationPreset.PERFORMANCE,
+        ignored_scope=nncf.IgnoredScope(names=kept),
+        subset_size=IMAGES,
+    )
+
+
+def samples(data: DetectionData, preprocessing: Preprocessing) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the model's input for `IMAGES` images of the data, spread evenly."""
+    chosen = data.images[:: -(-len(data.images) // IMAGES)]
+    frames = (Frame(source=str(record.path), pixels=read_pixels(record)) for record in chosen)
+    for each in prepare(frames, preprocessing):
+        pixels = each.pixels[None].contiguous()
+        yield {"pixels": pixels.numpy(), "sizes": np.array([pixels.shape[2:]], dtype=np.int64)}

@@ -1,0 +1,110 @@
+"""Exporting a detector: traced, written, opened again, and proved equal before the file takes its place."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch.export import ExportedProgram
+
+from querybox.data import DetectionData
+from querybox.detector import Detector
+from querybox.errors import ConfigError
+from querybox.evaluate import evaluate
+from querybox.export import onnx, openvino, torch
+from querybox.export.card import Card, Precision
+from querybox.export.check import Proof, prove
+from querybox.export.engine import ExportedModel
+from querybox.export.graph import decoder_nodes, trace
+from querybox.export.load import load_engine
+from querybox.export.quantise import quantise
+
+Format = Literal["onnx", "openvino", "torch"]
+SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """What was written, and what is known of it."""
+
+    files: tuple[Path, ...]
+    """The file; for OpenVINO also the ``.bin`` with its weights, which has to stay beside it."""
+    proof: Proof
+    """How close the answers are to the detector's; with int8, those of the model before quantisation."""
+    AP: tuple[float, float] | None = None
+    """With int8: average precision on the calibration data in float32 and in int8, 0-1."""
+
+
+def export(
+    detector: Detector,
+    path: str | Path,
+    *,
+    to: Format,
+    precision: Precision = "float32",
+    calibration: DetectionData | None = None,
+) -> Exported:
+    """Write a detector to a file that other programs run, and prove that it answers as the detector does.
+
+    The file takes images of any size in batches of any size. Normalisation, the padding mask and postprocessing are
+    inside; `querybox.export.card` has its inputs and outputs. It says of itself what its classes are and how images
+    are resized.
+
+    Args:
+        detector: The model; its mode is left as it was found.
+        path: The file, ``.onnx``, ``.xml`` (OpenVINO) or ``.pt2`` (PyTorch).
+        to: The format.
+        precision: What it is computed in. ``"bf16"`` and ``"int8"`` need ``to="openvino"``.
+        calibration: With ``"int8"``: labelled images like those that the model will see.
+
+    Raises:
+        ConfigError: The arguments do not fit together, or the classes of the calibration data are not the detector's.
+        ExportError: The answers differ; nothing was written.
+        MissingExtraError: The packages of the format are not installed.
+    """
+    path = Path(path)
+    check_arguments(path, to, precision, calibration)
+    program, card = trace(detector), Card.of(detector, precision)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        draft = Path(folder) / path.name
+        if to == "openvino" and calibration is not None:
+            proof, precisions = write_int8(program, draft, card, detector, calibration)
+        else:
+            match to:
+                case "onnx":
+                    onnx.write(program, draft, card)
+                case "openvino":
+                    openvino.write(openvino.convert(program), draft, card)
+                case "torch":
+                    torch.write(program, draft, card)
+            proof, precisions = prove(detector, load_engine(draft, trusted=True)), None
+        written = [file.replace(path.parent / file.name) for file in sorted(draft.parent.iterdir())]
+    return Exported(files=tuple(sorted(written, key=path.__ne__)), proof=proof, AP=precisions)
+
+
+def check_arguments(path: Path, to: Format, precision: Precision, calibration: DetectionData | None) -> None:
+    """Raise ConfigError where the arguments of `export` do not fit together."""
+    if path.suffix != SUFFIXES[to]:
+        raise ConfigError(f"{path}: a file for {to} ends in {SUFFIXES[to]}")
+    if precision != "float32" and to != "openvino":
+        raise ConfigError(
+            f"export got precision '{precision}' for {to}; only openvino has it, others are float32"
+        )
+    if (precision == "int8") != (calibration is not None):
+        raise ConfigError("export: precision 'int8' and calibration data need each other")
+
+
+def write_int8(
+    program: ExportedProgram, path: Path, card: Card, detector: Detector, data: DetectionData
+) -> tuple[Proof, tuple[float, float]]:
+    """Write the model in int8; return the proof of what was quantised, and its AP before and after."""
+    model = openvino.convert(program)
+    exact_card = dataclasses.replace(card, precision="float32")
+    before = ExportedModel(exact_card, openvino.runner(model, "float32"))
+    proof = prove(detector, before)
+    AP_before = evaluate(before, data).metrics["AP"]
+    openvino.write(quantise(model, decoder_nodes(program), data, card.preprocessing), path, card)
+    return proof, (AP_before, evaluate(openvino.load(path), data).metrics["AP"])

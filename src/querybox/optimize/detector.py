@@ -1,0 +1,121 @@
+"""The optimised copy of a detector."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import torch
+
+from querybox.detector import Detector
+from querybox.engine import evaluating
+from querybox.errors import CheckpointError, ConfigError
+from querybox.modules.backbone import Backbone
+from querybox.modules.decoder import Decoder
+from querybox.modules.encoder import Encoder
+from querybox.optimize.backbone import fuse
+from querybox.optimize.fused import use_onednn
+from querybox.optimize.transformer import FastEncoder, LastAnswer
+from querybox.structures import DetectorOutput, ImageBatch
+
+if TYPE_CHECKING:
+    from querybox.detections import Detections
+    from querybox.sources import Source
+
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def optimize(
+    detector: Detector,
+    *,
+    dtype: torch.dtype = torch.float32,
+    compile: bool = False,  # noqa: A002 - torch's word
+) -> OptimizedDetector:
+    """Return a copy of `detector` that detects the same, faster; see `Detector.optimize`."""
+    if dtype not in TYPES:
+        known = ", ".join(map(str, TYPES))
+        raise ConfigError(f"optimize got dtype={dtype}; expected one of {known}")
+    return OptimizedDetector(detector, dtype=dtype, compiled=compile)
+
+
+class OptimizedDetector:
+    """A detector for inference alone: an `Engine` with a copy of the weights, on the device where they were.
+
+    It cannot be trained, moved or saved; do that with the detector that it was made from, and make another.
+
+    Attributes:
+        categories: The classes by label, 0 ... C-1.
+        class_rows: The row of the class head that answers for each class, by label.
+        preprocessing: How an image becomes the model's input.
+        device: Where the input has to be.
+        dtype: What it computes in.
+    """
+
+    def __init__(self, detector: Detector, *, dtype: torch.dtype, compiled: bool) -> None:
+        """Copy `detector`, whose mode does not matter; see `Detector.optimize`."""
+        self.categories = detector.categories
+        self.class_rows = detector.class_rows
+        self.preprocessing = detector.preprocessing
+        self.device = detector.device
+        self.dtype = dtype
+        with evaluating(detector):
+            body = detector.backbone.body if isinstance(detector.backbone, Backbone) else None
+            backbone = copy.deepcopy(detector.backbone) if body is None else fuse(body)
+            neck, encoder, self.queries, decoder = copy.deepcopy(
+                (detector.neck, detector.encoder, detector.queries, detector.decoder)
+            )
+        self.backbone = backbone.to(dtype).to(memory_format=torch.channels_last)
+        self.neck = neck.to(dtype).to(memory_format=torch.channels_last)
+        self.encoder = FastEncoder(encoder, dtype) if isinstance(encoder, Encoder) else encoder.to(dtype)
+        self.queries.to(dtype)
+        self.decoder = LastAnswer(decoder, dtype) if isinstance(decoder, Decoder) else decoder.to(dtype)
+        for part in (self.backbone, self.neck, self.encoder, self.queries, self.decoder):
+            part.requires_grad_(requires_grad=False)
+            if not compiled:
+                use_onednn(part)
+        if compiled:
+            self.compile()
+
+    def compile(self) -> None:
+        """Compile what takes the time, for all sizes at once; positions and masks are made outside of it."""
+        self.backbone.compile(dynamic=True)
+        self.decoder.compile(dynamic=True)
+        if isinstance(self.encoder, FastEncoder):
+            self.encoder.refine = torch.compile(self.encoder.refine, dynamic=True)  # type: ignore[method-assign]
+
+    @torch.inference_mode()
+    def __call__(self, batch: ImageBatch, /) -> DetectorOutput:
+        """Detect objects in a batch; the last decoder layer alone answers."""
+        features = self.backbone(batch.images.to(self.dtype, memory_format=torch.channels_last))
+        features = self.neck(features)  # maps [B, D, h, w]
+        known_unpadded = isinstance(self.encoder, FastEncoder) and not batch.padded
+        memory = self.encoder(features, None if known_unpadded else batch.padding_mask)  # tokens [B, S, D]
+        queries = self.queries(memory)  # [B, Q, D]
+        return DetectorOutput(layers=self.decoder(queries, memory))
+
+    def predict(
+        self,
+        sources: Source | Sequence[Source],
+        *,
+        threshold: float = 0.5,
+        top_k: int = 100,
+        nms: float | None = None,
+        batch_size: int = 8,
+    ) -> list[Detections]:
+        """Detect objects in files, folders, PIL images or arrays; see `querybox.predict.predict`."""
+        from querybox.predict import predict
+
+        return list(predict(self, sources, threshold=threshold, top_k=top_k, nms=nms, batch_size=batch_size))
+
+    def save(self, path: str | Path, **_: object) -> NoReturn:
+        """Refuse: folded weights are nothing that could be trained or loaded again.
+
+        Raises:
+            CheckpointError: Always.
+        """
+        raise CheckpointError(
+            f"{path}: an optimised copy cannot be saved, its weights are folded; "
+            "save the detector that it was made from"
+        )

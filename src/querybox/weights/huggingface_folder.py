@@ -1,0 +1,84 @@
+"""A folder as `transformers` reads it: the weights, what the model is, and how an image is made ready for it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from querybox.structures import Preprocessing
+from querybox.weights.files import atomic
+
+
+def write_folder(folder: Path, tensors: Mapping[str, Tensor], files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write ``model.safetensors`` and JSON files; the folder appears when it is complete.
+
+    Args:
+        folder: It does not exist, or is empty.
+        tensors: The weights under Hugging Face's names.
+        files: Values by file name.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        complete = Path(temporary) / folder.name
+        complete.mkdir()
+        held = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        with atomic(complete / "model.safetensors") as file:
+            save_file(held, file, metadata={"format": "pt"})  # transformers asks for it
+        for name, values in files.items():
+            with atomic(complete / name) as file:
+                file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        complete.replace(folder)
+
+
+def model_config(settings: Mapping[str, Any], rows: Sequence[str]) -> dict[str, Any]:
+    """Return what ``config.json`` says of a DETR.
+
+    Args:
+        settings: Those of its recipe.
+        rows: Names of the class head's rows, without "no object".
+    """
+    return {
+        "architectures": ["DetrForObjectDetection"],
+        "model_type": "detr",
+        "use_timm_backbone": True,
+        "backbone": settings["backbone"].partition(".")[0],  # without the tag of its ImageNet weights
+        "use_pretrained_backbone": False,  # its weights are in the folder
+        "dilation": settings["dilation"],
+        "position_embedding_type": settings["position"],
+        "d_model": settings["width"],
+        "encoder_layers": settings["encoder_layers"],
+        "decoder_layers": settings["decoder_layers"],
+        "encoder_attention_heads": settings["heads"],
+        "decoder_attention_heads": settings["heads"],
+        "encoder_ffn_dim": settings["feedforward"],
+        "decoder_ffn_dim": settings["feedforward"],
+        "dropout": settings["dropout"],
+        "attention_dropout": settings["dropout"],
+        "activation_dropout": settings["dropout"],
+        "num_queries": settings["queries"],
+        "id2label": {str(row): name for row, name in enumerate(rows)},
+        "label2id": {name: row for row, name in enumerate(rows)},
+    }
+
+
+def preprocessor_config(preprocessing: Preprocessing) -> dict[str, Any]:
+    """Return what ``preprocessor_config.json`` says of the images."""
+    return {
+        "image_processor_type": "DetrImageProcessor",
+        "format": "coco_detection",
+        "do_resize": True,
+        "size": {"shortest_edge": preprocessing.short_side, "longest_edge": preprocessing.long_side},
+        "resample": 2,  # bilinear
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [value / 255 for value in preprocessing.mean],
+        "image_std": [value / 255 for value in preprocessing.std],
+        "do_pad": True,
+    }

@@ -1,0 +1,176 @@
+"""transformers and querybox read each other's folders and give the same numbers, offline, on random weights."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
+
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForObjectDetection,
+    DetrConfig,
+    DetrForObjectDetection,
+)
+from transformers.utils.logging import disable_progress_bar
+
+from querybox import Category, Detector, ImageBatch, Preprocessing
+from querybox.convert import convert
+
+SMALL: dict[str, Any] = {
+    "use_pretrained_backbone": False,
+    "backbone": "resnet18",
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "num_queries": 7,
+    "id2label": {0: "cat", 1: "dog", 2: "red panda"},
+}
+RESNET18 = {
+    "model_type": "resnet",
+    "layer_type": "basic",
+    "depths": [2, 2, 2, 2],
+    "hidden_sizes": [64, 128, 256, 512],
+    "out_features": ["stage4"],
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "small": {**SMALL, "encoder_attention_heads": 4, "decoder_attention_heads": 4},
+    "no timm": {**SMALL, "backbone": None, "use_timm_backbone": False, "backbone_config": RESNET18},
+    "dilated": {**SMALL, "dilation": True},
+    "r50": {"use_pretrained_backbone": False, "num_labels": 91, "encoder_layers": 2, "decoder_layers": 2},
+}
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no test goes to the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    disable_progress_bar()
+
+
+@torch.no_grad()
+def their_model(config: str) -> Any:
+    """A model with random weights, strong enough for queries to differ and frozen batch norms to count."""
+    torch.manual_seed(0)
+    model: Any = DetrForObjectDetection(DetrConfig(**CONFIGS[config]))
+    for name, tensor in model.state_dict().items():
+        if "query_position" in name:
+            tensor.normal_()
+        elif tensor.ndim == 2:
+            gain = (
+                2.0 if re.search(r"[qkv]_proj|bbox_predictor", name) else 0.5
+            )  # else the queries grow alike
+            tensor.normal_(std=gain * tensor.shape[1] ** -0.5)
+        elif name.endswith(("bias", "running_mean")):
+            tensor.normal_(std=0.1)
+        elif name.endswith("running_var"):
+            tensor.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+@pytest.fixture(scope="module", params=list(CONFIGS))
+def theirs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """Their model and the folder where they saved it."""
+    folder = tmp_path_factory.mktemp("theirs")
+    model = their_model(request.param)
+    model.save_pretrained(folder)
+    return model, folder
+
+
+@pytest.fixture(scope="module")
+def batch() -> ImageBatch:
+    """Two images of different sizes."""
+    torch.manual_seed(1)
+    images, sizes = torch.randn(2, 3, 96, 128), torch.tensor([[96, 100], [64, 128]])
+    padding_mask = torch.ones(2, 96, 128, dtype=torch.bool)
+    for mask, (height, width) in zip(padding_mask, sizes.tolist(), strict=True):
+        mask[:height, :width] = False
+    return ImageBatch(
+        images=images.masked_fill(padding_mask[:, None], 0), padding_mask=padding_mask, sizes=sizes
+    )
+
+
+@torch.inference_mode()
+def their_answer(model: Any, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+    output = model(pixel_values=batch.images, pixel_mask=(~batch.padding_mask).long())
+    return output.logits, output.pred_boxes
+
+
+@torch.inference_mode()
+def our_answer(detector: Detector, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+    last = detector.eval()(batch).layers[-1]
+    return last.logits, last.boxes
+
+
+def assert_same(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> None:
+    for mine, wanted in zip(ours, theirs, strict=True):
+        assert float(wanted.std(dim=1).max()) > 2e-3  # queries differ, or this would prove little
+        assert_close(mine, wanted, rtol=0.0, atol=1e-4)
+
+
+def test_their_folder_gives_their_numbers(theirs: tuple[Any, Path], batch: ImageBatch) -> None:
+    model, folder = theirs
+    assert_same(our_answer(Detector.from_checkpoint(folder), batch), their_answer(model, batch))
+
+
+def test_the_names_in_memory_give_their_numbers(batch: ImageBatch, tmp_path: Path) -> None:
+    model = their_model("dilated")  # with eight heads, which a file without a config is taken to have
+    torch.save(model.state_dict(), tmp_path / "memory.pth")
+    detector = Detector.from_checkpoint(tmp_path / "memory.pth", dilation=True)
+    assert_same(our_answer(detector, batch), their_answer(model, batch))
+
+
+def test_our_folder_gives_our_numbers_there(
+    theirs: tuple[Any, Path], batch: ImageBatch, tmp_path: Path
+) -> None:
+    detector = Detector.from_checkpoint(theirs[1])
+    detector.save(tmp_path / "ours.safetensors")
+    convert(tmp_path / "ours.safetensors", tmp_path / "folder", to="huggingface")
+    model, info = AutoModelForObjectDetection.from_pretrained(tmp_path / "folder", output_loading_info=True)
+    assert not any(info.values()), info
+    assert type(model) is DetrForObjectDetection
+    assert_same(our_answer(detector, batch), their_answer(model.eval(), batch))
+
+
+def test_fine_tuned_classes_and_image_sizes_survive(tmp_path: Path) -> None:
+    detector = Detector.from_recipe(
+        "detr_r18",
+        categories=[Category(id=4, name="ripe tomato"), Category(id=7, name="leaf")],
+        width=32,
+        heads=4,
+        feedforward=48,
+        encoder_layers=1,
+        decoder_layers=1,
+        queries=5,
+    )
+    detector.preprocessing = Preprocessing(short_side=320, long_side=480)
+    detector.save(tmp_path / "ours.safetensors")
+    convert(tmp_path / "ours.safetensors", tmp_path / "folder", to="huggingface")
+
+    model = AutoModelForObjectDetection.from_pretrained(tmp_path / "folder")
+    assert model.config.id2label == {0: "ripe tomato", 1: "leaf"}
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "folder")
+    assert (processor.size.shortest_edge, processor.size.longest_edge) == (320, 480)
+    pixels = processor(torch.full((3, 240, 240), 128, dtype=torch.uint8), return_tensors="pt")["pixel_values"]
+    mean, std = (torch.tensor(values) for values in (detector.preprocessing.mean, detector.preprocessing.std))
+    assert_close(pixels[0, :, 0, 0], (128 - mean) / std)
+
+    model.save_pretrained(tmp_path / "theirs")
+    processor.save_pretrained(tmp_path / "theirs")
+    back = Detector.from_checkpoint(tmp_path / "theirs")
+    assert [category.name for category in back.categories] == ["ripe tomato", "leaf"]
+    assert (back.preprocessing.short_side, back.preprocessing.long_side) == (320, 480)
+    assert_close(back.state_dict(), detector.state_dict(), rtol=0.0, atol=0.0)

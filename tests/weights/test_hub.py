@@ -1,0 +1,180 @@
+"""Names on the hub, against a server on this machine that answers as the hub does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import save
+from torch.testing import assert_close
+
+from querybox.errors import CheckpointError
+from querybox.weights.files import read_checkpoint_file
+from querybox.weights.hub import fetch
+
+COMMIT, OLDER = "1" * 40, "2" * 40
+STATE = {"weight": torch.arange(6.0)}
+CONFIG = b'{"model_type": "detr"}'
+NAME = "hf://someone/detector"
+WHOLE = {"config.json": CONFIG, "model.safetensors": save(STATE)}
+
+
+class Hub:
+    """A repository on a server of its own."""
+
+    def __init__(self) -> None:
+        self.files = {
+            COMMIT: dict(WHOLE),
+            OLDER: {**WHOLE, "model.safetensors": save({"weight": torch.zeros(6)})},
+        }
+        self.files[COMMIT]["README.md"] = b"not needed"
+        self.refs = {"main": COMMIT, "old": OLDER}
+        self.fetched: list[str] = []
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_: Any) -> None:
+                pass
+
+            def do_HEAD(self) -> None:
+                repository, _, rest = self.path.lstrip("/").partition("/resolve/")
+                revision, _, file = rest.partition("/")
+                commit = hub.refs.get(revision, revision)
+                content = hub.files.get(commit, {}).get(file)
+                self.send_response(200 if content is not None else 404)
+                if repository != "someone/detector":
+                    self.send_header("X-Error-Code", "RepoNotFound")
+                elif commit not in hub.files:
+                    self.send_header("X-Error-Code", "RevisionNotFound")
+                elif content is None:
+                    self.send_header("X-Error-Code", "EntryNotFound")
+                self.send_header("X-Repo-Commit", commit)
+                content = content or b""
+                self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                if self.command == "GET":
+                    hub.fetched.append(file)
+                    self.wfile.write(content)
+
+            do_GET = do_HEAD  # noqa: N815 - their name
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.server.server_port}"
+        Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    hub = Hub()
+    here: dict[str, dict[str, Any]] = {
+        "hf_hub_download": {"cache_dir": tmp_path, "endpoint": hub.address},
+        "try_to_load_from_cache": {"cache_dir": tmp_path},
+        "hf_hub_url": {"endpoint": hub.address},
+        "get_hf_file_metadata": {"endpoint": hub.address},
+    }
+    for name, changes in here.items():
+        monkeypatch.setattr(huggingface_hub, name, partial(getattr(huggingface_hub, name), **changes))
+    yield hub
+    hub.stop()
+
+
+def test_a_name_is_fetched_once_and_nothing_else_with_it(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="querybox")
+    read = read_checkpoint_file(NAME)
+    assert_close(read.tensors, STATE, rtol=0, atol=0)
+    assert read.metadata["config"] == {"model_type": "detr"}
+    assert f"{NAME}@main is commit {COMMIT}" in caplog.text
+    read_checkpoint_file(Path(NAME))  # as the command line passes it
+    assert hub.fetched == ["config.json", "model.safetensors"]
+
+
+def test_a_revision_is_pinned_to_its_commit(hub: Hub) -> None:
+    pinned = fetch(f"{NAME}@old").name
+    assert pinned == f"{NAME}@{OLDER}"
+    hub.refs["old"] = COMMIT
+    assert_close(read_checkpoint_file(pinned).tensors["weight"], torch.zeros(6))
+    assert_close(read_checkpoint_file(f"{NAME}@old").tensors, STATE)
+
+
+def test_what_is_in_the_cache_needs_no_network(hub: Hub) -> None:
+    pinned = fetch(NAME).name
+    hub.stop()
+    for name in (NAME, pinned):
+        assert_close(read_checkpoint_file(name).tensors, STATE, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("index", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])
+def test_shards_are_fetched_with_their_index(hub: Hub, index: str, tmp_path: Path) -> None:
+    suffix = index.split(".")[1]
+    places = {"weight": f"part-1.{suffix}", "bias": f"part-2.{suffix}"}
+    repository = {"config.json": CONFIG, index: json.dumps({"weight_map": places}).encode()}
+    for name, file in places.items():
+        if suffix == "bin":
+            torch.save({name: torch.ones(2)}, tmp_path / file)
+        else:
+            (tmp_path / file).write_bytes(save({name: torch.ones(2)}))
+        repository[file] = (tmp_path / file).read_bytes()
+    hub.files[COMMIT] = repository
+    expected = {"weight": torch.ones(2), "bias": torch.ones(2)}
+    assert_close(read_checkpoint_file(NAME).tensors, expected)
+    assert sorted(hub.fetched) == sorted(repository)
+    hub.stop()
+    assert_close(read_checkpoint_file(NAME).tensors, expected)
+
+
+def test_damage_in_the_cache_is_found(hub: Hub) -> None:
+    weights = fetch(NAME).folder / "model.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.resolve().write_bytes(damaged)
+    with pytest.raises(
+        CheckpointError, match="corrupt file: the hub's cache says that its SHA-256 begins with"
+    ):
+        read_checkpoint_file(NAME)
+
+
+def test_without_a_network_the_cure_is_named_and_works(hub: Hub, tmp_path: Path) -> None:
+    hub.stop()
+    with pytest.raises(
+        CheckpointError, match=r"fetch config\.json and model\.safetensors from .*/someone/detector/"
+    ):
+        read_checkpoint_file(NAME)
+    folder = tmp_path / "fetched by hand"
+    folder.mkdir()
+    for name, content in WHOLE.items():
+        (folder / name).write_bytes(content)
+    assert_close(read_checkpoint_file(folder).tensors, STATE, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hf://detector", "expected hf://owner/name"),
+        ("hf://a/b/c", "expected hf://owner/name"),
+        ("hf://someone/../detector", "expected hf://owner/name"),
+        ("hf://someone/detector@", "expected hf://owner/name"),
+        ("hf://someone/else", "no such repository or revision"),
+        ("hf://someone/detector@absent", "no such repository or revision"),
+        ("hf://someone/detector@noconfig", "has no config.json"),
+        ("hf://someone/detector@noweights", "has none of model.safetensors"),
+    ],
+)
+def test_wrong_names_say_what_is_wrong(hub: Hub, name: str, message: str) -> None:
+    hub.files |= {"noconfig": {"model.safetensors": b""}, "noweights": {"config.json": CONFIG}}
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint_file(name)
