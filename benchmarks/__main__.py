@@ -12,11 +12,24 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from benchmarks import criterion, data, environment, evaluator, inference, memory, plots, report, startup, training
+from benchmarks import (
+    accuracy,
+    criterion,
+    data,
+    environment,
+    evaluator,
+    inference,
+    memory,
+    plots,
+    report,
+    startup,
+    training,
+)
 from benchmarks.measure import Row, RowResult, measure
 from benchmarks.setup import Setup
 
-FAMILIES = (inference, training, criterion, memory, data, evaluator, startup)
+FAMILIES = (inference, accuracy, training, criterion, memory, data, evaluator, startup)
+WITH_PATH = ("--facebook", "--output")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -45,10 +58,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """Return what reads the command line."""
     result = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    result.add_argument("rows", nargs="*", metavar="ROW", help="names, or patterns such as 'inference*'; all by default")
+    result.add_argument(
+        "rows", nargs="*", metavar="ROW", help="names, or patterns such as 'inference*'; all by default"
+    )
     result.add_argument("--facebook", type=Path, metavar="PATH", help="a checkout of facebookresearch/detr")
-    result.add_argument("--output", type=Path, metavar="FOLDER", help="where results are kept; benchmarks/results")
-    result.add_argument("--quick", action="store_true", help="small inputs, few samples: to see that all rows work")
+    result.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="where results are kept; benchmarks/results"
+    )
+    result.add_argument(
+        "--quick", action="store_true", help="small inputs, few samples: to see that all rows work"
+    )
     result.add_argument("--list", action="store_true", help="name the rows, measure nothing")
     return result
 
@@ -68,7 +87,11 @@ def command(words: Sequence[str]) -> str:
     """Return the command line as anyone could type it: without the paths of this machine."""
     said = []
     for before, word in zip(("", *words), words, strict=False):
-        said.append(word if before not in ("--facebook", "--output") else "PATH")
+        option, equals, _ = word.partition("=")
+        if before in WITH_PATH:
+            said.append("PATH")
+        else:
+            said.append(f"{option}=PATH" if equals and option in WITH_PATH else word)
     return " ".join(["python -m benchmarks", *said])
 
 

@@ -38,7 +38,11 @@ def rows(setup: Setup) -> Iterator[Row]:
 
 def point(setup: Setup, axis: str, x: int, *, batch: int, objects: int, layers: int = LAYERS) -> Row:
     """Return one point of a curve."""
-    fixed = {"images": f"{batch} images", "objects": f"{objects} objects an image", "layers": f"{layers} layers"}
+    fixed = {
+        "images": f"{batch} images",
+        "objects": f"{objects} objects an image",
+        "layers": f"{layers} layers",
+    }
     title = f"Criterion over {axis}; {', '.join(text for name, text in fixed.items() if name != axis)}"
     return row(setup, f"growth-criterion-{axis}-{x}", title, batch, objects, layers, seconds=1.5, x=x)
 
@@ -83,10 +87,9 @@ def row(
         return work
 
     def transformers() -> Work:
-        from transformers import DetrConfig
         from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 
-        config = DetrConfig(num_labels=NUM_CLASSES, auxiliary_loss=True)
+        config = peers.transformers_config()
         logits, boxes, wanted = task(batch, objects, layers)
         theirs = peers.transformers_targets(wanted)
 
@@ -102,7 +105,13 @@ def row(
         Side(name=peers.TRANSFORMERS, build=transformers, tolerance=1e-4),
     ]
     return Row(
-        name=name, title=title, sides=sides, difference=furthest, goals=goals, seconds=setup.seconds(seconds), x=x
+        name=name,
+        title=title,
+        sides=sides,
+        difference=furthest,
+        goals=goals,
+        seconds=setup.seconds(seconds),
+        x=x,
     )
 
 

@@ -25,7 +25,7 @@ from querybox.structures import ImageBatch, Preprocessing
 
 OURS = "querybox"
 ANNOTATIONS = EXAMPLE / "annotations" / "train.json"
-IMAGES, BATCH = 128, 2
+IMAGES, BATCH = 128, 2  # facebookresearch's own batch size
 
 Answer = tuple[Tensor, float]
 """The first image as evaluation prepares it, without chance; and the mean pixels of the varied ones."""
@@ -41,7 +41,9 @@ def rows(setup: Setup) -> Iterator[Row]:
             title=f"Training pipeline, {IMAGES} images of 640x480 to batches of {BATCH}, {where}",
             sides=[
                 Side(name=OURS, build=partial(ours, count, workers)),
-                Side(name=peers.FACEBOOK, build=partial(facebook, setup, count, workers), tolerance=tolerance),
+                Side(
+                    name=peers.FACEBOOK, build=partial(facebook, setup, count, workers), tolerance=tolerance
+                ),
             ],
             difference=difference,
             goals=[faster([OURS], peers.FACEBOOK, 2.0)],

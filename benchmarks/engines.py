@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache, partial
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
 
-from benchmarks.setup import Setup, detector
+from benchmarks.setup import EXAMPLE, Setup, detector
+from querybox.data import DetectionData, read_dataset
 from querybox.engine import Engine
+from querybox.export import export, load_engine
+from querybox.export.card import Precision
+from querybox.export.write import SUFFIXES, Format
+from querybox.optimize import optimize
 
 PLAIN = "querybox plain"
 OPTIMISED = "querybox"
@@ -20,41 +25,45 @@ ONNX = "querybox, ONNX Runtime"
 OPENVINO = "querybox, OpenVINO"
 OPENVINO_BF16 = "querybox, OpenVINO bf16"
 INT8 = "querybox, OpenVINO int8"
-INT8_ONNX = "querybox, ONNX Runtime int8"
+
+
+FILES: dict[str, tuple[Format, Precision]] = {
+    ONNX: ("onnx", "float32"),
+    OPENVINO: ("openvino", "float32"),
+    OPENVINO_BF16: ("openvino", "bf16"),
+    INT8: ("openvino", "int8"),
+}
+"""What the exported ones are made with."""
+CALIBRATION = 8
+"""Images that int8 is calibrated with: enough for its speed, which does not depend on them."""
 
 
 @cache
 def build(setup: Setup, name: str) -> Engine:
     """Return the engine of this name."""
-    makers: dict[str, Callable[[], Engine]] = {
-        PLAIN: detector,
-        OPTIMISED: optimised,
-        COMPILED: partial(optimised, compiled=True),
-        TORCH_BF16: partial(optimised, dtype=torch.bfloat16),
-        ONNX: partial(exported, setup, "onnx", "float32"),
-        OPENVINO: partial(exported, setup, "openvino", "float32"),
-        OPENVINO_BF16: partial(exported, setup, "openvino", "bf16"),
-        INT8: partial(exported, setup, "openvino", "int8"),
-        INT8_ONNX: partial(exported, setup, "onnx", "int8"),
-    }
-    return makers[name]()
+    if name in FILES:
+        return load_engine(exported(setup, name))
+    if name == PLAIN:
+        return detector()
+    return optimize(
+        detector(), dtype=torch.bfloat16 if name == TORCH_BF16 else torch.float32, compile=name == COMPILED
+    )
 
 
-def optimised(*, compiled: bool = False, dtype: torch.dtype = torch.float32) -> Engine:
-    """Return the optimised copy."""
-    from querybox.optimize import optimize
-
-    return optimize(detector(), dtype=dtype, compile=compiled)
-
-
-def exported(setup: Setup, to: str, precision: str) -> Engine:
-    """Return an exported model, from the file of an earlier run where the weights and our code are still the same."""
-    from querybox.export import export, load_engine
-
-    path = setup.folder / f"{to}-{precision}{'.onnx' if to == 'onnx' else '.xml'}"
+def exported(setup: Setup, name: str) -> Path:
+    """Return the file of an exported model; an earlier run's, where weights and code are still the same."""
+    to, precision = FILES[name]
+    path = setup.folder / f"{to}-{precision}{SUFFIXES[to]}"
     if not path.exists() or path.stat().st_mtime < newest_source():
-        export(detector(), path, to=to, precision=precision)
-    return load_engine(path)
+        images = calibration() if precision == "int8" else None
+        export(detector(), path, to=to, precision=precision, calibration=images)
+    return path
+
+
+def calibration() -> DetectionData:
+    """Return images of the example as if their classes were the detector's."""
+    data = read_dataset(EXAMPLE / "annotations" / "val.json")
+    return replace(data, categories=detector().categories, images=data.images[:CALIBRATION])
 
 
 def newest_source() -> float:

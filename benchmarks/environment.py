@@ -10,7 +10,14 @@ from typing import Any
 
 from querybox.training.environment import describe_environment, installed
 
-PEERS = ("transformers", "pycocotools", "onnxruntime", "openvino", "faster-coco-eval", "opencv-python-headless")
+PEERS = (
+    "transformers",
+    "pycocotools",
+    "onnxruntime",
+    "openvino",
+    "faster-coco-eval",
+    "opencv-python-headless",
+)
 
 
 def describe(command: str) -> dict[str, Any]:

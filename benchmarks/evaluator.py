@@ -45,7 +45,7 @@ def rows(setup: Setup) -> Iterator[Row]:
         ],
         difference=lambda a, b: float(np.abs(np.subtract(a, b)).max()),
         goals=[faster([WHOLE], PYCOCOTOOLS, 8.0)],
-        rounds=(2, 5),
+        rounds=(1, 5),
         seconds=setup.seconds(40),
     )
 

@@ -73,6 +73,17 @@ def beyond(ours: str, peer: str, limit: float) -> Goal:
     )
 
 
+def within(ours: str, reference: str, limit: float) -> Goal:
+    """Demand at most `limit` between two of ours."""
+    return Goal(
+        text=f"within {limit:g} of {reference}",
+        ours=(ours,),
+        peer=reference,
+        compute=lambda mine, other: abs(mine - other),
+        reached=lambda value: value <= limit,
+    )
+
+
 def under(ours: str, limit: float) -> Goal:
     """Demand less than `limit`, whatever others need."""
     return Goal(

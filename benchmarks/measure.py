@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -44,16 +43,19 @@ class Row:
     title: str
     sides: Sequence[Side]
     """The first is the one that the others' answers are compared with."""
-    difference: Callable[[Any, Any], float]
-    """How far one answer is from another; NaN where they cannot be compared."""
+    difference: Callable[[Any, Any], float] | None
+    """How far one answer is from another; None where the sides do not answer the same question."""
     goals: Sequence[Goal] = ()
     unit: str = "s"
     value: Callable[[Any], float] | None = None
-    """What is measured, where it is part of the answer; None measures how long the work takes."""
+    """What is measured, where it is part of the answer; None measures how long the work takes.
+
+    Such work needs no warm-up: the answer that is compared counts as a sample.
+    """
     seconds: float = 30.0
     """Time for the samples, roughly."""
     rounds: tuple[int, int] = (3, 25)
-    """Fewest and most samples of a side, whatever time they take."""
+    """Fewest and most rounds of samples, whatever time they take."""
     x: float | None = None
     """The size of the task, for a row that is one point of a curve; rows of one title make a curve."""
 
@@ -67,7 +69,7 @@ class SideResult:
     note: str = ""
     """Why it was not measured."""
     difference: float | None = None
-    """From the answer of the row's first side; None where it has not answered, or cannot be compared."""
+    """From the answer of the row's first side; None where it has not answered, or is not compared."""
     tolerance: float = 0.0
     samples: list[float] = field(default_factory=list)
     """Of each round; all measured sides have as many."""
@@ -120,14 +122,19 @@ def compare(row: Row, results: Sequence[SideResult]) -> list[tuple[SideResult, W
             answer = work()
             if result is first:
                 reference = answer
-            difference = row.difference(reference, answer)
-            if not math.isnan(difference):
-                result.difference = difference
-            if difference > side.tolerance:
+            if row.difference is not None:
+                result.difference = row.difference(reference, answer)
+            if (
+                result.difference is not None and not result.difference <= side.tolerance
+            ):  # NaN is far from all
                 result.status = "differs"
-                result.note = f"its answer is {difference:.2g} away; at most {side.tolerance:g} would do"
+                result.note = (
+                    f"its answer is {result.difference:.2g} away; at most {side.tolerance:g} would do"
+                )
             else:
                 works.append((result, work))
+                if row.value is not None:
+                    result.samples.append(row.value(answer))
     return works
 
 

@@ -19,7 +19,7 @@ import torch
 from benchmarks import inference, peers, training
 from benchmarks.engines import ONNX, OPENVINO, OPTIMISED
 from benchmarks.goals import smaller
-from benchmarks.measure import Absent, Row, Side, Work
+from benchmarks.measure import Absent, Row, Work
 from benchmarks.setup import Setup, detector
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -33,14 +33,12 @@ def rows(setup: Setup) -> Iterator[Row]:
         yield Row(
             name=name,
             title=f"Peak memory beyond the imports: {row.title[0].lower()}{row.title[1:]}",
-            sides=[
-                replace(side, build=partial(elsewhere, setup, name, side.name)) for side in row.sides
-            ],
+            sides=[replace(side, build=partial(elsewhere, setup, name, side.name)) for side in row.sides],
             difference=difference,
             value=lambda answer: float(answer["mebibytes"]),
             goals=row.goals,
             unit="MiB",
-            rounds=(1, 1),
+            rounds=(0, 0),
         )
 
 

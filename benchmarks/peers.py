@@ -67,11 +67,10 @@ def facebook_targets(targets: Sequence[Target]) -> list[dict[str, torch.Tensor]]
 
 
 def transformers(detector: Detector | None = None) -> Any:
-    """Return transformers' DETR R50, with our weights or random ones, its attention fused, all layers' losses on."""
-    from transformers import DetrConfig, DetrForObjectDetection
+    """Return transformers' DETR R50, with our weights or random ones."""
+    from transformers import DetrForObjectDetection
 
-    config = DetrConfig(num_labels=NUM_CLASSES, auxiliary_loss=True, attn_implementation="sdpa")
-    model = DetrForObjectDetection(config)
+    model = DetrForObjectDetection(transformers_config())
     if detector is not None:
         ours = detector.state_dict()
         with torch.no_grad():
@@ -79,6 +78,18 @@ def transformers(detector: Detector | None = None) -> Any:
                 own_name = next(iter(HUGGINGFACE.to_ours({name: tensor})))
                 tensor.copy_(ours[own_name])
     return model
+
+
+def transformers_config() -> Any:
+    """Return the settings of its DETR R50: its attention fused, the losses of all layers."""
+    from transformers import DetrConfig
+
+    options: dict[str, Any] = {
+        "num_labels": NUM_CLASSES,
+        "auxiliary_loss": True,
+        "attn_implementation": "sdpa",
+    }
+    return DetrConfig(**options)
 
 
 def transformers_targets(targets: Sequence[Target]) -> list[dict[str, torch.Tensor]]:

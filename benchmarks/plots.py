@@ -24,7 +24,9 @@ def draw_rows(results: Sequence[RowResult], path: Path) -> None:
         return
     heights = [max(len(row.sides) for row in rows[at : at + COLUMNS]) for at in range(0, len(rows), COLUMNS)]
     figure = Figure(figsize=(14, sum(0.3 * height + 0.9 for height in heights)), layout="constrained")
-    grid = figure.subplots(len(heights), COLUMNS, squeeze=False, height_ratios=[height + 2 for height in heights])
+    grid = figure.subplots(
+        len(heights), COLUMNS, squeeze=False, height_ratios=[height + 2 for height in heights]
+    )
     for axes, row in zip(grid.flat, rows, strict=False):
         draw_bars(axes, row)
     for axes in list(grid.flat)[len(rows) :]:
@@ -37,7 +39,10 @@ def draw_bars(axes: Axes, row: RowResult) -> None:
     sides = [side for side in row.sides if side.samples]
     quartiles = [spread(side.samples) for side in sides]
     medians = [middle for _, middle, _ in quartiles]
-    errors = [[middle - low for low, middle, _ in quartiles], [high - middle for _, middle, high in quartiles]]
+    errors = [
+        [middle - low for low, middle, _ in quartiles],
+        [high - middle for _, middle, high in quartiles],
+    ]
     colors = [OURS if side.name.startswith("querybox") else THEIRS for side in sides]
     bars = axes.barh([side.name for side in sides], medians, xerr=errors, color=colors, ecolor="black")
     axes.bar_label(bars, [f"{value:.3g}" for value in medians], padding=4)
@@ -66,7 +71,9 @@ def draw_growth(results: Sequence[RowResult], path: Path) -> None:
 def draw_curve(axes: Axes, title: str, curve: Sequence[RowResult]) -> None:
     """Draw a line a side."""
     for place, side in enumerate(curve[0].sides):
-        measured = [(point.x, spread(point.sides[place].samples)[1]) for point in curve if point.sides[place].samples]
+        measured = [
+            (point.x, spread(point.sides[place].samples)[1]) for point in curve if point.sides[place].samples
+        ]
         if measured:
             style = "o-" if side.name.startswith("querybox") else "s--"
             axes.loglog(*zip(*measured, strict=True), style, label=side.name)

@@ -67,7 +67,9 @@ def goals_table(results: Sequence[RowResult]) -> str:
         for result in results
         for goal in result.goals
     ]
-    return "\n".join(["| | goal | measured | by | reached |", "|---|---|---|---|---|", *lines]) if lines else ""
+    return (
+        "\n".join(["| | goal | measured | by | reached |", "|---|---|---|---|---|", *lines]) if lines else ""
+    )
 
 
 def peers(sides: Sequence[SideResult]) -> list[SideResult]:
@@ -79,7 +81,13 @@ def row_table(result: RowResult) -> str:
     """Return one line a side: medians, quartiles, and how many times as much each peer takes."""
     others = peers(result.sides)
     headings = [
-        "", f"median {result.unit}", "quartiles", "samples", "difference", *(f"{each.name} takes" for each in others)
+        "",
+        f"median {result.unit}",
+        "quartiles",
+        "least",
+        "samples",
+        "difference",
+        *(f"{each.name} takes" for each in others),
     ]
     lines = [headings, ["---", *["---:"] * (len(headings) - 1)]]
     for side in result.sides:
@@ -89,7 +97,14 @@ def row_table(result: RowResult) -> str:
         low, middle, high = spread(side.samples)
         off = "" if side.difference is None else f"{side.difference:.1g}"
         lines.append(
-            [side.name, number(middle), f"{number(low)} - {number(high)}", str(len(side.samples)), off]
+            [
+                side.name,
+                number(middle),
+                f"{number(low)} - {number(high)}",
+                number(min(side.samples)),
+                str(len(side.samples)),
+                off,
+            ]
             + [f"{ratio(side.samples, other.samples):.2f}x" for other in others]
         )
     return table(lines)

@@ -39,7 +39,11 @@ def rows(setup: Setup) -> Iterator[Row]:
             Side(name=BEST, build=lambda: ours(setup, "bf16"), tolerance=0.05),
             Side(name=peers.FACEBOOK, build=lambda: facebook(setup), tolerance=1e-3),
             Side(name=peers.TRANSFORMERS, build=lambda: transformers(setup), tolerance=1e-3),
-            Side(name=f"{peers.TRANSFORMERS} bf16", build=lambda: transformers(setup, bf16=True), tolerance=0.05),
+            Side(
+                name=f"{peers.TRANSFORMERS} bf16",
+                build=lambda: transformers(setup, bf16=True),
+                tolerance=0.05,
+            ),
         ],
         difference=relative,
         goals=[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from querybox.checkpoints import CARD, NO_CLASS, Checkpoint, read_checkpoint
 from querybox.errors import CheckpointError, ConfigError
-from querybox.recipes import DETR, Blueprint, restore
+from querybox.recipes import DETR, Recipe
+from querybox.recipes.files import Blueprint, restore
 from querybox.weights import coco
 from querybox.weights import querybox as querybox_file
 from querybox.weights.facebook import FACEBOOK
@@ -39,9 +41,9 @@ SUFFIXES: dict[System, tuple[str, ...]] = {
     "facebook": (".pth", ".pt"),
     "mmdet2": (".pth", ".pt"),
     "mmdet3": (".pth", ".pt"),
-    "huggingface": ("",),  # a folder
     "querybox": (".safetensors",),
 }
+"""Of the file that is written; for Hugging Face it is a folder."""
 STOCK_ROWS: dict[System, int] = {"facebook": 91, "mmdet2": 80, "mmdet3": 80}
 """Rows of the class head, without "no object", in the system's own config for COCO."""
 
@@ -77,10 +79,12 @@ def convert(
 
     Raises:
         CheckpointError: `source` cannot be read.
-        ConfigError: `target` exists or has the wrong suffix; the other system has no such model; or `rows` is given
-            for other classes than COCO's.
+        ConfigError: An argument is unknown; `target` exists or has the wrong suffix; the other system has no such
+            model; or `rows` is given for other classes than COCO's.
     """
     target = Path(target)
+    check_choice("to", to, get_args(System))
+    check_choice("rows", rows, (*get_args(Rows), None))
     check_target(target, to)
     checkpoint = read_checkpoint(source, dilation=dilation, heads=heads)
     for sentence in checkpoint.assumed:
@@ -96,13 +100,18 @@ def convert(
         logger.info("%s: %s", target, sentence)
 
 
+def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    """Raise ConfigError unless an argument is one of the choices."""
+    if value not in choices:
+        raise ConfigError(f"convert got {name}={value!r}; expected one of {', '.join(map(repr, choices))}")
+
+
 def check_target(target: Path, to: System) -> None:
     """Raise ConfigError unless `target` is a new path of the right kind."""
-    if to not in get_args(System):
-        raise ConfigError(f"convert got to='{to}'; expected one of {', '.join(get_args(System))}")
-    if target.suffix not in SUFFIXES[to]:
-        expected = " or ".join(SUFFIXES[to]) if to != "huggingface" else "a folder, without suffix,"
-        raise ConfigError(f"{target}: expected {expected} for {to}; choose another name, or another 'to'")
+    if to in SUFFIXES and target.suffix not in SUFFIXES[to]:
+        raise ConfigError(f"{target}: expected a {' or '.join(SUFFIXES[to])} file for {to}; rename it")
+    if to not in SUFFIXES and any(target.suffix in suffixes for suffixes in SUFFIXES.values()):
+        raise ConfigError(f"{target}: expected a folder for {to}; leave '{target.suffix}' out")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ConfigError(f"{target}: exists already; choose another name, or remove it first")
 
@@ -125,7 +134,7 @@ def check_model(checkpoint: Checkpoint, to: System) -> None:
         )
 
 
-def unknown_settings(recipe: DETR, layout: Layout) -> list[str]:
+def unknown_settings(recipe: Recipe, layout: Layout) -> list[str]:
     """Name the settings of the recipe whose value does not exist in the layout's system."""
     known = {
         "backbone": recipe.backbone.partition(".")[0]
@@ -134,6 +143,7 @@ def unknown_settings(recipe: DETR, layout: Layout) -> list[str]:
         # MMDetection also dilates the first block of the stage, so its numbers would be others.
         "dilation": not (recipe.dilation and layout in (MMDET2, MMDET3)),
         "norm_first": not recipe.norm_first or "encoder.norm" in layout.modules,
+        "norm_between": not recipe.norm_between or layout is HUGGINGFACE,
         "local_start": not recipe.local_start,
     }
     return [name for name, is_known in known.items() if not is_known]
@@ -155,7 +165,10 @@ def with_rows(checkpoint: Checkpoint, rows: Rows) -> Checkpoint:
     if before == after:
         return checkpoint
     if after:
-        logger.info("class head: %d rows of no class are new; their probability is zero", len(after))
+        logger.info(
+            "class head: %d rows of no class are new; their probability is zero, so no score changes",
+            len(after),
+        )
     else:
         logger.info(
             "class head: %d rows of no class are dropped; each class keeps its logit, and the softmax gives the "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,12 @@ from querybox.structures import Category
 
 
 def evaluate(
-    engine: Engine, data: DetectionData | str | Path, *, split: str | None = None, batch_size: int = 8
+    engine: Engine,
+    data: DetectionData | str | Path,
+    *,
+    split: str | None = None,
+    batch_size: int = 8,
+    each: Callable[[Detections], object] | None = None,
 ) -> Evaluation:
     """Detect the objects of every image and measure how well they are found.
 
@@ -37,6 +42,7 @@ def evaluate(
         data: A dataset, or the path of one in a format that `read_dataset` knows.
         split: Which part of the dataset at the path, such as ``"val"``.
         batch_size: Images in one forward pass; it does not change the result.
+        each: Is called with the detections of each image as they come, to show progress.
 
     Raises:
         ConfigError: The detector and the data have different classes, `split` is given for data already read, or
@@ -50,17 +56,26 @@ def evaluate(
             f"evaluate got split={split!r} with data already read; give the path, or leave split out"
         )
     labels_by_name(engine.categories, data.categories)  # fails before the work, not after it
-    return coco_metrics(data, detect_records(engine, data.images, batch_size=batch_size))
+    return coco_metrics(data, detect_records(engine, data.images, batch_size=batch_size, each=each))
 
 
 def detect_records(
-    engine: Engine, images: Sequence[ImageRecord], *, batch_size: int = 8
+    engine: Engine,
+    images: Sequence[ImageRecord],
+    *,
+    batch_size: int = 8,
+    each: Callable[[Detections], object] | None = None,
 ) -> dict[int, Detections]:
     """Return the 100 best detections of each image by its id, in pixels of the image as it was annotated."""
     # Not `predict` and paths: an image may have to be left unturned, as its boxes were drawn.
     frames = (Frame(source=str(record.path), pixels=read_pixels(record)) for record in images)
     found = detect_frames(engine, frames, top_k=100, batch_size=batch_size)
-    return {record.id: one for record, one in zip(images, found, strict=True)}
+    by_id = {}
+    for record, one in zip(images, found, strict=True):
+        by_id[record.id] = one
+        if each:
+            each(one)
+    return by_id
 
 
 def coco_metrics(data: DetectionData, detections: Mapping[int, Detections]) -> Evaluation:

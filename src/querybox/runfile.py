@@ -76,7 +76,9 @@ def anchored(values: Values, folder: Path, prefix: str = "") -> Values:
         dotted = f"{prefix}{name}"
         if isinstance(value, dict):
             value = anchored(value, folder, f"{dotted}.")
-        elif dotted in PATHS and isinstance(value, str) and value != "imagenet":  # backbone weights by name
+        elif (
+            dotted in PATHS and isinstance(value, str) and value != "imagenet" and "://" not in value
+        ):  # by name
             value = str(folder / value)
         result[name] = value
     return result

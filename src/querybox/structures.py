@@ -97,15 +97,15 @@ class ImageBatch:
             padded: Whether some image may be padded.
         """
         device = pixels.device
-        rows = torch.arange(pixels.shape[2], device=device)[:, None]
-        columns = torch.arange(pixels.shape[3], device=device)
-        padding_mask = (rows >= sizes[:, 0, None, None]) | (columns >= sizes[:, 1, None, None])  # [B, H, W]
+        rows = torch.arange(pixels.shape[2], device=device)[:, None] < sizes[:, 0, None, None]  # [B, H, 1]
+        columns = torch.arange(pixels.shape[3], device=device) < sizes[:, 1, None, None]  # [B, 1, W]
         mean = torch.tensor(preprocessing.mean, device=device)[:, None, None]
         std = torch.tensor(preprocessing.std, device=device)[:, None, None]
         images = pixels.to(torch.float32, memory_format=torch.contiguous_format)  # [B, 3, H, W]
         images = images.sub_(mean).div_(std)
         if padded:
-            images.mul_(~padding_mask[:, None])
+            images.mul_(rows[:, None].to(images)).mul_(columns[:, None].to(images))
+        padding_mask = ~(rows & columns)  # [B, H, W]
         return cls(images=images, padding_mask=padding_mask, sizes=sizes, padded=padded)
 
 
@@ -242,7 +242,10 @@ def pad(images: Sequence[UInt8[Tensor, "3 _ _"]]) -> tuple[UInt8[Tensor, "B 3 H 
     """Stack images of different sizes, zero-padded right and below; also return their (height, width)."""
     sizes = torch.tensor([image.shape[1:] for image in images])  # [B, 2]
     height, width = sizes.amax(0).tolist()
-    pixels = torch.zeros(len(images), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)  # `as_pixels`
+    pixels = torch.empty(len(images), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)  # `as_pixels`
     for padded, image in zip(pixels, images, strict=True):
-        padded[:, : image.shape[1], : image.shape[2]] = image
+        h, w = image.shape[1:]
+        padded[:, :h, :w] = image
+        padded[:, h:] = 0
+        padded[:, :h, w:] = 0
     return pixels, sizes

@@ -78,7 +78,7 @@ def test_a_dataset_trains_with_the_defaults(
     (tmp_path / "data.yaml").write_text("{path: ., train: images, names: [cat]}")
     assert run("train", "data.yaml", "--output", "a b")[0] == 130
     (first, _), (second, resume), (third, _) = seen
-    assert (first.data.train, first.recipe) == (str(photos), "detr_r50")
+    assert (first.data.train, first.recipe) == (str(photos), None)
     assert (second.data.train, second.recipe, second.weights, resume) == (
         str(photos),
         "detr_small",

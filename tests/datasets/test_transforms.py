@@ -74,6 +74,24 @@ def test_pixels_do_not_depend_on_their_order_in_memory() -> None:
     assert not plain.images[..., 70:].any()
 
 
+def test_normalisation_is_exact_and_zeroes_what_is_padded() -> None:
+    pixels = torch.randint(
+        0, 256, (2, 3, 8, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    sizes = torch.tensor([[6, 9], [8, 5]])
+    batch = ImageBatch.from_pixels(pixels, sizes, Preprocessing())
+    mean, std = (
+        torch.tensor(values)[:, None, None] for values in (Preprocessing().mean, Preprocessing().std)
+    )
+    everywhere = zip(pixels, batch.images, batch.padding_mask, sizes.tolist(), strict=True)
+    for image, normalised, mask, (height, width) in everywhere:
+        expected = ((image - mean) / std)[:, :height, :width]
+        torch.testing.assert_close(normalised[:, :height, :width], expected, rtol=0, atol=0)
+        assert not normalised[:, mask].any()
+        assert not mask[:height, :width].any()
+        assert mask.sum() == mask.numel() - height * width
+
+
 @pytest.mark.parametrize(
     ("shape", "expected"),
     [

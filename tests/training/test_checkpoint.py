@@ -57,6 +57,27 @@ def test_everything_comes_back_and_the_next_update_is_the_same(path: Path) -> No
     torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
+def test_the_order_of_memory_does_not_matter(tmp_path: Path) -> None:
+    """Files hold tensors in plain order, convolutions are trained channels last, and fused AdamW looks at memory."""
+    torch.manual_seed(0)
+    models = [nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last) for _ in range(2)]
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=0.1, fused=True) for model in models]
+    x = torch.randn(2, 3, 8, 8)
+
+    def update(model: nn.Module, optimizer: torch.optim.AdamW) -> None:
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+
+    update(models[0], optimizers[0])
+    path = tmp_path / "c.safetensors"
+    save_checkpoint(path, Progress(), models[0], optimizers[0], average=None, scaler=None)
+    load_checkpoint(path, models[1], optimizers[1], average=None)
+    for model, optimizer in zip(models, optimizers, strict=True):
+        update(model, optimizer)
+    torch.testing.assert_close(models[1].state_dict(), models[0].state_dict(), rtol=0, atol=0)
+
+
 def test_a_run_that_made_no_update_yet_can_be_saved(tmp_path: Path) -> None:
     model, optimizer = new_model()
     save_checkpoint(tmp_path / "c.safetensors", Progress(), model, optimizer, average=None, scaler=None)

@@ -13,7 +13,7 @@ from querybox.training import RunSettings, train
 
 PLAIN = {"scales": [64], "crop": 0.0, "horizontal_flip": 0.0, "cache": True}
 
-GOLDEN = [11.0505, 11.363, 11.6324, 10.7111, 10.1911, 10.4248, 10.1451, 10.313]
+GOLDEN = [11.0286, 11.4952, 11.6176, 10.6801, 10.1753, 10.478, 9.97872, 10.3751]
 """Loss of each step with seed 0: change these numbers only with a change that is meant to change training."""
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
+import sys
+from collections import Counter, OrderedDict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from querybox.errors import CheckpointError
 from querybox.weights.files import atomic, read_checkpoint_file
@@ -38,6 +44,56 @@ def test_wrappers_are_opened(tmp_path: Path) -> None:
     for wrapper in ("model", "state_dict"):
         torch.save({wrapper: {"weight": torch.ones(2)}, "epoch": 3}, tmp_path / "model.pth")
         assert torch.equal(read_checkpoint_file(tmp_path / "model.pth").tensors["weight"], torch.ones(2))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_facebookresearch_training_is_read(tmp_path: Path, zipped: bool) -> None:
+    options = argparse.Namespace(lr=1e-4, dilation=True, nheads=8, output=Path("out"), scales=np.ones(2))
+    content = {
+        "model": {"weight": nn.Parameter(torch.ones(2))},
+        "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}},
+        "epoch": np.int64(3),
+        "args": options,
+    }
+    torch.save(content, tmp_path / "checkpoint.pth", _use_new_zipfile_serialization=zipped)
+    file = read_checkpoint_file(tmp_path / "checkpoint.pth")
+    assert {name: type(tensor) for name, tensor in file.tensors.items()} == {"weight": torch.Tensor}
+    known = {name: file.metadata["args"][name] for name in ("lr", "dilation", "nheads")}
+    assert known == {"lr": 1e-4, "dilation": True, "nheads": 8}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_an_mmengine_training_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool) -> None:
+    """Its message hub holds history buffers: arrays, and methods of the buffer's class."""
+
+    class HistoryBuffer:
+        def __init__(self) -> None:
+            self.log_history = np.array([1.0, 2.0])
+
+        def min(self) -> None: ...
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {**self.__dict__, "statistics_methods": {"min": HistoryBuffer.min}}
+
+    home = "mmengine.logging.history_buffer"
+    module = ModuleType(home)
+    module.HistoryBuffer = HistoryBuffer  # type: ignore[attr-defined]
+    for part in ("mmengine", "mmengine.logging"):
+        monkeypatch.setitem(sys.modules, part, ModuleType(part))
+    monkeypatch.setitem(sys.modules, home, module)
+    HistoryBuffer.__module__ = HistoryBuffer.min.__module__ = home
+    HistoryBuffer.__qualname__, HistoryBuffer.min.__qualname__ = "HistoryBuffer", "HistoryBuffer.min"
+    content = {
+        "meta": {"dataset_meta": {"classes": ("cat", "dog")}, "epoch": 3},
+        "state_dict": OrderedDict(weight=torch.ones(2)),
+        "message_hub": {"log_scalars": OrderedDict(loss=HistoryBuffer())},
+        "param_schedulers": [{"milestones": Counter([100])}],
+    }
+    torch.save(content, tmp_path / "epoch_3.pth", _use_new_zipfile_serialization=zipped)
+    monkeypatch.delitem(sys.modules, home)
+    file = read_checkpoint_file(tmp_path / "epoch_3.pth")
+    assert torch.equal(file.tensors["weight"], torch.ones(2))
+    assert file.metadata["meta"] == content["meta"]
 
 
 @pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])

@@ -47,6 +47,7 @@ def evaluate(
     from rich.console import Console
 
     from querybox.cli.engine import load_engine
+    from querybox.cli.progress import progress_bar
     from querybox.data import read_dataset
     from querybox.evaluate import evaluate as run
     from querybox.report import write_report
@@ -54,8 +55,8 @@ def evaluate(
     detector = load_engine(model, trusted=trust)
     dataset = read_dataset(data, split)
     output.mkdir(parents=True, exist_ok=True)
-    with Console(stderr=True).status(f"Detecting objects in {len(dataset.images)} images"):
-        evaluation = run(detector, dataset, batch_size=batch_size)
+    with progress_bar(len(dataset.images)) as advance:
+        evaluation = run(detector, dataset, batch_size=batch_size, each=advance)
     evaluation.to_json(output / "metrics.json")
     (output / "results.json").write_text(json.dumps(evaluation.to_coco()), encoding="utf-8")
     report = write_report(output, evaluation, dataset)

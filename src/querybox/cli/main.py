@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from cyclopts import App, CycloptsError
 
 from querybox import __version__
+from querybox.cli.benchmark import benchmark
 from querybox.cli.convert import convert
 from querybox.cli.evaluate import evaluate
 from querybox.cli.export import export
@@ -43,7 +44,7 @@ app = App(
     suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
-COMMANDS: tuple[Callable[..., None], ...] = (train, evaluate, predict, export, convert, info)
+COMMANDS: tuple[Callable[..., None], ...] = (train, evaluate, predict, export, convert, benchmark, info)
 for place, command in enumerate(COMMANDS):  # in the order of work, not of the alphabet
     app.command(command, sort_key=place)
 

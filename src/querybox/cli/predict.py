@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,6 +60,7 @@ def predict(
         raise ConfigError("querybox predict got no sources; expected images, videos, folders or patterns")
 
     from querybox.cli.engine import load_engine
+    from querybox.cli.progress import progress_bar
     from querybox.predict import predict as run
     from querybox.sources import count_frames, find_files
     from querybox.writers import coco_file, csv_file, draw_files, picture_paths
@@ -108,16 +109,3 @@ def recorded(results: Iterator[Detections], adds: Sequence[Add]) -> Iterator[Det
         for add in adds:
             add(found)
         yield found
-
-
-@contextmanager
-def progress_bar(total: int | None) -> Iterator[Add]:
-    """Show on stderr how many of the `total` images are done; None = not known."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("Detecting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda _: progress.advance(task)

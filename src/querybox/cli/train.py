@@ -23,7 +23,7 @@ def train(
     output: Path | None = None,
     resume: Annotated[bool, Parameter(negative="")] = False,
     max_time: str | None = None,
-    weights: Path | None = None,
+    weights: str | None = None,
 ) -> None:
     """Train a detector.
 
@@ -34,6 +34,9 @@ def train(
     # A dataset, with the defaults; with two settings of your own:
     querybox train photos/
     querybox train photos/ recipe=detr_small data.image_size=320
+
+    # From the weights of another detector, whatever its classes:
+    querybox train photos/ --weights detr-r50.pth
 
     # A run file; with one setting changed; where a run was stopped:
     querybox train run.yaml
@@ -50,13 +53,14 @@ def train(
         output: The run folder.
         resume: Go on with the run in the run folder.
         max_time: Stop after this long, such as 30m or 1h30m, with an evaluation and a checkpoint.
-        weights: Weights of a querybox model to start from.
+        weights: A checkpoint to start from: of querybox, facebookresearch, MMDetection or Hugging Face, also by its
+            name on the hub, such as hf://facebook/detr-resnet-50. Its model is the run's, its classes are kept by name.
     """
     options: dict[str, Any] = {}
     if output is not None:
         options["output"] = str(output)
     if weights is not None:
-        options["weights"] = str(weights)
+        options["weights"] = weights
     if max_time is not None:
         options["train"] = {"max_time": max_time}
     settings = read_settings(target, overrides, options)

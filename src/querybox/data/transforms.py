@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
-from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from querybox.data.settings import DataSettings, Sizes
 from querybox.structures import Resizing
@@ -94,17 +93,20 @@ def augment(sample: Sample, settings: DataSettings, rng: np.random.Generator) ->
 
 
 def _flip(sample: Sample, settings: DataSettings, rng: np.random.Generator) -> Sample:
-    flips = (settings.horizontal_flip, F.horizontal_flip), (settings.vertical_flip, F.vertical_flip)
-    for probability, flip in flips:
+    for probability, axis in (settings.horizontal_flip, 0), (settings.vertical_flip, 1):
         if rng.random() < probability:
-            sample = Sample(flip(sample.pixels), flip(_as_boxes(sample)).as_subclass(Tensor), sample.labels)
+            size = sample.pixels.shape[-1 - axis]
+            boxes = sample.boxes_xyxy.clone()
+            boxes[:, [axis, axis + 2]] = size - boxes[:, [axis + 2, axis]]
+            sample = Sample(sample.pixels.flip(-1 - axis), boxes, sample.labels)
     return sample
 
 
 def _resize(sample: Sample, short_side: int, long_side: int) -> Sample:
-    boxes = F.resize(_as_boxes(sample), _shape(sample.pixels, short_side, long_side))
+    pixels = resize(sample.pixels, short_side, long_side)
+    height, width = (new / old for new, old in zip(pixels.shape[1:], sample.pixels.shape[1:], strict=True))
     return sample._replace(
-        pixels=resize(sample.pixels, short_side, long_side), boxes_xyxy=boxes.as_subclass(Tensor)
+        pixels=pixels, boxes_xyxy=sample.boxes_xyxy * torch.tensor([width, height, width, height])
     )
 
 
@@ -115,9 +117,10 @@ def _crop(sample: Sample, sizes: Sizes, rng: np.random.Generator) -> Sample:
     w = int(rng.integers(min(least, width), min(most, width), endpoint=True))
     top = int(rng.integers(height - h, endpoint=True))
     left = int(rng.integers(width - w, endpoint=True))
-    boxes = F.crop(_as_boxes(sample), top, left, h, w).as_subclass(Tensor)  # cut to the window
+    boxes = sample.boxes_xyxy - torch.tensor([left, top, left, top])
+    boxes = boxes.clamp(min=0).minimum(torch.tensor([w, h, w, h]))  # cut to the window
     shows = (boxes[:, 2:] > boxes[:, :2]).all(1)
-    return Sample(F.crop(sample.pixels, top, left, h, w), boxes[shows], sample.labels[shows])
+    return Sample(sample.pixels[:, top : top + h, left : left + w], boxes[shows], sample.labels[shows])
 
 
 def _jitter(
@@ -126,12 +129,3 @@ def _jitter(
     for adjust in (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation):
         pixels = adjust(pixels, float(rng.uniform(1 - strength, 1 + strength)))
     return pixels
-
-
-def _shape(pixels: UInt8[Tensor, "3 h w"], short_side: int, long_side: int) -> list[int]:
-    return list(resized_shape(pixels.shape[-2], pixels.shape[-1], short_side, long_side))
-
-
-def _as_boxes(sample: Sample) -> BoundingBoxes:
-    shape = (sample.pixels.shape[-2], sample.pixels.shape[-1])
-    return BoundingBoxes(sample.boxes_xyxy, format=BoundingBoxFormat.XYXY, canvas_size=shape)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from querybox.detector import Detector
+from querybox.modules.backbone import Backbone
+from querybox.optimize.backbone import fuse
 from querybox.postprocess import postprocess
 from querybox.structures import ImageBatch
 
@@ -72,6 +74,8 @@ def trace(detector: Detector) -> ExportedProgram:
     sizes = torch.tensor([[165, 229], [140, 201]])
     open_sizes = {"pixels": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, "sizes": {0: Dim.DYNAMIC}}
     detector = copy.deepcopy(detector).cpu().eval()
+    if isinstance(detector.backbone, Backbone):
+        detector.backbone.body = fuse(detector.backbone.body)  # batch norms folded
     for part in detector.modules():
         if type(part) is Conv2dSame:
             part.__class__ = OpenConv2dSame

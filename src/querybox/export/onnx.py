@@ -60,7 +60,7 @@ def load(path: Path) -> ExportedModel:
     card = Card.from_json(session.get_modelmeta().custom_metadata_map.get(KEY), path)
 
     def run(pixels: Tensor, sizes: Tensor) -> Answers:
-        values = session.run(list(OUTPUTS), {"pixels": pixels.numpy(), "sizes": sizes.numpy()})
+        values = session.run(list(OUTPUTS), {"pixels": pixels.contiguous().numpy(), "sizes": sizes.numpy()})
         return dict(zip(OUTPUTS, map(torch.from_numpy, values), strict=True))
 
     return ExportedModel(card, run)

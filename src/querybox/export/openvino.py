@@ -77,7 +77,9 @@ def runner(model: openvino.Model, precision: Precision) -> Run:
     request = openvino.Core().compile_model(model, "CPU", hints).create_infer_request()
 
     def run(pixels: Tensor, sizes: Tensor) -> Answers:
-        values = request.infer({"pixels": pixels.numpy(), "sizes": sizes.numpy()}, share_inputs=True)
+        values = request.infer(
+            {"pixels": pixels.contiguous().numpy(), "sizes": sizes.numpy()}, share_inputs=True
+        )
         return {name: torch.from_numpy(values[name].copy()) for name in OUTPUTS}
 
     return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,7 @@ def quantise(
         raise missing("int8") from None
     if not data.images:
         raise DataError(f"{data.source}: holds no image to calibrate int8 with")
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # it tells of every operation that it leaves alone
     kept = [
         name
         for name in (operation.get_friendly_name() for operation in model.get_ops())
@@ -54,14 +56,16 @@ def quantise(
         nncf.Dataset(list(samples(data, preprocessing))),
         preset=nncf.QuantizationPreset.PERFORMANCE,
         ignored_scope=nncf.IgnoredScope(names=kept),
-        subset_size=IMAGES,
+        subset_size=min(len(data.images), IMAGES),
     )
 
 
 def samples(data: DetectionData, preprocessing: Preprocessing) -> Iterator[dict[str, np.ndarray]]:
     """Yield the model's input for `IMAGES` images of the data, spread evenly."""
-    chosen = data.images[:: -(-len(data.images) // IMAGES)]
-    frames = (Frame(source=str(record.path), pixels=read_pixels(record)) for record in chosen)
+    count = len(data.images)
+    chosen = np.linspace(0, count - 1, min(count, IMAGES)).round().astype(int)
+    records = (data.images[place] for place in chosen)
+    frames = (Frame(source=str(record.path), pixels=read_pixels(record)) for record in records)
     for each in prepare(frames, preprocessing):
         pixels = each.pixels[None].contiguous()
         yield {"pixels": pixels.numpy(), "sizes": np.array([pixels.shape[2:]], dtype=np.int64)}

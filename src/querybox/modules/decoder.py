@@ -39,7 +39,11 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Runs the layers; one norm and one pair of heads serve them all."""
+    """Runs the layers; one norm and one pair of heads serve them all.
+
+    With `norm_between`, what a layer hands to the next is normalised, too, as transformers has it where its
+    ``auxiliary_loss`` is set; there the heads see the last layer normalised twice, and the others once.
+    """
 
     def __init__(
         self,
@@ -52,8 +56,10 @@ class Decoder(nn.Module):
         feedforward: int,
         dropout: float,
         norm_first: bool,
+        norm_between: bool = False,
     ) -> None:
         super().__init__()
+        self.norm_between = norm_between
         self.layers = nn.ModuleList(
             DecoderLayer(width, heads, feedforward, dropout, norm_first=norm_first) for _ in range(layers)
         )
@@ -66,7 +72,12 @@ class Decoder(nn.Module):
         content, states = queries.content, []
         for layer in self.layers:
             content = layer(content, queries.position, memory)
+            if self.norm_between:
+                content = self.norm(content)
             states.append(content)
-        answers = self.norm(torch.stack(states))  # [L, B, Q, D]
+        if self.norm_between:
+            answers = torch.stack([*states[:-1], self.norm(content)])  # [L, B, Q, D]
+        else:
+            answers = self.norm(torch.stack(states))  # [L, B, Q, D]
         logits, boxes = self.class_head(answers), self.box_head(answers)  # [L, B, Q, K], [L, B, Q, 4]
         return tuple(Predictions(logits=a, boxes=b) for a, b in zip(logits, boxes, strict=True))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -13,7 +12,9 @@ from querybox.modules.blocks import FeedForward, Residual
 from querybox.structures import Memory
 
 
-def shrink_mask(padding_mask: Bool[Tensor, "B H W"], size: Sequence[int]) -> Bool[Tensor, "B h w"]:
+def shrink_mask(
+    padding_mask: Bool[Tensor, "B H W"], size: torch.Size | tuple[int, int]
+) -> Bool[Tensor, "B h w"]:
     """Bring the padding mask to the size of a feature map, by nearest interpolation."""
     return F.interpolate(padding_mask[:, None].float(), size=list(size)).bool()[:, 0]
 

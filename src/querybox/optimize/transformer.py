@@ -88,6 +88,7 @@ class LastAnswer(nn.Module):
         fuse_linear(decoder)
         self.layers = decoder.layers.to(dtype)
         self.norm = decoder.norm
+        self.norm_between = decoder.norm_between
         self.class_head = decoder.class_head
         self.box_head = decoder.box_head
 
@@ -96,5 +97,7 @@ class LastAnswer(nn.Module):
         content = queries.content
         for layer in self.layers:
             content = layer(content, queries.position, memory)
+            if self.norm_between:
+                content = self.norm(content.float()).to(content.dtype)
         answer = self.norm(content.float())  # [B, Q, D]
         return (Predictions(logits=self.class_head(answer), boxes=self.box_head(answer)),)

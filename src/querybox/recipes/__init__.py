@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from querybox.detector import Detector
@@ -14,7 +14,9 @@ from querybox.recipes.dino import DINO
 from querybox.recipes.recipe import Recipe
 from querybox.structures import Category
 
-__all__ = ["DETR", "DINO", "RECIPES", "DeformableDETR", "Recipe", "build", "find"]
+__all__ = ["DETR", "DINO", "RECIPES", "DeformableDETR", "Recipe", "build", "find", "parse"]
+
+KINDS: dict[str, type[Recipe]] = {"detr": DETR, "deformable_detr": DeformableDETR, "dino": DINO}
 
 DETR_R50 = DETR()
 DEFORMABLE = DeformableDETR()
@@ -54,6 +56,19 @@ def find(name: str) -> Recipe:
         hint = f"Did you mean '{near[0]}'?" if near else f"Known recipes: {', '.join(RECIPES)}."
         raise ConfigError(f"unknown recipe '{name}'. {hint}")
     return RECIPES[name]
+
+
+def parse(values: Mapping[str, Any], where: str = "") -> Recipe:
+    """Return the recipe that has these settings; ``kind`` says which it is, DETR where there is none.
+
+    Raises:
+        ConfigError: The kind or a setting is unknown, or a value does not fit.
+    """
+    kind = values.get("kind", "detr")
+    if kind not in KINDS:
+        prefix = f"{where}: " if where else ""
+        raise ConfigError(f"{prefix}unknown kind of recipe {kind!r}; expected one of {', '.join(KINDS)}")
+    return KINDS[kind].parse(values, where=where)
 
 
 def build(

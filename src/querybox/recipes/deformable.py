@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -24,6 +24,7 @@ from querybox.structures import Category
 class DeformableDETR(Recipe):
     """The settings of Deformable DETR; the defaults are its ResNet-50 model."""
 
+    kind: Literal["deformable_detr"] = "deformable_detr"
     feedforward: Positive = 1024
     queries: Positive = 300
     strides: tuple[Positive, ...] = (8, 16, 32)

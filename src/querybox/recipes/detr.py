@@ -33,6 +33,7 @@ class Transformer(TypedDict):
 class DETR(Recipe):
     """The settings of DETR; the defaults are its ResNet-50 model."""
 
+    kind: Literal["detr"] = "detr"
     stride: Positive = 32
     """Pixels a cell of the feature map that the encoder sees."""
     dilation: bool = False
@@ -40,6 +41,8 @@ class DETR(Recipe):
     position: Literal["sine", "learned"] = "sine"
     norm_first: bool = False
     """Normalise before each block (pre-norm) instead of after it."""
+    norm_between: bool = False
+    """Normalise between the decoder's layers, too, as transformers does where its ``auxiliary_loss`` is set."""
     local_start: bool = False
     """Begin with queries that each look at a place of their own, as small data needs; see `querybox.modules.local`."""
 
@@ -63,6 +66,7 @@ class DETR(Recipe):
             ClassHead(self.width, len(categories) + len(self.unused_rows)),
             BoxHead(self.width),
             layers=self.decoder_layers,
+            norm_between=self.norm_between,
             **transformer,
         )
         if self.local_start:

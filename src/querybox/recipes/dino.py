@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
@@ -21,6 +21,7 @@ from querybox.recipes.recipe import Positive
 class DINO(DeformableDETR):
     """The settings of DINO; the defaults are its ResNet-50 model with four maps."""
 
+    kind: Literal["dino"] = "dino"  # type: ignore[assignment]
     feedforward: Positive = 2048
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     queries: Positive = 900

@@ -14,16 +14,10 @@ from torch import Tensor
 from querybox.data.records import listed
 from querybox.detector import Detector
 from querybox.errors import CheckpointError, ConfigError
-from querybox.recipes.deformable import DeformableDETR
-from querybox.recipes.detr import DETR
-from querybox.recipes.dino import DINO
+from querybox.recipes import parse
 from querybox.recipes.recipe import Recipe
 from querybox.structures import Category, Preprocessing
 from querybox.weights import querybox as querybox_file
-
-KINDS: dict[str, type[Recipe]] = {"detr": DETR, "deformable_detr": DeformableDETR, "dino": DINO}
-"""What a file calls the kinds of recipes; one that does not say is DETR's."""
-
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Blueprint:
@@ -35,9 +29,7 @@ class Blueprint:
 
     def card(self) -> dict[str, Any]:
         """Return the same as plain values, for a file's header."""
-        kinds = {kind: name for name, kind in KINDS.items()}
         return {
-            "kind": kinds[type(self.recipe)],
             # The backbone's weights are in the file: where they once came from no longer matters.
             "recipe": self.recipe.replace(backbone_weights=None).model_dump(mode="json"),
             "categories": [dataclasses.asdict(category) for category in self.categories],
@@ -53,7 +45,7 @@ class Blueprint:
         """
         try:
             return cls(
-                recipe=KINDS[card.get("kind", "detr")].parse(card["recipe"]),
+                recipe=parse(card["recipe"]),
                 categories=TypeAdapter(tuple[Category, ...]).validate_python(card["categories"]),
                 preprocessing=TypeAdapter(Preprocessing).validate_python(card["preprocessing"]),
             )

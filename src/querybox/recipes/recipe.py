@@ -23,6 +23,8 @@ Positive = Annotated[int, Field(gt=0)]
 class Recipe(Settings):
     """The settings that every detector has. A recipe adds its own, and picks the parts."""
 
+    kind: str
+    """Which family of detectors it is; each recipe has one."""
     backbone: str = "resnet50.tv_in1k"
     """Any timm model that yields feature maps."""
     backbone_weights: str | None = None

@@ -91,8 +91,9 @@ def load_checkpoint(
         for name, parameter in model.named_parameters():
             if state := part(tensors, f"optimizer.{name}:"):
                 count = state.pop("step")  # AdamW keeps it on the CPU
+                # In the parameter's own order of memory: the fused AdamW pairs their numbers as they lie there.
                 optimizer.state[parameter] = {
-                    key: tensor.to(parameter.device) for key, tensor in state.items()
+                    key: torch.empty_like(parameter).copy_(tensor) for key, tensor in state.items()
                 }
                 optimizer.state[parameter]["step"] = count
         return Progress(**card["progress"]), card["scaler"]

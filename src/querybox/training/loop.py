@@ -24,6 +24,7 @@ from querybox.structures import ImageBatch, Target
 from querybox.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from querybox.training.display import Display
 from querybox.training.ema import MovingAverage
+from querybox.training.fast import for_training
 from querybox.training.interrupt import StopRequest
 from querybox.training.metrics import MetricsFile
 from querybox.training.optim import Schedule, build_optimizer, freeze
@@ -41,8 +42,7 @@ SAVE_SECONDS = 60.0
 class DetectionLoss(nn.Module):
     """Detector and criterion as one module.
 
-    So mixed precision and the averaging of gradients wrap both, and the detector inside stays as it is: what
-    is evaluated and saved is always plain float32.
+    So mixed precision and the averaging of gradients wrap both, and not the detector that is evaluated and saved.
     """
 
     def __init__(self, detector: Detector, criterion: nn.Module) -> None:
@@ -112,7 +112,9 @@ class Trainer:
         self.evaluate = evaluate
         self.average = MovingAverage(detector, settings.ema) if settings.ema else None
         self.adamw = build_optimizer(detector, settings)
-        self.model, self.optimizer = accelerator.prepare(DetectionLoss(detector, criterion), self.adamw)
+        self.model, self.optimizer = accelerator.prepare(
+            DetectionLoss(for_training(detector), criterion), self.adamw
+        )
         self.trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
         self.steps_per_epoch = math.ceil(len(loader) / settings.accumulate)
         self.schedule = Schedule.of(settings, self.steps_per_epoch)

@@ -44,7 +44,7 @@ def build_optimizer(detector: nn.Module, settings: TrainSettings) -> AdamW:
         for parameters, lr in ((rest, settings.lr), (backbone, settings.backbone_lr))
         if parameters
     ]
-    return AdamW(groups, weight_decay=settings.weight_decay)
+    return AdamW(groups, weight_decay=settings.weight_decay, fused=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

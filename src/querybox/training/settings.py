@@ -58,13 +58,14 @@ class TrainSettings(Settings):
 class RunSettings(Settings):
     """Everything that a run can set; the resolved values are written to its folder as ``run.yaml``."""
 
-    recipe: str = "detr_r50"
-    """Name of the model; see `querybox.recipes`."""
+    recipe: str | None = None
+    """Name of the model, see `querybox.recipes`; null means that of the `weights`, or `detr_r50` without any."""
     model: dict[str, Any] = Field(default_factory=dict)
     """Settings of the recipe that differ from its own."""
     data: DataSettings
     train: TrainSettings = TrainSettings()
     weights: str | None = None
-    """A querybox file whose weights the detector starts from."""
+    """A checkpoint of any layout whose weights the detector starts from: a file, a Hugging Face folder, or a name on
+    the hub such as `hf://facebook/detr-resnet-50`."""
     output: str = "runs/detr"
     """The run folder."""

@@ -4,106 +4,93 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import torch
-
+from querybox.checkpoints import read_checkpoint
 from querybox.data import DataSettings, DetectionData, read_train_and_val, require_objects
 from querybox.detector import Detector
-from querybox.errors import CheckpointError, ConfigError
+from querybox.errors import ConfigError
 from querybox.evaluate import labels_by_name
-from querybox.recipes import find
+from querybox.recipes import Recipe, find, parse
 from querybox.structures import Category
+from querybox.training.finetune import start_from
 from querybox.training.settings import RunSettings
+from querybox.weights.hub import fetch, is_hub_name
 
 logger = logging.getLogger(__name__)
 
 
 def resolve(settings: RunSettings) -> RunSettings:
-    """Return `settings` with all of the recipe's values written out and all paths absolute.
+    """Return `settings` with all of the model's values written out, all paths absolute, a hub's name pinned.
 
-    The backbone starts from ImageNet weights unless the settings say otherwise.
+    The model is that of the recipe, or of the weights where no recipe is named. Without weights, the backbone starts
+    from ImageNet's unless the settings say otherwise.
 
     Raises:
         ConfigError: The recipe or one of its settings is unknown, or no training data is set.
+        CheckpointError: The weights cannot be read.
     """
     if settings.data.train is None:
         raise ConfigError("setting 'data.train' is missing; expected the path of a dataset to train on")
-    named = find(settings.recipe)
-    recipe = named.model_dump()
-    if settings.weights is None:
-        recipe["backbone_weights"] = "imagenet"  # a random backbone learns nothing from a few hundred images
-    model = type(named).parse({**recipe, **settings.model}, where="model").model_dump(mode="json")
-    if model["backbone_weights"] not in (None, "imagenet"):
-        model["backbone_weights"] = str(Path(model["backbone_weights"]).resolve())
     paths = {"train": str(Path(settings.data.train).resolve())}
     if settings.data.val is not None:
         paths["val"] = str(Path(settings.data.val).resolve())
-    return settings.replace(
-        model=model,
+    settings = settings.replace(
+        recipe=settings.recipe or ("detr_r50" if settings.weights is None else None),
         data=settings.data.replace(**paths).model_dump(),
-        weights=None if settings.weights is None else str(Path(settings.weights).resolve()),
+        weights=None if settings.weights is None else resolve_weights(settings.weights),
         output=str(Path(settings.output).resolve()),
     )
+    model = resolve_model(settings).model_dump(mode="json")
+    if model["backbone_weights"] not in (None, "imagenet"):
+        model["backbone_weights"] = str(Path(model["backbone_weights"]).resolve())
+    return settings.replace(model=model)
+
+
+def resolve_weights(weights: str) -> str:
+    """Return the absolute path of a checkpoint, or its name on the hub with the commit."""
+    return fetch(weights).name if is_hub_name(weights) else str(Path(weights).resolve())
+
+
+def resolve_model(settings: RunSettings) -> Recipe:
+    """Return the recipe that is meant: the named one or that of the weights, with the settings that differ."""
+    values = {} if settings.recipe is None else find(settings.recipe).model_dump()
+    if settings.weights is None:
+        values["backbone_weights"] = "imagenet"  # a random backbone learns nothing from a few hundred images
+    values |= settings.model
+    if settings.weights is not None:
+        stated = read_checkpoint(settings.weights, **hidden(values)).blueprint.recipe
+        values = {**stated.model_dump(), "unused_rows": (), **values}
+    return parse(values, where="model")
+
+
+def hidden(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a model that its tensors do not show, as far as there are any."""
+    return {name: model[name] for name in ("dilation", "heads") if name in model}
 
 
 def build_detector(settings: RunSettings, categories: tuple[Category, ...]) -> Detector:
     """Build the detector of resolved `settings` for these classes, with the weights that it starts from.
 
+    Its images are prepared as those that the weights were trained on, but for their size, which the data's settings
+    say.
+
     Raises:
         ConfigError: The recipe's settings do not fit together.
         CheckpointError: The weights cannot be read, or are of another model.
     """
-    detector = Detector.from_recipe(settings.recipe, categories=categories, **settings.model)
+    detector = parse(settings.model, where="model").build(categories)
+    if settings.weights is not None:
+        source = Detector.from_checkpoint(settings.weights, **hidden(settings.model))
+        start_from(detector, source, settings.weights)
+        detector.preprocessing = source.preprocessing
     sizes = settings.data.sizes()
     detector.preprocessing = dataclasses.replace(
         detector.preprocessing, short_side=sizes.short_side, long_side=sizes.long_side
     )
-    if settings.weights is not None:
-        start_from(detector, settings.weights)
     return detector
-
-
-@torch.no_grad()
-def start_from(detector: Detector, path: str) -> None:
-    """Copy the weights in a file to `detector`; those of a class go to the class of the same name.
-
-    Raises:
-        CheckpointError: The file cannot be read, or is of another model.
-    """
-    given = Detector.load(path)
-    own, other = detector.state_dict(), given.state_dict()
-    places = {category.name: label for label, category in enumerate(given.categories)}
-    known = {label: places[c.name] for label, c in enumerate(detector.categories) if c.name in places}
-    rows = {**known, len(detector.categories): len(given.categories)}  # "no object" comes last in both
-    for name, tensor in own.items():
-        source = other.get(name)
-        if source is None or source.shape[1:] != tensor.shape[1:]:
-            raise misfit(path, detector, given, name)
-        if name.startswith("decoder.class_head."):
-            tensor[list(rows)] = source[list(rows.values())]
-        elif source.shape == tensor.shape:
-            tensor.copy_(source)
-        else:
-            raise misfit(path, detector, given, name)
-    new = [category.name for label, category in enumerate(detector.categories) if label not in known]
-    if new:
-        logger.warning("%s: does not know %s; these classes start from random weights", path, ", ".join(new))
-
-
-def misfit(path: str, detector: Detector, given: Detector, name: str) -> CheckpointError:
-    """Return the error that says which settings of the model are not those of the file."""
-    assert detector.recipe is not None
-    assert given.recipe is not None
-    ours, theirs = detector.recipe.model_dump(), given.recipe.model_dump()
-    unlike = [
-        f"'model.{key}' is {ours[key]!r} here and {theirs[key]!r} there"
-        for key in ours
-        if ours[key] != theirs[key]
-    ]
-    raise CheckpointError(
-        f"{path}: its '{name}' does not fit this model; {', '.join(unlike)}; use the file's settings"
-    )
 
 
 def read_data(settings: DataSettings) -> tuple[DetectionData, DetectionData | None]:

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from querybox.data.records import listed
 from querybox.errors import CheckpointError
 from querybox.weights.digest import check_digest
 from querybox.weights.hub import WEIGHTS, fetch, is_hub_name
@@ -56,8 +57,8 @@ def read_checkpoint_file(path: str | Path) -> CheckpointFile:
         tensors, metadata = read_shards(path)
     elif path.suffix == ".safetensors":
         check_digest(path)
-        mapped, header = read_safetensors(path)
-        tensors, metadata = {name: tensor.clone() for name, tensor in mapped.items()}, {"header": header}
+        tensors, header = read_safetensors(path)
+        metadata = {"header": header}
     else:
         tensors, metadata = unwrap(path, read_pickled(path))
     for key, beside in (("config", "config.json"), ("preprocessor", "preprocessor_config.json")):
@@ -86,14 +87,14 @@ def find_weights(path: str | Path) -> Path:
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors of a safetensors file and the text values in its header.
 
-    The tensors are the file itself, mapped into memory: copy what shall outlive it.
-
     Raises:
         CheckpointError: The file is truncated, corrupt, or of another kind.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - not a mapping
+            # Clones: what the file gives is the file itself, mapped into memory, and changes when it does.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
+            return tensors, file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: corrupt, or no weights file ({error})") from error
 
@@ -117,7 +118,7 @@ def read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         shard = read_checkpoint_file(index.with_name(file)).tensors
         expected = {name for name, place in places.items() if place == file}
         if shard.keys() != expected:
-            unlike = ", ".join(sorted(shard.keys() ^ expected))
+            unlike = listed(sorted(shard.keys() ^ expected))
             raise CheckpointError(
                 f"{index}: '{file}' does not hold what the index says ({unlike}); fetch both again"
             )
@@ -160,7 +161,7 @@ def unwrap(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]
     odd = [str(name) for name, value in held.items() if not (isinstance(name, str) and is_plain(value))]
     if odd:
         raise CheckpointError(
-            f"{path}: expected names and dense tensors alone, got something else in {', '.join(odd)}"
+            f"{path}: expected names and dense tensors alone, got something else in {listed(odd)}"
         )
     return {name: tensor.detach() for name, tensor in held.items()}, metadata
 

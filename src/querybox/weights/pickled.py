@@ -1,8 +1,8 @@
 """Reading ``.pth``, ``.pt`` and ``.bin`` files: tensors and plain values, and nothing that runs code.
 
 The unpickler is that of ``torch.load(weights_only=True)``: it knows tensors and plain values, and refuses the name of
-anything else. `HARMLESS` are the few other names that public training files hold beside their weights. Each stands
-for a class that does nothing, so that not even these are imported, let alone called.
+anything else. `HARMLESS` are the few other names that public training files hold beside their weights. All but options
+and plain dicts stand for a class that does nothing, so that not even these are imported, let alone called.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import warnings
 import zipfile
 import zlib
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ from querybox.errors import CheckpointError
 from querybox.weights.digest import check_digest
 
 THREADS = 4
+CHUNK = 1 << 20
+"""Bytes that a thread reads at a time."""
+ZIP = b"PK\x03\x04"
+"""What a zip file, and each of its records, begins with."""
 LOCAL_HEADER = struct.Struct("<4s22xHH")
 """Of a zip record: its mark, and how long the name and the extra field are that stand before the data."""
 
@@ -77,7 +82,8 @@ def read_pickled(path: Path) -> Any:
             be executed.
     """
     with ThreadPoolExecutor(THREADS) as pool:
-        checks = [pool.submit(check_record, path, record) for record in zip_records(path)]
+        records = list(zip_records(path))
+        checks = [pool.submit(check_records, path, records[part::THREADS]) for part in range(THREADS)]
         checks.append(pool.submit(check_digest, path))
         content, error = unpickle(path)
         for check in checks:
@@ -130,7 +136,7 @@ def zip_records(path: Path) -> Iterator[ZipRecord]:
             and which could make a small file fill the memory.
     """
     with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":
+        if file.read(len(ZIP)) != ZIP:
             return
     try:
         with zipfile.ZipFile(path) as archive:
@@ -147,22 +153,30 @@ def zip_records(path: Path) -> Iterator[ZipRecord]:
             yield ZipRecord(name=each.filename, offset=each.header_offset, size=each.file_size, crc=each.CRC)
 
 
-def check_record(path: Path, record: ZipRecord) -> None:
-    """Compare the data of one record with its checksum.
+def check_records(path: Path, records: Iterable[ZipRecord]) -> None:
+    """Compare the data of records with their checksums.
 
     Raises:
         CheckpointError: They do not fit.
     """
+    buffer = memoryview(bytearray(CHUNK))
+    with path.open("rb", buffering=0) as file:
+        for record in records:
+            if checksum(file, record, buffer) != record.crc:
+                raise CheckpointError(
+                    f"{path}: corrupt file: the checksum of its '{record.name}' does not match; fetch it again"
+                )
+
+
+def checksum(file: FileIO, record: ZipRecord, buffer: memoryview) -> int | None:
+    """Return the CRC-32 of the data of a record; None where there is no such record."""
     try:
-        with path.open("rb") as file:
-            file.seek(record.offset)
-            mark, name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
-            file.seek(name + extra, 1)
-            whole = mark == b"PK\x03\x04" and record.size <= path.stat().st_size
-            fits = whole and zlib.crc32(file.read(record.size)) == record.crc
+        file.seek(record.offset)
+        mark, name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
+        file.seek(name + extra, 1)
     except (OSError, ValueError, OverflowError, struct.error):  # the directory leads outside of the file
-        fits = False
-    if not fits:
-        raise CheckpointError(
-            f"{path}: corrupt file: the checksum of its '{record.name}' does not match; fetch it again"
-        )
+        return None
+    crc, left = 0, record.size
+    while left and (count := file.readinto(buffer[:left])):
+        crc, left = zlib.crc32(buffer[:count], crc), left - count
+    return crc if mark == ZIP and not left else None

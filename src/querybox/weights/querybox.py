@@ -56,7 +56,8 @@ def read(
         raise CheckpointError(
             f"{path}: expected {kind} ('{mark}'), got {got}: another kind of file, or corrupt"
         )
-    if metadata.get("checksum") not in (checksum(tensors, metadata.get("card", "")), checksum(tensors)):
+    known = metadata.get("checksum")
+    if known != checksum(tensors, metadata.get("card", "")) and known != checksum(tensors):
         raise CheckpointError(f"{path}: corrupt file, its checksum does not match; copy or save it again")
     try:
         card: dict[str, Any] = json.loads(metadata["card"])

@@ -24,7 +24,12 @@ def stated_settings(metadata: Mapping[str, Any]) -> dict[str, Any]:
         heads = config.get("encoder_attention_heads", 8)
         require(config, "decoder_attention_heads", heads)
         dilated = config.get("dilation", False) or backbone_stride(config) == 16
-        return {"heads": heads, "dilation": dilated, "dropout": config.get("dropout", 0.1)}
+        return {
+            "heads": heads,
+            "dilation": dilated,
+            "dropout": config.get("dropout", 0.1),
+            "norm_between": config.get("auxiliary_loss", False),
+        }
     args = metadata.get("args", {})
     named = {"heads": "nheads", "dilation": "dilation", "dropout": "dropout"}
     return {setting: args[theirs] for setting, theirs in named.items() if theirs in args}

@@ -1,0 +1,53 @@
+"""What int8 costs in average precision, on the blood-cell model that is shipped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from benchmarks.engines import INT8, OPTIMISED
+from benchmarks.goals import within
+from benchmarks.measure import Row, Side, Work
+from benchmarks.setup import EXAMPLE, Setup
+from querybox.data import DetectionData, read_dataset
+from querybox.detector import Detector
+from querybox.evaluate import evaluate
+from querybox.export import export, load_engine
+
+
+def rows(setup: Setup) -> Iterator[Row]:
+    """Yield the row. Validation images calibrate, test images decide."""
+    yield Row(
+        name="int8-accuracy",
+        title="Average precision of the blood-cell model on its test images",
+        sides=[
+            Side(name=OPTIMISED, build=lambda: exact(setup)),
+            Side(name=INT8, build=lambda: quantised(setup), tolerance=0.1),
+        ],
+        difference=lambda a, b: abs(a - b),
+        value=float,
+        goals=[within(INT8, OPTIMISED, 0.005)],
+        unit="AP",
+        rounds=(0, 0),
+    )
+
+
+def exact(setup: Setup) -> Work:
+    """Return the evaluation of the model as `querybox evaluate` runs it."""
+    detector = Detector.load(EXAMPLE / "weights.safetensors")
+    return lambda: evaluate(detector, split(setup, "test")).metrics["AP"]
+
+
+def quantised(setup: Setup) -> Work:
+    """Return the evaluation of its export in int8."""
+    detector = Detector.load(EXAMPLE / "weights.safetensors")
+    path = setup.folder / "blood-cells-int8.xml"
+    export(detector, path, to="openvino", precision="int8", calibration=split(setup, "val"))
+    engine = load_engine(path)
+    return lambda: evaluate(engine, split(setup, "test")).metrics["AP"]
+
+
+def split(setup: Setup, name: str) -> DetectionData:
+    """Return a split of the example."""
+    data = read_dataset(EXAMPLE / "annotations" / f"{name}.json")
+    return replace(data, images=data.images[: setup.count(len(data.images))])

@@ -1,0 +1,211 @@
+"""How fast a model runs on this machine, and what it takes: time, arithmetic, memory."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import multiprocessing
+import platform
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from statistics import median, quantiles
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from querybox.detector import Detector
+from querybox.engine import Engine
+from querybox.errors import ConfigError
+from querybox.export import load_engine
+from querybox.predict import Input, detect
+from querybox.structures import ImageBatch, Preprocessing
+
+EXPORTED = (".onnx", ".xml", ".pt2")
+ENGINES = ("plain", "optimised", "bf16")
+"""What a checkpoint is run as: the detector itself, the copy that `predict` makes of it, the same in bfloat16."""
+SECONDS, LEAST = 3.0, 5
+"""Detection is timed for so long, and so many times at least."""
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineResult:
+    """What one engine needs for a batch: from resized pixels in memory to detections."""
+
+    name: str
+    load_seconds: float
+    seconds: float
+    """Median."""
+    quartiles: tuple[float, float]
+    """Of the seconds; the lower and the upper."""
+    images_per_second: float
+    peak_memory: int | None
+    """Bytes, at most, beyond those in use before it was loaded; the GPU's where there is one. None where not known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchmarkResult:
+    """What a model needs."""
+
+    device: str
+    threads: int
+    size: tuple[int, int]
+    """(height, width) of the images in pixels."""
+    batch_size: int
+    parameters: int | None
+    """None for an exported model."""
+    flops: int | None
+    """Of one image; a multiplication and an addition are two, though many papers count them as one."""
+    engines: tuple[EngineResult, ...]
+
+
+def benchmark(
+    models: Sequence[str | Path],
+    *,
+    size: tuple[int, int] | None = None,
+    batch_size: int = 1,
+    trusted: bool = False,
+) -> BenchmarkResult:
+    """Measure every engine in a process of its own, one after the other.
+
+    Args:
+        models: Checkpoints of any layout and exported models; parameters and FLOPs are those of the first checkpoint.
+        size: (height, width) of the images in pixels; by default those of a 4:3 photo as the first model resizes it.
+        batch_size: Images in one forward pass.
+        trusted: Code in ``.pt2`` files may run.
+
+    Raises:
+        CheckpointError: A model cannot be read.
+        ConfigError: There is no model, or a number is less than 1.
+    """
+    if not models or batch_size < 1 or min(size or (1,)) < 1:
+        raise ConfigError(
+            f"benchmark got {len(models)} models, size={size}, batch_size={batch_size}; expected at least 1 of each"
+        )
+    paths = [Path(model) for model in models]
+    jobs = [(path, name) for path in paths for name in engines_of(path)]
+    checkpoints = [path for path in paths if path.suffix not in EXPORTED]
+    detector = Detector.from_checkpoint(checkpoints[0]) if checkpoints else None
+    size = size or photo_size((detector or load_engine(paths[0], trusted=trusted)).preprocessing)
+    parameters = None if detector is None else sum(each.numel() for each in detector.parameters())
+    flops = None if detector is None else count_flops(detector, size)
+    del detector
+    results = []
+    for path, name in jobs:  # a new process each: no engine finds memory that another one left
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            results.append(pool.submit(measure, path, name, size, batch_size, trusted=trusted).result())
+    return BenchmarkResult(
+        device=str(accelerator()),
+        threads=torch.get_num_threads(),
+        size=size,
+        batch_size=batch_size,
+        parameters=parameters,
+        flops=flops,
+        engines=tuple(results),
+    )
+
+
+def engines_of(path: Path) -> tuple[str, ...]:
+    """Return what a file is run as."""
+    return ("exported",) if path.suffix in EXPORTED else ENGINES
+
+
+def photo_size(preprocessing: Preprocessing) -> tuple[int, int]:
+    """Return the (height, width) to which a 4:3 photo is resized."""
+    short, long = preprocessing.short_side, preprocessing.long_side
+    return (short, short * 4 // 3) if short * 4 // 3 <= long else (long * 3 // 4, long)
+
+
+def count_flops(detector: Detector, size: tuple[int, int]) -> int:
+    """Return the floating-point operations of one image, of convolutions and matrix products: nearly all there are.
+
+    They follow from shapes alone, so nothing is computed.
+    """
+    shapes = copy.deepcopy(detector).eval().to("meta").requires_grad_(requires_grad=False)
+    batch = ImageBatch(
+        images=torch.zeros(1, 3, *size, device="meta"),
+        padding_mask=torch.zeros(1, *size, dtype=torch.bool, device="meta"),
+        sizes=torch.zeros(1, 2, dtype=torch.int64, device="meta"),
+    )
+    # Fused attention would not be counted.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        shapes(batch)
+    return int(counter.get_total_flops())
+
+
+def accelerator() -> torch.device:
+    """Return the device that detectors run on here."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return device or torch.device("cpu")
+
+
+def measure(
+    path: Path, name: str, size: tuple[int, int], batch_size: int, *, trusted: bool = False
+) -> EngineResult:
+    """Load one engine and let it detect in random images until its time is known."""
+    with suppress(ImportError):
+        import_module({".onnx": "onnxruntime", ".xml": "openvino"}.get(path.suffix, "querybox.checkpoints"))
+    before = reset_peak()
+    start = time.perf_counter()
+    engine = load(path, name, trusted=trusted)
+    load_seconds = time.perf_counter() - start
+    gc.collect()
+    pixels = torch.randint(256, (3, *size), dtype=torch.uint8)
+    batch = [Input(position=place, source="", size=size, pixels=pixels) for place in range(batch_size)]
+    detect(engine, batch, top_k=100)  # the first time prepares what later ones use
+    samples: list[float] = []
+    while len(samples) < LEAST or sum(samples) < SECONDS:
+        start = time.perf_counter()
+        detect(engine, batch, top_k=100)
+        samples.append(time.perf_counter() - start)
+    low, _, high = quantiles(samples, n=4, method="inclusive")
+    return EngineResult(
+        name=f"{path.name} {name}" if name in ENGINES else path.name,
+        load_seconds=load_seconds,
+        seconds=median(samples),
+        quartiles=(low, high),
+        images_per_second=batch_size / median(samples),
+        peak_memory=peak_memory(before),
+    )
+
+
+def load(path: Path, name: str, *, trusted: bool) -> Engine:
+    """Return the engine, on the device that it runs on; nothing but the engine stays in memory."""
+    if name == "exported":
+        return load_engine(path, trusted=trusted)
+    detector = Detector.from_checkpoint(path).to(accelerator())
+    if name == "plain":
+        return detector
+    return detector.optimize(dtype=torch.bfloat16 if name == "bf16" else torch.float32)
+
+
+def reset_peak() -> int:
+    """Begin to watch memory; return the bytes in use."""
+    gc.collect()
+    if accelerator().type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    if platform.system() == "Linux":
+        RESET.write_text("5")  # the peak begins anew
+    return process_memory("VmRSS")
+
+
+def peak_memory(before: int) -> int | None:
+    """Return how many bytes more than `before` were in use at most; None where the system does not say."""
+    if accelerator().type == "cuda":
+        return torch.cuda.max_memory_allocated() - before
+    return process_memory("VmHWM") - before if STATUS.exists() else None
+
+
+def process_memory(field: str) -> int:
+    """Return what Linux says of this process in bytes: VmRSS, what is in use, or VmHWM, its peak; 0 elsewhere."""
+    if not STATUS.exists():
+        return 0
+    (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
+    return 1024 * int(line.split()[1])

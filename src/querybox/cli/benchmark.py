@@ -1,0 +1,103 @@
+"""``querybox benchmark``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from querybox.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from querybox.benchmark import BenchmarkResult
+
+
+def benchmark(
+    *models: Path,
+    size: str | None = None,
+    batch_size: int = 1,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    trust: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Say how fast models run on this machine, and what they take.
+
+    A checkpoint is run as it is, optimised as `querybox predict` runs it, and optimised in bfloat16; an exported model
+    as it is. The time is that from resized pixels in memory to detections. Close other programs: they slow it down.
+
+    ```
+    querybox benchmark model.safetensors
+    querybox benchmark run model.onnx model.xml  # beside its exported models
+    querybox benchmark run --size 480x640 --batch-size 8 --json > speed.json
+    ```
+
+    Args:
+        models: Checkpoints of any layout, run folders, exported models: .onnx, .xml (OpenVINO), .pt2 (PyTorch).
+        size: Height x width of the images; by default of a 4:3 photo as the first model resizes it.
+        batch_size: Images in one forward pass.
+        as_json: Print JSON instead of a table.
+        trust: Let a .pt2 file execute the code that it may hold.
+    """
+    from rich.console import Console
+
+    from querybox.benchmark import EXPORTED
+    from querybox.benchmark import benchmark as run
+    from querybox.cli.model import find_model
+
+    if not models:
+        raise ConfigError(
+            "querybox benchmark got no model; expected a checkpoint, a run folder or an exported model"
+        )
+    paths = [path if path.suffix in EXPORTED else find_model(path) for path in models]
+    shape = None if size is None else parse_size(size)
+    with Console(stderr=True).status("Detecting, one engine after another"):
+        result = run(paths, size=shape, batch_size=batch_size, trusted=trust)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(result), indent=2))
+    else:
+        Console().print(table(result))
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read ``"480x640"``.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise ConfigError(f"--size got '{text}'; expected height x width in pixels, such as 480x640")
+    return int(height), int(width)
+
+
+def table(result: BenchmarkResult) -> Table:
+    """Show one line an engine, and above what they have in common."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    facts = [
+        f"batch {result.batch_size} of {result.size[0]}x{result.size[1]}",
+        result.device,
+        f"{result.threads} threads",
+    ]
+    if result.parameters is not None and result.flops is not None:
+        facts += [f"{result.parameters / 1e6:.2f} M parameters", f"{result.flops / 1e9:.1f} GFLOPs an image"]
+    shown = Table(title=", ".join(facts), title_justify="left")
+    shown.add_column("engine")
+    for heading in ("ms a batch", "quartiles", "images / s", "peak memory, MB", "load, s"):
+        shown.add_column(heading, justify="right")
+    for each in result.engines:
+        low, high = each.quartiles
+        shown.add_row(
+            escape(each.name),
+            f"{1e3 * each.seconds:.1f}",
+            f"{1e3 * low:.1f} - {1e3 * high:.1f}",
+            f"{each.images_per_second:.2f}",
+            "-" if each.peak_memory is None else f"{each.peak_memory / 1e6:.0f}",
+            f"{each.load_seconds:.2f}",
+        )
+    return shown

@@ -1,0 +1,183 @@
+"""The detector as it is trained: the same parameters and the same mathematics, in fewer and faster steps.
+
+What is evaluated and saved is the plain `Detector`; this one is a copy that has the plain one's very parameters.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, fx, nn
+
+from querybox.detector import Detector
+from querybox.modules.attention import Attention
+from querybox.modules.backbone import Backbone
+from querybox.modules.blocks import FeedForward
+from querybox.training.kernels import AttentionCore, ReLUDropout, drop, linear
+
+
+def for_training(detector: Detector) -> Detector:
+    """Return a detector to train in the place of `detector`, which learns what this one does.
+
+    Parameters and buffers are those of `detector`, not copies of them.
+    """
+    shared = [*detector.parameters(), *detector.buffers()]
+    fast = copy.deepcopy(detector, {id(tensor): tensor for tensor in shared})
+    for module in list(fast.modules()):
+        if isinstance(module, Backbone):
+            module.body = fold_batch_norms(module.body)
+    if detector.device.type == "cpu":
+        for part in (fast.neck, fast.encoder, fast.decoder):
+            quicken(part)
+    return fast
+
+
+class Tracer(fx.Tracer):
+    """Looks into modules down to convolutions and batch norms, whatever these hold, and what holds no module."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002 - the base's
+        """Say where to stop."""
+        return isinstance(m, nn.Conv2d | nn.BatchNorm2d) or next(m.children(), None) is None
+
+
+def fold_batch_norms(body: nn.Module) -> nn.Module:
+    """Compute every convolution of `body`, a timm model, and the frozen batch norm after it as one convolution.
+
+    A model that cannot be traced, because what it does depends on what it sees, stays as it is.
+    """
+    try:
+        graph = Tracer().trace(body)
+    except Exception:  # noqa: BLE001 - whatever the model's own code raises when it meets a proxy
+        return body
+    modules = dict(body.named_modules())
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    traced = fx.GraphModule(body, graph)
+    for node in list(graph.nodes):
+        users = list(node.users)
+        if calls[node.target] != 1 or len(users) != 1 or calls[users[0].target] != 1:
+            continue
+        conv, norm = modules[node.target], modules[users[0].target]
+        if type(conv) is nn.Conv2d and isinstance(norm, nn.BatchNorm2d) and conv.padding_mode == "zeros":
+            traced.set_submodule(node.target, FoldedConv2d(conv, norm))
+            users[0].replace_all_uses_with(node)
+            graph.erase_node(users[0])
+    traced.recompile()
+    return traced
+
+
+class FoldedConv2d(nn.Module):
+    """A convolution with the batch norm after it in its weights; gradients reach the convolution's own weight."""
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = norm
+
+    def forward(self, x: Float[Tensor, "B _ _ _"]) -> Float[Tensor, "B _ _ _"]:
+        """Convolve and normalise; timm's batch norms may activate too."""
+        conv, norm = self.conv, self.norm
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        bias = norm.bias - norm.running_mean * scale
+        if conv.bias is not None:
+            bias = bias + conv.bias * scale
+        with full_precision_if(conv.groups > 1 and x.device.type == "cpu"):
+            x = x if torch.is_autocast_enabled("cpu") else x.to(scale.dtype)
+            weight = conv.weight * scale[:, None, None, None]
+            x = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+        activation = getattr(norm, "act", None)
+        return x if activation is None else activation(x)
+
+
+def full_precision_if(condition: bool) -> AbstractContextManager[object]:
+    """Leave autocast: CPUs take several times as long for the gradient of a depthwise convolution in bfloat16."""
+    return torch.autocast("cpu", enabled=False) if condition else nullcontext()
+
+
+def quicken(part: nn.Module) -> None:
+    """Replace what `training.kernels` computes faster, at any depth of `part`."""
+    for name, child in part.named_children():
+        for kind, quick in QUICK.items():
+            if isinstance(child, kind):
+                setattr(part, name, quick(child))
+                break
+        else:
+            quicken(child)
+
+
+class QuickLinear(nn.Module):
+    """A linear layer."""
+
+    def __init__(self, plain: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = plain.weight, plain.bias
+
+    def forward(self, x: Float[Tensor, "*shape in"]) -> Float[Tensor, "*shape out"]:
+        """Project."""
+        return linear(x, self.weight, self.bias)
+
+
+class QuickDropout(nn.Module):
+    """Dropout."""
+
+    def __init__(self, plain: nn.Dropout) -> None:
+        super().__init__()
+        self.dropout = plain.p
+
+    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Drop, in training."""
+        return drop(x, self.dropout) if self.training else x
+
+
+class QuickFeedForward(nn.Module):
+    """The feed-forward network of a transformer layer."""
+
+    def __init__(self, plain: FeedForward) -> None:
+        super().__init__()
+        widen, _, dropout, narrow = plain
+        assert isinstance(widen, nn.Linear)
+        assert isinstance(narrow, nn.Linear)
+        assert isinstance(dropout, nn.Dropout)
+        self.widen, self.narrow, self.dropout = QuickLinear(widen), QuickLinear(narrow), dropout.p
+
+    def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        """Widen, cut, drop, narrow."""
+        return self.narrow(ReLUDropout.apply(self.widen(x), self.dropout if self.training else 0.0))
+
+
+class QuickAttention(nn.Module):
+    """Multi-head attention."""
+
+    def __init__(self, plain: Attention) -> None:
+        super().__init__()
+        quicken(plain)
+        self.plain = plain
+
+    def forward(
+        self,
+        query: Float[Tensor, "B Q D"],
+        key: Float[Tensor, "B S D"],
+        value: Float[Tensor, "B S D"],
+        padding_mask: Bool[Tensor, "B S"] | None = None,
+    ) -> Float[Tensor, "B Q D"]:
+        """Attend from every query to every key that is not padding (`padding_mask` True)."""
+        plain = self.plain
+        q, k, v = (plain.split(x) for x in (plain.query(query), plain.key(key), plain.value(value)))
+        blocked = None if padding_mask is None else padding_mask[:, None, None, :]  # [B, 1, 1, S]
+        mixed = AttentionCore.apply(q, k, v, blocked, plain.dropout if self.training else 0.0)
+        return plain.output(mixed.transpose(1, 2).flatten(2))
+
+
+QUICK: dict[type[nn.Module], Callable[..., nn.Module]] = {
+    Attention: QuickAttention,
+    FeedForward: QuickFeedForward,
+    nn.Linear: QuickLinear,
+    nn.Dropout: QuickDropout,
+}

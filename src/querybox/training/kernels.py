@@ -1,0 +1,94 @@
+"""What training computes otherwise on a CPU than a reader would write it: the same mathematics, faster, in less memory.
+
+docs/decisions/0011-fast-training.md has what each of them brings.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd import Function
+
+
+def keep(shape: torch.Size, dropout: float) -> Tensor:
+    """Draw what dropout keeps: True with a probability of 1 - `dropout`, to the nearest 1 / 65536.
+
+    Four of these draws come out of one 64-bit number; PyTorch's own dropout makes a double of each one.
+    """
+    count = math.prod(shape)
+    numbers = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
+    return (numbers.view(torch.int16)[:count] >= round(dropout * 2**16) - 2**15).view(shape)
+
+
+def drop(x: Float[Tensor, "*shape"], dropout: float) -> Float[Tensor, "*shape"]:
+    """Set a share of the values to zero, and scale up the others, so that their sum is expected to stay."""
+    return x * keep(x.shape, dropout) * (1 / (1 - dropout)) if dropout else x
+
+
+def linear(
+    x: Float[Tensor, "*shape in"], weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"]
+) -> Float[Tensor, "*shape out"]:
+    """Project; in float32 as a 1x1 convolution, which PyTorch gives to oneDNN, and a linear layer to MKL."""
+    if weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return F.linear(x, weight, bias)
+    column = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # [1, in, N, 1], channels last
+    y = F.conv2d(column, weight[:, :, None, None], bias)  # [1, out, N, 1]
+    return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+
+
+class ReLUDropout(Function):
+    """ReLU, then dropout; its own result is all that the gradient needs, and the next layer keeps that anyway."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dropout: float) -> Tensor:
+        """Return an activated tensor of the shape of `x`."""
+        ctx.scale = 1 / (1 - dropout)
+        y = x.relu()
+        if dropout:
+            y.mul_(keep(x.shape, dropout)).mul_(ctx.scale)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """Pass the gradient where the result is positive."""
+        (y,) = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(gradients[0], y, 0).mul_(ctx.scale), None
+
+
+class AttentionCore(Function):
+    """Softmax attention with dropout, which keeps one number for each pair of tokens instead of three.
+
+    That number is the attention before dropout, negative where it was dropped.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocked: Tensor | None, dropout: float) -> Tensor:
+        """Mix the values, all [B, heads, tokens, head_width]; `blocked` is True where nothing may look."""
+        ctx.temperature, ctx.scale = 1 / math.sqrt(q.shape[-1]), 1 / (1 - dropout)
+        scores = (q * ctx.temperature) @ k.transpose(-2, -1)  # [B, heads, Q, S]
+        if blocked is not None:
+            scores.masked_fill_(blocked, -math.inf)
+        attention = scores.softmax(-1)
+        if dropout:
+            attention = torch.where(keep(attention.shape, dropout), attention, -attention)
+        mixed = (attention.relu() if dropout else attention) @ (v * ctx.scale)
+        ctx.save_for_backward(q, k, v, attention)
+        return mixed
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of queries, keys and values."""
+        q, k, v, attention = ctx.saved_tensors
+        gradient = gradients[0] * ctx.scale
+        of_v = attention.relu().transpose(-2, -1) @ gradient
+        of_attention = torch.ops.aten.threshold_backward(gradient @ v.transpose(-2, -1), attention, 0)
+        of_scores = torch.ops.aten._softmax_backward_data(of_attention, attention.abs(), -1, attention.dtype)
+        of_q = (of_scores @ k) * ctx.temperature
+        of_k = of_scores.transpose(-2, -1) @ (q * ctx.temperature)
+        return of_q, of_k, of_v, None, None

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def test_exports_predicts_and_evaluates(run: Any, model: Path, photos: Path, tmp_path: Path) -> None:
+    code, out, err = run("export", model, "out/small.onnx", "--to", "onnx")
+    assert (code, err) == (0, "")
+    assert "The answers are the detector's: on 3 batches scores differ by at most " in out
+    assert "Wrote out/small.onnx (" in out
+    assert "Run it: querybox predict out/small.onnx IMAGES" in out
+    for name, which in (("a", model), ("b", "out/small.onnx")):
+        assert run("evaluate", which, photos, "--split", "val", "--output", name)[0] == 0
+    a, b = (json.loads((tmp_path / name / "metrics.json").read_text())["metrics"] for name in ("a", "b"))
+    assert a == pytest.approx(b, abs=1e-6)
+    assert (
+        "objects in 2 images"
+        in run("predict", "out/small.onnx", *sorted((photos / "images").glob("val*")))[1]
+    )
+
+
+def test_writes_beside_the_model(run: Any, model: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    shutil.copy(model, tmp_path / "run" / "best.safetensors")
+    assert "Wrote run/best.pt2" in run("export", "run", "--to", "torch")[1]
+    picture = photos / "images" / "val1.jpg"
+    code, _, err = run("predict", "run/best.pt2", picture)
+    assert code == 2
+    assert "--trust" in err
+    assert run("predict", "run/best.pt2", picture, "--trust")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["MODEL", "--to", "coreml"], "Invalid value"),
+        (["MODEL", "a.onnx", "--to", "torch"], "ConfigError: a.onnx: a file for torch ends in .pt2"),
+        (
+            ["MODEL", "--to", "onnx", "--precision", "bf16"],
+            "ConfigError: export got precision 'bf16' for onnx",
+        ),
+        (["MODEL", "--to", "openvino", "--precision", "int8"], "'int8' and calibration data need each other"),
+        (["MODEL", "--to", "onnx", "--split", "val"], "--split names a part of the data of --calibrate"),
+        (["missing.safetensors", "--to", "onnx"], "CheckpointError: missing.safetensors: no such"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(run: Any, model: Path, words: list[str], message: str) -> None:
+    code, _, err = run("export", *(model if word == "MODEL" else word for word in words))
+    assert code == 2
+    assert err.count("\n") == 1
+    assert message in err

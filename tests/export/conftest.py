@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from querybox.detector import Detector
+from querybox.export import Exported, export
+from querybox.export.write import SUFFIXES, Format
+from querybox.structures import Category, Preprocessing
+
+Export = Callable[[Format], Exported]
+
+
+@pytest.fixture(scope="session")
+def detector() -> Detector:
+    """A small detector with random weights and statistics; one row of its head stands for no class."""
+    torch.manual_seed(0)
+    detector = Detector.from_recipe(
+        "detr_r18",
+        categories=[Category(id=3, name="Katze"), Category(id=9, name="<Hund> & Co")],
+        width=16,
+        heads=2,
+        feedforward=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        queries=8,
+        unused_rows=(1,),
+    )
+    for part in detector.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            assert part.running_mean is not None
+            assert part.running_var is not None
+            part.running_mean.normal_(0, 0.1)
+            part.running_var.uniform_(0.5, 1.5)
+        elif isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, std=0.3)  # so that what is seen makes a difference
+    detector.preprocessing = Preprocessing(short_side=64, long_side=96, resizing="mmdet", clip_boxes=False)
+    return detector
+
+
+@pytest.fixture(scope="session")
+def exported(detector: Detector, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """Export the detector to a format, once."""
+    done: dict[Format, Exported] = {}
+
+    def exported_(to: Format) -> Exported:
+        if to not in done:
+            done[to] = export(detector, tmp_path_factory.mktemp(to) / f"model{SUFFIXES[to]}", to=to)
+        return done[to]
+
+    return exported_
+
+
+@pytest.fixture(scope="session", params=["onnx", "openvino", "torch"])
+def file(request: pytest.FixtureRequest, exported: Export) -> Path:
+    """The exported detector, in each format."""
+    return exported(request.param).files[0]

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from querybox.data import DetectionData, read_dataset
+from querybox.detector import Detector
+from querybox.evaluate import evaluate
+from querybox.export import export, load_engine
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "blood_cells"
+
+
+@pytest.fixture(scope="module")
+def blood_cells() -> Detector:
+    """The shipped detector; it looks at small images here, to be quick."""
+    detector = Detector.load(EXAMPLE / "weights.safetensors")
+    detector.preprocessing = dataclasses.replace(detector.preprocessing, short_side=320, long_side=427)
+    return detector
+
+
+@pytest.fixture(scope="module")
+def data() -> DetectionData:
+    data = read_dataset(EXAMPLE, "val")
+    return dataclasses.replace(data, images=data.images[:10])
+
+
+def test_int8_finds_as_much(blood_cells: Detector, data: DetectionData, tmp_path: Path) -> None:
+    done = export(blood_cells, tmp_path / "small.xml", to="openvino", precision="int8", calibration=data)
+    assert [path.name for path in done.files] == ["small.xml", "small.bin"]
+    assert done.proof.scores < 1e-4  # of what was quantised
+    assert done.AP is not None
+    before, after = done.AP
+    assert before == pytest.approx(evaluate(blood_cells, data).metrics["AP"], abs=1e-3)
+    assert before > 0.1
+    assert after == pytest.approx(before, abs=0.02)  # ten images; the guide has the test split's
+    engine = load_engine(tmp_path / "small.xml")
+    assert engine.card.precision == "int8"
+    assert evaluate(engine, data).metrics["AP"] == after
+    assert done.files[1].stat().st_size < 8e6  # 4.1 M parameters

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from querybox.detector import Detector
+from querybox.errors import ConfigError
+from querybox.export import export, load_engine
+from querybox.export.card import OUTPUTS, Card
+from querybox.export.graph import Graph
+from querybox.predict import predict
+from querybox.structures import ImageBatch
+
+BATCHES = [
+    ([[64, 96]], (64, 96)),
+    ([[96, 64], [96, 64], [96, 64]], (96, 64)),
+    ([[100, 131], [77, 140]], (100, 140)),
+    ([[65, 33], [35, 71]], (97, 80)),
+    ([[224, 160]], (250, 333)),
+]
+"""Sizes of the images, and of the batch that they are padded to."""
+
+
+@pytest.mark.parametrize(("sizes", "shape"), BATCHES)
+def test_answers_as_the_detector_does_at_any_size(
+    file: Path, detector: Detector, sizes: list[list[int]], shape: tuple[int, int]
+) -> None:
+    pixels = torch.randint(0, 256, (len(sizes), 3, *shape), dtype=torch.uint8)
+    answers = load_engine(file, trusted=True).run(pixels, torch.tensor(sizes))
+    with torch.inference_mode():
+        expected = dict(zip(OUTPUTS, Graph(detector.eval())(pixels, torch.tensor(sizes)), strict=True))
+    assert answers.keys() == expected.keys()
+    for name, right in expected.items():
+        scale = max(shape) if name == "boxes_xyxy" else 1
+        torch.testing.assert_close(answers[name] / scale, right / scale, rtol=0, atol=1e-4)
+
+
+def test_what_the_padding_holds_does_not_matter(file: Path) -> None:
+    engine = load_engine(file, trusted=True)
+    sizes = torch.tensor([[70, 90]])
+    pixels = torch.randint(0, 256, (1, 3, 96, 128), dtype=torch.uint8)
+    other = pixels.clone()
+    other[:, :, 70:] = 255
+    other[:, :, :, 90:] = 7
+    for one, two in zip(engine.run(pixels, sizes).values(), engine.run(other, sizes).values(), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=0)
+
+
+def test_the_file_says_what_it_is(file: Path, detector: Detector) -> None:
+    assert load_engine(file, trusted=True).card == Card.of(detector, "float32")
+
+
+def test_predicts_as_the_detector_does(file: Path, detector: Detector) -> None:
+    random = np.random.default_rng(0)
+    pictures = [
+        random.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in [(64, 96), (90, 60), (64, 96)]
+    ]
+    engine = load_engine(file, trusted=True)
+    for one, other in zip(
+        predict(engine, pictures, threshold=0.0), predict(detector, pictures, threshold=0.0), strict=True
+    ):
+        torch.testing.assert_close(one.scores, other.scores, rtol=0, atol=1e-4)
+        torch.testing.assert_close(one.boxes_xyxy, other.boxes_xyxy, rtol=0, atol=0.02)
+        assert one.names == other.names
+
+
+def test_repeats_itself_and_keeps_earlier_answers(file: Path) -> None:
+    engine = load_engine(file, trusted=True)
+    pixels, sizes = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8), torch.tensor([[64, 96]])
+    first = engine.run(pixels, sizes)
+    kept = {name: answer.clone() for name, answer in first.items()}
+    engine.run(255 - pixels, sizes)
+    for name, answer in engine.run(pixels, sizes).items():
+        torch.testing.assert_close(answer, kept[name], rtol=0, atol=0)
+        torch.testing.assert_close(first[name], kept[name], rtol=0, atol=0)
+
+
+def test_a_normalised_batch_is_refused(exported: object, file: Path, detector: Detector) -> None:
+    engine = load_engine(file, trusted=True)
+    picture = Image.effect_noise((96, 64), 80)
+    with pytest.raises(ConfigError, match="normalises them itself"):
+        engine(ImageBatch.from_images([picture], detector.preprocessing))
+    assert engine(ImageBatch.from_images([picture], engine.preprocessing)).layers[-1].boxes.shape == (1, 8, 4)
+
+
+def test_the_detector_is_left_as_it_was(detector: Detector, tmp_path: Path) -> None:
+    before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
+    detector.train()
+    export(detector, tmp_path / "deep" / "model.pt2", to="torch")
+    assert detector.training
+    detector.eval()
+    after = detector.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["model.pt2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("a.onnx", {"to": "openvino"}, r"a file for openvino ends in \.xml"),
+        ("a.onnx", {"to": "onnx", "precision": "bf16"}, "only openvino has it"),
+        ("a.xml", {"to": "openvino", "precision": "int8"}, "need each other"),
+    ],
+)
+def test_arguments_that_do_not_fit(
+    detector: Detector, tmp_path: Path, name: str, options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        export(detector, tmp_path / name, **options)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())

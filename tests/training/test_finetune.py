@@ -1,0 +1,237 @@
+"""Fine-tuning starts from what the pretrained detector sees, whatever its layout, classes and queries."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+from querybox import Category, Detector, ImageBatch, RunSettings, read_dataset, train
+from querybox.errors import CheckpointError
+from querybox.runfile import read_run_file
+from querybox.training.finetune import match_classes, start_from
+from querybox.training.start import build_detector, resolve
+from querybox.weights import coco
+from querybox.weights.facebook import FACEBOOK
+from querybox.weights.hub import Snapshot
+from querybox.weights.layout import Layout
+from querybox.weights.mmdet3 import MMDET3
+
+COCO_SAMPLE = Path(__file__).parent.parent / "data" / "coco_sample"
+CELLS = Path(__file__).parent.parent.parent / "examples" / "blood_cells"
+SMALL: dict[str, Any] = {
+    "width": 32,
+    "feedforward": 64,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "queries": 10,
+}
+TINY: dict[str, Any] = {**SMALL, "backbone": "test_efficientnet", "heads": 4}
+PETS = tuple(Category(id=number, name=name) for number, name in enumerate(("cat", "dog", "ant")))
+
+
+def pretrained(recipe: str = "detr_r18", **settings: Any) -> Detector:
+    """A detector whose random weights stand for pretrained ones."""
+    torch.manual_seed(3)
+    return Detector.from_recipe(recipe, **settings).eval()
+
+
+def publish(detector: Detector, layout: Layout, path: Path, **beside: Any) -> Path:
+    wrapper = "model" if layout is FACEBOOK else "state_dict"
+    torch.save({wrapper: layout.to_theirs(detector.state_dict()), **beside}, path)
+    return path
+
+
+def begin(data: Path, weights: Path | str, output: Path, **settings: Any) -> Detector:
+    """Return the detector as it is before the first step."""
+    values = {"data": {"train": str(data), "image_size": 64, "workers": 0}, "weights": str(weights)}
+    run = resolve(RunSettings.parse({**values, "output": str(output), **settings}))
+    return build_detector(run, read_dataset(data, "train").categories).eval()
+
+
+def assert_same_answers(tuned: Detector, source: Detector, picture: Path) -> None:
+    """Compare logits and boxes of the classes that both know."""
+    kept = match_classes(tuned.categories, source.categories)
+    assert kept
+    batch = ImageBatch.from_images([Image.open(picture).resize((96, 64))], source.preprocessing)
+    with torch.inference_mode():
+        ours, theirs = tuned(batch).layers[-1], source(batch).layers[-1]
+    rows, source_rows = (
+        [*(detector.class_rows[label] for label in labels), -1]
+        for detector, labels in ((tuned, kept.keys()), (source, kept.values()))
+    )
+    assert_close(ours.logits[..., rows], theirs.logits[..., source_rows])
+    assert_close(ours.boxes, theirs.boxes)
+
+
+def test_coco_classes_are_kept_from_a_head_of_92_rows(tmp_path: Path) -> None:
+    source = pretrained(categories=coco.CATEGORIES, unused_rows=coco.UNUSED_ROWS, **SMALL)
+    file = publish(source, FACEBOOK, tmp_path / "detr-r18.pth", args=argparse.Namespace(nheads=8, lr=1e-4))
+    tuned = begin(COCO_SAMPLE, file, tmp_path / "run")
+    assert len(tuned.categories) == 80
+    assert tuned.decoder.class_head.out_features == 81  # type: ignore[union-attr]
+    assert_same_answers(tuned, source, next((COCO_SAMPLE / "val2017").glob("*.jpg")))
+
+
+def test_detections_are_those_of_the_pretrained_model(tmp_path: Path) -> None:
+    source = pretrained(categories=coco.CATEGORIES, **SMALL)
+    meta = {"dataset_meta": {"classes": tuple(category.name for category in coco.CATEGORIES)}}
+    file = publish(source, MMDET3, tmp_path / "detr.pth", meta=meta)
+    tuned = begin(COCO_SAMPLE, file, tmp_path / "run")
+    public = Detector.from_checkpoint(file)
+    assert tuned.preprocessing.resizing == public.preprocessing.resizing
+    public.preprocessing = tuned.preprocessing
+    pictures = COCO_SAMPLE / "val2017"
+    found, expected = (each.predict(pictures, threshold=0) for each in (tuned, public))
+    assert len(found) > 1
+    for one, other in zip(found, expected, strict=True):
+        assert one.names == other.names
+        assert_close((one.scores, one.boxes_xyxy), (other.scores, other.boxes_xyxy))
+
+
+def test_the_example_goes_on_from_its_own_weights(tmp_path: Path) -> None:
+    source = Detector.load(CELLS / "weights.safetensors")
+    tuned = begin(CELLS, CELLS / "weights.safetensors", tmp_path / "run")
+    assert tuned.recipe == source.recipe
+    assert_same_answers(tuned, source, next((CELLS / "images").glob("*.jpg")))
+    more = begin(CELLS, CELLS / "weights.safetensors", tmp_path / "run", model={"queries": 150})
+    at = more.queries.state_dict()
+    for name, tensor in source.queries.state_dict().items():
+        assert_close(at[name][:100], tensor)
+
+
+def test_classes_are_matched_by_name_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="querybox")
+    names = ("Platelets", "zebra", "rbc")
+    source = pretrained(categories=[Category(id=n, name=name) for n, name in enumerate(names)], **SMALL)
+    file = publish(source, FACEBOOK, tmp_path / "cells.pth")
+    source.save(tmp_path / "cells.safetensors")
+    tuned = begin(CELLS, tmp_path / "cells.safetensors", tmp_path / "run")
+    assert_same_answers(tuned, source, next((CELLS / "images").glob("*.jpg")))
+    assert "2 of 3 classes are known: " in caplog.text
+    assert "does not know WBC; these classes start from random weights" in caplog.text
+    caplog.clear()
+    begin(CELLS, file, tmp_path / "run")  # which has no names
+    assert "0 of 3 classes are known: none" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        (["cat", "dog"], ["dog", "bird", "cat"], {0: 2, 1: 0}),
+        (["Traffic_Light", "dining-table"], ["dining table", "traffic light"], {0: 1, 1: 0}),
+        (["CAT", "cat"], ["cat", "Cat"], {0: 1, 1: 0}),  # equal names first, none twice
+        (["Cat", "CAT"], ["cat"], {0: 0}),
+        (["cat", "cat"], ["cat"], {0: 0}),
+        (["catfish"], ["cat"], {}),
+    ],
+)
+def test_names_match(ours: list[str], theirs: list[str], expected: dict[int, int]) -> None:
+    def categories(names: list[str]) -> list[Category]:
+        return [Category(id=number, name=name) for number, name in enumerate(names)]
+
+    assert match_classes(categories(ours), categories(theirs)) == expected
+
+
+@pytest.mark.parametrize("queries", [4, 10, 25])
+def test_queries_are_kept_as_far_as_they_go(queries: int) -> None:
+    source = pretrained(categories=PETS, **TINY)
+    tuned = pretrained(categories=PETS, **{**TINY, "queries": queries})
+    fresh = tuned.queries.position.detach().clone()  # type: ignore[operator]
+    start_from(tuned, source, "file")
+    both = min(queries, 10)
+    assert_close(tuned.queries.position[:both], source.queries.position[:both])  # type: ignore[index]
+    assert_close(tuned.queries.position[both:], fresh[both:])  # type: ignore[index]
+
+
+def test_training_with_more_queries_stays_finite(
+    run_settings: Callable[..., RunSettings], tmp_path: Path
+) -> None:
+    first = train(run_settings("first", epochs=10)).run_dir / "last.safetensors"
+    settings = run_settings("second", epochs=50, evaluate_every=50).replace(
+        recipe=None, model={"queries": 30}, weights=str(first)
+    )
+    result = train(settings)
+    with (result.run_dir / "metrics.csv").open(newline="") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert len(losses) == 50  # of two steps each
+    assert all(map(math.isfinite, losses))
+    assert losses[-1] < losses[0]
+    assert all(tensor.isfinite().all() for tensor in result.detector.state_dict().values())
+
+
+def test_a_run_is_repeated_from_its_settings(
+    run_settings: Callable[..., RunSettings], tmp_path: Path
+) -> None:
+    source = pretrained("detr_r50", categories=PETS, **TINY)
+    source.save(tmp_path / "pets.safetensors")
+    values = run_settings("run", epochs=1).model_dump(exclude={"recipe", "model"})
+    first = train(RunSettings.parse({**values, "weights": str(tmp_path / "pets.safetensors")}))
+    written = read_run_file(first.run_dir / "run.yaml")
+    assert written["model"]["width"] == 32
+    assert written["model"]["backbone"] == "test_efficientnet"
+    assert written["model"]["unused_rows"] == []
+    again = train(RunSettings.parse({**written, "output": str(tmp_path / "again")}))
+    assert_close(again.detector.state_dict(), first.detector.state_dict(), rtol=0, atol=0)
+    train(RunSettings.parse({**written, "train": {**written["train"], "epochs": 2}}), resume=True)
+
+
+def test_images_are_normalised_as_the_weights_expect_and_sized_as_the_data_say(tmp_path: Path) -> None:
+    source = pretrained("detr_r50", categories=PETS, **TINY)
+    source.preprocessing = type(source.preprocessing)(
+        mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0), short_side=320
+    )
+    source.save(tmp_path / "pets.safetensors")
+    look = begin(CELLS, tmp_path / "pets.safetensors", tmp_path / "run").preprocessing
+    assert (look.mean, look.std, look.short_side) == ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), 64)
+
+
+def test_what_no_tensor_shows_can_be_said(tmp_path: Path) -> None:
+    file = publish(pretrained(num_classes=2, **SMALL), FACEBOOK, tmp_path / "detr-dc5.pth")
+    tuned = begin(CELLS, file, tmp_path / "run", model={"dilation": True, "heads": 4})
+    assert tuned.recipe is not None
+    assert (tuned.recipe.dilation, tuned.recipe.stride, tuned.recipe.heads) == (True, 16, 4)
+
+
+def test_all_that_does_not_fit_is_listed(tmp_path: Path) -> None:
+    file = publish(pretrained(num_classes=2, **SMALL), FACEBOOK, tmp_path / "detr.pth")
+    with pytest.raises(CheckpointError) as caught:
+        begin(CELLS, file, tmp_path / "run", model={"feedforward": 48, "decoder_layers": 3})
+    message = str(caught.value)
+    assert "'model.decoder_layers' is 3 here and 2 there" in message
+    assert "'model.feedforward' is 48 here and 64 there" in message
+    wrong = ("encoder.layers.0", "decoder.layers.0", "decoder.layers.1")
+    assert all(f"{name}.feedforward.0.weight: expected [48, 32], got [64, 32]" in message for name in wrong)
+    assert "decoder.layers.2.feedforward.0.bias: expected [48], got none" in message
+    assert "queries.position" not in message
+
+
+def test_a_name_on_the_hub_is_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "snapshots"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    publish(pretrained(num_classes=2, **SMALL), FACEBOOK, folder / "pytorch_model.bin")
+
+    snapshot = Snapshot(name="hf://someone/detector@" + "1" * 40, folder=folder)
+    monkeypatch.setattr("querybox.training.start.fetch", lambda _: snapshot)
+    monkeypatch.setattr("querybox.weights.files.fetch", lambda _: snapshot)
+    values = {
+        "data": {"train": str(CELLS)},
+        "weights": "hf://someone/detector",
+        "output": str(tmp_path / "run"),
+    }
+    (tmp_path / "run.yaml").write_text("{data: {train: cells}, weights: 'hf://someone/detector'}")
+    assert read_run_file(tmp_path / "run.yaml")["weights"] == "hf://someone/detector"
+    resolved = resolve(RunSettings.parse(values))
+    assert resolved.weights == snapshot.name
+    assert resolved.model["backbone"] == "resnet18.tv_in1k"
+    assert build_detector(resolved, PETS).categories == PETS
