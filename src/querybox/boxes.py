@@ -44,3 +44,9 @@ def giou(a_xyxy: Float[Tensor, "*#shape 4"], b_xyxy: Float[Tensor, "*#shape 4"])
     hull = hull_width * hull_height
     tiny = torch.finfo(union.dtype).tiny  # keeps 0 / 0 at 0
     return overlap / union.clamp(min=tiny) - (1 - union / hull.clamp(min=tiny))
+
+
+def inverse_sigmoid(x: Float[Tensor, "*shape"], eps: float = 1e-5) -> Float[Tensor, "*shape"]:
+    """Return what the sigmoid makes `x`, 0-1, of; `eps` keeps the ends finite, as Deformable DETR has it."""
+    x = x.clamp(0, 1)
+    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))

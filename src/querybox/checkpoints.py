@@ -12,7 +12,8 @@ from torch import Tensor
 
 from querybox.detector import Detector
 from querybox.errors import CheckpointError, ConfigError
-from querybox.recipes import DETR, Blueprint, restore
+from querybox.recipes import DETR
+from querybox.recipes.files import Blueprint, restore
 from querybox.structures import Category, Preprocessing
 from querybox.weights import coco
 from querybox.weights import querybox as querybox_file

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from querybox.checkpoints import CARD, NO_CLASS, Checkpoint, read_checkpoint
 from querybox.errors import CheckpointError, ConfigError
-from querybox.recipes import DETR, Blueprint, restore
+from querybox.recipes import DETR
+from querybox.recipes.files import Blueprint, restore
 from querybox.weights import coco
 from querybox.weights import querybox as querybox_file
 from querybox.weights.facebook import FACEBOOK
@@ -126,6 +127,8 @@ def check_model(checkpoint: Checkpoint, to: System) -> None:
     if to == "querybox":
         return
     layout, recipe = LAYOUTS[to], checkpoint.blueprint.recipe
+    if not isinstance(recipe, DETR):
+        raise ConfigError(f"{layout.name}'s names are known for DETR alone; only querybox's own file holds this model")
     strangers = [f"{name}={getattr(recipe, name)!r}" for name in unknown_settings(recipe, layout)]
     if strangers:
         raise ConfigError(
@@ -226,6 +229,6 @@ def to_set_there(blueprint: Blueprint, to: System) -> list[str]:
         )
     if recipe.heads != 8:
         sentences.append(f"it has {recipe.heads} attention heads, which no tensor shows: set them there")
-    if recipe.dilation:
+    if isinstance(recipe, DETR) and recipe.dilation:
         sentences.append("its last stage is dilated, which no tensor shows: pass --dilation there")
     return sentences

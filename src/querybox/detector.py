@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from querybox.structures import Category, DetectorOutput, ImageBatch, Preprocessing
+from querybox.structures import Category, DetectorOutput, ImageBatch, Preprocessing, Target
 
 if TYPE_CHECKING:
     from querybox.detections import Detections
     from querybox.optimize import OptimizedDetector
-    from querybox.recipes import DETR
+    from querybox.recipes import Recipe
     from querybox.sources import Source
 
 
@@ -35,9 +35,10 @@ class Detector(nn.Module):
         queries: nn.Module,
         decoder: nn.Module,
         *,
+        denoising: nn.Module | None = None,
         categories: Sequence[Category],
         preprocessing: Preprocessing,
-        recipe: DETR | None = None,
+        recipe: Recipe | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -45,17 +46,25 @@ class Detector(nn.Module):
         self.encoder = encoder
         self.queries = queries
         self.decoder = decoder
+        self.denoising = denoising
         self.categories = tuple(categories)
         self.preprocessing = preprocessing
         self.recipe = recipe
 
-    def forward(self, batch: ImageBatch) -> DetectorOutput:
-        """Detect objects in a batch; one set of predictions for every decoder layer."""
+    def forward(self, batch: ImageBatch, targets: Sequence[Target] | None = None) -> DetectorOutput:
+        """Detect objects in a batch; one set of predictions for every decoder layer.
+
+        Args:
+            batch: The images.
+            targets: Their objects, in training; only denoising, where the detector has it, looks at them.
+        """
         features = self.backbone(batch.images)  # maps [B, channels, h, w]
         features = self.neck(features)  # maps [B, D, h, w]
         memory = self.encoder(features, batch.padding_mask)  # tokens [B, S, D]
         queries = self.queries(memory)  # [B, Q, D]
-        return DetectorOutput(layers=self.decoder(queries, memory))
+        if self.denoising is not None and targets is not None:
+            queries = self.denoising(queries, targets)
+        return DetectorOutput.of(self.decoder(queries, memory), queries)
 
     @property
     def class_rows(self) -> tuple[int, ...]:
@@ -100,7 +109,7 @@ class Detector(nn.Module):
         Raises:
             CheckpointError: The file is missing, corrupt, or not querybox's.
         """
-        from querybox.recipes import load
+        from querybox.recipes.files import load
 
         return load(path)
 
@@ -143,7 +152,7 @@ class Detector(nn.Module):
         Raises:
             CheckpointError: The detector was composed by hand: there are no settings to rebuild it from.
         """
-        from querybox.recipes import save
+        from querybox.recipes.files import save
 
         save(self, path, dtype=dtype)
 

@@ -20,24 +20,38 @@ def postprocess(
     class_rows: Sequence[int] | None = None,
     clip_boxes: bool = True,
 ) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"], Float[Tensor, "B K 4"]]:
-    """Return scores (descending), labels and boxes_xyxy of the `top_k` best queries.
+    """Return scores (descending), labels and boxes_xyxy of the `top_k` best answers.
 
-    A query counts once, with its best real class. Boxes are in pixels.
+    Where classes share a softmax, a query counts once, with its best real class (DETR); where each is judged alone,
+    a query may count with several (Deformable DETR). Boxes are in pixels.
 
     Args:
         predictions: Those of the last decoder layer.
         sizes: (height, width) in pixels of each original image.
         top_k: How many detections to keep, at most Q.
-        class_rows: The head's row of every class; None: all rows but the last, "no object".
+        class_rows: The head's row of every class; None: all rows, less "no object" where there is such a row.
         clip_boxes: Cut boxes to the image, as MMDetection does and facebookresearch does not.
     """
-    probabilities = predictions.logits.float().softmax(-1)  # [B, Q, K]
-    real = probabilities[..., :-1] if class_rows is None else probabilities[..., list(class_rows)]
-    scores, labels = real.max(-1)  # [B, Q]
-    scores, best = scores.topk(min(top_k, scores.shape[1]), dim=1)  # [B, K]
+    scores, labels, query = best_answers(predictions, top_k, class_rows)
     height, width = sizes.to(scores).unbind(1)
     limits = torch.stack([width, height, width, height], dim=1)[:, None]  # [B, 1, 4]
-    boxes_xyxy = to_xyxy(predictions.boxes.float()).gather(1, best[..., None].expand(-1, -1, 4)) * limits
+    boxes_xyxy = to_xyxy(predictions.boxes.float()).gather(1, query[..., None].expand(-1, -1, 4)) * limits
     if clip_boxes:
         boxes_xyxy = boxes_xyxy.clamp(min=0).minimum(limits)
-    return scores, labels.gather(1, best), boxes_xyxy
+    return scores, labels, boxes_xyxy
+
+
+def best_answers(
+    predictions: Predictions, top_k: int, class_rows: Sequence[int] | None
+) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"], Int[Tensor, "B K"]]:
+    """Return scores (descending), labels and queries of the best answers; see `postprocess`."""
+    logits = predictions.logits.float()  # [B, Q, K]
+    if predictions.no_object:
+        probabilities = logits.softmax(-1)
+        real = probabilities[..., :-1] if class_rows is None else probabilities[..., list(class_rows)]
+        scores, labels = real.max(-1)  # [B, Q]
+        scores, query = scores.topk(min(top_k, scores.shape[1]), dim=1)  # [B, K]
+        return scores, labels.gather(1, query), query
+    real = logits.sigmoid() if class_rows is None else logits.sigmoid()[..., list(class_rows)]
+    scores, best = real.flatten(1).topk(min(top_k, real[0].numel()), dim=1)  # [B, K]
+    return scores, best % real.shape[2], best.div(real.shape[2], rounding_mode="floor")

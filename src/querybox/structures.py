@@ -8,7 +8,7 @@ G objects in one image, H W pixels of the padded batch. `boxes` are cxcywh in 0-
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import numpy as np
@@ -134,6 +134,34 @@ class Memory:
     position: Float[Tensor, "B S D"]
     padding_mask: Bool[Tensor, "B S"] | None
     """True = padding; None: nothing is padded."""
+    levels: Levels | None = None
+    """How the tokens make up several maps; None where there is but one (DETR)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Levels:
+    """Feature maps whose cells lie one after the other in the memory, fine to coarse; S cells in all."""
+
+    shapes: tuple[tuple[int, int], ...]
+    """(height, width) of each map in cells."""
+    sizes: Float[Tensor, "levels 2"]
+    """(width, height) of each map in cells, on the device."""
+    valid: Float[Tensor, "B levels 2"]
+    """The share of each map's (width, height) that is image, not padding; 0-1."""
+    padding_mask: Bool[Tensor, "B S"]
+    """True = padding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matches:
+    """Matched pairs of all decoder layers. Every layer has M: min(Q, G) summed over the images."""
+
+    image: Int[Tensor, " M"]
+    """Which image the pair is in; the same in every layer."""
+    query: Int[Tensor, "L M"]
+    """The query that answers."""
+    object: Int[Tensor, "L M"]
+    """The object it answers for, an index into the objects of all images in a row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +170,16 @@ class Queries:
 
     content: Float[Tensor, "B Q D"]
     position: Float[Tensor, "B Q D"]
+    reference: Float[Tensor, "B Q R"] | None = None
+    """Where a query looks first, in 0-1 of the unpadded image: a point (R = 2) or a box (R = 4)."""
+    proposals: Predictions | None = None
+    """What the encoder proposed, where queries are made of proposals."""
+    num_denoising: int = 0
+    """Leading queries that the matcher never sees, for each of them is told its object (training of DINO)."""
+    denoising: Matches | None = None
+    """Which of them have to find their object, and which object that is."""
+    blocked: Bool[Tensor, "N Q"] | None = None
+    """True = the denoising query (row) may not attend to the query (column)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,9 +187,15 @@ class Predictions:
     """One decoder layer's answer: a class and a box for every query."""
 
     logits: Float[Tensor, "B Q K"]
-    """The last class is "no object"."""
+    """The last class is "no object", unless `no_object` is False."""
     boxes: Float[Tensor, "B Q 4"]
     """cxcywh in 0-1 of the unpadded image."""
+    no_object: bool = True
+    """Whether classes share one softmax, "no object" among them; else each is judged alone, by a sigmoid."""
+
+    def queries(self, wanted: slice) -> Predictions:
+        """Return those of some queries."""
+        return replace(self, logits=self.logits[:, wanted], boxes=self.boxes[:, wanted])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +203,25 @@ class DetectorOutput:
     """Predictions of every decoder layer, first to last; the last one is the detector's answer."""
 
     layers: tuple[Predictions, ...]
+    proposals: Predictions | None = None
+    """What the encoder proposed (two-stage)."""
+    denoising: tuple[Predictions, ...] = ()
+    """Every layer's predictions of the denoising queries (training of DINO)."""
+    denoising_matches: Matches | None = None
+    """The objects that they were made of."""
+
+    @classmethod
+    def of(cls, layers: tuple[Predictions, ...], queries: Queries) -> Self:
+        """Tell the predictions of denoising queries, which come first, from the others."""
+        first = queries.num_denoising
+        if not first:
+            return cls(layers=layers, proposals=queries.proposals)
+        return cls(
+            layers=tuple(layer.queries(slice(first, None)) for layer in layers),
+            proposals=queries.proposals,
+            denoising=tuple(layer.queries(slice(first)) for layer in layers),
+            denoising_matches=queries.denoising,
+        )
 
 
 def as_pixels(

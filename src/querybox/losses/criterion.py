@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from querybox.boxes import giou, to_xyxy
+from querybox.losses.classification import Classification, Softmax
 from querybox.losses.matcher import HungarianMatcher
-from querybox.structures import DetectorOutput, Target
+from querybox.structures import DetectorOutput, Matches, Predictions, Target
 
 
 class Criterion(nn.Module):
@@ -24,66 +26,80 @@ class Criterion(nn.Module):
         self,
         matcher: HungarianMatcher | None = None,
         *,
+        classification: Classification | None = None,
         class_weight: float = 1.0,
         box_weight: float = 5.0,
         giou_weight: float = 2.0,
-        no_object_weight: float = 0.1,
         auxiliary: bool = True,
+        any_class_proposed: bool = False,
     ) -> None:
         """Set the weights.
 
         Args:
             matcher: How to match; the published costs by default.
-            class_weight: Of the cross-entropy.
+            classification: How a class is judged; a softmax with "no object" by default.
+            class_weight: Of its loss.
             box_weight: Of the L1 distance of normalised cxcywh boxes.
             giou_weight: Of 1 - GIoU.
-            no_object_weight: Of a query without an object, within the cross-entropy; there are many of them.
             auxiliary: Whether the layers before the last have losses too.
+            any_class_proposed: Whether the encoder's proposals need say only that there is an object, by their first
+                logit (Deformable DETR), and not of which class (DINO).
         """
         super().__init__()
         self.matcher = matcher or HungarianMatcher()
         self.class_weight = class_weight
         self.box_weight = box_weight
         self.giou_weight = giou_weight
-        self.no_object_weight = no_object_weight
+        self.classification = classification or Softmax()
         self.auxiliary = auxiliary
+        self.any_class_proposed = any_class_proposed
 
     def forward(self, output: DetectorOutput, targets: Sequence[Target]) -> dict[str, Float[Tensor, ""]]:
         """Return ``loss_cls, loss_bbox, loss_iou`` of the last layer and ``d0.loss_cls ...`` of the others.
 
-        The loss to back-propagate is their sum. All is computed in float32.
+        Those of the encoder's proposals are ``enc_loss_cls ...``, those of denoising ``dn_loss_cls, d0.dn_loss_cls
+        ...``. The loss to back-propagate is their sum. All is computed in float32.
 
         Raises:
             NonFiniteError: A prediction is NaN or infinite; there is nothing to match.
         """
-        layers = output.layers if self.auxiliary else output.layers[-1:]
+        losses = self.layer_losses(output.layers if self.auxiliary else output.layers[-1:], targets)
+        if output.proposals is not None:
+            if self.any_class_proposed:
+                targets = [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]
+            losses |= self.layer_losses((output.proposals,), targets, prefix="enc_")
+        if output.denoising_matches is not None:
+            losses |= self.layer_losses(output.denoising, targets, output.denoising_matches, prefix="dn_")
+        return losses
+
+    def layer_losses(
+        self,
+        layers: Sequence[Predictions],
+        targets: Sequence[Target],
+        matches: Matches | None = None,
+        *,
+        prefix: str = "",
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Return the losses of some predictions, matched here unless their `matches` are known."""
         logits = torch.stack([layer.logits for layer in layers]).float()  # [L, B, Q, K]
         boxes = torch.stack([layer.boxes for layer in layers]).float()  # [L, B, Q, 4]
         labels = torch.cat([target.labels for target in targets])  # [N]
         objects = torch.cat([target.boxes for target in targets])  # [N, 4]
-        matches = self.matcher(logits, boxes, targets)
+        matches = matches or self.matcher(logits, boxes, targets)
 
-        answers = matches.query + matches.image * logits.shape[2]  # [L, M], places in [B Q]
+        found = matches.object.expand(len(layers), -1)  # [L, M]
+        answers = (matches.query + matches.image * logits.shape[2]).expand_as(
+            found
+        )  # places in A = B Q queries
         positives, negatives = mean_over_processes(
             len(matches.image), logits[0, ..., 0].numel() - len(matches.image), logits.device
         )
+        judged = self.classification.loss(logits.flatten(1, 2), answers, labels[found], positives, negatives)
         losses = {
-            "loss_cls": self.class_loss(logits.flatten(1, 2), answers, labels[matches.object])
-            / (positives + self.no_object_weight * negatives).clamp(min=1),
-            **self.box_losses(boxes.flatten(1, 2), answers, objects[matches.object], positives.clamp(min=1)),
+            "loss_cls": self.class_weight * judged,
+            **self.box_losses(boxes.flatten(1, 2), answers, objects[found], positives.clamp(min=1)),
         }
-        return named_by_layer(losses)
-
-    def class_loss(
-        self, logits: Float[Tensor, "L A K"], answers: Int[Tensor, "L M"], labels: Int[Tensor, "L M"]
-    ) -> Float[Tensor, " L"]:
-        """Sum the weighted cross-entropy of all A = B Q queries: the object's class, or the last, "no object"."""
-        num_layers, _, num_classes = logits.shape
-        wanted = labels.new_full(logits.shape[:2], num_classes - 1).scatter(1, answers, labels)  # [L, A]
-        weight = logits.new_ones(num_classes)
-        weight[-1] = self.no_object_weight
-        loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), weight, reduction="none")
-        return self.class_weight * loss.view(num_layers, -1).sum(1)
+        return named_by_layer({f"{prefix}{name}": values for name, values in losses.items()})
 
     def box_losses(
         self,

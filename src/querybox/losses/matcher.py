@@ -3,41 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from querybox.boxes import giou, to_xyxy
 from querybox.errors import NonFiniteError
-from querybox.structures import Target
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Matches:
-    """Matched pairs of all decoder layers. Every layer has M: min(Q, G) summed over the images."""
-
-    image: Int[Tensor, " M"]
-    """Which image the pair is in; the same in every layer."""
-    query: Int[Tensor, "L M"]
-    """The query that answers."""
-    object: Int[Tensor, "L M"]
-    """The object it answers for, an index into the objects of all images in a row."""
+from querybox.losses.classification import Classification, Softmax
+from querybox.structures import Matches, Target
 
 
 class HungarianMatcher(nn.Module):
     """Finds, for each image and decoder layer, the one-to-one assignment of objects to queries that costs least.
 
-    The cost of a pair is ``class_cost`` x (-probability of the object's class) + ``box_cost`` x (L1 distance of
-    normalised cxcywh boxes) + ``giou_cost`` x (-GIoU).
+    The cost of a pair is ``class_cost`` x (cost of the object's class, by default its probability negated) +
+    ``box_cost`` x (L1 distance of normalised cxcywh boxes) + ``giou_cost`` x (-GIoU).
     """
 
-    def __init__(self, class_cost: float = 1.0, box_cost: float = 5.0, giou_cost: float = 2.0) -> None:
+    def __init__(
+        self,
+        class_cost: float = 1.0,
+        box_cost: float = 5.0,
+        giou_cost: float = 2.0,
+        *,
+        classification: Classification | None = None,
+    ) -> None:
         super().__init__()
+        self.classification = classification or Softmax()
         self.class_cost = class_cost
         self.box_cost = box_cost
         self.giou_cost = giou_cost
@@ -56,12 +52,12 @@ class HungarianMatcher(nn.Module):
         labels = pad_sequence([target.labels for target in targets], batch_first=True)  # [B, G]
         wanted = pad_sequence([target.boxes for target in targets], batch_first=True)  # [B, G, 4]
         found = boxes.float()  # [L, B, Q, 4]
-        probability = logits.float().softmax(-1).transpose(2, 3)  # [L, B, K, Q]
+        judged = self.classification.cost(logits.float()).transpose(2, 3)  # [L, B, K, Q]
         of_class = labels[None, :, :, None].expand(len(logits), -1, -1, logits.shape[2])
-        probability = probability.gather(2, of_class)  # [L, B, G, Q]
+        judged = judged.gather(2, of_class)  # [L, B, G, Q]
         distance = torch.cdist(wanted, found, p=1)  # [L, B, G, Q]
         overlap = giou(to_xyxy(wanted)[:, :, None], to_xyxy(found)[:, :, None])  # [L, B, G, Q]
-        return self.box_cost * distance - self.class_cost * probability - self.giou_cost * overlap
+        return self.box_cost * distance + self.class_cost * judged - self.giou_cost * overlap
 
     @torch.no_grad()
     def forward(

@@ -40,9 +40,12 @@ class Attention(nn.Module):
         key: Float[Tensor, "B S D"],
         value: Float[Tensor, "B S D"],
         padding_mask: Bool[Tensor, "B S"] | None = None,
+        *,
+        blocked: Bool[Tensor, "Q S"] | None = None,
     ) -> Float[Tensor, "B Q D"]:
-        """Attend from every query to every key that is not padding (`padding_mask` True)."""
-        allowed = None if padding_mask is None else ~padding_mask[:, None, None, :]  # [B, 1, 1, S]
+        """Attend from every query to every key that is neither padding nor `blocked` (both True = forbidden)."""
+        forbidden = blocked if padding_mask is None else padding_mask[:, None, None, :]
+        allowed = None if forbidden is None else ~forbidden  # [B, 1, 1, S] or [Q, S]
         mixed = F.scaled_dot_product_attention(
             self.split(self.query(query)),
             self.split(self.key(key)),

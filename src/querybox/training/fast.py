@@ -159,12 +159,14 @@ class QuickAttention(nn.Module):
         key: Float[Tensor, "B S D"],
         value: Float[Tensor, "B S D"],
         padding_mask: Bool[Tensor, "B S"] | None = None,
+        *,
+        blocked: Bool[Tensor, "Q S"] | None = None,
     ) -> Float[Tensor, "B Q D"]:
-        """Attend from every query to every key that is not padding (`padding_mask` True)."""
+        """Attend from every query to every key that is neither padding nor `blocked` (both True = forbidden)."""
         plain = self.plain
         q, k, v = (plain.split(x) for x in (plain.query(query), plain.key(key), plain.value(value)))
-        blocked = None if padding_mask is None else padding_mask[:, None, None, :]  # [B, 1, 1, S]
-        mixed = AttentionCore.apply(q, k, v, blocked, plain.dropout if self.training else 0.0)
+        forbidden = blocked if padding_mask is None else padding_mask[:, None, None, :]  # [Q, S] or [B, 1, 1, S]
+        mixed = AttentionCore.apply(q, k, v, forbidden, plain.dropout if self.training else 0.0)
         return plain.output(mixed.transpose(1, 2).flatten(2))
 
 

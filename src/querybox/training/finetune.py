@@ -12,7 +12,7 @@ from torch import Tensor
 from querybox.data.records import listed
 from querybox.detector import Detector
 from querybox.errors import CheckpointError
-from querybox.recipes import misfits
+from querybox.recipes.files import misfits
 from querybox.structures import Category
 
 logger = logging.getLogger(__name__)

@@ -52,7 +52,7 @@ class DetectionLoss(nn.Module):
 
     def forward(self, batch: ImageBatch, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Return the weighted losses by name."""
-        losses: dict[str, Tensor] = self.criterion(self.detector(batch), targets)
+        losses: dict[str, Tensor] = self.criterion(self.detector(batch, targets), targets)
         return losses
 
 

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from querybox.data import DetectionData, train_loader
 from querybox.detector import Detector
-from querybox.losses.criterion import Criterion
 from querybox.report import write_report
 from querybox.training.display import Display
 from querybox.training.environment import write_environment
@@ -60,6 +59,8 @@ def train(settings: RunSettings, *, resume: bool = False) -> TrainResult:
     accelerator = start_processes(settings)
     torch.manual_seed(settings.train.seed)
     detector = build_detector(settings, training.categories)
+    assert detector.recipe is not None
+    criterion = detector.recipe.criterion()
     loader = train_loader(
         training,
         settings.data,
@@ -71,7 +72,7 @@ def train(settings: RunSettings, *, resume: bool = False) -> TrainResult:
     folder = Path(settings.output)
     measure = None if validation is None else partial(evaluate_together, accelerator, validation)
     trainer = Trainer(
-        detector, Criterion(), loader, settings.train, folder, accelerator=accelerator, evaluate=measure
+        detector, criterion, loader, settings.train, folder, accelerator=accelerator, evaluate=measure
     )
     if continued:
         trainer.resume()

@@ -13,7 +13,7 @@ from querybox.data import DataSettings, DetectionData, read_train_and_val, requi
 from querybox.detector import Detector
 from querybox.errors import ConfigError
 from querybox.evaluate import labels_by_name
-from querybox.recipes import DETR, find
+from querybox.recipes import Recipe, find, parse
 from querybox.structures import Category
 from querybox.training.finetune import start_from
 from querybox.training.settings import RunSettings
@@ -54,7 +54,7 @@ def resolve_weights(weights: str) -> str:
     return fetch(weights).name if is_hub_name(weights) else str(Path(weights).resolve())
 
 
-def resolve_model(settings: RunSettings) -> DETR:
+def resolve_model(settings: RunSettings) -> Recipe:
     """Return the recipe that is meant: the named one or that of the weights, with the settings that differ."""
     values = {} if settings.recipe is None else find(settings.recipe).model_dump()
     if settings.weights is None:
@@ -63,7 +63,7 @@ def resolve_model(settings: RunSettings) -> DETR:
     if settings.weights is not None:
         stated = read_checkpoint(settings.weights, **hidden(values)).blueprint.recipe
         values = {**stated.model_dump(), "unused_rows": (), **values}
-    return DETR.parse(values, where="model")
+    return parse(values, where="model")
 
 
 def hidden(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def build_detector(settings: RunSettings, categories: tuple[Category, ...]) -> D
         ConfigError: The recipe's settings do not fit together.
         CheckpointError: The weights cannot be read, or are of another model.
     """
-    detector = DETR.parse(settings.model, where="model").build(categories)
+    detector = parse(settings.model, where="model").build(categories)
     if settings.weights is not None:
         source = Detector.from_checkpoint(settings.weights, **hidden(settings.model))
         start_from(detector, source, settings.weights)

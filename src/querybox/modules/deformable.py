@@ -1,0 +1,94 @@
+"""Multi-scale deformable attention: every query looks at a few points of each feature map, and learns where."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from querybox.structures import Levels
+
+
+class DeformableAttention(nn.Module):
+    """Deformable DETR (Zhu et al. 2020), section 4.1, equation 3, in plain PyTorch."""
+
+    def __init__(self, width: int, heads: int, levels: int, points: int) -> None:
+        """Build the projections; at first each head looks in a direction of its own.
+
+        Args:
+            width: Features of a token, D.
+            heads: Subspaces; each chooses its own points.
+            levels: Feature maps, L.
+            points: Points that a head looks at in each map, P.
+        """
+        super().__init__()
+        self.heads, self.levels, self.points = heads, levels, points
+        self.offset = nn.Linear(width, heads * levels * points * 2)
+        self.weight = nn.Linear(width, heads * levels * points)
+        self.value = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
+        angle = 2 * math.pi * torch.arange(heads) / heads
+        direction = torch.stack([angle.cos(), angle.sin()], dim=1)  # [heads, 2]
+        direction /= direction.abs().amax(1, keepdim=True)
+        distance = torch.arange(1, points + 1)[:, None]  # the further points of a head lie further out
+        first = (direction[:, None, None] * distance).expand(-1, levels, -1, -1)  # [heads, L, P, 2]
+        nn.init.zeros_(self.offset.weight)
+        self.offset.bias = nn.Parameter(first.flatten().clone())
+        nn.init.zeros_(self.weight.weight)
+        nn.init.zeros_(self.weight.bias)
+        for projection in (self.value, self.output):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def forward(
+        self,
+        query: Float[Tensor, "B Q D"],
+        reference: Float[Tensor, "B Q R"],
+        tokens: Float[Tensor, "B S D"],
+        levels: Levels,
+    ) -> Float[Tensor, "B Q D"]:
+        """Take a weighted average of the tokens at points around each query's reference.
+
+        Args:
+            query: Says where to look and how much each point counts.
+            reference: A point (R = 2: x, y) or a box (R = 4: cxcywh), in 0-1 of the unpadded image. Offsets from a
+                point are in cells of each map, from a box in parts of its size.
+            tokens: What is seen: the cells of all maps.
+            levels: How the tokens make up the maps.
+        """
+        grid = (self.heads, self.levels, self.points)
+        value = self.value(tokens).masked_fill(levels.padding_mask[..., None], 0.0)
+        value = value.unflatten(2, (self.heads, -1))  # [B, S, heads, D / heads]
+        weight = self.weight(query).unflatten(2, (self.heads, -1)).softmax(-1)  # [B, Q, heads, L P]
+        offset = self.offset(query).unflatten(2, (*grid, 2))  # [B, Q, heads, L, P, 2]
+        valid = levels.valid[:, None, None, :, None]  # [B, 1, 1, L, 1, 2]
+        centre = reference[:, :, None, None, None, :2] * valid
+        if reference.shape[-1] == 2:
+            step = 1 / levels.sizes[:, None]  # a cell
+        else:
+            step = reference[:, :, None, None, None, 2:] * valid / (2 * self.points)
+        return self.output(
+            sample(value, levels.shapes, centre + offset * step, weight.unflatten(3, grid[1:]))
+        )
+
+
+def sample(
+    value: Float[Tensor, "B S heads head_width"],
+    shapes: tuple[tuple[int, int], ...],
+    places: Float[Tensor, "B Q heads L P 2"],
+    weight: Float[Tensor, "B Q heads L P"],
+) -> Float[Tensor, "B Q D"]:
+    """Interpolate each map bilinearly at `places` (x, y; 0-1 of the padded map) and add up by `weight`."""
+    batch, _, heads, _ = value.shape
+    maps = value.permute(0, 2, 3, 1).flatten(0, 1).split([h * w for h, w in shapes], dim=2)
+    grids = (2 * places - 1).transpose(1, 2).flatten(0, 1).unbind(2)  # L times [B heads, Q, P, 2]
+    seen = [
+        F.grid_sample(cells.unflatten(2, shape), grid, align_corners=False)
+        for cells, shape, grid in zip(maps, shapes, grids, strict=True)
+    ]  # L times [B heads, head_width, Q, P]
+    weight = weight.transpose(1, 2).flatten(0, 1).flatten(2)[:, None]  # [B heads, 1, Q, L P]
+    mixed = (torch.cat(seen, dim=-1) * weight).sum(-1)  # [B heads, head_width, Q]
+    return mixed.view(batch, heads, -1, mixed.shape[-1]).flatten(1, 2).transpose(1, 2)  # [B, Q, D]

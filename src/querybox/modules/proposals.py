@@ -1,0 +1,125 @@
+"""Queries with a reference: learned points, or the places that the encoder itself proposes."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from querybox.modules.heads import DeltaHead, IndependentClassHead
+from querybox.modules.position import sine_boxes
+from querybox.modules.pyramid import cell_centres
+from querybox.structures import Levels, Memory, Predictions, Queries
+
+
+class PointQueries(nn.Module):
+    """Learned queries, each of which looks first at a point that its position says (Deformable DETR, section 4.1)."""
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.randn(count, 2 * width))  # position and content
+        self.reference = nn.Linear(width, 2)
+        nn.init.xavier_uniform_(self.reference.weight)
+        nn.init.zeros_(self.reference.bias)
+
+    def forward(self, memory: Memory) -> Queries:
+        """Repeat the queries for each image of `memory`."""
+        position, content = self.embedding.expand(len(memory.tokens), -1, -1).chunk(2, dim=-1)  # [B, Q, D]
+        return Queries(content=content, position=position, reference=self.reference(position).sigmoid())
+
+
+class Proposals(nn.Module):
+    """Asks every memory token whether there is an object, and where (Deformable DETR, appendix A.4)."""
+
+    def __init__(self, width: int, class_head: IndependentClassHead, box_head: DeltaHead) -> None:
+        super().__init__()
+        self.projection = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+        self.class_head = class_head
+        self.box_head = box_head
+
+    def forward(self, memory: Memory) -> tuple[Float[Tensor, "B S D"], Predictions]:
+        """Return what each token stands for, and its prediction; its box is measured from the token's cell.
+
+        Padded cells, and those at the very edge of the image, see nothing, and their box is (1, 1, 1, 1).
+        """
+        assert memory.levels is not None
+        cells = cell_boxes(memory.levels)  # [B, S, 4]
+        inside = ((cells > 0.01) & (cells < 0.99)).all(-1) & ~memory.levels.padding_mask  # [B, S]
+        tokens = self.norm(self.projection(memory.tokens.masked_fill(~inside[..., None], 0.0)))
+        start = torch.log(cells / (1 - cells)).masked_fill(~inside[..., None], torch.inf)
+        boxes = (self.box_head(tokens) + start).sigmoid()
+        return tokens, Predictions(logits=self.class_head(tokens), boxes=boxes, no_object=False)
+
+
+class ProposedQueries(nn.Module):
+    """The best proposals become the queries: their boxes the references, all else is made of these (two-stage)."""
+
+    def __init__(self, proposals: Proposals, count: int, width: int) -> None:
+        super().__init__()
+        self.proposals = proposals
+        self.count = count
+        self.projection = nn.Linear(2 * width, 2 * width)
+        self.norm = nn.LayerNorm(2 * width)
+
+    def forward(self, memory: Memory) -> Queries:
+        """Choose the queries; the class head's first logit says how likely there is an object of any class."""
+        _, proposals = self.proposals(memory)
+        best = proposals.logits[..., 0].topk(self.count, dim=1).indices  # [B, Q]
+        reference = pick(proposals.boxes, best).detach()
+        made = self.norm(self.projection(sine_boxes(reference, self.norm.normalized_shape[0] // 2)))
+        position, content = made.chunk(2, dim=-1)
+        return Queries(content=content, position=position, reference=reference, proposals=proposals)
+
+
+class MixedQueries(nn.Module):
+    """The best proposals' boxes are the references; the content is learned (DINO, section 3.4)."""
+
+    def __init__(self, proposals: Proposals, count: int, width: int) -> None:
+        super().__init__()
+        self.proposals = proposals
+        self.content = nn.Parameter(torch.randn(count, width))
+
+    def forward(self, memory: Memory) -> Queries:
+        """Choose the references; a proposal is as good as its best class."""
+        _, proposals = self.proposals(memory)
+        best = proposals.logits.amax(-1).topk(len(self.content), dim=1).indices  # [B, Q]
+        chosen = Predictions(
+            logits=pick(proposals.logits, best), boxes=pick(proposals.boxes, best), no_object=False
+        )
+        content = self.content.expand(len(best), -1, -1)
+        # The decoder makes the position of the references.
+        return Queries(
+            content=content,
+            position=torch.zeros_like(content),
+            reference=chosen.boxes.detach(),
+            proposals=chosen,
+        )
+
+
+class SinePosition(nn.Module):
+    """Makes a query's position of the box where it looks (DAB-DETR, section 4.1; DINO)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, width))
+        self.width = width
+
+    def forward(self, reference: Float[Tensor, "B Q 4"], memory: Memory) -> Float[Tensor, "B Q D"]:
+        """Encode the boxes, in 0-1 of the padded image, as DINO has it; y before x."""
+        assert memory.levels is not None
+        boxes = reference * memory.levels.valid[:, :1].repeat(1, 1, 2)
+        return self.layers(sine_boxes(boxes[..., [1, 0, 2, 3]], self.width))
+
+
+def pick(values: Float[Tensor, "B S X"], index: Tensor) -> Float[Tensor, "B Q X"]:
+    """Return the chosen rows of each image."""
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def cell_boxes(levels: Levels) -> Float[Tensor, "B S 4"]:
+    """Return a box around every cell's middle: 5 % of the image on the finest map, twice that on each next."""
+    centres = cell_centres(levels)
+    sides = [torch.full((h * w, 2), 0.05 * 2**level) for level, (h, w) in enumerate(levels.shapes)]
+    size = torch.cat(sides).to(centres.device)
+    return torch.cat([centres, size.expand_as(centres)], dim=-1)

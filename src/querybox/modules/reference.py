@@ -1,0 +1,135 @@
+"""The decoder whose queries have a reference: the place where they look, from which their box is measured."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from querybox.boxes import inverse_sigmoid
+from querybox.modules.attention import Attention
+from querybox.modules.blocks import FeedForward, Residual
+from querybox.modules.deformable import DeformableAttention
+from querybox.modules.heads import DeltaHead, IndependentClassHead
+from querybox.structures import Memory, Predictions, Queries
+
+Refinement = Literal["keep", "refine", "look_forward_twice"]
+
+
+class DeformableDecoderLayer(nn.Module):
+    """Self-attention among queries, deformable cross-attention around their references, the feed-forward network."""
+
+    def __init__(
+        self, width: int, heads: int, levels: int, points: int, feedforward: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.self_attention = Attention(width, heads, dropout)
+        self.cross_attention = DeformableAttention(width, heads, levels, points)
+        self.feedforward = FeedForward(width, feedforward, dropout)
+        self.self_attention_residual = Residual(width, dropout, norm_first=False)
+        self.cross_attention_residual = Residual(width, dropout, norm_first=False)
+        self.feedforward_residual = Residual(width, dropout, norm_first=False)
+
+    def forward(
+        self,
+        content: Float[Tensor, "B Q D"],
+        position: Float[Tensor, "B Q D"],
+        reference: Float[Tensor, "B Q R"],
+        queries: Queries,
+        memory: Memory,
+    ) -> Float[Tensor, "B Q D"]:
+        """Refine the queries' content; `queries` says which of them are there for denoising."""
+        levels = memory.levels
+        assert levels is not None
+
+        def agree(x: Tensor) -> Tensor:
+            first = queries.num_denoising
+            place = x + position
+            # Denoising queries are not even shown to the others: they would see the answers.
+            agreed = self.self_attention(place[:, first:], place[:, first:], x[:, first:])
+            if not first:
+                return agreed
+            denoised = self.self_attention(place[:, :first], place, x, blocked=queries.blocked)
+            return torch.cat([denoised, agreed], 1)
+
+        def look(x: Tensor) -> Tensor:
+            return self.cross_attention(x + position, reference, memory.tokens, levels)
+
+        content = self.self_attention_residual(content, agree)
+        content = self.cross_attention_residual(content, look)
+        return self.feedforward_residual(content, self.feedforward)
+
+
+class ReferenceDecoder(nn.Module):
+    """Runs the layers; each answers with a box measured from the reference, which may move there.
+
+    How references move is where a gradient stops:
+
+    - ``keep``: they do not move.
+    - ``refine``: to the new box, cut off from its gradient (Deformable DETR, appendix A.4).
+    - ``look_forward_twice``: to the new box; it is cut off where the next layer looks there and where the
+      box was measured from, but the next layer's box has a gradient through it (DINO, section 3.5).
+    """
+
+    def __init__(
+        self,
+        layers: list[DeformableDecoderLayer],
+        class_heads: list[IndependentClassHead],
+        box_heads: list[DeltaHead],
+        *,
+        refinement: Refinement,
+        norm: nn.Module,
+        position: nn.Module | None = None,
+    ) -> None:
+        """Compose it.
+
+        Args:
+            layers: One or more.
+            class_heads: One a layer, or one that serves all.
+            box_heads: One a layer, or one that serves all.
+            refinement: How references move.
+            norm: Of the content before the heads.
+            position: Makes the queries' position from their references; None takes the position they came with.
+        """
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.class_heads = nn.ModuleList(class_heads)
+        self.box_heads = nn.ModuleList(box_heads)
+        self.refinement = refinement
+        self.norm = norm
+        self.position = position
+
+    def forward(self, queries: Queries, memory: Memory) -> tuple[Predictions, ...]:
+        """Return the predictions of every layer, first to last."""
+        assert queries.reference is not None
+        content, position = queries.content, queries.position
+        seen = reference = queries.reference  # where layers look; where boxes are measured from
+        predictions = []
+        for index, layer in enumerate(self.layers):
+            class_head = self.class_heads[index % len(self.class_heads)]
+            box_head = self.box_heads[index % len(self.box_heads)]
+            if self.position is not None:
+                position = self.position(seen, memory)
+            content = layer(content, position, seen, queries, memory)
+            answer = self.norm(content)
+            boxes = move(reference, box_head(answer))
+            predictions.append(Predictions(logits=class_head(answer), boxes=boxes, no_object=False))
+            if self.refinement == "refine":
+                seen = reference = boxes.detach()
+            elif self.refinement == "look_forward_twice":
+                reference = move(seen, box_head(content))  # the content as it is, not normalised
+                seen = reference.detach()
+        return tuple(predictions)
+
+
+def move(reference: Float[Tensor, "B Q R"], delta: Float[Tensor, "B Q 4"]) -> Float[Tensor, "B Q 4"]:
+    """Return the boxes (cxcywh in 0-1) that lie `delta` from the references, before the sigmoid.
+
+    From a reference point (R = 2) only the box's centre is measured.
+    """
+    start = inverse_sigmoid(reference)
+    if start.shape[-1] == 2:
+        start = torch.cat([start, torch.zeros_like(start)], dim=-1)
+    return (start + delta).sigmoid()

@@ -1,0 +1,115 @@
+"""Deformable DETR (Zhu et al. 2020): several feature maps, and attention that looks at a few points of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from torch import nn
+
+from querybox.detector import Detector
+from querybox.errors import ConfigError
+from querybox.losses.classification import Focal
+from querybox.losses.criterion import Criterion
+from querybox.losses.matcher import HungarianMatcher
+from querybox.modules.heads import DeltaHead, IndependentClassHead
+from querybox.modules.position import SinePositionEncoding
+from querybox.modules.proposals import PointQueries, Proposals, ProposedQueries
+from querybox.modules.pyramid import DeformableEncoder, PyramidProjection
+from querybox.modules.reference import DeformableDecoderLayer, ReferenceDecoder
+from querybox.recipes.recipe import Positive, Recipe
+from querybox.structures import Category
+
+
+class DeformableDETR(Recipe):
+    """The settings of Deformable DETR; the defaults are its ResNet-50 model."""
+
+    kind: Literal["deformable_detr"] = "deformable_detr"
+    feedforward: Positive = 1024
+    queries: Positive = 300
+    strides: tuple[Positive, ...] = (8, 16, 32)
+    """Pixels a cell of the backbone's maps that are used, fine to coarse."""
+    levels: Positive = 4
+    """Maps in all; each beyond the backbone's is half as fine as the one before."""
+    points: Positive = 4
+    """Points that a head looks at in each map."""
+    refine: bool = False
+    """Whether every decoder layer measures its boxes from those of the layer before."""
+    two_stage: bool = False
+    """Whether queries are made of the encoder's best proposals; needs `refine`."""
+
+    temperature: ClassVar[float] = 10000.0  # of the positional encoding
+
+    def build(self, categories: Sequence[Category]) -> Detector:
+        """Compose the detector; see `Recipe.build`."""
+        if self.two_stage and not self.refine:
+            raise ConfigError("setting 'two_stage' needs 'refine' to be true")
+        if self.levels < len(self.strides):
+            raise ConfigError(
+                f"setting 'levels' is {self.levels}, less than the {len(self.strides)} 'strides'"
+            )
+        if self.width % 32:
+            raise ConfigError(f"setting 'width' is {self.width}, which is no multiple of 32 (group norm)")
+        classes = len(categories) + len(self.unused_rows)
+        backbone = self.build_backbone(self.strides)
+        position = SinePositionEncoding(self.width, temperature=self.temperature, offset=-0.5)
+        return self.compose(
+            backbone,
+            PyramidProjection(backbone.channels, self.width, self.levels),
+            DeformableEncoder(
+                position,
+                layers=self.encoder_layers,
+                width=self.width,
+                heads=self.heads,
+                levels=self.levels,
+                points=self.points,
+                feedforward=self.feedforward,
+                dropout=self.dropout,
+            ),
+            self.build_queries(classes),
+            self.build_decoder(classes),
+            denoising=self.build_denoising(classes),
+            categories=categories,
+        )
+
+    def build_queries(self, classes: int) -> nn.Module:
+        """Compose what the decoder starts from."""
+        if not self.two_stage:
+            return PointQueries(self.queries, self.width)
+        proposals = Proposals(self.width, IndependentClassHead(self.width, classes), DeltaHead(self.width))
+        return ProposedQueries(proposals, self.queries, self.width)
+
+    def build_decoder(self, classes: int) -> ReferenceDecoder:
+        """Compose the decoder; with `refine`, every layer has heads of its own."""
+        heads = range(self.decoder_layers if self.refine else 1)
+        # Points have no size yet: their first boxes are 12 % of the image.
+        sizes = [-2.0 if head == 0 and not self.two_stage else 0.0 for head in heads]
+        return ReferenceDecoder(
+            self.build_decoder_layers(),
+            [IndependentClassHead(self.width, classes) for _ in heads],
+            [DeltaHead(self.width, size=size) for size in sizes],
+            refinement="refine" if self.refine else "keep",
+            norm=nn.Identity(),
+        )
+
+    def build_decoder_layers(self) -> list[DeformableDecoderLayer]:
+        """Compose the decoder's layers."""
+        return [
+            DeformableDecoderLayer(
+                self.width, self.heads, self.levels, self.points, self.feedforward, self.dropout
+            )
+            for _ in range(self.decoder_layers)
+        ]
+
+    def build_denoising(self, classes: int) -> nn.Module | None:  # noqa: ARG002 - DINO's need it
+        """Compose what makes denoising queries; here there are none."""
+        return None
+
+    def criterion(self) -> Criterion:
+        """Judge every class by itself, by focal loss."""
+        return Criterion(
+            HungarianMatcher(2.0, 5.0, 2.0, classification=Focal()),
+            classification=Focal(),
+            class_weight=2.0,
+            any_class_proposed=True,
+        )
