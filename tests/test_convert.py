@@ -19,7 +19,8 @@ from querybox.checkpoints import read_checkpoint
 from querybox.convert import LAYOUTS, System, check_choice, convert, unknown_settings
 from querybox.detector import Detector
 from querybox.errors import CheckpointError, ConfigError
-from querybox.recipes import DETR, Blueprint
+from querybox.recipes import DETR
+from querybox.recipes.files import Blueprint
 from querybox.structures import Category, Preprocessing
 from querybox.weights import coco
 from querybox.weights import querybox as querybox_file

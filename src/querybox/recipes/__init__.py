@@ -21,6 +21,17 @@ KINDS: dict[str, type[Recipe]] = {"detr": DETR, "deformable_detr": DeformableDET
 DETR_R50 = DETR()
 DEFORMABLE = DeformableDETR()
 DEFORMABLE_REFINE = DEFORMABLE.replace(refine=True)
+SMALL = {
+    "backbone": "tf_efficientnet_lite0.in1k",
+    "frozen_stride": 8,
+    "width": 128,
+    "feedforward": 512,
+    "queries": 100,
+    "encoder_layers": 1,
+    "decoder_layers": 3,
+    "dropout": 0.0,
+    "levels": 3,
+}
 RECIPES: dict[str, Recipe] = {
     "detr_r50": DETR_R50,
     "detr_r50_dc5": DETR_R50.replace(dilation=True, stride=16),
@@ -40,7 +51,9 @@ RECIPES: dict[str, Recipe] = {
     "deformable_detr_r50": DEFORMABLE,
     "deformable_detr_r50_refine": DEFORMABLE_REFINE,
     "deformable_detr_r50_two_stage": DEFORMABLE_REFINE.replace(two_stage=True),
+    "deformable_detr_small": DEFORMABLE_REFINE.replace(**SMALL),
     "dino_r50": DINO(),
+    "dino_small": DINO().replace(**SMALL, denoising=30),
 }
 """Every recipe by name: DETR's published four, on ResNet-18, and for few images and CPUs; then its relatives."""
 
