@@ -84,11 +84,13 @@ def sample(
     """Interpolate each map bilinearly at `places` (x, y; 0-1 of the padded map) and add up by `weight`."""
     batch, _, heads, _ = value.shape
     maps = value.permute(0, 2, 3, 1).flatten(0, 1).split([h * w for h, w in shapes], dim=2)
-    grids = (2 * places - 1).transpose(1, 2).flatten(0, 1).unbind(2)  # L times [B heads, Q, P, 2]
-    seen = [
-        F.grid_sample(cells.unflatten(2, shape), grid, align_corners=False)
-        for cells, shape, grid in zip(maps, shapes, grids, strict=True)
-    ]  # L times [B heads, head_width, Q, P]
-    weight = weight.transpose(1, 2).flatten(0, 1).flatten(2)[:, None]  # [B heads, 1, Q, L P]
-    mixed = (torch.cat(seen, dim=-1) * weight).sum(-1)  # [B heads, head_width, Q]
+    # Queries come last, so that the sum over a map's points runs along memory.
+    grids = (2 * places - 1).permute(3, 0, 2, 4, 1, 5).flatten(1, 2)  # [L, B heads, P, Q, 2]
+    weights = weight.permute(3, 0, 2, 4, 1).flatten(1, 2)[:, :, None]  # [L, B heads, 1, P, Q]
+    mixed = torch.stack(
+        [
+            (F.grid_sample(cells.unflatten(2, shape), grid, align_corners=False) * share).sum(2)
+            for cells, shape, grid, share in zip(maps, shapes, grids, weights, strict=True)
+        ]
+    ).sum(0)  # [B heads, head_width, Q]
     return mixed.view(batch, heads, -1, mixed.shape[-1]).flatten(1, 2).transpose(1, 2)  # [B, Q, D]

@@ -24,7 +24,7 @@ class PointQueries(nn.Module):
 
     def forward(self, memory: Memory) -> Queries:
         """Repeat the queries for each image of `memory`."""
-        position, content = self.embedding.expand(len(memory.tokens), -1, -1).chunk(2, dim=-1)  # [B, Q, D]
+        position, content = self.embedding.expand(memory.tokens.shape[0], -1, -1).chunk(2, dim=-1)  # [B, Q, D]
         return Queries(content=content, position=position, reference=self.reference(position).sigmoid())
 
 
@@ -87,7 +87,7 @@ class MixedQueries(nn.Module):
         chosen = Predictions(
             logits=pick(proposals.logits, best), boxes=pick(proposals.boxes, best), no_object=False
         )
-        content = self.content.expand(len(best), -1, -1)
+        content = self.content.expand(best.shape[0], -1, -1)
         # The decoder makes the position of the references.
         return Queries(
             content=content,
