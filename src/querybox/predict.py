@@ -18,7 +18,7 @@ from querybox.errors import ConfigError
 from querybox.optimize import optimize
 from querybox.postprocess import postprocess
 from querybox.sources import Frame, Source, find_sources, read_frames
-from querybox.structures import ImageBatch, Preprocessing
+from querybox.structures import ImageBatch, Predictions, Preprocessing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,19 +134,25 @@ def detect(engine: Engine, batch: Sequence[Input], top_k: int) -> list[Detection
     """Run the model on inputs of one shape."""
     pixels = torch.stack([each.pixels for each in batch])  # [B, 3, H, W]
     sizes = torch.tensor([pixels.shape[2:]] * len(batch))  # [B, 2]
-    original_sizes = torch.tensor([each.size for each in batch])  # [B, 2]
-    device = engine.device
     with torch.inference_mode():
         images = ImageBatch.from_pixels(
-            pixels.to(device), sizes.to(device), engine.preprocessing, padded=False
+            pixels.to(engine.device), sizes.to(engine.device), engine.preprocessing, padded=False
         )
-        found = postprocess(
-            engine(images).layers[-1],
-            original_sizes.to(device),
-            top_k,
-            class_rows=engine.class_rows,
-            clip_boxes=engine.preprocessing.clip_boxes,
-        )
+        return as_detections(engine, engine(images).layers[-1], batch, top_k)
+
+
+def as_detections(
+    engine: Engine, answers: Predictions, batch: Sequence[Input], top_k: int
+) -> list[Detections]:
+    """Turn the last layer's answers for some inputs into detections in pixels of the original images."""
+    original_sizes = torch.tensor([each.size for each in batch])  # [B, 2]
+    found = postprocess(
+        answers,
+        original_sizes.to(engine.device),
+        top_k,
+        class_rows=engine.class_rows,
+        clip_boxes=engine.preprocessing.clip_boxes,
+    )
     scores, labels, boxes_xyxy = (tensor.cpu() for tensor in found)
     return [
         Detections(

@@ -76,6 +76,14 @@ def test_the_cosine_schedule_falls_from_one_to_nothing_after_its_warmup() -> Non
     assert schedule.factor(20) == schedule.factor(99) == 0.0
 
 
+def test_cosine_comes_to_zero_when_the_time_is_up_too() -> None:
+    schedule = Schedule(kind="cosine", total_steps=1000, max_seconds=60.0)
+    assert schedule.factor(0, 0.0) == 1.0
+    torch.testing.assert_close(schedule.factor(10, 30.0), 0.5)
+    torch.testing.assert_close(schedule.factor(500, 1.0), 0.5, msg="the steps are further on than the time")
+    assert schedule.factor(10, 61.0) < 1e-12
+
+
 def test_the_schedule_sets_every_group_in_proportion(detector: Detector) -> None:
     optimizer = build_optimizer(detector, TrainSettings(lr=1e-3, backbone_lr=1e-4))
     schedule = Schedule(kind="step", total_steps=10, milestones=(5,))

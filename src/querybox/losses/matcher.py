@@ -38,7 +38,6 @@ class HungarianMatcher(nn.Module):
         self.box_cost = box_cost
         self.giou_cost = giou_cost
 
-    @torch.no_grad()
     def cost(
         self,
         logits: Float[Tensor, "L B Q K"],
@@ -49,6 +48,17 @@ class HungarianMatcher(nn.Module):
 
         G is the most objects in one image; the rows beyond an image's own objects mean nothing.
         """
+        terms = self.terms(logits, boxes, targets)
+        return terms["box"] + terms["class"] + terms["giou"]
+
+    @torch.no_grad()
+    def terms(
+        self,
+        logits: Float[Tensor, "L B Q K"],
+        boxes: Float[Tensor, "L B Q 4"],
+        targets: Sequence[Target],
+    ) -> dict[str, Float[Tensor, "L B G Q"]]:
+        """Return what the cost is the sum of, weighted: ``class``, ``box`` and ``giou``."""
         labels = pad_sequence([target.labels for target in targets], batch_first=True)  # [B, G]
         wanted = pad_sequence([target.boxes for target in targets], batch_first=True)  # [B, G, 4]
         found = boxes.float()  # [L, B, Q, 4]
@@ -57,7 +67,11 @@ class HungarianMatcher(nn.Module):
         judged = judged.gather(2, of_class)  # [L, B, G, Q]
         distance = torch.cdist(wanted, found, p=1)  # [L, B, G, Q]
         overlap = giou(to_xyxy(wanted)[:, :, None], to_xyxy(found)[:, :, None])  # [L, B, G, Q]
-        return self.box_cost * distance + self.class_cost * judged - self.giou_cost * overlap
+        return {
+            "class": self.class_cost * judged,
+            "box": self.box_cost * distance,
+            "giou": -self.giou_cost * overlap,
+        }
 
     @torch.no_grad()
     def forward(

@@ -65,6 +65,8 @@ class Update:
     grad_norm: float
     """Of all trained parameters together, before clipping."""
     images: int
+    seconds: float
+    """Of the run so far; the same in every process, so that their learning rates are."""
     stop: StopReason | None
     """Set when some process was asked to stop or ran out of time."""
 
@@ -129,10 +131,12 @@ class Trainer:
         metrics = MetricsFile(self.folder / "metrics.csv", progress.epoch)
         self.started = time.perf_counter() - progress.seconds
         stop = self.finished()
+        elapsed = progress.seconds
         while stop is None:
             for parts in self.rest_of_epoch():
-                lr = self.schedule.apply(self.adamw, progress.step)
+                lr = self.schedule.apply(self.adamw, progress.step, elapsed)
                 update = self.update(parts, request)
+                elapsed = update.seconds
                 self.count(update)
                 self.accelerator.log(
                     {"lr": lr, "grad_norm": update.grad_norm, **update.losses}, step=progress.step
@@ -190,16 +194,17 @@ class Trainer:
         before the gradient is known to be finite.
         """
         late = self.settings.max_time is not None and self.seconds > self.settings.max_time
-        own = torch.tensor([images, request.signal is not None, late], device=norm.device, dtype=norm.dtype)
-        numbers = torch.cat([torch.stack([*losses.values(), norm]), own])
+        own = [images, self.seconds, request.signal is not None, late]
+        numbers = torch.cat([torch.stack([*losses.values(), norm]), torch.tensor(own).to(norm)])
         if self.accelerator.num_processes > 1:
             numbers = self.accelerator.reduce(numbers, "sum")
-        *values, total_norm, total_images, signalled, late_ones = numbers.tolist()
+        *values, total_norm, total_images, seconds, signalled, late_ones = numbers.tolist()
         processes = self.accelerator.num_processes
         return Update(
             losses={name: value / processes for name, value in zip(losses, values, strict=True)},
             grad_norm=total_norm / processes,  # it is the same in each
             images=round(total_images),
+            seconds=seconds / processes,
             stop="signal" if signalled else "time" if late_ones else None,
         )
 

@@ -49,7 +49,7 @@ def build_optimizer(detector: nn.Module, settings: TrainSettings) -> AdamW:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """The learning rate of each step, as a share of the full one; a function of the step alone.
+    """The learning rate of each step, as a share of the full one; a function of the step, and of a limited time.
 
     So nothing of it has to be saved, and a resumed run cannot get out of step with it.
     """
@@ -59,6 +59,8 @@ class Schedule:
     warmup_steps: int = 0
     milestones: tuple[int, ...] = ()
     """Steps from which `step` multiplies by 0.1."""
+    max_seconds: float = math.inf
+    """When the run is stopped: `cosine` comes to 0 by then, whatever steps are left."""
 
     @classmethod
     def of(cls, settings: TrainSettings, steps_per_epoch: int) -> Schedule:
@@ -71,19 +73,20 @@ class Schedule:
             total_steps=settings.epochs * steps_per_epoch,
             warmup_steps=settings.warmup_steps,
             milestones=tuple(epoch * steps_per_epoch for epoch in epochs),
+            max_seconds=math.inf if settings.max_time is None else settings.max_time,
         )
 
-    def factor(self, step: int) -> float:
-        """Return what the learning rates are multiplied with in `step`, 0, 1, 2, ..."""
+    def factor(self, step: int, seconds: float = 0.0) -> float:
+        """Return what the learning rates are multiplied with in `step`, 0, 1, 2, ..., `seconds` into the run."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         if self.kind == "cosine":
             done = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, max(done, seconds / self.max_seconds))))
         return 0.1 ** sum(step >= milestone for milestone in self.milestones)
 
-    def apply(self, optimizer: Optimizer, step: int) -> float:
+    def apply(self, optimizer: Optimizer, step: int, seconds: float = 0.0) -> float:
         """Set the learning rates of `step` and return the first group's."""
         for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * self.factor(step)
+            group["lr"] = group["initial_lr"] * self.factor(step, seconds)
         return float(optimizer.param_groups[0]["lr"])

@@ -25,7 +25,8 @@ class TrainSettings(Settings):
     clip: PositiveFloat | None = 0.1
     """Largest norm of the gradient of all parameters together; null leaves the gradient as it is."""
     schedule: Literal["step", "cosine"] = "step"
-    """`step` multiplies the learning rates by 0.1 at each milestone, `cosine` brings them to 0."""
+    """`step` multiplies the learning rates by 0.1 at each milestone, `cosine` brings them to 0 by the end of the run,
+    be that its last epoch or its `max_time`."""
     milestones: tuple[PositiveInt, ...] | None = None
     """Epochs after which `step` decays; null means once, after two thirds of the epochs."""
     warmup_steps: NonNegativeInt = 0
