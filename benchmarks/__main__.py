@@ -29,13 +29,13 @@ from benchmarks.measure import Row, RowResult, measure
 from benchmarks.setup import Setup
 
 FAMILIES = (inference, accuracy, training, criterion, memory, data, evaluator, startup)
-WITH_PATH = ("--facebook", "--output")
 RESULTS = Path(__file__).parent / "results"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the rows that are asked for and write the report of all; return 1 if no row has such a name."""
-    options = parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser().parse_args(words)
     folder = options.output or (RESULTS.with_name("quick") if options.quick else RESULTS)
     setup = Setup(facebook=options.facebook, quick=options.quick, folder=folder / "models")
     every = list(all_rows(setup))
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for row in wanted:
         print(f"{row.name}: {row.title}", flush=True)
         result = measure(row)
-        result.environment = environment.describe(command(sys.argv[1:] if arguments is None else arguments))
+        result.environment = environment.describe(environment.command(words))
         print(report.goals_table([result]), report.row_table(result), sep="\n", flush=True)
         save(folder, report.merge(report.read(folder / "results.json"), [result], order))
     print(f"Report: {folder / 'results.md'}")
@@ -81,18 +81,6 @@ def all_rows(setup: Setup) -> Iterator[Row]:
 def matches(name: str, patterns: Sequence[str]) -> bool:
     """Tell whether a row is asked for; all are where nothing is."""
     return not patterns or any(fnmatch(name, pattern) for pattern in patterns)
-
-
-def command(words: Sequence[str]) -> str:
-    """Return the command line as anyone could type it: without the paths of this machine."""
-    said = []
-    for before, word in zip(("", *words), words, strict=False):
-        option, equals, _ = word.partition("=")
-        if before in WITH_PATH:
-            said.append("PATH")
-        else:
-            said.append(f"{option}=PATH" if equals and option in WITH_PATH else word)
-    return " ".join(["python -m benchmarks", *said])
 
 
 def save(folder: Path, results: Sequence[RowResult]) -> None:

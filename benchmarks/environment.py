@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,21 @@ PEERS = (
     "faster-coco-eval",
     "opencv-python-headless",
 )
+
+
+WITH_PATH = ("--coco", "--facebook", "--output")
+
+
+def command(words: Sequence[str], program: str = "python -m benchmarks") -> str:
+    """Return the command line as anyone could type it: without the paths of this machine."""
+    said = []
+    for before, word in zip(("", *words), words, strict=False):
+        option, equals, _ = word.partition("=")
+        if before in WITH_PATH:
+            said.append("PATH")
+        else:
+            said.append(f"{option}=PATH" if equals and option in WITH_PATH else word)
+    return " ".join([program, *said])
 
 
 def describe(command: str) -> dict[str, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -37,7 +38,7 @@ def markdown(results: Sequence[RowResult]) -> str:
     """Return all results as one page."""
     points = [result for result in results if result.x is not None]
     rows = [result for result in results if result.x is None]
-    parts = ["# Benchmarks", environment(results), goals_table(results)]
+    parts = ["# Benchmarks", environment(each.environment for each in results), goals_table(results)]
     for result in rows:
         parts += [f"## {result.title}", row_table(result)]
     for title, curve in groupby(points, key=lambda result: result.title):
@@ -45,11 +46,10 @@ def markdown(results: Sequence[RowResult]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def environment(results: Sequence[RowResult]) -> str:
-    """Say where, when and how the rows were measured, once for all that share it."""
+def environment(measured: Iterable[Mapping[str, Any]]) -> str:
+    """Say where, when and how something was measured, once for all that shares it."""
     lines = []
-    for result in results:
-        facts = result.environment
+    for facts in measured:
         packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items() if version)
         lines.append(
             f"{facts['processor']}, {facts['cpus']} cores, {facts['threads']} threads, {facts['memory']}; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -117,13 +117,17 @@ def inputs(setup: Setup) -> tuple[ImageBatch, list[Any]]:
     return images(BATCH, setup.size(*SIZE)), targets(BATCH, OBJECTS)
 
 
-def groups(model: Any) -> list[dict[str, Any]]:
-    """Return the trained parameters, the backbone's with their own learning rate."""
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    return [
-        {"params": [parameter for name, parameter in trained if "backbone" not in name]},
-        {"params": [parameter for name, parameter in trained if "backbone" in name], "lr": 1e-5},
-    ]
+def groups(model: Any, slow: Sequence[str] = ("backbone",), slow_lr: float = 1e-5) -> list[dict[str, Any]]:
+    """Return the trained parameters, those of the parts named `slow` with their own learning rate."""
+
+    def chosen(*, slowly: bool) -> list[Any]:
+        return [
+            parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and any(part in name for part in slow) == slowly
+        ]
+
+    return [{"params": chosen(slowly=False)}, {"params": chosen(slowly=True), "lr": slow_lr}]
 
 
 def step(model: Any, loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> Work:

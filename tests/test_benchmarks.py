@@ -10,7 +10,8 @@ import pytest
 
 from benchmarks import measure as module
 from benchmarks import plots, report
-from benchmarks.__main__ import command, main, matches
+from benchmarks.__main__ import main, matches
+from benchmarks.environment import command
 from benchmarks.goals import beyond, faster, ratio, smaller, spread, under, within
 from benchmarks.measure import Absent, Row, RowResult, Side, measure
 

@@ -1,0 +1,132 @@
+"""Trains querybox's and transformers' detectors on the same few images, and says how well they detect by when.
+
+A model that was trained with the same settings is kept, so that the comparison can be made in parts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import environment, report
+from benchmarks.convergence import pages
+from benchmarks.convergence.curves import Curve, Point, Trainee, follow, marks, read, write
+from benchmarks.convergence.one_class import one_class
+from benchmarks.convergence.ours import OURS, Ours, settings
+from benchmarks.convergence.theirs import THEIRS, Theirs
+from querybox.data import read_dataset
+from querybox.training import RunSettings
+
+PROGRAM = "python -m benchmarks.convergence"
+ROOT = Path(__file__).parent.parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "convergence"
+DOCS = ROOT / "docs"
+TITLES = {**OURS, **{name: peer.title for name, peer in THEIRS.items()}}
+MAIN = "blood_cells"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train the models that are asked for, but for those that have been trained, and write the report of all."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser().parse_args(words)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    data = None
+    folder = options.output / MAIN
+    if options.coco:
+        folder = options.output / options.category
+        data = one_class(options.coco, options.category, folder / "data")
+    for name in options.models:
+        run = settings(name, options.minutes, data)
+        decisive = decisive_settings(name, run)
+        known = None if options.fresh else read(folder / f"{name}.json")
+        if known is not None and known.settings == decisive:
+            print(f"{name}: kept; trained with these settings before", flush=True)
+            continue
+        facts = environment.describe(environment.command(words, PROGRAM))
+        points = list(train(name, run, options.minutes, folder / name))
+        curve = Curve(name=name, title=TITLES[name], settings=decisive, points=points, environment=facts)
+        write(folder / f"{name}.json", curve)
+    conclude(options.output, docs=options.docs)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return what reads the command line."""
+    result = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
+    result.add_argument("--models", nargs="+", choices=TITLES, default=list(TITLES), help="all by default")
+    result.add_argument("--minutes", type=float, default=10.0, help="training time of each model; 10")
+    result.add_argument("--threads", type=int, metavar="N", help="of PyTorch; its own default")
+    result.add_argument("--fresh", action="store_true", help="train again what has been trained")
+    result.add_argument(
+        "--coco", type=Path, metavar="FOLDER", help="train on one class of a COCO folder instead"
+    )
+    result.add_argument("--category", default="person", help="that class; person")
+    result.add_argument("--docs", action="store_true", help="write docs/convergence.md and its picture, too")
+    result.add_argument(
+        "--output", type=Path, default=RESULTS, metavar="FOLDER", help="where results are kept"
+    )
+    return result
+
+
+def decisive_settings(name: str, run: RunSettings) -> dict[str, Any]:
+    """Return all that decides on a curve as plain values, without the paths of this machine."""
+    values = run.model_dump(mode="json", exclude={"output"})
+    values["data"]["train"] = Path(values["data"]["train"]).name
+    peer = dataclasses.asdict(THEIRS[name]) if name in THEIRS else {}
+    plain: dict[str, Any] = json.loads(json.dumps({**values, **peer, "threads": torch.get_num_threads()}))
+    return plain
+
+
+def train(name: str, run: RunSettings, minutes: float, folder: Path) -> Iterator[Point]:
+    """Train a model and yield its points, each when it is known."""
+    assert run.data.train is not None
+    training, validation = (read_dataset(run.data.train, split) for split in ("train", "val"))
+    trainee: Trainee
+    if name in OURS:
+        shutil.rmtree(folder, ignore_errors=True)
+        trainee = Ours(run, training, folder)
+    else:
+        trainee = Theirs(THEIRS[name], run, training)
+    steps_per_epoch = max(1, len(training.images) // run.train.batch_size)
+    for point in follow(trainee, marks(minutes), validation, steps_per_epoch):
+        print(
+            f"{name}: {point.minutes:g} minutes, {point.steps} steps, {point.epochs:.1f} epochs: "
+            f"AP {point.AP:.3f} AP50 {point.AP50:.3f}",
+            flush=True,
+        )
+        yield point
+
+
+def conclude(folder: Path, *, docs: bool) -> None:
+    """Write the report of all that has been trained so far; with `docs` as the documentation's page."""
+    folders = {each.name: curves_in(each) for each in sorted(folder.iterdir()) if each.is_dir()}
+    curves = folders.pop(MAIN, [])
+    others = {data: measured for data, measured in folders.items() if measured}
+    rows = report.read(folder.parent / "results.json")
+    steps = [row for row in rows if row.name.startswith("training-small")]
+    page, picture = folder / "convergence.md", folder / "convergence.png"
+    if docs:
+        page, picture = DOCS / page.name, DOCS / "images" / picture.name
+    page.write_text(pages.page(curves, others, steps, picture.relative_to(page.parent).as_posix()))
+    if curves:
+        pages.draw(curves, picture)
+    print(f"Report: {page}")
+
+
+def curves_in(folder: Path) -> list[Curve]:
+    """Return the curves in a folder, in the order of the models."""
+    known = (read(folder / f"{name}.json") for name in TITLES)
+    return [curve for curve in known if curve is not None]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
