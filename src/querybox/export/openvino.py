@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,9 +25,16 @@ def convert(program: ExportedProgram) -> openvino.Model:
     """
     try:
         import openvino
+        from openvino import opset14
+        from openvino.frontend.pytorch import ConversionExtension
     except ImportError:
         raise missing("writing an OpenVINO file") from None
-    model = openvino.convert_model(program)
+
+    def minimum(node: Any) -> Any:
+        """Say what the least of two sizes is, which the converter does not know."""
+        return opset14.minimum(node.get_input(0), node.get_input(1)).outputs()
+
+    model = openvino.convert_model(program, extension=[ConversionExtension(str(torch.sym_min), minimum)])
     for port, name in zip([*model.inputs, *model.outputs], [*INPUTS, *OUTPUTS], strict=True):
         port.get_tensor().set_names({name})
     # The converter leaves every axis open; known channels make better kernels.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from querybox.modules.heads import DeltaHead, IndependentClassHead
@@ -65,7 +65,7 @@ class ProposedQueries(nn.Module):
     def forward(self, memory: Memory) -> Queries:
         """Choose the queries; the class head's first logit says how likely there is an object of any class."""
         _, proposals = self.proposals(memory)
-        best = proposals.logits[..., 0].topk(self.count, dim=1).indices  # [B, Q]
+        best = strongest(proposals.logits[..., 0], self.count)  # [B, Q]
         reference = pick(proposals.boxes, best).detach()
         made = self.norm(self.projection(sine_boxes(reference, self.norm.normalized_shape[0] // 2)))
         position, content = made.chunk(2, dim=-1)
@@ -83,11 +83,11 @@ class MixedQueries(nn.Module):
     def forward(self, memory: Memory) -> Queries:
         """Choose the references; a proposal is as good as its best class."""
         _, proposals = self.proposals(memory)
-        best = proposals.logits.amax(-1).topk(len(self.content), dim=1).indices  # [B, Q]
+        best = strongest(proposals.logits.amax(-1), len(self.content))  # [B, Q]
         chosen = Predictions(
             logits=pick(proposals.logits, best), boxes=pick(proposals.boxes, best), no_object=False
         )
-        content = self.content.expand(best.shape[0], -1, -1)
+        content = self.content[: best.shape[1]].expand(best.shape[0], -1, -1)
         # The decoder makes the position of the references.
         return Queries(
             content=content,
@@ -110,6 +110,11 @@ class SinePosition(nn.Module):
         assert memory.levels is not None
         boxes = reference * memory.levels.valid[:, :1].repeat(1, 1, 2)
         return self.layers(sine_boxes(boxes[..., [1, 0, 2, 3]], self.width))
+
+
+def strongest(scores: Float[Tensor, "B S"], count: int) -> Int[Tensor, "B Q"]:
+    """Return the places of the `count` highest scores, best first; of all where the maps have fewer cells."""
+    return scores.topk(torch.sym_min(count, scores.shape[1]), dim=1).indices
 
 
 def pick(values: Float[Tensor, "B S X"], index: Tensor) -> Float[Tensor, "B Q X"]:
