@@ -13,6 +13,7 @@ from querybox.structures import Category, DetectorOutput, ImageBatch, Preprocess
 
 if TYPE_CHECKING:
     from querybox.detections import Detections
+    from querybox.inspect import Trace
     from querybox.optimize import OptimizedDetector
     from querybox.recipes import Recipe
     from querybox.sources import Source
@@ -194,3 +195,21 @@ class Detector(nn.Module):
         from querybox.predict import predict
 
         return list(predict(self, sources, threshold=threshold, top_k=top_k, nms=nms, batch_size=batch_size))
+
+    def trace(self, image: Source | ImageBatch, target: Target | None = None) -> Trace:
+        """Follow one image through the detector: what every stage made of it, and where each layer looked.
+
+        The mode (training or evaluation) is left as it was found; dropout and denoising are off.
+
+        Args:
+            image: A file, PIL image, array or tensor, as `predict` takes it; or a batch of one, which may be padded.
+            target: Its objects. With them the trace has the matching, its costs, and the losses, too.
+
+        Raises:
+            ConfigError: It is not one image, or the target has labels that the detector does not know.
+            DataError: There is no such file.
+            ImageError: The image cannot be read.
+        """
+        from querybox.inspect import trace
+
+        return trace(self, image, target)

@@ -45,13 +45,17 @@ def best_answers(
     predictions: Predictions, top_k: int, class_rows: Sequence[int] | None
 ) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"], Int[Tensor, "B K"]]:
     """Return scores (descending), labels and queries of the best answers; see `postprocess`."""
-    logits = predictions.logits.float()  # [B, Q, K]
+    real = class_scores(predictions, class_rows)
     if predictions.no_object:
-        probabilities = logits.softmax(-1)
-        real = probabilities[..., :-1] if class_rows is None else probabilities[..., list(class_rows)]
         scores, labels = real.max(-1)  # [B, Q]
         scores, query = scores.topk(min(top_k, scores.shape[1]), dim=1)  # [B, K]
         return scores, labels.gather(1, query), query
-    real = logits.sigmoid() if class_rows is None else logits.sigmoid()[..., list(class_rows)]
     scores, best = real.flatten(1).topk(min(top_k, real[0].numel()), dim=1)  # [B, K]
     return scores, best % real.shape[2], best.div(real.shape[2], rounding_mode="floor")
+
+
+def class_scores(predictions: Predictions, class_rows: Sequence[int] | None) -> Float[Tensor, "B Q C"]:
+    """Return how likely each class is, 0-1; see `postprocess`."""
+    logits = predictions.logits.float()  # [B, Q, K]
+    scores = logits.softmax(-1)[..., :-1] if predictions.no_object else logits.sigmoid()
+    return scores if class_rows is None else scores[..., list(class_rows)]

@@ -1,0 +1,63 @@
+"""What parts of a model were given, what they answered and how long it took: hooks, so that no part has to know."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from inspect import signature
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One call of a module."""
+
+    inputs: Mapping[str, Any]
+    """By the names that the module's `forward` has for them."""
+    output: Any
+    seconds: float
+
+
+@contextmanager
+def recorded(modules: Mapping[str, nn.Module], device: torch.device) -> Iterator[dict[str, list[Call]]]:
+    """Record every call of `modules`, by the names they have there, while the context lasts.
+
+    Tensors are kept, not copied. Each call waits for the device, so that its time is its own.
+    """
+    calls: dict[str, list[Call]] = defaultdict(list)
+    starts: list[float] = []  # of the calls under way: one module may call another
+
+    def before(_: nn.Module, __: tuple[Any, ...]) -> None:
+        starts.append(now(device))
+
+    def after(
+        name: str, module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any
+    ) -> None:
+        seconds = now(device) - starts.pop()
+        inputs = signature(module.forward).bind(*given, **named).arguments
+        calls[name].append(Call(inputs=inputs, output=output, seconds=seconds))
+
+    hooks = [module.register_forward_pre_hook(before) for module in modules.values()]
+    hooks += [
+        module.register_forward_hook(partial(after, name), with_kwargs=True)
+        for name, module in modules.items()
+    ]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def now(device: torch.device) -> float:
+    """Return the time in seconds at which the device has done all that it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return perf_counter()

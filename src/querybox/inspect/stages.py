@@ -1,0 +1,111 @@
+"""What every stage made of the image, read off the calls of the model's parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from querybox.inspect.calls import Call
+from querybox.inspect.comparison import Comparison
+from querybox.structures import DetectorOutput, ImageBatch, Queries
+
+Calls = Mapping[str, Sequence[Call]]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Stage:
+    """What one stage made of the image."""
+
+    number: int
+    """In the order of the documentation's anatomy: 0 (images) to 12 (inference). 11, the step, is training's alone."""
+    name: str
+    value: Tensor
+    seconds: float | None = None
+    """How long it took to make; None: it was made along with another."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the value."""
+        return tuple(self.value.shape)
+
+    @property
+    def dtype(self) -> str:
+        """Of the value, such as ``"float32"``."""
+        return str(self.value.dtype).removeprefix("torch.")
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """The least and the greatest number of the value; None: it holds none."""
+        return (float(self.value.min()), float(self.value.max())) if self.value.numel() else None
+
+
+def encoder_stages(calls: Calls, batch: ImageBatch) -> Iterator[Stage]:
+    """Yield 1 to 5: from pixels to memory. Of several feature maps each has a row."""
+    yield from of_maps(1, "features", calls, "backbone")
+    yield Stage(number=2, name="padding mask of the image", value=batch.padding_mask)
+    positions = calls.get("encoder.position", [])
+    for name, call in named("padding mask of the map", positions):
+        yield Stage(number=2, name=name, value=call.inputs["padding_mask"])
+    yield from of_maps(3, "projection", calls, "neck")
+    for name, call in named("positional encoding", positions):
+        yield Stage(number=4, name=name, value=call.output, seconds=call.seconds)
+    yield from of_layers(5, "encoder", calls)
+    memory = calls["encoder"][0].output
+    yield Stage(number=5, name="memory", value=memory.tokens)
+
+
+def decoder_stages(calls: Calls, output: DetectorOutput) -> Iterator[Stage]:
+    """Yield 6 and 7: from object queries to classes and boxes."""
+    call = calls["queries"][0]
+    queries: Queries = call.output  # views of parameters, which are not to be trained through a trace
+    yield Stage(number=6, name="queries: content", value=queries.content.detach(), seconds=call.seconds)
+    yield Stage(number=6, name="queries: position", value=queries.position.detach())
+    if queries.reference is not None:
+        yield Stage(number=6, name="queries: reference", value=queries.reference)
+    yield from of_layers(6, "decoder", calls)
+    logits = torch.stack([layer.logits for layer in output.layers])
+    boxes = torch.stack([layer.boxes for layer in output.layers])
+    yield Stage(number=7, name="logits", value=logits, seconds=total(calls, "decoder.class_head"))
+    yield Stage(number=7, name="boxes", value=boxes, seconds=total(calls, "decoder.box_head"))
+
+
+def comparison_stages(comparison: Comparison, queries: int) -> Iterator[Stage]:
+    """Yield 8 to 10: from costs to losses."""
+    for layer, cost in enumerate(comparison.cost, 1):
+        yield Stage(number=8, name=f"cost, layer {layer}", value=cost)
+    yield Stage(number=8, name="query of each object", value=comparison.matched)
+    yield Stage(number=9, name="object of each query", value=comparison.wanted(queries))
+    losses = torch.tensor(list(comparison.losses.values()))
+    yield Stage(number=10, name="losses", value=losses, seconds=comparison.seconds)
+
+
+def of_maps(number: int, name: str, calls: Calls, part: str) -> Iterator[Stage]:
+    """Yield the feature maps that a part made; their time is told once."""
+    (call,) = calls[part]
+    for place, (each, feature) in enumerate(named(name, call.output)):
+        yield Stage(number=number, name=each, value=feature, seconds=None if place else call.seconds)
+
+
+def of_layers(number: int, part: str, calls: Calls) -> Iterator[Stage]:
+    """Yield what each layer of the encoder or the decoder made."""
+    layer = 0
+    while (name := f"{part}.layers.{layer}") in calls:
+        (call,) = calls[name]
+        layer += 1
+        yield Stage(number=number, name=f"{part} layer {layer}", value=call.output, seconds=call.seconds)
+
+
+def total(calls: Calls, part: str) -> float:
+    """Return what all calls took of parts whose names begin so."""
+    return sum(call.seconds for name, made in calls.items() if name.startswith(part) for call in made)
+
+
+def named(name: str, values: Iterable[T]) -> list[tuple[str, T]]:
+    """Number several values of one name."""
+    values = list(values)
+    return [(f"{name} {place}" if len(values) > 1 else name, each) for place, each in enumerate(values, 1)]
