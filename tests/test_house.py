@@ -39,6 +39,7 @@ def test_the_public_api_is_exact() -> None:
         "RunSettings",
         "Target",
         "convert",
+        "diagnose",
         "draw",
         "evaluate",
         "export",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from querybox.data import read_dataset
     from querybox.detections import Detections
     from querybox.detector import Detector
+    from querybox.diagnosis import diagnose
     from querybox.draw import draw
     from querybox.errors import QueryboxError
     from querybox.evaluate import evaluate
@@ -47,6 +48,7 @@ __all__ = [
     "RunSettings",
     "Target",
     "convert",
+    "diagnose",
     "draw",
     "evaluate",
     "export",
@@ -71,6 +73,7 @@ _HOMES = {
     "RunSettings": "training",
     "Target": "structures",
     "convert": "convert",
+    "diagnose": "diagnosis",
     "draw": "draw",
     "evaluate": "evaluate",
     "export": "export",

@@ -13,6 +13,7 @@ from cyclopts import App, CycloptsError
 from querybox import __version__
 from querybox.cli.benchmark import benchmark
 from querybox.cli.convert import convert
+from querybox.cli.diagnose import diagnose
 from querybox.cli.evaluate import evaluate
 from querybox.cli.export import export
 from querybox.cli.info import info
@@ -27,6 +28,7 @@ From labelled images to boxes:
 ```
 querybox info photos/                # what is in a dataset
 querybox train photos/ --output run  # train on it
+querybox diagnose run                # why it is no better
 querybox evaluate run photos/        # how good it is
 querybox predict run new_photos/     # what it finds
 querybox export run --to onnx        # for other programs, and faster
@@ -44,7 +46,7 @@ app = App(
     suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
-COMMANDS: tuple[Callable[..., None], ...] = (train, evaluate, predict, export, convert, benchmark, info)
+COMMANDS: tuple[Callable[..., None], ...] = (train, diagnose, evaluate, predict, export, convert, benchmark, info)
 for place, command in enumerate(COMMANDS):  # in the order of work, not of the alphabet
     app.command(command, sort_key=place)
 

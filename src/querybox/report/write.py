@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from querybox.agreement import MATCH_IOU
 from querybox.data import DetectionData
+from querybox.diagnosis.record import read_history
 from querybox.evaluation import Evaluation
 from querybox.report import charts, page, pictures
+from querybox.report.diagnosis import diagnosis_section
 
 MEANINGS = {
     "AP": "average precision, mean over IoU 0.50 to 0.95",
@@ -31,8 +32,9 @@ MEANINGS = {
 def write_report(run_dir: str | Path, evaluation: Evaluation, data: DetectionData) -> Path:
     """Write ``report.html`` into `run_dir` and return its path.
 
-    Curves of the training, its settings and its environment are part of it where the folder holds
-    ``metrics.csv``, ``run.yaml`` and ``environment.json``; a folder without them gets the report of the evaluation.
+    Curves of the training, its diagnosis, its settings and its environment are part of it where the folder holds
+    ``metrics.csv``, ``record.json``, ``run.yaml`` and ``environment.json``; a folder without them gets the report of
+    the evaluation.
 
     Args:
         run_dir: The folder of the run; it exists.
@@ -43,6 +45,7 @@ def write_report(run_dir: str | Path, evaluation: Evaluation, data: DetectionDat
     history = read_history(run_dir / "metrics.csv")
     sections = [
         summary(evaluation),
+        diagnosis_section(run_dir),
         training_curves(history) if history else "",
         results(evaluation),
         mistakes(evaluation),
@@ -126,12 +129,3 @@ def mistakes(evaluation: Evaluation) -> str:
         "expect a little less on new ones."
     )
     return page.section("Where it goes wrong", page.grid(figures) + page.paragraph(note))
-
-
-def read_history(path: Path) -> dict[str, list[float]]:
-    """Return the columns of ``metrics.csv``, NaN where a field is empty; nothing when there is no row."""
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return {name: [float(row[name] or "nan") for row in rows] for name in rows[0]} if rows else {}

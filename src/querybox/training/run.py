@@ -18,7 +18,8 @@ from querybox.training.environment import write_environment
 from querybox.training.folder import check_folder, prepare_folder
 from querybox.training.interrupt import StopRequest
 from querybox.training.loop import StopReason, Trainer
-from querybox.training.processes import evaluate_together, start_processes, start_trackers
+from querybox.training.processes import start_processes, start_trackers
+from querybox.training.record import evaluate_and_record, fit_and_record, record_start
 from querybox.training.settings import RunSettings
 from querybox.training.start import build_detector, read_data, resolve, warn_of_crowded_images
 
@@ -28,7 +29,7 @@ class TrainResult:
     """What a run ended with."""
 
     run_dir: Path
-    """Its folder: weights, metrics, settings, environment, report."""
+    """Its folder: weights, metrics, settings, environment, record, report."""
     detector: Detector
     """The best one of all evaluations; the last one if none was made."""
     metrics: Mapping[str, float]
@@ -70,7 +71,7 @@ def train(settings: RunSettings, *, resume: bool = False) -> TrainResult:
         world_size=accelerator.num_processes,
     )
     folder = Path(settings.output)
-    measure = None if validation is None else partial(evaluate_together, accelerator, validation)
+    measure = None if validation is None else partial(evaluate_and_record, accelerator, settings, validation)
     trainer = Trainer(
         detector, criterion, loader, settings.train, folder, accelerator=accelerator, evaluate=measure
     )
@@ -80,6 +81,7 @@ def train(settings: RunSettings, *, resume: bool = False) -> TrainResult:
     if accelerator.is_main_process:
         prepare_folder(settings)
         write_environment(folder / "environment.json", accelerator.num_processes)
+        record_start(settings, detector, training, validation)
         warn_of_crowded_images(training, settings.model["queries"])
     start_trackers(accelerator, settings)
 
@@ -88,7 +90,7 @@ def train(settings: RunSettings, *, resume: bool = False) -> TrainResult:
         console, settings.train, steps_per_epoch=trainer.steps_per_epoch, done=trainer.progress.step
     )
     with StopRequest() as request, display:
-        reason = trainer.fit(display, request)
+        reason = fit_and_record(trainer, display, request)
     if request.signal is not None:
         accelerator.end_training()
         request.reraise()

@@ -1,0 +1,133 @@
+"""A run as its record tells it: settings, the course of the losses, the facts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from pydantic import TypeAdapter, ValidationError
+
+from querybox.diagnosis.record import Record, read_history, read_record
+from querybox.errors import ConfigError
+from querybox.recipes import DETR, DeformableDETR, Recipe, parse
+from querybox.runfile import read_run_file
+
+POOR_AP50 = 0.3
+"""A run that reaches this learns; below it, something may keep it from learning."""
+POOR_FIT = 0.6
+"""The same for the mean GIoU of the boxes on the training images, where no AP was measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Settings of ``train`` that a diagnosis looks at; see `querybox.training.TrainSettings`."""
+
+    lr: float
+    backbone_lr: float
+    epochs: int
+    warmup_steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What is known of a run."""
+
+    plan: Plan
+    recipe: Recipe
+    fine_tuned: bool
+    """Whether it started from a trained detector."""
+    image_size: int
+    """Short side of the model's input, pixels."""
+    history: Mapping[str, Sequence[float]]
+    """The columns of ``metrics.csv``."""
+    record: Record
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read the run in `folder`.
+
+        Raises:
+            ConfigError: There is no run, or its settings are not those of one.
+            DataError: Its record is damaged.
+        """
+        path = folder / "run.yaml"
+        if not path.is_file():
+            raise ConfigError(
+                f"{folder}: holds no run.yaml; expected the folder of a training run: check the path"
+            )
+        settings = read_run_file(path)
+        try:
+            return cls(
+                plan=TypeAdapter(Plan).validate_python(settings["train"]),
+                recipe=parse(settings["model"], where=str(path)),
+                fine_tuned=settings["weights"] is not None,
+                image_size=int(settings["data"]["image_size"]),
+                history=read_history(folder / "metrics.csv"),
+                record=read_record(folder),
+            )
+        except (KeyError, TypeError, ValueError, ValidationError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            reason = " ".join(str(error).split())
+            raise ConfigError(
+                f"{path}: does not have all settings of a run ({reason}); expected a run's own file"
+            ) from None
+
+    @property
+    def steps(self) -> int:
+        """Updates made."""
+        return int(self.history["step"][-1]) if self.history else 0
+
+    @property
+    def losses(self) -> list[float]:
+        """The mean loss of each epoch, those that are not finite left out."""
+        return [loss for loss in self.history.get("loss", ()) if math.isfinite(loss)]
+
+    @property
+    def ap50s(self) -> list[float]:
+        """AP50 of each evaluation."""
+        return [value for value in self.history.get("AP50", ()) if math.isfinite(value)]
+
+    @property
+    def poor(self) -> bool:
+        """Whether the run has not learnt to find objects: by AP50, or by the boxes where that was not measured."""
+        if self.ap50s:
+            return max(self.ap50s) < POOR_AP50
+        return self.fit is None or self.fit < POOR_FIT
+
+    @property
+    def fit(self) -> float | None:
+        """Mean GIoU of objects and the boxes that answer for them, on the varied training images of the last epoch."""
+        loss = self.history.get("loss_iou", [math.nan])[-1]
+        return 1 - loss / self.recipe.criterion().giou_weight if math.isfinite(loss) else None
+
+    @property
+    def fall(self) -> float | None:
+        """How much lower the loss of the last third of the epochs is than that of the third before; a share of it."""
+        losses = self.losses
+        if len(losses) < 2:
+            return None
+        third = max(1, len(losses) // 3)
+        before, last = mean(losses[-2 * third : -third]), mean(losses[-third:])
+        return 1 - last / before
+
+    @property
+    def cell(self) -> int:
+        """Pixels of the input a side that a cell of the finest feature map stands for."""
+        return finest_stride(self.recipe)
+
+
+def finest_stride(recipe: Recipe) -> int:
+    """Return the pixels a cell of the finest feature map that a detector sees."""
+    if isinstance(recipe, DeformableDETR):
+        return min(recipe.strides)
+    assert isinstance(recipe, DETR)
+    return recipe.stride
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean of some values."""
+    return sum(values) / len(values)

@@ -1,0 +1,68 @@
+"""What a run writes down of itself for `querybox.diagnosis`; the first process does it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from querybox.data import DetectionData
+from querybox.detector import Detector
+from querybox.diagnosis.facts import EvaluationFacts, SplitFacts, describe_parts
+from querybox.diagnosis.record import RECORD, add_to_record
+from querybox.diagnosis.run import finest_stride
+from querybox.errors import TrainingError
+from querybox.evaluation import Evaluation
+from querybox.training.display import Display
+from querybox.training.interrupt import StopRequest
+from querybox.training.loop import StopReason, Trainer
+from querybox.training.processes import evaluate_together
+from querybox.training.settings import RunSettings
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def record_start(
+    settings: RunSettings, detector: Detector, training: DetectionData, validation: DetectionData | None
+) -> None:
+    """Write down what the run starts from; a run that goes on has done so."""
+    folder = Path(settings.output)
+    if (folder / RECORD).is_file():
+        add_to_record(folder, ended=None, failed=False)
+        return
+    queries = settings.model["queries"]
+    add_to_record(
+        folder,
+        training=SplitFacts.of(training, settings.data, queries),
+        validation=None if validation is None else SplitFacts.of(validation, settings.data, queries),
+        parts=describe_parts(detector),
+    )
+
+
+def evaluate_and_record(
+    accelerator: Accelerator, settings: RunSettings, data: DetectionData, detector: Detector
+) -> Evaluation:
+    """Evaluate `detector` on `data`, and write down what it answers like."""
+    evaluation = evaluate_together(accelerator, data, detector)
+    if accelerator.is_main_process:
+        assert detector.recipe is not None
+        facts = EvaluationFacts.of(data, evaluation, settings.data, finest_stride(detector.recipe))
+        add_to_record(Path(settings.output), evaluation=facts)
+    return evaluation
+
+
+def fit_and_record(trainer: Trainer, display: Display, request: StopRequest) -> StopReason:
+    """Train, and write down why it ended.
+
+    Raises:
+        TrainingError: Training could not go on; that is written down, too.
+    """
+    try:
+        reason = trainer.fit(display, request)
+    except TrainingError as error:
+        if trainer.accelerator.is_main_process:
+            add_to_record(trainer.folder, ended=str(error), failed=True)
+        raise
+    if trainer.accelerator.is_main_process:
+        add_to_record(trainer.folder, ended=reason)
+    return reason
