@@ -12,7 +12,7 @@ from torch import Tensor
 
 from querybox.detector import Detector
 from querybox.errors import CheckpointError, ConfigError
-from querybox.recipes import DETR
+from querybox.recipes import Recipe, parse
 from querybox.recipes.files import Blueprint, restore
 from querybox.structures import Category, Preprocessing
 from querybox.weights import coco
@@ -26,7 +26,7 @@ from querybox.weights.statements import stated_images, stated_names, stated_sett
 logger = logging.getLogger(__name__)
 
 HEADS = 8
-"""Of every published DETR, whatever its width."""
+"""Of every published DETR and relative, whatever its width."""
 CARD = "querybox"
 """Under this name in ``meta``, files that querybox wrote for other systems say what these have no place for."""
 NO_CLASS = "N/A"
@@ -97,7 +97,7 @@ def described(card: Mapping[str, Any], given: Mapping[str, Any]) -> Blueprint:
     """
     blueprint = Blueprint.from_card(card)
     for name, value in given.items():
-        stated = getattr(blueprint.recipe, name)
+        stated = getattr(blueprint.recipe, name, False)  # relatives are never dilated
         if stated != value:
             raise ConfigError(f"got {name}={value}, but the file says {stated}; leave {name} out")
     return blueprint
@@ -107,7 +107,7 @@ def understand(file: CheckpointFile, path: Path, given: Mapping[str, Any]) -> Ch
     """Bring another system's checkpoint to our names and find out what it is.
 
     Raises:
-        CheckpointError: The tensors are no DETR's.
+        CheckpointError: The tensors are no DETR's, and no relative's.
         ConfigError: A setting that was `given` does not fit them.
     """
     tensors = detection_part(file.tensors)
@@ -116,16 +116,9 @@ def understand(file: CheckpointFile, path: Path, given: Mapping[str, Any]) -> Ch
     card = file.metadata.get("meta", {}).get(CARD)
     if card is not None:
         return Checkpoint(blueprint=described(card, given), state=state, layout=layout.name)
-    known = {**infer_settings(state), **stated_settings(file.metadata), **given}
-    categories, unused_rows, assumed = classes(len(state["decoder.class_head.bias"]) - 1, file.metadata)
-    if "heads" not in known:
-        known["heads"] = HEADS
-        assumed.append(f"{HEADS} attention heads; pass heads=... if it has others")
-    if "dilation" not in known:
-        known["dilation"] = False
-        doubt = ", although its name says DC5" if "dc5" in str(path).lower() else ""
-        assumed.append(f"the last stage is not dilated{doubt}; pass dilation=True if it is (DC5)")
-    recipe = DETR.parse({**known, "stride": 16 if known["dilation"] else 32, "unused_rows": unused_rows})
+    recipe, assumed = infer_recipe(state, layout.kind, file.metadata, given, path)
+    categories, unused_rows, assumed_classes = classes(class_rows(state, layout.kind), file.metadata)
+    recipe = recipe.replace(unused_rows=unused_rows)
     preprocessing = Preprocessing(
         resizing=layout.resizing, clip_boxes=layout.clip_boxes, **stated_images(file.metadata)
     )
@@ -133,8 +126,47 @@ def understand(file: CheckpointFile, path: Path, given: Mapping[str, Any]) -> Ch
         blueprint=Blueprint(recipe=recipe, categories=tuple(categories), preprocessing=preprocessing),
         state=state,
         layout=layout.name,
-        assumed=tuple(assumed),
+        assumed=(*assumed_classes, *assumed),
     )
+
+
+def infer_recipe(
+    state: Mapping[str, Tensor], kind: str, metadata: Mapping[str, Any], given: Mapping[str, Any], path: Path
+) -> tuple[Recipe, list[str]]:
+    """Return the recipe that the tensors show, the file states or the arguments say, and what was assumed.
+
+    Raises:
+        CheckpointError: There is no such model here.
+    """
+    stated = {**stated_settings(metadata, kind), **given}
+    if kind != "detr" and stated.pop("dilation", False):
+        raise CheckpointError("a dilated last stage (DC5) is known of DETR alone, not of its relatives")
+    known = {**stated, **infer_settings(state, kind, heads=stated.get("heads", HEADS))}
+    assumed = []
+    if "heads" not in known:
+        known["heads"] = HEADS
+        assumed.append(f"{HEADS} attention heads; pass heads=... if it has others")
+    if kind == "detr" and "dilation" not in known:
+        doubt = ", although its name says DC5" if "dc5" in str(path).lower() else ""
+        assumed.append(f"the last stage is not dilated{doubt}; pass dilation=True if it is (DC5)")
+    if known.get("dilation"):
+        known["stride"] = 16
+    recipe = parse(known)
+    if "queries" not in known:
+        assumed.append(f"{recipe.queries} queries, made of as many proposals")
+    return recipe, assumed
+
+
+def class_rows(state: Mapping[str, Tensor], kind: str) -> int:
+    """Return how many rows the class head has, beside "no object".
+
+    Raises:
+        CheckpointError: There is no class head.
+    """
+    name = "decoder.class_head.bias" if kind == "detr" else "decoder.class_heads.0.bias"
+    if name not in state:
+        raise CheckpointError(f"no whole checkpoint: '{name}' is missing")
+    return len(state[name]) - (kind == "detr")
 
 
 def classes(rows: int, metadata: Mapping[str, Any]) -> tuple[list[Category], tuple[int, ...], list[str]]:

@@ -13,17 +13,20 @@ from torch import Tensor
 
 from querybox.checkpoints import CARD, NO_CLASS, Checkpoint, read_checkpoint
 from querybox.errors import CheckpointError, ConfigError
-from querybox.recipes import DETR
+from querybox.recipes import DETR, DINO, DeformableDETR, Recipe
 from querybox.recipes.files import Blueprint, restore
 from querybox.weights import coco
 from querybox.weights import querybox as querybox_file
 from querybox.weights.facebook import FACEBOOK
 from querybox.weights.files import atomic
-from querybox.weights.huggingface import HUGGINGFACE
+from querybox.weights.fundamentalvision import FUNDAMENTALVISION
+from querybox.weights.huggingface import HUGGINGFACE, HUGGINGFACE_DEFORMABLE
 from querybox.weights.huggingface_folder import model_config, preprocessor_config, write_folder
-from querybox.weights.layout import Layout
+from querybox.weights.idea import IDEA
+from querybox.weights.layout import TITLES, Layout
 from querybox.weights.mmdet2 import MMDET2
-from querybox.weights.mmdet3 import MMDET3
+from querybox.weights.mmdet3 import MMDET3, MMDET3_DEFORMABLE, MMDET3_DINO
+from querybox.weights.relatives import NECK_BIAS
 from querybox.weights.rows import drop_rows, insert_rows
 from querybox.weights.shapes import RESNETS
 
@@ -31,12 +34,13 @@ logger = logging.getLogger(__name__)
 
 System = Literal["facebook", "mmdet2", "mmdet3", "huggingface", "querybox"]
 Rows = Literal[80, 91]
-LAYOUTS: dict[System, Layout] = {
-    "facebook": FACEBOOK,
-    "mmdet2": MMDET2,
-    "mmdet3": MMDET3,
-    "huggingface": HUGGINGFACE,
+LAYOUTS: dict[System, tuple[Layout, ...]] = {
+    "facebook": (FACEBOOK, FUNDAMENTALVISION, IDEA),
+    "mmdet2": (MMDET2,),
+    "mmdet3": (MMDET3, MMDET3_DEFORMABLE, MMDET3_DINO),
+    "huggingface": (HUGGINGFACE, HUGGINGFACE_DEFORMABLE),
 }
+"""One a model that the system has. "facebook" stands for the authors' own code, whoever they are."""
 SUFFIXES: dict[System, tuple[str, ...]] = {
     "facebook": (".pth", ".pt"),
     "mmdet2": (".pth", ".pt"),
@@ -96,7 +100,7 @@ def convert(
     except (CheckpointError, ConfigError) as error:
         raise type(error)(f"{source}: {error}") from error
     write(checkpoint, target, to)
-    for sentence in to_set_there(checkpoint.blueprint, to):
+    for sentence in to_set_there(checkpoint, to):
         logger.info("%s: %s", target, sentence)
 
 
@@ -126,28 +130,50 @@ def check_model(checkpoint: Checkpoint, to: System) -> None:
     restore(checkpoint.blueprint, checkpoint.state)
     if to == "querybox":
         return
-    layout, recipe = LAYOUTS[to], checkpoint.blueprint.recipe
-    if not isinstance(recipe, DETR):
-        raise ConfigError(f"{layout.name}'s names are known for DETR alone; only querybox's own file holds this model")
+    recipe = checkpoint.blueprint.recipe
+    layout = layout_of(recipe.kind, to)
     strangers = [f"{name}={getattr(recipe, name)!r}" for name in unknown_settings(recipe, layout)]
     if strangers:
         raise ConfigError(
-            f"{layout.name} has no DETR with {', '.join(strangers)}; only querybox's own file holds this model"
+            f"{layout.name} has no {TITLES[recipe.kind]} with {', '.join(strangers)}; only querybox's own file holds "
+            "this model"
         )
 
 
-def unknown_settings(recipe: DETR, layout: Layout) -> list[str]:
+def layout_of(kind: str, to: System) -> Layout:
+    """Return what another system calls the tensors of this kind of model.
+
+    Raises:
+        ConfigError: It has no such model, or none whose names are known.
+    """
+    for layout in LAYOUTS[to]:
+        if layout.kind == kind:
+            return layout
+    known = ", ".join(
+        system for system, layouts in LAYOUTS.items() if any(each.kind == kind for each in layouts)
+    )
+    raise ConfigError(
+        f"{to} has no names for {TITLES[kind]} that are known; expected one of {known}, querybox"
+    )
+
+
+def unknown_settings(recipe: Recipe, layout: Layout) -> list[str]:
     """Name the settings of the recipe whose value does not exist in the layout's system."""
-    known = {
-        "backbone": recipe.backbone.partition(".")[0]
-        in {name.partition(".")[0] for name in RESNETS.values()},
-        "stride": recipe.stride == (16 if recipe.dilation else 32),
-        # MMDetection also dilates the first block of the stage, so its numbers would be others.
-        "dilation": not (recipe.dilation and layout in (MMDET2, MMDET3)),
-        "norm_first": not recipe.norm_first or "encoder.norm" in layout.modules,
-        "norm_between": not recipe.norm_between or layout is HUGGINGFACE,
-        "local_start": not recipe.local_start,
-    }
+    resnets = {name.partition(".")[0] for name in RESNETS.values()}
+    known = {"backbone": recipe.backbone.partition(".")[0] in resnets}
+    if isinstance(recipe, DETR):
+        known |= {
+            "stride": recipe.stride == (16 if recipe.dilation else 32),
+            # MMDetection also dilates the first block of the stage, so its numbers would be others.
+            "dilation": not (recipe.dilation and layout in (MMDET2, MMDET3)),
+            "norm_first": not recipe.norm_first or "encoder.norm" in layout.modules,
+            "norm_between": not recipe.norm_between or layout is HUGGINGFACE,
+            "local_start": not recipe.local_start,
+        }
+    if isinstance(recipe, DeformableDETR):
+        usual = (8, 16, 32) if recipe.levels > 1 else (32,)
+        finer = isinstance(recipe, DINO) and recipe.strides == (4, 8, 16, 32)
+        known["strides"] = finer or recipe.strides == usual
     return [name for name, is_known in known.items() if not is_known]
 
 
@@ -173,9 +199,11 @@ def with_rows(checkpoint: Checkpoint, rows: Rows) -> Checkpoint:
         )
     else:
         logger.info(
-            "class head: %d rows of no class are dropped; each class keeps its logit, and the softmax gives the "
-            "probability of the dropped rows to the others, so scores grow a little",
+            "class head: %d rows of no class are dropped; each class keeps its logit%s",
             len(before),
+            ", and the softmax gives the probability of the dropped rows to the others, so scores grow a little"
+            if isinstance(blueprint.recipe, DETR)
+            else "",
         )
     recipe = blueprint.recipe.replace(unused_rows=after)
     return dataclasses.replace(
@@ -191,12 +219,12 @@ def write(checkpoint: Checkpoint, target: Path, to: System) -> None:
     if to == "querybox":
         querybox_file.write(target, state, blueprint.card())
         return
-    tensors, names = LAYOUTS[to].to_theirs(state), row_names(blueprint)
+    tensors, names = layout_of(blueprint.recipe.kind, to).to_theirs(state), row_names(blueprint)
     if to == "huggingface":
         settings = blueprint.recipe.model_dump()
         files = {
             "config.json": model_config(settings, names),
-            "preprocessor_config.json": preprocessor_config(blueprint.preprocessing),
+            "preprocessor_config.json": preprocessor_config(blueprint.preprocessing, settings["kind"]),
         }
         write_folder(target, tensors, files)
         return
@@ -216,19 +244,26 @@ def row_names(blueprint: Blueprint) -> tuple[str, ...]:
     return tuple(NO_CLASS if row in unused else next(names).name for row in rows)
 
 
-def to_set_there(blueprint: Blueprint, to: System) -> list[str]:
+def to_set_there(checkpoint: Checkpoint, to: System) -> list[str]:
     """Say what the other system has to be told before it loads the file, a sentence each."""
     if to not in STOCK_ROWS:
         return []  # the file says it all
-    recipe, rows = blueprint.recipe, len(row_names(blueprint))
+    recipe, rows = checkpoint.blueprint.recipe, len(row_names(checkpoint.blueprint))
+    layout = layout_of(recipe.kind, to)
     sentences = []
     if rows != STOCK_ROWS[to]:
+        beside = ' beside "no object"' if layout.kind == "detr" else ""
+        labels = f" and dn_labelbook_size={rows}" if layout.spare_label else ""
         sentences.append(
-            f'its class head has {rows} rows beside "no object", but {LAYOUTS[to].name}\'s own config has '
-            f"{STOCK_ROWS[to]}: set num_classes={rows} there"
+            f"its class head has {rows} rows{beside}, but {layout.name}'s own config has {STOCK_ROWS[to]}: "
+            f"set num_classes={rows}{labels} there"
         )
     if recipe.heads != 8:
         sentences.append(f"it has {recipe.heads} attention heads, which no tensor shows: set them there")
     if isinstance(recipe, DETR) and recipe.dilation:
         sentences.append("its last stage is dilated, which no tensor shows: pass --dilation there")
+    if to == "mmdet3" and layout.kind != "detr" and NECK_BIAS in layout.as_held(checkpoint.state):
+        sentences.append(
+            f"its neck has biases, but {layout.name}'s own config has none: set bias=True in neck there"
+        )
     return sentences

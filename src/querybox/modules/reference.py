@@ -82,6 +82,7 @@ class ReferenceDecoder(nn.Module):
         refinement: Refinement,
         norm: nn.Module,
         position: nn.Module | None = None,
+        margin: float = 1e-5,
     ) -> None:
         """Compose it.
 
@@ -92,6 +93,7 @@ class ReferenceDecoder(nn.Module):
             refinement: How references move.
             norm: Of the content before the heads.
             position: Makes the queries' position from their references; None takes the position they came with.
+            margin: Boxes are measured from references that are this far from 0 and 1 at least.
         """
         super().__init__()
         self.layers = nn.ModuleList(layers)
@@ -100,6 +102,7 @@ class ReferenceDecoder(nn.Module):
         self.refinement = refinement
         self.norm = norm
         self.position = position
+        self.margin = margin
 
     def forward(self, queries: Queries, memory: Memory) -> tuple[Predictions, ...]:
         """Return the predictions of every layer, first to last."""
@@ -114,22 +117,24 @@ class ReferenceDecoder(nn.Module):
                 position = self.position(seen, memory)
             content = layer(content, position, seen, queries, memory)
             answer = self.norm(content)
-            boxes = move(reference, box_head(answer))
+            boxes = move(reference, box_head(answer), self.margin)
             predictions.append(Predictions(logits=class_head(answer), boxes=boxes, no_object=False))
             if self.refinement == "refine":
                 seen = reference = boxes.detach()
             elif self.refinement == "look_forward_twice":
-                reference = move(seen, box_head(content))  # the content as it is, not normalised
+                reference = move(seen, box_head(content), self.margin)  # the content as it is, not normalised
                 seen = reference.detach()
         return tuple(predictions)
 
 
-def move(reference: Float[Tensor, "B Q R"], delta: Float[Tensor, "B Q 4"]) -> Float[Tensor, "B Q 4"]:
+def move(
+    reference: Float[Tensor, "B Q R"], delta: Float[Tensor, "B Q 4"], margin: float = 1e-5
+) -> Float[Tensor, "B Q 4"]:
     """Return the boxes (cxcywh in 0-1) that lie `delta` from the references, before the sigmoid.
 
     From a reference point (R = 2) only the box's centre is measured.
     """
-    start = inverse_sigmoid(reference)
+    start = inverse_sigmoid(reference, margin)
     if start.shape[-1] == 2:
         start = torch.cat([start, torch.zeros_like(start)], dim=-1)
     return (start + delta).sigmoid()

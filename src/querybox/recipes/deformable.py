@@ -38,7 +38,9 @@ class DeformableDETR(Recipe):
     two_stage: bool = False
     """Whether queries are made of the encoder's best proposals; needs `refine`."""
 
-    temperature: ClassVar[float] = 10000.0  # of the positional encoding
+    # Of the positional encoding, and of a cell's count in it.
+    temperature: ClassVar[float] = 10000.0
+    offset: ClassVar[float] = -0.5
 
     def build(self, categories: Sequence[Category]) -> Detector:
         """Compose the detector; see `Recipe.build`."""
@@ -52,7 +54,7 @@ class DeformableDETR(Recipe):
             raise ConfigError(f"setting 'width' is {self.width}, which is no multiple of 32 (group norm)")
         classes = len(categories) + len(self.unused_rows)
         backbone = self.build_backbone(self.strides)
-        position = SinePositionEncoding(self.width, temperature=self.temperature, offset=-0.5)
+        position = SinePositionEncoding(self.width, temperature=self.temperature, offset=self.offset)
         return self.compose(
             backbone,
             PyramidProjection(backbone.channels, self.width, self.levels),

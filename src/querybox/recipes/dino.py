@@ -37,6 +37,7 @@ class DINO(DeformableDETR):
     """How far their boxes' corners move, in halves of the box's size."""
 
     temperature: ClassVar[float] = 20.0
+    offset: ClassVar[float] = 0.0
 
     def build_queries(self, classes: int) -> nn.Module:
         """Compose what the decoder starts from: proposed references, learned content."""
@@ -53,6 +54,7 @@ class DINO(DeformableDETR):
             refinement="look_forward_twice",
             norm=nn.LayerNorm(self.width),
             position=SinePosition(self.width),
+            margin=1e-3,
         )
 
     def build_denoising(self, classes: int) -> nn.Module:

@@ -19,6 +19,7 @@ from querybox.recipes.recipe import Recipe
 from querybox.structures import Category, Preprocessing
 from querybox.weights import querybox as querybox_file
 
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Blueprint:
     """All that a detector is, beside its tensors."""

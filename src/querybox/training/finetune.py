@@ -14,19 +14,21 @@ from querybox.detector import Detector
 from querybox.errors import CheckpointError
 from querybox.recipes.files import misfits
 from querybox.structures import Category
+from querybox.weights.rows import rows_by_class
 
 logger = logging.getLogger(__name__)
 
-CLASS_HEAD = "decoder.class_head."
+NO_OBJECT = "decoder.class_head."
+"""Of DETR; its last row is "no object". Its relatives have none."""
 
 
 @torch.no_grad()
 def start_from(detector: Detector, source: Detector, where: str) -> None:
     """Give `detector` the weights of `source`.
 
-    A row of the class head goes to the class of the same name, "no object" keeps its own, and the rows of new classes
-    stay as they are: random. Queries beyond those of `source` stay as they are as well, as in a model that nobody
-    trained yet; fewer queries are its first ones. All other tensors have to fit.
+    A row of a class head goes to the class of the same name, "no object" keeps its own, and the rows of new classes
+    stay as they are: random; so with the labels of denoising. Queries beyond those of `source` stay as they are as
+    well, as in a model that nobody trained yet; fewer queries are its first ones. All other tensors have to fit.
 
     Args:
         detector: Changed in place.
@@ -38,13 +40,15 @@ def start_from(detector: Detector, source: Detector, where: str) -> None:
     """
     own, given = detector.state_dict(), source.state_dict()
     kept = match_classes(detector.categories, source.categories)
-    rows = [*(detector.class_rows[label] for label in kept), -1]
-    source_rows = [*(source.class_rows[label] for label in kept.values()), -1]
+    rows = [detector.class_rows[label] for label in kept]
+    source_rows = [source.class_rows[label] for label in kept.values()]
+    by_class = rows_by_class(given)
     for name in own.keys() & given.keys():
         if own[name].shape[1:] != given[name].shape[1:]:
             continue  # named below
-        if name.startswith(CLASS_HEAD):
-            given[name] = replace_rows(own[name], rows, given[name][source_rows])
+        if name in by_class:
+            last = [-1] if name.startswith(NO_OBJECT) else []
+            given[name] = replace_rows(own[name], rows + last, given[name][source_rows + last])
         elif name.startswith("queries."):
             both = min(len(own[name]), len(given[name]))
             given[name] = replace_rows(own[name], range(both), given[name][:both])
@@ -92,10 +96,11 @@ def unlike(detector: Detector, source: Detector) -> str:
     assert source.recipe is not None
     ours, theirs = detector.recipe.model_dump(), source.recipe.model_dump()
     may = {"backbone_weights", "dropout", "frozen_stride", "queries", "unused_rows"}
+    may |= {"denoising", "label_noise", "box_noise"}
     differences = [
-        f"'model.{key}' is {ours[key]!r} here and {theirs[key]!r} there"
+        f"'model.{key}' is {ours[key]!r} here and {theirs.get(key)!r} there"
         for key in ours.keys() - may
-        if ours[key] != theirs[key]
+        if ours[key] != theirs.get(key)
     ]
     return f" ({', '.join(sorted(differences))}; leave these settings to the file)" if differences else ""
 

@@ -1,4 +1,4 @@
-"""The names of Hugging Face's DETR for our modules: those of the files on its hub, and the others that it has had."""
+"""The names of Hugging Face's DETR and Deformable DETR: those of the files on its hub, and others that it has had."""
 
 from __future__ import annotations
 
@@ -65,4 +65,27 @@ HUGGINGFACE = Layout(
     counts_batches=False,
     resizing="huggingface",
     clip_boxes=False,
+)
+
+HUGGINGFACE_DEFORMABLE = HUGGINGFACE.relative(
+    "deformable_detr",
+    {
+        "neck.projections.*": "model.input_proj.*",
+        "encoder.level": "model.level_embed",
+        "queries.embedding": "model.query_position_embeddings.weight",
+        "queries.reference": "model.reference_points",
+        "queries.proposals.projection": "model.enc_output",
+        "queries.proposals.norm": "model.enc_output_norm",
+        "queries.projection": "model.pos_trans",
+        "queries.norm": "model.pos_trans_norm",
+        "decoder.class_heads.*": "class_embed.*",
+        "decoder.box_heads.*.0": "bbox_embed.*.layers.0",
+        "decoder.box_heads.*.2": "bbox_embed.*.layers.1",
+        "decoder.box_heads.*.4": "bbox_embed.*.layers.2",
+    },
+    other_names={
+        **HUGGINGFACE.other_names,
+        **{f"model.decoder.{head}": head for head in ("bbox_embed", "class_embed")},
+    },
+    decoder_heads="model.decoder",
 )

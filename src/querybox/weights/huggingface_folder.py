@@ -14,6 +14,9 @@ from torch import Tensor
 from querybox.structures import Preprocessing
 from querybox.weights.files import atomic
 
+PREFIXES = {"detr": "Detr", "deformable_detr": "DeformableDetr"}
+"""What the classes of `transformers` for a kind of model begin with."""
+
 
 def write_folder(folder: Path, tensors: Mapping[str, Tensor], files: Mapping[str, Mapping[str, Any]]) -> None:
     """Write ``model.safetensors`` and JSON files; the folder appears when it is complete.
@@ -27,7 +30,9 @@ def write_folder(folder: Path, tensors: Mapping[str, Tensor], files: Mapping[str
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         complete = Path(temporary) / folder.name
         complete.mkdir()
-        held = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        held = {
+            name: tensor.clone().contiguous() for name, tensor in tensors.items()
+        }  # none may share its memory
         with atomic(complete / "model.safetensors") as file:
             save_file(held, file, metadata={"format": "pt"})  # transformers asks for it
         for name, values in files.items():
@@ -37,20 +42,18 @@ def write_folder(folder: Path, tensors: Mapping[str, Tensor], files: Mapping[str
 
 
 def model_config(settings: Mapping[str, Any], rows: Sequence[str]) -> dict[str, Any]:
-    """Return what ``config.json`` says of a DETR.
+    """Return what ``config.json`` says of a DETR or Deformable DETR.
 
     Args:
         settings: Those of its recipe.
         rows: Names of the class head's rows, without "no object".
     """
     return {
-        "architectures": ["DetrForObjectDetection"],
-        "model_type": "detr",
+        "architectures": [f"{PREFIXES[settings['kind']]}ForObjectDetection"],
+        "model_type": settings["kind"],
         "use_timm_backbone": True,
         "backbone": settings["backbone"].partition(".")[0],  # without the tag of its ImageNet weights
         "use_pretrained_backbone": False,  # its weights are in the folder
-        "dilation": settings["dilation"],
-        "position_embedding_type": settings["position"],
         "d_model": settings["width"],
         "encoder_layers": settings["encoder_layers"],
         "decoder_layers": settings["decoder_layers"],
@@ -61,17 +64,38 @@ def model_config(settings: Mapping[str, Any], rows: Sequence[str]) -> dict[str, 
         "dropout": settings["dropout"],
         "attention_dropout": settings["dropout"],
         "activation_dropout": settings["dropout"],
-        "auxiliary_loss": settings["norm_between"],
         "num_queries": settings["queries"],
+        **(detr_config(settings) if settings["kind"] == "detr" else deformable_config(settings)),
         "id2label": {str(row): name for row, name in enumerate(rows)},
         "label2id": {name: row for row, name in enumerate(rows)},
     }
 
 
-def preprocessor_config(preprocessing: Preprocessing) -> dict[str, Any]:
-    """Return what ``preprocessor_config.json`` says of the images."""
+def detr_config(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is said of DETR alone."""
     return {
-        "image_processor_type": "DetrImageProcessor",
+        "dilation": settings["dilation"],
+        "position_embedding_type": settings["position"],
+        "auxiliary_loss": settings["norm_between"],
+    }
+
+
+def deformable_config(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is said of Deformable DETR alone."""
+    return {
+        "num_feature_levels": settings["levels"],
+        "encoder_n_points": settings["points"],
+        "decoder_n_points": settings["points"],
+        "with_box_refine": settings["refine"],
+        "two_stage": settings["two_stage"],
+        "two_stage_num_proposals": settings["queries"],
+    }
+
+
+def preprocessor_config(preprocessing: Preprocessing, kind: str) -> dict[str, Any]:
+    """Return what ``preprocessor_config.json`` says of the images of this kind of model."""
+    return {
+        "image_processor_type": f"{PREFIXES[kind]}ImageProcessor",
         "format": "coco_detection",
         "do_resize": True,
         "size": {"shortest_edge": preprocessing.short_side, "longest_edge": preprocessing.long_side},

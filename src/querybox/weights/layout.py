@@ -4,18 +4,37 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from querybox.errors import CheckpointError
 from querybox.structures import Resizing
+from querybox.weights.relatives import (
+    CLASSES,
+    LABEL,
+    PROPOSED,
+    gather_heads,
+    join_neck,
+    split_neck,
+    spread_heads,
+)
 
+TITLES = {"detr": "DETR", "deformable_detr": "Deformable DETR", "dino": "DINO"}
+"""What a kind of recipe is called."""
 PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "out_proj"}
 """Our projections of attention to theirs; every layout says the same."""
 FUSED = ("query", "key", "value")
 """Those that `torch.nn.MultiheadAttention` keeps as one, ``in_proj``."""
+SAMPLING = {
+    "offset": "sampling_offsets",
+    "weight": "attention_weights",
+    "value": "value_proj",
+    "output": "output_proj",
+}
+"""The same for deformable attention."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,10 +53,22 @@ class Layout:
     """How its images are resized."""
     clip_boxes: bool
     """Whether its boxes are cut to the image."""
+    kind: str = "detr"
+    """Of the recipe."""
     fused: bool = True
     """Whether query, key and value projections are one tensor, ``in_proj``."""
     counts_batches: bool = True
     """Whether batch norms have ``num_batches_tracked``, which frozen ones do without."""
+    decoder_heads: str | None = None
+    """Where files list heads a second time if the decoder uses them between its layers."""
+    spare_label: bool = False
+    """Whether denoising has more labels than there are classes, usually one; no object ever has it."""
+
+    def relative(self, kind: str, modules: Mapping[str, str], **changes: Any) -> Layout:
+        """Return the layout of a relative: `modules` are those that it has otherwise, or beside."""
+        known = {ours: theirs for ours, theirs in self.modules.items() if ours not in modules}
+        # The first name that fits is taken.
+        return replace(self, kind=kind, modules={**modules, **known}, **changes)
 
     def to_ours(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rename tensors to our names, splitting fused projections.
@@ -54,15 +85,24 @@ class Layout:
             for other in others:
                 usual = rename(usual, other) or usual
             ours = rename(usual, rules)
+            parts = {} if ours is None else split(ours, tensor)
             if ours is None:
                 unknown.append(name)
-            else:
-                result |= split(ours, tensor)
+            elif any(part in result and not torch.equal(result[part], rows) for part, rows in parts.items()):
+                raise CheckpointError(f"'{name}' is not what the file has for the same tensor elsewhere")
+            result |= parts
         if unknown:
-            raise CheckpointError(f"no {self.name} checkpoint of DETR: it does not know {', '.join(unknown)}")
+            raise CheckpointError(
+                f"no {self.name} checkpoint of {TITLES[self.kind]}: it does not know {', '.join(unknown)}"
+            )
         for name in [name for name in result if name.endswith(".running_var")]:
             counter = name.removesuffix("running_var") + "num_batches_tracked"
             result.setdefault(counter, torch.zeros((), dtype=torch.int64))
+        if self.kind == "detr":
+            return result
+        result = gather_heads(join_neck(result))
+        if self.spare_label and LABEL in result and CLASSES in result:
+            result[LABEL] = result[LABEL][: len(result[CLASSES])].clone()
         return result
 
     def to_theirs(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -74,6 +114,8 @@ class Layout:
         rules = [(pattern(ours), theirs) for ours, theirs in self.modules.items()]
         result: dict[str, Tensor] = {}
         unknown: list[str] = []
+        again = self.listed_again(state)
+        state = self.as_held(state)
         for name in state:
             if name.endswith(".num_batches_tracked") and not self.counts_batches:
                 continue
@@ -85,14 +127,38 @@ class Layout:
                     result[theirs] = tensor
         if unknown:
             raise CheckpointError(f"{self.name} has no name for {', '.join(unknown)}")
-        return result
+        return result | {
+            f"{self.decoder_heads}.{name}": tensor
+            for name, tensor in result.items()
+            if name.partition(".")[0] in again
+        }
+
+    def listed_again(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """Return which heads files list a second time: those that move references or choose proposals."""
+        if self.decoder_heads is None:
+            return ()
+        refines = any(name.startswith("decoder.box_heads.1.") for name in state)
+        return ("bbox_embed", "class_embed") if PROPOSED in state else ("bbox_embed",) if refines else ()
+
+    def as_held(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return our tensors, still under our names, as files of a relative hold them."""
+        if self.kind == "detr":
+            return state
+        state = spread_heads(state, numbered="queries.proposals.class_head" not in self.modules)
+        if "neck.extra.*.0" in self.modules:
+            state = split_neck(state)
+        if self.spare_label and LABEL in state:
+            state[LABEL] = torch.cat([state[LABEL], torch.zeros_like(state[LABEL][:1])])
+        return state
 
     def fuse(self, name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Name one of our tensors as attention does here, still in our module; key and value go with the query."""
-        match = re.fullmatch(r"(.*attention)\.(query|key|value|output)\.(weight|bias)", name)
+        match = re.fullmatch(r"(.*attention)\.(query|key|value|output|offset|weight)\.(weight|bias)", name)
         if match is None:
             return {name: state[name]}
         module, part, kind = match.groups()
+        if f"{module}.offset.{kind}" in state:
+            return {f"{module}.{SAMPLING[part]}.{kind}": state[name]}
         if not self.fused or part == "output":
             return {f"{module}.{PROJECTIONS[part]}.{kind}": state[name]}
         if part != "query":
@@ -107,7 +173,7 @@ def split(name: str, tensor: Tensor) -> dict[str, Tensor]:
         return {
             f"{module}.{part}.{kind}": rows.clone() for part, rows in zip(FUSED, tensor.chunk(3), strict=True)
         }
-    for ours, theirs in PROJECTIONS.items():
+    for ours, theirs in (*PROJECTIONS.items(), *SAMPLING.items()):
         name = name.replace(f"attention.{theirs}.", f"attention.{ours}.")
     return {name: tensor}
 

@@ -1,4 +1,4 @@
-"""The names of MMDetection 3.x for our modules."""
+"""The names of MMDetection 3.x for our modules: DETR's, and what its relatives have otherwise or beside."""
 
 from __future__ import annotations
 
@@ -32,4 +32,35 @@ MMDET3 = Layout(
     },
     resizing="mmdet",
     clip_boxes=True,
+)
+
+MMDET3_DEFORMABLE = MMDET3.relative(
+    "deformable_detr",
+    {
+        "neck.projections.*.0": "neck.convs.*.conv",
+        "neck.projections.*.1": "neck.convs.*.gn",
+        "neck.extra.*.0": "neck.extra_convs.*.conv",
+        "neck.extra.*.1": "neck.extra_convs.*.gn",
+        "encoder.level": "level_embed",
+        "encoder.layers.*.self_attention": "encoder.layers.*.self_attn",
+        "queries.embedding": "query_embedding.weight",
+        "queries.reference": "reference_points_fc",
+        "queries.proposals.projection": "memory_trans_fc",
+        "queries.proposals.norm": "memory_trans_norm",
+        "queries.projection": "pos_trans_fc",
+        "queries.norm": "pos_trans_norm",
+        "decoder.layers.*.cross_attention": "decoder.layers.*.cross_attn",
+        "decoder.class_heads.*": "bbox_head.cls_branches.*",
+        "decoder.box_heads.*": "bbox_head.reg_branches.*",
+    },
+)
+MMDET3_DINO = MMDET3_DEFORMABLE.relative(
+    "dino",
+    {
+        "queries.content": "query_embedding.weight",
+        "decoder.position.layers.0": "decoder.ref_point_head.layers.0",
+        "decoder.position.layers.2": "decoder.ref_point_head.layers.1",
+        "decoder.norm": "decoder.norm",
+        "denoising.label": "dn_query_generator.label_embedding",
+    },
 )

@@ -9,14 +9,23 @@ from torch import Tensor
 
 from querybox.errors import CheckpointError
 from querybox.weights.facebook import FACEBOOK
-from querybox.weights.huggingface import HUGGINGFACE
+from querybox.weights.fundamentalvision import FUNDAMENTALVISION
+from querybox.weights.huggingface import HUGGINGFACE, HUGGINGFACE_DEFORMABLE
+from querybox.weights.idea import IDEA
 from querybox.weights.layout import Layout
 from querybox.weights.mmdet2 import MMDET2
-from querybox.weights.mmdet3 import MMDET3
+from querybox.weights.mmdet3 import MMDET3, MMDET3_DEFORMABLE, MMDET3_DINO
 
 logger = logging.getLogger(__name__)
 
-LAYOUTS = (FACEBOOK, MMDET2, MMDET3, HUGGINGFACE)
+LAYOUTS = (
+    *(IDEA, MMDET3_DINO),
+    *(FUNDAMENTALVISION, MMDET3_DEFORMABLE, HUGGINGFACE_DEFORMABLE),
+    *(FACEBOOK, MMDET2, MMDET3, HUGGINGFACE),
+)
+"""All, a relative before its parent, whose marks it has as well."""
+MARKS = {"dino": "decoder.position.layers.0", "deformable_detr": "encoder.level", "detr": "queries.position"}
+"""What tells a kind from its parent."""
 WRAPPERS = ("module.", "_orig_mod.", "detr.")
 """What stands before every name of a model that was wrapped: by DistributedDataParallel, by torch.compile, by a
 segmentation model around the detector."""
@@ -38,16 +47,17 @@ def detection_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def recognise(state: Mapping[str, Tensor]) -> Layout:
-    """Return the layout of a whole checkpoint by what it calls the object queries.
+    """Return the layout of a whole checkpoint by a tensor that DETR or the relative always has.
 
     Raises:
-        CheckpointError: No layout calls them so.
+        CheckpointError: There is none.
     """
-    for layout in LAYOUTS:
-        if layout.modules["queries.position"] in state:
+    marks = [(layout, layout.modules[MARKS[layout.kind]]) for layout in LAYOUTS]
+    for layout, mark in marks:
+        if any(name.startswith(mark) for name in state):
             return layout
-    expected = ", ".join(f"'{each.modules['queries.position']}' ({each.name})" for each in LAYOUTS)
+    expected = ", ".join(f"'{mark}' ({layout.name})" for layout, mark in marks)
     raise CheckpointError(
-        f"no checkpoint of DETR: its object queries are missing, expected one of {expected}; "
+        f"no checkpoint of DETR or a relative: what tells them apart is missing, one of {expected}; "
         f"its {len(state)} tensors begin with {', '.join(list(state)[:3]) or 'nothing'}"
     )

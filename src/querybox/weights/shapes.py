@@ -10,6 +10,8 @@ from torch import Tensor
 
 from querybox.errors import CheckpointError
 
+MADE = "queries.norm.weight"
+"""Where there is this tensor, queries are made of proposals altogether (two-stage Deformable DETR)."""
 BOTTLENECK = "backbone.body.layer1.0.conv3.weight"
 RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
     (False, (2, 2, 2, 2)): "resnet18.tv_in1k",
@@ -21,26 +23,61 @@ RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
 """ResNets (He et al. 2016, table 1) by whether their blocks are bottlenecks, and how many each stage has."""
 
 
-def infer_settings(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return all settings of the recipe that our `state` shows; dilation and heads leave no trace in it.
+def infer_settings(state: Mapping[str, Tensor], kind: str = "detr", *, heads: int = 8) -> dict[str, Any]:
+    """Return all settings of the recipe that our `state` shows.
+
+    Dilation and heads leave no trace in it, nor does the number of queries that are all made of proposals.
+
+    Args:
+        state: All tensors.
+        kind: Of the recipe.
+        heads: Of attention; deformable attention shows how many points they look at together.
 
     Raises:
         CheckpointError: A tensor that would show a setting is missing, or the backbone is no ResNet that is known.
     """
     try:
-        queries, width = state["queries.position"].shape
         return {
+            "kind": kind,
             "backbone": infer_backbone(state),
-            "position": "learned" if "encoder.position.rows" in state else "sine",
-            "width": width,
             "feedforward": state["decoder.layers.0.feedforward.0.weight"].shape[0],
             "encoder_layers": count(state, r"encoder\.layers\.(\d+)"),
             "decoder_layers": count(state, r"decoder\.layers\.(\d+)"),
-            "norm_first": "encoder.norm.weight" in state,
-            "queries": queries,
+            **(infer_detr(state) if kind == "detr" else infer_relative(state, kind, heads)),
         }
     except KeyError as error:
-        raise CheckpointError(f"no whole checkpoint of DETR: '{error.args[0]}' is missing") from error
+        raise CheckpointError(f"no whole checkpoint: '{error.args[0]}' is missing") from error
+
+
+def infer_detr(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the settings that only DETR has, or shows in this way."""
+    queries, width = state["queries.position"].shape
+    return {
+        "position": "learned" if "encoder.position.rows" in state else "sine",
+        "width": width,
+        "norm_first": "encoder.norm.weight" in state,
+        "queries": queries,
+    }
+
+
+def infer_relative(state: Mapping[str, Tensor], kind: str, heads: int) -> dict[str, Any]:
+    """Return the settings that only its relatives have, or show in this way."""
+    levels, width = state["encoder.level"].shape
+    kernels = [state[f"neck.projections.{level}.0.weight"] for level in range(levels)]
+    # The deepest map has the most channels, and every one before it half as many.
+    deepest = state["backbone.body.layer4.0.downsample.0.weight"].shape[0]
+    own_heads = "decoder.class_heads.1.bias" in state
+    settings = {
+        "width": width,
+        "levels": levels,
+        "points": len(state["decoder.layers.0.cross_attention.weight.bias"]) // (heads * levels),
+        "strides": tuple(32 * kernel.shape[1] // deepest for kernel in kernels if kernel.shape[-1] == 1),
+    }
+    if kind == "dino":
+        return {**settings, "queries": len(state["queries.content"]), "share_heads": not own_heads}
+    if MADE in state:
+        return {**settings, "refine": True, "two_stage": True}
+    return {**settings, "queries": len(state["queries.embedding"]), "refine": own_heads}
 
 
 def infer_backbone(names: Iterable[str]) -> str:

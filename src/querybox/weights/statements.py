@@ -9,30 +9,38 @@ from typing import Any
 from querybox.errors import CheckpointError
 
 
-def stated_settings(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def stated_settings(metadata: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Return the settings of the recipe that no shape shows, where the checkpoint states them.
 
     Args:
         metadata: As `querybox.weights.files.CheckpointFile` has it.
+        kind: Of the recipe.
 
     Raises:
         CheckpointError: It states something that querybox has no setting for.
     """
     config = metadata.get("config", {})
-    if config.get("model_type") == "detr":
-        require(config, "activation_function", "relu")
-        heads = config.get("encoder_attention_heads", 8)
-        require(config, "decoder_attention_heads", heads)
-        dilated = config.get("dilation", False) or backbone_stride(config) == 16
-        return {
-            "heads": heads,
-            "dilation": dilated,
-            "dropout": config.get("dropout", 0.1),
-            "norm_between": config.get("auxiliary_loss", False),
-        }
+    if config.get("model_type") == kind:  # it is called the same there
+        return stated_in_config(config)
     args = metadata.get("args", {})
-    named = {"heads": "nheads", "dilation": "dilation", "dropout": "dropout"}
+    named = {"heads": "nheads", "dilation": "dilation", "dropout": "dropout", "queries": "num_queries"}
     return {setting: args[theirs] for setting, theirs in named.items() if theirs in args}
+
+
+def stated_in_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a Hugging Face config states of DETR or Deformable DETR."""
+    require(config, "activation_function", "relu")
+    heads = config.get("encoder_attention_heads", 8)
+    require(config, "decoder_attention_heads", heads)
+    stated = {
+        "heads": heads,
+        "dilation": config.get("dilation", False) or backbone_stride(config) == 16,
+        "dropout": config.get("dropout", 0.1),
+    }
+    if config["model_type"] == "detr":
+        return {**stated, "norm_between": config.get("auxiliary_loss", False)}
+    require(config, "position_embedding_type", "sine")
+    return {**stated, "queries": config.get("two_stage_num_proposals", 300)}
 
 
 def require(config: Mapping[str, Any], key: str, expected: object) -> None:
