@@ -10,7 +10,7 @@ import dataclasses
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ import torch
 
 from benchmarks import environment, report
 from benchmarks.convergence import pages
-from benchmarks.convergence.curves import Curve, Point, Trainee, follow, marks, read, write
+from benchmarks.convergence.curves import Curve, Point, Watch, read, write
 from benchmarks.convergence.one_class import one_class
-from benchmarks.convergence.ours import OURS, Ours, settings
-from benchmarks.convergence.theirs import THEIRS, Theirs
+from benchmarks.convergence.ours import OURS, settings, train_ours
+from benchmarks.convergence.theirs import THEIRS, train_theirs
 from querybox.data import read_dataset
 from querybox.training import RunSettings
+from querybox.training.start import resolve
 
 PROGRAM = "python -m benchmarks.convergence"
 ROOT = Path(__file__).parent.parent.parent
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name}: kept; trained with these settings before", flush=True)
             continue
         facts = environment.describe(environment.command(words, PROGRAM))
-        points = list(train(name, run, options.minutes, folder / name))
+        points = train(name, run, folder / name, options.minutes)
         curve = Curve(name=name, title=TITLES[name], settings=decisive, points=points, environment=facts)
         write(folder / f"{name}.json", curve)
     conclude(options.output, docs=options.docs)
@@ -79,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
 
 def decisive_settings(name: str, run: RunSettings) -> dict[str, Any]:
     """Return all that decides on a curve as plain values, without the paths of this machine."""
+    run = resolve(run) if name in OURS else run  # what the recipe says counts, too
     values = run.model_dump(mode="json", exclude={"output"})
     values["data"]["train"] = Path(values["data"]["train"]).name
     peer = dataclasses.asdict(THEIRS[name]) if name in THEIRS else {}
@@ -86,24 +88,18 @@ def decisive_settings(name: str, run: RunSettings) -> dict[str, Any]:
     return plain
 
 
-def train(name: str, run: RunSettings, minutes: float, folder: Path) -> Iterator[Point]:
-    """Train a model and yield its points, each when it is known."""
+def train(name: str, run: RunSettings, folder: Path, minutes: float) -> list[Point]:
+    """Train a model and return its points."""
     assert run.data.train is not None
     training, validation = (read_dataset(run.data.train, split) for split in ("train", "val"))
-    trainee: Trainee
-    if name in OURS:
-        shutil.rmtree(folder, ignore_errors=True)
-        trainee = Ours(run, training, folder)
+    watch = Watch(name, minutes, validation, max(1, len(training.images) // run.train.batch_size))
+    if name in THEIRS:
+        train_theirs(THEIRS[name], run, training, watch)
     else:
-        trainee = Theirs(THEIRS[name], run, training)
-    steps_per_epoch = max(1, len(training.images) // run.train.batch_size)
-    for point in follow(trainee, marks(minutes), validation, steps_per_epoch):
-        print(
-            f"{name}: {point.minutes:g} minutes, {point.steps} steps, {point.epochs:.1f} epochs: "
-            f"AP {point.AP:.3f} AP50 {point.AP50:.3f}",
-            flush=True,
-        )
-        yield point
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        train_ours(run, training, watch, folder)
+    return watch.points
 
 
 def conclude(folder: Path, *, docs: bool) -> None:

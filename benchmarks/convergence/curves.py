@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import TypeAdapter
 
 from querybox.data import DetectionData
-from querybox.engine import Engine
+from querybox.engine import Engine, evaluating
 from querybox.evaluate import evaluate
 
 MARKS = (1, 2, 3, 4, 6, 8, 10, 15, 20, 30, 40, 50)
@@ -24,9 +24,9 @@ class Point:
     """A model after some training."""
 
     minutes: float
-    """The mark that it was trained until."""
+    """The mark."""
     seconds: float
-    """Of training, evaluations and building not counted; the last step ends after the mark."""
+    """Of training alone, until the end of the step in which the mark came."""
     steps: int
     epochs: float
     AP: float
@@ -48,46 +48,55 @@ class Curve:
 CURVE = TypeAdapter(Curve)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
-    """How far a training has come, and the model that it has."""
-
-    seconds: float
-    steps: int
-    engine: Engine
-
-
-class Trainee(Protocol):
-    """Something that is trained in parts."""
-
-    def train_until(self, seconds: float) -> Trained:
-        """Go on until it was trained for so long, all parts together."""
-
-
 def marks(minutes: float) -> list[float]:
     """Return when to evaluate in a budget of so many minutes."""
     return [*(mark for mark in MARKS if mark < minutes), minutes]
 
 
-def follow(
-    trainee: Trainee, minutes: Sequence[float], validation: DetectionData, steps_per_epoch: int
-) -> Iterator[Point]:
-    """Train from mark to mark and evaluate at each; end early where there is nothing more to train."""
-    steps = 0
-    for mark in minutes:
-        now = trainee.train_until(60 * mark)
-        if now.steps == steps:
-            return
-        steps = now.steps
-        metrics = evaluate(now.engine, validation).metrics
-        yield Point(
-            minutes=mark,
-            seconds=now.seconds,
+class Watch:
+    """Looks at a training after every step, and evaluates its model at the marks.
+
+    Attributes:
+        points: What was found.
+    """
+
+    def __init__(self, name: str, minutes: float, validation: DetectionData, steps_per_epoch: int) -> None:
+        self.name = name
+        self.marks = marks(minutes)
+        self.validation = validation
+        self.steps_per_epoch = steps_per_epoch
+        self.points: list[Point] = []
+
+    def look(self, seconds: float, steps: int, engine: Engine) -> float:
+        """Evaluate `engine` if a mark has come; return how many seconds that took.
+
+        Args:
+            seconds: Spent on training so far.
+            steps: Made so far.
+            engine: The model as it stands.
+        """
+        due = [mark for mark in self.marks if 60 * mark <= seconds]
+        if not due:
+            return 0.0
+        started = time.perf_counter()
+        del self.marks[: len(due)]
+        with evaluating(engine):
+            metrics = evaluate(engine, self.validation).metrics
+        point = Point(
+            minutes=due[-1],
+            seconds=seconds,
             steps=steps,
-            epochs=steps / steps_per_epoch,
+            epochs=steps / self.steps_per_epoch,
             AP=metrics["AP"],
             AP50=metrics["AP50"],
         )
+        self.points.append(point)
+        print(
+            f"{self.name}: {point.minutes:g} minutes, {steps} steps, {point.epochs:.1f} epochs: "
+            f"AP {point.AP:.3f} AP50 {point.AP50:.3f}",
+            flush=True,
+        )
+        return time.perf_counter() - started
 
 
 def read(path: Path) -> Curve | None:

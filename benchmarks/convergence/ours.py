@@ -1,14 +1,23 @@
-"""querybox's own models, trained by `querybox.train`, from a run file as anyone would write it."""
+"""querybox's own models, trained as `querybox train` does it, from a run file."""
 
 from __future__ import annotations
 
-import csv
+from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.convergence.curves import Trained
-from querybox.data import DetectionData
+import torch
+from rich.console import Console
+
+from benchmarks.convergence.curves import Watch
+from querybox.data import DetectionData, train_loader
 from querybox.runfile import merge, read_run_file
-from querybox.training import RunSettings, train
+from querybox.training import RunSettings
+from querybox.training.checkpoint import Progress
+from querybox.training.display import Display
+from querybox.training.interrupt import StopRequest
+from querybox.training.loop import Trainer
+from querybox.training.processes import start_processes
+from querybox.training.start import build_detector, resolve
 
 FOLDER = Path(__file__).parent
 OURS = {
@@ -24,36 +33,41 @@ def settings(name: str, minutes: float, data: Path | None = None) -> RunSettings
 
     Args:
         name: Of the model.
-        minutes: The budget; one other than the file's has as many more or fewer epochs.
+        minutes: The budget.
         data: The dataset, where it is another one.
     """
     values = read_run_file(FOLDER / "common.yaml")
     if name in OURS:
         values = merge(values, read_run_file(FOLDER / f"{name}.yaml"))
-    if data is not None:
-        values["data"]["train"] = str(data)
     run = RunSettings.parse(values, where=name)
-    assert run.train.max_time is not None
-    epochs = max(1, round(run.train.epochs * 60 * minutes / run.train.max_time))
-    return run.replace(train=run.train.replace(epochs=epochs, max_time=60 * minutes))
+    if data is not None:
+        run = run.replace(data=run.data.replace(train=str(data)))
+    return run.replace(train=run.train.replace(max_time=60 * minutes))
 
 
-class Ours:
-    """A run that is stopped at every mark, and resumed from its folder.
+def train_ours(run: RunSettings, training: DetectionData, watch: Watch, folder: Path) -> None:
+    """Train one of our models to the end of its budget; its weights are left in an empty `folder`."""
+    run = resolve(run.replace(output=str(folder)))
+    torch.manual_seed(run.train.seed)
+    detector = build_detector(run, training.categories)
+    assert detector.recipe is not None
+    loader = train_loader(training, run.data, batch_size=run.train.batch_size, seed=run.train.seed)
+    criterion = detector.recipe.criterion()
+    trainer = Trainer(detector, criterion, loader, run.train, folder, accelerator=start_processes(run))
+    with StopRequest() as request, WatchedDisplay(trainer, watch) as display:
+        trainer.fit(display, request)
+    request.reraise()
 
-    It knows no validation data: it is evaluated between its parts, so that this takes none of its time.
-    """
 
-    def __init__(self, run: RunSettings, training: DetectionData, folder: Path) -> None:
-        """Set up the run; the folder must be empty or not there."""
-        data = run.data.replace(train=str(training.source))
-        self.run = run.replace(data=data, output=str(folder))
-        self.folder = folder
+class WatchedDisplay(Display):
+    """What a training tells its display, it tells a watch, too, whose time is none of the training's."""
 
-    def train_until(self, seconds: float) -> Trained:
-        """Go on until the run has taken so long."""
-        part = self.run.replace(train=self.run.train.replace(max_time=seconds))
-        result = train(part, resume=(self.folder / "run.yaml").exists())
-        with (self.folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
-            *_, last = csv.DictReader(file)
-        return Trained(seconds=float(last["seconds"]), steps=int(last["step"]), engine=result.detector)
+    def __init__(self, trainer: Trainer, watch: Watch) -> None:
+        super().__init__(Console(stderr=True), trainer.settings, steps_per_epoch=trainer.steps_per_epoch)
+        self.trainer = trainer
+        self.watch = watch
+
+    def step(self, progress: Progress, losses: Mapping[str, float], lr: float) -> None:
+        """Show the update, and look whether a mark has come."""
+        super().step(progress, losses, lr)
+        self.trainer.started += self.watch.look(progress.seconds, progress.step, self.trainer.current)

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.convergence.curves import Trained
+from benchmarks.convergence.curves import Watch
 from benchmarks.peers import transformers_targets
 from benchmarks.small import Kind, transformers_small
 from benchmarks.training import groups
 from querybox.data import Batch, DetectionData, train_loader
+from querybox.data.loader import TrainLoader
 from querybox.structures import Category, DetectorOutput, ImageBatch, Predictions, Preprocessing, Target
 from querybox.training import RunSettings
 
@@ -79,47 +80,43 @@ class PeerModel(nn.Module):
         return loss
 
 
-class Theirs:
-    """A training of one of them."""
+def train_theirs(peer: Peer, run: RunSettings, training: DetectionData, watch: Watch, **options: Any) -> None:
+    """Train one of transformers' models with the data, batches, seed and budget of `run`.
 
-    def __init__(self, peer: Peer, run: RunSettings, training: DetectionData, **options: Any) -> None:
-        """Set up a training with the data, batches and seed of `run`."""
-        torch.manual_seed(run.train.seed)
-        sizes = run.data.sizes()
-        self.model = PeerModel(peer.kind, training.categories, sizes.short_side, sizes.long_side, **options)
-        self.loader = train_loader(training, run.data, batch_size=run.train.batch_size, seed=run.train.seed)
-        self.optimizer = torch.optim.AdamW(
-            groups(self.model, ("backbone", *peer.slow), peer.backbone_lr),
-            lr=peer.lr,
-            weight_decay=peer.weight_decay,
-            fused=True,  # the default of transformers' Trainer
-        )
-        self.clip = peer.clip
-        self.batches = self.endless()
-        self.seconds = 0.0
-        self.steps = 0
-
-    def train_until(self, seconds: float) -> Trained:
-        """Go on until the steps have taken so long together."""
-        self.model.train()
-        started = time.perf_counter() - self.seconds
-        while self.seconds <= seconds:
-            self.step(next(self.batches))
-            self.steps += 1
-            self.seconds = time.perf_counter() - started
-        return Trained(seconds=self.seconds, steps=self.steps, engine=self.model.eval())
-
-    def step(self, batch: Batch) -> None:
-        """Make one update."""
-        images = ImageBatch.from_pixels(batch.pixels, batch.sizes, self.model.preprocessing)
-        loss = self.model.loss(images, batch.targets)
-        self.optimizer.zero_grad()
+    Args:
+        peer: The model.
+        run: Only what all models have in common is used.
+        training: The data.
+        watch: Is told of every step.
+        options: Of `transformers_small`.
+    """
+    torch.manual_seed(run.train.seed)
+    sizes = run.data.sizes()
+    model = PeerModel(peer.kind, training.categories, sizes.short_side, sizes.long_side, **options).train()
+    loader = train_loader(training, run.data, batch_size=run.train.batch_size, seed=run.train.seed)
+    optimizer = torch.optim.AdamW(
+        groups(model, ("backbone", *peer.slow), peer.backbone_lr),
+        lr=peer.lr,
+        weight_decay=peer.weight_decay,
+        fused=True,  # the default of transformers' Trainer
+    )
+    assert run.train.max_time is not None
+    started = time.perf_counter()
+    for step, batch in enumerate(endless(loader), start=1):
+        images = ImageBatch.from_pixels(batch.pixels, batch.sizes, model.preprocessing)
+        loss = model.loss(images, batch.targets)
+        optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
-        self.optimizer.step()
+        nn.utils.clip_grad_norm_(model.parameters(), peer.clip)
+        optimizer.step()
+        seconds = time.perf_counter() - started
+        started += watch.look(seconds, step, model)
+        if seconds > run.train.max_time:
+            break
 
-    def endless(self) -> Iterator[Batch]:
-        """Yield the batches of one epoch after another."""
-        for epoch in itertools.count():
-            self.loader.batch_sampler.set_epoch(epoch)
-            yield from self.loader
+
+def endless(loader: TrainLoader) -> Iterator[Batch]:
+    """Yield the batches of one epoch after another."""
+    for epoch in itertools.count():
+        loader.batch_sampler.set_epoch(epoch)
+        yield from loader
