@@ -18,6 +18,7 @@ from querybox.cli.evaluate import evaluate
 from querybox.cli.export import export
 from querybox.cli.info import info
 from querybox.cli.predict import predict
+from querybox.cli.trace import trace
 from querybox.cli.train import train
 from querybox.errors import QueryboxError
 
@@ -46,7 +47,17 @@ app = App(
     suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
-COMMANDS: tuple[Callable[..., None], ...] = (train, diagnose, evaluate, predict, export, convert, benchmark, info)
+COMMANDS: tuple[Callable[..., None], ...] = (
+    train,
+    diagnose,
+    evaluate,
+    predict,
+    trace,
+    export,
+    convert,
+    benchmark,
+    info,
+)
 for place, command in enumerate(COMMANDS):  # in the order of work, not of the alphabet
     app.command(command, sort_key=place)
 

@@ -1,0 +1,170 @@
+"""``querybox trace``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from querybox.inspect import Comparison, Trace
+
+MOST_OBJECTS = 12  # columns of a cost matrix that a terminal can show
+
+
+def trace(
+    image: Path,
+    /,
+    *,
+    model: Path,
+    annotations: Path | None = None,
+    split: str | None = None,
+    queries: int = 5,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Follow one image through a model: every stage with its shape, range and time.
+
+    With annotations also the matching and its costs in every decoder layer, and all losses.
+
+    ```
+    querybox trace a.jpg --model run
+    querybox trace photos/images/a.jpg --model run --annotations photos/ --split val
+    querybox trace a.jpg --model detr-r50.pth --json | jq '.layers[-1].scores'
+    ```
+
+    Args:
+        image: The image.
+        model: A checkpoint of any layout, or a run folder: its best model, else its last.
+        annotations: A dataset that has the image: COCO, Pascal VOC or YOLO, recognised from the path.
+        split: Which split of the dataset, such as val; needed where it has several.
+        queries: How many queries to show, the best first.
+        as_json: Print all of it as JSON instead of tables.
+    """
+    from rich.console import Console
+
+    from querybox.cli.model import load_model
+    from querybox.data import read_dataset
+    from querybox.inspect import trace as follow
+    from querybox.inspect.annotated import find_record, trace_record
+
+    detector = load_model(model)
+    if annotations is None:
+        traced = follow(detector, image)
+    else:
+        data = read_dataset(annotations, split)
+        traced = trace_record(detector, find_record(image, data), data)
+    if as_json:
+        print(json.dumps(traced.to_dict(), ensure_ascii=False))
+        return
+    Console().print(*tables(traced, queries))
+
+
+def tables(traced: Trace, queries: int) -> Iterator[Table]:
+    """Show a trace."""
+    yield stages_table(traced)
+    yield answers_table(traced, traced.ranking[:queries])
+    if (comparison := traced.comparison) is not None:
+        yield matching_table(traced, comparison)
+        for layer in range(len(comparison.cost)):
+            yield costs_table(comparison, layer)
+        yield losses_table(comparison)
+
+
+def table(title: str, heads: Sequence[str], numeric: int) -> Table:
+    """Return an empty table, the last `numeric` columns of which are flush right."""
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left")
+    for place, head in enumerate(heads):
+        made.add_column(head, justify="right" if place >= len(heads) - numeric else "left")
+    return made
+
+
+def stages_table(traced: Trace) -> Table:
+    """Show every stage."""
+    from rich.markup import escape
+
+    heads = ["", "stage", "shape", "dtype", "least", "greatest", "ms"]
+    made = table(escape(traced.source or "stages"), heads, 3)
+    for stage in traced.stages:
+        low, high = (f"{value:.4g}" for value in stage.range) if stage.range else ("", "")
+        time = "" if stage.seconds is None else f"{1000 * stage.seconds:.2f}"
+        shape = " x ".join(map(str, stage.shape))
+        made.add_row(str(stage.number), stage.name, shape, stage.dtype, low, high, time)
+    return made
+
+
+def answers_table(traced: Trace, queries: Sequence[int]) -> Table:
+    """Show what some queries answered after every decoder layer."""
+    from rich.markup import escape
+
+    from querybox.boxes import to_xyxy
+
+    heads = ["query", "layer", "class", "score", "left", "top", "right", "bottom"]
+    made = table(f"the best {len(queries)} queries; boxes in pixels of the image", heads, 5)
+    height, width = traced.size
+    boxes = (to_xyxy(traced.boxes) * traced.boxes.new_tensor([width, height, width, height])).tolist()
+    scores, labels = traced.scores.max(-1)
+    for query in queries:
+        for layer in range(len(boxes)):
+            name = escape(traced.categories[int(labels[layer, query])].name)
+            edges = [f"{edge:.1f}" for edge in boxes[layer][query]]
+            first = str(query) if layer == 0 else ""
+            made.add_row(first, str(layer + 1), name, f"{scores[layer, query]:.3f}", *edges)
+        made.add_section()
+    return made
+
+
+def matching_table(traced: Trace, comparison: Comparison) -> Table:
+    """Show which query answers for each object, and what that costs."""
+    from rich.markup import escape
+
+    terms = list(comparison.terms)
+    made = table("matching", ["object", "class", "layer", "query", *terms, "cost"], len(terms) + 1)
+    for place, label in enumerate(comparison.target.labels.tolist()):
+        for layer, query in enumerate(comparison.matched[:, place].tolist()):
+            first = [str(place), escape(traced.categories[label].name)] if layer == 0 else ["", ""]
+            values = [*comparison.terms.values(), comparison.cost]
+            costs = [number(value[layer, place, query].item()) for value in values] if query >= 0 else []
+            made.add_row(*first, str(layer + 1), str(query) if query >= 0 else "none", *costs)
+        made.add_section()
+    return made
+
+
+def costs_table(comparison: Comparison, layer: int) -> Table:
+    """Show what every object would cost with the queries that answer in this layer."""
+    objects = comparison.cost.shape[1]
+    answering = [query for query in comparison.matched[layer].tolist() if query >= 0][:MOST_OBJECTS]
+    some = f", the first {MOST_OBJECTS} of them (--json has all)" if objects > MOST_OBJECTS else ""
+    title = f"cost of objects with the queries that are matched, layer {layer + 1}{some}"
+    made = table(title, ["object", *(f"query {query}" for query in answering)], len(answering))
+    for place in range(min(objects, MOST_OBJECTS)):
+        made.add_row(
+            str(place), *(number(comparison.cost[layer, place, query].item()) for query in answering)
+        )
+    return made
+
+
+def losses_table(comparison: Comparison) -> Table:
+    """Show the losses of each layer as the criterion names them."""
+    layers = range(1, len(comparison.cost) + 1)
+    prefixes = (
+        {"enc_": "proposals"} | {f"d{layer - 1}.": str(layer) for layer in layers} | {"": str(layers[-1])}
+    )
+    kinds = ["loss_cls", "loss_bbox", "loss_iou"]
+    made = table("losses", ["layer", *kinds, "sum"], len(kinds) + 1)
+    for prefix, layer in prefixes.items():
+        if prefix + kinds[0] in comparison.losses:
+            losses = [comparison.losses[prefix + kind] for kind in kinds]
+            made.add_row(layer, *map(number, losses), number(sum(losses)))
+    return made
+
+
+def number(value: float) -> str:
+    """Show a cost or a loss."""
+    return f"{value:.6g}"
