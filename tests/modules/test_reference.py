@@ -141,9 +141,9 @@ def test_references_are_the_best_proposals() -> None:
     detector = small_dino()
     batch, _ = image_batch()
     memory = detector.encoder(detector.neck(detector.backbone(batch.images)), batch.padding_mask)
-    _, proposals = detector.queries.proposals(memory)  # type: ignore[operator, union-attr]
+    _, logits, _ = detector.queries.proposals(memory)  # type: ignore[operator, union-attr]
     queries = detector.queries(memory)
-    scores = proposals.logits.amax(-1)
+    scores = logits.amax(-1)
     chosen = queries.proposals.logits.amax(-1)
     assert_close(chosen, scores.sort(descending=True).values[:, :12])
     assert not queries.reference.requires_grad

@@ -38,8 +38,10 @@ class Proposals(nn.Module):
         self.class_head = class_head
         self.box_head = box_head
 
-    def forward(self, memory: Memory) -> tuple[Float[Tensor, "B S D"], Predictions]:
-        """Return what each token stands for, and its prediction; its box is measured from the token's cell.
+    def forward(
+        self, memory: Memory
+    ) -> tuple[Float[Tensor, "B S D"], Float[Tensor, "B S C"], Float[Tensor, "B S 4"]]:
+        """Return what each token stands for, its logits, and from where its box is measured, before the sigmoid.
 
         Padded cells, and those at the very edge of the image, see nothing, and their box is (1, 1, 1, 1).
         """
@@ -48,8 +50,13 @@ class Proposals(nn.Module):
         inside = ((cells > 0.01) & (cells < 0.99)).all(-1) & ~memory.levels.padding_mask  # [B, S]
         tokens = self.norm(self.projection(memory.tokens.masked_fill(~inside[..., None], 0.0)))
         start = torch.log(cells / (1 - cells)).masked_fill(~inside[..., None], torch.inf)
-        boxes = (self.box_head(tokens) + start).sigmoid()
-        return tokens, Predictions(logits=self.class_head(tokens), boxes=boxes, no_object=False)
+        return tokens, self.class_head(tokens), start
+
+    def boxes(
+        self, tokens: Float[Tensor, "B Q D"], start: Float[Tensor, "B Q 4"]
+    ) -> Float[Tensor, "B Q 4"]:
+        """Return the boxes (cxcywh in 0-1) that these tokens propose."""
+        return (self.box_head(tokens) + start).sigmoid()
 
 
 class ProposedQueries(nn.Module):
@@ -64,8 +71,10 @@ class ProposedQueries(nn.Module):
 
     def forward(self, memory: Memory) -> Queries:
         """Choose the queries; the class head's first logit says how likely there is an object of any class."""
-        _, proposals = self.proposals(memory)
-        best = strongest(proposals.logits[..., 0], self.count)  # [B, Q]
+        tokens, logits, start = self.proposals(memory)
+        # All of them are boxes, for all of them are matched in training.
+        proposals = Predictions(logits=logits, boxes=self.proposals.boxes(tokens, start), no_object=False)
+        best = strongest(logits[..., 0], self.count)  # [B, Q]
         reference = pick(proposals.boxes, best).detach()
         made = self.norm(self.projection(sine_boxes(reference, self.norm.normalized_shape[0] // 2)))
         position, content = made.chunk(2, dim=-1)
@@ -82,10 +91,12 @@ class MixedQueries(nn.Module):
 
     def forward(self, memory: Memory) -> Queries:
         """Choose the references; a proposal is as good as its best class."""
-        _, proposals = self.proposals(memory)
-        best = strongest(proposals.logits.amax(-1), len(self.content))  # [B, Q]
+        tokens, logits, start = self.proposals(memory)
+        best = strongest(logits.amax(-1), len(self.content))  # [B, Q]
         chosen = Predictions(
-            logits=pick(proposals.logits, best), boxes=pick(proposals.boxes, best), no_object=False
+            logits=pick(logits, best),
+            boxes=self.proposals.boxes(pick(tokens, best), pick(start, best)),
+            no_object=False,
         )
         content = self.content[: best.shape[1]].expand(best.shape[0], -1, -1)
         # The decoder makes the position of the references.
