@@ -34,13 +34,18 @@ def batch() -> ImageBatch:
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_detects(name: str) -> None:
     detector = Detector.from_recipe(name, num_classes=7).eval()
+    recipe = detector.recipe
+    assert recipe is not None
     with torch.inference_mode():
         output = detector(batch())
-    assert len(output.layers) == detector.recipe.decoder_layers  # type: ignore[union-attr]
-    assert output.layers[-1].logits.shape == (2, 100, 8)
-    boxes = output.layers[-1].boxes
-    assert boxes.shape == (2, 100, 4)
-    assert ((boxes >= 0) & (boxes <= 1)).all()
+    assert len(output.layers) == recipe.decoder_layers
+    answer = output.layers[-1]
+    assert answer.no_object == (recipe.kind == "detr")
+    cells = 10 * 12 + 5 * 6 + 3 * 3 + 2 * 2  # of strides 8 to 64: no more can be proposed
+    queries = min(recipe.queries, cells) if output.proposals is not None else recipe.queries
+    assert answer.logits.shape == (2, queries, 8 if answer.no_object else 7)
+    assert answer.boxes.shape == (2, queries, 4)
+    assert ((answer.boxes >= 0) & (answer.boxes <= 1)).all()
 
 
 def test_published_sizes() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from querybox.detector import Detector
 from querybox.errors import ExportError
-from querybox.export import export, onnx, write
+from querybox.export import export, write
 from querybox.export.card import OUTPUTS, Card
 from querybox.export.check import prove
 from querybox.export.engine import Answers, ExportedModel
@@ -61,10 +61,12 @@ def test_finds_that_padding_is_ignored(detector: Detector) -> None:
 def test_a_file_that_differs_is_not_kept(
     detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wrong = engine(detector, boxes=0.01)
+    def write_wrong(_: object, path: Path, *__: object) -> ExportedModel:
+        path.write_bytes(b"wrong")
+        return engine(detector, boxes=0.01)
+
     monkeypatch.setattr(write, "trace", lambda detector: None)
-    monkeypatch.setattr(onnx, "write", lambda program, path, card: path.write_bytes(b"wrong"))
-    monkeypatch.setattr(write, "load_engine", lambda path, trusted: wrong)
+    monkeypatch.setattr(write, "write_model", write_wrong)
     (tmp_path / "model.onnx").write_bytes(b"as it was")
     with pytest.raises(ExportError):
         export(detector, tmp_path / "model.onnx", to="onnx")

@@ -114,19 +114,24 @@ class Given(nn.Module):
         return self.features
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_all_layers_are_those_of_transformers(name: str) -> None:
-    model = peer(VARIANTS[name])
+def padded_batch() -> ImageBatch:
+    """Return two images, the second of which is padded."""
     images = torch.randn(2, 3, 96, 128)
     padding_mask = torch.zeros(2, 96, 128, dtype=torch.bool)
     padding_mask[1, 70:], padding_mask[1, :, 100:] = True, True
     images = images.masked_fill(padding_mask[:, None], 0.0)
+    return ImageBatch(images=images, padding_mask=padding_mask, sizes=torch.tensor([[96, 128], [70, 100]]))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_all_layers_are_those_of_transformers(name: str) -> None:
+    model, batch = peer(VARIANTS[name]), padded_batch()
     features: list[Tensor] = []
     model.model.backbone.register_forward_hook(
         lambda _module, _inputs, maps: features.extend(each for each, _ in maps)
     )
     with torch.no_grad():
-        theirs = model(images, pixel_mask=(~padding_mask).long())
+        theirs = model(batch.images, pixel_mask=(~batch.padding_mask).long())
 
     detector = Detector.from_recipe(
         name,
@@ -143,7 +148,6 @@ def test_all_layers_are_those_of_transformers(name: str) -> None:
     detector.backbone = Given(features)
     state = translate(model.state_dict(), refine="with_box_refine" in VARIANTS[name])
     detector.load_state_dict(state)
-    batch = ImageBatch(images=images, padding_mask=padding_mask, sizes=torch.tensor([[96, 128], [70, 100]]))
     seen: dict[str, Any] = {}
     for part in ("encoder", "queries"):
         module = getattr(detector, part)

@@ -7,12 +7,14 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 
 from querybox import __version__
 from querybox.detector import Detector
+from querybox.engine import evaluating
 from querybox.errors import CheckpointError
-from querybox.structures import Category, Preprocessing
+from querybox.structures import Category, ImageBatch, Preprocessing
 
 Precision = Literal["float32", "bf16", "int8"]
 
@@ -28,7 +30,8 @@ OUTPUTS = {
     "scores": "float32 [B, Q]: 0-1, descending",
     "labels": "int64 [B, Q]: place of the class in `categories`",
     "boxes_xyxy": "float32 [B, Q, 4]: left, top, right, bottom in pixels of the image as it was given",
-    "logits": "float32 [B, Q, K]: every row of the class head, the last is 'no object'; in the order of the queries",
+    "logits": "float32 [B, Q, K]: every row of the class head; in the order of the queries. A softmax makes "
+    "probabilities of them if `no_object` is true: the last row is 'no object'; else a sigmoid",
     "boxes": "float32 [B, Q, 4]: centre x, centre y, width, height, in 0-1 of the image; in the order of the queries",
 }
 """What goes in and comes out, in this order; the same in every format."""
@@ -46,15 +49,21 @@ class Card:
     """How to resize an image; normalising it is part of the file, `mean` and `std` only tell how."""
     precision: Precision
     """What it was made to be computed in."""
+    no_object: bool = True
+    """Whether the last row of the class head is "no object", and its rows share one softmax."""
 
     @classmethod
     def of(cls, detector: Detector, precision: Precision) -> Self:
-        """Describe a detector."""
+        """Describe a detector; it is shown an empty image, for only its answer says how it judges classes."""
+        blank = ImageBatch.from_images([torch.zeros(3, 64, 64, dtype=torch.uint8)], device=detector.device)
+        with evaluating(detector), torch.inference_mode():
+            answer = detector(blank).layers[-1]
         return cls(
             categories=detector.categories,
             class_rows=detector.class_rows,
             preprocessing=detector.preprocessing,
             precision=precision,
+            no_object=answer.no_object,
         )
 
     def to_json(self) -> str:
@@ -82,7 +91,7 @@ class Card:
                 "make one with querybox export"
             )
         try:
-            fields = {field.name: values[field.name] for field in dataclasses.fields(cls)}
-            return TypeAdapter(cls).validate_python(fields)
-        except (KeyError, ValidationError) as error:
+            names = [field.name for field in dataclasses.fields(cls) if field.name in values]
+            return TypeAdapter(cls).validate_python({name: values[name] for name in names})
+        except ValidationError as error:
             raise CheckpointError(f"{where}: corrupt, its card cannot be read ({error})") from error

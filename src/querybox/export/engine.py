@@ -60,4 +60,8 @@ class ExportedModel:
                 "ImageBatch.from_images(images, engine.preprocessing)"
             )
         answers = self.run(batch.images.to(torch.uint8), batch.sizes)
-        return DetectorOutput(layers=(Predictions(logits=answers["logits"], boxes=answers["boxes"]),))
+        return DetectorOutput(layers=(self.predictions(answers),))
+
+    def predictions(self, answers: Answers) -> Predictions:
+        """Return what the heads said."""
+        return Predictions(logits=answers["logits"], boxes=answers["boxes"], no_object=self.card.no_object)

@@ -85,11 +85,10 @@ def trace(detector: Detector) -> ExportedProgram:
 
 
 def decoder_nodes(program: ExportedProgram) -> frozenset[str]:
-    """Return the names of the operations of the decoder and its heads."""
+    """Return the names of the operations of the decoder and its heads, and of what makes its queries."""
+    parts = ("detector.queries", "detector.decoder")
     return frozenset(
         node.name
         for node in program.graph.nodes
-        if any(
-            path.startswith("detector.decoder") for path, _ in node.meta.get("nn_module_stack", {}).values()
-        )
+        if any(path.startswith(parts) for path, _ in node.meta.get("nn_module_stack", {}).values())
     )

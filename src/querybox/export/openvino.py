@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,11 @@ def load(path: Path) -> ExportedModel:
         ) from error
     card = Card.from_json(model.get_rt_info(KEY).value if model.has_rt_info(KEY) else None, path)
     return ExportedModel(card, runner(model, card.precision))
+
+
+def in_float32(model: openvino.Model, card: Card) -> ExportedModel:
+    """Return a model as it is before its rounding."""
+    return ExportedModel(dataclasses.replace(card, precision="float32"), runner(model, "float32"))
 
 
 def runner(model: openvino.Model, precision: Precision) -> Run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from querybox.errors import ConfigError
 from querybox.evaluate import evaluate
 from querybox.export import onnx, openvino, torch
 from querybox.export.card import Card, Precision
-from querybox.export.check import Proof, prove
+from querybox.export.check import Proof, chooses_queries, prove
 from querybox.export.engine import ExportedModel
 from querybox.export.graph import decoder_nodes, trace
 from querybox.export.load import load_engine
@@ -33,7 +32,8 @@ class Exported:
     files: tuple[Path, ...]
     """The file; for OpenVINO also the ``.bin`` with its weights, which has to stay beside it."""
     proof: Proof
-    """How close the answers are to the detector's; with int8, those of the model before quantisation."""
+    """How close the answers are to the detector's. With int8, and with bf16 where queries are made of proposals, they
+    are those of the model in float32, before rounding."""
     AP: tuple[float, float] | None = None
     """With int8: average precision on the calibration data in float32 and in int8, 0-1."""
 
@@ -73,14 +73,7 @@ def export(
         if to == "openvino" and calibration is not None:
             proof, precisions = write_int8(program, draft, card, detector, calibration)
         else:
-            match to:
-                case "onnx":
-                    onnx.write(program, draft, card)
-                case "openvino":
-                    openvino.write(openvino.convert(program), draft, card)
-                case "torch":
-                    torch.write(program, draft, card)
-            proof, precisions = prove(detector, load_engine(draft, trusted=True)), None
+            proof, precisions = prove(detector, write_model(program, draft, card, detector, to)), None
         written = [file.replace(path.parent / file.name) for file in sorted(draft.parent.iterdir())]
     return Exported(files=tuple(sorted(written, key=path.__ne__)), proof=proof, AP=precisions)
 
@@ -97,13 +90,30 @@ def check_arguments(path: Path, to: Format, precision: Precision, calibration: D
         raise ConfigError("export: precision 'int8' and calibration data need each other")
 
 
+def write_model(
+    program: ExportedProgram, path: Path, card: Card, detector: Detector, to: Format
+) -> ExportedModel:
+    """Write the model; return what has to answer as the detector does: the file, opened again."""
+    match to:
+        case "onnx":
+            onnx.write(program, path, card)
+        case "torch":
+            torch.write(program, path, card)
+        case "openvino":
+            model = openvino.convert(program)
+            openvino.write(model, path, card)
+            if card.precision == "bf16" and chooses_queries(detector):
+                # Rounded scores choose other proposals, and then there is no answer to compare.
+                return openvino.in_float32(model, card)
+    return load_engine(path, trusted=True)
+
+
 def write_int8(
     program: ExportedProgram, path: Path, card: Card, detector: Detector, data: DetectionData
 ) -> tuple[Proof, tuple[float, float]]:
     """Write the model in int8; return the proof of what was quantised, and its AP before and after."""
     model = openvino.convert(program)
-    exact_card = dataclasses.replace(card, precision="float32")
-    before = ExportedModel(exact_card, openvino.runner(model, "float32"))
+    before = openvino.in_float32(model, card)
     proof = prove(detector, before)
     AP_before = evaluate(before, data).metrics["AP"]
     openvino.write(quantise(model, decoder_nodes(program), data, card.preprocessing), path, card)
