@@ -25,6 +25,7 @@ SMALL = {
     "backbone": "tf_efficientnet_lite0.in1k",
     "frozen_stride": 8,
     "width": 128,
+    "heads": 4,
     "feedforward": 512,
     "queries": 100,
     "encoder_layers": 1,
