@@ -18,8 +18,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 from transformers import (
     AutoImageProcessor,
     AutoModelForObjectDetection,
+    DeformableDetrConfig,
     DetrConfig,
-    DetrForObjectDetection,
 )
 from transformers.utils.logging import disable_progress_bar
 
@@ -44,11 +44,19 @@ RESNET18 = {
     "hidden_sizes": [64, 128, 256, 512],
     "out_features": ["stage4"],
 }
-CONFIGS: dict[str, dict[str, Any]] = {
-    "small": {**SMALL, "encoder_attention_heads": 4, "decoder_attention_heads": 4},
-    "no timm": {**SMALL, "backbone": None, "use_timm_backbone": False, "backbone_config": RESNET18},
-    "dilated": {**SMALL, "dilation": True},
-    "r50": {"use_pretrained_backbone": False, "num_labels": 91, "encoder_layers": 2, "decoder_layers": 2},
+FOUR_HEADS = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+DEFORMABLE: dict[str, Any] = {**SMALL, **FOUR_HEADS, "two_stage_num_proposals": 7}
+CONFIGS: dict[str, DetrConfig | DeformableDetrConfig] = {
+    "small": DetrConfig(**SMALL, **FOUR_HEADS),
+    "no timm": DetrConfig(
+        **{**SMALL, "backbone": None, "use_timm_backbone": False, "backbone_config": RESNET18}
+    ),
+    "dilated": DetrConfig(**SMALL, dilation=True),
+    "r50": DetrConfig(use_pretrained_backbone=False, num_labels=91, encoder_layers=2, decoder_layers=2),
+    "deformable": DeformableDetrConfig(**DEFORMABLE, encoder_n_points=2, decoder_n_points=2),
+    "deformable, one map": DeformableDetrConfig(**DEFORMABLE, num_feature_levels=1),
+    "deformable, refine": DeformableDetrConfig(**DEFORMABLE, with_box_refine=True),
+    "deformable, two-stage": DeformableDetrConfig(**DEFORMABLE, with_box_refine=True, two_stage=True),
 }
 
 
@@ -65,7 +73,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def their_model(config: str) -> Any:
     """A model with random weights, strong enough for queries to differ and frozen batch norms to count."""
     torch.manual_seed(0)
-    model: Any = DetrForObjectDetection(DetrConfig(**CONFIGS[config]))
+    model: Any = AutoModelForObjectDetection.from_config(CONFIGS[config])
     for name, tensor in model.state_dict().items():
         if "query_position" in name:
             tensor.normal_()
@@ -141,7 +149,25 @@ def test_our_folder_gives_our_numbers_there(
     convert(tmp_path / "ours.safetensors", tmp_path / "folder", to="huggingface")
     model, info = AutoModelForObjectDetection.from_pretrained(tmp_path / "folder", output_loading_info=True)
     assert not any(info.values()), info
-    assert type(model) is DetrForObjectDetection
+    assert type(model) is type(theirs[0])
+    assert_same(our_answer(detector, batch), their_answer(model.eval(), batch))
+
+
+def test_every_layer_of_ours_has_its_own_heads_there(batch: ImageBatch, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    detector = Detector.from_recipe(
+        "deformable_detr_r50_refine",
+        num_classes=3,
+        backbone="resnet18.tv_in1k",
+        width=32,
+        feedforward=48,
+        encoder_layers=1,
+        decoder_layers=2,
+        queries=7,
+    )
+    detector.save(tmp_path / "ours.safetensors")
+    convert(tmp_path / "ours.safetensors", tmp_path / "folder", to="huggingface")
+    model = AutoModelForObjectDetection.from_pretrained(tmp_path / "folder")
     assert_same(our_answer(detector, batch), their_answer(model.eval(), batch))
 
 
