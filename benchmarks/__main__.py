@@ -24,11 +24,12 @@ from benchmarks import (
     report,
     startup,
     training,
+    training_small,
 )
 from benchmarks.measure import Row, RowResult, measure
 from benchmarks.setup import Setup
 
-FAMILIES = (inference, accuracy, training, criterion, memory, data, evaluator, startup)
+FAMILIES = (inference, accuracy, training, training_small, criterion, memory, data, evaluator, startup)
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -79,13 +79,13 @@ def images(count: int, size: tuple[int, int]) -> ImageBatch:
     return ImageBatch.from_pixels(*pixels(count, size), Preprocessing())
 
 
-def targets(batch: int, objects: int) -> list[Target]:
+def targets(batch: int, objects: int, num_classes: int = NUM_CLASSES) -> list[Target]:
     """Return so many random objects for each image; their boxes lie within it."""
     random = torch.Generator().manual_seed(0)
     result = []
     for _ in range(batch):
         size = 0.05 + 0.3 * torch.rand(objects, 2, generator=random)
         centre = size / 2 + (1 - size) * torch.rand(objects, 2, generator=random)
-        labels = torch.randint(NUM_CLASSES, (objects,), generator=random)
+        labels = torch.randint(num_classes, (objects,), generator=random)
         result.append(Target(boxes=torch.cat([centre, size], dim=1), labels=labels))
     return result

@@ -15,6 +15,7 @@ from benchmarks.measure import Row, Side, Work
 from benchmarks.setup import Setup, detector, images, pixels, targets
 from querybox.data import Batch
 from querybox.data.loader import TrainLoader
+from querybox.detector import Detector
 from querybox.losses.criterion import Criterion
 from querybox.structures import ImageBatch
 from querybox.training.interrupt import StopRequest
@@ -63,19 +64,23 @@ def relative(a: tuple[float, ...], b: tuple[float, ...]) -> float:
 
 def ours(setup: Setup, precision: Any) -> Work:
     """Return one update of querybox's own training loop."""
-    settings = TrainSettings(batch_size=BATCH, precision=precision)
-    run = RunSettings.parse({"data": {"train": "none"}, "output": str(setup.folder)}).replace(train=settings)
     content, sizes = pixels(BATCH, setup.size(*SIZE))
     batch = Batch(pixels=content, sizes=sizes, targets=tuple(targets(BATCH, OBJECTS)), image_ids=(1, 2))
-    model = copy.deepcopy(detector())
+    return update(setup, copy.deepcopy(detector()), Criterion(), batch, precision)
+
+
+def update(setup: Setup, model: Detector, criterion: Criterion, batch: Batch, precision: Any) -> Work:
+    """Return an update of `model` by querybox's own training loop, first without dropout, then with it."""
+    settings = TrainSettings(batch_size=len(batch.image_ids), precision=precision)
+    run = RunSettings.parse({"data": {"train": "none"}, "output": str(setup.folder)}).replace(train=settings)
     loader = cast("TrainLoader", [batch])  # only its length is asked for
-    trainer = Trainer(model, Criterion(), loader, settings, setup.folder, accelerator=start_processes(run))
+    trainer = Trainer(model, criterion, loader, settings, setup.folder, accelerator=start_processes(run))
     trainer.model.eval()
 
     def work() -> tuple[float, float]:
-        update = trainer.update([batch], StopRequest())
+        done = trainer.update([batch], StopRequest())
         trainer.model.train()
-        return sum(update.losses.values()), update.grad_norm
+        return sum(done.losses.values()), done.grad_norm
 
     return work
 

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import measure as module
-from benchmarks import plots, report
+from benchmarks import plots, report, training_small
 from benchmarks.__main__ import main, matches
 from benchmarks.environment import command
 from benchmarks.goals import beyond, faster, ratio, smaller, spread, under, within
 from benchmarks.measure import Absent, Row, RowResult, Side, measure
+from benchmarks.setup import Setup
+from benchmarks.small import Kind
+from querybox.structures import ImageBatch
 
 FACTS = {
     "processor": "one",
@@ -236,6 +240,18 @@ def test_rows_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     listed = capsys.readouterr().out
     families = ("inference", "training", "criterion", "memory", "data", "evaluator", "import", "help", "load")
     assert all(f"\n{family}" in f"\n{listed}" for family in families)
+
+
+@pytest.mark.parametrize("kind", training_small.TITLES)
+def test_small_models_have_the_loss_of_transformers(kind: Kind, tmp_path: Path) -> None:
+    setup = Setup(quick=True, folder=tmp_path)
+    batch = training_small.inputs(setup)
+    detector, criterion = training_small.same_detector(kind)
+    images = ImageBatch.from_pixels(batch.pixels, batch.sizes, detector.preprocessing)
+    with torch.no_grad():
+        ours = sum(criterion(detector.eval()(images), batch.targets).values())
+    theirs, _ = training_small.transformers(setup, kind, 0)()
+    torch.testing.assert_close(float(ours), theirs, rtol=1e-4, atol=0.0)
 
 
 def test_a_row_is_measured_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,7 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """Return what reads the command line."""
     result = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
-    result.add_argument("--models", nargs="+", choices=TITLES, default=list(TITLES), help="all by default")
+    result.add_argument(
+        "--models",
+        nargs="*",
+        choices=TITLES,
+        default=list(TITLES),
+        help="all by default; none: only write the report",
+    )
     result.add_argument("--minutes", type=float, default=10.0, help="training time of each model; 10")
     result.add_argument("--threads", type=int, metavar="N", help="of PyTorch; its own default")
     result.add_argument("--fresh", action="store_true", help="train again what has been trained")
@@ -104,6 +110,7 @@ def train(name: str, run: RunSettings, folder: Path, minutes: float) -> list[Poi
 
 def conclude(folder: Path, *, docs: bool) -> None:
     """Write the report of all that has been trained so far; with `docs` as the documentation's page."""
+    folder.mkdir(parents=True, exist_ok=True)
     folders = {each.name: curves_in(each) for each in sorted(folder.iterdir()) if each.is_dir()}
     curves = folders.pop(MAIN, [])
     others = {data: measured for data, measured in folders.items() if measured}

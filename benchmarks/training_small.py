@@ -1,0 +1,114 @@
+"""A training step of the small models: those that learn from few images on a laptop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.goals import faster
+from benchmarks.measure import Row, Side, Work
+from benchmarks.peers import TRANSFORMERS, transformers_targets
+from benchmarks.setup import Setup, pixels, targets
+from benchmarks.small import SIZES, Kind, transformers_small
+from benchmarks.training import BEST, FULL, groups, relative, step, update
+from querybox.data import Batch
+from querybox.detector import Detector
+from querybox.losses.classification import Focal
+from querybox.losses.criterion import Criterion
+from querybox.losses.matcher import HungarianMatcher
+from querybox.structures import ImageBatch, Preprocessing
+from querybox.weights.huggingface import HUGGINGFACE, HUGGINGFACE_DEFORMABLE
+
+BATCH, SIZE, OBJECTS, CLASSES = 8, (240, 320), 15, 3
+WHOLE = f"{TRANSFORMERS}, all of the backbone trained"
+"""As transformers does it; the other sides leave the first layers as they are, as querybox's recipes do."""
+TITLES: dict[Kind, str] = {"detr": "DETR", "deformable_detr": "Deformable DETR, 3 maps, refined boxes"}
+FROZEN: dict[Kind, int] = {"detr": 16, "deformable_detr": 8}
+"""The stride up to which the small recipes do not train the backbone."""
+
+
+def rows(setup: Setup) -> Iterator[Row]:
+    """Yield a row a model, both of 3 + 3 layers and width 128. The answers that are compared are the losses.
+
+    Gradients are not compared: other layers have them, and transformers shares heads that the paper has a layer each.
+    """
+    for kind, title in TITLES.items():
+        yield Row(
+            name=f"training-small-{kind.replace('_', '-')}",
+            title=f"Training step of a small {title}, {BATCH} images of {SIZE[0]}x{SIZE[1]} with {OBJECTS} objects",
+            sides=[
+                Side(name=FULL, build=partial(ours, setup, kind, "no")),
+                Side(name=BEST, build=partial(ours, setup, kind, "bf16"), tolerance=0.05),
+                Side(
+                    name=TRANSFORMERS, build=partial(transformers, setup, kind, FROZEN[kind]), tolerance=1e-3
+                ),
+                Side(name=WHOLE, build=partial(transformers, setup, kind, 0), tolerance=1e-3),
+            ],
+            difference=lambda a, b: relative(a[:1], b[:1]),
+            goals=[faster([FULL], peer, 2.0) for peer in (TRANSFORMERS, WHOLE)],
+            seconds=setup.seconds(60),
+        )
+
+
+def peer(kind: Kind, frozen_stride: int) -> Any:
+    """Return transformers' model; the same weights each time, without dropout, as the small recipes have none."""
+    torch.manual_seed(0)
+    model = transformers_small(kind, CLASSES, frozen_stride=frozen_stride, dropout=0.0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "_embed" in name:  # fresh heads of all layers are alike
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    return model
+
+
+def same_detector(kind: Kind) -> tuple[Detector, Criterion]:
+    """Return ours with the weights of theirs, and the criterion that transformers has by default."""
+    model = peer(kind, FROZEN[kind])
+    settings: dict[str, Any] = {"local_start": False} if kind == "detr" else {}
+    detector = Detector.from_recipe(
+        f"{kind}_small", num_classes=CLASSES, encoder_layers=SIZES["encoder_layers"], **settings
+    )
+    layout = HUGGINGFACE if kind == "detr" else HUGGINGFACE_DEFORMABLE
+    weights = {name: each for name, each in model.state_dict().items() if "backbone" not in name}
+    backbone = model.model.backbone.model.state_dict()
+    detector.load_state_dict(
+        {**layout.to_ours(weights), **{f"backbone.{name}": each for name, each in backbone.items()}}
+    )
+    if kind == "detr":
+        return detector, Criterion()
+    matcher = HungarianMatcher(1.0, 5.0, 2.0, classification=Focal())
+    return detector, Criterion(matcher, classification=Focal())
+
+
+def inputs(setup: Setup) -> Batch:
+    """Return the images and objects of a step."""
+    content, sizes = pixels(BATCH, setup.size(*SIZE))
+    objects = tuple(targets(BATCH, OBJECTS, CLASSES))
+    return Batch(pixels=content, sizes=sizes, targets=objects, image_ids=tuple(range(BATCH)))
+
+
+def ours(setup: Setup, kind: Kind, precision: str) -> Work:
+    """Return an update of querybox's own training loop."""
+    return update(setup, *same_detector(kind), inputs(setup), precision)
+
+
+def transformers(setup: Setup, kind: Kind, frozen_stride: int) -> Work:
+    """Return the step of transformers."""
+    model = peer(kind, frozen_stride)
+    batch = inputs(setup)
+    backbone = model.model.backbone.model
+    images = ImageBatch.from_pixels(
+        batch.pixels, batch.sizes, Preprocessing(mean=backbone.mean, std=backbone.std)
+    )
+    mask = (~images.padding_mask).long()
+    labels = transformers_targets(batch.targets)
+
+    def loss() -> Tensor:
+        value: Tensor = model(pixel_values=images.images, pixel_mask=mask, labels=labels).loss
+        return value
+
+    return step(model, loss, torch.optim.AdamW(groups(model), lr=1e-4, weight_decay=1e-4, fused=True))
