@@ -21,40 +21,30 @@ KINDS: dict[str, type[Recipe]] = {"detr": DETR, "deformable_detr": DeformableDET
 DETR_R50 = DETR()
 DEFORMABLE = DeformableDETR()
 DEFORMABLE_REFINE = DEFORMABLE.replace(refine=True)
-SMALL = {
+SMALL: dict[str, Any] = {
     "backbone": "tf_efficientnet_lite0.in1k",
-    "frozen_stride": 8,
     "width": 128,
-    "heads": 4,
     "feedforward": 512,
-    "queries": 100,
     "encoder_layers": 1,
     "decoder_layers": 3,
     "dropout": 0.0,
-    "levels": 3,
 }
+"""What the models for few images and CPUs have in common."""
+SMALL_PYRAMID = {**SMALL, "frozen_stride": 8, "heads": 4, "levels": 3, "queries": 100}
+
 RECIPES: dict[str, Recipe] = {
     "detr_r50": DETR_R50,
     "detr_r50_dc5": DETR_R50.replace(dilation=True, stride=16),
     "detr_r101": DETR_R50.replace(backbone="resnet101.tv_in1k"),
     "detr_r101_dc5": DETR_R50.replace(backbone="resnet101.tv_in1k", dilation=True, stride=16),
     "detr_r18": DETR_R50.replace(backbone="resnet18.tv_in1k"),
-    "detr_small": DETR_R50.replace(
-        backbone="tf_efficientnet_lite0.in1k",
-        frozen_stride=16,
-        width=128,
-        feedforward=512,
-        encoder_layers=1,
-        decoder_layers=3,
-        dropout=0.0,
-        local_start=True,
-    ),
+    "detr_small": DETR_R50.replace(**SMALL, frozen_stride=16, local_start=True),
     "deformable_detr_r50": DEFORMABLE,
     "deformable_detr_r50_refine": DEFORMABLE_REFINE,
     "deformable_detr_r50_two_stage": DEFORMABLE_REFINE.replace(two_stage=True),
-    "deformable_detr_small": DEFORMABLE_REFINE.replace(**SMALL),
+    "deformable_detr_small": DEFORMABLE_REFINE.replace(**SMALL_PYRAMID),
     "dino_r50": DINO(),
-    "dino_small": DINO().replace(**SMALL, denoising=30),
+    "dino_small": DINO().replace(**SMALL_PYRAMID, denoising=30),
 }
 """Every recipe by name: DETR's published four, on ResNet-18, and for few images and CPUs; then its relatives."""
 
