@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -98,7 +99,8 @@ def page(
     for row in steps:
         parts += [f"## {row.title}", report.row_table(row), report.goals_table([row])]
     facts = [curve.environment for curve in chain(curves, *others.values())]
-    return PAGE.substitute(
+    text = PAGE.substitute(
         results="\n\n".join(filter(None, parts)),
         environment=report.environment([*facts, *(row.environment for row in steps)]),
     )
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
