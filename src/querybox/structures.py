@@ -148,8 +148,8 @@ class Levels:
     """(width, height) of each map in cells, on the device."""
     valid: Float[Tensor, "B levels 2"]
     """The share of each map's (width, height) that is image, not padding; 0-1."""
-    padding_mask: Bool[Tensor, "B S"]
-    """True = padding."""
+    padding_mask: Bool[Tensor, "B S"] | None
+    """True = padding; None: nothing is padded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,6 +71,11 @@ def detector(trained: Change) -> Detector:
         ("detr_r18", {"encoder_layers": 0, "decoder_layers": 1, "unused_rows": (0, 2)}),
         ("detr_r50_dc5", {"backbone": "resnet50", "encoder_layers": 1}),
         ("detr_small", {"backbone": "test_efficientnet", "frozen_stride": 0}),
+        ("deformable_detr_r50", {}),
+        ("deformable_detr_r50_refine", {"levels": 3, "points": 3}),
+        ("deformable_detr_r50_two_stage", {}),
+        ("dino_r50", {"share_heads": False}),
+        ("dino_small", {"backbone": "test_efficientnet", "frozen_stride": 0}),
     ],
     ids=str,
 )

@@ -59,9 +59,18 @@ class DeformableAttention(nn.Module):
             tokens: What is seen: the cells of all maps.
             levels: How the tokens make up the maps.
         """
-        grid = (self.heads, self.levels, self.points)
-        value = self.value(tokens).masked_fill(levels.padding_mask[..., None], 0.0)
+        value = self.value(tokens)
+        if levels.padding_mask is not None:
+            value = value.masked_fill(levels.padding_mask[..., None], 0.0)
         value = value.unflatten(2, (self.heads, -1))  # [B, S, heads, D / heads]
+        places, weight = self.choose(query, reference, levels)
+        return self.output(sample(value, levels.shapes, places, weight))
+
+    def choose(
+        self, query: Float[Tensor, "B Q D"], reference: Float[Tensor, "B Q R"], levels: Levels
+    ) -> tuple[Float[Tensor, "B Q heads L P 2"], Float[Tensor, "B Q heads L P"]]:
+        """Return where each query looks (x, y; 0-1 of the padded map), and how much each place counts."""
+        grid = (self.heads, self.levels, self.points)
         weight = self.weight(query).unflatten(2, (self.heads, -1)).softmax(-1)  # [B, Q, heads, L P]
         offset = self.offset(query).unflatten(2, (*grid, 2))  # [B, Q, heads, L, P, 2]
         valid = levels.valid[:, None, None, :, None]  # [B, 1, 1, L, 1, 2]
@@ -70,9 +79,7 @@ class DeformableAttention(nn.Module):
             step = 1 / levels.sizes[:, None]  # a cell
         else:
             step = reference[:, :, None, None, None, 2:] * valid / (2 * self.points)
-        return self.output(
-            sample(value, levels.shapes, centre + offset * step, weight.unflatten(3, grid[1:]))
-        )
+        return centre + offset * step, weight.unflatten(3, grid[1:])
 
 
 def sample(

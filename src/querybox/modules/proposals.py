@@ -24,7 +24,9 @@ class PointQueries(nn.Module):
 
     def forward(self, memory: Memory) -> Queries:
         """Repeat the queries for each image of `memory`."""
-        position, content = self.embedding.expand(memory.tokens.shape[0], -1, -1).chunk(2, dim=-1)  # [B, Q, D]
+        position, content = self.embedding.expand(memory.tokens.shape[0], -1, -1).chunk(
+            2, dim=-1
+        )  # [B, Q, D]
         return Queries(content=content, position=position, reference=self.reference(position).sigmoid())
 
 
@@ -47,14 +49,14 @@ class Proposals(nn.Module):
         """
         assert memory.levels is not None
         cells = cell_boxes(memory.levels)  # [B, S, 4]
-        inside = ((cells > 0.01) & (cells < 0.99)).all(-1) & ~memory.levels.padding_mask  # [B, S]
+        inside = ((cells > 0.01) & (cells < 0.99)).all(-1)  # [B, S]
+        if memory.levels.padding_mask is not None:
+            inside &= ~memory.levels.padding_mask
         tokens = self.norm(self.projection(memory.tokens.masked_fill(~inside[..., None], 0.0)))
         start = torch.log(cells / (1 - cells)).masked_fill(~inside[..., None], torch.inf)
         return tokens, self.class_head(tokens), start
 
-    def boxes(
-        self, tokens: Float[Tensor, "B Q D"], start: Float[Tensor, "B Q 4"]
-    ) -> Float[Tensor, "B Q 4"]:
+    def boxes(self, tokens: Float[Tensor, "B Q D"], start: Float[Tensor, "B Q 4"]) -> Float[Tensor, "B Q 4"]:
         """Return the boxes (cxcywh in 0-1) that these tokens propose."""
         return (self.box_head(tokens) + start).sigmoid()
 

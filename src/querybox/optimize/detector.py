@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import torch
+from torch import nn
 
 from querybox.detector import Detector
 from querybox.engine import evaluating
@@ -15,7 +17,10 @@ from querybox.errors import CheckpointError, ConfigError
 from querybox.modules.backbone import Backbone
 from querybox.modules.decoder import Decoder
 from querybox.modules.encoder import Encoder
+from querybox.modules.pyramid import DeformableEncoder
+from querybox.modules.reference import ReferenceDecoder
 from querybox.optimize.backbone import fuse
+from querybox.optimize.deformable import FastDeformableEncoder, LastReferenceAnswer
 from querybox.optimize.fused import use_onednn
 from querybox.optimize.transformer import FastEncoder, LastAnswer
 from querybox.structures import DetectorOutput, ImageBatch
@@ -68,9 +73,8 @@ class OptimizedDetector:
             )
         self.backbone = backbone.to(dtype).to(memory_format=torch.channels_last)
         self.neck = neck.to(dtype).to(memory_format=torch.channels_last)
-        self.encoder = FastEncoder(encoder, dtype) if isinstance(encoder, Encoder) else encoder.to(dtype)
-        self.queries.to(dtype)
-        self.decoder = LastAnswer(decoder, dtype) if isinstance(decoder, Decoder) else decoder.to(dtype)
+        self.encoder = fast_encoder(encoder, dtype)
+        self.decoder = fast_decoder(decoder, dtype)
         for part in (self.backbone, self.neck, self.encoder, self.queries, self.decoder):
             part.requires_grad_(requires_grad=False)
             if not compiled:
@@ -79,9 +83,13 @@ class OptimizedDetector:
             self.compile()
 
     def compile(self) -> None:
-        """Compile what takes the time, for all sizes at once; positions and masks are made outside of it."""
+        """Compile what takes the time, for all sizes at once; positions and masks are made outside of it.
+
+        Deformable attention is left out: it would be compiled for each size.
+        """
         self.backbone.compile(dynamic=True)
-        self.decoder.compile(dynamic=True)
+        if not isinstance(self.decoder, LastReferenceAnswer):
+            self.decoder.compile(dynamic=True)
         if isinstance(self.encoder, FastEncoder):
             self.encoder.refine = torch.compile(self.encoder.refine, dynamic=True)  # type: ignore[method-assign]
 
@@ -90,10 +98,14 @@ class OptimizedDetector:
         """Detect objects in a batch; the last decoder layer alone answers."""
         features = self.backbone(batch.images.to(self.dtype, memory_format=torch.channels_last))
         features = self.neck(features)  # maps [B, D, h, w]
-        known_unpadded = isinstance(self.encoder, FastEncoder) and not batch.padded
-        memory = self.encoder(features, None if known_unpadded else batch.padding_mask)  # tokens [B, S, D]
-        queries = self.queries(memory)  # [B, Q, D]
-        return DetectorOutput(layers=self.decoder(queries, memory))
+        knows = isinstance(self.encoder, FastEncoder | FastDeformableEncoder)
+        padding_mask = None if knows and not batch.padded else batch.padding_mask
+        memory = self.encoder(features, padding_mask)  # tokens [B, S, D]
+        queries = self.queries(replace(memory, tokens=memory.tokens.float()))  # [B, Q, D]
+        content, position = queries.content.to(self.dtype), queries.position.to(self.dtype)
+        return DetectorOutput(
+            layers=self.decoder(replace(queries, content=content, position=position), memory)
+        )
 
     def predict(
         self,
@@ -119,3 +131,21 @@ class OptimizedDetector:
             f"{path}: an optimised copy cannot be saved, its weights are folded; "
             "save the detector that it was made from"
         )
+
+
+def fast_encoder(encoder: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Make an encoder fast; one of somebody's own is only brought to the type."""
+    if isinstance(encoder, Encoder):
+        return FastEncoder(encoder, dtype)
+    if isinstance(encoder, DeformableEncoder):
+        return FastDeformableEncoder(encoder, dtype)
+    return encoder.to(dtype)
+
+
+def fast_decoder(decoder: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Make a decoder fast; one of somebody's own is only brought to the type."""
+    if isinstance(decoder, Decoder):
+        return LastAnswer(decoder, dtype)
+    if isinstance(decoder, ReferenceDecoder):
+        return LastReferenceAnswer(decoder, dtype)
+    return decoder.to(dtype)

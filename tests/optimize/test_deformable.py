@@ -1,0 +1,24 @@
+"""Sampling from a table is sampling from maps."""
+
+from __future__ import annotations
+
+import torch
+from torch.testing import assert_close
+
+from querybox.modules.deformable import sample as plain_sample
+from querybox.modules.pyramid import levels_of
+from querybox.optimize.deformable import sample
+
+
+def test_points_anywhere_are_seen_as_on_the_maps() -> None:
+    """Inside, at the middle of cells, on edges, just outside and far away; the coarse map is the wider one."""
+    torch.manual_seed(0)
+    shapes = ((4, 3), (2, 5))
+    levels = levels_of([torch.zeros(2, *shape, dtype=torch.bool) for shape in shapes])
+    value = torch.randn(2, 22, 3, 8)
+    places = 3 * torch.rand(2, 64, 3, 2, 2, 2) - 1
+    places[:, :4] = torch.tensor([0.0, 1.0, 1 / 6, 1.1])[:, None, None, None, None]
+    places[:, 4:6] *= 1e4
+    weight = torch.rand(2, 64, 3, 2, 2)
+    expected = plain_sample(value, shapes, places, weight)
+    assert_close(sample(value.flatten(2), levels, places, weight), expected, rtol=0, atol=1e-5)
