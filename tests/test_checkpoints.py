@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 from pathlib import Path
@@ -10,15 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from querybox import Category, Detector
+from querybox import Category, Detector, ImageBatch
 from querybox.errors import CheckpointError, ConfigError
 from querybox.recipes import DETR
 from querybox.weights import coco
 from querybox.weights.facebook import FACEBOOK
+from querybox.weights.fundamentalvision import FUNDAMENTALVISION
 from querybox.weights.huggingface import HUGGINGFACE
+from querybox.weights.idea import IDEA
 from querybox.weights.layout import Layout
 from querybox.weights.mmdet2 import MMDET2
-from querybox.weights.mmdet3 import MMDET3
+from querybox.weights.mmdet3 import MMDET3, MMDET3_DINO
 from querybox.weights.shapes import infer_settings
 
 TINY = {"width": 16, "feedforward": 24, "encoder_layers": 1, "decoder_layers": 2, "queries": 5}
@@ -190,3 +193,59 @@ def test_parameters_own_their_memory(tmp_path: Path) -> None:
     assert len({storage.data_ptr() for storage in storages}) == len(storages)
     held = sum(tensor.numel() * tensor.element_size() for tensor in detector.state_dict().values())
     assert sum(storage.nbytes() for storage in storages) == held
+
+
+def test_a_relative_is_recognised_and_its_settings_are_inferred(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "querybox")
+    size = {**TINY, "width": 32, "backbone": "resnet18.tv_in1k"}
+    torch.manual_seed(0)
+    wanted = Detector.from_recipe("deformable_detr_r50_two_stage", num_classes=3, **size)
+    file = save(tmp_path / "model.pth", wanted, FUNDAMENTALVISION)
+    detector = Detector.from_checkpoint(file)
+    assert wanted.recipe is not None
+    assert detector.recipe == wanted.recipe.replace(queries=300)
+    assert "300 queries, made of as many proposals" in caplog.text
+    assert "dilated" not in caplog.text
+    assert (detector.preprocessing.resizing, detector.preprocessing.clip_boxes) == ("facebook", False)
+    batch = ImageBatch.from_images([torch.full((3, 64, 96), 128, dtype=torch.uint8)])
+    with torch.inference_mode():
+        assert (
+            detector(batch).layers[-1].logits.shape[2] == 3
+        )  # every row is a class: there is no "no object"
+
+    options = argparse.Namespace(nheads=4, num_queries=5, dropout=0.0, dilation=False)
+    stated = Detector.from_checkpoint(
+        save(tmp_path / "run.pth", wanted, FUNDAMENTALVISION, args=options)
+    ).recipe
+    assert stated == wanted.recipe.replace(heads=4, points=8, dropout=0.0)
+    with pytest.raises(
+        CheckpointError, match=r"model\.pth: a dilated last stage \(DC5\) is known of DETR alone"
+    ):
+        Detector.from_checkpoint(file, dilation=True)
+
+
+def test_a_relative_that_lacks_tensors(tmp_path: Path) -> None:
+    wanted = tiny(recipe="dino_r50", backbone="resnet18.tv_in1k", width=32)
+    state = IDEA.to_theirs(wanted.state_dict())
+    for name, message in (
+        ("input_proj.3.0.weight", r"no whole checkpoint: 'neck.projections.3.0.weight' is missing"),
+        ("transformer.enc_output.bias", r"queries.proposals.projection.bias: expected \[32\], got none"),
+    ):
+        partial = {each: tensor for each, tensor in state.items() if each != name}
+        torch.save({"model": partial}, tmp_path / "model.pth")
+        with pytest.raises(CheckpointError, match=message):
+            Detector.from_checkpoint(tmp_path / "model.pth")
+
+
+def test_heads_of_91_rows_without_no_object_know_coco(tmp_path: Path) -> None:
+    detector = tiny(91, recipe="dino_r50", backbone="resnet18.tv_in1k", width=32)
+    loaded = Detector.from_checkpoint(save(tmp_path / "dino.pth", detector, IDEA))
+    assert loaded.categories == coco.CATEGORIES
+    assert loaded.class_rows == tuple(coco.NAMES)
+    in_order = tiny(80, recipe="dino_r50", backbone="resnet18.tv_in1k", width=32)
+    assert (
+        Detector.from_checkpoint(save(tmp_path / "mmdet.pth", in_order, MMDET3_DINO)).categories
+        == coco.CATEGORIES
+    )

@@ -153,6 +153,54 @@ def test_queries_are_kept_as_far_as_they_go(queries: int) -> None:
     assert_close(tuned.queries.position[both:], fresh[both:])  # type: ignore[index]
 
 
+RELATIVES: dict[str, tuple[str, ...]] = {  # and the classes of the tuned model
+    "deformable_detr_r50": ("dog", "bee", "cat"),
+    "deformable_detr_r50_refine": ("dog", "bee", "cat"),
+    "deformable_detr_r50_two_stage": ("dog", "bee", "cat", "fly"),
+    "dino_r50": ("dog", "ant", "cat"),  # all of them: it chooses proposals by the best class
+}
+
+
+@pytest.mark.parametrize("recipe", RELATIVES)
+def test_relatives_keep_classes_by_name(recipe: str) -> None:
+    source = pretrained(recipe, categories=(Category(id=9, name="gnu"), *PETS), unused_rows=(0,), **TINY)
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    names = RELATIVES[recipe] + (("gnu",) if recipe == "dino_r50" else ())
+    tuned = pretrained(
+        recipe, categories=[Category(id=label, name=name) for label, name in enumerate(names)], **TINY
+    )
+    start_from(tuned, source, "file")
+    batch = ImageBatch.from_images([torch.randint(256, (3, 64, 96), dtype=torch.uint8)])
+    kept = match_classes(tuned.categories, source.categories)
+    with torch.inference_mode():
+        if recipe == "dino_r50":  # its unused row has a say in the choice
+            source.queries.proposals.class_head.bias[0] = -1000.0  # type: ignore[union-attr, index, operator]
+        ours, theirs = tuned(batch).layers[-1], source(batch).layers[-1]
+    rows = [source.class_rows[label] for label in kept.values()]
+    assert_close(ours.logits[..., list(kept)], theirs.logits[..., rows])
+    assert_close(ours.boxes, theirs.boxes)
+    if recipe == "dino_r50":
+        labels = source.denoising.label.weight  # type: ignore[union-attr]
+        assert_close(tuned.denoising.label.weight, labels[[3, 4, 2, 1]])  # type: ignore[union-attr, index]
+
+
+def test_a_relative_of_which_no_class_is_known() -> None:
+    source = pretrained("dino_r50", categories=PETS, **TINY)
+    tuned = pretrained("dino_r50", categories=[Category(id=0, name="bee")], **{**TINY, "queries": 12})
+    fresh = {name: tensor.clone() for name, tensor in tuned.state_dict().items()}
+    start_from(tuned, source, "file")
+    for name in (
+        "decoder.class_heads.0.weight",
+        "queries.proposals.class_head.bias",
+        "denoising.label.weight",
+    ):
+        assert_close(tuned.state_dict()[name], fresh[name])
+    assert_close(tuned.queries.content[:10], source.queries.content)  # type: ignore[index]
+    assert_close(tuned.queries.content[10:], fresh["queries.content"][10:])  # type: ignore[index]
+
+
 def test_training_with_more_queries_stays_finite(
     run_settings: Callable[..., RunSettings], tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from querybox.data.records import listed
 from querybox.detector import Detector
 from querybox.errors import CheckpointError
+from querybox.modules.proposals import ProposedQueries
 from querybox.recipes.files import misfits
 from querybox.structures import Category
 from querybox.weights.rows import rows_by_class
@@ -118,6 +119,8 @@ def report(detector: Detector, source: Detector, kept: dict[int, int], where: st
     )
     if new:
         logger.warning("%s: does not know %s; these classes start from random weights", where, ", ".join(new))
+    if isinstance(detector.queries, ProposedQueries):
+        return  # none is learnt: as many as are asked for are made
     assert detector.recipe is not None
     assert source.recipe is not None
     surplus = detector.recipe.queries - source.recipe.queries
