@@ -55,7 +55,8 @@ def test_a_run_leaves_everything_that_repeats_it(run_settings: MakeSettings) -> 
     result = train(settings)
     folder = result.run_dir
     assert folder == Path(settings.output)
-    assert {"run.yaml", "environment.json", "metrics.csv", "checkpoint.safetensors", "last.safetensors"} == {
+    expected = {"run.yaml", "environment.json", "record.json", "metrics.csv"}
+    assert expected | {"checkpoint.safetensors", "last.safetensors"} == {
         path.name for path in folder.iterdir()
     }
     assert [category.name for category in result.detector.categories] == ["red", "blue"]

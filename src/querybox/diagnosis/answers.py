@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from querybox.diagnosis.data import permuted
 from querybox.diagnosis.finding import Finding
-from querybox.diagnosis.run import Run
+from querybox.diagnosis.run import UNSURE, Run
 from querybox.diagnosis.schedule import FALLING
 
 REPEATED = 0.3
@@ -13,18 +13,18 @@ ALL_ALIKE = 0.8
 """The same, where next to nothing else is said."""
 GAIN = 0.05
 """AP50 that is won when each object is detected once."""
-UNSURE = 0.1
-"""Where the best score of an image is lower than this, every query says that there is nothing."""
 MOSTLY_EMPTY = 0.8
 """Share of training images without objects."""
 QUERIES_AN_OBJECT = 20
 """More queries than these share a softmax's "no object" among them so that it always wins."""
-SAME = 0.9
+SAME = 0.95
 """IoU of the best boxes of two images that says that they are answered alike."""
 CONFUSED = 0.3
 """Share of the located objects that get another class."""
 LOOSE = 0.3
 """Share of the objects with a box near them and none on them."""
+WHERE_NOT_WHY = 0.5
+"""Weight of what says where it hurts rather than why."""
 
 
 def duplicates(run: Run) -> Finding | None:
@@ -76,7 +76,7 @@ def no_object_collapse(run: Run) -> Finding | None:
     return Finding(
         name="no_object_collapse",
         area="classification",
-        explains=0.9 if settled else 0.6,
+        explains=0.9 if settled else 0.7,
         cause='Every query answers "no object": that is right so often that nothing else was learnt.',
         evidence={
             "mean of the best score of an image": facts.top_score,
@@ -96,7 +96,7 @@ def blind_queries(run: Run) -> Finding | None:
     return Finding(
         name="blind_queries",
         area="matching",
-        explains=0.5,
+        explains=WHERE_NOT_WHY,
         cause="Every image gets the same boxes: the queries have not learnt to look at it.",
         evidence={"mean IoU of the best box of an image with the nearest box of the next": facts.sameness},
         cure="Plain DETR takes thousands of steps to learn where to look: train longer, set model.local_start=true, or "
@@ -117,7 +117,7 @@ def confused_classes(run: Run) -> Finding | None:
     return Finding(
         name="confused_classes",
         area="classification",
-        explains=wrong / sum(each.objects for each in classes),
+        explains=WHERE_NOT_WHY * wrong / sum(each.objects for each in classes),
         cause="Objects are located but taken for another class.",
         evidence={
             "share of located objects with another class": wrong / located,
@@ -142,7 +142,7 @@ def loose_boxes(run: Run) -> Finding | None:
     return Finding(
         name="loose_boxes",
         area="boxes",
-        explains=facts.near - located,
+        explains=WHERE_NOT_WHY * (facts.near - located),
         cause="Boxes are near the objects but do not fit them.",
         evidence={
             "share of objects with a box of IoU 0.2 or more": facts.near,

@@ -10,6 +10,8 @@ from querybox.diagnosis.run import Run
 
 FAULTY_SHARE = 0.1
 """Annotators make a few faulty boxes, programs make many."""
+FAULTY_WEIGHT = 2.5
+"""If so many boxes do not fit into their images, those that happen to fit are wrong, too."""
 MIXED_SHARE = 0.5
 """Of a class's objects that were located: so many taken for one other class are no accident."""
 MIXED_OBJECTS = 3
@@ -31,11 +33,30 @@ def faulty_boxes(run: Run) -> Finding | None:
     return Finding(
         name="faulty_boxes",
         area="data",
-        explains=worst,
+        explains=min(1.0, FAULTY_WEIGHT * worst),
         cause="Many boxes do not fit into their images: they are probably written in another format than the file's.",
         evidence=shares,
         cure="COCO's bbox is x, y, width, height in pixels, YOLO's is the centre and the sides in shares of the image; "
         "write them so, and look at the report's worst images.",
+    )
+
+
+def repeated_objects(run: Run) -> Finding | None:
+    """Objects that were labelled twice, so that two queries have to find each of them."""
+    training = run.record.training
+    if training is None or not training.repeated_objects:
+        return None
+    objects = sum(training.objects.values())
+    return Finding(
+        name="repeated_objects",
+        area="data",
+        explains=training.repeated_objects / objects,
+        cause="Objects stand in the training data more than once, so that several queries learn to answer for each.",
+        evidence={
+            "objects in the training data": objects,
+            "that have box and class of another one": training.repeated_objects,
+        },
+        cure="Remove the repetitions from the annotations.",
     )
 
 

@@ -21,6 +21,7 @@ CAUSES: tuple[Rule, ...] = (
     schedule.frozen_parts,
     data.mixed_up_labels,
     data.faulty_boxes,
+    data.repeated_objects,
     data.too_many_objects,
     data.tiny_objects,
     data.unseen_classes,
@@ -29,7 +30,7 @@ CAUSES: tuple[Rule, ...] = (
     schedule.overfitting,
     schedule.random_backbone,
 )
-SYMPTOMS: tuple[Rule, ...] = (
+ANSWERS: tuple[Rule, ...] = (
     answers.no_object_collapse,
     answers.duplicates,
     answers.blind_queries,
@@ -74,9 +75,6 @@ def diagnose(run: str | Path) -> Diagnosis:
         DataError: Its record is damaged.
     """
     known = Run.read(Path(run))
-    found = apply(CAUSES, known)
-    if not any(finding.explains >= SUFFICIENT for finding in found):
-        found += apply(SYMPTOMS, known)
     history = known.history
     return Diagnosis(
         run=str(run),
@@ -85,9 +83,17 @@ def diagnose(run: str | Path) -> Diagnosis:
         epochs=int(history["epoch"][-1]) if history else 0,
         steps=known.steps,
         ended=known.record.ended,
-        findings=tuple(sorted(found, key=lambda finding: -finding.explains)),
+        findings=tuple(examine(known)),
         missing=tuple(what_is_missing(known)),
     )
+
+
+def examine(run: Run) -> list[Finding]:
+    """Return what the rules find, most likely cause first."""
+    found = apply(CAUSES, run)
+    if not any(finding.explains >= SUFFICIENT for finding in found):
+        found += apply(ANSWERS, run)
+    return sorted(found, key=lambda finding: -finding.explains)
 
 
 def apply(rules: Iterable[Rule], run: Run) -> list[Finding]:

@@ -42,6 +42,8 @@ class SplitFacts:
     """In one image."""
     lost_objects: int
     """Objects in excess of the queries, over all images: they have no query to answer for them."""
+    repeated_objects: int
+    """Objects that stand in the data before, with the very same box and class."""
     faulty_boxes: int
     """Boxes that reached out of their image or had no extent: cut or dropped when the data were read."""
     median_size: float
@@ -60,9 +62,16 @@ class SplitFacts:
             objects={category.name: by_label[label] for label, category in enumerate(data.categories)},
             most_objects=max(counts),
             lost_objects=sum(max(0, count - queries) for count in counts),
+            repeated_objects=sum(map(repeated_objects, data.images)),
             faulty_boxes=sum(data.dropped.values()),
             median_size=float(np.median(sizes)),
         )
+
+
+def repeated_objects(image: ImageRecord) -> int:
+    """Count the objects that have box and class of one before."""
+    objects = np.column_stack([image.boxes_xyxy, image.labels])[~image.crowd]
+    return len(objects) - len(np.unique(objects, axis=0))
 
 
 def input_sizes(image: ImageRecord, settings: DataSettings) -> Float[np.ndarray, " G"]:

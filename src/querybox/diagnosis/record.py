@@ -47,10 +47,10 @@ def read_record(folder: Path) -> Record:
     try:
         return TypeAdapter(Record).validate_json(path.read_bytes())
     except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"]))
+        problem = error.errors(include_input=False)[0]
+        place = ".".join(map(str, problem["loc"])) or "the file"
         raise DataError(
-            f"{path}: {place or 'the file'}: {problem['msg']}; expected the record of a run: "
+            f"{path}: {place}: {problem['msg']}; expected the record of a run: "
             "remove the file, and the rest can be diagnosed"
         ) from None
 

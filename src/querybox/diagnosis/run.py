@@ -6,19 +6,24 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import TypeAdapter, ValidationError
 
+from querybox.data import DataSettings
 from querybox.diagnosis.record import Record, read_history, read_record
 from querybox.errors import ConfigError
 from querybox.recipes import DETR, DeformableDETR, Recipe, parse
 from querybox.runfile import read_run_file
+from querybox.settings import describe
 
 POOR_AP50 = 0.3
 """A run that reaches this learns; below it, something may keep it from learning."""
 POOR_FIT = 0.6
 """The same for the mean GIoU of the boxes on the training images, where no AP was measured."""
+
+UNSURE = 0.1
+"""Where the best scores of the images are lower than this, every query says that there is nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +34,16 @@ class Plan:
     backbone_lr: float
     epochs: int
     warmup_steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFile:
+    """What a diagnosis looks at in a run's ``run.yaml``, all of whose values are written out."""
+
+    train: Plan
+    model: dict[str, Any]
+    data: DataSettings
+    weights: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,23 +73,21 @@ class Run:
             raise ConfigError(
                 f"{folder}: holds no run.yaml; expected the folder of a training run: check the path"
             )
-        settings = read_run_file(path)
+        values = read_run_file(path)
         try:
-            return cls(
-                plan=TypeAdapter(Plan).validate_python(settings["train"]),
-                recipe=parse(settings["model"], where=str(path)),
-                fine_tuned=settings["weights"] is not None,
-                image_size=int(settings["data"]["image_size"]),
-                history=read_history(folder / "metrics.csv"),
-                record=read_record(folder),
-            )
-        except (KeyError, TypeError, ValueError, ValidationError) as error:
-            if isinstance(error, ConfigError):
-                raise
-            reason = " ".join(str(error).split())
+            settings = TypeAdapter(RunFile).validate_python(values)
+        except ValidationError as error:
             raise ConfigError(
-                f"{path}: does not have all settings of a run ({reason}); expected a run's own file"
+                f"{path}: {describe(error.errors()[0], [])}; expected the file that a training run wrote"
             ) from None
+        return cls(
+            plan=settings.train,
+            recipe=parse(settings.model, where=str(path)),
+            fine_tuned=settings.weights is not None,
+            image_size=settings.data.image_size,
+            history=read_history(folder / "metrics.csv"),
+            record=read_record(folder),
+        )
 
     @property
     def steps(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from querybox.diagnosis.finding import Finding
-from querybox.diagnosis.run import Run
+from querybox.diagnosis.run import UNSURE, Run
 
 WILD_RATE = 0.05
 """AdamW moves a weight by about the learning rate a step. So large a share of its size, and nothing settles."""
@@ -23,6 +23,8 @@ ENOUGH_STEPS = {"detr": 5000}
 """Updates after which few images begin to be learnt, by the kind of recipe; see docs/blood-cells.md."""
 ENOUGH_STEPS_OTHERS = 500
 ENOUGH_STEPS_FINE_TUNED = 200
+GOOD_FIT = 0.8
+"""Mean GIoU of the boxes on the training images at which little is left for more steps."""
 OVERFIT_GAP = 0.2
 """IoU by which the boxes fit the training images better than new ones."""
 OVERFIT_DROP = 0.2
@@ -152,7 +154,7 @@ def random_backbone(run: Run) -> Finding | None:
     return Finding(
         name="random_backbone",
         area="schedule",
-        explains=0.5,
+        explains=0.3,
         cause="The backbone starts from random weights; to learn to see takes far more images than to learn to detect.",
         evidence={"training images": training.images} if training else {},
         cure="Set model.backbone_weights=imagenet, or a file of weights.",
@@ -181,6 +183,7 @@ def too_few_steps(run: Run) -> Finding | None:
     falling = fall is None or fall > FALLING
     if not run.poor or not run.steps or (run.steps >= enough and not falling):
         return None
+    left = 1 - min(max(run.fit or 0.0, 0.0) / GOOD_FIT, 1.0)
     epochs = int(run.history["epoch"][-1])
     per_epoch = run.steps / epochs
     longer = max(enough, 2 * run.steps)
@@ -190,8 +193,8 @@ def too_few_steps(run: Run) -> Finding | None:
     return Finding(
         name="too_few_steps",
         area="schedule",
-        # Where the loss is flat already, more of the same may not help.
-        explains=max(1 - run.steps / enough, 0.3) * (1.0 if falling else 0.5),
+        # Where the loss is flat, or the boxes fit already, more of the same may not help.
+        explains=max(1 - run.steps / enough, 0.3) * (1.0 if falling else 0.5) * left,
         cause="The detector was trained for too few steps.",
         evidence={
             "steps made": run.steps,
@@ -208,7 +211,7 @@ def too_few_steps(run: Run) -> Finding | None:
 def overfitting(run: Run) -> Finding | None:
     """Boxes that fit the training images but not new ones, or an AP that has passed its best."""
     facts, fit, scores = run.record.evaluation, run.fit, run.ap50s
-    gap = fit - facts.best_iou if facts and fit else 0.0
+    gap = fit - facts.best_iou if facts and fit and facts.top_score >= UNSURE else 0.0
     best, last = (max(scores), scores[-1]) if scores else (0.0, 0.0)
     by_heart = gap / fit if fit and gap >= OVERFIT_GAP else 0.0
     past_best = 1 - last / best if best - last >= OVERFIT_DROP * best > OVERFIT_LEAST else 0.0
@@ -226,6 +229,7 @@ def overfitting(run: Run) -> Finding | None:
         explains=max(by_heart, past_best),
         cause="The detector has learnt the training images by heart: new ones are answered much worse.",
         evidence={**evidence, "best AP50": best, "AP50 at the end": last},
-        cure="Label more images; vary them more (data.crop, data.color_jitter, data.vertical_flip); freeze the backbone "
-        "(train.freeze=[backbone]) or take a smaller model; stop in time (train.patience). The best detector was kept.",
+        cure="Label more images; vary them more (data.crop, data.color_jitter, data.vertical_flip); freeze the "
+        "backbone (train.freeze=[backbone]) or take a smaller model; stop in time (train.patience). The best detector "
+        "was kept.",
     )

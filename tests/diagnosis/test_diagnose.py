@@ -1,0 +1,90 @@
+"""Reading run folders: whole ones, old ones, those of others."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_records import RECORD, write_run
+
+from querybox.diagnosis import diagnose
+from querybox.diagnosis.record import add_to_record, read_record
+from querybox.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The folder of a good run."""
+    return write_run(tmp_path)
+
+
+def test_a_good_run(folder: Path) -> None:
+    diagnosis = diagnose(folder)
+    assert diagnosis.findings == ()
+    assert diagnosis.missing == ()
+    assert (diagnosis.AP, diagnosis.AP50) == (0.18, 0.72)
+    assert (diagnosis.epochs, diagnosis.steps, diagnosis.ended) == (9, 9000, "epochs")
+    assert read_record(folder) == RECORD
+
+
+def test_findings_are_sorted(folder: Path) -> None:
+    training = dataclasses.replace(RECORD.training, faulty_boxes=500, repeated_objects=100)  # type: ignore[type-var]
+    add_to_record(folder, training=training)
+    findings = diagnose(str(folder)).findings
+    assert [finding.name for finding in findings] == ["faulty_boxes", "repeated_objects"]
+    assert findings[0].explains > findings[1].explains
+
+
+def test_the_run_of_an_older_version_says_what_it_lacks(folder: Path) -> None:
+    (folder / "record.json").unlink()
+    diagnosis = diagnose(folder)
+    assert diagnosis.findings == ()
+    assert "no record.json" in diagnosis.missing[0]
+
+
+@pytest.mark.parametrize(
+    ("facts", "missing"),
+    [
+        ({"evaluation": None}, "not been evaluated yet"),
+        ({"evaluation": None, "validation": None}, "no data to evaluate on"),
+    ],
+)
+def test_what_a_run_did_not_measure(folder: Path, facts: dict[str, Any], missing: str) -> None:
+    add_to_record(folder, **facts)
+    assert missing in diagnose(folder).missing[0]
+
+
+def test_a_run_that_has_just_begun(folder: Path) -> None:
+    (folder / "metrics.csv").unlink()
+    add_to_record(folder, evaluation=None, ended=None)
+    diagnosis = diagnose(folder)
+    assert diagnosis.findings == ()
+    assert diagnosis.AP is None
+    assert diagnosis.steps == 0
+    assert len(diagnosis.missing) == 2
+
+
+def test_no_run(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"holds no run.yaml; expected the folder of a training run"):
+        diagnose(tmp_path / "elsewhere")
+    (folder / "run.yaml").write_text("data: {train: data}\n")
+    with pytest.raises(
+        ConfigError, match="setting 'train' is missing; expected the file that a training run wrote"
+    ):
+        diagnose(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"ended": 5}', '{"training": {"images": 3}}', "\x00"])
+def test_a_damaged_record_is_told(folder: Path, text: str) -> None:
+    (folder / "record.json").write_text(text)
+    with pytest.raises(DataError, match=r"record.json: .*; expected the record of a run: remove the file"):
+        diagnose(folder)
+
+
+def test_the_record_is_plain_json(folder: Path) -> None:
+    values = json.loads((folder / "record.json").read_text())
+    assert values["training"]["objects"] == {"cat": 600, "dog": 400}
+    assert values["evaluation"]["classes"][0]["name"] == "cat"

@@ -1,0 +1,205 @@
+"""Every rule on the record of a run with that one fault, and on those of good runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+from run_records import CAT, DOG, FAILED, HISTORY, LOSSES, RECORD, SPLIT, make_run
+
+from querybox.diagnosis.diagnose import examine
+from querybox.diagnosis.finding import Finding
+from querybox.diagnosis.run import Run
+
+SHORT = {name: values[:3] for name, values in HISTORY.items()} | {
+    "step": [4.0, 8.0, 12.0],
+    "loss_iou": [4.0, 3.9, 3.8],
+    "AP": [0.0] * 3,
+    "AP50": [0.0] * 3,
+}
+"""Twelve steps, in which nothing could be learnt."""
+UNFIT = {**FAILED, "loss_iou": [4.0] * 9}
+"""A run that did not even learn the training images."""
+FLAT = {**UNFIT, "loss": [20.0] + [8.0] * 8}
+
+
+def parts(**changes: Any) -> dict[str, Any]:
+    assert RECORD.parts is not None
+    return {
+        name: dataclasses.replace(part, **changes.get(name, changes.get("all", {})))
+        for name, part in RECORD.parts.items()
+    }
+
+
+def split(**changes: Any) -> Any:
+    return dataclasses.replace(SPLIT, **changes)
+
+
+def classes(**changes: Any) -> Any:
+    return {"classes": tuple(dataclasses.replace(each, **changes) for each in (CAT, DOG))}
+
+
+SWAPPED = (
+    dataclasses.replace(CAT, right=3, taken=52),
+    dataclasses.replace(DOG, right=2, taken=33),
+)
+BROKEN: dict[str, dict[str, Any]] = {
+    "lr_too_high": {"lr": 0.1, "history": {**UNFIT, "loss": [40.0] * 9}},
+    "lr_too_low": {"lr": 1e-7, "history": {**UNFIT, "loss": [20.0 - 0.01 * n for n in range(9)]}},
+    "failed": {"failed": True, "ended": "loss_cls became NaN", "history": UNFIT},
+    "frozen_parts": {"parts": parts(decoder={"trained": 0}), "history": UNFIT},
+    "random_backbone": {"model": {"backbone_weights": None}, "history": FLAT},
+    "warmup_too_long": {"warmup_steps": 100_000, "history": FLAT},
+    "too_few_steps": {"history": SHORT},
+    "overfitting": {"best_iou": 0.3, "history": {"loss_iou": [0.2] * 9}},
+    "mixed_up_labels": {"classes": SWAPPED, "history": FAILED},
+    "faulty_boxes": {"training": split(faulty_boxes=500), "history": FAILED},
+    "repeated_objects": {"training": split(repeated_objects=500)},
+    "too_many_objects": {"model": {"queries": 10}, "validation": split(lost_objects=400)},
+    "tiny_objects": {**classes(tiny=30, tiny_located=0), "validation": split(median_size=20.0)},
+    "unseen_classes": {"training": split(objects={"cat": 1000, "dog": 0})},
+    "no_object_collapse": {"top_score": 0.02, "history": FLAT},
+    "duplicates": {"repeated": 0.6, "AP50": 0.4, "AP50_once": 0.6},
+    "blind_queries": {"sameness": 0.99, "history": UNFIT},
+    "confused_classes": {"classes": (dataclasses.replace(CAT, right=5, taken=50), DOG)},
+    "loose_boxes": classes(located=10, right=9, taken=1, tiny=0, tiny_located=0),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_the_fault_is_the_first_finding(name: str) -> None:
+    first = examine(make_run(**BROKEN[name]))[0]
+    assert first.name == name
+    assert 0.05 <= first.explains <= 1
+    assert first.cause.endswith((".", "NaN"))
+    assert first.cure.endswith(".")
+    assert all(map(math.isfinite, first.evidence.values()))
+
+
+def test_every_rule_is_tested() -> None:
+    from querybox.diagnosis.diagnose import ANSWERS, CAUSES
+
+    assert {rule.__name__ for rule in (*CAUSES, *ANSWERS)} == set(BROKEN)
+
+
+@pytest.mark.parametrize(
+    "good",
+    [
+        {},
+        {"recipe": "deformable_detr_small"},
+        {"recipe": "dino_small", "lr": 5e-4},
+        {"fine_tuned": True, "history": {**HISTORY, "step": [10.0 * n for n in range(1, 10)]}},
+        {"parts": parts(encoder={"trained": 0})},  # on purpose: it learns all the same
+        {"history": {"AP": [], "AP50": []}, "validation": None, "evaluation": None},
+        {"lr": 1e-2},
+    ],
+)
+def test_a_good_run_is_not_accused(good: dict[str, Any]) -> None:
+    assert examine(make_run(**good)) == []
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_not_recorded_accuses_nobody(name: str) -> None:
+    """An older version's folder has settings and metrics only."""
+    nothing = {"training": None, "validation": None, "parts": None}
+    change = {key: BROKEN[name][key] for key in ("model", "history", "warmup_steps") if key in BROKEN[name]}
+    found = examine(make_run(**nothing, **change, evaluation=None))
+    assert {finding.name for finding in found} <= {
+        *("too_few_steps", "random_backbone", "warmup_too_long", "overfitting")
+    }
+
+
+def only(found: list[Finding], name: str) -> Finding:
+    (finding,) = (finding for finding in found if finding.name == name)
+    return finding
+
+
+def test_the_learning_rate_at_fault_is_named() -> None:
+    finding = only(examine(make_run(backbone_lr=1.0, history=UNFIT)), "lr_too_high")
+    assert "train.backbone_lr=1 " in finding.cause
+    assert "train.backbone_lr=0.0002," in finding.cure
+
+
+def test_a_high_learning_rate_takes_a_loss_that_shows_it() -> None:
+    falling = make_run(lr=1e-3, history={**FAILED, "loss": LOSSES})
+    rising = make_run(
+        lr=1e-3, history={**FAILED, "loss": [20.0, 10.0, 8.0, 9.0, 11.0, 13.0, 14.0, 15.0, 16.0]}
+    )
+    assert "lr_too_high" not in names(falling)
+    assert names(rising)[0] == "lr_too_high"
+
+
+def test_backbones_may_be_frozen_unless_they_are_random() -> None:
+    frozen = parts(backbone={"trained": 0, "weight_size": None})
+    assert "frozen_parts" not in names(make_run(parts=frozen, history=UNFIT))
+    assert "frozen_parts" in names(make_run(parts=frozen, history=UNFIT, model={"backbone_weights": None}))
+    assert "frozen_parts" not in names(
+        make_run(parts=parts(neck={"trained": 0}), history=UNFIT, fine_tuned=True)
+    )
+
+
+def test_relatives_take_fewer_steps() -> None:
+    flat = {**FLAT, "step": [100.0 * n for n in range(1, 10)]}
+    assert "too_few_steps" in names(make_run("detr_small", history=flat))
+    assert "too_few_steps" not in names(make_run("dino_small", history=flat))
+
+
+def test_training_images_that_fit_do_not_ask_for_more_steps() -> None:
+    assert "too_few_steps" not in names(make_run(history={**SHORT, "loss_iou": [0.3, 0.3, 0.3]}))
+
+
+def test_an_ap_that_is_past_its_best_is_overfitting() -> None:
+    finding = only(
+        examine(make_run(history={"AP50": [0.1, 0.3, 0.5, 0.6, 0.6, 0.5, 0.4, 0.35, 0.3]})), "overfitting"
+    )
+    assert finding.explains == pytest.approx(0.5)
+    assert finding.evidence["best AP50"] == 0.6
+
+
+def test_weak_classes_are_not_mixed_up() -> None:
+    """One that answers for all others is a detector that does not know them, not a mistake in the files."""
+    names_ = names(
+        make_run(
+            classes=(
+                CAT,
+                dataclasses.replace(DOG, right=0, taken=35),
+                dataclasses.replace(DOG, name="cow", right=0, taken=35),
+            ),
+            history=FAILED,
+        )
+    )
+    assert "mixed_up_labels" not in names_
+    assert "confused_classes" in names_
+
+
+def test_tiny_objects_count_by_class() -> None:
+    """A class of few, tiny objects costs as much AP as one of many."""
+    speck = dataclasses.replace(CAT, name="speck", objects=4, located=0, right=0, tiny=4, tiny_located=0)
+    finding = only(examine(make_run(classes=(CAT, DOG, speck))), "tiny_objects")
+    assert finding.explains > 1 / 3
+    assert finding.evidence["pixels of the input that a cell is wide"] == 32
+
+
+@pytest.mark.parametrize(
+    ("training", "cure"),
+    [
+        (split(objects={"cat": 100, "dog": 0}, most_objects=3), "model.queries=10,"),
+        (split(empty_images=190), "Leave out most of the training images without objects"),
+        (split(objects={"cat": 2000, "dog": 2000}), "Lower train.lr"),
+    ],
+)
+def test_a_collapse_is_cured_by_its_reason(training: Any, cure: str) -> None:
+    finding = only(examine(make_run(training=training, top_score=0.01, history=FLAT)), "no_object_collapse")
+    assert finding.cure.startswith(cure) or f"Set {cure}" in finding.cure
+
+
+def test_what_could_not_learn_is_not_asked_what_it_answers() -> None:
+    found = names(make_run(lr=10.0, top_score=0.0, repeated=1.0, sameness=1.0, history=UNFIT))
+    assert found[0] == "lr_too_high"
+    assert not {"no_object_collapse", "duplicates", "blind_queries"} & set(found)
+
+
+def names(run: Run) -> list[str]:
+    return [finding.name for finding in examine(run)]

@@ -1,0 +1,110 @@
+"""A run that went well, as its record tells it; tests change what shall be wrong."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from querybox.diagnosis.facts import ClassFacts, EvaluationFacts, PartFacts, SplitFacts
+from querybox.diagnosis.record import Record, add_to_record
+from querybox.diagnosis.run import Plan, Run
+from querybox.recipes import find
+from querybox.training import RunSettings
+
+SPLIT = SplitFacts(
+    images=200,
+    empty_images=10,
+    objects={"cat": 600, "dog": 400},
+    most_objects=20,
+    lost_objects=0,
+    repeated_objects=0,
+    faulty_boxes=2,
+    median_size=90.0,
+)
+CAT = ClassFacts(
+    name="cat", objects=60, located=55, right=50, taken_for="dog", taken=5, tiny=3, tiny_located=2
+)
+DOG = dataclasses.replace(CAT, name="dog", objects=40, located=35, right=32, taken_for="cat", taken=3)
+EVALUATION = EvaluationFacts(
+    AP50=0.7,
+    AP50_once=0.71,
+    classes=(CAT, DOG),
+    best_iou=0.75,
+    near=0.97,
+    top_score=0.9,
+    confident=5.0,
+    repeated=0.05,
+    sameness=0.4,
+)
+RECORD = Record(
+    training=SPLIT,
+    validation=SPLIT,
+    parts={
+        name: PartFacts(parameters=1000, trained=900, weight_size=0.05)
+        for name in ("backbone", "neck", "encoder", "queries", "decoder")
+    },
+    evaluation=EVALUATION,
+    ended="epochs",
+)
+LOSSES = [20.0, 12.0, 9.0, 7.0, 6.0, 5.5, 5.2, 5.1, 5.05]
+HISTORY = {
+    "epoch": [float(epoch) for epoch in range(1, 10)],
+    "step": [1000.0 * epoch for epoch in range(1, 10)],
+    "loss": LOSSES,
+    "loss_iou": [loss / 12 for loss in LOSSES],
+    "AP": [0.02 * epoch for epoch in range(1, 10)],
+    "AP50": [0.08 * epoch for epoch in range(1, 10)],
+}
+FAILED = {"AP50": [0.001] * 9}
+"""Columns of a run that found nothing, though its boxes fitted the training images."""
+
+
+def make_run(
+    recipe: str = "detr_r50",
+    *,
+    model: dict[str, Any] | None = None,
+    history: dict[str, list[float]] | None = None,
+    fine_tuned: bool = False,
+    image_size: int = 800,
+    **facts: Any,
+) -> Run:
+    """Make a run that differs from the good one.
+
+    Words that the plan, the record or its evaluation have are theirs; `model` are settings of the recipe, `history`
+    columns of the metrics.
+    """
+
+    def take(kind: type[Any]) -> dict[str, Any]:
+        return {each.name: facts.pop(each.name) for each in dataclasses.fields(kind) if each.name in facts}
+
+    plan = {"lr": 1e-4, "backbone_lr": 1e-5, "epochs": 9, "warmup_steps": 0, **take(Plan)}
+    record = dataclasses.replace(RECORD, **take(Record))
+    if record.evaluation is not None:
+        evaluation = dataclasses.replace(record.evaluation, **take(EvaluationFacts))
+        record = dataclasses.replace(record, evaluation=evaluation)
+    assert not facts
+    return Run(
+        plan=Plan(**plan),
+        recipe=find(recipe).replace(**{"backbone_weights": "imagenet", **(model or {})}),
+        fine_tuned=fine_tuned,
+        image_size=image_size,
+        history={**HISTORY, **(history or {})},
+        record=record,
+    )
+
+
+def write_run(folder: Path) -> Path:
+    """Write settings, metrics and record of the good run to `folder`, and return it."""
+    model = find("detr_r50").replace(backbone_weights="imagenet").model_dump(mode="json")
+    settings = RunSettings.parse({"recipe": "detr_r50", "model": model, "data": {"train": "data"}})
+    (folder / "run.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(HISTORY)
+        writer.writerows(zip(*HISTORY.values(), strict=True))
+    add_to_record(folder, **{each.name: getattr(RECORD, each.name) for each in dataclasses.fields(Record)})
+    return folder
