@@ -66,18 +66,20 @@ def convert(
     Tensors get other names, and the projections of attention are split or joined. Their numbers and types stay, so
     the way there and back gives the very same tensors. What a ``.pth`` file has no place for in its own system (image
     size, attention heads, dilation, category ids) is kept in its ``meta``, which that system passes over. The counters
-    of batch norms, which frozen ones never read, are left out where a layout has none, and come back as zero.
+    of batch norms, which frozen ones never read, are left out where a layout has none, and come back as zero; so does
+    the label of no class that DINO's original has.
 
     Args:
         source: What `Detector.from_checkpoint` reads.
         target: A new ``.pth`` file for facebook, mmdet2 and mmdet3, ``.safetensors`` file for querybox, folder for
             huggingface. It appears when it is complete.
-        to: Whose names and wrapper: facebookresearch/detr's, MMDetection's 2.x or 3.x, those of the Hugging Face
+        to: Whose names and wrapper: those of the authors' own code ("facebook", also where the authors are others:
+            fundamentalvision/Deformable-DETR, IDEA-Research/DINO), of MMDetection 2.x or 3.x, of the Hugging Face
             hub, or querybox's own.
-        rows: Bring the class head of COCO's 80 classes to 80 rows, as MMDetection has it, or 91, as facebookresearch
-            and Hugging Face have it. Each class keeps its logit. On the way to 80 the rows of no class are dropped:
-            the softmax gives their probability to the others, so all scores grow, usually by very little. On the way
-            to 91 new rows get probability zero, so no score changes. None: as they are.
+        rows: Bring the class heads of COCO's 80 classes to 80 rows, as MMDetection has it, or 91, as the authors' own
+            code and Hugging Face have it. Each class keeps its logit. On the way to 80 the rows of no class are
+            dropped: DETR's softmax gives their probability to the others, so all scores grow, usually by very little.
+            On the way to 91 new rows get probability zero, so no score changes. None: as they are.
         dilation: Whether the last stage is dilated, as in `Detector.from_checkpoint`.
         heads: Of attention, as in `Detector.from_checkpoint`.
 

@@ -118,11 +118,12 @@ class Detector(nn.Module):
     def from_checkpoint(
         cls, path: str | Path, *, dilation: bool | None = None, heads: int | None = None
     ) -> Detector:
-        """Read a public DETR checkpoint, or a file that `save` wrote; nothing in it is executed.
+        """Read a public checkpoint of DETR, Deformable DETR or DINO, or a file that `save` wrote.
 
-        Known are the names of facebookresearch/detr, MMDetection 2.x and 3.x, and Hugging Face. The layout is
-        recognised by the names of the tensors, the recipe is inferred from their shapes. Class names come from the
-        file, else they are COCO's where the class head has 92 or 81 rows. Images are resized as the layout's own
+        Nothing in it is executed. Known are the names of the authors' own code, of MMDetection 3.x (2.x for DETR) and
+        of Hugging Face (which has no DINO). The layout is recognised by the names of the tensors, the recipe is
+        inferred from their shapes. Class names come from the file, else they are COCO's where the class head has 91
+        or 80 rows beside "no object". Images are resized as the layout's own
         code does it. What had to be assumed is logged.
 
         Args:
@@ -136,7 +137,7 @@ class Detector(nn.Module):
             The detector, weights in float32, on the CPU, in evaluation mode.
 
         Raises:
-            CheckpointError: The file is missing, corrupt, would need code to be executed, or is no DETR.
+            CheckpointError: The file is missing, corrupt, would need code to be executed, or is no such detector.
             ConfigError: `dilation` or `heads` contradicts the file.
         """
         from querybox.checkpoints import from_checkpoint
