@@ -17,6 +17,8 @@ SIZES = {
     "decoder_layers": 3,
     "encoder_ffn_dim": 512,
     "decoder_ffn_dim": 512,
+    "encoder_attention_heads": 8,
+    "decoder_attention_heads": 8,
     "num_queries": 100,
 }
 

@@ -20,6 +20,7 @@ from querybox.detector import Detector
 from querybox.losses.classification import Focal
 from querybox.losses.criterion import Criterion
 from querybox.losses.matcher import HungarianMatcher
+from querybox.recipes import find
 from querybox.structures import ImageBatch, Preprocessing
 from querybox.weights.huggingface import HUGGINGFACE, HUGGINGFACE_DEFORMABLE
 
@@ -27,8 +28,6 @@ BATCH, SIZE, OBJECTS, CLASSES = 8, (240, 320), 15, 3
 WHOLE = f"{TRANSFORMERS}, all of the backbone trained"
 """As transformers does it; the other sides leave the first layers as they are, as querybox's recipes do."""
 TITLES: dict[Kind, str] = {"detr": "DETR", "deformable_detr": "Deformable DETR, 3 maps, refined boxes"}
-FROZEN: dict[Kind, int] = {"detr": 16, "deformable_detr": 8}
-"""The stride up to which the small recipes do not train the backbone."""
 
 
 def rows(setup: Setup) -> Iterator[Row]:
@@ -37,15 +36,14 @@ def rows(setup: Setup) -> Iterator[Row]:
     Gradients are not compared: other layers have them, and transformers shares heads that the paper has a layer each.
     """
     for kind, title in TITLES.items():
+        frozen = find(f"{kind}_small").frozen_stride
         yield Row(
             name=f"training-small-{kind.replace('_', '-')}",
             title=f"Training step of a small {title}, {BATCH} images of {SIZE[0]}x{SIZE[1]} with {OBJECTS} objects",
             sides=[
                 Side(name=FULL, build=partial(ours, setup, kind, "no")),
                 Side(name=BEST, build=partial(ours, setup, kind, "bf16"), tolerance=0.05),
-                Side(
-                    name=TRANSFORMERS, build=partial(transformers, setup, kind, FROZEN[kind]), tolerance=1e-3
-                ),
+                Side(name=TRANSFORMERS, build=partial(transformers, setup, kind, frozen), tolerance=1e-3),
                 Side(name=WHOLE, build=partial(transformers, setup, kind, 0), tolerance=1e-3),
             ],
             difference=lambda a, b: relative(a[:1], b[:1]),
@@ -67,11 +65,13 @@ def peer(kind: Kind, frozen_stride: int) -> Any:
 
 def same_detector(kind: Kind) -> tuple[Detector, Criterion]:
     """Return ours with the weights of theirs, and the criterion that transformers has by default."""
-    model = peer(kind, FROZEN[kind])
-    settings: dict[str, Any] = {"local_start": False} if kind == "detr" else {}
-    detector = Detector.from_recipe(
-        f"{kind}_small", num_classes=CLASSES, encoder_layers=SIZES["encoder_layers"], **settings
-    )
+    model = peer(kind, 0)
+    settings: dict[str, Any] = {
+        "encoder_layers": SIZES["encoder_layers"],
+        "heads": SIZES["encoder_attention_heads"],
+        **({"local_start": False} if kind == "detr" else {}),
+    }
+    detector = Detector.from_recipe(f"{kind}_small", num_classes=CLASSES, **settings)
     layout = HUGGINGFACE if kind == "detr" else HUGGINGFACE_DEFORMABLE
     weights = {name: each for name, each in model.state_dict().items() if "backbone" not in name}
     backbone = model.model.backbone.model.state_dict()
