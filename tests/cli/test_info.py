@@ -17,6 +17,11 @@ def test_without_a_target_says_what_is_installed(run: Any) -> None:
     assert torch.__version__.split("+")[0] in out
     assert all(name in out for name in RECIPES)
     assert "stride=16, dilation=True" in out
+    assert "kind=dino" in out
+    assert any(
+        line.replace("│", "").split() == ["deformable_detr_r50_refine", "refine=True"]
+        for line in out.splitlines()
+    )
 
 
 def test_of_a_model(run: Any, model: Path, tmp_path: Path) -> None:

@@ -67,17 +67,18 @@ def installed() -> Table:
 
 
 def recipes() -> Table:
-    """Show every named model and what tells it from the first."""
+    """Show every named model and what tells it from the first of its kind."""
     from querybox.recipes import RECIPES
 
-    base: dict[str, Any] = next(iter(RECIPES.values())).model_dump()
-    lines = {
-        name: ", ".join(f"{key}={value}" for key, value in recipe.model_dump().items() if value != base[key])
-        for name, recipe in RECIPES.items()
-    }
-    first = next(iter(lines))
-    lines[first] = ", ".join(f"{key}={value}" for key, value in base.items())
-    return pairs(f"Recipes: {first}, and others by their differences", lines)
+    first: dict[str, dict[str, Any]] = {}
+    lines = {}
+    for name, recipe in RECIPES.items():
+        settings = recipe.model_dump()
+        base = first.get(recipe.kind, {})
+        differences = {key: value for key, value in settings.items() if key not in base or base[key] != value}
+        lines[name] = ", ".join(f"{key}={value}" for key, value in differences.items())
+        first.setdefault(recipe.kind, settings)
+    return pairs("Recipes: the first of each kind, and the others by what tells them from it", lines)
 
 
 def describe_model(path: Path, loaded: Loaded) -> Table:

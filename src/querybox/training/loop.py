@@ -22,6 +22,7 @@ from querybox.errors import NonFiniteError
 from querybox.evaluation import Evaluation
 from querybox.structures import ImageBatch, Target
 from querybox.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from querybox.training.compiled import compile_backbone, compiler_errors
 from querybox.training.display import Display
 from querybox.training.ema import MovingAverage
 from querybox.training.fast import for_training
@@ -114,9 +115,10 @@ class Trainer:
         self.evaluate = evaluate
         self.average = MovingAverage(detector, settings.ema) if settings.ema else None
         self.adamw = build_optimizer(detector, settings)
-        self.model, self.optimizer = accelerator.prepare(
-            DetectionLoss(for_training(detector), criterion), self.adamw
-        )
+        fast = for_training(detector)
+        if settings.compile:
+            compile_backbone(fast)
+        self.model, self.optimizer = accelerator.prepare(DetectionLoss(fast, criterion), self.adamw)
         self.trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
         self.steps_per_epoch = math.ceil(len(loader) / settings.accumulate)
         self.schedule = Schedule.of(settings, self.steps_per_epoch)
@@ -179,10 +181,10 @@ class Trainer:
         device = self.accelerator.device
         pixels, sizes = part.pixels.to(device, non_blocking=True), part.sizes.to(device, non_blocking=True)
         targets = [target.to(device, non_blocking=True) for target in part.targets]
+        batch = ImageBatch.from_pixels(pixels, sizes, self.detector.preprocessing)
         try:
-            losses: dict[str, Tensor] = self.model(
-                ImageBatch.from_pixels(pixels, sizes, self.detector.preprocessing), targets
-            )
+            with compiler_errors() if self.settings.compile else nullcontext():
+                losses: dict[str, Tensor] = self.model(batch, targets)
         except NonFiniteError as error:
             raise self.non_finite(str(error), part.image_ids) from None
         return losses

@@ -32,6 +32,8 @@ class TrainSettings(Settings):
     warmup_steps: NonNegativeInt = 0
     """Updates over which the learning rates rise linearly to their full value."""
     precision: Literal["no", "bf16", "fp16"] = "no"
+    compile: bool = False
+    """Compile the backbone with `torch.compile` at the first step, once for all image sizes; needs a C++ compiler."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of the moving average of the weights, e.g. 0.9997; the average is what is evaluated and saved."""
     freeze: tuple[str, ...] = ()
