@@ -264,7 +264,7 @@ def to_set_there(checkpoint: Checkpoint, to: System) -> list[str]:
         sentences.append(f"it has {recipe.heads} attention heads, which no tensor shows: set them there")
     if isinstance(recipe, DETR) and recipe.dilation:
         sentences.append("its last stage is dilated, which no tensor shows: pass --dilation there")
-    if to == "mmdet3" and layout.kind != "detr" and NECK_BIAS in layout.as_held(checkpoint.state):
+    if to == "mmdet3" and layout.kind != "detr" and NECK_BIAS in layout.as_they_hold(checkpoint.state):
         sentences.append(
             f"its neck has biases, but {layout.name}'s own config has none: set bias=True in neck there"
         )

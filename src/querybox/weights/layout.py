@@ -98,12 +98,7 @@ class Layout:
         for name in [name for name in result if name.endswith(".running_var")]:
             counter = name.removesuffix("running_var") + "num_batches_tracked"
             result.setdefault(counter, torch.zeros((), dtype=torch.int64))
-        if self.kind == "detr":
-            return result
-        result = gather_heads(join_neck(result))
-        if self.spare_label and LABEL in result and CLASSES in result:
-            result[LABEL] = result[LABEL][: len(result[CLASSES])].clone()
-        return result
+        return self.as_we_hold(result)
 
     def to_theirs(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rename our tensors to this layout's names, fusing projections where it does.
@@ -115,7 +110,7 @@ class Layout:
         result: dict[str, Tensor] = {}
         unknown: list[str] = []
         again = self.listed_again(state)
-        state = self.as_held(state)
+        state = self.as_they_hold(state)
         for name in state:
             if name.endswith(".num_batches_tracked") and not self.counts_batches:
                 continue
@@ -133,15 +128,17 @@ class Layout:
             if name.partition(".")[0] in again
         }
 
-    def listed_again(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:
-        """Return which heads files list a second time: those that move references or choose proposals."""
-        if self.decoder_heads is None:
-            return ()
-        refines = any(name.startswith("decoder.box_heads.1.") for name in state)
-        return ("bbox_embed", "class_embed") if PROPOSED in state else ("bbox_embed",) if refines else ()
+    def as_we_hold(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors of a file, under our names already, as our model of this kind has them."""
+        if self.kind == "detr":
+            return state
+        state = gather_heads(join_neck(state))
+        if self.spare_label and LABEL in state and CLASSES in state:
+            state[LABEL] = state[LABEL][: len(state[CLASSES])].clone()
+        return state
 
-    def as_held(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return our tensors, still under our names, as files of a relative hold them."""
+    def as_they_hold(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return our tensors, under our names still, as files of this layout have them."""
         if self.kind == "detr":
             return state
         state = spread_heads(state, numbered="queries.proposals.class_head" not in self.modules)
@@ -150,6 +147,15 @@ class Layout:
         if self.spare_label and LABEL in state:
             state[LABEL] = torch.cat([state[LABEL], torch.zeros_like(state[LABEL][:1])])
         return state
+
+    def listed_again(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """Return which heads files list a second time: those that move references or choose proposals."""
+        if self.decoder_heads is None:
+            return ()
+        if PROPOSED in state:
+            return "bbox_embed", "class_embed"
+        refines = any(name.startswith("decoder.box_heads.1.") for name in state)
+        return ("bbox_embed",) if refines else ()
 
     def fuse(self, name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Name one of our tensors as attention does here, still in our module; key and value go with the query."""

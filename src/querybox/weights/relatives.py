@@ -7,7 +7,7 @@ be numbered as those of one layer more.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from torch import Tensor
 from querybox.weights.shapes import MADE, count
 
 HEAD = re.compile(r"decoder\.(class|box)_heads\.(\d+)\.(.+)")
-PROJECTION = re.compile(r"neck\.projections\.(\d+)\.(.+)")
 PROPOSED = "queries.proposals.norm.weight"
 """Where there is this tensor, queries are chosen by proposals."""
 NECK_BIAS = "neck.projections.0.0.bias"
@@ -68,25 +67,28 @@ def join_neck(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         re.sub(r"^neck\.extra\.(\d+)", lambda extra: f"neck.projections.{maps + int(extra[1])}", name): tensor
         for name, tensor in state.items()
     }
-    weights = [name for name in result if PROJECTION.sub(r"\2", name) == "0.weight"]
-    if not any(PROJECTION.sub(r"\2", name) == "0.bias" for name in result):
-        result |= {
-            name.replace(".weight", ".bias"): result[name].new_zeros(len(result[name])) for name in weights
-        }
-    return result
+    biases = {bias: result[kernel].new_zeros(len(result[kernel])) for kernel, bias in kernels(result).items()}
+    return result if biases.keys() & result.keys() else result | biases
 
 
 def split_neck(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Number the coarser maps for themselves, and leave out biases that change nothing."""
-    maps = sum(
-        PROJECTION.sub(r"\2", name) == "0.weight" and tensor.shape[-1] == 1 for name, tensor in state.items()
-    )
-    biases = [name for name in state if PROJECTION.sub(r"\2", name) == "0.bias"]
-    idle = () if any(bool(state[name].any()) for name in biases) else biases
+    maps = sum(state[kernel].shape[-1] == 1 for kernel in kernels(state))
+    biases = state.keys() & kernels(state).values()
+    idle = () if any(bool(state[bias].any()) for bias in biases) else biases
 
     def number(projection: re.Match[str]) -> str:
         level = int(projection[1])
-        place = f"projections.{level}" if level < maps else f"extra.{level - maps}"
-        return f"neck.{place}.{projection[2]}"
+        return f"neck.projections.{level}" if level < maps else f"neck.extra.{level - maps}"
 
-    return {PROJECTION.sub(number, name): tensor for name, tensor in state.items() if name not in idle}
+    return {
+        re.sub(r"^neck\.projections\.(\d+)", number, name): tensor
+        for name, tensor in state.items()
+        if name not in idle
+    }
+
+
+def kernels(names: Collection[str]) -> dict[str, str]:
+    """Return the weights of the neck's convolutions, each with the name that its bias has."""
+    found = (re.fullmatch(r"(neck\.projections\.\d+\.0)\.weight", name) for name in names)
+    return {match[0]: f"{match[1]}.bias" for match in found if match}
