@@ -25,7 +25,7 @@ def test_tells_cause_evidence_and_cure(run: Any) -> None:
     assert "1. The learning rate is too high: at train.lr=0.1 " in out
     assert "[schedule]" in out
     assert "a share of its size  2\n" in out
-    assert "Cure: Set train.lr=0.0001" in out
+    assert "Cure: Set train.lr=0.0002, and train.warmup_steps=100." in out
 
 
 @pytest.mark.usefixtures("broken")

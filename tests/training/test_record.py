@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import Accelerator
 
+from querybox.data import read_dataset
+from querybox.detector import Detector
 from querybox.diagnosis import Diagnosis, diagnose
 from querybox.diagnosis.record import read_record
 from querybox.errors import NonFiniteError
+from querybox.runfile import read_run_file
 from querybox.training import RunSettings, train
 from querybox.training.loop import Trainer
+from querybox.training.record import evaluate_and_record
 
 MakeSettings = Callable[..., RunSettings]
 
@@ -44,8 +49,6 @@ def broken_data(boxes_json: Path) -> Callable[[str], str]:
             for each in annotations:
                 x, y, w, h = each["bbox"]
                 each["bbox"] = [x, y, x + w, y + h]
-        elif fault == "repetitions":
-            content["annotations"] += [{**each, "id": 100 + each["id"]} for each in annotations]
         else:
             first, last = {"first two": (1, 2), "others": (3, 8)}[fault]
             content["images"] = [each for each in content["images"] if first <= each["id"] <= last]
@@ -80,7 +83,9 @@ def names(diagnosis: Diagnosis) -> list[str]:
     return [finding.name for finding in diagnosis.findings]
 
 
-def test_a_run_that_learns_is_not_accused(diagnosed: Diagnosed) -> None:
+def test_a_run_that_learns_is_accused_only_if_classes_are_mixed_up(
+    diagnosed: Diagnosed, broken_data: Broken
+) -> None:
     diagnosis = diagnosed("deformable_detr_small", model=DEFORMABLE, **LEARNS)
     assert diagnosis.AP50 is not None
     assert diagnosis.AP50 > 0.5
@@ -88,49 +93,46 @@ def test_a_run_that_learns_is_not_accused(diagnosed: Diagnosed) -> None:
     assert diagnosis.missing == ()
     assert diagnosis.ended == "epochs"
 
+    folder = Path(diagnosis.run)
+    settings = RunSettings.parse(read_run_file(folder / "run.yaml"))
+    mixed_up = read_dataset(broken_data("swapped classes"))
+    evaluate_and_record(Accelerator(), settings, mixed_up, Detector.load(folder / "best.safetensors"))
+    assert names(diagnose(folder))[0] == "mixed_up_labels"
 
-@pytest.mark.parametrize(
-    ("part", "fault", "name"),
-    [
-        ("val", "swapped classes", "mixed_up_labels"),
-        ("train", "corners for sides", "faulty_boxes"),
-        ("train", "repetitions", "repeated_objects"),
-    ],
-)
-def test_faults_of_the_data(
-    diagnosed: Diagnosed, broken_data: Broken, part: str, fault: str, name: str
-) -> None:
-    diagnosis = diagnosed(
-        "deformable_detr_small", model=DEFORMABLE, data={part: broken_data(fault)}, **LEARNS
+
+def test_corners_for_sides(diagnosed: Diagnosed, broken_data: Broken) -> None:
+    data = {"train": broken_data("corners for sides")}
+    settings = {**LEARNS, "epochs": 15}
+    assert (
+        names(diagnosed("deformable_detr_small", model=DEFORMABLE, data=data, **settings))[0]
+        == "faulty_boxes"
     )
-    assert names(diagnosis)[0] == name
 
 
 def test_two_images_learnt_by_heart(diagnosed: Diagnosed, broken_data: Broken) -> None:
     data = {"train": broken_data("first two"), "val": broken_data("others")}
-    assert (
-        names(diagnosed("deformable_detr_small", model=DEFORMABLE, data=data, **LEARNS))[0] == "overfitting"
-    )
+    diagnosis = diagnosed("deformable_detr_small", model=DEFORMABLE, data=data, **LEARNS)
+    assert names(diagnosis)[0] == "overfitting"
 
 
 def test_more_queries_than_a_softmax_bears(diagnosed: Diagnosed) -> None:
-    settings = {"epochs": 30, "batch_size": 8, "evaluate_every": 30}
-    diagnosis = diagnosed(model={"queries": 200, "dropout": 0.0, "frozen_stride": 0}, **settings)
+    settings = {"epochs": 20, "batch_size": 8, "evaluate_every": 20}
+    diagnosis = diagnosed(model={"queries": 150, "dropout": 0.0, "frozen_stride": 0}, **settings)
     assert names(diagnosis)[0] == "no_object_collapse"
-    assert diagnosis.findings[0].evidence["queries"] == 200
+    assert diagnosis.findings[0].evidence["queries"] == 150
 
 
 @pytest.mark.parametrize(
     ("settings", "name"),
     [
-        ({"lr": 1.0, "epochs": 4}, "lr_too_high"),
-        ({"lr": 1e-7, "epochs": 4}, "lr_too_low"),
-        ({"freeze": ["decoder"], "epochs": 4}, "frozen_parts"),
+        ({"lr": 1.0}, "lr_too_high"),
+        ({"lr": 1e-7}, "lr_too_low"),
+        ({"freeze": ["decoder"]}, "frozen_parts"),
         ({"recipe": "dino_small", "model": {**DEFORMABLE, "denoising": 5}}, "too_few_steps"),
     ],
 )
 def test_faults_of_the_schedule(diagnosed: Diagnosed, settings: dict[str, Any], name: str) -> None:
-    assert names(diagnosed(**{"evaluate_every": 4, **settings}))[0] == name
+    assert names(diagnosed(**{"epochs": 3, "batch_size": 8, "evaluate_every": 3, **settings}))[0] == name
 
 
 def test_an_error_that_ends_a_run_is_recorded(

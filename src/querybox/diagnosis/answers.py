@@ -13,6 +13,8 @@ ALL_ALIKE = 0.8
 """The same, where next to nothing else is said."""
 GAIN = 0.05
 """AP50 that is won when each object is detected once."""
+SETTLED_EPOCHS = 9
+"""Fewer say nothing of whether a loss still falls."""
 MOSTLY_EMPTY = 0.8
 """Share of training images without objects."""
 QUERIES_AN_OBJECT = 20
@@ -23,7 +25,7 @@ CONFUSED = 0.3
 """Share of the located objects that get another class."""
 LOOSE = 0.3
 """Share of the objects with a box near them and none on them."""
-WHERE_NOT_WHY = 0.5
+WHERE_NOT_WHY = 0.3
 """Weight of what says where it hurts rather than why."""
 
 
@@ -72,11 +74,12 @@ def no_object_collapse(run: Run) -> Finding | None:
         cure = (
             f"Set model.queries={enough}, or recipe=deformable_detr_small, which judges every class by itself"
         )
-    settled = run.fall is not None and run.fall < FALLING
+    fall = run.fall("loss_cls")
+    settled = fall is not None and fall < FALLING and len(run.losses) >= SETTLED_EPOCHS
     return Finding(
         name="no_object_collapse",
         area="classification",
-        explains=0.9 if settled else 0.7,
+        explains=0.95 if settled else 0.7,
         cause='Every query answers "no object": that is right so often that nothing else was learnt.',
         evidence={
             "mean of the best score of an image": facts.top_score,

@@ -28,10 +28,10 @@ CAUSES: tuple[Rule, ...] = (
     schedule.too_few_steps,
     schedule.warmup_too_long,
     schedule.overfitting,
+    answers.no_object_collapse,
     schedule.random_backbone,
 )
 ANSWERS: tuple[Rule, ...] = (
-    answers.no_object_collapse,
     answers.duplicates,
     answers.blind_queries,
     answers.confused_classes,

@@ -9,7 +9,7 @@ from typing import Self
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_iou
 
@@ -189,14 +189,14 @@ class EvaluationFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
-    """What became of every object, crowds left out."""
+    """What became of all N objects, crowds left out."""
 
-    label: np.ndarray
-    answer: np.ndarray
+    label: Int[np.ndarray, " N"]
+    answer: Int[np.ndarray, " N"]
     """The label of the detection on it that scores best; -1: there is none."""
-    iou: np.ndarray
+    iou: Float[np.ndarray, " N"]
     """Of the detection that fits best, whatever its class."""
-    tiny: np.ndarray
+    tiny: Bool[np.ndarray, " N"]
     """Whether it is smaller than a cell."""
 
     @classmethod

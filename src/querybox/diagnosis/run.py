@@ -117,10 +117,9 @@ class Run:
         loss = self.history.get("loss_iou", [math.nan])[-1]
         return 1 - loss / self.recipe.criterion().giou_weight if math.isfinite(loss) else None
 
-    @property
-    def fall(self) -> float | None:
-        """How much lower the loss of the last third of the epochs is than that of the third before; a share of it."""
-        losses = self.losses
+    def fall(self, column: str = "loss") -> float | None:
+        """Return how much lower a loss is in the last third of the epochs than in the third before; a share of it."""
+        losses = [loss for loss in self.history.get(column, ()) if math.isfinite(loss)]
         if len(losses) < 2:
             return None
         third = max(1, len(losses) // 3)

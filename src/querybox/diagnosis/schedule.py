@@ -179,9 +179,8 @@ def too_few_steps(run: Run) -> Finding | None:
     """A run that ended before anything can be learnt, or while the loss was still falling."""
     enough = ENOUGH_STEPS.get(run.recipe.kind, ENOUGH_STEPS_OTHERS)
     enough = ENOUGH_STEPS_FINE_TUNED if run.fine_tuned else enough
-    fall = run.fall
-    falling = fall is None or fall > FALLING
-    if not run.poor or not run.steps or (run.steps >= enough and not falling):
+    fall = run.fall()
+    if not run.poor or not run.steps or (run.steps >= enough and fall is not None and fall < FALLING):
         return None
     left = 1 - min(max(run.fit or 0.0, 0.0) / GOOD_FIT, 1.0)
     epochs = int(run.history["epoch"][-1])
@@ -193,8 +192,8 @@ def too_few_steps(run: Run) -> Finding | None:
     return Finding(
         name="too_few_steps",
         area="schedule",
-        # Where the loss is flat, or the boxes fit already, more of the same may not help.
-        explains=max(1 - run.steps / enough, 0.3) * (1.0 if falling else 0.5) * left,
+        # Where the boxes of the training images fit already, there is little left for more steps.
+        explains=max(1 - run.steps / enough, 0.3) * left,
         cause="The detector was trained for too few steps.",
         evidence={
             "steps made": run.steps,
