@@ -20,6 +20,8 @@ from torch import Tensor
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 Resizing = Literal["querybox", "facebook", "huggingface", "mmdet"]
+Shapes = tuple[tuple[int | torch.SymInt, int | torch.SymInt], ...]
+"""(height, width) of several feature maps in cells; open, `SymInt`, while a graph for any size is traced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +144,7 @@ class Memory:
 class Levels:
     """Feature maps whose cells lie one after the other in the memory, fine to coarse; S cells in all."""
 
-    shapes: tuple[tuple[int, int], ...]
+    shapes: Shapes
     """(height, width) of each map in cells."""
     sizes: Float[Tensor, "levels 2"]
     """(width, height) of each map in cells, on the device."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from querybox.structures import Levels
+from querybox.structures import Levels, Shapes
 
 
 class DeformableAttention(nn.Module):
@@ -84,7 +84,7 @@ class DeformableAttention(nn.Module):
 
 def sample(
     value: Float[Tensor, "B S heads head_width"],
-    shapes: tuple[tuple[int, int], ...],
+    shapes: Shapes,
     places: Float[Tensor, "B Q heads L P 2"],
     weight: Float[Tensor, "B Q heads L P"],
 ) -> Float[Tensor, "B Q D"]:

@@ -138,6 +138,8 @@ def pick(values: Float[Tensor, "B S X"], index: Tensor) -> Float[Tensor, "B Q X"
 def cell_boxes(levels: Levels) -> Float[Tensor, "B S 4"]:
     """Return a box around every cell's middle: 5 % of the image on the finest map, twice that on each next."""
     centres = cell_centres(levels)
-    sides = [torch.full((h * w, 2), 0.05 * 2**level) for level, (h, w) in enumerate(levels.shapes)]
-    size = torch.cat(sides).to(centres.device)
-    return torch.cat([centres, size.expand_as(centres)], dim=-1)
+    sizes = [
+        torch.full((h * w, 2), 0.05 * 2**level, device=centres.device)
+        for level, (h, w) in enumerate(levels.shapes)
+    ]
+    return torch.cat([centres, torch.cat(sizes).expand_as(centres)], dim=-1)

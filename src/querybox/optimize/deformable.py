@@ -15,10 +15,7 @@ from querybox.modules.encoder import shrink_mask
 from querybox.modules.pyramid import DeformableEncoder, cell_centres, flat, levels_of
 from querybox.modules.reference import ReferenceDecoder, move
 from querybox.optimize.transformer import SIZES, fuse_linear
-from querybox.structures import Levels, Memory, Predictions, Queries
-
-Shapes = tuple[tuple[int, int], ...]
-"""(height, width) of each map in cells."""
+from querybox.structures import Levels, Memory, Predictions, Queries, Shapes
 
 
 def quicken_attention(part: nn.Module) -> None:
