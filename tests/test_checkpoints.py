@@ -79,13 +79,13 @@ def test_what_no_shape_tells_is_logged(tmp_path: Path, caplog: pytest.LogCapture
     caplog.set_level(logging.INFO, "querybox")
     file = save(tmp_path / "detr-r18-dc5.pth", tiny())
     detector = Detector.from_checkpoint(file)
-    assert detector.recipe is not None
+    assert isinstance(detector.recipe, DETR)
     assert (detector.recipe.dilation, detector.recipe.stride, detector.recipe.heads) == (False, 32, 8)
     assert "not dilated, although its name says DC5; pass dilation=True" in caplog.text
     assert "8 attention heads" in caplog.text
     caplog.clear()
     dilated = Detector.from_checkpoint(file, dilation=True, heads=4).recipe
-    assert dilated is not None
+    assert isinstance(dilated, DETR)
     assert (dilated.dilation, dilated.stride, dilated.heads) == (True, 16, 4)
     assert "dilat" not in caplog.text
     assert "heads" not in caplog.text
@@ -146,7 +146,7 @@ def test_a_config_states_what_shapes_do_not_show(tmp_path: Path, caplog: pytest.
     save(tmp_path / "pytorch_model.bin", tiny(), HUGGINGFACE)
     detector = Detector.from_checkpoint(tmp_path)
     recipe = detector.recipe
-    assert recipe is not None
+    assert isinstance(recipe, DETR)
     assert (recipe.heads, recipe.dilation, recipe.dropout, recipe.norm_between) == (2, True, 0.0, True)
     assert (detector.preprocessing.short_side, detector.preprocessing.long_side) == (320, 480)
     assert detector.preprocessing.mean == (127.5, 127.5, 127.5)
@@ -199,7 +199,7 @@ def test_a_relative_is_recognised_and_its_settings_are_inferred(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "querybox")
-    size = {**TINY, "width": 32, "backbone": "resnet18.tv_in1k"}
+    size: dict[str, Any] = {**TINY, "width": 32, "backbone": "resnet18.tv_in1k"}
     torch.manual_seed(0)
     wanted = Detector.from_recipe("deformable_detr_r50_two_stage", num_classes=3, **size)
     file = save(tmp_path / "model.pth", wanted, FUNDAMENTALVISION)

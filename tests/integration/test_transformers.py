@@ -44,7 +44,13 @@ RESNET18 = {
     "hidden_sizes": [64, 128, 256, 512],
     "out_features": ["stage4"],
 }
-FOUR_HEADS = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+R50: dict[str, Any] = {
+    "use_pretrained_backbone": False,
+    "num_labels": 91,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+}
+FOUR_HEADS: dict[str, Any] = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
 DEFORMABLE: dict[str, Any] = {**SMALL, **FOUR_HEADS, "two_stage_num_proposals": 7}
 CONFIGS: dict[str, DetrConfig | DeformableDetrConfig] = {
     "small": DetrConfig(**SMALL, **FOUR_HEADS),
@@ -52,7 +58,7 @@ CONFIGS: dict[str, DetrConfig | DeformableDetrConfig] = {
         **{**SMALL, "backbone": None, "use_timm_backbone": False, "backbone_config": RESNET18}
     ),
     "dilated": DetrConfig(**SMALL, dilation=True),
-    "r50": DetrConfig(use_pretrained_backbone=False, num_labels=91, encoder_layers=2, decoder_layers=2),
+    "r50": DetrConfig(**R50),
     "deformable": DeformableDetrConfig(**DEFORMABLE, encoder_n_points=2, decoder_n_points=2),
     "deformable, one map": DeformableDetrConfig(**DEFORMABLE, num_feature_levels=1),
     "deformable, refine": DeformableDetrConfig(**DEFORMABLE, with_box_refine=True),

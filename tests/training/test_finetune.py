@@ -17,6 +17,7 @@ from torch.testing import assert_close
 
 from querybox import Category, Detector, ImageBatch, RunSettings, read_dataset, train
 from querybox.errors import CheckpointError
+from querybox.recipes import DETR
 from querybox.runfile import read_run_file
 from querybox.training.finetune import match_classes, start_from
 from querybox.training.start import build_detector, resolve
@@ -176,7 +177,7 @@ def test_relatives_keep_classes_by_name(recipe: str) -> None:
     kept = match_classes(tuned.categories, source.categories)
     with torch.inference_mode():
         if recipe == "dino_r50":  # its unused row has a say in the choice
-            source.queries.proposals.class_head.bias[0] = -1000.0  # type: ignore[union-attr, index, operator]
+            source.queries.proposals.class_head.bias[0] = -1000.0  # type: ignore[union-attr, operator]
         ours, theirs = tuned(batch).layers[-1], source(batch).layers[-1]
     rows = [source.class_rows[label] for label in kept.values()]
     assert_close(ours.logits[..., list(kept)], theirs.logits[..., rows])
@@ -246,7 +247,7 @@ def test_images_are_normalised_as_the_weights_expect_and_sized_as_the_data_say(t
 def test_what_no_tensor_shows_can_be_said(tmp_path: Path) -> None:
     file = publish(pretrained(num_classes=2, **SMALL), FACEBOOK, tmp_path / "detr-dc5.pth")
     tuned = begin(CELLS, file, tmp_path / "run", model={"dilation": True, "heads": 4})
-    assert tuned.recipe is not None
+    assert isinstance(tuned.recipe, DETR)
     assert (tuned.recipe.dilation, tuned.recipe.stride, tuned.recipe.heads) == (True, 16, 4)
 
 
