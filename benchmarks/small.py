@@ -10,7 +10,6 @@ from querybox.weights.backbone import load_backbone
 BACKBONE = "tf_efficientnet_lite0.in1k"
 Kind = Literal["detr", "deformable_detr"]
 STRIDES: dict[Kind, tuple[int, ...]] = {"detr": (32,), "deformable_detr": (8, 16, 32)}
-HEADS: dict[Kind, int] = {"detr": 8, "deformable_detr": 4}
 SIZES = {
     "d_model": 128,
     "encoder_layers": 3,
@@ -46,8 +45,6 @@ def transformers_small(
         "num_labels": num_classes,
         "auxiliary_loss": True,
         "backbone": BACKBONE,
-        "encoder_attention_heads": HEADS[kind],
-        "decoder_attention_heads": HEADS[kind],
         **SIZES,
     }
     if kind == "detr":
