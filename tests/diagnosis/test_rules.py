@@ -103,7 +103,7 @@ def test_a_good_run_is_not_accused(good: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_is_not_recorded_accuses_nobody(name: str) -> None:
     """An older version's folder has settings and metrics only."""
-    nothing = {"training": None, "validation": None, "parts": None}
+    nothing: dict[str, Any] = {"training": None, "validation": None, "parts": None}
     change = {key: BROKEN[name][key] for key in ("model", "history", "warmup_steps") if key in BROKEN[name]}
     found = examine(make_run(**nothing, **change, evaluation=None))
     assert {finding.name for finding in found} <= {
