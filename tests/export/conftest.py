@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,20 +16,18 @@ from querybox.structures import Category, Preprocessing
 Export = Callable[[Format], Exported]
 
 
-@pytest.fixture(scope="session")
-def detector() -> Detector:
-    """A small detector with random weights and statistics; one row of its head stands for no class."""
+def small(recipe: str, **settings: Any) -> Detector:
+    """Return a small detector with random weights and statistics; one row of its head stands for no class."""
     torch.manual_seed(0)
     detector = Detector.from_recipe(
-        "detr_r18",
+        recipe,
         categories=[Category(id=3, name="Katze"), Category(id=9, name="<Hund> & Co")],
-        width=16,
         heads=2,
         feedforward=32,
         encoder_layers=1,
         decoder_layers=2,
-        queries=8,
         unused_rows=(1,),
+        **settings,
     )
     for part in detector.modules():
         if isinstance(part, nn.BatchNorm2d):
@@ -40,6 +39,33 @@ def detector() -> Detector:
             nn.init.normal_(part.weight, std=0.3)  # so that what is seen makes a difference
     detector.preprocessing = Preprocessing(short_side=64, long_side=96, resizing="mmdet", clip_boxes=False)
     return detector
+
+
+@pytest.fixture(scope="session")
+def detector() -> Detector:
+    """DETR."""
+    return small("detr_r18", width=16, queries=8)
+
+
+RELATIVE: dict[str, Any] = {
+    "backbone": "test_resnet",
+    "width": 32,
+    "strides": (16,),
+    "levels": 2,
+    "points": 2,
+}
+
+
+@pytest.fixture(scope="session")
+def deformable() -> Detector:
+    """Deformable DETR."""
+    return small("deformable_detr_r50", queries=8, **RELATIVE)
+
+
+@pytest.fixture(scope="session")
+def dino() -> Detector:
+    """DINO, whose queries are made of proposals."""
+    return small("dino_r50", queries=60, **RELATIVE)
 
 
 @pytest.fixture(scope="session")

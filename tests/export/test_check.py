@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from querybox.detector import Detector
 from querybox.errors import ExportError
-from querybox.export import export, write
+from querybox.export import check, export, write
 from querybox.export.card import OUTPUTS, Card
 from querybox.export.check import prove
 from querybox.export.engine import Answers, ExportedModel
@@ -56,6 +56,38 @@ def test_finds_that_padding_is_ignored(detector: Detector) -> None:
 
     with pytest.raises(ExportError, match="nothing was written"):
         prove(detector, ExportedModel(right.card, run))
+
+
+def tie(detector: Detector, sign: int) -> Detector:
+    """Return a copy whose two best proposals are equally good, but for rounding; `sign` says which of them leads."""
+
+    def equalise(_: nn.Module, __: object, logits: Tensor) -> Tensor:
+        best, places = logits.amax(-1).topk(2, dim=1)
+        rounding = 2e-6 * (1e6 * logits[:, 0, 0]).sin()  # another one, of either sign, with every noise
+        change = best[:, 0] + sign * rounding - best[:, 1]
+        return logits.index_put((torch.arange(len(logits)), places[:, 1]), change[:, None], accumulate=True)
+
+    tied = copy.deepcopy(detector)
+    tied.get_submodule("queries.proposals.class_head").register_forward_hook(equalise)
+    return tied
+
+
+def test_proposals_that_are_equally_good_may_come_in_either_order(
+    dino: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = tie(dino, 1), engine(tie(dino, -1))
+    assert prove(one, other).scores < 1e-4
+    monkeypatch.setattr(check, "TRIES", 0)
+    with pytest.raises(ExportError, match="nothing was written"):
+        prove(one, other)
+
+
+def test_other_weights_are_found_where_queries_are_chosen(dino: Detector) -> None:
+    other = copy.deepcopy(dino)
+    with torch.no_grad():
+        other.get_parameter("decoder.class_heads.0.bias")[0] += 1e-2
+    with pytest.raises(ExportError, match=r"scores by 0\.00"):
+        prove(dino, engine(other))
 
 
 def test_a_file_that_differs_is_not_kept(

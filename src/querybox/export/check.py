@@ -27,8 +27,8 @@ EXACT = 1e-5
 """The same between a file's detections and what its own logits and boxes amount to."""
 TIE = 1e-6
 """Scores that differ by no more may come in either order."""
-NOISE, TRIES = 1e-5, 16
-"""What rounding does to a memory token, at most, and how often it is tried out."""
+NOISE, TRIES = 3e-6, 16
+"""What rounding does to a feature of a memory token, and how often that is tried out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

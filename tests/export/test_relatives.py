@@ -1,0 +1,74 @@
+"""Deformable DETR and DINO: no class for "no object", and queries that are made of proposals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.export import ExportedProgram
+from torch.testing import assert_close
+
+from querybox.detector import Detector
+from querybox.export import openvino, write
+from querybox.export.card import OUTPUTS, Card
+from querybox.export.check import prove
+from querybox.export.engine import ExportedModel
+from querybox.export.graph import Graph, trace
+from querybox.export.write import SUFFIXES, Format, write_model
+from querybox.predict import predict
+
+BATCHES = [([[66, 98]], (66, 98)), ([[100, 131], [77, 140]], (100, 140)), ([[40, 70]] * 3, (80, 110))]
+"""Sizes of the images, and of the batch that they are padded to; two have fewer cells than DINO has queries."""
+
+
+@pytest.fixture(scope="module")
+def dino_program(dino: Detector) -> ExportedProgram:
+    return trace(dino)
+
+
+def check(program: ExportedProgram, detector: Detector, path: Path, to: Format) -> None:
+    """Write a file, and hold it against the detector at several sizes and as an engine of `predict`."""
+    path = path / f"model{SUFFIXES[to]}"
+    engine = write_model(program, path, Card.of(detector, "float32"), detector, to)
+    assert engine.card == Card.of(detector, "float32")
+    assert not engine.card.no_object
+    assert prove(detector, engine).scores < 1e-4
+    noise = torch.Generator().manual_seed(1)
+    for sizes, shape in BATCHES:
+        pixels = torch.randint(256, (len(sizes), 3, *shape), dtype=torch.uint8, generator=noise)
+        answers = engine.run(pixels, torch.tensor(sizes))
+        with torch.inference_mode():
+            expected = dict(zip(OUTPUTS, Graph(detector.eval())(pixels, torch.tensor(sizes)), strict=True))
+        for name, right in expected.items():
+            scale = max(shape) if name == "boxes_xyxy" else 1
+            assert_close(answers[name] / scale, right / scale, rtol=0, atol=1e-4)
+    picture = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    (ours,), (theirs,) = (predict(each, picture, threshold=0.0) for each in (engine, detector))
+    assert ours.names == theirs.names
+    assert_close(ours.scores, theirs.scores, rtol=0, atol=1e-4)
+    assert_close(ours.boxes_xyxy, theirs.boxes_xyxy, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("to", SUFFIXES)
+def test_dino(dino_program: ExportedProgram, dino: Detector, tmp_path: Path, to: Format) -> None:
+    check(dino_program, dino, tmp_path, to)
+
+
+def test_deformable_detr(deformable: Detector, tmp_path: Path) -> None:
+    check(trace(deformable), deformable, tmp_path, "openvino")
+
+
+def test_bf16_is_proved_before_rounding_where_queries_are_chosen(
+    dino_program: ExportedProgram, dino: Detector, deformable: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = Card.of(dino, "bf16")
+    file, exact = (ExportedModel(card, lambda pixels, sizes: {}) for _ in range(2))
+    monkeypatch.setattr(openvino, "convert", lambda program: None)
+    monkeypatch.setattr(openvino, "write", lambda model, path, card: None)
+    monkeypatch.setattr(openvino, "in_float32", lambda model, card: exact)
+    monkeypatch.setattr(write, "load_engine", lambda path, trusted: file)
+    path = Path("model.xml")
+    assert write_model(dino_program, path, card, dino, "openvino") is exact
+    assert write_model(dino_program, path, card, deformable, "openvino") is file
