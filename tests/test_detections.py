@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import builtins
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from querybox.detections import Detections
 from querybox.errors import MissingExtraError
@@ -84,3 +87,26 @@ def test_nothing_found() -> None:
     assert nothing.to_coco(1) == []
     assert len(nothing.nms(0.5).above(0.5)) == 0
     assert len(nothing.to_supervision()) == 0
+
+
+def test_shows_itself_in_jupyter(three: Detections, tmp_path: Path) -> None:
+    hostile = dataclasses.replace(
+        three, categories=(Category(id=7, name="<b>cat"), CATEGORIES[1]), source=str(tmp_path / "<i>.png")
+    )
+    text = hostile._repr_html_()
+    assert "&lt;b&gt;cat 0.50" in text
+    assert "<b>" not in text
+    assert "<i>" not in text
+    assert text.count("<tr>") == 1 + 3
+    assert 'viewBox="0 0 200 100"' in text
+    assert "<image" not in text  # the file is not there
+    Image.new("RGB", (200, 100)).save(hostile.source)
+    assert 'href="data:image/jpeg;base64,' in hostile._repr_html_()
+
+
+def test_jupyter_gets_the_best_of_many() -> None:
+    many = found(boxes=[[1.0, 2.0, 3.0, 4.0]] * 30, scores=[0.5] * 30, labels=[0] * 30)
+    text = many._repr_html_()
+    assert text.count("<tr>") == 1 + 20
+    assert "and 10 more" in text
+    assert "0 objects" in found(boxes=[], scores=[], labels=[])._repr_html_()

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from PIL import Image
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from querybox.errors import MissingExtraError
+from querybox import notebook
+from querybox.data.image import read_image
+from querybox.errors import ImageError, MissingExtraError
 from querybox.structures import Category
 
 if TYPE_CHECKING:
     import supervision
+
+SHOWN = 20
+"""Rows of the table in Jupyter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +90,27 @@ class Detections:
             class_id=self.labels.numpy(),
             data={"class_name": np.array(self.names, dtype=str)},
         )
+
+    def _repr_html_(self) -> str:
+        """Show the detections in Jupyter: on their image, where its file is still there, and as a table."""
+        scores = [f"{score:.2f}" for score in self.scores.tolist()]
+        captions = [f"{name} {score}" for name, score in zip(self.names, scores, strict=True)]
+        boxes = self.boxes_xyxy.tolist()
+        corners = [[f"{edge:.0f}" for edge in box] for box in boxes]
+        rows = [[name, score, *box] for name, score, box in zip(self.names, scores, corners, strict=True)]
+        more = f"<p>and {len(rows) - SHOWN} more</p>" if len(rows) > SHOWN else ""
+        return (
+            f"<p>{escape(self.source)} {len(self)} objects</p>"
+            + notebook.picture(self.size, boxes, captions, self._image())
+            + notebook.table(["class", "score", "left", "top", "right", "bottom"], rows[:SHOWN])
+            + more
+        )
+
+    def _image(self) -> Image.Image | None:
+        try:
+            return read_image(self.source, self.size)
+        except ImageError:  # pixels, a video's frame, or a file that is gone
+            return None
 
     def _where(self, chosen: Bool[Tensor, " N"] | Int[Tensor, " K"]) -> Self:
         return dataclasses.replace(

@@ -181,3 +181,14 @@ def test_as_plain_values(detr: Detector, padded: ImageBatch, target: Target) -> 
     assert plain["comparison"]["losses"] == trace.comparison.losses
     assert_close(torch.tensor(plain["comparison"]["cost"]), trace.comparison.cost)
     assert_close(torch.tensor(plain["layers"][2]["boxes"]), trace.boxes[2])
+
+
+def test_shows_itself_in_jupyter(detr: Detector, padded: ImageBatch, target: Target) -> None:
+    plain, full = detr.trace(padded)._repr_html_(), detr.trace(padded, target)
+    assert "padding mask of the map" in plain
+    assert "loss_cls" not in plain
+    assert 'href="data:image/jpeg;base64,' in plain
+    text = full._repr_html_()
+    assert full.comparison is not None
+    assert all(f"<td>{loss:.6g}</td>" in text for loss in full.comparison.losses.values())
+    assert "<b>dog" not in text

@@ -17,6 +17,7 @@ from querybox.cli.diagnose import diagnose
 from querybox.cli.evaluate import evaluate
 from querybox.cli.export import export
 from querybox.cli.info import info
+from querybox.cli.inspect import inspect
 from querybox.cli.predict import predict
 from querybox.cli.trace import trace
 from querybox.cli.train import train
@@ -53,6 +54,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     evaluate,
     predict,
     trace,
+    inspect,
     export,
     convert,
     benchmark,

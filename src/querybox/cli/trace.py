@@ -89,13 +89,11 @@ def stages_table(traced: Trace) -> Table:
     """Show every stage."""
     from rich.markup import escape
 
-    heads = ["", "stage", "shape", "dtype", "least", "greatest", "ms"]
-    made = table(escape(traced.source or "stages"), heads, 3)
+    from querybox.inspect.stages import HEADS
+
+    made = table(escape(traced.source or "stages"), HEADS, 3)
     for stage in traced.stages:
-        low, high = (f"{value:.4g}" for value in stage.range) if stage.range else ("", "")
-        time = "" if stage.seconds is None else f"{1000 * stage.seconds:.2f}"
-        shape = " x ".join(map(str, stage.shape))
-        made.add_row(str(stage.number), stage.name, shape, stage.dtype, low, high, time)
+        made.add_row(*stage.row())
     return made
 
 

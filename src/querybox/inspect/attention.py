@@ -19,6 +19,7 @@ from querybox.modules.attention import Attention
 from querybox.modules.deformable import DeformableAttention
 from querybox.structures import Levels
 
+Rows = slice | list[int]
 ALL = slice(None)
 
 
@@ -48,7 +49,7 @@ class AttentionMaps:
         )
 
     @torch.no_grad()
-    def weights(self, queries: slice = ALL) -> Float[Tensor, "heads Q S"]:
+    def weights(self, queries: Rows = ALL) -> Float[Tensor, "heads Q S"]:
         """Return how much of each key some queries took: rows that sum to 1, with 0 where it was forbidden."""
         q = self.module.split(self.module.query(self.query[:, queries]))[0]  # [heads, Q, D / heads]
         k = self.module.split(self.module.key(self.key))[0]  # [heads, S, D / heads]
@@ -78,7 +79,7 @@ class AttentionPoints:
 
     @torch.no_grad()
     def points(
-        self, queries: slice = ALL
+        self, queries: Rows = ALL
     ) -> tuple[Float[Tensor, "heads Q L P 2"], Float[Tensor, "heads Q L P"]]:
         """Return where some queries looked, and how much each place counted.
 

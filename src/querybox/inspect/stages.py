@@ -15,6 +15,7 @@ from querybox.structures import DetectorOutput, ImageBatch, Queries
 
 Calls = Mapping[str, Sequence[Call]]
 T = TypeVar("T")
+HEADS = ("", "stage", "shape", "dtype", "least", "greatest", "ms")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -42,6 +43,12 @@ class Stage:
     def range(self) -> tuple[float, float] | None:
         """The least and the greatest number of the value; None: it holds none."""
         return (float(self.value.min()), float(self.value.max())) if self.value.numel() else None
+
+    def row(self) -> list[str]:
+        """Return the stage as the texts of a table whose columns are `HEADS`."""
+        low, high = (f"{value:.4g}" for value in self.range) if self.range else ("", "")
+        time = "" if self.seconds is None else f"{1000 * self.seconds:.2f}"
+        return [str(self.number), self.name, " x ".join(map(str, self.shape)), self.dtype, low, high, time]
 
 
 def encoder_stages(calls: Calls, batch: ImageBatch) -> Iterator[Stage]:

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor, nn
 
+from querybox import notebook
 from querybox.detections import Detections
 from querybox.detector import Detector
 from querybox.engine import evaluating
@@ -19,7 +21,7 @@ from querybox.errors import ConfigError
 from querybox.inspect.attention import AttentionMaps, AttentionPoints, Look
 from querybox.inspect.calls import now, recorded
 from querybox.inspect.comparison import Comparison, compare
-from querybox.inspect.stages import Calls, Stage, comparison_stages, decoder_stages, encoder_stages
+from querybox.inspect.stages import HEADS, Calls, Stage, comparison_stages, decoder_stages, encoder_stages
 from querybox.modules.attention import Attention
 from querybox.modules.deformable import DeformableAttention
 from querybox.postprocess import class_scores
@@ -53,6 +55,8 @@ class Trace:
     """In order."""
     scores: Float[Tensor, "L Q C"]
     """How likely each class was to each layer, 0-1."""
+    nothing: Float[Tensor, "L Q"] | None
+    """How likely "no object" was, 0-1; None: this model judges each class alone."""
     boxes: Float[Tensor, "L Q 4"]
     """Each layer's boxes: cxcywh in 0-1 of the image."""
     detections: Detections
@@ -93,6 +97,20 @@ class Trace:
             "layers": [{"labels": a, "scores": b, "boxes": c} for a, b, c in layers],
             "comparison": comparison_dict(self.comparison) if self.comparison else None,
         }
+
+    def _repr_html_(self) -> str:
+        """Show the trace in Jupyter: what was found, every stage, and the losses."""
+        found = self.detections.above(0.5)
+        captions = [
+            f"{name} {score:.2f}" for name, score in zip(found.names, found.scores.tolist(), strict=True)
+        ]
+        image = Image.fromarray(self.pixels.permute(1, 2, 0).numpy())
+        losses = self.comparison.losses if self.comparison else {}
+        return (
+            notebook.picture(self.size, found.boxes_xyxy.tolist(), captions, image)
+            + notebook.table(HEADS, (stage.row() for stage in self.stages))
+            + (notebook.table(list(losses), [[f"{loss:.6g}" for loss in losses.values()]]) if losses else "")
+        )
 
 
 def comparison_dict(comparison: Comparison) -> dict[str, Any]:
@@ -137,6 +155,9 @@ def trace(detector: Detector, image: Source | ImageBatch, target: Target | None 
             Stage(number=12, name="boxes in pixels", value=detections.boxes_xyxy),
         ),
         scores=torch.stack([class_scores(layer, detector.class_rows)[0] for layer in output.layers]).cpu(),
+        nothing=torch.cat([layer.logits.float().softmax(-1)[..., -1] for layer in output.layers]).cpu()
+        if output.layers[0].no_object
+        else None,
         boxes=boxes,
         detections=detections,
         encoder_attention=looks(watched, calls, "encoder.layers.{}.self_attention"),

@@ -1,0 +1,91 @@
+"""``querybox inspect``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from querybox.errors import ConfigError
+
+if TYPE_CHECKING:
+    from querybox.inspect import Trace
+
+
+def inspect(
+    *images: str,
+    model: Path,
+    output: Annotated[Path, Parameter(alias="-o")] = Path("inspect.html"),
+    annotations: Path | None = None,
+    split: str | None = None,
+    queries: int = 100,
+    encoder_layers: str = "last",
+) -> None:
+    """Look into a model: a page that shows what it saw in some images.
+
+    One HTML file that needs no server, no network and no other file. Choose a query, and see its class scores, where it
+    looked in every decoder layer and head, and how its box moved; point at a place, and see where the encoder looked
+    from there. With annotations also which query was matched with which object, and what any pair costs.
+
+    ```
+    querybox inspect a.jpg --model run -o report.html
+    querybox inspect 'photos/images/*1.jpg' --model run --annotations photos/ --split val
+    querybox inspect a.jpg --model detr-r50.pth --encoder-layers 1,6
+    ```
+
+    Args:
+        images: Images, folders or patterns.
+        model: A checkpoint of any layout, or a run folder: its best model, else its last.
+        output: The HTML file.
+        annotations: A dataset that has the images: COCO, Pascal VOC or YOLO, recognised from the path.
+        split: Which split of the dataset, such as val; needed where it has several.
+        queries: Of how many queries an image to tell, the best first. Large images make it fewer.
+        encoder_layers: Which encoder layers' attention to tell: last, all, or numbers from 1, separated by commas.
+    """
+    if not images:
+        raise ConfigError("querybox inspect got no images; expected images, folders or patterns")
+
+    from querybox.cli.model import load_model
+    from querybox.cli.progress import progress_bar
+    from querybox.data import read_dataset
+    from querybox.inspect.annotated import traces
+    from querybox.inspect.report import write_page
+    from querybox.sources import count_frames, find_files
+
+    files = [file for image in images for file in find_files(Path(image))]
+    data = None if annotations is None else read_dataset(annotations, split)
+    detector = load_model(model)
+    with progress_bar(count_frames(files)) as advance:
+
+        def advancing() -> Iterator[Trace]:
+            for traced in traces(detector, files, data):
+                yield traced
+                advance(traced.detections)
+
+        write_page(
+            output,
+            advancing(),
+            title=f"See inside {model.name}",
+            queries=queries,
+            encoder_layers=read_layers(encoder_layers, len(getattr(detector.encoder, "layers", ()))),
+        )
+    print(f"The page is {output}, {output.stat().st_size / 1e6:.1f} MB")
+
+
+def read_layers(text: str, count: int) -> list[int]:
+    """Return the encoder layers that are asked for, from 0.
+
+    Raises:
+        ConfigError: It is neither last nor all nor numbers of the encoder's `count` layers.
+    """
+    if text in ("last", "all"):
+        return list(range(count))[-1:] if text == "last" else list(range(count))
+    try:
+        layers = [int(part) - 1 for part in text.split(",")]
+    except ValueError:
+        layers = [-1]
+    if not all(0 <= layer < count for layer in layers):
+        raise ConfigError(f"--encoder-layers got '{text}'; expected last, all, or numbers of 1 to {count}")
+    return layers

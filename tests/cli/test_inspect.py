@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def images(path: Path) -> list[dict[str, Any]]:
+    """What a page tells of its images."""
+    data = (
+        path.read_text().partition('<script type="application/json" id="data">')[2].partition("</script>")[0]
+    )
+    return list(json.loads(data)["images"])
+
+
+def test_writes_a_page(run: Any, model: Path, photos: Path, tmp_path: Path) -> None:
+    code, out, err = run("inspect", photos / "images", "--model", model, "-o", "page.html", "--queries", "3")
+    assert (code, err) == (0, "")
+    assert out == "The page is page.html, 0.1 MB\n"
+    shown = images(tmp_path / "page.html")
+    assert [each["name"] for each in shown] == [
+        "train1.jpg", "train2.jpg", "train3.jpg", "train4.jpg", "val1.jpg", "val2.jpg",
+    ]  # fmt: skip
+    assert {len(each["queries"]) for each in shown} == {3}
+    assert {each["objects"] is None for each in shown} == {True}
+    assert [look["layer"] for look in shown[0]["encoder"]] == [0]
+
+
+def test_with_annotations(run: Any, model: Path, photos: Path, tmp_path: Path) -> None:
+    pictures = sorted((photos / "images").glob("val*"))
+    words = ("--annotations", photos, "--split", "val", "--encoder-layers", "all")
+    code, _, err = run("inspect", *pictures, "--model", model, *words)
+    assert (code, err) == (0, "")
+    shown = images(tmp_path / "inspect.html")
+    assert [each["objects"]["labels"] for each in shown] == [[1], [0]]  # ids 9 and 3
+
+
+def test_says_what_is_wrong(run: Any, model: Path, photos: Path, tmp_path: Path) -> None:
+    picture = photos / "images" / "val1.jpg"
+    assert "got no images" in run("inspect", "--model", model)[2]
+    code, _, err = run("inspect", picture, "--model", model, "--encoder-layers", "2")
+    assert (code, err) == (
+        2,
+        "ConfigError: --encoder-layers got '2'; expected last, all, or numbers of 1 to 1\n",
+    )
+    assert "expected last, all" in run("inspect", picture, "--model", model, "--encoder-layers", "first")[2]
+    words = ("--annotations", photos, "--split", "val")
+    code, _, err = run("inspect", photos / "images" / "train1.jpg", "--model", model, *words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "does not tell which objects are in" in err
+    assert not (tmp_path / "inspect.html").exists()
+
+
+@pytest.mark.parametrize("words", [("trace",), ("inspect",)])
+def test_a_model_is_needed(run: Any, photos: Path, words: tuple[str, ...]) -> None:
+    code, _, err = run(*words, photos / "images" / "val1.jpg")
+    assert code == 2
+    assert "--model" in err

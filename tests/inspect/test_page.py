@@ -1,0 +1,218 @@
+"""The page in a browser: every control, by mouse, finger and keyboard; no error, no request, readable by all."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from chromium import Page, chromium, find_chromium
+from torch.testing import assert_close
+
+from querybox.detector import Detector
+from querybox.inspect import Trace
+from querybox.inspect.report import write_page
+from querybox.structures import Target
+
+SAID = "document.querySelector('#said')?.textContent"
+PIXELS = torch.randint(0, 256, (3, 96, 128), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def trace(detr: Detector, target: Target) -> Trace:
+    return detr.trace(PIXELS, target)
+
+
+@pytest.fixture(scope="module")
+def browser(trace: Trace, detr: Detector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    program = find_chromium()
+    if program is None:
+        pytest.skip("needs Chromium, which is not installed: apt install chromium")
+    folder = tmp_path_factory.mktemp("page")
+    deformable = Detector.from_recipe(
+        "dino_r50", categories=detr.categories, backbone="test_resnet", width=32, heads=2, feedforward=32,
+        encoder_layers=1, decoder_layers=2, queries=8, denoising=4,
+    )  # fmt: skip
+    deformable.preprocessing = detr.preprocessing
+    write_page(folder / "page.html", [trace, detr.trace(PIXELS), deformable.trace(PIXELS)])
+    with chromium(program, folder / "profile") as page:
+        page.folder = folder  # type: ignore[attr-defined]
+        yield page
+
+
+@pytest.fixture
+def page(browser: Page) -> Iterator[Page]:
+    """The page, opened anew; afterwards nothing may have gone wrong in it, and nothing been asked for."""
+    browser.errors.clear()
+    browser.requests.clear()
+    browser.size(1200, 900)
+    browser.scheme("light")
+    path = browser.folder / "page.html"  # type: ignore[attr-defined]
+    browser.open(path, SAID)
+    yield browser
+    assert browser.errors == []
+    assert {url.partition(":")[0] for url in browser.requests} <= {"file", "data"}
+    assert [url for url in browser.requests if url.startswith("file:")] == [path.as_uri()]
+
+
+def heat(page: Page) -> str:
+    """The overlay's pixels."""
+    return str(page.run("document.querySelector('#heat').toDataURL()"))
+
+
+def said(page: Page) -> str:
+    return str(page.run(SAID))
+
+
+def choose(page: Page, select: str, index: int) -> None:
+    page.run(
+        f"(() => {{ const s = document.querySelector('#{select}'); s.selectedIndex = {index};"
+        " s.dispatchEvent(new Event('change')) })()"
+    )
+
+
+def test_choosing_a_query_changes_the_overlay(page: Page, trace: Trace) -> None:
+    first, words = heat(page), said(page)
+    assert words.startswith(f"Query {trace.ranking[0]} after layer 3 of 3: ")
+    choose(page, "query", 3)
+    assert heat(page) != first
+    assert said(page).startswith(f"Query {trace.ranking[3]} after layer 3 of 3: ")
+    score = trace.scores[2, trace.ranking[3]].max()
+    assert f"{100 * score:.1f} %" in page.run("document.querySelector('#classes').textContent")
+    assert page.run("document.querySelectorAll('#marks [data-box=layer]').length") == 2 * 2  # each twice
+    assert page.run("document.querySelectorAll('#moves tr').length") == 1 + 3
+
+
+def test_the_overlay_is_the_attention_of_layer_and_head(page: Page, trace: Trace) -> None:
+    page.click("[data-tile='1 2']")
+    assert "after layer 2 of 3" in said(page)
+    assert "With head 3" in said(page)
+    look = trace.decoder_cross_attention[1]
+    weights = look.weights([trace.ranking[0]])[2, 0]  # type: ignore[union-attr]
+    darkness = page.run(
+        "(() => { const c = document.querySelector('#heat');"
+        " const cells = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
+        " return Array.from(cells).filter((_, i) => i % 4 === 3) })()"
+    )
+    wanted = 190 * (1 - (weights / weights.max()).sqrt())
+    assert_close(torch.tensor(darkness).float(), wanted, rtol=0, atol=13)  # a root of steps of 1 / 255
+    share = f"({100 * weights.max():.1f} %)"
+    assert share in said(page)
+
+
+def test_a_click_on_a_box_chooses_its_query(page: Page, trace: Trace) -> None:
+    place = page.run(
+        "(() => { const [x, y] = boxOf(chosen.layer, image.queries.length - 1); return { x, y } })()"
+    )
+    page.click("#stage", place["x"], place["y"])
+    inside = page.run(
+        "(() => { const b = edges(boxOf(chosen.layer, chosen.query)); return [b.left, b.right, b.top, b.bottom] })()"
+    )
+    assert inside[0] <= place["x"] <= inside[1]
+    assert inside[2] <= place["y"] <= inside[3]
+
+
+def test_pointing_shows_encoder_attention(page: Page, trace: Trace) -> None:
+    page.click("[value=cells]")
+    height, width = trace.grids[0]
+    page.hover("#stage", 0.5 / width, 0.5 / height)
+    corner = heat(page)
+    assert f"column 1 of {width}, row 1 of {height}. In encoder layer 2" in said(page)
+    weights = trace.encoder_attention[1].weights([0]).mean(0)[0]  # type: ignore[union-attr]
+    assert f"({100 * weights.max():.1f} %)" in said(page)
+    page.hover("#stage", 0.99, 0.99)
+    assert f"column {width} of {width}, row {height} of {height}." in said(page)
+    assert heat(page) != corner
+
+
+def test_a_finger_points_too(page: Page, trace: Trace) -> None:
+    page.size(390, 800, mobile=True, deviceScaleFactor=2)
+    page.call("Emulation.setTouchEmulationEnabled", enabled=True)
+    page.click("[value=cells]")
+    page.run("document.querySelector('#stage').scrollIntoView()")
+    page.tap("#stage", 0.99, 0.01)
+    page.wait(f"{SAID}.includes('column {trace.grids[0][1]} of')")
+    assert "row 1 of" in said(page)
+    assert page.run("document.documentElement.scrollWidth") <= 390
+    page.call("Emulation.setTouchEmulationEnabled", enabled=False)
+
+
+def test_matching_shows_lines_and_the_criterion_s_numbers(page: Page, trace: Trace) -> None:
+    page.click("[value=matching]")
+    comparison = trace.comparison
+    assert comparison is not None
+    assert page.run("document.querySelectorAll('#marks .over[data-line=match]').length") == 2
+    choose(page, "object", 1)
+    choose(page, "query", 5)
+    query = trace.ranking[5]
+    rows = page.run("Array.from(document.querySelectorAll('#pair td'), (cell) => cell.textContent)")
+    values = [comparison.terms[name][2, 1, query] for name in ("class", "box", "giou")]
+    values.append(comparison.cost[2, 1, query])
+    assert [float(row) for row in rows] == [float(f"{value:.6g}") for value in values]
+    table = page.run(
+        "Array.from(document.querySelectorAll('#objects tr')).slice(1)"
+        ".map((row) => Array.from(row.querySelectorAll('td'), (cell) => Number(cell.textContent)))"
+    )
+    for place, (shown, *_, cost) in enumerate(table):
+        assert shown == comparison.matched[2, place]
+        assert cost == float(f"{comparison.cost[2, place, shown]:.6g}")
+    losses = page.run(
+        "Array.from(document.querySelectorAll('#losses td'), (cell) => Number(cell.textContent))"
+    )
+    names = [
+        f"{layer}{name}" for layer in ("d0.", "d1.", "") for name in ("loss_cls", "loss_bbox", "loss_iou")
+    ]
+    assert losses == [float(f"{comparison.losses[name]:.6g}") for name in names]
+
+
+def test_everything_works_by_keyboard(page: Page, trace: Trace) -> None:
+    page.run("document.querySelector('#stage').focus()")
+    page.press("ArrowDown")
+    page.press("ArrowLeft")
+    assert said(page).startswith(f"Query {trace.ranking[1]} after layer 2 of 3")
+    page.run("document.querySelector('[value=queries]').focus()")
+    page.press("ArrowRight")
+    assert said(page).startswith("Cell at")
+    page.press("Tab")
+    assert page.run("document.activeElement.id") == "stage"
+    before = said(page)
+    page.press("ArrowRight")
+    assert said(page) != before
+    page.press("Tab")
+    assert page.run("document.activeElement.id") == "encoder-layer"
+    page.click("[value=matching]")
+    page.run("document.querySelector('#stage').focus()")
+    page.press("ArrowDown")
+    assert page.run("chosen.object") == 1
+    page.run("document.querySelector('#layer').focus()")
+    page.press("ArrowLeft")
+    assert said(page).startswith("Layer 1: object 2")
+    assert said(page).endswith("they are matched.")
+
+
+def test_images_without_objects_and_of_relatives(page: Page) -> None:
+    choose(page, "image", 1)
+    page.wait("chosen.image === 1")
+    assert page.run("document.querySelector('[value=matching]').disabled")
+    choose(page, "image", 2)
+    page.wait("chosen.image === 2")
+    assert page.run("document.querySelectorAll('#marks [data-mark=point]').length") > 8
+    assert "no object" not in page.run("document.querySelector('#classes').textContent")
+    page.click("[value=cells]")
+    assert page.run("document.querySelectorAll('#marks [data-mark=point]').length") > 8
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(page: Page, scheme: str) -> None:
+    axe = importlib.util.find_spec("axe_core_python")
+    if axe is None or axe.origin is None:
+        pytest.skip("needs axe-core: pip install axe-core-python")
+    page.scheme(scheme)
+    page.run(Path(axe.origin).with_name("axe.min.js").read_text() + "; 0")
+    for mode in ("queries", "cells", "matching"):
+        page.click(f"[value={mode}]")
+        found = page.run("axe.run().then(({ violations }) => violations)")
+        assert not found, json.dumps(found, indent=1)
