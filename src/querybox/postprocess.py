@@ -15,7 +15,7 @@ from querybox.structures import Predictions
 def postprocess(
     predictions: Predictions,
     sizes: Int[Tensor, "B 2"],
-    top_k: int = 100,
+    top_k: int | torch.SymInt = 100,
     *,
     class_rows: Sequence[int] | None = None,
     clip_boxes: bool = True,
@@ -42,7 +42,7 @@ def postprocess(
 
 
 def best_answers(
-    predictions: Predictions, top_k: int, class_rows: Sequence[int] | None
+    predictions: Predictions, top_k: int | torch.SymInt, class_rows: Sequence[int] | None
 ) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"], Int[Tensor, "B K"]]:
     """Return scores (descending), labels and queries of the best answers; see `postprocess`."""
     real = class_scores(predictions, class_rows)

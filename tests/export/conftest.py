@@ -16,8 +16,8 @@ from querybox.structures import Category, Preprocessing
 Export = Callable[[Format], Exported]
 
 
-def small(recipe: str, **settings: Any) -> Detector:
-    """Return a small detector with random weights and statistics; one row of its head stands for no class."""
+def small(recipe: str, spread: float, **settings: Any) -> Detector:
+    """Return a small detector with random weights of this `spread`; one row of its head stands for no class."""
     torch.manual_seed(0)
     detector = Detector.from_recipe(
         recipe,
@@ -36,7 +36,7 @@ def small(recipe: str, **settings: Any) -> Detector:
             part.running_mean.normal_(0, 0.1)
             part.running_var.uniform_(0.5, 1.5)
         elif isinstance(part, nn.Linear):
-            nn.init.normal_(part.weight, std=0.3)  # so that what is seen makes a difference
+            nn.init.normal_(part.weight, std=spread)  # so that what is seen makes a difference
     detector.preprocessing = Preprocessing(short_side=64, long_side=96, resizing="mmdet", clip_boxes=False)
     return detector
 
@@ -44,7 +44,7 @@ def small(recipe: str, **settings: Any) -> Detector:
 @pytest.fixture(scope="session")
 def detector() -> Detector:
     """DETR."""
-    return small("detr_r18", width=16, queries=8)
+    return small("detr_r18", 0.3, width=16, queries=8)
 
 
 RELATIVE: dict[str, Any] = {
@@ -59,13 +59,13 @@ RELATIVE: dict[str, Any] = {
 @pytest.fixture(scope="session")
 def deformable() -> Detector:
     """Deformable DETR."""
-    return small("deformable_detr_r50", queries=8, **RELATIVE)
+    return small("deformable_detr_r50", 0.2, queries=8, **RELATIVE)
 
 
 @pytest.fixture(scope="session")
 def dino() -> Detector:
     """DINO, whose queries are made of proposals."""
-    return small("dino_r50", queries=60, **RELATIVE)
+    return small("dino_r50", 0.2, queries=60, **RELATIVE)
 
 
 @pytest.fixture(scope="session")

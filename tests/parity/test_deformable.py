@@ -114,6 +114,10 @@ class Given(nn.Module):
         return self.features
 
 
+def assert_same(ours: Tensor, theirs: Tensor) -> None:
+    assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
 def padded_batch() -> ImageBatch:
     """Return two images, the second of which is padded."""
     images = torch.randn(2, 3, 96, 128)
@@ -159,17 +163,16 @@ def test_all_layers_are_those_of_transformers(name: str) -> None:
     assert isinstance(memory, Memory)
     assert isinstance(queries, Queries)
     assert queries.reference is not None
-    close = {"rtol": 0.0, "atol": 1e-5}
-    assert_close(memory.tokens, theirs.encoder_last_hidden_state, **close)
-    assert_close(queries.reference, theirs.init_reference_points, **close)
+    assert_same(memory.tokens, theirs.encoder_last_hidden_state)
+    assert_same(queries.reference, theirs.init_reference_points)
     assert len(ours.layers) == LAYERS
     for layer, reference in zip(ours.layers, theirs.intermediate_reference_points.unbind(1), strict=True):
         if "with_box_refine" in VARIANTS[name]:  # the reference after a layer is its box
-            assert_close(layer.boxes, reference, **close)
-    assert_close(ours.layers[-1].logits, theirs.logits, **close)
-    assert_close(ours.layers[-1].boxes, theirs.pred_boxes, **close)
+            assert_same(layer.boxes, reference)
+    assert_same(ours.layers[-1].logits, theirs.logits)
+    assert_same(ours.layers[-1].boxes, theirs.pred_boxes)
     if "two_stage" in VARIANTS[name]:
         proposals = ours.proposals
         assert isinstance(proposals, Predictions)
-        assert_close(proposals.logits, theirs.enc_outputs_class, **close)
-        assert_close(proposals.boxes, theirs.enc_outputs_coord_logits.sigmoid(), **close)
+        assert_same(proposals.logits, theirs.enc_outputs_class)
+        assert_same(proposals.boxes, theirs.enc_outputs_coord_logits.sigmoid())

@@ -125,9 +125,8 @@ class FastDeformableEncoder(nn.Module):
             position, reference = position.expand(batch, -1, -1), reference.expand(batch, -1, -1)
             levels = replace(levels, valid=levels.valid.expand(batch, -1, -1))
         else:
-            position, reference, levels = self.describe(
-                [shrink_mask(padding_mask, shape) for shape in shapes]
-            )
+            masks = [shrink_mask(padding_mask, feature.shape[-2:]) for feature in features]
+            position, reference, levels = self.describe(masks)
         tokens = torch.cat([flat(feature) for feature in features], 1)  # [B, S, D]
         for layer in self.layers:
             tokens = layer(tokens, position, reference, levels)
