@@ -27,8 +27,7 @@ def main() -> None:
 
     print("Finding cells in six test images ...")
     PICTURES.mkdir(parents=True, exist_ok=True)
-    # A DETR trained for an hour still claims some cells twice, hence the suppression.
-    for found in detector.predict([image.path for image in data.images[:6]], threshold=0.6, nms=0.4):
+    for found in detector.predict([image.path for image in data.images[:6]], threshold=0.4):
         picture = PICTURES / f"{Path(found.source).stem}.png"
         qb.draw(read_image(found.source), found).save(picture)
         cells = ", ".join(f"{count} {name}" for name, count in Counter(found.names).most_common())
