@@ -1,0 +1,39 @@
+"""What tests of conversions have in common: tiny models, and tensors for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from querybox.recipes import Recipe
+from querybox.structures import Category
+
+TINY: dict[str, Any] = {
+    "backbone": "resnet18.tv_in1k",
+    "width": 8,
+    "heads": 2,
+    "feedforward": 12,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "queries": 5,
+}
+
+
+def identical(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        tensor.dtype == other[name].dtype and torch.equal(tensor, other[name]) for name, tensor in one.items()
+    )
+
+
+def random_state(recipe: Recipe, classes: int, *, tiny_backbone: bool = False) -> dict[str, Tensor]:
+    """All tensors of a model, without the time that its initialisation takes."""
+    with torch.device("meta"):
+        wanted = recipe.build([Category(id=label, name=str(label)) for label in range(classes)]).state_dict()
+    return {
+        name: torch.zeros((), dtype=torch.int64)
+        if name.endswith("num_batches_tracked")
+        else torch.randn(1 if tiny_backbone and name.startswith("backbone.") else tensor.shape)
+        for name, tensor in wanted.items()
+    }
