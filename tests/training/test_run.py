@@ -285,7 +285,7 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_best_detector_is_kept_and_patience_ends_the_run(
     run_settings: MakeSettings, boxes_json: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("querybox.training.record.evaluate_together", evaluations([0.1, 0.3, 0.2, 0.3, 0.9]))
+    monkeypatch.setattr("querybox.training.run.evaluate_and_record", evaluations([0.1, 0.3, 0.2, 0.3, 0.9]))
     settings = run_settings(epochs=20, batch_size=8, patience=2, data={"val": str(boxes_json)})
     result = train(settings)
     assert [row["AP"] for row in rows(result.run_dir)] == ["0.1", "0.3", "0.2", "0.3"]
@@ -298,7 +298,7 @@ def test_the_best_detector_is_kept_and_patience_ends_the_run(
 def test_every_nth_epoch_and_the_last_are_evaluated(
     run_settings: MakeSettings, boxes_json: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("querybox.training.record.evaluate_together", evaluations([0.1, 0.2, 0.3]))
+    monkeypatch.setattr("querybox.training.run.evaluate_and_record", evaluations([0.1, 0.2, 0.3]))
     result = train(run_settings(epochs=5, batch_size=8, evaluate_every=2, data={"val": str(boxes_json)}))
     assert [row["AP"] for row in rows(result.run_dir)] == ["", "0.1", "", "0.2", "0.3"]
 
@@ -310,11 +310,11 @@ def test_the_moving_average_is_what_is_evaluated_and_saved(
     seen: list[dict[str, Tensor]] = []
     found = evaluations([0.5])
 
-    def evaluate(accelerator: object, data: object, detector: Detector) -> Evaluation:
+    def evaluate(accelerator: object, settings: object, data: object, detector: Detector) -> Evaluation:
         seen.append({name: tensor.clone() for name, tensor in detector.state_dict().items()})
         return found()
 
-    monkeypatch.setattr("querybox.training.record.evaluate_together", evaluate)
+    monkeypatch.setattr("querybox.training.run.evaluate_and_record", evaluate)
     folder = train(run_settings(epochs=1, ema=0.5, data={"val": str(boxes_json)})).run_dir
     state = weights(folder)
     average = {name.removeprefix("average."): t for name, t in state.items() if name.startswith("average.")}
