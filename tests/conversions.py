@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from querybox.convert import System
 from querybox.recipes import Recipe
 from querybox.structures import Category
 
@@ -19,6 +20,14 @@ TINY: dict[str, Any] = {
     "decoder_layers": 2,
     "queries": 5,
 }
+TARGETS: dict[System, str] = {
+    "facebook": "facebook.pth",
+    "mmdet2": "mmdet2.pth",
+    "mmdet3": "mmdet3.pth",
+    "huggingface": "huggingface",
+    "querybox": "querybox.safetensors",
+}
+"""Where to convert to, by system."""
 
 
 def identical(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from conversions import TINY, identical, random_state
+from conversions import TARGETS, TINY, identical, random_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,13 +26,6 @@ from querybox.weights import coco
 from querybox.weights import querybox as querybox_file
 
 WEIGHT, BIAS = "decoder.class_head.weight", "decoder.class_head.bias"
-TARGETS: dict[System, str] = {
-    "facebook": "facebook.pth",
-    "mmdet2": "mmdet2.pth",
-    "mmdet3": "mmdet3.pth",
-    "huggingface": "huggingface",
-    "querybox": "querybox.safetensors",
-}
 
 
 @settings(max_examples=12)

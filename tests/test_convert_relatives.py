@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conversions import TINY, identical, random_state
+from conversions import TARGETS, TINY, identical, random_state
 
 from querybox.checkpoints import read_checkpoint
 from querybox.convert import LAYOUTS, System, convert

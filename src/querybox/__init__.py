@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from querybox.data import read_dataset
     from querybox.detections import Detections
     from querybox.detector import Detector
-    from querybox.diagnosis import diagnose
+    from querybox.diagnosis.diagnose import diagnose
     from querybox.draw import draw
     from querybox.errors import QueryboxError
     from querybox.evaluate import evaluate
@@ -73,7 +73,7 @@ _HOMES = {
     "RunSettings": "training",
     "Target": "structures",
     "convert": "convert",
-    "diagnose": "diagnosis",
+    "diagnose": "diagnosis.diagnose",
     "draw": "draw",
     "evaluate": "evaluate",
     "export": "export",

@@ -63,6 +63,7 @@ def bilinear(cells: Tensor, x: Tensor, y: Tensor) -> Tensor:
 def by_loops(
     attention: DeformableAttention, query: Tensor, reference: Tensor, tokens: Tensor, levels: Levels
 ) -> Tensor:
+    assert levels.padding_mask is not None
     value = attention.value(tokens) * ~levels.padding_mask[..., None]
     answers = []
     for image in range(len(query)):
@@ -76,7 +77,7 @@ def by_loops(
                 start = 0
                 for level, (h, w) in enumerate(levels.shapes):
                     cells = value[image, start : start + h * w].view(h, w, HEADS, -1)[:, :, head]
-                    start += h * w
+                    start += int(h * w)
                     size = torch.tensor([w, h], dtype=torch.float64)
                     for point in range(POINTS):
                         at = place[:2] * levels.valid[image, level] * size
@@ -114,6 +115,7 @@ def test_padding_is_not_seen(attention: DeformableAttention, levels: Levels) -> 
     levels = in_double(levels)
     query, reference = torch.randn(2, 6, WIDTH).double(), torch.rand(2, 6, 2).double()
     tokens = torch.randn(2, 47, WIDTH).double()
+    assert levels.padding_mask is not None
     changed = torch.where(levels.padding_mask[..., None], 100.0, tokens)
     assert_close(
         attention(query, reference, changed, levels),
@@ -135,6 +137,7 @@ def test_cell_centres_are_relative_to_the_unpadded_image(levels: Levels) -> None
     assert centres.shape == (2, 47, 2)
     assert_close(centres[0, 0], torch.tensor([0.5 / 7, 0.5 / 5]))
     assert_close(centres[1, 0], torch.tensor([0.5 / 5, 0.5 / 4]))  # 5 x 4 of the 7 x 5 cells are image
+    assert levels.padding_mask is not None
     inside = centres[~levels.padding_mask]
     assert inside.min() > 0
     assert inside.max() < 1

@@ -63,8 +63,8 @@ def test_where_gradients_stop(refinement: Refinement) -> None:
 
 def test_kept_references_do_not_move() -> None:
     decoder = make_decoder("keep")
-    nn.init.zeros_(decoder.box_heads[2][-1].weight)  # type: ignore[arg-type]
-    nn.init.zeros_(decoder.box_heads[2][-1].bias)  # type: ignore[arg-type]
+    nn.init.zeros_(decoder.box_heads[2].get_submodule("4").weight)  # type: ignore[arg-type]
+    nn.init.zeros_(decoder.box_heads[2].get_submodule("4").bias)  # type: ignore[arg-type]
     queries, memory = make_inputs()
     assert queries.reference is not None
     assert_close(decoder(queries, memory)[2].boxes, queries.reference)
@@ -72,8 +72,8 @@ def test_kept_references_do_not_move() -> None:
 
 def test_refined_boxes_are_measured_from_the_layer_before() -> None:
     decoder = make_decoder("refine", layers=2)
-    nn.init.zeros_(decoder.box_heads[1][-1].weight)  # type: ignore[arg-type]
-    nn.init.zeros_(decoder.box_heads[1][-1].bias)  # type: ignore[arg-type]
+    nn.init.zeros_(decoder.box_heads[1].get_submodule("4").weight)  # type: ignore[arg-type]
+    nn.init.zeros_(decoder.box_heads[1].get_submodule("4").bias)  # type: ignore[arg-type]
     first, second = decoder(*make_inputs())
     assert_close(second.boxes, first.boxes)
 
@@ -141,7 +141,7 @@ def test_references_are_the_best_proposals() -> None:
     detector = small_dino()
     batch, _ = image_batch()
     memory = detector.encoder(detector.neck(detector.backbone(batch.images)), batch.padding_mask)
-    _, logits, _ = detector.queries.proposals(memory)  # type: ignore[operator, union-attr]
+    _, logits, _ = detector.queries.proposals(memory)  # type: ignore[operator]
     queries = detector.queries(memory)
     scores = logits.amax(-1)
     chosen = queries.proposals.logits.amax(-1)

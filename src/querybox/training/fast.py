@@ -165,7 +165,8 @@ class QuickAttention(nn.Module):
         """Attend from every query to every key that is neither padding nor `blocked` (both True = forbidden)."""
         plain = self.plain
         q, k, v = (plain.split(x) for x in (plain.query(query), plain.key(key), plain.value(value)))
-        forbidden = blocked if padding_mask is None else padding_mask[:, None, None, :]  # [Q, S] or [B, 1, 1, S]
+        # [Q, S] or [B, 1, 1, S]
+        forbidden = blocked if padding_mask is None else padding_mask[:, None, None, :]
         mixed = AttentionCore.apply(q, k, v, forbidden, plain.dropout if self.training else 0.0)
         return plain.output(mixed.transpose(1, 2).flatten(2))
 
