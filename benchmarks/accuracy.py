@@ -34,13 +34,13 @@ def rows(setup: Setup) -> Iterator[Row]:
 
 def exact(setup: Setup) -> Work:
     """Return the evaluation of the model as `querybox evaluate` runs it."""
-    detector = Detector.load(EXAMPLE / "weights.safetensors")
+    detector = Detector.load(EXAMPLE / "detr.safetensors")
     return lambda: evaluate(detector, split(setup, "test")).metrics["AP"]
 
 
 def quantised(setup: Setup) -> Work:
     """Return the evaluation of its export in int8."""
-    detector = Detector.load(EXAMPLE / "weights.safetensors")
+    detector = Detector.load(EXAMPLE / "detr.safetensors")
     path = setup.folder / "blood-cells-int8.xml"
     export(detector, path, to="openvino", precision="int8", calibration=split(setup, "val"))
     engine = load_engine(path)

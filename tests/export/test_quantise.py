@@ -15,8 +15,8 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "blood_cells"
 
 @pytest.fixture(scope="module")
 def blood_cells() -> Detector:
-    """The shipped detector; it looks at small images here, to be quick."""
-    detector = Detector.load(EXAMPLE / "weights.safetensors")
+    """Plain DETR; it looks at small images here, to be quick."""
+    detector = Detector.load(EXAMPLE / "detr.safetensors")
     detector.preprocessing = dataclasses.replace(detector.preprocessing, short_side=320, long_side=427)
     return detector
 
