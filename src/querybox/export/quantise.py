@@ -27,11 +27,12 @@ def quantise(
 ) -> openvino.Model:
     """Return the model in int8, but for what is sensitive and cheap.
 
-    Normalisations, softmax and attention's own products stay in float by nature; so do the operations of `exact`.
+    Normalisations, softmax and attention's own products stay in float by nature; so do the matrix products of `exact`
+    and all that comes after them: the sums and products that make a box of a reference need more than 8 bits.
 
     Args:
         model: In float32, as `querybox.export.openvino.convert` made it.
-        exact: Operations of the traced graph, by name, that stay in float.
+        exact: Operations of the traced graph, by name, whose products stay in float.
         data: Images like those that the model will see; their boxes do not matter here.
         preprocessing: The detector's.
 
@@ -46,16 +47,17 @@ def quantise(
     if not data.images:
         raise DataError(f"{data.source}: holds no image to calibrate int8 with")
     logging.getLogger("nncf").setLevel(logging.ERROR)  # it tells of every operation that it leaves alone
-    kept = [
-        name
-        for name in (operation.get_friendly_name() for operation in model.get_ops())
-        if name.partition("/")[0] in exact and name.endswith("MatMul")
-    ]
+    kept: set[str] = set()
+    for operation in model.get_ordered_ops():
+        name = operation.get_friendly_name()
+        sources = {port.get_source_output().get_node().get_friendly_name() for port in operation.inputs()}
+        if (name.partition("/")[0] in exact and name.endswith("MatMul")) or sources & kept:
+            kept.add(name)
     return nncf.quantize(
         model,
         nncf.Dataset(list(samples(data, preprocessing))),
         preset=nncf.QuantizationPreset.PERFORMANCE,
-        ignored_scope=nncf.IgnoredScope(names=kept),
+        ignored_scope=nncf.IgnoredScope(names=sorted(kept)),
         subset_size=min(len(data.images), IMAGES),
     )
 
