@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from environments import ENVIRONMENT
 
 from benchmarks import measure as module
 from benchmarks import plots, report, training_small
@@ -18,19 +19,6 @@ from benchmarks.measure import Absent, Row, RowResult, Side, measure
 from benchmarks.setup import Setup
 from benchmarks.small import Kind
 from querybox.structures import ImageBatch
-
-FACTS = {
-    "processor": "one",
-    "cpus": 2,
-    "threads": 2,
-    "memory": "1 GiB",
-    "platform": "here",
-    "python": "3",
-    "packages": {"torch": "2", "transformers": None},
-    "commit": "abc",
-    "date": "2020-01-01T00:00:00",
-    "command": "python -m benchmarks",
-}
 
 
 class Clock:
@@ -186,7 +174,7 @@ def results() -> list[RowResult]:
     ]
     found = [measure(each, clock) for each in rows]
     for each in found:
-        each.environment = FACTS
+        each.environment = ENVIRONMENT
     return found
 
 

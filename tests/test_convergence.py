@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from documentation import copy_dataset
+from environments import ENVIRONMENT
 
 from benchmarks.convergence import __main__ as program
 from benchmarks.convergence import curves, ours, pages
@@ -21,19 +22,6 @@ from benchmarks.small import Kind
 from querybox import Category, Detector, ImageBatch, Target, read_dataset
 
 pytest.importorskip("transformers")
-
-FACTS = {
-    "processor": "one",
-    "cpus": 2,
-    "threads": 2,
-    "memory": "1 GiB",
-    "platform": "here",
-    "python": "3",
-    "packages": {"torch": "2"},
-    "commit": "abc",
-    "date": "2020-01-01T00:00:00",
-    "command": "python -m benchmarks.convergence",
-}
 
 
 @pytest.fixture
@@ -169,7 +157,7 @@ def curve(name: str, **values: Any) -> Curve:
         for minutes, AP50 in ((2, 0.35), (10, 0.7))
     ]
     return Curve(
-        name=name, title=program.TITLES[name], settings={}, points=points, environment=FACTS, **values
+        name=name, title=program.TITLES[name], settings={}, points=points, environment=ENVIRONMENT, **values
     )
 
 

@@ -87,17 +87,9 @@ class AttentionPoints:
             Places (x, y) in 0-1 of the unpadded image, some of them outside, P on each of L maps; and their weights,
             which sum to 1 for every head and query.
         """
-        heads, maps, count = self.module.heads, self.module.levels, self.module.points
-        query = self.query[0, queries]
-        offset = self.module.offset(query).view(-1, heads, maps, count, 2)
-        weight = self.module.weight(query).view(-1, heads, maps * count).softmax(-1)
-        reference = self.reference[0, queries, None, None, None]  # [Q, 1, 1, 1, R]
-        if reference.shape[-1] == 2:
-            step = 1 / (self.levels.sizes * self.levels.valid[0])[:, None]  # a cell, in 0-1 of the image
-        else:
-            step = reference[..., 2:] / (2 * count)
-        places = reference[..., :2] + offset * step
-        return places.transpose(0, 1), weight.unflatten(2, (maps, count)).transpose(0, 1)
+        places, weight = self.module.choose(self.query[:, queries], self.reference[:, queries], self.levels)
+        places = places[0] / self.levels.valid[0][:, None]  # they were in 0-1 of the padded map
+        return places.transpose(0, 1), weight[0].transpose(0, 1)
 
 
 Look = AttentionMaps | AttentionPoints

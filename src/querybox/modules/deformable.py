@@ -62,9 +62,7 @@ class DeformableAttention(nn.Module):
         value = self.value(tokens)
         if levels.padding_mask is not None:
             value = value.masked_fill(levels.padding_mask[..., None], 0.0)
-        value = value.unflatten(2, (self.heads, -1))  # [B, S, heads, D / heads]
-        places, weight = self.choose(query, reference, levels)
-        return self.output(sample(value, levels.shapes, places, weight))
+        return self.output(self.look(value, levels, *self.choose(query, reference, levels)))
 
     def choose(
         self, query: Float[Tensor, "B Q D"], reference: Float[Tensor, "B Q R"], levels: Levels
@@ -80,6 +78,16 @@ class DeformableAttention(nn.Module):
         else:
             step = reference[:, :, None, None, None, 2:] * valid / (2 * self.points)
         return centre + offset * step, weight.unflatten(3, grid[1:])
+
+    def look(
+        self,
+        value: Float[Tensor, "B S D"],
+        levels: Levels,
+        places: Float[Tensor, "B Q heads L P 2"],
+        weight: Float[Tensor, "B Q heads L P"],
+    ) -> Float[Tensor, "B Q D"]:
+        """Return what is seen at the places, each head's in its share of the features."""
+        return sample(value.unflatten(2, (self.heads, -1)), levels.shapes, places, weight)
 
 
 def sample(

@@ -30,9 +30,8 @@ def write_folder(folder: Path, tensors: Mapping[str, Tensor], files: Mapping[str
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         complete = Path(temporary) / folder.name
         complete.mkdir()
-        held = {
-            name: tensor.clone().contiguous() for name, tensor in tensors.items()
-        }  # none may share its memory
+        # Heads that are listed twice are one tensor, and the format has no two names for the same memory.
+        held = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
         with atomic(complete / "model.safetensors") as file:
             save_file(held, file, metadata={"format": "pt"})  # transformers asks for it
         for name, values in files.items():
