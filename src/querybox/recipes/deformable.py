@@ -48,7 +48,8 @@ class DeformableDETR(Recipe):
             raise ConfigError("setting 'two_stage' needs 'refine' to be true")
         if self.levels < len(self.strides):
             raise ConfigError(
-                f"setting 'levels' is {self.levels}, less than the {len(self.strides)} 'strides'"
+                f"setting 'levels' is {self.levels}, less than the {len(self.strides)} 'strides'; "
+                "name fewer strides or ask for more levels"
             )
         if self.width % 32:
             raise ConfigError(f"setting 'width' is {self.width}, which is no multiple of 32 (group norm)")

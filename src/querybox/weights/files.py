@@ -20,7 +20,7 @@ from querybox.data.records import listed
 from querybox.errors import CheckpointError
 from querybox.weights.digest import check_digest
 from querybox.weights.hub import WEIGHTS, fetch, is_hub_name
-from querybox.weights.pickled import read_pickled
+from querybox.weights.pickled import damaged, read_pickled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,9 +79,16 @@ def find_weights(path: str | Path) -> Path:
             if (path / name).is_file():
                 return path / name
         raise CheckpointError(f"{path}: no weights in this folder; expected one of {', '.join(WEIGHTS)}")
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such weights file")
+    require_file(path)
     return path
+
+
+def require_file(path: Path) -> None:
+    """Raise CheckpointError unless there is such a file."""
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: no such weights file; expected a checkpoint, or the folder of a run: check the path"
+        )
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -96,7 +103,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
             return tensors, file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: corrupt, or no weights file ({error})") from error
+        raise damaged(path, error) from error
 
 
 def read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

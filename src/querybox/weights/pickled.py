@@ -97,7 +97,7 @@ def read_pickled(path: Path) -> Any:
             "it is corrupt if the name means nothing. Cure, if you trust who wrote it: load it there with "
             "torch.load(..., weights_only=False) and torch.save its state dict alone"
         ) from error
-    raise CheckpointError(f"{path}: corrupt, or no weights file ({reason(error)})") from error
+    raise damaged(path, reason(error)) from error
 
 
 def unpickle(path: Path) -> tuple[Any, Exception | None]:
@@ -142,7 +142,7 @@ def zip_records(path: Path) -> Iterator[ZipRecord]:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
     except Exception as error:
-        raise CheckpointError(f"{path}: corrupt, or no weights file ({reason(error)})") from error
+        raise damaged(path, reason(error)) from error
     packed = [each.filename for each in records if each.compress_type != zipfile.ZIP_STORED]
     if packed:
         raise CheckpointError(
@@ -180,3 +180,8 @@ def checksum(file: FileIO, record: ZipRecord, buffer: memoryview) -> int | None:
     while left and (count := file.readinto(buffer[:left])):
         crc, left = zlib.crc32(buffer[:count], crc), left - count
     return crc if mark == ZIP and not left else None
+
+
+def damaged(path: Path, reason: object) -> CheckpointError:
+    """Return the error that tells of a file that cannot be read."""
+    return CheckpointError(f"{path}: corrupt, or no weights file ({reason}); copy or download it again")

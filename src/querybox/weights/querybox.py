@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from querybox.errors import CheckpointError
-from querybox.weights.files import atomic, read_safetensors
+from querybox.weights.files import atomic, read_safetensors, require_file
 
 FORMAT = "querybox-1"
 
@@ -48,8 +48,7 @@ def read(
     Raises:
         CheckpointError: The file is missing, not querybox's, or corrupt.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such weights file")
+    require_file(path)
     tensors, metadata = read_safetensors(path)
     if metadata.get("format") != mark:
         got = metadata.get("format", "a file without such a mark")
