@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --editable
 SHORT := { grep -v '^Requirement already satisfied' || true; }  # what pip says, less what it did not do
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix docs
+.PHONY: help demo test check torture fix docs
 
 help:  ## List the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -31,6 +31,9 @@ check: $(INSTALLED)  ## Run all that CI runs: lint, format, types, import direct
 	@echo "Checking import directions ..."
 	@$(BIN)/lint-imports
 	@$(MAKE) --no-print-directory test
+
+torture: $(INSTALLED)  ## Make every fault that querybox has to survive, in its long form; a table of what happened.
+	@$(BIN)/python -m torture
 
 fix: $(INSTALLED)  ## Repair what ruff can repair, and format.
 	@$(BIN)/ruff check --fix .

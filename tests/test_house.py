@@ -17,7 +17,9 @@ import querybox
 
 ROOT = Path(__file__).parent.parent
 PYTHON_FILES = sorted(
-    path for folder in ("src", "tests", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")
+    path
+    for folder in ("src", "tests", "benchmarks", "torture", "examples")
+    for path in (ROOT / folder).rglob("*.py")
 )
 MAX_FILE = 400
 MAX_FUNCTION = 50

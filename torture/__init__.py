@@ -1,0 +1,1 @@
+"""What querybox survives, each fault really made: `make torture`."""
