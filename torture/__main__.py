@@ -1,4 +1,7 @@
-"""Makes every fault and prints what happened as a table, which is also written to `torture/results.md`."""
+"""Makes every fault and prints what happened as a table.
+
+The long form writes the table of each part that was run to `docs/torture.md`.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 from torture.case import Case
 
 PARTS: dict[str, Sequence[Case]] = {}
 """By the name of the part; each module of this package has one."""
-RESULTS = Path(__file__).parent / "results.md"
+PAGE = Path(__file__).parent.parent / "docs" / "torture.md"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,22 +36,29 @@ class Outcome:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the cases that are asked for; return how many were not survived."""
+    """Run the cases that are asked for; return 1 if one was not survived, else 0."""
     parser = argparse.ArgumentParser(prog="python -m torture", description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=list(PARTS), help="parts to run; all by default")
-    parser.add_argument("--short", action="store_true", help="few repetitions, as in CI")
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all by default")
+    parser.add_argument(
+        "--short", action="store_true", help="few repetitions, as in CI; the page stays as it is"
+    )
     options = parser.parse_args(arguments)
+    if unknown := [part for part in options.parts if part not in PARTS]:
+        parser.error(f"unknown: {', '.join(unknown)}; expected some of {', '.join(PARTS)}")
+    console = Console()
     outcomes = []
     for part in options.parts or PARTS:
         for case in PARTS[part]:
-            outcome = outcome_of(part, case, long=not options.short)
-            outcomes.append(outcome)
-            print(line(outcome), flush=True)
-    if not options.parts and not options.short:
-        RESULTS.write_text(table(outcomes), encoding="utf-8")
+            console.print(Text(f"{part}: {case.name} ..."))
+            outcomes.append(outcome_of(part, case, long=not options.short))
+    console.print(table(outcomes))
+    if not options.short:
+        for part in dict.fromkeys(outcome.part for outcome in outcomes):
+            mine = [outcome for outcome in outcomes if outcome.part == part]
+            PAGE.write_text(with_section(PAGE.read_text(encoding="utf-8"), part, mine), encoding="utf-8")
     failed = sum(not outcome.survived for outcome in outcomes)
-    print(f"{len(outcomes) - failed} of {len(outcomes)} survived")
-    return failed
+    console.print(f"{len(outcomes) - failed} of {len(outcomes)} survived")
+    return int(failed > 0)
 
 
 def outcome_of(part: str, case: Case, *, long: bool) -> Outcome:
@@ -60,21 +74,41 @@ def outcome_of(part: str, case: Case, *, long: bool) -> Outcome:
     )
 
 
-def line(outcome: Outcome) -> str:
-    """Say an outcome in one line."""
-    mark = "survived" if outcome.survived else "FAILED"
-    return f"{mark:8} {outcome.part}: {outcome.case.name}: {outcome.happened} ({outcome.seconds:.1f} s)"
+def table(outcomes: Sequence[Outcome]) -> Table:
+    """Return all outcomes as a table for the terminal."""
+    shown = Table("", "part", "fault", "required", "what happened", show_lines=True)
+    shown.add_column("s", justify="right")
+    for each in outcomes:
+        mark = Text("survived", "green") if each.survived else Text("FAILED", "bold red")
+        texts = (each.part, each.case.name, each.case.required, each.happened, f"{each.seconds:.1f}")
+        shown.add_row(mark, *map(Text, texts))
+    return shown
 
 
-def table(outcomes: Sequence[Outcome]) -> str:
-    """Return all outcomes as a Markdown table."""
+def with_section(page: str, part: str, outcomes: Sequence[Outcome]) -> str:
+    """Return the page with the section of a part replaced, or added at its end."""
     rows = [
-        f"| {each.part} | {each.case.name} | {each.case.required} | {each.happened} | "
-        f"{'yes' if each.survived else '**no**'} | {each.seconds:.1f} |"
+        (
+            each.case.name,
+            each.case.required,
+            each.happened,
+            "yes" if each.survived else "**no**",
+            f"{each.seconds:.1f}",
+        )
         for each in outcomes
     ]
-    head = ["| part | fault | required | what happened | survived | s |", "|---|---|---|---|---|---:|"]
-    return "\n".join([*head, *rows]) + "\n"
+    head = "| fault | required | what happened | survived | s |\n|---|---|---|---|---:|\n"
+    body = "".join(f"| {' | '.join(map(cell, row))} |\n" for row in rows)
+    title = f"## {part.capitalize()}\n"
+    before, found, after = page.partition(title)
+    _, following, others = after.partition("\n## ")
+    before = before if found else f"{page}\n"
+    return f"{before}{title}\n{head}{body}{following}{others}"
+
+
+def cell(text: str) -> str:
+    """Return the text as it may stand in a cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", r"\|").replace("<", "&lt;")
 
 
 if __name__ == "__main__":
