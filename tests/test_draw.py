@@ -11,7 +11,8 @@ from PIL import Image
 
 from querybox.data.records import ImageRecord
 from querybox.detections import Detections
-from querybox.draw import PALETTE, colour_of, draw, draw_boxes, draw_comparison, ink_on
+from querybox.draw import PALETTE, colour_of, draw, draw_boxes, draw_mistakes, ink_on
+from querybox.mistakes import mistakes_in
 from querybox.structures import Category
 
 CATEGORIES = (Category(id=1, name="cat"), Category(id=2, name="Gürteltier"))
@@ -112,21 +113,54 @@ def test_captions_can_be_read(label: int) -> None:
     assert (light + 0.05) / (dark + 0.05) >= 3
 
 
-def test_comparison_shows_objects_left_and_detections_right() -> None:
+def test_mistakes_show_objects_left_and_detections_right() -> None:
     record = ImageRecord(
         id=1,
         path=Path("1.jpg"),
         width=300,
         height=200,
-        boxes_xyxy=np.array([[50.0, 60.0, 150.0, 160.0]]),
-        labels=np.array([1]),
-        crowd=np.array([True]),
-        areas=np.array([1e4]),
+        boxes_xyxy=np.array(
+            [[50.0, 60.0, 150.0, 160.0], [160.0, 20.0, 220.0, 80.0], [200.0, 90.0, 290.0, 190.0]]
+        ),
+        labels=np.array([1, 0, 1]),
+        crowd=np.array([False, False, True]),
+        areas=np.array([1e4, 3600.0, 9000.0]),
     )
-    both = draw_comparison(grey(300, 200), record, found([[10, 30, 90, 90]], [0]))
+    detections = found([[50, 60, 150, 160], [160, 20, 220, 80], [10, 10, 40, 40]], [0, 0, 1])
+    both = draw_mistakes(grey(300, 200), record, detections, mistakes_in(record, detections))
     left, right = both.crop((0, 0, 300, 200)), both.crop((both.width - 300, 0, both.width, 200))
-    assert (
-        left.tobytes()
-        == draw_boxes(grey(300, 200), record.boxes_xyxy, record.labels, ["Gürteltier (crowd)"]).tobytes()
+    captions = ["C Gürteltier", "", "Gürteltier (crowd)"]
+    objects = draw_boxes(grey(300, 200), record.boxes_xyxy, record.labels, captions, wrong=[0])
+    assert left.tobytes() == objects.tobytes()
+    boxes, labels = detections.boxes_xyxy.double().numpy(), detections.labels.numpy()
+    captions = ["C cat 0.90", "", "B Gürteltier 0.50"]
+    assert right.tobytes() == draw_boxes(grey(300, 200), boxes, labels, captions, wrong=[0, 2]).tobytes()
+
+
+def test_wrong_frames_are_thick_and_dashed_without_any_colour() -> None:
+    boxes, labels = np.array([[50.0, 60.0, 150.0, 160.0], [160.0, 60.0, 290.0, 160.0]]), np.array([0, 0])
+    picture = draw_boxes(grey(900, 600), 3 * boxes, labels, ["", ""], wrong=[0])
+    dark = np.asarray(picture.convert("L")) < 64
+    bright = (np.asarray(picture) == colour_of(0)).all(-1)
+
+    def changes(row: int, left: int, right: int) -> int:
+        return int(np.abs(np.diff(dark[row, left:right].astype(int))).sum())
+
+    assert changes(3 * 60 + 1, 3 * 50, 3 * 150) > 6  # along its upper edge, the wrong one
+    assert changes(3 * 60, 3 * 160, 3 * 290) == 0
+    across = slice(3 * 60 - 3, 3 * 60 + 20)
+    assert bright[across, 3 * 50 + 2].sum() >= 2 * bright[across, 3 * 200].sum() > 0
+
+
+@given(st.lists(st.tuples(*[st.floats(0, 1)] * 4), max_size=3))
+@settings(max_examples=20)
+def test_any_box_can_be_wrong(boxes: list[tuple[float, ...]]) -> None:
+    corners = [
+        [min(x1, x2) * 40, min(y1, y2) * 30, max(x1, x2) * 40, max(y1, y2) * 30] for x1, y1, x2, y2 in boxes
+    ]
+    box_array = np.array(corners).reshape(-1, 4)
+    everything = range(len(boxes))
+    picture = draw_boxes(
+        grey(40, 30), box_array, np.zeros(len(boxes), dtype=int), ["B cat"] * len(boxes), wrong=everything
     )
-    assert right.tobytes() == draw(grey(300, 200), found([[10, 30, 90, 90]], [0])).tobytes()
+    assert picture.size == (40, 30)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -80,23 +81,48 @@ def best_threshold(data: DetectionData, detections: Mapping[int, Detections]) ->
 
 
 def confusion_of(record: ImageRecord, found: Detections, num_classes: int) -> Int[np.ndarray, "K K"]:
-    """Return the confusion matrix of one image, K = C + 1.
+    """Return the confusion matrix of one image, K = C + 1."""
+    counts = np.zeros((num_classes + 1,) * 2, dtype=np.int64)
+    labels, assigned = found.labels.numpy(), assign(record, found)
+    right, taken, wrong = assigned.answers >= 0, assigned.mistaken >= 0, assigned.wrong
+    np.add.at(counts, (labels[right], labels[right]), 1)
+    np.add.at(counts, (record.labels[assigned.mistaken[taken]], labels[taken]), 1)
+    np.add.at(counts[num_classes], labels[wrong & ~taken], 1)
+    np.add.at(counts, (record.labels[assigned.missed], num_classes), 1)
+    return counts
+
+
+class Assignment(NamedTuple):
+    """Which detection stands for which object of an image."""
+
+    answers: Int[np.ndarray, " N"]
+    """The object of its own class that each detection answers for; -1: none."""
+    mistaken: Int[np.ndarray, " N"]
+    """The object of another class, found by none of its own, that each detection takes for its own; -1: none."""
+    ignored: Bool[np.ndarray, " N"]
+    """Detections on a crowd of their class."""
+    missed: Bool[np.ndarray, " G"]
+    """Objects for which no detection stands at all."""
+
+    @property
+    def wrong(self) -> Bool[np.ndarray, " N"]:
+        """Detections that are false alarms."""
+        return (self.answers < 0) & ~self.ignored
+
+
+def assign(record: ImageRecord, found: Detections) -> Assignment:
+    """Let detections answer for objects, best score first.
 
     Objects that no detection of their class answers for may be answered for by one of another class: a confusion.
     """
-    counts = np.zeros((num_classes + 1,) * 2, dtype=np.int64)
-    labels = found.labels.numpy()
     answers, ignored = match(record, found)
-    right = answers >= 0
-    np.add.at(counts, (labels[right], labels[right]), 1)
     missed = ~record.crowd
-    missed[answers[right]] = False
+    missed[answers[answers >= 0]] = False
+    mistaken = np.full(len(answers), -1)
     iou = overlap(record, found)
-    for n in np.flatnonzero(~right & ~ignored):
-        mistaken = take_best(iou[n], missed)
-        counts[num_classes if mistaken < 0 else record.labels[mistaken], labels[n]] += 1
-    np.add.at(counts, (record.labels[missed], num_classes), 1)
-    return counts
+    for n in np.flatnonzero((answers < 0) & ~ignored):
+        mistaken[n] = take_best(iou[n], missed)
+    return Assignment(answers, mistaken, ignored, missed)
 
 
 def match(record: ImageRecord, found: Detections) -> tuple[Int[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
@@ -111,12 +137,12 @@ def match(record: ImageRecord, found: Detections) -> tuple[Int[np.ndarray, " N"]
     return answers, ignored
 
 
-def take_best(iou: Float[np.ndarray, " G"], free: Bool[np.ndarray, " G"]) -> int:
-    """Mark the free object with the highest IoU as taken and return its index; -1 when none reaches 0.5."""
+def take_best(iou: Float[np.ndarray, " G"], free: Bool[np.ndarray, " G"], least: float = MATCH_IOU) -> int:
+    """Mark the free object with the highest IoU as taken and return its index; -1 when none reaches `least`."""
     if not free.any():
         return -1
     best = int(np.where(free, iou, -1.0).argmax())
-    if iou[best] < MATCH_IOU:
+    if iou[best] < least:
         return -1
     free[best] = False
     return best

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from querybox.data.records import ImageRecord
 from querybox.detections import Detections
+from querybox.mistakes import LETTERS, Mistakes
 
 Colour = tuple[int, int, int]
 Frame = tuple[int, ...]  # left, top, right, bottom in whole pixels
@@ -44,21 +45,37 @@ def draw(image: Image.Image | UInt8[np.ndarray, "h w 3"], detections: Detections
     return draw_boxes(image, detections.boxes_xyxy.double().numpy(), detections.labels.numpy(), captions)
 
 
-def draw_comparison(image: Image.Image, record: ImageRecord, detections: Detections) -> Image.Image:
-    """Return the image twice: with the objects as they are labelled on the left, with what was found on the right.
+def draw_mistakes(
+    image: Image.Image, record: ImageRecord, detections: Detections, mistakes: Mistakes
+) -> Image.Image:
+    """Return the image twice: with its objects on the left, with what was found on the right.
+
+    What is right has a thin frame. What is wrong has a thick, dashed one, the letters of `LETTERS` for the reason, its
+    class and its score.
 
     Args:
         image: The image, turned as the boxes of the record are.
-        record: Its objects; crowds are named as such.
+        record: Its objects.
         detections: What was found in it, with the labels of the record.
+        mistakes: What is wrong with these detections.
     """
+    misses = {miss.object: LETTERS[miss.reason] for miss in mistakes.misses}
+    alarms = {alarm.detection: LETTERS[alarm.reason] for alarm in mistakes.false_alarms}
     names = [detections.categories[label].name for label in record.labels.tolist()]
-    captions = [f"{name} (crowd)" if crowd else name for name, crowd in zip(names, record.crowd, strict=True)]
-    truth = draw_boxes(image, record.boxes_xyxy, record.labels, captions)
+    objects = [
+        f"{misses[place]} {name}" if place in misses else f"{name} (crowd)" * bool(record.crowd[place])
+        for place, name in enumerate(names)
+    ]
+    scores = zip(detections.names, detections.scores.tolist(), strict=True)
+    found = [
+        f"{alarms[place]} {name} {score:.2f}" if place in alarms else ""
+        for place, (name, score) in enumerate(scores)
+    ]
+    boxes_xyxy, labels = detections.boxes_xyxy.double().numpy(), detections.labels.numpy()
     gap = max(2, image.width // 60)
     both = Image.new("RGB", (2 * image.width + gap, image.height), "white")
-    both.paste(truth, (0, 0))
-    both.paste(draw(image, detections), (image.width + gap, 0))
+    both.paste(draw_boxes(image, record.boxes_xyxy, record.labels, objects, wrong=misses), (0, 0))
+    both.paste(draw_boxes(image, boxes_xyxy, labels, found, wrong=alarms), (image.width + gap, 0))
     return both
 
 
@@ -67,6 +84,8 @@ def draw_boxes(
     boxes_xyxy: Float[np.ndarray, "N 4"],
     labels: Int[np.ndarray, " N"],
     captions: Sequence[str],
+    *,
+    wrong: Collection[int] | None = None,
 ) -> Image.Image:
     """Return a copy of the image with captioned boxes, the first on top.
 
@@ -74,7 +93,8 @@ def draw_boxes(
         image: RGB.
         boxes_xyxy: Corners in pixels of the image.
         labels: Class of each box, which chooses its colour.
-        captions: Text of each box.
+        captions: Text of each box; an empty one has no plate.
+        wrong: Places of boxes whose frames are thick and dashed; the others' are thin then, and below them.
     """
     picture = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")  # a copy
     scale = (picture.width * picture.height) ** 0.5
@@ -83,12 +103,17 @@ def draw_boxes(
     pen = ImageDraw.Draw(picture)
     frames = [tuple(round(edge) for edge in box) for box in boxes_xyxy.tolist()]
     colours = [colour_of(label) for label in labels.tolist()]
-    for frame, colour in reversed(list(zip(frames, colours, strict=True))):
-        draw_frame(pen, frame, colour, line)
+    dashed = wrong or ()
+    for place in sorted(range(len(frames)), key=lambda place: (place in dashed, -place)):
+        if place in dashed:
+            draw_dashes(pen, frames[place], colours[place], line)
+        else:
+            draw_frame(pen, frames[place], colours[place], line if wrong is None else max(1, line // 2))
     # Captions come after all frames, so that no line crosses a word; the first box chooses its place first.
     plates: list[Frame] = []
     for frame, colour, caption in zip(frames, colours, captions, strict=True):
-        plates.append(draw_caption(pen, frame, caption, colour, font, margin=line + 1, taken=plates))
+        if caption:
+            plates.append(draw_caption(pen, frame, caption, colour, font, margin=line + 1, taken=plates))
     return picture
 
 
@@ -98,6 +123,20 @@ def draw_frame(pen: ImageDraw.ImageDraw, frame: Frame, colour: Colour, line: int
     right, bottom = max(left, right - 1), max(top, bottom - 1)
     pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=(0, 0, 0))
     pen.rectangle((left, top, right, bottom), outline=colour, width=line)
+
+
+def draw_dashes(pen: ImageDraw.ImageDraw, frame: Frame, colour: Colour, line: int) -> None:
+    """Draw a rectangle of dashes on black, about twice as thick as `line`."""
+    left, top, right, bottom = frame
+    pen.rectangle((left - 1, top - 1, right, bottom), outline=(0, 0, 0), width=2 * line + 2)
+    for start in range(0, right - left, 8 * line):
+        x, end = left + start, min(right - 1, left + start + 5 * line)
+        pen.rectangle((x, top, end, top + 2 * line - 1), fill=colour)
+        pen.rectangle((x, bottom - 2 * line, end, bottom - 1), fill=colour)
+    for start in range(0, bottom - top, 8 * line):
+        y, end = top + start, min(bottom - 1, top + start + 5 * line)
+        pen.rectangle((left, y, left + 2 * line - 1, end), fill=colour)
+        pen.rectangle((right - 2 * line, y, right - 1, end), fill=colour)
 
 
 def draw_caption(

@@ -19,6 +19,7 @@ from querybox.detections import Detections
 from querybox.engine import Engine
 from querybox.errors import ConfigError, DataError
 from querybox.evaluation import CategoryResult, Evaluation
+from querybox.mistakes import mistakes_in
 from querybox.predict import detect_frames
 from querybox.sources import Frame
 from querybox.structures import Category
@@ -105,6 +106,7 @@ def coco_metrics(data: DetectionData, detections: Mapping[int, Detections]) -> E
         for record in data.images
     }
     metrics, precision = average_precision(data, aligned)
+    agreed = agreement(data, aligned)
     counts = np.bincount(
         np.concatenate(
             [np.zeros(0, dtype=np.int64), *(record.labels[~record.crowd] for record in data.images)]
@@ -123,7 +125,11 @@ def coco_metrics(data: DetectionData, detections: Mapping[int, Detections]) -> E
             for label, category in enumerate(data.categories)
         ),
         precision=precision,
-        agreement=agreement(data, aligned),
+        agreement=agreed,
+        mistakes={
+            record.id: mistakes_in(record, aligned[record.id].above(agreed.threshold))
+            for record in data.images
+        },
         detections=aligned,
         images=len(data.images),
         objects=data.num_objects,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from jaxtyping import Float
 
 from querybox.agreement import Agreement
 from querybox.detections import Detections
+from querybox.mistakes import REASONS, AlarmReason, MissReason, Mistakes
 from querybox.structures import Category
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -52,6 +54,9 @@ class Evaluation:
     """Best precision at each of `IOU_THRESHOLDS` and at least each of `RECALLS`; NaN for a class without objects."""
     agreement: Agreement
     """Confusion matrix and F1 at the score threshold that serves these data best."""
+    mistakes: Mapping[int, Mistakes]
+    """What is wrong at that threshold, in every image of the data by its id. Its detections are the first of the
+    image's `detections`."""
     detections: Mapping[int, Detections]
     """What was evaluated, for every image of the data by its id; labels and categories are those of the data."""
     images: int
@@ -60,6 +65,30 @@ class Evaluation:
     """Objects, crowds not counted."""
     crowds: int
     """Crowd regions, ignored as COCO does: neither to be found nor an error to be detected."""
+
+    @property
+    def misses(self) -> dict[str, int]:
+        """How many objects were missed for each `MissReason`."""
+        counts: Counter[str] = Counter(miss.reason for each in self.mistakes.values() for miss in each.misses)
+        return {reason: counts[reason] for reason in get_args(MissReason)}
+
+    @property
+    def false_alarms(self) -> dict[str, int]:
+        """How many detections are false alarms for each `AlarmReason`."""
+        counts: Counter[str] = Counter(
+            alarm.reason for each in self.mistakes.values() for alarm in each.false_alarms
+        )
+        return {reason: counts[reason] for reason in get_args(AlarmReason)}
+
+    def mistake_rows(self) -> list[list[str]]:
+        """Return the rows of a table: a reason, how many objects were missed for it, how many false alarms it has."""
+        misses, alarms = self.misses, self.false_alarms
+        totals = ["all", f"{sum(misses.values()):,}", f"{sum(alarms.values()):,}"]
+        rows = [
+            [name, *(f"{counts[name]:,}" if name in counts else "" for counts in (misses, alarms))]
+            for name in REASONS
+        ]
+        return [*rows, totals]
 
     def to_coco(self) -> list[dict[str, Any]]:
         """Return every detection in the format of a COCO result file, with the data's own category ids."""
@@ -90,6 +119,7 @@ class Evaluation:
                 "f1": or_none(self.agreement.f1),
                 "confusion": self.agreement.confusion.tolist(),
             },
+            "mistakes": {"misses": self.misses, "false_alarms": self.false_alarms},
         }
         text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
         Path(path).write_text(text + "\n", encoding="utf-8")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,29 @@ def test_prints_tables_and_writes_files(run: Any, model: Path, photos: Path, tmp
     results = json.loads((tmp_path / "scores" / "results.json").read_text())
     assert len(results) == metrics["detections"] == 16
     assert {result["category_id"] for result in results} <= {3, 9}
+    assert sum(metrics["mistakes"]["misses"].values()) <= metrics["objects"]
+    assert re.search(rf"duplicate *│ *│ *{metrics['mistakes']['false_alarms']['duplicate']} │", out)
     assert "<html" in (tmp_path / "scores" / "report.html").read_text(encoding="utf-8")
+
+
+def test_worst_images_with_pages_to_look_inside(run: Any, model: Path, photos: Path, tmp_path: Path) -> None:
+    code, out, err = run("evaluate", model, photos, "--split", "val", "--inspect", "1")
+    assert (code, err) == (0, "")
+    assert "does not tell where it looked" not in out
+    assert [page.name for page in (tmp_path / "evaluation" / "inspect").iterdir()] == ["worst_01.html"]
+    report = (tmp_path / "evaluation" / "report.html").read_text(encoding="utf-8")
+    assert '<a href="inspect/worst_01.html">' in report
+
+
+def test_what_does_not_tell_where_it_looked_has_no_pages(
+    run: Any, model: Path, photos: Path, tmp_path: Path
+) -> None:
+    words = ("--split", "val", "--precision", "bf16", "--inspect", "2")
+    code, out, err = run("evaluate", model, photos, *words)
+    assert (code, err) == (0, "")
+    assert "model.safetensors does not tell where it looked: the report shows the worst images without" in out
+    assert not (tmp_path / "evaluation" / "inspect").exists()
+    assert "Worst images" in (tmp_path / "evaluation" / "report.html").read_text(encoding="utf-8")
 
 
 def test_in_half_precision(run: Any, model: Path, photos: Path) -> None:
@@ -41,6 +64,7 @@ def test_what_cannot_be_measured_is_a_dash() -> None:
         (["missing.safetensors", "PHOTOS"], "CheckpointError: missing.safetensors: no such weights file"),
         (["MODEL", "missing"], "DataError: missing: no such file or folder"),
         (["MODEL", "PHOTOS"], "has several splits"),
+        (["MODEL", "PHOTOS", "--inspect", "-1"], "--inspect got -1; expected a number of images, 0 or more"),
         (["MODEL", "PHOTOS", "--split", "dev"], "has no split 'dev'"),
         (["MODEL", "broken.json"], "broken.json"),
         (["model.onnx", "PHOTOS", "--precision", "bf16"], "leave --precision out"),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,12 +15,14 @@ from PIL import Image
 
 from querybox.data.records import DetectionData, ImageRecord
 from querybox.detections import Detections
+from querybox.detector import Detector
 from querybox.evaluate import coco_metrics
 from querybox.evaluation import Evaluation
+from querybox.mistakes import LETTERS
 from querybox.report import write_report
 from querybox.report.charts import literal
-from querybox.report.pictures import choose
-from querybox.structures import Category
+from querybox.report.pictures import best_images, worst_images
+from querybox.structures import Category, Preprocessing
 
 # Names as hostile as data can hold them: markup, a formula of matplotlib, letters that its font lacks.
 NAMES = ("<script>alert(1)</script>", r"$\frac{$", "細胞", "x" * 80, "plain & simple")
@@ -209,10 +212,65 @@ def test_many_classes(tmp_path: Path) -> None:
 
 def test_worst_and_best_images_are_different_ones(tmp_path: Path) -> None:
     data = make_data(tmp_path)
-    worst, best = choose(measure(data), data)
+    evaluation = measure(data)
+    worst = worst_images(evaluation, data, 2)
     assert [record.id for record in worst] == [1, 3]
-    assert {record.id for record in best} == {2, 4, 5}
-    assert [record.id for record in best][-1] == 5
+    best = best_images(evaluation, data, worst)
+    assert [record.id for record in best] == [2, 4, 5]
+    assert [record.id for record in worst_images(evaluation, data, 20)] == [1, 3, 5]  # no more have a mistake
+
+
+def test_of_equally_bad_images_that_with_most_mistakes_is_the_worst(tmp_path: Path) -> None:
+    data = make_data(tmp_path, images=3)
+    boxes = torch.tensor([[5.0, 5.0, 30.0, 40.0]])
+    one = Detections(
+        boxes_xyxy=boxes, scores=torch.ones(1), labels=torch.tensor([1]), categories=CATEGORIES, size=(48, 64)
+    )
+    two = replace(
+        one, boxes_xyxy=boxes.repeat(2, 1), scores=torch.ones(2), labels=torch.zeros(2, dtype=torch.long)
+    )
+    # 0 has no object and two false alarms; 1 and 2 have one object each, of which one is found.
+    evaluation = coco_metrics(data, {0: two, 1: one})
+    assert evaluation.agreement.image_f1 == {0: 0.0, 1: 1.0, 2: 0.0}
+    assert [record.id for record in worst_images(evaluation, data, 20)] == [0, 2]
+
+
+def test_each_image_says_its_mistakes(run_dir: Path) -> None:
+    text = read(run_dir).text
+    assert "<b>1.png: F1 0.000. 0 found; 1 missed (1 not found)." in text
+    assert "<b>4.png: F1 1.000. 1 found." in text
+    assert all(f"{letter} {reason}" in text for reason, letter in LETTERS.items())
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    detector = Detector.from_recipe(
+        "detr_r18", categories=CATEGORIES, backbone="test_resnet", width=16, heads=2, feedforward=16,
+        encoder_layers=1, decoder_layers=1, queries=4,
+    )  # fmt: skip
+    detector.preprocessing = Preprocessing(short_side=48, long_side=64)
+    return detector
+
+
+def test_worst_images_come_with_pages_to_look_inside(detector: Detector, tmp_path: Path) -> None:
+    data = make_data(tmp_path)
+    data.images[3].path.unlink()
+    seen: list[int] = []
+    write_report(
+        tmp_path, measure(data), data, worst=3, detector=detector, each=lambda one: seen.append(one.id)
+    )
+    page = read(tmp_path)
+    links = [link for link in page.links if link not in page.images]
+    assert links == ["inspect/worst_01.html", "inspect/worst_03.html"]  # the second image is gone
+    assert seen == [1, 5]
+    for number, link in zip(seen, links, strict=True):
+        text = (tmp_path / link).read_text()
+        assert f"<h1>See inside: &lt;b&gt;{number}.png</h1>" in text
+        assert '"objects": {"labels": [' in text
+    assert sorted(each.name for each in (tmp_path / "inspect").iterdir()) == [
+        "worst_01.html",
+        "worst_03.html",
+    ]
 
 
 def test_literal_names() -> None:

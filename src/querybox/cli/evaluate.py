@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from querybox.cli.engine import Precision
+from querybox.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,18 +25,21 @@ def evaluate(
     *,
     split: str | None = None,
     output: Path = Path("evaluation"),
+    inspect: int = 0,
     batch_size: int = 8,
     precision: Precision = "float32",
     trust: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Measure how well a model finds the objects of a labelled dataset.
 
-    Prints the COCO metrics and those of each class. The output folder gets them as metrics.json, a report to
-    open in a browser, and all detections as results.json, in the COCO result format with the data's own category ids.
+    Prints the COCO metrics, those of each class, and how many objects were missed and why. The output folder gets them
+    as metrics.json, a report to open in a browser, and all detections as results.json, in the COCO result format with
+    the data's own category ids.
 
     ```
     querybox evaluate run photos/ --split val      # a run's best model
     querybox evaluate model.safetensors test.json  # weights, a COCO file
+    querybox evaluate run photos/ --inspect 20     # also the 20 worst images, and what the model saw in them
     ```
 
     Args:
@@ -44,6 +48,8 @@ def evaluate(
         data: A dataset: COCO, Pascal VOC or YOLO, recognised from the path.
         split: Which split of the dataset, such as val; needed where it has several.
         output: Folder for the results.
+        inspect: How many of the worst images, those with the lowest F1, the report shows with every mistake, each with
+            a page to look into the model. These need a checkpoint in float32; exported models get the images alone.
         batch_size: Images in one forward pass; it does not change the result.
         precision: What a checkpoint's model computes in: bf16 is faster and less exact.
         trust: Let a .pt2 file execute the code that it may hold.
@@ -53,9 +59,12 @@ def evaluate(
     from querybox.cli.engine import load_engine
     from querybox.cli.progress import progress_bar
     from querybox.data import read_dataset
+    from querybox.detector import Detector
     from querybox.evaluate import evaluate as run
-    from querybox.report import write_report
+    from querybox.report import WORST, write_report
 
+    if inspect < 0:
+        raise ConfigError(f"--inspect got {inspect}; expected a number of images, 0 or more")
     detector = load_engine(model, trusted=trust, precision=precision)
     dataset = read_dataset(data, split)
     output.mkdir(parents=True, exist_ok=True)
@@ -63,10 +72,21 @@ def evaluate(
         evaluation = run(detector, dataset, batch_size=batch_size, each=advance)
     evaluation.to_json(output / "metrics.json")
     (output / "results.json").write_text(json.dumps(evaluation.to_coco()), encoding="utf-8")
-    report = write_report(output, evaluation, dataset)
+    inside = detector if inspect and isinstance(detector, Detector) else None
+    with progress_bar(inspect, "Looking inside") as advance:
+        report = write_report(
+            output, evaluation, dataset, worst=inspect or WORST, detector=inside, each=advance
+        )
 
     console = Console()
-    console.print(metrics_table(evaluation), classes_table(evaluation))
+    console.print(metrics_table(evaluation), classes_table(evaluation), mistakes_table(evaluation))
+    if inspect and inside is None:
+        console.print(
+            f"{model} does not tell where it looked: the report shows the worst images without pages to look inside; "
+            "evaluate a checkpoint in float32 for these",
+            soft_wrap=True,
+            highlight=False,
+        )
     console.print(f"Results are in {output}, the report is {report}", soft_wrap=True, highlight=False)
 
 
@@ -96,6 +116,19 @@ def classes_table(evaluation: Evaluation) -> Table:
     for result in evaluation.categories:
         name = escape(result.category.name)
         table.add_row(name, str(result.objects), number(result.AP), number(result.AP50))
+    return table
+
+
+def mistakes_table(evaluation: Evaluation) -> Table:
+    """Show how many objects were missed, and how many detections are false alarms, for each reason."""
+    from rich.table import Table
+
+    table = Table(title=f"mistakes at a score of {evaluation.agreement.threshold:.3f}, which has the best F1")
+    table.add_column("")
+    for heading in ("missed objects", "false alarms"):
+        table.add_column(heading, justify="right")
+    for row in evaluation.mistake_rows():
+        table.add_row(*row)
     return table
 
 

@@ -70,7 +70,7 @@ def confusion_chart(evaluation: Evaluation) -> bytes:
     figure, axes = new_chart("True class (row) detected as (column)", (side + 0.6, side))
     axes.imshow(counts / counts.sum(1, keepdims=True).clip(min=1), cmap="Blues", vmin=0, vmax=1)
     places, size = range(len(counts)), 9 if few else 8
-    axes.set_xticks(places, [*names, "not found"], rotation=90, fontsize=size)
+    axes.set_xticks(places, [*names, "missed"], rotation=90, fontsize=size)
     axes.set_yticks(places, [*names, "background"], fontsize=size)
     axes.grid(visible=False)
     if few:

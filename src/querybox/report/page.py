@@ -24,6 +24,7 @@ p { max-width: 75ch; color: #56616e; overflow-wrap: anywhere; }
 figure { margin: 0; }
 figure img { width: 100%; height: auto; display: block; }
 .pictures img { width: auto; max-width: 100%; max-height: 36rem; }
+a { color: #00558c; }
 figcaption { margin-top: .35rem; color: #56616e; font-size: .85rem; overflow-wrap: anywhere; }
 .pictures { display: grid; gap: 1.5rem; }
 .scroll { max-height: 34rem; overflow: auto; }
@@ -82,14 +83,19 @@ def pictures(parts: Iterable[str]) -> str:
     return '<div class="pictures">\n' + "\n".join(parts) + "\n</div>"
 
 
-def figure(image: bytes, alt: str, caption: str = "", *, wide: bool = False) -> str:
+def figure(
+    image: bytes, alt: str, caption: str = "", *, wide: bool = False, link: tuple[str, str] | None = None
+) -> str:
     """Return an SVG or JPEG image, as part of the page, with a caption; a `wide` one has a row to itself.
+
+    The caption may end with a link, (address, text).
 
     An image element keeps what it holds to itself: no script in it runs, no id in it meets another.
     """
     kind = "jpeg" if image.startswith(b"\xff\xd8") else "svg+xml"
     source = f"data:image/{kind};base64,{base64.b64encode(image).decode('ascii')}"
-    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    more = f' <a href="{escape(link[0])}">{escape(link[1])}</a>' if link else ""
+    below = f"<figcaption>{escape(caption)}{more}</figcaption>" if caption else ""
     place = ' class="wide"' if wide else ""
     return f'<figure{place}><img src="{source}" alt="{escape(alt)}">{below}</figure>'
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from querybox.agreement import MATCH_IOU
-from querybox.data import DetectionData
+from querybox.data import DetectionData, ImageRecord
+from querybox.detector import Detector
 from querybox.diagnosis.record import read_history
 from querybox.evaluation import Evaluation
+from querybox.mistakes import LEAST_IOU, REASONS
 from querybox.report import charts, page, pictures
 from querybox.report.diagnosis import diagnosis_section
 
@@ -28,8 +30,29 @@ MEANINGS = {
     "ARl": "AR100 of large objects",
 }
 
+REASON_MEANINGS = {
+    "not found": "nothing was detected there that could have meant the object",
+    "wrong class": "an object under another class's name",
+    "loose box": f"its class, but the box overlaps the object by an IoU of {LEAST_IOU} to {MATCH_IOU} only",
+    "wrong class and loose box": "both",
+    "duplicate": "an object that a better detection has found already",
+    "background": f"no object there: an IoU below {LEAST_IOU} with every one. Or it was forgotten when labelling",
+}
 
-def write_report(run_dir: str | Path, evaluation: Evaluation, data: DetectionData) -> Path:
+
+WORST = 4
+"""Images that are drawn where nobody asks for more."""
+
+
+def write_report(
+    run_dir: str | Path,
+    evaluation: Evaluation,
+    data: DetectionData,
+    *,
+    worst: int = WORST,
+    detector: Detector | None = None,
+    each: Callable[[ImageRecord], object] = lambda _: None,
+) -> Path:
     """Write ``report.html`` into `run_dir` and return its path.
 
     Curves of the training, its diagnosis, its settings and its environment are part of it where the folder holds
@@ -40,8 +63,14 @@ def write_report(run_dir: str | Path, evaluation: Evaluation, data: DetectionDat
         run_dir: The folder of the run; it exists.
         evaluation: What was measured.
         data: The images that it was measured on; the best and the worst are drawn.
+        worst: How many of the worst.
+        detector: The model, to look into it with the worst images: a page for each in the folder ``inspect``, to
+            which the report links. None: no such pages.
+        each: Is called with each of these images when its page is written, to show progress.
     """
     run_dir = Path(run_dir)
+    chosen = pictures.worst_images(evaluation, data, worst)
+    pages = pictures.look_into(run_dir, detector, chosen, data, each) if detector else {}
     history = read_history(run_dir / "metrics.csv")
     sections = [
         summary(evaluation),
@@ -49,7 +78,7 @@ def write_report(run_dir: str | Path, evaluation: Evaluation, data: DetectionDat
         training_curves(history) if history else "",
         results(evaluation),
         mistakes(evaluation),
-        pictures.gallery(evaluation, data),
+        pictures.gallery(evaluation, data, chosen, pages),
         page.file_section("Settings", run_dir / "run.yaml"),
         page.file_section("Environment", run_dir / "environment.json"),
     ]
@@ -122,10 +151,17 @@ def mistakes(evaluation: Evaluation) -> str:
             wide=len(evaluation.categories) > charts.FEW,
         ),
     ]
+    counts = page.table(
+        ["mistake", "missed objects", "false alarms"], evaluation.mistake_rows(), numeric={1, 2}
+    )
     note = (
-        f"Confusion matrix: detections that score at least {page.share(agreement.threshold)}, the threshold with the "
-        f"best F1 ({page.share(agreement.f1)}: precision {page.share(agreement.precision)}, recall "
+        f"Mistakes and confusion matrix: detections that score at least {page.share(agreement.threshold)}, the "
+        f"threshold with the best F1 ({page.share(agreement.f1)}: precision {page.share(agreement.precision)}, recall "
         f"{page.share(agreement.recall)}), matched to objects at IoU {MATCH_IOU}. Chosen on these very images: "
         "expect a little less on new ones."
     )
-    return page.section("Where it goes wrong", page.grid(figures) + page.paragraph(note))
+    meanings = page.table(
+        ["mistake", "what it is"], [[reason, REASON_MEANINGS[reason]] for reason in REASONS]
+    )
+    tables = page.grid([counts, meanings])
+    return page.section("Where it goes wrong", page.grid(figures) + tables + page.paragraph(note))
