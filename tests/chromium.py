@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 import os
 import shutil
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
@@ -26,9 +29,10 @@ FLAGS = (
 SECONDS = 120.0  # on a busy machine
 
 
-def find_chromium() -> str | None:
-    """Return the browser's program, where there is one."""
-    return next(filter(None, map(shutil.which, NAMES)), None)
+def find_chromium() -> str:
+    """Return the browser's program; without one the test is skipped."""
+    program = next(filter(None, map(shutil.which, NAMES)), None)
+    return program or pytest.skip("needs Chromium, which is not installed: apt install chromium")
 
 
 class Page:
@@ -140,6 +144,14 @@ class Page:
         point = self.place(selector, x, y)
         self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[point])
         self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
+    def axe(self) -> list[dict[str, Any]]:
+        """Return what axe-core has to say against the page."""
+        package = importlib.util.find_spec("axe_core_python")
+        if package is None or package.origin is None:
+            pytest.skip("needs axe-core: pip install axe-core-python")
+        self.run(Path(package.origin).with_name("axe.min.js").read_text() + "; 0")
+        return list(self.run("axe.run().then(({ violations }) => violations)"))
 
     def screenshot(self, path: Path) -> None:
         """Take a picture of the whole page."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
 import re
 from dataclasses import replace
@@ -11,6 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from chromium import chromium, find_chromium
 from PIL import Image
 
 from querybox.data.records import DetectionData, ImageRecord
@@ -242,8 +244,7 @@ def test_each_image_says_its_mistakes(run_dir: Path) -> None:
     assert all(f"{letter} {reason}" in text for reason, letter in LETTERS.items())
 
 
-@pytest.fixture(scope="module")
-def detector() -> Detector:
+def make_detector() -> Detector:
     detector = Detector.from_recipe(
         "detr_r18", categories=CATEGORIES, backbone="test_resnet", width=16, heads=2, feedforward=16,
         encoder_layers=1, decoder_layers=1, queries=4,
@@ -252,12 +253,12 @@ def detector() -> Detector:
     return detector
 
 
-def test_worst_images_come_with_pages_to_look_inside(detector: Detector, tmp_path: Path) -> None:
+def test_worst_images_come_with_pages_to_look_inside(tmp_path: Path) -> None:
     data = make_data(tmp_path)
     data.images[3].path.unlink()
     seen: list[int] = []
     write_report(
-        tmp_path, measure(data), data, worst=3, detector=detector, each=lambda one: seen.append(one.id)
+        tmp_path, measure(data), data, worst=3, detector=make_detector(), each=lambda one: seen.append(one.id)
     )
     page = read(tmp_path)
     links = [link for link in page.links if link not in page.images]
@@ -277,3 +278,26 @@ def test_literal_names() -> None:
     assert literal("$x$") == r"\$x\$"
     assert literal("two\nlines") == "two lines"
     assert literal("a" * 40) == "a" * 27 + "…"
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_in_a_browser(width: int, tmp_path: Path) -> None:
+    """Nothing is asked for, nothing goes wrong, all can read it, and its links lead somewhere."""
+    program = find_chromium()
+    data = make_data(tmp_path)
+    path = write_report(tmp_path, measure(data), data, worst=1, detector=make_detector())
+    with chromium(program, tmp_path / "profile") as page:
+        page.size(width, 800)
+        page.open(path, "document.readyState === 'complete'")
+        assert page.run("document.documentElement.scrollWidth") <= width
+        assert all(page.run("Array.from(document.images, (image) => image.naturalWidth > 0)"))
+        found = page.axe()
+        assert not found, json.dumps(found, indent=1)
+        page.click("figcaption a")
+        page.wait("document.querySelector('#said')?.textContent")
+        assert page.run("document.querySelector('h1').textContent") == "See inside: <b>1.png"
+        page.click("[value=matching]")
+        assert page.run("document.querySelectorAll('#marks .over[data-line=match]').length") == 1
+        assert page.errors == []
+        pages = [path.as_uri(), (tmp_path / "inspect" / "worst_01.html").as_uri()]
+        assert [url for url in page.requests if not url.startswith("data:")] == pages

@@ -49,8 +49,10 @@ def page(title: str, subtitle: str, sections: Iterable[str]) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{escape(title)}</h1>\n{paragraph(subtitle)}\n" + "\n".join(sections) + "\n</body>\n</html>\n"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<h1>{escape(title)}</h1>\n{paragraph(subtitle)}\n"
+        + "\n".join(sections)
+        + "\n</main>\n</body>\n</html>\n"
     )
 
 
@@ -111,7 +113,8 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], numeric: Collecti
 
     head = f"<thead><tr>{line(heads, 'th')}</tr></thead>"
     body = "\n".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
-    return f'<div class="scroll"><table>\n{head}\n<tbody>\n{body}\n</tbody>\n</table></div>'
+    box = f'class="scroll" tabindex="0" role="region" aria-label="{escape(", ".join(heads))}"'  # by keyboard, too
+    return f"<div {box}><table>\n{head}\n<tbody>\n{body}\n</tbody>\n</table></div>"
 
 
 def file_section(title: str, path: Path) -> str:
