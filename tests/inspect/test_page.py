@@ -34,6 +34,9 @@ def browser(trace: Trace, detr: Detector, tmp_path_factory: pytest.TempPathFacto
     )  # fmt: skip
     deformable.preprocessing = detr.preprocessing
     write_page(folder / "page.html", [trace, detr.trace(PIXELS), deformable.trace(PIXELS)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("querybox.inspect.report.CROSS_BYTES", 1)
+        write_page(folder / "one_map.html", [detr.trace(PIXELS)])
     with chromium(program, folder / "profile") as page:
         page.folder = folder  # type: ignore[attr-defined]
         yield page
@@ -199,6 +202,20 @@ def test_images_without_objects_and_of_relatives(page: Page) -> None:
     assert "no object" not in page.run("document.querySelector('#classes').textContent")
     page.click("[value=cells]")
     assert page.run("document.querySelectorAll('#marks [data-mark=point]').length") > 8
+
+
+def test_queries_whose_maps_found_no_room(page: Page) -> None:
+    page.open(page.folder / "one_map.html", f"{SAID} && DATA.images.length === 1")  # type: ignore[attr-defined]
+    bright = heat(page)
+    assert "it looks most at" in said(page)
+    choose(page, "query", 1)
+    assert said(page).endswith("room for the maps of some queries only.")
+    assert heat(page) != bright
+    assert page.run("document.querySelector('#tiles').hidden")
+    choose(page, "query", 0)
+    assert heat(page) == bright
+    assert not page.run("document.querySelector('#tiles').hidden")
+    page.requests[:] = [url for url in page.requests if not url.endswith("one_map.html")]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

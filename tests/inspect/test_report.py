@@ -139,15 +139,21 @@ def test_matched_queries_are_always_told_of(trace: Trace) -> None:
     assert chosen == [query for query in trace.ranking if query in chosen]
 
 
-def test_large_maps_make_it_fewer_queries_and_cells(
+def test_large_maps_make_it_fewer_maps_and_cells(
     trace: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cells = trace.grids[0][0] * trace.grids[0][1]
-    monkeypatch.setattr("querybox.inspect.report.CROSS_BYTES", 3 * 4 * cells)  # of one query
+    monkeypatch.setattr("querybox.inspect.report.CROSS_BYTES", 3 * 3 * 4 * cells)  # of three queries
     monkeypatch.setattr("querybox.inspect.report.ENCODER_BYTES", cells * cells - 1)
     write_page(tmp_path / "a.html", [trace])
     (image,) = read(tmp_path / "a.html")
-    assert image["queries"] == choose_queries(trace, 1)
+    assert image["queries"] == trace.ranking
+    assert trace.comparison is not None
+    matched = trace.comparison.matched[-1].tolist()
+    best = next(query for query in trace.ranking if query not in matched)
+    told = [image["queries"][place] for place in image["cross"]["queries"]]
+    assert told == [query for query in trace.ranking if query in {*matched, best}]
+    assert unpacked(image["cross"]["steps"]).shape == (3, 4, 3, cells)
     ((height, width),) = trace.grids
     assert image["encoder"][0]["places"] == [-(-height // 2), -(-width // 2)]
 

@@ -55,8 +55,8 @@ def write_page(
         path: The HTML file.
         traces: The images, one after another.
         title: What the page says it is about.
-        queries: Of how many queries an image to tell: those with the best scores, and those that are matched. Large
-            feature maps make it fewer, so that an image stays below 10 MB.
+        queries: Of how many queries an image to tell: those with the best scores, and those that are matched. Of
+            feature maps with many cells fewer have their attention told of, so that an image stays below 10 MB.
         encoder_layers: Which encoder layers' attention to tell, 0 is the first and -1 the last.
 
     Raises:
@@ -96,7 +96,7 @@ def image_data(trace: Trace, queries: int, encoder_layers: Sequence[int]) -> dic
         "scores": packed(scores, "f4"),
         "nothing": None if trace.nothing is None else packed(trace.nothing[:, chosen], "f4"),
         "boxes": packed(trace.boxes[:, chosen], "f4"),
-        "cross": look_data(trace.decoder_cross_attention, chosen, trace.grids),
+        "cross": cross_data(trace, chosen),
         "encoder": [
             {"layer": layer, **cells_data(trace.encoder_attention[layer], trace.grids)}
             for layer in pick_layers(encoder_layers, len(trace.encoder_attention))
@@ -109,12 +109,16 @@ def choose_queries(trace: Trace, most: int) -> list[int]:
     """Return the queries to tell of, best first: those that are matched in some layer, and the best of the others."""
     ranking = trace.ranking
     wanted = trace.comparison.matched.unique().tolist() if trace.comparison else []
-    room = most
-    if trace.decoder_cross_attention and isinstance(look := trace.decoder_cross_attention[0], AttentionMaps):
-        cells = look.module.heads * look.key.shape[1] * len(trace.decoder_cross_attention)
-        room = min(most, max(1, CROSS_BYTES // cells))
-    kept = {*wanted, *ranking[:room]}
+    kept = {*wanted, *ranking[:most]}
     return [query for query in ranking if query in kept]
+
+
+def queries_with_maps(trace: Trace, chosen: list[int], look: AttentionMaps) -> list[int]:
+    """Return those of the chosen queries whose attention there is room for: first who is matched in the last layer."""
+    room = CROSS_BYTES // (look.module.heads * look.key.shape[1] * len(trace.decoder_cross_attention))
+    matched = set(trace.comparison.matched[-1].tolist()) if trace.comparison else set()
+    kept = sorted(chosen, key=lambda query: query not in matched)[: max(1, room)]
+    return [query for query in chosen if query in kept]
 
 
 def pick_layers(wanted: Sequence[int], count: int) -> list[int]:
@@ -130,22 +134,21 @@ def pick_layers(wanted: Sequence[int], count: int) -> list[int]:
     return sorted({layer % count for layer in wanted}) if count else []
 
 
-def look_data(
-    looks: Sequence[Look], queries: list[int], grids: Sequence[tuple[int, int]]
-) -> dict[str, Any] | None:
+def cross_data(trace: Trace, chosen: list[int]) -> dict[str, Any] | None:
     """Return where every layer's heads looked, for some queries; None where that is not known."""
+    looks = trace.decoder_cross_attention
     maps = [look for look in looks if isinstance(look, AttentionMaps)]
     if maps:
-        steps, peaks = zip(*(in_steps(look.weights(queries)) for look in maps), strict=True)
+        told = queries_with_maps(trace, chosen, maps[0])
+        steps, peaks = zip(*(in_steps(look.weights(told)) for look in maps), strict=True)
         return {
-            "grid": grids[0],
+            "grid": trace.grids[0],
+            "queries": [chosen.index(query) for query in told],
             "steps": packed(torch.stack(steps), "u1"),
             "peaks": packed(torch.stack(peaks), "f4"),
         }
     points = [look for look in looks if isinstance(look, AttentionPoints)]
-    if points:
-        return points_data([look.points(queries) for look in points])
-    return None
+    return points_data([look.points(chosen) for look in points]) if points else None
 
 
 def cells_data(look: Look, grids: Sequence[tuple[int, int]]) -> dict[str, Any]:

@@ -57,14 +57,16 @@ function points(look, ...places) {
   }));
 }
 
-/** Where a query looks in a decoder layer, with one head or, head -1, with all: a map {grid, weights} or points. */
+/** Where a query looks in a decoder layer, with one head or, head -1, with all: a map {grid, weights}, points, or null. */
 function crossLook(image, layer, head, query) {
   const look = image.cross;
   if (!look) return null;
   const heads = head < 0 ? Array.from({ length: look.peaks.shape[1] }, (_, each) => each) : [head];
   if (look.points) return { points: heads.flatMap((each) => points(look, layer, each, query)), heads: heads.length };
+  const row = look.queries.indexOf(query);
+  if (row < 0) return null; // large maps leave room for some queries only
   const mean = new Float32Array(look.steps.shape[3]);
-  for (const each of heads) weights(look, layer, each, query).forEach((weight, cell) => { mean[cell] += weight / heads.length; });
+  for (const each of heads) weights(look, layer, each, row).forEach((weight, cell) => { mean[cell] += weight / heads.length; });
   return { grid: look.grid, weights: mean };
 }
 

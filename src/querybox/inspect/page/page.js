@@ -114,7 +114,8 @@ function showQuery(heat, marks) {
   return [
     `Query ${image.queries[query]} after layer ${layer + 1} of ${layers()}: ${name} ${percent(score)}.`,
     object >= 0 ? `It answers for object ${objectName(object)}.` : "",
-    look ? `With ${heads} it looks most at ${centre([most(look).x, most(look).y])} (${percent(most(look).weight)}); ${percent(shareInside(look, boxOf(layer, query)))} of its attention is inside its box.` : "",
+    look ? `With ${heads} it looks most at ${centre([most(look).x, most(look).y])} (${percent(most(look).weight)}); ${percent(shareInside(look, boxOf(layer, query)))} of its attention is inside its box.`
+      : image.cross ? "Where it looked is not in this file, which has room for the maps of some queries only." : "",
   ].join(" ");
 }
 
@@ -163,6 +164,8 @@ function makeTiles(count, heads) {
 }
 
 function showTiles() {
+  $("tiles").hidden = !crossLook(image, 0, 0, chosen.query);
+  if ($("tiles").hidden) return;
   for (const button of $("tiles").querySelectorAll("button")) {
     const [layer, head] = button.dataset.tile.split(" ").map(Number);
     tile(button.firstChild, crossLook(image, layer, head, chosen.query), image.width / image.height);
