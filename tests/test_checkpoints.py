@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from querybox import Category, Detector, ImageBatch
 from querybox.errors import CheckpointError, ConfigError
@@ -165,6 +166,36 @@ def test_tensors_that_do_not_fit_are_listed(tmp_path: Path) -> None:
         Detector.from_checkpoint(tmp_path / "model.pth")
     assert "decoder.norm.bias: expected [16], got none" in str(caught.value)
     assert "decoder.class_head.weight: expected [4, 16], got [4, 7]" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "nonsense"),
+    [
+        ("config.json", {"id2label": [1]}),
+        ("config.json", {"id2label": {"x": "cat"}}),
+        ("config.json", {"model_type": "detr", "backbone_config": [16]}),
+        ("config.json", {"model_type": "detr", "encoder_attention_heads": "eight"}),
+        ("preprocessor_config.json", {"image_mean": [{}, 0.5, 0.5]}),
+        ("preprocessor_config.json", {"size": "large"}),
+        ("preprocessor_config.json", {"size": {"shortest_edge": [], "longest_edge": 9}}),
+    ],
+)
+def test_nonsense_beside_the_tensors_is_told(file: str, nonsense: dict[str, Any], tmp_path: Path) -> None:
+    save_file(HUGGINGFACE.to_theirs(tiny().state_dict()), tmp_path / "model.safetensors")
+    (tmp_path / file).write_text(json.dumps(nonsense))
+    with pytest.raises((CheckpointError, ConfigError), match=r"model\.safetensors: "):
+        Detector.from_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("transformer.decoder.layers.0.self_attn.in_proj_weight", (4, 16)), ("query_embed.weight", (5,))],
+)
+def test_shapes_that_make_no_sense_are_told(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    state = FACEBOOK.to_theirs(tiny().state_dict())
+    torch.save({"model": {**state, name: torch.zeros(shape)}}, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"model\.pth: .*makes no sense"):
+        Detector.from_checkpoint(tmp_path / "model.pth")
 
 
 def test_our_own_file_knows_itself(tmp_path: Path) -> None:

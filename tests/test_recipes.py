@@ -133,6 +133,27 @@ def test_a_card_that_does_not_fit_its_tensors(tmp_path: Path) -> None:
         Detector.load(file)
 
 
+@pytest.mark.parametrize(
+    "card",
+    [
+        "[" * 100_000,
+        "3",
+        '{"recipe": []}',
+        '{"recipe": {"kind": []}, "categories": []}',
+        '{"recipe": {"decoder_layers": 1000000}, "categories": []}',
+        '{"recipe": {"feedforward": 1e30}, "categories": []}',
+        '{"recipe": {"backbone": "hf-hub:owner/name"}, "categories": []}',
+    ],
+    ids=lambda card: card[:60],
+)
+def test_a_card_that_a_stranger_wrote(card: str, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    metadata = {"format": FORMAT, "checksum": checksum({}, card), "card": card}
+    save_file({}, file, metadata=metadata)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: .*(its header|its description)"):
+        Detector.load(file)
+
+
 def test_a_detector_composed_by_hand_says_why_it_cannot_be_saved(tmp_path: Path) -> None:
     detector = tiny()
     detector.recipe = None

@@ -17,9 +17,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from torture import fuzz
 from torture.case import Case
 
-PARTS: dict[str, Sequence[Case]] = {}
+PARTS: dict[str, Sequence[Case]] = {"fuzz": fuzz.CASES}
 """By the name of the part; each module of this package has one."""
 PAGE = Path(__file__).parent.parent / "docs" / "torture.md"
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from querybox.detector import Detector
-from querybox.errors import CheckpointError, ConfigError
+from querybox.errors import CheckpointError, ConfigError, QueryboxError
 from querybox.recipes import Recipe, parse
 from querybox.recipes.files import Blueprint, restore
 from querybox.structures import Category, Preprocessing
@@ -83,7 +83,16 @@ def read_checkpoint(
         if is_ours(path):
             state, card = querybox_file.read(path)
             return Checkpoint(blueprint=described(card, given), state=state, layout="querybox")
-        return understand(read_checkpoint_file(path), path, given)
+        file = read_checkpoint_file(path)
+        try:
+            return understand(file, path, given)
+        except QueryboxError:
+            raise
+        except Exception as error:
+            raise CheckpointError(
+                f"what it says beside its tensors, or one of their shapes, makes no sense ({error!r}): corrupt, or "
+                "of another model"
+            ) from error
     except (CheckpointError, ConfigError) as error:
         raise error if str(path) in str(error) else type(error)(f"{path}: {error}") from error
 

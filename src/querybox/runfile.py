@@ -17,6 +17,10 @@ PATHS = ("data.train", "data.val", "model.backbone_weights", "weights", "output"
 """Settings that are paths; in a run file they are relative to it."""
 
 
+MOST_ALIASES = 20
+"""Of one file. A few levels of aliases to aliases make a small file mean more values than any memory holds."""
+
+
 class Loader(yaml.SafeLoader):
     """YAML as version 1.2 has it: ``no`` is a word, ``1e-4`` a number, and a key stands only once.
 
@@ -24,6 +28,25 @@ class Loader(yaml.SafeLoader):
     """
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own
+    aliases = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose the next node, unless it is one alias too many."""
+        if self.check_event(yaml.AliasEvent):
+            self.aliases += 1
+            if self.aliases > MOST_ALIASES:
+                mark = self.get_mark()
+                raise yaml.MarkedYAMLError(problem=f"more than {MOST_ALIASES} aliases", problem_mark=mark)
+        return super().compose_node(parent, index)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Build a value; PyYAML raises nearly anything where a tag such as ``!!int`` stands before what is none."""
+        try:
+            return super().construct_object(node, deep)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise yaml.MarkedYAMLError(
+                problem=f"no value of the type {node.tag}", problem_mark=node.start_mark
+            ) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Build a mapping; a key that stands twice is an error, where PyYAML keeps the last."""

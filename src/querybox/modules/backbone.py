@@ -92,12 +92,14 @@ def feature_levels(name: str, **options: Any) -> Any:
     """Return timm's own description of the feature maps that a model has.
 
     Raises:
-        ConfigError: timm has no such model, or cannot make feature maps of it.
+        ConfigError: timm has no such model, cannot make feature maps of it, or would look for it elsewhere.
     """
+    if ":" in name:  # hf-hub:owner/name, local-dir:path: timm would fetch or read what a weights file names
+        raise ConfigError(f"backbone '{name}': expected the name of a model that timm has, not a place")
     try:
         with torch.device("meta"):
             return timm.create_model(name, features_only=True, pretrained=False, **options).feature_info
-    except (RuntimeError, AttributeError) as error:
+    except Exception as error:
         near = ", ".join(timm.list_models(f"{name.split('.')[0][:8]}*")[:5])
         raise ConfigError(
             f"backbone '{name}': timm cannot make feature maps of it ({error}). "

@@ -69,7 +69,7 @@ def parse(values: Mapping[str, Any], where: str = "") -> Recipe:
         ConfigError: The kind or a setting is unknown, or a value does not fit.
     """
     kind = values.get("kind", "detr")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         prefix = f"{where}: " if where else ""
         raise ConfigError(f"{prefix}unknown kind of recipe {kind!r}; expected one of {', '.join(KINDS)}")
     return KINDS[kind].parse(values, where=where)

@@ -17,7 +17,7 @@ from querybox.modules.position import SinePositionEncoding
 from querybox.modules.proposals import PointQueries, Proposals, ProposedQueries
 from querybox.modules.pyramid import DeformableEncoder, PyramidProjection
 from querybox.modules.reference import DeformableDecoderLayer, ReferenceDecoder
-from querybox.recipes.recipe import Positive, Recipe
+from querybox.recipes.recipe import Depth, Positive, Recipe
 from querybox.structures import Category
 
 
@@ -29,7 +29,7 @@ class DeformableDETR(Recipe):
     queries: Positive = 300
     strides: tuple[Positive, ...] = (8, 16, 32)
     """Pixels a cell of the backbone's maps that are used, fine to coarse."""
-    levels: Positive = 4
+    levels: Depth = 4
     """Maps in all; each beyond the backbone's is half as fine as the one before."""
     points: Positive = 4
     """Points that a head looks at in each map."""

@@ -46,7 +46,7 @@ class Blueprint:
         """
         try:
             return cls(
-                recipe=parse(card["recipe"]),
+                recipe=parse(TypeAdapter(dict[str, Any]).validate_python(card["recipe"])),
                 categories=TypeAdapter(tuple[Category, ...]).validate_python(card["categories"]),
                 preprocessing=TypeAdapter(Preprocessing).validate_python(card["preprocessing"]),
             )

@@ -17,7 +17,10 @@ from querybox.settings import Settings
 from querybox.structures import Category, Preprocessing
 from querybox.weights.backbone import load_backbone
 
-Positive = Annotated[int, Field(gt=0)]
+# Bounds that no model comes near: a file that a stranger wrote must not make us build without end.
+Positive = Annotated[int, Field(gt=0, le=2**20)]
+Depth = Annotated[int, Field(gt=0, le=100)]
+"""How many of what is built one by one: layers, maps."""
 
 
 class Recipe(Settings):
@@ -31,11 +34,11 @@ class Recipe(Settings):
     """"imagenet", or a file with torchvision's or timm's names, or null for random weights."""
     frozen_stride: Annotated[int, Field(ge=0)] = 4
     """The backbone is not trained up to its map of this stride; 0 trains all of it."""
-    width: Annotated[int, Field(gt=0, multiple_of=4)] = 256
+    width: Annotated[int, Field(gt=0, le=2**20, multiple_of=4)] = 256
     heads: Positive = 8
     feedforward: Positive = 2048
-    encoder_layers: Annotated[int, Field(ge=0)] = 6
-    decoder_layers: Positive = 6
+    encoder_layers: Annotated[int, Field(ge=0, le=100)] = 6
+    decoder_layers: Depth = 6
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     queries: Positive = 100
     """Object queries: at most so many objects are found in an image."""

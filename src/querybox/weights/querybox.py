@@ -59,8 +59,8 @@ def read(
     if known != checksum(tensors, metadata.get("card", "")) and known != checksum(tensors):
         raise CheckpointError(f"{path}: corrupt file, its checksum does not match; copy or save it again")
     try:
-        card: dict[str, Any] = json.loads(metadata["card"])
-    except (KeyError, ValueError) as error:
+        card: dict[str, Any] = dict(json.loads(metadata["card"]))
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: corrupt file, its header cannot be read ({error})") from error
     return {name: tensor.clone() for name, tensor in tensors.items()}, card  # the file may go or change
 

@@ -1,0 +1,250 @@
+"""Small sound files of every kind that is read, and how each is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from querybox import Detector, read_dataset
+from querybox.checkpoints import read_checkpoint
+from querybox.data.image import ORIENTATION, read_image, read_size
+from querybox.recipes import DETR, DINO, Recipe
+from querybox.structures import Category, Preprocessing
+from querybox.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from querybox.weights import querybox as querybox_file
+from querybox.weights.facebook import FACEBOOK
+from querybox.weights.huggingface import HUGGINGFACE
+from querybox.weights.huggingface_folder import model_config, preprocessor_config
+from querybox.weights.idea import IDEA
+
+TINY: dict[str, Any] = {
+    "backbone": "resnet18.tv_in1k",
+    "width": 32,
+    "heads": 4,
+    "feedforward": 8,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "queries": 5,
+}
+NAMES = ("cat", "dog")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """Files of one kind."""
+
+    name: str
+    shares: int
+    """Of a hundred mutants, how many are of this kind."""
+    write: Callable[[Path], dict[str, str]]
+    """Writes the files into an empty folder; returns which are spoiled, by name, and how (see `MUTATIONS`)."""
+    read: Callable[[Path, Path], object]
+    """Reads them, given the folder and the file that was spoiled."""
+
+
+def write_pictures(folder: Path) -> None:
+    """Write two images of 8 x 6 pixels, 1.png and 2.png."""
+    folder.mkdir(parents=True)
+    for number in (1, 2):
+        Image.new("RGB", (8, 6), (90 * number, 40, 0)).save(folder / f"{number}.png")
+
+
+def write_coco(folder: Path) -> dict[str, str]:
+    """Write a COCO file with two images and three boxes."""
+    write_pictures(folder / "images")
+    boxes = [(1, 1, [0.5, 1, 4, 3]), (1, 2, [2, 2, 6, 4]), (2, 2, [0, 0, 8, 6])]
+    document = {
+        "info": {"year": 2026},
+        "categories": [{"id": number, "name": name} for number, name in enumerate(NAMES, start=1)],
+        "images": [{"id": n, "file_name": f"{n}.png", "width": 8, "height": 6} for n in (1, 2)],
+        "annotations": [
+            {"id": n, "image_id": image, "category_id": label, "bbox": box, "area": 12.0, "iscrowd": 0}
+            for n, (image, label, box) in enumerate(boxes)
+        ],
+    }
+    (folder / "train.json").write_text(json.dumps(document))
+    return {"train.json": "json"}
+
+
+def write_voc(folder: Path) -> dict[str, str]:
+    """Write a VOC folder with two images and a list of them."""
+    write_pictures(folder / "JPEGImages")
+    (folder / "Annotations").mkdir()
+    (folder / "ImageSets" / "Main").mkdir(parents=True)
+    for number in (1, 2):
+        (folder / "Annotations" / f"{number}.xml").write_text(
+            f"""<?xml version="1.0" encoding="utf-8"?>
+<annotation><filename>{number}.png</filename>
+<size><width>8</width><height>6</height><depth>3</depth></size>
+<object><name>cat</name><difficult>0</difficult>
+<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>5.5</xmax><ymax>6</ymax></bndbox></object>
+</annotation>
+"""
+        )
+    (folder / "ImageSets" / "Main" / "train.txt").write_text("1\n2\n")
+    return {"Annotations/1.xml": "xml", "Annotations/2.xml": "xml", "ImageSets/Main/train.txt": "lines"}
+
+
+def write_yolo(folder: Path) -> dict[str, str]:
+    """Write a YOLO folder whose images are listed in a file."""
+    write_pictures(folder / "images" / "train")
+    (folder / "labels" / "train").mkdir(parents=True)
+    for number in (1, 2):
+        (folder / "labels" / "train" / f"{number}.txt").write_text("0 0.5 0.5 0.25 0.5\n1 0.25 0.5 0.5 1\n")
+    (folder / "train.txt").write_text("images/train/1.png\n./images/train/2.png\n")
+    (folder / "data.yaml").write_text(
+        "path: .\ntrain: train.txt\nval: images/train\nnames:\n  0: cat\n  1: dog\n"
+    )
+    return {"data.yaml": "yaml", "train.txt": "lines", "labels/train/1.txt": "lines"}
+
+
+def write_images(folder: Path) -> dict[str, str]:
+    """Write a gradient in the formats and modes that people have."""
+    gradient = Image.linear_gradient("L").resize((24, 16))
+    colours = Image.merge(
+        "RGB", (gradient, gradient.rotate(180), gradient.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    )
+    turned = Image.Exif()
+    turned[ORIENTATION] = 6
+    deep = gradient.convert("I").point(lambda value: value * 257).convert("I;16")
+    options: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        "turned.jpg": (colours, {"exif": turned}),
+        "progressive.jpg": (colours, {"progressive": True}),
+        "cmyk.jpg": (colours.convert("CMYK"), {}),
+        "rgb.png": (colours, {"exif": turned}),
+        "palette.png": (colours.quantize(8), {"transparency": 1}),
+        "bit.png": (gradient.convert("1"), {}),
+        "deep.png": (deep, {}),
+        "animated.gif": (colours, {"save_all": True, "append_images": [colours.rotate(90)]}),
+        "lossless.webp": (colours, {"lossless": True}),
+        "animated.webp": (colours, {"save_all": True, "append_images": [colours.rotate(90)]}),
+        "packed.tiff": (colours, {"compression": "tiff_lzw"}),
+        "deep.tiff": (deep, {}),
+        "plain.bmp": (colours, {}),
+        "plain.ppm": (colours, {}),
+    }
+    for name, (image, how) in options.items():
+        image.save(folder / name, **how)
+    return dict.fromkeys(options, "bytes")
+
+
+def write_ours(folder: Path) -> dict[str, str]:
+    """Write a detector, and its card by itself: `read_ours` puts that into the file, under a checksum that fits."""
+    detector = Detector.from_recipe("detr_r50", num_classes=2, **TINY | {"backbone": "test_resnet"})
+    detector.preprocessing = Preprocessing(short_side=32, long_side=64)
+    detector.save(folder / "model.safetensors")
+    _, card = querybox_file.read(folder / "model.safetensors")
+    (folder / "card.json").write_text(json.dumps(card))
+    return {"model.safetensors": "safetensors", "card.json": "json"}
+
+
+def read_ours(folder: Path, spoiled: Path) -> None:
+    """Read a detector."""
+    Detector.load(sealed(folder, spoiled))
+
+
+def write_run(folder: Path) -> dict[str, str]:
+    """Write the checkpoint of a run, and its card by itself."""
+    model, optimizer = small_run()
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    save_checkpoint(
+        folder / "model.safetensors", Progress(step=3), model, optimizer, average=model, scaler=None
+    )
+    _, card = querybox_file.read(folder / "model.safetensors", mark="querybox-run-1")
+    (folder / "card.json").write_text(json.dumps(card))
+    return {"model.safetensors": "safetensors", "card.json": "json"}
+
+
+def read_run(folder: Path, spoiled: Path) -> None:
+    """Resume a run."""
+    model, optimizer = small_run()
+    load_checkpoint(sealed(folder, spoiled, mark="querybox-run-1"), model, optimizer, average=model)
+
+
+def small_run() -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Return a model and its optimizer."""
+    model = nn.Linear(3, 2)
+    return model, torch.optim.AdamW(model.parameters())
+
+
+def sealed(folder: Path, spoiled: Path, mark: str = querybox_file.FORMAT) -> Path:
+    """Return the file to read: the spoiled one, or a new one around the spoiled card, as an attacker would write it."""
+    if spoiled.suffix == ".safetensors":
+        return spoiled
+    card, tensors = spoiled.read_text(errors="replace"), load_file(folder / "model.safetensors")
+    metadata = {"format": mark, "checksum": querybox_file.checksum(tensors, card), "card": card}
+    save_file(tensors, folder / "sealed.safetensors", metadata=metadata)
+    return folder / "sealed.safetensors"
+
+
+def tiny_state(recipe: Recipe) -> dict[str, Tensor]:
+    """Return all tensors of a model, those of the backbone shrunk to one number."""
+    with torch.device("meta"):
+        wanted = recipe.build(
+            [Category(id=label, name=name) for label, name in enumerate(NAMES)]
+        ).state_dict()
+    shapes = {name: (1,) if name.startswith("backbone.") else tensor.shape for name, tensor in wanted.items()}
+    return {name: torch.ones(shape) for name, shape in shapes.items()}
+
+
+def write_pickled(folder: Path) -> dict[str, str]:
+    """Write what the authors of DETR and DINO publish, as a zip file and as it was before."""
+    detr = FACEBOOK.to_theirs(tiny_state(DETR().replace(**TINY)))
+    dino = IDEA.to_theirs(tiny_state(DINO().replace(**TINY)))
+    torch.save({"model": detr, "epoch": 3}, folder / "detr.pth")
+    torch.save({"model": detr}, folder / "old.pth", _use_new_zipfile_serialization=False)
+    torch.save({"model": dino, "optimizer": {"state": {0: torch.ones(2)}}}, folder / "dino.bin")
+    return {"detr.pth": "zip", "old.pth": "bytes", "dino.bin": "zip"}
+
+
+def write_folder(folder: Path) -> dict[str, str]:
+    """Write a folder of transformers: weights, configuration, and an index of the same weights in two files."""
+    recipe = DETR().replace(**TINY)
+    tensors = HUGGINGFACE.to_theirs(tiny_state(recipe))
+    save_file(tensors, folder / "model.safetensors")
+    files = {
+        "config.json": model_config(recipe.model_dump(), NAMES),
+        "preprocessor_config.json": preprocessor_config(Preprocessing(), "detr"),
+    }
+    parts = {f"part-{part}.safetensors": list(tensors)[part::2] for part in (0, 1)}
+    files["model.safetensors.index.json"] = {
+        "weight_map": {name: file for file, names in parts.items() for name in names}
+    }
+    for file, names in parts.items():
+        save_file({name: tensors[name] for name in names}, folder / file)
+    for name, values in files.items():
+        (folder / name).write_text(json.dumps(values))
+    return {"model.safetensors": "safetensors", **dict.fromkeys(files, "json")}
+
+
+def read_folder(folder: Path, spoiled: Path) -> None:
+    """Read the weights, through the index where that is spoiled."""
+    read_checkpoint(spoiled if spoiled.name.endswith("index.json") else folder / "model.safetensors")
+
+
+SAMPLES = (
+    Sample(name="COCO", shares=22, write=write_coco, read=lambda _, file: read_dataset(file)),
+    Sample(name="Pascal VOC", shares=18, write=write_voc, read=lambda folder, _: read_dataset(folder)),
+    Sample(
+        name="YOLO",
+        shares=18,
+        write=write_yolo,
+        read=lambda folder, _: (read_dataset(folder, "train"), read_dataset(folder, "val")),
+    ),
+    Sample(
+        name="images", shares=20, write=write_images, read=lambda _, file: (read_size(file), read_image(file))
+    ),
+    Sample(name="querybox's own weights", shares=5, write=write_ours, read=read_ours),
+    Sample(name="checkpoint of a run", shares=4, write=write_run, read=read_run),
+    Sample(name=".pth and .bin", shares=8, write=write_pickled, read=lambda _, file: read_checkpoint(file)),
+    Sample(name="Hugging Face folder", shares=5, write=write_folder, read=read_folder),
+)
