@@ -38,7 +38,7 @@ def test_yaml_is_read_as_version_1_2() -> None:
         ("a: !!timestamp noon", r"line 1, column 4: no value of the type tag:yaml\.org,2002:timestamp"),
         ("a: !!int ''", r"no value of the type tag:yaml\.org,2002:int"),
         ("a: !!bool maybe", r"no value of the type tag:yaml\.org,2002:bool"),
-        ("a: &a [1]\nb: [" + "*a, " * 21 + "]", r"line 2, column 87: more than 20 aliases"),
+        ("a: &a [1]\nb: [" + "*a, " * 21 + "]", r"line 2, column 88: more than 20 aliases"),
         ("? [1]\n: 2", r"a key is no plain word"),
         ("a: \0", r"special characters"),
         ("[" * 3000, r"nested too deeply"),
