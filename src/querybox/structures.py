@@ -215,14 +215,24 @@ class DetectorOutput:
     @classmethod
     def of(cls, layers: tuple[Predictions, ...], queries: Queries) -> Self:
         """Tell the predictions of denoising queries, which come first, from the others."""
-        first = queries.num_denoising
-        if not first:
+        if queries.denoising is None:
             return cls(layers=layers, proposals=queries.proposals)
+        first = queries.num_denoising
         return cls(
             layers=tuple(layer.queries(slice(first, None)) for layer in layers),
             proposals=queries.proposals,
             denoising=tuple(layer.queries(slice(first)) for layer in layers),
             denoising_matches=queries.denoising,
+        )
+
+    def nothing(self) -> DetectorOutput:
+        """Return an output that answers nothing: no query is left, so that it weighs nothing in any loss."""
+        none = slice(0)
+        return replace(
+            self,
+            layers=tuple(layer.queries(none) for layer in self.layers),
+            proposals=None if self.proposals is None else self.proposals.queries(none),
+            denoising=tuple(layer.queries(none) for layer in self.denoising),
         )
 
 

@@ -51,8 +51,13 @@ def test_the_matched_queries_stay_as_they_are() -> None:
 
 
 def test_without_objects_there_is_nothing_to_denoise() -> None:
+    """None of the queries, but the losses of an empty set: other processes have some, and wait for this one's."""
     before = make_queries(2)
-    assert Denoising(WIDTH, 4)(before, make_targets(0, 0)) is before
+    after = Denoising(WIDTH, 4)(before, make_targets(0, 0))
+    assert after.num_denoising == 0
+    assert after.denoising is not None
+    assert len(after.denoising.image) == 0
+    torch.testing.assert_close(after.content, before.content, rtol=0, atol=0)
 
 
 def test_pairs_are_the_little_noised_queries_and_their_objects() -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -19,8 +19,18 @@ from querybox.data.records import DetectionData, ImageRecord
 from querybox.data.sampler import BatchSampler
 from querybox.data.settings import DataSettings
 from querybox.data.transforms import Sample, augment
-from querybox.errors import DataError
+from querybox.errors import ImageError
 from querybox.structures import Target, as_pixels, pad
+
+PLACEHOLDER = 64
+"""Pixels a side of what stands in for a batch none of whose images can be read."""
+
+
+class Lost(NamedTuple):
+    """An image that could not be read when its turn came."""
+
+    image_id: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,33 +43,31 @@ class Batch:
     """(height, width) of each image before padding, in pixels."""
     targets: tuple[Target, ...]
     image_ids: tuple[int, ...]
+    """None of them: no image could be read, and a black one without objects stands in, which must weigh nothing."""
+    lost: tuple[Lost, ...] = ()
+    """Images that would be here if they could be read."""
 
     def pin_memory(self) -> Self:
         """Copy to page-locked memory, from which a GPU reads in the background; the DataLoader calls this."""
-        return type(self)(
+        return replace(
+            self,
             pixels=self.pixels.pin_memory(),
             sizes=self.sizes.pin_memory(),
             targets=tuple(
                 Target(boxes=target.boxes.pin_memory(), labels=target.labels.pin_memory())
                 for target in self.targets
             ),
-            image_ids=self.image_ids,
         )
 
 
-class TrainLoader(DataLoader[tuple[Sample, int] | DataError]):
+class TrainLoader(DataLoader[tuple[Sample, int] | Lost]):
     """A DataLoader of batches, whose `batch_sampler` has `set_epoch`."""
 
+    dataset: TrainingImages
     batch_sampler: BatchSampler
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a plain iterator is all that is needed
-        for batch in super().__iter__():
-            if isinstance(batch, DataError):
-                raise batch
-            yield batch
 
-
-class TrainingImages(Dataset[tuple[Sample, int] | DataError]):
+class TrainingImages(Dataset[tuple[Sample, int] | Lost]):
     """The varied images of a dataset, by (index, epoch): all chance comes from (seed, epoch, image id)."""
 
     def __init__(self, data: DetectionData, settings: DataSettings, seed: int) -> None:
@@ -67,19 +75,15 @@ class TrainingImages(Dataset[tuple[Sample, int] | DataError]):
         self.settings = settings
         self.seed = seed
         # Decoded before the workers start, so that they share this memory.
-        self.cached = [read_pixels(record) for record in data.images] if settings.cache else None
+        self.cached = [read_or_lose(record) for record in data.images] if settings.cache else None
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Sample, int] | DataError:
-        """Return the image at `(index, epoch)`, varied, and its id; or the error that it cannot be read.
-
-        The error is returned, not raised, because a worker process would bury its one line in a stack trace.
-        """
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Sample, int] | Lost:
+        """Return the image at `(index, epoch)`, varied, and its id; or that it cannot be read any more."""
         index, epoch = key
         record = self.images[index]
-        try:
-            pixels = self.cached[index] if self.cached is not None else read_pixels(record)
-        except DataError as error:
-            return error
+        pixels = self.cached[index] if self.cached is not None else read_or_lose(record)
+        if isinstance(pixels, Lost):
+            return pixels
         real = ~record.crowd
         sample = Sample(
             pixels=pixels,
@@ -102,19 +106,32 @@ def read_pixels(record: ImageRecord) -> UInt8[Tensor, "3 h w"]:
     return as_pixels(read_image(record.path, (record.height, record.width)))
 
 
-def collate(items: Sequence[tuple[Sample, int] | DataError]) -> Batch | DataError:
-    """Pad images to one size; boxes become cxcywh in 0-1 of the unpadded image. An error takes the whole batch."""
-    samples: list[Sample] = []
-    image_ids: list[int] = []
-    for item in items:
-        if isinstance(item, DataError):
-            return item
-        samples.append(item[0])
-        image_ids.append(item[1])
+def read_or_lose(record: ImageRecord) -> UInt8[Tensor, "3 h w"] | Lost:
+    """Read the image of a record; what was readable as the run began may be gone or broken by now."""
+    try:
+        return read_pixels(record)
+    except ImageError as error:
+        return Lost(record.id, str(error))
+
+
+def collate(items: Sequence[tuple[Sample, int] | Lost]) -> Batch:
+    """Pad images to one size; boxes become cxcywh in 0-1 of the unpadded image. Lost ones are left out."""
+    found = [item for item in items if not isinstance(item, Lost)]
+    samples = [sample for sample, _ in found] or [placeholder()]
     pixels, sizes = pad([sample.pixels for sample in samples])
     return Batch(
-        pixels=pixels, sizes=sizes, targets=tuple(map(as_target, samples)), image_ids=tuple(image_ids)
+        pixels=pixels,
+        sizes=sizes,
+        targets=tuple(map(as_target, samples)),
+        image_ids=tuple(image_id for _, image_id in found),
+        lost=tuple(item for item in items if isinstance(item, Lost)),
     )
+
+
+def placeholder() -> Sample:
+    """Return a black image without objects."""
+    pixels = torch.zeros(3, PLACEHOLDER, PLACEHOLDER, dtype=torch.uint8)
+    return Sample(pixels=pixels, boxes_xyxy=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
 
 
 def as_target(sample: Sample) -> Target:
@@ -148,7 +165,6 @@ def train_loader(
 
     Raises:
         ConfigError: `batch_size` cannot be shared out between the processes.
-        ImageError: An image cannot be read; at once with `settings.cache`, else when its batch is loaded.
     """
     # A generator of its own: DataLoader would else draw from torch's global one, and so change dropout.
     return TrainLoader(

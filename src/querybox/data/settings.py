@@ -11,6 +11,8 @@ from querybox.settings import Settings
 
 Pixels = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+MAX_CORRUPT = 0.05
+"""Share of a dataset's images that may be unreadable unless something else is set."""
 
 # The sizes of the DETR paper belong to this short side; at another image size they scale in proportion.
 _PAPER_SIZE = 800
@@ -67,6 +69,9 @@ class DataSettings(Settings):
     """Processes that load images; 0 loads in the training process."""
     cache: bool = False
     """Keep all decoded training images in memory, 3 bytes a pixel; saves decoding them every epoch."""
+    max_corrupt: Probability = MAX_CORRUPT
+    """Share of the images (0-1) that may be missing or broken; they are left out. With more, a run does not start, and
+    one under way ends."""
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:

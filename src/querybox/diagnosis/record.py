@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ class Record:
     """Why the run ended: its epochs, its patience, its time, a signal, or the error that ended it."""
     failed: bool = False
     """Whether that is an error."""
+    lost: Mapping[int, str] = field(default_factory=dict)
+    """Why training images could not be read any more during the run, by their ids."""
 
 
 def read_record(folder: Path) -> Record:

@@ -46,17 +46,18 @@ class Denoising(nn.Module):
         self.box_noise = box_noise
 
     def forward(self, queries: Queries, targets: Sequence[Target]) -> Queries:
-        """Return the queries with denoising queries before them; without objects, as they are."""
+        """Return the queries with denoising queries before them: without objects, none.
+
+        Even then they are spoken of, so that several processes have the same losses to share, each with its images.
+        """
         counts = [len(target.labels) for target in targets]
         most = max(counts)
-        if most == 0:
-            return queries
-        groups = max(1, self.count // most)
+        groups = max(1, self.count // max(1, most))
         device = queries.content.device
         labels = torch.cat([target.labels for target in targets])  # [N]
         boxes = torch.cat([target.boxes for target in targets])  # [N, 4]
         places = [(image, rank) for image, count in enumerate(counts) for rank in range(count)]
-        image, rank = torch.tensor(places, device=device).unbind(1)  # [N]
+        image, rank = torch.tensor(places, device=device, dtype=torch.long).view(-1, 2).unbind(1)  # [N]
         slot = most * torch.arange(2 * groups, device=device)[:, None] + rank  # [2 groups, N]
 
         total = 2 * groups * most

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 CHANGEABLE = {
     "data.workers",
     "data.cache",
+    "data.max_corrupt",
     "output",
     "train.epochs",
     "train.evaluate_every",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from querybox.data import Batch
 from querybox.data.loader import TrainLoader
+from querybox.data.settings import MAX_CORRUPT
 from querybox.detector import Detector
 from querybox.errors import NonFiniteError
 from querybox.evaluation import Evaluation
@@ -27,6 +28,7 @@ from querybox.training.display import Display
 from querybox.training.ema import MovingAverage
 from querybox.training.fast import for_training
 from querybox.training.interrupt import StopRequest
+from querybox.training.lost import LostImages
 from querybox.training.metrics import MetricsFile
 from querybox.training.optim import Schedule, build_optimizer, freeze
 from querybox.training.settings import TrainSettings
@@ -51,9 +53,12 @@ class DetectionLoss(nn.Module):
         self.detector = detector
         self.criterion = criterion
 
-    def forward(self, batch: ImageBatch, targets: Sequence[Target]) -> dict[str, Tensor]:
-        """Return the weighted losses by name."""
-        losses: dict[str, Tensor] = self.criterion(self.detector(batch, targets), targets)
+    def forward(
+        self, batch: ImageBatch, targets: Sequence[Target], *, placeholder: bool = False
+    ) -> dict[str, Tensor]:
+        """Return the weighted losses by name; of a `placeholder` all are 0, and so are its gradients."""
+        output = self.detector(batch, targets)
+        losses: dict[str, Tensor] = self.criterion(output.nothing() if placeholder else output, targets)
         return losses
 
 
@@ -66,6 +71,8 @@ class Update:
     grad_norm: float
     """Of all trained parameters together, before clipping."""
     images: int
+    lost: int
+    """Images that could not be read."""
     seconds: float
     """Of the run so far; the same in every process, so that their learning rates are."""
     stop: StopReason | None
@@ -90,6 +97,7 @@ class Trainer:
         *,
         accelerator: Accelerator,
         evaluate: Callable[[Detector], Evaluation] | None = None,
+        max_lost: float = MAX_CORRUPT,
     ) -> None:
         """Set up a run.
 
@@ -101,6 +109,7 @@ class Trainer:
             folder: Where checkpoints and ``metrics.csv`` go; it exists.
             accelerator: The processes, their devices and their precision.
             evaluate: Measures a detector; called in every process. None trains without evaluation.
+            max_lost: Share of the images (0-1) that may become unreadable during the run.
 
         Raises:
             ConfigError: `settings.freeze` does not fit the detector.
@@ -113,6 +122,7 @@ class Trainer:
         self.folder = folder
         self.accelerator = accelerator
         self.evaluate = evaluate
+        self.lost = LostImages(accelerator, folder, images=len(loader.dataset), most=max_lost)
         self.average = MovingAverage(detector, settings.ema) if settings.ema else None
         self.adamw = build_optimizer(detector, settings)
         fast = for_training(detector)
@@ -158,6 +168,7 @@ class Trainer:
 
         Raises:
             NonFiniteError: A loss or the gradient is NaN or infinite; the weights are still the last good ones.
+            TrainingError: Too many images cannot be read any more.
         """
         self.seed_dropout()
         self.optimizer.zero_grad()
@@ -169,8 +180,12 @@ class Trainer:
                 self.accelerator.backward(sum(losses.values()) / len(parts))
             totals = {name: totals.get(name, 0) + loss.detach() / len(parts) for name, loss in losses.items()}
         norm = self.accelerator.clip_grad_norm_(self.trained, self.settings.clip or math.inf)
-        update = self.agree(totals, norm, sum(len(part.image_ids) for part in parts), request)
+        update = self.agree(totals, norm, parts, request)
+        if update.lost:
+            self.lost.note([lost for part in parts for lost in part.lost])
         self.require_finite(update, parts)
+        if not update.images:
+            self.optimizer.zero_grad()  # or AdamW would go on as before
         self.optimizer.step()
         if self.average:
             self.average.update(self.detector, self.progress.step + 1)
@@ -184,28 +199,32 @@ class Trainer:
         batch = ImageBatch.from_pixels(pixels, sizes, self.detector.preprocessing)
         try:
             with compiler_errors() if self.settings.compile else nullcontext():
-                losses: dict[str, Tensor] = self.model(batch, targets)
+                losses: dict[str, Tensor] = self.model(batch, targets, placeholder=not part.image_ids)
         except NonFiniteError as error:
             raise self.non_finite(str(error), part.image_ids) from None
         return losses
 
-    def agree(self, losses: dict[str, Tensor], norm: Tensor, images: int, request: StopRequest) -> Update:
+    def agree(
+        self, losses: dict[str, Tensor], norm: Tensor, parts: Sequence[Batch], request: StopRequest
+    ) -> Update:
         """Bring the numbers of an update to the host, the same in every process.
 
         This is the one moment of a step when the device is waited for, beside the matching: nothing may be updated
         before the gradient is known to be finite.
         """
         late = self.settings.max_time is not None and self.seconds > self.settings.max_time
-        own = [images, self.seconds, request.signal is not None, late]
+        images, lost = sum(len(part.image_ids) for part in parts), sum(len(part.lost) for part in parts)
+        own = [images, lost, self.seconds, request.signal is not None, late]
         numbers = torch.cat([torch.stack([*losses.values(), norm]), torch.tensor(own).to(norm)])
         if self.accelerator.num_processes > 1:
             numbers = self.accelerator.reduce(numbers, "sum")
-        *values, total_norm, total_images, seconds, signalled, late_ones = numbers.tolist()
+        *values, total_norm, total_images, total_lost, seconds, signalled, late_ones = numbers.tolist()
         processes = self.accelerator.num_processes
         return Update(
             losses={name: value / processes for name, value in zip(losses, values, strict=True)},
             grad_norm=total_norm / processes,  # it is the same in each
             images=round(total_images),
+            lost=round(total_lost),
             seconds=seconds / processes,
             stop="signal" if signalled else "time" if late_ones else None,
         )

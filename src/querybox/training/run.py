@@ -73,7 +73,14 @@ def train(settings: RunSettings, *, resume: bool = False) -> TrainResult:
     folder = Path(settings.output)
     measure = None if validation is None else partial(evaluate_and_record, accelerator, settings, validation)
     trainer = Trainer(
-        detector, criterion, loader, settings.train, folder, accelerator=accelerator, evaluate=measure
+        detector,
+        criterion,
+        loader,
+        settings.train,
+        folder,
+        accelerator=accelerator,
+        evaluate=measure,
+        max_lost=settings.data.max_corrupt,
     )
     if continued:
         trainer.resume()
