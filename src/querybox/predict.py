@@ -131,14 +131,19 @@ def detect_all(
 
 
 def detect(engine: Engine, batch: Sequence[Input], top_k: int) -> list[Detections]:
+    """Find the objects in inputs of one shape."""
+    with torch.inference_mode():
+        return as_detections(engine, answer(engine, batch), batch, top_k)
+
+
+def answer(engine: Engine, batch: Sequence[Input]) -> Predictions:
     """Run the model on inputs of one shape."""
     pixels = torch.stack([each.pixels for each in batch])  # [B, 3, H, W]
     sizes = torch.tensor([pixels.shape[2:]] * len(batch))  # [B, 2]
-    with torch.inference_mode():
-        images = ImageBatch.from_pixels(
-            pixels.to(engine.device), sizes.to(engine.device), engine.preprocessing, padded=False
-        )
-        return as_detections(engine, engine(images).layers[-1], batch, top_k)
+    images = ImageBatch.from_pixels(
+        pixels.to(engine.device), sizes.to(engine.device), engine.preprocessing, padded=False
+    )
+    return engine(images).layers[-1]
 
 
 def as_detections(

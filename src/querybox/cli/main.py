@@ -19,6 +19,7 @@ from querybox.cli.export import export
 from querybox.cli.info import info
 from querybox.cli.inspect import inspect
 from querybox.cli.predict import predict
+from querybox.cli.queries import queries
 from querybox.cli.trace import trace
 from querybox.cli.train import train
 from querybox.errors import QueryboxError
@@ -55,6 +56,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     predict,
     trace,
     inspect,
+    queries,
     export,
     convert,
     benchmark,

@@ -3,6 +3,7 @@
 from querybox.inspect.annotated import traces
 from querybox.inspect.attention import AttentionMaps, AttentionPoints
 from querybox.inspect.comparison import Comparison
+from querybox.inspect.queries import QueryView, query_view
 from querybox.inspect.report import write_page
 from querybox.inspect.stages import Stage
 from querybox.inspect.tracing import Trace, trace
@@ -11,8 +12,10 @@ __all__ = [
     "AttentionMaps",
     "AttentionPoints",
     "Comparison",
+    "QueryView",
     "Stage",
     "Trace",
+    "query_view",
     "trace",
     "traces",
     "write_page",

@@ -1,0 +1,51 @@
+"""``querybox queries``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+def queries(
+    model: Path,
+    data: Path,
+    /,
+    *,
+    split: str | None = None,
+    output: Annotated[Path, Parameter(alias="-o")] = Path("queries.png"),
+    queries: int = 20,
+    batch_size: int = 8,
+) -> None:
+    """See where each object query looks, and for boxes of what size.
+
+    A picture with a panel for each query: a mark at the centre of every box that it answered with, over all images of a
+    dataset. Dots are small boxes, below 1 % of the image; dashes are wide ones, bars are tall ones. Queries that have
+    learned to share the work differ. Those of two-stage models and of DINO are the encoder's proposals, made anew for
+    each image: they differ in rank, not in place.
+
+    ```
+    querybox queries run photos/ --split val
+    querybox queries detr-r50.pth val2017.json --queries 100 -o queries.svg
+    ```
+
+    Args:
+        model: A checkpoint of any layout, or a run folder: its best model, else its last.
+        data: A dataset: COCO, Pascal VOC or YOLO, recognised from the path. Its labels do not matter.
+        split: Which split of the dataset, such as val; needed where it has several.
+        output: The picture: .png, .svg or .pdf.
+        queries: How many queries to show, those with the highest mean score first.
+        batch_size: Images in one forward pass; it does not change the result.
+    """
+    from querybox.cli.model import load_model
+    from querybox.cli.progress import progress_bar
+    from querybox.data import read_dataset
+    from querybox.inspect import query_view
+
+    dataset = read_dataset(data, split)
+    detector = load_model(model)
+    with progress_bar(len(dataset.images)) as advance:
+        view = query_view(detector, dataset, batch_size=batch_size, each=advance)
+    view.save(output, queries)
+    print(f"The picture is {output}")
