@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --editable
 SHORT := { grep -v '^Requirement already satisfied' || true; }  # what pip says, less what it did not do
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check torture fix docs
+.PHONY: help demo test check torture fix figures docs
 
 help:  ## List the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -38,6 +38,9 @@ torture: $(INSTALLED)  ## Make every fault that querybox has to survive, in its 
 fix: $(INSTALLED)  ## Repair what ruff can repair, and format.
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+figures: $(INSTALLED)  ## Make the figures and tables of docs/anatomy anew, from the shipped model.
+	@$(BIN)/python -m figures
 
 docs: $(DOCS_INSTALLED)  ## Build the documentation into site/; a broken link is an error.
 	@echo "Building the documentation ..."

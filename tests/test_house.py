@@ -18,7 +18,7 @@ import querybox
 ROOT = Path(__file__).parent.parent
 PYTHON_FILES = sorted(
     path
-    for folder in ("src", "tests", "benchmarks", "torture", "examples")
+    for folder in ("src", "tests", "benchmarks", "torture", "figures", "examples")
     for path in (ROOT / folder).rglob("*.py")
 )
 MAX_FILE = 400

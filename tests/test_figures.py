@@ -1,0 +1,80 @@
+"""The anatomy's figures and tables: made by one command, from the weights that are shipped, and none is left over."""
+
+from __future__ import annotations
+
+import re
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from figures import tables
+from figures.make import FIGURES, IMAGES, PAGES, digest
+from figures.sheet import DPI, save
+from figures.specimen import Specimen, specimen
+
+FIGURE = re.compile(r"!\[([^\]]*)\]\(images/(\w+)\.png\)")
+
+
+@pytest.fixture(scope="module")
+def made() -> Specimen:
+    return specimen()
+
+
+def test_every_page_shows_the_figure_of_its_name_and_tells_it_to_those_who_cannot_see() -> None:
+    shown = {
+        page.stem: FIGURE.findall(page.read_text()) for page in PAGES.glob("*.md") if page.stem != "index"
+    }
+    assert {page: [name for _, name in figures] for page, figures in shown.items()} == {
+        name: [name] for name in FIGURES
+    }
+    assert all(len(alt) > 60 for figures in shown.values() for alt, _ in figures)
+
+
+def test_files_are_those_of_the_makers_and_small() -> None:
+    files = sorted(IMAGES.iterdir())
+    assert [file.name for file in files] == sorted(f"{name}.png" for name in FIGURES)
+    assert sum(file.stat().st_size for file in files) < 2_500_000
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_are_of_the_shipped_weights(name: str) -> None:
+    with Image.open(IMAGES / f"{name}.png") as figure:
+        assert figure.info["made of"] == digest(), "run: make figures"
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_can_be_made(name: str, made: Specimen) -> None:
+    figure = FIGURES[name](made)
+    figure.savefig(BytesIO(), dpi=30)  # every part of it is drawn
+    width, height = figure.get_size_inches()
+    with Image.open(IMAGES / f"{name}.png") as shown:
+        assert shown.size == (round(width * DPI), round(height * DPI)), "run: make figures"
+
+
+def test_a_figure_is_the_same_byte_for_byte(made: Specimen, tmp_path: Path) -> None:
+    paths = [tmp_path / "one.png", tmp_path / "two.png"]
+    for path in paths:
+        save(FIGURES["encoder"](made), path, "a test")
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+@pytest.mark.parametrize("name", [name for name in FIGURES if name != "step"])
+def test_the_table_of_a_page_is_what_the_trace_says(name: str, made: Specimen) -> None:
+    page = (PAGES / f"{name}.md").read_text()
+    assert len(tables.PLACE.findall(page)) == 1
+    assert tables.renewed(page, made.trace) == page, "run: make figures"
+
+
+def test_a_word_stands_for_one_number(made: Specimen) -> None:
+    """Every axis of every value is as long as its letter says; h w are cells of 32 pixels."""
+    lengths: dict[str, int] = {}
+    for stage in made.trace.stages:
+        words = tables.words(stage)
+        assert len(words) == len(stage.shape)
+        for word, length in zip(words, stage.shape, strict=True):
+            assert lengths.setdefault(word, int(word) if word.isdigit() else length) == length, stage.name
+    assert lengths["K"] == len(made.trace.categories) + 1
+    assert lengths["S"] == lengths["h"] * lengths["w"]
+    assert (lengths["h"], lengths["w"]) == (-(-lengths["H"] // 32), -(-lengths["W"] // 32))
