@@ -13,9 +13,11 @@ from typing import Any, get_args
 import numpy as np
 from jaxtyping import Float
 
+from querybox import notebook
 from querybox.agreement import Agreement
 from querybox.detections import Detections
 from querybox.mistakes import REASONS, AlarmReason, MissReason, Mistakes
+from querybox.notebook import share
 from querybox.structures import Category
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -89,6 +91,19 @@ class Evaluation:
             for name in REASONS
         ]
         return [*rows, totals]
+
+    def _repr_html_(self) -> str:
+        """Show the numbers in Jupyter: the metrics, the classes, the mistakes."""
+        classes = [
+            [one.category.name, f"{one.objects:,}", share(one.AP), share(one.AP50)] for one in self.categories
+        ]
+        return (
+            f"<p>{self.objects:,} objects in {self.images:,} images</p>"
+            + notebook.table(list(self.metrics), [[share(value) for value in self.metrics.values()]])
+            + notebook.table(["class", "objects", "AP", "AP50"], classes)
+            + f"<p>Mistakes at a score of {share(self.agreement.threshold)}, which has the best F1</p>"
+            + notebook.table(["mistake", "missed objects", "false alarms"], self.mistake_rows())
+        )
 
     def to_coco(self) -> list[dict[str, Any]]:
         """Return every detection in the format of a COCO result file, with the data's own category ids."""

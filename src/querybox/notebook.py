@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -21,6 +22,11 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
     body = "".join(line(row, "td") for row in rows)
     return f"<table><thead>{line(heads, 'th')}</thead><tbody>{body}</tbody></table>"
+
+
+def share(value: float) -> str:
+    """Write a number of 0-1 with three digits; a hyphen for NaN."""
+    return "-" if math.isnan(value) else f"{value:.3f}"
 
 
 def picture(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
+from querybox import notebook
 from querybox.diagnosis import answers, data, schedule
-from querybox.diagnosis.finding import Finding
+from querybox.diagnosis.finding import HEADS, Finding
 from querybox.diagnosis.record import RECORD
 from querybox.diagnosis.run import Run
 
@@ -62,6 +64,18 @@ class Diagnosis:
     """Most likely cause first; none if nothing is wrong that the record shows."""
     missing: tuple[str, ...]
     """What the record lacks, and what could therefore not be looked at."""
+
+    def _repr_html_(self) -> str:
+        """Show the findings in Jupyter."""
+        shown = {"AP": self.AP, "AP50": self.AP50}
+        scores = [f"{name} {value:.3f}" for name, value in shown.items() if value is not None]
+        notes = [
+            f"{self.run}: {', '.join(scores) or 'no AP'} after {self.steps:,} steps, {self.epochs:,} epochs",
+            *([] if self.findings else ["Nothing is wrong that the run's record shows."]),
+            *(f"Not looked at: {note}." for note in self.missing),
+        ]
+        table = notebook.table(HEADS, [finding.row() for finding in self.findings]) if self.findings else ""
+        return "".join(f"<p>{escape(note)}</p>" for note in notes) + table
 
 
 def diagnose(run: str | Path) -> Diagnosis:

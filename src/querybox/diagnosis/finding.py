@@ -8,6 +8,8 @@ from typing import Literal
 
 Area = Literal["data", "schedule", "matching", "classification", "boxes"]
 
+HEADS = ("cause", "evidence", "cure")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
@@ -25,6 +27,11 @@ class Finding:
     """The numbers of the record that say so, by what they are."""
     cure: str
     """What to set or to do."""
+
+    def row(self) -> list[str]:
+        """Return the finding as the texts of a table whose columns are `HEADS`."""
+        evidence = "; ".join(f"{name}: {number(value)}" for name, value in self.evidence.items())
+        return [f"{self.cause} ({self.area})", evidence, self.cure]
 
 
 def number(value: float) -> str:

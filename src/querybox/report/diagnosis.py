@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from querybox.diagnosis import diagnose
-from querybox.diagnosis.finding import number
+from querybox.diagnosis.finding import HEADS
 from querybox.diagnosis.record import RECORD
 from querybox.report import page
 
@@ -15,18 +15,9 @@ def diagnosis_section(run_dir: Path) -> str:
     if not (run_dir / RECORD).is_file():
         return ""
     diagnosis = diagnose(run_dir)
-    rows = [
-        [
-            f"{finding.cause} ({finding.area})",
-            "; ".join(f"{name}: {number(value)}" for name, value in finding.evidence.items()),
-            finding.cure,
-        ]
-        for finding in diagnosis.findings
-    ]
+    rows = [finding.row() for finding in diagnosis.findings]
     content = (
-        page.table(["cause", "evidence", "cure"], rows)
-        if rows
-        else page.paragraph("Nothing is wrong that the run's record shows.")
+        page.table(HEADS, rows) if rows else page.paragraph("Nothing is wrong that the run's record shows.")
     )
     notes = "".join(page.paragraph(f"Not looked at: {note}.") for note in diagnosis.missing)
     return page.section("What keeps the AP down, most likely cause first", content + notes)

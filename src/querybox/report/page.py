@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -123,8 +122,3 @@ def file_section(title: str, path: Path) -> str:
         return ""
     text = escape(path.read_text(encoding="utf-8", errors="replace"))
     return f"<details>\n<summary>{escape(title)}</summary>\n<pre>{text}</pre>\n</details>"
-
-
-def share(value: float) -> str:
-    """Write a number of 0-1 with three digits; a hyphen for NaN."""
-    return "-" if math.isnan(value) else f"{value:.3f}"

@@ -15,6 +15,7 @@ from querybox.evaluation import Evaluation
 from querybox.inspect import write_page
 from querybox.inspect.annotated import trace_record
 from querybox.mistakes import LETTERS, Mistakes
+from querybox.notebook import share
 from querybox.report import page
 
 BEST = 4
@@ -35,7 +36,7 @@ def gallery(
     letters = ", ".join(f"{letter} {reason}" for reason, letter in LETTERS.items())
     note = (
         "Left: the objects as labelled. Right: what was detected with a score of at least "
-        f"{page.share(evaluation.agreement.threshold)}. Thin frames are right; thick, dashed ones are wrong, and a "
+        f"{share(evaluation.agreement.threshold)}. Thin frames are right; thick, dashed ones are wrong, and a "
         f"letter says why: {letters}."
     )
     parts = (
@@ -98,9 +99,7 @@ def look_into(
 def show(evaluation: Evaluation, record: ImageRecord, look: str | None) -> str:
     """Draw one image; say so when it cannot be read any more."""
     mistakes = evaluation.mistakes[record.id]
-    caption = (
-        f"{record.path.name}: F1 {page.share(evaluation.agreement.image_f1[record.id])}. {told(mistakes)}"
-    )
+    caption = f"{record.path.name}: F1 {share(evaluation.agreement.image_f1[record.id])}. {told(mistakes)}"
     found = evaluation.detections[record.id].above(evaluation.agreement.threshold)
     try:
         image = read_image(record.path, (record.height, record.width))

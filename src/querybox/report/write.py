@@ -12,6 +12,7 @@ from querybox.detector import Detector
 from querybox.diagnosis.record import read_history
 from querybox.evaluation import Evaluation
 from querybox.mistakes import LEAST_IOU, REASONS
+from querybox.notebook import share
 from querybox.report import charts, page, pictures
 from querybox.report.diagnosis import diagnosis_section
 
@@ -95,11 +96,11 @@ def summary(evaluation: Evaluation) -> str:
     """Say the most important numbers first."""
     agreement = evaluation.agreement
     tiles = {
-        "AP": page.share(evaluation.metrics["AP"]),
-        "AP50": page.share(evaluation.metrics["AP50"]),
-        "AP75": page.share(evaluation.metrics["AP75"]),
-        "best F1": page.share(agreement.f1),
-        "its score threshold": page.share(agreement.threshold),
+        "AP": share(evaluation.metrics["AP"]),
+        "AP50": share(evaluation.metrics["AP50"]),
+        "AP75": share(evaluation.metrics["AP75"]),
+        "best F1": share(agreement.f1),
+        "its score threshold": share(agreement.threshold),
         "images": f"{evaluation.images:,}",
         "objects": f"{evaluation.objects:,}",
     }
@@ -127,9 +128,9 @@ def training_curves(history: Mapping[str, Sequence[float]]) -> str:
 
 def results(evaluation: Evaluation) -> str:
     """Tabulate the 12 numbers and the classes."""
-    numbers = [[name, page.share(value), MEANINGS[name]] for name, value in evaluation.metrics.items()]
+    numbers = [[name, share(value), MEANINGS[name]] for name, value in evaluation.metrics.items()]
     classes = [
-        [one.category.name, f"{one.objects:,}", page.share(one.AP), page.share(one.AP50)]
+        [one.category.name, f"{one.objects:,}", share(one.AP), share(one.AP50)]
         for one in evaluation.categories
     ]
     tables = [
@@ -155,9 +156,9 @@ def mistakes(evaluation: Evaluation) -> str:
         ["mistake", "missed objects", "false alarms"], evaluation.mistake_rows(), numeric={1, 2}
     )
     note = (
-        f"Mistakes and confusion matrix: detections that score at least {page.share(agreement.threshold)}, the "
-        f"threshold with the best F1 ({page.share(agreement.f1)}: precision {page.share(agreement.precision)}, recall "
-        f"{page.share(agreement.recall)}), matched to objects at IoU {MATCH_IOU}. Chosen on these very images: "
+        f"Mistakes and confusion matrix: detections that score at least {share(agreement.threshold)}, the "
+        f"threshold with the best F1 ({share(agreement.f1)}: precision {share(agreement.precision)}, recall "
+        f"{share(agreement.recall)}), matched to objects at IoU {MATCH_IOU}. Chosen on these very images: "
         "expect a little less on new ones."
     )
     meanings = page.table(

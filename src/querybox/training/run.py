@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from html import escape
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
+from querybox import notebook
 from querybox.data import DetectionData, train_loader
 from querybox.detector import Detector
 from querybox.report import write_report
@@ -34,6 +36,12 @@ class TrainResult:
     """The best one of all evaluations; the last one if none was made."""
     metrics: Mapping[str, float]
     """Its COCO numbers on the validation data; empty if there are none."""
+
+    def _repr_html_(self) -> str:
+        """Show in Jupyter where the run is, and its numbers."""
+        numbers = [notebook.share(value) for value in self.metrics.values()]
+        place = f"<p>The run is in {escape(str(self.run_dir))}</p>"
+        return place + (notebook.table(list(self.metrics), [numbers]) if numbers else "")
 
 
 def train(settings: RunSettings, *, resume: bool = False) -> TrainResult:
