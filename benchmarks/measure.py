@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -33,6 +33,8 @@ class Side:
     """Prepares all that is not to be timed."""
     tolerance: float = 0.0
     """How far its answer may be from that of the first side."""
+    within: Callable[[], AbstractContextManager[None]] = nullcontext
+    """What it builds and works in where it has a process of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ from querybox.training.ema import MovingAverage
 from querybox.training.fast import for_training
 from querybox.training.interrupt import StopRequest
 from querybox.training.lost import LostImages
+from querybox.training.memory import give_back
 from querybox.training.metrics import MetricsFile
 from querybox.training.optim import Schedule, build_optimizer, freeze
 from querybox.training.settings import TrainSettings
@@ -40,6 +41,8 @@ StopReason = Literal["epochs", "patience", "time", "signal"]
 
 SAVE_SECONDS = 60.0
 """Epochs that end sooner than this after the last checkpoint go without: writing it takes seconds for a large model."""
+GIVE_BACK_STEPS = 16
+"""Updates after which memory that was kept and is not in use goes back to the system."""
 
 
 class DetectionLoss(nn.Module):
@@ -150,6 +153,8 @@ class Trainer:
                 update = self.update(parts, request)
                 elapsed = update.seconds
                 self.count(update)
+                if progress.step % GIVE_BACK_STEPS == 0:
+                    give_back()
                 self.accelerator.log(
                     {"lr": lr, "grad_norm": update.grad_norm, **update.losses}, step=progress.step
                 )

@@ -20,6 +20,7 @@ from querybox.training.environment import write_environment
 from querybox.training.folder import check_folder, prepare_folder
 from querybox.training.interrupt import StopRequest
 from querybox.training.loop import StopReason, Trainer
+from querybox.training.memory import freed_memory_kept
 from querybox.training.processes import start_processes, start_trackers
 from querybox.training.record import evaluate_and_record, fit_and_record, record_start
 from querybox.training.settings import RunSettings
@@ -104,7 +105,7 @@ def train(settings: RunSettings, *, resume: bool = False) -> TrainResult:
     display = Display(
         console, settings.train, steps_per_epoch=trainer.steps_per_epoch, done=trainer.progress.step
     )
-    with StopRequest() as request, display:
+    with StopRequest() as request, display, freed_memory_kept():
         reason = fit_and_record(trainer, display, request)
     if request.signal is not None:
         accelerator.end_training()
