@@ -47,8 +47,8 @@ def draw(image: Image.Image | UInt8[np.ndarray, "h w 3"], detections: Detections
 
 def draw_mistakes(
     image: Image.Image, record: ImageRecord, detections: Detections, mistakes: Mistakes
-) -> Image.Image:
-    """Return the image twice: with its objects on the left, with what was found on the right.
+) -> tuple[Image.Image, Image.Image]:
+    """Return the image twice: with its objects, and with what was found.
 
     What is right has a thin frame. What is wrong has a thick, dashed one, the letters of `LETTERS` for the reason, its
     class and its score.
@@ -72,11 +72,10 @@ def draw_mistakes(
         for place, (name, score) in enumerate(scores)
     ]
     boxes_xyxy, labels = detections.boxes_xyxy.double().numpy(), detections.labels.numpy()
-    gap = max(2, image.width // 60)
-    both = Image.new("RGB", (2 * image.width + gap, image.height), "white")
-    both.paste(draw_boxes(image, record.boxes_xyxy, record.labels, objects, wrong=misses), (0, 0))
-    both.paste(draw_boxes(image, boxes_xyxy, labels, found, wrong=alarms), (image.width + gap, 0))
-    return both
+    return (
+        draw_boxes(image, record.boxes_xyxy, record.labels, objects, wrong=misses),
+        draw_boxes(image, boxes_xyxy, labels, found, wrong=alarms),
+    )
 
 
 def draw_boxes(

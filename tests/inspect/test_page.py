@@ -100,6 +100,8 @@ def test_the_overlay_is_the_attention_of_layer_and_head(page: Page, trace: Trace
     assert_close(torch.tensor(darkness).float(), wanted, rtol=0, atol=13)  # a root of steps of 1 / 255
     share = f"({100 * weights.max():.1f} %)"
     assert share in said(page)
+    everything = "shareInside(crossLook(image, 1, 2, 0), [0.5, 0.5, 1, 1])"
+    assert page.run(everything) == 1  # no more than all of it, for all that steps are rounded
 
 
 def test_a_click_on_a_box_chooses_its_query(page: Page, trace: Trace) -> None:

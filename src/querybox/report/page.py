@@ -22,7 +22,9 @@ p { max-width: 75ch; color: #56616e; overflow-wrap: anywhere; }
   align-items: start; }
 figure { margin: 0; }
 figure img { width: 100%; height: auto; display: block; }
-.pictures img { width: auto; max-width: 100%; max-height: 36rem; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); gap: .5rem;
+  align-items: start; }
+.pair img { width: auto; max-width: 100%; max-height: 36rem; }
 a { color: #00558c; }
 figcaption { margin-top: .35rem; color: #56616e; font-size: .85rem; overflow-wrap: anywhere; }
 .pictures { display: grid; gap: 1.5rem; }
@@ -30,7 +32,7 @@ figcaption { margin-top: .35rem; color: #56616e; font-size: .85rem; overflow-wra
 .wide { grid-column: 1 / -1; }
 table { width: 100%; border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid #e6ebf0; text-align: left; vertical-align: top;
-  overflow-wrap: anywhere; }
+  overflow-wrap: break-word; }
 th { color: #56616e; font-weight: 600; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 pre { padding: 1rem; border-radius: 8px; background: #f2f5f8; font-size: .82rem; overflow-x: auto; }
@@ -84,21 +86,30 @@ def pictures(parts: Iterable[str]) -> str:
     return '<div class="pictures">\n' + "\n".join(parts) + "\n</div>"
 
 
-def figure(
-    image: bytes, alt: str, caption: str = "", *, wide: bool = False, link: tuple[str, str] | None = None
-) -> str:
-    """Return an SVG or JPEG image, as part of the page, with a caption; a `wide` one has a row to itself.
+def figure(image: bytes, alt: str, *, wide: bool = False) -> str:
+    """Return an SVG or JPEG image, as part of the page; a `wide` one has a row to itself."""
+    place = ' class="wide"' if wide else ""
+    return f"<figure{place}>{embedded(image, alt)}</figure>"
 
-    The caption may end with a link, (address, text).
 
-    An image element keeps what it holds to itself: no script in it runs, no id in it meets another.
+def figures(images: Mapping[str, bytes], caption: str, link: tuple[str, str] | None) -> str:
+    """Return images by what they show, side by side where there is room, over a caption that may end with a link.
+
+    Args:
+        images: By what is said to whom cannot see them.
+        caption: Below them.
+        link: Its address and its text.
     """
+    pair = "".join(embedded(image, alt) for alt, image in images.items())
+    more = f' <a href="{escape(link[0])}">{escape(link[1])}</a>' if link else ""
+    return f'<figure><div class="pair">{pair}</div><figcaption>{escape(caption)}{more}</figcaption></figure>'
+
+
+def embedded(image: bytes, alt: str) -> str:
+    """Return an image as an element, which keeps what it holds to itself: no script in it runs, no id meets another."""
     kind = "jpeg" if image.startswith(b"\xff\xd8") else "svg+xml"
     source = f"data:image/{kind};base64,{base64.b64encode(image).decode('ascii')}"
-    more = f' <a href="{escape(link[0])}">{escape(link[1])}</a>' if link else ""
-    below = f"<figcaption>{escape(caption)}{more}</figcaption>" if caption else ""
-    place = ' class="wide"' if wide else ""
-    return f'<figure{place}><img src="{source}" alt="{escape(alt)}">{below}</figure>'
+    return f'<img src="{source}" alt="{escape(alt)}">'
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], numeric: Collection[int] = ()) -> str:

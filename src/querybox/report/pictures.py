@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from querybox.data import DetectionData, ImageRecord, read_image
 from querybox.detector import Detector
 from querybox.draw import draw_mistakes
@@ -19,13 +21,13 @@ from querybox.notebook import share
 from querybox.report import page
 
 BEST = 4
-WIDTH = 1600
+WIDTH = 800
 
 
 def gallery(
     evaluation: Evaluation, data: DetectionData, worst: Sequence[ImageRecord], pages: Mapping[int, str]
 ) -> str:
-    """Show the worst and the best images, objects on the left, detections on the right.
+    """Show the worst and the best images, their objects beside what was detected.
 
     Args:
         evaluation: What was measured.
@@ -35,7 +37,7 @@ def gallery(
     """
     letters = ", ".join(f"{letter} {reason}" for reason, letter in LETTERS.items())
     note = (
-        "Left: the objects as labelled. Right: what was detected with a score of at least "
+        "First the objects as labelled, beside or below them what was detected with a score of at least "
         f"{share(evaluation.agreement.threshold)}. Thin frames are right; thick, dashed ones are wrong, and a "
         f"letter says why: {letters}."
     )
@@ -105,12 +107,21 @@ def show(evaluation: Evaluation, record: ImageRecord, look: str | None) -> str:
         image = read_image(record.path, (record.height, record.width))
     except ImageError as error:
         return page.paragraph(f"{caption} {error}")
-    drawn = draw_mistakes(image, record, found, mistakes)
-    drawn.thumbnail((WIDTH, WIDTH))
-    file = io.BytesIO()
-    drawn.save(file, format="JPEG", quality=82)
+    titles = ("Objects", "Detections")
+    images = {
+        f"{title} in {caption}": as_jpeg(drawn)
+        for title, drawn in zip(titles, draw_mistakes(image, record, found, mistakes), strict=True)
+    }
     link = (look, "Look into the model with this image") if look else None
-    return page.figure(file.getvalue(), f"Objects and detections in {caption}", caption, link=link)
+    return page.figures(images, caption, link)
+
+
+def as_jpeg(picture: Image.Image) -> bytes:
+    """Return a picture as a file, small enough for a report of many."""
+    picture.thumbnail((WIDTH, WIDTH))
+    file = io.BytesIO()
+    picture.save(file, format="JPEG", quality=82)
+    return file.getvalue()
 
 
 def told(mistakes: Mistakes) -> str:

@@ -82,14 +82,15 @@ function edges([cx, cy, w, h]) {
   return { left: cx - w / 2, top: cy - h / 2, right: cx + w / 2, bottom: cy + h / 2 };
 }
 
-/** How much of a look falls within a box, 0-1. */
+/** How much of a look falls within a box, 0-1: of what the file tells of it, which is rounded. */
 function shareInside(look, box) {
   const { left, top, right, bottom } = edges(box);
-  const inside = (x, y) => x >= left && x <= right && y >= top && y <= bottom;
-  if (look.points) return look.points.reduce((sum, each) => sum + (inside(each.x, each.y) ? each.weight : 0), 0) / look.heads;
-  const [height, width] = look.grid;
-  return look.weights.reduce((sum, weight, cell) =>
-    sum + (inside(((cell % width) + 0.5) / width, (Math.floor(cell / width) + 0.5) / height) ? weight : 0), 0);
+  const [height, width] = look.points ? [] : look.grid;
+  const all = look.points || Array.from(look.weights, (weight, cell) => ({
+    x: ((cell % width) + 0.5) / width, y: (Math.floor(cell / width) + 0.5) / height, weight,
+  }));
+  const sum = (some) => some.reduce((total, each) => total + each.weight, 0);
+  return sum(all.filter(({ x, y }) => x >= left && x <= right && y >= top && y <= bottom)) / sum(all);
 }
 
 /** The place that is looked at most: x and y in 0-1, and its weight. */
