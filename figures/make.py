@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from figures import image, learning, tables, transformer
 from figures.sheet import save
-from figures.specimen import WEIGHTS, Specimen, specimen
+from figures.specimen import DINO_WEIGHTS, WEIGHTS, Specimen, specimen
 
 PAGES = Path(__file__).parent.parent / "docs" / "anatomy"
 IMAGES = PAGES / "images"
@@ -35,17 +35,19 @@ FIGURES: dict[str, Callable[[Specimen], Figure]] = {
 def main() -> None:
     """Make all of them."""
     IMAGES.mkdir(exist_ok=True)
-    made, source = specimen(), digest()
+    made = specimen()
     for name, draw in FIGURES.items():
         path = IMAGES / f"{name}.png"
-        save(draw(made), path, source)
+        save(draw(made), path, digest(name))
         print(f"{path.relative_to(PAGES.parent.parent)}: {path.stat().st_size / 1000:.0f} kB")
     for name in FIGURES:
         page = PAGES / f"{name}.md"
         page.write_text(tables.renewed(page.read_text(), made.trace))
 
 
-def digest() -> str:
-    """Return the SHA-256 of the weights that the figures are made of."""
-    with WEIGHTS.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def digest(name: str) -> str:
+    """Return the SHA-256 of the weights that a figure is made of."""
+    found = hashlib.sha256(WEIGHTS.read_bytes())
+    if name == "detections":
+        found.update(DINO_WEIGHTS.read_bytes())
+    return found.hexdigest()

@@ -16,6 +16,7 @@ from querybox.inspect.annotated import trace_record
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "blood_cells"
 WEIGHTS = EXAMPLE / "detr.safetensors"
+DINO_WEIGHTS = EXAMPLE / "weights.safetensors"
 IMAGE = "BloodImage_00293.jpg"
 EPOCHS = 4  # so many varied copies of the image are in the batch of stage 0
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from figures.image import largest
 from figures.sheet import COLOURS, DASHES, HATCHES, INK, bare, frame, mark, sheet, show, spotlight
-from figures.specimen import EXAMPLE, Specimen
+from figures.specimen import DINO_WEIGHTS, Specimen
 from querybox import Detector, draw
 from querybox.inspect import AttentionMaps, AttentionPoints
 
@@ -115,7 +115,7 @@ def detections(made: Specimen) -> Figure:
     """Stage 12: what plain DETR and DINO find in the same image."""
     figure, grid = sheet(9.0, nrows=2)
     picture = Image.open(made.record.path)
-    dino = Detector.load(EXAMPLE / "weights.safetensors").predict(made.record.path, threshold=0.4)[0]
+    dino = Detector.load(DINO_WEIGHTS).predict(made.record.path, threshold=0.4)[0]
     for axes, found, name in (
         (grid[0], made.trace.detections.above(0.8), "plain DETR, scores of 0.8 and more"),
         (grid[1], dino, "DINO, scores of 0.4 and more"),

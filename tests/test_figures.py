@@ -41,7 +41,7 @@ def test_files_are_those_of_the_makers_and_small() -> None:
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures_are_of_the_shipped_weights(name: str) -> None:
     with Image.open(IMAGES / f"{name}.png") as figure:
-        assert figure.info["made of"] == digest(), "run: make figures"
+        assert figure.info["made of"] == digest(name), "run: make figures"
 
 
 @pytest.mark.parametrize("name", FIGURES)
