@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from querybox.agreement import assign
 from querybox.data.records import ImageRecord
 from querybox.detections import Detections
 from querybox.draw import PALETTE, colour_of, draw, draw_boxes, draw_mistakes, ink_on
@@ -127,7 +128,9 @@ def test_mistakes_of_objects_and_of_detections() -> None:
         areas=np.array([1e4, 3600.0, 9000.0]),
     )
     detections = found([[50, 60, 150, 160], [160, 20, 220, 80], [10, 10, 40, 40]], [0, 0, 1])
-    left, right = draw_mistakes(grey(300, 200), record, detections, mistakes_in(record, detections))
+    left, right = draw_mistakes(
+        grey(300, 200), record, detections, mistakes_in(record, detections, assign(record, detections))
+    )
     captions = ["C Gürteltier", "", "Gürteltier (crowd)"]
     objects = draw_boxes(grey(300, 200), record.boxes_xyxy, record.labels, captions, wrong=[0])
     assert left.tobytes() == objects.tobytes()

@@ -8,20 +8,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_agreement import LEFT, RIGHT, Row, data_of, found, image
 
-from querybox.agreement import overlap
+from querybox.agreement import assign, overlap
 from querybox.data.records import ImageRecord
 from querybox.detections import Detections
 from querybox.evaluate import coco_metrics
-from querybox.mistakes import LETTERS, REASONS, mistakes_in
+from querybox.mistakes import LETTERS, REASONS, Mistakes, mistakes_in
 
 CAT, DOG = 0, 1
 HALF_OF_LEFT = [0.0, 0.0, 40.0, 16.0]  # IoU 0.4
 """A box that is too small for `LEFT`."""
 
 
+def explain(record: ImageRecord, counted: Detections) -> Mistakes:
+    return mistakes_in(record, counted, assign(record, counted))
+
+
 def reasons(record: ImageRecord, *rows: Row) -> tuple[list[str], list[str]]:
     """The reasons of the misses, in the order of the objects, and of the false alarms, in that of the detections."""
-    mistakes = mistakes_in(record, found(*rows))
+    mistakes = explain(record, found(*rows))
     return [one.reason for one in mistakes.misses], [one.reason for one in mistakes.false_alarms]
 
 
@@ -67,7 +71,7 @@ def test_a_false_alarm_excuses_one_object() -> None:
         ["loose box", "not found"],
         ["loose box"],
     )
-    mistakes = mistakes_in(between, found((0.9, CAT, [15.0, 0.0, 55.0, 40.0])))
+    mistakes = explain(between, found((0.9, CAT, [15.0, 0.0, 55.0, 40.0])))
     assert (mistakes.misses[0].detection, mistakes.false_alarms[0].object) == (0, 0)
 
 
@@ -79,7 +83,7 @@ def test_an_empty_image() -> None:
 def test_crowds_excuse_nothing_and_are_not_missed() -> None:
     crowd = image(1, (CAT, LEFT, True))
     assert reasons(crowd) == ([], [])
-    mistakes = mistakes_in(crowd, found((0.9, CAT, LEFT), (0.8, DOG, LEFT)))
+    mistakes = explain(crowd, found((0.9, CAT, LEFT), (0.8, DOG, LEFT)))
     assert mistakes.ignored == 1
     assert [(one.detection, one.reason) for one in mistakes.false_alarms] == [(1, "background")]
 
@@ -125,7 +129,7 @@ def test_counts_add_up_and_agree_with_the_confusion_matrix(
 
 def check(record: ImageRecord, counted: Detections) -> None:
     """Hold every reason against its definition, one pair after the other."""
-    mistakes, iou = mistakes_in(record, counted), overlap(record, counted)
+    mistakes, iou = explain(record, counted), overlap(record, counted)
     missed = {miss.object for miss in mistakes.misses}
     alarms = {alarm.detection: alarm for alarm in mistakes.false_alarms}
     assert len(missed) == len(mistakes.misses)

@@ -19,6 +19,26 @@ from querybox.detections import Detections
 MATCH_IOU = 0.5
 
 
+class Assignment(NamedTuple):
+    """Which detection stands for which object of an image."""
+
+    answers: Int[np.ndarray, " N"]
+    """The object of its own class that each detection answers for; -1: none."""
+    mistaken: Int[np.ndarray, " N"]
+    """The object of another class, found by none of its own, that each detection takes for its own; -1: none."""
+    ignored: Bool[np.ndarray, " N"]
+    """Detections on a crowd of their class."""
+    missed: Bool[np.ndarray, " G"]
+    """Objects for which no detection stands at all."""
+    iou: Float[np.ndarray, "N G"]
+    """As `overlap` says."""
+
+    @property
+    def wrong(self) -> Bool[np.ndarray, " N"]:
+        """Detections that are false alarms."""
+        return (self.answers < 0) & ~self.ignored
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
     """Detections that score at least `threshold` against the objects, at IoU 0.5."""
@@ -36,6 +56,8 @@ class Agreement:
     something, the last column objects that nothing found."""
     image_f1: Mapping[int, float]
     """F1 of each image by its id; 1 for an empty image that is left empty."""
+    assigned: Mapping[int, Assignment]
+    """Which of those detections stands for which object, in each image by its id."""
 
 
 def agreement(data: DetectionData, detections: Mapping[int, Detections]) -> Agreement:
@@ -46,19 +68,22 @@ def agreement(data: DetectionData, detections: Mapping[int, Detections]) -> Agre
     """
     threshold = best_threshold(data, detections)
     confusion = np.zeros((len(data.categories) + 1,) * 2, dtype=np.int64)
-    image_f1 = {}
+    image_f1, assigned = {}, {}
     for record in data.images:
-        counts = confusion_of(record, detections[record.id].above(threshold), len(data.categories))
+        found = detections[record.id].above(threshold)
+        assigned[record.id] = assign(record, found)
+        counts = confusion_of(record, found, assigned[record.id], len(data.categories))
         image_f1[record.id] = f1_score(counts, empty=1.0)
         confusion += counts
-    right, found, objects = count(confusion)
+    right, detected, objects = count(confusion)
     return Agreement(
         threshold=threshold,
-        precision=right / found if found else math.nan,
+        precision=right / detected if detected else math.nan,
         recall=right / objects if objects else math.nan,
         f1=f1_score(confusion, empty=math.nan) if objects else math.nan,
         confusion=confusion,
         image_f1=image_f1,
+        assigned=assigned,
     )
 
 
@@ -67,7 +92,7 @@ def best_threshold(data: DetectionData, detections: Mapping[int, Detections]) ->
     scores, right = [np.zeros(0)], [np.zeros(0, dtype=bool)]
     for record in data.images:
         found = detections[record.id]
-        answers, ignored = match(record, found)
+        answers, ignored = match(record, found, overlap(record, found))
         scores.append(found.scores.double().numpy()[~ignored])
         right.append(answers[~ignored] >= 0)
     order = np.argsort(-np.concatenate(scores), kind="stable")
@@ -80,10 +105,12 @@ def best_threshold(data: DetectionData, detections: Mapping[int, Detections]) ->
     return float(descending[f1.argmax()])
 
 
-def confusion_of(record: ImageRecord, found: Detections, num_classes: int) -> Int[np.ndarray, "K K"]:
+def confusion_of(
+    record: ImageRecord, found: Detections, assigned: Assignment, num_classes: int
+) -> Int[np.ndarray, "K K"]:
     """Return the confusion matrix of one image, K = C + 1."""
     counts = np.zeros((num_classes + 1,) * 2, dtype=np.int64)
-    labels, assigned = found.labels.numpy(), assign(record, found)
+    labels = found.labels.numpy()
     right, taken, wrong = assigned.answers >= 0, assigned.mistaken >= 0, assigned.wrong
     np.add.at(counts, (labels[right], labels[right]), 1)
     np.add.at(counts, (record.labels[assigned.mistaken[taken]], labels[taken]), 1)
@@ -92,43 +119,27 @@ def confusion_of(record: ImageRecord, found: Detections, num_classes: int) -> In
     return counts
 
 
-class Assignment(NamedTuple):
-    """Which detection stands for which object of an image."""
-
-    answers: Int[np.ndarray, " N"]
-    """The object of its own class that each detection answers for; -1: none."""
-    mistaken: Int[np.ndarray, " N"]
-    """The object of another class, found by none of its own, that each detection takes for its own; -1: none."""
-    ignored: Bool[np.ndarray, " N"]
-    """Detections on a crowd of their class."""
-    missed: Bool[np.ndarray, " G"]
-    """Objects for which no detection stands at all."""
-
-    @property
-    def wrong(self) -> Bool[np.ndarray, " N"]:
-        """Detections that are false alarms."""
-        return (self.answers < 0) & ~self.ignored
-
-
 def assign(record: ImageRecord, found: Detections) -> Assignment:
     """Let detections answer for objects, best score first.
 
     Objects that no detection of their class answers for may be answered for by one of another class: a confusion.
     """
-    answers, ignored = match(record, found)
+    iou = overlap(record, found)
+    answers, ignored = match(record, found, iou)
     missed = ~record.crowd
     missed[answers[answers >= 0]] = False
     mistaken = np.full(len(answers), -1)
-    iou = overlap(record, found)
     for n in np.flatnonzero((answers < 0) & ~ignored):
         mistaken[n] = take_best(iou[n], missed)
-    return Assignment(answers, mistaken, ignored, missed)
+    return Assignment(answers, mistaken, ignored, missed, iou)
 
 
-def match(record: ImageRecord, found: Detections) -> tuple[Int[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
+def match(
+    record: ImageRecord, found: Detections, iou: Float[np.ndarray, "N G"]
+) -> tuple[Int[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
     """Return the object that each detection answers for (-1: none), and which detections lie on a crowd."""
     labels = found.labels.numpy()
-    iou = overlap(record, found) * (labels[:, None] == record.labels)  # [N, G]
+    iou = iou * (labels[:, None] == record.labels)
     free = ~record.crowd
     answers = np.full(len(labels), -1)
     for n in np.flatnonzero((iou >= MATCH_IOU).any(1)):

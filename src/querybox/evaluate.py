@@ -127,7 +127,9 @@ def coco_metrics(data: DetectionData, detections: Mapping[int, Detections]) -> E
         precision=precision,
         agreement=agreed,
         mistakes={
-            record.id: mistakes_in(record, aligned[record.id].above(agreed.threshold))
+            record.id: mistakes_in(
+                record, aligned[record.id].above(agreed.threshold), agreed.assigned[record.id]
+            )
             for record in data.images
         },
         detections=aligned,

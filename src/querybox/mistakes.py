@@ -31,7 +31,7 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Bool, Float
 
-from querybox.agreement import MATCH_IOU, assign, overlap, take_best
+from querybox.agreement import MATCH_IOU, Assignment, take_best
 from querybox.data.records import ImageRecord
 from querybox.detections import Detections
 
@@ -96,15 +96,15 @@ class Mistakes:
         return len(self.misses) + len(self.false_alarms)
 
 
-def mistakes_in(record: ImageRecord, found: Detections) -> Mistakes:
+def mistakes_in(record: ImageRecord, found: Detections, assigned: Assignment) -> Mistakes:
     """Hold detections against the objects of an image.
 
     Args:
         record: The objects.
-        found: All that counts as detected, with labels of the record: choose by score beforehand.
+        found: All that counts as detected, with labels of the record.
+        assigned: Which of them stands for which object.
     """
-    assigned = assign(record, found)
-    iou = np.where(record.crowd, 0.0, overlap(record, found))  # [N, G]
+    iou = np.where(record.crowd, 0.0, assigned.iou)  # [N, G]
     own = found.labels.numpy()[:, None] == record.labels  # [N, G]
     about: dict[int, tuple[AlarmReason, int | None]] = {}  # what each false alarm is, and of which object
     misses: list[Miss] = []

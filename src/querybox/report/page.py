@@ -35,6 +35,7 @@ th, td { padding: .3rem .6rem; border-bottom: 1px solid #e6ebf0; text-align: lef
   overflow-wrap: break-word; }
 th { color: #56616e; font-weight: 600; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th.number { white-space: normal; }
 pre { padding: 1rem; border-radius: 8px; background: #f2f5f8; font-size: .82rem; overflow-x: auto; }
 summary { cursor: pointer; font-size: 1.2rem; font-weight: 600; }
 details { margin-top: 2rem; }
