@@ -75,6 +75,39 @@ def test_the_entries_that_tools_write(tmp_path: Path, entry: str, path: str) -> 
 
 
 @pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        ("path: ..\ntrain: other/images/train", ""),
+        ("path: OUTSIDE\ntrain: images/train", ""),
+        ("train: ../other/images/train", ""),
+        ("train: OUTSIDE/images/train", ""),
+        ("train: [images/train, images/../../other/images/train]", ""),
+        ("train: train.txt", "images/train/a.png\n../other/images/train/a.png\n"),
+        ("train: train.txt", "OUTSIDE/images/train/a.png\n"),
+    ],
+)
+def test_nothing_leads_out_of_the_folder(tmp_path: Path, content: str, lines: str) -> None:
+    outside = tmp_path / "other"
+    for root in (tmp_path / "data", outside):
+        root.mkdir()
+        file = write_yolo(root, "train", IMAGES, NAMES)
+    file = tmp_path / "data" / "data.yaml"
+    file.write_text(f"{content}\nnames: [dog, cat]\n".replace("OUTSIDE", str(outside)))
+    file.with_name("train.txt").write_text(lines.replace("OUTSIDE", str(outside)))
+    with pytest.raises(
+        DataError, match=r"(data\.yaml|train\.txt): .* leaves the dataset's folder, .* put data\.yaml into"
+    ):
+        read_dataset(file)
+
+
+def test_links_that_a_person_made_are_followed(tmp_path: Path) -> None:
+    file = write_yolo(tmp_path / "data", "train", IMAGES, NAMES)
+    (tmp_path / "data" / "images").rename(tmp_path / "elsewhere")
+    (tmp_path / "data" / "images").symlink_to(tmp_path / "elsewhere")
+    assert len(read_dataset(file).images) == 2
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("0 0.5 0.5 0.2", r"has 4 values; expected 5"),

@@ -7,6 +7,7 @@ An image without a label file, or with an empty one, is a negative.
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -123,6 +124,7 @@ def _read_entries(file: Path, root: str | None, entries: Sequence[str], names: N
     base = file.parent / (root or "")
     if not base.is_dir():  # `path` often is that of another machine
         base = file.parent
+    _require_inside(file, file, base)
     images = [image for entry in entries for image in _images_of(file, base, entry)]
     return read_yolo(file, images, names)
 
@@ -130,14 +132,32 @@ def _read_entries(file: Path, root: str | None, entries: Sequence[str], names: N
 def _images_of(file: Path, base: Path, entry: str) -> list[Path]:
     # Roboflow writes ../train/images for the folder train/images beside the file.
     candidates = [base / entry, base / entry.removeprefix("../")]
-    place = next((path for path in candidates if path.exists()), None)
-    if place is None:
+    found = [path for path in candidates if path.exists()]
+    if not found:
         raise DataError(
             f"{file}: {entry!r} does not exist; searched {listed(candidates)}; correct the entry or 'path'"
         )
+    place = next((path for path in found if _is_inside(path, file.parent)), found[0])
+    _require_inside(file, file, place)
     if place.is_dir():
         return image_files(place)
-    return [base / line for line in read_lines(place) if line]
+    images = [base / line for line in read_lines(place) if line]
+    for image in images:
+        _require_inside(place, file, image)
+    return images
+
+
+def _require_inside(where: Path, file: Path, path: Path) -> None:
+    if not _is_inside(path, file.parent):
+        raise DataError(
+            f"{where}: '{path}' leaves the dataset's folder, that of {file.name}; put {file.name} into the folder that "
+            "holds all images"
+        )
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Tell by the text alone: what a link leads to is its owner's choice, not that of whoever wrote the dataset."""
+    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))  # noqa: PTH100 - links stay
 
 
 def _read_folder(root: Path, images: Path) -> DetectionData:
