@@ -76,9 +76,7 @@ def fuzz(sample: Sample, folder: Path, long: bool) -> str:
 def read_all(name: str, numbers: range, told: Any, folder: Path) -> None:
     """Read mutants, in a process that may be ended by any of them."""
     sample = next(sample for sample in SAMPLES if sample.name == name)
-    warnings.simplefilter("ignore")
-    logging.disable()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries in C also complain there
+    silence()
     kinds = sample.write(folder)
     sound = {file: (folder / file).read_bytes() for file in kinds}
     for file in kinds:
@@ -112,6 +110,13 @@ def mutant(sample: Sample, kinds: dict[str, str], sound: dict[str, bytes], numbe
     random = Random(f"{sample.name} {number}")
     file = random.choice(list(kinds))
     return file, spoil(sound[file], kinds[file], random)
+
+
+def silence() -> None:
+    """Let this process complain to nobody: what it reads gives every reason to."""
+    warnings.simplefilter("ignore")
+    logging.disable()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries in C write there, too
 
 
 def limit_memory() -> None:
