@@ -25,7 +25,7 @@ from torture.samples import write_coco, write_pictures, write_voc, write_yolo
 from torture.watch import CANARY, SECRET, Attempt, fresh, watched
 
 
-def bombs(folder: Path) -> Iterator[Attempt]:
+def bombs(folder: Path, long: bool) -> Iterator[Attempt]:  # noqa: ARG001 - one form is enough
     """Small files that say they are large, or become so."""
     inside = fresh(folder, lambda _: None)
     for name, content in images_that_lie().items():
@@ -92,7 +92,7 @@ def images_that_lie() -> dict[str, bytes]:
     }
 
 
-def entities(folder: Path) -> Iterator[Attempt]:
+def entities(folder: Path, long: bool) -> Iterator[Attempt]:  # noqa: ARG001 - one form is enough
     """XML that grows, or fetches."""
     laughs = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 10))
     secret = (folder / SECRET / "text.txt").as_uri()
@@ -116,7 +116,7 @@ def entities(folder: Path) -> Iterator[Attempt]:
     yield Attempt(name="XInclude", read=partial(read_dataset, inside), inside=inside, ends=("read",))
 
 
-def tags(folder: Path) -> Iterator[Attempt]:
+def tags(folder: Path, long: bool) -> Iterator[Attempt]:  # noqa: ARG001 - one form is enough
     """YAML that makes objects, or grows."""
     laughs = "a0: &a0 [x]\n" + "".join(
         f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)
@@ -131,7 +131,7 @@ def tags(folder: Path) -> Iterator[Attempt]:
         "aliases of lists": f"{laughs}names: *a9\n",
         "aliases of mappings": f"{maps}names: *a39\n",
         "a list in itself": "names: &a [*a]\n",
-        "deep": f"names: {'[' * 50_000}\n",
+        "deep": f"names: {'[' * 5_000}\n",
     }
     for name, text in values.items():
         inside = fresh(folder, write_yolo)
@@ -143,7 +143,7 @@ def tags(folder: Path) -> Iterator[Attempt]:
             )
 
 
-def paths(folder: Path) -> Iterator[Attempt]:
+def paths(folder: Path, long: bool) -> Iterator[Attempt]:  # noqa: ARG001 - one form is enough
     """Names in a dataset that lead out of its folder, to images that are there."""
     write_pictures(folder / SECRET)
     secret = folder / SECRET / "1.png"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import importlib
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,8 +34,7 @@ READY = (
     "querybox.modules.decoder",
 )
 """What is imported once for all mutants: it knows nothing of what is changed."""
-SECONDS = 300
-"""For the tests of one mutant; beyond, it counts as noticed, for it hangs."""
+OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning")
 WANTED = 0.85
 
 SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
@@ -139,13 +137,15 @@ def is_noticed(mutant: Mutant | None) -> bool:
     """Run the tests on a mutant, or on the code as it is, in a fork; return whether they fail."""
     child = os.fork()
     if child == 0:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        os.dup2(1, 2)
-        signal.alarm(SECONDS)
-        if mutant is not None:
-            replace_source(mutant)
-        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:timeout", str(TESTS)])
-        os._exit(int(code))
+        code = 1
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(1, 2)
+            if mutant is not None:
+                replace_source(mutant)
+            code = int(pytest.main([*OPTIONS, str(TESTS)]))
+        finally:
+            os._exit(code)
     _, status = os.waitpid(child, 0)
     return status != 0
 

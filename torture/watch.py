@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
@@ -60,8 +61,9 @@ class Attempt:
     """How it may end."""
 
 
-Attack = Callable[[Path], Iterator[Attempt]]
-"""Writes files into an empty folder and yields attempts to read them, each before the next is written."""
+Attack = Callable[[Path, bool], Iterator[Attempt]]
+"""Writes files into an empty folder, many in the long form, and yields attempts to read them, each before the next is
+written."""
 
 
 def fresh(folder: Path, write: Callable[[Path], object]) -> Path:
@@ -93,19 +95,19 @@ class Witness:
                 self.seen.append(f"{event} {path}")
 
 
-def watched(attack: Attack, folder: Path, long: bool) -> str:  # noqa: ARG001 - one form is enough
+def watched(attack: Attack, folder: Path, long: bool) -> str:
     """Make all attempts of an attack; return how many there were.
 
     Raises:
         NotSurvivedError: Some did not end as they have to, or did what they must not.
     """
-    problems = told(attack, folder)
+    problems = told(partial(attack, long=long), folder)
     failed = [f"{name}: {problem}" for name, problem in problems if problem]
     require(not failed, f"{len(failed)} of {len(problems)} attempts: {'; '.join(failed)}")
     return f"{len(problems) - 1} attempts: nothing executed, sent, or touched outside their folder"
 
 
-def told(attack: Attack, folder: Path) -> list[tuple[str, str]]:
+def told(attack: Callable[[Path], Iterator[Attempt]], folder: Path) -> list[tuple[str, str]]:
     """Make all attempts in a process of their own; return the name and the problem of each, mostly none."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torture.hostile"])
@@ -122,7 +124,7 @@ def told(attack: Attack, folder: Path) -> list[tuple[str, str]]:
     return problems
 
 
-def make_attempts(attack: Attack, folder: Path, told: Connection) -> None:
+def make_attempts(attack: Callable[[Path], Iterator[Attempt]], folder: Path, told: Connection) -> None:
     """Make all attempts, watched, in a process that has only this to do."""
     silence()
     os.chdir(folder)
