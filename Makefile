@@ -9,6 +9,9 @@ DOCS_INSTALLED := .venv/.installed-docs
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --editable
 SHORT := { grep -v '^Requirement already satisfied' || true; }  # what pip says, less what it did not do
 
+COVERED := tests/cli tests/datasets tests/weights $(addprefix tests/, test_checkpoints.py test_convert.py \
+  test_convert_relatives.py test_recipes.py test_runfile.py training/test_checkpoint.py training/test_run.py)
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test check torture fix figures docs
 
@@ -34,6 +37,13 @@ check: $(INSTALLED)  ## Run all that CI runs: lint, format, types, import direct
 
 torture: $(INSTALLED)  ## Make every fault that querybox has to survive, in its long form; a table of what happened.
 	@$(BIN)/python -m torture
+
+mutants: $(INSTALLED)  ## Change the matcher and the criterion in small ways; tell which changes no test notices.
+	@$(BIN)/python -m torture.mutants
+
+coverage: $(INSTALLED)  ## Measure which branches of the data, checkpoint and command-line code the tests take.
+	@$(BIN)/coverage run -m pytest -q $(COVERED)
+	@$(BIN)/coverage report
 
 fix: $(INSTALLED)  ## Repair what ruff can repair, and format.
 	@$(BIN)/ruff check --fix .

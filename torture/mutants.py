@@ -117,12 +117,12 @@ def changes(node: ast.AST) -> list[tuple[str, object]]:
             return [("ops", [SWAPPED[type(node.ops[0])](), *node.ops[1:]])]
         case ast.UnaryOp(op=ast.USub()):
             return [("op", ast.UAdd())]
-        case ast.Constant(value=bool()):
-            return [("value", not node.value)]
-        case ast.Constant(value=int() | float()):
-            return [("value", node.value + 1)]
-        case ast.Constant(value=str()):
-            return [("value", f"{node.value}x")]
+        case ast.Constant(value=bool(value)):
+            return [("value", not value)]
+        case ast.Constant(value=int(value) | float(value)):
+            return [("value", value + 1)]
+        case ast.Constant(value=str(value)):
+            return [("value", f"{value}x")]
         case ast.If() | ast.IfExp():
             return [("test", ast.UnaryOp(ast.Not(), node.test))]
         case ast.Call():

@@ -13,7 +13,6 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
@@ -101,18 +100,18 @@ def watched(attack: Attack, folder: Path, long: bool) -> str:
     Raises:
         NotSurvivedError: Some did not end as they have to, or did what they must not.
     """
-    problems = told(partial(attack, long=long), folder)
+    problems = told(attack, folder, long)
     failed = [f"{name}: {problem}" for name, problem in problems if problem]
     require(not failed, f"{len(failed)} of {len(problems)} attempts: {'; '.join(failed)}")
     return f"{len(problems) - 1} attempts: nothing executed, sent, or touched outside their folder"
 
 
-def told(attack: Callable[[Path], Iterator[Attempt]], folder: Path) -> list[tuple[str, str]]:
+def told(attack: Attack, folder: Path, long: bool) -> list[tuple[str, str]]:
     """Make all attempts in a process of their own; return the name and the problem of each, mostly none."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torture.hostile"])
     receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=make_attempts, args=(attack, folder, sending))
+    process = context.Process(target=make_attempts, args=(attack, folder, long, sending))
     process.start()
     sending.close()
     problems: list[tuple[str, str]] = []
@@ -124,7 +123,7 @@ def told(attack: Callable[[Path], Iterator[Attempt]], folder: Path) -> list[tupl
     return problems
 
 
-def make_attempts(attack: Callable[[Path], Iterator[Attempt]], folder: Path, told: Connection) -> None:
+def make_attempts(attack: Attack, folder: Path, long: bool, told: Connection) -> None:
     """Make all attempts, watched, in a process that has only this to do."""
     silence()
     os.chdir(folder)
@@ -135,7 +134,7 @@ def make_attempts(attack: Callable[[Path], Iterator[Attempt]], folder: Path, tol
     expected = "EXECUTED, open"
     found = problem_of(control, witness)
     told.send((control.name, "" if found.startswith(expected) else f"'{found}' in place of '{expected} ...'"))
-    for attempt in attack(folder):
+    for attempt in attack(folder, long):
         told.send((attempt.name, problem_of(attempt, witness)))
     told.close()
 

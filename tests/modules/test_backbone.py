@@ -50,6 +50,7 @@ def test_frozen_stride() -> None:
     assert trained(Backbone("resnet18", frozen_stride=0))[0] == "conv1.weight"
     assert trained(Backbone("resnet18", frozen_stride=2))[0] == "layer1.0.conv1.weight"
     assert trained(Backbone("resnet18", frozen_stride=32)) == []
+    assert trained(Backbone("resnet18", strides=(2,), frozen_stride=4)) == []
     assert trained(Backbone("convnext_atto", frozen_stride=4))[0].startswith("stages_1")
 
 

@@ -76,7 +76,8 @@ class Backbone(nn.Module):
         modules = list(self.body.named_modules())
         # timm flattens a nested name such as "stages.0" to "stages_0" in some of its models.
         inside = (f"{last}.", last.replace(".", "_") + ".")
-        end = max(index for index, (name, _) in enumerate(modules) if f"{name}.".startswith(inside))
+        places = [index for index, (name, _) in enumerate(modules) if f"{name}.".startswith(inside)]
+        end = max(places, default=len(modules))  # a body that ends before it is frozen altogether
         for _, module in modules[: end + 1]:
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(requires_grad=False)
