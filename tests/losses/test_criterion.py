@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from querybox.boxes import giou, to_xyxy
-from querybox.losses.criterion import Criterion
+from querybox.losses.criterion import Criterion, mean_over_processes
 from querybox.structures import DetectorOutput, Predictions, Target
 
 
@@ -56,13 +56,38 @@ def direct(layer: Predictions, targets: list[Target]) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("counts", [[3, 2], [4], [0, 1, 6], [9, 2]])
+@pytest.mark.parametrize("counts", [[3, 2], [4], [0, 1, 6], [9, 2], [1]])
 def test_equals_the_direct_definition(counts: list[int]) -> None:
     output, targets = case(counts)
     losses = Criterion()(output, targets)
     for index, prefix in enumerate(["d0.", "d1.", ""]):
         for name, value in direct(output.layers[index], targets).items():
             assert_close(losses[prefix + name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_a_single_layer_is_the_last() -> None:
+    output, targets = case([3, 2], layers=1)
+    losses = Criterion()(output, targets)
+    assert list(losses) == ["loss_cls", "loss_bbox", "loss_iou"]
+    assert_close(losses, direct(output.layers[0], targets), rtol=1e-5, atol=1e-6)
+
+
+def test_proposals_have_to_say_the_class_unless_any_will_do() -> None:
+    output, targets = case([3, 2])
+    proposed = replace(output, proposals=output.layers[0])
+    enough = Criterion(any_class_proposed=True)(proposed, targets)
+    losses = Criterion()(proposed, targets)
+    for name in ("loss_cls", "loss_bbox", "loss_iou"):
+        assert losses[f"enc_{name}"] == losses[f"d0.{name}"]
+    alike = [Target(boxes=target.boxes, labels=torch.zeros_like(target.labels)) for target in targets]
+    assert enough["enc_loss_cls"] == Criterion()(output, alike)["d0.loss_cls"] != losses["enc_loss_cls"]
+
+
+def test_counts_are_averaged_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda counts: counts.add_(torch.tensor([1.0, 9.0])))
+    assert mean_over_processes(3, 5, torch.device("cpu")) == (2, 7)
 
 
 def test_images_without_objects_are_negatives() -> None:
