@@ -143,29 +143,29 @@ def tags(folder: Path, long: bool) -> Iterator[Attempt]:  # noqa: ARG001 - one f
             )
 
 
+NAMES = (
+    f"../{SECRET}/1.png",
+    f"images/../../{SECRET}/1.png",
+    f"..\\{SECRET}\\1.png",
+    f"images/..\\..\\{SECRET}/1.png",
+    *(
+        "C:\\1.png",
+        "\\\\host\\share\\1.png",
+        "http://127.0.0.1:9/1.png",
+        "/etc/passwd",
+        "..",
+        "1.png\0",
+        "x" * 5000,
+    ),
+)
+"""What a dataset may call an image, to have another one read."""
+
+
 def paths(folder: Path, long: bool) -> Iterator[Attempt]:  # noqa: ARG001 - one form is enough
     """Names in a dataset that lead out of its folder, to images that are there."""
     write_pictures(folder / SECRET)
     secret = folder / SECRET / "1.png"
-    names = (
-        f"../{SECRET}/1.png",
-        f"images/../../{SECRET}/1.png",
-        str(secret),
-        secret.as_uri(),
-        f"..\\{SECRET}\\1.png",
-        f"images/..\\..\\{SECRET}/1.png",
-        *(
-            "C:\\1.png",
-            "\\\\host\\share\\1.png",
-            "http://127.0.0.1:9/1.png",
-            "/etc/passwd",
-            "..",
-            "",
-            "1.png\0",
-            "x" * 5000,
-        ),
-    )
-    for name in names:
+    for name in (*NAMES, str(secret), secret.as_uri()):
         inside = fresh(folder, write_coco)
         document = json.loads((inside / "train.json").read_text())
         document["images"][0]["file_name"] = name
@@ -174,34 +174,26 @@ def paths(folder: Path, long: bool) -> Iterator[Attempt]:  # noqa: ARG001 - one 
             name=f"COCO {name!r:.40}", read=partial(read_dataset, inside / "train.json"), inside=inside
         )
         inside = fresh(folder, write_voc)
-        (inside / "ImageSets" / "Main" / "train.txt").write_text(f"1\n{name or '..'}\n")
+        (inside / "ImageSets" / "Main" / "train.txt").write_text(f"1\n{name}\n")
         yield Attempt(name=f"VOC {name!r:.40}", read=partial(read_dataset, inside), inside=inside)
         inside = fresh(folder, write_yolo)
-        (inside / "train.txt").write_text(f"images/train/1.png\n{name or '..'}\n")
+        (inside / "train.txt").write_text(f"images/train/1.png\n{name}\n")
         yield Attempt(
             name=f"YOLO list {name!r:.40}", read=partial(read_dataset, inside, "train"), inside=inside
         )
-    for text in (
-        f"train: ../{SECRET}",
-        f"train: {folder / SECRET}",
-        f"path: ..\ntrain: {SECRET}",
-        f"path: /\ntrain: {SECRET}",
-    ):
-        inside = fresh(folder, write_yolo)
-        (inside / "data.yaml").write_text(f"{text}\nnames: [cat, dog]\n")
-        yield Attempt(
-            name=f"YOLO {text!r:.40}", read=partial(read_dataset, inside / "data.yaml"), inside=inside
-        )
+    for place in (f"../{SECRET}", str(folder / SECRET)):
+        for text in (f"train: {place}", f"path: {place}\ntrain: ."):
+            inside = fresh(folder, write_yolo)
+            (inside / "data.yaml").write_text(f"{text}\nnames: [cat, dog]\n")
+            yield Attempt(
+                name=f"YOLO {text!r:.40}", read=partial(read_dataset, inside / "data.yaml"), inside=inside
+            )
     inside = fresh(folder, write_coco)
     (inside / "images" / "1.png").unlink()
     (inside / "images" / "1.png").symlink_to(secret)
     # A link is its owner's word, not the dataset's: image folders are often links to larger disks.
-    yield Attempt(
-        name="a link is followed",
-        read=partial(read_dataset, inside / "train.json"),
-        inside=folder,
-        ends=("read",),
-    )
+    read = partial(read_dataset, inside / "train.json")
+    yield Attempt(name="a link is followed", read=read, inside=folder, ends=("read",))
 
 
 CASES = [

@@ -87,7 +87,7 @@ def test_counts_are_averaged_over_processes(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda counts: counts.add_(torch.tensor([1.0, 9.0])))
-    assert mean_over_processes(3, 5, torch.device("cpu")) == (2, 7)
+    assert torch.stack(mean_over_processes(3, 5, torch.device("cpu"))).tolist() == [2, 7]
 
 
 def test_images_without_objects_are_negatives() -> None:
