@@ -74,7 +74,7 @@ def one_pass(batches: Callable[[], Iterator[ImageBatch]], prepared: Tensor) -> W
 def ours(count: int, workers: int) -> Work:
     """Return a pass through querybox's loader, normalisation included, which it leaves to the device."""
     data = read_dataset(ANNOTATIONS)
-    data = type(data)(source=data.source, categories=data.categories, images=data.images[:count], dropped={})
+    data = type(data)(source=data.source, categories=data.categories, images=data.images[:count])
     loader = train_loader(data, DataSettings(workers=workers), batch_size=BATCH, seed=0)
     look = Preprocessing()
 

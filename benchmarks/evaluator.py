@@ -84,7 +84,7 @@ def task(images: int) -> tuple[DetectionData, dict[int, Detections]]:
             categories=CATEGORIES,
             size=(HEIGHT, WIDTH),
         )
-    data = DetectionData(source=Path("random"), categories=CATEGORIES, images=tuple(records), dropped={})
+    data = DetectionData(source=Path("random"), categories=CATEGORIES, images=tuple(records))
     return data, found
 
 

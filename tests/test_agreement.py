@@ -32,7 +32,7 @@ def image(image_id: int, *objects: tuple[int, list[float], bool]) -> ImageRecord
 
 
 def data_of(*images: ImageRecord) -> DetectionData:
-    return DetectionData(source=Path("data"), categories=CATEGORIES, images=images, dropped={})
+    return DetectionData(source=Path("data"), categories=CATEGORIES, images=images)
 
 
 def found(*rows: Row) -> Detections:

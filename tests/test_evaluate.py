@@ -53,7 +53,7 @@ def data_of(truth: dict[str, Any]) -> DetectionData:
                 areas=np.array([one["area"] for one in objects], dtype=np.float64),
             )
         )
-    return DetectionData(source=Path("truth.json"), categories=categories, images=tuple(images), dropped={})
+    return DetectionData(source=Path("truth.json"), categories=categories, images=tuple(images))
 
 
 def detections_of(results: list[dict[str, Any]], categories: tuple[Category, ...]) -> dict[int, Detections]:
@@ -250,7 +250,7 @@ def record(
 
 
 def dataset(*images: ImageRecord) -> DetectionData:
-    return DetectionData(source=Path("data"), categories=CATEGORIES, images=images, dropped={})
+    return DetectionData(source=Path("data"), categories=CATEGORIES, images=images)
 
 
 def found(categories: tuple[Category, ...] = CATEGORIES, label: int = 0) -> Detections:
@@ -356,7 +356,7 @@ def test_evaluate_detects_in_every_image_as_it_was_annotated(
 
 def test_evaluate_refuses_before_it_predicts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MODULE, "detect_frames", lambda *_, **__: pytest.fail("detected"))
-    other = DetectionData(source=Path("x"), categories=CATEGORIES[:1], images=(record(),), dropped={})
+    other = DetectionData(source=Path("x"), categories=CATEGORIES[:1], images=(record(),))
     with pytest.raises(ConfigError, match="3 classes are not the data's 1"):
         evaluate(Named(), other)
     with pytest.raises(ConfigError, match="split='val'"):

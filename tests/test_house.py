@@ -49,6 +49,7 @@ def test_the_public_api_is_exact() -> None:
         "read_dataset",
         "recipes",
         "train",
+        "validate",
     ]
     assert set(dir(querybox)) == {*querybox.__all__, "__version__"}
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from querybox import recipes
     from querybox.convert import convert
-    from querybox.data import read_dataset
+    from querybox.data import read_dataset, validate
     from querybox.detections import Detections
     from querybox.detector import Detector
     from querybox.diagnosis.diagnose import diagnose
@@ -56,6 +56,7 @@ __all__ = [
     "read_dataset",
     "recipes",
     "train",
+    "validate",
 ]
 __version__ = version("querybox")
 
@@ -80,6 +81,7 @@ _HOMES = {
     "load_engine": "export",
     "read_dataset": "data",
     "train": "training",
+    "validate": "data",
 }
 
 

@@ -29,7 +29,15 @@ class DataError(QueryboxError, ValueError):
 
 
 class ImageError(DataError):
-    """One image is missing, not an image, or broken."""
+    """One image is missing, not an image, or broken.
+
+    Attributes:
+        kind: What is wrong, one of `querybox.data.findings.UNREADABLE`.
+    """
+
+    def __init__(self, message: str, kind: str = "broken_image") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class CheckpointError(QueryboxError, ValueError):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,17 @@ from querybox.agreement import agreement
 from querybox.average_precision import average_precision
 from querybox.data import DetectionData, ImageRecord, read_dataset, read_pixels
 from querybox.data.records import listed
+from querybox.data.settings import MAX_CORRUPT
 from querybox.detections import Detections
 from querybox.engine import Engine
-from querybox.errors import ConfigError, DataError
+from querybox.errors import ConfigError, DataError, ImageError
 from querybox.evaluation import CategoryResult, Evaluation
 from querybox.mistakes import mistakes_in
 from querybox.predict import detect_frames
 from querybox.sources import Frame
 from querybox.structures import Category
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -31,11 +35,13 @@ def evaluate(
     *,
     split: str | None = None,
     batch_size: int = 8,
+    max_corrupt: float = MAX_CORRUPT,
     each: Callable[[Detections], object] | None = None,
 ) -> Evaluation:
     """Detect the objects of every image and measure how well they are found.
 
-    The 100 best detections of each image count, whatever their score.
+    The 100 best detections of each image count, whatever their score. Images that cannot be read do not count; the
+    evaluation names them.
 
     Args:
         engine: The model: a `Detector`, or whatever else runs one. Its classes must have the names of the data's
@@ -43,12 +49,13 @@ def evaluate(
         data: A dataset, or the path of one in a format that `read_dataset` knows.
         split: Which part of the dataset at the path, such as ``"val"``.
         batch_size: Images in one forward pass; it does not change the result.
+        max_corrupt: Share of the images (0-1) that may be unreadable.
         each: Is called with the detections of each image as they come, to show progress.
 
     Raises:
         ConfigError: The detector and the data have different classes, `split` is given for data already read, or
             `batch_size` is less than 1.
-        DataError: The dataset, or one of its images, cannot be read.
+        DataError: The dataset, or too many of its images, cannot be read.
     """
     if not isinstance(data, DetectionData):
         data = read_dataset(data, split)
@@ -57,7 +64,39 @@ def evaluate(
             f"evaluate got split={split!r} with data already read; give the path, or leave split out"
         )
     labels_by_name(engine.categories, data.categories)  # fails before the work, not after it
-    return coco_metrics(data, detect_records(engine, data.images, batch_size=batch_size, each=each))
+    found, unreadable = detect_records(engine, data.images, batch_size=batch_size, each=each)
+    return measure(data, found, unreadable, max_corrupt)
+
+
+def measure(
+    data: DetectionData,
+    detections: Mapping[int, Detections],
+    unreadable: Mapping[int, str],
+    max_corrupt: float,
+) -> Evaluation:
+    """Measure `detections` by the images that could be read.
+
+    Args:
+        data: The images and their objects.
+        detections: By image id.
+        unreadable: Why the other images could not be read, by image id.
+        max_corrupt: Share of the images (0-1) that this may be.
+
+    Raises:
+        DataError: There are more.
+    """
+    reasons = listed(list(unreadable.values()))
+    if len(unreadable) > max_corrupt * len(data.images):
+        raise DataError(
+            f"{data.source}: {len(unreadable)} of {len(data.images)} images cannot be read, more than "
+            f"max_corrupt = {max_corrupt:g} allows: {reasons}"
+        )
+    if unreadable:
+        logger.warning(
+            "%s: %d images cannot be read and do not count: %s", data.source, len(unreadable), reasons
+        )
+    evaluation = coco_metrics(data.only(detections), detections)
+    return dataclasses.replace(evaluation, unreadable=unreadable)
 
 
 def detect_records(
@@ -66,17 +105,31 @@ def detect_records(
     *,
     batch_size: int = 8,
     each: Callable[[Detections], object] | None = None,
-) -> dict[int, Detections]:
-    """Return the 100 best detections of each image by its id, in pixels of the image as it was annotated."""
-    # Not `predict` and paths: an image may have to be left unturned, as its boxes were drawn.
-    frames = (Frame(source=str(record.path), pixels=read_pixels(record)) for record in images)
-    found = detect_frames(engine, frames, top_k=100, batch_size=batch_size)
+) -> tuple[dict[int, Detections], dict[int, str]]:
+    """Return the 100 best detections of each image by its id, in pixels of the image as it was annotated.
+
+    And why the other images could not be read, by their ids.
+    """
+    readable: list[int] = []
+    unreadable: dict[int, str] = {}
+
+    def frames() -> Iterator[Frame]:
+        # Not `predict` and paths: an image may have to be left unturned, as its boxes were drawn.
+        for record in images:
+            try:
+                pixels = read_pixels(record)
+            except ImageError as error:
+                unreadable[record.id] = str(error)
+            else:
+                readable.append(record.id)
+                yield Frame(source=str(record.path), pixels=pixels)
+
     by_id = {}
-    for record, one in zip(images, found, strict=True):
-        by_id[record.id] = one
+    for place, one in enumerate(detect_frames(engine, frames(), top_k=100, batch_size=batch_size)):
+        by_id[readable[place]] = one
         if each:
             each(one)
-    return by_id
+    return by_id, unreadable
 
 
 def coco_metrics(data: DetectionData, detections: Mapping[int, Detections]) -> Evaluation:

@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -67,6 +67,8 @@ class Evaluation:
     """Objects, crowds not counted."""
     crowds: int
     """Crowd regions, ignored as COCO does: neither to be found nor an error to be detected."""
+    unreadable: Mapping[int, str] = field(default_factory=dict)
+    """Why other images of the data could not be read, by their ids; they do not count."""
 
     @property
     def misses(self) -> dict[str, int]:
@@ -116,6 +118,7 @@ class Evaluation:
             "images": self.images,
             "objects": self.objects,
             "crowds": self.crowds,
+            "unreadable": {str(image_id): reason for image_id, reason in self.unreadable.items()},
             "detections": sum(map(len, self.detections.values())),
             "categories": [
                 {

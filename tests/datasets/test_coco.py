@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from dataset_writers import Drawn, coco, write_images, write_json
 
-from querybox.data import read_coco, read_dataset, require_objects
-from querybox.errors import DataError, ImageError
+from querybox.data import read_coco, read_dataset
+from querybox.data.records import require_sound
+from querybox.data.validate import judged
+from querybox.errors import DataError
 
 SAMPLE = Path(__file__).parent.parent / "data" / "coco_sample"
 IMAGES = [
@@ -96,10 +98,17 @@ def test_faulty_boxes_are_dropped_or_cut_and_counted(
     ] + [{"id": 99, "image_id": 12345, "category_id": 1, "bbox": [0, 0, 5, 5]}]
     with caplog.at_level(logging.WARNING, "querybox"):
         data = read_dataset(write(tmp_path, document))
-    assert data.dropped == {"absent_image": 1, "clipped": 1, "empty": 2, "not_finite": 2, "outside": 1}
+    assert data.faulty_boxes == {
+        "nan_box": 1, "infinite_box": 1, "zero_size_box": 1, "negative_size_box": 1, "outside_box": 1, "clipped_box": 1,
+    }  # fmt: skip
+    places = {found.kind: found.places[0] for found in data.findings}
+    assert places["negative_size_box"].what == "annotations[3] (id 3), image 1: corners 9, 9, 5, 14 in 40x30"
+    assert places["negative_size_box"].box_xyxy == (9, 9, 5, 14)
+    assert places["clipped_box"].image_id == 1
+    assert places["absent_image"].what == "annotations[7] (id 99) of image 12345"
     assert data.images[0].boxes_xyxy.tolist() == [[0, 0, 5, 5], [10, 10, 15, 15]]
     assert len(caplog.messages) == 1
-    assert "2 empty" in caplog.messages[0]
+    assert "1 boxes with a NaN: dropped" in caplog.messages[0]
 
 
 Change = Callable[[Document], object]
@@ -108,10 +117,20 @@ Change = Callable[[Document], object]
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d["images"].append(d["images"][0]), r"image ids must be unique, these repeat: 1$"),
-        (lambda d: d["annotations"].append(d["annotations"][1]), r"annotation ids .* repeat: 2$"),
-        (lambda d: d["categories"].append({"id": 1, "name": "x"}), r"category ids .* repeat: 1$"),
-        (lambda d: d["annotations"][0].update(category_id=77), r"'categories' lacks: 77; it has 1, 2$"),
+        (lambda d: d["images"].append(d["images"][0]), r"1 image ids that are not unique \(1 stands there 2"),
+        (
+            lambda d: d["annotations"].append(d["annotations"][1]),
+            r"annotation ids .*\(2 stands there 2 times",
+        ),
+        (
+            lambda d: d["categories"].append({"id": 1, "name": "x"}),
+            r"category ids .*\(1 stands there 2 times",
+        ),
+        (lambda d: d["categories"].append({"id": 5, "name": "cat"}), r"same name.*\('cat' with ids 1, 5\)"),
+        (
+            lambda d: [item.update(category_id=77) for item in d["annotations"]],
+            r"2 objects of a class .*\(annotations\[0\] \(id 1\) has category id 77; annotations\[1\]",
+        ),
         (lambda d: d["annotations"][1].update(bbox=[1, 2, 3]), r"annotations\[1\].*bbox"),
         (lambda d: d["annotations"][1].update(bbox=None), r"annotations\[1\].bbox"),
         (lambda d: d["images"][0].update(id="1"), r"images\[0\].id"),
@@ -123,8 +142,8 @@ Change = Callable[[Document], object]
         (lambda d: d["images"][0].update(file_name="C:\\a.png"), r"leaves the dataset"),
         (lambda d: d["images"][0].update(file_name="a\0.png"), r"leaves the dataset"),
         (
-            lambda d: d["images"][0].update(file_name="gone.png"),
-            r"1 of 2 images are missing, the first is 'gone.png'",
+            lambda d: [image.update(file_name=f"gone{image['id']}.png") for image in d["images"]],
+            r"none of its images is there, the first is 'gone1.png'; searched",
         ),
         (lambda d: d.update(images=[], annotations=[]), r"lists no images"),
     ],
@@ -181,7 +200,7 @@ def test_the_images_of_another_machine_need_not_exist_for_read_coco(
 ) -> None:
     path = write_json(tmp_path / "train.json", document)
     assert len(read_coco(path).images) == 2
-    with pytest.raises(DataError, match="2 of 2 images are missing"):
+    with pytest.raises(DataError, match="none of its images is there"):
         read_dataset(path)
 
 
@@ -190,8 +209,8 @@ def test_nothing_to_learn_is_an_error(tmp_path: Path, document: Document) -> Non
         item["iscrowd"] = 1
     data = read_dataset(write(tmp_path, document))
     assert data.num_objects == 0
-    with pytest.raises(DataError, match="2 images but no boxes to learn from"):
-        require_objects(data)
+    with pytest.raises(DataError, match="no boxes to learn from"):
+        require_sound(judged(data, 0.0))
 
 
 @pytest.mark.parametrize("folder", ["images/train", "images", "train", "."])
@@ -201,9 +220,27 @@ def test_images_are_found_where_people_put_them(tmp_path: Path, document: Docume
     assert [image.path for image in data.images] == [tmp_path / folder / image.name for image in IMAGES]
 
 
-def test_an_unreadable_size_is_an_image_error(tmp_path: Path, document: Document) -> None:
+def test_an_image_of_unreadable_size_is_left_out(tmp_path: Path, document: Document) -> None:
     del document["images"][0]["width"]
     path = write(tmp_path, document)
     (tmp_path / "images" / "a.png").write_bytes(b"<html>")
-    with pytest.raises(ImageError, match=r"a\.png"):
-        read_dataset(path)
+    data = read_dataset(path)
+    assert [image.id for image in data.images] == [2]
+    assert data.unreadable == {"broken_image": 1}
+    assert data.unreadable_ids == {1}
+
+
+def test_all_faults_are_listed_at_once(tmp_path: Path, document: Document) -> None:
+    document["images"] += document["images"]
+    document["annotations"] += document["annotations"]
+    document["annotations"][0]["category_id"] = 8
+    with pytest.raises(DataError) as caught:
+        read_dataset(write(tmp_path, document))
+    for part in ("2 image ids", "1 stands there 2 times; 2 stands", "2 annotation ids", "has category id 8"):
+        assert part in str(caught.value)
+
+
+def test_what_a_file_does_not_state_is_counted(tmp_path: Path, document: Document) -> None:
+    del document["annotations"][0]["area"], document["annotations"][1]["iscrowd"]
+    counts = {found.kind: found.count for found in read_dataset(write(tmp_path, document)).findings}
+    assert counts == {"no_area": 1, "no_iscrowd": 1}

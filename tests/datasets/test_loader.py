@@ -176,9 +176,7 @@ def shapes(landscape: int, portrait: int) -> DetectionData:
         )
         for number in range(landscape + portrait)
     )
-    return DetectionData(
-        source=Path("none"), categories=(Category(id=1, name="a"),), images=images, dropped={}
-    )
+    return DetectionData(source=Path("none"), categories=(Category(id=1, name="a"),), images=images)
 
 
 def batches(sampler: BatchSampler) -> Iterator[list[int]]:

@@ -45,7 +45,7 @@ def test_the_same_data_reads_the_same_in_three_formats(images: Sequence[Drawn]) 
         write_yolo(root / "yolo", "train", images, NAMES)
         read = [read_dataset(root / name, "train") for name in ("coco", "voc", "yolo")]
     for data in read:
-        assert not data.dropped
+        assert not data.faulty_boxes
         assert [category.name for category in data.categories] == NAMES
         assert [image.id for image in data.images] == list(range(1, len(images) + 1))
         for record, image in zip(data.images, images, strict=True):
@@ -62,9 +62,9 @@ def test_the_same_data_reads_the_same_in_three_formats(images: Sequence[Drawn]) 
 def test_the_blood_cells_are_as_published() -> None:
     read = {split: read_dataset(EXAMPLE, split) for split in ("train", "val", "test")}
     assert {split: len(data.images) for split, data in read.items()} == {"train": 205, "val": 87, "test": 72}
-    assert {split: data.dropped for split, data in read.items()} == {
-        "train": {"empty": 1},
-        "val": {"empty": 1},
+    assert {split: data.faulty_boxes for split, data in read.items()} == {
+        "train": {"zero_size_box": 1},
+        "val": {"zero_size_box": 1},
         "test": {},
     }
     assert sum(data.num_objects for data in read.values()) == 4886

@@ -93,9 +93,10 @@ def test_deep_nesting_and_mutations_raise_nothing_but_data_errors(tmp_path: Path
 
 def test_missing_files_are_errors(tmp_path: Path) -> None:
     write_voc(tmp_path, "train", IMAGES)
-    (tmp_path / "JPEGImages" / "a.png").unlink()
+    for name in ("a", "b"):
+        (tmp_path / "JPEGImages" / f"{name}.png").unlink()
     with pytest.raises(
-        DataError, match=r"1 of 2 images are missing, the first is 'a\.jpg'; searched .*JPEGImages"
+        DataError, match=r"none of its images is there, the first is 'a\.jpg'; searched .*JPEGImages"
     ):
         read_dataset(tmp_path)
     (tmp_path / "Annotations" / "b.xml").unlink()

@@ -114,8 +114,8 @@ def test_links_that_a_person_made_are_followed(tmp_path: Path) -> None:
         ("0 0.1 0.1 0.9 0.1 0.9 0.9", r"has 7 values; expected 5"),
         ("0 0.5 0.5 0.2 half", r"expected numbers"),
         ("x 0.5 0.5 0.2 0.2", r"expected numbers"),
-        ("2 0.5 0.5 0.2 0.2", r"class 2 has no name; the dataset names 0, 1"),
-        ("-1 0.5 0.5 0.2 0.2", r"class -1 has no name"),
+        ("2 0.5 0.5 0.2 0.2", r"class 2; the dataset names 0, 1"),
+        ("-1 0.5 0.5 0.2 0.2", r"class -1; the dataset names"),
         ("0 20 15 10 10", r"outside 0-1; divide pixels"),
         ("0 0.5 0.5 -0.2 0.2", r"outside 0-1"),
     ],
@@ -133,7 +133,7 @@ def test_faulty_boxes_are_dropped_or_cut(tmp_path: Path) -> None:
         "0 nan 0.5 0.2 0.2\n0 0.5 0.5 0 0.2\n1 0.95 0.5 0.2 0.2\n"
     )
     data = read_dataset(file)
-    assert data.dropped == {"clipped": 1, "empty": 1, "not_finite": 1}
+    assert data.faulty_boxes == {"clipped_box": 1, "zero_size_box": 1, "nan_box": 1}
     np.testing.assert_allclose(data.images[0].boxes_xyxy, [[34, 12, 40, 18]])
 
 
@@ -158,12 +158,33 @@ def test_what_is_no_data_yaml_is_an_error(tmp_path: Path, text: str, message: st
     assert "\n" not in str(caught.value)
 
 
-def test_binary_labels_and_missing_images_are_errors(tmp_path: Path) -> None:
+def test_all_faulty_lines_are_listed(tmp_path: Path) -> None:
+    file = write_yolo(tmp_path, "train", IMAGES, NAMES)
+    for name in ("a", "b"):
+        (tmp_path / "labels" / "train" / f"{name}.txt").write_text("0 0.5\n9 0.5 0.5 0.2 0.2\n")
+    with pytest.raises(DataError, match=r"2 annotations that .*a\.txt, line 1.*b\.txt, line 1") as caught:
+        read_dataset(file)
+    assert "2 objects of a class that the dataset does not name" in str(caught.value)
+
+
+def test_names_that_repeat_are_an_error(tmp_path: Path) -> None:
+    file = write_yolo(tmp_path, "train", IMAGES, NAMES)
+    file.write_text(file.read_text().replace("- cat", "- dog"))
+    with pytest.raises(DataError, match=r"same name.*'dog' is the name of 2 classes"):
+        read_dataset(file)
+
+
+def test_binary_labels_are_errors_and_missing_images_are_left_out(tmp_path: Path) -> None:
     file = write_yolo(tmp_path, "train", IMAGES, NAMES)
     (tmp_path / "train.txt").write_text("images/train/a.png\nimages/train/c.png\n")
     file.write_text("train: train.txt\nnames: [dog, cat]\n")
-    with pytest.raises(DataError, match=r"1 of 2 images are missing: .*c\.png"):
+    data = read_dataset(file)
+    assert [image.path.name for image in data.images] == ["a.png"]
+    assert data.unreadable == {"missing_image": 1}
+    (tmp_path / "train.txt").write_text("images/train/d.png\nimages/train/e.png\n")
+    with pytest.raises(DataError, match=r"none of its images is there"):
         read_dataset(file)
+    (tmp_path / "train.txt").write_text("images/train/a.png\nimages/train/c.png\n")
     write_images(tmp_path / "images" / "train", [Drawn(name="c.png", size=(9, 9))])
     (tmp_path / "labels" / "train" / "c.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"c\.txt: cannot be read"):

@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from querybox.data import DataSettings, DetectionData, ImageRecord
+from querybox.data.findings import Finding
 from querybox.detections import Detections
 from querybox.diagnosis.facts import EvaluationFacts, SplitFacts, describe_parts
 from querybox.evaluate import coco_metrics
 from querybox.structures import Category
 
 CATEGORIES = (Category(id=5, name="cat"), Category(id=7, name="dog"))
+CLIPPED = (Finding(kind="clipped_box", file=Path("data.json"), count=2, places=()),)
 SIZES = DataSettings(image_size=50, long_side=100)  # half of the images' size
 BOX = [10.0, 10.0, 50.0, 50.0]
 FAR = [100.0, 20.0, 140.0, 60.0]
@@ -35,9 +37,7 @@ def record(number: int, boxes: list[list[float]], labels: list[int], crowds: int
 
 
 def dataset(*images: ImageRecord) -> DetectionData:
-    return DetectionData(
-        source=Path("data.json"), categories=CATEGORIES, images=images, dropped={"clipped": 2}
-    )
+    return DetectionData(source=Path("data.json"), categories=CATEGORIES, images=images, findings=CLIPPED)
 
 
 def found(boxes: list[list[float]], scores: list[float], labels: list[int]) -> Detections:

@@ -54,7 +54,7 @@ def make_data(folder: Path, images: int = 6) -> DetectionData:
                 areas=np.full(min(number, 1), 875.0),
             )
         )
-    return DetectionData(source=folder / "<i>.json", categories=CATEGORIES, images=tuple(records), dropped={})
+    return DetectionData(source=folder / "<i>.json", categories=CATEGORIES, images=tuple(records))
 
 
 def measure(data: DetectionData) -> Evaluation:
@@ -207,7 +207,7 @@ def test_data_without_objects(tmp_path: Path) -> None:
 def test_many_classes(tmp_path: Path) -> None:
     data = make_data(tmp_path, images=3)
     many = tuple(Category(id=number, name=f"class {number}") for number in range(30))
-    data = DetectionData(source=data.source, categories=many, images=data.images, dropped={})
+    data = DetectionData(source=data.source, categories=many, images=data.images)
     write_report(tmp_path, coco_metrics(data, {}), data)
     assert sum("class 29" in text for text in svgs(read(tmp_path))) == 1
 

@@ -110,12 +110,14 @@ def describe_data(path: Path, split: str | None) -> list[Table]:
     from rich.markup import escape
     from rich.table import Table
 
-    from querybox.data.read import find_splits, read_dataset
+    from querybox.data.read import as_data_errors, find_splits, read_dataset
+    from querybox.data.records import require_sound
 
     if split is not None:
         splits = {split: read_dataset(path, split)}
     else:
-        splits = {name: read() for name, read in find_splits(path).items()}
+        with as_data_errors(path):
+            splits = {name: require_sound(read()) for name, read in find_splits(path).items()}
     overview = Table(title=escape(str(path)), title_justify="left")
     overview.add_column("split")
     for heading in ("images", "without objects", "objects", "crowds"):
@@ -124,7 +126,7 @@ def describe_data(path: Path, split: str | None) -> list[Table]:
     for name, data in splits.items():
         crowds = sum(int(image.crowd.sum()) for image in data.images)
         empty = sum(len(image.labels) == 0 for image in data.images)
-        faults = ", ".join(f"{count} {kind}" for kind, count in data.dropped.items()) or "none"
+        faults = ", ".join(f"{count} {kind}" for kind, count in data.faulty_boxes.items()) or "none"
         counts = [len(data.images), empty, data.num_objects, crowds]
         overview.add_row(escape(name), *map(str, counts), faults)
     return [overview, classes_table(splits)]

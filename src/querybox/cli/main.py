@@ -22,6 +22,7 @@ from querybox.cli.predict import predict
 from querybox.cli.queries import queries
 from querybox.cli.trace import trace
 from querybox.cli.train import train
+from querybox.cli.validate import validate
 from querybox.errors import QueryboxError
 
 HELP = """Object detection with DETR: train it on your images, see how good it is, find objects.
@@ -30,6 +31,7 @@ From labelled images to boxes:
 
 ```
 querybox info photos/                # what is in a dataset
+querybox validate photos/            # what is wrong with it
 querybox train photos/ --output run  # train on it
 querybox diagnose run                # why it is no better
 querybox evaluate run photos/        # how good it is
@@ -49,7 +51,8 @@ app = App(
     suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
-COMMANDS: tuple[Callable[..., None], ...] = (
+COMMANDS: tuple[Callable[..., int | None], ...] = (
+    validate,
     train,
     diagnose,
     evaluate,
@@ -73,14 +76,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after ``querybox``; by default those of this process.
 
     Returns:
-        Exit code: 0, or 2 after an error that the person can act on, told in one line on stderr, or 130 after
-        Ctrl-C.
+        Exit code: 0, or 1 where all was done but there are faults in the data, or 2 after an error that the person can
+        act on, told in one line on stderr, or 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     try:
         with log_to_stderr():
-            app([word for word in words if word != "--debug"], exit_on_error=False, print_error=False)
+            code: int | None = app(
+                [word for word in words if word != "--debug"], exit_on_error=False, print_error=False
+            )
     except CycloptsError as error:
         return fail(f"{error} Cure: see {help_command(words)}.", debug)
     except QueryboxError as error:
@@ -92,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except KeyboardInterrupt:
         return fail("interrupted", debug, code=130)
-    return 0
+    return code or 0
 
 
 def fail(message: str, debug: bool, code: int = 2) -> int:

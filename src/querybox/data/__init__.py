@@ -4,9 +4,10 @@ from querybox.data.coco import read_coco
 from querybox.data.image import read_image
 from querybox.data.loader import Batch, read_pixels, train_loader
 from querybox.data.read import read_dataset, read_train_and_val
-from querybox.data.records import DetectionData, ImageRecord, require_objects
+from querybox.data.records import DetectionData, ImageRecord
 from querybox.data.settings import DataSettings
 from querybox.data.transforms import resize, resized_shape
+from querybox.data.validate import validate
 
 __all__ = [
     "Batch",
@@ -18,8 +19,8 @@ __all__ = [
     "read_image",
     "read_pixels",
     "read_train_and_val",
-    "require_objects",
     "resize",
     "resized_shape",
     "train_loader",
+    "validate",
 ]

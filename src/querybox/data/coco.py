@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -12,8 +12,9 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from querybox.data.image import MAX_PIXELS, read_size
-from querybox.data.records import DetectionData, ImageRecord, finish, listed, require_images, sound_record
+from querybox.data.findings import Findings
+from querybox.data.image import MAX_PIXELS
+from querybox.data.records import DetectionData, ImageRecord, require_images, size_in_header, sound_record
 from querybox.data.splits import SPLITS, Reader, by_split, split_name
 from querybox.errors import DataError
 from querybox.structures import Category
@@ -43,7 +44,7 @@ class _Annotation:
     category_id: Id
     bbox: tuple[float, float, float, float]  # x, y, width, height
     area: float | None = None
-    iscrowd: bool = False
+    iscrowd: bool | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,16 +79,16 @@ def _looks_like_coco(file: Path) -> bool:
 
 
 def read_coco_dataset(path: Path) -> DetectionData:
-    """Read a COCO file whose images must all be there.
+    """Read a COCO file whose images must be there.
 
     Raises:
-        DataError: As `read_coco`, or image files are missing.
+        DataError: As `read_coco`, or none of the image files exists.
     """
     return require_images(read_coco(path), image_folders(path))
 
 
 def read_coco(path: Path) -> DetectionData:
-    """Read the annotations of a COCO file. The image files need not exist.
+    """Read the annotations of a COCO file. The image files need not exist. Faults are among the data's `findings`.
 
     Labels follow the category ids in ascending order. Image ids, category ids and names stay as they are, gaps
     and 0 included. A missing `area` is that of the box; a missing `iscrowd` is 0.
@@ -96,24 +97,27 @@ def read_coco(path: Path) -> DetectionData:
         path: The JSON file. Image folders are looked for around it, see `image_folders`.
 
     Raises:
-        DataError: The file is not COCO JSON, ids repeat, a category is unknown, or a `file_name` leaves the folder.
+        DataError: The file is not COCO JSON.
     """
     content = _parse(path)
-    _check_ids(path, content)
+    findings = Findings(path)
+    _check_ids(content, findings)
     names = {category.id: category.name for category in content.categories}
     labels = {number: label for label, number in enumerate(sorted(names))}
-    _check_categories(path, content.annotations, labels)
-
-    objects: dict[int, list[_Annotation]] = defaultdict(list)
-    for annotation in content.annotations:
-        objects[annotation.image_id].append(annotation)
+    listed_images = {image.id: image for image in content.images}
+    objects = _by_image(content.annotations, labels, listed_images, findings)
     folders = image_folders(path)
-    faults: Counter[str] = Counter()
-    images = [
-        _record(path, image, objects.pop(image.id, []), labels, folders, faults) for image in content.images
-    ]
-    faults["absent_image"] += sum(map(len, objects.values()))
-    return finish(path, [Category(id=number, name=names[number]) for number in labels], images, faults)
+    records = (
+        _record(image, place, objects[image.id], labels, folders, findings)
+        for place, image in enumerate(content.images)
+        if listed_images[image.id] is image  # of a repeated id the last
+    )
+    return DetectionData(
+        source=path,
+        categories=tuple(Category(id=number, name=names[number]) for number in labels),
+        images=tuple(record for record in records if record is not None),
+        findings=findings.all(),
+    )
 
 
 def image_folders(path: Path) -> list[Path]:
@@ -142,59 +146,87 @@ def _parse(path: Path) -> _File:
         ) from None
 
 
-def _check_ids(path: Path, content: _File) -> None:
-    kinds: dict[str, Iterable[int | None]] = {
-        "category": (category.id for category in content.categories),
-        "image": (image.id for image in content.images),
-        "annotation": (annotation.id for annotation in content.annotations),
+def _check_ids(content: _File, findings: Findings) -> None:
+    kinds: dict[str, Sequence[_Category] | Sequence[_Image] | Sequence[_Annotation]] = {
+        "category": content.categories,
+        "image": content.images,
+        "annotation": content.annotations,
     }
-    for kind, ids in kinds.items():
-        repeated = [number for number, count in Counter(ids).items() if number is not None and count > 1]
-        if repeated:
-            raise DataError(f"{path}: {kind} ids must be unique, these repeat: {listed(repeated)}")
+    for kind, items in kinds.items():
+        counts = Counter(item.id for item in items)
+        for number, count in counts.items():
+            if number is not None and count > 1:
+                findings.add(f"repeated_{kind}_id", f"{number} stands there {count} times")
+    names = Counter(category.name for category in content.categories)
+    for name, count in names.items():
+        if count > 1:
+            ids = [str(category.id) for category in content.categories if category.name == name]
+            findings.add("repeated_category", f"{name!r} with ids {', '.join(ids)}")
 
 
-def _check_categories(path: Path, annotations: Sequence[_Annotation], labels: dict[int, int]) -> None:
-    unknown = sorted({annotation.category_id for annotation in annotations} - labels.keys())
-    if unknown:
-        raise DataError(
-            f"{path}: annotations have category ids that 'categories' lacks: {listed(unknown)}; "
-            f"it has {listed(list(labels))}"
-        )
+def _by_image(
+    annotations: Sequence[_Annotation],
+    labels: Container[int],
+    images: Container[int],
+    findings: Findings,
+) -> defaultdict[int, list[tuple[int, _Annotation]]]:
+    """Sort annotations, each with its place in the file, by their image; leave out those that cannot be placed."""
+    objects: defaultdict[int, list[tuple[int, _Annotation]]] = defaultdict(list)
+    for place, item in enumerate(annotations):
+        if item.image_id not in images:
+            findings.add("absent_image", f"{_name(place, item)} of image {item.image_id}")
+        elif item.category_id not in labels:
+            what = f"{_name(place, item)} has category id {item.category_id}"
+            findings.add("unknown_category", what, image_id=item.image_id)
+        else:
+            objects[item.image_id].append((place, item))
+    return objects
+
+
+def _name(place: int, item: _Annotation) -> str:
+    return f"annotations[{place}]" + ("" if item.id is None else f" (id {item.id})")
 
 
 def _record(
-    path: Path,
     image: _Image,
-    objects: Sequence[_Annotation],
-    labels: dict[int, int],
+    place: int,
+    objects: Sequence[tuple[int, _Annotation]],
+    labels: Mapping[int, int],
     folders: Sequence[Path],
-    faults: Counter[str],
-) -> ImageRecord:
-    file = _locate(path, image.file_name, folders)
-    if image.height is None or image.width is None:
-        height, width = read_size(file)
-    else:
-        height, width = image.height, image.width
-    corners = [(x, y, x + w, y + h) for x, y, w, h in (item.bbox for item in objects)]
+    findings: Findings,
+) -> ImageRecord | None:
+    file = _locate(image.file_name, folders)
+    if file is None:
+        what = f"images[{place}]: file_name {image.file_name!r} leaves the dataset's folder"
+        findings.add("malformed", what, image_id=image.id)
+        return None
+    stated = None if image.height is None or image.width is None else (image.height, image.width)
+    size = stated or size_in_header(file, image.id, findings)
+    if size is None:
+        return None
+    items = [item for _, item in objects]
+    for kind, field in ("no_area", "area"), ("no_iscrowd", "iscrowd"):
+        for number, item in objects:
+            if getattr(item, field) is None:
+                findings.add(kind, _name(number, item), image_id=image.id, path=file)
     return sound_record(
         id=image.id,
         path=file,
-        width=width,
-        height=height,
-        boxes_xyxy=corners,
-        labels=[labels[item.category_id] for item in objects],
-        crowd=[item.iscrowd for item in objects],
-        areas=[item.area for item in objects],
-        faults=faults,
+        width=size[1],
+        height=size[0],
+        boxes_xyxy=[(x, y, x + w, y + h) for x, y, w, h in (item.bbox for item in items)],
+        labels=[labels[item.category_id] for item in items],
+        crowd=[bool(item.iscrowd) for item in items],
+        areas=[item.area for item in items],
+        findings=findings,
+        where=lambda number: _name(*objects[number]),
+        size_stated=stated is not None,
     )
 
 
-def _locate(path: Path, file_name: str, folders: Sequence[Path]) -> Path:
+def _locate(file_name: str, folders: Sequence[Path]) -> Path | None:
     name = PurePosixPath(file_name.replace("\\", "/"))
     if name.is_absolute() or PureWindowsPath(file_name).drive or ".." in name.parts or "\0" in file_name:
-        raise DataError(
-            f"{path}: file_name {file_name!r} leaves the dataset's folder; expected a path inside it"
-        )
+        return None
     found = (folder / name for folder in folders if (folder / name).is_file())
     return next(found, folders[0] / name)

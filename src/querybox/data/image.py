@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,10 @@ SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", "
 """File name endings (lower case) that are taken for images where a folder is searched."""
 
 ORIENTATION = 0x0112  # EXIF tag
+TURNED = frozenset(range(2, 9))
+"""Orientations that turn or mirror an image."""
 SIDEWAYS = frozenset({5, 6, 7, 8})
+"""Of these, those that change its height and width for each other."""
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Image.Image:
@@ -39,14 +43,54 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Image.I
     with _opened(path) as image:
         image.load()
         turned = _turned_size(image)
+        _check_size(path, size, turned, (image.height, image.width))
         if size is None or size == turned:
             ImageOps.exif_transpose(image, in_place=True)
-        elif size != (image.height, image.width):
-            raise ImageError(
-                f"{path}: is {turned[0]}x{turned[1]} (height x width) but its annotations say {size[0]}x{size[1]}; "
-                "correct the size there, or put back the image that was annotated"
-            )
         return _to_rgb(image, path)
+
+
+def examine_image(path: str | Path, size: tuple[int, int] | None = None) -> list[tuple[str, str]]:
+    """Decode all of an image, and say what is worth knowing of it.
+
+    Of a JPEG all bytes are decoded, but not all pixels computed, in a third of the time.
+
+    Args:
+        path: The image file.
+        size: (height, width) that the image's annotations state; None = they state none.
+
+    Returns:
+        Kinds of `querybox.data.findings.KINDS`, each with what was seen.
+
+    Raises:
+        ImageError: As `read_image`.
+    """
+    with _opened(path) as image:
+        notes = []
+        orientation = image.getexif().get(ORIENTATION, 1)
+        stored, turned = (image.height, image.width), _turned_size(image)
+        if image.format == "JPEG":
+            image.draft(image.mode, (1, 1))
+        image.load()
+        if image.format == "TIFF":  # Pillow has turned it by itself, as it was loaded
+            stored = turned = (image.height, image.width)
+        _check_size(path, size, turned, stored)
+        if orientation in TURNED and (size is None or stored == turned):
+            notes.append(("ambiguous_orientation", f"{path}: EXIF orientation {orientation}"))
+        if image.mode == "F" or image.mode.startswith("I"):
+            _to_rgb(image, path)
+            notes.append(("deep_image", str(path)))
+        notes += [(kind, f"{path}: {what}") for kind, what in _oddities(image, Path(path).suffix.lower())]
+        return notes
+
+
+def _oddities(image: Image.Image, suffix: str) -> Iterator[tuple[str, str]]:
+    named = Image.registered_extensions().get(suffix)
+    # A telephone's JPEG with a second picture in it is an MPO to Pillow.
+    actual = "JPEG" if image.format == "MPO" else image.format
+    if named is not None and named != actual:
+        yield "other_format", f"is {actual}"
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        yield "animation", f"is an animated {image.format}"
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
@@ -68,13 +112,20 @@ def image_files(folder: Path) -> list[Path]:
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # those are refused here
+            image = Image.open(path)
+        with image:
             _check_pixels(path, image.height, image.width)
             yield image
     except ImageError:
         raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(
+            f"{path}: has too many pixels ({error}); make it smaller", "too_large_image"
+        ) from None
     except FileNotFoundError:
-        raise ImageError(f"{path}: no such image file") from None
+        raise ImageError(f"{path}: no such image file", "missing_image") from None
     except Exception as error:  # noqa: BLE001 - Pillow's decoders raise nearly anything on broken bytes
         raise ImageError(f"{path}: cannot be read as an image ({error}); replace or remove it") from None
 
@@ -83,7 +134,20 @@ def _check_pixels(path: str | Path, height: int, width: int) -> None:
     if height * width > MAX_PIXELS:
         raise ImageError(
             f"{path}: {height}x{width} is {height * width:,} pixels, the most is {MAX_PIXELS:,}; "
-            "make it smaller or cut it into tiles"
+            "make it smaller or cut it into tiles",
+            "too_large_image",
+        )
+
+
+def _check_size(
+    path: str | Path, size: tuple[int, int] | None, turned: tuple[int, int], stored: tuple[int, int]
+) -> None:
+    if size not in (None, turned, stored):
+        assert size is not None
+        raise ImageError(
+            f"{path}: is {turned[0]}x{turned[1]} (height x width) but its annotations say {size[0]}x{size[1]}; "
+            "correct the size there, or put back the image that was annotated",
+            "other_size",
         )
 
 
@@ -94,12 +158,15 @@ def _turned_size(image: Image.Image) -> tuple[int, int]:
 
 def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
     if image.mode == "F":
-        raise ImageError(f"{path}: has float pixels, whose range is not known; save it with 8 or 16 bits")
+        raise ImageError(
+            f"{path}: has float pixels, whose range is not known; save it with 8 or 16 bits", "unknown_range"
+        )
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise ImageError(
-                f"{path}: has 32-bit pixels, whose range is not known; save it with 8 or 16 bits"
+                f"{path}: has 32-bit pixels, whose range is not known; save it with 8 or 16 bits",
+                "unknown_range",
             )
         image = Image.fromarray(np.round(values / 257).astype(np.uint8))  # 65535 / 257 = 255
     if "transparency" in image.info:  # of a palette; Pillow wants it looked up before it is dropped

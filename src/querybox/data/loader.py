@@ -173,13 +173,14 @@ def train_loader(
         num_workers=settings.workers,
         persistent_workers=settings.workers > 0,
         collate_fn=collate,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )
 
 
-def _start_worker(worker: int) -> None:  # noqa: ARG001 - the DataLoader passes it
+def start_worker(worker: int) -> None:  # noqa: ARG001 - the DataLoader passes it
+    """Leave the other CPUs to the other workers, and signals to the process that started them."""
     torch.set_num_threads(1)
     # Ctrl-C reaches every process of a terminal: it is for the training process, which ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

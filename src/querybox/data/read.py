@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from querybox.data.coco import coco_splits, read_coco_dataset
-from querybox.data.records import DetectionData
+from querybox.data.records import DetectionData, require_sound, warn
 from querybox.data.settings import DataSettings
 from querybox.data.splits import Reader, pick_split, split_name
 from querybox.data.voc import voc_splits
@@ -30,21 +30,29 @@ def read_dataset(path: str | Path, split: str | None = None) -> DetectionData:
 
     Raises:
         DataError: There is no dataset at `path`, or more than one; it has no such split, or several and none was
-            named; its files are malformed, or images are missing.
+            named; its files are malformed; ids repeat; a class is unknown; or none of the images is there.
     """
-    with _as_data_errors(Path(path)):
-        return pick_split(find_splits(Path(path)), split, Path(path))()
+    data = require_sound(read_split(Path(path), split))
+    warn(data)
+    return data
+
+
+def read_split(path: Path, split: str | None) -> DetectionData:
+    """Read a dataset as `read_dataset` does; what is wrong with it is among its findings, errors too."""
+    with as_data_errors(path):
+        return pick_split(find_splits(path), split, path)()
 
 
 def read_train_and_val(settings: DataSettings) -> tuple[DetectionData, DetectionData | None]:
     """Read the datasets that the settings name, to train on and to evaluate on.
 
     A dataset with several splits gives its `train` and its `val` split, unless the settings name others. Where no
-    dataset to evaluate on is set, it is the `val` split of the one to train on, or None where that has none.
+    dataset to evaluate on is set, it is the `val` split of the one to train on, or None where that has none. What is
+    wrong with them is among their findings, errors too.
 
     Raises:
         ConfigError: No dataset to train on is set.
-        DataError: As `read_dataset`.
+        DataError: There is no such dataset or split, or it cannot be understood.
     """
     if settings.train is None:
         raise ConfigError("setting 'data.train' is not set; set it to a dataset to train on")
@@ -60,11 +68,11 @@ def read_train_and_val(settings: DataSettings) -> tuple[DetectionData, Detection
 
 def _read_part(path: Path, split: str | None, usual: str) -> DetectionData:
     several = len(find_splits(path)) > 1
-    return read_dataset(path, split or (usual if several else None))
+    return read_split(path, split or (usual if several else None))
 
 
 @contextmanager
-def _as_data_errors(path: Path) -> Iterator[None]:
+def as_data_errors(path: Path) -> Iterator[None]:
     """Files that may not be read, names too long for the file system: the disk's errors are the data's."""
     try:
         yield

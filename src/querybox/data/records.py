@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from querybox.errors import DataError
+from querybox.data.findings import BOXES, UNREADABLE, Finding, Findings
+from querybox.data.image import read_size
+from querybox.errors import DataError, ImageError
 from querybox.structures import Category
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,8 @@ class ImageRecord:
     """True = a region of many objects: never a training target, ignored in evaluation as COCO does."""
     areas: Float64[np.ndarray, " G"]
     """Pixels, as the data states them (COCO: of the segmentation); of the box where it does not."""
+    size_stated: bool = True
+    """Whether the annotations say of which size the image is; else its header does, turned as its EXIF says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,14 +52,34 @@ class DetectionData:
     categories: tuple[Category, ...]
     """By label, with the ids and names of the data."""
     images: tuple[ImageRecord, ...]
-    dropped: Mapping[str, int]
-    """How many boxes had each kind of fault: `not_finite`, `empty` (no width or no height), `outside` (the
-    image) and `absent_image` were dropped; `clipped` were cut to the image and kept."""
+    findings: tuple[Finding, ...] = ()
+    """What was wrong with it, or is worth knowing; one a kind."""
 
     @property
     def num_objects(self) -> int:
         """How many boxes there are to learn: crowds do not count."""
         return sum(int((~image.crowd).sum()) for image in self.images)
+
+    @property
+    def faulty_boxes(self) -> dict[str, int]:
+        """How many boxes were dropped, or cut to their image, for each kind of fault."""
+        return {found.kind: found.count for found in self.findings if found.kind in BOXES}
+
+    @property
+    def unreadable(self) -> dict[str, int]:
+        """How many images were left out, for each kind of fault."""
+        return {found.kind: found.count for found in self.findings if found.kind in UNREADABLE}
+
+    @property
+    def unreadable_ids(self) -> frozenset[int]:
+        """The images that were left out."""
+        return frozenset(
+            number for found in self.findings if found.kind in UNREADABLE for number in found.image_ids
+        )
+
+    def only(self, image_ids: Container[int]) -> Self:
+        """Return the same with some of the images."""
+        return replace(self, images=tuple(image for image in self.images if image.id in image_ids))
 
 
 def sound_record(
@@ -66,9 +90,11 @@ def sound_record(
     height: int,
     boxes_xyxy: Sequence[Sequence[float]],
     labels: Sequence[int],
-    faults: Counter[str],
+    findings: Findings,
+    where: Callable[[int], str],
     crowd: Sequence[bool] | None = None,
     areas: Sequence[float | None] | None = None,
+    size_stated: bool = True,
 ) -> ImageRecord:
     """Make a record of boxes as a file states them: drop those that are no boxes, cut the others to the image.
 
@@ -79,19 +105,32 @@ def sound_record(
         height: Pixels.
         boxes_xyxy: Corners in pixels, G of them.
         labels: Class of each box, 0 ... C-1.
-        faults: Counts per kind of fault; added to.
+        findings: What is wrong with boxes is added to these.
+        where: Says where in the file the n-th box stands, from 0.
         crowd: Which boxes are crowds; None = none.
         areas: Area of each object in pixels; where it is None or not positive, the area of the box counts.
+        size_stated: Whether width and height are the file's; see `ImageRecord`.
     """
     boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
     inside = np.clip(boxes, 0.0, (width, height, width, height))
     finite = np.isfinite(boxes).all(1)
     sized = finite & (boxes[:, 2:] > boxes[:, :2]).all(1)
     keep = sized & (inside[:, 2:] > inside[:, :2]).all(1)
-    faults["not_finite"] += int((~finite).sum())
-    faults["empty"] += int((finite & ~sized).sum())
-    faults["outside"] += int((sized & ~keep).sum())
-    faults["clipped"] += int((keep & (np.abs(inside - boxes) > ROUNDING).any(1)).sum())
+    nan = np.isnan(boxes).any(1)
+    negative = finite & (boxes[:, 2:] < boxes[:, :2]).any(1)
+    faults = {
+        "nan_box": nan,
+        "infinite_box": ~finite & ~nan,
+        "zero_size_box": finite & ~sized & ~negative,
+        "negative_size_box": negative,
+        "outside_box": sized & ~keep,
+        "clipped_box": keep & (np.abs(inside - boxes) > ROUNDING).any(1),
+    }
+    for kind, faulty in faults.items():
+        for number in np.flatnonzero(faulty).tolist():
+            box = tuple(boxes[number].tolist())
+            what = f"{where(number)}, image {id}: corners {', '.join(f'{side:g}' for side in box)} in {width}x{height}"
+            findings.add(kind, what, image_id=id, path=path, box_xyxy=box)
 
     stated = np.asarray(areas if areas is not None else [None] * len(boxes), dtype=np.float64)  # None -> NaN
     sides = inside[:, 2:] - inside[:, :2]
@@ -105,54 +144,56 @@ def sound_record(
         labels=np.asarray(labels, dtype=np.int64)[keep],
         crowd=np.asarray(crowd if crowd is not None else [False] * len(boxes), dtype=bool)[keep],
         areas=np.where(known, stated, sides[:, 0] * sides[:, 1])[keep],
+        size_stated=size_stated,
     )
 
 
-def finish(
-    source: Path, categories: Sequence[Category], images: Sequence[ImageRecord], faults: Counter[str]
-) -> DetectionData:
-    """Put a dataset together and say in one log line which faults it had."""
-    dropped = {kind: count for kind, count in sorted(faults.items()) if count}
-    if dropped:
-        counts = ", ".join(f"{count} {kind}" for kind, count in dropped.items())
-        log.warning("%s: boxes dropped (or, if clipped, cut to the image): %s", source, counts)
-    return DetectionData(source=source, categories=tuple(categories), images=tuple(images), dropped=dropped)
+def size_in_header(path: Path, image_id: int, findings: Findings) -> tuple[int, int] | None:
+    """Return (height, width) of an image that the annotations do not state; None, and why, where it is unreadable."""
+    try:
+        return read_size(path)
+    except ImageError as error:
+        findings.add(error.kind, str(error), image_id=image_id, path=path)
+        return None
+
+
+def require_sound(data: DetectionData) -> DetectionData:
+    """Return `data`, with which nothing is wrong that keeps it from being used.
+
+    Raises:
+        DataError: Something is; all of it is listed.
+    """
+    errors = [found for found in data.findings if found.severity == "error"]
+    if errors:
+        raise DataError(f"{data.source}: {' | '.join(map(str, errors))}")
+    return data
+
+
+def warn(data: DetectionData) -> None:
+    """Say in one log line what is wrong with `data`, though it can be used."""
+    warnings = [found.summary for found in data.findings if found.severity == "warning"]
+    if warnings:
+        log.warning("%s: %s ('querybox validate' shows which)", data.source, " | ".join(warnings))
 
 
 def require_images(data: DetectionData, folders: Sequence[Path]) -> DetectionData:
-    """Return `data`, all of whose image files exist.
+    """Return `data`, some of whose image files exist; that all do, only reading them shows.
 
     Args:
         data: The dataset.
         folders: Where its images were looked for, for the message.
 
     Raises:
-        DataError: There are no images, or some files are missing.
+        DataError: There are no images, or no image file exists.
     """
-    if not data.images:
+    if not data.images and not data.unreadable:
         raise DataError(f"{data.source}: lists no images; a dataset needs at least one")
-    missing = [image.path for image in data.images if not image.path.is_file()]
-    if missing:
+    if not any(image.path.is_file() for image in data.images):
         searched = ", ".join(str(folder) for folder in folders)
+        named = next((image.path.name for image in data.images), "none of a known size")
         raise DataError(
-            f"{data.source}: {len(missing)} of {len(data.images)} images are missing, the first is "
-            f"'{missing[0].name}'; searched {searched}; put the images into one of these folders"
-        )
-    return data
-
-
-def require_objects(data: DetectionData) -> DetectionData:
-    """Return `data`, which has something to learn.
-
-    Raises:
-        DataError: No image has a box that is not a crowd.
-    """
-    if not data.num_objects:
-        faults = ", ".join(f"{count} {kind}" for kind, count in data.dropped.items())
-        raise DataError(
-            f"{data.source}: {len(data.images)} images but no boxes to learn from"
-            + (f" ({faults})" if faults else "")
-            + "; training needs at least one labelled box"
+            f"{data.source}: none of its images is there, the first is '{named}'; searched {searched}; "
+            "put the images into one of these folders"
         )
     return data
 

@@ -15,8 +15,16 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from querybox.data.image import MAX_PIXELS, image_files, read_size
-from querybox.data.records import DetectionData, ImageRecord, finish, listed, require_images, sound_record
+from querybox.data.findings import Findings
+from querybox.data.image import MAX_PIXELS, image_files
+from querybox.data.records import (
+    DetectionData,
+    ImageRecord,
+    listed,
+    require_images,
+    size_in_header,
+    sound_record,
+)
 from querybox.data.splits import Reader, by_split
 from querybox.data.text import read_lines
 from querybox.errors import DataError
@@ -26,6 +34,7 @@ from querybox.structures import Category
 class _Objects(NamedTuple):
     """What one XML file says."""
 
+    file: Path
     size: tuple[int, int] | None  # height, width
     names: list[str]
     boxes_xyxy: list[list[float]]
@@ -48,17 +57,19 @@ def read_voc(folder: Path, image_list: Path | None = None) -> DetectionData:
 
     An image and its XML share their name. The categories are the names found in all XML files, in alphabetical order,
     so that every split has the same; VOC has no ids, they get 1 ... C. Image ids are 1, 2 ... in the list's order.
+    Faults of files and objects are among the data's `findings`.
 
     Args:
         folder: Holds `Annotations/`, and images in `JPEGImages/`, `images/`, itself, or beside the XML files.
         image_list: Text file with one image name a line; None = all images.
 
     Raises:
-        DataError: An XML file is malformed, or listed XML or image files are missing.
+        DataError: XML files that are listed are missing, or all images are.
     """
     source = image_list or folder / "Annotations"
+    findings = Findings(source)
     files = {file.stem: file for file in _annotation_files(folder)}
-    parsed = {stem: _parse(file) for stem, file in files.items()}
+    parsed = {stem: _parse_or_note(file, findings) for stem, file in files.items()}
     names = sorted({name for found in parsed.values() for name in found.names})
     stems = _read_list(image_list) if image_list else list(files)
     absent = [stem for stem in stems if stem not in parsed]
@@ -67,14 +78,18 @@ def read_voc(folder: Path, image_list: Path | None = None) -> DetectionData:
 
     folders = _image_folders(folder)
     images = {file.stem: file for where in reversed(folders) for file in image_files(where)}
-    faults: Counter[str] = Counter()
     labels = {name: label for label, name in enumerate(names)}
     records = [
-        _record(number, images.get(stem, folders[0] / f"{stem}.jpg"), parsed[stem], labels, faults)
+        _record(number, images.get(stem, folders[0] / f"{stem}.jpg"), parsed[stem], labels, findings)
         for number, stem in enumerate(stems, start=1)
     ]
-    categories = [Category(id=label + 1, name=name) for name, label in labels.items()]
-    return require_images(finish(source, categories, records, faults), folders)
+    data = DetectionData(
+        source=source,
+        categories=tuple(Category(id=label + 1, name=name) for name, label in labels.items()),
+        images=tuple(record for record in records if record is not None),
+        findings=findings.all(),
+    )
+    return require_images(data, folders)
 
 
 def _annotation_files(folder: Path) -> list[Path]:
@@ -95,18 +110,31 @@ def _read_list(file: Path) -> list[str]:
 
 
 def _record(
-    number: int, image: Path, found: _Objects, labels: dict[str, int], faults: Counter[str]
-) -> ImageRecord:
-    height, width = found.size or read_size(image)
+    number: int, image: Path, found: _Objects, labels: dict[str, int], findings: Findings
+) -> ImageRecord | None:
+    size = found.size or size_in_header(image, number, findings)
+    if size is None:
+        return None
     return sound_record(
         id=number,
         path=image,
-        width=width,
-        height=height,
+        width=size[1],
+        height=size[0],
         boxes_xyxy=found.boxes_xyxy,
         labels=[labels[name] for name in found.names],
-        faults=faults,
+        findings=findings,
+        where=lambda place: f"{found.file}, object {place + 1}",
+        size_stated=found.size is not None,
     )
+
+
+def _parse_or_note(file: Path, findings: Findings) -> _Objects:
+    """Parse an XML file; of one that cannot be understood note so, which is an error of the dataset."""
+    try:
+        return _parse(file)
+    except DataError as error:
+        findings.add("malformed", str(error))
+        return _Objects(file=file, size=None, names=[], boxes_xyxy=[])
 
 
 def _parse(file: Path) -> _Objects:
@@ -124,6 +152,7 @@ def _parse(file: Path) -> _Objects:
     boxes = [_box(file, number, item) for number, item in enumerate(objects, start=1)]
     height, width = _pixels(root.findtext("size/height")), _pixels(root.findtext("size/width"))
     return _Objects(
+        file=file,
         size=(height, width) if height and width else None,
         names=[_name(file, number, item) for number, item in enumerate(objects, start=1)],
         boxes_xyxy=boxes,

@@ -16,8 +16,16 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from querybox.data.image import image_files, read_size
-from querybox.data.records import DetectionData, ImageRecord, finish, listed, sound_record
+from querybox.data.findings import Findings
+from querybox.data.image import image_files
+from querybox.data.records import (
+    DetectionData,
+    ImageRecord,
+    listed,
+    require_images,
+    size_in_header,
+    sound_record,
+)
 from querybox.data.splits import Reader, by_split
 from querybox.data.text import read_lines
 from querybox.errors import DataError
@@ -82,7 +90,7 @@ def read_yolo(source: Path, images: Sequence[Path], names: Names) -> DetectionDa
     """Read the labels of `images`.
 
     Category ids are the class numbers of the label files, gaps included. Image ids are 1, 2 ... in order. Sizes come
-    from the images.
+    from the images. Faults of lines and images are among the data's `findings`.
 
     Args:
         source: What is read, for messages.
@@ -90,22 +98,26 @@ def read_yolo(source: Path, images: Sequence[Path], names: Names) -> DetectionDa
         names: Class names by number.
 
     Raises:
-        DataError: A label line is malformed, out of range, or of an unknown class; or images are missing.
-        ImageError: An image's header cannot be read.
+        DataError: There are no images, or some are listed twice.
     """
     if not images:
         raise DataError(f"{source}: no images; a dataset needs at least one")
     repeated = [path for path, count in Counter(images).items() if count > 1]
     if repeated:
         raise DataError(f"{source}: images must be listed once, these repeat: {listed(repeated)}")
+    findings = Findings(source)
     labels = {number: label for label, number in enumerate(sorted(names))}
-    categories = [Category(id=number, name=names[number]) for number in labels]
-    missing = [path for path in images if not path.is_file()]
-    if missing:
-        raise DataError(f"{source}: {len(missing)} of {len(images)} images are missing: {listed(missing)}")
-    faults: Counter[str] = Counter()
-    records = [_record(number, path, labels, faults) for number, path in enumerate(images, start=1)]
-    return finish(source, categories, records, faults)
+    for name, count in Counter(names.values()).items():
+        if count > 1:
+            findings.add("repeated_category", f"{name!r} is the name of {count} classes")
+    records = [_record(number, path, labels, findings) for number, path in enumerate(images, start=1)]
+    data = DetectionData(
+        source=source,
+        categories=tuple(Category(id=number, name=names[number]) for number in labels),
+        images=tuple(record for record in records if record is not None),
+        findings=findings.all(),
+    )
+    return require_images(data, list(dict.fromkeys(path.parent for path in images))[:3])
 
 
 def _parse(file: Path) -> _DataFile:
@@ -179,11 +191,14 @@ def _label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _record(number: int, image: Path, labels: Mapping[int, int], faults: Counter[str]) -> ImageRecord:
-    height, width = read_size(image)
+def _record(number: int, image: Path, labels: Mapping[int, int], findings: Findings) -> ImageRecord | None:
+    size = size_in_header(image, number, findings)
+    if size is None:
+        return None
+    height, width = size
     file = _label_file(image)
-    lines = read_lines(file) if file.is_file() else []
-    rows = [_row(f"{file}, line {row}", line, labels) for row, line in enumerate(lines, start=1) if line]
+    rows = [_row(place, line, labels, findings, number) for place, line in _lines(file, findings)]
+    found = [row for row in rows if row is not None]
     return sound_record(
         id=number,
         path=image,
@@ -191,25 +206,44 @@ def _record(number: int, image: Path, labels: Mapping[int, int], faults: Counter
         height=height,
         boxes_xyxy=[
             ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
-            for _, (cx, cy, w, h) in rows
+            for _, _, (cx, cy, w, h) in found
         ],
-        labels=[label for label, _ in rows],
-        faults=faults,
+        labels=[label for _, label, _ in found],
+        findings=findings,
+        where=lambda place: found[place][0],
+        size_stated=False,
     )
 
 
-def _row(where: str, line: str, labels: Mapping[int, int]) -> tuple[int, list[float]]:
+def _lines(file: Path, findings: Findings) -> list[tuple[str, str]]:
+    """Return the lines of a label file that are not empty, each with its place."""
+    try:
+        lines = read_lines(file) if file.is_file() else []
+    except DataError as error:
+        findings.add("malformed", str(error))
+        return []
+    return [(f"{file}, line {row}", line) for row, line in enumerate(lines, start=1) if line]
+
+
+def _row(
+    where: str, line: str, labels: Mapping[int, int], findings: Findings, image_id: int
+) -> tuple[str, int, list[float]] | None:
+    """Return a line's place, label and box; None, and why, where it has none."""
     fields = line.split()
     try:
         category, box = int(fields[0]), [float(field) for field in fields[1:]]
     except ValueError:
-        raise DataError(f"{where}: got {line[:80]!r}; expected numbers: class cx cy width height") from None
-    if len(box) != 4:
-        raise DataError(
-            f"{where}: has {len(fields)} values; expected 5: class cx cy width height (polygons are no boxes)"
-        )
-    if category not in labels:
-        raise DataError(f"{where}: class {category} has no name; the dataset names {listed(list(labels))}")
-    if any(math.isfinite(value) and not -_ROUNDING <= value <= 1 + _ROUNDING for value in box):
-        raise DataError(f"{where}: box {box} is outside 0-1; divide pixels by the image's width and height")
-    return labels[category], box
+        what = f"{where}: got {line[:80]!r}; expected numbers: class cx cy width height"
+    else:
+        if len(box) != 4:
+            what = f"{where}: has {len(fields)} values; expected 5: class cx cy width height (polygons are no boxes)"
+        elif any(math.isfinite(value) and not -_ROUNDING <= value <= 1 + _ROUNDING for value in box):
+            what = f"{where}: box {box} is outside 0-1; divide pixels by the image's width and height"
+        elif category not in labels:
+            what = f"{where}: class {category}; the dataset names {listed(list(labels))}"
+            findings.add("unknown_category", what, image_id=image_id)
+            return None
+        else:
+            return where, labels[category], box
+    findings.add("malformed", what, image_id=image_id)
+    return None

@@ -63,7 +63,7 @@ class SplitFacts:
             most_objects=max(counts),
             lost_objects=sum(max(0, count - queries) for count in counts),
             repeated_objects=sum(map(repeated_objects, data.images)),
-            faulty_boxes=sum(data.dropped.values()),
+            faulty_boxes=sum(data.faulty_boxes.values()),
             median_size=float(np.median(sizes)),
         )
 

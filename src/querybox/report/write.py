@@ -15,6 +15,7 @@ from querybox.mistakes import LEAST_IOU, REASONS
 from querybox.notebook import share
 from querybox.report import charts, page, pictures
 from querybox.report.diagnosis import diagnosis_section
+from querybox.report.left_out import left_out_section
 
 MEANINGS = {
     "AP": "average precision, mean over IoU 0.50 to 0.95",
@@ -70,6 +71,7 @@ def write_report(
         each: Is called with each of these images when its page is written, to show progress.
     """
     run_dir = Path(run_dir)
+    data = data.only(evaluation.detections)  # those that could be read
     chosen = pictures.worst_images(evaluation, data, worst)
     pages = pictures.look_into(run_dir, detector, chosen, data, each) if detector else {}
     history = read_history(run_dir / "metrics.csv")
@@ -79,6 +81,7 @@ def write_report(
         training_curves(history) if history else "",
         results(evaluation),
         mistakes(evaluation),
+        left_out_section(run_dir, evaluation),
         pictures.gallery(evaluation, data, chosen, pages),
         page.file_section("Settings", run_dir / "run.yaml"),
         page.file_section("Environment", run_dir / "environment.json"),

@@ -9,7 +9,7 @@ from querybox.data import DetectionData
 from querybox.detections import Detections
 from querybox.detector import Detector
 from querybox.errors import ConfigError, MissingExtraError
-from querybox.evaluate import coco_metrics, detect_records
+from querybox.evaluate import detect_records, measure
 from querybox.evaluation import Evaluation
 from querybox.training.folder import flatten
 from querybox.training.settings import RunSettings
@@ -67,12 +67,16 @@ def start_trackers(accelerator: Accelerator, settings: RunSettings) -> None:
     accelerator.init_trackers("querybox", config=plain)
 
 
-def evaluate_together(accelerator: Accelerator, data: DetectionData, detector: Detector) -> Evaluation:
+def evaluate_together(
+    accelerator: Accelerator, data: DetectionData, detector: Detector, max_corrupt: float
+) -> Evaluation:
     """Evaluate `detector` on `data`, each process detecting on its share of the images; all get the whole result."""
     from accelerate.utils import gather_object
 
     records = data.images[accelerator.process_index :: accelerator.num_processes]
     detections: dict[int, Detections] = {}
-    for part in gather_object([detect_records(detector, records)]):
-        detections |= part
-    return coco_metrics(data, detections)
+    unreadable: dict[int, str] = {}
+    for found, lost in gather_object([detect_records(detector, records)]):
+        detections |= found
+        unreadable |= lost
+    return measure(data, detections, unreadable, max_corrupt)

@@ -43,10 +43,12 @@ def evaluate_and_record(
     accelerator: Accelerator, settings: RunSettings, data: DetectionData, detector: Detector
 ) -> Evaluation:
     """Evaluate `detector` on `data`, and write down what it answers like."""
-    evaluation = evaluate_together(accelerator, data, detector)
+    evaluation = evaluate_together(accelerator, data, detector, settings.data.max_corrupt)
     if accelerator.is_main_process:
         assert detector.recipe is not None
-        facts = EvaluationFacts.of(data, evaluation, settings.data, finest_stride(detector.recipe))
+        facts = EvaluationFacts.of(
+            data.only(evaluation.detections), evaluation, settings.data, finest_stride(detector.recipe)
+        )
         add_to_record(Path(settings.output), evaluation=facts)
     return evaluation
 

@@ -15,6 +15,7 @@ from querybox import notebook
 from querybox.data import DetectionData, train_loader
 from querybox.detector import Detector
 from querybox.report import write_report
+from querybox.training.data import read_data
 from querybox.training.display import Display
 from querybox.training.environment import write_environment
 from querybox.training.folder import check_folder, prepare_folder
@@ -24,7 +25,7 @@ from querybox.training.memory import freed_memory_kept
 from querybox.training.processes import start_processes, start_trackers
 from querybox.training.record import evaluate_and_record, fit_and_record, record_start
 from querybox.training.settings import RunSettings
-from querybox.training.start import build_detector, read_data, resolve, warn_of_crowded_images
+from querybox.training.start import build_detector, resolve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +66,9 @@ def train(settings: RunSettings, *, resume: bool = False) -> TrainResult:
     """
     settings = resolve(settings)
     continued = check_folder(settings, resume=resume)
-    training, validation = read_data(settings.data)
     accelerator = start_processes(settings)
+    data = read_data(settings, accelerator, resume=resume)
+    training, validation = data.training, data.validation
     torch.manual_seed(settings.train.seed)
     detector = build_detector(settings, training.categories)
     assert detector.recipe is not None
@@ -96,9 +98,9 @@ def train(settings: RunSettings, *, resume: bool = False) -> TrainResult:
     accelerator.wait_for_everyone()  # all have looked into the folder before it is written to
     if accelerator.is_main_process:
         prepare_folder(settings)
+        data.write(folder)
         write_environment(folder / "environment.json", accelerator.num_processes)
         record_start(settings, detector, training, validation)
-        warn_of_crowded_images(training, settings.model["queries"])
     start_trackers(accelerator, settings)
 
     console = Console(stderr=True) if accelerator.is_main_process else None

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from querybox.checkpoints import read_checkpoint
-from querybox.data import DataSettings, DetectionData, read_train_and_val, require_objects
 from querybox.detector import Detector
 from querybox.errors import ConfigError
-from querybox.evaluate import labels_by_name
 from querybox.recipes import Recipe, find, parse
 from querybox.structures import Category
 from querybox.training.finetune import start_from
 from querybox.training.settings import RunSettings
 from querybox.weights.hub import fetch, is_hub_name
-
-logger = logging.getLogger(__name__)
 
 
 def resolve(settings: RunSettings) -> RunSettings:
@@ -91,32 +86,3 @@ def build_detector(settings: RunSettings, categories: tuple[Category, ...]) -> D
         detector.preprocessing, short_side=sizes.short_side, long_side=sizes.long_side
     )
     return detector
-
-
-def read_data(settings: DataSettings) -> tuple[DetectionData, DetectionData | None]:
-    """Read the datasets to train on and to evaluate on; None where there is none to evaluate on.
-
-    Raises:
-        DataError: A dataset cannot be read, or there are no objects in it.
-        ConfigError: The two have different classes.
-    """
-    training, validation = read_train_and_val(settings)
-    require_objects(training)
-    if validation is not None:
-        require_objects(validation)
-        labels_by_name(training.categories, validation.categories)
-    return training, validation
-
-
-def warn_of_crowded_images(data: DetectionData, queries: int) -> None:
-    """Warn about images with more objects than the detector has queries, which cannot all be found."""
-    surplus = [int((~image.crowd).sum()) - queries for image in data.images]
-    surplus = [count for count in surplus if count > 0]
-    if surplus:
-        logger.warning(
-            "%s: %d images have more objects than the model's %d queries; %d boxes are lost: raise 'model.queries'",
-            data.source,
-            len(surplus),
-            queries,
-            sum(surplus),
-        )
