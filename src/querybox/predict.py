@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from querybox.data.transforms import resize
 from querybox.detections import Detections
 from querybox.detector import Detector
 from querybox.engine import Engine
-from querybox.errors import ConfigError
+from querybox.errors import ConfigError, ImageError
 from querybox.optimize import optimize
 from querybox.postprocess import postprocess
 from querybox.sources import Frame, Source, find_sources, read_frames
@@ -42,6 +42,7 @@ def predict(
     top_k: int = 100,
     nms: float | None = None,
     batch_size: int = 8,
+    broken: Callable[[ImageError], object] | None = None,
 ) -> Iterator[Detections]:
     """Find the objects in images and videos.
 
@@ -57,6 +58,7 @@ def predict(
         top_k: Most detections per image.
         nms: Leave out detections that overlap a better one of their class by more than this IoU (0-1).
         batch_size: Most images in one forward pass.
+        broken: Is told of each file that cannot be read, and those after it are predicted on; None: that is an error.
 
     Returns:
         The detections of each image, or of each frame of a video, in the order of the sources.
@@ -64,11 +66,12 @@ def predict(
     Raises:
         ConfigError: An argument is out of its range.
         DataError: A source does not exist or holds no image.
-        ImageError: An image cannot be read; raised when its turn comes.
+        ImageError: An image cannot be read, and nobody is to be told of it; raised when its turn comes.
     """
     require("threshold", threshold, 0, 1)
     require("nms", 0 if nms is None else nms, 0, 1)
-    answers = detect_frames(engine, read_frames(find_sources(sources)), top_k=top_k, batch_size=batch_size)
+    frames = read_frames(find_sources(sources), broken)
+    answers = detect_frames(engine, frames, top_k=top_k, batch_size=batch_size)
     best = (found.above(threshold) for found in answers)
     return best if nms is None else (found.nms(nms) for found in best)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import glob, has_magic
@@ -110,8 +110,14 @@ def is_video(source: Path | Pixels) -> bool:
     return isinstance(source, Path) and source.suffix.lower() in VIDEO_SUFFIXES
 
 
-def read_frames(sources: Iterable[Path | Pixels]) -> Iterator[Frame]:
+def read_frames(
+    sources: Iterable[Path | Pixels], broken: Callable[[ImageError], object] | None = None
+) -> Iterator[Frame]:
     """Read frame after frame, each when it is asked for; a video is never in memory as a whole.
+
+    Args:
+        sources: Files and pixels.
+        broken: Is told of each file that cannot be read, and the next one follows; None: that is an error.
 
     Raises:
         ImageError: An image or a video cannot be read, or pixels are not uint8 RGB.
@@ -119,10 +125,21 @@ def read_frames(sources: Iterable[Path | Pixels]) -> Iterator[Frame]:
     for source in sources:
         if not isinstance(source, Path):
             yield Frame(source="", pixels=checked_pixels(source))
-        elif is_video(source):
-            yield from read_video(source)
-        else:
-            yield Frame(source=str(source), pixels=as_pixels(read_image(source)))
+            continue
+        try:
+            yield from read_file(source)
+        except ImageError as error:
+            if broken is None:
+                raise
+            broken(error)
+
+
+def read_file(path: Path) -> Iterator[Frame]:
+    """Read the frames of a video, or the one of an image."""
+    if is_video(path):
+        yield from read_video(path)
+    else:
+        yield Frame(source=str(path), pixels=as_pixels(read_image(path)))
 
 
 def checked_pixels(source: Pixels) -> UInt8[Tensor, "3 h w"]:
@@ -157,8 +174,11 @@ def count_frames(sources: Iterable[Path]) -> int | None:
     for source in sources:
         count = 1
         if is_video(source):
-            with open_video(source) as (_, stream):
-                count = stream.frames
+            try:
+                with open_video(source) as (_, stream):
+                    count = stream.frames
+            except ImageError:
+                return None
         if not count:
             return None
         total += count

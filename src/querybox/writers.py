@@ -6,7 +6,8 @@ import csv
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -15,8 +16,8 @@ import numpy as np
 from querybox.data.image import read_image
 from querybox.detections import Detections
 from querybox.draw import draw
-from querybox.errors import ConfigError
-from querybox.sources import is_video, open_video, read_video
+from querybox.errors import ConfigError, ImageError
+from querybox.sources import Frame, is_video, open_video, read_video
 from querybox.structures import Category
 
 if TYPE_CHECKING:
@@ -94,13 +95,17 @@ def draw_files(sources: Sequence[Path], paths: Sequence[Path], results: Iterator
     Args:
         sources: Image and video files. They are read a second time: no prediction waits for its drawing in memory.
         paths: Where each drawing goes.
-        results: Detections of every image and frame, in the order of the sources.
+        results: Detections of every image and frame that could be read, in the order of the sources.
     """
-    for source, path in zip(sources, paths, strict=True):
+    places = zip(sources, paths, strict=True)
+    for found in results:
+        # Those that cannot be read have no detections: their places are passed over.
+        names = (found.source, found.source.rpartition("#")[0])
+        source, path = next(each for each in places if str(each[0]) in names)
         if is_video(source):
-            draw_video(source, path, results)
+            draw_video(source, path, chain([found], results))
         else:
-            draw(read_image(source), next(results)).save(path, quality=95)
+            draw(read_image(source), found).save(path, quality=95)
 
 
 def draw_video(source: Path, path: Path, results: Iterator[Detections]) -> None:
@@ -113,7 +118,7 @@ def draw_video(source: Path, path: Path, results: Iterator[Detections]) -> None:
     with av.open(path, "w") as container:
         stream = cast("VideoStream", container.add_stream(codec, rate=rate))
         stream.pix_fmt = "yuv420p"
-        frames = zip(read_video(source), results, strict=False)  # frame first: it ends the video
+        frames = zip(readable_frames(source), results, strict=False)  # frame first: it ends the video
         for number, (frame, found) in enumerate(frames):
             picture = np.asarray(draw(frame.pixels.permute(1, 2, 0).numpy(), found))
             if number == 0:
@@ -123,3 +128,9 @@ def draw_video(source: Path, path: Path, results: Iterator[Detections]) -> None:
             even = picture[: stream.height, : stream.width]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
         container.mux(stream.encode())
+
+
+def readable_frames(video: Path) -> Iterator[Frame]:
+    """Read the frames of a video that were predicted on: up to the one where it breaks off."""
+    with suppress(ImageError):
+        yield from read_video(video)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -15,9 +16,12 @@ from querybox.errors import ConfigError
 
 if TYPE_CHECKING:
     from querybox.detections import Detections
+    from querybox.errors import ImageError
     from querybox.writers import Add
 
 FORMATS = ("pictures", "coco", "csv")
+BROKEN_FILES = 1
+"""Exit code where some of the files could not be read."""
 
 
 def predict(
@@ -32,11 +36,12 @@ def predict(
     batch_size: int = 8,
     precision: Precision = "float32",
     trust: Annotated[bool, Parameter(negative="")] = False,
-) -> None:
+) -> int:
     """Find objects in images and videos.
 
     The output folder gets the pictures and videos with boxes drawn, detections.json (COCO: the images and one
-    annotation a detection) and detections.csv.
+    annotation a detection) and detections.csv. Files that cannot be read are named, the others are predicted on all the
+    same, and the exit code is 1.
 
     ```
     querybox predict run photos/                         # a folder
@@ -71,7 +76,10 @@ def predict(
     files = [file for source in sources for file in find_files(Path(source))]
     pictures = picture_paths(files, output) if "pictures" in formats else []
     detector = load_engine(model, trusted=trust, precision=precision)
-    found = run(detector, files, threshold=threshold, top_k=top_k, nms=nms, batch_size=batch_size)
+    broken: list[ImageError] = []
+    found = run(
+        detector, files, threshold=threshold, top_k=top_k, nms=nms, batch_size=batch_size, broken=broken.append
+    )
     output.mkdir(parents=True, exist_ok=True)
     tally: Counter[str] = Counter()
     with ExitStack() as stack:
@@ -88,7 +96,11 @@ def predict(
             draw_files(files, pictures, results)
         for _ in results:  # all of them, where nothing is drawn
             pass
-    print(f"Found {tally['objects']} objects in {tally['images']} images. Results are in {output}")
+    for error in broken:
+        sys.stderr.write(f"ImageError: {error}\n")
+    left_out = f", {len(broken)} of {len(files)} files could not be read" if broken else ""
+    print(f"Found {tally['objects']} objects in {tally['images']} images{left_out}. Results are in {output}")
+    return BROKEN_FILES if broken else 0
 
 
 def read_formats(text: str) -> list[str]:
