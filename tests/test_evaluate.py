@@ -25,6 +25,7 @@ from querybox.detections import Detections
 from querybox.errors import ConfigError, DataError
 from querybox.evaluate import coco_metrics, evaluate
 from querybox.evaluation import METRICS, Evaluation
+from querybox.report import write_report
 from querybox.sources import Frame
 from querybox.structures import Category, DetectorOutput, ImageBatch, Preprocessing
 
@@ -352,6 +353,35 @@ def test_evaluate_detects_in_every_image_as_it_was_annotated(
     evaluation = evaluate(Named(), dataset(stored, turned), batch_size=2)
     assert asked == {"shapes": [(3, 60, 100), (3, 100, 60)], "top_k": 100, "batch_size": 2}
     assert list(evaluation.detections) == [3, 1]
+
+
+def test_images_that_cannot_be_read_do_not_count(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def detect_frames(detector: object, frames: Iterable[Frame], **options: int) -> list[Detections]:
+        return [found(label=0) for _ in frames]
+
+    monkeypatch.setattr(MODULE, "detect_frames", detect_frames)
+    Image.new("RGB", (100, 100)).save(tmp_path / "1.png")
+    data = dataset(
+        replace(record(3, [[10, 10, 50, 50]], [0]), path=tmp_path / "gone.png"),
+        replace(record(1), path=tmp_path / "1.png"),
+    )
+    evaluation = evaluate(Named(), data, max_corrupt=0.5)
+    assert (evaluation.images, evaluation.objects) == (1, 0)
+    assert list(evaluation.detections) == [1]
+    assert "gone.png: no such image file" in evaluation.unreadable[3]
+    assert "1 images cannot be read and do not count" in caplog.text
+    evaluation.to_json(tmp_path / "metrics.json")
+    assert list(json.loads((tmp_path / "metrics.json").read_text())["unreadable"]) == ["3"]
+    (tmp_path / "run").mkdir()
+    report = write_report(tmp_path / "run", evaluation, data).read_text()
+    assert "in the evaluation" in report
+    assert "gone.png" in report
+    with pytest.raises(
+        DataError, match=r"1 of 2 images cannot be read, more than max_corrupt = 0\.05 allows"
+    ):
+        evaluate(Named(), data)
 
 
 def test_evaluate_refuses_before_it_predicts(monkeypatch: pytest.MonkeyPatch) -> None:

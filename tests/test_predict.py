@@ -191,10 +191,18 @@ def test_a_rare_shape_does_not_wait_for_ever() -> None:
     assert next(drawn) <= 8 * 4 + 4
 
 
+def test_broken_images_are_told_of_and_passed_over(detector: Detector, tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"<html>")
+    told: list[ImageError] = []
+    broken = tmp_path / "broken.jpg"
+    assert len(list(predict(detector, [image(64, 96), broken, image(64, 96)], broken=told.append))) == 2
+    assert "broken.jpg" in str(told[0])
+
+
 def test_sources_are_read_as_they_are_needed(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
 
-    def frames(sources: list[object]) -> Iterator[object]:
+    def frames(sources: list[object], broken: object) -> Iterator[object]:
         from querybox.sources import Frame
 
         for number in range(10_000):

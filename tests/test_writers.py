@@ -110,7 +110,7 @@ def test_draws_every_frame_of_a_video(tmp_path: Path) -> None:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(gray, format="rgb24")))
         container.mux(stream.encode())
     after = picture(tmp_path / "z.png")
-    results = [found(f"clip.avi#{number}", count=number % 2, size=(51, 101)) for number in range(4)]
+    results = [found(f"{source}#{number}", count=number % 2, size=(51, 101)) for number in range(4)]
     paths = [tmp_path / "out.mp4", tmp_path / "out.jpg"]
     draw_files([source, after], paths, iter([*results, found(str(after))]))
     frames = [frame.pixels.int() for frame in read_frames([paths[0]])]

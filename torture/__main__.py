@@ -17,10 +17,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from torture import batches, fuzz, hostile
+from torture import batches, data, fuzz, hostile
 from torture.case import Case
 
-PARTS: dict[str, Sequence[Case]] = {"fuzz": fuzz.CASES, "hostile": hostile.CASES, "batches": batches.CASES}
+PARTS: dict[str, Sequence[Case]] = {
+    "data": data.CASES,
+    "fuzz": fuzz.CASES,
+    "hostile": hostile.CASES,
+    "batches": batches.CASES,
+}
 """By the name of the part; each module of this package has one."""
 PAGE = Path(__file__).parent.parent / "docs" / "torture.md"
 

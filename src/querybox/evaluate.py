@@ -15,7 +15,7 @@ from torch import Tensor
 from querybox.agreement import agreement
 from querybox.average_precision import average_precision
 from querybox.data import DetectionData, ImageRecord, read_dataset, read_pixels
-from querybox.data.records import listed
+from querybox.data.findings import listed
 from querybox.data.settings import MAX_CORRUPT
 from querybox.detections import Detections
 from querybox.engine import Engine

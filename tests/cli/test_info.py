@@ -37,11 +37,11 @@ def test_of_a_model(run: Any, model: Path, tmp_path: Path) -> None:
 def test_of_a_dataset(run: Any, photos: Path) -> None:
     code, out, err = run("info", photos)
     assert code == 0
-    assert "1 empty" in err
+    assert "1 boxes without width or height" in err
     rows = [
         [cell.strip() for cell in line.strip("│ \n").split("│")] for line in out.splitlines() if "│" in line
     ]
-    assert ["train", "4", "0", "4", "0", "1 empty"] in rows
+    assert ["train", "4", "0", "4", "0", "1 zero_size_box"] in rows
     assert ["val", "2", "0", "2", "0", "none"] in rows
     assert ["3", "cat", "2", "1"] in rows
     assert ["9", "dog", "2", "1"] in rows

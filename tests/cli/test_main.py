@@ -11,7 +11,18 @@ import querybox
 from querybox.cli import main as entry
 from querybox.errors import ConfigError
 
-COMMANDS = ("train", "evaluate", "predict", "trace", "inspect", "export", "convert", "benchmark", "info")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "predict",
+    "trace",
+    "inspect",
+    "export",
+    "convert",
+    "benchmark",
+    "info",
+    "validate",
+)
 
 
 def test_help_names_every_command(run: Any) -> None:

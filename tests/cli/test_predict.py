@@ -46,6 +46,51 @@ def test_draws_a_video(run: Any, model: Path, tmp_path: Path) -> None:
         assert sum(1 for _ in container.decode(video=0)) == 11
 
 
+def test_broken_files_are_named_and_the_others_predicted_on(
+    run: Any, model: Path, photos: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "new"
+    folder.mkdir()
+    (folder / "1.jpg").write_bytes(b"<html>")
+    (folder / "2.jpg").write_bytes((photos / "images" / "val1.jpg").read_bytes())
+    (folder / "3.mp4").write_bytes(b"no video")
+    (folder / "4#x.jpg").write_bytes((photos / "images" / "val2.jpg").read_bytes())
+    (folder / "5.jpg").write_bytes(b"")
+    code, out, err = run("predict", model, folder, "--threshold", "0", "--output", "found")
+    assert code == 1
+    assert [line.partition(": cannot")[0] for line in err.splitlines()] == [
+        f"ImageError: {folder / name}" for name in ("1.jpg", "3.mp4", "5.jpg")
+    ]
+    assert "in 2 images, 3 of 5 files could not be read. Results are in found" in out
+    assert sorted(path.name for path in (tmp_path / "found").glob("*.jpg")) == ["2.jpg", "4#x.jpg"]
+    content = json.loads((tmp_path / "found" / "detections.json").read_text())
+    assert [Path(image["file_name"]).name for image in content["images"]] == ["2.jpg", "4#x.jpg"]
+
+
+def test_a_video_that_breaks_off_is_drawn_up_to_there(
+    run: Any, model: Path, photos: Path, tmp_path: Path
+) -> None:
+    import av
+
+    with av.open(tmp_path / "a.avi", "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for _ in range(12):
+            container.mux(stream.encode(av.VideoFrame(64, 48, "yuvj420p")))
+        container.mux(stream.encode())
+    whole = (tmp_path / "a.avi").read_bytes()
+    (tmp_path / "a.avi").write_bytes(whole[: len(whole) // 2])
+    words = ("predict", model, "a.avi", photos / "images" / "val1.jpg", "--threshold", "0")
+    code, out, _ = run(*words)
+    frames = len(json.loads((tmp_path / "predictions" / "detections.json").read_text())["images"]) - 1
+    assert code in (0, 1)  # decoders differ in what they call broken
+    assert f"in {frames + 1} images" in out
+    if frames:
+        with av.open(tmp_path / "predictions" / "a.mp4") as container:
+            assert sum(1 for _ in container.decode(video=0)) == frames
+    assert (tmp_path / "predictions" / "val1.jpg").is_file()
+
+
 def test_repeats_itself(run: Any, model: Path, photos: Path, tmp_path: Path) -> None:
     words = ("predict", model, photos / "images", "--threshold", "0", "--format", "csv", "--output")
     assert run(*words, "a")[0] == run(*words, "b")[0] == 0
@@ -90,8 +135,6 @@ def test_a_run_folder_is_its_best_model(run: Any, model: Path, photos: Path, tmp
         (["MODEL", "missing.jpg"], "DataError: missing.jpg: no such file or folder"),
         (["MODEL", "empty"], "DataError: empty: found no image or video among 0 files"),
         (["MODEL", "*.jpg"], "DataError: *.jpg: found no image or video among 0 files"),
-        (["MODEL", "broken.mp4"], "ImageError: broken.mp4: cannot be read as a video"),
-        (["MODEL", "MODEL"], "model.safetensors: cannot be read as an image"),
         (["missing.safetensors", "PICTURE"], "CheckpointError: missing.safetensors: no such weights file"),
         (["PICTURE", "PICTURE"], "CheckpointError: PICTURE: corrupt"),
         (["MODEL", "PICTURE", "--format", "png"], "ConfigError: --format got 'png'; expected one or more of"),
@@ -109,7 +152,6 @@ def test_a_run_folder_is_its_best_model(run: Any, model: Path, photos: Path, tmp
 def test_bad_input_is_told_in_one_line(
     run: Any, model: Path, photos: Path, tmp_path: Path, words: list[str], message: str
 ) -> None:
-    (tmp_path / "broken.mp4").write_bytes(b"no video")
     (tmp_path / "empty").mkdir()
     images = photos / "images"
     names = {"MODEL": model, "IMAGES": images, "PICTURE": images / "val1.jpg"}

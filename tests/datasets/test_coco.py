@@ -103,12 +103,12 @@ def test_faulty_boxes_are_dropped_or_cut_and_counted(
     }  # fmt: skip
     places = {found.kind: found.places[0] for found in data.findings}
     assert places["negative_size_box"].what == "annotations[3] (id 3), image 1: corners 9, 9, 5, 14 in 40x30"
-    assert places["negative_size_box"].box_xyxy == (9, 9, 5, 14)
+    assert places["negative_size_box"].box_xyxy == (9.0, 9.0, 5.0, 14.0)
     assert places["clipped_box"].image_id == 1
     assert places["absent_image"].what == "annotations[7] (id 99) of image 12345"
     assert data.images[0].boxes_xyxy.tolist() == [[0, 0, 5, 5], [10, 10, 15, 15]]
     assert len(caplog.messages) == 1
-    assert "1 boxes with a NaN: dropped" in caplog.messages[0]
+    assert "1 boxes with a NaN (annotations[0] (id 0), image 1" in caplog.messages[0]
 
 
 Change = Callable[[Document], object]

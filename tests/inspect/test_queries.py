@@ -39,7 +39,7 @@ def data(tmp_path: Path, detr: Detector) -> DetectionData:
                 areas=nothing.astype(np.float64),
             )
         )
-    return DetectionData(source=tmp_path, categories=detr.categories, images=tuple(records), dropped={})
+    return DetectionData(source=tmp_path, categories=detr.categories, images=tuple(records))
 
 
 def view_of(boxes: list[list[float]], scores: list[float], sizes: tuple[int, int] = (100, 100)) -> QueryView:

@@ -56,7 +56,7 @@ def test_a_run_leaves_everything_that_repeats_it(run_settings: MakeSettings) -> 
     result = train(settings)
     folder = result.run_dir
     assert folder == Path(settings.output)
-    expected = {"run.yaml", "environment.json", "record.json", "metrics.csv"}
+    expected = {"run.yaml", "environment.json", "record.json", "validation.json", "metrics.csv"}
     assert expected | {"checkpoint.safetensors", "last.safetensors"} == {
         path.name for path in folder.iterdir()
     }
@@ -262,7 +262,7 @@ def test_more_objects_than_queries_is_a_warning(
     run_settings: MakeSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(run_settings(epochs=1, model={"queries": 1}))
-    assert "6 images have more objects than the model's 1 queries; 6 boxes are lost" in caplog.text
+    assert "6 objects in excess of the model's queries (image 1: 2 objects, 1 queries; image 2" in caplog.text
 
 
 def evaluations(values: Iterable[float]) -> Callable[..., Evaluation]:

@@ -14,10 +14,11 @@ from torch.overrides import TorchFunctionMode
 
 from querybox.data import train_loader
 from querybox.training import RunSettings
+from querybox.training.data import read_data
 from querybox.training.interrupt import StopRequest
 from querybox.training.loop import Trainer
 from querybox.training.processes import start_processes
-from querybox.training.start import build_detector, read_data, resolve
+from querybox.training.start import build_detector, resolve
 
 READS = {
     *("cpu", "item", "tolist", "equal", "nonzero", "masked_select", "unique", "is_nonzero"),
@@ -55,7 +56,8 @@ class Waits(TorchFunctionMode):
 def waits_of_a_step(settings: RunSettings, folder: Path) -> dict[str, int]:
     """Make the first update of a run; its batch has been loaded already."""
     settings = resolve(settings)
-    data, _ = read_data(settings.data)
+    accelerator = start_processes(settings)
+    data = read_data(settings, accelerator, resume=False).training
     detector = build_detector(settings, data.categories)
     assert detector.recipe is not None
     trainer = Trainer(
@@ -64,7 +66,7 @@ def waits_of_a_step(settings: RunSettings, folder: Path) -> dict[str, int]:
         train_loader(data, settings.data, batch_size=settings.train.batch_size, seed=0),
         settings.train,
         folder,
-        accelerator=start_processes(settings),
+        accelerator=accelerator,
     )
     parts = next(trainer.rest_of_epoch())
     with Waits() as waits:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -77,9 +77,8 @@ def predict(
     pictures = picture_paths(files, output) if "pictures" in formats else []
     detector = load_engine(model, trusted=trust, precision=precision)
     broken: list[ImageError] = []
-    found = run(
-        detector, files, threshold=threshold, top_k=top_k, nms=nms, batch_size=batch_size, broken=broken.append
-    )
+    options: dict[str, Any] = {"threshold": threshold, "top_k": top_k, "nms": nms, "batch_size": batch_size}
+    found = run(detector, files, **options, broken=broken.append)
     output.mkdir(parents=True, exist_ok=True)
     tally: Counter[str] = Counter()
     with ExitStack() as stack:
@@ -96,6 +95,11 @@ def predict(
             draw_files(files, pictures, results)
         for _ in results:  # all of them, where nothing is drawn
             pass
+    return say(tally, files, broken, output)
+
+
+def say(tally: Counter[str], files: Sequence[Path], broken: Sequence[ImageError], output: Path) -> int:
+    """Say how much was found, and what could not be read; return the exit code."""
     for error in broken:
         sys.stderr.write(f"ImageError: {error}\n")
     left_out = f", {len(broken)} of {len(files)} files could not be read" if broken else ""

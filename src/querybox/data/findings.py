@@ -122,18 +122,11 @@ class Finding:
         ids = (place.image_id for place in self.places)
         return tuple(dict.fromkeys(number for number in ids if number is not None))
 
-    @property
-    def summary(self) -> str:
-        """What was found, how often, and what to do, in a line."""
+    def told(self, most: int) -> str:
+        """All in one line, with the first places, `most` of them."""
         kind = KINDS[self.kind]
-        return f"{self.count} {kind.meaning}: {kind.cure}"
-
-    def __str__(self) -> str:
-        """The same, with the first places."""
-        kind = KINDS[self.kind]
-        examples = "; ".join(place.what for place in self.places[:10])
-        more = f" and {self.count - 10} more" if self.count > 10 else ""
-        return f"{self.count} {kind.meaning} ({examples}{more}): {kind.cure}"
+        where = listed([place.what for place in self.places], most, separator="; ")
+        return f"{self.count} {kind.meaning} ({where}): {kind.cure}"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -148,6 +141,12 @@ class Finding:
             "image_ids": list(self.image_ids),
             "places": [place.what for place in self.places],
         }
+
+
+def listed(items: Sequence[object], limit: int = 10, separator: str = ", ") -> str:
+    """Say `items` in one line, the first `limit` of them by name."""
+    text = separator.join(str(item) for item in items[:limit])
+    return text if len(items) <= limit else f"{text} and {len(items) - limit} more"
 
 
 class Findings:

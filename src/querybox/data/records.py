@@ -165,15 +165,15 @@ def require_sound(data: DetectionData) -> DetectionData:
     """
     errors = [found for found in data.findings if found.severity == "error"]
     if errors:
-        raise DataError(f"{data.source}: {' | '.join(map(str, errors))}")
+        raise DataError(f"{data.source}: {' | '.join(found.told(10) for found in errors)}")
     return data
 
 
 def warn(data: DetectionData) -> None:
     """Say in one log line what is wrong with `data`, though it can be used."""
-    warnings = [found.summary for found in data.findings if found.severity == "warning"]
+    warnings = [found.told(2) for found in data.findings if found.severity == "warning"]
     if warnings:
-        log.warning("%s: %s ('querybox validate' shows which)", data.source, " | ".join(warnings))
+        log.warning("%s: %s ('querybox validate' shows all)", data.source, " | ".join(warnings))
 
 
 def require_images(data: DetectionData, folders: Sequence[Path]) -> DetectionData:
@@ -196,9 +196,3 @@ def require_images(data: DetectionData, folders: Sequence[Path]) -> DetectionDat
             "put the images into one of these folders"
         )
     return data
-
-
-def listed(items: Sequence[object], limit: int = 10) -> str:
-    """Say `items` in one line, the first `limit` of them by name."""
-    text = ", ".join(str(item) for item in items[:limit])
-    return text if len(items) <= limit else f"{text} and {len(items) - limit} more"

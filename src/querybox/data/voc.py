@@ -15,12 +15,11 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from querybox.data.findings import Findings
+from querybox.data.findings import Findings, listed
 from querybox.data.image import MAX_PIXELS, image_files
 from querybox.data.records import (
     DetectionData,
     ImageRecord,
-    listed,
     require_images,
     size_in_header,
     sound_record,

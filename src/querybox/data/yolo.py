@@ -16,12 +16,11 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from querybox.data.findings import Findings
+from querybox.data.findings import Findings, listed
 from querybox.data.image import image_files
 from querybox.data.records import (
     DetectionData,
     ImageRecord,
-    listed,
     require_images,
     size_in_header,
     sound_record,

@@ -11,7 +11,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from querybox.data.records import listed
+from querybox.data.findings import listed
 from querybox.detector import Detector
 from querybox.errors import CheckpointError, ConfigError
 from querybox.recipes import parse

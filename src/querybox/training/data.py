@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Self
 from pydantic import TypeAdapter, ValidationError
 
 from querybox.data import DetectionData, read_train_and_val
-from querybox.data.records import listed, require_sound, warn
+from querybox.data.findings import listed
+from querybox.data.records import require_sound, warn
 from querybox.data.scan import examine_images, with_seen
 from querybox.data.validate import VALIDATION, SplitReport, judged
 from querybox.errors import DataError

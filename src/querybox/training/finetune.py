@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from querybox.data.records import listed
+from querybox.data.findings import listed
 from querybox.detector import Detector
 from querybox.errors import CheckpointError
 from querybox.modules.proposals import ProposedQueries

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from querybox.data import Batch
 from querybox.data.loader import TrainLoader
-from querybox.data.settings import MAX_CORRUPT
 from querybox.detector import Detector
 from querybox.errors import NonFiniteError
 from querybox.evaluation import Evaluation
@@ -100,7 +99,6 @@ class Trainer:
         *,
         accelerator: Accelerator,
         evaluate: Callable[[Detector], Evaluation] | None = None,
-        max_lost: float = MAX_CORRUPT,
     ) -> None:
         """Set up a run.
 
@@ -112,7 +110,6 @@ class Trainer:
             folder: Where checkpoints and ``metrics.csv`` go; it exists.
             accelerator: The processes, their devices and their precision.
             evaluate: Measures a detector; called in every process. None trains without evaluation.
-            max_lost: Share of the images (0-1) that may become unreadable during the run.
 
         Raises:
             ConfigError: `settings.freeze` does not fit the detector.
@@ -125,7 +122,7 @@ class Trainer:
         self.folder = folder
         self.accelerator = accelerator
         self.evaluate = evaluate
-        self.lost = LostImages(accelerator, folder, images=len(loader.dataset), most=max_lost)
+        self.lost = LostImages(accelerator, folder, loader.dataset)
         self.average = MovingAverage(detector, settings.ema) if settings.ema else None
         self.adamw = build_optimizer(detector, settings)
         fast = for_training(detector)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from querybox.data.loader import Lost
+from querybox.data.loader import Lost, TrainingImages
 from querybox.diagnosis.record import add_to_record, read_record
 from querybox.errors import TrainingError
 
@@ -20,19 +20,18 @@ logger = logging.getLogger(__name__)
 class LostImages:
     """Those of a run so far, the same in every process."""
 
-    def __init__(self, accelerator: Accelerator, folder: Path, *, images: int, most: float) -> None:
+    def __init__(self, accelerator: Accelerator, folder: Path, images: TrainingImages) -> None:
         """Go on from what is recorded.
 
         Args:
             accelerator: The processes.
             folder: Of the run; the first process writes its record.
-            images: How many images the run trains on.
-            most: Share of them (0-1) that may be lost.
+            images: What the run trains on, and which share of it may be lost.
         """
         self.accelerator = accelerator
         self.folder = folder
-        self.images = images
-        self.most = most
+        self.images = len(images)
+        self.most = images.settings.max_corrupt
         self.reasons = dict(read_record(folder).lost)
 
     def note(self, lost: Sequence[Lost]) -> None:

@@ -84,14 +84,7 @@ def train(settings: RunSettings, *, resume: bool = False) -> TrainResult:
     folder = Path(settings.output)
     measure = None if validation is None else partial(evaluate_and_record, accelerator, settings, validation)
     trainer = Trainer(
-        detector,
-        criterion,
-        loader,
-        settings.train,
-        folder,
-        accelerator=accelerator,
-        evaluate=measure,
-        max_lost=settings.data.max_corrupt,
+        detector, criterion, loader, settings.train, folder, accelerator=accelerator, evaluate=measure
     )
     if continued:
         trainer.resume()

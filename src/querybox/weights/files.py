@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from querybox.data.records import listed
+from querybox.data.findings import listed
 from querybox.errors import CheckpointError
 from querybox.weights.digest import check_digest
 from querybox.weights.hub import WEIGHTS, fetch, is_hub_name
