@@ -111,13 +111,15 @@ def describe_data(path: Path, split: str | None) -> list[Table]:
     from rich.table import Table
 
     from querybox.data.read import as_data_errors, find_splits, read_dataset
-    from querybox.data.records import require_sound
+    from querybox.data.records import require_sound, warn
 
     if split is not None:
         splits = {split: read_dataset(path, split)}
     else:
         with as_data_errors(path):
             splits = {name: require_sound(read()) for name, read in find_splits(path).items()}
+        for data in splits.values():
+            warn(data)
     overview = Table(title=escape(str(path)), title_justify="left")
     overview.add_column("split")
     for heading in ("images", "without objects", "objects", "crowds"):

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
     from querybox.data.validate import SplitReport
 
@@ -69,17 +70,18 @@ def validate(
     return 0 if found.usable else UNUSABLE
 
 
-def findings_table(name: str, split: SplitReport) -> Table:
+def findings_table(name: str, split: SplitReport) -> Table | Text:
     """Show what was found in a split, the first places of each kind."""
     from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     from querybox.data.findings import KINDS
 
     left_out = f", {split.left_out} left out" if split.left_out else ""
     title = f"{name}: {split.images} images{left_out}, {split.objects} objects"
     if not split.findings:
-        return Table(title=escape(f"{title}: nothing is wrong"), title_justify="left")
+        return Text(f"{title}: nothing is wrong")
     table = Table(title=escape(title), title_justify="left", show_lines=True)
     table.add_column("")
     table.add_column("count", justify="right")

@@ -70,8 +70,8 @@ def details(name: str, split: SplitReport) -> Iterator[str]:
 
 
 def thumbnails(found: Finding) -> str:
-    """Show the first images concerned; those that cannot be read have none."""
-    places = [place for place in found.places if place.path is not None]
+    """Show the first images with which something is wrong; those that cannot be read have no picture."""
+    places = [place for place in found.places if place.path is not None and found.severity != "note"]
     figures = [figure for place in places[:SHOWN] if (figure := thumbnail(place))]
     return page.grid(figures) if figures else ""
 
