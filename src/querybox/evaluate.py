@@ -65,7 +65,7 @@ def evaluate(
         )
     labels_by_name(engine.categories, data.categories)  # fails before the work, not after it
     found, unreadable = detect_records(engine, data.images, batch_size=batch_size, each=each)
-    return measure(data, found, unreadable, max_corrupt)
+    return measure(data, found, data.left_out | unreadable, max_corrupt)
 
 
 def measure(
@@ -86,9 +86,10 @@ def measure(
         DataError: There are more.
     """
     reasons = listed(list(unreadable.values()))
-    if len(unreadable) > max_corrupt * len(data.images):
+    total = len(unreadable.keys() | {image.id for image in data.images})
+    if len(unreadable) > max_corrupt * total:
         raise DataError(
-            f"{data.source}: {len(unreadable)} of {len(data.images)} images cannot be read, more than "
+            f"{data.source}: {len(unreadable)} of {total} images cannot be read, more than "
             f"max_corrupt = {max_corrupt:g} allows: {reasons}"
         )
     if unreadable:

@@ -138,12 +138,16 @@ Change = Callable[[Document], object]
         (lambda d: d.pop("categories"), r"categories: Field required; expected COCO JSON"),
         (lambda d: d["images"][0].update(file_name="../a.png"), r"file_name '../a.png' leaves the dataset"),
         (lambda d: d["images"][0].update(file_name="/etc/a.png"), r"leaves the dataset"),
+        (
+            lambda d: [image.update(file_name=f"../{image['id']}") for image in d["images"]],
+            r"2 annotations .*'../1' leaves the dataset",
+        ),
         (lambda d: d["images"][0].update(file_name="..\\a.png"), r"leaves the dataset"),
         (lambda d: d["images"][0].update(file_name="C:\\a.png"), r"leaves the dataset"),
         (lambda d: d["images"][0].update(file_name="a\0.png"), r"leaves the dataset"),
         (
             lambda d: [image.update(file_name=f"gone{image['id']}.png") for image in d["images"]],
-            r"none of its images is there, the first is 'gone1.png'; searched",
+            r"none of its images can be read: the first is 'gone1.png'; searched",
         ),
         (lambda d: d.update(images=[], annotations=[]), r"lists no images"),
     ],
@@ -200,7 +204,7 @@ def test_the_images_of_another_machine_need_not_exist_for_read_coco(
 ) -> None:
     path = write_json(tmp_path / "train.json", document)
     assert len(read_coco(path).images) == 2
-    with pytest.raises(DataError, match="none of its images is there"):
+    with pytest.raises(DataError, match="none of its images can be read"):
         read_dataset(path)
 
 
@@ -227,7 +231,8 @@ def test_an_image_of_unreadable_size_is_left_out(tmp_path: Path, document: Docum
     data = read_dataset(path)
     assert [image.id for image in data.images] == [2]
     assert data.unreadable == {"broken_image": 1}
-    assert data.unreadable_ids == {1}
+    assert list(data.left_out) == [1]
+    assert "a.png: cannot be read as an image" in data.left_out[1]
 
 
 def test_all_faults_are_listed_at_once(tmp_path: Path, document: Document) -> None:

@@ -96,7 +96,7 @@ def test_missing_files_are_errors(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / "JPEGImages" / f"{name}.png").unlink()
     with pytest.raises(
-        DataError, match=r"none of its images is there, the first is 'a\.jpg'; searched .*JPEGImages"
+        DataError, match=r"none of its images can be read: the first is 'a\.jpg'; searched .*JPEGImages"
     ):
         read_dataset(tmp_path)
     (tmp_path / "Annotations" / "b.xml").unlink()

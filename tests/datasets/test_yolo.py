@@ -182,7 +182,7 @@ def test_binary_labels_are_errors_and_missing_images_are_left_out(tmp_path: Path
     assert [image.path.name for image in data.images] == ["a.png"]
     assert data.unreadable == {"missing_image": 1}
     (tmp_path / "train.txt").write_text("images/train/d.png\nimages/train/e.png\n")
-    with pytest.raises(DataError, match=r"none of its images is there"):
+    with pytest.raises(DataError, match=r"none of its images can be read"):
         read_dataset(file)
     (tmp_path / "train.txt").write_text("images/train/a.png\nimages/train/c.png\n")
     write_images(tmp_path / "images" / "train", [Drawn(name="c.png", size=(9, 9))])
@@ -209,3 +209,11 @@ def test_mutated_files_raise_nothing_but_data_errors(tmp_path: Path) -> None:
                 continue
         path.write_bytes(good)
     assert len(read_dataset(file).images) == 2
+
+
+def test_images_that_are_all_broken_are_an_error(tmp_path: Path) -> None:
+    file = write_yolo(tmp_path, "train", IMAGES, NAMES)
+    for image in (tmp_path / "images" / "train").iterdir():
+        image.write_bytes(b"")
+    with pytest.raises(DataError, match=r"none of its images can be read: 2 files that are broken"):
+        read_dataset(file)

@@ -71,11 +71,15 @@ class DetectionData:
         return {found.kind: found.count for found in self.findings if found.kind in UNREADABLE}
 
     @property
-    def unreadable_ids(self) -> frozenset[int]:
-        """The images that were left out."""
-        return frozenset(
-            number for found in self.findings if found.kind in UNREADABLE for number in found.image_ids
-        )
+    def left_out(self) -> dict[int, str]:
+        """Why images were left out, by their ids."""
+        return {
+            place.image_id: place.what
+            for found in self.findings
+            if found.kind in UNREADABLE
+            for place in found.places
+            if place.image_id is not None
+        }
 
     def only(self, image_ids: Container[int]) -> Self:
         """Return the same with some of the images."""
@@ -184,15 +188,18 @@ def require_images(data: DetectionData, folders: Sequence[Path]) -> DetectionDat
         folders: Where its images were looked for, for the message.
 
     Raises:
-        DataError: There are no images, or no image file exists.
+        DataError: There are no images, or none is there.
     """
-    if not data.images and not data.unreadable:
+    if any(image.path.is_file() for image in data.images):
+        return data
+    if any(found.severity == "error" for found in data.findings):
+        return data  # what is wrong is known
+    unreadable = [found.told(3) for found in data.findings if found.kind in UNREADABLE]
+    if not data.images and not unreadable:
         raise DataError(f"{data.source}: lists no images; a dataset needs at least one")
-    if not any(image.path.is_file() for image in data.images):
-        searched = ", ".join(str(folder) for folder in folders)
-        named = next((image.path.name for image in data.images), "none of a known size")
-        raise DataError(
-            f"{data.source}: none of its images is there, the first is '{named}'; searched {searched}; "
-            "put the images into one of these folders"
-        )
-    return data
+    searched = ", ".join(str(folder) for folder in folders)
+    named = f"the first is '{data.images[0].path.name}'" if data.images else " | ".join(unreadable)
+    raise DataError(
+        f"{data.source}: none of its images can be read: {named}; searched {searched}; put images into one of these "
+        "folders"
+    )

@@ -91,4 +91,4 @@ def thumbnail(place: Place) -> str:
     image.thumbnail((WIDTH, WIDTH))
     file = io.BytesIO()
     image.save(file, format="JPEG", quality=82)
-    return page.figure(file.getvalue(), place.what, place.what)
+    return page.figures({place.what: file.getvalue()}, place.what, None)

@@ -41,9 +41,7 @@ class Fixed:
     @classmethod
     def of(cls, data: DetectionData) -> Self:
         """Fix a split, the images of which were looked at."""
-        return cls(
-            digest=digest(data), classes=class_names(data), left_out=tuple(sorted(data.unreadable_ids))
-        )
+        return cls(digest=digest(data), classes=class_names(data), left_out=tuple(sorted(data.left_out)))
 
     def again(self, data: DetectionData, folder: Path) -> DetectionData:
         """Return the same images of `data`, which was read anew, for the run in `folder`.
