@@ -10,7 +10,8 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --editable
 SHORT := { grep -v '^Requirement already satisfied' || true; }  # what pip says, less what it did not do
 
 COVERED := tests/cli tests/datasets tests/weights $(addprefix tests/, test_checkpoints.py test_convert.py \
-  test_convert_relatives.py test_recipes.py test_runfile.py training/test_checkpoint.py training/test_run.py)
+  test_convert_relatives.py test_benchmark.py test_recipes.py test_runfile.py training/test_checkpoint.py \
+  training/test_run.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check torture fix figures docs
