@@ -58,7 +58,7 @@ def evaluate(
         DataError: The dataset, or too many of its images, cannot be read.
     """
     if not isinstance(data, DetectionData):
-        data = read_dataset(data, split)
+        data = read_dataset(data, split, max_corrupt=max_corrupt)
     elif split is not None:
         raise ConfigError(
             f"evaluate got split={split!r} with data already read; give the path, or leave split out"

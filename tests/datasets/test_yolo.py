@@ -178,7 +178,9 @@ def test_binary_labels_are_errors_and_missing_images_are_left_out(tmp_path: Path
     file = write_yolo(tmp_path, "train", IMAGES, NAMES)
     (tmp_path / "train.txt").write_text("images/train/a.png\nimages/train/c.png\n")
     file.write_text("train: train.txt\nnames: [dog, cat]\n")
-    data = read_dataset(file)
+    with pytest.raises(DataError, match=r"1 of 2 images are missing or broken, more than .*c\.png"):
+        read_dataset(file)
+    data = read_dataset(file, max_corrupt=0.5)
     assert [image.path.name for image in data.images] == ["a.png"]
     assert data.unreadable == {"missing_image": 1}
     (tmp_path / "train.txt").write_text("images/train/d.png\nimages/train/e.png\n")

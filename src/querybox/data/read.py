@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from querybox.data.coco import coco_splits, read_coco_dataset
-from querybox.data.records import DetectionData, require_sound, warn
-from querybox.data.settings import DataSettings
+from querybox.data.records import DetectionData, require_present, require_sound, warn
+from querybox.data.settings import MAX_CORRUPT, DataSettings
 from querybox.data.splits import Reader, pick_split, split_name
 from querybox.data.voc import voc_splits
 from querybox.data.yolo import yolo_file_splits, yolo_splits
@@ -21,18 +21,22 @@ _EXPECTED = (
 )
 
 
-def read_dataset(path: str | Path, split: str | None = None) -> DetectionData:
+def read_dataset(
+    path: str | Path, split: str | None = None, *, max_corrupt: float = MAX_CORRUPT
+) -> DetectionData:
     """Read a dataset: COCO JSON, Pascal VOC XML or YOLO text, recognised from its path.
 
     Args:
         path: A COCO file, a YOLO `data.yaml`, or a dataset folder (see `coco_splits`, `voc_splits`, `yolo_splits`).
         split: Which split: `train`, `val`, `test`, or another name that the dataset uses. Needed where it has several.
+        max_corrupt: Share of the images (0-1) that may be missing. Whether those that are there can be read, only
+            reading them shows; see `validate`.
 
     Raises:
         DataError: There is no dataset at `path`, or more than one; it has no such split, or several and none was
-            named; its files are malformed; ids repeat; a class is unknown; or none of the images is there.
+            named; its files are malformed; ids repeat; a class is unknown; or too many images are missing.
     """
-    data = require_sound(read_split(Path(path), split))
+    data = require_present(require_sound(read_split(Path(path), split)), max_corrupt)
     warn(data)
     return data
 

@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from querybox.data.findings import BOXES, UNREADABLE, Finding, Findings
+from querybox.data.findings import BOXES, UNREADABLE, Finding, Findings, listed
 from querybox.data.image import read_size
 from querybox.errors import DataError, ImageError
 from querybox.structures import Category
@@ -170,6 +170,22 @@ def require_sound(data: DetectionData) -> DetectionData:
     errors = [found for found in data.findings if found.severity == "error"]
     if errors:
         raise DataError(f"{data.source}: {' | '.join(found.told(10) for found in errors)}")
+    return data
+
+
+def require_present(data: DetectionData, max_corrupt: float) -> DetectionData:
+    """Return `data`, most of whose image files exist.
+
+    Raises:
+        DataError: More than a share `max_corrupt` (0-1) of them are missing.
+    """
+    gone = [*data.left_out.values(), *(str(image.path) for image in data.images if not image.path.is_file())]
+    total = len(data.images) + len(data.left_out)
+    if len(gone) > max_corrupt * total:
+        raise DataError(
+            f"{data.source}: {len(gone)} of {total} images are missing or broken, more than max_corrupt = "
+            f"{max_corrupt:g} allows: {listed(gone)}; put them back, or take them out of the annotations"
+        )
     return data
 
 
