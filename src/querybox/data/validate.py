@@ -13,7 +13,7 @@ from querybox.data.records import DetectionData
 from querybox.data.scan import Each, examine_images, with_seen
 from querybox.data.settings import MAX_CORRUPT
 from querybox.data.splits import pick_split
-from querybox.errors import DataError
+from querybox.errors import ConfigError, DataError
 from querybox.structures import Category
 
 VALIDATION = "validation.json"
@@ -104,8 +104,11 @@ def validate(
         each: Is called with each image that was looked at, to show progress.
 
     Raises:
+        ConfigError: `max_corrupt` is no share.
         DataError: There is no dataset at `path`, or no such split.
     """
+    if not 0 <= max_corrupt <= 1:
+        raise ConfigError(f"validate got max_corrupt={max_corrupt:g}; expected a share of the images, 0 to 1")
     with as_data_errors(Path(path)):
         readers = find_splits(Path(path))
         if split is not None:
