@@ -82,7 +82,7 @@ def update(setup: Setup, model: Detector, criterion: Criterion, batch: Batch, pr
     settings = TrainSettings(batch_size=len(batch.image_ids), precision=precision)
     run = RunSettings.parse({"data": {"train": "none"}, "output": str(setup.folder)}).replace(train=settings)
     loader = cast("TrainLoader", [batch])  # only its length is asked for
-    trainer = Trainer(model, criterion, loader, settings, setup.folder, accelerator=start_processes(run))
+    trainer = Trainer(model, criterion, loader, run, accelerator=start_processes(run))
     trainer.model.eval()
 
     def work() -> tuple[float, float]:

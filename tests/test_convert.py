@@ -264,7 +264,7 @@ def test_a_failed_write_leaves_nothing(
 
     monkeypatch.setattr(torch, "save", fail)
     monkeypatch.setattr(folder_writer, "preprocessor_config", fail)
-    monkeypatch.setattr(folder_writer, "save_file", fail)
+    monkeypatch.setattr(folder_writer, "save_tensors", fail)
     with pytest.raises(OSError, match="No space left"):
         convert(files["querybox"], tmp_path / TARGETS[to], to=to)
     assert list(tmp_path.iterdir()) == []

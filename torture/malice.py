@@ -19,7 +19,7 @@ from querybox import Detector, convert, load_engine
 from querybox.cli import main
 from querybox.errors import CheckpointError
 from querybox.modules.backbone import Backbone
-from querybox.training.checkpoint import load_checkpoint
+from querybox.training.checkpoint import Checkpoint
 from querybox.weights.backbone import load_backbone
 from querybox.weights.files import read_checkpoint_file
 from torture.samples import write_coco
@@ -73,7 +73,7 @@ def train(setting: str, inside: Path) -> None:
 def resume(file: Path) -> None:
     """Go on from the checkpoint of a run."""
     model = nn.Linear(1, 1)
-    load_checkpoint(file, model, torch.optim.AdamW(model.parameters()), average=None)
+    Checkpoint.read(file).restore(model, torch.optim.AdamW(model.parameters()), average=None)
 
 
 def entrances(file: Path) -> dict[str, Callable[[], object]]:

@@ -18,7 +18,7 @@ from querybox.checkpoints import read_checkpoint
 from querybox.data.image import ORIENTATION, read_image, read_size
 from querybox.recipes import DETR, DINO, Recipe
 from querybox.structures import Category, Preprocessing
-from querybox.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from querybox.training.checkpoint import Checkpoint, Progress
 from querybox.weights import querybox as querybox_file
 from querybox.weights.facebook import FACEBOOK
 from querybox.weights.huggingface import HUGGINGFACE
@@ -156,9 +156,8 @@ def write_run(folder: Path) -> dict[str, str]:
     model, optimizer = small_run()
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    save_checkpoint(
-        folder / "model.safetensors", Progress(step=3), model, optimizer, average=model, scaler=None
-    )
+    state = Checkpoint.of(Progress(step=3), model, optimizer, average=model, scaler=None, settings={})
+    state.write(folder / "model.safetensors")
     _, card = querybox_file.read(folder / "model.safetensors", mark="querybox-run-1")
     (folder / "card.json").write_text(json.dumps(card))
     return {"model.safetensors": "safetensors", "card.json": "json"}
@@ -167,7 +166,8 @@ def write_run(folder: Path) -> dict[str, str]:
 def read_run(folder: Path, spoiled: Path) -> None:
     """Resume a run."""
     model, optimizer = small_run()
-    load_checkpoint(sealed(folder, spoiled, mark="querybox-run-1"), model, optimizer, average=model)
+    checkpoint = Checkpoint.read(sealed(folder, spoiled, mark="querybox-run-1"))
+    checkpoint.restore(model, optimizer, average=model)
 
 
 def small_run() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -181,7 +181,11 @@ def sealed(folder: Path, spoiled: Path, mark: str = querybox_file.FORMAT) -> Pat
     if spoiled.suffix == ".safetensors":
         return spoiled
     card, tensors = spoiled.read_text(errors="replace"), load_file(folder / "model.safetensors")
-    metadata = {"format": mark, "checksum": querybox_file.checksum(tensors, card), "card": card}
+    metadata = {
+        "format": mark,
+        "checksum": querybox_file.checksum(sorted(tensors.items()), card),
+        "card": card,
+    }
     save_file(tensors, folder / "sealed.safetensors", metadata=metadata)
     return folder / "sealed.safetensors"
 

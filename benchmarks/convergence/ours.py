@@ -53,10 +53,11 @@ def train_ours(run: RunSettings, training: DetectionData, watch: Watch, folder: 
     assert detector.recipe is not None
     loader = train_loader(training, run.data, batch_size=run.train.batch_size, seed=run.train.seed)
     criterion = detector.recipe.criterion()
-    trainer = Trainer(detector, criterion, loader, run.train, folder, accelerator=start_processes(run))
+    trainer = Trainer(detector, criterion, loader, run, accelerator=start_processes(run))
     with StopRequest() as request, WatchedDisplay(trainer, watch) as display:
-        trainer.fit(display, request)
-    request.reraise()
+        reason = trainer.fit(display, request)
+    if reason == "signal":
+        request.reraise()
 
 
 class WatchedDisplay(Display):

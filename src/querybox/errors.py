@@ -7,8 +7,11 @@ QueryboxError
 │   └── ImageError     one image cannot be read
 ├── CheckpointError    a weights or checkpoint file is missing, corrupt, or does not fit
 ├── ExportError        an exported model does not answer as its detector does
+├── DiskFullError      a file cannot be written whole; the older one is as it was
 ├── TrainingError      training cannot go on
-│   └── NonFiniteError a loss, a cost or a gradient is NaN or infinite
+│   ├── NonFiniteError a loss, a cost or a gradient is NaN or infinite
+│   ├── ProcessError   one of several training processes ended, or does not answer
+│   └── WorkerError    a process that loads images ended
 └── MissingExtraError  an optional package is not installed
 ```
 """
@@ -48,12 +51,24 @@ class ExportError(QueryboxError, RuntimeError):
     """An exported model does not answer as its detector does; its file was not kept."""
 
 
+class DiskFullError(QueryboxError, OSError):
+    """There is no room to write a file; what it held before is intact."""
+
+
 class TrainingError(QueryboxError, RuntimeError):
     """Training cannot go on."""
 
 
 class NonFiniteError(TrainingError):
     """A loss, a matching cost or a gradient is NaN or infinite; nothing was updated."""
+
+
+class ProcessError(TrainingError):
+    """One of several training processes ended, or does not answer; the run can be resumed."""
+
+
+class WorkerError(TrainingError):
+    """A process that loads images ended, mostly for want of memory; the run can be resumed."""
 
 
 class MissingExtraError(QueryboxError, ImportError):

@@ -17,6 +17,7 @@ from querybox.diagnosis.record import read_record
 from querybox.errors import NonFiniteError
 from querybox.runfile import read_run_file
 from querybox.training import RunSettings, train
+from querybox.training.interrupt import StopRequest
 from querybox.training.loop import Trainer
 from querybox.training.record import evaluate_and_record
 
@@ -96,7 +97,8 @@ def test_a_run_that_learns_is_accused_only_if_classes_are_mixed_up(
     folder = Path(diagnosis.run)
     settings = RunSettings.parse(read_run_file(folder / "run.yaml"))
     mixed_up = read_dataset(broken_data("swapped classes"))
-    evaluate_and_record(Accelerator(), settings, mixed_up, Detector.load(folder / "best.safetensors"))
+    detector = Detector.load(folder / "best.safetensors")
+    evaluate_and_record(Accelerator(), settings, mixed_up, detector, StopRequest())
     assert names(diagnose(folder))[0] == "mixed_up_labels"
 
 

@@ -93,7 +93,8 @@ def test_a_resumed_run_ends_as_if_it_had_not_stopped(
     settings = run_settings("parts", ema=0.9, schedule="cosine", data={"workers": workers})
     with monkeypatch.context() as patch:
         stop_after(patch, steps, "signal")
-        train(settings)
+        with pytest.raises(SystemExit):
+            train(settings)
     assert len(rows(whole)) == 2
     parts = train(settings, resume=True).run_dir
     torch.testing.assert_close(weights(parts), weights(whole), rtol=0, atol=0)
@@ -111,10 +112,27 @@ def test_a_time_budget_ends_the_run_with_a_row_and_a_checkpoint(run_settings: Ma
 def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(run_settings: MakeSettings) -> None:
     folder = train(run_settings(epochs=1)).run_dir
     (folder / "checkpoint.safetensors").unlink()
+    (folder / "last.safetensors").unlink()
     (folder / ".checkpoint.safetensors.abc.tmp").write_bytes(b"half")
+    (folder / "record.json").write_bytes(b"")
     train(run_settings(epochs=1), resume=True)
     assert (folder / "checkpoint.safetensors").exists()
     assert not list(folder.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_was_killed_as_it_made_its_folder_starts(run_settings: MakeSettings, resume: bool) -> None:
+    settings = run_settings(epochs=1)
+    Path(settings.output).mkdir()
+    (Path(settings.output) / ".run.yaml.abc.tmp").write_bytes(b"half")
+    assert rows(train(settings, resume=resume).run_dir)
+
+
+def test_a_run_without_its_checkpoint_is_not_begun_anew(run_settings: MakeSettings) -> None:
+    folder = train(run_settings(epochs=1)).run_dir
+    (folder / "checkpoint.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors: is missing.* --weights"):
+        train(run_settings(epochs=1), resume=True)
 
 
 def test_a_folder_in_use_is_refused(run_settings: MakeSettings) -> None:
@@ -310,7 +328,9 @@ def test_the_moving_average_is_what_is_evaluated_and_saved(
     seen: list[dict[str, Tensor]] = []
     found = evaluations([0.5])
 
-    def evaluate(accelerator: object, settings: object, data: object, detector: Detector) -> Evaluation:
+    def evaluate(
+        accelerator: object, settings: object, data: object, detector: Detector, request: object
+    ) -> Evaluation:
         seen.append({name: tensor.clone() for name, tensor in detector.state_dict().items()})
         return found()
 

@@ -64,8 +64,7 @@ def waits_of_a_step(settings: RunSettings, folder: Path) -> dict[str, int]:
         detector,
         detector.recipe.criterion(),
         train_loader(data, settings.data, batch_size=settings.train.batch_size, seed=0),
-        settings.train,
-        folder,
+        settings.replace(output=str(folder)),
         accelerator=accelerator,
     )
     parts = next(trainer.rest_of_epoch())

@@ -24,7 +24,7 @@ from querybox import Detector
 from querybox.cli import main
 from querybox.errors import CheckpointError
 from querybox.modules.backbone import Backbone
-from querybox.training.checkpoint import load_checkpoint
+from querybox.training.checkpoint import Checkpoint
 from querybox.weights.backbone import load_backbone
 from querybox.weights.files import read_checkpoint_file
 
@@ -267,9 +267,7 @@ ENTRANCES: dict[str, Callable[[Path], object]] = {
     "backbone weights": lambda path: load_backbone(
         Backbone("test_resnet", strides=(32,)), "test_resnet", str(path)
     ),
-    "checkpoint of a run": lambda path: load_checkpoint(
-        path, nn.Linear(1, 1), torch.optim.AdamW([torch.ones(1)]), average=None
-    ),
+    "checkpoint of a run": Checkpoint.read,
     **{
         command: lambda path, command=command: main(
             [command, str(path), *(["."] if command != "info" else [])]

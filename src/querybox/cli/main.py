@@ -42,11 +42,18 @@ querybox export run --to onnx        # for other programs, and faster
 `querybox COMMAND --help` explains a command, with examples.
 """
 
+EPILOGUE = """`--debug` with any command: show the stack trace of an error.
+
+Exit codes: 0 done; 1 done, but there are faults in the data (validate, predict); 2 an error, told in one line with its
+cure; 130 after Ctrl-C and 143 after SIGTERM, when a training has written its checkpoint. A mistake in querybox itself
+shows a stack trace: please report it.
+"""
+
 app = App(
     name="querybox",
     help=HELP,
     help_format="markdown",
-    help_epilogue="`--debug` with any command: show the stack trace of an error.",
+    help_epilogue=EPILOGUE,
     version=f"querybox {__version__}",
     suppress_keyboard_interrupt=False,
     result_action="return_value",
@@ -78,6 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, or 1 where all was done but there are faults in the data, or 2 after an error that the person can
         act on, told in one line on stderr, or 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: SIGTERM ended a training; the code is 143.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words

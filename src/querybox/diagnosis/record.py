@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from querybox.diagnosis.facts import EvaluationFacts, PartFacts, SplitFacts
 from querybox.errors import DataError
-from querybox.weights.files import atomic
+from querybox.weights.files import write_text
 
 RECORD = "record.json"
 
@@ -61,8 +61,7 @@ def add_to_record(folder: Path, **facts: Any) -> None:
     """Set some fields of the record of the run in `folder`; the others stay as they are."""
     record = dataclasses.replace(read_record(folder), **facts)
     text = json.dumps(dataclasses.asdict(record), indent=1, ensure_ascii=False, allow_nan=False)
-    with atomic(folder / RECORD) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_text(folder / RECORD, text + "\n")
 
 
 def read_history(path: Path) -> dict[str, list[float]]:

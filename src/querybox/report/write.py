@@ -16,6 +16,7 @@ from querybox.notebook import share
 from querybox.report import charts, page, pictures
 from querybox.report.diagnosis import diagnosis_section
 from querybox.report.left_out import left_out_section
+from querybox.weights.files import write_text
 
 MEANINGS = {
     "AP": "average precision, mean over IoU 0.50 to 0.95",
@@ -89,9 +90,7 @@ def write_report(
     kind = "Training" if history else "Evaluation"
     subtitle = f"Measured on {data.source} with querybox"
     path = run_dir / "report.html"
-    path.write_text(
-        page.page(f"{kind} report: {run_dir.resolve().name}", subtitle, sections), encoding="utf-8"
-    )
+    write_text(path, page.page(f"{kind} report: {run_dir.resolve().name}", subtitle, sections))
     return path
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from querybox.weights.files import atomic
+from querybox.weights.files import write_text
 
 PACKAGES = (
     "querybox",
@@ -45,8 +45,7 @@ def describe_environment(processes: int) -> dict[str, Any]:
 
 def write_environment(path: Path, processes: int) -> None:
     """Write the environment to the JSON file `path`."""
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(describe_environment(processes), indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(describe_environment(processes), indent=2) + "\n")
 
 
 def installed(package: str) -> str | None:

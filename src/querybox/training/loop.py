@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,18 +19,21 @@ from querybox.data.loader import TrainLoader
 from querybox.detector import Detector
 from querybox.errors import NonFiniteError
 from querybox.evaluation import Evaluation
-from querybox.structures import ImageBatch, Target
-from querybox.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from querybox.structures import ImageBatch
+from querybox.training.checkpoint import Checkpoint, Progress
 from querybox.training.compiled import compile_backbone, compiler_errors
 from querybox.training.display import Display
 from querybox.training.ema import MovingAverage
 from querybox.training.fast import for_training
+from querybox.training.folder import BEST, CHECKPOINT, LAST, METRICS
 from querybox.training.interrupt import StopRequest
+from querybox.training.loss import DetectionLoss
 from querybox.training.lost import LostImages
 from querybox.training.memory import give_back
-from querybox.training.metrics import MetricsFile
+from querybox.training.metrics import as_row, write_metrics
 from querybox.training.optim import Schedule, build_optimizer, freeze
-from querybox.training.settings import TrainSettings
+from querybox.training.processes import take
+from querybox.training.settings import RunSettings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -42,26 +44,8 @@ SAVE_SECONDS = 60.0
 """Epochs that end sooner than this after the last checkpoint go without: writing it takes seconds for a large model."""
 GIVE_BACK_STEPS = 16
 """Updates after which memory that was kept and is not in use goes back to the system."""
-
-
-class DetectionLoss(nn.Module):
-    """Detector and criterion as one module.
-
-    So mixed precision and the averaging of gradients wrap both, and not the detector that is evaluated and saved.
-    """
-
-    def __init__(self, detector: Detector, criterion: nn.Module) -> None:
-        super().__init__()
-        self.detector = detector
-        self.criterion = criterion
-
-    def forward(
-        self, batch: ImageBatch, targets: Sequence[Target], *, placeholder: bool = False
-    ) -> dict[str, Tensor]:
-        """Return the weighted losses by name; of a `placeholder` all are 0, and so are its gradients."""
-        output = self.detector(batch, targets)
-        losses: dict[str, Tensor] = self.criterion(output.nothing() if placeholder else output, targets)
-        return losses
+LONG_SECONDS = 600.0
+"""Within an epoch, a checkpoint is written after this long without one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,11 +78,10 @@ class Trainer:
         detector: Detector,
         criterion: nn.Module,
         loader: TrainLoader,
-        settings: TrainSettings,
-        folder: Path,
+        run: RunSettings,
         *,
         accelerator: Accelerator,
-        evaluate: Callable[[Detector], Evaluation] | None = None,
+        evaluate: Callable[[Detector, StopRequest], Evaluation | None] | None = None,
     ) -> None:
         """Set up a run.
 
@@ -106,23 +89,25 @@ class Trainer:
             detector: To be trained, in place.
             criterion: Returns the weighted losses by name, from the detector's output and the targets.
             loader: This process's share of every batch; an update takes `settings.accumulate` of them.
-            settings: How to train.
-            folder: Where checkpoints and ``metrics.csv`` go; it exists.
+            run: How to train, and the folder where checkpoints and ``metrics.csv`` go; it exists.
             accelerator: The processes, their devices and their precision.
-            evaluate: Measures a detector; called in every process. None trains without evaluation.
+            evaluate: Measures a detector, or returns None because a stop was asked for; called in every process. None
+                trains without evaluation.
 
         Raises:
-            ConfigError: `settings.freeze` does not fit the detector.
+            ConfigError: ``train.freeze`` does not fit the detector.
         """
+        settings = run.train
         freeze(detector, settings.freeze)
         # Channels last: the order in which CPUs and GPUs compute convolutions fastest.
         self.detector = detector.to(accelerator.device).to(memory_format=torch.channels_last)
+        self.run = run
         self.settings = settings
         self.loader = loader
-        self.folder = folder
+        self.folder = Path(run.output)
         self.accelerator = accelerator
         self.evaluate = evaluate
-        self.lost = LostImages(accelerator, folder, loader.dataset)
+        self.lost = LostImages(accelerator, self.folder, loader.dataset)
         self.average = MovingAverage(detector, settings.ema) if settings.ema else None
         self.adamw = build_optimizer(detector, settings)
         fast = for_training(detector)
@@ -135,33 +120,34 @@ class Trainer:
         self.progress = Progress()
         self.best: Evaluation | None = None
         self.started = time.perf_counter()
-        self.saved_at = -math.inf
+        self.saved_at = 0.0
 
     def fit(self, display: Display, request: StopRequest) -> StopReason:
         """Train, and say why it ended. After a ``"signal"`` nothing is evaluated, so that the program ends soon."""
         progress = self.progress
-        metrics = MetricsFile(self.folder / "metrics.csv", progress.epoch)
         self.started = time.perf_counter() - progress.seconds
+        self.saved_at = elapsed = progress.seconds
         stop = self.finished()
-        elapsed = progress.seconds
         while stop is None:
             for parts in self.rest_of_epoch():
-                lr = self.schedule.apply(self.adamw, progress.step, elapsed)
+                progress.lr = self.schedule.apply(self.adamw, progress.step, elapsed)
                 update = self.update(parts, request)
                 elapsed = update.seconds
                 self.count(update)
                 if progress.step % GIVE_BACK_STEPS == 0:
                     give_back()
                 self.accelerator.log(
-                    {"lr": lr, "grad_norm": update.grad_norm, **update.losses}, step=progress.step
+                    {"lr": progress.lr, "grad_norm": update.grad_norm, **update.losses}, step=progress.step
                 )
-                display.step(progress, update.losses, lr)
+                display.step(progress, update.losses, progress.lr)
                 if stop := update.stop:
                     break
+                if self.seconds - self.saved_at > LONG_SECONDS:
+                    self.save()
             if stop != "signal":
-                self.end_epoch(metrics, display, stopping=stop is not None)
-                stop = stop or self.finished()
-            if stop or self.seconds - self.saved_at > SAVE_SECONDS:
+                stop = self.end_epoch(display, request, stop)
+            improved = progress.best_step == progress.step  # and written down before anything overwrites it
+            if stop or improved or self.seconds - self.saved_at > SAVE_SECONDS:
                 self.save()
         return stop
 
@@ -242,9 +228,10 @@ class Trainer:
         if not math.isfinite(update.grad_norm) and (scaler is None or scaler.get_scale() <= 1):
             bad.append("the gradient")
         if bad:
-            raise self.non_finite(
-                f"{', '.join(bad)} became NaN or infinite", [i for part in parts for i in part.image_ids]
-            )
+            from accelerate.utils import gather_object
+
+            images = gather_object([image_id for part in parts for image_id in part.image_ids])
+            raise self.non_finite(f"{', '.join(bad)} became NaN or infinite", images)
 
     def non_finite(self, what: str, image_ids: Sequence[int]) -> NonFiniteError:
         """Return the error that names the step and the images."""
@@ -262,7 +249,7 @@ class Trainer:
         self.model.train()
         self.loader.batch_sampler.set_epoch(progress.epoch, skip=progress.epoch_steps * accumulate)
         batches = iter(self.loader)
-        while parts := tuple(itertools.islice(batches, accumulate)):
+        while parts := take(batches, accumulate):
             yield parts
 
     def seed_dropout(self) -> None:
@@ -288,19 +275,25 @@ class Trainer:
             name: progress.epoch_sums.get(name, 0.0) + value for name, value in new.items()
         }
 
-    def end_epoch(self, metrics: MetricsFile, display: Display, *, stopping: bool) -> None:
-        """Evaluate if it is time to, write the epoch's row, and go on to the next epoch if this one is complete."""
+    def end_epoch(self, display: Display, request: StopRequest, stop: StopReason | None) -> StopReason | None:
+        """Evaluate if it is time to, write the epoch's row, and go on to the next epoch if this one is complete.
+
+        Returns:
+            Why the run ends, if it does. After a ``"signal"`` the epoch has not ended: its evaluation is still due.
+        """
         progress, settings = self.progress, self.settings
         epoch = progress.epoch + 1
-        due = stopping or epoch % settings.evaluate_every == 0 or epoch == settings.epochs
-        results = self.measure() if due and self.evaluate is not None else {}
+        due = stop is not None or epoch % settings.evaluate_every == 0 or epoch == settings.epochs
+        results = self.measure(request) if due and self.evaluate is not None else {}
+        if results is None:
+            return "signal"
         progress.seconds = self.seconds
         sums, steps = progress.epoch_sums, progress.epoch_steps
         losses = {name: total / steps for name, total in sums.items() if "loss" in name}
         row = {
             "epoch": epoch,
             "step": progress.step,
-            "lr": self.adamw.param_groups[0]["lr"],
+            "lr": progress.lr,
             "loss": losses.pop("loss"),
             **losses,
             "grad_norm": sums["grad_norm"] / steps,
@@ -308,27 +301,26 @@ class Trainer:
             "seconds": progress.seconds,
             **results,
         }
+        progress.rows = [*progress.rows[: progress.epoch], as_row(row)]
         if self.accelerator.is_main_process:
-            metrics.append(row)
+            write_metrics(self.folder / METRICS, progress.rows)
         self.accelerator.log(results, step=progress.step)
         display.epoch(progress, row["loss"], results)
         if steps == self.steps_per_epoch:
             progress.epoch, progress.epoch_steps, progress.epoch_sums = epoch, 0, {}
+        return stop or self.finished()
 
-    def measure(self) -> dict[str, float]:
-        """Evaluate, keep the detector if it is the best so far, and return its metrics."""
+    def measure(self, request: StopRequest) -> dict[str, float] | None:
+        """Evaluate, note whether the detector is the best so far, and return its metrics; None where it was stopped."""
         assert self.evaluate is not None
         progress = self.progress
-        evaluation = self.evaluate(self.current)
+        evaluation = self.evaluate(self.current, request)
+        if evaluation is None:
+            return None
         progress.evaluations_since_best += 1
         if progress.best is None or evaluation.metrics["AP"] > progress.best:
-            progress.best, progress.evaluations_since_best, self.best = (
-                evaluation.metrics["AP"],
-                0,
-                evaluation,
-            )
-            if self.accelerator.is_main_process:
-                self.current.save(self.folder / "best.safetensors")
+            progress.best, progress.best_step = evaluation.metrics["AP"], progress.step
+            progress.evaluations_since_best, self.best = 0, evaluation
         return dict(evaluation.metrics)
 
     def finished(self) -> StopReason | None:
@@ -349,32 +341,41 @@ class Trainer:
         return time.perf_counter() - self.started
 
     def save(self) -> None:
-        """Write ``last.safetensors``, the detector, and ``checkpoint.safetensors``, from which a run goes on."""
+        """Write the checkpoint, from which a run goes on, then what follows from it."""
         if not self.accelerator.is_main_process:
             return
         self.progress.seconds = self.saved_at = self.seconds
         scaler = self.accelerator.scaler
-        self.current.save(self.folder / "last.safetensors")
-        save_checkpoint(
-            self.folder / "checkpoint.safetensors",
+        Checkpoint.of(
             self.progress,
             self.detector,
             self.adamw,
             average=self.average.model if self.average else None,
             scaler=scaler.state_dict() if scaler else None,
-        )
+            settings=self.run.flat(),
+        ).write(self.folder / CHECKPOINT)
+        self.write_detectors()
 
-    def resume(self) -> None:
-        """Go on where the checkpoint in the folder was written.
+    def write_detectors(self) -> None:
+        """Write ``last.safetensors``, and ``best.safetensors`` if the detector as it stands is the best so far."""
+        self.current.save(self.folder / LAST)
+        if self.progress.best_step == self.progress.step:
+            self.current.save(self.folder / BEST)
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint.
 
         Raises:
-            CheckpointError: There is none, or it is corrupt or of another model.
+            CheckpointError: It is that of another model.
         """
-        self.progress, scaler = load_checkpoint(
-            self.folder / "checkpoint.safetensors",
-            self.detector,
-            self.adamw,
-            average=self.average.model if self.average else None,
-        )
-        if scaler and self.accelerator.scaler:
-            self.accelerator.scaler.load_state_dict(scaler)
+        average = self.average.model if self.average else None
+        checkpoint.restore(self.detector, self.adamw, average=average)
+        self.progress = checkpoint.progress
+        self.lost.resume()
+        if checkpoint.scaler and self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(checkpoint.scaler)
+
+    def repair(self) -> None:
+        """Write what follows from the checkpoint anew: a crash may have come before it was written, or after more."""
+        self.write_detectors()
+        write_metrics(self.folder / METRICS, self.progress.rows)

@@ -21,7 +21,7 @@ class LostImages:
     """Those of a run so far, the same in every process."""
 
     def __init__(self, accelerator: Accelerator, folder: Path, images: TrainingImages) -> None:
-        """Go on from what is recorded.
+        """Begin with none.
 
         Args:
             accelerator: The processes.
@@ -32,7 +32,15 @@ class LostImages:
         self.folder = folder
         self.images = len(images)
         self.most = images.settings.max_corrupt
-        self.reasons = dict(read_record(folder).lost)
+        self.reasons: dict[int, str] = {}
+
+    def resume(self) -> None:
+        """Go on from what is recorded.
+
+        Raises:
+            DataError: The record is damaged.
+        """
+        self.reasons = dict(read_record(self.folder).lost)
 
     def note(self, lost: Sequence[Lost]) -> None:
         """Write down what this and the other processes could not read; all of them call this at once.

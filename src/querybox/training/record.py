@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,12 @@ from querybox.detector import Detector
 from querybox.diagnosis.facts import EvaluationFacts, SplitFacts, describe_parts
 from querybox.diagnosis.record import RECORD, add_to_record
 from querybox.diagnosis.run import finest_stride
-from querybox.errors import TrainingError
+from querybox.errors import DiskFullError, QueryboxError
 from querybox.evaluation import Evaluation
 from querybox.training.display import Display
 from querybox.training.interrupt import StopRequest
 from querybox.training.loop import StopReason, Trainer
-from querybox.training.processes import evaluate_together
+from querybox.training.processes import evaluate_together, named_deaths
 from querybox.training.settings import RunSettings
 
 if TYPE_CHECKING:
@@ -23,9 +24,14 @@ if TYPE_CHECKING:
 
 
 def record_start(
-    settings: RunSettings, detector: Detector, training: DetectionData, validation: DetectionData | None
+    settings: RunSettings,
+    detector: Detector,
+    training: DetectionData,
+    validation: DetectionData | None,
+    *,
+    continued: bool,
 ) -> None:
-    """Write down what the run starts from; a run that goes on has done so."""
+    """Write down what the run starts from; a run that goes on has done so, unless somebody removed the file."""
     folder = Path(settings.output)
     if (folder / RECORD).is_file():
         add_to_record(folder, ended=None, failed=False)
@@ -35,16 +41,20 @@ def record_start(
         folder,
         training=SplitFacts.of(training, settings.data, queries),
         validation=None if validation is None else SplitFacts.of(validation, settings.data, queries),
-        parts=describe_parts(detector),
+        parts=None if continued else describe_parts(detector),
     )
 
 
 def evaluate_and_record(
-    accelerator: Accelerator, settings: RunSettings, data: DetectionData, detector: Detector
-) -> Evaluation:
-    """Evaluate `detector` on `data`, and write down what it answers like."""
-    evaluation = evaluate_together(accelerator, data, detector, settings.data.max_corrupt)
-    if accelerator.is_main_process:
+    accelerator: Accelerator,
+    settings: RunSettings,
+    data: DetectionData,
+    detector: Detector,
+    request: StopRequest,
+) -> Evaluation | None:
+    """Evaluate `detector` on `data`, and write down what it answers like; None if it was stopped."""
+    evaluation = evaluate_together(accelerator, data, detector, settings.data.max_corrupt, request)
+    if evaluation is not None and accelerator.is_main_process:
         assert detector.recipe is not None
         facts = EvaluationFacts.of(
             data.only(evaluation.detections), evaluation, settings.data, finest_stride(detector.recipe)
@@ -57,13 +67,15 @@ def fit_and_record(trainer: Trainer, display: Display, request: StopRequest) -> 
     """Train, and write down why it ended.
 
     Raises:
-        TrainingError: Training could not go on; that is written down, too.
+        QueryboxError: Training could not go on; that is written down, too.
     """
     try:
-        reason = trainer.fit(display, request)
-    except TrainingError as error:
+        with named_deaths():
+            reason = trainer.fit(display, request)
+    except QueryboxError as error:
         if trainer.accelerator.is_main_process:
-            add_to_record(trainer.folder, ended=str(error), failed=True)
+            with suppress(DiskFullError):  # may be the very error
+                add_to_record(trainer.folder, ended=str(error), failed=True)
         raise
     if trainer.accelerator.is_main_process:
         add_to_record(trainer.folder, ended=reason)

@@ -18,11 +18,11 @@ from querybox.report import write_report
 from querybox.training.data import read_data
 from querybox.training.display import Display
 from querybox.training.environment import write_environment
-from querybox.training.folder import check_folder, prepare_folder
+from querybox.training.folder import BEST, LAST, check_folder, prepare_folder
 from querybox.training.interrupt import StopRequest
 from querybox.training.loop import StopReason, Trainer
 from querybox.training.memory import freed_memory_kept
-from querybox.training.processes import start_processes, start_trackers
+from querybox.training.processes import evaluate_together, named_deaths, start_processes, start_trackers
 from querybox.training.record import evaluate_and_record, fit_and_record, record_start
 from querybox.training.settings import RunSettings
 from querybox.training.start import build_detector, resolve
@@ -46,6 +46,7 @@ class TrainResult:
         return place + (notebook.table(list(self.metrics), [numbers]) if numbers else "")
 
 
+@named_deaths()
 def train(settings: RunSettings, *, resume: bool = False) -> TrainResult:
     """Train a detector and leave everything about it in the run folder.
 
@@ -61,11 +62,15 @@ def train(settings: RunSettings, *, resume: bool = False) -> TrainResult:
         CheckpointError: Weights or the checkpoint cannot be read or do not fit.
         MissingExtraError: A tracker is not installed.
         NonFiniteError: A loss or gradient became NaN or infinite; the last checkpoint is in the folder.
+        DiskFullError: There is no room for a file; so it is after the next two.
+        ProcessError: Another process of the training ended or does not answer.
+        WorkerError: A process that loads images ended.
         KeyboardInterrupt: Ctrl-C came; the checkpoint has been written.
         SystemExit: SIGTERM came; the checkpoint has been written.
     """
     settings = resolve(settings)
-    continued = check_folder(settings, resume=resume)
+    checkpoint = check_folder(settings, resume=resume)
+    continued = checkpoint is not None
     accelerator = start_processes(settings)
     data = read_data(settings, accelerator, resume=resume)
     training, validation = data.training, data.validation
@@ -81,19 +86,19 @@ def train(settings: RunSettings, *, resume: bool = False) -> TrainResult:
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
-    folder = Path(settings.output)
     measure = None if validation is None else partial(evaluate_and_record, accelerator, settings, validation)
-    trainer = Trainer(
-        detector, criterion, loader, settings.train, folder, accelerator=accelerator, evaluate=measure
-    )
-    if continued:
-        trainer.resume()
+    trainer = Trainer(detector, criterion, loader, settings, accelerator=accelerator, evaluate=measure)
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
+        del checkpoint  # as large as the model and its optimizer
     accelerator.wait_for_everyone()  # all have looked into the folder before it is written to
     if accelerator.is_main_process:
-        prepare_folder(settings)
-        data.write(folder)
-        write_environment(folder / "environment.json", accelerator.num_processes)
-        record_start(settings, detector, training, validation)
+        prepare_folder(settings, continued=continued)
+        data.write(trainer.folder)
+        write_environment(trainer.folder / "environment.json", accelerator.num_processes)
+        record_start(settings, detector, training, validation, continued=continued)
+        if continued:
+            trainer.repair()
     start_trackers(accelerator, settings)
 
     console = Console(stderr=True) if accelerator.is_main_process else None
@@ -102,7 +107,7 @@ def train(settings: RunSettings, *, resume: bool = False) -> TrainResult:
     )
     with StopRequest() as request, display, freed_memory_kept():
         reason = fit_and_record(trainer, display, request)
-    if request.signal is not None:
+    if reason == "signal":
         accelerator.end_training()
         request.reraise()
 
@@ -117,12 +122,17 @@ def conclude(
 ) -> TrainResult:
     """Load the best detector, and report on it where there is something to measure it on."""
     folder, accelerator = trainer.folder, trainer.accelerator
-    best = folder / ("best.safetensors" if trainer.progress.best is not None else "last.safetensors")
+    best = folder / (LAST if trainer.progress.best is None else BEST)
     detector = Detector.load(best)
     display.say(f"stopped after {trainer.progress.step} steps ({reason}); the detector is {best}")
-    if validation is None or trainer.evaluate is None:
+    if validation is None:
         return TrainResult(run_dir=folder, detector=detector, metrics={})
-    evaluation = trainer.best or trainer.evaluate(detector.to(accelerator.device))
+    evaluation = trainer.best  # none in a run that was resumed and found no better one
+    if evaluation is None:
+        most = trainer.run.data.max_corrupt
+        detector.to(accelerator.device)
+        evaluation = evaluate_together(accelerator, validation, detector, most, StopRequest())
+    assert evaluation is not None  # nobody asked to stop
     if accelerator.is_main_process:
         display.say(f"report: {write_report(folder, evaluation, validation)}")
     return TrainResult(run_dir=folder, detector=detector.cpu(), metrics=evaluation.metrics)

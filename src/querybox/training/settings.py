@@ -72,3 +72,13 @@ class RunSettings(Settings):
     the hub such as `hf://facebook/detr-resnet-50`."""
     output: str = "runs/detr"
     """The run folder."""
+
+    def flat(self) -> dict[str, Any]:
+        """Return every setting as a plain value by its dotted name."""
+        flat: dict[str, Any] = {}
+        for name, value in self.model_dump(mode="json").items():
+            inner = (
+                {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, dict) else None
+            )
+            flat |= {name: value} if inner is None else inner
+        return flat

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+import shutil
 import tempfile
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
@@ -14,13 +17,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from querybox.data.findings import listed
-from querybox.errors import CheckpointError
+from querybox.errors import CheckpointError, DiskFullError
 from querybox.weights.digest import check_digest
 from querybox.weights.hub import WEIGHTS, fetch, is_hub_name
 from querybox.weights.pickled import damaged, read_pickled
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""What the system says where there is no room: on the disk, in a quota, or in a limit on the size of files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,17 +197,67 @@ def is_plain(value: object) -> bool:
     )
 
 
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file in place.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    try:
+        save_file(dict(tensors), path, metadata=dict(metadata))
+    except SafetensorError as error:  # the library's own, which says the system's number in words
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8.
+
+    Raises:
+        DiskFullError: There is no room for it.
+    """
+    content = text.encode()
+    with atomic(path, size=len(content)) as temporary:
+        temporary.write_bytes(content)
+
+
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder that replaces `path`, durably, when the block succeeds."""
+def atomic(path: Path, *, size: int | None = None) -> Iterator[Path]:
+    """Yield a temporary path in the same folder that replaces `path`, durably, when the block succeeds.
+
+    Args:
+        path: The file; as long as it is not replaced, it stays as it is.
+        size: Bytes that the new one takes, if known; for the message.
+
+    Raises:
+        DiskFullError: There is no room for it.
+    """
+    try:
+        with replacement(path) as temporary:
+            yield temporary
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        room = f"{shutil.disk_usage(path.parent).free / 1e6:.1f} MB are free"
+        needed = "" if size is None else f"{size / 1e6:.1f} MB are needed, "
+        raise DiskFullError(
+            f"{path}: cannot be written ({os.strerror(error.errno)}): {needed}{room}; an older file of this name is "
+            "intact. Make room there, then do it again; a training goes on with --resume"
+        ) from error
+
+
+@contextmanager
+def replacement(path: Path) -> Iterator[Path]:
+    """Do what `atomic` does, whatever the error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        flush(temporary)
         temporary.chmod(0o644)
         temporary.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
@@ -210,3 +267,16 @@ def atomic(path: Path) -> Iterator[Path]:
             os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Bring a file to the disk, and forget what the memory holds of it: who reads it next reads the disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):  # not on macOS and Windows
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Return the files in a folder that a killed program was just writing with `atomic`."""
+    return sorted(folder.glob(".*.tmp"))

@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from querybox.structures import Preprocessing
-from querybox.weights.files import atomic
+from querybox.weights.files import atomic, save_tensors, write_text
 
 PREFIXES = {"detr": "Detr", "deformable_detr": "DeformableDetr"}
 """What the classes of `transformers` for a kind of model begin with."""
@@ -33,10 +32,9 @@ def write_folder(folder: Path, tensors: Mapping[str, Tensor], files: Mapping[str
         # Heads that are listed twice are one tensor, and the format has no two names for the same memory.
         held = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
         with atomic(complete / "model.safetensors") as file:
-            save_file(held, file, metadata={"format": "pt"})  # transformers asks for it
+            save_tensors(held, file, {"format": "pt"})  # transformers asks for it
         for name, values in files.items():
-            with atomic(complete / name) as file:
-                file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            write_text(complete / name, json.dumps(values, indent=2) + "\n")
         complete.replace(folder)
 
 

@@ -4,35 +4,55 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from querybox.errors import CheckpointError
-from querybox.weights.files import atomic, read_safetensors, require_file
+from querybox.weights.files import atomic, flush, read_safetensors, require_file, save_tensors
 
 FORMAT = "querybox-1"
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any], *, mark: str = FORMAT) -> None:
-    """Write tensors and their card, atomically.
+    """Write tensors and their card, atomically; what was there before goes when the new file was read back.
 
     Args:
         path: The file.
         tensors: By name, on any device.
         card: Plain values that JSON can hold.
         mark: Says what kind of file it is.
+
+    Raises:
+        DiskFullError: There is no room for it.
+        CheckpointError: What was read back is not what was written.
     """
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(card)
-    metadata = {"format": mark, "checksum": checksum(held, text), "card": text}
-    with atomic(path) as temporary:
-        save_file(held, temporary, metadata=metadata)
+    known = checksum(sorted(held.items()), text)
+    size = sum(tensor.nbytes for tensor in held.values()) + len(text)
+    with atomic(path, size=size) as temporary:
+        save_tensors(held, temporary, {"format": mark, "checksum": known, "card": text})
+        if read_back(temporary) != known:
+            raise CheckpointError(
+                f"{path}: what was read back is not what was written; an older file of this name is intact. "
+                "The disk or the memory is at fault: write to another disk"
+            )
+
+
+def read_back(path: Path) -> str:
+    """Return the checksum of what lies on the disk, one tensor after the other; of nothing, if it cannot be read."""
+    flush(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = ((name, file.get_tensor(name)) for name in sorted(file.keys()))
+            return checksum(tensors, (file.metadata() or {}).get("card", ""))
+    except (SafetensorError, OSError, ValueError):
+        return ""
 
 
 def read(
@@ -56,13 +76,14 @@ def read(
             f"{path}: expected {kind} ('{mark}'), got {got}: another kind of file, or corrupt"
         )
     known = metadata.get("checksum")
-    if known != checksum(tensors, metadata.get("card", "")) and known != checksum(tensors):
+    held = sorted(tensors.items())
+    if known not in (checksum(held, metadata.get("card", "")), checksum(held)):
         raise CheckpointError(f"{path}: corrupt file, its checksum does not match; copy or save it again")
     try:
         card: dict[str, Any] = dict(json.loads(metadata["card"]))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: corrupt file, its header cannot be read ({error})") from error
-    return {name: tensor.clone() for name, tensor in tensors.items()}, card  # the file may go or change
+    return tensors, card
 
 
 def is_ours(path: Path) -> bool:
@@ -76,11 +97,13 @@ def is_ours(path: Path) -> bool:
         return False  # whoever reads it says what is wrong with it
 
 
-def checksum(tensors: Mapping[str, Tensor], card: str = "") -> str:
-    """Return a SHA-256 over names, types, shapes, bytes of all tensors, and the card (but in early files)."""
+def checksum(tensors: Iterable[tuple[str, Tensor]], card: str = "") -> str:
+    """Return a SHA-256 over names, types, shapes, bytes of the tensors, in the order of their names, and the card.
+
+    Early files have one without the card.
+    """
     digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name]
+    for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     digest.update(card.encode())

@@ -1,0 +1,27 @@
+"""Detector and criterion as one module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from querybox.detector import Detector
+from querybox.structures import ImageBatch, Target
+
+
+class DetectionLoss(nn.Module):
+    """Mixed precision and the averaging of gradients wrap both, and not the detector that is evaluated and saved."""
+
+    def __init__(self, detector: Detector, criterion: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+        self.criterion = criterion
+
+    def forward(
+        self, batch: ImageBatch, targets: Sequence[Target], *, placeholder: bool = False
+    ) -> dict[str, Tensor]:
+        """Return the weighted losses by name; of a `placeholder` all are 0, and so are its gradients."""
+        output = self.detector(batch, targets)
+        losses: dict[str, Tensor] = self.criterion(output.nothing() if placeholder else output, targets)
+        return losses

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import signal
+import threading
+
+import pytest
+
+from querybox.training import interrupt
+from querybox.training.interrupt import StopRequest
+
+
+@pytest.mark.parametrize(
+    ("number", "ending"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_the_first_signal_is_noted_and_handlers_are_put_back(
+    number: signal.Signals, ending: type[BaseException]
+) -> None:
+    before = signal.getsignal(number)
+    with StopRequest() as request:
+        signal.raise_signal(number)
+    assert request.signal is number
+    assert signal.getsignal(number) is before
+    with pytest.raises(ending):
+        request.reraise()
+
+
+def test_a_launcher_may_say_it_again_at_once() -> None:
+    """Ctrl-C reaches all processes of a terminal, and then a launcher hands it on."""
+    with StopRequest() as request:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+    assert request.signal is signal.SIGINT
+
+
+def test_a_later_signal_acts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupt, "SAME_SECONDS", -1.0)
+    with StopRequest():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_where_another_process_was_asked_it_ends_like_sigterm() -> None:
+    with pytest.raises(SystemExit) as caught:
+        StopRequest().reraise()
+    assert caught.value.code == 143
+
+
+def test_other_threads_note_nothing() -> None:
+    seen = []
+
+    def enter() -> None:
+        with StopRequest() as request:
+            seen.append(request.signal)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [None]

@@ -1,0 +1,319 @@
+"""Runs that go on after this or that was lost, damaged or stopped, and what they come to."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import Tensor
+
+from querybox.detections import Detections
+from querybox.diagnosis.record import read_record
+from querybox.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DiskFullError,
+    ProcessError,
+    QueryboxError,
+    WorkerError,
+)
+from querybox.evaluate import nothing_in
+from querybox.runfile import read_run_file
+from querybox.training import RunSettings, loop, train
+from querybox.training.loop import Trainer
+from querybox.training.processes import named_deaths, start_processes
+
+MakeSettings = Callable[..., RunSettings]
+
+
+class Crash(BaseException):
+    """Ends a run where it is raised."""
+
+
+def weights(folder: Path, name: str = "checkpoint") -> dict[str, Tensor]:
+    return load_file(folder / f"{name}.safetensors")
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [
+            {name: value for name, value in row.items() if "second" not in name}
+            for row in csv.DictReader(file)
+        ]
+
+
+def same(folder: Path, expected: Path, *names: str) -> None:
+    """Hold one run's files against another's."""
+    for name in names:
+        torch.testing.assert_close(weights(folder, name), weights(expected, name), rtol=0, atol=0)
+    assert rows(folder) == rows(expected)
+
+
+def crash_in(monkeypatch: pytest.MonkeyPatch, place: type, name: str, call: int) -> None:
+    """Crash in the n-th call of a method, 1, 2, ..."""
+    method, calls = getattr(place, name), []
+
+    def crashing(*arguments: Any, **keywords: Any) -> Any:
+        calls.append(name)
+        if len(calls) == call:
+            raise Crash
+        return method(*arguments, **keywords)
+
+    monkeypatch.setattr(place, name, crashing)
+
+
+@pytest.fixture
+def checkpoint_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("checkpoint_each_epoch")
+@pytest.mark.parametrize("method", ["write_detectors", "end_epoch"])
+def test_a_crash_right_after_a_checkpoint_or_right_before(
+    run_settings: MakeSettings, boxes_json: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Torn between files: the checkpoint is written, the detectors are not."""
+    data = {"val": str(boxes_json)}
+    whole = train(run_settings("whole", epochs=3, data=data)).run_dir
+    settings = run_settings("parts", epochs=3, data=data)
+    with monkeypatch.context() as patch:
+        crash_in(patch, Trainer, method, 2)
+        with pytest.raises(Crash):
+            train(settings)
+    parts = train(settings, resume=True).run_dir
+    same(parts, whole, "checkpoint", "last", "best")
+    assert read_record(parts) == read_record(whole)
+
+
+def test_long_epochs_have_checkpoints_within(
+    run_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "LONG_SECONDS", 0.0)
+    whole = train(run_settings("whole", epochs=1, batch_size=2)).run_dir
+    settings = run_settings("parts", epochs=1, batch_size=2)
+    with monkeypatch.context() as patch:
+        crash_in(patch, Trainer, "update", 4)
+        with pytest.raises(Crash):
+            train(settings)
+    made = []
+    update = Trainer.update
+
+    def counting(self: Trainer, *arguments: Any) -> Any:
+        made.append(self.progress.step)
+        return update(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "update", counting)
+    same(train(settings, resume=True).run_dir, whole, "checkpoint", "last")
+    assert made == [3]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_an_evaluation_which_is_made_again(
+    run_settings: MakeSettings, boxes_json: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    data = {"val": str(boxes_json)}
+    whole = train(run_settings("whole", data=data)).run_dir
+    settings = run_settings("parts", data=data)
+    seen = []
+
+    def look(engine: Any, images: Any, *, each: Callable[[Detections], object]) -> dict[int, Detections]:
+        seen.append(images)
+        signal.raise_signal(number)
+        each(nothing_in(images[0], engine.categories))
+        raise AssertionError("looked at another image")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("querybox.training.processes.detect_records", look)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            train(settings)
+    assert len(seen) == 1
+    folder = Path(settings.output)
+    assert not (folder / "metrics.csv").exists()
+    assert read_record(folder).ended == "signal"
+    same(train(settings, resume=True).run_dir, whole, "checkpoint", "last", "best")
+
+
+def test_a_schedule_that_ends_with_the_time_goes_on_where_it_was(
+    run_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that ticks with the updates."""
+    monkeypatch.setattr(Trainer, "seconds", property(lambda self: 10.0 * self.progress.step))
+    made = {"epochs": 40, "schedule": "cosine", "max_time": 45}
+    whole = train(run_settings("whole", **made)).run_dir
+    settings = run_settings("parts", **made)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "LONG_SECONDS", 5.0)
+        crash_in(patch, Trainer, "update", 4)
+        with pytest.raises(Crash):
+            train(settings)
+    parts = train(settings, resume=True).run_dir
+    assert [row["step"] for row in rows(parts)] == ["2", "4", "6"]
+    assert rows(parts)[-1]["lr"] == rows(whole)[-1]["lr"]
+
+
+@pytest.mark.usefixtures("checkpoint_each_epoch")
+def test_the_scale_of_fp16_goes_on_where_it_was(
+    run_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scaler is a real one, but the arithmetic float32: CPUs take minutes for float16."""
+    scalers = []
+
+    def start(settings: RunSettings) -> Accelerator:
+        accelerator = start_processes(settings)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126)
+        accelerator.unscale_gradients = lambda: accelerator.scaler.unscale_(
+            accelerator._optimizers[0].optimizer
+        )
+        scalers.append(accelerator.scaler)
+        return accelerator
+
+    monkeypatch.setattr("querybox.training.run.start_processes", start)
+    made = {"epochs": 6, "batch_size": 8}
+    whole = train(run_settings("whole", **made)).run_dir
+    settings = run_settings("parts", **made)
+    with monkeypatch.context() as patch:
+        crash_in(patch, Trainer, "update", 4)
+        with pytest.raises(Crash):
+            train(settings)
+    same(train(settings, resume=True).run_dir, whole, "checkpoint")
+    assert scalers[-1].get_scale() == scalers[0].get_scale() < 2.0**126
+
+
+def test_the_weights_do_not_depend_on_the_number_of_workers(run_settings: MakeSettings) -> None:
+    first, *others = (
+        train(run_settings(f"{workers}", epochs=1, data={"workers": workers})).run_dir for workers in range(3)
+    )
+    for other in others:
+        same(other, first, "checkpoint")
+
+
+def test_settings_are_those_of_the_checkpoint_whatever_the_run_file_says(run_settings: MakeSettings) -> None:
+    folder = train(run_settings(epochs=1)).run_dir
+    text = (folder / "run.yaml").read_text()
+    assert "  lr: 0.001\n" in text
+    (folder / "run.yaml").write_text(text.replace("  lr: 0.001\n", "  lr: 0.005\n"))
+    changed = RunSettings.parse(read_run_file(folder / "run.yaml"))
+    with pytest.raises(ConfigError, match=r"cannot change 'train\.lr' from 0\.001 to 0\.005; set them back"):
+        train(changed, resume=True)
+
+
+def test_damaged_metrics_are_written_anew(run_settings: MakeSettings) -> None:
+    folder = train(run_settings(epochs=2)).run_dir
+    before = (folder / "metrics.csv").read_bytes()
+    for damage in (b"", before[: len(before) // 2], b"\xff\x00epoch\n"):
+        (folder / "metrics.csv").write_bytes(damage)
+        train(run_settings(epochs=2), resume=True)
+        assert (folder / "metrics.csv").read_bytes() == before
+
+
+def test_a_damaged_record_is_told_and_can_be_removed(run_settings: MakeSettings) -> None:
+    folder = train(run_settings(epochs=1)).run_dir
+    whole = (folder / "record.json").read_bytes()
+    for damage in (b"", whole[:-9], b"[]", b"\xff"):
+        (folder / "record.json").write_bytes(damage)
+        with pytest.raises(DataError, match=r"record\.json: .* remove the file"):
+            train(run_settings(epochs=2), resume=True)
+    (folder / "record.json").unlink()
+    record = read_record(train(run_settings(epochs=2), resume=True).run_dir)
+    assert record.training is not None
+    assert record.parts is None  # nobody knows what it began with
+
+
+@pytest.fixture
+def with_best_behind(
+    run_settings: MakeSettings, boxes_json: Path, monkeypatch: pytest.MonkeyPatch
+) -> RunSettings:
+    """The settings of a run whose best detector is not that of its checkpoint."""
+    monkeypatch.setattr("querybox.training.run.write_report", lambda *_: "")
+    settings = run_settings(epochs=2, data={"val": str(boxes_json)}, lr=1e-9, backbone_lr=1e-9)
+    folder = train(settings).run_dir
+    assert len(rows(folder)) == 2
+    return settings.replace(train={**settings.train.model_dump(), "epochs": 3})
+
+
+def test_a_best_detector_that_is_damaged_is_told_at_once(with_best_behind: RunSettings) -> None:
+    path = Path(with_best_behind.output) / "best.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"best\.safetensors: corrupt file.* or remove it"):
+        train(with_best_behind, resume=True)
+
+
+def test_a_best_detector_that_is_gone_is_chosen_anew(
+    with_best_behind: RunSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = Path(with_best_behind.output) / "best.safetensors"
+    path.unlink()
+    train(with_best_behind, resume=True)
+    assert f"{path}: is missing" in caplog.text
+    torch.testing.assert_close(weights(path.parent, "best"), weights(path.parent, "last"), rtol=0, atol=0)
+
+
+def test_a_report_for_which_there_is_no_room_is_made_later(
+    run_settings: MakeSettings, boxes_json: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = run_settings(epochs=1, data={"val": str(boxes_json)})
+    write_bytes = Path.write_bytes
+
+    def full(self: Path, content: bytes) -> int:
+        if self.name.startswith(".report.html"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_bytes(self, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(DiskFullError, match=r"report\.html: .*No space left.* MB are needed"):
+            train(settings)
+    assert (train(settings, resume=True).run_dir / "report.html").exists()
+
+
+def test_a_full_disk_is_told_although_it_cannot_be_recorded(
+    run_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise DiskFullError("record.json: no room")
+
+    monkeypatch.setattr("querybox.training.record.add_to_record", full)
+    monkeypatch.setattr(
+        Trainer, "update", lambda *_: (_ for _ in ()).throw(DiskFullError("checkpoint: no room"))
+    )
+    monkeypatch.setattr("querybox.training.run.record_start", lambda *_, **__: None)
+    with pytest.raises(DiskFullError, match="checkpoint: no room"):
+        train(run_settings())
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        ("DataLoader worker (pid 7) is killed by signal: Killed. ", WorkerError),
+        ("DataLoader worker (pid(s) 7, 8) exited unexpectedly", WorkerError),
+        ("[/src/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer", ProcessError),
+        ("NCCL error: remote process exited or there was a network error", ProcessError),
+    ],
+)
+def test_deaths_have_names(said: str, error: type[QueryboxError]) -> None:
+    with pytest.raises(error, match="go on with --resume"), named_deaths():
+        raise RuntimeError(said)
+
+
+def test_what_is_no_death_stays_what_it_is() -> None:
+    with pytest.raises(RuntimeError, match="shapes do not fit"), named_deaths():
+        raise RuntimeError("shapes do not fit")
+    with pytest.raises(ConfigError, match="NCCL"), named_deaths():
+        raise ConfigError("NCCL is no setting")
+
+
+def test_lost_connections_have_a_name() -> None:
+    with pytest.raises(ProcessError), named_deaths():
+        raise torch.distributed.DistNetworkError("the client socket has timed out")

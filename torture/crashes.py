@@ -1,0 +1,232 @@
+"""Trainings that are ended at the worst moments: each is resumed, and comes to what it would have come to."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from querybox.training import RunSettings
+from torture.case import Case, require
+from torture.runs import (
+    Plan,
+    end_of,
+    finish,
+    last_words,
+    members,
+    require_equal,
+    result_of,
+    settings_of,
+    start,
+    wait_for_none,
+)
+
+OPERATIONS = 90, 2
+"""Operations on files before which a run is killed, in the long and in the short form; spread over the whole run."""
+TORN = 60, 2
+"""Saves of a weights file within which it is killed."""
+MOMENTS = 50, 1
+"""Moments by the clock at which it is killed, half of them with two workers; so that is 200 in the long form."""
+STOPS = 20, 2
+"""Moments at which it is asked to stop."""
+PROGRAMS = 4, 1
+"""`querybox train` that are killed, as somebody would start it."""
+STOP_SECONDS = 30.0
+DEATH_SECONDS = 60.0
+SHARES = 0.0, 0.3, 0.99
+
+
+def reference(folder: Path) -> tuple[dict[str, Any], dict[str, int], float]:
+    """Return what a run comes to that is left alone, its operations and saves, and the seconds that it takes."""
+    settings = settings_of(folder, "alone")
+    finish(settings, Plan(count=folder / "count.json"))
+    begun = time.monotonic()
+    finish(settings_of(folder, "timed"))
+    counts: dict[str, int] = json.loads((folder / "count.json").read_text())
+    return result_of(settings), counts, time.monotonic() - begun
+
+
+def go_on(settings: RunSettings, expected: dict[str, Any], what: str) -> None:
+    """Resume a run that was ended, as often as it takes, and compare what it comes to; then remove it."""
+    finish(settings, resume=Path(settings.output).is_dir())
+    require_equal(settings, expected, what)
+    shutil.rmtree(settings.output)
+
+
+def kill_before_operations(folder: Path, long: bool) -> str:
+    """SIGKILL between any two operations on files."""
+    expected, counts, _ = reference(folder)
+    number = OPERATIONS[not long]
+    places = sorted(Random(0).sample(range(1, counts["operations"] + 1), min(number, counts["operations"])))
+    for place in places:
+        settings = settings_of(folder, f"before{place}")
+        code = end_of(start(settings, Plan(kill_before=place)))
+        require(code == -signal.SIGKILL, f"the run ended with {code} before operation {place}")
+        if place % 3 == 0:  # the run that goes on is killed, too
+            again = Plan(kill_before=1 + place % 20)
+            end_of(start(settings, again, resume=Path(settings.output).is_dir()))
+        go_on(settings, expected, f"killed before operation {place}")
+    return (
+        f"killed before {len(places)} of {counts['operations']} operations on files, one in three again while it "
+        "resumed: all resumed, all equal"
+    )
+
+
+def kill_within_saves(folder: Path, long: bool) -> str:
+    """SIGKILL while a weights file is half written."""
+    expected, counts, _ = reference(folder)
+    cuts = [(save, share) for save in range(1, counts["saves"] + 1) for share in SHARES]
+    cuts = Random(0).sample(cuts, min(TORN[not long], len(cuts)))
+    for save, share in cuts:
+        settings = settings_of(folder, f"torn{save}-{share}")
+        code = end_of(start(settings, Plan(tear=(save, share))))
+        require(code == -signal.SIGKILL, f"the run ended with {code} in save {save}")
+        go_on(settings, expected, f"killed in save {save}, at {share:.0%}")
+    return f"killed within {len(cuts)} saves: all resumed, all equal"
+
+
+def kill_at_moments(folder: Path, long: bool, *, workers: int) -> str:
+    """SIGKILL by the clock."""
+    expected, _, seconds = reference(folder)
+    random, kills, runs = Random(workers), 0, 0
+    while kills < max(1, MOMENTS[not long] // 2):
+        settings = settings_of(folder, f"moment{runs}", workers=workers)
+        for _ in range(3):  # at most, or a short-lived run would never come to its end
+            process = start(settings, resume=Path(settings.output).is_dir())
+            process.join(random.uniform(0.0, seconds))
+            killed = process.exitcode is None
+            process.kill()
+            end_of(process)
+            wait_for_none([process.pid or 0], DEATH_SECONDS)
+            kills += killed
+            if not killed:
+                break
+        go_on(settings, expected, f"killed at moments, run {runs}")
+        runs += 1
+    return f"killed {kills} times in {runs} runs: all resumed, all equal; no worker lived on"
+
+
+def ask_to_stop(folder: Path, long: bool) -> str:
+    """SIGTERM or Ctrl-C at any moment."""
+    expected, _, seconds = reference(folder)
+    random, slowest, saved, number = Random(1), 0.0, 0, STOPS[not long]
+    for turn in range(number):
+        settings = settings_of(folder, f"stop{turn}", workers=turn % 3 % 2)
+        # A third of them in a slow evaluation, which is where most of the time of such a run is spent.
+        process = start(settings, Plan(slow=0.5 if turn % 3 == 2 else 0.0))
+        process.join(random.uniform(0.1, seconds) if turn % 3 < 2 else seconds)
+        signalled = signal.SIGINT if turn % 2 else signal.SIGTERM
+        begun, running = time.monotonic(), process.exitcode is None
+        if running:
+            os.kill(process.pid or 0, signalled)
+        code = end_of(process)
+        slowest = max(slowest, time.monotonic() - begun)
+        allowed = {0, 143, -signal.SIGTERM} if signalled is signal.SIGTERM else {0, 1, -signal.SIGINT}
+        require(
+            code in allowed, f"{signalled.name} at moment {turn}: ended with {code}: {last_words(settings)}"
+        )
+        saved += (Path(settings.output) / "checkpoint.safetensors").exists()
+        go_on(settings, expected, f"{signalled.name} at moment {turn}")
+    require(slowest < STOP_SECONDS, f"a run took {slowest:.1f} s to stop")
+    return f"asked {number} times, {saved} with a checkpoint: all resumed, all equal; at most {slowest:.1f} s"
+
+
+def kill_programs(folder: Path, long: bool) -> str:
+    """SIGKILL of the command line."""
+    settings = settings_of(folder, "program", epochs=40)
+    path = folder / "run.yaml"
+    path.write_text(settings.model_dump_json())
+    command = [sys.executable, "-m", "querybox", "train", str(path)]
+    for turn in range(PROGRAMS[not long]):
+        process = subprocess.Popen([*command, *(["--resume"] if turn else [])], stderr=subprocess.DEVNULL)
+        seen = time.monotonic()
+        while not (Path(settings.output) / "checkpoint.safetensors").exists():
+            require(time.monotonic() - seen < 4 * DEATH_SECONDS, "querybox train has written no checkpoint")
+            time.sleep(0.05)
+        time.sleep(Random(turn).uniform(0, 2))
+        process.kill()
+        process.wait()
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    require(
+        done.returncode == 0, f"querybox train --resume ended with {done.returncode}: {done.stderr[-300:]}"
+    )
+    alone = settings.replace(output=str(folder / "alone"))
+    path.write_text(alone.model_dump_json())
+    subprocess.run(command, capture_output=True, check=True)
+    expected = {name: value for name, value in result_of(alone).items() if name != "patience"}
+    require_equal(settings, expected, "querybox train")
+    return f"killed {PROGRAMS[not long]} times: resumed each time, equal"
+
+
+def kill_a_worker(folder: Path, long: bool) -> str:  # noqa: ARG001 - one is enough
+    """SIGKILL of a process that loads images."""
+    expected, _, _ = reference(folder)
+    settings = settings_of(folder, "worker", workers=2)
+    process = start(settings, Plan(slow=1.0))  # it lives while the evaluation goes on
+    session, begun = process.pid or 0, time.monotonic()
+    while not (workers := [each for each in members(session) if each != session]):
+        require(time.monotonic() - begun < DEATH_SECONDS and process.is_alive(), "no worker was started")
+        time.sleep(0.02)
+    os.kill(max(workers), signal.SIGKILL)
+    begun = time.monotonic()
+    code = end_of(process, DEATH_SECONDS)
+    seconds = time.monotonic() - begun
+    words = last_words(settings)
+    require(code == 2 and words.startswith("WorkerError"), f"ended with {code}: {words}")
+    wait_for_none([session], DEATH_SECONDS)
+    go_on(settings, expected, "a worker was killed")
+    return f"WorkerError after {seconds:.1f} s, nobody lives on; resumed, equal"
+
+
+def leave_workers(folder: Path, long: bool) -> str:  # noqa: ARG001 - one of each kind is enough
+    """SIGKILL of a run that has workers."""
+    slowest = 0.0
+    for method in ("fork", "forkserver"):
+        settings = settings_of(folder, method, workers=2)
+        process = start(settings, Plan(slow=1.0, start_method=method))
+        session, begun = process.pid or 0, time.monotonic()
+        while not (Path(settings.output) / "record.json").exists() or len(members(session)) < 3:
+            require(
+                time.monotonic() - begun < 2 * DEATH_SECONDS and process.is_alive(), "no workers were started"
+            )
+            time.sleep(0.02)
+        process.kill()
+        end_of(process)
+        slowest = max(slowest, wait_for_none([session], DEATH_SECONDS))
+    return f"its workers, forked or of a fork server, ended after {slowest:.1f} s"
+
+
+def vary_workers(folder: Path, long: bool) -> str:  # noqa: ARG001 - all that there is
+    """The same seed with any number of workers."""
+    expected, _, _ = reference(folder)
+    for workers in (1, 2):
+        settings = settings_of(folder, f"workers{workers}", workers=workers)
+        finish(settings)
+        require_equal(settings, expected, f"{workers} workers")
+    return "0, 1 and 2 workers: equal, bit for bit"
+
+
+EQUAL = "resumes every time; the same files, bit for bit, as a run that was left alone"
+CASES = (
+    Case(name="SIGKILL between two operations on files", required=EQUAL, run=kill_before_operations),
+    Case(name="SIGKILL within a save", required=EQUAL, run=kill_within_saves),
+    Case(name="SIGKILL at any moment, no workers", required=EQUAL, run=partial(kill_at_moments, workers=0)),
+    Case(name="SIGKILL at any moment, 2 workers", required=EQUAL, run=partial(kill_at_moments, workers=2)),
+    Case(name="SIGKILL of `querybox train`", required=EQUAL, run=kill_programs),
+    Case(name="SIGTERM and Ctrl-C", required="checkpoint, then exit, within 30 s", run=ask_to_stop),
+    Case(
+        name="SIGKILL of a loader worker",
+        required="a named error within 60 s, resumable",
+        run=kill_a_worker,
+    ),
+    Case(name="SIGKILL of a run with workers", required="its workers end", run=leave_workers),
+    Case(name="the same seed", required="the same weights, whatever the number of workers", run=vary_workers),
+)
