@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from querybox import validate
+from querybox import Criterion, ImageBatch, validate
 from querybox.data import DataSettings, read_dataset, read_image, read_pixels, train_loader
 from querybox.data.findings import Finding
 from querybox.data.image import ORIENTATION
@@ -124,12 +124,16 @@ def extremes(folder: Path, _: bool) -> str:
         for epoch in range(4):
             loader.batch_sampler.set_epoch(epoch)
             (batch,) = loader
-            finite = all(bool(target.boxes.isfinite().all()) for target in batch.targets)
-            require(finite and batch.pixels.numel() < 10**7, f"{width}x{height}: {batch.pixels.shape}")
+            images = ImageBatch.from_pixels(batch.pixels, batch.sizes, detector.preprocessing)
+            losses = Criterion()(detector(images, batch.targets), batch.targets)
+            finite = all(bool(loss.isfinite()) for loss in losses.values())
+            require(
+                finite and batch.pixels.numel() < 10**7, f"{width}x{height}: {batch.pixels.shape}, {losses}"
+            )
         (found,) = detector.predict(folder / "a.png", threshold=0.0)
         finite = bool(found.boxes_xyxy.isfinite().all() and found.scores.isfinite().all())
         require(finite and len(found) > 0, f"{width}x{height}: {len(found)} detections")
-    return f"{len(sizes)} sizes trained and predicted on, all finite"
+    return f"{len(sizes)} sizes: losses and detections are finite"
 
 
 def bombs(folder: Path, _: bool) -> str:
