@@ -116,6 +116,7 @@ def animations(folder: Path, _: bool) -> str:
 def extremes(folder: Path, _: bool) -> str:
     """Train and predict on a single pixel and on a line of ten thousand."""
     detector = tiny_detector()
+    detector.train()  # which keeps batch norms frozen
     sizes = [(1, 1), (1, 10_000), (10_000, 1)]
     for width, height in sizes:
         Image.new("L", (width, height), 90).save(folder / "a.png")
