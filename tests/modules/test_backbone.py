@@ -63,6 +63,13 @@ def test_batch_norm_statistics_do_not_move_in_training() -> None:
     assert_close(backbone.eval()(IMAGES)[0], in_training)
 
 
+def test_a_fresh_backbone_has_frozen_batch_norms() -> None:
+    backbone = Backbone("resnet18")
+    before = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
+    backbone(IMAGES)
+    assert_close(dict(backbone.named_buffers()), before, rtol=0, atol=0)
+
+
 def test_unknown_model_and_stride() -> None:
     with pytest.raises(ConfigError, match="backbone 'resnet51'"):
         Backbone("resnet51")

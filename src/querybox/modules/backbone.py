@@ -59,6 +59,7 @@ class Backbone(nn.Module):
             norm.requires_grad_(requires_grad=False)
         if frozen_stride:
             self.freeze(levels.module_name(deepest[frozen_stride]))
+        self.train(self.training)  # which has batch norms in evaluation mode from the start
 
     def batch_norms(self) -> Iterator[nn.Module]:
         """Yield every batch norm."""
