@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from torture import batches, data, fuzz, hostile
+from torture import batches, crashes, data, disk, fuzz, hostile, processes
 from torture.case import Case
 
 PARTS: dict[str, Sequence[Case]] = {
@@ -25,6 +25,9 @@ PARTS: dict[str, Sequence[Case]] = {
     "fuzz": fuzz.CASES,
     "hostile": hostile.CASES,
     "batches": batches.CASES,
+    "crashes": crashes.CASES,
+    "disk": disk.CASES,
+    "processes": processes.CASES,
 }
 """By the name of the part; each module of this package has one."""
 PAGE = Path(__file__).parent.parent / "docs" / "torture.md"
