@@ -29,9 +29,9 @@ from torture.runs import (
     wait_for_none,
 )
 
-OPERATIONS = 90, 2
+OPERATIONS = 100, 2
 """Operations on files before which a run is killed, in the long and in the short form; spread over the whole run."""
-TORN = 60, 2
+TORN = 50, 2
 """Saves of a weights file within which it is killed."""
 MOMENTS = 50, 1
 """Moments by the clock at which it is killed, half of them with two workers; so that is 200 in the long form."""
@@ -41,7 +41,7 @@ PROGRAMS = 4
 """`querybox train` that are killed, as somebody would start it; in the long form alone."""
 STOP_SECONDS = 30.0
 DEATH_SECONDS = 60.0
-SHARES = 0.0, 0.3, 0.99
+SHARES = 0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99
 
 
 def reference(folder: Path) -> tuple[dict[str, Any], dict[str, int]]:
