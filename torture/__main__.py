@@ -60,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for case in PARTS[part]:
             console.print(Text(f"{part}: {case.name} ..."))
             outcomes.append(outcome_of(part, case, long=not options.short))
+            console.print(Text(f"  {outcomes[-1].happened} ({outcomes[-1].seconds:.1f} s)"))
     console.print(table(outcomes))
     if not options.short:
         for part in dict.fromkeys(outcome.part for outcome in outcomes):

@@ -174,7 +174,7 @@ def main() -> int:
     importlib.import_module("conftest")  # checks shapes in what is imported from here on
     for name in READY:
         importlib.import_module(name)
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     if is_noticed(None):
         console.print(f"the tests in {TESTS} fail as they are")
         return 1

@@ -73,7 +73,6 @@ class HungarianMatcher(nn.Module):
             "giou": -self.giou_cost * overlap,
         }
 
-    @torch.no_grad()
     def forward(
         self,
         logits: Float[Tensor, "L B Q K"],
