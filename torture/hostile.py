@@ -22,7 +22,7 @@ from querybox.weights.files import read_checkpoint_file
 from torture.case import Case
 from torture.malice import pickles, shards
 from torture.samples import write_coco, write_pictures, write_voc, write_yolo
-from torture.watch import CANARY, SECRET, Attempt, fresh, watched
+from torture.watch import CANARY, SECRET, Attempt, Ending, fresh, watched
 
 
 def bombs(folder: Path, long: bool) -> Iterator[Attempt]:  # noqa: ARG001 - one form is enough
@@ -143,43 +143,41 @@ def tags(folder: Path, long: bool) -> Iterator[Attempt]:  # noqa: ARG001 - one f
             )
 
 
-NAMES = (
-    f"../{SECRET}/1.png",
-    f"images/../../{SECRET}/1.png",
-    f"..\\{SECRET}\\1.png",
-    f"images/..\\..\\{SECRET}/1.png",
-    *(
-        "C:\\1.png",
-        "\\\\host\\share\\1.png",
-        "http://127.0.0.1:9/1.png",
-        "/etc/passwd",
-        "..",
-        "1.png\0",
-        "x" * 5000,
-    ),
-)
+ESCAPES = (f"../{SECRET}/1.png", f"images/../../{SECRET}/1.png", "/etc/passwd", "..")
 """What a dataset may call an image, to have another one read."""
+ODD = (
+    *(f"..\\{SECRET}\\1.png", f"images/..\\..\\{SECRET}/1.png", "C:\\1.png", "\\\\host\\share\\1.png"),
+    *("http://127.0.0.1:9/1.png", "file:///etc/passwd", "1.png\0", "x" * 5000),
+)
+"""What leads elsewhere only on other systems, or for other readers; here it may also be an image that is missing."""
 
 
 def paths(folder: Path, long: bool) -> Iterator[Attempt]:  # noqa: ARG001 - one form is enough
     """Names in a dataset that lead out of its folder, to images that are there."""
     write_pictures(folder / SECRET)
     secret = folder / SECRET / "1.png"
-    for name in (*NAMES, str(secret), secret.as_uri()):
+    for name in (*ESCAPES, str(secret), *ODD):
+        ends: tuple[Ending, ...] = ("refused", "read") if name in ODD else ("refused",)
         inside = fresh(folder, write_coco)
         document = json.loads((inside / "train.json").read_text())
         document["images"][0]["file_name"] = name
         (inside / "train.json").write_text(json.dumps(document))
         yield Attempt(
-            name=f"COCO {name!r:.40}", read=partial(read_dataset, inside / "train.json"), inside=inside
+            name=f"COCO {name!r:.40}",
+            read=partial(read_dataset, inside / "train.json"),
+            inside=inside,
+            ends=ends,
         )
         inside = fresh(folder, write_voc)
         (inside / "ImageSets" / "Main" / "train.txt").write_text(f"1\n{name}\n")
-        yield Attempt(name=f"VOC {name!r:.40}", read=partial(read_dataset, inside), inside=inside)
+        yield Attempt(name=f"VOC {name!r:.40}", read=partial(read_dataset, inside), inside=inside, ends=ends)
         inside = fresh(folder, write_yolo)
         (inside / "train.txt").write_text(f"images/train/1.png\n{name}\n")
         yield Attempt(
-            name=f"YOLO list {name!r:.40}", read=partial(read_dataset, inside, "train"), inside=inside
+            name=f"YOLO list {name!r:.40}",
+            read=partial(read_dataset, inside, "train"),
+            inside=inside,
+            ends=ends,
         )
     for place in (f"../{SECRET}", str(folder / SECRET)):
         for text in (f"train: {place}", f"path: {place}\ntrain: ."):
