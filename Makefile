@@ -11,7 +11,7 @@ SHORT := { grep -v '^Requirement already satisfied' || true; }  # what pip says,
 
 COVERED := tests/cli tests/datasets tests/weights $(addprefix tests/, test_checkpoints.py test_convert.py \
   test_convert_relatives.py test_benchmark.py test_recipes.py test_runfile.py training/test_checkpoint.py \
-  training/test_run.py)
+  training/test_run.py training/test_resume.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check torture fix figures docs

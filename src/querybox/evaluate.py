@@ -48,7 +48,7 @@ def evaluate(
             classes, in any order.
         data: A dataset, or the path of one in a format that `read_dataset` knows.
         split: Which part of the dataset at the path, such as ``"val"``.
-        batch_size: Images in one forward pass; it does not change the result.
+        batch_size: Images in one forward pass, on an accelerator; it does not change the result.
         max_corrupt: Share of the images (0-1) that may be unreadable.
         each: Is called with the detections of each image as they come, to show progress.
 

@@ -46,9 +46,9 @@ def predict(
 ) -> Iterator[Detections]:
     """Find the objects in images and videos.
 
-    Only images of equal size after resizing share a batch, so none is padded and no result depends on what
-    else is in the batch. At most ``8 * batch_size`` resized images wait for others of their size, so folders
-    and videos may be of any length.
+    No result depends on what else is predicted. A CPU answers one image at a time (see `together`); elsewhere only
+    images of equal size after resizing share a batch, so none is padded. At most ``8 * batch_size`` resized images wait
+    for others of their size, so folders and videos may be of any length.
 
     Args:
         engine: The model: a `Detector`, whose mode (training or evaluation) is left as it was found, or whatever else
@@ -57,7 +57,7 @@ def predict(
         threshold: Leave out detections that score less (0-1).
         top_k: Most detections per image.
         nms: Leave out detections that overlap a better one of their class by more than this IoU (0-1).
-        batch_size: Most images in one forward pass.
+        batch_size: Most images in one forward pass, on an accelerator.
         broken: Is told of each file that cannot be read, and those after it are predicted on; None: that is an error.
 
     Returns:
@@ -89,7 +89,16 @@ def detect_frames(
     if isinstance(engine, Detector):
         engine = optimize(engine)
     inputs = prepare(frames, engine.preprocessing)
-    return in_order(detect_all(engine, equal_shapes(inputs, batch_size), top_k))
+    return in_order(detect_all(engine, equal_shapes(inputs, together(engine, batch_size)), top_k))
+
+
+def together(engine: Engine, batch_size: int) -> int:
+    """Return how many images share a forward pass, of `batch_size` at most: on a CPU one.
+
+    There a batch is no faster, its maps being too large for the caches; and sums are rounded otherwise in batches of
+    another size, which is enough for DINO to rank two proposals the other way round.
+    """
+    return 1 if engine.device.type == "cpu" else batch_size
 
 
 def require(name: str, value: float, low: float, high: float = math.inf) -> None:

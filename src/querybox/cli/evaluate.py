@@ -50,7 +50,7 @@ def evaluate(
         output: Folder for the results.
         inspect: How many of the worst images, those with the lowest F1, the report shows with every mistake, each with
             a page to look into the model. These need a checkpoint in float32; exported models get the images alone.
-        batch_size: Images in one forward pass; it does not change the result.
+        batch_size: Images in one forward pass, on an accelerator; it does not change the result.
         precision: What a checkpoint's model computes in: bf16 is faster and less exact.
         trust: Let a .pt2 file execute the code that it may hold.
     """

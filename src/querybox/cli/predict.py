@@ -59,7 +59,7 @@ def predict(
         top_k: Most detections per image.
         nms: Leave out detections that overlap a better one of their class by more than this IoU (0-1).
         format: What to write, of pictures, coco and csv, separated by commas.
-        batch_size: Most images in one forward pass.
+        batch_size: Most images in one forward pass, on an accelerator.
         precision: What a checkpoint's model computes in: bf16 is faster and less exact.
         trust: Let a .pt2 file execute the code that it may hold.
     """

@@ -36,7 +36,7 @@ def queries(
         split: Which split of the dataset, such as val; needed where it has several.
         output: The picture: .png, .svg or .pdf.
         queries: How many queries to show, those with the highest mean score first.
-        batch_size: Images in one forward pass; it does not change the result.
+        batch_size: Images in one forward pass, on an accelerator; it does not change the result.
     """
     from querybox.cli.model import load_model
     from querybox.cli.progress import progress_bar

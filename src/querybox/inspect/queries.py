@@ -25,7 +25,7 @@ from querybox.errors import ConfigError
 from querybox.modules.proposals import MixedQueries, ProposedQueries
 from querybox.optimize import optimize
 from querybox.postprocess import class_scores
-from querybox.predict import answer, equal_shapes, prepare
+from querybox.predict import answer, equal_shapes, prepare, together
 from querybox.sources import Frame
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def query_view(
     Args:
         detector: The model.
         data: The images; what is labelled in them does not matter.
-        batch_size: Images in one forward pass; it does not change the result.
+        batch_size: Images in one forward pass, on an accelerator; it does not change the result.
         each: Is called with each image when it is answered, to show progress.
 
     Raises:
@@ -115,7 +115,7 @@ def query_view(
     boxes: dict[int, Tensor] = {}  # by the image's place: those of equal shape are answered together
     scores: dict[int, Tensor] = {}
     frames = (Frame(source=str(record.path), pixels=read_pixels(record)) for record in data.images)
-    for batch in equal_shapes(prepare(frames, engine.preprocessing), batch_size):
+    for batch in equal_shapes(prepare(frames, engine.preprocessing), together(engine, batch_size)):
         answers = answer(engine, batch)
         best = class_scores(answers, engine.class_rows).amax(-1)  # [B, Q]
         for row, given in enumerate(batch):
