@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +14,8 @@ from benchmarks import peers
 from benchmarks.apart import apart
 from benchmarks.goals import faster
 from benchmarks.measure import Row, Side, Work
-from benchmarks.setup import Setup, detector, images, pixels, targets
-from querybox.data import Batch
-from querybox.data.loader import TrainLoader
+from benchmarks.setup import EXAMPLE, Setup, detector, images, pixels, targets
+from querybox.data import Batch, read_dataset, train_loader
 from querybox.detector import Detector
 from querybox.losses.criterion import Criterion
 from querybox.structures import ImageBatch
@@ -81,7 +80,8 @@ def update(setup: Setup, model: Detector, criterion: Criterion, batch: Batch, pr
     """Return an update of `model` by querybox's own training loop, first without dropout, then with it."""
     settings = TrainSettings(batch_size=len(batch.image_ids), precision=precision)
     run = RunSettings.parse({"data": {"train": "none"}, "output": str(setup.folder)}).replace(train=settings)
-    loader = cast("TrainLoader", [batch])  # only its length is asked for
+    data = read_dataset(EXAMPLE, "train")  # never iterated over: the batch is the same each time
+    loader = train_loader(data, run.data, batch_size=len(batch.image_ids), seed=0)
     trainer = Trainer(model, criterion, loader, run, accelerator=start_processes(run))
     trainer.model.eval()
 

@@ -22,7 +22,6 @@ from benchmarks.goals import beyond, faster, ratio, smaller, spread, under, with
 from benchmarks.measure import Absent, Row, RowResult, Side, measure
 from benchmarks.setup import Setup
 from benchmarks.small import Kind
-from querybox.structures import ImageBatch
 
 
 class Clock:
@@ -251,13 +250,9 @@ def test_a_side_apart_tells_why_it_cannot_be_built() -> None:
 @pytest.mark.parametrize("kind", training_small.TITLES)
 def test_small_models_have_the_loss_of_transformers(kind: Kind, tmp_path: Path) -> None:
     setup = Setup(quick=True, folder=tmp_path)
-    batch = training_small.inputs(setup)
-    detector, criterion = training_small.same_detector(kind)
-    images = ImageBatch.from_pixels(batch.pixels, batch.sizes, detector.preprocessing)
-    with torch.no_grad():
-        ours = sum(criterion(detector.eval()(images), batch.targets).values())
+    ours, _ = training_small.ours(setup, kind, "no")()
     theirs, _ = training_small.transformers(setup, kind, 0)()
-    torch.testing.assert_close(float(ours), theirs, rtol=1e-4, atol=0.0)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=0.0)
 
 
 def test_a_row_is_measured_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
