@@ -36,17 +36,8 @@ from querybox.weights import files
 from querybox.weights import querybox as querybox_file
 from querybox.weights.files import leftovers
 from torture.case import require
+from torture.data_sets import MODEL
 
-MODEL = {
-    "backbone": "test_efficientnet",
-    "backbone_weights": None,
-    "width": 16,
-    "heads": 2,
-    "feedforward": 32,
-    "encoder_layers": 1,
-    "decoder_layers": 2,
-    "queries": 6,
-}
 SECONDS = 120.0
 """A run that has not ended by then hangs, or the machine is very busy."""
 CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.chmod", "tempfile.mkstemp")
