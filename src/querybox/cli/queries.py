@@ -42,7 +42,9 @@ def queries(
     from querybox.cli.progress import progress_bar
     from querybox.data import read_dataset
     from querybox.inspect import query_view
+    from querybox.inspect.queries import check_picture
 
+    check_picture(output, queries)  # before the work, not after it
     dataset = read_dataset(data, split)
     detector = load_model(model)
     with progress_bar(len(dataset.images)) as advance:

@@ -76,12 +76,7 @@ class QueryView:
         Raises:
             ConfigError: The path has another suffix, or `queries` is less than 1.
         """
-        if Path(path).suffix.lower() not in SUFFIXES:
-            raise ConfigError(
-                f"{path}: a view of queries is drawn as .png, .svg or .pdf; give one of these suffixes"
-            )
-        if queries < 1:
-            raise ConfigError(f"the view of queries got queries={queries}; expected 1 or more")
+        check_picture(path, queries)
         draw_panels(self, self.ranking[:queries]).savefig(path, dpi=100)
 
     def _repr_html_(self) -> str:
@@ -90,6 +85,16 @@ class QueryView:
         draw_panels(self, self.ranking[:SHOWN]).savefig(file, format="png", dpi=80)
         source = "data:image/png;base64," + b64encode(file.getvalue()).decode("ascii")
         return f'<img style="max-width:100%" alt="{escape(heading(self))}" src="{source}">'
+
+
+def check_picture(path: str | Path, queries: int) -> None:
+    """Raise ConfigError unless a view of so many queries can be drawn to `path`."""
+    if Path(path).suffix.lower() not in SUFFIXES:
+        raise ConfigError(
+            f"{path}: a view of queries is drawn as .png, .svg or .pdf; give one of these suffixes"
+        )
+    if queries < 1:
+        raise ConfigError(f"the view of queries got queries={queries}; expected 1 or more")
 
 
 @torch.inference_mode()
