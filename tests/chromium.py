@@ -27,12 +27,17 @@ FLAGS = (
     "--hide-scrollbars",
 )
 SECONDS = 120.0  # on a busy machine
+LEFT = ("navigated or closed", "context was destroyed", "Cannot find context")  # the page, under a command
 
 
 def find_chromium() -> str:
     """Return the browser's program; without one the test is skipped."""
     program = next(filter(None, map(shutil.which, NAMES)), None)
     return program or pytest.skip("needs Chromium, which is not installed: apt install chromium")
+
+
+class CommandError(Exception):
+    """The browser did not carry out a command."""
 
 
 class Page:
@@ -60,7 +65,8 @@ class Page:
         while True:
             answer = self.receive()
             if answer.get("id") == self.number:
-                assert "error" not in answer, f"{method}: {answer['error']}"
+                if "error" in answer:
+                    raise CommandError(f"{method}: {answer['error']}")
                 return dict(answer["result"])
             self.note(answer)
 
@@ -99,11 +105,20 @@ class Page:
         self.wait(ready)
 
     def wait(self, condition: str) -> None:
-        """Wait until a JavaScript expression is true."""
+        """Wait until a JavaScript expression is true, on this page or the one that it leads to."""
         end = time.monotonic() + SECONDS
-        while not self.run(f"Boolean({condition})"):
+        while not self.holds(condition):
             assert time.monotonic() < end, f"never came true: {condition}; errors: {self.errors}"
             time.sleep(0.02)
+
+    def holds(self, condition: str) -> bool:
+        """Whether a JavaScript expression is true; on a page that is being left, nothing is."""
+        try:
+            return bool(self.run(f"Boolean({condition})"))
+        except CommandError as error:
+            if any(words in str(error) for words in LEFT):
+                return False
+            raise
 
     def run(self, expression: str) -> Any:
         """Return the value of a JavaScript expression; a promise is waited for."""
