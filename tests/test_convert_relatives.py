@@ -138,6 +138,7 @@ def test_rows_of_relatives_there_and_back(tmp_path: Path, caplog: pytest.LogCapt
             DeformableDETR(**SMALL, strides=(16, 32)),
             r"has no Deformable DETR with strides=\(16, 32\)",
         ),
+        ("mmdet3", DINO(**SMALL, distinct=True), "has no DINO with distinct=True"),
     ],
 )
 def test_relatives_that_another_system_does_not_have(

@@ -26,11 +26,18 @@ def area(boxes_xyxy: Float[Tensor, "*shape 4"]) -> Float[Tensor, "*shape"]:
 
 
 def giou(a_xyxy: Float[Tensor, "*#shape 4"], b_xyxy: Float[Tensor, "*#shape 4"]) -> Float[Tensor, "*#shape"]:
-    """Return the generalised IoU of boxes pair by pair, broadcast like any elementwise function; in (-1, 1].
+    """Return the generalised IoU of boxes pair by pair, broadcast like any elementwise function; in (-1, 1]."""
+    return iou_and_giou(a_xyxy, b_xyxy)[1]
+
+
+def iou_and_giou(
+    a_xyxy: Float[Tensor, "*#shape 4"], b_xyxy: Float[Tensor, "*#shape 4"]
+) -> tuple[Float[Tensor, "*#shape"], Float[Tensor, "*#shape"]]:
+    """Return IoU, in 0-1, and generalised IoU, in (-1, 1], pair by pair.
 
     GIoU = IoU - (hull - union) / hull, where the hull is the smallest box around both (Rezatofighi et al. 2019,
     algorithm 1). Scaling an axis of both boxes changes nothing, so normalised and pixel boxes give the same
-    value. Two empty boxes at one point give -1.
+    values. Two empty boxes at one point give 0 and -1.
     """
     # Axis by axis: tensors whose last dimension is 2 are slow to compute with, most of all to reduce.
     a_left, a_top, a_right, a_bottom = a_xyxy.unbind(-1)
@@ -43,7 +50,8 @@ def giou(a_xyxy: Float[Tensor, "*#shape 4"], b_xyxy: Float[Tensor, "*#shape 4"])
     union = area(a_xyxy) + area(b_xyxy) - overlap
     hull = hull_width * hull_height
     tiny = torch.finfo(union.dtype).tiny  # keeps 0 / 0 at 0
-    return overlap / union.clamp(min=tiny) - (1 - union / hull.clamp(min=tiny))
+    iou = overlap / union.clamp(min=tiny)
+    return iou, iou - (1 - union / hull.clamp(min=tiny))
 
 
 def inverse_sigmoid(x: Float[Tensor, "*shape"], eps: float = 1e-5) -> Float[Tensor, "*shape"]:

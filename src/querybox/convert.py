@@ -176,6 +176,8 @@ def unknown_settings(recipe: Recipe, layout: Layout) -> list[str]:
         usual = (8, 16, 32) if recipe.levels > 1 else (32,)
         finer = isinstance(recipe, DINO) and recipe.strides == (4, 8, 16, 32)
         known["strides"] = finer or recipe.strides == usual
+    if isinstance(recipe, DINO):
+        known["distinct"] = not recipe.distinct
     return [name for name, is_known in known.items() if not is_known]
 
 

@@ -182,6 +182,8 @@ class Queries:
     """Which of them have to find their object, and which object that is."""
     blocked: Bool[Tensor, "N Q"] | None = None
     """True = the denoising query (row) may not attend to the query (column)."""
+    later: Bool[Tensor, "M M"] | None = None
+    """True = the query (row) may not attend to the query (column), which ranks after it; without denoising queries."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,6 +69,12 @@ def dino() -> Detector:
 
 
 @pytest.fixture(scope="session")
+def distinct() -> Detector:
+    """DINO whose proposals are peaks, and whose queries see only those before them."""
+    return small("dino_r50", 0.2, queries=60, distinct=True, **RELATIVE)
+
+
+@pytest.fixture(scope="session")
 def exported(detector: Detector, tmp_path_factory: pytest.TempPathFactory) -> Export:
     """Export the detector to a format, once."""
     done: dict[Format, Exported] = {}

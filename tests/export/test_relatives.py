@@ -56,6 +56,11 @@ def test_dino(dino_program: ExportedProgram, dino: Detector, tmp_path: Path, to:
     check(dino_program, dino, tmp_path, to)
 
 
+@pytest.mark.parametrize("to", SUFFIXES)
+def test_distinct_queries(distinct: Detector, tmp_path: Path, to: Format) -> None:
+    check(trace(distinct), distinct, tmp_path, to)
+
+
 def test_deformable_detr(deformable: Detector, tmp_path: Path) -> None:
     check(trace(deformable), deformable, tmp_path, "openvino")
 

@@ -1,13 +1,18 @@
-"""Focal loss against its definition; losses of proposals and of denoising."""
+"""Focal and varifocal loss against their definitions; losses of proposals and of denoising."""
 
 from __future__ import annotations
 
+import math
+
+import pytest
 import torch
+from torch import Tensor
 from torch.testing import assert_close
-from torchvision.ops import sigmoid_focal_loss
+from torchvision.ops import box_iou, sigmoid_focal_loss
 
 from querybox import Criterion, DetectorOutput, HungarianMatcher, Predictions, Target
-from querybox.losses.classification import Focal
+from querybox.boxes import to_xyxy
+from querybox.losses.classification import Focal, Varifocal
 from querybox.structures import Matches
 
 
@@ -35,27 +40,72 @@ def test_focal_loss_is_that_of_torchvision() -> None:
     for layer in range(2):
         wanted[layer, answers[layer], labels[layer]] = 1.0
     theirs = sigmoid_focal_loss(logits, wanted, alpha=0.25, gamma=2.0).sum((1, 2)) / 2
-    assert_close(Focal().loss(logits, answers, labels, torch.tensor(2.0), torch.tensor(5.0)), theirs)
+    counts, iou = (torch.tensor(2.0), torch.tensor(5.0)), torch.rand(2, 2)
+    assert_close(Focal().loss(logits, answers, labels, *counts, iou), theirs)
 
 
 def test_focal_cost_is_what_a_match_changes_in_the_loss() -> None:
     logits, none = torch.randn(1, 1, 3, 4), torch.zeros(1, 0, dtype=torch.long)
     one = torch.tensor(1.0)
     answer, label = torch.tensor([[2]]), torch.tensor([[1]])
-    matched = Focal().loss(logits[0], answer, label, one, one)
-    unmatched = Focal().loss(logits[0], none, none, one, one)
+    matched = Focal().loss(logits[0], answer, label, one, one, torch.rand(1, 1))
+    unmatched = Focal().loss(logits[0], none, none, one, one, torch.zeros(1, 0))
     assert_close(Focal().cost(logits)[0, 0, 2, 1], (matched - unmatched)[0])
 
 
 def test_focal_loss_survives_extreme_logits() -> None:
     logits = torch.tensor([[[200.0, -200.0]]], requires_grad=True)
-    loss = Focal().loss(
-        logits, torch.tensor([[0]]), torch.tensor([[1]]), torch.tensor(1.0), torch.tensor(0.0)
-    )
+    one = torch.ones(())
+    loss = Focal().loss(logits, torch.tensor([[0]]), torch.tensor([[1]]), one, one, torch.ones(1, 1))
     loss.sum().backward()
     assert loss.isfinite().all()
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
+
+
+def test_varifocal_loss_is_that_of_its_definition() -> None:
+    """VarifocalNet, equation 2: -q (q log p + (1 - q) log(1 - p)) if matched, else -alpha p^gamma log(1 - p)."""
+    logits = torch.randn(1, 3, 2, dtype=torch.float64)
+    iou = torch.tensor([[0.7, 0.2]], dtype=torch.float64)
+    loss = Varifocal().loss(
+        logits, torch.tensor([[2, 0]]), torch.tensor([[1, 0]]), torch.tensor(2.0), torch.tensor(1.0), iou
+    )
+    wanted = {(2, 1): 0.7, (0, 0): 0.2}
+    total = 0.0
+    for query in range(3):
+        for label in range(2):
+            p = 1 / (1 + math.exp(-logits[0, query, label]))
+            if q := wanted.get((query, label)):
+                total -= q * (q * math.log(p) + (1 - q) * math.log(1 - p))
+            else:
+                total -= 0.75 * p**2 * math.log(1 - p)
+    assert_close(loss, torch.tensor([total / 2], dtype=torch.float64))
+
+
+def test_varifocal_loss_is_least_where_the_score_is_the_iou() -> None:
+    logits = torch.linspace(-4, 4, 801)
+    loss = Varifocal().matched(logits, torch.full_like(logits, 0.6))
+    assert logits[loss.argmin()].sigmoid().item() == pytest.approx(0.6, abs=0.01)
+
+
+def test_the_criterion_asks_for_the_overlap_and_gives_boxes_no_gradient_by_it() -> None:
+    given: list[Tensor] = []
+
+    class Watched(Varifocal):
+        def matched(self, logits: Tensor, iou: Tensor) -> Tensor:
+            given.append(iou)
+            return super().matched(logits, iou)
+
+    targets, layer = objects(), predictions()
+    layer.boxes.requires_grad_()
+    Criterion(HungarianMatcher(classification=Focal()), classification=Watched())(
+        DetectorOutput(layers=(layer,)), targets
+    )
+    matches = HungarianMatcher(classification=Focal())(layer.logits[None], layer.boxes[None], targets)
+    wanted = torch.cat([target.boxes for target in targets])[matches.object[0]]
+    found = layer.boxes[matches.image, matches.query[0]]
+    assert_close(given[0][0], box_iou(to_xyxy(found), to_xyxy(wanted)).diag().detach())
+    assert not given[0].requires_grad
 
 
 def test_losses_have_the_names_that_users_know() -> None:

@@ -85,7 +85,7 @@ def test_points_move_their_centre_alone() -> None:
     assert_close(inverse_sigmoid(boxes[..., :2]), delta[..., :2] + inverse_sigmoid(torch.tensor(0.3)))
 
 
-def small_dino() -> Detector:
+def small_dino(*, distinct: bool = False) -> Detector:
     return Detector.from_recipe(
         "dino_r50",
         num_classes=3,
@@ -97,6 +97,7 @@ def small_dino() -> Detector:
         decoder_layers=2,
         queries=12,
         denoising=6,
+        distinct=distinct,
     ).eval()
 
 
@@ -108,9 +109,10 @@ def image_batch() -> tuple[ImageBatch, list[Target]]:
     return batch, [Target(boxes=each, labels=torch.randint(3, (len(each),))) for each in boxes]
 
 
-def test_denoising_queries_tell_the_matched_ones_nothing() -> None:
+@pytest.mark.parametrize("distinct", [False, True])
+def test_denoising_queries_tell_the_matched_ones_nothing(distinct: bool) -> None:
     torch.manual_seed(0)
-    detector = small_dino()
+    detector = small_dino(distinct=distinct)
     batch, targets = image_batch()
     with torch.no_grad():
         alone, together = detector(batch), detector(batch, targets)
@@ -119,6 +121,19 @@ def test_denoising_queries_tell_the_matched_ones_nothing() -> None:
     for one, other in zip(alone.layers, together.layers, strict=True):
         assert_close(one.logits, other.logits, rtol=0, atol=0)
         assert_close(one.boxes, other.boxes, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_distinct_queries_are_told_nothing_by_those_that_rank_after_them() -> None:
+    torch.manual_seed(0)
+    batch, _ = image_batch()
+    for distinct in (True, False):
+        detector = small_dino(distinct=distinct)
+        before = detector(batch).layers[-1].logits
+        detector.queries.get_parameter("content")[8:] += torch.randn(4, 32)
+        after = detector(batch).layers[-1].logits
+        assert torch.equal(before[:, :8], after[:, :8]) == distinct
+        assert not torch.equal(before[:, 8:], after[:, 8:])
 
 
 def test_every_part_of_dino_is_trained() -> None:

@@ -27,6 +27,7 @@ class Softmax:
         labels: Int[Tensor, "L M"],
         positives: Float[Tensor, ""],
         negatives: Float[Tensor, ""],
+        iou: Float[Tensor, "L M"],  # noqa: ARG002 - however well the box fits
     ) -> Float[Tensor, " L"]:
         """Return each layer's loss over A queries: the cross-entropy, averaged by its weights.
 
@@ -36,6 +37,7 @@ class Softmax:
             labels: The classes of their objects.
             positives: How many are matched, averaged over the processes.
             negatives: How many are not, averaged over the processes.
+            iou: Of their boxes with those of their objects, without gradient.
         """
         num_layers, _, num_classes = logits.shape
         wanted = labels.new_full(logits.shape[:2], num_classes - 1).scatter(1, answers, labels)  # [L, A]
@@ -65,12 +67,21 @@ class Focal:
         labels: Int[Tensor, "L M"],
         positives: Float[Tensor, ""],
         negatives: Float[Tensor, ""],  # noqa: ARG002 - they hardly count
+        iou: Float[Tensor, "L M"],
     ) -> Float[Tensor, " L"]:
         """Return each layer's loss: the sum over all queries and classes, divided by the matched queries."""
         rows = logits.gather(1, answers[..., None].expand(-1, -1, logits.shape[2]))  # [L, M, K]
         right = rows.gather(2, labels[..., None])[..., 0]  # [L, M]
-        found = (self.found(right) - self.missed(right)).sum(1)
-        return (self.missed(logits).sum((1, 2)) + found) / positives.clamp(min=1)
+        matched = (self.matched(right, iou) - self.missed(right)).sum(1)
+        return (self.missed(logits).sum((1, 2)) + matched) / positives.clamp(min=1)
+
+    def matched(
+        self,
+        logits: Float[Tensor, "*shape"],
+        iou: Float[Tensor, "*shape"],  # noqa: ARG002 - however well the box fits
+    ) -> Float[Tensor, "*shape"]:
+        """Return the loss of matched queries for the class of their object."""
+        return self.found(logits)
 
     def found(self, logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return the loss where the class is there."""
@@ -79,6 +90,20 @@ class Focal:
     def missed(self, logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return the loss where it is not."""
         return (1 - self.alpha) * logits.sigmoid() ** self.gamma * F.softplus(logits)
+
+
+class Varifocal(Focal):
+    """Focal loss that asks a matched query how well its box fits: the IoU, and not 1 (Zhang et al. 2021, equation 2).
+
+    Of several queries at one object, the one with the best box is then to have the best score, and what fits badly is
+    not to be sure. A match weighs as much as its IoU; what is not matched weighs as in focal loss.
+    """
+
+    def matched(
+        self, logits: Float[Tensor, "*shape"], iou: Float[Tensor, "*shape"]
+    ) -> Float[Tensor, "*shape"]:
+        """Return the cross-entropy with the IoU, times the IoU."""
+        return iou * F.binary_cross_entropy_with_logits(logits, iou, reduction="none")
 
 
 Classification = Softmax | Focal

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from querybox.boxes import giou, to_xyxy
+from querybox.boxes import iou_and_giou, to_xyxy
 from querybox.losses.classification import Classification, Softmax
 from querybox.losses.matcher import HungarianMatcher
 from querybox.structures import DetectorOutput, Matches, Predictions, Target
@@ -94,28 +94,19 @@ class Criterion(nn.Module):
         positives, negatives = mean_over_processes(
             len(matches.image), logits[0, ..., 0].numel() - len(matches.image), logits.device
         )
-        judged = self.classification.loss(logits.flatten(1, 2), answers, labels[found], positives, negatives)
+        answered = boxes.flatten(1, 2).gather(1, answers[..., None].expand(-1, -1, 4))  # [L, M, 4]
+        wanted = objects[found]  # [L, M, 4]
+        distance = F.l1_loss(answered, wanted, reduction="none").sum((1, 2))
+        iou, giou = iou_and_giou(to_xyxy(answered), to_xyxy(wanted))  # [L, M]
+        judged = self.classification.loss(
+            logits.flatten(1, 2), answers, labels[found], positives, negatives, iou.detach()
+        )
         losses = {
             "loss_cls": self.class_weight * judged,
-            **self.box_losses(boxes.flatten(1, 2), answers, objects[found], positives.clamp(min=1)),
+            "loss_bbox": self.box_weight * distance / positives.clamp(min=1),
+            "loss_iou": self.giou_weight * (1 - giou).sum(1) / positives.clamp(min=1),
         }
         return named_by_layer({f"{prefix}{name}": values for name, values in losses.items()})
-
-    def box_losses(
-        self,
-        boxes: Float[Tensor, "L A 4"],
-        answers: Int[Tensor, "L M"],
-        wanted: Float[Tensor, "L M 4"],
-        positives: Float[Tensor, ""],
-    ) -> dict[str, Float[Tensor, " L"]]:
-        """Average L1 distance and 1 - GIoU over the matched queries."""
-        found = boxes.gather(1, answers[..., None].expand(-1, -1, 4))  # [L, M, 4]
-        distance = F.l1_loss(found, wanted, reduction="none").sum((1, 2))
-        looseness = (1 - giou(to_xyxy(found), to_xyxy(wanted))).sum(1)
-        return {
-            "loss_bbox": self.box_weight * distance / positives,
-            "loss_iou": self.giou_weight * looseness / positives,
-        }
 
 
 def mean_over_processes(

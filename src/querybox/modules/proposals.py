@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from querybox.modules.heads import DeltaHead, IndependentClassHead
 from querybox.modules.position import sine_boxes
 from querybox.modules.pyramid import cell_centres
-from querybox.structures import Levels, Memory, Predictions, Queries
+from querybox.structures import Levels, Memory, Predictions, Queries, Shapes
 
 
 class PointQueries(nn.Module):
@@ -84,17 +85,27 @@ class ProposedQueries(nn.Module):
 
 
 class MixedQueries(nn.Module):
-    """The best proposals' boxes are the references; the content is learned (DINO, section 3.4)."""
+    """The best proposals' boxes are the references; the content is learned (DINO, section 3.4).
 
-    def __init__(self, proposals: Proposals, count: int, width: int) -> None:
+    With `distinct`, proposals are peaks: beside one that is better, in the same map, a proposal is likely to be of the
+    same object (CenterNet, Zhou et al. 2019, section 3). They are ranked, best first, so queries that rank later can
+    give way to those before them.
+    """
+
+    def __init__(self, proposals: Proposals, count: int, width: int, *, distinct: bool = False) -> None:
         super().__init__()
         self.proposals = proposals
+        self.distinct = distinct
         self.content = nn.Parameter(torch.randn(count, width))
 
     def forward(self, memory: Memory) -> Queries:
         """Choose the references; a proposal is as good as its best class."""
         tokens, logits, start = self.proposals(memory)
-        best = strongest(logits.amax(-1), len(self.content))  # [B, Q]
+        scores = logits.amax(-1)  # [B, S]
+        if self.distinct:
+            assert memory.levels is not None
+            scores = peaks_first(scores, memory.levels.shapes)
+        best = strongest(scores, len(self.content))  # [B, Q]
         chosen = Predictions(
             logits=pick(logits, best),
             boxes=self.proposals.boxes(pick(tokens, best), pick(start, best)),
@@ -107,6 +118,7 @@ class MixedQueries(nn.Module):
             position=torch.zeros_like(content),
             reference=chosen.boxes.detach(),
             proposals=chosen,
+            later=later(content.shape[1], content.device) if self.distinct else None,
         )
 
 
@@ -123,6 +135,22 @@ class SinePosition(nn.Module):
         assert memory.levels is not None
         boxes = reference * memory.levels.valid[:, :1].repeat(1, 1, 2)
         return self.layers(sine_boxes(boxes[..., [1, 0, 2, 3]], self.width))
+
+
+def peaks_first(scores: Float[Tensor, "B S"], shapes: Shapes) -> Float[Tensor, "B S"]:
+    """Return scores by which cells that none of their eight neighbours exceeds come before all others."""
+    maps = scores.split([height * width for height, width in shapes], dim=1)
+    highest = [
+        F.max_pool2d(cells.unflatten(1, (1, *shape)), 3, stride=1, padding=1).flatten(1)
+        for cells, shape in zip(maps, shapes, strict=True)
+    ]
+    return torch.where(scores < torch.cat(highest, 1), scores - 100, scores)  # logits differ by less
+
+
+def later(count: int, device: torch.device) -> Bool[Tensor, "Q Q"]:
+    """Return True where the column comes after the row."""
+    rank = torch.arange(count, device=device)
+    return rank > rank[:, None]
 
 
 def strongest(scores: Float[Tensor, "B S"], count: int) -> Int[Tensor, "B Q"]:

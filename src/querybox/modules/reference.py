@@ -48,7 +48,8 @@ class DeformableDecoderLayer(nn.Module):
             first = queries.num_denoising
             place = x + position
             # Denoising queries are not even shown to the others: they would see the answers.
-            agreed = self.self_attention(place[:, first:], place[:, first:], x[:, first:])
+            others = place[:, first:]
+            agreed = self.self_attention(others, others, x[:, first:], blocked=queries.later)
             if not first:
                 return agreed
             denoised = self.self_attention(place[:, :first], place, x, blocked=queries.blocked)

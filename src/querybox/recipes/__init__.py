@@ -44,7 +44,7 @@ RECIPES: dict[str, Recipe] = {
     "deformable_detr_r50_two_stage": DEFORMABLE_REFINE.replace(two_stage=True),
     "deformable_detr_small": DEFORMABLE_REFINE.replace(**SMALL_PYRAMID),
     "dino_r50": DINO(),
-    "dino_small": DINO().replace(**SMALL_PYRAMID, denoising=30),
+    "dino_small": DINO().replace(**SMALL_PYRAMID, denoising=30, distinct=True, varifocal=True),
 }
 """Every recipe by name: DETR's published four, on ResNet-18, and for few images and CPUs; then its relatives."""
 

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
-from querybox.losses.classification import Focal
+from querybox.losses.classification import Focal, Varifocal
 from querybox.losses.criterion import Criterion
 from querybox.losses.matcher import HungarianMatcher
 from querybox.modules.denoising import Denoising
@@ -35,6 +35,12 @@ class DINO(DeformableDETR):
     """Half this share of the denoising queries is told a random class."""
     box_noise: Annotated[float, Field(ge=0)] = 1.0
     """How far their boxes' corners move, in halves of the box's size."""
+    distinct: bool = False
+    """Begin with proposals that no neighbour exceeds, and let queries see only those that rank before them: few images
+    do not teach a decoder which of ten queries at one object is to speak for it."""
+    varifocal: bool = False
+    """Ask a matched query how well its box fits, and not for 1, and match by the class more than by the box: the best
+    of several queries at one object then remains the best."""
 
     temperature: ClassVar[float] = 20.0
     offset: ClassVar[float] = 0.0
@@ -42,7 +48,7 @@ class DINO(DeformableDETR):
     def build_queries(self, classes: int) -> nn.Module:
         """Compose what the decoder starts from: proposed references, learned content."""
         proposals = Proposals(self.width, IndependentClassHead(self.width, classes), DeltaHead(self.width))
-        return MixedQueries(proposals, self.queries, self.width)
+        return MixedQueries(proposals, self.queries, self.width, distinct=self.distinct)
 
     def build_decoder(self, classes: int) -> ReferenceDecoder:
         """Compose the decoder, which makes the queries' positions of their references."""
@@ -64,7 +70,9 @@ class DINO(DeformableDETR):
         )
 
     def criterion(self) -> Criterion:
-        """Weigh the classes by half of what the matcher does; proposals have to say the class."""
+        """Weigh the classes by half of what the matcher does, or less; proposals have to say the class."""
         return Criterion(
-            HungarianMatcher(2.0, 5.0, 2.0, classification=Focal()), classification=Focal(), class_weight=1.0
+            HungarianMatcher(6.0 if self.varifocal else 2.0, 5.0, 2.0, classification=Focal()),
+            classification=Varifocal() if self.varifocal else Focal(),
+            class_weight=1.0,
         )
