@@ -147,7 +147,7 @@ def peaks_first(scores: Float[Tensor, "B S"], shapes: Shapes) -> Float[Tensor, "
     return torch.where(scores < torch.cat(highest, 1), scores - 100, scores)  # logits differ by less
 
 
-def later(count: int, device: torch.device) -> Bool[Tensor, "Q Q"]:
+def later(count: int | torch.SymInt, device: torch.device) -> Bool[Tensor, "Q Q"]:
     """Return True where the column comes after the row."""
     rank = torch.arange(count, device=device)
     return rank > rank[:, None]
