@@ -97,7 +97,7 @@ def unlike(detector: Detector, source: Detector) -> str:
     assert source.recipe is not None
     ours, theirs = detector.recipe.model_dump(), source.recipe.model_dump()
     may = {"backbone_weights", "dropout", "frozen_stride", "queries", "unused_rows"}
-    may |= {"denoising", "label_noise", "box_noise"}
+    may |= {"denoising", "label_noise", "box_noise", "distinct", "varifocal"}
     differences = [
         f"'model.{key}' is {ours[key]!r} here and {theirs.get(key)!r} there"
         for key in ours.keys() - may
