@@ -12,6 +12,7 @@ from torch.testing import assert_close
 from querybox.modules.deformable import DeformableAttention
 from querybox.modules.pyramid import PyramidProjection, cell_centres, levels_of
 from querybox.structures import Levels
+from querybox.training.fast import sparse
 
 WIDTH, HEADS, POINTS = 12, 3, 2
 
@@ -92,16 +93,17 @@ def by_loops(
     return torch.stack(answers).view(query.shape)
 
 
+@pytest.mark.parametrize("form", ["plain", "in training"])
 @pytest.mark.parametrize("numbers", [2, 4], ids=["points", "boxes"])
 def test_values_and_gradients_are_those_of_the_definition(
-    attention: DeformableAttention, levels: Levels, numbers: int
+    attention: DeformableAttention, levels: Levels, numbers: int, form: str
 ) -> None:
     levels = in_double(levels)
     query = torch.randn(2, 6, WIDTH, dtype=torch.float64, requires_grad=True)
     reference = torch.rand(2, 6, numbers, dtype=torch.float64, requires_grad=True)
     tokens = torch.randn(2, 47, WIDTH, dtype=torch.float64, requires_grad=True)
     inputs = [query, reference, tokens, *attention.parameters()]
-    ours = attention(query, reference, tokens, levels)
+    ours = (attention if form == "plain" else sparse(attention))(query, reference, tokens, levels)
     theirs = by_loops(attention, query, reference, tokens, levels)
     assert_close(ours, theirs)
     direction = torch.randn_like(ours)

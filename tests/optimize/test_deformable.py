@@ -22,3 +22,23 @@ def test_points_anywhere_are_seen_as_on_the_maps() -> None:
     weight = torch.rand(2, 64, 3, 2, 2)
     expected = plain_sample(value, shapes, places, weight)
     assert_close(sample(value.flatten(2), levels, places, weight), expected, rtol=0, atol=1e-5)
+
+
+def test_gradients_are_those_of_maps() -> None:
+    """Inside, outside and far away, but not on edges, where left and right differ."""
+    torch.manual_seed(0)
+    shapes = ((4, 3), (2, 5))
+    levels = levels_of([torch.zeros(2, *shape, dtype=torch.bool) for shape in shapes])
+    value = torch.randn(2, 22, 3, 8, requires_grad=True)
+    places = (3 * torch.rand(2, 64, 3, 2, 2, 2) - 1).requires_grad_()
+    weight = torch.rand(2, 64, 3, 2, 2, requires_grad=True)
+    inputs = (value, places, weight)
+    expected = plain_sample(value, shapes, places, weight)
+    got = sample(value.flatten(2), levels, places, weight)
+    direction = torch.randn_like(got)
+    assert_close(
+        torch.autograd.grad(got, inputs, direction),
+        torch.autograd.grad(expected, inputs, direction),
+        rtol=0,
+        atol=1e-4,
+    )

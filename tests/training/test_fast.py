@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from querybox.losses.criterion import Criterion
 from querybox.modules.backbone import Backbone
 from querybox.structures import ImageBatch, Target
 from querybox.training.fast import FoldedConv2d, fold_batch_norms, for_training
-from querybox.training.kernels import AttentionCore, ReLUDropout, drop, keep, linear
+from querybox.training.kernels import AttentionCore, ReLUDropout, Softmax, WeightedRows, drop, keep, linear
 from querybox.training.optim import build_optimizer
 from querybox.training.settings import TrainSettings
 
@@ -30,10 +31,10 @@ TINY: dict[str, Any] = {
 }
 
 
-def detector(backbone: str = "test_resnet", **settings: Any) -> Detector:
+def detector(backbone: str = "test_resnet", *, recipe: str = "detr_r50", **settings: Any) -> Detector:
     torch.manual_seed(0)
     found = Detector.from_recipe(
-        "detr_r50", num_classes=3, backbone=backbone, **{**TINY, "dropout": 0.0, **settings}
+        recipe, num_classes=3, backbone=backbone, **{**TINY, "dropout": 0.0, **settings}
     )
     assert isinstance(found.backbone, Backbone)
     shake(found.backbone)
@@ -95,13 +96,30 @@ def test_folded_backbones_equal_plain_ones(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("settings", [{}, {"norm_first": True}, {"backbone": "test_efficientnet"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"norm_first": True},
+        {"backbone": "test_efficientnet"},
+        {"recipe": "deformable_detr_r50", "levels": 3, "points": 2},
+        {"recipe": "dino_r50", "levels": 3, "points": 2, "distinct": True},
+    ],
+)
 def test_the_whole_detector_equals_the_plain_one(settings: dict[str, Any], batch: ImageBatch) -> None:
     plain = detector(**settings)
+    with torch.no_grad():
+        for name, parameter in plain.named_parameters():
+            if (
+                ".offset." in name
+            ):  # at first points lie on the very middles of cells, where gradients are two
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    assert plain.recipe is not None
+    criterion = plain.recipe.criterion()
     fast = for_training(plain)
     results = []
     for model in (plain, fast):
-        losses = Criterion()(model(batch), TARGETS)
+        losses = criterion(model(batch), TARGETS)
         results.append((losses, gradients(plain, torch.stack(list(losses.values())).sum())))
     (losses, gradient), (fast_losses, fast_gradient) = results
     assert_close(fast_losses, losses, rtol=1e-5, atol=1e-6)
@@ -214,6 +232,36 @@ def test_gradients_are_those_of_what_is_computed(dropout: float) -> None:
 
     assert gradcheck(attend, (doubles(2, 2, 3, 4), doubles(2, 2, 5, 4), doubles(2, 2, 5, 4)))
     assert gradcheck(activate, (doubles(4, 8),))
+    assert gradcheck(Softmax.apply, (doubles(2, 3, 5),))
+
+
+def test_weighted_rows_are_sums_of_rows() -> None:
+    """Also of the same row twice, of a table with rows that nobody asks for, and of one image."""
+    torch.manual_seed(0)
+    rows = torch.randint(6, (2, 4, 3), dtype=torch.int32)
+    rows[:, 0] = 2
+    table, shares = doubles(2, 8, 5), doubles(2, 4, 3)
+    want = torch.stack(
+        [(t[r.long()] * s[..., None]).sum(1) for r, t, s in zip(rows, table, shares, strict=True)]
+    )
+    assert_close(WeightedRows.apply(rows, table, shares), want)
+    for images in (slice(0, 2), slice(1, 2)):
+        assert gradcheck(partial(WeightedRows.apply, rows[images]), (table[images], shares[images]))
+
+
+def test_who_looks_nowhere_sees_nothing_that_is_a_number() -> None:
+    """A loss of NaN is told with its images, which an index outside the table would prevent."""
+    plain = detector(recipe="deformable_detr_r50", levels=3, points=2)
+    with torch.no_grad():
+        next(p for name, p in plain.named_parameters() if name.endswith("offset.bias")).fill_(torch.nan)
+    images = ImageBatch.from_images([torch.zeros(3, 64, 64, dtype=torch.uint8)])
+    assert for_training(plain)(images).layers[-1].boxes.isnan().all()
+
+
+def test_a_short_softmax_equals_pytorchs() -> None:
+    """Logits may be large, and may be so many that exponents overflow."""
+    x = torch.tensor([[1e4, 1e4 - 1, -1e4], [0.0, -1.0, 2.0]])
+    assert_close(Softmax.apply(x), x.softmax(-1))
 
 
 def test_attention_equals_pytorchs() -> None:

@@ -87,7 +87,11 @@ class AttentionPoints:
             Places (x, y) in 0-1 of the unpadded image, some of them outside, P on each of L maps; and their weights,
             which sum to 1 for every head and query.
         """
-        places, weight = self.module.choose(self.query[:, queries], self.reference[:, queries], self.levels)
+        query = self.query[:, queries]
+        places, weight = (
+            self.module.choose(query, self.reference[:, queries], self.levels),
+            self.module.weigh(query),
+        )
         places = places[0] / self.levels.valid[0][:, None]  # they were in 0-1 of the padded map
         return places.transpose(0, 1), weight[0].transpose(0, 1)
 

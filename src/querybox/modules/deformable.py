@@ -62,22 +62,28 @@ class DeformableAttention(nn.Module):
         value = self.value(tokens)
         if levels.padding_mask is not None:
             value = value.masked_fill(levels.padding_mask[..., None], 0.0)
-        return self.output(self.look(value, levels, *self.choose(query, reference, levels)))
+        places, weight = self.choose(query, reference, levels), self.weigh(query)
+        return self.output(self.look(value, levels, places, weight))
 
     def choose(
         self, query: Float[Tensor, "B Q D"], reference: Float[Tensor, "B Q R"], levels: Levels
-    ) -> tuple[Float[Tensor, "B Q heads L P 2"], Float[Tensor, "B Q heads L P"]]:
-        """Return where each query looks (x, y; 0-1 of the padded map), and how much each place counts."""
-        grid = (self.heads, self.levels, self.points)
-        weight = self.weight(query).unflatten(2, (self.heads, -1)).softmax(-1)  # [B, Q, heads, L P]
-        offset = self.offset(query).unflatten(2, (*grid, 2))  # [B, Q, heads, L, P, 2]
-        valid = levels.valid[:, None, None, :, None]  # [B, 1, 1, L, 1, 2]
-        centre = reference[:, :, None, None, None, :2] * valid
+    ) -> Float[Tensor, "B Q heads L P 2"]:
+        """Return where each query looks (x, y; 0-1 of the padded map)."""
+        offset = self.offset(query).unflatten(2, (self.heads, -1))  # [B, Q, heads, L P 2]
+        valid = levels.valid[:, None]  # [B, 1, L, 2]
         if reference.shape[-1] == 2:
-            step = 1 / levels.sizes[:, None]  # a cell
+            step = 1 / levels.sizes[None, None]  # a cell
         else:
-            step = reference[:, :, None, None, None, 2:] * valid / (2 * self.points)
-        return centre + offset * step, weight.unflatten(3, grid[1:])
+            step = reference[:, :, None, 2:] * valid / (2 * self.points)  # [B, Q, L, 2]
+        centre = reference[:, :, None, :2] * valid  # [B, Q, L, 2]
+        # All points of a head side by side in memory: short axes are slow to broadcast along.
+        centre, step = (x.repeat_interleave(self.points, 2).flatten(2)[:, :, None] for x in (centre, step))
+        return (centre + offset * step).unflatten(3, (self.levels, self.points, 2))
+
+    def weigh(self, query: Float[Tensor, "B Q D"]) -> Float[Tensor, "B Q heads L P"]:
+        """Return how much each place counts; they add up to 1 for every head."""
+        weight = self.weight(query).unflatten(2, (self.heads, -1)).softmax(-1)  # [B, Q, heads, L P]
+        return weight.unflatten(3, (self.levels, self.points))
 
     def look(
         self,

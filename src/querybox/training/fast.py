@@ -19,8 +19,11 @@ from querybox.detector import Detector
 from querybox.modules.attention import Attention
 from querybox.modules.backbone import Backbone
 from querybox.modules.blocks import FeedForward
+from querybox.modules.deformable import DeformableAttention
 from querybox.optimize.backbone import Tracer
-from querybox.training.kernels import AttentionCore, ReLUDropout, drop, linear
+from querybox.optimize.deformable import bordered, corners
+from querybox.structures import Levels
+from querybox.training.kernels import AttentionCore, ReLUDropout, Softmax, WeightedRows, drop, linear
 
 
 def for_training(detector: Detector) -> Detector:
@@ -171,8 +174,43 @@ class QuickAttention(nn.Module):
         return plain.output(mixed.transpose(1, 2).flatten(2))
 
 
+class SparseDeformableAttention(DeformableAttention):
+    """Multi-scale deformable attention as a sparse matrix, in float32 at least: 8 bits are too few to say where."""
+
+    def weigh(self, query: Float[Tensor, "B Q D"]) -> Float[Tensor, "B Q heads L P"]:
+        """Return how much each place counts."""
+        weight = self.weight(query).unflatten(2, (self.heads, -1))  # [B, Q, heads, L P]
+        return Softmax.apply(full(weight)).unflatten(3, (self.levels, self.points))
+
+    def look(
+        self,
+        value: Float[Tensor, "B S D"],
+        levels: Levels,
+        places: Float[Tensor, "B Q heads L P 2"],
+        weight: Float[Tensor, "B Q heads L P"],
+    ) -> Float[Tensor, "B Q D"]:
+        """Return what is seen at the places."""
+        table = bordered(full(value), levels.shapes, self.heads)
+        rows, shares = corners(full(places), weight, levels, apart=0)
+        mixed = WeightedRows.apply(rows.flatten(1, 2), table, shares.flatten(1, 2))  # [B, Q heads, D / heads]
+        return mixed.view(*places.shape[:2], -1)
+
+
+def full(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Return `x` in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def sparse(plain: DeformableAttention) -> DeformableAttention:
+    """Make `plain` a sparse one, in place."""
+    quicken(plain)
+    plain.__class__ = SparseDeformableAttention
+    return plain
+
+
 QUICK: dict[type[nn.Module], Callable[..., nn.Module]] = {
     Attention: QuickAttention,
+    DeformableAttention: sparse,
     FeedForward: QuickFeedForward,
     nn.Linear: QuickLinear,
     nn.Dropout: QuickDropout,
