@@ -41,9 +41,11 @@ class PyramidProjection(nn.Module):
 class DeformableEncoderLayer(nn.Module):
     """Deformable self-attention around each cell, then the feed-forward network."""
 
-    def __init__(self, attention: DeformableAttention, width: int, feedforward: int, dropout: float) -> None:
+    def __init__(
+        self, width: int, heads: int, levels: int, points: int, feedforward: int, dropout: float
+    ) -> None:
         super().__init__()
-        self.self_attention = attention
+        self.self_attention = DeformableAttention(width, heads, levels, points)
         self.self_attention_residual = Residual(width, dropout, norm_first=False)
         self.feedforward = FeedForward(width, feedforward, dropout)
         self.feedforward_residual = Residual(width, dropout, norm_first=False)
@@ -66,26 +68,12 @@ class DeformableEncoder(nn.Module):
     """Every cell of every map looks at a few points around its own place in all maps."""
 
     def __init__(
-        self,
-        position: nn.Module,
-        *,
-        layers: int,
-        width: int,
-        heads: int,
-        levels: int,
-        points: int,
-        feedforward: int,
-        dropout: float,
+        self, position: nn.Module, layers: list[DeformableEncoderLayer], *, width: int, levels: int
     ) -> None:
         super().__init__()
         self.position = position
         self.level = nn.Parameter(torch.randn(levels, width))
-        self.layers = nn.ModuleList(
-            DeformableEncoderLayer(
-                DeformableAttention(width, heads, levels, points), width, feedforward, dropout
-            )
-            for _ in range(layers)
-        )
+        self.layers = nn.ModuleList(layers)
 
     def forward(
         self, features: list[Float[Tensor, "B D _ _"]], padding_mask: Bool[Tensor, "B H W"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal, TypeVar
 
 from torch import nn
 
@@ -15,10 +15,12 @@ from querybox.losses.matcher import HungarianMatcher
 from querybox.modules.heads import DeltaHead, IndependentClassHead
 from querybox.modules.position import SinePositionEncoding
 from querybox.modules.proposals import PointQueries, Proposals, ProposedQueries
-from querybox.modules.pyramid import DeformableEncoder, PyramidProjection
+from querybox.modules.pyramid import DeformableEncoder, DeformableEncoderLayer, PyramidProjection
 from querybox.modules.reference import DeformableDecoderLayer, ReferenceDecoder
 from querybox.recipes.recipe import Depth, Positive, Recipe
 from querybox.structures import Category
+
+Layer = TypeVar("Layer", DeformableEncoderLayer, DeformableDecoderLayer)
 
 
 class DeformableDETR(Recipe):
@@ -55,19 +57,14 @@ class DeformableDETR(Recipe):
             raise ConfigError(f"setting 'width' is {self.width}, which is no multiple of 32 (group norm)")
         classes = len(categories) + len(self.unused_rows)
         backbone = self.build_backbone(self.strides)
-        position = SinePositionEncoding(self.width, temperature=self.temperature, offset=self.offset)
         return self.compose(
             backbone,
             PyramidProjection(backbone.channels, self.width, self.levels),
             DeformableEncoder(
-                position,
-                layers=self.encoder_layers,
+                SinePositionEncoding(self.width, temperature=self.temperature, offset=self.offset),
+                self.build_layers(DeformableEncoderLayer, self.encoder_layers),
                 width=self.width,
-                heads=self.heads,
                 levels=self.levels,
-                points=self.points,
-                feedforward=self.feedforward,
-                dropout=self.dropout,
             ),
             self.build_queries(classes),
             self.build_decoder(classes),
@@ -88,21 +85,17 @@ class DeformableDETR(Recipe):
         # Points have no size yet: their first boxes are 12 % of the image.
         sizes = [-2.0 if head == 0 and not self.two_stage else 0.0 for head in heads]
         return ReferenceDecoder(
-            self.build_decoder_layers(),
+            self.build_layers(DeformableDecoderLayer, self.decoder_layers),
             [IndependentClassHead(self.width, classes) for _ in heads],
             [DeltaHead(self.width, size=size) for size in sizes],
             refinement="refine" if self.refine else "keep",
             norm=nn.Identity(),
         )
 
-    def build_decoder_layers(self) -> list[DeformableDecoderLayer]:
-        """Compose the decoder's layers."""
-        return [
-            DeformableDecoderLayer(
-                self.width, self.heads, self.levels, self.points, self.feedforward, self.dropout
-            )
-            for _ in range(self.decoder_layers)
-        ]
+    def build_layers(self, kind: Callable[..., Layer], count: int) -> list[Layer]:
+        """Compose the layers of the encoder or of the decoder."""
+        sizes = (self.width, self.heads, self.levels, self.points, self.feedforward, self.dropout)
+        return [kind(*sizes) for _ in range(count)]
 
     def build_denoising(self, classes: int) -> nn.Module | None:  # noqa: ARG002 - DINO's need it
         """Compose what makes denoising queries; here there are none."""

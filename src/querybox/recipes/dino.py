@@ -13,7 +13,7 @@ from querybox.losses.matcher import HungarianMatcher
 from querybox.modules.denoising import Denoising
 from querybox.modules.heads import DeltaHead, IndependentClassHead
 from querybox.modules.proposals import MixedQueries, Proposals, SinePosition
-from querybox.modules.reference import ReferenceDecoder
+from querybox.modules.reference import DeformableDecoderLayer, ReferenceDecoder
 from querybox.recipes.deformable import DeformableDETR
 from querybox.recipes.recipe import Positive
 
@@ -54,7 +54,7 @@ class DINO(DeformableDETR):
         """Compose the decoder, which makes the queries' positions of their references."""
         heads = range(1 if self.share_heads else self.decoder_layers)
         return ReferenceDecoder(
-            self.build_decoder_layers(),
+            self.build_layers(DeformableDecoderLayer, self.decoder_layers),
             [IndependentClassHead(self.width, classes) for _ in heads],
             [DeltaHead(self.width) for _ in heads],
             refinement="look_forward_twice",
