@@ -101,7 +101,8 @@ def corners(
     head = torch.arange(heads, dtype=torch.int32, device=weight.device)[:, None]
     row = (top * pitch + left + start).int() * heads + (image * apart + head)
     below = (pitch * heads).int()
-    rows = torch.cat([row, row + heads, row + below, row + (below + heads)], -1)  # [B, Q, heads, 4 L P]
+    corner = torch.stack([0 * below, 0 * below + heads, below, below + heads])  # [4, L P]
+    rows = (row[..., None, :] + corner).flatten(3)  # [B, Q, heads, 4 L P]
 
     weight = weight.flatten(3)
     low = weight * low_share

@@ -144,7 +144,9 @@ class WeightedRows(Function):
             arrays = (shares.flatten().numpy(), rows.flatten().numpy(), ends.numpy())
             return torch.from_numpy(csc_array(arrays, shape=size[::-1]) @ gradient.numpy())
 
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        # A small product is done before a second thread gets a core: those of OpenMP go on spinning for a while.
+        workers = min(torch.get_num_threads(), 1 + rows.numel() // 2**20)
+        with ThreadPoolExecutor(workers) as threads:
             of_tables = list(threads.map(of_table, rows, shares, gradient))
 
         of_shares = torch.zeros_like(shares)
