@@ -92,6 +92,23 @@ def test_answers_are_the_same(recipe: str, settings: dict[str, Any], trained: Ch
 
 
 @torch.no_grad()
+def test_boxes_are_measured_from_the_same_place_at_the_edge() -> None:
+    """DINO keeps references further from 0 and 1 than Deformable DETR does."""
+    torch.manual_seed(0)
+    detector = Detector.from_recipe("dino_r50", num_classes=3, **TINY)
+    for name, parameter in detector.named_parameters():
+        if name.startswith("queries.proposals.box_head") and parameter.shape == (4,):
+            parameter.fill_(20.0)
+    optimized = detector.optimize()
+    detector.eval()
+    proposals = detector(BATCHES[0]).proposals
+    assert proposals is not None
+    assert (proposals.boxes == 1).all()
+    (answer,) = optimized(BATCHES[0]).layers
+    assert_same(answer, detector(BATCHES[0]).layers[-1])
+
+
+@torch.no_grad()
 def test_the_published_model(trained: Change) -> None:
     torch.manual_seed(0)
     detector = Detector.from_recipe("detr_r50", num_classes=91).eval()

@@ -177,10 +177,11 @@ class LastReferenceAnswer(nn.Module):
             if index and plain.refinement != "keep":
                 # Without gradients to stop, both ways of refinement differ in the norm alone.
                 seen = plain.norm(content.float()) if plain.refinement == "refine" else content.float()
-                reference = move(reference, plain.box_heads[(index - 1) % len(plain.box_heads)](seen))
+                delta = plain.box_heads[(index - 1) % len(plain.box_heads)](seen)
+                reference = move(reference, delta, plain.margin)
             if plain.position is not None:
                 position = plain.position(reference, memory).to(content.dtype)
             content = layer(content, position, reference, queries, memory)
         answer = plain.norm(content.float())  # [B, Q, D]
-        logits, boxes = plain.class_heads[-1](answer), move(reference, plain.box_heads[-1](answer))
-        return (Predictions(logits=logits, boxes=boxes, no_object=False),)
+        boxes = move(reference, plain.box_heads[-1](answer), plain.margin)
+        return (Predictions(logits=plain.class_heads[-1](answer), boxes=boxes, no_object=False),)
