@@ -110,9 +110,8 @@ def test_the_whole_detector_equals_the_plain_one(settings: dict[str, Any], batch
     plain = detector(**settings)
     with torch.no_grad():
         for name, parameter in plain.named_parameters():
-            if (
-                ".offset." in name
-            ):  # at first points lie on the very middles of cells, where gradients are two
+            # At first points lie on the very middles of cells, where there are two gradients.
+            if ".offset." in name:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     assert plain.recipe is not None
     criterion = plain.recipe.criterion()
@@ -259,7 +258,7 @@ def test_who_looks_nowhere_sees_nothing_that_is_a_number() -> None:
 
 
 def test_a_short_softmax_equals_pytorchs() -> None:
-    """Logits may be large, and may be so many that exponents overflow."""
+    """Also of logits so large that their exponentials overflow."""
     x = torch.tensor([[1e4, 1e4 - 1, -1e4], [0.0, -1.0, 2.0]])
     assert_close(Softmax.apply(x), x.softmax(-1))
 

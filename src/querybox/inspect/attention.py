@@ -88,12 +88,9 @@ class AttentionPoints:
             which sum to 1 for every head and query.
         """
         query = self.query[:, queries]
-        places, weight = (
-            self.module.choose(query, self.reference[:, queries], self.levels),
-            self.module.weigh(query),
-        )
-        places = places[0] / self.levels.valid[0][:, None]  # they were in 0-1 of the padded map
-        return places.transpose(0, 1), weight[0].transpose(0, 1)
+        places = self.module.choose(query, self.reference[:, queries], self.levels)[0]
+        places = places / self.levels.valid[0][:, None]  # they were in 0-1 of the padded map
+        return places.transpose(0, 1), self.module.weigh(query)[0].transpose(0, 1)
 
 
 Look = AttentionMaps | AttentionPoints

@@ -101,7 +101,8 @@ def corners(
     head = torch.arange(heads, dtype=torch.int32, device=weight.device)[:, None]
     row = (top * pitch + left + start).int() * heads + (image * apart + head)
     below = (pitch * heads).int()
-    corner = torch.stack([0 * below, 0 * below + heads, below, below + heads])  # [4, L P]
+    right = torch.full_like(below, heads)
+    corner = torch.stack([torch.zeros_like(below), right, below, below + right])  # [4, L P]
     rows = (row[..., None, :] + corner).flatten(3)  # [B, Q, heads, 4 L P]
 
     weight = weight.flatten(3)

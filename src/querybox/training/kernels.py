@@ -136,8 +136,8 @@ class WeightedRows(Function):
         """Return the gradients of table and shares."""
         rows, table, shares = (tensor.detach() for tensor in ctx.saved_tensors)
         gradient = gradients[0].contiguous()
-        size = count, _ = rows.shape[1], table.shape[1]
-        ends = torch.arange(count + 1, dtype=torch.int32) * rows.shape[2]
+        size = (rows.shape[1], table.shape[1])  # of one image's matrix
+        ends = torch.arange(size[0] + 1, dtype=torch.int32) * rows.shape[2]  # of its rows' entries
 
         def of_table(rows: Tensor, shares: Tensor, gradient: Tensor) -> Tensor:
             # What are rows of the matrix are columns of its transpose. SciPy takes a tenth of PyTorch's time for these.
