@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import socket
 from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +20,7 @@ from safetensors.torch import save
 from torch.testing import assert_close
 
 from querybox.errors import CheckpointError
+from querybox.weights import hub as hub_module
 from querybox.weights.files import read_checkpoint_file
 from querybox.weights.hub import fetch
 
@@ -27,6 +29,19 @@ STATE = {"weight": torch.arange(6.0)}
 CONFIG = b'{"model_type": "detr"}'
 NAME = "hf://someone/detector"
 WHOLE = {"config.json": CONFIG, "model.safetensors": save(STATE)}
+
+
+def answer(kind: str, commit: str, files: dict[str, bytes], file: str) -> bytes | None:
+    """Return what the Hub answers: a file, what a revision is, or which files it has."""
+    if kind == "resolve":
+        return files.get(file)
+    if kind == "revision":
+        return json.dumps({"id": "someone/detector", "sha": commit}).encode()
+    assert kind == "tree"
+    entries = [
+        {"type": "file", "path": name, "size": len(content), "oid": "0"} for name, content in files.items()
+    ]
+    return json.dumps(entries).encode()
 
 
 class Hub:
@@ -39,7 +54,8 @@ class Hub:
         }
         self.files[COMMIT]["README.md"] = b"not needed"
         self.refs = {"main": COMMIT, "old": OLDER}
-        self.fetched: list[str] = []
+        self.downloads: list[str] = []
+        self.requests = 0
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -47,14 +63,20 @@ class Hub:
                 pass
 
             def do_HEAD(self) -> None:
-                repository, _, rest = self.path.lstrip("/").partition("/resolve/")
-                revision, _, file = rest.partition("/")
+                hub.requests += 1
+                path = self.path.partition("?")[0].removeprefix("/api/models").lstrip("/")
+                owner, name, kind, revision, *rest = path.split("/")
                 commit = hub.refs.get(revision, revision)
-                content = hub.files.get(commit, {}).get(file)
+                files = hub.files.get(commit)
+                content = (
+                    answer(kind, commit, files, "/".join(rest))
+                    if files is not None and f"{owner}/{name}" == "someone/detector"
+                    else None
+                )
                 self.send_response(200 if content is not None else 404)
-                if repository != "someone/detector":
+                if f"{owner}/{name}" != "someone/detector":
                     self.send_header("X-Error-Code", "RepoNotFound")
-                elif commit not in hub.files:
+                elif files is None:
                     self.send_header("X-Error-Code", "RevisionNotFound")
                 elif content is None:
                     self.send_header("X-Error-Code", "EntryNotFound")
@@ -64,14 +86,14 @@ class Hub:
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 if self.command == "GET":
-                    hub.fetched.append(file)
+                    hub.downloads += ["/".join(rest)] if kind == "resolve" else []
                     self.wfile.write(content)
 
             do_GET = do_HEAD  # noqa: N815 - their name
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.address = f"http://127.0.0.1:{self.server.server_port}"
-        Thread(target=self.server.serve_forever, daemon=True).start()
+        Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
     def stop(self) -> None:
         self.server.shutdown()
@@ -81,14 +103,9 @@ class Hub:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     hub = Hub()
-    here: dict[str, dict[str, Any]] = {
-        "hf_hub_download": {"cache_dir": tmp_path, "endpoint": hub.address},
-        "try_to_load_from_cache": {"cache_dir": tmp_path},
-        "hf_hub_url": {"endpoint": hub.address},
-        "get_hf_file_metadata": {"endpoint": hub.address},
-    }
-    for name, changes in here.items():
-        monkeypatch.setattr(huggingface_hub, name, partial(getattr(huggingface_hub, name), **changes))
+    download = partial(huggingface_hub.snapshot_download, cache_dir=tmp_path, endpoint=hub.address)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "model_info", huggingface_hub.HfApi(endpoint=hub.address).model_info)
     yield hub
     hub.stop()
 
@@ -100,7 +117,7 @@ def test_a_name_is_fetched_once_and_nothing_else_with_it(hub: Hub, caplog: pytes
     assert read.metadata["config"] == {"model_type": "detr"}
     assert f"{NAME}@main is commit {COMMIT}" in caplog.text
     read_checkpoint_file(Path(NAME))  # as the command line passes it
-    assert hub.fetched == ["config.json", "model.safetensors"]
+    assert sorted(hub.downloads) == ["config.json", "model.safetensors"]
 
 
 def test_a_revision_is_pinned_to_its_commit(hub: Hub) -> None:
@@ -109,6 +126,19 @@ def test_a_revision_is_pinned_to_its_commit(hub: Hub) -> None:
     hub.refs["old"] = COMMIT
     assert_close(read_checkpoint_file(pinned).tensors["weight"], torch.zeros(6))
     assert_close(read_checkpoint_file(f"{NAME}@old").tensors, STATE)
+
+
+def test_a_commit_in_the_cache_is_not_requested_again(hub: Hub) -> None:
+    pinned = fetch(NAME).name
+    requests = hub.requests
+    assert fetch(pinned).name == pinned
+    assert hub.requests == requests
+
+
+def test_safetensors_are_preferred(hub: Hub) -> None:
+    hub.files[COMMIT] |= {"pytorch_model.bin": b"", "model.fp16.safetensors": b"", "tf_model.h5": b""}
+    fetch(NAME)
+    assert sorted(hub.downloads) == ["config.json", "model.safetensors"]
 
 
 def test_what_is_in_the_cache_needs_no_network(hub: Hub) -> None:
@@ -121,7 +151,8 @@ def test_what_is_in_the_cache_needs_no_network(hub: Hub) -> None:
 @pytest.mark.parametrize("index", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])
 def test_shards_are_fetched_with_their_index(hub: Hub, index: str, tmp_path: Path) -> None:
     suffix = index.split(".")[1]
-    places = {"weight": f"part-1.{suffix}", "bias": f"part-2.{suffix}"}
+    stem = index.split(".")[0]
+    places = {name: f"{stem}-0000{part}-of-00002.{suffix}" for part, name in enumerate(("weight", "bias"), 1)}
     repository = {"config.json": CONFIG, index: json.dumps({"weight_map": places}).encode()}
     for name, file in places.items():
         if suffix == "bin":
@@ -132,9 +163,20 @@ def test_shards_are_fetched_with_their_index(hub: Hub, index: str, tmp_path: Pat
     hub.files[COMMIT] = repository
     expected = {"weight": torch.ones(2), "bias": torch.ones(2)}
     assert_close(read_checkpoint_file(NAME).tensors, expected)
-    assert sorted(hub.fetched) == sorted(repository)
+    assert sorted(hub.downloads) == sorted(repository)
     hub.stop()
     assert_close(read_checkpoint_file(NAME).tensors, expected)
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned = fetch(NAME).name
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr(huggingface_hub, "model_info", huggingface_hub.HfApi(endpoint=address).model_info)
+        monkeypatch.setattr(hub_module, "TIMEOUT", 0.2)
+        requests = hub.requests
+        assert fetch(NAME).name == pinned
+        assert hub.requests == requests
 
 
 def test_damage_in_the_cache_is_found(hub: Hub) -> None:
@@ -151,7 +193,7 @@ def test_damage_in_the_cache_is_found(hub: Hub) -> None:
 def test_without_a_network_the_cure_is_named_and_works(hub: Hub, tmp_path: Path) -> None:
     hub.stop()
     with pytest.raises(
-        CheckpointError, match=r"fetch config\.json and model\.safetensors from .*/someone/detector/"
+        CheckpointError, match=r"download config\.json and model\.safetensors from .*/someone/detector/"
     ):
         read_checkpoint_file(NAME)
     folder = tmp_path / "fetched by hand"
@@ -172,9 +214,14 @@ def test_without_a_network_the_cure_is_named_and_works(hub: Hub, tmp_path: Path)
         ("hf://someone/detector@absent", "no such repository or revision"),
         ("hf://someone/detector@noconfig", "has no config.json"),
         ("hf://someone/detector@noweights", "has none of model.safetensors"),
+        ("hf://someone/detector@code", "has none of model.safetensors"),
     ],
 )
 def test_wrong_names_say_what_is_wrong(hub: Hub, name: str, message: str) -> None:
-    hub.files |= {"noconfig": {"model.safetensors": b""}, "noweights": {"config.json": CONFIG}}
+    hub.files |= {
+        "noconfig": {"model.safetensors": b""},
+        "noweights": {"config.json": CONFIG},
+        "code": {"config.json": CONFIG, "model.py": b"", "pytorch_model.pkl": b"", "model.bin": b""},
+    }
     with pytest.raises(CheckpointError, match=message):
         read_checkpoint_file(name)

@@ -1,11 +1,9 @@
-"""Checkpoints from the Hugging Face hub by name: fetched once, kept in the hub's cache, pinned to a commit."""
+"""Checkpoints from the Hugging Face Hub: downloaded once into its cache and pinned to a commit."""
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +12,8 @@ from querybox.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 NAME = re.compile(r"hf:/+(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
-"""``pathlib`` makes one slash of two."""
+"""``pathlib`` collapses the two slashes into one."""
+COMMIT = re.compile(r"[0-9a-f]{40}")
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 WEIGHTS = (
@@ -23,7 +22,11 @@ WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""Files of a repository, or of a folder, that hold its weights or say which files do; the preferred first."""
+"""Files of a repository, or of a folder, that hold its weights or list the files that do; most preferred first."""
+FORMATS = ((*WEIGHTS[:2], "model-*.safetensors"), (*WEIGHTS[2:], "pytorch_model-*.bin"))
+"""Patterns of the files in either format, shards included; the second is downloaded only if the first is missing."""
+TIMEOUT = 10.0
+"""Seconds to wait for the Hub before falling back to the cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +34,7 @@ class Snapshot:
     """The files of a repository at one commit."""
 
     name: str
-    """``hf://owner/name@commit``, which means the same files forever."""
+    """``hf://owner/name@commit``, which always refers to the same files."""
     folder: Path
 
 
@@ -41,93 +44,87 @@ def is_hub_name(path: str | Path) -> bool:
 
 
 def fetch(name: str | Path) -> Snapshot:
-    """Fetch the configuration and the weights of a repository, or find them in the cache.
+    """Download the configuration and the weights of a repository, or find them in the cache.
 
-    A commit that is in the cache is not asked for again. What a branch means is asked wherever there is a network.
+    A commit that is in the cache is used as it is. A branch or a tag is looked up on the Hub; without a network, the
+    commit it last referred to is used.
 
     Args:
         name: ``hf://owner/name`` or ``hf://owner/name@revision``: a branch, a tag or a commit.
 
     Raises:
-        CheckpointError: The name is malformed, the hub has no such files, or they are not in the cache and there is no
-            network.
+        CheckpointError: The name is malformed, the repository has no such files, or they are neither in the cache nor
+            can be downloaded.
     """
     match = NAME.fullmatch(Path(name).as_posix())
     if match is None:
         raise CheckpointError(f"{name}: expected hf://owner/name or hf://owner/name@revision")
     repository, revision = match["repository"], match["revision"] or "main"
     try:
-        folder = find_config(repository, revision).parent
-        fetch_weights(repository, folder)
+        folder = download(repository, revision)
     except CheckpointError:
         raise
-    except Exception as error:  # the hub's, its HTTP client's and the operating system's
+    except Exception as error:  # of the Hub, its HTTP client or the operating system
         raise CheckpointError(explain(repository, revision, error)) from error
     logger.info("hf://%s@%s is commit %s", repository, revision, folder.name)
     return Snapshot(name=f"hf://{repository}@{folder.name}", folder=folder)
 
 
-def find_config(repository: str, revision: str) -> Path:
-    """Return the configuration in the cache, in the folder of the commit that the revision now means.
-
-    Where there is no network, that is the commit that it meant when it was last asked for.
-    """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-
-    if not isinstance(try_to_load_from_cache(repository, CONFIG, revision=revision), str):
-        # Fails at once without a network, where a download is tried again for half a minute.
-        get_hf_file_metadata(hf_hub_url(repository, CONFIG, revision=revision), timeout=10)
-    return download(repository, CONFIG, revision)
-
-
-def download(repository: str, file: str, revision: str) -> Path:
-    """Return where a file of a repository lies in the cache; it is fetched if it is not there."""
-    from huggingface_hub import hf_hub_download
-
-    return Path(hf_hub_download(repository, file, revision=revision))
-
-
-def fetch_weights(repository: str, folder: Path) -> None:
-    """Bring the weights of one commit to its `folder`, and how images are prepared for them; nothing else.
+def download(repository: str, revision: str) -> Path:
+    """Return the folder of the cache that holds the revision's configuration and its weights in one format.
 
     Raises:
-        CheckpointError: The repository has no weights of a known name.
+        CheckpointError: The repository has no configuration, or no weights in a known format.
     """
-    from huggingface_hub.errors import RemoteEntryNotFoundError
+    from huggingface_hub import snapshot_download
 
-    commit = folder.name
-    in_cache = [file for file in WEIGHTS if (folder / file).is_file()]
-    if not in_cache:  # weights come last: where they are, the rest is too
-        with suppress(RemoteEntryNotFoundError):
-            download(repository, PREPROCESSOR, commit)
-    for file in in_cache or WEIGHTS:
-        try:
-            path = download(repository, file, commit)
-        except RemoteEntryNotFoundError:
-            continue
-        if file.endswith(".index.json"):
-            for shard in sorted(set(json.loads(path.read_bytes())["weight_map"].values())):
-                download(repository, shard, commit)
-        return
-    raise CheckpointError(f"hf://{repository}@{commit}: the repository has none of {', '.join(WEIGHTS)}")
+    offline = COMMIT.fullmatch(revision) is None and not is_reachable(repository, revision)
+    for patterns in FORMATS:
+        files = [CONFIG, PREPROCESSOR, *patterns]
+        folder = Path(
+            snapshot_download(repository, revision=revision, allow_patterns=files, local_files_only=offline)
+        )
+        if not (folder / CONFIG).is_file():
+            raise CheckpointError(
+                f"hf://{repository}@{revision}: the repository has no {CONFIG}; expected a model saved by transformers"
+            )
+        if any((folder / pattern).is_file() for pattern in patterns):
+            return folder
+    raise CheckpointError(f"hf://{repository}@{folder.name}: the repository has none of {', '.join(WEIGHTS)}")
+
+
+def is_reachable(repository: str, revision: str) -> bool:
+    """Return whether the Hub answers within `TIMEOUT`; `snapshot_download` would wait for it without a limit.
+
+    Raises:
+        RepositoryNotFoundError: The Hub has no such repository.
+        RevisionNotFoundError: The repository has no such revision.
+    """
+    from huggingface_hub import model_info
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        model_info(repository, revision=revision, timeout=TIMEOUT)
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        raise
+    except Exception as error:  # noqa: BLE001 - of its HTTP client, which differs between versions
+        logger.warning(
+            "hf://%s@%s: the Hub does not answer (%s); using the cache", repository, revision, error
+        )
+        return False
+    return True
 
 
 def explain(repository: str, revision: str, error: Exception) -> str:
-    """Say what went wrong, and how to go on."""
+    """Return what went wrong and how to continue."""
     from huggingface_hub.constants import ENDPOINT
-    from huggingface_hub.errors import (
-        RemoteEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     name = f"hf://{repository}@{revision}"
     if isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
-        return f"{name}: the hub has no such repository or revision, or it is not public; check the name"
-    if isinstance(error, RemoteEntryNotFoundError):
-        return f"{name}: the repository has no {CONFIG}; expected a model that transformers saved"
+        return f"{name}: the Hub has no such repository or revision, or it is not public; check the name"
     return (
-        f"{name}: neither in the cache nor to be fetched ({type(error).__name__}). Cure: where there is a network, "
-        f"fetch {CONFIG} and {WEIGHTS[0]} from {ENDPOINT}/{repository}/tree/{revision}, put both into one folder, "
-        "and give the folder's path in place of the name"
+        f"{name}: not in the cache, and the download failed ({type(error).__name__}). Where there is a network, "
+        f"download {CONFIG} and {WEIGHTS[0]} from {ENDPOINT}/{repository}/tree/{revision}, put both into one folder, "
+        "and pass the path of the folder instead of the name"
     )
