@@ -9,9 +9,8 @@ DOCS_INSTALLED := .venv/.installed-docs
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --editable
 SHORT := { grep -v '^Requirement already satisfied' || true; }  # what pip says, less what it did not do
 
-COVERED := tests/cli tests/datasets tests/weights $(addprefix tests/, test_checkpoints.py test_convert.py \
-  test_convert_relatives.py test_benchmark.py test_recipes.py test_runfile.py training/test_checkpoint.py \
-  training/test_run.py training/test_resume.py)
+COVERED := tests/cli tests/datasets tests/checkpoints $(addprefix tests/, test_benchmark.py models/test_recipes.py \
+  test_runfile.py training/test_checkpoint.py training/test_run.py training/test_resume.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check torture fix figures docs

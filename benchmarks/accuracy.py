@@ -11,8 +11,8 @@ from benchmarks.measure import Row, Side, Work
 from benchmarks.setup import EXAMPLE, Setup
 from querybox.data import DetectionData, read_dataset
 from querybox.detector import Detector
-from querybox.evaluate import evaluate
-from querybox.export import export, load_engine
+from querybox.evaluation.evaluate import evaluate
+from querybox.exporting import export, load_engine
 
 
 def rows(setup: Setup) -> Iterator[Row]:

@@ -10,11 +10,11 @@ import torch
 
 from benchmarks.setup import EXAMPLE, Setup, detector
 from querybox.data import DetectionData, read_dataset
-from querybox.engine import Engine
-from querybox.export import export, load_engine
-from querybox.export.card import Precision
-from querybox.export.write import SUFFIXES, Format
-from querybox.optimize import optimize
+from querybox.exporting import export, load_engine
+from querybox.exporting.card import Precision
+from querybox.exporting.write import SUFFIXES, Format
+from querybox.fast import optimize
+from querybox.inference.engine import Engine
 
 PLAIN = "querybox plain"
 OPTIMISED = "querybox"

@@ -15,11 +15,11 @@ import torch
 from benchmarks.goals import faster
 from benchmarks.measure import Row, Side, Work
 from benchmarks.setup import Setup
-from querybox.average_precision import average_precision
 from querybox.data.records import DetectionData, ImageRecord
-from querybox.detections import Detections
-from querybox.evaluate import coco_metrics
-from querybox.evaluation import METRICS
+from querybox.evaluation.average_precision import average_precision
+from querybox.evaluation.evaluate import coco_metrics
+from querybox.evaluation.result import METRICS
+from querybox.inference.detections import Detections
 from querybox.structures import Category
 
 WHOLE, NUMBERS, PYCOCOTOOLS = "querybox evaluation", "querybox metrics alone", "pycocotools"

@@ -15,9 +15,9 @@ import torch
 from benchmarks.measure import Absent
 from benchmarks.setup import NUM_CLASSES
 from querybox.detector import Detector
+from querybox.models.layouts.facebook import FACEBOOK as FACEBOOK_LAYOUT
+from querybox.models.layouts.huggingface import HUGGINGFACE
 from querybox.structures import ImageBatch, Target
-from querybox.weights.facebook import FACEBOOK as FACEBOOK_LAYOUT
-from querybox.weights.huggingface import HUGGINGFACE
 
 FACEBOOK, TRANSFORMERS = "facebookresearch", "transformers"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from querybox.checkpoints.backbone import load_backbone
 from querybox.modules.backbone import Backbone
-from querybox.weights.backbone import load_backbone
 
 BACKBONE = "tf_efficientnet_lite0.in1k"
 Kind = Literal["detr", "deformable_detr"]

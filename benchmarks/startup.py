@@ -98,7 +98,7 @@ def load_ours(setup: Setup) -> Work:
 
 def load_exported(setup: Setup, name: str) -> Work:
     """Return loading an exported model."""
-    from querybox.export import load_engine
+    from querybox.exporting import load_engine
 
     path = engines.exported(setup, name)
     return lambda: load_engine(path)

@@ -18,13 +18,13 @@ from benchmarks.small import SIZES, Kind, transformers_small
 from benchmarks.training import BEST, FULL, groups, relative, step, update
 from querybox.data import Batch
 from querybox.detector import Detector
+from querybox.fast.memory import freed_memory_kept
 from querybox.losses.classification import Focal
 from querybox.losses.criterion import Criterion
 from querybox.losses.matcher import HungarianMatcher
-from querybox.recipes import find
+from querybox.models import find
+from querybox.models.layouts.huggingface import HUGGINGFACE, HUGGINGFACE_DEFORMABLE
 from querybox.structures import ImageBatch, Preprocessing
-from querybox.training.memory import freed_memory_kept
-from querybox.weights.huggingface import HUGGINGFACE, HUGGINGFACE_DEFORMABLE
 
 BATCH, SIZE, OBJECTS, CLASSES = 8, (240, 320), 15, 3
 WHOLE = f"{TRANSFORMERS}, all of the backbone trained"

@@ -18,7 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from querybox.draw import PALETTE
+from querybox.inference.draw import PALETTE
 
 WIDTH = 6.0
 """Inches; a phone shows them on 360 pixels, where 11 points are 9 pixels."""

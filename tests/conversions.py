@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from querybox.convert import System
-from querybox.recipes import Recipe
+from querybox.checkpoints.convert import System
+from querybox.models import Recipe
 from querybox.structures import Category
 
 TINY: dict[str, Any] = {

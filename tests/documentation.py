@@ -91,9 +91,9 @@ def write_public_checkpoint(file: Path) -> None:
     """Write a small stand-in for facebookresearch's COCO model, with random weights."""
     import torch
 
-    from querybox.recipes import find
-    from querybox.weights import coco
-    from querybox.weights.facebook import FACEBOOK
+    from querybox.checkpoints import coco
+    from querybox.models import find
+    from querybox.models.layouts.facebook import FACEBOOK
 
     small = {**TINY_MODEL, "backbone": "resnet18", "heads": 8, "unused_rows": coco.UNUSED_ROWS}
     detector = find("detr_r50").replace(**small).build(coco.CATEGORIES)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from querybox import Criterion, Detector, DetectorOutput, ImageBatch, Target
-from querybox.weights.layout import Layout
+from querybox.models.layouts.layout import Layout
 
 REFERENCE = Path(__file__).parent / "parity" / "reference"
 

@@ -12,7 +12,7 @@ import yaml
 from querybox.diagnosis.facts import ClassFacts, EvaluationFacts, PartFacts, SplitFacts
 from querybox.diagnosis.record import Record, add_to_record
 from querybox.diagnosis.run import Plan, Run
-from querybox.recipes import find
+from querybox.models import find
 from querybox.training import RunSettings
 
 SPLIT = SplitFacts(

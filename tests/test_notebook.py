@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from run_records import RECORD, write_run
-from test_agreement import LEFT, data_of, image
+from small_evaluations import LEFT, data_of, image
 
-from querybox.detections import Detections
 from querybox.detector import Detector
 from querybox.diagnosis import diagnose
 from querybox.diagnosis.record import add_to_record
-from querybox.evaluate import coco_metrics
+from querybox.evaluation.evaluate import coco_metrics
+from querybox.inference.detections import Detections
 from querybox.structures import Category
 from querybox.training import TrainResult
 

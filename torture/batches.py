@@ -15,12 +15,12 @@ from PIL import Image
 
 from querybox import Detector, export, load_engine, read_dataset
 from querybox.data import DetectionData
-from querybox.detections import Detections
-from querybox.engine import Engine
-from querybox.evaluate import coco_metrics
-from querybox.export.write import SUFFIXES, Format
-from querybox.predict import detect_frames
-from querybox.sources import Frame, find_sources, read_frames
+from querybox.evaluation.evaluate import coco_metrics
+from querybox.exporting.write import SUFFIXES, Format
+from querybox.inference.detections import Detections
+from querybox.inference.engine import Engine
+from querybox.inference.predict import detect_frames
+from querybox.inference.sources import Frame, find_sources, read_frames
 from querybox.structures import Preprocessing
 from torture.case import Case, require
 from torture.samples import TINY

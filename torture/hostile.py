@@ -16,9 +16,9 @@ from typing import Any
 from PIL import Image
 
 from querybox import read_dataset
+from querybox.checkpoints.files import read_checkpoint_file
 from querybox.data.image import read_image, read_size
 from querybox.runfile import read_run_file
-from querybox.weights.files import read_checkpoint_file
 from torture.case import Case
 from torture.malice import pickles, shards
 from torture.samples import write_coco, write_pictures, write_voc, write_yolo

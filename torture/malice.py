@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from querybox import Detector, convert, load_engine
+from querybox.checkpoints.backbone import load_backbone
+from querybox.checkpoints.files import read_checkpoint_file
 from querybox.cli import main
 from querybox.errors import CheckpointError
 from querybox.modules.backbone import Backbone
 from querybox.training.checkpoint import Checkpoint
-from querybox.weights.backbone import load_backbone
-from querybox.weights.files import read_checkpoint_file
 from torture.samples import write_coco
 from torture.watch import CANARY, SECRET, Attempt, fresh
 

@@ -28,13 +28,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from querybox.checkpoints import files, native
 from querybox.errors import QueryboxError
-from querybox.evaluate import detect_records, measure
+from querybox.evaluation.evaluate import detect_records, measure
+from querybox.files import leftovers
 from querybox.training import RunSettings, loop, processes, train
 from querybox.training.checkpoint import Checkpoint
-from querybox.weights import files
-from querybox.weights import querybox as querybox_file
-from querybox.weights.files import leftovers
 from torture.case import require
 from torture.data_sets import MODEL
 
@@ -280,7 +279,7 @@ def result_of(settings: RunSettings) -> dict[str, Any]:
 
 def detector_in(path: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Return the weights and the settings of a detector."""
-    tensors, card = querybox_file.read(path)
+    tensors, card = native.read(path)
     return bits(tensors), card
 
 

@@ -14,16 +14,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from querybox import Detector, read_dataset
-from querybox.checkpoints import read_checkpoint
+from querybox.checkpoints import native
+from querybox.checkpoints.huggingface_folder import model_config, preprocessor_config
+from querybox.checkpoints.read import read_checkpoint
 from querybox.data.image import ORIENTATION, read_image, read_size
-from querybox.recipes import DETR, DINO, Recipe
+from querybox.models import DETR, DINO, Recipe
+from querybox.models.layouts.facebook import FACEBOOK
+from querybox.models.layouts.huggingface import HUGGINGFACE
+from querybox.models.layouts.idea import IDEA
 from querybox.structures import Category, Preprocessing
 from querybox.training.checkpoint import Checkpoint, Progress
-from querybox.weights import querybox as querybox_file
-from querybox.weights.facebook import FACEBOOK
-from querybox.weights.huggingface import HUGGINGFACE
-from querybox.weights.huggingface_folder import model_config, preprocessor_config
-from querybox.weights.idea import IDEA
 
 TINY: dict[str, Any] = {
     "backbone": "resnet18.tv_in1k",
@@ -141,7 +141,7 @@ def write_ours(folder: Path) -> dict[str, str]:
     detector = Detector.from_recipe("detr_r50", num_classes=2, **TINY | {"backbone": "test_resnet"})
     detector.preprocessing = Preprocessing(short_side=32, long_side=64)
     detector.save(folder / "model.safetensors")
-    _, card = querybox_file.read(folder / "model.safetensors")
+    _, card = native.read(folder / "model.safetensors")
     (folder / "card.json").write_text(json.dumps(card))
     return {"model.safetensors": "safetensors", "card.json": "json"}
 
@@ -158,7 +158,7 @@ def write_run(folder: Path) -> dict[str, str]:
     optimizer.step()
     state = Checkpoint.of(Progress(step=3), model, optimizer, average=model, scaler=None, settings={})
     state.write(folder / "model.safetensors")
-    _, card = querybox_file.read(folder / "model.safetensors", mark="querybox-run-1")
+    _, card = native.read(folder / "model.safetensors", mark="querybox-run-1")
     (folder / "card.json").write_text(json.dumps(card))
     return {"model.safetensors": "safetensors", "card.json": "json"}
 
@@ -176,14 +176,14 @@ def small_run() -> tuple[nn.Module, torch.optim.Optimizer]:
     return model, torch.optim.AdamW(model.parameters())
 
 
-def sealed(folder: Path, spoiled: Path, mark: str = querybox_file.FORMAT) -> Path:
+def sealed(folder: Path, spoiled: Path, mark: str = native.FORMAT) -> Path:
     """Return the file to read: the spoiled one, or a new one around the spoiled card, as an attacker would write it."""
     if spoiled.suffix == ".safetensors":
         return spoiled
     card, tensors = spoiled.read_text(errors="replace"), load_file(folder / "model.safetensors")
     metadata = {
         "format": mark,
-        "checksum": querybox_file.checksum(sorted(tensors.items()), card),
+        "checksum": native.checksum(sorted(tensors.items()), card),
         "card": card,
     }
     save_file(tensors, folder / "sealed.safetensors", metadata=metadata)

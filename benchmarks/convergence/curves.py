@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from querybox.data import DetectionData
-from querybox.engine import Engine, evaluating
-from querybox.evaluate import evaluate
+from querybox.evaluation.evaluate import evaluate
+from querybox.inference.engine import Engine, evaluating
 
 MARKS = (1, 2, 3, 4, 6, 8, 10, 15, 20, 30, 40, 50)
 """Minutes of training after which a model is evaluated, beside the end."""

@@ -12,23 +12,21 @@ command line's ``--help``, do not wait for PyTorch.
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from importlib.metadata import version
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from querybox import recipes
-    from querybox.convert import convert
+    from querybox import models as models
+    from querybox.checkpoints.convert import convert
     from querybox.data import read_dataset, validate
-    from querybox.detections import Detections
     from querybox.detector import Detector
     from querybox.diagnosis.diagnose import diagnose
-    from querybox.draw import draw
     from querybox.errors import QueryboxError
-    from querybox.evaluate import evaluate
-    from querybox.export import export, load_engine
+    from querybox.evaluation.evaluate import evaluate
+    from querybox.exporting import export, load_engine
+    from querybox.inference.detections import Detections
+    from querybox.inference.draw import draw
     from querybox.losses.criterion import Criterion
     from querybox.losses.matcher import HungarianMatcher
     from querybox.structures import Category, DetectorOutput, ImageBatch, Predictions, Preprocessing, Target
@@ -53,8 +51,8 @@ __all__ = [
     "evaluate",
     "export",
     "load_engine",
+    "models",
     "read_dataset",
-    "recipes",
     "train",
     "validate",
 ]
@@ -63,7 +61,7 @@ __version__ = version("querybox")
 _HOMES = {
     "Category": "structures",
     "Criterion": "losses.criterion",
-    "Detections": "detections",
+    "Detections": "inference.detections",
     "Detector": "detector",
     "DetectorOutput": "structures",
     "HungarianMatcher": "losses.matcher",
@@ -73,12 +71,12 @@ _HOMES = {
     "QueryboxError": "errors",
     "RunSettings": "training",
     "Target": "structures",
-    "convert": "convert",
+    "convert": "checkpoints.convert",
     "diagnose": "diagnosis.diagnose",
-    "draw": "draw",
-    "evaluate": "evaluate",
-    "export": "export",
-    "load_engine": "export",
+    "draw": "inference.draw",
+    "evaluate": "evaluation.evaluate",
+    "export": "exporting",
+    "load_engine": "exporting",
     "read_dataset": "data",
     "train": "training",
     "validate": "data",
@@ -87,8 +85,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> object:
     """Import a public name from its home when it is first asked for."""
-    if name == "recipes":
-        return import_module("querybox.recipes")
+    if name == "models":
+        return import_module("querybox.models")
     if name not in _HOMES:
         raise AttributeError(f"module 'querybox' has no attribute '{name}'")
     value = getattr(import_module(f"querybox.{_HOMES[name]}"), name)
@@ -99,17 +97,3 @@ def __getattr__(name: str) -> object:
 def __dir__() -> list[str]:
     """The public names, for completion."""
     return [*__all__, "__version__"]
-
-
-class _Package(ModuleType):
-    """Keeps `querybox.draw` and `querybox.evaluate` functions although modules of these names exist.
-
-    Python sets a module as attribute of its package when it has imported it.
-    """
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

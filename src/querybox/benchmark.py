@@ -19,12 +19,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from querybox.detector import Detector
-from querybox.engine import Engine, accelerator
+from querybox.checkpoints.read import from_checkpoint
 from querybox.errors import ConfigError
-from querybox.export import load_engine
-from querybox.export.write import SUFFIXES
-from querybox.predict import Input, detect
+from querybox.exporting import load_engine
+from querybox.exporting.write import SUFFIXES
+from querybox.fast import optimize
+from querybox.inference.engine import Engine, accelerator
+from querybox.inference.predict import Input, detect
+from querybox.modules.detector import DetectionTransformer
 from querybox.structures import ImageBatch, Preprocessing
 
 EXPORTED = tuple(SUFFIXES.values())
@@ -92,7 +94,7 @@ def benchmark(
     paths = [Path(model) for model in models]
     jobs = [(path, name) for path in paths for name in engines_of(path)]
     checkpoints = [path for path in paths if path.suffix not in EXPORTED]
-    detector = Detector.from_checkpoint(checkpoints[0]) if checkpoints else None
+    detector = from_checkpoint(checkpoints[0]) if checkpoints else None
     size = size or photo_size((detector or load_engine(paths[0], trusted=trusted)).preprocessing)
     parameters = None if detector is None else sum(each.numel() for each in detector.parameters())
     flops = None if detector is None else count_flops(detector, size)
@@ -123,7 +125,7 @@ def photo_size(preprocessing: Preprocessing) -> tuple[int, int]:
     return (short, short * 4 // 3) if short * 4 // 3 <= long else (long * 3 // 4, long)
 
 
-def count_flops(detector: Detector, size: tuple[int, int]) -> int:
+def count_flops(detector: DetectionTransformer, size: tuple[int, int]) -> int:
     """Return the floating-point operations of one image, of convolutions and matrix products: nearly all there are.
 
     They follow from shapes alone, so nothing is computed.
@@ -174,10 +176,10 @@ def load(path: Path, name: str, *, trusted: bool) -> Engine:
     """Return the engine, on the device that it runs on; nothing but the engine stays in memory."""
     if name == "exported":
         return load_engine(path, trusted=trusted)
-    detector = Detector.from_checkpoint(path).to(accelerator())
+    detector = from_checkpoint(path).to(accelerator())
     if name == "plain":
         return detector
-    return detector.optimize(dtype=torch.bfloat16 if name == "bf16" else torch.float32)
+    return optimize(detector, dtype=torch.bfloat16 if name == "bf16" else torch.float32)
 
 
 def reset_peak() -> int:

@@ -1,83 +1,43 @@
-"""The detector: DETR's forward pass on one screen (Carion et al. 2020, section 3.2)."""
+"""The detector and all that can be done with it: load, predict, trace, optimise, save."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import nn
 
-from querybox.structures import Category, DetectorOutput, ImageBatch, Preprocessing, Target
+from querybox.errors import ConfigError
+from querybox.modules.detector import DetectionTransformer
+from querybox.structures import Category, ImageBatch, Target
 
 if TYPE_CHECKING:
-    from querybox.detections import Detections
+    from querybox.fast import OptimizedDetector
+    from querybox.inference.detections import Detections
+    from querybox.inference.sources import Source
     from querybox.inspect import Trace
-    from querybox.optimize import OptimizedDetector
-    from querybox.recipes import Recipe
-    from querybox.sources import Source
 
 
-class Detector(nn.Module):
-    """Images in, a class and a box for every object query out.
+class Detector(DetectionTransformer):
+    """A `DetectionTransformer` with its tools; the heavy ones are imported when they are first used."""
 
-    Attributes:
-        categories: The classes by label, 0 ... C-1.
-        preprocessing: How an image becomes the model's input.
-        recipe: The settings it was built from, or None for one composed by hand (which cannot be saved).
-    """
-
-    def __init__(
-        self,
-        backbone: nn.Module,
-        neck: nn.Module,
-        encoder: nn.Module,
-        queries: nn.Module,
-        decoder: nn.Module,
-        *,
-        denoising: nn.Module | None = None,
-        categories: Sequence[Category],
-        preprocessing: Preprocessing,
-        recipe: Recipe | None = None,
-    ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.neck = neck
-        self.encoder = encoder
-        self.queries = queries
-        self.decoder = decoder
-        self.denoising = denoising
-        self.categories = tuple(categories)
-        self.preprocessing = preprocessing
-        self.recipe = recipe
-
-    def forward(self, batch: ImageBatch, targets: Sequence[Target] | None = None) -> DetectorOutput:
-        """Detect objects in a batch; one set of predictions for every decoder layer.
-
-        Args:
-            batch: The images.
-            targets: Their objects, in training; only denoising, where the detector has it, looks at them.
-        """
-        features = self.backbone(batch.images)  # maps [B, channels, h, w]
-        features = self.neck(features)  # maps [B, D, h, w]
-        memory = self.encoder(features, batch.padding_mask)  # tokens [B, S, D]
-        queries = self.queries(memory)  # [B, Q, D]
-        if self.denoising is not None and targets is not None:
-            queries = self.denoising(queries, targets)
-        return DetectorOutput.of(self.decoder(queries, memory), queries)
-
-    @property
-    def class_rows(self) -> tuple[int, ...]:
-        """The row of the class head that answers for each class, by label; the last row is "no object"."""
-        unused = self.recipe.unused_rows if self.recipe else ()
-        rows = range(len(self.categories) + len(unused))
-        return tuple(row for row in rows if row not in unused)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next(self.parameters()).device
+    @classmethod
+    def of(cls, model: DetectionTransformer) -> Self:
+        """Give `model` these tools; both share their parts."""
+        detector = cls(
+            model.backbone,
+            model.neck,
+            model.encoder,
+            model.queries,
+            model.decoder,
+            denoising=model.denoising,
+            categories=model.categories,
+            preprocessing=model.preprocessing,
+            recipe=model.recipe,
+        )
+        detector.training = model.training  # not `train`, which would switch the parts as well
+        return detector
 
     @classmethod
     def from_recipe(
@@ -91,7 +51,7 @@ class Detector(nn.Module):
         """Build a named model with fresh weights, e.g. ``Detector.from_recipe("detr_r50", num_classes=80)``.
 
         Args:
-            name: One of `querybox.recipes.RECIPES`.
+            name: One of `querybox.models.RECIPES`.
             num_classes: How many classes, where names do not matter.
             categories: The classes, where they do.
             settings: Settings of the recipe that shall differ, e.g. ``width=128``.
@@ -99,9 +59,14 @@ class Detector(nn.Module):
         Raises:
             ConfigError: Unknown recipe or setting, or not exactly one of `num_classes` and `categories`.
         """
-        from querybox.recipes import build
+        from querybox.checkpoints.backbone import build
+        from querybox.models import find
 
-        return build(name, num_classes=num_classes, categories=categories, **settings)
+        if (num_classes is None) == (categories is None):
+            raise ConfigError(f"recipe '{name}': give either num_classes or categories")
+        recipe = find(name).replace(**settings)
+        numbered = [Category(id=label, name=str(label)) for label in range(num_classes or 0)]
+        return cls.of(build(recipe, categories or numbered))
 
     @classmethod
     def load(cls, path: str | Path) -> Detector:
@@ -110,9 +75,9 @@ class Detector(nn.Module):
         Raises:
             CheckpointError: The file is missing, corrupt, or not querybox's.
         """
-        from querybox.recipes.files import load
+        from querybox.checkpoints.blueprint import load
 
-        return load(path)
+        return cls.of(load(Path(path)))
 
     @classmethod
     def from_checkpoint(
@@ -140,9 +105,9 @@ class Detector(nn.Module):
             CheckpointError: The file is missing, corrupt, would need code to be executed, or is no such detector.
             ConfigError: `dilation` or `heads` contradicts the file.
         """
-        from querybox.checkpoints import from_checkpoint
+        from querybox.checkpoints.read import from_checkpoint
 
-        return from_checkpoint(path, dilation=dilation, heads=heads)
+        return cls.of(from_checkpoint(path, dilation=dilation, heads=heads))
 
     def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write weights, settings, classes and preprocessing to one safetensors file, atomically.
@@ -154,7 +119,7 @@ class Detector(nn.Module):
         Raises:
             CheckpointError: The detector was composed by hand: there are no settings to rebuild it from.
         """
-        from querybox.recipes.files import save
+        from querybox.checkpoints.blueprint import save
 
         save(self, path, dtype=dtype)
 
@@ -179,7 +144,7 @@ class Detector(nn.Module):
         Raises:
             ConfigError: `dtype` is none of float32, bfloat16 and float16.
         """
-        from querybox.optimize import optimize
+        from querybox.fast import optimize
 
         return optimize(self, dtype=dtype, compile=compile)
 
@@ -192,10 +157,10 @@ class Detector(nn.Module):
         nms: float | None = None,
         batch_size: int = 8,
     ) -> list[Detections]:
-        """Detect objects in files, folders, PIL images or arrays; see `querybox.predict.predict`."""
-        from querybox.predict import predict
-
-        return list(predict(self, sources, threshold=threshold, top_k=top_k, nms=nms, batch_size=batch_size))
+        """Detect objects with an optimised copy; see `querybox.inference.predict.predict`."""
+        return self.optimize().predict(
+            sources, threshold=threshold, top_k=top_k, nms=nms, batch_size=batch_size
+        )
 
     def trace(self, image: Source | ImageBatch, target: Target | None = None) -> Trace:
         """Follow one image through the detector: what every stage made of it, and where each layer looked.

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from querybox.checkpoints import read_checkpoint
+from querybox.checkpoints.read import read_checkpoint
 
 
 @pytest.mark.parametrize(

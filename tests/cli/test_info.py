@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import querybox
-from querybox.recipes import RECIPES
+from querybox.models import RECIPES
 
 
 def test_without_a_target_says_what_is_installed(run: Any) -> None:

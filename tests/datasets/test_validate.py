@@ -13,12 +13,13 @@ from PIL import Image
 
 import querybox
 from querybox.data import read_dataset, validate
-from querybox.data.findings import KINDS, MOST_PLACES, Finding, Findings, listed
+from querybox.data.findings import KINDS, MOST_PLACES, Finding, Findings
 from querybox.data.image import ORIENTATION, examine_image
 from querybox.data.records import warn
 from querybox.data.scan import FEW, examine_images, with_seen
 from querybox.data.validate import judged
 from querybox.errors import DataError, ImageError
+from querybox.text import listed
 
 IMAGES = [
     Drawn(name=f"{number}.png", size=(40, 30), objects=[("cat", (1, 2, 11, 22))]) for number in range(4)

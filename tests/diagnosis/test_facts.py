@@ -11,9 +11,9 @@ from torch import nn
 
 from querybox.data import DataSettings, DetectionData, ImageRecord
 from querybox.data.findings import Finding
-from querybox.detections import Detections
 from querybox.diagnosis.facts import EvaluationFacts, SplitFacts, describe_parts
-from querybox.evaluate import coco_metrics
+from querybox.evaluation.evaluate import coco_metrics
+from querybox.inference.detections import Detections
 from querybox.structures import Category
 
 CATEGORIES = (Category(id=5, name="cat"), Category(id=7, name="dog"))

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from querybox.detector import Detector
-from querybox.export import Exported, export
-from querybox.export.write import SUFFIXES, Format
+from querybox.exporting import Exported, export
+from querybox.exporting.write import SUFFIXES, Format
 from querybox.structures import Category, Preprocessing
 
 Export = Callable[[Format], Exported]

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from querybox.detector import Detector
 from querybox.errors import ExportError
-from querybox.export import check, export, write
-from querybox.export.card import OUTPUTS, Card
-from querybox.export.check import prove
-from querybox.export.engine import Answers, ExportedModel
-from querybox.export.graph import Graph
+from querybox.exporting import check, export, write
+from querybox.exporting.card import OUTPUTS, Card
+from querybox.exporting.check import prove
+from querybox.exporting.engine import Answers, ExportedModel
+from querybox.exporting.graph import Graph
 
 
 def engine(detector: Detector, **spoiled: float) -> ExportedModel:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from querybox.errors import CheckpointError, ConfigError, MissingExtraError
-from querybox.export import load_engine
-from querybox.export.card import Card
+from querybox.exporting import load_engine
+from querybox.exporting.card import Card
 
 
 def test_a_truncated_file_is_told(file: Path, tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from querybox.data import DetectionData, read_dataset
 from querybox.detector import Detector
-from querybox.evaluate import evaluate
-from querybox.export import export, load_engine
+from querybox.evaluation.evaluate import evaluate
+from querybox.exporting import export, load_engine
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "blood_cells"
 

@@ -11,13 +11,13 @@ from torch.export import ExportedProgram
 from torch.testing import assert_close
 
 from querybox.detector import Detector
-from querybox.export import openvino, write
-from querybox.export.card import OUTPUTS, Card
-from querybox.export.check import prove
-from querybox.export.engine import ExportedModel
-from querybox.export.graph import Graph, trace
-from querybox.export.write import SUFFIXES, Format, write_model
-from querybox.predict import predict
+from querybox.exporting import openvino, write
+from querybox.exporting.card import OUTPUTS, Card
+from querybox.exporting.check import prove
+from querybox.exporting.engine import ExportedModel
+from querybox.exporting.graph import Graph, trace
+from querybox.exporting.write import SUFFIXES, Format, write_model
+from querybox.inference.predict import predict
 
 BATCHES = [([[66, 98]], (66, 98)), ([[100, 131], [77, 140]], (100, 140)), ([[40, 70]] * 3, (80, 110))]
 """Sizes of the images, and of the batch that they are padded to; two have fewer cells than DINO has queries."""

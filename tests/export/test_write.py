@@ -9,10 +9,10 @@ from PIL import Image
 
 from querybox.detector import Detector
 from querybox.errors import ConfigError
-from querybox.export import export, load_engine
-from querybox.export.card import OUTPUTS, Card
-from querybox.export.graph import Graph
-from querybox.predict import predict
+from querybox.exporting import export, load_engine
+from querybox.exporting.card import OUTPUTS, Card
+from querybox.exporting.graph import Graph
+from querybox.inference.predict import predict
 from querybox.structures import ImageBatch
 
 BATCHES = [

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from querybox.detector import Detector
 from querybox.inspect.attention import AttentionMaps, AttentionPoints
 from querybox.inspect.calls import recorded
-from querybox.modules.deformable import sample
+from querybox.modules.deformable_attention import sample
 from querybox.structures import ImageBatch
 
 
@@ -82,7 +82,7 @@ def test_points_are_those_that_the_model_used(
         used.append((places[0].transpose(0, 1), weight[0].transpose(0, 1)))
         return sample(value, shapes, places, weight)
 
-    monkeypatch.setattr("querybox.modules.deformable.sample", noting)
+    monkeypatch.setattr("querybox.modules.deformable_attention.sample", noting)
     trace = relative.trace(padded)
     looks = (*trace.encoder_attention, *trace.decoder_cross_attention)
     assert len(looks) == len(used) == 2 + 3

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from querybox import Category, Detector, ImageBatch, Preprocessing
-from querybox.convert import convert
+from querybox.checkpoints.convert import convert
 
 SMALL: dict[str, Any] = {
     "use_pretrained_backbone": False,

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
+from querybox.checkpoints.backbone import load_backbone
 from querybox.errors import CheckpointError, ConfigError
 from querybox.modules.backbone import Backbone
-from querybox.weights.backbone import load_backbone
 
 IMAGES = torch.rand(1, 3, 64, 96)
 

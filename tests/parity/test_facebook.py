@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from querybox import Criterion, ImageBatch, Target
-from querybox.postprocess import postprocess
-from querybox.weights.facebook import FACEBOOK
+from querybox.inference.postprocess import postprocess
+from querybox.models.layouts.facebook import FACEBOOK
 
 SYSTEM = "facebook"
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from querybox import Criterion, ImageBatch, Target
-from querybox.postprocess import postprocess
-from querybox.weights.mmdet2 import MMDET2
+from querybox.inference.postprocess import postprocess
+from querybox.models.layouts.mmdet2 import MMDET2
 
 SYSTEM = "mmdet2"
 

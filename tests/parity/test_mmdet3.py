@@ -8,7 +8,7 @@ from references import Run, assert_five_training_steps, assert_losses, assert_st
 from torch import Tensor
 
 from querybox import ImageBatch, Target
-from querybox.weights.mmdet3 import MMDET3
+from querybox.models.layouts.mmdet3 import MMDET3
 
 SYSTEM = "mmdet3"
 

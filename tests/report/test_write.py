@@ -16,11 +16,11 @@ from chromium import chromium, find_chromium
 from PIL import Image
 
 from querybox.data.records import DetectionData, ImageRecord
-from querybox.detections import Detections
 from querybox.detector import Detector
-from querybox.evaluate import coco_metrics
-from querybox.evaluation import Evaluation
-from querybox.mistakes import LETTERS
+from querybox.evaluation.errors import LETTERS
+from querybox.evaluation.evaluate import coco_metrics
+from querybox.evaluation.result import Evaluation
+from querybox.inference.detections import Detections
 from querybox.report import write_report
 from querybox.report.charts import literal
 from querybox.report.pictures import best_images, worst_images

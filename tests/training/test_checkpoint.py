@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from querybox.errors import CheckpointError, DiskFullError
+from querybox.files import flush
 from querybox.training.checkpoint import Checkpoint, Progress
-from querybox.weights.files import flush
 
 
 def trained_model() -> tuple[nn.Module, torch.optim.AdamW]:
@@ -166,7 +166,7 @@ def test_a_full_disk_leaves_the_older_file_and_says_what_is_needed(
             f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})"
         )
 
-    monkeypatch.setattr("querybox.weights.files.save_file", half_written)
+    monkeypatch.setattr("querybox.checkpoints.files.save_file", half_written)
     with pytest.raises(
         DiskFullError, match=r"checkpoint\.safetensors: .* MB are needed, .* is intact\. Make room"
     ):
@@ -179,7 +179,7 @@ def test_another_error_of_the_disk_stays_what_it_is(path: Path, monkeypatch: pyt
     def fail(*_: object, **__: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: Input/output error (os error 5)")
 
-    monkeypatch.setattr("querybox.weights.files.save_file", fail)
+    monkeypatch.setattr("querybox.checkpoints.files.save_file", fail)
     with pytest.raises(OSError, match="Input/output error") as caught:
         state(*trained_model(), Progress()).write(path)
     assert caught.value.errno == errno.EIO
@@ -198,7 +198,7 @@ def test_what_cannot_be_read_back_does_not_replace_the_older_file(
         content[-1] ^= 1
         file.write_bytes(content if damage is None else damage)
 
-    monkeypatch.setattr("querybox.weights.querybox.flush", lose)
+    monkeypatch.setattr("querybox.checkpoints.native.flush", lose)
     with pytest.raises(CheckpointError, match="what was read back is not what was written"):
         state(*trained_model(), Progress()).write(path)
     assert path.read_bytes() == before

@@ -16,16 +16,16 @@ from PIL import Image
 from torch.testing import assert_close
 
 from querybox import Category, Detector, ImageBatch, RunSettings, read_dataset, train
+from querybox.checkpoints import coco
+from querybox.checkpoints.hub import Snapshot
 from querybox.errors import CheckpointError
-from querybox.recipes import DETR
+from querybox.models import DETR
+from querybox.models.layouts.facebook import FACEBOOK
+from querybox.models.layouts.layout import Layout
+from querybox.models.layouts.mmdet3 import MMDET3
 from querybox.runfile import read_run_file
 from querybox.training.finetune import match_classes, start_from
 from querybox.training.start import build_detector, resolve
-from querybox.weights import coco
-from querybox.weights.facebook import FACEBOOK
-from querybox.weights.hub import Snapshot
-from querybox.weights.layout import Layout
-from querybox.weights.mmdet3 import MMDET3
 
 COCO_SAMPLE = Path(__file__).parent.parent / "data" / "coco_sample"
 CELLS = Path(__file__).parent.parent.parent / "examples" / "blood_cells"
@@ -56,7 +56,7 @@ def begin(data: Path, weights: Path | str, output: Path, **settings: Any) -> Det
     """Return the detector as it is before the first step."""
     values = {"data": {"train": str(data), "image_size": 64, "workers": 0}, "weights": str(weights)}
     run = resolve(RunSettings.parse({**values, "output": str(output), **settings}))
-    return build_detector(run, read_dataset(data, "train").categories).eval()
+    return Detector.of(build_detector(run, read_dataset(data, "train").categories).eval())
 
 
 def assert_same_answers(tuned: Detector, source: Detector, picture: Path) -> None:
@@ -272,7 +272,7 @@ def test_a_name_on_the_hub_is_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     snapshot = Snapshot(name="hf://someone/detector@" + "1" * 40, folder=folder)
     monkeypatch.setattr("querybox.training.start.fetch", lambda _: snapshot)
-    monkeypatch.setattr("querybox.weights.files.fetch", lambda _: snapshot)
+    monkeypatch.setattr("querybox.checkpoints.files.fetch", lambda _: snapshot)
     values = {
         "data": {"train": str(CELLS)},
         "weights": "hf://someone/detector",

@@ -16,7 +16,6 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
 
-from querybox.detections import Detections
 from querybox.diagnosis.record import read_record
 from querybox.errors import (
     CheckpointError,
@@ -27,7 +26,8 @@ from querybox.errors import (
     QueryboxError,
     WorkerError,
 )
-from querybox.evaluate import nothing_in
+from querybox.evaluation.evaluate import nothing_in
+from querybox.inference.detections import Detections
 from querybox.runfile import read_run_file
 from querybox.training import RunSettings, loop, train
 from querybox.training.loop import Trainer

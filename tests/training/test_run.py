@@ -21,7 +21,7 @@ from torch import Tensor
 from querybox.data import Batch
 from querybox.detector import Detector
 from querybox.errors import CheckpointError, ConfigError, MissingExtraError, NonFiniteError
-from querybox.evaluation import METRICS, Evaluation
+from querybox.evaluation.result import METRICS, Evaluation
 from querybox.runfile import read_run_file
 from querybox.training import RunSettings, train
 from querybox.training.loop import Trainer, Update

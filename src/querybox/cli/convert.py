@@ -39,8 +39,8 @@ def convert(
         dilation: The last stage is dilated (DC5), which no tensor shows.
         heads: Attention heads where they are not 8, which no tensor shows.
     """
+    from querybox.checkpoints.convert import convert as run
     from querybox.cli.model import find_model
-    from querybox.convert import convert as run
 
     run(find_model(model), target, to=to, rows=rows, dilation=dilation, heads=heads)
     print(f"Wrote {target}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from querybox.errors import ConfigError
 
 if TYPE_CHECKING:
-    from querybox.engine import Engine
+    from querybox.inference.engine import Engine
 
 Precision = Literal["float32", "bf16"]
 
@@ -25,7 +25,7 @@ def load_engine(path: Path, *, trusted: bool, precision: Precision = "float32") 
         CheckpointError: It cannot be read.
         ConfigError: `precision` is asked of an exported model.
     """
-    from querybox.export.write import SUFFIXES
+    from querybox.exporting.write import SUFFIXES
 
     if path.suffix not in SUFFIXES.values():
         import torch
@@ -40,6 +40,6 @@ def load_engine(path: Path, *, trusted: bool, precision: Precision = "float32") 
             "leave --precision out, or export the model anew"
         )
 
-    from querybox.export import load_engine as load
+    from querybox.exporting import load_engine as load
 
     return load(path, trusted=trusted)

@@ -15,7 +15,7 @@ from querybox.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from querybox.evaluation import Evaluation
+    from querybox.evaluation.result import Evaluation
 
 
 def evaluate(
@@ -60,7 +60,7 @@ def evaluate(
     from querybox.cli.progress import progress_bar
     from querybox.data import read_dataset
     from querybox.detector import Detector
-    from querybox.evaluate import evaluate as run
+    from querybox.evaluation.evaluate import evaluate as run
     from querybox.report import WORST, write_report
 
     if inspect < 0:

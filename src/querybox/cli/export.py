@@ -41,8 +41,8 @@ def export(
     from querybox.cli.model import find_model
     from querybox.data import read_dataset
     from querybox.detector import Detector
-    from querybox.export import export as run
-    from querybox.export.write import SUFFIXES
+    from querybox.exporting import export as run
+    from querybox.exporting.write import SUFFIXES
 
     if split is not None and calibrate is None:
         raise ConfigError("--split names a part of the data of --calibrate, which is missing")

@@ -11,7 +11,7 @@ from querybox.cli.model import find_model, is_model
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from querybox.checkpoints import Loaded
+    from querybox.checkpoints.read import Loaded
     from querybox.data import DetectionData
 
 
@@ -34,8 +34,8 @@ def info(target: Path | None = None, /, *, split: str | None = None) -> None:
     if target is None:
         tables = [installed(), recipes()]
     elif is_model(target):
-        from querybox.checkpoints import load_checkpoint
-        from querybox.weights.files import find_weights
+        from querybox.checkpoints.files import find_weights
+        from querybox.checkpoints.read import load_checkpoint
 
         path = find_weights(find_model(target))
         tables = [describe_model(path, load_checkpoint(path))]
@@ -68,7 +68,7 @@ def installed() -> Table:
 
 def recipes() -> Table:
     """Show every named model and what tells it from the first of its kind."""
-    from querybox.recipes import RECIPES
+    from querybox.models import RECIPES
 
     first: dict[str, dict[str, Any]] = {}
     lines = {}

@@ -50,8 +50,8 @@ def inspect(
     from querybox.cli.model import load_model
     from querybox.cli.progress import progress_bar
     from querybox.data import read_dataset
+    from querybox.inference.sources import count_frames, find_files
     from querybox.inspect import traces, write_page
-    from querybox.sources import count_frames, find_files
 
     files = [file for image in images for file in find_files(Path(image))]
     data = None if annotations is None else read_dataset(annotations, split)

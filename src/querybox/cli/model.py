@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from querybox.checkpoints.hub import is_hub_name
 from querybox.errors import CheckpointError
-from querybox.weights.hub import is_hub_name
 
 if TYPE_CHECKING:
     from querybox.detector import Detector
@@ -44,6 +44,6 @@ def find_model(path: Path) -> Path:
 def load_model(path: Path) -> Detector:
     """Load a detector from a file of any layout onto the accelerator, where there is one."""
     from querybox.detector import Detector
-    from querybox.engine import accelerator
+    from querybox.inference.engine import accelerator
 
     return Detector.from_checkpoint(find_model(path)).to(accelerator())

@@ -15,9 +15,9 @@ from querybox.cli.engine import Precision
 from querybox.errors import ConfigError
 
 if TYPE_CHECKING:
-    from querybox.detections import Detections
     from querybox.errors import ImageError
-    from querybox.writers import Add
+    from querybox.inference.detections import Detections
+    from querybox.inference.writers import Add
 
 FORMATS = ("pictures", "coco", "csv")
 BROKEN_FILES = 1
@@ -69,9 +69,9 @@ def predict(
 
     from querybox.cli.engine import load_engine
     from querybox.cli.progress import progress_bar
-    from querybox.predict import predict as run
-    from querybox.sources import count_frames, find_files
-    from querybox.writers import coco_file, csv_file, draw_files, picture_paths
+    from querybox.inference.predict import predict as run
+    from querybox.inference.sources import count_frames, find_files
+    from querybox.inference.writers import coco_file, csv_file, draw_files, picture_paths
 
     files = [file for source in sources for file in find_files(Path(source))]
     pictures = picture_paths(files, output) if "pictures" in formats else []

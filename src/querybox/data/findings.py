@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from querybox.text import listed
+
 Severity = Literal["error", "warning", "note"]
 Corners = tuple[float, float, float, float]
 
@@ -141,12 +143,6 @@ class Finding:
             "image_ids": list(self.image_ids),
             "places": [place.what for place in self.places],
         }
-
-
-def listed(items: Sequence[object], limit: int = 10, separator: str = ", ") -> str:
-    """Say `items` in one line, the first `limit` of them by name."""
-    text = separator.join(str(item) for item in items[:limit])
-    return text if len(items) <= limit else f"{text} and {len(items) - limit} more"
 
 
 class Findings:

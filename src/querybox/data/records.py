@@ -11,10 +11,11 @@ from typing import Self
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from querybox.data.findings import BOXES, UNREADABLE, Finding, Findings, listed
+from querybox.data.findings import BOXES, UNREADABLE, Finding, Findings
 from querybox.data.image import read_size
 from querybox.errors import DataError, ImageError
 from querybox.structures import Category
+from querybox.text import listed
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from querybox.data.findings import Findings, listed
+from querybox.data.findings import Findings
 from querybox.data.image import MAX_PIXELS, image_files
 from querybox.data.records import (
     DetectionData,
@@ -28,6 +28,7 @@ from querybox.data.splits import Reader, by_split
 from querybox.data.text import read_lines
 from querybox.errors import DataError
 from querybox.structures import Category
+from querybox.text import listed
 
 
 class _Objects(NamedTuple):

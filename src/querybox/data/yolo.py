@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from querybox.data.findings import Findings, listed
+from querybox.data.findings import Findings
 from querybox.data.image import image_files
 from querybox.data.records import (
     DetectionData,
@@ -30,6 +30,7 @@ from querybox.data.text import read_lines
 from querybox.errors import DataError
 from querybox.runfile import Loader
 from querybox.structures import Category
+from querybox.text import listed
 
 Names = Mapping[int, str]
 

@@ -13,11 +13,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_iou
 
-from querybox.agreement import MATCH_IOU, overlap
-from querybox.average_precision import average_precision
 from querybox.data import DataSettings, DetectionData, ImageRecord, resized_shape
-from querybox.detections import Detections
-from querybox.evaluation import Evaluation
+from querybox.evaluation.average_precision import average_precision
+from querybox.evaluation.confusion import MATCH_IOU, overlap
+from querybox.evaluation.result import Evaluation
+from querybox.inference.detections import Detections
 
 NEAR_IOU = 0.2
 """A box that overlaps an object by so much has found the place, if not the extent."""

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from querybox.diagnosis.facts import EvaluationFacts, PartFacts, SplitFacts
 from querybox.errors import DataError
-from querybox.weights.files import write_text
+from querybox.files import write_text
 
 RECORD = "record.json"
 

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from querybox.data import DataSettings
 from querybox.diagnosis.record import Record, read_history, read_record
 from querybox.errors import ConfigError
-from querybox.recipes import DETR, DeformableDETR, Recipe, parse
+from querybox.models import DETR, DeformableDETR, Recipe, parse
 from querybox.runfile import read_run_file
 from querybox.settings import describe
 

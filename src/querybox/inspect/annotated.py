@@ -11,15 +11,15 @@ import torch
 from querybox.data import DetectionData, ImageRecord, read_pixels
 from querybox.data.loader import as_target
 from querybox.data.transforms import Sample
-from querybox.detector import Detector
 from querybox.errors import DataError
-from querybox.evaluate import labels_by_name
+from querybox.evaluation.evaluate import labels_by_name
+from querybox.inference.sources import Source, find_sources, read_frames
 from querybox.inspect.tracing import Trace, trace
-from querybox.sources import Source, find_sources, read_frames
+from querybox.modules.detector import DetectionTransformer
 
 
 def traces(
-    detector: Detector, sources: Source | Sequence[Source], data: DetectionData | None = None
+    detector: DetectionTransformer, sources: Source | Sequence[Source], data: DetectionData | None = None
 ) -> Iterator[Trace]:
     """Trace one image after another.
 
@@ -42,7 +42,7 @@ def traces(
         yield trace_record(detector, record, data)
 
 
-def trace_record(detector: Detector, record: ImageRecord, data: DetectionData) -> Trace:
+def trace_record(detector: DetectionTransformer, record: ImageRecord, data: DetectionData) -> Trace:
     """Trace an image of a dataset, with its objects; see `traces`."""
     labels = labels_by_name(detector.categories, data.categories).argsort()  # the detector's, by the data's
     real = ~record.crowd

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from querybox.inspect.calls import Call
 from querybox.modules.attention import Attention
-from querybox.modules.deformable import DeformableAttention
+from querybox.modules.deformable_attention import DeformableAttention
 from querybox.structures import Levels
 
 Rows = slice | list[int]

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from querybox.detector import Detector
 from querybox.errors import ConfigError
 from querybox.inspect.calls import Call, recorded
 from querybox.losses.criterion import Criterion
+from querybox.modules.detector import DetectionTransformer
 from querybox.structures import DetectorOutput, Target
 
 
@@ -41,7 +41,7 @@ class Comparison:
 
 
 @torch.no_grad()
-def compare(detector: Detector, output: DetectorOutput, target: Target) -> Comparison:
+def compare(detector: DetectionTransformer, output: DetectorOutput, target: Target) -> Comparison:
     """Hold the answers to one image against its objects.
 
     Raises:
@@ -65,7 +65,7 @@ def compare(detector: Detector, output: DetectorOutput, target: Target) -> Compa
     )
 
 
-def on_rows(detector: Detector, target: Target) -> Target:
+def on_rows(detector: DetectionTransformer, target: Target) -> Target:
     """Return the target with the rows of the class head for labels; they differ where some rows are unused."""
     known = len(detector.categories)
     if len(target.labels) and not 0 <= int(target.labels.min()) <= int(target.labels.max()) < known:

@@ -20,13 +20,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from querybox.data import DetectionData, ImageRecord, read_pixels
-from querybox.detector import Detector
 from querybox.errors import ConfigError
-from querybox.modules.proposals import MixedQueries, ProposedQueries
-from querybox.optimize import optimize
-from querybox.postprocess import class_scores
-from querybox.predict import answer, equal_shapes, prepare, together
-from querybox.sources import Frame
+from querybox.fast import optimize
+from querybox.inference.postprocess import class_scores
+from querybox.inference.predict import answer, equal_shapes, prepare, together
+from querybox.inference.sources import Frame
+from querybox.modules.detector import DetectionTransformer
+from querybox.modules.queries import MixedQueries, ProposedQueries
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,7 +99,7 @@ def check_picture(path: str | Path, queries: int) -> None:
 
 @torch.inference_mode()
 def query_view(
-    detector: Detector,
+    detector: DetectionTransformer,
     data: DetectionData,
     *,
     batch_size: int = 8,

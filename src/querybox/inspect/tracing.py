@@ -14,19 +14,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from querybox import notebook
-from querybox.detections import Detections
-from querybox.detector import Detector
-from querybox.engine import evaluating
 from querybox.errors import ConfigError
+from querybox.inference.detections import Detections
+from querybox.inference.engine import evaluating
+from querybox.inference.postprocess import class_scores
+from querybox.inference.predict import Input, as_detections, prepare
+from querybox.inference.sources import Source, find_sources, read_frames
 from querybox.inspect.attention import AttentionMaps, AttentionPoints, Look
 from querybox.inspect.calls import now, recorded
 from querybox.inspect.comparison import Comparison, compare
 from querybox.inspect.stages import HEADS, Calls, Stage, comparison_stages, decoder_stages, encoder_stages
 from querybox.modules.attention import Attention
-from querybox.modules.deformable import DeformableAttention
-from querybox.postprocess import class_scores
-from querybox.predict import Input, as_detections, prepare
-from querybox.sources import Source, find_sources, read_frames
+from querybox.modules.deformable_attention import DeformableAttention
+from querybox.modules.detector import DetectionTransformer
 from querybox.structures import Category, ImageBatch, Preprocessing, Target
 
 LAYERS = r"(?:encoder|decoder)\.layers\.\d+"
@@ -126,7 +126,7 @@ def comparison_dict(comparison: Comparison) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def trace(detector: Detector, image: Source | ImageBatch, target: Target | None = None) -> Trace:
+def trace(detector: DetectionTransformer, image: Source | ImageBatch, target: Target | None = None) -> Trace:
     """Follow one image through a detector; see `Detector.trace`."""
     start = now(detector.device)
     given, batch = read_one(image, detector)
@@ -167,7 +167,7 @@ def trace(detector: Detector, image: Source | ImageBatch, target: Target | None 
     )
 
 
-def read_one(image: Source | ImageBatch, detector: Detector) -> tuple[Input, ImageBatch]:
+def read_one(image: Source | ImageBatch, detector: DetectionTransformer) -> tuple[Input, ImageBatch]:
     """Return the image, resized, and as the detector takes it.
 
     Raises:

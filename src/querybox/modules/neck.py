@@ -16,3 +16,29 @@ class InputProjection(nn.Module):
     def forward(self, features: list[Float[Tensor, "B _ _ _"]]) -> list[Float[Tensor, "B D _ _"]]:
         """Project each map; its size stays."""
         return [project(feature) for project, feature in zip(self.projections, features, strict=True)]
+
+
+class PyramidProjection(nn.Module):
+    """One 1x1 convolution a map, then coarser maps by 3x3 convolutions of stride 2, each with a group norm."""
+
+    def __init__(self, channels: list[int], width: int, levels: int) -> None:
+        super().__init__()
+        extra = [channels[-1], *[width] * levels][: levels - len(channels)]
+        convolutions = [nn.Conv2d(count, width, kernel_size=1) for count in channels]
+        convolutions += [nn.Conv2d(count, width, kernel_size=3, stride=2, padding=1) for count in extra]
+        for convolution in convolutions:
+            nn.init.xavier_uniform_(convolution.weight)
+            assert convolution.bias is not None
+            nn.init.zeros_(convolution.bias)
+        self.projections = nn.ModuleList(
+            nn.Sequential(convolution, nn.GroupNorm(32, width)) for convolution in convolutions
+        )
+
+    def forward(self, features: list[Float[Tensor, "B _ _ _"]]) -> list[Float[Tensor, "B D _ _"]]:
+        """Return maps of D channels, fine to coarse."""
+        maps: list[Tensor] = []
+        for level, projection in enumerate(self.projections):
+            # The first coarser map is made of the backbone's last one, the next of the one before.
+            source = features[level] if level < len(features) else [*features, *maps[len(features) :]][-1]
+            maps.append(projection(source))
+        return maps

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from querybox.structures import Memory
+
 
 def sine_features(
     positions: Float[Tensor, "*shape"], count: int, temperature: float
@@ -98,3 +100,23 @@ class LearnedPositionEncoding(nn.Module):
         y = self.rows[:height, None].expand(-1, width, -1)
         x = self.columns[None, :width].expand(height, -1, -1)
         return torch.cat([x, y], dim=-1).permute(2, 0, 1).expand(batch, -1, -1, -1)  # [B, D, h, w]
+
+
+class SinePosition(nn.Module):
+    """Makes a query's position of the box where it looks (DAB-DETR, section 4.1; DINO)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, width))
+        self.width = width
+
+    def forward(self, reference: Float[Tensor, "B Q 4"], memory: Memory) -> Float[Tensor, "B Q D"]:
+        """Encode the boxes, in 0-1 of the padded image, as DINO has it; y before x."""
+        assert memory.levels is not None
+        boxes = reference * memory.levels.valid[:, :1].repeat(1, 1, 2)
+        return self.layers(sine_boxes(boxes[..., [1, 0, 2, 3]], self.width))
+
+
+def fine_encoding(width: int) -> SinePositionEncoding:
+    """Return an encoding that tells neighbouring cells apart, and outweighs what is seen there."""
+    return SinePositionEncoding(width, temperature=20.0, cycles=6.0, offset=-0.5, amplitude=3.0)

@@ -1,11 +1,22 @@
-"""Object queries: the questions that the decoder asks of the image."""
+"""Object queries: the questions that the decoder asks of the image, one kind a class.
+
+`LearnedQueries` are DETR's, `PointQueries` Deformable DETR's, `ProposedQueries` two-stage Deformable DETR's and
+`MixedQueries` DINO's; `PlacedQueries` begin spread over the image, for a DETR that learns from few images.
+"""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+import math
 
-from querybox.structures import Memory, Queries
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from querybox.modules.encoder import cell_centres
+from querybox.modules.heads import DeltaHead, IndependentClassHead
+from querybox.modules.position import SinePositionEncoding, sine_boxes
+from querybox.structures import Levels, Memory, Predictions, Queries, Shapes
 
 
 class LearnedQueries(nn.Module):
@@ -19,3 +30,173 @@ class LearnedQueries(nn.Module):
         """Repeat the queries for each image of `memory`."""
         position = self.position.expand(memory.tokens.shape[0], -1, -1)  # [B, Q, D]
         return Queries(content=torch.zeros_like(position), position=position)
+
+
+class PlacedQueries(nn.Module):
+    """Learned queries that begin at points spread over the image, and know where they are."""
+
+    def __init__(self, count: int, encoding: SinePositionEncoding) -> None:
+        super().__init__()
+        y, x = (2 * math.pi * spread_points(count)).unbind(1)
+        position = encoding.encode(y, x)
+        self.position = nn.Parameter(position)
+        self.content = nn.Parameter(position / encoding.amplitude)
+
+    def forward(self, memory: Memory) -> Queries:
+        """Repeat the queries for each image of `memory`."""
+        batch = memory.tokens.shape[0]
+        return Queries(
+            content=self.content.expand(batch, -1, -1), position=self.position.expand(batch, -1, -1)
+        )
+
+
+def spread_points(count: int) -> Float[Tensor, "Q 2"]:
+    """Return (y, x) of points in 0-1, evenly spread for any count (the R2 sequence of M. Roberts, 2018)."""
+    plastic = 1.32471795724474602596  # the real root of x^3 = x + 1
+    steps = torch.arange(count, dtype=torch.float64)[:, None]
+    return ((0.5 + steps / torch.tensor([plastic**2, plastic], dtype=torch.float64)) % 1).float()
+
+
+class PointQueries(nn.Module):
+    """Learned queries, each of which looks first at a point that its position says (Deformable DETR, section 4.1)."""
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.randn(count, 2 * width))  # position and content
+        self.reference = nn.Linear(width, 2)
+        nn.init.xavier_uniform_(self.reference.weight)
+        nn.init.zeros_(self.reference.bias)
+
+    def forward(self, memory: Memory) -> Queries:
+        """Repeat the queries for each image of `memory`."""
+        position, content = self.embedding.expand(memory.tokens.shape[0], -1, -1).chunk(
+            2, dim=-1
+        )  # [B, Q, D]
+        return Queries(content=content, position=position, reference=self.reference(position).sigmoid())
+
+
+class Proposals(nn.Module):
+    """Asks every memory token whether there is an object, and where (Deformable DETR, appendix A.4)."""
+
+    def __init__(self, width: int, class_head: IndependentClassHead, box_head: DeltaHead) -> None:
+        super().__init__()
+        self.projection = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+        self.class_head = class_head
+        self.box_head = box_head
+
+    def forward(
+        self, memory: Memory
+    ) -> tuple[Float[Tensor, "B S D"], Float[Tensor, "B S C"], Float[Tensor, "B S 4"]]:
+        """Return what each token stands for, its logits, and from where its box is measured, before the sigmoid.
+
+        Padded cells, and those at the very edge of the image, see nothing, and their box is (1, 1, 1, 1).
+        """
+        assert memory.levels is not None
+        cells = cell_boxes(memory.levels)  # [B, S, 4]
+        inside = ((cells > 0.01) & (cells < 0.99)).all(-1)  # [B, S]
+        if memory.levels.padding_mask is not None:
+            inside &= ~memory.levels.padding_mask
+        tokens = self.norm(self.projection(memory.tokens.masked_fill(~inside[..., None], 0.0)))
+        start = torch.log(cells / (1 - cells)).masked_fill(~inside[..., None], torch.inf)
+        return tokens, self.class_head(tokens), start
+
+    def boxes(self, tokens: Float[Tensor, "B Q D"], start: Float[Tensor, "B Q 4"]) -> Float[Tensor, "B Q 4"]:
+        """Return the boxes (cxcywh in 0-1) that these tokens propose."""
+        return (self.box_head(tokens) + start).sigmoid()
+
+
+class ProposedQueries(nn.Module):
+    """The best proposals become the queries: their boxes the references, all else is made of these (two-stage)."""
+
+    def __init__(self, proposals: Proposals, count: int, width: int) -> None:
+        super().__init__()
+        self.proposals = proposals
+        self.count = count
+        self.projection = nn.Linear(2 * width, 2 * width)
+        self.norm = nn.LayerNorm(2 * width)
+
+    def forward(self, memory: Memory) -> Queries:
+        """Choose the queries; the class head's first logit says how likely there is an object of any class."""
+        tokens, logits, start = self.proposals(memory)
+        # All of them are boxes, for all of them are matched in training.
+        proposals = Predictions(logits=logits, boxes=self.proposals.boxes(tokens, start), no_object=False)
+        best = strongest(logits[..., 0], self.count)  # [B, Q]
+        reference = pick(proposals.boxes, best).detach()
+        made = self.norm(self.projection(sine_boxes(reference, self.norm.normalized_shape[0] // 2)))
+        position, content = made.chunk(2, dim=-1)
+        return Queries(content=content, position=position, reference=reference, proposals=proposals)
+
+
+class MixedQueries(nn.Module):
+    """The best proposals' boxes are the references; the content is learned (DINO, section 3.4).
+
+    With `distinct`, proposals are peaks: beside one that is better, in the same map, a proposal is likely to be of the
+    same object (CenterNet, Zhou et al. 2019, section 3). They are ranked, best first, so queries that rank later can
+    give way to those before them.
+    """
+
+    def __init__(self, proposals: Proposals, count: int, width: int, *, distinct: bool = False) -> None:
+        super().__init__()
+        self.proposals = proposals
+        self.distinct = distinct
+        self.content = nn.Parameter(torch.randn(count, width))
+
+    def forward(self, memory: Memory) -> Queries:
+        """Choose the references; a proposal is as good as its best class."""
+        tokens, logits, start = self.proposals(memory)
+        scores = logits.amax(-1)  # [B, S]
+        if self.distinct:
+            assert memory.levels is not None
+            scores = peaks_first(scores, memory.levels.shapes)
+        best = strongest(scores, len(self.content))  # [B, Q]
+        chosen = Predictions(
+            logits=pick(logits, best),
+            boxes=self.proposals.boxes(pick(tokens, best), pick(start, best)),
+            no_object=False,
+        )
+        content = self.content[: best.shape[1]].expand(best.shape[0], -1, -1)
+        # The decoder makes the position of the references.
+        return Queries(
+            content=content,
+            position=torch.zeros_like(content),
+            reference=chosen.boxes.detach(),
+            proposals=chosen,
+            later=later(content.shape[1], content.device) if self.distinct else None,
+        )
+
+
+def peaks_first(scores: Float[Tensor, "B S"], shapes: Shapes) -> Float[Tensor, "B S"]:
+    """Return scores by which cells that none of their eight neighbours exceeds come before all others."""
+    maps = scores.split([height * width for height, width in shapes], dim=1)
+    highest = [
+        F.max_pool2d(cells.unflatten(1, (1, *shape)), 3, stride=1, padding=1).flatten(1)
+        for cells, shape in zip(maps, shapes, strict=True)
+    ]
+    return torch.where(scores < torch.cat(highest, 1), scores - 100, scores)  # logits differ by less
+
+
+def later(count: int | torch.SymInt, device: torch.device) -> Bool[Tensor, "Q Q"]:
+    """Return True where the column comes after the row."""
+    rank = torch.arange(count, device=device)
+    return rank > rank[:, None]
+
+
+def strongest(scores: Float[Tensor, "B S"], count: int) -> Int[Tensor, "B Q"]:
+    """Return the places of the `count` highest scores, best first; of all where the maps have fewer cells."""
+    return scores.topk(torch.sym_min(count, scores.shape[1]), dim=1).indices
+
+
+def pick(values: Float[Tensor, "B S X"], index: Tensor) -> Float[Tensor, "B Q X"]:
+    """Return the chosen rows of each image."""
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def cell_boxes(levels: Levels) -> Float[Tensor, "B S 4"]:
+    """Return a box around every cell's middle: 5 % of the image on the finest map, twice that on each next."""
+    centres = cell_centres(levels)
+    sizes = [
+        torch.full((h * w, 2), 0.05 * 2**level, device=centres.device)
+        for level, (h, w) in enumerate(levels.shapes)
+    ]
+    return torch.cat([centres, torch.cat(sizes).expand_as(centres)], dim=-1)

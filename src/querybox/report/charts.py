@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from querybox.draw import colour_of
-from querybox.evaluation import RECALLS, Evaluation
+from querybox.evaluation.result import RECALLS, Evaluation
+from querybox.inference.draw import colour_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ from pathlib import Path
 from querybox.data.findings import UNREADABLE
 from querybox.data.validate import VALIDATION
 from querybox.diagnosis.record import read_record
-from querybox.evaluation import Evaluation
+from querybox.evaluation.result import Evaluation
 from querybox.report import page
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from PIL import Image
 
 from querybox.data import DetectionData, ImageRecord, read_image
-from querybox.detector import Detector
-from querybox.draw import draw_mistakes
 from querybox.errors import ImageError
-from querybox.evaluation import Evaluation
+from querybox.evaluation.draw import draw_mistakes
+from querybox.evaluation.errors import LETTERS, Mistakes
+from querybox.evaluation.result import Evaluation
 from querybox.inspect import write_page
 from querybox.inspect.annotated import trace_record
-from querybox.mistakes import LETTERS, Mistakes
+from querybox.modules.detector import DetectionTransformer
 from querybox.notebook import share
 from querybox.report import page
 
@@ -74,7 +74,7 @@ def best_images(
 
 def look_into(
     folder: Path,
-    detector: Detector,
+    detector: DetectionTransformer,
     records: Sequence[ImageRecord],
     data: DetectionData,
     each: Callable[[ImageRecord], object],

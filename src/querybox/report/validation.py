@@ -12,8 +12,8 @@ import numpy as np
 from querybox.data import read_image
 from querybox.data.findings import KINDS, Finding, Place
 from querybox.data.validate import Report, SplitReport
-from querybox.draw import draw_boxes
 from querybox.errors import ImageError
+from querybox.inference.draw import draw_boxes
 from querybox.report import page
 
 SHOWN = 6

@@ -6,17 +6,17 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from querybox.agreement import MATCH_IOU
 from querybox.data import DetectionData, ImageRecord
-from querybox.detector import Detector
 from querybox.diagnosis.record import read_history
-from querybox.evaluation import Evaluation
-from querybox.mistakes import LEAST_IOU, REASONS
+from querybox.evaluation.confusion import MATCH_IOU
+from querybox.evaluation.errors import LEAST_IOU, REASONS
+from querybox.evaluation.result import Evaluation
+from querybox.files import write_text
+from querybox.modules.detector import DetectionTransformer
 from querybox.notebook import share
 from querybox.report import charts, page, pictures
 from querybox.report.diagnosis import diagnosis_section
 from querybox.report.left_out import left_out_section
-from querybox.weights.files import write_text
 
 MEANINGS = {
     "AP": "average precision, mean over IoU 0.50 to 0.95",
@@ -53,7 +53,7 @@ def write_report(
     data: DetectionData,
     *,
     worst: int = WORST,
-    detector: Detector | None = None,
+    detector: DetectionTransformer | None = None,
     each: Callable[[ImageRecord], object] = lambda _: None,
 ) -> Path:
     """Write ``report.html`` into `run_dir` and return its path.

@@ -15,8 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from querybox.checkpoints import native
 from querybox.errors import CheckpointError
-from querybox.weights import querybox as weights_file
 
 FORMAT = "querybox-run-1"
 
@@ -95,7 +95,7 @@ class Checkpoint:
             "scaler": self.scaler,
             "settings": self.settings,
         }
-        weights_file.write(path, self.tensors, card, mark=FORMAT)
+        native.write(path, self.tensors, card, mark=FORMAT)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -104,7 +104,7 @@ class Checkpoint:
         Raises:
             CheckpointError: The file is missing, corrupt, or something else.
         """
-        tensors, card = weights_file.read(path, mark=FORMAT, kind="a run's checkpoint")
+        tensors, card = native.read(path, mark=FORMAT, kind="a run's checkpoint")
         plain = TypeAdapter(dict[str, Any])
         try:
             return cls(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from querybox.detector import Detector
 from querybox.errors import ConfigError
+from querybox.modules.detector import DetectionTransformer
 
 
-def compile_backbone(detector: Detector) -> None:
+def compile_backbone(detector: DetectionTransformer) -> None:
     """Compile the backbone when it first runs, once for all sizes; transformers would be compiled for each size."""
     detector.backbone.compile(dynamic=True)
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Self
 from pydantic import TypeAdapter, ValidationError
 
 from querybox.data import DetectionData, read_train_and_val
-from querybox.data.findings import listed
 from querybox.data.records import require_sound, warn
 from querybox.data.scan import examine_images, with_seen
 from querybox.data.validate import VALIDATION, SplitReport, judged
 from querybox.errors import DataError
-from querybox.evaluate import labels_by_name
+from querybox.evaluation.evaluate import labels_by_name
+from querybox.files import atomic
+from querybox.text import listed
 from querybox.training.settings import RunSettings
-from querybox.weights.files import atomic
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from querybox.weights.files import write_text
+from querybox.files import write_text
 
 PACKAGES = (
     "querybox",

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from querybox.data.findings import listed
-from querybox.detector import Detector
+from querybox.checkpoints.blueprint import misfits
+from querybox.checkpoints.rows import rows_by_class
 from querybox.errors import CheckpointError
-from querybox.modules.proposals import ProposedQueries
-from querybox.recipes.files import misfits
+from querybox.modules.detector import DetectionTransformer
+from querybox.modules.queries import ProposedQueries
 from querybox.structures import Category
-from querybox.weights.rows import rows_by_class
+from querybox.text import listed
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ NO_OBJECT = "decoder.class_head."
 
 
 @torch.no_grad()
-def start_from(detector: Detector, source: Detector, where: str) -> None:
+def start_from(detector: DetectionTransformer, source: DetectionTransformer, where: str) -> None:
     """Give `detector` the weights of `source`.
 
     A row of a class head goes to the class of the same name, "no object" keeps its own, and the rows of new classes
@@ -91,7 +91,7 @@ def replace_rows(tensor: Tensor, rows: Sequence[int], values: Tensor) -> Tensor:
     return copy
 
 
-def unlike(detector: Detector, source: Detector) -> str:
+def unlike(detector: DetectionTransformer, source: DetectionTransformer) -> str:
     """Say which settings of the two models differ, those aside that may."""
     assert detector.recipe is not None
     assert source.recipe is not None
@@ -106,7 +106,9 @@ def unlike(detector: Detector, source: Detector) -> str:
     return f" ({', '.join(sorted(differences))}; leave these settings to the file)" if differences else ""
 
 
-def report(detector: Detector, source: Detector, kept: dict[int, int], where: str) -> None:
+def report(
+    detector: DetectionTransformer, source: DetectionTransformer, kept: dict[int, int], where: str
+) -> None:
     """Log what is kept and what starts from random weights."""
     names = [category.name for category in detector.categories]
     new = [name for label, name in enumerate(names) if label not in kept]

@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
+from querybox.checkpoints import native
 from querybox.diagnosis.record import RECORD
 from querybox.errors import CheckpointError, ConfigError
+from querybox.files import leftovers, write_text
 from querybox.training.checkpoint import Checkpoint
 from querybox.training.settings import RunSettings
-from querybox.weights import querybox as querybox_file
-from querybox.weights.files import leftovers, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def check_best(folder: Path, checkpoint: Checkpoint) -> None:
         progress.best = None
         return
     try:
-        querybox_file.read(path)
+        native.read(path)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; or remove it, and the best is chosen anew from here") from error
 

@@ -14,22 +14,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from querybox.checkpoints.blueprint import save
 from querybox.data import Batch
 from querybox.data.loader import TrainLoader
-from querybox.detector import Detector
 from querybox.errors import NonFiniteError
-from querybox.evaluation import Evaluation
+from querybox.evaluation.result import Evaluation
+from querybox.fast.memory import give_back
+from querybox.fast.training import for_training
+from querybox.modules.detector import DetectionTransformer
 from querybox.structures import ImageBatch
 from querybox.training.checkpoint import Checkpoint, Progress
 from querybox.training.compiled import compile_backbone, compiler_errors
 from querybox.training.display import Display
 from querybox.training.ema import MovingAverage
-from querybox.training.fast import for_training
 from querybox.training.folder import BEST, CHECKPOINT, LAST, METRICS
 from querybox.training.interrupt import StopRequest
 from querybox.training.loss import DetectionLoss
 from querybox.training.lost import LostImages
-from querybox.training.memory import give_back
 from querybox.training.metrics import as_row, write_metrics
 from querybox.training.optim import Schedule, build_optimizer, freeze
 from querybox.training.processes import take
@@ -75,13 +76,13 @@ class Trainer:
 
     def __init__(
         self,
-        detector: Detector,
+        detector: DetectionTransformer,
         criterion: nn.Module,
         loader: TrainLoader,
         run: RunSettings,
         *,
         accelerator: Accelerator,
-        evaluate: Callable[[Detector, StopRequest], Evaluation | None] | None = None,
+        evaluate: Callable[[DetectionTransformer, StopRequest], Evaluation | None] | None = None,
     ) -> None:
         """Set up a run.
 
@@ -331,7 +332,7 @@ class Trainer:
         return "patience" if patience and self.progress.evaluations_since_best >= patience else None
 
     @property
-    def current(self) -> Detector:
+    def current(self) -> DetectionTransformer:
         """The detector as it stands: the moving average if one is kept."""
         return self.average.model if self.average else self.detector
 
@@ -358,9 +359,9 @@ class Trainer:
 
     def write_detectors(self) -> None:
         """Write ``last.safetensors``, and ``best.safetensors`` if the detector as it stands is the best so far."""
-        self.current.save(self.folder / LAST)
+        save(self.current, self.folder / LAST)
         if self.progress.best_step == self.progress.step:
-            self.current.save(self.folder / BEST)
+            save(self.current, self.folder / BEST)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint.

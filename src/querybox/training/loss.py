@@ -1,4 +1,4 @@
-"""Detector and criterion as one module."""
+"""DetectionTransformer and criterion as one module."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from querybox.detector import Detector
+from querybox.modules.detector import DetectionTransformer
 from querybox.structures import ImageBatch, Target
 
 
 class DetectionLoss(nn.Module):
     """Mixed precision and the averaging of gradients wrap both, and not the detector that is evaluated and saved."""
 
-    def __init__(self, detector: Detector, criterion: nn.Module) -> None:
+    def __init__(self, detector: DetectionTransformer, criterion: nn.Module) -> None:
         super().__init__()
         self.detector = detector
         self.criterion = criterion

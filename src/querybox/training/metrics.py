@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from querybox.weights.files import write_text
+from querybox.files import write_text
 
 
 def as_row(values: Mapping[str, float]) -> dict[str, str]:

@@ -10,12 +10,12 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from querybox.data import Batch, DetectionData
-from querybox.detections import Detections
-from querybox.detector import Detector
 from querybox.errors import ConfigError, MissingExtraError, ProcessError, QueryboxError, WorkerError
-from querybox.evaluate import detect_records, measure
-from querybox.evaluation import Evaluation
-from querybox.optimize import optimize
+from querybox.evaluation.evaluate import detect_records, measure
+from querybox.evaluation.result import Evaluation
+from querybox.fast import optimize
+from querybox.inference.detections import Detections
+from querybox.modules.detector import DetectionTransformer
 from querybox.training.interrupt import StopRequest
 from querybox.training.settings import RunSettings
 
@@ -131,7 +131,7 @@ def start_trackers(accelerator: Accelerator, settings: RunSettings) -> None:
 def evaluate_together(
     accelerator: Accelerator,
     data: DetectionData,
-    detector: Detector,
+    detector: DetectionTransformer,
     max_corrupt: float,
     request: StopRequest,
 ) -> Evaluation | None:

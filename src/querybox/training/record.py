@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from querybox.data import DetectionData
-from querybox.detector import Detector
 from querybox.diagnosis.facts import EvaluationFacts, SplitFacts, describe_parts
 from querybox.diagnosis.record import RECORD, add_to_record
 from querybox.diagnosis.run import finest_stride
 from querybox.errors import DiskFullError, QueryboxError
-from querybox.evaluation import Evaluation
+from querybox.evaluation.result import Evaluation
+from querybox.modules.detector import DetectionTransformer
 from querybox.training.display import Display
 from querybox.training.interrupt import StopRequest
 from querybox.training.loop import StopReason, Trainer
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def record_start(
     settings: RunSettings,
-    detector: Detector,
+    detector: DetectionTransformer,
     training: DetectionData,
     validation: DetectionData | None,
     *,
@@ -49,7 +49,7 @@ def evaluate_and_record(
     accelerator: Accelerator,
     settings: RunSettings,
     data: DetectionData,
-    detector: Detector,
+    detector: DetectionTransformer,
     request: StopRequest,
 ) -> Evaluation | None:
     """Evaluate `detector` on `data`, and write down what it answers like; None if it was stopped."""

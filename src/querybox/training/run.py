@@ -14,6 +14,7 @@ from rich.console import Console
 from querybox import notebook
 from querybox.data import DetectionData, train_loader
 from querybox.detector import Detector
+from querybox.fast.memory import freed_memory_kept
 from querybox.report import write_report
 from querybox.training.data import read_data
 from querybox.training.display import Display
@@ -21,7 +22,6 @@ from querybox.training.environment import write_environment
 from querybox.training.folder import BEST, LAST, check_folder, prepare_folder
 from querybox.training.interrupt import StopRequest
 from querybox.training.loop import StopReason, Trainer
-from querybox.training.memory import freed_memory_kept
 from querybox.training.processes import evaluate_together, named_deaths, start_processes, start_trackers
 from querybox.training.record import evaluate_and_record, fit_and_record, record_start
 from querybox.training.settings import RunSettings

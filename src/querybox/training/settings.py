@@ -62,7 +62,7 @@ class RunSettings(Settings):
     """Everything that a run can set; the resolved values are written to its folder as ``run.yaml``."""
 
     recipe: str | None = None
-    """Name of the model, see `querybox.recipes`; null means that of the `weights`, or `detr_r50` without any."""
+    """Name of the model, see `querybox.models`; null means that of the `weights`, or `detr_r50` without any."""
     model: dict[str, Any] = Field(default_factory=dict)
     """Settings of the recipe that differ from its own."""
     data: DataSettings

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from querybox.checkpoints import read_checkpoint
-from querybox.detector import Detector
+from querybox.checkpoints.backbone import build
+from querybox.checkpoints.hub import fetch, is_hub_name
+from querybox.checkpoints.read import from_checkpoint, read_checkpoint
 from querybox.errors import ConfigError
-from querybox.recipes import Recipe, find, parse
+from querybox.models import Recipe, find, parse
+from querybox.modules.detector import DetectionTransformer
 from querybox.structures import Category
 from querybox.training.finetune import start_from
 from querybox.training.settings import RunSettings
-from querybox.weights.hub import fetch, is_hub_name
 
 
 def resolve(settings: RunSettings) -> RunSettings:
@@ -66,7 +67,7 @@ def hidden(model: Mapping[str, Any]) -> dict[str, Any]:
     return {name: model[name] for name in ("dilation", "heads") if name in model}
 
 
-def build_detector(settings: RunSettings, categories: tuple[Category, ...]) -> Detector:
+def build_detector(settings: RunSettings, categories: tuple[Category, ...]) -> DetectionTransformer:
     """Build the detector of resolved `settings` for these classes, with the weights that it starts from.
 
     Its images are prepared as those that the weights were trained on, but for their size, which the data's settings
@@ -76,9 +77,9 @@ def build_detector(settings: RunSettings, categories: tuple[Category, ...]) -> D
         ConfigError: The recipe's settings do not fit together.
         CheckpointError: The weights cannot be read, or are of another model.
     """
-    detector = parse(settings.model, where="model").build(categories)
+    detector = build(parse(settings.model, where="model"), categories)
     if settings.weights is not None:
-        source = Detector.from_checkpoint(settings.weights, **hidden(settings.model))
+        source = from_checkpoint(settings.weights, **hidden(settings.model))
         start_from(detector, source, settings.weights)
         detector.preprocessing = source.preprocessing
     sizes = settings.data.sizes()

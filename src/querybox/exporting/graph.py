@@ -1,0 +1,94 @@
+"""The graph that is exported: a detector with its pre- and postprocessing inside, open in batch and image size."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from timm.layers.conv2d_same import Conv2dSame
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from querybox.fast.backbone import fuse
+from querybox.inference.postprocess import postprocess
+from querybox.modules.backbone import Backbone
+from querybox.modules.detector import DetectionTransformer
+from querybox.structures import ImageBatch
+
+
+class Graph(nn.Module):
+    """From padded pixels to detections: normalisation and padding mask, the detector, postprocessing."""
+
+    def __init__(self, detector: DetectionTransformer) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(
+        self, pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]
+    ) -> tuple[
+        Float[Tensor, "B Q"],
+        Int[Tensor, "B Q"],
+        Float[Tensor, "B Q 4"],
+        Float[Tensor, "B Q K"],
+        Float[Tensor, "B Q 4"],
+    ]:
+        """Return what `querybox.exporting.card.OUTPUTS` names."""
+        preprocessing = self.detector.preprocessing
+        answer = self.detector(ImageBatch.from_pixels(pixels, sizes, preprocessing)).layers[-1]
+        found = postprocess(
+            answer,
+            sizes,
+            top_k=answer.logits.shape[1],
+            class_rows=self.detector.class_rows,
+            clip_boxes=preprocessing.clip_boxes,
+        )
+        return *found, answer.logits, answer.boxes
+
+
+class OpenConv2dSame(Conv2dSame):
+    """TensorFlow's "same" convolution, its padding written so that a traced graph knows the size of the result.
+
+    timm's own has a maximum and a ceiling in it, which end as conditions on the size of the image.
+    """
+
+    def forward(self, x: Float[Tensor, "B _ _ _"]) -> Float[Tensor, "B _ _ _"]:
+        """Pad to ceil(size / stride) windows, the odd pixel right and below, and convolve."""
+        padding: list[int] = []
+        for axis in (1, 0):  # F.pad begins with the last axis
+            size, stride, reach = (
+                x.shape[2 + axis],
+                self.stride[axis],
+                self.dilation[axis] * (self.kernel_size[axis] - 1),
+            )
+            missing = ((size + stride - 1) // stride - 1) * stride + reach + 1 - size if reach else 0
+            padding += [missing // 2, missing - missing // 2]
+        return F.conv2d(F.pad(x, padding), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+def trace(detector: DetectionTransformer) -> ExportedProgram:
+    """Trace a detector in evaluation mode; batch, height and width stay open."""
+    # Sizes that are no multiples of one another or of a stride: what is equal by chance would be taken for a rule.
+    pixels = torch.zeros(2, 3, 165, 229, dtype=torch.uint8)
+    sizes = torch.tensor([[165, 229], [140, 201]])
+    open_sizes = {"pixels": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, "sizes": {0: Dim.DYNAMIC}}
+    detector = copy.deepcopy(detector).cpu().eval()
+    if isinstance(detector.backbone, Backbone):
+        detector.backbone.body = fuse(detector.backbone.body)  # batch norms folded
+    detector.to(memory_format=torch.contiguous_format)
+    for part in detector.modules():
+        if type(part) is Conv2dSame:
+            part.__class__ = OpenConv2dSame
+    with torch.no_grad():
+        return torch.export.export(Graph(detector), (pixels, sizes), dynamic_shapes=open_sizes, strict=False)
+
+
+def decoder_nodes(program: ExportedProgram) -> frozenset[str]:
+    """Return the names of the operations of the decoder and its heads, and of what makes its queries."""
+    parts = ("detector.queries", "detector.decoder")
+    return frozenset(
+        node.name
+        for node in program.graph.nodes
+        if any(path.startswith(parts) for path, _ in node.meta.get("nn_module_stack", {}).values())
+    )

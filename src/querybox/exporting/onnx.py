@@ -1,0 +1,73 @@
+"""ONNX files, and running them with ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from querybox.errors import CheckpointError, MissingExtraError
+from querybox.exporting.card import INPUTS, KEY, OUTPUTS, Card
+from querybox.exporting.engine import Answers, ExportedModel
+
+OPSET = 18
+
+
+def write(program: ExportedProgram, path: Path, card: Card) -> None:
+    """Write a traced detector.
+
+    Raises:
+        MissingExtraError: The packages of the extra ``onnx`` are not installed.
+    """
+    try:
+        import onnxscript  # noqa: F401 - PyTorch's exporter needs it
+    except ImportError:
+        raise missing("writing an ONNX file") from None
+    converted = torch.onnx.export(
+        program,
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=list(INPUTS),
+        output_names=list(OUTPUTS),
+        verbose=False,
+    )
+    assert converted is not None
+    converted.model.metadata_props[KEY] = card.to_json()
+    converted.save(path)
+
+
+def load(path: Path) -> ExportedModel:
+    """Open a file that `write` wrote.
+
+    Raises:
+        CheckpointError: The file is corrupt or not querybox's.
+        MissingExtraError: ONNX Runtime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise missing("running an ONNX file") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path}: corrupt, or no ONNX file ({reason})") from error
+    card = Card.from_json(session.get_modelmeta().custom_metadata_map.get(KEY), path)
+
+    def run(pixels: Tensor, sizes: Tensor) -> Answers:
+        values = session.run(list(OUTPUTS), {"pixels": pixels.contiguous().numpy(), "sizes": sizes.numpy()})
+        return dict(zip(OUTPUTS, map(torch.from_numpy, values), strict=True))
+
+    return ExportedModel(card, run)
+
+
+def missing(what: str) -> MissingExtraError:
+    """Say which extra brings the packages."""
+    return MissingExtraError(
+        f"{what} needs onnx, onnxruntime and onnxscript, which are not all installed: pip install 'querybox[onnx]'"
+    )

@@ -1,0 +1,1 @@
+"""Inference: sources in, detections out, whatever runs the model."""

@@ -1,0 +1,73 @@
+"""Named models. A recipe holds the values; its `build` picks the parts. Each relative is a diff of its parent."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from querybox.errors import ConfigError
+from querybox.models.deformable_detr import DeformableDETR
+from querybox.models.detr import DETR
+from querybox.models.dino import DINO
+from querybox.models.recipe import Recipe
+
+__all__ = ["DETR", "DINO", "RECIPES", "DeformableDETR", "Recipe", "find", "parse"]
+
+KINDS: dict[str, type[Recipe]] = {"detr": DETR, "deformable_detr": DeformableDETR, "dino": DINO}
+
+DETR_R50 = DETR()
+DEFORMABLE = DeformableDETR()
+DEFORMABLE_REFINE = DEFORMABLE.replace(refine=True)
+SMALL: dict[str, Any] = {
+    "backbone": "tf_efficientnet_lite0.in1k",
+    "width": 128,
+    "feedforward": 512,
+    "encoder_layers": 1,
+    "decoder_layers": 3,
+    "dropout": 0.0,
+}
+"""What the models for few images and CPUs have in common."""
+SMALL_PYRAMID = {**SMALL, "frozen_stride": 8, "heads": 4, "levels": 3, "queries": 100}
+
+RECIPES: dict[str, Recipe] = {
+    "detr_r50": DETR_R50,
+    "detr_r50_dc5": DETR_R50.replace(dilation=True, stride=16),
+    "detr_r101": DETR_R50.replace(backbone="resnet101.tv_in1k"),
+    "detr_r101_dc5": DETR_R50.replace(backbone="resnet101.tv_in1k", dilation=True, stride=16),
+    "detr_r18": DETR_R50.replace(backbone="resnet18.tv_in1k"),
+    "detr_small": DETR_R50.replace(**SMALL, frozen_stride=16, local_start=True),
+    "deformable_detr_r50": DEFORMABLE,
+    "deformable_detr_r50_refine": DEFORMABLE_REFINE,
+    "deformable_detr_r50_two_stage": DEFORMABLE_REFINE.replace(two_stage=True),
+    "deformable_detr_small": DEFORMABLE_REFINE.replace(**SMALL_PYRAMID),
+    "dino_r50": DINO(),
+    "dino_small": DINO().replace(**SMALL_PYRAMID, denoising=30, distinct=True, varifocal=True),
+}
+"""Every recipe by name: DETR's published four, on ResNet-18, and for few images and CPUs; then its relatives."""
+
+
+def find(name: str) -> Recipe:
+    """Return the recipe of this name.
+
+    Raises:
+        ConfigError: There is none; the message names the nearest.
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"Did you mean '{near[0]}'?" if near else f"Known recipes: {', '.join(RECIPES)}."
+        raise ConfigError(f"unknown recipe '{name}'. {hint}")
+    return RECIPES[name]
+
+
+def parse(values: Mapping[str, Any], where: str = "") -> Recipe:
+    """Return the recipe that has these settings; ``kind`` says which it is, DETR where there is none.
+
+    Raises:
+        ConfigError: The kind or a setting is unknown, or a value does not fit.
+    """
+    kind = values.get("kind", "detr")
+    if not isinstance(kind, str) or kind not in KINDS:
+        prefix = f"{where}: " if where else ""
+        raise ConfigError(f"{prefix}unknown kind of recipe {kind!r}; expected one of {', '.join(KINDS)}")
+    return KINDS[kind].parse(values, where=where)

@@ -1,0 +1,1 @@
+"""One file a public checkpoint layout: what its names are in ours."""

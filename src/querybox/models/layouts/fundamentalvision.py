@@ -1,0 +1,30 @@
+"""The names of fundamentalvision/Deformable-DETR for our modules: what it has otherwise than DETR, or beside."""
+
+from __future__ import annotations
+
+from querybox.models.layouts.facebook import DECODER, FACEBOOK
+
+FUNDAMENTALVISION = FACEBOOK.relative(
+    "deformable_detr",
+    {
+        "neck.projections.*": "input_proj.*",
+        "encoder.level": "transformer.level_embed",
+        "queries.embedding": "query_embed.weight",
+        "queries.reference": "transformer.reference_points",
+        "queries.proposals.projection": "transformer.enc_output",
+        "queries.proposals.norm": "transformer.enc_output_norm",
+        "queries.projection": "transformer.pos_trans",
+        "queries.norm": "transformer.pos_trans_norm",
+        "decoder.layers.*.cross_attention": f"{DECODER}.layers.*.cross_attn",
+        # The norms have their numbers by the order in which they are made, not used.
+        "decoder.layers.*.cross_attention_residual.norm": f"{DECODER}.layers.*.norm1",
+        "decoder.layers.*.self_attention_residual.norm": f"{DECODER}.layers.*.norm2",
+        "decoder.class_heads.*": "class_embed.*",
+        "decoder.box_heads.*.0": "bbox_embed.*.layers.0",
+        "decoder.box_heads.*.2": "bbox_embed.*.layers.1",
+        "decoder.box_heads.*.4": "bbox_embed.*.layers.2",
+    },
+    name="fundamentalvision",
+    other_names={f"{DECODER}.{head}": head for head in ("bbox_embed", "class_embed")},
+    decoder_heads=DECODER,
+)

@@ -1,0 +1,91 @@
+"""The names of Hugging Face's DETR and Deformable DETR: those of the files on its hub, and others that it has had."""
+
+from __future__ import annotations
+
+from querybox.models.layouts.layout import Layout
+
+ENCODER, DECODER = "model.encoder.layers.*", "model.decoder.layers.*"
+BACKBONE = "model.backbone.conv_encoder.model"
+
+
+def without_timm() -> dict[str, str]:
+    """Return the backbone's names where transformers' own ResNet stands in for timm's, each with timm's."""
+    names = {
+        f"{BACKBONE}.embedder.embedder.convolution": f"{BACKBONE}.conv1",
+        f"{BACKBONE}.embedder.embedder.normalization": f"{BACKBONE}.bn1",
+    }
+    for stage in range(4):
+        theirs, timm = f"{BACKBONE}.encoder.stages.{stage}.layers.*", f"{BACKBONE}.layer{stage + 1}.*"
+        names[f"{theirs}.shortcut.convolution"] = f"{timm}.downsample.0"
+        names[f"{theirs}.shortcut.normalization"] = f"{timm}.downsample.1"
+        for step in range(3):
+            names[f"{theirs}.layer.{step}.convolution"] = f"{timm}.conv{step + 1}"
+            names[f"{theirs}.layer.{step}.normalization"] = f"{timm}.bn{step + 1}"
+    return names
+
+
+HUGGINGFACE = Layout(
+    name="Hugging Face",
+    modules={
+        "backbone.body": BACKBONE,
+        "neck.projections.0": "model.input_projection",
+        "queries.position": "model.query_position_embeddings.weight",
+        "encoder.position.rows": "model.position_embedding.row_embeddings.weight",
+        "encoder.position.columns": "model.position_embedding.column_embeddings.weight",
+        "encoder.layers.*.self_attention": f"{ENCODER}.self_attn",
+        "encoder.layers.*.self_attention_residual.norm": f"{ENCODER}.self_attn_layer_norm",
+        "encoder.layers.*.feedforward.0": f"{ENCODER}.fc1",
+        "encoder.layers.*.feedforward.3": f"{ENCODER}.fc2",
+        "encoder.layers.*.feedforward_residual.norm": f"{ENCODER}.final_layer_norm",
+        "decoder.layers.*.self_attention": f"{DECODER}.self_attn",
+        "decoder.layers.*.self_attention_residual.norm": f"{DECODER}.self_attn_layer_norm",
+        "decoder.layers.*.cross_attention": f"{DECODER}.encoder_attn",
+        "decoder.layers.*.cross_attention_residual.norm": f"{DECODER}.encoder_attn_layer_norm",
+        "decoder.layers.*.feedforward.0": f"{DECODER}.fc1",
+        "decoder.layers.*.feedforward.3": f"{DECODER}.fc2",
+        "decoder.layers.*.feedforward_residual.norm": f"{DECODER}.final_layer_norm",
+        "decoder.norm": "model.decoder.layernorm",
+        "decoder.class_head": "class_labels_classifier",
+        "decoder.box_head.0": "bbox_predictor.layers.0",
+        "decoder.box_head.2": "bbox_predictor.layers.1",
+        "decoder.box_head.4": "bbox_predictor.layers.2",
+    },
+    other_names={
+        "model.backbone.position_embedding": "model.position_embedding",  # transformers 4
+        # In memory, transformers 5 has names that it translates when it reads and writes a file.
+        "model.backbone.model": BACKBONE,
+        f"{ENCODER}.self_attn.o_proj": f"{ENCODER}.self_attn.out_proj",
+        f"{DECODER}.self_attn.o_proj": f"{DECODER}.self_attn.out_proj",
+        f"{DECODER}.encoder_attn.o_proj": f"{DECODER}.encoder_attn.out_proj",
+        f"{ENCODER}.mlp": ENCODER,
+        f"{DECODER}.mlp": DECODER,
+        **without_timm(),
+    },
+    fused=False,
+    counts_batches=False,
+    resizing="huggingface",
+    clip_boxes=False,
+)
+
+HUGGINGFACE_DEFORMABLE = HUGGINGFACE.relative(
+    "deformable_detr",
+    {
+        "neck.projections.*": "model.input_proj.*",
+        "encoder.level": "model.level_embed",
+        "queries.embedding": "model.query_position_embeddings.weight",
+        "queries.reference": "model.reference_points",
+        "queries.proposals.projection": "model.enc_output",
+        "queries.proposals.norm": "model.enc_output_norm",
+        "queries.projection": "model.pos_trans",
+        "queries.norm": "model.pos_trans_norm",
+        "decoder.class_heads.*": "class_embed.*",
+        "decoder.box_heads.*.0": "bbox_embed.*.layers.0",
+        "decoder.box_heads.*.2": "bbox_embed.*.layers.1",
+        "decoder.box_heads.*.4": "bbox_embed.*.layers.2",
+    },
+    other_names={
+        **HUGGINGFACE.other_names,
+        **{f"model.decoder.{head}": head for head in ("bbox_embed", "class_embed")},
+    },
+    decoder_heads="model.decoder",
+)

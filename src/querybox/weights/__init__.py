@@ -1,1 +1,0 @@
-"""Weights in files: querybox's own, one file a public checkpoint layout, and backbones'. No pickle is executed."""

@@ -1,0 +1,290 @@
+"""The detector as it is trained computes what the plain one does, with the same parameters."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import gradcheck
+from torch.autograd.graph import saved_tensors_hooks
+from torch.testing import assert_close
+
+from querybox.detector import Detector
+from querybox.fast.kernels import AttentionCore, ReLUDropout, Softmax, WeightedRows, drop, keep, linear
+from querybox.fast.training import FoldedConv2d, fold_batch_norms, for_training
+from querybox.losses.criterion import Criterion
+from querybox.modules.backbone import Backbone
+from querybox.structures import ImageBatch, Target
+from querybox.training.optim import build_optimizer
+from querybox.training.settings import TrainSettings
+
+TINY: dict[str, Any] = {
+    "width": 32,
+    "heads": 4,
+    "feedforward": 64,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "queries": 10,
+}
+
+
+def detector(backbone: str = "test_resnet", *, recipe: str = "detr_r50", **settings: Any) -> Detector:
+    torch.manual_seed(0)
+    found = Detector.from_recipe(
+        recipe, num_classes=3, backbone=backbone, **{**TINY, "dropout": 0.0, **settings}
+    )
+    assert isinstance(found.backbone, Backbone)
+    shake(found.backbone)
+    return found.train()
+
+
+def shake(backbone: Backbone) -> None:
+    """Give batch norms numbers as training leaves them."""
+    for norm in backbone.batch_norms():
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean.normal_(0, 0.1)
+        norm.running_var.uniform_(0.8, 1.2)
+        norm.weight.data.uniform_(0.8, 1.2)
+        norm.bias.data.normal_(0, 0.1)
+
+
+@pytest.fixture
+def batch() -> ImageBatch:
+    generator = torch.Generator().manual_seed(0)
+    return ImageBatch.from_images(
+        [
+            torch.randint(256, (3, *size), dtype=torch.uint8, generator=generator)
+            for size in ((64, 96), (96, 64))
+        ]
+    )
+
+
+TARGETS = [
+    Target(boxes=torch.tensor([[0.3, 0.4, 0.2, 0.3], [0.7, 0.5, 0.3, 0.3]]), labels=torch.tensor([0, 2])),
+    Target(boxes=torch.tensor([[0.5, 0.5, 0.4, 0.6]]), labels=torch.tensor([1])),
+]
+
+
+def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "resnet18", "test_convnext"])
+def test_folded_backbones_equal_plain_ones(name: str) -> None:
+    torch.manual_seed(0)
+    backbone = Backbone(name, frozen_stride=4).double().train()
+    shake(backbone)
+    folded = fold_batch_norms(backbone.body)
+    has_norms = any(True for _ in backbone.batch_norms())
+    assert any(isinstance(module, FoldedConv2d) for module in folded.modules()) == has_norms
+    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    (want,), (got,) = backbone.body(images), folded(images)
+    assert_close(got, want, rtol=1e-9, atol=1e-9)
+    weight = torch.randn_like(want)
+    assert_close(
+        gradients(backbone, (got * weight).sum()),
+        gradients(backbone, (want * weight).sum()),
+        rtol=1e-8,
+        atol=1e-9,
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"norm_first": True},
+        {"backbone": "test_efficientnet"},
+        {"recipe": "deformable_detr_r50", "levels": 3, "points": 2},
+        {"recipe": "dino_r50", "levels": 3, "points": 2, "distinct": True},
+    ],
+)
+def test_the_whole_detector_equals_the_plain_one(settings: dict[str, Any], batch: ImageBatch) -> None:
+    plain = detector(**settings)
+    with torch.no_grad():
+        for name, parameter in plain.named_parameters():
+            # At first points lie on the very middles of cells, where there are two gradients.
+            if ".offset." in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    assert plain.recipe is not None
+    criterion = plain.recipe.criterion()
+    fast = for_training(plain)
+    results = []
+    for model in (plain, fast):
+        losses = criterion(model(batch), TARGETS)
+        results.append((losses, gradients(plain, torch.stack(list(losses.values())).sum())))
+    (losses, gradient), (fast_losses, fast_gradient) = results
+    assert_close(fast_losses, losses, rtol=1e-5, atol=1e-6)
+    assert_close(fast_gradient, gradient, rtol=1e-3, atol=1e-4)
+
+
+def test_the_parameters_are_the_plain_detectors_own() -> None:
+    plain = detector()
+    before = list(plain.state_dict())
+    fast = for_training(plain)
+    assert {id(p) for p in fast.parameters()} == {id(p) for p in plain.parameters()}
+    assert {id(b) for b in fast.buffers()} == {id(b) for b in plain.buffers()}
+    assert list(plain.state_dict()) == before
+    assert not any(isinstance(module, FoldedConv2d) for module in plain.modules())
+
+
+def saved_by(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """Return what a forward pass keeps for the backward pass."""
+    saved: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(images)
+    return saved
+
+
+def test_frozen_parts_keep_nothing_and_get_no_gradient(batch: ImageBatch) -> None:
+    frozen = Backbone("resnet18", frozen_stride=32).train()
+    assert saved_by(fold_batch_norms(frozen.body), batch.images) == []
+    plain = detector("resnet18")
+    losses = Criterion()(for_training(plain)(batch), TARGETS)
+    with_gradient = gradients(plain, torch.stack(list(losses.values())).sum()).keys()
+    assert with_gradient == {name for name, p in plain.named_parameters() if p.requires_grad}
+
+
+def test_a_folded_backbone_keeps_less_than_a_plain_one(batch: ImageBatch) -> None:
+    backbone = Backbone("resnet18").train()
+
+    def size(model: nn.Module) -> int:
+        maps = {t.data_ptr(): t.nbytes for t in saved_by(model, batch.images) if t.ndim == 4 and len(t) == 2}
+        return sum(maps.values())
+
+    assert size(fold_batch_norms(backbone.body)) < 0.7 * size(backbone.body)
+
+
+def test_a_backbone_that_cannot_be_traced_stays_as_it_is() -> None:
+    class Choosing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    body = Choosing()
+    assert fold_batch_norms(body) is body
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_fifty_steps_stay_with_the_plain_float32_path(batch: ImageBatch, *, autocast: bool) -> None:
+    curves = []
+    for fast in (False, True):
+        plain = detector()
+        model = for_training(plain) if fast else plain
+        trained = [p for p in plain.parameters() if p.requires_grad]
+        optimizer = build_optimizer(plain, TrainSettings())
+        curve = []
+        for _ in range(50):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast and fast):
+                loss = torch.stack(list(Criterion()(model(batch), TARGETS).values())).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(trained, 0.1)
+            optimizer.step()
+            curve.append(loss.item())
+        curves.append(curve)
+    (plain_mean, fast_mean), (first, last) = [sum(c) / len(c) for c in curves], (curves[0][0], curves[0][-1])
+    assert last < 0.9 * first
+    assert fast_mean == pytest.approx(plain_mean, rel=0.01 if autocast else 1e-4)
+    # In bfloat16 a match that rounding decides otherwise moves single steps of so small a model by more.
+    assert curves[1] == pytest.approx(curves[0], rel=0.03 if autocast else 1e-3)
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.5])
+def test_dropout_keeps_as_much_as_asked(dropout: float) -> None:
+    torch.manual_seed(0)
+    kept = keep(torch.Size([1001, 999]), dropout).double()
+    assert float(kept.mean()) == pytest.approx(1 - dropout, abs=2e-3)
+    assert float(torch.corrcoef(torch.stack([kept[:, 1:].flatten(), kept[:, :-1].flatten()]))[0, 1]) < 5e-3
+    x = torch.ones(1000, 1000)
+    assert float(drop(x, dropout).mean()) == pytest.approx(1, abs=5e-3)
+    assert drop(x, 0.0) is x
+
+
+def doubles(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradients_are_those_of_what_is_computed(dropout: float) -> None:
+    torch.manual_seed(0)
+    blocked = torch.tensor([[0, 0, 0, 0, 1], [0, 0, 0, 0, 0]], dtype=torch.bool)[:, None, None]
+
+    def attend(*tokens: Tensor) -> Tensor:
+        torch.manual_seed(1)
+        return AttentionCore.apply(*tokens, blocked, dropout)
+
+    def activate(x: Tensor) -> Tensor:
+        torch.manual_seed(1)
+        return ReLUDropout.apply(x, dropout)
+
+    assert gradcheck(attend, (doubles(2, 2, 3, 4), doubles(2, 2, 5, 4), doubles(2, 2, 5, 4)))
+    assert gradcheck(activate, (doubles(4, 8),))
+    assert gradcheck(Softmax.apply, (doubles(2, 3, 5),))
+
+
+def test_weighted_rows_are_sums_of_rows() -> None:
+    """Also of the same row twice, of a table with rows that nobody asks for, and of one image."""
+    torch.manual_seed(0)
+    rows = torch.randint(6, (2, 4, 3), dtype=torch.int32)
+    rows[:, 0] = 2
+    table, shares = doubles(2, 8, 5), doubles(2, 4, 3)
+    want = torch.stack(
+        [(t[r.long()] * s[..., None]).sum(1) for r, t, s in zip(rows, table, shares, strict=True)]
+    )
+    assert_close(WeightedRows.apply(rows, table, shares), want)
+    for images in (slice(0, 2), slice(1, 2)):
+        assert gradcheck(partial(WeightedRows.apply, rows[images]), (table[images], shares[images]))
+
+
+def test_who_looks_nowhere_sees_nothing_that_is_a_number() -> None:
+    """A loss of NaN is told with its images, which an index outside the table would prevent."""
+    plain = detector(recipe="deformable_detr_r50", levels=3, points=2)
+    with torch.no_grad():
+        next(p for name, p in plain.named_parameters() if name.endswith("offset.bias")).fill_(torch.nan)
+    images = ImageBatch.from_images([torch.zeros(3, 64, 64, dtype=torch.uint8)])
+    assert for_training(plain)(images).layers[-1].boxes.isnan().all()
+
+
+def test_a_short_softmax_equals_pytorchs() -> None:
+    """Also of logits so large that their exponentials overflow."""
+    x = torch.tensor([[1e4, 1e4 - 1, -1e4], [0.0, -1.0, 2.0]])
+    assert_close(Softmax.apply(x), x.softmax(-1))
+
+
+def test_attention_equals_pytorchs() -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 2, 3, 4), torch.randn(2, 2, 5, 4), torch.randn(2, 2, 5, 4)
+    blocked = torch.tensor([[0, 0, 0, 1, 1], [0, 0, 0, 0, 0]], dtype=torch.bool)[:, None, None]
+    want = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=~blocked)
+    assert_close(AttentionCore.apply(q, k, v, blocked, 0.0), want)
+    torch.manual_seed(0)
+    mean = sum(AttentionCore.apply(q, k, v, blocked, 0.3) for _ in range(4000)) / 4000
+    assert_close(mean, want, rtol=0, atol=0.06)
+
+
+def test_linear_equals_pytorchs() -> None:
+    x, weight, bias = torch.randn(2, 3, 5), torch.randn(4, 5), torch.randn(4)
+    assert_close(linear(x, weight, bias), nn.functional.linear(x, weight, bias))
+    assert linear(x.double(), weight.double(), bias.double()).dtype == torch.float64
+
+
+def test_an_optimised_copy_leaves_what_is_trained_alone() -> None:
+    plain = detector(
+        "test_efficientnet"
+    )  # its squeeze-and-excitation has convolutions with biases of their own
+    before = {name: p.requires_grad for name, p in plain.named_parameters()}
+    plain.optimize(dtype=torch.bfloat16)
+    assert {name: p.requires_grad for name, p in plain.named_parameters()} == before
+    assert all(p.dtype == torch.float32 for p in plain.parameters())
