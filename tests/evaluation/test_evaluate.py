@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import math
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from pycocotools.cocoeval import COCOeval
 
 from querybox.data.records import DetectionData, ImageRecord
 from querybox.errors import ConfigError, DataError
+from querybox.evaluation import evaluate as MODULE
 from querybox.evaluation.evaluate import coco_metrics, evaluate
 from querybox.evaluation.result import METRICS, Evaluation
 from querybox.inference.detections import Detections
@@ -29,7 +29,6 @@ from querybox.inference.sources import Frame
 from querybox.report import write_report
 from querybox.structures import Category, DetectorOutput, ImageBatch, Preprocessing
 
-MODULE = sys.modules["querybox.evaluate"]  # the package's attribute of this name is the function
 FIXTURES = Path(__file__).parents[1] / "data" / "coco_evaluator"
 CATEGORIES = (Category(id=7, name="cat"), Category(id=0, name="dog"), Category(id=3, name="cow"))
 

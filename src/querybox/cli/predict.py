@@ -69,6 +69,7 @@ def predict(
 
     from querybox.cli.engine import load_engine
     from querybox.cli.progress import progress_bar
+    from querybox.fast import fastest
     from querybox.inference.predict import predict as run
     from querybox.inference.sources import count_frames, find_files
     from querybox.inference.writers import coco_file, csv_file, draw_files, picture_paths
@@ -78,7 +79,7 @@ def predict(
     detector = load_engine(model, trusted=trust, precision=precision)
     broken: list[ImageError] = []
     options: dict[str, Any] = {"threshold": threshold, "top_k": top_k, "nms": nms, "batch_size": batch_size}
-    found = run(detector, files, **options, broken=broken.append)
+    found = run(fastest(detector), files, **options, broken=broken.append)
     output.mkdir(parents=True, exist_ok=True)
     tally: Counter[str] = Counter()
     with ExitStack() as stack:

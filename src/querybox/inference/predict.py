@@ -13,7 +13,7 @@ from torch import Tensor
 from querybox.data.transforms import resize
 from querybox.errors import ConfigError, ImageError
 from querybox.inference.detections import Detections
-from querybox.inference.engine import Engine
+from querybox.inference.engine import Engine, evaluating
 from querybox.inference.postprocess import postprocess
 from querybox.inference.sources import Frame, Source, find_sources, read_frames
 from querybox.structures import ImageBatch, Predictions, Preprocessing
@@ -156,7 +156,7 @@ def detect_all(
 
 def detect(engine: Engine, batch: Sequence[Input], top_k: int) -> list[Detections]:
     """Find the objects in inputs of one shape."""
-    with torch.inference_mode():
+    with evaluating(engine), torch.inference_mode():
         return as_detections(engine, answer(engine, batch), batch, top_k)
 
 
