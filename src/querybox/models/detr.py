@@ -43,7 +43,7 @@ class DETR(Recipe):
     norm_between: bool = False
     """Normalise between the decoder's layers, too, as transformers does where its ``auxiliary_loss`` is set."""
     local_start: bool = False
-    """Begin with queries that each look at a place of their own, as small data needs; see `querybox.modules.local`."""
+    """Begin with queries that each look at a place of their own, as small data needs; see `PlacedQueries`."""
 
     def build(self, categories: Sequence[Category]) -> DetectionTransformer:
         """Compose the detector; see `Recipe.build`."""
