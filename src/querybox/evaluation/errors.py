@@ -2,8 +2,8 @@
 
 The reasons and the two thresholds are those of TIDE (Bolya, Foley, Hays and Hoffman, 2020, "TIDE: A General Toolbox for
 Identifying Object Detection Errors", section 2.2): a detection finds what it overlaps by an IoU of 0.5, and has nothing
-to do with what it overlaps by less than 0.1. Who finds whom is what `querybox.evaluation.confusion` says, so that these counts and
-its confusion matrix are about the same detections.
+to do with what it overlaps by less than 0.1. The assignment is that of `querybox.evaluation.confusion`, so that these
+counts and its confusion matrix are about the same detections.
 
 A **false alarm** is a detection that answers for no object of its class. Its reason is the first that applies:
 
