@@ -12,7 +12,7 @@ from benchmarks.setup import EXAMPLE, Setup
 from querybox.data import DetectionData, read_dataset
 from querybox.detector import Detector
 from querybox.evaluation.evaluate import evaluate
-from querybox.exporting import export, load_engine
+from querybox.exporting import export, load_exported
 
 
 def rows(setup: Setup) -> Iterator[Row]:
@@ -43,7 +43,7 @@ def quantised(setup: Setup) -> Work:
     detector = Detector.load(EXAMPLE / "detr.safetensors")
     path = setup.folder / "blood-cells-int8.xml"
     export(detector, path, to="openvino", precision="int8", calibration=split(setup, "val"))
-    engine = load_engine(path)
+    engine = load_exported(path)
     return lambda: evaluate(engine, split(setup, "test")).metrics["AP"]
 
 

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.setup import EXAMPLE, Setup, detector
 from querybox.data import DetectionData, read_dataset
-from querybox.exporting import export, load_engine
+from querybox.exporting import export, load_exported
 from querybox.exporting.card import Precision
 from querybox.exporting.write import SUFFIXES, Format
 from querybox.fast import optimize
@@ -42,7 +42,7 @@ CALIBRATION = 8
 def build(setup: Setup, name: str) -> Engine:
     """Return the engine of this name."""
     if name in FILES:
-        return load_engine(exported(setup, name))
+        return load_exported(exported(setup, name))
     if name == PLAIN:
         return detector()
     return optimize(

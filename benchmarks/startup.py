@@ -98,10 +98,10 @@ def load_ours(setup: Setup) -> Work:
 
 def load_exported(setup: Setup, name: str) -> Work:
     """Return loading an exported model."""
-    from querybox.exporting import load_engine
+    from querybox.exporting import load_exported
 
     path = engines.exported(setup, name)
-    return lambda: load_engine(path)
+    return lambda: load_exported(path)
 
 
 def load_facebook(setup: Setup) -> Work:

@@ -96,12 +96,12 @@ def heads(made: Specimen) -> Figure:
         for layer, (dashes, hatch) in enumerate(zip(LINES, BARS, strict=True), 1)
     ]
     figure.legend(handles=looks, loc="outside lower center", ncols=3)
-    assert trace.nothing is not None
+    assert trace.no_object_scores is not None
     names = [*(category.name for category in trace.categories), "none"]
     for place, query in enumerate(queries):
         inset = grid[1].inset_axes((0.06 + 0.33 * place, 0.2, 0.27, 0.64))
         for layer in range(len(trace.boxes)):
-            values = [*trace.scores[layer, query].tolist(), float(trace.nothing[layer, query])]
+            values = [*trace.scores[layer, query].tolist(), float(trace.no_object_scores[layer, query])]
             at = [label + 0.27 * (layer - 1) for label in range(len(names))]
             inset.bar(at, values, 0.27, color=COLOURS[5], edgecolor=INK, hatch=BARS[layer], linewidth=0.7)
         inset.set_xticks(range(len(names)), ["Plt." if name == "Platelets" else name for name in names])

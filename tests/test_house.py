@@ -45,7 +45,7 @@ def test_the_public_api_is_exact() -> None:
         "draw",
         "evaluate",
         "export",
-        "load_engine",
+        "load",
         "models",
         "read_dataset",
         "train",

@@ -13,7 +13,7 @@ from typing import get_args
 import torch
 from PIL import Image
 
-from querybox import Detector, export, load_engine, read_dataset
+from querybox import Detector, export, load, read_dataset
 from querybox.data import DetectionData
 from querybox.evaluation.evaluate import coco_metrics
 from querybox.exporting.write import SUFFIXES, Format
@@ -192,7 +192,7 @@ def same_when_exported(model: str, folder: Path, long: bool) -> str:
     for to in get_args(Format) if long else ("onnx",):
         file = folder / f"model{SUFFIXES[to]}"
         export(detector, file, to=to)
-        engine = load_engine(file, trusted=True)
+        engine = load(file, trusted=True)
         off = max(abs(precision(engine, data, size) - expected) for size in (1, 2, 8))
         score, box = apart(one_by_one(engine, frames), together(engine, frames, seed=2))
         told.append(f"{to}: {off:.1e} off, in random batches scores by {score:.1e}, corners by {box:.4f} px")

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from querybox import Detector, convert, load_engine
+from querybox import Detector, convert, load
 from querybox.checkpoints.backbone import load_backbone
 from querybox.checkpoints.files import read_checkpoint_file
 from querybox.cli import main
@@ -83,11 +83,10 @@ def entrances(file: Path) -> dict[str, Callable[[], object]]:
     backbone = Backbone("test_resnet")
     return {
         "Detector.load": partial(Detector.load, file),
-        "Detector.from_checkpoint": partial(Detector.from_checkpoint, file),
         "convert": partial(convert, file, inside / "new.safetensors", to="querybox"),
         "backbone_weights": partial(load_backbone, backbone, "test_resnet", path),
         "checkpoint of a run": partial(resume, file),
-        "load_engine": partial(load_engine, file),
+        "load": partial(load, file),
         "train weights": partial(train, f"weights={path}", inside),
         "train backbone_weights": partial(train, f"model.backbone_weights={path}", inside),
         "querybox info": partial(command, "info", path),
@@ -138,7 +137,7 @@ def shards(folder: Path, long: bool) -> Iterator[Attempt]:  # noqa: ARG001 - one
         inside = fresh(folder, lambda _: None)
         write_onnx(inside / "model.onnx", place)
         yield Attempt(
-            name=f"ONNX data {place!r:.40}", read=partial(load_engine, inside / "model.onnx"), inside=inside
+            name=f"ONNX data {place!r:.40}", read=partial(load, inside / "model.onnx"), inside=inside
         )
 
 

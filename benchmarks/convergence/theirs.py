@@ -57,7 +57,6 @@ class PeerModel(nn.Module):
         self.model = transformers_small(kind, len(categories), **options)
         self.no_object = kind == "detr"
         self.categories = categories
-        self.class_rows = tuple(range(len(categories)))
         self.device = torch.device("cpu")
         backbone = self.model.model.backbone.model
         self.preprocessing = Preprocessing(

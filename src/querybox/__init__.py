@@ -2,7 +2,7 @@
 
     import querybox as qb
 
-    detector = qb.Detector.load("model.safetensors")
+    detector = qb.load("model.safetensors")
     for found in detector.predict(["a.jpg", "b.jpg"]):
         print(found.names, found.boxes_xyxy)
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from querybox import models as models
     from querybox.checkpoints.convert import convert
     from querybox.data import read_dataset, validate
-    from querybox.detector import Detector
+    from querybox.detector import Detector, load
     from querybox.diagnosis.diagnose import diagnose
     from querybox.errors import QueryboxError
     from querybox.evaluation.evaluate import evaluate
-    from querybox.exporting import export, load_engine
+    from querybox.exporting import export
     from querybox.inference.detections import Detections
     from querybox.inference.draw import draw
     from querybox.losses.criterion import Criterion
@@ -50,7 +50,7 @@ __all__ = [
     "draw",
     "evaluate",
     "export",
-    "load_engine",
+    "load",
     "models",
     "read_dataset",
     "train",
@@ -76,7 +76,7 @@ _HOMES = {
     "draw": "inference.draw",
     "evaluate": "evaluation.evaluate",
     "export": "exporting",
-    "load_engine": "exporting",
+    "load": "detector",
     "read_dataset": "data",
     "train": "training",
     "validate": "data",

@@ -19,17 +19,15 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from querybox.checkpoints.read import from_checkpoint
+from querybox.checkpoints.read import load_detector
 from querybox.errors import ConfigError
-from querybox.exporting import load_engine
-from querybox.exporting.write import SUFFIXES
+from querybox.exporting import EXPORTED, load_exported
 from querybox.fast import optimize
 from querybox.inference.engine import Engine, accelerator
 from querybox.inference.predict import Input, detect
 from querybox.modules.detector import DetectionTransformer
 from querybox.structures import ImageBatch, Preprocessing
 
-EXPORTED = tuple(SUFFIXES.values())
 ENGINES = ("plain", "optimised", "bf16")
 """What a checkpoint is run as: the detector itself, the copy that `predict` makes of it, the same in bfloat16."""
 SECONDS, LEAST = 2.0, 5
@@ -94,8 +92,8 @@ def benchmark(
     paths = [Path(model) for model in models]
     jobs = [(path, name) for path in paths for name in engines_of(path)]
     checkpoints = [path for path in paths if path.suffix not in EXPORTED]
-    detector = from_checkpoint(checkpoints[0]) if checkpoints else None
-    size = size or photo_size((detector or load_engine(paths[0], trusted=trusted)).preprocessing)
+    detector = load_detector(checkpoints[0]) if checkpoints else None
+    size = size or photo_size((detector or load_exported(paths[0], trusted=trusted)).preprocessing)
     parameters = None if detector is None else sum(each.numel() for each in detector.parameters())
     flops = None if detector is None else count_flops(detector, size)
     del detector
@@ -175,8 +173,8 @@ def measure(
 def load(path: Path, name: str, *, trusted: bool) -> Engine:
     """Return the engine, on the device that it runs on; nothing but the engine stays in memory."""
     if name == "exported":
-        return load_engine(path, trusted=trusted)
-    detector = from_checkpoint(path).to(accelerator())
+        return load_exported(path, trusted=trusted)
+    detector = load_detector(path).to(accelerator())
     if name == "plain":
         return detector
     return optimize(detector, dtype=torch.bfloat16 if name == "bf16" else torch.float32)

@@ -13,10 +13,32 @@ from querybox.modules.detector import DetectionTransformer
 from querybox.structures import Category, ImageBatch, Target
 
 if TYPE_CHECKING:
+    from querybox.exporting import ExportedModel
     from querybox.fast import OptimizedDetector
     from querybox.inference.detections import Detections
     from querybox.inference.sources import Source
     from querybox.inspect import Trace
+
+
+def load(path: str | Path, *, trusted: bool = False) -> Detector | ExportedModel:
+    """Open any model: a detector's weights of any known layout, a run folder, a name on the Hub, or an exported model.
+
+    Both kinds can `predict` and be evaluated; a `Detector` can be trained and changed as well.
+
+    Args:
+        path: What `Detector.load` reads, or a ``.onnx``, ``.xml`` (OpenVINO) or ``.pt2`` (PyTorch) file that
+            `querybox.export` wrote.
+        trusted: Needed for ``.pt2``, for PyTorch executes code that such a file may hold.
+
+    Raises:
+        CheckpointError: The file is missing, corrupt, of another kind, or not trusted.
+        MissingExtraError: The package that runs an exported model is not installed.
+    """
+    from querybox.exporting import EXPORTED, load_exported
+
+    if Path(path).suffix in EXPORTED:
+        return load_exported(path, trusted=trusted)
+    return Detector.load(path)
 
 
 class Detector(DetectionTransformer):
@@ -69,31 +91,19 @@ class Detector(DetectionTransformer):
         return cls.of(build(recipe, categories or numbered))
 
     @classmethod
-    def load(cls, path: str | Path) -> Detector:
-        """Read a detector that `save` wrote, weights in float32, on the CPU, in evaluation mode.
-
-        Raises:
-            CheckpointError: The file is missing, corrupt, or not querybox's.
-        """
-        from querybox.checkpoints.blueprint import load
-
-        return cls.of(load(Path(path)))
-
-    @classmethod
-    def from_checkpoint(
-        cls, path: str | Path, *, dilation: bool | None = None, heads: int | None = None
-    ) -> Detector:
-        """Read a public checkpoint of DETR, Deformable DETR or DINO, or a file that `save` wrote.
+    def load(cls, path: str | Path, *, dilation: bool | None = None, heads: int | None = None) -> Self:
+        """Read a detector: one that `save` wrote, or a public checkpoint of any layout that is known.
 
         Nothing in it is executed. Known are the names of the authors' own code, of MMDetection 3.x (2.x for DETR) and
         of Hugging Face (which has no DINO). The layout is recognised by the names of the tensors, the recipe is
         inferred from their shapes. Class names come from the file, else they are COCO's where the class head has 91
-        or 80 rows beside "no object". Images are resized as the layout's own
-        code does it. What had to be assumed is logged.
+        or 80 rows beside "no object". Images are resized as the layout's own code does it. What had to be assumed is
+        logged.
 
         Args:
-            path: A ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file, the ``.index.json`` of a sharded one, or a
-                Hugging Face folder.
+            path: A ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file, or the ``.index.json`` of one in shards; the
+                folder of a run, whose best detector is taken; a Hugging Face folder; or ``hf://owner/name``, with or
+                without ``@revision``, which is downloaded.
             dilation: Whether the backbone's last stage is dilated (DC5), which no tensor shows. None: as the file says,
                 else not.
             heads: Of attention, which no tensor shows. None: as the file says, else 8.
@@ -105,9 +115,9 @@ class Detector(DetectionTransformer):
             CheckpointError: The file is missing, corrupt, would need code to be executed, or is no such detector.
             ConfigError: `dilation` or `heads` contradicts the file.
         """
-        from querybox.checkpoints.read import from_checkpoint
+        from querybox.checkpoints.read import load_detector
 
-        return cls.of(from_checkpoint(path, dilation=dilation, heads=heads))
+        return cls.of(load_detector(path, dilation=dilation, heads=heads))
 
     def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write weights, settings, classes and preprocessing to one safetensors file, atomically.

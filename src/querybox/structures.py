@@ -195,7 +195,19 @@ class Predictions:
     boxes: Float[Tensor, "B Q 4"]
     """cxcywh in 0-1 of the unpadded image."""
     no_object: bool = True
-    """Whether classes share one softmax, "no object" among them; else each is judged alone, by a sigmoid."""
+    """Whether the classes share one softmax with "no object" (DETR); if not, each has a sigmoid of its own."""
+    class_rows: tuple[int, ...] | None = None
+    """The row of `logits` that belongs to each class, by label; None: all rows, less "no object"."""
+
+    def scores(self) -> Float[Tensor, "B Q C"]:
+        """Return the probability of each class, 0-1, by label."""
+        logits = self.logits.float()  # [B, Q, K]
+        scores = logits.softmax(-1)[..., :-1] if self.no_object else logits.sigmoid()
+        return scores if self.class_rows is None else scores[..., list(self.class_rows)]
+
+    def no_object_scores(self) -> Float[Tensor, "B Q"] | None:
+        """Return the probability of "no object", 0-1; None where the classes have a sigmoid each."""
+        return self.logits.float().softmax(-1)[..., -1] if self.no_object else None
 
     def queries(self, wanted: slice) -> Predictions:
         """Return those of some queries."""
@@ -215,8 +227,17 @@ class DetectorOutput:
     """The objects that they were made of."""
 
     @classmethod
-    def of(cls, layers: tuple[Predictions, ...], queries: Queries) -> Self:
-        """Tell the predictions of denoising queries, which come first, from the others."""
+    def of(
+        cls, layers: tuple[Predictions, ...], queries: Queries, class_rows: tuple[int, ...] | None = None
+    ) -> Self:
+        """Split the predictions into those of denoising queries, which come first, and the others.
+
+        Args:
+            layers: Of every decoder layer.
+            queries: What the decoder started from.
+            class_rows: See `Predictions.class_rows`.
+        """
+        layers = tuple(replace(layer, class_rows=class_rows) for layer in layers)
         if queries.denoising is None:
             return cls(layers=layers, proposals=queries.proposals)
         first = queries.num_denoising
@@ -227,8 +248,8 @@ class DetectorOutput:
             denoising_matches=queries.denoising,
         )
 
-    def nothing(self) -> DetectorOutput:
-        """Return an output that answers nothing: no query is left, so that it weighs nothing in any loss."""
+    def without_queries(self) -> DetectorOutput:
+        """Return an output of no queries at all, which contributes nothing to any loss."""
         none = slice(0)
         return replace(
             self,

@@ -148,7 +148,7 @@ def test_rows_there_and_back(
 
 
 def detected(path: Path) -> list[int]:
-    detector = Detector.from_checkpoint(path)
+    detector = Detector.load(path)
     detector.preprocessing = Preprocessing(short_side=32, long_side=64)
     image = torch.arange(3 * 32 * 32, dtype=torch.uint8).view(3, 32, 32)
     return detector.predict(image.permute(1, 2, 0).numpy(), threshold=0.0)[0].labels.tolist()

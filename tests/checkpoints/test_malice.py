@@ -263,7 +263,6 @@ def test_an_index_leads_to_files_beside_it_alone(shard: object, tmp_path: Path) 
 
 ENTRANCES: dict[str, Callable[[Path], object]] = {
     "Detector.load": Detector.load,
-    "Detector.from_checkpoint": lambda path: Detector.from_checkpoint(path),
     "backbone weights": lambda path: load_backbone(
         Backbone("test_resnet", strides=(32,)), "test_resnet", str(path)
     ),

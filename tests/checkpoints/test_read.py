@@ -41,7 +41,7 @@ def save(path: Path, detector: Detector, layout: Layout = FACEBOOK, **beside: An
 @pytest.mark.parametrize("layout", [FACEBOOK, MMDET2, MMDET3, HUGGINGFACE], ids=lambda layout: layout.name)
 def test_every_layout_becomes_the_same_detector(layout: Layout, tmp_path: Path) -> None:
     wanted = tiny()
-    detector = Detector.from_checkpoint(save(tmp_path / "model.pth", wanted, layout))
+    detector = Detector.load(save(tmp_path / "model.pth", wanted, layout))
     assert detector.recipe == wanted.recipe
     assert not detector.training
     state = detector.state_dict()
@@ -79,13 +79,13 @@ def test_an_unknown_backbone_is_told() -> None:
 def test_what_no_shape_tells_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "querybox")
     file = save(tmp_path / "detr-r18-dc5.pth", tiny())
-    detector = Detector.from_checkpoint(file)
+    detector = Detector.load(file)
     assert isinstance(detector.recipe, DETR)
     assert (detector.recipe.dilation, detector.recipe.stride, detector.recipe.heads) == (False, 32, 8)
     assert "not dilated, although its name says DC5; pass dilation=True" in caplog.text
     assert "8 attention heads" in caplog.text
     caplog.clear()
-    dilated = Detector.from_checkpoint(file, dilation=True, heads=4).recipe
+    dilated = Detector.load(file, dilation=True, heads=4).recipe
     assert isinstance(dilated, DETR)
     assert (dilated.dilation, dilated.stride, dilated.heads) == (True, 16, 4)
     assert "dilat" not in caplog.text
@@ -100,15 +100,15 @@ def test_what_no_shape_tells_is_logged(tmp_path: Path, caplog: pytest.LogCapture
 def test_images_and_boxes_are_treated_as_there(
     layout: Layout, resizing: str, clip_boxes: bool, tmp_path: Path
 ) -> None:
-    detector = Detector.from_checkpoint(save(tmp_path / "model.pth", tiny(), layout))
+    detector = Detector.load(save(tmp_path / "model.pth", tiny(), layout))
     assert (detector.preprocessing.resizing, detector.preprocessing.clip_boxes) == (resizing, clip_boxes)
     detector.save(tmp_path / "ours.safetensors")
-    assert Detector.from_checkpoint(tmp_path / "ours.safetensors").preprocessing == detector.preprocessing
+    assert Detector.load(tmp_path / "ours.safetensors").preprocessing == detector.preprocessing
 
 
 def test_heads_of_92_and_81_rows_know_coco(tmp_path: Path) -> None:
-    by_id = Detector.from_checkpoint(save(tmp_path / "92.pth", tiny(91)))
-    in_order = Detector.from_checkpoint(save(tmp_path / "81.pth", tiny(80), MMDET3))
+    by_id = Detector.load(save(tmp_path / "92.pth", tiny(91)))
+    in_order = Detector.load(save(tmp_path / "81.pth", tiny(80), MMDET3))
     assert by_id.categories == in_order.categories == coco.CATEGORIES
     assert by_id.class_rows == tuple(coco.NAMES)
     assert in_order.class_rows == tuple(range(80))
@@ -121,11 +121,11 @@ def test_class_names_come_from_the_file(tmp_path: Path) -> None:
     names = [category.name for category in wanted]
     for layout, meta in ((MMDET2, {"CLASSES": tuple(names)}), (MMDET3, {"dataset_meta": {"classes": names}})):
         file = save(tmp_path / "model.pth", tiny(), layout, meta=meta)
-        assert Detector.from_checkpoint(file).categories == wanted
+        assert Detector.load(file).categories == wanted
     config = {"model_type": "detr", "id2label": {"2": "emu", "0": "N/A", "1": "dog"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     file = save(tmp_path / "model.bin", tiny(), HUGGINGFACE)
-    detector = Detector.from_checkpoint(file)
+    detector = Detector.load(file)
     assert detector.categories == wanted[1:]
     assert detector.class_rows == (1, 2)
 
@@ -133,7 +133,7 @@ def test_class_names_come_from_the_file(tmp_path: Path) -> None:
 def test_names_that_do_not_fit_the_head_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "querybox")
     file = save(tmp_path / "model.pth", tiny(), MMDET2, meta={"CLASSES": ("cat", "dog")})
-    assert [category.name for category in Detector.from_checkpoint(file).categories] == ["0", "1", "2"]
+    assert [category.name for category in Detector.load(file).categories] == ["0", "1", "2"]
     assert "the 2 class names in the file are not those of its 3 classes" in caplog.text
 
 
@@ -145,7 +145,7 @@ def test_a_config_states_what_shapes_do_not_show(tmp_path: Path, caplog: pytest.
     images = {"size": {"shortest_edge": 320, "longest_edge": 480}, "image_mean": [0.5, 0.5, 0.5]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(images))
     save(tmp_path / "pytorch_model.bin", tiny(), HUGGINGFACE)
-    detector = Detector.from_checkpoint(tmp_path)
+    detector = Detector.load(tmp_path)
     recipe = detector.recipe
     assert isinstance(recipe, DETR)
     assert (recipe.heads, recipe.dilation, recipe.dropout, recipe.norm_between) == (2, True, 0.0, True)
@@ -154,7 +154,7 @@ def test_a_config_states_what_shapes_do_not_show(tmp_path: Path, caplog: pytest.
     assert "heads" not in caplog.text
     (tmp_path / "config.json").write_text(json.dumps({**config, "activation_function": "gelu"}))
     with pytest.raises(CheckpointError, match="'activation_function' is 'gelu'; querybox reads 'relu' alone"):
-        Detector.from_checkpoint(tmp_path)
+        Detector.load(tmp_path)
 
 
 def test_tensors_that_do_not_fit_are_listed(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_tensors_that_do_not_fit_are_listed(tmp_path: Path) -> None:
     state["class_embed.weight"] = torch.zeros(4, 7)
     torch.save({"model": state}, tmp_path / "model.pth")
     with pytest.raises(CheckpointError, match=r"model\.pth: tensors do not fit") as caught:
-        Detector.from_checkpoint(tmp_path / "model.pth")
+        Detector.load(tmp_path / "model.pth")
     assert "decoder.norm.bias: expected [16], got none" in str(caught.value)
     assert "decoder.class_head.weight: expected [4, 16], got [4, 7]" in str(caught.value)
 
@@ -184,7 +184,7 @@ def test_nonsense_beside_the_tensors_is_told(file: str, nonsense: dict[str, Any]
     save_file(HUGGINGFACE.to_theirs(tiny().state_dict()), tmp_path / "model.safetensors")
     (tmp_path / file).write_text(json.dumps(nonsense))
     with pytest.raises((CheckpointError, ConfigError), match=r"model\.safetensors: "):
-        Detector.from_checkpoint(tmp_path)
+        Detector.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -195,17 +195,17 @@ def test_shapes_that_make_no_sense_are_told(name: str, shape: tuple[int, ...], t
     state = FACEBOOK.to_theirs(tiny().state_dict())
     torch.save({"model": {**state, name: torch.zeros(shape)}}, tmp_path / "model.pth")
     with pytest.raises(CheckpointError, match=r"model\.pth: .*makes no sense"):
-        Detector.from_checkpoint(tmp_path / "model.pth")
+        Detector.load(tmp_path / "model.pth")
 
 
 def test_our_own_file_knows_itself(tmp_path: Path) -> None:
     detector = tiny(heads=2)
     detector.save(tmp_path / "ours.safetensors", dtype=torch.float16)
-    loaded = Detector.from_checkpoint(tmp_path / "ours.safetensors", heads=2)
+    loaded = Detector.load(tmp_path / "ours.safetensors", heads=2)
     assert loaded.recipe == detector.recipe
     assert all(tensor.dtype != torch.float16 for tensor in loaded.state_dict().values())
     with pytest.raises(ConfigError, match=r"got dilation=True, but the file says False; leave dilation out"):
-        Detector.from_checkpoint(tmp_path / "ours.safetensors", dilation=True)
+        Detector.load(tmp_path / "ours.safetensors", dilation=True)
 
 
 def test_loading_makes_no_random_weights(tmp_path: Path) -> None:
@@ -213,13 +213,13 @@ def test_loading_makes_no_random_weights(tmp_path: Path) -> None:
     torch.manual_seed(5)
     wanted = torch.rand(3)
     torch.manual_seed(5)
-    Detector.from_checkpoint(file)
+    Detector.load(file)
     assert torch.equal(torch.rand(3), wanted)
 
 
 def test_parameters_own_their_memory(tmp_path: Path) -> None:
     """Nothing of the file is kept alive by a part of it, and no two parameters share memory."""
-    detector = Detector.from_checkpoint(save(tmp_path / "model.pth", tiny()))
+    detector = Detector.load(save(tmp_path / "model.pth", tiny()))
     storages = [tensor.untyped_storage() for tensor in detector.state_dict().values()]
     assert len({storage.data_ptr() for storage in storages}) == len(storages)
     held = sum(tensor.numel() * tensor.element_size() for tensor in detector.state_dict().values())
@@ -234,7 +234,7 @@ def test_a_relative_is_recognised_and_its_settings_are_inferred(
     torch.manual_seed(0)
     wanted = Detector.from_recipe("deformable_detr_r50_two_stage", num_classes=3, **size)
     file = save(tmp_path / "model.pth", wanted, FUNDAMENTALVISION)
-    detector = Detector.from_checkpoint(file)
+    detector = Detector.load(file)
     assert wanted.recipe is not None
     assert detector.recipe == wanted.recipe.replace(queries=300)
     assert "300 queries, made of as many proposals" in caplog.text
@@ -247,14 +247,12 @@ def test_a_relative_is_recognised_and_its_settings_are_inferred(
         )  # every row is a class: there is no "no object"
 
     options = argparse.Namespace(nheads=4, num_queries=5, dropout=0.0, dilation=False)
-    stated = Detector.from_checkpoint(
-        save(tmp_path / "run.pth", wanted, FUNDAMENTALVISION, args=options)
-    ).recipe
+    stated = Detector.load(save(tmp_path / "run.pth", wanted, FUNDAMENTALVISION, args=options)).recipe
     assert stated == wanted.recipe.replace(heads=4, points=8, dropout=0.0)
     with pytest.raises(
         CheckpointError, match=r"model\.pth: a dilated last stage \(DC5\) is known of DETR alone"
     ):
-        Detector.from_checkpoint(file, dilation=True)
+        Detector.load(file, dilation=True)
 
 
 def test_a_relative_that_lacks_tensors(tmp_path: Path) -> None:
@@ -267,16 +265,13 @@ def test_a_relative_that_lacks_tensors(tmp_path: Path) -> None:
         partial = {each: tensor for each, tensor in state.items() if each != name}
         torch.save({"model": partial}, tmp_path / "model.pth")
         with pytest.raises(CheckpointError, match=message):
-            Detector.from_checkpoint(tmp_path / "model.pth")
+            Detector.load(tmp_path / "model.pth")
 
 
 def test_heads_of_91_rows_without_no_object_know_coco(tmp_path: Path) -> None:
     detector = tiny(91, recipe="dino_r50", backbone="resnet18.tv_in1k", width=32)
-    loaded = Detector.from_checkpoint(save(tmp_path / "dino.pth", detector, IDEA))
+    loaded = Detector.load(save(tmp_path / "dino.pth", detector, IDEA))
     assert loaded.categories == coco.CATEGORIES
     assert loaded.class_rows == tuple(coco.NAMES)
     in_order = tiny(80, recipe="dino_r50", backbone="resnet18.tv_in1k", width=32)
-    assert (
-        Detector.from_checkpoint(save(tmp_path / "mmdet.pth", in_order, MMDET3_DINO)).categories
-        == coco.CATEGORIES
-    )
+    assert Detector.load(save(tmp_path / "mmdet.pth", in_order, MMDET3_DINO)).categories == coco.CATEGORIES

@@ -121,7 +121,7 @@ def test_a_run_folder_is_its_best_model(run: Any, model: Path, photos: Path, tmp
     (tmp_path / "run").mkdir()
     code, _, err = run("predict", "run", picture)
     assert code == 2
-    assert "run: the folder holds neither best.safetensors nor last.safetensors" in err
+    assert "run: the folder holds neither the detector of a run (best.safetensors, last.safetensors)" in err
     (tmp_path / "run" / "last.safetensors").write_bytes(b"worse")
     assert "last.safetensors: corrupt" in run("predict", "run", picture)[2]
     (tmp_path / "run" / "best.safetensors").symlink_to(model)
@@ -136,7 +136,7 @@ def test_a_run_folder_is_its_best_model(run: Any, model: Path, photos: Path, tmp
         (["MODEL", "empty"], "DataError: empty: found no image or video among 0 files"),
         (["MODEL", "*.jpg"], "DataError: *.jpg: found no image or video among 0 files"),
         (["missing.safetensors", "PICTURE"], "CheckpointError: missing.safetensors: no such weights file"),
-        (["PICTURE", "PICTURE"], "CheckpointError: PICTURE: corrupt"),
+        (["PICTURE", "PICTURE"], "CheckpointError: PICTURE: expected a detector's weights"),
         (["MODEL", "PICTURE", "--format", "png"], "ConfigError: --format got 'png'; expected one or more of"),
         (["MODEL", "PICTURE", "--threshold", "2"], "ConfigError: predict got threshold=2.0; expected 0 to 1"),
         (["MODEL", "PICTURE", "--top-k", "0"], "ConfigError: predict got top_k=0; expected 1 or more"),

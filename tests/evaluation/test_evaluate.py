@@ -325,7 +325,6 @@ class Named:
     """An engine of which only the classes are asked for."""
 
     categories = CATEGORIES
-    class_rows = (0, 1, 2)
     preprocessing = Preprocessing()
     device = torch.device("cpu")
 

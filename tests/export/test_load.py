@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from querybox.errors import CheckpointError, ConfigError, MissingExtraError
-from querybox.exporting import load_engine
+from querybox.exporting import load_exported
 from querybox.exporting.card import Card
 
 
@@ -16,36 +16,36 @@ def test_a_truncated_file_is_told(file: Path, tmp_path: Path) -> None:
     broken = tmp_path / file.name
     broken.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(CheckpointError, match=f"{file.name}: corrupt"):
-        load_engine(broken, trusted=True)
+        load_exported(broken, trusted=True)
 
 
 @pytest.mark.parametrize("name", ["a.onnx", "a.xml", "a.pt2"])
 def test_a_file_of_something_else_is_told(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match="no such file"):
-        load_engine(tmp_path / name)
+        load_exported(tmp_path / name)
     (tmp_path / name).write_text("<html></html>")
     with pytest.raises(CheckpointError, match=rf"{name}: corrupt"):
-        load_engine(tmp_path / name, trusted=True)
+        load_exported(tmp_path / name, trusted=True)
 
 
 def test_a_name_of_no_format_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.engine").touch()
     with pytest.raises(CheckpointError, match=r"expected an exported model, \.onnx, \.xml or \.pt2"):
-        load_engine(tmp_path / "a.engine")
+        load_exported(tmp_path / "a.engine")
 
 
 def test_weights_that_are_missing_are_told(exported: object, tmp_path: Path) -> None:
     xml, _ = exported("openvino").files  # type: ignore[operator]
     shutil.copy(xml, tmp_path)
     with pytest.raises(CheckpointError, match=r"its model\.bin is missing"):
-        load_engine(tmp_path / xml.name)
+        load_exported(tmp_path / xml.name)
 
 
 def test_a_model_that_is_not_ours_is_told(tmp_path: Path) -> None:
     program = torch.export.export(torch.nn.ReLU(), (torch.zeros(2),))
     torch.export.save(program, tmp_path / "relu.pt2")
     with pytest.raises(CheckpointError, match="expected a model that querybox exported"):
-        load_engine(tmp_path / "relu.pt2", trusted=True)
+        load_exported(tmp_path / "relu.pt2", trusted=True)
 
 
 @pytest.mark.parametrize(
@@ -64,12 +64,12 @@ def test_a_card_that_cannot_be_read_is_told(text: str, message: str) -> None:
 def test_a_program_runs_only_if_it_is_trusted(exported: object) -> None:
     (file,) = exported("torch").files  # type: ignore[operator]
     with pytest.raises(CheckpointError, match="if you trust where it is from"):
-        load_engine(file)
+        load_exported(file)
 
 
 def test_a_program_says_which_images_are_too_small(exported: object) -> None:
     (file,) = exported("torch").files  # type: ignore[operator]
-    engine = load_engine(file, trusted=True)
+    engine = load_exported(file, trusted=True)
     with pytest.raises(ConfigError, match=r"cannot run images of \[20, 64\] pixels"):
         engine.run(torch.zeros(1, 3, 20, 64, dtype=torch.uint8), torch.tensor([[20, 64]]))
 
@@ -81,4 +81,4 @@ def test_a_missing_package_is_told(
     file = exported(name).files[0]  # type: ignore[operator]
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtraError, match=rf"pip install 'querybox\[{name}\]'"):
-        load_engine(file)
+        load_exported(file)

@@ -8,7 +8,7 @@ import pytest
 from querybox.data import DetectionData, read_dataset
 from querybox.detector import Detector
 from querybox.evaluation.evaluate import evaluate
-from querybox.exporting import export, load_engine
+from querybox.exporting import export, load_exported
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "blood_cells"
 
@@ -36,7 +36,7 @@ def test_int8_finds_as_much(blood_cells: Detector, data: DetectionData, tmp_path
     assert before == pytest.approx(evaluate(blood_cells, data).metrics["AP"], abs=1e-3)
     assert before > 0.1
     assert after == pytest.approx(before, abs=0.02)  # ten images; the guide has the test split's
-    engine = load_engine(tmp_path / "small.xml")
+    engine = load_exported(tmp_path / "small.xml")
     assert engine.card.precision == "int8"
     assert evaluate(engine, data).metrics["AP"] == after
     assert done.files[1].stat().st_size < 8e6  # 4.1 M parameters

@@ -9,7 +9,7 @@ from PIL import Image
 
 from querybox.detector import Detector
 from querybox.errors import ConfigError
-from querybox.exporting import export, load_engine
+from querybox.exporting import export, load_exported
 from querybox.exporting.card import OUTPUTS, Card
 from querybox.exporting.graph import Graph
 from querybox.inference.predict import predict
@@ -30,7 +30,7 @@ def test_answers_as_the_detector_does_at_any_size(
     file: Path, detector: Detector, sizes: list[list[int]], shape: tuple[int, int]
 ) -> None:
     pixels = torch.randint(0, 256, (len(sizes), 3, *shape), dtype=torch.uint8)
-    answers = load_engine(file, trusted=True).run(pixels, torch.tensor(sizes))
+    answers = load_exported(file, trusted=True).run(pixels, torch.tensor(sizes))
     with torch.inference_mode():
         expected = dict(zip(OUTPUTS, Graph(detector.eval())(pixels, torch.tensor(sizes)), strict=True))
     assert answers.keys() == expected.keys()
@@ -40,7 +40,7 @@ def test_answers_as_the_detector_does_at_any_size(
 
 
 def test_what_the_padding_holds_does_not_matter(file: Path) -> None:
-    engine = load_engine(file, trusted=True)
+    engine = load_exported(file, trusted=True)
     sizes = torch.tensor([[70, 90]])
     pixels = torch.randint(0, 256, (1, 3, 96, 128), dtype=torch.uint8)
     other = pixels.clone()
@@ -51,7 +51,7 @@ def test_what_the_padding_holds_does_not_matter(file: Path) -> None:
 
 
 def test_the_file_says_what_it_is(file: Path, detector: Detector) -> None:
-    assert load_engine(file, trusted=True).card == Card.of(detector, "float32")
+    assert load_exported(file, trusted=True).card == Card.of(detector, "float32")
 
 
 def test_predicts_as_the_detector_does(file: Path, detector: Detector) -> None:
@@ -59,7 +59,7 @@ def test_predicts_as_the_detector_does(file: Path, detector: Detector) -> None:
     pictures = [
         random.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in [(64, 96), (90, 60), (64, 96)]
     ]
-    engine = load_engine(file, trusted=True)
+    engine = load_exported(file, trusted=True)
     for one, other in zip(
         predict(engine, pictures, threshold=0.0), predict(detector, pictures, threshold=0.0), strict=True
     ):
@@ -69,7 +69,7 @@ def test_predicts_as_the_detector_does(file: Path, detector: Detector) -> None:
 
 
 def test_repeats_itself_and_keeps_earlier_answers(file: Path) -> None:
-    engine = load_engine(file, trusted=True)
+    engine = load_exported(file, trusted=True)
     pixels, sizes = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8), torch.tensor([[64, 96]])
     first = engine.run(pixels, sizes)
     kept = {name: answer.clone() for name, answer in first.items()}
@@ -80,7 +80,7 @@ def test_repeats_itself_and_keeps_earlier_answers(file: Path) -> None:
 
 
 def test_a_normalised_batch_is_refused(exported: object, file: Path, detector: Detector) -> None:
-    engine = load_engine(file, trusted=True)
+    engine = load_exported(file, trusted=True)
     picture = Image.effect_noise((96, 64), 80)
     with pytest.raises(ConfigError, match="normalises them itself"):
         engine(ImageBatch.from_images([picture], detector.preprocessing))

@@ -132,7 +132,6 @@ class Wrapped:
     def __init__(self, detector: Detector) -> None:
         self.detector = detector
         self.categories = detector.categories
-        self.class_rows = detector.class_rows
         self.preprocessing = detector.preprocessing
         self.device = detector.device
 

@@ -137,20 +137,20 @@ def assert_same(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> N
 
 def test_their_folder_gives_their_numbers(theirs: tuple[Any, Path], batch: ImageBatch) -> None:
     model, folder = theirs
-    assert_same(our_answer(Detector.from_checkpoint(folder), batch), their_answer(model, batch))
+    assert_same(our_answer(Detector.load(folder), batch), their_answer(model, batch))
 
 
 def test_the_names_in_memory_give_their_numbers(batch: ImageBatch, tmp_path: Path) -> None:
     model = their_model("dilated")  # with eight heads, which a file without a config is taken to have
     torch.save(model.state_dict(), tmp_path / "memory.pth")
-    detector = Detector.from_checkpoint(tmp_path / "memory.pth", dilation=True)
+    detector = Detector.load(tmp_path / "memory.pth", dilation=True)
     assert_same(our_answer(detector, batch), their_answer(model, batch))
 
 
 def test_our_folder_gives_our_numbers_there(
     theirs: tuple[Any, Path], batch: ImageBatch, tmp_path: Path
 ) -> None:
-    detector = Detector.from_checkpoint(theirs[1])
+    detector = Detector.load(theirs[1])
     detector.save(tmp_path / "ours.safetensors")
     convert(tmp_path / "ours.safetensors", tmp_path / "folder", to="huggingface")
     model, info = AutoModelForObjectDetection.from_pretrained(tmp_path / "folder", output_loading_info=True)
@@ -202,7 +202,7 @@ def test_fine_tuned_classes_and_image_sizes_survive(tmp_path: Path) -> None:
 
     model.save_pretrained(tmp_path / "theirs")
     processor.save_pretrained(tmp_path / "theirs")
-    back = Detector.from_checkpoint(tmp_path / "theirs")
+    back = Detector.load(tmp_path / "theirs")
     assert [category.name for category in back.categories] == ["ripe tomato", "leaf"]
     assert (back.preprocessing.short_side, back.preprocessing.long_side) == (320, 480)
     assert_close(back.state_dict(), detector.state_dict(), rtol=0.0, atol=0.0)

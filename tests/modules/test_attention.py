@@ -38,6 +38,23 @@ def test_padding_is_not_looked_at() -> None:
     assert_close(attention(query, changed, changed, padding_mask), before)
 
 
+def test_both_masks_hold_at_once() -> None:
+    torch.manual_seed(0)
+    attention = Attention(8, 2, 0.0)
+    query, memory = torch.randn(2, 3, 8), torch.randn(2, 6, 8)
+    padding_mask = torch.tensor([[False] * 6, [False] * 4 + [True] * 2])
+    blocked = torch.zeros(3, 6, dtype=torch.bool)
+    blocked[1, :3] = True
+    mixed = attention(query, memory, memory, padding_mask, blocked=blocked)
+    seen = {0: [0, 1, 2, 3, 4, 5], 1: [0, 1, 2, 3]}  # of each image, by a query that is not blocked
+    for image, keys in seen.items():
+        for row in range(3):
+            kept = [key for key in keys if not blocked[row, key]]
+            alone = memory[image : image + 1, kept]
+            wanted = attention(query[image : image + 1, row : row + 1], alone, alone)
+            assert_close(mixed[image : image + 1, row : row + 1], wanted)
+
+
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match="width 10 is not a multiple of heads 4"):
         Attention(10, 4, 0.0)

@@ -46,7 +46,7 @@ def detector(
     if request.module.SYSTEM == "huggingface":  # as the reference was computed
         config = {"model_type": "detr", "auxiliary_loss": True, "dropout": 0.0}
         file.with_name("config.json").write_text(json.dumps(config))
-    detector = Detector.from_checkpoint(file)
+    detector = Detector.load(file)
     file.unlink()
     return detector
 

@@ -88,7 +88,7 @@ def test_detections_are_those_of_the_pretrained_model(tmp_path: Path) -> None:
     meta = {"dataset_meta": {"classes": tuple(category.name for category in coco.CATEGORIES)}}
     file = publish(source, MMDET3, tmp_path / "detr.pth", meta=meta)
     tuned = begin(COCO_SAMPLE, file, tmp_path / "run")
-    public = Detector.from_checkpoint(file)
+    public = Detector.load(file)
     assert tuned.preprocessing.resizing == public.preprocessing.resizing
     public.preprocessing = tuned.preprocessing
     pictures = COCO_SAMPLE / "val2017"

@@ -68,15 +68,6 @@ def save(detector: DetectionTransformer, path: str | Path, *, dtype: torch.dtype
     native.write(Path(path), tensors, blueprint.card())
 
 
-def load(path: str | Path) -> DetectionTransformer:
-    """Read a detector that `save` wrote; see `Detector.load`."""
-    tensors, card = native.read(Path(path))
-    try:
-        return restore(Blueprint.from_card(card), tensors)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: its header and its tensors do not fit together ({error})") from error
-
-
 def restore(blueprint: Blueprint, state: Mapping[str, Tensor]) -> DetectionTransformer:
     """Build a detector around tensors, which it then owns: no random weights are made, nothing is copied.
 

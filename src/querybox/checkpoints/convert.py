@@ -69,7 +69,7 @@ def convert(
     the label of no class that DINO's original has.
 
     Args:
-        source: What `Detector.from_checkpoint` reads.
+        source: What `Detector.load` reads.
         target: A new ``.pth`` file for facebook, mmdet2 and mmdet3, ``.safetensors`` file for querybox, folder for
             huggingface. It appears when it is complete.
         to: Whose names and wrapper: those of the authors' own code ("facebook", also where the authors are others:
@@ -79,8 +79,8 @@ def convert(
             code and Hugging Face have it. Each class keeps its logit. On the way to 80 the rows of no class are
             dropped: DETR's softmax gives their probability to the others, so all scores grow, usually by very little.
             On the way to 91 new rows get probability zero, so no score changes. None: as they are.
-        dilation: Whether the last stage is dilated, as in `Detector.from_checkpoint`.
-        heads: Of attention, as in `Detector.from_checkpoint`.
+        dilation: Whether the last stage is dilated, as in `Detector.load`.
+        heads: Of attention, as in `Detector.load`.
 
     Raises:
         CheckpointError: `source` cannot be read.

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from querybox.checkpoints.digest import check_digest
-from querybox.checkpoints.hub import WEIGHTS, fetch, is_hub_name
+from querybox.checkpoints.find import find_weights
 from querybox.checkpoints.pickled import damaged, read_pickled
 from querybox.errors import CheckpointError
 from querybox.text import listed
@@ -45,9 +45,8 @@ def read_checkpoint_file(path: str | Path) -> CheckpointFile:
     Optimizer states and the like in a training's file are left out.
 
     Args:
-        path: A ``.safetensors`` file; a ``.pth``, ``.pt`` or ``.bin`` file with tensors by name, alone or under
-            ``"model"`` or ``"state_dict"``; the ``.index.json`` of a file in shards; a Hugging Face folder; or
-            ``hf://owner/name``, with or without ``@revision``, which is fetched from the hub.
+        path: What `find_weights` finds: a ``.safetensors`` file; a ``.pth``, ``.pt`` or ``.bin`` file with tensors by
+            name, alone or under ``"model"`` or ``"state_dict"``; or the ``.index.json`` of a file in shards.
 
     Raises:
         CheckpointError: It is missing, truncated, corrupt, would need code to be executed, or holds something else.
@@ -65,30 +64,6 @@ def read_checkpoint_file(path: str | Path) -> CheckpointFile:
         if path.with_name(beside).is_file():
             metadata[key] = read_json(path.with_name(beside))
     return CheckpointFile(tensors=tensors, metadata=metadata)
-
-
-def find_weights(path: str | Path) -> Path:
-    """Return the file that is meant by `path`, which may be a Hugging Face folder or a name on the hub.
-
-    Raises:
-        CheckpointError: There is none.
-    """
-    path = fetch(path).folder if is_hub_name(path) else Path(path)
-    if path.is_dir():
-        for name in WEIGHTS:
-            if (path / name).is_file():
-                return path / name
-        raise CheckpointError(f"{path}: no weights in this folder; expected one of {', '.join(WEIGHTS)}")
-    require_file(path)
-    return path
-
-
-def require_file(path: Path) -> None:
-    """Raise CheckpointError unless there is such a file."""
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path}: no such weights file; expected a checkpoint, or the folder of a run: check the path"
-        )
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

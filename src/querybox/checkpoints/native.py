@@ -12,7 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from querybox.checkpoints.files import read_safetensors, require_file, save_tensors
+from querybox.checkpoints.files import read_safetensors, save_tensors
+from querybox.checkpoints.find import require_file
 from querybox.errors import CheckpointError
 from querybox.files import atomic, flush
 

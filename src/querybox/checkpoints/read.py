@@ -12,7 +12,8 @@ from torch import Tensor
 
 from querybox.checkpoints import coco, native
 from querybox.checkpoints.blueprint import Blueprint, restore
-from querybox.checkpoints.files import CheckpointFile, find_weights, read_checkpoint_file
+from querybox.checkpoints.files import CheckpointFile, read_checkpoint_file
+from querybox.checkpoints.find import find_weights
 from querybox.checkpoints.native import is_ours
 from querybox.checkpoints.recognise import detection_part, recognise
 from querybox.checkpoints.statements import stated_images, stated_names, stated_settings
@@ -54,10 +55,10 @@ class Loaded:
     assumed: tuple[str, ...] = ()
 
 
-def from_checkpoint(
+def load_detector(
     path: str | Path, *, dilation: bool | None = None, heads: int | None = None
 ) -> DetectionTransformer:
-    """Read a public checkpoint; see `Detector.from_checkpoint`."""
+    """Read a public checkpoint; see `Detector.load`."""
     loaded = load_checkpoint(path, dilation=dilation, heads=heads)
     for sentence in loaded.assumed:
         logger.info("%s: assumed: %s", path, sentence)
@@ -65,7 +66,7 @@ def from_checkpoint(
 
 
 def load_checkpoint(path: str | Path, *, dilation: bool | None = None, heads: int | None = None) -> Loaded:
-    """Read a checkpoint of any layout and say how it was understood; see `Detector.from_checkpoint`."""
+    """Read a checkpoint of any layout and say how it was understood; see `Detector.load`."""
     checkpoint = read_checkpoint(path, dilation=dilation, heads=heads)
     try:
         detector = restore(checkpoint.blueprint, checkpoint.state)
@@ -77,8 +78,8 @@ def load_checkpoint(path: str | Path, *, dilation: bool | None = None, heads: in
 def read_checkpoint(
     path: str | Path, *, dilation: bool | None = None, heads: int | None = None
 ) -> Checkpoint:
-    """Read a checkpoint of any layout without building the detector; see `Detector.from_checkpoint`."""
-    path = find_weights(Path(path))
+    """Read a checkpoint of any layout without building the detector; see `Detector.load`."""
+    path = find_weights(path)
     given = {name: value for name, value in (("dilation", dilation), ("heads", heads)) if value is not None}
     try:
         if is_ours(path):

@@ -44,15 +44,15 @@ def benchmark(
     """
     from rich.console import Console
 
-    from querybox.benchmark import EXPORTED
     from querybox.benchmark import benchmark as run
-    from querybox.cli.model import find_model
+    from querybox.checkpoints.find import find_weights
+    from querybox.exporting import EXPORTED
 
     if not models:
         raise ConfigError(
             "querybox benchmark got no model; expected a checkpoint, a run folder or an exported model"
         )
-    paths = [path if path.suffix in EXPORTED else find_model(path) for path in models]
+    paths = [path if path.suffix in EXPORTED else find_weights(path) for path in models]
     shape = None if size is None else parse_size(size)
     with Console(stderr=True).status("Detecting, one engine after another"):
         result = run(paths, size=shape, batch_size=batch_size, trusted=trust)

@@ -40,7 +40,6 @@ def convert(
         heads: Attention heads where they are not 8, which no tensor shows.
     """
     from querybox.checkpoints.convert import convert as run
-    from querybox.cli.model import find_model
 
-    run(find_model(model), target, to=to, rows=rows, dilation=dilation, heads=heads)
+    run(model, target, to=to, rows=rows, dilation=dilation, heads=heads)
     print(f"Wrote {target}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from querybox.cli.engine import Precision
+from querybox.cli.model import Precision
 from querybox.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def evaluate(
     """
     from rich.console import Console
 
-    from querybox.cli.engine import load_engine
+    from querybox.cli.model import load_model
     from querybox.cli.progress import progress_bar
     from querybox.data import read_dataset
     from querybox.detector import Detector
@@ -65,7 +65,7 @@ def evaluate(
 
     if inspect < 0:
         raise ConfigError(f"--inspect got {inspect}; expected a number of images, 0 or more")
-    detector = load_engine(model, trusted=trust, precision=precision)
+    detector = load_model(model, trusted=trust, precision=precision)
     dataset = read_dataset(data, split)
     output.mkdir(parents=True, exist_ok=True)
     with progress_bar(len(dataset.images)) as advance:

@@ -38,7 +38,7 @@ def export(
         calibrate: With int8: labelled images like those it will see. AP on all of them is measured before and after.
         split: Which split of that dataset.
     """
-    from querybox.cli.model import find_model
+    from querybox.checkpoints.find import find_weights
     from querybox.data import read_dataset
     from querybox.detector import Detector
     from querybox.exporting import export as run
@@ -46,9 +46,9 @@ def export(
 
     if split is not None and calibrate is None:
         raise ConfigError("--split names a part of the data of --calibrate, which is missing")
-    source = find_model(model)
-    detector = Detector.from_checkpoint(source)
-    target = file or (source / "model" if source.is_dir() else source).with_suffix(SUFFIXES[to])
+    source = find_weights(model)
+    detector = Detector.load(source)
+    target = file or source.with_suffix(SUFFIXES[to])
     data = None if calibrate is None else read_dataset(calibrate, split)
     done = run(detector, target, to=to, precision=precision, calibration=data)
     proof = done.proof

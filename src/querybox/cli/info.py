@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from querybox.cli.model import find_model, is_model
+from querybox.checkpoints.find import find_weights, is_model
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,10 +34,9 @@ def info(target: Path | None = None, /, *, split: str | None = None) -> None:
     if target is None:
         tables = [installed(), recipes()]
     elif is_model(target):
-        from querybox.checkpoints.files import find_weights
         from querybox.checkpoints.read import load_checkpoint
 
-        path = find_weights(find_model(target))
+        path = find_weights(target)
         tables = [describe_model(path, load_checkpoint(path))]
     else:
         tables = describe_data(target, split)

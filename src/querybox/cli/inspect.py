@@ -47,7 +47,7 @@ def inspect(
     if not images:
         raise ConfigError("querybox inspect got no images; expected images, folders or patterns")
 
-    from querybox.cli.model import load_model
+    from querybox.cli.model import load_detector
     from querybox.cli.progress import progress_bar
     from querybox.data import read_dataset
     from querybox.inference.sources import count_frames, find_files
@@ -55,7 +55,7 @@ def inspect(
 
     files = [file for image in images for file in find_files(Path(image))]
     data = None if annotations is None else read_dataset(annotations, split)
-    detector = load_model(model)
+    detector = load_detector(model)
     with progress_bar(count_frames(files)) as advance:
 
         def advancing() -> Iterator[Trace]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from querybox.cli.engine import Precision
+from querybox.cli.model import Precision
 from querybox.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def predict(
     if not sources:
         raise ConfigError("querybox predict got no sources; expected images, videos, folders or patterns")
 
-    from querybox.cli.engine import load_engine
+    from querybox.cli.model import load_model
     from querybox.cli.progress import progress_bar
     from querybox.fast import fastest
     from querybox.inference.predict import predict as run
@@ -76,7 +76,7 @@ def predict(
 
     files = [file for source in sources for file in find_files(Path(source))]
     pictures = picture_paths(files, output) if "pictures" in formats else []
-    detector = load_engine(model, trusted=trust, precision=precision)
+    detector = load_model(model, trusted=trust, precision=precision)
     broken: list[ImageError] = []
     options: dict[str, Any] = {"threshold": threshold, "top_k": top_k, "nms": nms, "batch_size": batch_size}
     found = run(fastest(detector), files, **options, broken=broken.append)

@@ -38,7 +38,7 @@ def queries(
         queries: How many queries to show, those with the highest mean score first.
         batch_size: Images in one forward pass, on an accelerator; it does not change the result.
     """
-    from querybox.cli.model import load_model
+    from querybox.cli.model import load_detector
     from querybox.cli.progress import progress_bar
     from querybox.data import read_dataset
     from querybox.inspect import query_view
@@ -46,7 +46,7 @@ def queries(
 
     check_picture(output, queries)  # before the work, not after it
     dataset = read_dataset(data, split)
-    detector = load_model(model)
+    detector = load_detector(model)
     with progress_bar(len(dataset.images)) as advance:
         view = query_view(detector, dataset, batch_size=batch_size, each=advance)
     view.save(output, queries)

@@ -47,12 +47,12 @@ def trace(
     """
     from rich.console import Console
 
-    from querybox.cli.model import load_model
+    from querybox.cli.model import load_detector
     from querybox.data import read_dataset
     from querybox.inspect import trace as follow
     from querybox.inspect.annotated import find_record, trace_record
 
-    detector = load_model(model)
+    detector = load_detector(model)
     if annotations is None:
         traced = follow(detector, image)
     else:

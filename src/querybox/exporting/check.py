@@ -16,7 +16,7 @@ from querybox.exporting.card import OUTPUTS, Precision
 from querybox.exporting.engine import Answers, ExportedModel
 from querybox.exporting.graph import Graph
 from querybox.inference.engine import evaluating
-from querybox.inference.postprocess import class_scores, postprocess
+from querybox.inference.postprocess import postprocess
 from querybox.modules.detector import DetectionTransformer
 from querybox.modules.queries import MixedQueries, ProposedQueries
 from querybox.structures import Memory, pad
@@ -92,7 +92,7 @@ def differences(
         with evaluating(detector), torch.inference_mode(), shaking:
             answers = graph(pixels.to(detector.device), sizes.to(detector.device))
         right = {name: answer.cpu() for name, answer in zip(OUTPUTS, answers, strict=True)}
-        scores = [class_scores(model.predictions(each), None) for each in (got, right)]
+        scores = [model.predictions(each).scores() for each in (got, right)]
         new = torch.stack([difference(*scores), difference(got["boxes"], right["boxes"])])  # [2, B]
         least = torch.where(new.amax(0) < least.amax(0), new, least)  # NaN is never less
         if (least <= TOLERANCES[model.card.precision]).all():
@@ -130,7 +130,6 @@ def require_detections(got: Answers, sizes: Int[Tensor, "B 2"], model: ExportedM
         model.predictions(got),
         sizes,
         top_k=count + 1,  # the last one may be as good as one that is left out
-        class_rows=model.class_rows,
         clip_boxes=model.preprocessing.clip_boxes,
     )
     gap = F.pad(-best[0].diff(dim=1), (1, 1), value=1.0)

@@ -39,11 +39,6 @@ class ExportedModel(Predictor):
         return self.card.categories
 
     @property
-    def class_rows(self) -> tuple[int, ...]:
-        """The row of the class head that answers for each class, by label."""
-        return self.card.class_rows
-
-    @property
     def preprocessing(self) -> Preprocessing:
         """How an image becomes the file's input: it is normalised there, so its pixels stay 0-255."""
         return dataclasses.replace(self.card.preprocessing, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -65,4 +60,9 @@ class ExportedModel(Predictor):
 
     def predictions(self, answers: Answers) -> Predictions:
         """Return what the heads said."""
-        return Predictions(logits=answers["logits"], boxes=answers["boxes"], no_object=self.card.no_object)
+        return Predictions(
+            logits=answers["logits"],
+            boxes=answers["boxes"],
+            no_object=self.card.no_object,
+            class_rows=self.card.class_rows,
+        )

@@ -41,7 +41,6 @@ class Graph(nn.Module):
             answer,
             sizes,
             top_k=answer.logits.shape[1],
-            class_rows=self.detector.class_rows,
             clip_boxes=preprocessing.clip_boxes,
         )
         return *found, answer.logits, answer.boxes

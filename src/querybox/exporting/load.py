@@ -8,8 +8,11 @@ from querybox.errors import CheckpointError
 from querybox.exporting import onnx, openvino, torch
 from querybox.exporting.engine import ExportedModel
 
+EXPORTED = (".onnx", ".xml", ".pt2")
+"""Suffixes of exported models."""
 
-def load_engine(path: str | Path, *, trusted: bool = False) -> ExportedModel:
+
+def load_exported(path: str | Path, *, trusted: bool = False) -> ExportedModel:
     """Open an exported model; its ending tells the format: ``.onnx``, ``.xml`` (OpenVINO) or ``.pt2`` (PyTorch).
 
     Args:

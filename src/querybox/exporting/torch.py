@@ -30,7 +30,7 @@ def load(path: Path, *, trusted: bool) -> ExportedModel:
     if not trusted:
         raise CheckpointError(
             f"{path}: PyTorch executes code that a .pt2 file may hold; if you trust where it is from, say so: "
-            "--trust, or load_engine(path, trusted=True)"
+            "--trust, or querybox.load(path, trusted=True)"
         )
     extra: dict[str, Any] = {FILE: ""}
     try:

@@ -17,7 +17,7 @@ from querybox.exporting.card import Card, Precision
 from querybox.exporting.check import Proof, chooses_queries, prove
 from querybox.exporting.engine import ExportedModel
 from querybox.exporting.graph import decoder_nodes, trace
-from querybox.exporting.load import load_engine
+from querybox.exporting.load import load_exported
 from querybox.exporting.quantise import quantise
 from querybox.modules.detector import DetectionTransformer
 
@@ -105,7 +105,7 @@ def write_model(
             if card.precision == "bf16" and chooses_queries(detector):
                 # Rounded scores choose other proposals, and then there is no answer to compare.
                 return openvino.in_float32(model, card)
-    return load_engine(path, trusted=True)
+    return load_exported(path, trusted=True)
 
 
 def write_int8(

@@ -46,7 +46,6 @@ class OptimizedDetector(Predictor):
 
     Attributes:
         categories: The classes by label, 0 ... C-1.
-        class_rows: The row of the class head that answers for each class, by label.
         preprocessing: How an image becomes the model's input.
         device: Where the input has to be.
         dtype: What it computes in.
@@ -97,9 +96,8 @@ class OptimizedDetector(Predictor):
         memory = self.encoder(features, padding_mask)  # tokens [B, S, D]
         queries = self.queries(replace(memory, tokens=memory.tokens.float()))  # [B, Q, D]
         content, position = queries.content.to(self.dtype), queries.position.to(self.dtype)
-        return DetectorOutput(
-            layers=self.decoder(replace(queries, content=content, position=position), memory)
-        )
+        layers = self.decoder(replace(queries, content=content, position=position), memory)
+        return DetectorOutput.of(layers, queries, self.class_rows)
 
     def save(self, path: str | Path, **_: object) -> NoReturn:
         """Refuse: folded weights are nothing that could be trained or loaded again.

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from querybox.fast.backbone import Tracer
 from querybox.fast.deformable import bordered, corners
 from querybox.fast.kernels import AttentionCore, ReLUDropout, Softmax, WeightedRows, drop, linear
-from querybox.modules.attention import Attention
+from querybox.modules.attention import Attention, attention_mask
 from querybox.modules.backbone import Backbone
 from querybox.modules.blocks import FeedForward
 from querybox.modules.deformable_attention import DeformableAttention
@@ -169,7 +169,7 @@ class QuickAttention(nn.Module):
         plain = self.plain
         q, k, v = (plain.split(x) for x in (plain.query(query), plain.key(key), plain.value(value)))
         # [Q, S] or [B, 1, 1, S]
-        forbidden = blocked if padding_mask is None else padding_mask[:, None, None, :]
+        forbidden = attention_mask(padding_mask, blocked)
         mixed = AttentionCore.apply(q, k, v, forbidden, plain.dropout if self.training else 0.0)
         return plain.output(mixed.transpose(1, 2).flatten(2))
 

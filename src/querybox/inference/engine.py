@@ -21,10 +21,6 @@ class Engine(Protocol):
         """The classes by label, 0 ... C-1."""
 
     @property
-    def class_rows(self) -> tuple[int, ...]:
-        """The row of the class head that answers for each class, by label."""
-
-    @property
     def preprocessing(self) -> Preprocessing:
         """How an image becomes the model's input."""
 

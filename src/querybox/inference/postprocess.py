@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -17,7 +15,6 @@ def postprocess(
     sizes: Int[Tensor, "B 2"],
     top_k: int | torch.SymInt = 100,
     *,
-    class_rows: Sequence[int] | None = None,
     clip_boxes: bool = True,
 ) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"], Float[Tensor, "B K 4"]]:
     """Return scores (descending), labels and boxes_xyxy of the `top_k` best answers.
@@ -29,10 +26,9 @@ def postprocess(
         predictions: Those of the last decoder layer.
         sizes: (height, width) in pixels of each original image.
         top_k: How many detections to keep, at most Q.
-        class_rows: The head's row of every class; None: all rows, less "no object" where there is such a row.
         clip_boxes: Cut boxes to the image, as MMDetection does and facebookresearch does not.
     """
-    scores, labels, query = best_answers(predictions, top_k, class_rows)
+    scores, labels, query = best_answers(predictions, top_k)
     height, width = sizes.to(scores).unbind(1)
     limits = torch.stack([width, height, width, height], dim=1)[:, None]  # [B, 1, 4]
     boxes_xyxy = to_xyxy(predictions.boxes.float()).gather(1, query[..., None].expand(-1, -1, 4)) * limits
@@ -42,20 +38,13 @@ def postprocess(
 
 
 def best_answers(
-    predictions: Predictions, top_k: int | torch.SymInt, class_rows: Sequence[int] | None
+    predictions: Predictions, top_k: int | torch.SymInt
 ) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"], Int[Tensor, "B K"]]:
     """Return scores (descending), labels and queries of the best answers; see `postprocess`."""
-    real = class_scores(predictions, class_rows)
+    real = predictions.scores()  # [B, Q, C]
     if predictions.no_object:
         scores, labels = real.max(-1)  # [B, Q]
         scores, query = scores.topk(min(top_k, scores.shape[1]), dim=1)  # [B, K]
         return scores, labels.gather(1, query), query
     scores, best = real.flatten(1).topk(min(top_k, real[0].numel()), dim=1)  # [B, K]
     return scores, best % real.shape[2], best.div(real.shape[2], rounding_mode="floor")
-
-
-def class_scores(predictions: Predictions, class_rows: Sequence[int] | None) -> Float[Tensor, "B Q C"]:
-    """Return how likely each class is, 0-1; see `postprocess`."""
-    logits = predictions.logits.float()  # [B, Q, K]
-    scores = logits.softmax(-1)[..., :-1] if predictions.no_object else logits.sigmoid()
-    return scores if class_rows is None else scores[..., list(class_rows)]

@@ -179,7 +179,6 @@ def as_detections(
         answers,
         original_sizes.to(engine.device),
         top_k,
-        class_rows=engine.class_rows,
         clip_boxes=engine.preprocessing.clip_boxes,
     )
     scores, labels, boxes_xyxy = (tensor.cpu() for tensor in found)

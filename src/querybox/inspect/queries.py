@@ -22,7 +22,6 @@ from torch import Tensor
 from querybox.data import DetectionData, ImageRecord, read_pixels
 from querybox.errors import ConfigError
 from querybox.fast import optimize
-from querybox.inference.postprocess import class_scores
 from querybox.inference.predict import answer, equal_shapes, prepare, together
 from querybox.inference.sources import Frame
 from querybox.modules.detector import DetectionTransformer
@@ -122,7 +121,7 @@ def query_view(
     frames = (Frame(source=str(record.path), pixels=read_pixels(record)) for record in data.images)
     for batch in equal_shapes(prepare(frames, engine.preprocessing), together(engine, batch_size)):
         answers = answer(engine, batch)
-        best = class_scores(answers, engine.class_rows).amax(-1)  # [B, Q]
+        best = answers.scores().amax(-1)  # [B, Q]
         for row, given in enumerate(batch):
             boxes[given.position], scores[given.position] = answers.boxes[row].float().cpu(), best[row].cpu()
             each(data.images[given.position])

@@ -94,7 +94,9 @@ def image_data(trace: Trace, queries: int, encoder_layers: Sequence[int]) -> dic
         "queries": chosen,
         "labels": packed(labels, "u2"),
         "scores": packed(scores, "f4"),
-        "nothing": None if trace.nothing is None else packed(trace.nothing[:, chosen], "f4"),
+        "no_object": None
+        if trace.no_object_scores is None
+        else packed(trace.no_object_scores[:, chosen], "f4"),
         "boxes": packed(trace.boxes[:, chosen], "f4"),
         "cross": cross_data(trace, chosen),
         "encoder": [

@@ -17,7 +17,6 @@ from querybox import notebook
 from querybox.errors import ConfigError
 from querybox.inference.detections import Detections
 from querybox.inference.engine import evaluating
-from querybox.inference.postprocess import class_scores
 from querybox.inference.predict import Input, as_detections, prepare
 from querybox.inference.sources import Source, find_sources, read_frames
 from querybox.inspect.attention import AttentionMaps, AttentionPoints, Look
@@ -55,7 +54,7 @@ class Trace:
     """In order."""
     scores: Float[Tensor, "L Q C"]
     """How likely each class was to each layer, 0-1."""
-    nothing: Float[Tensor, "L Q"] | None
+    no_object_scores: Float[Tensor, "L Q"] | None
     """How likely "no object" was, 0-1; None: this model judges each class alone."""
     boxes: Float[Tensor, "L Q 4"]
     """Each layer's boxes: cxcywh in 0-1 of the image."""
@@ -139,6 +138,7 @@ def trace(detector: DetectionTransformer, image: Source | ImageBatch, target: Ta
     start = now(detector.device)
     (detections,) = as_detections(detector, output.layers[-1], [given], boxes.shape[1])
     answering = now(detector.device) - start
+    no_object = [layer.no_object_scores() for layer in output.layers]
     return Trace(
         source=given.source,
         pixels=given.pixels,
@@ -154,8 +154,8 @@ def trace(detector: DetectionTransformer, image: Source | ImageBatch, target: Ta
             Stage(number=12, name="labels", value=detections.labels),
             Stage(number=12, name="boxes in pixels", value=detections.boxes_xyxy),
         ),
-        scores=torch.stack([class_scores(layer, detector.class_rows)[0] for layer in output.layers]).cpu(),
-        nothing=torch.cat([layer.logits.float().softmax(-1)[..., -1] for layer in output.layers]).cpu()
+        scores=torch.stack([layer.scores()[0] for layer in output.layers]).cpu(),
+        no_object_scores=torch.cat([each for each in no_object if each is not None]).cpu()
         if output.layers[0].no_object
         else None,
         boxes=boxes,

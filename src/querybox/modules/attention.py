@@ -9,6 +9,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 
+def attention_mask(
+    padding_mask: Bool[Tensor, "B S"] | None, blocked: Bool[Tensor, "Q S"] | None
+) -> Bool[Tensor, "_ 1 _ S"] | None:
+    """Combine both masks (True = may not attend) into one that broadcasts to [B, heads, Q, S]; None of neither."""
+    if padding_mask is None:
+        return None if blocked is None else blocked[None, None]
+    keys = padding_mask[:, None, None]  # [B, 1, 1, S]
+    return keys if blocked is None else keys | blocked
+
+
 class Attention(nn.Module):
     """Every query token takes a weighted average of the value tokens, in `heads` subspaces at once."""
 
@@ -43,14 +53,13 @@ class Attention(nn.Module):
         *,
         blocked: Bool[Tensor, "Q S"] | None = None,
     ) -> Float[Tensor, "B Q D"]:
-        """Attend from every query to every key that is neither padding nor `blocked` (both True = forbidden)."""
-        forbidden = blocked if padding_mask is None else padding_mask[:, None, None, :]
-        allowed = None if forbidden is None else ~forbidden  # [B, 1, 1, S] or [Q, S]
+        """Attend from every query to every key that is neither padding nor `blocked` (both True = may not attend)."""
+        masked = attention_mask(padding_mask, blocked)
         mixed = F.scaled_dot_product_attention(
             self.split(self.query(query)),
             self.split(self.key(key)),
             self.split(self.value(value)),
-            attn_mask=allowed,
+            attn_mask=None if masked is None else ~masked,  # there True = may attend
             dropout_p=self.dropout if self.training else 0.0,
         )  # [B, heads, Q, D / heads]
         return self.output(mixed.transpose(1, 2).flatten(2))

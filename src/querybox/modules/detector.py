@@ -60,11 +60,11 @@ class DetectionTransformer(nn.Module):
         queries = self.queries(memory)  # [B, Q, D]
         if self.denoising is not None and targets is not None:
             queries = self.denoising(queries, targets)
-        return DetectorOutput.of(self.decoder(queries, memory), queries)
+        return DetectorOutput.of(self.decoder(queries, memory), queries, self.class_rows)
 
     @property
     def class_rows(self) -> tuple[int, ...]:
-        """The row of the class head that answers for each class, by label; the last row is "no object"."""
+        """The row of the class head that belongs to each class, by label."""
         unused = self.recipe.unused_rows if self.recipe else ()
         rows = range(len(self.categories) + len(unused))
         return tuple(row for row in rows if row not in unused)

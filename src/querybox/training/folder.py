@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from querybox.checkpoints import native
+from querybox.checkpoints.find import BEST, LAST
 from querybox.diagnosis.record import RECORD
 from querybox.errors import CheckpointError, ConfigError
 from querybox.files import leftovers, write_text
@@ -19,8 +20,6 @@ from querybox.training.settings import RunSettings
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"
-LAST = "last.safetensors"
-BEST = "best.safetensors"
 METRICS = "metrics.csv"
 
 CHANGEABLE = {

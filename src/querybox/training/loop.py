@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from querybox.checkpoints.blueprint import save
+from querybox.checkpoints.find import BEST, LAST
 from querybox.data import Batch
 from querybox.data.loader import TrainLoader
 from querybox.errors import NonFiniteError
@@ -27,7 +28,7 @@ from querybox.training.checkpoint import Checkpoint, Progress
 from querybox.training.compiled import compile_backbone, compiler_errors
 from querybox.training.display import Display
 from querybox.training.ema import MovingAverage
-from querybox.training.folder import BEST, CHECKPOINT, LAST, METRICS
+from querybox.training.folder import CHECKPOINT, METRICS
 from querybox.training.interrupt import StopRequest
 from querybox.training.loss import DetectionLoss
 from querybox.training.lost import LostImages

@@ -23,5 +23,7 @@ class DetectionLoss(nn.Module):
     ) -> dict[str, Tensor]:
         """Return the weighted losses by name; of a `placeholder` all are 0, and so are its gradients."""
         output = self.detector(batch, targets)
-        losses: dict[str, Tensor] = self.criterion(output.nothing() if placeholder else output, targets)
+        losses: dict[str, Tensor] = self.criterion(
+            output.without_queries() if placeholder else output, targets
+        )
         return losses

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from querybox import notebook
+from querybox.checkpoints.find import BEST, LAST
 from querybox.data import DetectionData, train_loader
 from querybox.detector import Detector
 from querybox.fast.memory import freed_memory_kept
@@ -19,7 +20,7 @@ from querybox.report import write_report
 from querybox.training.data import read_data
 from querybox.training.display import Display
 from querybox.training.environment import write_environment
-from querybox.training.folder import BEST, LAST, check_folder, prepare_folder
+from querybox.training.folder import check_folder, prepare_folder
 from querybox.training.interrupt import StopRequest
 from querybox.training.loop import StopReason, Trainer
 from querybox.training.processes import evaluate_together, named_deaths, start_processes, start_trackers

@@ -9,7 +9,7 @@ from typing import Any
 
 from querybox.checkpoints.backbone import build
 from querybox.checkpoints.hub import fetch, is_hub_name
-from querybox.checkpoints.read import from_checkpoint, read_checkpoint
+from querybox.checkpoints.read import load_detector, read_checkpoint
 from querybox.errors import ConfigError
 from querybox.models import Recipe, find, parse
 from querybox.modules.detector import DetectionTransformer
@@ -79,7 +79,7 @@ def build_detector(settings: RunSettings, categories: tuple[Category, ...]) -> D
     """
     detector = build(parse(settings.model, where="model"), categories)
     if settings.weights is not None:
-        source = from_checkpoint(settings.weights, **hidden(settings.model))
+        source = load_detector(settings.weights, **hidden(settings.model))
         start_from(detector, source, settings.weights)
         detector.preprocessing = source.preprocessing
     sizes = settings.data.sizes()

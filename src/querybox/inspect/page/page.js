@@ -123,7 +123,7 @@ function showClasses() {
   const { layer, query } = chosen;
   const labels = at(image.labels, layer, query);
   const rows = Array.from(at(image.scores, layer, query), (score, place) => [image.classes[labels[place]], score]);
-  if (image.nothing) rows.push(["no object", at(image.nothing, layer, query)]);
+  if (image.no_object) rows.push(["no object", at(image.no_object, layer, query)]);
   fill($("classes"), ["class", "score", "as a bar"], rows.map(([name, score]) => {
     const meter = document.createElement("meter");
     meter.value = score;

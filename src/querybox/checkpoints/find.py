@@ -1,0 +1,63 @@
+"""The weights file that a path or a name refers to: a file, a run folder, a Hugging Face folder, a name on the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from querybox.checkpoints.hub import CONFIG, WEIGHTS, fetch, is_hub_name
+from querybox.errors import CheckpointError
+
+BEST, LAST = "best.safetensors", "last.safetensors"
+"""Detectors in the folder of a training run; the best is preferred."""
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".index.json")
+"""Of files that hold weights, or list those that do."""
+OTHER_KINDS = {
+    **dict.fromkeys((".onnx", ".xml", ".pt2"), "an exported model; open it with querybox.load"),
+    **dict.fromkeys((".yaml", ".yml"), "a run file; train with it: querybox train"),
+    **dict.fromkeys((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"), "an image"),
+    **dict.fromkeys((".json", ".csv", ".txt"), "text, such as annotations or settings"),
+    **dict.fromkeys((".h5", ".keras", ".pb", ".tflite"), "a TensorFlow model, which querybox does not read"),
+    **dict.fromkeys((".engine", ".plan"), "a TensorRT engine, which querybox does not read"),
+    **dict.fromkeys((".mlmodel", ".mlpackage"), "a Core ML model, which querybox does not read"),
+    **dict.fromkeys((".zip", ".tar", ".gz", ".7z"), "an archive; unpack it first"),
+}
+"""What a file of another suffix is."""
+
+
+def is_model(path: Path) -> bool:
+    """Tell a weights file, a folder with one, or a name on the Hub from a dataset."""
+    is_file = path.name.endswith(SUFFIXES) or is_hub_name(path)
+    return is_file or any((path / name).is_file() for name in (BEST, LAST, CONFIG))
+
+
+def find_weights(path: str | Path) -> Path:
+    """Return the weights file that is meant by `path`.
+
+    Args:
+        path: A weights file, or the index of one in shards; the folder of a run, whose best detector is taken; a
+            Hugging Face folder; or ``hf://owner/name``, with or without ``@revision``, which is downloaded.
+
+    Raises:
+        CheckpointError: There is none, or `path` is a file of another kind.
+    """
+    path = fetch(path).folder if is_hub_name(path) else Path(path)
+    if path.is_dir():
+        for name in (BEST, LAST, *WEIGHTS):
+            if (path / name).is_file():
+                return path / name
+        raise CheckpointError(
+            f"{path}: the folder holds neither the detector of a run ({BEST}, {LAST}) nor Hugging Face's weights "
+            f"({', '.join(WEIGHTS)}); name the weights file, or train first"
+        )
+    require_file(path)
+    if not path.name.endswith(SUFFIXES) and (kind := OTHER_KINDS.get(path.suffix.lower())):
+        raise CheckpointError(f"{path}: expected a detector's weights ({', '.join(SUFFIXES)}), got {kind}")
+    return path
+
+
+def require_file(path: Path) -> None:
+    """Raise CheckpointError unless there is such a file."""
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: no such weights file; expected a checkpoint, or the folder of a run: check the path"
+        )

@@ -1,0 +1,96 @@
+"""One door in: whatever a model is in, `querybox.load` opens it; whatever runs it, `predict` is the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from numpy.random import default_rng
+
+import querybox as qb
+from querybox.exporting import ExportedModel
+from querybox.models.layouts.facebook import FACEBOOK
+from querybox.structures import Category
+
+TINY: dict[str, Any] = {
+    "backbone": "test_resnet",
+    "width": 16,
+    "heads": 2,
+    "feedforward": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "queries": 5,
+}
+
+
+@pytest.fixture
+def detector() -> qb.Detector:
+    torch.manual_seed(0)
+    return qb.Detector.from_recipe("detr_r50", categories=[Category(id=7, name="cat")], **TINY).eval()
+
+
+def test_a_file_a_run_folder_and_its_checkpoint(detector: qb.Detector, tmp_path: Path) -> None:
+    detector.save(tmp_path / "last.safetensors")
+    for path in (tmp_path / "last.safetensors", tmp_path, str(tmp_path)):
+        loaded = qb.load(path)
+        assert isinstance(loaded, qb.Detector)
+        assert loaded.categories == detector.categories
+    changed = qb.Detector.from_recipe("detr_r50", num_classes=3, **TINY)
+    changed.save(tmp_path / "best.safetensors")
+    assert len(qb.load(tmp_path).categories) == 3  # the best is preferred
+
+
+def test_a_foreign_checkpoint(tmp_path: Path) -> None:
+    detector = qb.Detector.from_recipe("detr_r18", num_classes=3, **{**TINY, "backbone": "resnet18.tv_in1k"})
+    torch.save({"model": FACEBOOK.to_theirs(detector.state_dict())}, tmp_path / "foreign.pth")
+    loaded = qb.load(tmp_path / "foreign.pth")
+    assert isinstance(loaded, qb.Detector)
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, detector.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("run.yaml", "a run file"),
+        ("photo.jpg", "an image"),
+        ("instances.json", "text, such as annotations"),
+        ("model.h5", "a TensorFlow model"),
+        ("model.engine", "a TensorRT engine"),
+        ("model.mlmodel", "a Core ML model"),
+        ("weights.zip", "an archive"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(name: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"content")
+    with pytest.raises(qb.QueryboxError, match=f"expected a detector's weights .*, got {kind}"):
+        qb.load(tmp_path / name)
+
+
+def test_an_exported_model_is_no_detector(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"content")
+    with pytest.raises(qb.QueryboxError, match=r"got an exported model; open it with querybox\.load"):
+        qb.Detector.load(tmp_path / "model.onnx")
+
+
+def test_an_empty_folder_and_no_file(tmp_path: Path) -> None:
+    with pytest.raises(qb.QueryboxError, match="holds neither the detector of a run"):
+        qb.load(tmp_path)
+    with pytest.raises(qb.QueryboxError, match="no such weights file"):
+        qb.load(tmp_path / "absent.pth")
+
+
+def test_all_that_runs_a_model_predicts_alike(detector: qb.Detector, tmp_path: Path) -> None:
+    qb.export(detector, tmp_path / "model.onnx", to="onnx")
+    exported = qb.load(tmp_path / "model.onnx")
+    assert isinstance(exported, ExportedModel)
+    picture = default_rng(0).integers(0, 255, (64, 96, 3), dtype="uint8")
+    options: dict[str, Any] = {"threshold": 0.1, "top_k": 3, "nms": 0.9, "batch_size": 2}
+    (plain,) = detector.predict(picture, **options)
+    for model in (detector.optimize(), exported):
+        (found,) = model.predict(picture, **options)
+        torch.testing.assert_close(found.scores, plain.scores, rtol=0, atol=1e-4)
+        torch.testing.assert_close(found.boxes_xyxy, plain.boxes_xyxy, rtol=0, atol=1e-2)
+    assert len(plain) > 0
