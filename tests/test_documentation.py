@@ -5,6 +5,7 @@ see documentation.py.
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from pkgutil import resolve_name
@@ -52,6 +53,14 @@ def test_every_decision_is_in_the_index() -> None:
     notes = [page.name for page in PAGES if re.match(r"\d{4}-", page.name)]
     assert notes
     assert [note for note in notes if f"({note})" not in index] == []
+
+
+def test_the_rooms_are_those_that_the_linter_knows() -> None:
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
+    layers = [set(layer.split(" | ")) for layer in contract["layers"] if layer != "__main__"]
+    page = (ROOT / "docs" / "architecture.md").read_text().partition("## The walk")[0]
+    rows = re.findall(r"^\| (`[^|]+`) \|", page, re.MULTILINE)
+    assert [set(row.strip("`").split("`, `")) for row in rows] == layers
 
 
 @pytest.mark.parametrize("name", REFERENCES)
