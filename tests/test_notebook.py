@@ -98,11 +98,11 @@ def test_a_diagnosis(tmp_path: Path) -> None:
     shown = Shown(diagnose(folder)._repr_html_())
     assert shown.tags == {"p"}
     assert f"{folder}: AP 0.180, AP50 0.720 after 9,000 steps, 9 epochs" in shown.text
-    assert "Nothing is wrong that the run's record shows." in shown.text
+    assert "No problem found in the record of the run." in shown.text
     training = replace(RECORD.training, faulty_boxes=500)  # type: ignore[type-var]
     add_to_record(folder, training=training)
     diagnosis = diagnose(folder)
     shown = Shown(diagnosis._repr_html_())
     assert shown.rows == [["cause", "evidence", "cure"], diagnosis.findings[0].row()]
     (folder / "record.json").unlink()
-    assert "Not looked at: there is no record.json" in Shown(diagnose(folder)._repr_html_()).text
+    assert "Not examined: there is no record.json" in Shown(diagnose(folder)._repr_html_()).text

@@ -42,8 +42,8 @@ def test_as_json(run: Any) -> None:
 def test_nothing_wrong(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Run, "read", lambda _: make_run(parts=None))
     _, out, _ = run("diagnose", "runs/mine")
-    assert "Nothing is wrong that the run's record shows." in out
-    assert "Not looked at: there is no record.json" in out
+    assert "No problem found in the record of the run." in out
+    assert "Not examined: there is no record.json" in out
 
 
 def test_no_run(run: Any, tmp_path: Path) -> None:

@@ -14,16 +14,18 @@ import pytest
 import torch
 from chromium import chromium, find_chromium
 from PIL import Image
+from run_records import SPLIT, write_run
 
 from querybox.data.records import DetectionData, ImageRecord
 from querybox.detector import Detector
+from querybox.diagnosis.record import add_to_record
 from querybox.evaluation.errors import LETTERS
 from querybox.evaluation.evaluate import coco_metrics
 from querybox.evaluation.result import Evaluation
 from querybox.inference.detections import Detections
 from querybox.report import write_report
 from querybox.report.charts import literal
-from querybox.report.pictures import best_images, worst_images
+from querybox.report.examples import best_images, worst_images
 from querybox.structures import Category, Preprocessing
 
 # Names as hostile as data can hold them: markup, a formula of matplotlib, letters that its font lacks.
@@ -180,6 +182,7 @@ def test_report_of_an_evaluation_alone(tmp_path: Path) -> None:
     assert "Evaluation report" in text
     assert "Learning rate" not in text
     assert "Settings" not in text
+    assert "Likely causes of a low AP" not in text
 
 
 def test_report_is_the_same_when_written_again(tmp_path: Path) -> None:
@@ -266,12 +269,32 @@ def test_worst_images_come_with_pages_to_look_inside(tmp_path: Path) -> None:
     assert seen == [1, 5]
     for number, link in zip(seen, links, strict=True):
         text = (tmp_path / link).read_text()
-        assert f"<h1>See inside: &lt;b&gt;{number}.png</h1>" in text
+        assert f"<h1>Inspector: &lt;b&gt;{number}.png</h1>" in text
         assert '"objects": {"labels": [' in text
     assert sorted(each.name for each in (tmp_path / "inspect").iterdir()) == [
         "worst_01.html",
         "worst_03.html",
     ]
+
+
+def report_of(run: Path, folder: Path) -> str:
+    folder.mkdir()
+    data = make_data(folder, images=1)
+    write_report(run, measure(data), data)
+    return read(run).text
+
+
+def test_a_diagnosis_is_part_of_a_run_s_report(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    assert "No problem found in the record of the run." in report_of(run, tmp_path / "1")
+    validation = replace(SPLIT, objects={"cat": 600, "dog": 400, "<b>owl": 200})
+    add_to_record(run, validation=validation)
+    text = report_of(run, tmp_path / "2")
+    assert "No training image has an object of: <b>owl. (data)" in text
+    assert "in the validation data: 200" in text
+    assert "Draw the split anew" in text
+    add_to_record(run, evaluation=None)
+    assert "Not examined: the run has not been evaluated yet" in report_of(run, tmp_path / "3")
 
 
 def test_literal_names() -> None:
@@ -291,11 +314,13 @@ def test_in_a_browser(width: int, tmp_path: Path) -> None:
         page.open(path, "document.readyState === 'complete'")
         assert page.run("document.documentElement.scrollWidth") <= width
         assert all(page.run("Array.from(document.images, (image) => image.naturalWidth > 0)"))
-        found = page.axe()
-        assert not found, json.dumps(found, indent=1)
+        for scheme in ("light", "dark"):
+            page.scheme(scheme)
+            found = page.axe()
+            assert not found, json.dumps(found, indent=1)
         page.click("figcaption a")
-        page.wait("document.querySelector('#said')?.textContent")
-        assert page.run("document.querySelector('h1').textContent") == "See inside: <b>1.png"
+        page.wait("document.querySelector('#description')?.textContent")
+        assert page.run("document.querySelector('h1').textContent") == "Inspector: <b>1.png"
         page.click("[value=matching]")
         assert page.run("document.querySelectorAll('#marks .over[data-line=match]').length") == 1
         assert page.errors == []

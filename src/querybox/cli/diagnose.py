@@ -54,11 +54,11 @@ def describe(diagnosis: Diagnosis) -> Iterator[str]:
         f" ({f'ended: {diagnosis.ended}' if diagnosis.ended else 'its end is not recorded'})"
     )
     if not diagnosis.findings:
-        yield "\nNothing is wrong that the run's record shows."
+        yield "\nNo problem found in the record of the run."
     for place, finding in enumerate(diagnosis.findings, 1):
         yield from describe_finding(place, finding)
     for note in diagnosis.missing:
-        yield f"\nNot looked at: {note}."
+        yield f"\nNot examined: {note}."
 
 
 def describe_finding(place: int, finding: Finding) -> Iterator[str]:

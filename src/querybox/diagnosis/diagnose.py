@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
-from querybox import notebook
 from querybox.diagnosis import answers, data, schedule
 from querybox.diagnosis.finding import HEADS, Finding
 from querybox.diagnosis.record import RECORD
 from querybox.diagnosis.run import Run
+from querybox.html import render
 
 Rule = Callable[[Run], Finding | None]
 # Of two that explain the same, the first counts as the likelier.
@@ -71,11 +70,11 @@ class Diagnosis:
         scores = [f"{name} {value:.3f}" for name, value in shown.items() if value is not None]
         notes = [
             f"{self.run}: {', '.join(scores) or 'no AP'} after {self.steps:,} steps, {self.epochs:,} epochs",
-            *([] if self.findings else ["Nothing is wrong that the run's record shows."]),
-            *(f"Not looked at: {note}." for note in self.missing),
+            *([] if self.findings else ["No problem found in the record of the run."]),
+            *(f"Not examined: {note}." for note in self.missing),
         ]
-        table = notebook.table(HEADS, [finding.row() for finding in self.findings]) if self.findings else ""
-        return "".join(f"<p>{escape(note)}</p>" for note in notes) + table
+        rows = [finding.row() for finding in self.findings]
+        return render("notebook/diagnosis.html", notes=notes, heads=HEADS, rows=rows)
 
 
 def diagnose(run: str | Path) -> Diagnosis:

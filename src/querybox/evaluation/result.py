@@ -13,11 +13,10 @@ from typing import Any, get_args
 import numpy as np
 from jaxtyping import Float
 
-from querybox import notebook
 from querybox.evaluation.confusion import Agreement
 from querybox.evaluation.errors import REASONS, AlarmReason, MissReason, Mistakes
+from querybox.html import metric, render
 from querybox.inference.detections import Detections
-from querybox.notebook import share
 from querybox.structures import Category
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -84,6 +83,13 @@ class Evaluation:
         )
         return {reason: counts[reason] for reason in get_args(AlarmReason)}
 
+    def category_rows(self) -> list[list[str]]:
+        """Return the rows of a table: a class, how many objects it has, its AP and AP50."""
+        return [
+            [one.category.name, f"{one.objects:,}", metric(one.AP), metric(one.AP50)]
+            for one in self.categories
+        ]
+
     def mistake_rows(self) -> list[list[str]]:
         """Return the rows of a table: a reason, how many objects were missed for it, how many false alarms it has."""
         misses, alarms = self.misses, self.false_alarms
@@ -95,17 +101,8 @@ class Evaluation:
         return [*rows, totals]
 
     def _repr_html_(self) -> str:
-        """Show the numbers in Jupyter: the metrics, the classes, the mistakes."""
-        classes = [
-            [one.category.name, f"{one.objects:,}", share(one.AP), share(one.AP50)] for one in self.categories
-        ]
-        return (
-            f"<p>{self.objects:,} objects in {self.images:,} images</p>"
-            + notebook.table(list(self.metrics), [[share(value) for value in self.metrics.values()]])
-            + notebook.table(["class", "objects", "AP", "AP50"], classes)
-            + f"<p>Mistakes at a score of {share(self.agreement.threshold)}, which has the best F1</p>"
-            + notebook.table(["mistake", "missed objects", "false alarms"], self.mistake_rows())
-        )
+        """Show the metrics, the classes and the errors in Jupyter."""
+        return render("notebook/evaluation.html", evaluation=self)
 
     def to_coco(self) -> list[dict[str, Any]]:
         """Return every detection in the format of a COCO result file, with the data's own category ids."""

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from PIL import Image
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from querybox import notebook
 from querybox.data.image import read_image
 from querybox.errors import ImageError, MissingExtraError
+from querybox.html import PICTURE_SIDE, jpeg_url, render
 from querybox.structures import Category
 
 if TYPE_CHECKING:
@@ -98,18 +96,20 @@ class Detections:
         boxes = self.boxes_xyxy.tolist()
         corners = [[f"{edge:.0f}" for edge in box] for box in boxes]
         rows = [[name, score, *box] for name, score, box in zip(self.names, scores, corners, strict=True)]
-        more = f"<p>and {len(rows) - SHOWN} more</p>" if len(rows) > SHOWN else ""
-        return (
-            f"<p>{escape(self.source)} {len(self)} objects</p>"
-            + notebook.picture(self.size, boxes, captions, self._image())
-            + notebook.table(["class", "score", "left", "top", "right", "bottom"], rows[:SHOWN])
-            + more
+        return render(
+            "notebook/detections.html",
+            detections=self,
+            boxes=boxes,
+            captions=captions,
+            url=self._image_url(),
+            rows=rows,
+            shown=SHOWN,
         )
 
-    def _image(self) -> Image.Image | None:
+    def _image_url(self) -> str | None:
         try:
-            return read_image(self.source, self.size)
-        except ImageError:  # pixels, a video's frame, or a file that is gone
+            return jpeg_url(read_image(self.source, self.size), PICTURE_SIDE)
+        except ImageError:  # pixels, a video's frame, or a file that no longer exists
             return None
 
     def _where(self, chosen: Bool[Tensor, " N"] | Int[Tensor, " K"]) -> Self:

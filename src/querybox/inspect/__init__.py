@@ -3,8 +3,8 @@
 from querybox.inspect.annotated import traces
 from querybox.inspect.attention import AttentionMaps, AttentionPoints
 from querybox.inspect.comparison import Comparison
+from querybox.inspect.page import write_page
 from querybox.inspect.queries import QueryView, query_view
-from querybox.inspect.report import write_page
 from querybox.inspect.stages import Stage
 from querybox.inspect.tracing import Trace, trace
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import io
 import math
-from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +20,7 @@ from torch import Tensor
 from querybox.data import DetectionData, ImageRecord, read_pixels
 from querybox.errors import ConfigError
 from querybox.fast import optimize
+from querybox.html import data_url, render
 from querybox.inference.predict import answer, equal_shapes, prepare, together
 from querybox.inference.sources import Frame
 from querybox.modules.detector import DetectionTransformer
@@ -82,8 +81,8 @@ class QueryView:
         """Show the panels in Jupyter."""
         file = io.BytesIO()
         draw_panels(self, self.ranking[:SHOWN]).savefig(file, format="png", dpi=80)
-        source = "data:image/png;base64," + b64encode(file.getvalue()).decode("ascii")
-        return f'<img style="max-width:100%" alt="{escape(heading(self))}" src="{source}">'
+        url = data_url(file.getvalue(), "png")
+        return render("notebook/queries.html", heading=heading(self), url=url)
 
 
 def check_picture(path: str | Path, queries: int) -> None:

@@ -13,8 +13,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
-from querybox import notebook
 from querybox.errors import ConfigError
+from querybox.html import PICTURE_SIDE, jpeg_url, render
 from querybox.inference.detections import Detections
 from querybox.inference.engine import evaluating
 from querybox.inference.predict import Input, as_detections, prepare
@@ -103,12 +103,16 @@ class Trace:
         captions = [
             f"{name} {score:.2f}" for name, score in zip(found.names, found.scores.tolist(), strict=True)
         ]
-        image = Image.fromarray(self.pixels.permute(1, 2, 0).numpy())
         losses = self.comparison.losses if self.comparison else {}
-        return (
-            notebook.picture(self.size, found.boxes_xyxy.tolist(), captions, image)
-            + notebook.table(HEADS, (stage.row() for stage in self.stages))
-            + (notebook.table(list(losses), [[f"{loss:.6g}" for loss in losses.values()]]) if losses else "")
+        return render(
+            "notebook/trace.html",
+            trace=self,
+            boxes=found.boxes_xyxy.tolist(),
+            captions=captions,
+            url=jpeg_url(Image.fromarray(self.pixels.permute(1, 2, 0).numpy()), PICTURE_SIDE),
+            heads=HEADS,
+            rows=[stage.row() for stage in self.stages],
+            losses={name: f"{loss:.6g}" for name, loss in losses.items()},
         )
 
 

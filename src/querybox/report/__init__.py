@@ -1,4 +1,4 @@
-"""The report of a training run or an evaluation: one HTML file that needs no server, no network, no other file."""
+"""The report of a training run or an evaluation: one HTML file that needs no server and no network."""
 
 from querybox.report.write import WORST, write_report
 

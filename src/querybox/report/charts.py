@@ -1,4 +1,4 @@
-"""The charts of the report, as SVG files."""
+"""The charts of the report, as SVG images in URLs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from querybox.evaluation.result import RECALLS, Evaluation
+from querybox.html import data_url
 from querybox.inference.draw import colour_of
 
 if TYPE_CHECKING:
@@ -19,12 +20,32 @@ if TYPE_CHECKING:
 
 INK = "#1d2733"
 FAINT = "#dde3ea"
-# More classes than this are too many to tell apart by colour, or to number in a matrix.
 FEW = 12
+"""More classes than this are too many to tell apart by colour, or to label in a matrix."""
+CURVES = {
+    "Loss, all decoder layers": ("loss",),
+    "Loss, last decoder layer": ("loss_cls", "loss_bbox", "loss_iou"),
+    "Average precision": ("AP", "AP50", "AP75"),
+    "Average precision by object size": ("APs", "APm", "APl"),
+    "Learning rate": ("lr",),
+    "Gradient norm, before clipping": ("grad_norm",),
+}
+"""Columns of ``metrics.csv`` that are drawn in one chart."""
 
 
-def line_chart(title: str, x: Sequence[float], curves: Mapping[str, Sequence[float]]) -> bytes:
-    """Draw named curves over the epochs; NaN values are left out, their neighbours joined."""
+def training_charts(history: Mapping[str, Sequence[float]]) -> dict[str, str]:
+    """Draw the columns of ``metrics.csv`` over the epochs, by title; without charts that would be empty."""
+    charts = {}
+    for title, names in CURVES.items():
+        curves = {name: history[name] for name in names if name in history}
+        curves = {name: values for name, values in curves.items() if not all(map(math.isnan, values))}
+        if curves:
+            charts[title] = line_chart(title, history["epoch"], curves)
+    return charts
+
+
+def line_chart(title: str, x: Sequence[float], curves: Mapping[str, Sequence[float]]) -> str:
+    """Draw named curves over the epochs; NaN values are skipped and their neighbours connected."""
     figure, axes = new_chart(title, (5.6, 3.2))
     for place, (name, values) in enumerate(curves.items()):
         points = [(at, value) for at, value in zip(x, values, strict=True) if not math.isnan(value)]
@@ -41,7 +62,7 @@ def line_chart(title: str, x: Sequence[float], curves: Mapping[str, Sequence[flo
     return as_svg(figure)
 
 
-def precision_recall_chart(evaluation: Evaluation) -> bytes:
+def precision_recall_chart(evaluation: Evaluation) -> str:
     """Draw precision against recall at IoU 0.50: every class, and their mean."""
     figure, axes = new_chart("Precision and recall at IoU 0.50", (5.6, 5.0))
     precision = evaluation.precision[0]  # [101, C]
@@ -61,7 +82,7 @@ def precision_recall_chart(evaluation: Evaluation) -> bytes:
     return as_svg(figure)
 
 
-def confusion_chart(evaluation: Evaluation) -> bytes:
+def confusion_chart(evaluation: Evaluation) -> str:
     """Draw the confusion matrix; the shade is the share of the row."""
     counts = evaluation.agreement.confusion  # [K, K]
     names = [literal(one.category.name) for one in evaluation.categories]
@@ -82,7 +103,7 @@ def confusion_chart(evaluation: Evaluation) -> bytes:
 
 
 def new_chart(title: str, size: tuple[float, float]) -> tuple[Figure, Axes]:
-    """Return a light chart of `size` inches. It belongs to nobody else: pyplot's global state is not touched."""
+    """Return an empty chart of `size` inches, outside of pyplot's global state."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
@@ -96,28 +117,28 @@ def new_chart(title: str, size: tuple[float, float]) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def as_svg(figure: Figure) -> bytes:
-    """Return the figure as an SVG file, the same bytes for the same figure."""
+def as_svg(figure: Figure) -> str:
+    """Return the figure as the URL of an SVG image, the same for the same figure."""
     import matplotlib
 
     file = io.BytesIO()
-    # Text stays text, in the reader's own fonts: so it does not matter which letters matplotlib's font lacks.
+    # Text stays text, in the reader's own fonts: matplotlib's font may lack its letters.
     with (
         matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "querybox"}),
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         figure.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()
+    return data_url(file.getvalue(), "svg+xml")
 
 
 def paint(place: int) -> str:
-    """Return the colour that `draw` gives a class, for matplotlib."""
+    """Return the colour that `draw` gives a class, in matplotlib's notation."""
     return "#{:02x}{:02x}{:02x}".format(*colour_of(place))
 
 
 def literal(name: str, limit: int = 28) -> str:
-    """Return a name as matplotlib shall write it: no formula between dollar signs, one line, not too long."""
+    """Return a name for matplotlib: one line of at most `limit` characters, ``$`` escaped, as it starts a formula."""
     line = " ".join(name.split())
     short = line if len(line) <= limit else line[: limit - 1] + "…"
     return short.replace("$", r"\$")

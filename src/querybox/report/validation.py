@@ -1,94 +1,81 @@
-"""The page that shows what is wrong with a dataset."""
+"""The page that shows the problems found in a dataset."""
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from querybox.data import read_image
-from querybox.data.findings import KINDS, Finding, Place
-from querybox.data.validate import Report, SplitReport
+from querybox.data.findings import KINDS, Finding, Kind, Place
+from querybox.data.validate import Report
 from querybox.errors import ImageError
+from querybox.files import write_text
+from querybox.html import jpeg_url, render
 from querybox.inference.draw import draw_boxes
-from querybox.report import page
 
-SHOWN = 6
-"""Pictures of a kind."""
-WIDTH = 480
+PICTURES = 6
+"""Most pictures of one kind of problem."""
+MAX_SIDE = 480
+"""Pixels of a picture."""
 LISTED = 1000
-"""Places of a kind; the report in JSON has all of them."""
+"""Most places of one kind of problem; ``querybox validate --json`` lists all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """One kind of problem as the page shows it."""
+
+    kind: Kind
+    count: int
+    pictures: dict[str, str]
+    """URLs of pictures by the place that they show."""
+    places: list[str]
+    """Other places."""
+    omitted: int
+    """How many more there are than the places listed."""
 
 
 def write_validation(path: Path, report: Report) -> None:
-    """Write one HTML file: what was found in every split, with pictures of it.
+    """Write one HTML file: the problems of every split, with pictures.
 
     Args:
-        path: The file; its folder is made.
+        path: The file; its folder is created if needed.
         report: What was found.
     """
-    sections = [
-        part
-        for name, split in report.splits.items()
-        for part in (overview(name, split), *details(name, split))
-    ]
-    verdict = (
-        "The data can be used." if report.usable else "The data cannot be used as they are: there are errors."
+    sections = {name: [make_section(one) for one in split.findings] for name, split in report.splits.items()}
+    write_text(path, render("validation.html", report=report, sections=sections))
+
+
+def make_section(finding: Finding) -> Section:
+    """Draw the first places of a finding, and list the others."""
+    shown = finding.places[:LISTED]
+    pictures = {}
+    if finding.severity != "note":
+        drawable = [place for place in shown if place.path is not None]
+        urls = {place.what: draw_place(place) for place in drawable[:PICTURES]}
+        pictures = {what: url for what, url in urls.items() if url is not None}
+    return Section(
+        kind=KINDS[finding.kind],
+        count=finding.count,
+        pictures=pictures,
+        places=[place.what for place in shown if place.what not in pictures],
+        omitted=finding.count - LISTED if len(finding.places) > LISTED else 0,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page.page(f"Validation of {report.source}", verdict, sections), encoding="utf-8")
 
 
-def overview(name: str, split: SplitReport) -> str:
-    """Say how much there is, and what was found."""
-    tiles = {
-        "images": f"{split.images:,}",
-        "images left out": f"{split.left_out:,}",
-        "objects": f"{split.objects:,}",
-        "classes": f"{len(split.categories):,}",
-    }
-    rows = [
-        [found.severity, f"{found.count:,}", KINDS[found.kind].meaning, KINDS[found.kind].cure]
-        for found in split.findings
-    ]
-    table = page.table(["severity", "count", "what", "what becomes of it, and what to do"], rows, numeric={1})
-    return page.section(name, page.tiles(tiles) + (table if rows else page.paragraph("Nothing is wrong.")))
-
-
-def details(name: str, split: SplitReport) -> Iterator[str]:
-    """Show where each thing was found."""
-    for found in split.findings:
-        rows = [[place.what] for place in found.places[:LISTED]]
-        more = found.count - len(rows)
-        note = page.paragraph(f"And {more:,} more.") if more > 0 and len(rows) == LISTED else ""
-        yield page.section(
-            f"{name}: {KINDS[found.kind].meaning}", thumbnails(found) + page.table(["where"], rows) + note
-        )
-
-
-def thumbnails(found: Finding) -> str:
-    """Show the first images with which something is wrong; those that cannot be read have no picture."""
-    places = [place for place in found.places if place.path is not None and found.severity != "note"]
-    figures = [figure for place in places[:SHOWN] if (figure := thumbnail(place))]
-    return page.grid(figures) if figures else ""
-
-
-def thumbnail(place: Place) -> str:
-    """Draw one place, small; nothing if the image cannot be read."""
+def draw_place(place: Place) -> str | None:
+    """Return the URL of a picture of one place; None if the image cannot be read."""
     assert place.path is not None
     try:
         image = read_image(place.path)
     except ImageError:
-        return ""
+        return None
     if place.box_xyxy is not None and all(map(math.isfinite, place.box_xyxy)):
         x0, y0, x1, y1 = place.box_xyxy
         corners = [min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)]
         box = np.clip(corners, 0, [image.width, image.height] * 2)
         image = draw_boxes(image, box[None], np.array([2]), [""])
-    image.thumbnail((WIDTH, WIDTH))
-    file = io.BytesIO()
-    image.save(file, format="JPEG", quality=82)
-    return page.figures({place.what: file.getvalue()}, place.what, None)
+    return jpeg_url(image, MAX_SIDE)

@@ -1,22 +1,25 @@
-"""What the report says, in its order."""
+"""The report of a training run or an evaluation."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 from querybox.data import DetectionData, ImageRecord
-from querybox.diagnosis.record import read_history
+from querybox.data.findings import UNREADABLE
+from querybox.data.validate import VALIDATION
+from querybox.diagnosis import diagnose
+from querybox.diagnosis.finding import HEADS
+from querybox.diagnosis.record import RECORD, read_history, read_record
 from querybox.evaluation.confusion import MATCH_IOU
-from querybox.evaluation.errors import LEAST_IOU, REASONS
+from querybox.evaluation.errors import LEAST_IOU, LETTERS
 from querybox.evaluation.result import Evaluation
 from querybox.files import write_text
+from querybox.html import metric, render
 from querybox.modules.detector import DetectionTransformer
-from querybox.notebook import share
-from querybox.report import charts, page, pictures
-from querybox.report.diagnosis import diagnosis_section
-from querybox.report.left_out import left_out_section
+from querybox.report import charts
+from querybox.report.examples import best_images, make_example, worst_images, write_inspectors
 
 MEANINGS = {
     "AP": "average precision, mean over IoU 0.50 to 0.95",
@@ -25,26 +28,25 @@ MEANINGS = {
     "APs": "AP of small objects, below 32 x 32 pixels",
     "APm": "AP of medium objects, below 96 x 96 pixels",
     "APl": "AP of large objects",
-    "AR1": "average recall with 1 detection an image and class",
-    "AR10": "average recall with 10",
-    "AR100": "average recall with 100",
+    "AR1": "average recall with 1 detection per image and class",
+    "AR10": "average recall with 10 detections",
+    "AR100": "average recall with 100 detections",
     "ARs": "AR100 of small objects",
     "ARm": "AR100 of medium objects",
     "ARl": "AR100 of large objects",
 }
-
-REASON_MEANINGS = {
-    "not found": "nothing was detected there that could have meant the object",
-    "wrong class": "an object under another class's name",
-    "loose box": f"its class, but the box overlaps the object by an IoU of {LEAST_IOU} to {MATCH_IOU} only",
+ERROR_MEANINGS = {
+    "not found": "no detection at the object that could have meant it",
+    "wrong class": "an object detected as another class",
+    "loose box": f"the right class, but an IoU of only {LEAST_IOU} to {MATCH_IOU} with the object",
     "wrong class and loose box": "both",
     "duplicate": "an object that a better detection has found already",
-    "background": f"no object there: an IoU below {LEAST_IOU} with every one. Or it was forgotten when labelling",
+    "background": f"an IoU below {LEAST_IOU} with every object; or an object that was not labelled",
+    "all": "",
 }
-
-
+FILES = {"Settings": "run.yaml", "Environment": "environment.json"}
 WORST = 4
-"""Images that are drawn where nobody asks for more."""
+"""How many of the worst images are shown by default."""
 
 
 def write_report(
@@ -58,113 +60,67 @@ def write_report(
 ) -> Path:
     """Write ``report.html`` into `run_dir` and return its path.
 
-    Curves of the training, its diagnosis, its settings and its environment are part of it where the folder holds
-    ``metrics.csv``, ``record.json``, ``run.yaml`` and ``environment.json``; a folder without them gets the report of
-    the evaluation.
+    The report includes training curves, a diagnosis, settings and the environment where the folder has
+    ``metrics.csv``, ``record.json``, ``run.yaml`` and ``environment.json``.
 
     Args:
-        run_dir: The folder of the run; it exists.
+        run_dir: The folder of the run; it must exist.
         evaluation: What was measured.
-        data: The images that it was measured on; the best and the worst are drawn.
+        data: The images that it was measured on; the best and the worst of them are shown.
         worst: How many of the worst.
-        detector: The model, to look into it with the worst images: a page for each in the folder ``inspect``, to
-            which the report links. None: no such pages.
-        each: Is called with each of these images when its page is written, to show progress.
+        detector: The model. If given, each of the worst images gets an inspector page in the folder ``inspect``, to
+            which the report links.
+        each: Called with an image when its inspector page has been written, to show progress.
     """
     run_dir = Path(run_dir)
-    data = data.only(evaluation.detections)  # those that could be read
-    chosen = pictures.worst_images(evaluation, data, worst)
-    pages = pictures.look_into(run_dir, detector, chosen, data, each) if detector else {}
-    history = read_history(run_dir / "metrics.csv")
-    sections = [
-        summary(evaluation),
-        diagnosis_section(run_dir),
-        training_curves(history) if history else "",
-        results(evaluation),
-        mistakes(evaluation),
-        left_out_section(run_dir, evaluation),
-        pictures.gallery(evaluation, data, chosen, pages),
-        page.file_section("Settings", run_dir / "run.yaml"),
-        page.file_section("Environment", run_dir / "environment.json"),
-    ]
-    kind = "Training" if history else "Evaluation"
-    subtitle = f"Measured on {data.source} with querybox"
+    data = data.only(evaluation.detections)  # without those that could not be read
+    worst_records = worst_images(evaluation, data, worst)
+    inspectors = write_inspectors(run_dir, detector, worst_records, data, each) if detector else {}
+    diagnosis = diagnose(run_dir) if (run_dir / RECORD).is_file() else None
+    html = render(
+        "report.html",
+        name=run_dir.resolve().name,
+        data=data.source,
+        evaluation=evaluation,
+        diagnosis=diagnosis,
+        finding_heads=HEADS,
+        finding_rows=[finding.row() for finding in diagnosis.findings] if diagnosis else [],
+        unreadable=unreadable_images(run_dir, evaluation),
+        history=charts.training_charts(read_history(run_dir / "metrics.csv")),
+        metric_rows=[(name, metric(value), MEANINGS[name]) for name, value in evaluation.metrics.items()],
+        match_iou=MATCH_IOU,
+        precision_recall=charts.precision_recall_chart(evaluation),
+        confusion=charts.confusion_chart(evaluation),
+        few_classes=charts.FEW,
+        error_rows=[[*row, ERROR_MEANINGS[row[0]]] for row in evaluation.mistake_rows()],
+        letters=", ".join(f"{letter} {reason}" for reason, letter in LETTERS.items()),
+        worst=[make_example(evaluation, record, inspectors.get(record.id)) for record in worst_records],
+        best_images=[
+            make_example(evaluation, record) for record in best_images(evaluation, data, worst_records)
+        ],
+        files={
+            title: (run_dir / name).read_text(encoding="utf-8", errors="replace")
+            for title, name in FILES.items()
+            if (run_dir / name).is_file()
+        },
+    )
     path = run_dir / "report.html"
-    write_text(path, page.page(f"{kind} report: {run_dir.resolve().name}", subtitle, sections))
+    write_text(path, html)
     return path
 
 
-def summary(evaluation: Evaluation) -> str:
-    """Say the most important numbers first."""
-    agreement = evaluation.agreement
-    tiles = {
-        "AP": share(evaluation.metrics["AP"]),
-        "AP50": share(evaluation.metrics["AP50"]),
-        "AP75": share(evaluation.metrics["AP75"]),
-        "best F1": share(agreement.f1),
-        "its score threshold": share(agreement.threshold),
-        "images": f"{evaluation.images:,}",
-        "objects": f"{evaluation.objects:,}",
-    }
-    return page.tiles(tiles)
-
-
-def training_curves(history: Mapping[str, Sequence[float]]) -> str:
-    """Draw the columns of ``metrics.csv`` over the epochs."""
-    groups = {
-        "Loss, all decoder layers": ["loss"],
-        "Loss, last decoder layer": ["loss_cls", "loss_bbox", "loss_iou"],
-        "Average precision": ["AP", "AP50", "AP75"],
-        "Average precision by object size": ["APs", "APm", "APl"],
-        "Learning rate": ["lr"],
-        "Gradient norm, before clipping": ["grad_norm"],
-    }
-    figures = []
-    for title, names in groups.items():
-        curves = {name: history[name] for name in names if name in history}
-        curves = {name: values for name, values in curves.items() if not all(map(math.isnan, values))}
-        if curves:
-            figures.append(page.figure(charts.line_chart(title, history["epoch"], curves), title))
-    return page.section("Training", page.grid(figures))
-
-
-def results(evaluation: Evaluation) -> str:
-    """Tabulate the 12 numbers and the classes."""
-    numbers = [[name, share(value), MEANINGS[name]] for name, value in evaluation.metrics.items()]
-    classes = [
-        [one.category.name, f"{one.objects:,}", share(one.AP), share(one.AP50)]
-        for one in evaluation.categories
-    ]
-    tables = [
-        page.table(["metric", "value", "meaning"], numbers, numeric={1}),
-        page.table(["class", "objects", "AP", "AP50"], classes, numeric={1, 2, 3}),
-    ]
-    note = "A hyphen stands where the data have no such object, so that nothing can be measured."
-    return page.section("Results", page.grid(tables) + page.paragraph(note))
-
-
-def mistakes(evaluation: Evaluation) -> str:
-    """Draw precision against recall, and what is taken for what."""
-    agreement = evaluation.agreement
-    figures = [
-        page.figure(charts.precision_recall_chart(evaluation), "Precision against recall, by class"),
-        page.figure(
-            charts.confusion_chart(evaluation),
-            "Confusion matrix",
-            wide=len(evaluation.categories) > charts.FEW,
+def unreadable_images(run_dir: Path, evaluation: Evaluation) -> list[tuple[str, str]]:
+    """Return when and why images of a run could not be read, and were therefore left out."""
+    path = run_dir / VALIDATION
+    splits = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return [
+        *(
+            (f"before the run ({name})", place)
+            for name, split in splits.items()
+            for finding in split["findings"]
+            if finding["kind"] in UNREADABLE
+            for place in finding["places"]
         ),
+        *(("during the run", reason) for reason in read_record(run_dir).lost.values()),
+        *(("in the evaluation", reason) for reason in evaluation.unreadable.values()),
     ]
-    counts = page.table(
-        ["mistake", "missed objects", "false alarms"], evaluation.mistake_rows(), numeric={1, 2}
-    )
-    note = (
-        f"Mistakes and confusion matrix: detections that score at least {share(agreement.threshold)}, the "
-        f"threshold with the best F1 ({share(agreement.f1)}: precision {share(agreement.precision)}, recall "
-        f"{share(agreement.recall)}), matched to objects at IoU {MATCH_IOU}. Chosen on these very images: "
-        "expect a little less on new ones."
-    )
-    meanings = page.table(
-        ["mistake", "what it is"], [[reason, REASON_MEANINGS[reason]] for reason in REASONS]
-    )
-    tables = page.grid([counts, meanings])
-    return page.section("Where it goes wrong", page.grid(figures) + tables + page.paragraph(note))

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from html import escape
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from querybox import notebook
 from querybox.checkpoints.find import BEST, LAST
 from querybox.data import DetectionData, train_loader
 from querybox.detector import Detector
 from querybox.fast.memory import freed_memory_kept
+from querybox.html import render
 from querybox.report import write_report
 from querybox.training.data import read_data
 from querybox.training.display import Display
@@ -41,10 +40,8 @@ class TrainResult:
     """Its COCO numbers on the validation data; empty if there are none."""
 
     def _repr_html_(self) -> str:
-        """Show in Jupyter where the run is, and its numbers."""
-        numbers = [notebook.share(value) for value in self.metrics.values()]
-        place = f"<p>The run is in {escape(str(self.run_dir))}</p>"
-        return place + (notebook.table(list(self.metrics), [numbers]) if numbers else "")
+        """Show the run's folder and its metrics in Jupyter."""
+        return render("notebook/training.html", result=self)
 
 
 @named_deaths()

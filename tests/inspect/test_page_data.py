@@ -1,4 +1,4 @@
-"""What the page carries. What it does with that is tested in test_page.py."""
+"""What the page carries. What it does with that is tested in test_page_browser.py."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from querybox.detector import Detector
 from querybox.errors import ConfigError
 from querybox.inspect import Trace
 from querybox.inspect.attention import AttentionMaps, AttentionPoints
-from querybox.inspect.report import choose_queries, write_page
+from querybox.inspect.page import select_queries, write_page
 from querybox.structures import ImageBatch, Target
 
 PIXELS = torch.randint(0, 256, (3, 100, 140), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
@@ -66,7 +66,7 @@ def trace(detr: Detector, target: Target) -> Trace:
 
 
 def test_the_file_loads_and_runs_nothing_else(trace: Trace, tmp_path: Path) -> None:
-    write_page(tmp_path / "a.html", [trace], title="<b>%%DATA%%")
+    write_page(tmp_path / "a.html", [trace], title="<b>{{ data }}")
     text = (tmp_path / "a.html").read_text()
     page = Page(text)
     assert page.policy.startswith(
@@ -74,7 +74,7 @@ def test_the_file_loads_and_runs_nothing_else(trace: Trace, tmp_path: Path) -> N
     )
     assert page.addresses == []
     assert "<b>" not in text
-    assert "&lt;b&gt;%%DATA%%" in text
+    assert "&lt;b&gt;{{ data }}" in text
     assert "</script><b>dog" in read(tmp_path / "a.html")[0]["classes"]
 
 
@@ -94,7 +94,7 @@ def test_maps_are_the_attention_in_255_steps(trace: Trace, tmp_path: Path) -> No
         assert isinstance(look, AttentionMaps)
         mean = unpacked(shown["steps"]) * unpacked(shown["peaks"])[:, None] / 255
         assert np.abs(mean - look.weights().mean(0).numpy()).max() <= mean.max() / 500
-        assert shown["places"] == shown["grid"] == [height, width]
+        assert shown["cells"] == shown["grid"] == [height, width]
 
 
 def test_points_are_the_attention(relative: Detector, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_points_are_the_attention(relative: Detector, tmp_path: Path) -> None:
         )
         assert np.abs(weights[layer] - exact.flatten(2).numpy()).max() <= 1 / 500
     (cells,) = image["encoder"]
-    assert unpacked(cells["steps"]).shape[2] == cells["places"][0] * cells["places"][1]
+    assert unpacked(cells["steps"]).shape[2] == cells["cells"][0] * cells["cells"][1]
 
 
 def test_numbers_are_exact(trace: Trace, tmp_path: Path) -> None:
@@ -127,14 +127,14 @@ def test_numbers_are_exact(trace: Trace, tmp_path: Path) -> None:
     matched = [[trace.ranking[place] for place in layer] for layer in objects["matched"]]
     assert matched == comparison.matched.tolist()
     assert np.array_equal(unpacked(image["boxes"]), trace.boxes[:, trace.ranking].numpy())
-    sums = unpacked(image["scores"]).sum(2) + unpacked(image["nothing"])
+    sums = unpacked(image["scores"]).sum(2) + unpacked(image["no_object"])
     assert np.abs(sums - 1).max() < 1e-5
 
 
 def test_matched_queries_are_always_told_of(trace: Trace) -> None:
     comparison = trace.comparison
     assert comparison is not None
-    chosen = choose_queries(trace, 1)
+    chosen = select_queries(trace, 1)
     assert set(chosen) == {trace.ranking[0], *comparison.matched.flatten().tolist()}
     assert chosen == [query for query in trace.ranking if query in chosen]
 
@@ -143,8 +143,8 @@ def test_large_maps_make_it_fewer_maps_and_cells(
     trace: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cells = trace.grids[0][0] * trace.grids[0][1]
-    monkeypatch.setattr("querybox.inspect.report.CROSS_BYTES", 3 * 3 * 4 * cells)  # of three queries
-    monkeypatch.setattr("querybox.inspect.report.ENCODER_BYTES", cells * cells - 1)
+    monkeypatch.setattr("querybox.inspect.page.CROSS_BYTES", 3 * 3 * 4 * cells)  # of three queries
+    monkeypatch.setattr("querybox.inspect.page.ENCODER_BYTES", cells * cells - 1)
     write_page(tmp_path / "a.html", [trace])
     (image,) = read(tmp_path / "a.html")
     assert image["queries"] == trace.ranking
@@ -155,7 +155,7 @@ def test_large_maps_make_it_fewer_maps_and_cells(
     assert told == [query for query in trace.ranking if query in {*matched, best}]
     assert unpacked(image["cross"]["steps"]).shape == (3, 4, 3, cells)
     ((height, width),) = trace.grids
-    assert image["encoder"][0]["places"] == [-(-height // 2), -(-width // 2)]
+    assert image["encoder"][0]["cells"] == [-(-height // 2), -(-width // 2)]
 
 
 def test_an_image_without_objects_or_encoder_layers(padded: ImageBatch, tmp_path: Path) -> None:

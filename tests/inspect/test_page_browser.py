@@ -12,10 +12,10 @@ from torch.testing import assert_close
 
 from querybox.detector import Detector
 from querybox.inspect import Trace
-from querybox.inspect.report import write_page
+from querybox.inspect.page import write_page
 from querybox.structures import Target
 
-SAID = "document.querySelector('#said')?.textContent"
+DESCRIPTION = "document.querySelector('#description')?.textContent"
 PIXELS = torch.randint(0, 256, (3, 96, 128), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
 
 
@@ -35,7 +35,7 @@ def browser(trace: Trace, detr: Detector, tmp_path_factory: pytest.TempPathFacto
     deformable.preprocessing = detr.preprocessing
     write_page(folder / "page.html", [trace, detr.trace(PIXELS), deformable.trace(PIXELS)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("querybox.inspect.report.CROSS_BYTES", 1)
+        patch.setattr("querybox.inspect.page.CROSS_BYTES", 1)
         write_page(folder / "one_map.html", [detr.trace(PIXELS)])
     with chromium(program, folder / "profile") as page:
         page.folder = folder  # type: ignore[attr-defined]
@@ -50,20 +50,20 @@ def page(browser: Page) -> Iterator[Page]:
     browser.size(1200, 900)
     browser.scheme("light")
     path = browser.folder / "page.html"  # type: ignore[attr-defined]
-    browser.open(path, SAID)
+    browser.open(path, DESCRIPTION)
     yield browser
     assert browser.errors == []
     assert {url.partition(":")[0] for url in browser.requests} <= {"file", "data"}
     assert [url for url in browser.requests if url.startswith("file:")] == [path.as_uri()]
 
 
-def heat(page: Page) -> str:
+def heatmap(page: Page) -> str:
     """The overlay's pixels."""
-    return str(page.run("document.querySelector('#heat').toDataURL()"))
+    return str(page.run("document.querySelector('#heatmap').toDataURL()"))
 
 
-def said(page: Page) -> str:
-    return str(page.run(SAID))
+def description(page: Page) -> str:
+    return str(page.run(DESCRIPTION))
 
 
 def choose(page: Page, select: str, index: int) -> None:
@@ -74,43 +74,43 @@ def choose(page: Page, select: str, index: int) -> None:
 
 
 def test_choosing_a_query_changes_the_overlay(page: Page, trace: Trace) -> None:
-    first, words = heat(page), said(page)
-    assert words.startswith(f"Query {trace.ranking[0]} after layer 3 of 3: ")
+    first, words = heatmap(page), description(page)
+    assert words.startswith(f"Query {trace.ranking[0]} after decoder layer 3 of 3: ")
     choose(page, "query", 3)
-    assert heat(page) != first
-    assert said(page).startswith(f"Query {trace.ranking[3]} after layer 3 of 3: ")
+    assert heatmap(page) != first
+    assert description(page).startswith(f"Query {trace.ranking[3]} after decoder layer 3 of 3: ")
     score = trace.scores[2, trace.ranking[3]].max()
     assert f"{100 * score:.1f} %" in page.run("document.querySelector('#classes').textContent")
     assert page.run("document.querySelectorAll('#marks [data-box=layer]').length") == 2 * 2  # each twice
-    assert page.run("document.querySelectorAll('#moves tr').length") == 1 + 3
+    assert page.run("document.querySelectorAll('#boxes tr').length") == 1 + 3
 
 
 def test_the_overlay_is_the_attention_of_layer_and_head(page: Page, trace: Trace) -> None:
     page.click("[data-tile='1 2']")
-    assert "after layer 2 of 3" in said(page)
-    assert "With head 3" in said(page)
+    assert "after decoder layer 2 of 3" in description(page)
+    assert "Attention of head 3 peaks at" in description(page)
     look = trace.decoder_cross_attention[1]
     weights = look.weights([trace.ranking[0]])[2, 0]  # type: ignore[union-attr]
     darkness = page.run(
-        "(() => { const c = document.querySelector('#heat');"
+        "(() => { const c = document.querySelector('#heatmap');"
         " const cells = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
         " return Array.from(cells).filter((_, i) => i % 4 === 3) })()"
     )
     wanted = 190 * (1 - (weights / weights.max()).sqrt())
     assert_close(torch.tensor(darkness).float(), wanted, rtol=0, atol=13)  # a root of steps of 1 / 255
-    share = f"({100 * weights.max():.1f} %)"
-    assert share in said(page)
-    everything = "shareInside(crossLook(image, 1, 2, 0), [0.5, 0.5, 1, 1])"
+    share = f"with {100 * weights.max():.1f} %;"
+    assert share in description(page)
+    everything = "shareInside(crossAttention(image, 1, 2, 0), [0.5, 0.5, 1, 1])"
     assert page.run(everything) == 1  # no more than all of it, for all that steps are rounded
 
 
 def test_a_click_on_a_box_chooses_its_query(page: Page, trace: Trace) -> None:
     place = page.run(
-        "(() => { const [x, y] = boxOf(chosen.layer, image.queries.length - 1); return { x, y } })()"
+        "(() => { const [x, y] = boxOf(state.layer, image.queries.length - 1); return { x, y } })()"
     )
     page.click("#stage", place["x"], place["y"])
     inside = page.run(
-        "(() => { const b = edges(boxOf(chosen.layer, chosen.query)); return [b.left, b.right, b.top, b.bottom] })()"
+        "(() => { const b = edges(boxOf(state.layer, state.query)); return [b.left, b.right, b.top, b.bottom] })()"
     )
     assert inside[0] <= place["x"] <= inside[1]
     assert inside[2] <= place["y"] <= inside[3]
@@ -120,13 +120,13 @@ def test_pointing_shows_encoder_attention(page: Page, trace: Trace) -> None:
     page.click("[value=cells]")
     height, width = trace.grids[0]
     page.hover("#stage", 0.5 / width, 0.5 / height)
-    corner = heat(page)
-    assert f"column 1 of {width}, row 1 of {height}. In encoder layer 2" in said(page)
+    corner = heatmap(page)
+    assert f"column 1 of {width}, row 1 of {height}. Its attention in encoder layer 2, " in description(page)
     weights = trace.encoder_attention[1].weights([0]).mean(0)[0]  # type: ignore[union-attr]
-    assert f"({100 * weights.max():.1f} %)" in said(page)
+    assert f"with {100 * weights.max():.1f} %." in description(page)
     page.hover("#stage", 0.99, 0.99)
-    assert f"column {width} of {width}, row {height} of {height}." in said(page)
-    assert heat(page) != corner
+    assert f"column {width} of {width}, row {height} of {height}." in description(page)
+    assert heatmap(page) != corner
 
 
 def test_a_finger_points_too(page: Page, trace: Trace) -> None:
@@ -135,8 +135,8 @@ def test_a_finger_points_too(page: Page, trace: Trace) -> None:
     page.click("[value=cells]")
     page.run("document.querySelector('#stage').scrollIntoView()")
     page.tap("#stage", 0.99, 0.01)
-    page.wait(f"{SAID}.includes('column {trace.grids[0][1]} of')")
-    assert "row 1 of" in said(page)
+    page.wait(f"{DESCRIPTION}.includes('column {trace.grids[0][1]} of')")
+    assert "row 1 of" in description(page)
     assert page.run("document.documentElement.scrollWidth") <= 390
     page.call("Emulation.setTouchEmulationEnabled", enabled=False)
 
@@ -173,33 +173,33 @@ def test_everything_works_by_keyboard(page: Page, trace: Trace) -> None:
     page.run("document.querySelector('#stage').focus()")
     page.press("ArrowDown")
     page.press("ArrowLeft")
-    assert said(page).startswith(f"Query {trace.ranking[1]} after layer 2 of 3")
+    assert description(page).startswith(f"Query {trace.ranking[1]} after decoder layer 2 of 3")
     page.run("document.querySelector('[value=queries]').focus()")
     page.press("ArrowRight")
-    assert said(page).startswith("Cell at")
+    assert description(page).startswith("Cell at")
     page.press("Tab")
     assert page.run("document.activeElement.id") == "stage"
-    before = said(page)
+    before = description(page)
     page.press("ArrowRight")
-    assert said(page) != before
+    assert description(page) != before
     page.press("Tab")
     assert page.run("document.activeElement.id") == "encoder-layer"
     page.click("[value=matching]")
     page.run("document.querySelector('#stage').focus()")
     page.press("ArrowDown")
-    assert page.run("chosen.object") == 1
+    assert page.run("state.object") == 1
     page.run("document.querySelector('#layer').focus()")
     page.press("ArrowLeft")
-    assert said(page).startswith("Layer 1: object 2")
-    assert said(page).endswith("they are matched.")
+    assert description(page).startswith("Decoder layer 1: object 2")
+    assert " are matched; the pair costs" in description(page)
 
 
 def test_images_without_objects_and_of_relatives(page: Page) -> None:
     choose(page, "image", 1)
-    page.wait("chosen.image === 1")
+    page.wait("state.image === 1")
     assert page.run("document.querySelector('[value=matching]').disabled")
     choose(page, "image", 2)
-    page.wait("chosen.image === 2")
+    page.wait("state.image === 2")
     assert page.run("document.querySelectorAll('#marks [data-mark=point]').length") > 8
     assert "no object" not in page.run("document.querySelector('#classes').textContent")
     page.click("[value=cells]")
@@ -207,15 +207,15 @@ def test_images_without_objects_and_of_relatives(page: Page) -> None:
 
 
 def test_queries_whose_maps_found_no_room(page: Page) -> None:
-    page.open(page.folder / "one_map.html", f"{SAID} && DATA.images.length === 1")  # type: ignore[attr-defined]
-    bright = heat(page)
-    assert "it looks most at" in said(page)
+    page.open(page.folder / "one_map.html", f"{DESCRIPTION} && DATA.images.length === 1")  # type: ignore[attr-defined]
+    bright = heatmap(page)
+    assert "peaks at" in description(page)
     choose(page, "query", 1)
-    assert said(page).endswith("room for the maps of some queries only.")
-    assert heat(page) != bright
+    assert description(page).endswith("the maps of some queries only fit into it.")
+    assert heatmap(page) != bright
     assert page.run("document.querySelector('#tiles').hidden")
     choose(page, "query", 0)
-    assert heat(page) == bright
+    assert heatmap(page) == bright
     assert not page.run("document.querySelector('#tiles').hidden")
     page.requests[:] = [url for url in page.requests if not url.endswith("one_map.html")]
 

@@ -1,40 +1,40 @@
-// What lies over the image: light where something looks, boxes, lines and marks. No meaning is in a colour.
+// What is drawn over the image: attention, boxes, lines and points. Colours carry no meaning.
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** Darken a canvas where there is little weight. */
-function spotlight(canvas, look) {
-  const [height, width] = look.grid;
-  const peak = Math.max(...look.weights) || 1;
+/** Darken a canvas where there is little attention. */
+function spotlight(canvas, attention) {
+  const [height, width] = attention.grid;
+  const peak = Math.max(...attention.weights) || 1;
   canvas.width = width;
   canvas.height = height;
   const pen = canvas.getContext("2d");
   const cells = pen.createImageData(width, height);
-  look.weights.forEach((weight, cell) => { cells.data[4 * cell + 3] = 190 * (1 - Math.sqrt(weight / peak)); });
+  attention.weights.forEach((weight, cell) => { cells.data[4 * cell + 3] = 190 * (1 - Math.sqrt(weight / peak)); });
   pen.putImageData(cells, 0, 0);
 }
 
-/** Light up a small canvas where there is much weight. */
-function tile(canvas, look, ratio) {
+/** Brighten a small canvas where there is much attention. */
+function tile(canvas, attention, ratio) {
   const pen = canvas.getContext("2d");
-  if (look.points) {
+  if (attention.points) {
     canvas.width = 96;
     canvas.height = Math.max(1, Math.round(96 / ratio));
-    const peak = Math.max(...look.points.map((each) => each.weight)) || 1;
-    for (const each of look.points) {
+    const peak = Math.max(...attention.points.map((each) => each.weight)) || 1;
+    for (const each of attention.points) {
       pen.fillStyle = `rgb(255 255 255 / ${0.15 + 0.85 * (each.weight / peak)})`;
       pen.fillRect(each.x * canvas.width - 1.5, each.y * canvas.height - 1.5, 3, 3);
     }
     return;
   }
-  [canvas.height, canvas.width] = look.grid;
-  const peak = Math.max(...look.weights) || 1;
+  [canvas.height, canvas.width] = attention.grid;
+  const peak = Math.max(...attention.weights) || 1;
   const cells = pen.createImageData(canvas.width, canvas.height);
-  look.weights.forEach((weight, cell) => { cells.data.fill(255 * Math.sqrt(weight / peak), 4 * cell, 4 * cell + 3); cells.data[4 * cell + 3] = 255; });
+  attention.weights.forEach((weight, cell) => { cells.data.fill(255 * Math.sqrt(weight / peak), 4 * cell, 4 * cell + 3); cells.data[4 * cell + 3] = 255; });
   pen.putImageData(cells, 0, 0);
 }
 
-/** Marks over the image. `unit` is the width of one pixel of the screen, in those of the image. */
+/** Marks over the image. `unit` is the width of a screen pixel in image pixels. */
 class Marks {
   constructor(svg, width, height, unit) {
     Object.assign(this, { svg, width, height, unit });
@@ -50,7 +50,7 @@ class Marks {
     return element;
   }
 
-  /** A line drawn white on black, which shows on any ground. */
+  /** A white line on a black one, which is visible on any background. */
   stroke(name, attributes, thick, dash) {
     const dashes = dash ? { "stroke-dasharray": dash.map((part) => part * this.unit).join(" ") } : {};
     this.add(name, { ...attributes, class: "under", "stroke-width": (thick + 2) * this.unit });
@@ -83,15 +83,15 @@ class Marks {
     this.add("circle", { ...place, class: "filled", "stroke-width": this.unit, "data-mark": kind });
   }
 
-  /** Points whose area says their weight. */
+  /** Points whose area is proportional to their weight. */
   points(all) {
     const peak = Math.max(...all.map((each) => each.weight)) || 1;
     for (const each of all) if (each.weight > 0.02 * peak) this.dot(each.x, each.y, 1 + 6 * Math.sqrt(each.weight / peak), "point");
   }
 }
 
-/** A table of plain text; `rows` are {cells, chosen}, and a cell may be an element. */
-function fill(table, heads, rows) {
+/** Fill a table; `rows` are {cells, selected}, and a cell is a text or an element. */
+function fillTable(table, heads, rows) {
   const line = (cells, kind) => {
     const row = document.createElement("tr");
     cells.forEach((cell, place) => {
@@ -103,9 +103,9 @@ function fill(table, heads, rows) {
     });
     return row;
   };
-  const body = rows.map(({ cells, chosen }) => {
+  const body = rows.map(({ cells, selected }) => {
     const row = line(cells, "td");
-    row.classList.toggle("chosen", Boolean(chosen));
+    row.classList.toggle("selected", Boolean(selected));
     return row;
   });
   table.replaceChildren(line(heads, "th"), ...body);

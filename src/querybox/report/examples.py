@@ -1,0 +1,116 @@
+"""The images of the report: those that the detector does worst on, and those that it does best on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from querybox.data import DetectionData, ImageRecord, read_image
+from querybox.errors import ImageError
+from querybox.evaluation.draw import draw_mistakes
+from querybox.evaluation.errors import Mistakes
+from querybox.evaluation.result import Evaluation
+from querybox.html import jpeg_url
+from querybox.inspect import write_page
+from querybox.inspect.annotated import trace_record
+from querybox.modules.detector import DetectionTransformer
+
+BEST = 4
+MAX_SIDE = 800
+"""Pixels of a picture."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """An image as the report shows it."""
+
+    name: str
+    f1: float
+    """0-1, NaN if the image has neither objects nor detections."""
+    counts: str
+    """How many objects were found, and how many errors of each kind there are."""
+    urls: Mapping[str, str]
+    """Pictures by what they show; empty if the image can no longer be read."""
+    problem: str
+    """Why it cannot be read."""
+    inspector: str | None
+    """Address of its inspector page, relative to the report."""
+
+
+def worst_images(evaluation: Evaluation, data: DetectionData, count: int) -> list[ImageRecord]:
+    """Return the `count` images with the lowest F1 among those with errors, then with the most errors."""
+    f1, mistakes = evaluation.agreement.image_f1, evaluation.mistakes
+    wrong = [record for record in data.images if len(mistakes[record.id])]
+    return sorted(wrong, key=lambda record: (f1[record.id], -len(mistakes[record.id])))[:count]
+
+
+def best_images(
+    evaluation: Evaluation, data: DetectionData, worst: Sequence[ImageRecord]
+) -> list[ImageRecord]:
+    """Return the images with the highest F1 among those with objects, then with the most objects; none of `worst`."""
+    f1, excluded = evaluation.agreement.image_f1, {record.id for record in worst}
+    others = [record for record in data.images if len(record.labels) and record.id not in excluded]
+    return sorted(others, key=lambda record: (-f1[record.id], -len(record.labels)))[:BEST]
+
+
+def write_inspectors(
+    folder: Path,
+    detector: DetectionTransformer,
+    records: Sequence[ImageRecord],
+    data: DetectionData,
+    each: Callable[[ImageRecord], object],
+) -> dict[int, str]:
+    """Write an inspector page of each image into ``inspect`` in the folder.
+
+    Returns:
+        The address of each page relative to the folder, by image id. Images that can no longer be read have none.
+    """
+    (folder / "inspect").mkdir(exist_ok=True)
+    pages = {}
+    for number, record in enumerate(records, 1):
+        try:
+            trace = trace_record(detector, record, data)
+        except ImageError:  # the report says so
+            continue
+        address = f"inspect/worst_{number:02}.html"  # safe, whatever the image is called
+        write_page(folder / address, [trace], title=f"Inspector: {record.path.name}")
+        pages[record.id] = address
+        each(record)
+    return pages
+
+
+def make_example(evaluation: Evaluation, record: ImageRecord, inspector: str | None = None) -> Example:
+    """Draw the objects and the detections of an image."""
+    mistakes = evaluation.mistakes[record.id]
+    detections = evaluation.detections[record.id].above(evaluation.agreement.threshold)
+    urls, problem = {}, ""
+    try:
+        image = read_image(record.path, (record.height, record.width))
+    except ImageError as error:
+        problem = str(error)
+    else:
+        objects, found = draw_mistakes(image, record, detections, mistakes)
+        urls = {"Objects": jpeg_url(objects, MAX_SIDE), "Detections": jpeg_url(found, MAX_SIDE)}
+    return Example(
+        name=record.path.name,
+        f1=evaluation.agreement.image_f1[record.id],
+        counts=count_errors(mistakes),
+        urls=urls,
+        problem=problem,
+        inspector=inspector,
+    )
+
+
+def count_errors(mistakes: Mistakes) -> str:
+    """Return, in words, how many objects of an image were found and how many errors of each kind there are."""
+    parts = [f"{mistakes.right} found"]
+    for name, reasons in (
+        ("missed", [miss.reason for miss in mistakes.misses]),
+        ("false positives", [alarm.reason for alarm in mistakes.false_alarms]),
+    ):
+        if reasons:
+            counts = ", ".join(f"{count} {reason}" for reason, count in Counter(reasons).most_common())
+            parts.append(f"{len(reasons)} {name} ({counts})")
+    return "; ".join(parts) + "."
