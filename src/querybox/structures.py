@@ -201,13 +201,13 @@ class Predictions:
 
     def scores(self) -> Float[Tensor, "B Q C"]:
         """Return the probability of each class, 0-1, by label."""
-        logits = self.logits.float()  # [B, Q, K]
+        logits = at_least_float32(self.logits)  # [B, Q, K]
         scores = logits.softmax(-1)[..., :-1] if self.no_object else logits.sigmoid()
         return scores if self.class_rows is None else scores[..., list(self.class_rows)]
 
     def no_object_scores(self) -> Float[Tensor, "B Q"] | None:
         """Return the probability of "no object", 0-1; None where the classes have a sigmoid each."""
-        return self.logits.float().softmax(-1)[..., -1] if self.no_object else None
+        return at_least_float32(self.logits).softmax(-1)[..., -1] if self.no_object else None
 
     def queries(self, wanted: slice) -> Predictions:
         """Return those of some queries."""
@@ -284,3 +284,8 @@ def pad(images: Sequence[UInt8[Tensor, "3 _ _"]]) -> tuple[UInt8[Tensor, "B 3 H 
         padded[:, h:] = 0
         padded[:, :h, w:] = 0
     return pixels, sizes
+
+
+def at_least_float32(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Return `x` in float32, or in float64 if it is: half precision is too coarse for scores, boxes and losses."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -87,7 +87,29 @@ def test_counts_are_averaged_over_processes(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda counts: counts.add_(torch.tensor([1.0, 9.0])))
-    assert torch.stack(mean_over_processes(3, 5, torch.device("cpu"))).tolist() == [2, 7]
+    assert torch.stack(mean_over_processes(3, 5, like=torch.empty(0))).tolist() == [2, 7]
+
+
+@pytest.mark.parametrize(
+    ("precision", "computed"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_losses_are_in_float32_at_least(precision: torch.dtype, computed: torch.dtype) -> None:
+    output, targets = case([3, 0, 2])
+    layers = tuple(
+        Predictions(logits=layer.logits.to(precision), boxes=layer.boxes.to(precision))
+        for layer in output.layers
+    )
+    exact = tuple(Predictions(logits=layer.logits.double(), boxes=layer.boxes.double()) for layer in layers)
+    losses = Criterion()(DetectorOutput(layers=layers), targets)
+    wanted = Criterion()(DetectorOutput(layers=exact), targets)
+    for name, loss in losses.items():
+        assert loss.dtype == computed, name
+        assert_close(loss.double(), wanted[name], rtol=torch.finfo(computed).eps * 16, atol=0.0, msg=name)
 
 
 def test_images_without_objects_are_negatives() -> None:

@@ -1,9 +1,11 @@
-"""The reference of the system that a test module names as `SYSTEM`, and querybox's pass over the same input."""
+"""The reference of the system that a test module names as `SYSTEM`, and querybox's pass over the same input in float64.
+
+Each system has one test module, so each pass is made once a session.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,18 +14,7 @@ import torch
 from references import REFERENCE, Run, pseudo_weights, public_state
 from torch import Tensor
 
-from querybox import Criterion, Detector, ImageBatch, Target
-
-STAGES = ("backbone", "neck", "encoder", "encoder.position", "decoder.norm")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def two_threads() -> Iterator[None]:
-    """The reference was computed with two: with one, convolutions round differently, by 1e-4 in a gradient's norm."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+from querybox import Detector, ImageBatch, Target
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +31,7 @@ def theirs(request: pytest.FixtureRequest) -> dict[str, Tensor]:
 def detector(
     request: pytest.FixtureRequest, theirs: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory
 ) -> Detector:
-    """Read from a file as the system itself would write it."""
+    """Read from a file as the system itself would write it; in float64."""
     file = tmp_path_factory.mktemp("public") / "checkpoint.pth"
     torch.save({"model": theirs}, file)
     if request.module.SYSTEM == "huggingface":  # as the reference was computed
@@ -48,7 +39,7 @@ def detector(
         file.with_name("config.json").write_text(json.dumps(config))
     detector = Detector.load(file)
     file.unlink()
-    return detector
+    return detector.double()
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +51,7 @@ def batch(golden: dict[str, Any]) -> ImageBatch:
     for image, mask, (h, w) in zip(images, padding_mask, sizes.tolist(), strict=True):
         mask[:h, :w] = False
         image[:, mask] = 0.0
-    return ImageBatch(images=images, padding_mask=padding_mask, sizes=sizes)
+    return ImageBatch(images=images.double(), padding_mask=padding_mask, sizes=sizes)
 
 
 @pytest.fixture(scope="module")
@@ -75,17 +66,5 @@ def targets(golden: dict[str, Any]) -> list[Target]:
 
 
 @pytest.fixture(scope="module")
-def run(detector: Detector, batch: ImageBatch, targets: list[Target]) -> Iterator[Run]:
-    stages: dict[str, Any] = {}
-    handles = [
-        detector.get_submodule(name).register_forward_hook(
-            lambda _m, _i, result, name=name: stages.update({name: result})
-        )
-        for name in STAGES
-    ]
-    output = detector(batch)
-    losses = Criterion()(output, targets)
-    torch.stack(list(losses.values())).sum().backward()
-    yield Run(detector, output, stages, losses)
-    for handle in handles:
-        handle.remove()
+def run(detector: Detector, batch: ImageBatch, targets: list[Target]) -> Run:
+    return Run.of(detector, batch, targets)

@@ -23,7 +23,7 @@ from querybox.modules.backbone import Backbone
 from querybox.modules.blocks import FeedForward
 from querybox.modules.deformable_attention import DeformableAttention
 from querybox.modules.detector import DetectionTransformer
-from querybox.structures import Levels
+from querybox.structures import Levels, at_least_float32
 
 
 def for_training(detector: DetectionTransformer) -> DetectionTransformer:
@@ -180,7 +180,7 @@ class SparseDeformableAttention(DeformableAttention):
     def weigh(self, query: Float[Tensor, "B Q D"]) -> Float[Tensor, "B Q heads L P"]:
         """Return how much each place counts."""
         weight = self.weight(query).unflatten(2, (self.heads, -1))  # [B, Q, heads, L P]
-        return Softmax.apply(full(weight)).unflatten(3, (self.levels, self.points))
+        return Softmax.apply(at_least_float32(weight)).unflatten(3, (self.levels, self.points))
 
     def look(
         self,
@@ -190,15 +190,10 @@ class SparseDeformableAttention(DeformableAttention):
         weight: Float[Tensor, "B Q heads L P"],
     ) -> Float[Tensor, "B Q D"]:
         """Return what is seen at the places."""
-        table = bordered(full(value), levels.shapes, self.heads)
-        rows, shares = corners(full(places), weight, levels, apart=0)
+        table = bordered(at_least_float32(value), levels.shapes, self.heads)
+        rows, shares = corners(at_least_float32(places), weight, levels, apart=0)
         mixed = WeightedRows.apply(rows.flatten(1, 2), table, shares.flatten(1, 2))  # [B, Q heads, D / heads]
         return mixed.view(*places.shape[:2], -1)
-
-
-def full(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Return `x` in float32 at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def sparse(plain: DeformableAttention) -> DeformableAttention:

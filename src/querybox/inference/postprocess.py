@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from querybox.boxes import to_xyxy
-from querybox.structures import Predictions
+from querybox.structures import Predictions, at_least_float32
 
 
 def postprocess(
@@ -31,7 +31,8 @@ def postprocess(
     scores, labels, query = best_answers(predictions, top_k)
     height, width = sizes.to(scores).unbind(1)
     limits = torch.stack([width, height, width, height], dim=1)[:, None]  # [B, 1, 4]
-    boxes_xyxy = to_xyxy(predictions.boxes.float()).gather(1, query[..., None].expand(-1, -1, 4)) * limits
+    boxes = at_least_float32(predictions.boxes)  # [B, Q, 4]
+    boxes_xyxy = to_xyxy(boxes).gather(1, query[..., None].expand(-1, -1, 4)) * limits
     if clip_boxes:
         boxes_xyxy = boxes_xyxy.clamp(min=0).minimum(limits)
     return scores, labels, boxes_xyxy

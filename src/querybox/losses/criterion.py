@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from querybox.boxes import iou_and_giou, to_xyxy
 from querybox.losses.classification import Classification, Softmax
 from querybox.losses.matcher import HungarianMatcher
-from querybox.structures import DetectorOutput, Matches, Predictions, Target
+from querybox.structures import DetectorOutput, Matches, Predictions, Target, at_least_float32
 
 
 class Criterion(nn.Module):
@@ -58,7 +58,8 @@ class Criterion(nn.Module):
         """Return ``loss_cls, loss_bbox, loss_iou`` of the last layer and ``d0.loss_cls ...`` of the others.
 
         Those of the encoder's proposals are ``enc_loss_cls ...``, those of denoising ``dn_loss_cls, d0.dn_loss_cls
-        ...``. The loss to back-propagate is their sum. All is computed in float32.
+        ...``. The loss to back-propagate is their sum. All is computed in float32, or in
+        float64 where the predictions are.
 
         Raises:
             NonFiniteError: A prediction is NaN or infinite; there is nothing to match.
@@ -81,10 +82,10 @@ class Criterion(nn.Module):
         prefix: str = "",
     ) -> dict[str, Float[Tensor, ""]]:
         """Return the losses of some predictions, matched here unless their `matches` are known."""
-        logits = torch.stack([layer.logits for layer in layers]).float()  # [L, B, Q, K]
-        boxes = torch.stack([layer.boxes for layer in layers]).float()  # [L, B, Q, 4]
+        logits = at_least_float32(torch.stack([layer.logits for layer in layers]))  # [L, B, Q, K]
+        boxes = at_least_float32(torch.stack([layer.boxes for layer in layers]))  # [L, B, Q, 4]
         labels = torch.cat([target.labels for target in targets])  # [N]
-        objects = torch.cat([target.boxes for target in targets])  # [N, 4]
+        objects = torch.cat([target.boxes for target in targets]).to(boxes.dtype)  # [N, 4]
         matches = matches or self.matcher(logits, boxes, targets)
 
         found = matches.object.expand(len(layers), -1)  # [L, M]
@@ -92,7 +93,7 @@ class Criterion(nn.Module):
             found
         )  # places in A = B Q queries
         positives, negatives = mean_over_processes(
-            len(matches.image), logits[0, ..., 0].numel() - len(matches.image), logits.device
+            len(matches.image), logits[0, ..., 0].numel() - len(matches.image), like=logits
         )
         answered = boxes.flatten(1, 2).gather(1, answers[..., None].expand(-1, -1, 4))  # [L, M, 4]
         wanted = objects[found]  # [L, M, 4]
@@ -110,11 +111,14 @@ class Criterion(nn.Module):
 
 
 def mean_over_processes(
-    positives: int, negatives: int, device: torch.device
+    positives: int, negatives: int, *, like: Tensor
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Average two counts over the processes of a distributed run, so that they weigh every object alike."""
+    """Average two counts over the processes of a distributed run, so that they weigh every object alike.
+
+    They come in the type and on the device of `like`.
+    """
     # Filled on the device: a copy from the host would wait for the device.
-    mean = torch.stack([torch.full((), float(count), device=device) for count in (positives, negatives)])
+    mean = torch.stack([like.new_full((), float(count)) for count in (positives, negatives)])
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(mean)
         mean /= torch.distributed.get_world_size()

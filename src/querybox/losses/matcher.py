@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from querybox.boxes import giou, to_xyxy
 from querybox.errors import NonFiniteError
 from querybox.losses.classification import Classification, Softmax
-from querybox.structures import Matches, Target
+from querybox.structures import Matches, Target, at_least_float32
 
 
 class HungarianMatcher(nn.Module):
@@ -60,9 +60,10 @@ class HungarianMatcher(nn.Module):
     ) -> dict[str, Float[Tensor, "L B G Q"]]:
         """Return what the cost is the sum of, weighted: ``class``, ``box`` and ``giou``."""
         labels = pad_sequence([target.labels for target in targets], batch_first=True)  # [B, G]
+        found = at_least_float32(boxes)  # [L, B, Q, 4]
         wanted = pad_sequence([target.boxes for target in targets], batch_first=True)  # [B, G, 4]
-        found = boxes.float()  # [L, B, Q, 4]
-        judged = self.classification.cost(logits.float()).transpose(2, 3)  # [L, B, K, Q]
+        wanted = wanted.to(found.dtype)
+        judged = self.classification.cost(at_least_float32(logits)).transpose(2, 3)  # [L, B, K, Q]
         of_class = labels[None, :, :, None].expand(len(logits), -1, -1, logits.shape[2])
         judged = judged.gather(2, of_class)  # [L, B, G, Q]
         distance = torch.cdist(wanted, found, p=1)  # [L, B, G, Q]
