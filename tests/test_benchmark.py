@@ -20,7 +20,7 @@ from querybox.benchmark import (
     photo_size,
 )
 from querybox.cli import main
-from querybox.cli.benchmark import table
+from querybox.cli.benchmark import results_table
 from querybox.detector import Detector
 from querybox.errors import CheckpointError, ConfigError
 from querybox.structures import Preprocessing
@@ -113,7 +113,7 @@ def test_the_table() -> None:
         engines=(engine,),
     )
     console = Console(width=160, record=True, file=io.StringIO())
-    console.print(table(result))
+    console.print(results_table(result))
     shown = console.export_text()
     assert "batch 2 of 60x80, cpu, 2 threads, 41.00 M parameters, 172.0 GFLOPs an image" in shown
     cells = [cell.strip() for line in shown.splitlines() if "model[1]" in line for cell in line.split("│")]

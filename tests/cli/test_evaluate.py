@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from querybox.cli.evaluate import number
-
 
 def test_prints_tables_and_writes_files(run: Any, model: Path, photos: Path, tmp_path: Path) -> None:
     code, out, err = run("evaluate", model, photos, "--split", "val", "--output", "scores")
@@ -51,11 +49,6 @@ def test_in_half_precision(run: Any, model: Path, photos: Path) -> None:
     code, out, err = run("evaluate", model, photos, "--split", "val", "--precision", "bf16")
     assert (code, err) == (0, "")
     assert "2 objects in 2 images" in out
-
-
-def test_what_cannot_be_measured_is_a_dash() -> None:
-    assert number(float("nan")) == "-"
-    assert number(0.12345) == "0.123"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from querybox.cli.tables import table
 from querybox.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def benchmark(
     if as_json:
         print(json.dumps(dataclasses.asdict(result), indent=2))
     else:
-        Console().print(table(result))
+        Console().print(results_table(result))
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -74,11 +75,8 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def table(result: BenchmarkResult) -> Table:
-    """Show one line an engine, and above what they have in common."""
-    from rich.markup import escape
-    from rich.table import Table
-
+def results_table(result: BenchmarkResult) -> Table:
+    """Show one row per engine; the title is what they have in common."""
     facts = [
         f"batch {result.batch_size} of {result.size[0]}x{result.size[1]}",
         result.device,
@@ -86,18 +84,16 @@ def table(result: BenchmarkResult) -> Table:
     ]
     if result.parameters is not None and result.flops is not None:
         facts += [f"{result.parameters / 1e6:.2f} M parameters", f"{result.flops / 1e9:.1f} GFLOPs an image"]
-    shown = Table(title=", ".join(facts), title_justify="left")
-    shown.add_column("engine")
-    for heading in ("ms a batch", "quartiles", "images / s", "peak memory, MB", "load, s"):
-        shown.add_column(heading, justify="right")
-    for each in result.engines:
-        low, high = each.quartiles
-        shown.add_row(
-            escape(each.name),
+    rows = [
+        (
+            each.name,
             f"{1e3 * each.seconds:.1f}",
-            f"{1e3 * low:.1f} - {1e3 * high:.1f}",
+            " - ".join(f"{1e3 * quartile:.1f}" for quartile in each.quartiles),
             f"{each.images_per_second:.2f}",
             "-" if each.peak_memory is None else f"{each.peak_memory / 1e6:.0f}",
             f"{each.load_seconds:.2f}",
         )
-    return shown
+        for each in result.engines
+    ]
+    heads = ["engine", "ms a batch", "quartiles", "images / s", "peak memory, MB", "load, s"]
+    return table(", ".join(facts), heads, rows, numeric=range(1, 6))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from querybox.cli.model import Precision
+from querybox.cli.tables import table
 from querybox.errors import ConfigError
+from querybox.html import metric
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -91,47 +92,21 @@ def evaluate(
 
 
 def metrics_table(evaluation: Evaluation) -> Table:
-    """Show the 12 COCO numbers, precision on the left, recall on the right."""
-    from rich.table import Table
-
-    table = Table(title=f"{evaluation.objects} objects in {evaluation.images} images")
-    for heading in ("precision", "recall"):
-        table.add_column(heading)
-        table.add_column("", justify="right")
-    numbers = list(evaluation.metrics.items())
+    """Show the 12 COCO metrics, precision on the left and recall on the right."""
+    numbers = [(name, metric(value)) for name, value in evaluation.metrics.items()]
     half = len(numbers) // 2
-    for (precision, p), (recall, r) in zip(numbers[:half], numbers[half:], strict=True):
-        table.add_row(precision, number(p), recall, number(r))
-    return table
+    rows = [precision + recall for precision, recall in zip(numbers[:half], numbers[half:], strict=True)]
+    title = f"{evaluation.objects:,} objects in {evaluation.images:,} images"
+    return table(title, ["precision", "", "recall", ""], rows, numeric=[1, 3])
 
 
 def classes_table(evaluation: Evaluation) -> Table:
     """Show each class."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table()
-    for heading, justify in (("class", "left"), ("objects", "right"), ("AP", "right"), ("AP50", "right")):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
-    for result in evaluation.categories:
-        name = escape(result.category.name)
-        table.add_row(name, str(result.objects), number(result.AP), number(result.AP50))
-    return table
+    return table("", ["class", "objects", "AP", "AP50"], evaluation.category_rows(), numeric=[1, 2, 3])
 
 
 def mistakes_table(evaluation: Evaluation) -> Table:
-    """Show how many objects were missed, and how many detections are false alarms, for each reason."""
-    from rich.table import Table
-
-    table = Table(title=f"mistakes at a score of {evaluation.agreement.threshold:.3f}, which has the best F1")
-    table.add_column("")
-    for heading in ("missed objects", "false alarms"):
-        table.add_column(heading, justify="right")
-    for row in evaluation.mistake_rows():
-        table.add_row(*row)
-    return table
-
-
-def number(value: float) -> str:
-    """Show a metric; a dash where the data have no object to measure it by."""
-    return "-" if math.isnan(value) else f"{value:.3f}"
+    """Show how many objects were missed and how many detections are false positives, by kind of error."""
+    title = f"errors at a score of {metric(evaluation.agreement.threshold)}, which has the best F1"
+    heads = ["", "missed objects", "false positives"]
+    return table(title, heads, evaluation.mistake_rows(), numeric=[1, 2])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from querybox.checkpoints.find import find_weights, is_model
+from querybox.cli.tables import table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -45,13 +46,7 @@ def info(target: Path | None = None, /, *, split: str | None = None) -> None:
 
 def pairs(title: str, values: Mapping[str, object]) -> Table:
     """Show names and values."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", show_header=False)
-    for name, value in values.items():
-        table.add_row(name, escape(str(value)))
-    return table
+    return table(title, ["", ""], [(name, str(value)) for name, value in values.items()])
 
 
 def installed() -> Table:
@@ -106,9 +101,6 @@ def describe_model(path: Path, loaded: Loaded) -> Table:
 
 def describe_data(path: Path, split: str | None) -> list[Table]:
     """Show the splits of a dataset, and how many objects of each class they have."""
-    from rich.markup import escape
-    from rich.table import Table
-
     from querybox.data.read import as_data_errors, find_splits, read_dataset
     from querybox.data.records import require_sound, warn
 
@@ -119,34 +111,23 @@ def describe_data(path: Path, split: str | None) -> list[Table]:
             splits = {name: require_sound(read()) for name, read in find_splits(path).items()}
         for data in splits.values():
             warn(data)
-    overview = Table(title=escape(str(path)), title_justify="left")
-    overview.add_column("split")
-    for heading in ("images", "without objects", "objects", "crowds"):
-        overview.add_column(heading, justify="right")
-    overview.add_column("faulty boxes")
+    rows = []
     for name, data in splits.items():
         crowds = sum(int(image.crowd.sum()) for image in data.images)
         empty = sum(len(image.labels) == 0 for image in data.images)
         faults = ", ".join(f"{count} {kind}" for kind, count in data.faulty_boxes.items()) or "none"
-        counts = [len(data.images), empty, data.num_objects, crowds]
-        overview.add_row(escape(name), *map(str, counts), faults)
-    return [overview, classes_table(splits)]
+        rows.append([name, *map(str, (len(data.images), empty, data.num_objects, crowds)), faults])
+    heads = ["split", "images", "without objects", "objects", "crowds", "faulty boxes"]
+    return [table(str(path), heads, rows, numeric=range(1, 5)), classes_table(splits)]
 
 
-def classes_table(splits: dict[str, DetectionData]) -> Table:
-    """Show how many objects of each class every split has; classes are told by name."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table()
-    table.add_column("id", justify="right")
-    table.add_column("class")
+def classes_table(splits: Mapping[str, DetectionData]) -> Table:
+    """Show how many objects of each class every split has; classes are told apart by id and name."""
     counts: dict[tuple[int, str], list[int]] = {}
-    for column, (name, data) in enumerate(splits.items()):
-        table.add_column(f"objects in {escape(name)}", justify="right")
+    for column, data in enumerate(splits.values()):
         for label, category in enumerate(data.categories):
             row = counts.setdefault((category.id, category.name), [0] * len(splits))
             row[column] = sum(int(((image.labels == label) & ~image.crowd).sum()) for image in data.images)
-    for (category_id, name), row in counts.items():
-        table.add_row(str(category_id), escape(name), *map(str, row))
-    return table
+    rows = [[str(category_id), name, *map(str, row)] for (category_id, name), row in counts.items()]
+    heads = ["id", "class", *(f"objects in {name}" for name in splits)]
+    return table("", heads, rows, numeric=[0, *range(2, len(heads))])

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from querybox.cli.tables import table
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -66,8 +68,10 @@ def trace(
 
 def tables(traced: Trace, queries: int) -> Iterator[Table]:
     """Show a trace."""
-    yield stages_table(traced)
-    yield answers_table(traced, traced.ranking[:queries])
+    from querybox.inspect.stages import HEADS
+
+    yield table(traced.source or "stages", HEADS, (stage.row() for stage in traced.stages), numeric=[4, 5, 6])
+    yield predictions_table(traced, traced.ranking[:queries])
     if (comparison := traced.comparison) is not None:
         yield matching_table(traced, comparison)
         for layer in range(len(comparison.cost)):
@@ -75,94 +79,71 @@ def tables(traced: Trace, queries: int) -> Iterator[Table]:
         yield losses_table(comparison)
 
 
-def table(title: str, heads: Sequence[str], numeric: int) -> Table:
-    """Return an empty table, the last `numeric` columns of which are flush right."""
-    from rich.table import Table
-
-    made = Table(title=title, title_justify="left")
-    for place, head in enumerate(heads):
-        made.add_column(head, justify="right" if place >= len(heads) - numeric else "left")
-    return made
-
-
-def stages_table(traced: Trace) -> Table:
-    """Show every stage."""
-    from rich.markup import escape
-
-    from querybox.inspect.stages import HEADS
-
-    made = table(escape(traced.source or "stages"), HEADS, 3)
-    for stage in traced.stages:
-        made.add_row(*stage.row())
-    return made
-
-
-def answers_table(traced: Trace, queries: Sequence[int]) -> Table:
-    """Show what some queries answered after every decoder layer."""
-    from rich.markup import escape
-
+def predictions_table(traced: Trace, queries: Sequence[int]) -> Table:
+    """Show the predictions of some queries after every decoder layer."""
     from querybox.boxes import to_xyxy
 
-    heads = ["query", "layer", "class", "score", "left", "top", "right", "bottom"]
-    made = table(f"the best {len(queries)} queries; boxes in pixels of the image", heads, 5)
     height, width = traced.size
     boxes = (to_xyxy(traced.boxes) * traced.boxes.new_tensor([width, height, width, height])).tolist()
     scores, labels = traced.scores.max(-1)
-    for query in queries:
+
+    def rows(query: int) -> Iterator[list[str]]:
         for layer in range(len(boxes)):
-            name = escape(traced.categories[int(labels[layer, query])].name)
+            name = traced.categories[int(labels[layer, query])].name
             edges = [f"{edge:.1f}" for edge in boxes[layer][query]]
             first = str(query) if layer == 0 else ""
-            made.add_row(first, str(layer + 1), name, f"{scores[layer, query]:.3f}", *edges)
-        made.add_section()
-    return made
+            yield [first, str(layer + 1), name, f"{scores[layer, query]:.3f}", *edges]
+
+    title = f"the best {len(queries)} queries; boxes in pixels of the image"
+    heads = ["query", "layer", "class", "score", "left", "top", "right", "bottom"]
+    return table(title, heads, *map(rows, queries), numeric=range(3, 8))
 
 
 def matching_table(traced: Trace, comparison: Comparison) -> Table:
-    """Show which query answers for each object, and what that costs."""
-    from rich.markup import escape
+    """Show which query is matched to each object, and the terms of its cost."""
 
-    terms = list(comparison.terms)
-    made = table("matching", ["object", "class", "layer", "query", *terms, "cost"], len(terms) + 1)
-    for place, label in enumerate(comparison.target.labels.tolist()):
-        for layer, query in enumerate(comparison.matched[:, place].tolist()):
-            first = [str(place), escape(traced.categories[label].name)] if layer == 0 else ["", ""]
+    def rows(index: int, label: int) -> Iterator[list[str]]:
+        for layer, query in enumerate(comparison.matched[:, index].tolist()):
+            first = [str(index), traced.categories[label].name] if layer == 0 else ["", ""]
             values = [*comparison.terms.values(), comparison.cost]
-            costs = [number(value[layer, place, query].item()) for value in values] if query >= 0 else []
-            made.add_row(*first, str(layer + 1), str(query) if query >= 0 else "none", *costs)
-        made.add_section()
-    return made
+            costs = [number(value[layer, index, query].item()) for value in values] if query >= 0 else []
+            yield [*first, str(layer + 1), str(query) if query >= 0 else "none", *costs]
+
+    sections = [rows(index, label) for index, label in enumerate(comparison.target.labels.tolist())]
+    heads = ["object", "class", "layer", "query", *comparison.terms, "cost"]
+    return table("matching", heads, *sections, numeric=range(4, len(heads)))
 
 
 def costs_table(comparison: Comparison, layer: int) -> Table:
-    """Show what every object would cost with the queries that answer in this layer."""
+    """Show what every object would cost with the queries that are matched in this layer."""
     objects = comparison.cost.shape[1]
-    answering = [query for query in comparison.matched[layer].tolist() if query >= 0][:MOST_OBJECTS]
+    matched = [query for query in comparison.matched[layer].tolist() if query >= 0][:MOST_OBJECTS]
     some = f", the first {MOST_OBJECTS} of them (--json has all)" if objects > MOST_OBJECTS else ""
     title = f"cost of objects with the queries that are matched, layer {layer + 1}{some}"
-    made = table(title, ["object", *(f"query {query}" for query in answering)], len(answering))
-    for place in range(min(objects, MOST_OBJECTS)):
-        made.add_row(
-            str(place), *(number(comparison.cost[layer, place, query].item()) for query in answering)
-        )
-    return made
+    heads = ["object", *(f"query {query}" for query in matched)]
+    rows = [
+        [str(index), *(number(comparison.cost[layer, index, query].item()) for query in matched)]
+        for index in range(min(objects, MOST_OBJECTS))
+    ]
+    return table(title, heads, rows, numeric=range(1, len(heads)))
 
 
 def losses_table(comparison: Comparison) -> Table:
-    """Show the losses of each layer as the criterion names them."""
+    """Show the losses of each layer under the names of the criterion."""
     layers = range(1, len(comparison.cost) + 1)
     prefixes = (
         {"enc_": "proposals"} | {f"d{layer - 1}.": str(layer) for layer in layers} | {"": str(layers[-1])}
     )
     kinds = ["loss_cls", "loss_bbox", "loss_iou"]
-    made = table("losses", ["layer", *kinds, "sum"], len(kinds) + 1)
-    for prefix, layer in prefixes.items():
-        if prefix + kinds[0] in comparison.losses:
-            losses = [comparison.losses[prefix + kind] for kind in kinds]
-            made.add_row(layer, *map(number, losses), number(sum(losses)))
-    return made
+    losses = {
+        layer: [comparison.losses[prefix + kind] for kind in kinds]
+        for prefix, layer in prefixes.items()
+        if prefix + kinds[0] in comparison.losses
+    }
+    rows = [[layer, *map(number, values), number(sum(values))] for layer, values in losses.items()]
+    return table("losses", ["layer", *kinds, "sum"], rows, numeric=range(1, 5))
 
 
 def number(value: float) -> str:
-    """Show a cost or a loss."""
+    """Return the text of a cost or a loss."""
     return f"{value:.6g}"
