@@ -23,7 +23,7 @@ demo: $(INSTALLED)  ## Find blood cells in test images with the shipped weights,
 
 test: $(INSTALLED)  ## Run the tests, and the code of the documentation.
 	@echo "Running the tests (some minutes on two cores) ..."
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(INSTALLED)  ## Run all that CI runs: lint, format, types, import directions, tests.
 	@echo "Linting ..."

@@ -1,6 +1,12 @@
-"""For every test: querybox is imported with its shapes checked, and the documentation's code is tests."""
+"""For every test: one thread, querybox imported with its shapes checked, and the documentation's code as tests."""
 
 from __future__ import annotations
+
+import os
+
+# One thread a process, also in the processes that tests start: two workers share two cores, and sums come out the
+# same on every machine. PyTorch reads this when it is imported.
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
 
 import hypothesis
 from documentation import enter, leave, run_commands, write_run_file
