@@ -36,10 +36,10 @@ check: $(INSTALLED)  ## Run all that CI runs: lint, format, types, import direct
 	@$(MAKE) --no-print-directory test
 
 torture: $(INSTALLED)  ## Make every fault that querybox has to survive, in its long form; a table of what happened.
-	@$(BIN)/python -m torture
+	@cd tests && ../$(BIN)/python -m torture
 
 mutants: $(INSTALLED)  ## Change the matcher and the criterion in small ways; tell which changes no test notices.
-	@$(BIN)/python -m torture.mutants
+	@cd tests && ../$(BIN)/python -m torture.mutants
 
 coverage: $(INSTALLED)  ## Measure which branches of the data, checkpoint and command-line code the tests take.
 	@$(BIN)/coverage run -m pytest -q $(COVERED)

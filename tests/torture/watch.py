@@ -36,7 +36,7 @@ LOOKING = ("open", "os.listdir", "os.scandir", "os.remove", "os.rename", "os.mkd
 """Events whose first value is a path."""
 SYSTEM = tuple(
     os.path.realpath(path)
-    for path in (sys.prefix, sys.base_prefix, Path(__file__).parent.parent, "/usr", "/proc", "/sys", "/dev")
+    for path in (sys.prefix, sys.base_prefix, Path(__file__).parents[2], "/usr", "/proc", "/sys", "/dev")
 )
 """Where Python itself, its packages and the operating system look."""
 CANARY = "executed"

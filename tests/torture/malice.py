@@ -115,7 +115,7 @@ def pickles(folder: Path, long: bool) -> Iterator[Attempt]:
                     yield Attempt(name=name, read=read, inside=inside)
 
 
-def shards(folder: Path, long: bool) -> Iterator[Attempt]:  # noqa: ARG001 - one form is enough
+def shards(folder: Path, long: bool) -> Iterator[Attempt]:
     """Weights whose parts lie elsewhere."""
     (folder / SECRET).mkdir()
     secret = folder / SECRET / "w.safetensors"

@@ -173,7 +173,7 @@ def kill_programs(folder: Path, long: bool) -> str:
     return f"killed {PROGRAMS} times: resumed each time, equal"
 
 
-def kill_a_worker(folder: Path, long: bool) -> str:  # noqa: ARG001 - one is enough
+def kill_a_worker(folder: Path, long: bool) -> str:
     """SIGKILL of a process that loads images."""
     expected, _ = reference(folder)
     settings = settings_of(folder, "worker", workers=2)
@@ -193,7 +193,7 @@ def kill_a_worker(folder: Path, long: bool) -> str:  # noqa: ARG001 - one is eno
     return f"WorkerError after {seconds:.1f} s, nobody lives on; resumed, equal"
 
 
-def leave_workers(folder: Path, long: bool) -> str:  # noqa: ARG001 - one of each kind is enough
+def leave_workers(folder: Path, long: bool) -> str:
     """SIGKILL of a run that has workers."""
     slowest = 0.0
     for method in ("fork", "forkserver"):
@@ -211,7 +211,7 @@ def leave_workers(folder: Path, long: bool) -> str:  # noqa: ARG001 - one of eac
     return f"its workers, forked or of a fork server, ended after {slowest:.1f} s"
 
 
-def vary_workers(folder: Path, long: bool) -> str:  # noqa: ARG001 - all that there is
+def vary_workers(folder: Path, long: bool) -> str:
     """The same seed with any number of workers."""
     expected, _ = reference(folder)
     for workers in (1, 2):

@@ -25,7 +25,7 @@ from torture.samples import write_coco, write_pictures, write_voc, write_yolo
 from torture.watch import CANARY, SECRET, Attempt, Ending, fresh, watched
 
 
-def bombs(folder: Path, long: bool) -> Iterator[Attempt]:  # noqa: ARG001 - one form is enough
+def bombs(folder: Path, long: bool) -> Iterator[Attempt]:
     """Small files that say they are large, or become so."""
     inside = fresh(folder, lambda _: None)
     for name, content in images_that_lie().items():
@@ -92,7 +92,7 @@ def images_that_lie() -> dict[str, bytes]:
     }
 
 
-def entities(folder: Path, long: bool) -> Iterator[Attempt]:  # noqa: ARG001 - one form is enough
+def entities(folder: Path, long: bool) -> Iterator[Attempt]:
     """XML that grows, or fetches."""
     laughs = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 10))
     secret = (folder / SECRET / "text.txt").as_uri()
@@ -116,7 +116,7 @@ def entities(folder: Path, long: bool) -> Iterator[Attempt]:  # noqa: ARG001 - o
     yield Attempt(name="XInclude", read=partial(read_dataset, inside), inside=inside, ends=("read",))
 
 
-def tags(folder: Path, long: bool) -> Iterator[Attempt]:  # noqa: ARG001 - one form is enough
+def tags(folder: Path, long: bool) -> Iterator[Attempt]:
     """YAML that makes objects, or grows."""
     laughs = "a0: &a0 [x]\n" + "".join(
         f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)
@@ -152,7 +152,7 @@ ODD = (
 """What leads elsewhere only on other systems, or for other readers; here it may also be an image that is missing."""
 
 
-def paths(folder: Path, long: bool) -> Iterator[Attempt]:  # noqa: ARG001 - one form is enough
+def paths(folder: Path, long: bool) -> Iterator[Attempt]:
     """Names in a dataset that lead out of its folder, to images that are there."""
     write_pictures(folder / SECRET)
     secret = folder / SECRET / "1.png"

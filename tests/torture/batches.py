@@ -25,7 +25,7 @@ from querybox.structures import Preprocessing
 from torture.case import Case, require
 from torture.samples import TINY
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CELLS = ROOT / "examples" / "blood_cells"
 SAMPLE = ROOT / "tests" / "data" / "coco_sample"
 MODELS = {"DINO": CELLS / "weights.safetensors", "DETR": CELLS / "detr.safetensors"}

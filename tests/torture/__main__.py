@@ -30,7 +30,7 @@ PARTS: dict[str, Sequence[Case]] = {
     "processes": processes.CASES,
 }
 """By the name of the part; each module of this package has one."""
-PAGE = Path(__file__).parent.parent / "docs" / "torture.md"
+PAGE = Path(__file__).parents[2] / "docs" / "torture.md"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

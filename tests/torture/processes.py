@@ -87,7 +87,7 @@ def stopped(pid: int) -> bool:
         return False
 
 
-def stop_one(folder: Path, long: bool) -> str:  # noqa: ARG001 - one is enough
+def stop_one(folder: Path, long: bool) -> str:
     """Ask one of two processes to stop."""
     expected = finish_two(settings_of(folder, "alone"))
     settings = settings_of(folder, "stopped")

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TARGETS = [
     ROOT / "src" / "querybox" / "losses" / f"{name}.py" for name in ("classification", "criterion", "matcher")
 ]
