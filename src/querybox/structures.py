@@ -101,8 +101,9 @@ class ImageBatch:
         device = pixels.device
         rows = torch.arange(pixels.shape[2], device=device)[:, None] < sizes[:, 0, None, None]  # [B, H, 1]
         columns = torch.arange(pixels.shape[3], device=device) < sizes[:, 1, None, None]  # [B, 1, W]
-        mean = torch.tensor(preprocessing.mean, device=device)[:, None, None]
-        std = torch.tensor(preprocessing.std, device=device)[:, None, None]
+        # non_blocking: a GPU is not waited for.
+        mean = torch.tensor(preprocessing.mean).to(device, non_blocking=True)[:, None, None]
+        std = torch.tensor(preprocessing.std).to(device, non_blocking=True)[:, None, None]
         images = pixels.to(torch.float32, memory_format=torch.contiguous_format)  # [B, 3, H, W]
         images = images.sub_(mean).div_(std)
         if padded:

@@ -57,7 +57,9 @@ class Denoising(nn.Module):
         labels = torch.cat([target.labels for target in targets])  # [N]
         boxes = torch.cat([target.boxes for target in targets])  # [N, 4]
         places = [(image, rank) for image, count in enumerate(counts) for rank in range(count)]
-        image, rank = torch.tensor(places, device=device, dtype=torch.long).view(-1, 2).unbind(1)  # [N]
+        # non_blocking: a GPU is not waited for.
+        placed = torch.tensor(places, dtype=torch.long).to(device, non_blocking=True)
+        image, rank = placed.view(-1, 2).unbind(1)  # [N]
         slot = most * torch.arange(2 * groups, device=device)[:, None] + rank  # [2 groups, N]
 
         total = 2 * groups * most

@@ -147,7 +147,10 @@ def levels_of(masks: list[Bool[Tensor, "B _ _"]]) -> Levels:
     ]
     return Levels(
         shapes=shapes,
-        sizes=torch.tensor([(w, h) for h, w in shapes], dtype=torch.float32, device=masks[0].device),
+        # non_blocking: a GPU is not waited for.
+        sizes=torch.tensor([(w, h) for h, w in shapes], dtype=torch.float32).to(
+            masks[0].device, non_blocking=True
+        ),
         valid=torch.stack(valid, 1),
         padding_mask=torch.cat([mask.flatten(1) for mask in masks], 1),
     )

@@ -205,7 +205,9 @@ class Trainer:
         late = self.settings.max_time is not None and self.seconds > self.settings.max_time
         images, lost = sum(len(part.image_ids) for part in parts), sum(len(part.lost) for part in parts)
         own = [images, lost, self.seconds, request.signal is not None, late]
-        numbers = torch.cat([torch.stack([*losses.values(), norm]), torch.tensor(own).to(norm)])
+        numbers = torch.cat(
+            [torch.stack([*losses.values(), norm]), torch.tensor(own).to(norm, non_blocking=True)]
+        )
         if self.accelerator.num_processes > 1:
             numbers = self.accelerator.reduce(numbers, "sum")
         *values, total_norm, total_images, total_lost, seconds, signalled, late_ones = numbers.tolist()

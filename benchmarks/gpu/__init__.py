@@ -1,0 +1,1 @@
+"""Measures querybox beside transformers on a GPU."""

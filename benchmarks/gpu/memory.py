@@ -1,0 +1,34 @@
+"""Peak memory on a GPU."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.models import Run
+from benchmarks.measure import Absent, Work
+
+MIB = 2**20
+
+
+def with_peak_memory(run: Run, build: Callable[[], Work]) -> Callable[[], float]:
+    """Return what does the work and answers with its peak in MiB, beyond what was in use before it was built.
+
+    Raises:
+        Absent: The device does not count its memory.
+    """
+    if run.device.type != "cuda":
+        raise Absent("needs a CUDA device")
+    gc.collect()
+    before = torch.cuda.memory_allocated(run.device)
+    work: Callable[[], Any] = build()
+
+    def peak() -> float:
+        torch.cuda.reset_peak_memory_stats(run.device)
+        work()
+        return (torch.cuda.max_memory_allocated(run.device) - before) / MIB
+
+    return peak

@@ -1,0 +1,46 @@
+"""The rows of `python -m benchmarks.gpu`, on the CPU with tiny models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import report
+from benchmarks.gpu.__main__ import line, main, without_time
+from benchmarks.measure import Row, RowResult, Side, SideResult
+
+
+def test_all_rows_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    rows = ["pipeline", "training*", "inference*", "memory*"]
+    assert main(["--device", "cpu", "--quick", "--output", str(tmp_path), *rows]) == 0
+    results = report.read(tmp_path / "results.json")
+    sides = {(row.name, side.name): side for row in results for side in row.sides}
+    assert len(results) == 1 + 3 + 3 + 3 + 3 + 3
+    for (row, name), side in sides.items():
+        if "CUDA graph" in name or row.startswith("memory"):
+            assert side.status == "absent"
+        elif name.startswith("transformers") and "dino" in row:
+            assert side.note == "transformers has no DINO R50, 4 maps"
+        else:
+            assert side.status == "measured", (row, name, side.note)
+    assert "pipeline (images/s): querybox" in capsys.readouterr().out
+    assert (tmp_path / "results.md").exists()
+
+
+def test_a_row_without_time_left_says_so() -> None:
+    row = Row(name="r", title="R", sides=[Side(name="querybox", build=lambda: list)], difference=None)
+    assert line(without_time(row)) == "r (s): querybox absent (no time was left)"
+
+
+def test_a_line_has_medians() -> None:
+    sides = [SideResult(name="a", samples=[1.0, 3.0, 2.0]), SideResult(name="b", status="failed", note="why")]
+    assert line(RowResult(name="r", title="R", unit="s", sides=sides)) == "r (s): a 2; b failed (why)"
+
+
+def test_unknown_rows_are_answered_with_the_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--device", "cpu", "--output", str(tmp_path), "no such row"]) == 1
+    assert {"tests", "pipeline", "training-dino-bf16"} <= set(capsys.readouterr().out.split())
