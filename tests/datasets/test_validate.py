@@ -34,7 +34,7 @@ def kinds(report: Any) -> dict[str, int]:
 def test_a_sound_dataset_has_no_findings(tmp_path: Path) -> None:
     path = write_coco(tmp_path, "train", IMAGES, ["cat"])
     looked: list[int] = []
-    report = querybox.validate(path, each=lambda record: looked.append(record.id))
+    report = querybox.validate(path, callback=lambda record: looked.append(record.id))
     assert report.usable
     assert kinds(report) == {}
     assert looked == [1, 2, 3, 4]

@@ -11,8 +11,8 @@ from PIL import Image
 
 from querybox.data.records import ImageRecord
 from querybox.evaluation.confusion import assign
-from querybox.evaluation.draw import draw_mistakes
-from querybox.evaluation.errors import mistakes_in
+from querybox.evaluation.draw import draw_errors
+from querybox.evaluation.errors import find_errors
 from querybox.inference.detections import Detections
 from querybox.inference.draw import PALETTE, colour_of, draw, draw_boxes, ink_on
 from querybox.structures import Category
@@ -115,7 +115,7 @@ def test_captions_can_be_read(label: int) -> None:
     assert (light + 0.05) / (dark + 0.05) >= 3
 
 
-def test_mistakes_of_objects_and_of_detections() -> None:
+def test_errors_of_objects_and_of_detections() -> None:
     record = ImageRecord(
         id=1,
         path=Path("1.jpg"),
@@ -129,14 +129,14 @@ def test_mistakes_of_objects_and_of_detections() -> None:
         areas=np.array([1e4, 3600.0, 9000.0]),
     )
     detections = found([[50, 60, 150, 160], [160, 20, 220, 80], [10, 10, 40, 40]], [0, 0, 1])
-    left, right = draw_mistakes(
-        grey(300, 200), record, detections, mistakes_in(record, detections, assign(record, detections))
+    left, right = draw_errors(
+        grey(300, 200), record, detections, find_errors(record, detections, assign(record, detections))
     )
-    captions = ["C Gürteltier", "", "Gürteltier (crowd)"]
+    captions = ["Cls Gürteltier", "", "Gürteltier (crowd)"]
     objects = draw_boxes(grey(300, 200), record.boxes_xyxy, record.labels, captions, wrong=[0])
     assert left.tobytes() == objects.tobytes()
     boxes, labels = detections.boxes_xyxy.double().numpy(), detections.labels.numpy()
-    captions = ["C cat 0.90", "", "B Gürteltier 0.50"]
+    captions = ["Cls cat 0.90", "", "Bkg Gürteltier 0.50"]
     assert right.tobytes() == draw_boxes(grey(300, 200), boxes, labels, captions, wrong=[0, 2]).tobytes()
 
 

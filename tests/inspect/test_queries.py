@@ -54,7 +54,7 @@ def view_of(boxes: list[list[float]], scores: list[float], sizes: tuple[int, int
 
 def test_every_image_has_the_answers_that_the_model_gives_for_it(detr: Detector, data: DetectionData) -> None:
     seen: list[int] = []
-    view = query_view(detr, data, batch_size=2, each=lambda record: seen.append(record.id))
+    view = query_view(detr, data, batch_size=2, callback=lambda record: seen.append(record.id))
     assert sorted(seen) == [0, 1, 2, 3]
     assert view.sizes.tolist() == [list(size) for size in SIZES]
     for place, record in enumerate(data.images):

@@ -19,7 +19,7 @@ from run_records import SPLIT, write_run
 from querybox.data.records import DetectionData, ImageRecord
 from querybox.detector import Detector
 from querybox.diagnosis.record import add_to_record
-from querybox.evaluation.errors import LETTERS
+from querybox.evaluation.errors import ABBREVIATIONS
 from querybox.evaluation.evaluate import coco_metrics
 from querybox.evaluation.result import Evaluation
 from querybox.inference.detections import Detections
@@ -222,10 +222,10 @@ def test_worst_and_best_images_are_different_ones(tmp_path: Path) -> None:
     assert [record.id for record in worst] == [1, 3]
     best = best_images(evaluation, data, worst)
     assert [record.id for record in best] == [2, 4, 5]
-    assert [record.id for record in worst_images(evaluation, data, 20)] == [1, 3, 5]  # no more have a mistake
+    assert [record.id for record in worst_images(evaluation, data, 20)] == [1, 3, 5]  # no others have errors
 
 
-def test_of_equally_bad_images_that_with_most_mistakes_is_the_worst(tmp_path: Path) -> None:
+def test_of_equally_bad_images_that_with_the_most_errors_is_the_worst(tmp_path: Path) -> None:
     data = make_data(tmp_path, images=3)
     boxes = torch.tensor([[5.0, 5.0, 30.0, 40.0]])
     one = Detections(
@@ -234,17 +234,17 @@ def test_of_equally_bad_images_that_with_most_mistakes_is_the_worst(tmp_path: Pa
     two = replace(
         one, boxes_xyxy=boxes.repeat(2, 1), scores=torch.ones(2), labels=torch.zeros(2, dtype=torch.long)
     )
-    # 0 has no object and two false alarms; 1 and 2 have one object each, of which one is found.
+    # 0 has no object and two false positives; 1 and 2 have one object each, of which one is found.
     evaluation = coco_metrics(data, {0: two, 1: one})
-    assert evaluation.agreement.image_f1 == {0: 0.0, 1: 1.0, 2: 0.0}
+    assert evaluation.operating_point.image_f1 == {0: 0.0, 1: 1.0, 2: 0.0}
     assert [record.id for record in worst_images(evaluation, data, 20)] == [0, 2]
 
 
-def test_each_image_says_its_mistakes(run_dir: Path) -> None:
+def test_each_image_lists_its_errors(run_dir: Path) -> None:
     text = read(run_dir).text
-    assert "<b>1.png: F1 0.000. 0 found; 1 missed (1 not found)." in text
+    assert "<b>1.png: F1 0.000. 0 found; false negatives: 1 missed." in text
     assert "<b>4.png: F1 1.000. 1 found." in text
-    assert all(f"{letter} {reason}" in text for reason, letter in LETTERS.items())
+    assert all(f"{short} {error_type}" in text for error_type, short in ABBREVIATIONS.items())
 
 
 def make_detector() -> Detector:
@@ -261,7 +261,12 @@ def test_worst_images_come_with_pages_to_look_inside(tmp_path: Path) -> None:
     data.images[3].path.unlink()
     seen: list[int] = []
     write_report(
-        tmp_path, measure(data), data, worst=3, detector=make_detector(), each=lambda one: seen.append(one.id)
+        tmp_path,
+        measure(data),
+        data,
+        worst=3,
+        detector=make_detector(),
+        callback=lambda one: seen.append(one.id),
     )
     page = read(tmp_path)
     links = [link for link in page.links if link not in page.images]

@@ -187,12 +187,12 @@ def make_up_ap() -> None:
 def look_at_all_slowly(seconds: float) -> None:
     """Make each image of an evaluation take longer."""
 
-    def slowly(engine: Any, images: Any, *, each: Callable[[Any], object]) -> Any:
+    def slowly(engine: Any, images: Any, *, callback: Callable[[Any], object]) -> Any:
         def late(found: Any) -> None:
             time.sleep(seconds)
-            each(found)
+            callback(found)
 
-        return detect_records(engine, images, each=late)
+        return detect_records(engine, images, callback=late)
 
     mock.patch.object(processes, "detect_records", slowly).start()
 

@@ -26,7 +26,7 @@ from querybox.errors import (
     QueryboxError,
     WorkerError,
 )
-from querybox.evaluation.evaluate import nothing_in
+from querybox.evaluation.evaluate import no_detections
 from querybox.inference.detections import Detections
 from querybox.runfile import read_run_file
 from querybox.training import RunSettings, loop, train
@@ -126,10 +126,10 @@ def test_a_signal_ends_an_evaluation_which_is_made_again(
     settings = run_settings("parts", data=data)
     seen = []
 
-    def look(engine: Any, images: Any, *, each: Callable[[Detections], object]) -> dict[int, Detections]:
+    def look(engine: Any, images: Any, *, callback: Callable[[Detections], object]) -> dict[int, Detections]:
         seen.append(images)
         signal.raise_signal(number)
-        each(nothing_in(images[0], engine.categories))
+        callback(no_detections(images[0], engine.categories))
         raise AssertionError("looked at another image")
 
     with monkeypatch.context() as patch:

@@ -70,17 +70,17 @@ def evaluate(
     dataset = read_dataset(data, split)
     output.mkdir(parents=True, exist_ok=True)
     with progress_bar(len(dataset.images)) as advance:
-        evaluation = run(detector, dataset, batch_size=batch_size, each=advance)
+        evaluation = run(detector, dataset, batch_size=batch_size, callback=advance)
     evaluation.to_json(output / "metrics.json")
     (output / "results.json").write_text(json.dumps(evaluation.to_coco()), encoding="utf-8")
     inside = detector if inspect and isinstance(detector, Detector) else None
     with progress_bar(inspect, "Looking inside") as advance:
         report = write_report(
-            output, evaluation, dataset, worst=inspect or WORST, detector=inside, each=advance
+            output, evaluation, dataset, worst=inspect or WORST, detector=inside, callback=advance
         )
 
     console = Console()
-    console.print(metrics_table(evaluation), classes_table(evaluation), mistakes_table(evaluation))
+    console.print(metrics_table(evaluation), classes_table(evaluation), errors_table(evaluation))
     if inspect and inside is None:
         console.print(
             f"{model} does not tell where it looked: the report shows the worst images without pages to look inside; "
@@ -105,8 +105,8 @@ def classes_table(evaluation: Evaluation) -> Table:
     return table("", ["class", "objects", "AP", "AP50"], evaluation.category_rows(), numeric=[1, 2, 3])
 
 
-def mistakes_table(evaluation: Evaluation) -> Table:
-    """Show how many objects were missed and how many detections are false positives, by kind of error."""
-    title = f"errors at a score of {metric(evaluation.agreement.threshold)}, which has the best F1"
-    heads = ["", "missed objects", "false positives"]
-    return table(title, heads, evaluation.mistake_rows(), numeric=[1, 2])
+def errors_table(evaluation: Evaluation) -> Table:
+    """Show the numbers of false negatives and false positives of each error type."""
+    title = f"errors at a score threshold of {metric(evaluation.operating_point.threshold)}, which has the best F1"
+    heads = ["", "false negatives", "false positives"]
+    return table(title, heads, evaluation.error_rows(), numeric=[1, 2])

@@ -48,6 +48,6 @@ def queries(
     dataset = read_dataset(data, split)
     detector = load_detector(model)
     with progress_bar(len(dataset.images)) as advance:
-        view = query_view(detector, dataset, batch_size=batch_size, each=advance)
+        view = query_view(detector, dataset, batch_size=batch_size, callback=advance)
     view.save(output, queries)
     print(f"The picture is {output}")

@@ -55,7 +55,7 @@ def validate(
     from querybox.data.validate import validate as examine
 
     with progress_bar(None, "Looking at images") as advance:
-        found = examine(data, split, max_corrupt=max_corrupt, each=advance)
+        found = examine(data, split, max_corrupt=max_corrupt, callback=advance)
     if report is not None:
         from querybox.report.validation import write_validation
 

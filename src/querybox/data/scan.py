@@ -20,7 +20,7 @@ FEW = 1000
 """So many images are decoded before helping processes would have started."""
 PORTION = 32
 
-Each = Callable[[ImageRecord], object]
+Callback = Callable[[ImageRecord], object]
 """Is called with each image that was looked at."""
 
 
@@ -51,7 +51,7 @@ class _Images(Dataset[tuple[ImageRecord, list[Seen]]]):
         return len(self.images)
 
 
-def examine_images(images: Sequence[ImageRecord], each: Each = lambda _: None) -> list[Seen]:
+def examine_images(images: Sequence[ImageRecord], callback: Callback = lambda _: None) -> list[Seen]:
     """Decode every image, in several processes where there are many; the order is that of `images`."""
     workers = 0 if len(images) < FEW else os.cpu_count() or 1
     portions = DataLoader(
@@ -66,7 +66,7 @@ def examine_images(images: Sequence[ImageRecord], each: Each = lambda _: None) -
     for portion in portions:
         for record, notes in portion:
             seen += notes
-            each(record)
+            callback(record)
     return seen
 
 

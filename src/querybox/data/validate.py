@@ -10,7 +10,7 @@ from typing import Any, Self
 from querybox.data.findings import Finding, Findings
 from querybox.data.read import as_data_errors, find_splits
 from querybox.data.records import DetectionData
-from querybox.data.scan import Each, examine_images, with_seen
+from querybox.data.scan import Callback, examine_images, with_seen
 from querybox.data.settings import MAX_CORRUPT
 from querybox.data.splits import pick_split
 from querybox.errors import ConfigError, DataError
@@ -90,7 +90,7 @@ def validate(
     split: str | None = None,
     *,
     max_corrupt: float = MAX_CORRUPT,
-    each: Each = lambda _: None,
+    callback: Callback = lambda _: None,
 ) -> Report:
     """Look at a whole dataset, its annotations and every image, once.
 
@@ -101,7 +101,7 @@ def validate(
         path: A dataset: COCO, Pascal VOC or YOLO, as `read_dataset` takes it.
         split: The split to look at; all of them where it is None.
         max_corrupt: Share of the images (0-1) that may be unreadable; with more, a split is not usable.
-        each: Is called with each image that was looked at, to show progress.
+        callback: Called with each image once it has been checked, e.g. to show progress.
 
     Raises:
         ConfigError: `max_corrupt` is no share.
@@ -121,7 +121,7 @@ def validate(
         except DataError as error:
             data = unreadable_data(Path(path), str(error))
         else:
-            data = with_seen(data, examine_images(data.images, each))
+            data = with_seen(data, examine_images(data.images, callback))
         splits[name] = SplitReport.of(judged(data, max_corrupt))
     return Report(source=Path(path), splits=splits)
 

@@ -15,7 +15,7 @@ from torchvision.ops import batched_nms, box_iou
 
 from querybox.data import DataSettings, DetectionData, ImageRecord, resized_shape
 from querybox.evaluation.average_precision import average_precision
-from querybox.evaluation.confusion import MATCH_IOU, overlap
+from querybox.evaluation.confusion import MATCH_IOU, pairwise_iou
 from querybox.evaluation.result import Evaluation
 from querybox.inference.detections import Detections
 
@@ -207,7 +207,7 @@ class Tally:
         answers, ious = [], []
         for image in data.images:
             detected = found[image.id]
-            iou = overlap(image, detected)[:, ~image.crowd]  # [N, G], best score first
+            iou = pairwise_iou(image, detected)[:, ~image.crowd]  # [N, G], best score first
             iou = np.concatenate([np.zeros((1, iou.shape[1])), iou])  # so that there is always one: none
             labels = np.concatenate([[-1], detected.labels.numpy()])
             answers.append(labels[(iou >= MATCH_IOU).argmax(0)])

@@ -1,1 +1,1 @@
-"""Evaluation: COCO's numbers, the confusion matrix, and the errors by kind."""
+"""Evaluation: COCO metrics, confusion matrix and error types."""

@@ -1,10 +1,11 @@
-"""COCO's average precision and recall (cocodataset.org/#detection-eval), of all images at once.
+"""COCO's average precision and recall (cocodataset.org/#detection-eval), vectorised over images.
 
-The rules are those of pycocotools. Its loops over images, classes, thresholds and areas are array operations here; the
-one loop that is left goes by turns: in each image and class the best detection chooses its object first, then the next.
+The results are those of pycocotools. Its loops over images, classes, thresholds and area ranges are array operations
+here. One loop is left, because matching is sequential: it matches the highest-scoring detection of every group, then
+the second of every group, and so on.
 
-Legend: N detections, G objects, P pairs of the two that overlap, A areas, T IoU thresholds, R recalls, C classes. A
-group is an image and class; groups are numbered by class, then by image id.
+Legend: N detections, G objects, P overlapping pairs of the two, A area ranges, T IoU thresholds, R recalls, C classes.
+A group is an image and a class; groups are numbered by class, then by image id.
 """
 
 from __future__ import annotations
@@ -21,43 +22,43 @@ from querybox.data.records import DetectionData
 from querybox.evaluation.result import IOU_THRESHOLDS, METRICS, RECALLS
 from querybox.inference.detections import Detections
 
-AREAS = np.array([[0, 1e10], [0, 32**2], [32**2, 96**2], [96**2, 1e10]])
-"""Least and most pixels, both included: all objects, small, medium and large ones."""
+AREA_RANGES = np.array([[0, 1e10], [0, 32**2], [32**2, 96**2], [96**2, 1e10]])
+"""Bounds in square pixels, both inclusive, of all, small, medium and large objects."""
 MAX_DETECTIONS = (1, 10, 100)
-"""The best so many detections of an image and class count."""
-MISSED, HIT, IGNORED = 0, 1, 2
-"""What became of a detection: it found no object, an object that counts, or one that does not."""
+"""Limits on the number of detections per image and class."""
+UNMATCHED, TRUE_POSITIVE, IGNORED = 0, 1, 2
+"""Outcome of a detection: matched to no object, to an object, or to an ignored object."""
 CHUNK = 10_000
-"""Detections whose overlaps are computed together: it bounds the memory."""
+"""Number of detections whose IoUs are computed at once; it bounds the memory."""
 
 
 class Objects(NamedTuple):
-    """What is to be found, in the order of the groups."""
+    """The objects of all images, sorted by group."""
 
     group: Int[np.ndarray, " G"]
     boxes_xyxy: Float[np.ndarray, "G 4"]
     ignored: Bool[np.ndarray, "A G"]
-    """Crowds, and objects outside the area: to find one is neither right nor wrong."""
+    """Crowd regions, and objects outside the area range: a detection matched to one is not counted."""
     crowd: Bool[np.ndarray, " G"]
-    """Crowds may be found many times."""
+    """Crowd regions, which any number of detections may be matched to."""
 
 
-class Found(NamedTuple):
-    """What was found, in the order of the groups, best first in each."""
+class DetectionTable(NamedTuple):
+    """The detections of all images, sorted by group, then by descending score."""
 
     group: Int[np.ndarray, " N"]
     boxes_xyxy: Float[np.ndarray, "N 4"]
     scores: Float[np.ndarray, " N"]
     rank: Int[np.ndarray, " N"]
-    """Place in its group, from 0."""
+    """Index within the group, from 0."""
     outside: Bool[np.ndarray, "A N"]
-    """Of another size than the area's: no mistake there, if it finds nothing."""
+    """Detections outside the area range: not a false positive if unmatched."""
 
 
 class Pairs(NamedTuple):
-    """Detections and objects of one group with an IoU of at least 0.5: by detection, the best overlap last."""
+    """Detections and objects of one group with IoU >= 0.5, sorted by detection, then by ascending IoU."""
 
-    found: Int[np.ndarray, " P"]
+    detection: Int[np.ndarray, " P"]
     object: Int[np.ndarray, " P"]
     iou: Float[np.ndarray, " P"]
 
@@ -65,33 +66,37 @@ class Pairs(NamedTuple):
 def average_precision(
     data: DetectionData, detections: Mapping[int, Detections]
 ) -> tuple[dict[str, float], Float[np.ndarray, "T R C"]]:
-    """Return the numbers of `METRICS`, and precision by IoU, recall and label; NaN where there is no object.
+    """Compute the COCO metrics.
 
     Args:
         data: The images and their objects.
-        detections: Of every image by its id, with labels of `data`.
+        detections: Detections of every image by image id, with the labels of `data`.
+
+    Returns:
+        The values of `METRICS`, and the interpolated precision by IoU threshold, recall and label; NaN where there is
+        no object.
     """
-    objects, found = gather_objects(data), gather_found(data, detections)
-    outcome = match(found, objects, overlapping(found, objects))
-    labels = np.arange(len(data.categories) + 1) * len(data.images)  # first group of each
+    objects, table = gather_objects(data), gather_detections(data, detections)
+    outcome = match(table, objects, overlapping_pairs(table, objects))
+    first_groups = np.arange(len(data.categories) + 1) * len(data.images)  # of each label
     counts = np.stack(
-        [np.diff(np.searchsorted(objects.group[~one], labels)) for one in objects.ignored]
+        [np.diff(np.searchsorted(objects.group[~ignored], first_groups)) for ignored in objects.ignored]
     )  # [A, C]
-    precision, recall = curves(found, outcome, np.searchsorted(found.group, labels), counts)
-    by_area = [mean(precision[:, :, :, area]) for area in range(len(AREAS))]
+    precision, recall = curves(table, outcome, np.searchsorted(table.group, first_groups), counts)
+    by_area = [mean(precision[:, :, :, area]) for area in range(len(AREA_RANGES))]
     values = [
         by_area[0],
         mean(precision[0, :, :, 0]),
         mean(precision[5, :, :, 0]),
         *by_area[1:],
         *(mean(recall[..., 0, limit]) for limit in range(len(MAX_DETECTIONS))),
-        *(mean(recall[..., area, -1]) for area in range(1, len(AREAS))),
+        *(mean(recall[..., area, -1]) for area in range(1, len(AREA_RANGES))),
     ]
     return dict(zip(METRICS, values, strict=True)), precision[..., 0]
 
 
 def gather_objects(data: DetectionData) -> Objects:
-    """Put the objects of all images together."""
+    """Concatenate the objects of all images."""
     images = sorted(data.images, key=lambda image: image.id)
     position = np.repeat(np.arange(len(images)), [len(image.labels) for image in images])
     group = np.concatenate([np.zeros(0, dtype=np.int64), *(image.labels for image in images)]) * len(images)
@@ -107,18 +112,18 @@ def gather_objects(data: DetectionData) -> Objects:
     )
 
 
-def gather_found(data: DetectionData, detections: Mapping[int, Detections]) -> Found:
-    """Put the detections of all images together, at most 100 of each image and class."""
-    found = [detections[image_id] for image_id in sorted(image.id for image in data.images)]
-    position = np.repeat(np.arange(len(found)), [len(one) for one in found])
-    labels = torch.cat([torch.zeros(0, dtype=torch.long), *(one.labels for one in found)]).numpy()
-    scores = torch.cat([torch.zeros(0), *(one.scores for one in found)]).double().numpy()
-    boxes = torch.cat([torch.zeros(0, 4), *(one.boxes_xyxy for one in found)]).double().numpy()
-    group = labels * len(found) + position
+def gather_detections(data: DetectionData, detections: Mapping[int, Detections]) -> DetectionTable:
+    """Concatenate the detections of all images, at most 100 per image and class."""
+    by_image = [detections[image_id] for image_id in sorted(image.id for image in data.images)]
+    position = np.repeat(np.arange(len(by_image)), [len(image) for image in by_image])
+    labels = torch.cat([torch.zeros(0, dtype=torch.long), *(image.labels for image in by_image)]).numpy()
+    scores = torch.cat([torch.zeros(0), *(image.scores for image in by_image)]).double().numpy()
+    boxes = torch.cat([torch.zeros(0, 4), *(image.boxes_xyxy for image in by_image)]).double().numpy()
+    group = labels * len(by_image) + position
     order = np.lexsort((-scores, group))
-    rank = places(group[order])
+    rank = ranks(group[order])
     order, rank = order[rank < MAX_DETECTIONS[-1]], rank[rank < MAX_DETECTIONS[-1]]
-    return Found(
+    return DetectionTable(
         group=group[order],
         boxes_xyxy=boxes[order],
         scores=scores[order],
@@ -127,115 +132,129 @@ def gather_found(data: DetectionData, detections: Mapping[int, Detections]) -> F
     )
 
 
-def overlapping(found: Found, objects: Objects) -> Pairs:
-    """Find the pairs that can become a match."""
-    first = np.searchsorted(objects.group, found.group, "left")
-    count = np.searchsorted(objects.group, found.group, "right") - first
-    parts = [pairs_of(found, objects, first, count, start) for start in range(0, len(first), CHUNK)]
-    none = np.zeros(0, dtype=np.int64)
-    return Pairs(*map(np.concatenate, zip((none, none, np.zeros(0)), *parts, strict=True)))
+def overlapping_pairs(table: DetectionTable, objects: Objects) -> Pairs:
+    """Find the pairs of a detection and an object that may be matched."""
+    first = np.searchsorted(objects.group, table.group, "left")
+    count = np.searchsorted(objects.group, table.group, "right") - first
+    chunks = [chunk_pairs(table, objects, first, count, start) for start in range(0, len(first), CHUNK)]
+    empty = np.zeros(0, dtype=np.int64)
+    return Pairs(*map(np.concatenate, zip((empty, empty, np.zeros(0)), *chunks, strict=True)))
 
 
-def pairs_of(
-    found: Found, objects: Objects, first: Int[np.ndarray, " N"], count: Int[np.ndarray, " N"], start: int
+def chunk_pairs(
+    table: DetectionTable,
+    objects: Objects,
+    first: Int[np.ndarray, " N"],
+    count: Int[np.ndarray, " N"],
+    start: int,
 ) -> Pairs:
-    """Find the pairs of `CHUNK` detections, whose groups have `count` objects from `first` on."""
-    own = np.arange(start, min(start + CHUNK, len(first)))
-    n = np.repeat(own, count[own])
-    g = np.arange(len(n)) + np.repeat(first[own] - (count[own].cumsum() - count[own]), count[own])
-    boxes, others = found.boxes_xyxy[n], objects.boxes_xyxy[g]
-    sides = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
-    shared = sides.clip(min=0).prod(1)
-    area, other_area = (boxes[:, 2:] - boxes[:, :2]).prod(1), (others[:, 2:] - others[:, :2]).prod(1)
-    union = np.where(objects.crowd[g], area, area + other_area - shared)
-    iou = np.divide(shared, union, out=np.zeros_like(shared), where=shared > 0)
-    close = np.flatnonzero(iou >= IOU_THRESHOLDS[0])
-    close = close[np.lexsort((iou[close], n[close]))]
-    return Pairs(n[close], g[close], iou[close])
+    """Find the pairs of `CHUNK` detections.
 
-
-def match(found: Found, objects: Objects, pairs: Pairs) -> Int8[np.ndarray, "A T N"]:
-    """Let detections choose objects, and say what became of them, at each area and threshold.
-
-    In each group the best detection goes first. It takes the free object with the highest IoU, if that reaches the
-    threshold; one that counts before one that does not.
+    Args:
+        table: The detections.
+        objects: The objects.
+        first: Index of the first object of each detection's group.
+        count: Number of objects in each detection's group.
+        start: Index of the first detection.
     """
-    outcome = np.full((len(AREAS), len(IOU_THRESHOLDS), len(found.group)), MISSED, dtype=np.int8)
-    taken = np.zeros((len(AREAS), len(IOU_THRESHOLDS), len(objects.group)), dtype=bool)
-    for n, g, iou in turns(found, pairs):
-        possible = (~taken[..., g] | objects.crowd[g]) & (iou >= IOU_THRESHOLDS[:, None])  # [A, T, pairs]
+    chunk = np.arange(start, min(start + CHUNK, len(first)))
+    n = np.repeat(chunk, count[chunk])
+    g = np.arange(len(n)) + np.repeat(first[chunk] - (count[chunk].cumsum() - count[chunk]), count[chunk])
+    boxes, others = table.boxes_xyxy[n], objects.boxes_xyxy[g]
+    sides = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
+    intersection = sides.clip(min=0).prod(1)
+    area, other_area = (boxes[:, 2:] - boxes[:, :2]).prod(1), (others[:, 2:] - others[:, :2]).prod(1)
+    union = np.where(objects.crowd[g], area, area + other_area - intersection)
+    iou = np.divide(intersection, union, out=np.zeros_like(intersection), where=intersection > 0)
+    kept = np.flatnonzero(iou >= IOU_THRESHOLDS[0])
+    kept = kept[np.lexsort((iou[kept], n[kept]))]
+    return Pairs(n[kept], g[kept], iou[kept])
+
+
+def match(table: DetectionTable, objects: Objects, pairs: Pairs) -> Int8[np.ndarray, "A T N"]:
+    """Match detections to objects and return the outcome of each, at each area range and IoU threshold.
+
+    In order of score, each detection of a group is matched to the free object with the highest IoU, if that reaches the
+    threshold; ignored objects are matched only if no other object can be.
+    """
+    outcome = np.full((len(AREA_RANGES), len(IOU_THRESHOLDS), len(table.group)), UNMATCHED, dtype=np.int8)
+    taken = np.zeros((len(AREA_RANGES), len(IOU_THRESHOLDS), len(objects.group)), dtype=bool)
+    for n, g, iou in rounds(table, pairs):
+        eligible = (~taken[..., g] | objects.crowd[g]) & (iou >= IOU_THRESHOLDS[:, None])  # [A, T, pairs]
         preference = np.arange(len(g)) + np.where(objects.ignored[:, None, g], 0, len(g))
-        first = np.flatnonzero(np.diff(n, prepend=-1))  # pair of each detection
-        best = np.maximum.reduceat(np.where(possible, preference, -1), first, axis=-1)  # [A, T, detections]
-        area, threshold, chooser = np.nonzero(best >= 0)
-        chosen = g[best[area, threshold, chooser] % len(g)]
-        taken[area, threshold, chosen] = True
-        outcome[area, threshold, n[first][chooser]] = np.where(objects.ignored[area, chosen], IGNORED, HIT)
+        first = np.flatnonzero(np.diff(n, prepend=-1))  # first pair of each detection
+        best = np.maximum.reduceat(np.where(eligible, preference, -1), first, axis=-1)  # [A, T, detections]
+        area, threshold, index = np.nonzero(best >= 0)
+        matched = g[best[area, threshold, index] % len(g)]
+        taken[area, threshold, matched] = True
+        outcome[area, threshold, n[first][index]] = np.where(
+            objects.ignored[area, matched], IGNORED, TRUE_POSITIVE
+        )
     return outcome
 
 
-def turns(found: Found, pairs: Pairs) -> Iterator[Pairs]:
-    """Yield the pairs of the first detection of every group that has any, of the second, and so on."""
-    choosers, chooser = np.unique(pairs.found, return_inverse=True)
-    turn = places(found.group[choosers])[chooser]
-    order = np.argsort(turn, kind="stable")
-    for part in np.split(order, np.flatnonzero(np.diff(turn[order])) + 1):
+def rounds(table: DetectionTable, pairs: Pairs) -> Iterator[Pairs]:
+    """Yield the pairs of every group's first detection with pairs, then those of every group's second, and so on."""
+    detections, index = np.unique(pairs.detection, return_inverse=True)
+    rank = ranks(table.group[detections])[index]
+    order = np.argsort(rank, kind="stable")
+    for part in np.split(order, np.flatnonzero(np.diff(rank[order])) + 1):
         if len(part):
-            yield Pairs(pairs.found[part], pairs.object[part], pairs.iou[part])
+            yield Pairs(pairs.detection[part], pairs.object[part], pairs.iou[part])
 
 
 def curves(
-    found: Found,
+    table: DetectionTable,
     outcome: Int8[np.ndarray, "A T N"],
     bounds: Int[np.ndarray, " C1"],
     counts: Int[np.ndarray, "A C"],
 ) -> tuple[Float[np.ndarray, "T R C A"], Float[np.ndarray, "T C A M"]]:
-    """Return precision at least at each recall, and the recall with at most each number of detections.
+    """Return the interpolated precision at each recall, and the recall at each limit on the number of detections.
 
     Args:
-        found: The detections.
-        outcome: What became of them.
+        table: The detections.
+        outcome: The outcome of each, from `match`.
         bounds: The detections of label c are those from ``bounds[c]`` to ``bounds[c + 1]``.
-        counts: Objects by area and label.
+        counts: Number of objects by area range and label.
     """
-    shape = (len(IOU_THRESHOLDS), len(RECALLS), counts.shape[1], len(AREAS), len(MAX_DETECTIONS))
+    shape = (len(IOU_THRESHOLDS), len(RECALLS), counts.shape[1], len(AREA_RANGES), len(MAX_DETECTIONS))
     precision, recall = np.full(shape[:4], np.nan), np.full((shape[0], *shape[2:]), np.nan)
     for label, (start, stop) in enumerate(pairwise(bounds)):
-        order = start + np.argsort(-found.scores[start:stop], kind="stable")
+        order = start + np.argsort(-table.scores[start:stop], kind="stable")
         for area in np.flatnonzero(counts[:, label]):
             count = int(counts[area, label])
-            hits = outcome[area][:, order] == HIT  # [T, n]
-            wrong = (outcome[area][:, order] == MISSED) & ~found.outside[area, order]
-            precision[:, :, label, area] = precision_at_recalls(hits, wrong, count)
-            for limit, most in enumerate(MAX_DETECTIONS):
-                recall[:, label, area, limit] = hits[:, found.rank[order] < most].sum(1) / count
+            true_positive = outcome[area][:, order] == TRUE_POSITIVE  # [T, n]
+            false_positive = (outcome[area][:, order] == UNMATCHED) & ~table.outside[area, order]
+            precision[:, :, label, area] = precision_at_recalls(true_positive, false_positive, count)
+            for index, limit in enumerate(MAX_DETECTIONS):
+                recall[:, label, area, index] = true_positive[:, table.rank[order] < limit].sum(1) / count
     return precision, recall
 
 
 def precision_at_recalls(
-    hits: Bool[np.ndarray, "T n"], wrong: Bool[np.ndarray, "T n"], count: int
+    true_positive: Bool[np.ndarray, "T n"], false_positive: Bool[np.ndarray, "T n"], count: int
 ) -> Float[np.ndarray, "T R"]:
-    """Return the best precision at any score threshold where the recall is at least each of `RECALLS`; 0 beyond."""
-    right = hits.cumsum(1)
-    precision = right / np.maximum(right + wrong.cumsum(1), 1)
+    """Return the highest precision with a recall of at least each of `RECALLS`; 0 where it is not reached."""
+    true_positives = true_positive.cumsum(1)
+    precision = true_positives / np.maximum(true_positives + false_positive.cumsum(1), 1)
     best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     best = np.pad(best, ((0, 0), (0, 1)))
     return np.stack(
-        [row[np.searchsorted(found / count, RECALLS)] for row, found in zip(best, right, strict=True)]
+        [row[np.searchsorted(hits / count, RECALLS)] for row, hits in zip(best, true_positives, strict=True)]
     )
 
 
 def outside_areas(areas: Float[np.ndarray, " n"]) -> Bool[np.ndarray, "A n"]:
-    """Tell which `areas`, in pixels, lie outside of each of `AREAS`."""
-    return (areas < AREAS[:, :1]) | (areas > AREAS[:, 1:])
+    """Return which areas, in square pixels, lie outside each of `AREA_RANGES`."""
+    return (areas < AREA_RANGES[:, :1]) | (areas > AREA_RANGES[:, 1:])
 
 
-def places(group: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """Number the members of each group from 0; the groups are ascending."""
+def ranks(group: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Return the index of each element within its group; `group` must be sorted."""
     return np.arange(len(group)) - np.searchsorted(group, group)
 
 
 def mean(values: Float[np.ndarray, " *_"]) -> float:
-    """Return the mean of the values that are numbers, NaN where none is."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else float("nan")
+    """Return the mean of the values that are not NaN; NaN if all are."""
+    valid = values[~np.isnan(values)]
+    return float(valid.mean()) if len(valid) else float("nan")

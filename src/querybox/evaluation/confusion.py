@@ -1,6 +1,7 @@
-"""Which detection answers for which object: the best score threshold, the confusion matrix, F1 of each image.
+"""Assignment of detections to objects: the best score threshold, the confusion matrix and the F1 of each image.
 
-Average precision says how good a detector is; this says what a person sees who draws its boxes at one threshold.
+Average precision summarises all score thresholds; these numbers describe the detections at a single one, as a person
+sees them drawn.
 """
 
 from __future__ import annotations
@@ -20,162 +21,169 @@ MATCH_IOU = 0.5
 
 
 class Assignment(NamedTuple):
-    """Which detection stands for which object of an image."""
+    """Assignment of an image's detections to its objects."""
 
-    answers: Int[np.ndarray, " N"]
-    """The object of its own class that each detection answers for; -1: none."""
-    mistaken: Int[np.ndarray, " N"]
-    """The object of another class, found by none of its own, that each detection takes for its own; -1: none."""
+    matched: Int[np.ndarray, " N"]
+    """The object of the same class that each detection is matched to; -1 for none."""
+    confused: Int[np.ndarray, " N"]
+    """The otherwise unmatched object of another class that each detection is assigned to; -1 for none."""
     ignored: Bool[np.ndarray, " N"]
-    """Detections on a crowd of their class."""
-    missed: Bool[np.ndarray, " G"]
-    """Objects for which no detection stands at all."""
+    """Detections on a crowd region of their class."""
+    unmatched: Bool[np.ndarray, " G"]
+    """Objects that no detection is assigned to."""
     iou: Float[np.ndarray, "N G"]
-    """As `overlap` says."""
+    """The result of `pairwise_iou`."""
 
     @property
-    def wrong(self) -> Bool[np.ndarray, " N"]:
-        """Detections that are false alarms."""
-        return (self.answers < 0) & ~self.ignored
+    def false_positive(self) -> Bool[np.ndarray, " N"]:
+        """Detections that are neither matched nor ignored."""
+        return (self.matched < 0) & ~self.ignored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Agreement:
-    """Detections that score at least `threshold` against the objects, at IoU 0.5."""
+class OperatingPoint:
+    """Precision, recall, F1 and confusion matrix at one score threshold, matched at IoU 0.5."""
 
     threshold: float
-    """The score with the highest F1 on these data (0-1)."""
+    """The score threshold with the highest F1 on these data, 0-1."""
     precision: float
-    """Right detections of all detections, 0-1; NaN when there is no detection."""
+    """True positives / detections, 0-1; NaN if there are no detections."""
     recall: float
-    """Objects found of all objects, 0-1; NaN when there is no object."""
+    """True positives / objects, 0-1; NaN if there are no objects."""
     f1: float
-    """Harmonic mean of the two; NaN when the data have no object."""
+    """Harmonic mean of precision and recall, 0-1; NaN if there are no objects."""
     confusion: Int[np.ndarray, "K K"]
-    """Counts, K = C + 1: true class (row) detected as (column). The last row is background that was detected as
-    something, the last column objects that nothing found."""
+    """Confusion matrix, K = C + 1: rows are true classes, columns are predicted classes. The last row counts
+    detections assigned to no object, the last column objects without a detection."""
     image_f1: Mapping[int, float]
-    """F1 of each image by its id; 1 for an empty image that is left empty."""
-    assigned: Mapping[int, Assignment]
-    """Which of those detections stands for which object, in each image by its id."""
+    """F1 of each image by image id; 1 for an image without objects and without detections."""
+    assignments: Mapping[int, Assignment]
+    """Assignment of each image's detections at this threshold, by image id."""
 
 
-def agreement(data: DetectionData, detections: Mapping[int, Detections]) -> Agreement:
-    """Match the detections of every image (by id, labels of `data`) to its objects, at the threshold of the best F1.
+def best_operating_point(data: DetectionData, detections: Mapping[int, Detections]) -> OperatingPoint:
+    """Match detections to objects at the score threshold with the highest F1.
 
-    Matching follows COCO: best score first, each detection takes the free object of its own class with the highest
-    IoU, if that is at least 0.5. Detections on a crowd region of their class are ignored.
+    Matching follows COCO: in order of score, each detection is matched to the free object of its class with the
+    highest IoU, if that is at least 0.5. Detections on a crowd region of their class are ignored.
+
+    Args:
+        data: The images and their objects.
+        detections: Detections of every image by image id, with the labels of `data`.
     """
     threshold = best_threshold(data, detections)
     confusion = np.zeros((len(data.categories) + 1,) * 2, dtype=np.int64)
-    image_f1, assigned = {}, {}
+    image_f1, assignments = {}, {}
     for record in data.images:
-        found = detections[record.id].above(threshold)
-        assigned[record.id] = assign(record, found)
-        counts = confusion_of(record, found, assigned[record.id], len(data.categories))
+        kept = detections[record.id].above(threshold)
+        assignments[record.id] = assign(record, kept)
+        counts = confusion_matrix(record, kept, assignments[record.id], len(data.categories))
         image_f1[record.id] = f1_score(counts, empty=1.0)
         confusion += counts
-    right, detected, objects = count(confusion)
-    return Agreement(
+    true_positives, num_detections, num_objects = totals(confusion)
+    return OperatingPoint(
         threshold=threshold,
-        precision=right / detected if detected else math.nan,
-        recall=right / objects if objects else math.nan,
-        f1=f1_score(confusion, empty=math.nan) if objects else math.nan,
+        precision=true_positives / num_detections if num_detections else math.nan,
+        recall=true_positives / num_objects if num_objects else math.nan,
+        f1=f1_score(confusion, empty=math.nan) if num_objects else math.nan,
         confusion=confusion,
         image_f1=image_f1,
-        assigned=assigned,
+        assignments=assignments,
     )
 
 
 def best_threshold(data: DetectionData, detections: Mapping[int, Detections]) -> float:
-    """Return the score threshold with the highest F1; 0.5 when no detection is right."""
-    scores, right = [np.zeros(0)], [np.zeros(0, dtype=bool)]
+    """Return the score threshold with the highest F1; 0.5 if there are no true positives."""
+    all_scores, all_matched = [np.zeros(0)], [np.zeros(0, dtype=bool)]
     for record in data.images:
-        found = detections[record.id]
-        answers, ignored = match(record, found, overlap(record, found))
-        scores.append(found.scores.double().numpy()[~ignored])
-        right.append(answers[~ignored] >= 0)
-    order = np.argsort(-np.concatenate(scores), kind="stable")
-    descending, hits = np.concatenate(scores)[order], np.concatenate(right)[order].cumsum()
-    if not len(hits) or not hits[-1]:
+        candidates = detections[record.id]
+        matched, ignored = match(record, candidates, pairwise_iou(record, candidates))
+        all_scores.append(candidates.scores.double().numpy()[~ignored])
+        all_matched.append(matched[~ignored] >= 0)
+    order = np.argsort(-np.concatenate(all_scores), kind="stable")
+    scores = np.concatenate(all_scores)[order]
+    true_positives = np.concatenate(all_matched)[order].cumsum()
+    if not len(true_positives) or not true_positives[-1]:
         return 0.5
-    f1 = 2 * hits / (np.arange(1, len(hits) + 1) + data.num_objects)
-    # Equal scores fall on the same side of a threshold: only the last of them is a place to cut.
-    f1[:-1][descending[:-1] == descending[1:]] = 0
-    return float(descending[f1.argmax()])
+    f1 = 2 * true_positives / (np.arange(1, len(scores) + 1) + data.num_objects)
+    # A threshold cannot separate equal scores: only the last of them is a candidate.
+    f1[:-1][scores[:-1] == scores[1:]] = 0
+    return float(scores[f1.argmax()])
 
 
-def confusion_of(
-    record: ImageRecord, found: Detections, assigned: Assignment, num_classes: int
+def confusion_matrix(
+    record: ImageRecord, detections: Detections, assignment: Assignment, num_classes: int
 ) -> Int[np.ndarray, "K K"]:
     """Return the confusion matrix of one image, K = C + 1."""
     counts = np.zeros((num_classes + 1,) * 2, dtype=np.int64)
-    labels = found.labels.numpy()
-    right, taken, wrong = assigned.answers >= 0, assigned.mistaken >= 0, assigned.wrong
-    np.add.at(counts, (labels[right], labels[right]), 1)
-    np.add.at(counts, (record.labels[assigned.mistaken[taken]], labels[taken]), 1)
-    np.add.at(counts[num_classes], labels[wrong & ~taken], 1)
-    np.add.at(counts, (record.labels[assigned.missed], num_classes), 1)
+    labels = detections.labels.numpy()
+    matched, confused = assignment.matched >= 0, assignment.confused >= 0
+    np.add.at(counts, (labels[matched], labels[matched]), 1)
+    np.add.at(counts, (record.labels[assignment.confused[confused]], labels[confused]), 1)
+    np.add.at(counts[num_classes], labels[assignment.false_positive & ~confused], 1)
+    np.add.at(counts, (record.labels[assignment.unmatched], num_classes), 1)
     return counts
 
 
-def assign(record: ImageRecord, found: Detections) -> Assignment:
-    """Let detections answer for objects, best score first.
+def assign(record: ImageRecord, detections: Detections) -> Assignment:
+    """Assign detections to objects, highest score first.
 
-    Objects that no detection of their class answers for may be answered for by one of another class: a confusion.
+    Detections are matched to objects of their own class first. Each one left over is then assigned to an object of
+    another class that is still unmatched, which the confusion matrix counts as a confusion of the two classes.
     """
-    iou = overlap(record, found)
-    answers, ignored = match(record, found, iou)
-    missed = ~record.crowd
-    missed[answers[answers >= 0]] = False
-    mistaken = np.full(len(answers), -1)
-    for n in np.flatnonzero((answers < 0) & ~ignored):
-        mistaken[n] = take_best(iou[n], missed)
-    return Assignment(answers, mistaken, ignored, missed, iou)
+    iou = pairwise_iou(record, detections)
+    matched, ignored = match(record, detections, iou)
+    unmatched = ~record.crowd
+    unmatched[matched[matched >= 0]] = False
+    confused = np.full(len(matched), -1)
+    for n in np.flatnonzero((matched < 0) & ~ignored):
+        confused[n] = take_best(iou[n], unmatched)
+    return Assignment(matched, confused, ignored, unmatched, iou)
 
 
 def match(
-    record: ImageRecord, found: Detections, iou: Float[np.ndarray, "N G"]
+    record: ImageRecord, detections: Detections, iou: Float[np.ndarray, "N G"]
 ) -> tuple[Int[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
-    """Return the object that each detection answers for (-1: none), and which detections lie on a crowd."""
-    labels = found.labels.numpy()
+    """Return the object that each detection is matched to (-1 for none), and which detections lie on a crowd."""
+    labels = detections.labels.numpy()
     iou = iou * (labels[:, None] == record.labels)
     free = ~record.crowd
-    answers = np.full(len(labels), -1)
+    matched = np.full(len(labels), -1)
     for n in np.flatnonzero((iou >= MATCH_IOU).any(1)):
-        answers[n] = take_best(iou[n], free)
-    ignored = (answers < 0) & (iou[:, record.crowd] >= MATCH_IOU).any(1)
-    return answers, ignored
+        matched[n] = take_best(iou[n], free)
+    ignored = (matched < 0) & (iou[:, record.crowd] >= MATCH_IOU).any(1)
+    return matched, ignored
 
 
-def take_best(iou: Float[np.ndarray, " G"], free: Bool[np.ndarray, " G"], least: float = MATCH_IOU) -> int:
-    """Mark the free object with the highest IoU as taken and return its index; -1 when none reaches `least`."""
+def take_best(iou: Float[np.ndarray, " G"], free: Bool[np.ndarray, " G"], min_iou: float = MATCH_IOU) -> int:
+    """Return the free object with the highest IoU and clear its entry in `free`; -1 if none reaches `min_iou`."""
     if not free.any():
         return -1
     best = int(np.where(free, iou, -1.0).argmax())
-    if iou[best] < least:
+    if iou[best] < min_iou:
         return -1
     free[best] = False
     return best
 
 
-def overlap(record: ImageRecord, found: Detections) -> Float[np.ndarray, "N G"]:
-    """Return the IoU of detections and objects; for a crowd, the part of the detection that lies in it."""
-    boxes, objects = found.boxes_xyxy.double().numpy()[:, None], record.boxes_xyxy[None]
+def pairwise_iou(record: ImageRecord, detections: Detections) -> Float[np.ndarray, "N G"]:
+    """Return the IoU of each detection with each object; for a crowd, the fraction of the detection inside it."""
+    boxes, objects = detections.boxes_xyxy.double().numpy()[:, None], record.boxes_xyxy[None]
     low, high = np.maximum(boxes[..., :2], objects[..., :2]), np.minimum(boxes[..., 2:], objects[..., 2:])
-    shared: Float[np.ndarray, "N G"] = (high - low).clip(min=0).prod(-1)
+    iou: Float[np.ndarray, "N G"] = (high - low).clip(min=0).prod(-1)  # intersection
     area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)  # [N, 1]
-    both = area + (objects[..., 2:] - objects[..., :2]).prod(-1) - shared
-    shared /= np.where(record.crowd, area, both).clip(min=np.finfo(float).tiny)
-    return shared
+    union = area + (objects[..., 2:] - objects[..., :2]).prod(-1) - iou
+    iou /= np.where(record.crowd, area, union).clip(min=np.finfo(float).tiny)
+    return iou
 
 
 def f1_score(confusion: Int[np.ndarray, "K K"], *, empty: float) -> float:
-    """Return 2 x right / (detections + objects); `empty` when there are neither."""
-    right, found, objects = count(confusion)
-    return 2 * right / (found + objects) if found + objects else empty
+    """Return 2 x true positives / (detections + objects); `empty` if there are neither."""
+    true_positives, num_detections, num_objects = totals(confusion)
+    total = num_detections + num_objects
+    return 2 * true_positives / total if total else empty
 
 
-def count(confusion: Int[np.ndarray, "K K"]) -> tuple[int, int, int]:
-    """Return the numbers of right detections, of detections, and of objects."""
+def totals(confusion: Int[np.ndarray, "K K"]) -> tuple[int, int, int]:
+    """Return the numbers of true positives, of detections and of objects."""
     return int(np.trace(confusion)), int(confusion[:, :-1].sum()), int(confusion[:-1].sum())

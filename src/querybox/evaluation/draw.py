@@ -1,43 +1,43 @@
-"""Pictures of what an evaluation found in an image."""
+"""Draw the objects and detections of an image, with the errors marked."""
 
 from __future__ import annotations
 
 from PIL import Image
 
 from querybox.data.records import ImageRecord
-from querybox.evaluation.errors import LETTERS, Mistakes
+from querybox.evaluation.errors import ABBREVIATIONS, ImageErrors
 from querybox.inference.detections import Detections
 from querybox.inference.draw import draw_boxes
 
 
-def draw_mistakes(
-    image: Image.Image, record: ImageRecord, detections: Detections, mistakes: Mistakes
+def draw_errors(
+    image: Image.Image, record: ImageRecord, detections: Detections, errors: ImageErrors
 ) -> tuple[Image.Image, Image.Image]:
-    """Return the image twice: with its objects, and with what was found.
+    """Return two copies of an image: one with its objects, one with its detections.
 
-    What is right has a thin frame. What is wrong has a thick, dashed one, the letters of `LETTERS` for the reason, its
-    class and its score.
+    Correct boxes have a thin outline. Errors have a thick, dashed one, labelled with the abbreviation of the error type
+    (`ABBREVIATIONS`), the class and, for a detection, the score.
 
     Args:
-        image: The image, turned as the boxes of the record are.
+        image: The image, in the orientation that the record's boxes refer to.
         record: Its objects.
-        detections: What was found in it, with the labels of the record.
-        mistakes: What is wrong with these detections.
+        detections: Its detections, with the labels of the record.
+        errors: The errors of these detections, from `find_errors`.
     """
-    misses = {miss.object: LETTERS[miss.reason] for miss in mistakes.misses}
-    alarms = {alarm.detection: LETTERS[alarm.reason] for alarm in mistakes.false_alarms}
+    false_negatives = {error.object: ABBREVIATIONS[error.error_type] for error in errors.false_negatives}
+    false_positives = {error.detection: ABBREVIATIONS[error.error_type] for error in errors.false_positives}
     names = [detections.categories[label].name for label in record.labels.tolist()]
-    objects = [
-        f"{misses[place]} {name}" if place in misses else f"{name} (crowd)" * bool(record.crowd[place])
-        for place, name in enumerate(names)
+    object_captions = [
+        f"{false_negatives[g]} {name}" if g in false_negatives else f"{name} (crowd)" * bool(record.crowd[g])
+        for g, name in enumerate(names)
     ]
     scores = zip(detections.names, detections.scores.tolist(), strict=True)
-    found = [
-        f"{alarms[place]} {name} {score:.2f}" if place in alarms else ""
-        for place, (name, score) in enumerate(scores)
+    detection_captions = [
+        f"{false_positives[n]} {name} {score:.2f}" if n in false_positives else ""
+        for n, (name, score) in enumerate(scores)
     ]
     boxes_xyxy, labels = detections.boxes_xyxy.double().numpy(), detections.labels.numpy()
     return (
-        draw_boxes(image, record.boxes_xyxy, record.labels, objects, wrong=misses),
-        draw_boxes(image, boxes_xyxy, labels, found, wrong=alarms),
+        draw_boxes(image, record.boxes_xyxy, record.labels, object_captions, wrong=false_negatives),
+        draw_boxes(image, boxes_xyxy, labels, detection_captions, wrong=false_positives),
     )

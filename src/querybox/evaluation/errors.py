@@ -1,24 +1,25 @@
-"""What is wrong in an image: every object that was missed and every false alarm, each with one reason.
+"""The errors of a detector in one image: every false negative and every false positive, each with one error type.
 
-The reasons and the two thresholds are those of TIDE (Bolya, Foley, Hays and Hoffman, 2020, "TIDE: A General Toolbox for
-Identifying Object Detection Errors", section 2.2): a detection finds what it overlaps by an IoU of 0.5, and has nothing
-to do with what it overlaps by less than 0.1. The assignment is that of `querybox.evaluation.confusion`, so that these
-counts and its confusion matrix are about the same detections.
+The error types and the two IoU thresholds are those of TIDE (Bolya, Foley, Hays and Hoffman, 2020, "TIDE: A General
+Toolbox for Identifying Object Detection Errors", section 2.2): 0.5 is a match, less than 0.1 is background. The
+assignment is that of `querybox.evaluation.confusion`, so these counts and its confusion matrix describe the same
+detections.
 
-A **false alarm** is a detection that answers for no object of its class. Its reason is the first that applies:
+A **false positive** is a detection that is not matched to an object of its class. Its type is the first that applies:
 
-1. wrong class: it stands for a missed object of another class, as in the confusion matrix
-2. duplicate: it overlaps an object of its class by 0.5, which a better one answers for already
-3. wrong class: it overlaps an object of another class by 0.5
-4. loose box: it overlaps an object of its class by 0.1
-5. wrong class and loose box: it overlaps an object of another class by 0.1
-6. background: it overlaps no object by 0.1
+1. classification: it is assigned to an unmatched object of another class, as in the confusion matrix
+2. duplicate: IoU >= 0.5 with an object of its class that a higher-scoring detection is matched to
+3. classification: IoU >= 0.5 with an object of another class
+4. localization: IoU >= 0.1 with an object of its class
+5. both: IoU >= 0.1 with an object of another class
+6. background: IoU < 0.1 with every object
 
-A **missed** object has the reason of the false alarm that would have found it with another class or a better box, or
-both. Each false alarm excuses one object at most, best score first, the free object with the highest IoU; before loose
-boxes come wrong classes, after them those that are both. What is left was not found.
+A **false negative** is an object without a matched detection. It has the type of the false positive that would match
+it if its class, its box, or both were corrected: each false positive covers at most one object, in order of score, the
+uncovered object with the highest IoU; classification errors are assigned first, then localization errors, then both.
+A false negative that no false positive covers is **missed**.
 
-Crowd regions excuse nothing and cannot be missed; detections on one of their class are ignored.
+Crowd regions are never false negatives and cover nothing; detections of their class on them are ignored.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -35,119 +36,125 @@ from querybox.data.records import ImageRecord
 from querybox.evaluation.confusion import MATCH_IOU, Assignment, take_best
 from querybox.inference.detections import Detections
 
-MissReason = Literal["not found", "wrong class", "loose box", "wrong class and loose box"]
-AlarmReason = Literal["wrong class", "loose box", "wrong class and loose box", "duplicate", "background"]
-REASONS: tuple[MissReason | AlarmReason, ...] = (
-    *get_args(MissReason),
-    *(reason for reason in get_args(AlarmReason) if reason not in get_args(MissReason)),
-)
-"""All of them, in the order in which they are shown."""
-LETTERS: Mapping[MissReason | AlarmReason, str] = MappingProxyType(
+FalseNegativeType = Literal["missed", "classification", "localization", "both"]
+FalsePositiveType = Literal["classification", "localization", "both", "duplicate", "background"]
+ABBREVIATIONS: Mapping[FalseNegativeType | FalsePositiveType, str] = MappingProxyType(
     {
-        "not found": "N",
-        "wrong class": "C",
-        "loose box": "L",
-        "wrong class and loose box": "CL",
-        "duplicate": "D",
-        "background": "B",
+        "classification": "Cls",
+        "localization": "Loc",
+        "both": "Both",
+        "duplicate": "Dupe",
+        "background": "Bkg",
+        "missed": "Miss",
     }
 )
-"""What stands for each in a picture."""
-LEAST_IOU = 0.1
-"""Below it a detection and an object have nothing to do with each other."""
+"""All error types in TIDE's order, with the abbreviations that TIDE prints."""
+BACKGROUND_IOU = 0.1
+"""A detection with less IoU than this with every object is a background error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Miss:
-    """An object that was not found as what it is."""
+class FalseNegative:
+    """An object without a matched detection."""
 
     object: int
-    """Its place in the image's record."""
-    reason: MissReason
+    """Index of the object in the image's record."""
+    error_type: FalseNegativeType
     detection: int | None
-    """The place of the false alarm that excuses it; None: not found."""
+    """Index of the false positive that covers the object; None if the object is missed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FalseAlarm:
-    """A detection that answers for no object of its class."""
+class FalsePositive:
+    """A detection that is not matched to an object of its class."""
 
     detection: int
-    """Its place among the detections of the image."""
-    reason: AlarmReason
+    """Index of the detection in the image."""
+    error_type: FalsePositiveType
     object: int | None
-    """The place of the object that the reason speaks of; None: background."""
+    """Index of the object that the error type refers to; None for background."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mistakes:
-    """What is wrong in one image."""
+class ImageErrors:
+    """The errors in one image. `len` is their number."""
 
-    misses: tuple[Miss, ...]
-    """By object."""
-    false_alarms: tuple[FalseAlarm, ...]
-    """By detection, that is, best score first."""
-    right: int
-    """Objects that were found, and detections that found them."""
+    false_negatives: tuple[FalseNegative, ...]
+    """Sorted by object."""
+    false_positives: tuple[FalsePositive, ...]
+    """Sorted by detection, highest score first."""
+    true_positives: int
+    """Number of matched pairs of a detection and an object."""
     ignored: int
-    """Detections on crowd regions."""
+    """Number of detections on crowd regions."""
 
     def __len__(self) -> int:
-        return len(self.misses) + len(self.false_alarms)
+        return len(self.false_negatives) + len(self.false_positives)
 
 
-def mistakes_in(record: ImageRecord, found: Detections, assigned: Assignment) -> Mistakes:
-    """Hold detections against the objects of an image.
+def find_errors(record: ImageRecord, detections: Detections, assignment: Assignment) -> ImageErrors:
+    """Find the errors in one image.
 
     Args:
-        record: The objects.
-        found: All that counts as detected, with labels of the record.
-        assigned: Which of them stands for which object.
+        record: The image's objects.
+        detections: Its detections above the score threshold, with the labels of the record.
+        assignment: The result of `assign` for these detections.
     """
-    iou = np.where(record.crowd, 0.0, assigned.iou)  # [N, G]
-    own = found.labels.numpy()[:, None] == record.labels  # [N, G]
-    about: dict[int, tuple[AlarmReason, int | None]] = {}  # what each false alarm is, and of which object
-    misses: list[Miss] = []
-    for n in np.flatnonzero(assigned.wrong).tolist():
-        if (mistaken := int(assigned.mistaken[n])) >= 0:
-            about[n] = "wrong class", mistaken
-            misses.append(Miss(object=mistaken, reason="wrong class", detection=n))
+    iou = np.where(record.crowd, 0.0, assignment.iou)  # [N, G]
+    same_class = detections.labels.numpy()[:, None] == record.labels  # [N, G]
+    types: dict[
+        int, tuple[FalsePositiveType, int | None]
+    ] = {}  # error type and object of each false positive
+    false_negatives: list[FalseNegative] = []
+    for n in np.flatnonzero(assignment.false_positive).tolist():
+        if (confused := int(assignment.confused[n])) >= 0:
+            types[n] = "classification", confused
+            false_negatives.append(FalseNegative(object=confused, error_type="classification", detection=n))
         else:
-            about[n] = reason_of(iou[n], own[n])
-    missed = assigned.missed.copy()
-    kinds: tuple[tuple[Literal["loose box", "wrong class and loose box"], Bool[np.ndarray, "N G"]], ...]
-    kinds = (("loose box", own), ("wrong class and loose box", ~own))
-    for kind, possible in kinds:
-        for n in [n for n, (reason, _) in about.items() if reason == kind]:
-            if (excused := take_best(iou[n] * possible[n], missed, LEAST_IOU)) >= 0:
-                about[n] = kind, excused
-                misses.append(Miss(object=excused, reason=kind, detection=n))
-    misses += [Miss(object=g, reason="not found", detection=None) for g in np.flatnonzero(missed).tolist()]
-    return Mistakes(
-        misses=tuple(sorted(misses, key=lambda miss: miss.object)),
-        false_alarms=tuple(
-            FalseAlarm(detection=n, reason=reason, object=object_) for n, (reason, object_) in about.items()
+            types[n] = classify_false_positive(iou[n], same_class[n])
+    uncovered = assignment.unmatched.copy()
+    candidates: tuple[tuple[Literal["localization", "both"], Bool[np.ndarray, "N G"]], ...]
+    candidates = (("localization", same_class), ("both", ~same_class))
+    for error_type, allowed in candidates:
+        for n in [n for n, (assigned_type, _) in types.items() if assigned_type == error_type]:
+            if (covered := take_best(iou[n] * allowed[n], uncovered, BACKGROUND_IOU)) >= 0:
+                types[n] = error_type, covered
+                false_negatives.append(FalseNegative(object=covered, error_type=error_type, detection=n))
+    false_negatives += [
+        FalseNegative(object=g, error_type="missed", detection=None)
+        for g in np.flatnonzero(uncovered).tolist()
+    ]
+    return ImageErrors(
+        false_negatives=tuple(sorted(false_negatives, key=lambda error: error.object)),
+        false_positives=tuple(
+            FalsePositive(detection=n, error_type=error_type, object=object_)
+            for n, (error_type, object_) in types.items()
         ),
-        right=int((assigned.answers >= 0).sum()),
-        ignored=int(assigned.ignored.sum()),
+        true_positives=int((assignment.matched >= 0).sum()),
+        ignored=int(assignment.ignored.sum()),
     )
 
 
-def reason_of(iou: Float[np.ndarray, " G"], own: Bool[np.ndarray, " G"]) -> tuple[AlarmReason, int | None]:
-    """Return why a detection that stands for no object is a false alarm, and the object that this speaks of.
+def classify_false_positive(
+    iou: Float[np.ndarray, " G"], same_class: Bool[np.ndarray, " G"]
+) -> tuple[FalsePositiveType, int | None]:
+    """Return the error type of a detection that is assigned to no object, and the object it refers to.
 
     Args:
-        iou: With each object.
-        own: Which objects have its class.
+        iou: IoU with each object.
+        same_class: Which objects have the detection's class.
+
+    Returns:
+        The error type, and the index of the object with the highest IoU that it refers to; None for background.
     """
-    kinds: tuple[tuple[float, bool, AlarmReason], ...] = (
+    rules: tuple[tuple[float, bool, FalsePositiveType], ...] = (
         (MATCH_IOU, True, "duplicate"),
-        (MATCH_IOU, False, "wrong class"),
-        (LEAST_IOU, True, "loose box"),
-        (LEAST_IOU, False, "wrong class and loose box"),
+        (MATCH_IOU, False, "classification"),
+        (BACKGROUND_IOU, True, "localization"),
+        (BACKGROUND_IOU, False, "both"),
     )
-    for least, same, reason in kinds:
-        shared = np.where(own == same, iou, 0.0)
-        if shared.max(initial=0.0) >= least:
-            return reason, int(shared.argmax())
+    for min_iou, same, error_type in rules:
+        eligible = np.where(same_class == same, iou, 0.0)
+        if eligible.max(initial=0.0) >= min_iou:
+            return error_type, int(eligible.argmax())
     return "background", None

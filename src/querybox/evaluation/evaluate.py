@@ -1,4 +1,4 @@
-"""The COCO detection metrics of a detector, or of detections, on a labelled dataset."""
+"""COCO detection metrics of a detector, or of given detections, on an annotated dataset."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from querybox.data import DetectionData, ImageRecord, read_dataset, read_pixels
 from querybox.data.settings import MAX_CORRUPT
 from querybox.errors import ConfigError, DataError, ImageError
 from querybox.evaluation.average_precision import average_precision
-from querybox.evaluation.confusion import agreement
-from querybox.evaluation.errors import mistakes_in
+from querybox.evaluation.confusion import best_operating_point
+from querybox.evaluation.errors import find_errors
 from querybox.evaluation.result import CategoryResult, Evaluation
 from querybox.fast import fastest
 from querybox.inference.detections import Detections
@@ -37,36 +37,35 @@ def evaluate(
     split: str | None = None,
     batch_size: int = 8,
     max_corrupt: float = MAX_CORRUPT,
-    each: Callable[[Detections], object] | None = None,
+    callback: Callable[[Detections], object] | None = None,
 ) -> Evaluation:
-    """Detect the objects of every image and measure how well they are found.
+    """Run a model on every image of a dataset and compute the COCO metrics.
 
-    The 100 best detections of each image count, whatever their score. Images that cannot be read do not count; the
-    evaluation names them.
+    The 100 highest-scoring detections of each image are evaluated, whatever their score. Images that cannot be read are
+    excluded and listed in `Evaluation.unreadable`.
 
     Args:
-        engine: The model: a `Detector`, or whatever else runs one. Its classes must have the names of the data's
-            classes, in any order.
-        data: A dataset, or the path of one in a format that `read_dataset` knows.
-        split: Which part of the dataset at the path, such as ``"val"``.
-        batch_size: Images in one forward pass, on an accelerator; it does not change the result.
-        max_corrupt: Share of the images (0-1) that may be unreadable.
-        each: Is called with the detections of each image as they come, to show progress.
+        engine: The model: a `Detector` or another `Engine`. Its class names must be those of the data, in any order.
+        data: A dataset, or the path of one in a format supported by `read_dataset`.
+        split: The part of the dataset at the path to evaluate, such as ``"val"``.
+        batch_size: Images per forward pass on an accelerator; the result does not depend on it.
+        max_corrupt: Fraction of the images (0-1) that may be unreadable.
+        callback: Called with the detections of each image as they are computed, e.g. to show progress.
 
     Raises:
-        ConfigError: The detector and the data have different classes, `split` is given for data already read, or
+        ConfigError: The model and the data have different classes, `split` is given for data already read, or
             `batch_size` is less than 1.
-        DataError: The dataset, or too many of its images, cannot be read.
+        DataError: The dataset, or more than `max_corrupt` of its images, cannot be read.
     """
     if not isinstance(data, DetectionData):
         data = read_dataset(data, split, max_corrupt=max_corrupt)
     elif split is not None:
         raise ConfigError(
-            f"evaluate got split={split!r} with data already read; give the path, or leave split out"
+            f"evaluate got split={split!r} with data already read; pass the path, or omit split"
         )
-    labels_by_name(engine.categories, data.categories)  # fails before the work, not after it
-    found, unreadable = detect_records(engine, data.images, batch_size=batch_size, each=each)
-    return measure(data, found, data.left_out | unreadable, max_corrupt)
+    labels_by_name(engine.categories, data.categories)  # fail before the work is done, not after
+    detections, unreadable = detect_records(engine, data.images, batch_size=batch_size, callback=callback)
+    return measure(data, detections, data.left_out | unreadable, max_corrupt)
 
 
 def measure(
@@ -75,16 +74,16 @@ def measure(
     unreadable: Mapping[int, str],
     max_corrupt: float,
 ) -> Evaluation:
-    """Measure `detections` by the images that could be read.
+    """Compute the metrics of detections on the images that could be read.
 
     Args:
         data: The images and their objects.
-        detections: By image id.
-        unreadable: Why the other images could not be read, by image id.
-        max_corrupt: Share of the images (0-1) that this may be.
+        detections: Detections of each readable image, by image id.
+        unreadable: Why each other image could not be read, by image id.
+        max_corrupt: Fraction of the images (0-1) that may be unreadable.
 
     Raises:
-        DataError: There are more.
+        DataError: More than `max_corrupt` of the images are unreadable.
     """
     reasons = listed(list(unreadable.values()))
     total = len(unreadable.keys() | {image.id for image in data.images})
@@ -95,7 +94,7 @@ def measure(
         )
     if unreadable:
         logger.warning(
-            "%s: %d images cannot be read and do not count: %s", data.source, len(unreadable), reasons
+            "%s: %d images cannot be read and are not evaluated: %s", data.source, len(unreadable), reasons
         )
     evaluation = coco_metrics(data.only(detections), detections)
     return dataclasses.replace(evaluation, unreadable=unreadable)
@@ -106,17 +105,25 @@ def detect_records(
     images: Sequence[ImageRecord],
     *,
     batch_size: int = 8,
-    each: Callable[[Detections], object] | None = None,
+    callback: Callable[[Detections], object] | None = None,
 ) -> tuple[dict[int, Detections], dict[int, str]]:
-    """Return the 100 best detections of each image by its id, in pixels of the image as it was annotated.
+    """Detect the objects of each image.
 
-    And why the other images could not be read, by their ids.
+    Args:
+        engine: The model.
+        images: The images.
+        batch_size: Images per forward pass on an accelerator.
+        callback: Called with the detections of each image as they are computed.
+
+    Returns:
+        The 100 highest-scoring detections of each image by image id, in pixels of the image as it was annotated; and
+        why each other image could not be read, by image id.
     """
     readable: list[int] = []
     unreadable: dict[int, str] = {}
 
     def frames() -> Iterator[Frame]:
-        # Not `predict` and paths: an image may have to be left unturned, as its boxes were drawn.
+        # Not `predict` with paths, which applies the EXIF orientation: annotations may refer to the image without it.
         for record in images:
             try:
                 pixels = read_pixels(record)
@@ -127,41 +134,43 @@ def detect_records(
                 yield Frame(source=str(record.path), pixels=pixels)
 
     by_id = {}
-    for place, one in enumerate(detect_frames(fastest(engine), frames(), top_k=100, batch_size=batch_size)):
-        by_id[readable[place]] = one
-        if each:
-            each(one)
+    for index, detections in enumerate(
+        detect_frames(fastest(engine), frames(), top_k=100, batch_size=batch_size)
+    ):
+        by_id[readable[index]] = detections
+        if callback:
+            callback(detections)
     return by_id, unreadable
 
 
 def coco_metrics(data: DetectionData, detections: Mapping[int, Detections]) -> Evaluation:
-    """Measure `detections` as the COCO challenge does (cocodataset.org/#detection-eval).
+    """Compute the metrics of the COCO detection challenge (cocodataset.org/#detection-eval).
 
-    Equal to pycocotools: crowd regions are ignored, images without objects count, at most 100 detections an image
-    and class.
+    The results are those of pycocotools: crowd regions are ignored, images without objects count, and at most 100
+    detections per image and class are used.
 
     Args:
         data: The images and their objects.
-        detections: By image id. Their classes are matched with the data's by name. An image may be missing: nothing
-            was found in it.
+        detections: Detections by image id, whose classes are matched with those of the data by name. An image that is
+            absent has no detections.
 
     Raises:
         ConfigError: The detections and the data have different classes.
-        DataError: Detections belong to an image that the data lack.
+        DataError: There are detections for an image that is not in the data.
     """
     if unknown := detections.keys() - {record.id for record in data.images}:
         raise DataError(
-            f"{data.source}: detections of {len(unknown)} images that the data lack, the first with id {min(unknown)}; "
-            "evaluate against the data that were predicted on"
+            f"{data.source}: got detections for {len(unknown)} images that are not in the data, the first with id "
+            f"{min(unknown)}; evaluate on the dataset that the detections were computed for"
         )
     aligned = {
         record.id: align(detections[record.id], data.categories)
         if record.id in detections
-        else nothing_in(record, data.categories)
+        else no_detections(record, data.categories)
         for record in data.images
     }
     metrics, precision = average_precision(data, aligned)
-    agreed = agreement(data, aligned)
+    operating_point = best_operating_point(data, aligned)
     counts = np.bincount(
         np.concatenate(
             [np.zeros(0, dtype=np.int64), *(record.labels[~record.crowd] for record in data.images)]
@@ -180,10 +189,12 @@ def coco_metrics(data: DetectionData, detections: Mapping[int, Detections]) -> E
             for label, category in enumerate(data.categories)
         ),
         precision=precision,
-        agreement=agreed,
-        mistakes={
-            record.id: mistakes_in(
-                record, aligned[record.id].above(agreed.threshold), agreed.assigned[record.id]
+        operating_point=operating_point,
+        errors={
+            record.id: find_errors(
+                record,
+                aligned[record.id].above(operating_point.threshold),
+                operating_point.assignments[record.id],
             )
             for record in data.images
         },
@@ -194,16 +205,16 @@ def coco_metrics(data: DetectionData, detections: Mapping[int, Detections]) -> E
     )
 
 
-def align(found: Detections, categories: tuple[Category, ...]) -> Detections:
-    """Return the detections with labels and categories of the data."""
-    if found.categories == categories:
-        return found
-    labels = labels_by_name(found.categories, categories)[found.labels]
-    return dataclasses.replace(found, labels=labels, categories=categories)
+def align(detections: Detections, categories: tuple[Category, ...]) -> Detections:
+    """Return the detections with the labels and categories of the data."""
+    if detections.categories == categories:
+        return detections
+    labels = labels_by_name(detections.categories, categories)[detections.labels]
+    return dataclasses.replace(detections, labels=labels, categories=categories)
 
 
-def nothing_in(record: ImageRecord, categories: tuple[Category, ...]) -> Detections:
-    """Return no detections, of one image."""
+def no_detections(record: ImageRecord, categories: tuple[Category, ...]) -> Detections:
+    """Return an empty `Detections` for an image."""
     return Detections(
         boxes_xyxy=torch.zeros(0, 4),
         scores=torch.zeros(0),
@@ -214,19 +225,22 @@ def nothing_in(record: ImageRecord, categories: tuple[Category, ...]) -> Detecti
     )
 
 
-def labels_by_name(ours: Sequence[Category], theirs: Sequence[Category]) -> Int[Tensor, " C"]:
+def labels_by_name(
+    detector_categories: Sequence[Category], data_categories: Sequence[Category]
+) -> Int[Tensor, " C"]:
     """Return the data's label of each of the detector's classes.
 
     Raises:
-        ConfigError: Some class is known to one of them only.
+        ConfigError: A class occurs in one of the two only.
     """
-    known = {category.name: label for label, category in enumerate(theirs)}
-    surplus = [repr(category.name) for category in ours if category.name not in known]
-    lacking = [repr(name) for name in known if name not in {category.name for category in ours}]
-    if surplus or lacking:
+    labels = {category.name: label for label, category in enumerate(data_categories)}
+    detector_names = {category.name: None for category in detector_categories}
+    detector_only = [repr(name) for name in detector_names if name not in labels]
+    data_only = [repr(name) for name in labels if name not in detector_names]
+    if detector_only or data_only:
         raise ConfigError(
-            f"the detector's {len(ours)} classes are not the data's {len(theirs)}: "
-            f"the detector lacks {listed(lacking) or 'none'}, the data lack {listed(surplus) or 'none'}; "
-            "give both the same class names (their order and ids do not matter)"
+            f"the detector's {len(detector_categories)} classes differ from the data's {len(data_categories)}: "
+            f"the detector lacks {listed(data_only) or 'none'}, the data lack {listed(detector_only) or 'none'}; "
+            "use the same class names in both (order and ids do not matter)"
         )
-    return torch.tensor([known[category.name] for category in ours], dtype=torch.long)
+    return torch.tensor([labels[category.name] for category in detector_categories], dtype=torch.long)

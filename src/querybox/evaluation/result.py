@@ -1,4 +1,4 @@
-"""What an evaluation found: the COCO numbers, the numbers of each class, and where the detector goes wrong."""
+"""The result of an evaluation: COCO metrics, metrics per class, confusion matrix and error types."""
 
 from __future__ import annotations
 
@@ -13,103 +13,112 @@ from typing import Any, get_args
 import numpy as np
 from jaxtyping import Float
 
-from querybox.evaluation.confusion import Agreement
-from querybox.evaluation.errors import REASONS, AlarmReason, MissReason, Mistakes
+from querybox.evaluation.confusion import OperatingPoint
+from querybox.evaluation.errors import ABBREVIATIONS, FalseNegativeType, FalsePositiveType, ImageErrors
 from querybox.html import metric, render
 from querybox.inference.detections import Detections
 from querybox.structures import Category
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-"""The 12 numbers of the COCO detection challenge, in its order.
+"""The 12 metrics of the COCO detection challenge, in its order.
 
-AP and AR are averages over IoU 0.50, 0.55 ... 0.95; AP50 and AP75 hold at that IoU alone. s, m, l: objects of less
-than 32 x 32, 96 x 96, and more pixels. AR1, AR10, AR100: with at most that many detections an image and class.
+AP and AR are means over IoU thresholds 0.50, 0.55 ... 0.95; AP50 and AP75 use a single threshold. s, m, l: objects with
+an area below 32 x 32, from there to 96 x 96, and above 96 x 96 pixels. AR1, AR10, AR100: recall with at most that many
+detections per image and class.
 """
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
+JSON_KEYS = {
+    "missed": "not found",
+    "classification": "wrong class",
+    "localization": "loose box",
+    "both": "wrong class and loose box",
+}
+"""Error types whose name in ``metrics.json`` is an older one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CategoryResult:
-    """How well one class is found."""
+    """Metrics of one class."""
 
     category: Category
     objects: int
-    """Objects of the class, crowds not counted."""
+    """Number of objects of the class, without crowd regions."""
     AP: float
-    """Mean over IoU 0.50 ... 0.95, 0-1; NaN when the data have no object of the class."""
+    """Mean over IoU 0.50 ... 0.95, 0-1; NaN if the data have no object of the class."""
     AP50: float
-    """At IoU 0.50."""
+    """At IoU 0.50, 0-1; NaN likewise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """Detections held against the objects of a dataset."""
+    """The result of comparing detections with the objects of a dataset."""
 
     metrics: Mapping[str, float]
-    """The numbers of `METRICS`, 0-1; NaN where the data have no object to measure by (COCO's -1)."""
+    """The values of `METRICS`, 0-1; NaN where the data have no such object (COCO's -1)."""
     categories: tuple[CategoryResult, ...]
-    """By label."""
+    """Metrics of each class, in order of label."""
     precision: Float[np.ndarray, "10 101 C"]
-    """Best precision at each of `IOU_THRESHOLDS` and at least each of `RECALLS`; NaN for a class without objects."""
-    agreement: Agreement
-    """Confusion matrix and F1 at the score threshold that serves these data best."""
-    mistakes: Mapping[int, Mistakes]
-    """What is wrong at that threshold, in every image of the data by its id. Its detections are the first of the
-    image's `detections`."""
+    """Interpolated precision at each of `IOU_THRESHOLDS` and `RECALLS`; NaN for a class without objects."""
+    operating_point: OperatingPoint
+    """Confusion matrix and F1 at the score threshold with the best F1."""
+    errors: Mapping[int, ImageErrors]
+    """Errors at that threshold in every image of the data, by image id. They index the detections that score at least
+    the threshold, which are the first of the image's `detections`."""
     detections: Mapping[int, Detections]
-    """What was evaluated, for every image of the data by its id; labels and categories are those of the data."""
+    """The evaluated detections of every image, by image id, with the labels and categories of the data."""
     images: int
-    """Images of the data, those without objects included."""
+    """Number of images, including those without objects."""
     objects: int
-    """Objects, crowds not counted."""
+    """Number of objects, without crowd regions."""
     crowds: int
-    """Crowd regions, ignored as COCO does: neither to be found nor an error to be detected."""
+    """Number of crowd regions; as in COCO, detections on them are ignored."""
     unreadable: Mapping[int, str] = field(default_factory=dict)
-    """Why other images of the data could not be read, by their ids; they do not count."""
+    """Images that could not be read and are not evaluated: the reason, by image id."""
 
     @property
-    def misses(self) -> dict[str, int]:
-        """How many objects were missed for each `MissReason`."""
-        counts: Counter[str] = Counter(miss.reason for each in self.mistakes.values() for miss in each.misses)
-        return {reason: counts[reason] for reason in get_args(MissReason)}
-
-    @property
-    def false_alarms(self) -> dict[str, int]:
-        """How many detections are false alarms for each `AlarmReason`."""
+    def false_negatives(self) -> dict[str, int]:
+        """Number of false negatives of each `FalseNegativeType`."""
         counts: Counter[str] = Counter(
-            alarm.reason for each in self.mistakes.values() for alarm in each.false_alarms
+            error.error_type for image in self.errors.values() for error in image.false_negatives
         )
-        return {reason: counts[reason] for reason in get_args(AlarmReason)}
+        return {error_type: counts[error_type] for error_type in get_args(FalseNegativeType)}
+
+    @property
+    def false_positives(self) -> dict[str, int]:
+        """Number of false positives of each `FalsePositiveType`."""
+        counts: Counter[str] = Counter(
+            error.error_type for image in self.errors.values() for error in image.false_positives
+        )
+        return {error_type: counts[error_type] for error_type in get_args(FalsePositiveType)}
 
     def category_rows(self) -> list[list[str]]:
-        """Return the rows of a table: a class, how many objects it has, its AP and AP50."""
+        """Return table rows: class name, number of objects, AP, AP50."""
         return [
             [one.category.name, f"{one.objects:,}", metric(one.AP), metric(one.AP50)]
             for one in self.categories
         ]
 
-    def mistake_rows(self) -> list[list[str]]:
-        """Return the rows of a table: a reason, how many objects were missed for it, how many false alarms it has."""
-        misses, alarms = self.misses, self.false_alarms
-        totals = ["all", f"{sum(misses.values()):,}", f"{sum(alarms.values()):,}"]
+    def error_rows(self) -> list[list[str]]:
+        """Return table rows: error type, number of false negatives, number of false positives; the total comes last."""
+        columns = (self.false_negatives, self.false_positives)
         rows = [
-            [name, *(f"{counts[name]:,}" if name in counts else "" for counts in (misses, alarms))]
-            for name in REASONS
+            [name, *(f"{counts[name]:,}" if name in counts else "" for counts in columns)]
+            for name in ABBREVIATIONS
         ]
-        return [*rows, totals]
+        return [*rows, ["all", *(f"{sum(counts.values()):,}" for counts in columns)]]
 
     def _repr_html_(self) -> str:
         """Show the metrics, the classes and the errors in Jupyter."""
         return render("notebook/evaluation.html", evaluation=self)
 
     def to_coco(self) -> list[dict[str, Any]]:
-        """Return every detection in the format of a COCO result file, with the data's own category ids."""
+        """Return all detections in the COCO results format, with the category ids of the data."""
         return [result for image_id, found in self.detections.items() for result in found.to_coco(image_id)]
 
     def to_json(self, path: str | Path) -> None:
-        """Write all numbers to the JSON file `path`; what could not be measured (NaN) is ``null``."""
+        """Write all metrics to the JSON file `path`; NaN becomes ``null``."""
         report = {
             "metrics": {name: or_none(value) for name, value in self.metrics.items()},
             "images": self.images,
@@ -128,18 +137,26 @@ class Evaluation:
                 for result in self.categories
             ],
             "agreement": {
-                "threshold": self.agreement.threshold,
-                "precision": or_none(self.agreement.precision),
-                "recall": or_none(self.agreement.recall),
-                "f1": or_none(self.agreement.f1),
-                "confusion": self.agreement.confusion.tolist(),
+                "threshold": self.operating_point.threshold,
+                "precision": or_none(self.operating_point.precision),
+                "recall": or_none(self.operating_point.recall),
+                "f1": or_none(self.operating_point.f1),
+                "confusion": self.operating_point.confusion.tolist(),
             },
-            "mistakes": {"misses": self.misses, "false_alarms": self.false_alarms},
+            "mistakes": {
+                "misses": json_counts(self.false_negatives),
+                "false_alarms": json_counts(self.false_positives),
+            },
         }
         text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
         Path(path).write_text(text + "\n", encoding="utf-8")
 
 
+def json_counts(counts: Mapping[str, int]) -> dict[str, int]:
+    """Return the counts under the keys of ``metrics.json``."""
+    return {JSON_KEYS.get(error_type, error_type): count for error_type, count in counts.items()}
+
+
 def or_none(value: float) -> float | None:
-    """Return None for NaN, which JSON cannot say."""
+    """Return None for NaN, which JSON cannot represent."""
     return None if math.isnan(value) else value

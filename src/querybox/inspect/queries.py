@@ -101,7 +101,7 @@ def query_view(
     data: DetectionData,
     *,
     batch_size: int = 8,
-    each: Callable[[ImageRecord], object] = lambda _: None,
+    callback: Callable[[ImageRecord], object] = lambda _: None,
 ) -> QueryView:
     """Ask every query about every image of a dataset.
 
@@ -109,7 +109,7 @@ def query_view(
         detector: The model.
         data: The images; what is labelled in them does not matter.
         batch_size: Images in one forward pass, on an accelerator; it does not change the result.
-        each: Is called with each image when it is answered, to show progress.
+        callback: Called with each image once it has been processed, e.g. to show progress.
 
     Raises:
         ImageError: An image cannot be read.
@@ -123,7 +123,7 @@ def query_view(
         best = answers.scores().amax(-1)  # [B, Q]
         for row, given in enumerate(batch):
             boxes[given.position], scores[given.position] = answers.boxes[row].float().cpu(), best[row].cpu()
-            each(data.images[given.position])
+            callback(data.images[given.position])
     places = range(len(data.images))
     return QueryView(
         boxes=torch.stack([boxes[place] for place in places]),

@@ -84,7 +84,7 @@ def precision_recall_chart(evaluation: Evaluation) -> str:
 
 def confusion_chart(evaluation: Evaluation) -> str:
     """Draw the confusion matrix; the shade is the share of the row."""
-    counts = evaluation.agreement.confusion  # [K, K]
+    counts = evaluation.operating_point.confusion  # [K, K]
     names = [literal(one.category.name) for one in evaluation.categories]
     few = len(names) <= FEW
     side = 5.0 if few else min(18.0, 2.0 + 0.19 * len(names))

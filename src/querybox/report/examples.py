@@ -9,8 +9,8 @@ from pathlib import Path
 
 from querybox.data import DetectionData, ImageRecord, read_image
 from querybox.errors import ImageError
-from querybox.evaluation.draw import draw_mistakes
-from querybox.evaluation.errors import Mistakes
+from querybox.evaluation.draw import draw_errors
+from querybox.evaluation.errors import ImageErrors
 from querybox.evaluation.result import Evaluation
 from querybox.html import jpeg_url
 from querybox.inspect import write_page
@@ -41,16 +41,16 @@ class Example:
 
 def worst_images(evaluation: Evaluation, data: DetectionData, count: int) -> list[ImageRecord]:
     """Return the `count` images with the lowest F1 among those with errors, then with the most errors."""
-    f1, mistakes = evaluation.agreement.image_f1, evaluation.mistakes
-    wrong = [record for record in data.images if len(mistakes[record.id])]
-    return sorted(wrong, key=lambda record: (f1[record.id], -len(mistakes[record.id])))[:count]
+    f1, errors = evaluation.operating_point.image_f1, evaluation.errors
+    candidates = [record for record in data.images if len(errors[record.id])]
+    return sorted(candidates, key=lambda record: (f1[record.id], -len(errors[record.id])))[:count]
 
 
 def best_images(
     evaluation: Evaluation, data: DetectionData, worst: Sequence[ImageRecord]
 ) -> list[ImageRecord]:
     """Return the images with the highest F1 among those with objects, then with the most objects; none of `worst`."""
-    f1, excluded = evaluation.agreement.image_f1, {record.id for record in worst}
+    f1, excluded = evaluation.operating_point.image_f1, {record.id for record in worst}
     others = [record for record in data.images if len(record.labels) and record.id not in excluded]
     return sorted(others, key=lambda record: (-f1[record.id], -len(record.labels)))[:BEST]
 
@@ -60,7 +60,7 @@ def write_inspectors(
     detector: DetectionTransformer,
     records: Sequence[ImageRecord],
     data: DetectionData,
-    each: Callable[[ImageRecord], object],
+    callback: Callable[[ImageRecord], object],
 ) -> dict[int, str]:
     """Write an inspector page of each image into ``inspect`` in the folder.
 
@@ -77,40 +77,40 @@ def write_inspectors(
         address = f"inspect/worst_{number:02}.html"  # safe, whatever the image is called
         write_page(folder / address, [trace], title=f"Inspector: {record.path.name}")
         pages[record.id] = address
-        each(record)
+        callback(record)
     return pages
 
 
 def make_example(evaluation: Evaluation, record: ImageRecord, inspector: str | None = None) -> Example:
     """Draw the objects and the detections of an image."""
-    mistakes = evaluation.mistakes[record.id]
-    detections = evaluation.detections[record.id].above(evaluation.agreement.threshold)
+    errors = evaluation.errors[record.id]
+    detections = evaluation.detections[record.id].above(evaluation.operating_point.threshold)
     urls, problem = {}, ""
     try:
         image = read_image(record.path, (record.height, record.width))
     except ImageError as error:
         problem = str(error)
     else:
-        objects, found = draw_mistakes(image, record, detections, mistakes)
+        objects, found = draw_errors(image, record, detections, errors)
         urls = {"Objects": jpeg_url(objects, MAX_SIDE), "Detections": jpeg_url(found, MAX_SIDE)}
     return Example(
         name=record.path.name,
-        f1=evaluation.agreement.image_f1[record.id],
-        counts=count_errors(mistakes),
+        f1=evaluation.operating_point.image_f1[record.id],
+        counts=count_errors(errors),
         urls=urls,
         problem=problem,
         inspector=inspector,
     )
 
 
-def count_errors(mistakes: Mistakes) -> str:
-    """Return, in words, how many objects of an image were found and how many errors of each kind there are."""
-    parts = [f"{mistakes.right} found"]
-    for name, reasons in (
-        ("missed", [miss.reason for miss in mistakes.misses]),
-        ("false positives", [alarm.reason for alarm in mistakes.false_alarms]),
+def count_errors(errors: ImageErrors) -> str:
+    """Return, in words, how many objects of an image were found and how many errors of each type there are."""
+    parts = [f"{errors.true_positives} found"]
+    for name, types in (
+        ("false negatives", [error.error_type for error in errors.false_negatives]),
+        ("false positives", [error.error_type for error in errors.false_positives]),
     ):
-        if reasons:
-            counts = ", ".join(f"{count} {reason}" for reason, count in Counter(reasons).most_common())
-            parts.append(f"{len(reasons)} {name} ({counts})")
+        if types:
+            counts = ", ".join(f"{count} {error_type}" for error_type, count in Counter(types).most_common())
+            parts.append(f"{name}: {counts}")
     return "; ".join(parts) + "."

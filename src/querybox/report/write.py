@@ -13,7 +13,7 @@ from querybox.diagnosis import diagnose
 from querybox.diagnosis.finding import HEADS
 from querybox.diagnosis.record import RECORD, read_history, read_record
 from querybox.evaluation.confusion import MATCH_IOU
-from querybox.evaluation.errors import LEAST_IOU, LETTERS
+from querybox.evaluation.errors import ABBREVIATIONS, BACKGROUND_IOU
 from querybox.evaluation.result import Evaluation
 from querybox.files import write_text
 from querybox.html import metric, render
@@ -36,12 +36,12 @@ MEANINGS = {
     "ARl": "AR100 of large objects",
 }
 ERROR_MEANINGS = {
-    "not found": "no detection at the object that could have meant it",
-    "wrong class": "an object detected as another class",
-    "loose box": f"the right class, but an IoU of only {LEAST_IOU} to {MATCH_IOU} with the object",
-    "wrong class and loose box": "both",
-    "duplicate": "an object that a better detection has found already",
-    "background": f"an IoU below {LEAST_IOU} with every object; or an object that was not labelled",
+    "classification": "an object detected as another class",
+    "localization": f"the right class, but an IoU of only {BACKGROUND_IOU} to {MATCH_IOU} with the object",
+    "both": f"another class and an IoU of only {BACKGROUND_IOU} to {MATCH_IOU}",
+    "duplicate": "an object that is already matched to a detection with a higher score",
+    "background": f"an IoU below {BACKGROUND_IOU} with every object; or an object that was not labelled",
+    "missed": "an object that none of these errors covers",
     "all": "",
 }
 FILES = {"Settings": "run.yaml", "Environment": "environment.json"}
@@ -56,7 +56,7 @@ def write_report(
     *,
     worst: int = WORST,
     detector: DetectionTransformer | None = None,
-    each: Callable[[ImageRecord], object] = lambda _: None,
+    callback: Callable[[ImageRecord], object] = lambda _: None,
 ) -> Path:
     """Write ``report.html`` into `run_dir` and return its path.
 
@@ -70,12 +70,12 @@ def write_report(
         worst: How many of the worst.
         detector: The model. If given, each of the worst images gets an inspector page in the folder ``inspect``, to
             which the report links.
-        each: Called with an image when its inspector page has been written, to show progress.
+        callback: Called with an image when its inspector page has been written, to show progress.
     """
     run_dir = Path(run_dir)
     data = data.only(evaluation.detections)  # without those that could not be read
     worst_records = worst_images(evaluation, data, worst)
-    inspectors = write_inspectors(run_dir, detector, worst_records, data, each) if detector else {}
+    inspectors = write_inspectors(run_dir, detector, worst_records, data, callback) if detector else {}
     diagnosis = diagnose(run_dir) if (run_dir / RECORD).is_file() else None
     html = render(
         "report.html",
@@ -92,8 +92,8 @@ def write_report(
         precision_recall=charts.precision_recall_chart(evaluation),
         confusion=charts.confusion_chart(evaluation),
         few_classes=charts.FEW,
-        error_rows=[[*row, ERROR_MEANINGS[row[0]]] for row in evaluation.mistake_rows()],
-        letters=", ".join(f"{letter} {reason}" for reason, letter in LETTERS.items()),
+        error_rows=[[*row, ERROR_MEANINGS[row[0]]] for row in evaluation.error_rows()],
+        abbreviations=", ".join(f"{short} {error_type}" for error_type, short in ABBREVIATIONS.items()),
         worst=[make_example(evaluation, record, inspectors.get(record.id)) for record in worst_records],
         best_images=[
             make_example(evaluation, record) for record in best_images(evaluation, data, worst_records)

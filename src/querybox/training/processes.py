@@ -160,7 +160,7 @@ def evaluate_together(
     for first in range(0, len(data.images[:: accelerator.num_processes]), ROUND):
         found: tuple[dict[int, Detections], dict[int, str]] = ({}, {})
         with suppress(StopAskedFor):
-            found = detect_records(engine, own[first : first + ROUND], each=look)
+            found = detect_records(engine, own[first : first + ROUND], callback=look)
         parts = gather_object([(found, request.signal is not None)])
         if any(asked for _, asked in parts):
             return None
