@@ -19,7 +19,7 @@ from benchmarks.training import BEST, FULL, groups, relative, step, update
 from querybox.data import Batch
 from querybox.detector import Detector
 from querybox.fast.memory import freed_memory_kept
-from querybox.losses.classification import Focal
+from querybox.losses.classification import FocalLoss
 from querybox.losses.criterion import Criterion
 from querybox.losses.matcher import HungarianMatcher
 from querybox.models import find
@@ -88,8 +88,8 @@ def same_detector(kind: Kind) -> tuple[Detector, Criterion]:
     )
     if kind == "detr":
         return detector, Criterion()
-    matcher = HungarianMatcher(1.0, 5.0, 2.0, classification=Focal())
-    return detector, Criterion(matcher, classification=Focal())
+    matcher = HungarianMatcher(1.0, 5.0, 2.0, classification=FocalLoss())
+    return detector, Criterion(matcher, classification=FocalLoss())
 
 
 def inputs(setup: Setup) -> Batch:

@@ -70,7 +70,7 @@ def test_an_evaluation() -> None:
     assert list(evaluation.metrics) in shown.rows
     assert ["<script>alert(1)</script>", "2", "0.505", "0.505"] in shown.rows
     assert ["a & b <b>", "0", "-", "-"] in shown.rows  # nothing to measure by
-    assert ["not found", "1", ""] in shown.rows
+    assert ["missed", "1", ""] in shown.rows
     assert ["all", "1", "0"] in shown.rows
 
 

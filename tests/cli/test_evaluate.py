@@ -61,7 +61,7 @@ def test_in_half_precision(run: Any, model: Path, photos: Path) -> None:
         (["MODEL", "PHOTOS", "--split", "dev"], "has no split 'dev'"),
         (["MODEL", "broken.json"], "broken.json"),
         (["model.onnx", "PHOTOS", "--precision", "bf16"], "leave --precision out"),
-        (["MODEL", "renamed.json"], "ConfigError: the detector's 2 classes are not the data's 2"),
+        (["MODEL", "renamed.json"], "ConfigError: the detector's 2 classes differ from the data's 2"),
     ],
 )
 def test_bad_input_is_told_in_one_line(

@@ -309,7 +309,7 @@ def test_classes_are_matched_by_name() -> None:
 def test_other_classes_are_refused() -> None:
     others = (*CATEGORIES[:2], Category(id=9, name="horse"))
     with pytest.raises(
-        ConfigError, match="the detector lacks 'cow', the data lack 'horse'; give both the same"
+        ConfigError, match="the detector lacks 'cow', the data lack 'horse'; use the same class names"
     ):
         coco_metrics(dataset(record()), {1: found(others)})
     with pytest.raises(ConfigError, match="the detector lacks 'cow', the data lack none"):
@@ -317,7 +317,9 @@ def test_other_classes_are_refused() -> None:
 
 
 def test_detections_of_unknown_images_are_refused() -> None:
-    with pytest.raises(DataError, match="2 images that the data lack, the first with id 8"):
+    with pytest.raises(
+        DataError, match="detections for 2 images that are not in the data, the first with id 8"
+    ):
         coco_metrics(dataset(record(1)), {9: found(), 8: found()})
 
 
@@ -369,7 +371,7 @@ def test_images_that_cannot_be_read_do_not_count(
     assert (evaluation.images, evaluation.objects) == (1, 0)
     assert list(evaluation.detections) == [1]
     assert "gone.png: no such image file" in evaluation.unreadable[3]
-    assert "1 images cannot be read and do not count" in caplog.text
+    assert "1 images cannot be read and are not evaluated" in caplog.text
     evaluation.to_json(tmp_path / "metrics.json")
     assert list(json.loads((tmp_path / "metrics.json").read_text())["unreadable"]) == ["3"]
     (tmp_path / "run").mkdir()
@@ -385,7 +387,7 @@ def test_images_that_cannot_be_read_do_not_count(
 def test_evaluate_refuses_before_it_predicts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MODULE, "detect_frames", lambda *_, **__: pytest.fail("detected"))
     other = DetectionData(source=Path("x"), categories=CATEGORIES[:1], images=(record(),))
-    with pytest.raises(ConfigError, match="3 classes are not the data's 1"):
+    with pytest.raises(ConfigError, match="3 classes differ from the data's 1"):
         evaluate(Named(), other)
     with pytest.raises(ConfigError, match="split='val'"):
         evaluate(Named(), dataset(record()), split="val")

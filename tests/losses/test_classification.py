@@ -12,7 +12,7 @@ from torchvision.ops import box_iou, sigmoid_focal_loss
 
 from querybox import Criterion, DetectorOutput, HungarianMatcher, Predictions, Target
 from querybox.boxes import to_xyxy
-from querybox.losses.classification import Focal, Varifocal
+from querybox.losses.classification import FocalLoss, VarifocalLoss
 from querybox.structures import Matches
 
 
@@ -28,9 +28,14 @@ def objects() -> list[Target]:
     ]
 
 
-def focal_criterion(*, any_class_proposed: bool = False) -> Criterion:
-    matcher = HungarianMatcher(2.0, 5.0, 2.0, classification=Focal())
-    return Criterion(matcher, classification=Focal(), class_weight=2.0, any_class_proposed=any_class_proposed)
+def focal_criterion(*, class_agnostic_proposals: bool = False) -> Criterion:
+    matcher = HungarianMatcher(2.0, 5.0, 2.0, classification=FocalLoss())
+    return Criterion(
+        matcher,
+        classification=FocalLoss(),
+        class_weight=2.0,
+        class_agnostic_proposals=class_agnostic_proposals,
+    )
 
 
 def test_focal_loss_is_that_of_torchvision() -> None:
@@ -41,22 +46,22 @@ def test_focal_loss_is_that_of_torchvision() -> None:
         wanted[layer, answers[layer], labels[layer]] = 1.0
     theirs = sigmoid_focal_loss(logits, wanted, alpha=0.25, gamma=2.0).sum((1, 2)) / 2
     counts, iou = (torch.tensor(2.0), torch.tensor(5.0)), torch.rand(2, 2)
-    assert_close(Focal().loss(logits, answers, labels, *counts, iou), theirs)
+    assert_close(FocalLoss().loss(logits, answers, labels, *counts, iou), theirs)
 
 
 def test_focal_cost_is_what_a_match_changes_in_the_loss() -> None:
     logits, none = torch.randn(1, 1, 3, 4), torch.zeros(1, 0, dtype=torch.long)
     one = torch.tensor(1.0)
     answer, label = torch.tensor([[2]]), torch.tensor([[1]])
-    matched = Focal().loss(logits[0], answer, label, one, one, torch.rand(1, 1))
-    unmatched = Focal().loss(logits[0], none, none, one, one, torch.zeros(1, 0))
-    assert_close(Focal().cost(logits)[0, 0, 2, 1], (matched - unmatched)[0])
+    matched = FocalLoss().loss(logits[0], answer, label, one, one, torch.rand(1, 1))
+    unmatched = FocalLoss().loss(logits[0], none, none, one, one, torch.zeros(1, 0))
+    assert_close(FocalLoss().cost(logits)[0, 0, 2, 1], (matched - unmatched)[0])
 
 
 def test_focal_loss_survives_extreme_logits() -> None:
     logits = torch.tensor([[[200.0, -200.0]]], requires_grad=True)
     one = torch.ones(())
-    loss = Focal().loss(logits, torch.tensor([[0]]), torch.tensor([[1]]), one, one, torch.ones(1, 1))
+    loss = FocalLoss().loss(logits, torch.tensor([[0]]), torch.tensor([[1]]), one, one, torch.ones(1, 1))
     loss.sum().backward()
     assert loss.isfinite().all()
     assert logits.grad is not None
@@ -67,7 +72,7 @@ def test_varifocal_loss_is_that_of_its_definition() -> None:
     """VarifocalNet, equation 2: -q (q log p + (1 - q) log(1 - p)) if matched, else -alpha p^gamma log(1 - p)."""
     logits = torch.randn(1, 3, 2, dtype=torch.float64)
     iou = torch.tensor([[0.7, 0.2]], dtype=torch.float64)
-    loss = Varifocal().loss(
+    loss = VarifocalLoss().loss(
         logits, torch.tensor([[2, 0]]), torch.tensor([[1, 0]]), torch.tensor(2.0), torch.tensor(1.0), iou
     )
     wanted = {(2, 1): 0.7, (0, 0): 0.2}
@@ -84,24 +89,24 @@ def test_varifocal_loss_is_that_of_its_definition() -> None:
 
 def test_varifocal_loss_is_least_where_the_score_is_the_iou() -> None:
     logits = torch.linspace(-4, 4, 801)
-    loss = Varifocal().matched(logits, torch.full_like(logits, 0.6))
+    loss = VarifocalLoss().matched_loss(logits, torch.full_like(logits, 0.6))
     assert logits[loss.argmin()].sigmoid().item() == pytest.approx(0.6, abs=0.01)
 
 
 def test_the_criterion_asks_for_the_overlap_and_gives_boxes_no_gradient_by_it() -> None:
     given: list[Tensor] = []
 
-    class Watched(Varifocal):
-        def matched(self, logits: Tensor, iou: Tensor) -> Tensor:
+    class Watched(VarifocalLoss):
+        def matched_loss(self, logits: Tensor, iou: Tensor) -> Tensor:
             given.append(iou)
-            return super().matched(logits, iou)
+            return super().matched_loss(logits, iou)
 
     targets, layer = objects(), predictions()
     layer.boxes.requires_grad_()
-    Criterion(HungarianMatcher(classification=Focal()), classification=Watched())(
+    Criterion(HungarianMatcher(classification=FocalLoss()), classification=Watched())(
         DetectorOutput(layers=(layer,)), targets
     )
-    matches = HungarianMatcher(classification=Focal())(layer.logits[None], layer.boxes[None], targets)
+    matches = HungarianMatcher(classification=FocalLoss())(layer.logits[None], layer.boxes[None], targets)
     wanted = torch.cat([target.boxes for target in targets])[matches.object[0]]
     found = layer.boxes[matches.image, matches.query[0]]
     assert_close(given[0][0], box_iou(to_xyxy(found), to_xyxy(wanted)).diag().detach())
@@ -138,7 +143,7 @@ def test_proposals_may_say_only_that_there_is_an_object() -> None:
     targets = objects()
     output = DetectorOutput(layers=(predictions(),), proposals=predictions(20))
     first = [Target(boxes=target.boxes, labels=torch.zeros_like(target.labels)) for target in targets]
-    ours = focal_criterion(any_class_proposed=True)(output, targets)
+    ours = focal_criterion(class_agnostic_proposals=True)(output, targets)
     theirs = focal_criterion()(output, first)
     assert_close(ours["enc_loss_cls"], theirs["enc_loss_cls"])
     assert_close(ours["loss_cls"], focal_criterion()(output, targets)["loss_cls"])

@@ -75,7 +75,7 @@ def test_a_single_layer_is_the_last() -> None:
 def test_proposals_have_to_say_the_class_unless_any_will_do() -> None:
     output, targets = case([3, 2])
     proposed = replace(output, proposals=output.layers[0])
-    enough = Criterion(any_class_proposed=True)(proposed, targets)
+    enough = Criterion(class_agnostic_proposals=True)(proposed, targets)
     losses = Criterion()(proposed, targets)
     for name in ("loss_cls", "loss_bbox", "loss_iou"):
         assert losses[f"enc_{name}"] == losses[f"d0.{name}"]

@@ -54,7 +54,7 @@ def found_exactly(folder: Path, long: bool) -> str:
         corrupt(folder / "images" / f"{number + 1}.jpg", way)
     before, looked = bytes_of(folder), []
     start = time.perf_counter()
-    report = only_split(validate(path, each=lambda record: looked.append(record.id)))
+    report = only_split(validate(path, callback=lambda record: looked.append(record.id)))
     seconds = time.perf_counter() - start
     found = sorted(number for one in report.findings if one.kind in UNREADABLE for number in one.image_ids)
     require(found == [number + 1 for number in spoiled], f"found {len(found)} of {len(spoiled)}")

@@ -1,1 +1,1 @@
-"""Matching and losses: how predictions are compared with objects."""
+"""Hungarian matching and training losses."""

@@ -1,4 +1,4 @@
-"""Hungarian matching: which query answers for which object (DETR, section 3.1, equation 1)."""
+"""Hungarian matching of queries to objects (DETR, section 3.1, equation 1)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 from querybox.boxes import giou, to_xyxy
 from querybox.errors import NonFiniteError
-from querybox.losses.classification import Classification, Softmax
+from querybox.losses.classification import ClassificationLoss, CrossEntropyLoss
 from querybox.structures import Matches, Target, at_least_float32
 
 
 class HungarianMatcher(nn.Module):
-    """Finds, for each image and decoder layer, the one-to-one assignment of objects to queries that costs least.
+    """Find the one-to-one assignment of objects to queries with the lowest cost, for each image and decoder layer.
 
-    The cost of a pair is ``class_cost`` x (cost of the object's class, by default its probability negated) +
+    The cost of a pair is ``class_cost`` x (cost of the object's class, by default its negative probability) +
     ``box_cost`` x (L1 distance of normalised cxcywh boxes) + ``giou_cost`` x (-GIoU).
     """
 
@@ -30,10 +30,10 @@ class HungarianMatcher(nn.Module):
         box_cost: float = 5.0,
         giou_cost: float = 2.0,
         *,
-        classification: Classification | None = None,
+        classification: ClassificationLoss | None = None,
     ) -> None:
         super().__init__()
-        self.classification = classification or Softmax()
+        self.classification = classification or CrossEntropyLoss()
         self.class_cost = class_cost
         self.box_cost = box_cost
         self.giou_cost = giou_cost
@@ -44,9 +44,9 @@ class HungarianMatcher(nn.Module):
         boxes: Float[Tensor, "L B Q 4"],
         targets: Sequence[Target],
     ) -> Float[Tensor, "L B G Q"]:
-        """Return the cost of every object with every query of its own image.
+        """Return the matching cost of every object with every query of its image.
 
-        G is the most objects in one image; the rows beyond an image's own objects mean nothing.
+        G is the largest number of objects in an image; the rows of images with fewer are padded with undefined values.
         """
         terms = self.terms(logits, boxes, targets)
         return terms["box"] + terms["class"] + terms["giou"]
@@ -58,20 +58,20 @@ class HungarianMatcher(nn.Module):
         boxes: Float[Tensor, "L B Q 4"],
         targets: Sequence[Target],
     ) -> dict[str, Float[Tensor, "L B G Q"]]:
-        """Return what the cost is the sum of, weighted: ``class``, ``box`` and ``giou``."""
+        """Return the weighted terms of the cost: ``class``, ``box`` and ``giou``."""
         labels = pad_sequence([target.labels for target in targets], batch_first=True)  # [B, G]
-        found = at_least_float32(boxes)  # [L, B, Q, 4]
-        wanted = pad_sequence([target.boxes for target in targets], batch_first=True)  # [B, G, 4]
-        wanted = wanted.to(found.dtype)
-        judged = self.classification.cost(at_least_float32(logits)).transpose(2, 3)  # [L, B, K, Q]
-        of_class = labels[None, :, :, None].expand(len(logits), -1, -1, logits.shape[2])
-        judged = judged.gather(2, of_class)  # [L, B, G, Q]
-        distance = torch.cdist(wanted, found, p=1)  # [L, B, G, Q]
-        overlap = giou(to_xyxy(wanted)[:, :, None], to_xyxy(found)[:, :, None])  # [L, B, G, Q]
+        boxes = at_least_float32(boxes)  # [L, B, Q, 4]
+        target_boxes = pad_sequence([target.boxes for target in targets], batch_first=True)  # [B, G, 4]
+        target_boxes = target_boxes.to(boxes.dtype)
+        class_cost = self.classification.cost(at_least_float32(logits)).transpose(2, 3)  # [L, B, K, Q]
+        index = labels[None, :, :, None].expand(len(logits), -1, -1, logits.shape[2])
+        class_cost = class_cost.gather(2, index)  # [L, B, G, Q]
+        l1 = torch.cdist(target_boxes, boxes, p=1)  # [L, B, G, Q]
+        pairwise_giou = giou(to_xyxy(target_boxes)[:, :, None], to_xyxy(boxes)[:, :, None])  # [L, B, G, Q]
         return {
-            "class": self.class_cost * judged,
-            "box": self.box_cost * distance,
-            "giou": -self.giou_cost * overlap,
+            "class": self.class_cost * class_cost,
+            "box": self.box_cost * l1,
+            "giou": -self.giou_cost * pairwise_giou,
         }
 
     def forward(
@@ -80,15 +80,15 @@ class HungarianMatcher(nn.Module):
         boxes: Float[Tensor, "L B Q 4"],
         targets: Sequence[Target],
     ) -> Matches:
-        """Match exactly, all layers at once, with one transfer to the host and one back.
+        """Match all layers at once, with one transfer to the host and one back.
 
         Raises:
             NonFiniteError: A cost is NaN or infinite.
         """
         cost = self.cost(logits, boxes, targets).cpu().numpy()  # [L, B, G, Q]
         if not np.isfinite(cost).all():
-            raise NonFiniteError("matching cost is NaN or infinite: the predictions or the targets are")
-        cost = cost.astype(np.float64)  # the solver's own precision: at once, not problem by problem
+            raise NonFiniteError("matching cost is NaN or infinite, because predictions or targets are")
+        cost = cost.astype(np.float64)  # the precision of the solver: converted once, not for every problem
         counts = [len(target.labels) for target in targets]
         pairs = [
             linear_sum_assignment(part[:count])
@@ -101,7 +101,7 @@ class HungarianMatcher(nn.Module):
         images = np.repeat(
             np.arange(len(counts)), [len(objects) for objects, _ in pairs[: len(counts)]]
         )  # [M]
-        objects += np.cumsum([0, *counts])[images]  # from the image's own to all in a row
+        objects += np.cumsum([0, *counts])[images]  # from index in the image to index in the batch
         packed = torch.from_numpy(np.concatenate([images[None], queries, objects]))
-        image, query, found = packed.to(logits.device, non_blocking=True).split([1, len(cost), len(cost)])
-        return Matches(image=image[0], query=query, object=found)
+        image, query, object_ = packed.to(logits.device, non_blocking=True).split([1, len(cost), len(cost)])
+        return Matches(image=image[0], query=query, object=object_)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, TypeVar
 from torch import nn
 
 from querybox.errors import ConfigError
-from querybox.losses.classification import Focal
+from querybox.losses.classification import FocalLoss
 from querybox.losses.criterion import Criterion
 from querybox.losses.matcher import HungarianMatcher
 from querybox.models.recipe import Depth, Positive, Recipe
@@ -105,8 +105,8 @@ class DeformableDETR(Recipe):
     def criterion(self) -> Criterion:
         """Judge every class by itself, by focal loss."""
         return Criterion(
-            HungarianMatcher(2.0, 5.0, 2.0, classification=Focal()),
-            classification=Focal(),
+            HungarianMatcher(2.0, 5.0, 2.0, classification=FocalLoss()),
+            classification=FocalLoss(),
             class_weight=2.0,
-            any_class_proposed=True,
+            class_agnostic_proposals=True,
         )

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
-from querybox.losses.classification import Focal, Varifocal
+from querybox.losses.classification import FocalLoss, VarifocalLoss
 from querybox.losses.criterion import Criterion
 from querybox.losses.matcher import HungarianMatcher
 from querybox.models.deformable_detr import DeformableDETR
@@ -73,7 +73,7 @@ class DINO(DeformableDETR):
     def criterion(self) -> Criterion:
         """Weigh the classes by half of what the matcher does, or less; proposals have to say the class."""
         return Criterion(
-            HungarianMatcher(6.0 if self.varifocal else 2.0, 5.0, 2.0, classification=Focal()),
-            classification=Varifocal() if self.varifocal else Focal(),
+            HungarianMatcher(6.0 if self.varifocal else 2.0, 5.0, 2.0, classification=FocalLoss()),
+            classification=VarifocalLoss() if self.varifocal else FocalLoss(),
             class_weight=1.0,
         )
