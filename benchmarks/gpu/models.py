@@ -16,7 +16,7 @@ from benchmarks import setup
 from benchmarks.measure import Absent
 from benchmarks.setup import NUM_CLASSES
 from querybox.detector import Detector
-from querybox.losses.classification import Focal
+from querybox.losses.classification import FocalLoss
 from querybox.losses.criterion import Criterion
 from querybox.losses.matcher import HungarianMatcher
 from querybox.models.layouts.huggingface import HUGGINGFACE, HUGGINGFACE_DEFORMABLE
@@ -131,7 +131,7 @@ def with_weights(model: Any, layout: Layout, detector: Detector) -> Any:
 
 def focal_criterion() -> Criterion:
     """Return the criterion that transformers has by default for Deformable DETR."""
-    return Criterion(HungarianMatcher(1.0, 5.0, 2.0, classification=Focal()), classification=Focal())
+    return Criterion(HungarianMatcher(1.0, 5.0, 2.0, classification=FocalLoss()), classification=FocalLoss())
 
 
 MODELS = (
