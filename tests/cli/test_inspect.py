@@ -43,13 +43,13 @@ def test_says_what_is_wrong(run: Any, model: Path, photos: Path, tmp_path: Path)
     code, _, err = run("inspect", picture, "--model", model, "--encoder-layers", "2")
     assert (code, err) == (
         2,
-        "ConfigError: --encoder-layers got '2'; expected last, all, or numbers of 1 to 1\n",
+        "ConfigError: --encoder-layers got '2'; expected last, all, or numbers from 1 to 1\n",
     )
     assert "expected last, all" in run("inspect", picture, "--model", model, "--encoder-layers", "first")[2]
     words = ("--annotations", photos, "--split", "val")
     code, _, err = run("inspect", photos / "images" / "train1.jpg", "--model", model, *words)
     assert (code, err.count("\n")) == (2, 1)
-    assert "does not tell which objects are in" in err
+    assert "has no annotations of" in err
     assert not (tmp_path / "inspect.html").exists()
 
 

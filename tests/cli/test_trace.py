@@ -74,5 +74,5 @@ def test_an_image_without_annotations_is_named(run: Any, model: Path, photos: Pa
     words = ("--model", model, "--annotations", photos, "--split", "val")
     code, _, err = run("trace", photos / "images" / "train1.jpg", *words)
     assert code == 2
-    assert "val.json: does not tell which objects are in" in err
+    assert "val.json: has no annotations of" in err
     assert "train1.jpg; expected an image that it lists" in err

@@ -109,7 +109,5 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
 
 def test_shows_itself_in_jupyter() -> None:
     text = view_of([[0.5, 0.5, 0.2, 0.3]], [0.5])._repr_html_()
-    assert text.startswith(
-        '<img style="max-width:100%" alt="Centres of the boxes of each query&#39;s answers in 1 images'
-    )
+    assert text.startswith('<img style="max-width:100%" alt="Centres of the boxes of each query in 1 images')
     assert 'src="data:image/png;base64,' in text

@@ -98,7 +98,7 @@ def test_losses_and_costs_are_those_of_the_criterion(
         for layer in range(3):
             pairs = dict(zip(matches.object[layer].tolist(), matches.query[layer].tolist(), strict=True))
             assert comparison.matched[layer].tolist() == [pairs[0], pairs[1]]
-            wanted = comparison.wanted(8)[layer].tolist()
+            wanted = comparison.matched_objects(8)[layer].tolist()
             assert {query: each for each, query in pairs.items()} == {
                 query: each for query, each in enumerate(wanted) if each >= 0
             }
@@ -109,7 +109,7 @@ def test_more_objects_than_queries(detr: Detector, padded: ImageBatch) -> None:
     comparison = detr.trace(padded, Target(boxes=boxes, labels=torch.zeros(10, dtype=torch.long))).comparison
     assert comparison is not None
     assert (comparison.matched == -1).sum(1).tolist() == [2, 2, 2]
-    assert (comparison.wanted(8) >= 0).all()
+    assert (comparison.matched_objects(8) >= 0).all()
 
 
 def test_an_image_without_objects(detr: Detector, padded: ImageBatch) -> None:
@@ -162,11 +162,11 @@ def test_what_is_no_single_image_is_refused(detr: Detector, photo: Path, padded:
     with pytest.raises(ConfigError, match="a batch of 2 images; expected one"):
         detr.trace(two)
     Image.new("RGB", (64, 64)).save(photo.with_name("b.png"))
-    with pytest.raises(ConfigError, match="more than one picture; expected one image"):
+    with pytest.raises(ConfigError, match="more than one image; expected one"):
         detr.trace(photo.parent)
     with pytest.raises(DataError, match="no such file"):
         detr.trace("absent.jpg")
-    with pytest.raises(ConfigError, match=r"labels \[3\]; the detector knows 0 to 2"):
+    with pytest.raises(ConfigError, match=r"labels \[3\]; expected labels from 0 to 2"):
         detr.trace(padded, Target(boxes=torch.rand(1, 4), labels=torch.tensor([3])))
 
 

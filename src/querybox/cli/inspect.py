@@ -23,11 +23,12 @@ def inspect(
     queries: int = 100,
     encoder_layers: str = "last",
 ) -> None:
-    """Look into a model: a page that shows what it saw in some images.
+    """Inspect a model: write a page that shows how it processes images.
 
-    One HTML file that needs no server, no network and no other file. Choose a query, and see its class scores, where it
-    looked in every decoder layer and head, and how its box moved; point at a place, and see where the encoder looked
-    from there. With annotations also which query was matched with which object, and what any pair costs.
+    The page is one HTML file that needs no server, no network and no other file. Select a query to see its class
+    scores, its attention in every decoder layer and head, and its box in every layer; point at the image to see the
+    encoder's attention. With annotations, the page also shows which query is matched to which object, and the matching
+    cost of any pair.
 
     ```
     querybox inspect a.jpg --model run -o report.html
@@ -39,10 +40,10 @@ def inspect(
         images: Images, folders or patterns.
         model: A checkpoint of any layout, or a run folder: its best model, else its last.
         output: The HTML file.
-        annotations: A dataset that has the images: COCO, Pascal VOC or YOLO, recognised from the path.
-        split: Which split of the dataset, such as val; needed where it has several.
-        queries: Of how many queries an image to tell, the best first. Large images make it fewer.
-        encoder_layers: Which encoder layers' attention to tell: last, all, or numbers from 1, separated by commas.
+        annotations: A dataset that contains the images: COCO, Pascal VOC or YOLO, recognised from the path.
+        split: Split of the dataset, such as val; required if it has several.
+        queries: Number of queries per image, best first. With large images the attention of fewer is included.
+        encoder_layers: Encoder layers whose attention is included: last, all, or numbers from 1, separated by commas.
     """
     if not images:
         raise ConfigError("querybox inspect got no images; expected images, folders or patterns")
@@ -66,7 +67,7 @@ def inspect(
         write_page(
             output,
             advancing(),
-            title=f"See inside {model.name}",
+            title=f"Inspector: {model.name}",
             queries=queries,
             encoder_layers=read_layers(encoder_layers, len(getattr(detector.encoder, "layers", ()))),
         )
@@ -74,10 +75,10 @@ def inspect(
 
 
 def read_layers(text: str, count: int) -> list[int]:
-    """Return the encoder layers that are asked for, from 0.
+    """Return indices of encoder layers, from 0.
 
     Raises:
-        ConfigError: It is neither last nor all nor numbers of the encoder's `count` layers.
+        ConfigError: The text is neither last nor all nor numbers from 1 to `count`.
     """
     if text in ("last", "all"):
         return list(range(count))[-1:] if text == "last" else list(range(count))
@@ -86,5 +87,5 @@ def read_layers(text: str, count: int) -> list[int]:
     except ValueError:
         layers = [-1]
     if not all(0 <= layer < count for layer in layers):
-        raise ConfigError(f"--encoder-layers got '{text}'; expected last, all, or numbers of 1 to {count}")
+        raise ConfigError(f"--encoder-layers got '{text}'; expected last, all, or numbers from 1 to {count}")
     return layers

@@ -18,12 +18,12 @@ def queries(
     queries: int = 20,
     batch_size: int = 8,
 ) -> None:
-    """See where each object query looks, and for boxes of what size.
+    """Show where in the image each object query predicts, and boxes of which size.
 
-    A picture with a panel for each query: a mark at the centre of every box that it answered with, over all images of a
-    dataset. Dots are small boxes, below 1 % of the image; dashes are wide ones, bars are tall ones. Queries that have
-    learned to share the work differ. Those of two-stage models and of DINO are the encoder's proposals, made anew for
-    each image: they differ in rank, not in place.
+    The picture has a panel for each query, with a mark at the centre of every box that it predicted over all images of
+    a dataset. Dots are small boxes, below 1 % of the image; horizontal marks are wide boxes and vertical marks tall
+    ones. Queries that have specialised differ. Queries of two-stage models and of DINO are the encoder's proposals in
+    each image: they differ in rank, not in location.
 
     ```
     querybox queries run photos/ --split val

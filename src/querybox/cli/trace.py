@@ -29,9 +29,9 @@ def trace(
     queries: int = 5,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
-    """Follow one image through a model: every stage with its shape, range and time.
+    """Trace one image through a model: every stage with its shape, range and time.
 
-    With annotations also the matching and its costs in every decoder layer, and all losses.
+    With annotations, also the matching and its costs in every decoder layer, and all losses.
 
     ```
     querybox trace a.jpg --model run

@@ -1,4 +1,4 @@
-"""See inside: one image followed through a detector, with all that its attention looked at."""
+"""Inspection of a detector: traces of single images, their attention, and an HTML page that shows them."""
 
 from querybox.inspect.annotated import traces
 from querybox.inspect.attention import AttentionMaps, AttentionPoints

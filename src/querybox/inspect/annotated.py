@@ -1,4 +1,4 @@
-"""Traces of many images, with their objects where a dataset knows them."""
+"""Traces of many images, with their objects if they are part of a dataset."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ def traces(
     Args:
         detector: The model.
         sources: Files, folders, patterns or pixels, as `predict` takes them.
-        data: A dataset that has the images; crowds are left out. Its classes need the detector's names, in any order.
+        data: A dataset that contains the images; crowds are ignored. Its classes must have the names of the detector's,
+            in any order.
 
     Raises:
         ConfigError: The detector and the data have different classes.
-        DataError: A source does not exist, or the data lack it.
+        DataError: A source does not exist or is not part of the data.
         ImageError: An image cannot be read.
     """
     found = find_sources(sources)
@@ -44,9 +45,11 @@ def traces(
 
 def trace_record(detector: DetectionTransformer, record: ImageRecord, data: DetectionData) -> Trace:
     """Trace an image of a dataset, with its objects; see `traces`."""
-    labels = labels_by_name(detector.categories, data.categories).argsort()  # the detector's, by the data's
+    labels = labels_by_name(
+        detector.categories, data.categories
+    ).argsort()  # detector labels by dataset label
     real = ~record.crowd
-    pixels = read_pixels(record)  # turned as its boxes are
+    pixels = read_pixels(record)  # in the orientation of the boxes
     objects = Sample(
         pixels=pixels,
         boxes_xyxy=torch.from_numpy(record.boxes_xyxy[real]).float(),
@@ -56,17 +59,17 @@ def trace_record(detector: DetectionTransformer, record: ImageRecord, data: Dete
 
 
 def find_record(source: object, data: DetectionData) -> ImageRecord:
-    """Return what the data know of an image: by its path, else by its name where only one has it.
+    """Return the record of an image, found by its path or else by its file name if that is unique.
 
     Raises:
-        DataError: They do not know it.
+        DataError: The data do not contain the image.
     """
     if isinstance(source, Path):
         same_name = [record for record in data.images if record.path.name == source.name]
         same = [record for record in same_name if record.path.resolve() == source.resolve()]
-        if len(found := same or same_name) == 1:
-            return found[0]
+        if len(candidates := same or same_name) == 1:
+            return candidates[0]
     raise DataError(
-        f"{data.source}: does not tell which objects are in {source}; expected an image that it lists: "
-        "name another split, or leave the annotations out"
+        f"{data.source}: has no annotations of {source}; expected an image that it lists: "
+        "use another split, or omit the annotations"
     )

@@ -1,8 +1,8 @@
-"""Where a model looked: its attention, computed again from what the attention modules were given.
+"""Attention weights of a model, recomputed from the inputs of its attention modules.
 
-A fast attention never has its weights in memory, and all of them would fill it: 8 heads of 4200 x 4200 cells are half
-a gigabyte for one encoder layer of a dilated model. So the inputs are kept, and the weights of a few queries are made
-when they are asked for.
+Fused attention never materialises its weights, and all of them would not fit into memory: 8 heads of 4200 x 4200 cells
+are half a gigabyte for one encoder layer of a dilated model. The inputs are kept instead, and the weights of a few
+queries are computed on demand.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ ALL = slice(None)
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AttentionMaps:
-    """The attention of one layer to one image, every query to every key."""
+    """Attention of one layer in one image, from every query to every key."""
 
     module: Attention
     query: Float[Tensor, "1 Q D"]
-    """As the module was given it: with its position, before the projection."""
+    """Input of the module: with positions added, before the projection."""
     key: Float[Tensor, "1 S D"]
     padding_mask: Bool[Tensor, "1 S"] | None
     """True = padding."""
@@ -38,19 +38,19 @@ class AttentionMaps:
 
     @classmethod
     def of(cls, module: Attention, call: Call) -> AttentionMaps:
-        """Keep what the module was given."""
-        given = call.inputs
+        """Keep the inputs of a call."""
+        inputs = call.inputs
         return cls(
             module=module,
-            query=given["query"],
-            key=given["key"],
-            padding_mask=given.get("padding_mask"),
-            blocked=given.get("blocked"),
+            query=inputs["query"],
+            key=inputs["key"],
+            padding_mask=inputs.get("padding_mask"),
+            blocked=inputs.get("blocked"),
         )
 
     @torch.no_grad()
     def weights(self, queries: Rows = ALL) -> Float[Tensor, "heads Q S"]:
-        """Return how much of each key some queries took: rows that sum to 1, with 0 where it was forbidden."""
+        """Return the attention weights of some queries; rows sum to 1 and masked keys are 0."""
         q = self.module.split(self.module.query(self.query[:, queries]))[0]  # [heads, Q, D / heads]
         k = self.module.split(self.module.key(self.key))[0]  # [heads, S, D / heads]
         scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])
@@ -63,7 +63,7 @@ class AttentionMaps:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AttentionPoints:
-    """The deformable attention of one layer to one image: a few points for every query, where others have maps."""
+    """Deformable attention of one layer in one image: a few sampling points per query instead of a map."""
 
     module: DeformableAttention
     query: Float[Tensor, "1 Q D"]
@@ -73,25 +73,27 @@ class AttentionPoints:
 
     @classmethod
     def of(cls, module: DeformableAttention, call: Call) -> AttentionPoints:
-        """Keep what the module was given."""
-        given = call.inputs
-        return cls(module=module, query=given["query"], reference=given["reference"], levels=given["levels"])
+        """Keep the inputs of a call."""
+        inputs = call.inputs
+        return cls(
+            module=module, query=inputs["query"], reference=inputs["reference"], levels=inputs["levels"]
+        )
 
     @torch.no_grad()
     def points(
         self, queries: Rows = ALL
     ) -> tuple[Float[Tensor, "heads Q L P 2"], Float[Tensor, "heads Q L P"]]:
-        """Return where some queries looked, and how much each place counted.
+        """Return the sampling points of some queries and their attention weights.
 
         Returns:
-            Places (x, y) in 0-1 of the unpadded image, some of them outside, P on each of L maps; and their weights,
-            which sum to 1 for every head and query.
+            Sampling locations (x, y) in 0-1 of the unpadded image, possibly outside of it, P on each of L maps; and
+            their attention weights, which sum to 1 for every head and query.
         """
         query = self.query[:, queries]
-        places = self.module.choose(query, self.reference[:, queries], self.levels)[0]
-        places = places / self.levels.valid[0][:, None]  # they were in 0-1 of the padded map
-        return places.transpose(0, 1), self.module.weigh(query)[0].transpose(0, 1)
+        locations = self.module.choose(query, self.reference[:, queries], self.levels)[0]
+        locations = locations / self.levels.valid[0][:, None]  # from 0-1 of the padded map
+        return locations.transpose(0, 1), self.module.weigh(query)[0].transpose(0, 1)
 
 
-Look = AttentionMaps | AttentionPoints
-"""Where one layer looked."""
+LayerAttention = AttentionMaps | AttentionPoints
+"""Attention of one layer."""

@@ -1,4 +1,4 @@
-"""What parts of a model were given, what they answered and how long it took: hooks, so that no part has to know."""
+"""Inputs, outputs and times of a model's modules, recorded with forward hooks."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ class Call:
     """One call of a module."""
 
     inputs: Mapping[str, Any]
-    """By the names that the module's `forward` has for them."""
+    """By parameter name of the module's `forward`."""
     output: Any
     seconds: float
 
 
 @contextmanager
 def recorded(modules: Mapping[str, nn.Module], device: torch.device) -> Iterator[dict[str, list[Call]]]:
-    """Record every call of `modules`, by the names they have there, while the context lasts.
+    """Record every call of `modules` within the context, by their names in the mapping.
 
-    Tensors are kept, not copied. Each call waits for the device, so that its time is its own.
+    Tensors are kept, not copied. The device is synchronised before and after each call, so that its time is its own.
     """
     calls: dict[str, list[Call]] = defaultdict(list)
-    starts: list[float] = []  # of the calls under way: one module may call another
+    starts: list[float] = []  # of running calls; modules may be nested
 
     def before(_: nn.Module, __: tuple[Any, ...]) -> None:
         starts.append(now(device))
 
     def after(
-        name: str, module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any
+        name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         seconds = now(device) - starts.pop()
-        inputs = signature(module.forward).bind(*given, **named).arguments
+        inputs = signature(module.forward).bind(*args, **kwargs).arguments
         calls[name].append(Call(inputs=inputs, output=output, seconds=seconds))
 
     hooks = [module.register_forward_pre_hook(before) for module in modules.values()]
@@ -57,7 +57,7 @@ def recorded(modules: Mapping[str, nn.Module], device: torch.device) -> Iterator
 
 
 def now(device: torch.device) -> float:
-    """Return the time in seconds at which the device has done all that it was given."""
+    """Return the time in seconds after the device has finished all queued work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return perf_counter()

@@ -1,4 +1,4 @@
-"""What training would make of an answer: costs, matching and losses, from the criterion itself."""
+"""Matching costs, matching and losses of an image's predictions, as the criterion of training computes them."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from querybox.structures import DetectorOutput, Target
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Comparison:
-    """The answers of every layer held against the objects of the image. All tensors are on the CPU."""
+    """The predictions of every layer compared with the objects of the image. All tensors are on the CPU."""
 
     target: Target
     """The objects, G of them."""
     terms: Mapping[str, Float[Tensor, "L G Q"]]
-    """What the cost of every object with every query is the sum of, weighted: ``class``, ``box`` and ``giou``."""
+    """Weighted terms of the matching cost of every object and query: ``class``, ``box`` and ``giou``."""
     cost: Float[Tensor, "L G Q"]
-    """What the matcher minimises."""
+    """Matching cost, the sum of the terms."""
     matched: Int[Tensor, "L G"]
-    """The query that answers for each object; -1 where there are fewer queries than objects."""
+    """The query matched to each object; -1 if there is none, as there are fewer queries than objects."""
     losses: Mapping[str, float]
     """By the names of `Criterion`: ``loss_cls``, ``d0.loss_cls`` ..."""
     seconds: float
-    """What the criterion took, matching and all."""
+    """Time of the criterion, including the matching."""
 
-    def wanted(self, queries: int) -> Int[Tensor, "L Q"]:
-        """Return the object that each of the `queries` has to find, in every layer; -1: none."""
+    def matched_objects(self, queries: int) -> Int[Tensor, "L Q"]:
+        """Return the object matched to each of the `queries` in every layer; -1 if there is none."""
         objects = torch.arange(self.matched.shape[1]).expand_as(self.matched)
-        slots = self.matched.where(self.matched >= 0, queries)  # what has no query goes to a spare one
+        slots = self.matched.where(self.matched >= 0, queries)  # unmatched objects go to a spare slot
         return torch.full((len(slots), queries + 1), -1).scatter(1, slots, objects)[:, :queries]
 
 
 @torch.no_grad()
 def compare(detector: DetectionTransformer, output: DetectorOutput, target: Target) -> Comparison:
-    """Hold the answers to one image against its objects.
+    """Compare the predictions for one image with its objects.
 
     Raises:
-        ConfigError: The target has labels that the detector does not know.
+        ConfigError: The target has labels that the detector does not have.
         NonFiniteError: A prediction is NaN or infinite.
     """
     target = target.to(detector.device)
@@ -53,7 +53,7 @@ def compare(detector: DetectionTransformer, output: DetectorOutput, target: Targ
     parts = {"criterion": criterion, "matcher": criterion.matcher}
     with recorded(parts, detector.device) as calls:
         losses = criterion(output, [on_rows(detector, target)])
-    matching = calls["matcher"][0]  # that of the decoder's layers comes first
+    matching = calls["matcher"][0]  # the first call is that of the decoder layers
     terms = criterion.matcher.terms(**matching.inputs)
     return Comparison(
         target=target.to("cpu"),
@@ -66,18 +66,18 @@ def compare(detector: DetectionTransformer, output: DetectorOutput, target: Targ
 
 
 def on_rows(detector: DetectionTransformer, target: Target) -> Target:
-    """Return the target with the rows of the class head for labels; they differ where some rows are unused."""
-    known = len(detector.categories)
-    if len(target.labels) and not 0 <= int(target.labels.min()) <= int(target.labels.max()) < known:
+    """Return the target with labels replaced by rows of the class head, which differ if some rows are unused."""
+    classes = len(detector.categories)
+    if len(target.labels) and not 0 <= int(target.labels.min()) <= int(target.labels.max()) < classes:
         raise ConfigError(
-            f"trace got a target with labels {target.labels.tolist()}; the detector knows 0 to {known - 1}"
+            f"trace got a target with labels {target.labels.tolist()}; expected labels from 0 to {classes - 1}"
         )
     rows = torch.tensor(detector.class_rows, device=target.labels.device)
     return replace(target, labels=rows[target.labels])
 
 
 def matched(matching: Call, objects: int) -> Int[Tensor, "L G"]:
-    """Return each object's query in every layer, -1 where it has none."""
+    """Return the query matched to each object in every layer, -1 if there is none."""
     matches = matching.output
-    found = torch.full((len(matches.query), objects), -1)
-    return found.scatter(1, matches.object.cpu(), matches.query.cpu())
+    unmatched = torch.full((len(matches.query), objects), -1)
+    return unmatched.scatter(1, matches.object.cpu(), matches.query.cpu())

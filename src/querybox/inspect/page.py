@@ -21,7 +21,7 @@ from torch import Tensor
 from querybox.errors import ConfigError
 from querybox.files import write_text
 from querybox.html import jpeg_url, render
-from querybox.inspect.attention import AttentionMaps, AttentionPoints, Look
+from querybox.inspect.attention import AttentionMaps, AttentionPoints, LayerAttention
 from querybox.inspect.comparison import Comparison
 from querybox.inspect.tracing import Trace
 
@@ -138,7 +138,7 @@ def cross_attention_data(trace: Trace, chosen: list[int]) -> dict[str, Any] | No
     return points_data([attention.points(chosen) for attention in points]) if points else None
 
 
-def encoder_attention_data(attention: Look, grids: Sequence[tuple[int, int]]) -> dict[str, Any]:
+def encoder_attention_data(attention: LayerAttention, grids: Sequence[tuple[int, int]]) -> dict[str, Any]:
     """Return the self-attention of the cells of one encoder layer; maps are averaged over the heads."""
     if isinstance(attention, AttentionMaps):
         (height, width), cells = grids[0], attention.key.shape[1]

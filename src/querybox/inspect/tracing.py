@@ -1,4 +1,4 @@
-"""One image followed through a detector."""
+"""Traces: all stages of a detector for one image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from querybox.inference.detections import Detections
 from querybox.inference.engine import evaluating
 from querybox.inference.predict import Input, as_detections, prepare
 from querybox.inference.sources import Source, find_sources, read_frames
-from querybox.inspect.attention import AttentionMaps, AttentionPoints, Look
+from querybox.inspect.attention import AttentionMaps, AttentionPoints, LayerAttention
 from querybox.inspect.calls import now, recorded
 from querybox.inspect.comparison import Comparison, compare
 from querybox.inspect.stages import HEADS, Calls, Stage, comparison_stages, decoder_stages, encoder_stages
@@ -29,53 +29,53 @@ from querybox.modules.detector import DetectionTransformer
 from querybox.structures import Category, ImageBatch, Preprocessing, Target
 
 LAYERS = r"(?:encoder|decoder)\.layers\.\d+"
-WATCHED = re.compile(
+RECORDED = re.compile(
     rf"backbone|neck|encoder|encoder\.position|queries|{LAYERS}|{LAYERS}\.(?:self|cross)_attention"
     r"|decoder\.(?:class|box)_heads?(?:\.\d+)?"
 )
-"""The parts of a detector that stand for a stage, by name; not every detector has all of them."""
+"""Names of the modules that make up the stages; a detector need not have all of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Trace:
-    """One image followed through a detector. L decoder layers, Q queries, C classes."""
+    """All stages of a detector for one image. L decoder layers, Q queries, C classes."""
 
     source: str
-    """Where the image came from; ``""`` for pixels handed in."""
+    """Where the image came from; ``""`` for pixels."""
     pixels: UInt8[Tensor, "3 h w"]
-    """What the detector was shown: the image, resized."""
+    """The resized image, as the detector sees it."""
     size: tuple[int, int]
     """(height, width) of the original image in pixels."""
     categories: tuple[Category, ...]
     """The classes, by label."""
     grids: tuple[tuple[int, int], ...]
-    """(height, width) in cells of each feature map; their cells lie one after the other in the memory."""
+    """(height, width) in cells of each feature map; the memory concatenates their cells."""
     stages: tuple[Stage, ...]
-    """In order."""
+    """In the order of computation."""
     scores: Float[Tensor, "L Q C"]
-    """How likely each class was to each layer, 0-1."""
+    """Class scores of each layer, 0-1."""
     no_object_scores: Float[Tensor, "L Q"] | None
-    """How likely "no object" was, 0-1; None: this model judges each class alone."""
+    """Probability of "no object", 0-1; None if the classes are scored independently, with a sigmoid."""
     boxes: Float[Tensor, "L Q 4"]
-    """Each layer's boxes: cxcywh in 0-1 of the image."""
+    """Boxes of each layer: cxcywh in 0-1 of the image."""
     detections: Detections
-    """The answer, whatever it scores: as many as there are queries."""
-    encoder_attention: tuple[Look, ...]
-    """From cell to cell, by layer."""
-    decoder_self_attention: tuple[Look, ...]
-    """From query to query, by layer."""
-    decoder_cross_attention: tuple[Look, ...]
-    """From query to cell, by layer."""
+    """The detections, one for each query, whatever its score."""
+    encoder_attention: tuple[LayerAttention, ...]
+    """Self-attention of the cells, by layer."""
+    decoder_self_attention: tuple[LayerAttention, ...]
+    """Self-attention of the queries, by layer."""
+    decoder_cross_attention: tuple[LayerAttention, ...]
+    """Cross-attention from queries to cells, by layer."""
     comparison: Comparison | None
-    """The answers held against the objects, where these are known."""
+    """The predictions compared with the objects; None if no target was given."""
 
     @property
     def ranking(self) -> list[int]:
-        """The queries, that with the highest score of the last layer first."""
+        """The queries by their score in the last layer, highest first."""
         return self.scores[-1].amax(1).argsort(descending=True, stable=True).tolist()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the trace as plain values, such as JSON can say; stages are described, not quoted."""
+        """Return the trace as plain values for JSON; stages are summarised, without their tensors."""
         scores, labels = self.scores.max(-1)
         layers = zip(labels.tolist(), scores.tolist(), self.boxes.tolist(), strict=True)
         return {
@@ -98,16 +98,16 @@ class Trace:
         }
 
     def _repr_html_(self) -> str:
-        """Show the trace in Jupyter: what was found, every stage, and the losses."""
-        found = self.detections.above(0.5)
+        """Show the detections, every stage and the losses in Jupyter."""
+        shown = self.detections.above(0.5)
         captions = [
-            f"{name} {score:.2f}" for name, score in zip(found.names, found.scores.tolist(), strict=True)
+            f"{name} {score:.2f}" for name, score in zip(shown.names, shown.scores.tolist(), strict=True)
         ]
         losses = self.comparison.losses if self.comparison else {}
         return render(
             "notebook/trace.html",
             trace=self,
-            boxes=found.boxes_xyxy.tolist(),
+            boxes=shown.boxes_xyxy.tolist(),
             captions=captions,
             url=jpeg_url(Image.fromarray(self.pixels.permute(1, 2, 0).numpy()), PICTURE_SIDE),
             heads=HEADS,
@@ -130,18 +130,18 @@ def comparison_dict(comparison: Comparison) -> dict[str, Any]:
 
 @torch.no_grad()
 def trace(detector: DetectionTransformer, image: Source | ImageBatch, target: Target | None = None) -> Trace:
-    """Follow one image through a detector; see `Detector.trace`."""
+    """Trace one image through a detector; see `Detector.trace`."""
     start = now(detector.device)
     given, batch = read_one(image, detector)
-    preparing = now(detector.device) - start
-    watched = {name: part for name, part in detector.named_modules() if WATCHED.fullmatch(name)}
-    with evaluating(detector), recorded(watched, detector.device) as calls:
+    preparation_seconds = now(detector.device) - start
+    modules = {name: module for name, module in detector.named_modules() if RECORDED.fullmatch(name)}
+    with evaluating(detector), recorded(modules, detector.device) as calls:
         output = detector(batch)
     comparison = None if target is None else compare(detector, output, target)
     boxes = torch.stack([layer.boxes[0].float() for layer in output.layers]).cpu()  # [L, Q, 4]
     start = now(detector.device)
     (detections,) = as_detections(detector, output.layers[-1], [given], boxes.shape[1])
-    answering = now(detector.device) - start
+    postprocessing_seconds = now(detector.device) - start
     no_object = [layer.no_object_scores() for layer in output.layers]
     return Trace(
         source=given.source,
@@ -150,11 +150,11 @@ def trace(detector: DetectionTransformer, image: Source | ImageBatch, target: Ta
         categories=detector.categories,
         grids=tuple((feature.shape[2], feature.shape[3]) for feature in calls["neck"][0].output),
         stages=(
-            Stage(number=0, name="images", value=batch.images, seconds=preparing),
+            Stage(number=0, name="images", value=batch.images, seconds=preparation_seconds),
             *encoder_stages(calls, batch),
             *decoder_stages(calls, output),
             *(comparison_stages(comparison, boxes.shape[1]) if comparison else ()),
-            Stage(number=12, name="scores", value=detections.scores, seconds=answering),
+            Stage(number=12, name="scores", value=detections.scores, seconds=postprocessing_seconds),
             Stage(number=12, name="labels", value=detections.labels),
             Stage(number=12, name="boxes in pixels", value=detections.boxes_xyxy),
         ),
@@ -164,51 +164,54 @@ def trace(detector: DetectionTransformer, image: Source | ImageBatch, target: Ta
         else None,
         boxes=boxes,
         detections=detections,
-        encoder_attention=looks(watched, calls, "encoder.layers.{}.self_attention"),
-        decoder_self_attention=looks(watched, calls, "decoder.layers.{}.self_attention"),
-        decoder_cross_attention=looks(watched, calls, "decoder.layers.{}.cross_attention"),
+        encoder_attention=attention_by_layer(modules, calls, "encoder.layers.{}.self_attention"),
+        decoder_self_attention=attention_by_layer(modules, calls, "decoder.layers.{}.self_attention"),
+        decoder_cross_attention=attention_by_layer(modules, calls, "decoder.layers.{}.cross_attention"),
         comparison=comparison,
     )
 
 
 def read_one(image: Source | ImageBatch, detector: DetectionTransformer) -> tuple[Input, ImageBatch]:
-    """Return the image, resized, and as the detector takes it.
+    """Return one image, resized, and the batch of it.
 
     Raises:
-        ConfigError: It is not one image.
-        DataError: There is no such file.
-        ImageError: It cannot be read.
+        ConfigError: It is not exactly one image.
+        DataError: The file does not exist.
+        ImageError: The file cannot be read.
     """
-    look = detector.preprocessing
+    preprocessing = detector.preprocessing
     if isinstance(image, ImageBatch):
         if len(image.images) != 1:
             raise ConfigError(f"trace got a batch of {len(image.images)} images; expected one")
-        return unprepared(image, look), image
+        return unnormalised(image, preprocessing), image
     sources = find_sources(image)
-    inputs = list(islice(prepare(read_frames(sources[:1]), look), 2))
+    inputs = list(islice(prepare(read_frames(sources[:1]), preprocessing), 2))
     if len(sources) != 1 or len(inputs) != 1:
-        raise ConfigError(f"trace got {image}, which is more than one picture; expected one image")
-    return inputs[0], ImageBatch.from_images([inputs[0].pixels], look, detector.device)
+        raise ConfigError(f"trace got {image}, which is more than one image; expected one")
+    return inputs[0], ImageBatch.from_images([inputs[0].pixels], preprocessing, detector.device)
 
 
-def unprepared(batch: ImageBatch, look: Preprocessing) -> Input:
-    """Return the image that was normalised and padded to this batch of one."""
+def unnormalised(batch: ImageBatch, preprocessing: Preprocessing) -> Input:
+    """Return the image of a batch of one, without its normalisation and padding."""
     height, width = batch.sizes[0].tolist()
     mean, std = (
-        torch.tensor(values, device=batch.images.device)[:, None, None] for values in (look.mean, look.std)
+        torch.tensor(values, device=batch.images.device)[:, None, None]
+        for values in (preprocessing.mean, preprocessing.std)
     )
     pixels = (batch.images[0, :, :height, :width] * std + mean).round().clamp(0, 255).to("cpu", torch.uint8)
     return Input(position=0, source="", size=(height, width), pixels=pixels)
 
 
-def looks(parts: Mapping[str, nn.Module], calls: Calls, pattern: str) -> tuple[Look, ...]:
-    """Return where each layer looked, in order; nothing for attention of a kind that is not known here."""
+def attention_by_layer(
+    modules: Mapping[str, nn.Module], calls: Calls, pattern: str
+) -> tuple[LayerAttention, ...]:
+    """Return the attention of each layer in order, without modules of unknown type."""
     names = [name for layer in range(len(calls)) if (name := pattern.format(layer)) in calls]
-    found: list[Look] = []
+    layers: list[LayerAttention] = []
     for name in names:
-        part, call = parts[name], calls[name][-1]
-        if isinstance(part, Attention):
-            found.append(AttentionMaps.of(part, call))
-        elif isinstance(part, DeformableAttention):
-            found.append(AttentionPoints.of(part, call))
-    return tuple(found)
+        module, call = modules[name], calls[name][-1]
+        if isinstance(module, Attention):
+            layers.append(AttentionMaps.of(module, call))
+        elif isinstance(module, DeformableAttention):
+            layers.append(AttentionPoints.of(module, call))
+    return tuple(layers)
