@@ -39,10 +39,12 @@ class Settings(BaseModel):
     def replace(self, **values: Any) -> Self:
         """Return a copy with the top-level settings in `values` changed, checked like new ones.
 
+        Settings that nobody set remain unset.
+
         Raises:
             ConfigError: A key is unknown or a value does not fit.
         """
-        return self.parse({**self.model_dump(), **values})
+        return self.parse({**self.model_dump(exclude_unset=True), **values})
 
     @classmethod
     def keys(cls, prefix: str = "") -> Iterator[str]:

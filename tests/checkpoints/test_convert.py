@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import querybox.checkpoints.huggingface_folder as folder_writer
 from querybox.checkpoints import coco, native
 from querybox.checkpoints.blueprint import Blueprint
-from querybox.checkpoints.convert import LAYOUTS, System, check_choice, convert, layout_of, unknown_settings
+from querybox.checkpoints.convert import System, check_choice, convert
 from querybox.checkpoints.read import read_checkpoint
 from querybox.detector import Detector
 from querybox.errors import CheckpointError, ConfigError
@@ -46,8 +46,7 @@ WEIGHT, BIAS = "decoder.class_head.weight", "decoder.class_head.bias"
 )
 def test_all_pairs_of_layouts_there_and_back(recipe: DETR, classes: int) -> None:
     ours = random_state(recipe, classes, tiny_backbone=True)
-    detrs = [layout_of("detr", system) for system in LAYOUTS]
-    able = [layout for layout in detrs if not unknown_settings(recipe, layout)]
+    able = [layout for layout in recipe.layouts.values() if not recipe.unknown_to(layout)]
     assert len(able) == (2 if recipe.norm_first else 4)
     for layout in able:
         assert identical(layout.to_ours(layout.to_theirs(ours)), ours), layout.name
@@ -74,12 +73,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[System, Path]:
         preprocessing=Preprocessing(short_side=320, long_side=480),
     )
     native.write(paths["querybox"], state, blueprint.card())
-    for to in LAYOUTS:
+    for to in DETR.layouts:
         convert(paths["querybox"], paths[to], to=to)
     return paths
 
 
-@pytest.mark.parametrize("system", LAYOUTS)
+@pytest.mark.parametrize("system", DETR.layouts)
 def test_a_file_there_and_back(files: dict[System, Path], system: System, tmp_path: Path) -> None:
     ours = read_checkpoint(files["querybox"])
     convert(files[system], tmp_path / "back.safetensors", to="querybox")

@@ -23,7 +23,6 @@ from querybox.models.layouts.idea import IDEA
 from querybox.models.layouts.layout import Layout
 from querybox.models.layouts.mmdet2 import MMDET2
 from querybox.models.layouts.mmdet3 import MMDET3, MMDET3_DINO
-from querybox.models.shapes import infer_settings
 
 TINY = {"width": 16, "feedforward": 24, "encoder_layers": 1, "decoder_layers": 2, "queries": 5}
 
@@ -64,7 +63,7 @@ def test_the_recipe_is_inferred(settings: dict[str, Any]) -> None:
     with torch.device("meta"):
         detector = tiny(**settings)
     assert detector.recipe is not None
-    inferred = DETR.parse(infer_settings(detector.state_dict()))
+    inferred = DETR.parse(DETR.infer(detector.state_dict(), {}))
     assert inferred == detector.recipe
 
 
@@ -73,7 +72,7 @@ def test_an_unknown_backbone_is_told() -> None:
         f"backbone.body.layer{stage}.{block}.conv1.weight" for stage in (1, 2, 3, 4) for block in range(5)
     ]
     with pytest.raises(CheckpointError, match=r"expected a ResNet-18, .* got \[5, 5, 5, 5\] blocks"):
-        infer_settings({"queries.position": torch.zeros(2, 4), **dict.fromkeys(names, torch.zeros(1))})
+        DETR.infer({"queries.position": torch.zeros(2, 4), **dict.fromkeys(names, torch.zeros(1))}, {})
 
 
 def test_what_no_shape_tells_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -250,7 +249,8 @@ def test_a_relative_is_recognised_and_its_settings_are_inferred(
     stated = Detector.load(save(tmp_path / "run.pth", wanted, FUNDAMENTALVISION, args=options)).recipe
     assert stated == wanted.recipe.replace(heads=4, points=8, dropout=0.0)
     with pytest.raises(
-        CheckpointError, match=r"model\.pth: a dilated last stage \(DC5\) is known of DETR alone"
+        CheckpointError,
+        match=r"model\.pth: querybox has no Deformable DETR with a dilated last stage \(DC5\)",
     ):
         Detector.load(file, dilation=True)
 

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from querybox.checkpoints.coco import CATEGORIES, UNUSED_ROWS
 from querybox.checkpoints.rows import drop_rows, insert_rows
+from querybox.models import DETR, DINO, DeformableDETR
 
 WEIGHT, BIAS = "decoder.class_head.weight", "decoder.class_head.bias"
 IDS = [category.id for category in CATEGORIES]
@@ -27,7 +28,7 @@ def logits(state: dict[str, Tensor], states: Tensor) -> Tensor:
 
 def test_each_class_keeps_its_logit() -> None:
     wide, answers = head(92), torch.randn(7, 4)
-    narrow = drop_rows(wide, UNUSED_ROWS)
+    narrow = drop_rows(DETR(), wide, UNUSED_ROWS)
     assert narrow[WEIGHT].shape == (81, 4)
     assert_close(logits(narrow, answers), logits(wide, answers)[:, [*IDS, 91]])
     assert narrow["other"] is wide["other"]
@@ -36,15 +37,15 @@ def test_each_class_keeps_its_logit() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_wider_and_back_is_the_very_same(dtype: torch.dtype) -> None:
     narrow = head(81, dtype)
-    wide = insert_rows(narrow, UNUSED_ROWS)
+    wide = insert_rows(DETR(), narrow, UNUSED_ROWS)
     assert wide[WEIGHT].dtype == wide[BIAS].dtype == dtype
-    back = drop_rows(wide, UNUSED_ROWS)
+    back = drop_rows(DETR(), wide, UNUSED_ROWS)
     assert all(torch.equal(back[name], tensor) for name, tensor in narrow.items())
 
 
 def test_new_rows_have_no_probability() -> None:
     narrow, answers = head(81), 30 * torch.randn(7, 4)
-    scores = logits(insert_rows(narrow, UNUSED_ROWS), answers).softmax(-1)
+    scores = logits(insert_rows(DETR(), narrow, UNUSED_ROWS), answers).softmax(-1)
     assert float(scores[:, list(UNUSED_ROWS)].abs().max()) == 0.0
     assert_close(scores[:, [*IDS, 91]], logits(narrow, answers).softmax(-1))
 
@@ -53,7 +54,7 @@ def test_what_dropped_rows_had_goes_to_the_others() -> None:
     wide, answers = head(92), torch.randn(7, 4)
     before = logits(wide, answers).softmax(-1)
     lost = before[:, list(UNUSED_ROWS)].sum(-1, keepdim=True)
-    after = logits(drop_rows(wide, UNUSED_ROWS), answers).softmax(-1)
+    after = logits(drop_rows(DETR(), wide, UNUSED_ROWS), answers).softmax(-1)
     assert_close(after, before[:, [*IDS, 91]] / (1 - lost))
 
 
@@ -72,8 +73,9 @@ HEADS = ("decoder.class_heads.0", "decoder.class_heads.1", "queries.proposals.cl
 
 @pytest.mark.parametrize("two_stage", [False, True])
 def test_relatives_have_more_tensors_with_rows(two_stage: bool) -> None:
+    recipe = DeformableDETR(refine=True, two_stage=True) if two_stage else DINO()
     narrow = relative(two_stage=two_stage)
-    wide = insert_rows(narrow, UNUSED_ROWS)
+    wide = insert_rows(recipe, narrow, UNUSED_ROWS)
     changed = [name for name in narrow if name != "queries.norm.weight"]
     assert all(len(wide[name]) == 91 for name in changed)
     assert torch.equal(wide["decoder.class_heads.1.bias"][IDS], narrow["decoder.class_heads.1.bias"])
@@ -83,5 +85,5 @@ def test_relatives_have_more_tensors_with_rows(two_stage: bool) -> None:
     for leaf in ("weight", "bias"):
         name = f"queries.proposals.class_head.{leaf}"
         assert torch.equal(wide[name][rows], narrow[name])
-    back = drop_rows(wide, UNUSED_ROWS)
+    back = drop_rows(recipe, wide, UNUSED_ROWS)
     assert all(torch.equal(back[name], tensor) for name, tensor in narrow.items())

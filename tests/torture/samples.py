@@ -216,8 +216,8 @@ def write_folder(folder: Path) -> dict[str, str]:
     tensors = HUGGINGFACE.to_theirs(tiny_state(recipe))
     save_file(tensors, folder / "model.safetensors")
     files = {
-        "config.json": model_config(recipe.model_dump(), NAMES),
-        "preprocessor_config.json": preprocessor_config(Preprocessing(), "detr"),
+        "config.json": model_config(recipe, NAMES),
+        "preprocessor_config.json": preprocessor_config(Preprocessing(), DETR),
     }
     parts = {f"part-{part}.safetensors": list(tensors)[part::2] for part in (0, 1)}
     files["model.safetensors.index.json"] = {

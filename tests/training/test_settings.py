@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from querybox import Detector
 from querybox.errors import ConfigError
+from querybox.models import RECIPES
 from querybox.training import RunSettings, TrainSettings
 from querybox.training.duration import format_duration
+from querybox.training.start import resolve
 
 
 @pytest.mark.parametrize(
@@ -50,3 +55,43 @@ def test_wrong_settings_are_named(values: dict[str, object], message: str) -> No
 def test_settings_survive_their_own_yaml(run_settings: Callable[..., RunSettings]) -> None:
     settings = run_settings(max_time="1h", milestones=[3, 4], freeze=["backbone"])
     assert RunSettings.parse(settings.model_dump(mode="json")) == settings
+
+
+DEFORMABLE = {"epochs": 50, "milestones": (40,), "batch_size": 32, "lr": 2e-4, "backbone_lr": 2e-5}
+DINO = {"epochs": 12, "milestones": (11,)}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_is_trained_as_published_unless_it_is_for_few_images(recipe: str) -> None:
+    published: dict[str, Any] = {
+        "deformable_detr_r50": DEFORMABLE,
+        "deformable_detr_r50_refine": DEFORMABLE,
+        "deformable_detr_r50_two_stage": DEFORMABLE,
+        "dino_r50": DINO,
+    }
+    settings = RunSettings.parse({"recipe": recipe, "data": {"train": "x"}})
+    assert resolve(settings).train == TrainSettings(**published.get(recipe, {}))
+
+
+def test_settings_that_were_given_overrule_those_of_the_kind() -> None:
+    given = RunSettings.parse({"recipe": "dino_r50", "data": {"train": "x"}, "train": {"lr": 0.5}})
+    resolved = resolve(given.replace(output="elsewhere"))
+    assert resolved.train == TrainSettings(**DINO, lr=0.5)
+    # A value that is the general default overrules as well.
+    given = RunSettings.parse({"recipe": "dino_r50", "data": {"train": "x"}, "train": {"epochs": 150}})
+    assert resolve(given).train.epochs == 150
+    # What a run wrote down repeats it.
+    assert resolve(RunSettings.parse(resolved.model_dump(mode="json"))) == resolved
+
+
+def test_the_kind_is_that_of_the_weights_where_no_recipe_is_named(tmp_path: Path) -> None:
+    tiny: dict[str, Any] = {
+        "width": 32,
+        "queries": 5,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "backbone": "resnet18.tv_in1k",
+    }
+    Detector.from_recipe("dino_r50", num_classes=2, **tiny).save(tmp_path / "dino.safetensors")
+    settings = RunSettings.parse({"weights": str(tmp_path / "dino.safetensors"), "data": {"train": "x"}})
+    assert resolve(settings).train == TrainSettings(**DINO)

@@ -18,28 +18,13 @@ from querybox.checkpoints.read import CARD, NO_CLASS, Checkpoint, read_checkpoin
 from querybox.checkpoints.rows import drop_rows, insert_rows
 from querybox.errors import CheckpointError, ConfigError
 from querybox.files import atomic
-from querybox.models import DETR, DINO, DeformableDETR, Recipe
-from querybox.models.layouts.facebook import FACEBOOK
-from querybox.models.layouts.fundamentalvision import FUNDAMENTALVISION
-from querybox.models.layouts.huggingface import HUGGINGFACE, HUGGINGFACE_DEFORMABLE
-from querybox.models.layouts.idea import IDEA
-from querybox.models.layouts.layout import TITLES, Layout
-from querybox.models.layouts.mmdet2 import MMDET2
-from querybox.models.layouts.mmdet3 import MMDET3, MMDET3_DEFORMABLE, MMDET3_DINO
-from querybox.models.layouts.relatives import NECK_BIAS
-from querybox.models.shapes import RESNETS
+from querybox.models import Recipe
+from querybox.models.layouts.layout import Layout, PublicSystem
 
 logger = logging.getLogger(__name__)
 
-System = Literal["facebook", "mmdet2", "mmdet3", "huggingface", "querybox"]
+System = Literal[PublicSystem, "querybox"]
 Rows = Literal[80, 91]
-LAYOUTS: dict[System, tuple[Layout, ...]] = {
-    "facebook": (FACEBOOK, FUNDAMENTALVISION, IDEA),
-    "mmdet2": (MMDET2,),
-    "mmdet3": (MMDET3, MMDET3_DEFORMABLE, MMDET3_DINO),
-    "huggingface": (HUGGINGFACE, HUGGINGFACE_DEFORMABLE),
-}
-"""One a model that the system has. "facebook" stands for the authors' own code, whoever they are."""
 SUFFIXES: dict[System, tuple[str, ...]] = {
     "facebook": (".pth", ".pt"),
     "mmdet2": (".pth", ".pt"),
@@ -132,52 +117,27 @@ def check_model(checkpoint: Checkpoint, to: System) -> None:
     if to == "querybox":
         return
     recipe = checkpoint.blueprint.recipe
-    layout = layout_of(recipe.kind, to)
-    strangers = [f"{name}={getattr(recipe, name)!r}" for name in unknown_settings(recipe, layout)]
+    layout = layout_of(recipe, to)
+    strangers = [f"{name}={getattr(recipe, name)!r}" for name in recipe.unknown_to(layout)]
     if strangers:
         raise ConfigError(
-            f"{layout.name} has no {TITLES[recipe.kind]} with {', '.join(strangers)}; only querybox's own file holds "
+            f"{layout.name} has no {recipe.title} with {', '.join(strangers)}; only querybox's own file holds "
             "this model"
         )
 
 
-def layout_of(kind: str, to: System) -> Layout:
+def layout_of(recipe: Recipe, to: PublicSystem) -> Layout:
     """Return what another system calls the tensors of this kind of model.
 
     Raises:
         ConfigError: It has no such model, or none whose names are known.
     """
-    for layout in LAYOUTS[to]:
-        if layout.kind == kind:
-            return layout
-    known = ", ".join(
-        system for system, layouts in LAYOUTS.items() if any(each.kind == kind for each in layouts)
-    )
-    raise ConfigError(
-        f"{to} has no names for {TITLES[kind]} that are known; expected one of {known}, querybox"
-    )
-
-
-def unknown_settings(recipe: Recipe, layout: Layout) -> list[str]:
-    """Name the settings of the recipe whose value does not exist in the layout's system."""
-    resnets = {name.partition(".")[0] for name in RESNETS.values()}
-    known = {"backbone": recipe.backbone.partition(".")[0] in resnets}
-    if isinstance(recipe, DETR):
-        known |= {
-            "stride": recipe.stride == (16 if recipe.dilation else 32),
-            # MMDetection also dilates the first block of the stage, so its numbers would be others.
-            "dilation": not (recipe.dilation and layout in (MMDET2, MMDET3)),
-            "norm_first": not recipe.norm_first or "encoder.norm" in layout.modules,
-            "norm_between": not recipe.norm_between or layout is HUGGINGFACE,
-            "local_start": not recipe.local_start,
-        }
-    if isinstance(recipe, DeformableDETR):
-        usual = (8, 16, 32) if recipe.levels > 1 else (32,)
-        finer = isinstance(recipe, DINO) and recipe.strides == (4, 8, 16, 32)
-        known["strides"] = finer or recipe.strides == usual
-    if isinstance(recipe, DINO):
-        known["distinct"] = not recipe.distinct
-    return [name for name, is_known in known.items() if not is_known]
+    if to not in recipe.layouts:
+        known = ", ".join(recipe.layouts)
+        raise ConfigError(
+            f"{to} has no names for {recipe.title} that are known; expected one of {known}, querybox"
+        )
+    return recipe.layouts[to]
 
 
 def with_rows(checkpoint: Checkpoint, rows: Rows) -> Checkpoint:
@@ -205,14 +165,14 @@ def with_rows(checkpoint: Checkpoint, rows: Rows) -> Checkpoint:
             "class head: %d rows of no class are dropped; each class keeps its logit%s",
             len(before),
             ", and the softmax gives the probability of the dropped rows to the others, so scores grow a little"
-            if isinstance(blueprint.recipe, DETR)
+            if blueprint.recipe.no_object
             else "",
         )
     recipe = blueprint.recipe.replace(unused_rows=after)
     return dataclasses.replace(
         checkpoint,
         blueprint=dataclasses.replace(blueprint, recipe=recipe),
-        state=insert_rows(drop_rows(checkpoint.state, before), after),
+        state=insert_rows(recipe, drop_rows(recipe, checkpoint.state, before), after),
     )
 
 
@@ -222,12 +182,12 @@ def write(checkpoint: Checkpoint, target: Path, to: System) -> None:
     if to == "querybox":
         native.write(target, state, blueprint.card())
         return
-    tensors, names = layout_of(blueprint.recipe.kind, to).to_theirs(state), row_names(blueprint)
+    recipe = blueprint.recipe
+    tensors, names = layout_of(recipe, to).to_theirs(state), row_names(blueprint)
     if to == "huggingface":
-        settings = blueprint.recipe.model_dump()
         files = {
-            "config.json": model_config(settings, names),
-            "preprocessor_config.json": preprocessor_config(blueprint.preprocessing, settings["kind"]),
+            "config.json": model_config(recipe, names),
+            "preprocessor_config.json": preprocessor_config(blueprint.preprocessing, type(recipe)),
         }
         write_folder(target, tensors, files)
         return
@@ -249,24 +209,16 @@ def row_names(blueprint: Blueprint) -> tuple[str, ...]:
 
 def to_set_there(checkpoint: Checkpoint, to: System) -> list[str]:
     """Say what the other system has to be told before it loads the file, a sentence each."""
-    if to not in STOCK_ROWS:
+    if to not in STOCK_ROWS or to == "querybox":
         return []  # the file says it all
     recipe, rows = checkpoint.blueprint.recipe, len(row_names(checkpoint.blueprint))
-    layout = layout_of(recipe.kind, to)
+    layout = layout_of(recipe, to)
     sentences = []
     if rows != STOCK_ROWS[to]:
-        beside = ' beside "no object"' if layout.kind == "detr" else ""
-        labels = f" and dn_labelbook_size={rows}" if layout.spare_label else ""
+        beside = ' beside "no object"' if recipe.no_object else ""
+        settings = " and ".join(f"{setting}={rows}" for setting in layout.class_settings)
         sentences.append(
             f"its class head has {rows} rows{beside}, but {layout.name}'s own config has {STOCK_ROWS[to]}: "
-            f"set num_classes={rows}{labels} there"
+            f"set {settings} there"
         )
-    if recipe.heads != 8:
-        sentences.append(f"it has {recipe.heads} attention heads, which no tensor shows: set them there")
-    if isinstance(recipe, DETR) and recipe.dilation:
-        sentences.append("its last stage is dilated, which no tensor shows: pass --dilation there")
-    if to == "mmdet3" and layout.kind != "detr" and NECK_BIAS in layout.as_they_hold(checkpoint.state):
-        sentences.append(
-            f"its neck has biases, but {layout.name}'s own config has none: set bias=True in neck there"
-        )
-    return sentences
+    return sentences + recipe.to_tell(layout, checkpoint.state)

@@ -12,10 +12,8 @@ from torch import Tensor
 
 from querybox.checkpoints.files import save_tensors
 from querybox.files import atomic, write_text
+from querybox.models import Recipe
 from querybox.structures import Preprocessing
-
-PREFIXES = {"detr": "Detr", "deformable_detr": "DeformableDetr"}
-"""What the classes of `transformers` for a kind of model begin with."""
 
 
 def write_folder(folder: Path, tensors: Mapping[str, Tensor], files: Mapping[str, Mapping[str, Any]]) -> None:
@@ -39,61 +37,24 @@ def write_folder(folder: Path, tensors: Mapping[str, Tensor], files: Mapping[str
         complete.replace(folder)
 
 
-def model_config(settings: Mapping[str, Any], rows: Sequence[str]) -> dict[str, Any]:
-    """Return what ``config.json`` says of a DETR or Deformable DETR.
+def model_config(recipe: Recipe, rows: Sequence[str]) -> dict[str, Any]:
+    """Return what ``config.json`` says of a model.
 
     Args:
-        settings: Those of its recipe.
+        recipe: The model's; of a kind that Hugging Face has.
         rows: Names of the class head's rows, without "no object".
     """
     return {
-        "architectures": [f"{PREFIXES[settings['kind']]}ForObjectDetection"],
-        "model_type": settings["kind"],
-        "use_timm_backbone": True,
-        "backbone": settings["backbone"].partition(".")[0],  # without the tag of its ImageNet weights
-        "use_pretrained_backbone": False,  # its weights are in the folder
-        "d_model": settings["width"],
-        "encoder_layers": settings["encoder_layers"],
-        "decoder_layers": settings["decoder_layers"],
-        "encoder_attention_heads": settings["heads"],
-        "decoder_attention_heads": settings["heads"],
-        "encoder_ffn_dim": settings["feedforward"],
-        "decoder_ffn_dim": settings["feedforward"],
-        "dropout": settings["dropout"],
-        "attention_dropout": settings["dropout"],
-        "activation_dropout": settings["dropout"],
-        "num_queries": settings["queries"],
-        **(detr_config(settings) if settings["kind"] == "detr" else deformable_config(settings)),
+        **recipe.huggingface_config(),
         "id2label": {str(row): name for row, name in enumerate(rows)},
         "label2id": {name: row for row, name in enumerate(rows)},
     }
 
 
-def detr_config(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is said of DETR alone."""
-    return {
-        "dilation": settings["dilation"],
-        "position_embedding_type": settings["position"],
-        "auxiliary_loss": settings["norm_between"],
-    }
-
-
-def deformable_config(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is said of Deformable DETR alone."""
-    return {
-        "num_feature_levels": settings["levels"],
-        "encoder_n_points": settings["points"],
-        "decoder_n_points": settings["points"],
-        "with_box_refine": settings["refine"],
-        "two_stage": settings["two_stage"],
-        "two_stage_num_proposals": settings["queries"],
-    }
-
-
-def preprocessor_config(preprocessing: Preprocessing, kind: str) -> dict[str, Any]:
+def preprocessor_config(preprocessing: Preprocessing, kind: type[Recipe]) -> dict[str, Any]:
     """Return what ``preprocessor_config.json`` says of the images of this kind of model."""
     return {
-        "image_processor_type": f"{PREFIXES[kind]}ImageProcessor",
+        "image_processor_type": f"{kind.huggingface_prefix}ImageProcessor",
         "format": "coco_detection",
         "do_resize": True,
         "size": {"shortest_edge": preprocessing.short_side, "longest_edge": preprocessing.long_side},

@@ -18,15 +18,12 @@ from querybox.checkpoints.native import is_ours
 from querybox.checkpoints.recognise import detection_part, recognise
 from querybox.checkpoints.statements import stated_images, stated_names, stated_settings
 from querybox.errors import CheckpointError, ConfigError, QueryboxError
-from querybox.models import Recipe, parse
-from querybox.models.shapes import infer_settings
+from querybox.models import Recipe
 from querybox.modules.detector import DetectionTransformer
 from querybox.structures import Category, Preprocessing
 
 logger = logging.getLogger(__name__)
 
-HEADS = 8
-"""Of every published DETR and relative, whatever its width."""
 CARD = "querybox"
 """Under this name in ``meta``, files that querybox wrote for other systems say what these have no place for."""
 NO_CLASS = "N/A"
@@ -122,13 +119,16 @@ def understand(file: CheckpointFile, path: Path, given: Mapping[str, Any]) -> Ch
         ConfigError: A setting that was `given` does not fit them.
     """
     tensors = detection_part(file.tensors)
-    layout = recognise(tensors)
-    state = layout.to_ours(tensors)
+    kind, layout = recognise(tensors)
+    try:
+        state = layout.to_ours(tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"no checkpoint of {kind.title}: {error}") from error
     card = file.metadata.get("meta", {}).get(CARD)
     if card is not None:
         return Checkpoint(blueprint=described(card, given), state=state, layout=layout.name)
-    recipe, assumed = infer_recipe(state, layout.kind, file.metadata, given, path)
-    categories, unused_rows, assumed_classes = classes(class_rows(state, layout.kind), file.metadata)
+    recipe, assumed = infer_recipe(state, kind, file.metadata, given, path)
+    categories, unused_rows, assumed_classes = classes(class_rows(state, kind), file.metadata)
     recipe = recipe.replace(unused_rows=unused_rows)
     preprocessing = Preprocessing(
         resizing=layout.resizing, clip_boxes=layout.clip_boxes, **stated_images(file.metadata)
@@ -142,7 +142,11 @@ def understand(file: CheckpointFile, path: Path, given: Mapping[str, Any]) -> Ch
 
 
 def infer_recipe(
-    state: Mapping[str, Tensor], kind: str, metadata: Mapping[str, Any], given: Mapping[str, Any], path: Path
+    state: Mapping[str, Tensor],
+    kind: type[Recipe],
+    metadata: Mapping[str, Any],
+    given: Mapping[str, Any],
+    path: Path,
 ) -> tuple[Recipe, list[str]]:
     """Return the recipe that the tensors show, the file states or the arguments say, and what was assumed.
 
@@ -150,34 +154,22 @@ def infer_recipe(
         CheckpointError: There is no such model here.
     """
     stated = {**stated_settings(metadata, kind), **given}
-    if kind != "detr" and stated.pop("dilation", False):
-        raise CheckpointError("a dilated last stage (DC5) is known of DETR alone, not of its relatives")
-    known = {**stated, **infer_settings(state, kind, heads=stated.get("heads", HEADS))}
-    assumed = []
-    if "heads" not in known:
-        known["heads"] = HEADS
-        assumed.append(f"{HEADS} attention heads; pass heads=... if it has others")
-    if kind == "detr" and "dilation" not in known:
-        doubt = ", although its name says DC5" if "dc5" in str(path).lower() else ""
-        assumed.append(f"the last stage is not dilated{doubt}; pass dilation=True if it is (DC5)")
-    if known.get("dilation"):
-        known["stride"] = 16
-    recipe = parse(known)
-    if "queries" not in known:
-        assumed.append(f"{recipe.queries} queries, made of as many proposals")
-    return recipe, assumed
+    if "dilation" not in kind.model_fields and stated.pop("dilation", False):
+        raise CheckpointError(f"querybox has no {kind.title} with a dilated last stage (DC5)")
+    known = kind.infer(state, stated)
+    return kind.parse(known), kind.assumptions(known, str(path))
 
 
-def class_rows(state: Mapping[str, Tensor], kind: str) -> int:
+def class_rows(state: Mapping[str, Tensor], kind: type[Recipe]) -> int:
     """Return how many rows the class head has, beside "no object".
 
     Raises:
         CheckpointError: There is no class head.
     """
-    name = "decoder.class_head.bias" if kind == "detr" else "decoder.class_heads.0.bias"
+    name = f"{kind.class_head}.bias"
     if name not in state:
         raise CheckpointError(f"no whole checkpoint: '{name}' is missing")
-    return len(state[name]) - (kind == "detr")
+    return len(state[name]) - kind.no_object
 
 
 def classes(rows: int, metadata: Mapping[str, Any]) -> tuple[list[Category], tuple[int, ...], list[str]]:

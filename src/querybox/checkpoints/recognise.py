@@ -1,4 +1,4 @@
-"""Which public layout a checkpoint has, told by its names."""
+"""Which kind of detector a checkpoint holds, and in which public layout, told by its names."""
 
 from __future__ import annotations
 
@@ -8,24 +8,11 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from querybox.errors import CheckpointError
-from querybox.models.layouts.facebook import FACEBOOK
-from querybox.models.layouts.fundamentalvision import FUNDAMENTALVISION
-from querybox.models.layouts.huggingface import HUGGINGFACE, HUGGINGFACE_DEFORMABLE
-from querybox.models.layouts.idea import IDEA
+from querybox.models import KINDS, Recipe
 from querybox.models.layouts.layout import Layout
-from querybox.models.layouts.mmdet2 import MMDET2
-from querybox.models.layouts.mmdet3 import MMDET3, MMDET3_DEFORMABLE, MMDET3_DINO
 
 logger = logging.getLogger(__name__)
 
-LAYOUTS = (
-    *(IDEA, MMDET3_DINO),
-    *(FUNDAMENTALVISION, MMDET3_DEFORMABLE, HUGGINGFACE_DEFORMABLE),
-    *(FACEBOOK, MMDET2, MMDET3, HUGGINGFACE),
-)
-"""All, a relative before its parent, whose marks it has as well."""
-MARKS = {"dino": "decoder.position.layers.0", "deformable_detr": "encoder.level", "detr": "queries.position"}
-"""What tells a kind from its parent."""
 WRAPPERS = ("module.", "_orig_mod.", "detr.")
 """What stands before every name of a model that was wrapped: by DistributedDataParallel, by torch.compile, by a
 segmentation model around the detector."""
@@ -46,17 +33,18 @@ def detection_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in bare.items() if name not in left_out}
 
 
-def recognise(state: Mapping[str, Tensor]) -> Layout:
-    """Return the layout of a whole checkpoint by a tensor that DETR or the relative always has.
+def recognise(state: Mapping[str, Tensor]) -> tuple[type[Recipe], Layout]:
+    """Return the kind and the layout of a whole checkpoint by a tensor that all of this kind have.
 
     Raises:
         CheckpointError: There is none.
     """
-    marks = [(layout, layout.modules[MARKS[layout.kind]]) for layout in LAYOUTS]
-    for layout, mark in marks:
-        if any(name.startswith(mark) for name in state):
-            return layout
-    expected = ", ".join(f"'{mark}' ({layout.name})" for layout, mark in marks)
+    # A relative before its parent, whose marks it has as well.
+    known = [(kind, layout) for kind in reversed(KINDS.values()) for layout in kind.layouts.values()]
+    for kind, layout in known:
+        if any(name.startswith(layout.modules[kind.mark]) for name in state):
+            return kind, layout
+    expected = ", ".join(f"'{layout.modules[kind.mark]}' ({layout.name})" for kind, layout in known)
     raise CheckpointError(
         f"no checkpoint of DETR or a relative: what tells them apart is missing, one of {expected}; "
         f"its {len(state)} tensors begin with {', '.join(list(state)[:3]) or 'nothing'}"

@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from querybox.errors import CheckpointError
+from querybox.models import Recipe
+
+ARGUMENTS = {"heads": "nheads", "dilation": "dilation", "dropout": "dropout", "queries": "num_queries"}
+"""Settings, and what they are called among the arguments that the authors' own code keeps beside the weights."""
 
 
-def stated_settings(metadata: Mapping[str, Any], kind: str) -> dict[str, Any]:
+def stated_settings(metadata: Mapping[str, Any], kind: type[Recipe]) -> dict[str, Any]:
     """Return the settings of the recipe that no shape shows, where the checkpoint states them.
 
     Args:
@@ -20,38 +24,10 @@ def stated_settings(metadata: Mapping[str, Any], kind: str) -> dict[str, Any]:
         CheckpointError: It states something that querybox has no setting for.
     """
     config = metadata.get("config", {})
-    if config.get("model_type") == kind:  # it is called the same there
-        return stated_in_config(config)
+    if config.get("model_type") == kind.model_fields["kind"].default:  # it is called the same there
+        return kind.stated_in_config(config)
     args = metadata.get("args", {})
-    named = {"heads": "nheads", "dilation": "dilation", "dropout": "dropout", "queries": "num_queries"}
-    return {setting: args[theirs] for setting, theirs in named.items() if theirs in args}
-
-
-def stated_in_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that a Hugging Face config states of DETR or Deformable DETR."""
-    require(config, "activation_function", "relu")
-    heads = config.get("encoder_attention_heads", 8)
-    require(config, "decoder_attention_heads", heads)
-    stated = {
-        "heads": heads,
-        "dilation": config.get("dilation", False) or backbone_stride(config) == 16,
-        "dropout": config.get("dropout", 0.1),
-    }
-    if config["model_type"] == "detr":
-        return {**stated, "norm_between": config.get("auxiliary_loss", False)}
-    require(config, "position_embedding_type", "sine")
-    return {**stated, "queries": config.get("two_stage_num_proposals", 300)}
-
-
-def require(config: Mapping[str, Any], key: str, expected: object) -> None:
-    """Raise CheckpointError if the config states another value."""
-    if config.get(key, expected) != expected:
-        raise CheckpointError(f"config.json: '{key}' is {config[key]!r}; querybox reads {expected!r} alone")
-
-
-def backbone_stride(config: Mapping[str, Any]) -> object:
-    """Return the stride of the backbone's last stage, as transformers 5 states it; None where it does not."""
-    return (config.get("backbone_config") or {}).get("output_stride")
+    return {setting: args[theirs] for setting, theirs in ARGUMENTS.items() if theirs in args}
 
 
 def stated_names(metadata: Mapping[str, Any]) -> list[str] | None:

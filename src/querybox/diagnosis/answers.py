@@ -66,7 +66,7 @@ def no_object_collapse(run: Run) -> Finding | None:
             sum(training.objects.values()) / training.images,
             training.empty_images / training.images,
         )
-    crowded = run.recipe.kind == "detr" and run.recipe.queries > QUERIES_AN_OBJECT * objects > 0
+    crowded = run.recipe.no_object and run.recipe.queries > QUERIES_AN_OBJECT * objects > 0
     cure = "Lower train.lr, set train.warmup_steps=100, and train longer"
     if empty > MOSTLY_EMPTY:
         cure = "Leave out most of the training images without objects"
@@ -103,10 +103,7 @@ def blind_queries(run: Run) -> Finding | None:
         explains=WHERE_NOT_WHY,
         cause="Every image gets the same boxes: the queries have not learnt to look at it.",
         evidence={"mean IoU of the best box of an image with the nearest box of the next": facts.sameness},
-        cure="Plain DETR takes thousands of steps to learn where to look: train longer, set model.local_start=true, or "
-        "recipe=deformable_detr_small; look whether model.backbone_weights are set."
-        if run.recipe.kind == "detr"
-        else "Train longer with a lower train.lr; look whether model.backbone_weights are set.",
+        cure=run.recipe.blind_queries_cure,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from querybox.diagnosis.facts import ClassFacts
 from querybox.diagnosis.finding import Finding
 from querybox.diagnosis.run import Run
+from querybox.models import find
 
 FAULTY_SHARE = 0.1
 """Annotators make a few faulty boxes, programs make many."""
@@ -96,7 +97,10 @@ def tiny_objects(run: Run) -> Finding | None:
     # Where the others are not located either, there may be another cause.
     doubt = 0.5 if others_located < 0.5 * others else 1.0
     size = round(run.image_size * 1.5 * run.cell / validation.median_size)
-    finer = ", or a model with finer maps: recipe=deformable_detr_small" if run.recipe.kind == "detr" else ""
+    fine = find("deformable_detr_small")
+    finer = (
+        ", or a model with finer maps: recipe=deformable_detr_small" if run.cell > fine.finest_stride else ""
+    )
     cure = f"Set data.image_size={size}{finer}" if size > run.image_size else f"Raise data.image_size{finer}"
     return Finding(
         name="tiny_objects",

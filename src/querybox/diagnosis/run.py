@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from querybox.data import DataSettings
 from querybox.diagnosis.record import Record, read_history, read_record
 from querybox.errors import ConfigError
-from querybox.models import DETR, DeformableDETR, Recipe, parse
+from querybox.models import Recipe, parse
 from querybox.runfile import read_run_file
 from querybox.settings import describe
 
@@ -129,15 +129,7 @@ class Run:
     @property
     def cell(self) -> int:
         """Pixels of the input a side that a cell of the finest feature map stands for."""
-        return finest_stride(self.recipe)
-
-
-def finest_stride(recipe: Recipe) -> int:
-    """Return the pixels a cell of the finest feature map that a detector sees."""
-    if isinstance(recipe, DeformableDETR):
-        return min(recipe.strides)
-    assert isinstance(recipe, DETR)
-    return recipe.stride
+        return self.recipe.finest_stride
 
 
 def mean(values: Sequence[float]) -> float:

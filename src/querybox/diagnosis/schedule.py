@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from querybox.diagnosis.finding import Finding
 from querybox.diagnosis.run import UNSURE, Run
+from querybox.models import find
 
 WILD_RATE = 0.05
 """AdamW moves a weight by about the learning rate a step. So large a share of its size, and nothing settles."""
@@ -19,9 +20,6 @@ REBOUND = 1.3
 """A loss that ends above so many times its lowest has gone astray."""
 FALLING = 0.02
 """A loss that fell by this share from one third of the epochs to the next is still falling."""
-ENOUGH_STEPS = {"detr": 5000}
-"""Updates after which few images begin to be learnt, by the kind of recipe; see docs/blood-cells.md."""
-ENOUGH_STEPS_OTHERS = 500
 ENOUGH_STEPS_FINE_TUNED = 200
 GOOD_FIT = 0.8
 """Mean GIoU of the boxes on the training images at which little is left for more steps."""
@@ -177,8 +175,8 @@ def warmup_too_long(run: Run) -> Finding | None:
 
 def too_few_steps(run: Run) -> Finding | None:
     """A run that ended before anything can be learnt, or while the loss was still falling."""
-    enough = ENOUGH_STEPS.get(run.recipe.kind, ENOUGH_STEPS_OTHERS)
-    enough = ENOUGH_STEPS_FINE_TUNED if run.fine_tuned else enough
+    enough = ENOUGH_STEPS_FINE_TUNED if run.fine_tuned else run.recipe.steps_to_learn
+    quick = find("deformable_detr_small").steps_to_learn
     fall = run.fall()
     if not run.poor or not run.steps or (run.steps >= enough and fall is not None and fall < FALLING):
         return None
@@ -187,7 +185,9 @@ def too_few_steps(run: Run) -> Finding | None:
     per_epoch = run.steps / epochs
     longer = max(enough, 2 * run.steps)
     faster = (
-        " or set recipe=deformable_detr_small, which takes a tenth of the steps," if enough == 5000 else ""
+        " or set recipe=deformable_detr_small, which takes a tenth of the steps,"
+        if enough >= 10 * quick
+        else ""
     )
     return Finding(
         name="too_few_steps",

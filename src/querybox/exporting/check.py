@@ -18,7 +18,6 @@ from querybox.exporting.graph import Graph
 from querybox.inference.engine import evaluating
 from querybox.inference.postprocess import postprocess
 from querybox.modules.detector import DetectionTransformer
-from querybox.modules.queries import MixedQueries, ProposedQueries
 from querybox.structures import Memory, pad
 
 TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "bf16": 0.1}
@@ -67,11 +66,6 @@ def prove(detector: DetectionTransformer, model: ExportedModel) -> Proof:
     return Proof(batches=len(worst), scores=scores, boxes=boxes)
 
 
-def chooses_queries(detector: DetectionTransformer) -> bool:
-    """Say whether its queries are made of the encoder's best proposals."""
-    return isinstance(detector.queries, ProposedQueries | MixedQueries)
-
-
 def differences(
     detector: DetectionTransformer,
     model: ExportedModel,
@@ -87,7 +81,7 @@ def differences(
         return replace(memory, tokens=memory.tokens + noise.to(memory.tokens))
 
     least = torch.full((2, len(pixels)), torch.inf)
-    for attempt in range(1 + TRIES * chooses_queries(detector)):
+    for attempt in range(1 + TRIES * detector.proposes_queries):
         shaking = detector.encoder.register_forward_hook(shake) if attempt else nullcontext()
         with evaluating(detector), torch.inference_mode(), shaking:
             answers = graph(pixels.to(detector.device), sizes.to(detector.device))

@@ -14,7 +14,7 @@ from querybox.errors import ConfigError
 from querybox.evaluation.evaluate import evaluate
 from querybox.exporting import onnx, openvino, torch
 from querybox.exporting.card import Card, Precision
-from querybox.exporting.check import Proof, chooses_queries, prove
+from querybox.exporting.check import Proof, prove
 from querybox.exporting.engine import ExportedModel
 from querybox.exporting.graph import decoder_nodes, trace
 from querybox.exporting.load import load_exported
@@ -102,7 +102,7 @@ def write_model(
         case "openvino":
             model = openvino.convert(program)
             openvino.write(model, path, card)
-            if card.precision == "bf16" and chooses_queries(detector):
+            if card.precision == "bf16" and detector.proposes_queries:
                 # Rounded scores choose other proposals, and then there is no answer to compare.
                 return openvino.in_float32(model, card)
     return load_exported(path, trusted=True)

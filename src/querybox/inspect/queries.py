@@ -24,7 +24,6 @@ from querybox.html import data_url, render
 from querybox.inference.predict import answer, equal_shapes, prepare, together
 from querybox.inference.sources import Frame
 from querybox.modules.detector import DetectionTransformer
-from querybox.modules.queries import MixedQueries, ProposedQueries
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -133,7 +132,7 @@ def query_view(
         boxes=torch.stack([boxes[index] for index in indices]),
         scores=torch.stack([scores[index] for index in indices]),
         sizes=torch.tensor([[record.height, record.width] for record in data.images]),
-        proposed=isinstance(detector.queries, ProposedQueries | MixedQueries),
+        proposed=detector.proposes_queries,
     )
 
 

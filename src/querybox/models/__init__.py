@@ -1,4 +1,8 @@
-"""Named models. A recipe holds the values; its `build` picks the parts. Each relative is a diff of its parent."""
+"""The kinds of detectors, and named models of each.
+
+A recipe holds the values; its kind picks the parts and states all that is known of the kind. This is the only place
+that lists kinds.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,22 @@ from querybox.models.detr import DETR
 from querybox.models.dino import DINO
 from querybox.models.recipe import Recipe
 
-__all__ = ["DETR", "DINO", "RECIPES", "DeformableDETR", "Recipe", "find", "parse"]
+__all__ = [
+    "DETR",
+    "DINO",
+    "KINDS",
+    "RECIPES",
+    "DeformableDETR",
+    "Recipe",
+    "find",
+    "parse",
+    "training_defaults",
+]
 
-KINDS: dict[str, type[Recipe]] = {"detr": DETR, "deformable_detr": DeformableDETR, "dino": DINO}
+KINDS: dict[str, type[Recipe]] = {
+    each.model_fields["kind"].default: each for each in (DETR, DeformableDETR, DINO)
+}
+"""Every kind by its name, a parent before its relatives."""
 
 DETR_R50 = DETR()
 DEFORMABLE = DeformableDETR()
@@ -45,6 +62,8 @@ RECIPES: dict[str, Recipe] = {
     "dino_small": DINO().replace(**SMALL_PYRAMID, denoising=30, distinct=True, varifocal=True),
 }
 """Every recipe by name: DETR's published four, on ResNet-18, and for few images and CPUs; then its relatives."""
+TRAINED_LIKE_DETR = ("detr_small", "deformable_detr_small", "dino_small")
+"""Recipes for few images: their kind's published schedule, which is COCO's, ends before they have learnt."""
 
 
 def find(name: str) -> Recipe:
@@ -71,3 +90,13 @@ def parse(values: Mapping[str, Any], where: str = "") -> Recipe:
         prefix = f"{where}: " if where else ""
         raise ConfigError(f"{prefix}unknown kind of recipe {kind!r}; expected one of {', '.join(KINDS)}")
     return KINDS[kind].parse(values, where=where)
+
+
+def training_defaults(recipe: Recipe, name: str | None = None) -> dict[str, Any]:
+    """Return the settings of training that a recipe has by default, where they differ from `TrainSettings`'.
+
+    Args:
+        recipe: The recipe.
+        name: That it has in `RECIPES`, where it has one.
+    """
+    return dict(DETR.training if name in TRAINED_LIKE_DETR else recipe.training)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from querybox.errors import ConfigError
 from querybox.losses.classification import FocalLoss
 from querybox.losses.criterion import Criterion
 from querybox.losses.matcher import HungarianMatcher
-from querybox.models.recipe import Depth, Positive, Recipe
+from querybox.models.layouts.fundamentalvision import FUNDAMENTALVISION
+from querybox.models.layouts.huggingface import HUGGINGFACE_DEFORMABLE
+from querybox.models.layouts.layout import Layout, PublicSystem
+from querybox.models.layouts.mmdet3 import MMDET3_DEFORMABLE
+from querybox.models.layouts.relatives import MADE
+from querybox.models.recipe import Depth, Positive, Recipe, require
 from querybox.modules.decoder import DeformableDecoderLayer, ReferenceDecoder
 from querybox.modules.detector import DetectionTransformer
 from querybox.modules.encoder import DeformableEncoder, DeformableEncoderLayer
@@ -26,6 +31,25 @@ Layer = TypeVar("Layer", DeformableEncoderLayer, DeformableDecoderLayer)
 
 class DeformableDETR(Recipe):
     """The settings of Deformable DETR; the defaults are its ResNet-50 model."""
+
+    title: ClassVar[str] = "Deformable DETR"
+    training: ClassVar[Mapping[str, Any]] = {
+        "epochs": 50,
+        "milestones": (40,),
+        "batch_size": 32,
+        "lr": 2e-4,
+        "backbone_lr": 2e-5,
+    }
+    layouts: ClassVar[Mapping[PublicSystem, Layout]] = {
+        "facebook": FUNDAMENTALVISION,
+        "mmdet3": MMDET3_DEFORMABLE,
+        "huggingface": HUGGINGFACE_DEFORMABLE,
+    }
+    mark: ClassVar[str] = "encoder.level"
+    class_head: ClassVar[str] = "decoder.class_heads.0"
+    no_object: ClassVar[bool] = False
+    steps_to_learn: ClassVar[int] = 500
+    huggingface_prefix: ClassVar[str] = "DeformableDetr"
 
     kind: Literal["deformable_detr"] = "deformable_detr"
     feedforward: Positive = 1024
@@ -110,3 +134,93 @@ class DeformableDETR(Recipe):
             class_weight=2.0,
             class_agnostic_proposals=True,
         )
+
+    @property
+    def finest_stride(self) -> int:
+        """Pixels a cell of the finest map."""
+        return min(self.strides)
+
+    @property
+    def rows_by_class(self) -> tuple[str, ...]:
+        """Modules whose tensors have a row for each class: the heads of all layers."""
+        return ("decoder.class_heads.*",)
+
+    @property
+    def rows_by_number(self) -> tuple[str, ...]:
+        """The proposals' head has as many rows, but only the first is asked: for any object."""
+        return ("queries.proposals.class_head",)
+
+    @property
+    def rows_by_query(self) -> tuple[str, ...]:
+        """Tensors with a row for each query; none where queries are made of proposals."""
+        return () if self.two_stage else ("queries.embedding",)
+
+    @classmethod
+    def infer_own(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
+        """Return the settings that only Deformable DETR has, or shows in this way."""
+        shown = cls.infer_pyramid(state, heads)
+        if MADE in state:
+            return {**shown, "refine": True, "two_stage": True}
+        own_heads = "decoder.class_heads.1.bias" in state
+        return {**shown, "queries": len(state["queries.embedding"]), "refine": own_heads}
+
+    @classmethod
+    def infer_pyramid(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
+        """Return the settings of maps and of the attention to them."""
+        levels, width = state["encoder.level"].shape
+        kernels = [state[f"neck.projections.{level}.0.weight"] for level in range(levels)]
+        # The deepest map has the most channels, and every one before it half as many.
+        deepest = state["backbone.body.layer4.0.downsample.0.weight"].shape[0]
+        return {
+            "width": width,
+            "levels": levels,
+            "points": len(state["decoder.layers.0.cross_attention.weight.bias"]) // (heads * levels),
+            "strides": tuple(32 * kernel.shape[1] // deepest for kernel in kernels if kernel.shape[-1] == 1),
+        }
+
+    @classmethod
+    def stated_in_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings that no shape shows, where a Hugging Face config states them."""
+        require(config, "position_embedding_type", "sine")
+        return {**super().stated_in_config(config), "queries": config.get("two_stage_num_proposals", 300)}
+
+    @classmethod
+    def assumptions(cls, known: Mapping[str, Any], path: str) -> list[str]:
+        """Say what is assumed of a checkpoint that leaves a setting open, a sentence each."""
+        sentences = super().assumptions(known, path)
+        if "queries" not in known:
+            sentences.append(f"{cls.model_fields['queries'].default} queries, made of as many proposals")
+        return sentences
+
+    def huggingface_config(self) -> dict[str, Any]:
+        """Return what Hugging Face's ``config.json`` says of the model."""
+        return {
+            **super().huggingface_config(),
+            "num_feature_levels": self.levels,
+            "encoder_n_points": self.points,
+            "decoder_n_points": self.points,
+            "with_box_refine": self.refine,
+            "two_stage": self.two_stage,
+            "two_stage_num_proposals": self.queries,
+        }
+
+    def unknown_to(self, layout: Layout) -> list[str]:
+        """Name the settings whose value does not exist in the layout's system."""
+        strange = super().unknown_to(layout)
+        if self.strides not in self.known_strides():
+            strange.append("strides")
+        return strange
+
+    def known_strides(self) -> tuple[tuple[int, ...], ...]:
+        """Return the strides that published models have."""
+        return ((8, 16, 32) if self.levels > 1 else (32,),)
+
+    def to_tell(self, layout: Layout, state: Mapping[str, Tensor]) -> list[str]:
+        """Say what the layout's system has to be told before it loads our `state`, a sentence each."""
+        sentences = super().to_tell(layout, state)
+        biased = "neck.projections.0.0.bias" in layout.conversion.to_theirs(state)
+        if biased and layout is self.layouts.get("mmdet3"):
+            sentences.append(
+                f"its neck has biases, but {layout.name}'s own config has none: set bias=True in neck there"
+            )
+        return sentences

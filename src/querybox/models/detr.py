@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypedDict
 
-from torch import nn
+from torch import Tensor
 
 from querybox.errors import ConfigError
-from querybox.models.recipe import Positive, Recipe
+from querybox.losses.criterion import Criterion
+from querybox.models.layouts.facebook import FACEBOOK
+from querybox.models.layouts.huggingface import HUGGINGFACE
+from querybox.models.layouts.layout import Layout, PublicSystem
+from querybox.models.layouts.mmdet2 import MMDET2
+from querybox.models.layouts.mmdet3 import MMDET3
+from querybox.models.single_map import SingleMap
 from querybox.modules.decoder import Decoder, look_alike
 from querybox.modules.detector import DetectionTransformer
 from querybox.modules.encoder import Encoder
 from querybox.modules.heads import BoxHead, ClassHead
 from querybox.modules.neck import InputProjection
-from querybox.modules.position import LearnedPositionEncoding, SinePositionEncoding, fine_encoding
+from querybox.modules.position import fine_encoding
 from querybox.modules.queries import LearnedQueries, PlacedQueries
 from querybox.structures import Category
 
@@ -29,15 +35,28 @@ class Transformer(TypedDict):
     norm_first: bool
 
 
-class DETR(Recipe):
+class DETR(SingleMap):
     """The settings of DETR; the defaults are its ResNet-50 model."""
 
+    title: ClassVar[str] = "DETR"
+    training: ClassVar[Mapping[str, Any]] = {}  # the 150-epoch schedule, which `TrainSettings` has by itself
+    layouts: ClassVar[Mapping[PublicSystem, Layout]] = {
+        "facebook": FACEBOOK,
+        "mmdet2": MMDET2,
+        "mmdet3": MMDET3,
+        "huggingface": HUGGINGFACE,
+    }
+    mark: ClassVar[str] = "queries.position"
+    class_head: ClassVar[str] = "decoder.class_head"
+    no_object: ClassVar[bool] = True
+    steps_to_learn: ClassVar[int] = 5000
+    blind_queries_cure: ClassVar[str] = (
+        "Plain DETR takes thousands of steps to learn where to look: train longer, set model.local_start=true, or "
+        "recipe=deformable_detr_small; look whether model.backbone_weights are set."
+    )
+    huggingface_prefix: ClassVar[str] = "Detr"
+
     kind: Literal["detr"] = "detr"
-    stride: Positive = 32
-    """Pixels a cell of the feature map that the encoder sees."""
-    dilation: bool = False
-    """Dilate the backbone's last stage (DC5); its stride is then 16."""
-    position: Literal["sine", "learned"] = "sine"
     norm_first: bool = False
     """Normalise before each block (pre-norm) instead of after it."""
     norm_between: bool = False
@@ -72,6 +91,31 @@ class DETR(Recipe):
             look_alike(decoder)
         return self.compose(backbone, neck, encoder, queries, decoder, categories=categories)
 
-    def build_position(self) -> nn.Module:
-        """Compose the positional encoding."""
-        return {"sine": SinePositionEncoding, "learned": LearnedPositionEncoding}[self.position](self.width)
+    def criterion(self) -> Criterion:
+        """Judge classes and "no object" by one softmax."""
+        return Criterion()
+
+    @classmethod
+    def infer_own(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
+        """Return the settings that only DETR has, or shows in this way."""
+        return {**super().infer_own(state, heads), "norm_first": "encoder.norm.weight" in state}
+
+    @classmethod
+    def stated_in_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings that no shape shows, where a Hugging Face config states them."""
+        return {**super().stated_in_config(config), "norm_between": config.get("auxiliary_loss", False)}
+
+    def huggingface_config(self) -> dict[str, Any]:
+        """Return what Hugging Face's ``config.json`` says of the model."""
+        return {**super().huggingface_config(), "auxiliary_loss": self.norm_between}
+
+    def unknown_to(self, layout: Layout) -> list[str]:
+        """Name the settings whose value does not exist in the layout's system."""
+        strange = super().unknown_to(layout)
+        if self.norm_first and "encoder.norm" not in layout.modules:
+            strange.append("norm_first")
+        if self.norm_between and layout is not HUGGINGFACE:
+            strange.append("norm_between")
+        if self.local_start:
+            strange.append("local_start")
+        return strange

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from querybox.losses.classification import FocalLoss, VarifocalLoss
 from querybox.losses.criterion import Criterion
 from querybox.losses.matcher import HungarianMatcher
 from querybox.models.deformable_detr import DeformableDETR
+from querybox.models.layouts.idea import IDEA
+from querybox.models.layouts.layout import Layout, PublicSystem
+from querybox.models.layouts.mmdet3 import MMDET3_DINO
 from querybox.models.recipe import Positive
 from querybox.modules.decoder import DeformableDecoderLayer, ReferenceDecoder
 from querybox.modules.denoising import Denoising
@@ -21,6 +25,18 @@ from querybox.modules.queries import MixedQueries, Proposals
 
 class DINO(DeformableDETR):
     """The settings of DINO; the defaults are its ResNet-50 model with four maps."""
+
+    title: ClassVar[str] = "DINO"
+    training: ClassVar[Mapping[str, Any]] = {"epochs": 12, "milestones": (11,)}
+    layouts: ClassVar[Mapping[PublicSystem, Layout]] = {"facebook": IDEA, "mmdet3": MMDET3_DINO}
+    mark: ClassVar[str] = "decoder.position.layers.0"
+    adaptable: ClassVar[frozenset[str]] = DeformableDETR.adaptable | {
+        "denoising",
+        "label_noise",
+        "box_noise",
+        "distinct",
+        "varifocal",
+    }
 
     kind: Literal["dino"] = "dino"  # type: ignore[assignment]
     feedforward: Positive = 2048
@@ -77,3 +93,35 @@ class DINO(DeformableDETR):
             classification=VarifocalLoss() if self.varifocal else FocalLoss(),
             class_weight=1.0,
         )
+
+    @property
+    def rows_by_class(self) -> tuple[str, ...]:
+        """Modules whose tensors have a row for each class: all heads, and the labels of denoising."""
+        return ("decoder.class_heads.*", "queries.proposals.class_head", "denoising.label")
+
+    @property
+    def rows_by_number(self) -> tuple[str, ...]:
+        """None: the proposals' head says the class."""
+        return ()
+
+    @property
+    def rows_by_query(self) -> tuple[str, ...]:
+        """Tensors with a row for each query: its content."""
+        return ("queries.content",)
+
+    @classmethod
+    def infer_own(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
+        """Return the settings that only DINO has, or shows in this way."""
+        return {
+            **cls.infer_pyramid(state, heads),
+            "queries": len(state["queries.content"]),
+            "share_heads": "decoder.class_heads.1.bias" not in state,
+        }
+
+    def known_strides(self) -> tuple[tuple[int, ...], ...]:
+        """Return the strides that published models have."""
+        return (*super().known_strides(), (4, 8, 16, 32))
+
+    def unknown_to(self, layout: Layout) -> list[str]:
+        """Name the settings whose value does not exist in the layout's system."""
+        return [*super().unknown_to(layout), *(["distinct"] if self.distinct else [])]

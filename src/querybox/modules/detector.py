@@ -70,6 +70,11 @@ class DetectionTransformer(nn.Module):
         return tuple(row for row in rows if row not in unused)
 
     @property
+    def proposes_queries(self) -> bool:
+        """Whether the queries are the encoder's best proposals, made anew for every image."""
+        return hasattr(self.queries, "proposals")
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.parameters()).device

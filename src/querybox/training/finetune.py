@@ -10,17 +10,13 @@ import torch
 from torch import Tensor
 
 from querybox.checkpoints.blueprint import misfits
-from querybox.checkpoints.rows import rows_by_class
 from querybox.errors import CheckpointError
+from querybox.models.tensors import tensors_of
 from querybox.modules.detector import DetectionTransformer
-from querybox.modules.queries import ProposedQueries
 from querybox.structures import Category
 from querybox.text import listed
 
 logger = logging.getLogger(__name__)
-
-NO_OBJECT = "decoder.class_head."
-"""Of DETR; its last row is "no object". Its relatives have none."""
 
 
 @torch.no_grad()
@@ -39,18 +35,21 @@ def start_from(detector: DetectionTransformer, source: DetectionTransformer, whe
     Raises:
         CheckpointError: A tensor does not fit; all such are listed.
     """
+    recipe = source.recipe
+    assert recipe is not None
     own, given = detector.state_dict(), source.state_dict()
     kept = match_classes(detector.categories, source.categories)
     rows = [detector.class_rows[label] for label in kept]
     source_rows = [source.class_rows[label] for label in kept.values()]
-    by_class = rows_by_class(given)
+    by_class = tensors_of(given, recipe.rows_by_class)
+    first_rows = tensors_of(given, (*recipe.rows_by_number, *recipe.rows_by_query))
     for name in own.keys() & given.keys():
         if own[name].shape[1:] != given[name].shape[1:]:
             continue  # named below
         if name in by_class:
-            last = [-1] if name.startswith(NO_OBJECT) else []
+            last = [-1] if recipe.no_object else []
             given[name] = replace_rows(own[name], rows + last, given[name][source_rows + last])
-        elif name.startswith("queries."):
+        elif name in first_rows:
             both = min(len(own[name]), len(given[name]))
             given[name] = replace_rows(own[name], range(both), given[name][:both])
     if problems := misfits(own, given):
@@ -96,11 +95,9 @@ def unlike(detector: DetectionTransformer, source: DetectionTransformer) -> str:
     assert detector.recipe is not None
     assert source.recipe is not None
     ours, theirs = detector.recipe.model_dump(), source.recipe.model_dump()
-    may = {"backbone_weights", "dropout", "frozen_stride", "queries", "unused_rows"}
-    may |= {"denoising", "label_noise", "box_noise", "distinct", "varifocal"}
     differences = [
         f"'model.{key}' is {ours[key]!r} here and {theirs.get(key)!r} there"
-        for key in ours.keys() - may
+        for key in ours.keys() - detector.recipe.adaptable
         if ours[key] != theirs.get(key)
     ]
     return f" ({', '.join(sorted(differences))}; leave these settings to the file)" if differences else ""
@@ -121,10 +118,10 @@ def report(
     )
     if new:
         logger.warning("%s: does not know %s; these classes start from random weights", where, ", ".join(new))
-    if isinstance(detector.queries, ProposedQueries):
-        return  # none is learnt: as many as are asked for are made
     assert detector.recipe is not None
     assert source.recipe is not None
+    if not detector.recipe.rows_by_query:
+        return  # none is learnt: as many as are asked for are made
     surplus = detector.recipe.queries - source.recipe.queries
     if surplus > 0:
         logger.info("%s: has %d queries; %d more start new", where, source.recipe.queries, surplus)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from querybox.data import DetectionData
 from querybox.diagnosis.facts import EvaluationFacts, SplitFacts, describe_parts
 from querybox.diagnosis.record import RECORD, add_to_record
-from querybox.diagnosis.run import finest_stride
 from querybox.errors import DiskFullError, QueryboxError
 from querybox.evaluation.result import Evaluation
 from querybox.modules.detector import DetectionTransformer
@@ -57,7 +56,7 @@ def evaluate_and_record(
     if evaluation is not None and accelerator.is_main_process:
         assert detector.recipe is not None
         facts = EvaluationFacts.of(
-            data.only(evaluation.detections), evaluation, settings.data, finest_stride(detector.recipe)
+            data.only(evaluation.detections), evaluation, settings.data, detector.recipe.finest_stride
         )
         add_to_record(Path(settings.output), evaluation=facts)
     return evaluation

@@ -12,7 +12,11 @@ from querybox.training.duration import Duration
 
 
 class TrainSettings(Settings):
-    """How the detector is trained. The defaults are those of DETR with the 150-epoch schedule."""
+    """How the detector is trained.
+
+    The defaults are those of DETR with the 150-epoch schedule; a run of another kind of model has its own, see
+    `querybox.models.training_defaults`.
+    """
 
     epochs: PositiveInt = 150
     batch_size: PositiveInt = 16

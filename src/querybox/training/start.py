@@ -11,21 +11,23 @@ from querybox.checkpoints.backbone import build
 from querybox.checkpoints.hub import fetch, is_hub_name
 from querybox.checkpoints.read import load_detector, read_checkpoint
 from querybox.errors import ConfigError
-from querybox.models import Recipe, find, parse
+from querybox.models import Recipe, find, parse, training_defaults
 from querybox.modules.detector import DetectionTransformer
 from querybox.structures import Category
 from querybox.training.finetune import start_from
-from querybox.training.settings import RunSettings
+from querybox.training.settings import RunSettings, TrainSettings
 
 
 def resolve(settings: RunSettings) -> RunSettings:
-    """Return `settings` with all of the model's values written out, all paths absolute, a hub's name pinned.
+    """Return `settings` with all values written out, all paths absolute, a hub's name pinned.
 
     The model is that of the recipe, or of the weights where no recipe is named. Without weights, the backbone starts
-    from ImageNet's unless the settings say otherwise.
+    from ImageNet's unless the settings say otherwise. How it is trained is what its recipe has by default, unless the
+    settings say otherwise.
 
     Raises:
-        ConfigError: The recipe or one of its settings is unknown, or no training data is set.
+        ConfigError: The recipe or one of its settings is unknown, settings do not fit each other, or no training data
+            is set.
         CheckpointError: The weights cannot be read.
     """
     if settings.data.train is None:
@@ -39,10 +41,13 @@ def resolve(settings: RunSettings) -> RunSettings:
         weights=None if settings.weights is None else resolve_weights(settings.weights),
         output=str(Path(settings.output).resolve()),
     )
-    model = resolve_model(settings).model_dump(mode="json")
+    recipe = resolve_model(settings)
+    model = recipe.model_dump(mode="json")
     if model["backbone_weights"] not in (None, "imagenet"):
         model["backbone_weights"] = str(Path(model["backbone_weights"]).resolve())
-    return settings.replace(model=model)
+    chosen = settings.train.model_dump(exclude_unset=True)
+    train = TrainSettings.parse({**training_defaults(recipe, settings.recipe), **chosen}, where="train")
+    return settings.replace(model=model, train=train.model_dump())
 
 
 def resolve_weights(weights: str) -> str:

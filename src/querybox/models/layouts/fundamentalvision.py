@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from querybox.models.layouts.facebook import DECODER, FACEBOOK
+from querybox.models.layouts.relatives import PyramidConversion
 
 FUNDAMENTALVISION = FACEBOOK.relative(
-    "deformable_detr",
     {
         "neck.projections.*": "input_proj.*",
         "encoder.level": "transformer.level_embed",
@@ -26,5 +26,6 @@ FUNDAMENTALVISION = FACEBOOK.relative(
     },
     name="fundamentalvision",
     other_names={f"{DECODER}.{head}": head for head in ("bbox_embed", "class_embed")},
-    decoder_heads=DECODER,
+    conversion=PyramidConversion(),
+    second_place=DECODER,
 )

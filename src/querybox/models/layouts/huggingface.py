@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from querybox.models.layouts.layout import Layout
+from querybox.models.layouts.relatives import PyramidConversion
 
 ENCODER, DECODER = "model.encoder.layers.*", "model.decoder.layers.*"
 BACKBONE = "model.backbone.conv_encoder.model"
@@ -68,7 +69,6 @@ HUGGINGFACE = Layout(
 )
 
 HUGGINGFACE_DEFORMABLE = HUGGINGFACE.relative(
-    "deformable_detr",
     {
         "neck.projections.*": "model.input_proj.*",
         "encoder.level": "model.level_embed",
@@ -87,5 +87,6 @@ HUGGINGFACE_DEFORMABLE = HUGGINGFACE.relative(
         **HUGGINGFACE.other_names,
         **{f"model.decoder.{head}": head for head in ("bbox_embed", "class_embed")},
     },
-    decoder_heads="model.decoder",
+    conversion=PyramidConversion(),
+    second_place="model.decoder",
 )

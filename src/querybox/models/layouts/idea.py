@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from querybox.models.layouts.facebook import DECODER
 from querybox.models.layouts.fundamentalvision import FUNDAMENTALVISION
+from querybox.models.layouts.relatives import PyramidConversion
 
 IDEA = FUNDAMENTALVISION.relative(
-    "dino",
     {
         "queries.content": "transformer.tgt_embed.weight",
         "queries.proposals.class_head": "transformer.enc_out_class_embed",
@@ -18,5 +18,6 @@ IDEA = FUNDAMENTALVISION.relative(
         "denoising.label": "label_enc",
     },
     name="IDEA-Research",
-    spare_label=True,
+    conversion=PyramidConversion(numbered_proposals=False, spare_label=True),
+    class_settings=("num_classes", "dn_labelbook_size"),
 )

@@ -5,25 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from querybox.errors import CheckpointError
-from querybox.models.layouts.relatives import (
-    CLASSES,
-    LABEL,
-    PROPOSED,
-    gather_heads,
-    join_neck,
-    split_neck,
-    spread_heads,
-)
 from querybox.structures import Resizing
 
-TITLES = {"detr": "DETR", "deformable_detr": "Deformable DETR", "dino": "DINO"}
-"""What a kind of recipe is called."""
+PublicSystem = Literal["facebook", "mmdet2", "mmdet3", "huggingface"]
+"""Whose layouts are known. "facebook" stands for the authors' own code, whoever they are."""
 PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "out_proj"}
 """Our projections of attention to theirs; every layout says the same."""
 FUSED = ("query", "key", "value")
@@ -35,6 +26,25 @@ SAMPLING = {
     "output": "output_proj",
 }
 """The same for deformable attention."""
+
+
+class Conversion:
+    """Changes tensors where files hold them otherwise than the model does, beside the names; this one changes nothing.
+
+    All names are ours.
+    """
+
+    def to_ours(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of a file as the model has them."""
+        return state
+
+    def to_theirs(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the model's tensors as files have them."""
+        return state
+
+    def listed_twice(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:  # noqa: ARG002 - for others
+        """Return which of the model's modules, such as ``decoder.box_heads``, files list a second time."""
+        return ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,22 +63,22 @@ class Layout:
     """How its images are resized."""
     clip_boxes: bool
     """Whether its boxes are cut to the image."""
-    kind: str = "detr"
-    """Of the recipe."""
     fused: bool = True
     """Whether query, key and value projections are one tensor, ``in_proj``."""
     counts_batches: bool = True
     """Whether batch norms have ``num_batches_tracked``, which frozen ones do without."""
-    decoder_heads: str | None = None
-    """Where files list heads a second time if the decoder uses them between its layers."""
-    spare_label: bool = False
-    """Whether denoising has more labels than there are classes, usually one; no object ever has it."""
+    conversion: Conversion = field(default_factory=Conversion)
+    """What files hold otherwise, beside the names."""
+    second_place: str | None = None
+    """Module in which files list a second time what the conversion says; None: nothing."""
+    class_settings: tuple[str, ...] = ("num_classes",)
+    """Settings of its system that say how many rows the class head has."""
 
-    def relative(self, kind: str, modules: Mapping[str, str], **changes: Any) -> Layout:
+    def relative(self, modules: Mapping[str, str], **changes: Any) -> Layout:
         """Return the layout of a relative: `modules` are those that it has otherwise, or beside."""
         known = {ours: theirs for ours, theirs in self.modules.items() if ours not in modules}
         # The first name that fits is taken.
-        return replace(self, kind=kind, modules={**modules, **known}, **changes)
+        return replace(self, modules={**modules, **known}, **changes)
 
     def to_ours(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rename tensors to our names, splitting fused projections.
@@ -92,13 +102,11 @@ class Layout:
                 raise CheckpointError(f"'{name}' is not what the file has for the same tensor elsewhere")
             result |= parts
         if unknown:
-            raise CheckpointError(
-                f"no {self.name} checkpoint of {TITLES[self.kind]}: it does not know {', '.join(unknown)}"
-            )
+            raise CheckpointError(f"{self.name} does not know {', '.join(unknown)}")
         for name in [name for name in result if name.endswith(".running_var")]:
             counter = name.removesuffix("running_var") + "num_batches_tracked"
             result.setdefault(counter, torch.zeros((), dtype=torch.int64))
-        return self.as_we_hold(result)
+        return self.conversion.to_ours(result)
 
     def to_theirs(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rename our tensors to this layout's names, fusing projections where it does.
@@ -109,8 +117,9 @@ class Layout:
         rules = [(pattern(ours), theirs) for ours, theirs in self.modules.items()]
         result: dict[str, Tensor] = {}
         unknown: list[str] = []
-        again = self.listed_again(state)
-        state = self.as_they_hold(state)
+        twice = [pattern(module) for module in self.conversion.listed_twice(state) if self.second_place]
+        again: dict[str, Tensor] = {}
+        state = self.conversion.to_theirs(state)
         for name in state:
             if name.endswith(".num_batches_tracked") and not self.counts_batches:
                 continue
@@ -118,44 +127,13 @@ class Layout:
                 theirs = rename(ours, rules)
                 if theirs is None:
                     unknown.append(name)
-                else:
-                    result[theirs] = tensor
+                    continue
+                result[theirs] = tensor
+                if any(module.match(ours) for module in twice):
+                    again[f"{self.second_place}.{theirs}"] = tensor
         if unknown:
             raise CheckpointError(f"{self.name} has no name for {', '.join(unknown)}")
-        return result | {
-            f"{self.decoder_heads}.{name}": tensor
-            for name, tensor in result.items()
-            if name.partition(".")[0] in again
-        }
-
-    def as_we_hold(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return tensors of a file, under our names already, as our model of this kind has them."""
-        if self.kind == "detr":
-            return state
-        state = gather_heads(join_neck(state))
-        if self.spare_label and LABEL in state and CLASSES in state:
-            state[LABEL] = state[LABEL][: len(state[CLASSES])].clone()
-        return state
-
-    def as_they_hold(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return our tensors, under our names still, as files of this layout have them."""
-        if self.kind == "detr":
-            return state
-        state = spread_heads(state, numbered="queries.proposals.class_head" not in self.modules)
-        if "neck.extra.*.0" in self.modules:
-            state = split_neck(state)
-        if self.spare_label and LABEL in state:
-            state[LABEL] = torch.cat([state[LABEL], torch.zeros_like(state[LABEL][:1])])
-        return state
-
-    def listed_again(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:
-        """Return which heads files list a second time: those that move references or choose proposals."""
-        if self.decoder_heads is None:
-            return ()
-        if PROPOSED in state:
-            return "bbox_embed", "class_embed"
-        refines = any(name.startswith("decoder.box_heads.1.") for name in state)
-        return ("bbox_embed",) if refines else ()
+        return result | again
 
     def fuse(self, name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Name one of our tensors as attention does here, still in our module; key and value go with the query."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from querybox.models.layouts.layout import Layout
+from querybox.models.layouts.relatives import PyramidConversion
 
 MMDET3 = Layout(
     name="MMDetection 3.x",
@@ -35,7 +36,6 @@ MMDET3 = Layout(
 )
 
 MMDET3_DEFORMABLE = MMDET3.relative(
-    "deformable_detr",
     {
         "neck.projections.*.0": "neck.convs.*.conv",
         "neck.projections.*.1": "neck.convs.*.gn",
@@ -53,9 +53,9 @@ MMDET3_DEFORMABLE = MMDET3.relative(
         "decoder.class_heads.*": "bbox_head.cls_branches.*",
         "decoder.box_heads.*": "bbox_head.reg_branches.*",
     },
+    conversion=PyramidConversion(split_neck=True),
 )
 MMDET3_DINO = MMDET3_DEFORMABLE.relative(
-    "dino",
     {
         "queries.content": "query_embedding.weight",
         "decoder.position.layers.0": "decoder.ref_point_head.layers.0",

@@ -8,18 +8,56 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from querybox.models.shapes import MADE, count
+from querybox.models.layouts.layout import Conversion
+from querybox.models.tensors import count
 
 HEAD = re.compile(r"decoder\.(class|box)_heads\.(\d+)\.(.+)")
 PROPOSED = "queries.proposals.norm.weight"
 """Where there is this tensor, queries are chosen by proposals."""
-NECK_BIAS = "neck.projections.0.0.bias"
+MADE = "queries.norm.weight"
+"""Where there is this tensor, queries are made of proposals altogether (two-stage Deformable DETR)."""
 CLASSES = "decoder.class_heads.0.bias"
 LABEL = "denoising.label.weight"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PyramidConversion(Conversion):
+    """What files of Deformable DETR and DINO hold otherwise."""
+
+    numbered_proposals: bool = True
+    """Whether the proposals' heads have the number after the last layer's."""
+    split_neck: bool = False
+    """Whether the neck's coarser maps are numbered for themselves, and biases that change nothing left out."""
+    spare_label: bool = False
+    """Whether denoising has more labels than there are classes, usually one; no object ever has it."""
+
+    def to_ours(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of a file as the model has them."""
+        state = gather_heads(join_neck(state))
+        if self.spare_label and LABEL in state and CLASSES in state:
+            state[LABEL] = state[LABEL][: len(state[CLASSES])].clone()
+        return state
+
+    def to_theirs(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the model's tensors as files have them."""
+        state = spread_heads(state, numbered=self.numbered_proposals)
+        if self.split_neck:
+            state = split_neck(state)
+        if self.spare_label and LABEL in state:
+            state[LABEL] = torch.cat([state[LABEL], torch.zeros_like(state[LABEL][:1])])
+        return state
+
+    def listed_twice(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """Return the heads that move references or choose proposals: the decoder has them, too."""
+        if PROPOSED in state:
+            return "decoder.box_heads", "decoder.class_heads"
+        refines = any(name.startswith("decoder.box_heads.1.") for name in state)
+        return ("decoder.box_heads",) if refines else ()
 
 
 def gather_heads(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,45 @@
+"""What the names of a detector's tensors tell of it, whatever its kind."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from querybox.errors import CheckpointError
+
+BOTTLENECK = "backbone.body.layer1.0.conv3.weight"
+RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
+    (False, (2, 2, 2, 2)): "resnet18.tv_in1k",
+    (False, (3, 4, 6, 3)): "resnet34.tv_in1k",
+    (True, (3, 4, 6, 3)): "resnet50.tv_in1k",
+    (True, (3, 4, 23, 3)): "resnet101.tv_in1k",
+    (True, (3, 8, 36, 3)): "resnet152.tv_in1k",
+}
+"""ResNets (He et al. 2016, table 1) by whether their blocks are bottlenecks, and how many each stage has."""
+
+
+def infer_backbone(names: Iterable[str]) -> str:
+    """Return timm's name of the ResNet that has tensors of these names.
+
+    Raises:
+        CheckpointError: It is none of `RESNETS`.
+    """
+    names = list(names)
+    blocks = tuple(count(names, rf"backbone\.body\.layer{stage}\.(\d+)") for stage in (1, 2, 3, 4))
+    name = RESNETS.get((BOTTLENECK in names, blocks))
+    if name is None:
+        raise CheckpointError(
+            f"unknown backbone: expected a ResNet-18, 34, 50, 101 or 152, got {list(blocks)} blocks in its stages"
+        )
+    return name
+
+
+def count(names: Iterable[str], pattern: str) -> int:
+    """Return how many different numbers there are where `pattern` has its group."""
+    return len({match[1] for match in map(re.compile(pattern).match, names) if match})
+
+
+def tensors_of(names: Iterable[str], modules: Iterable[str]) -> list[str]:
+    """Return which tensors belong to some modules, in whose names ``*`` stands for a number."""
+    patterns = [re.compile(re.escape(module).replace(r"\*", r"\d+") + r"(\.|$)") for module in modules]
+    return [name for name in names if any(pattern.match(name) for pattern in patterns)]
