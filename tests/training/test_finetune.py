@@ -272,7 +272,7 @@ def test_a_name_on_the_hub_is_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     snapshot = Snapshot(name="hf://someone/detector@" + "1" * 40, folder=folder)
     monkeypatch.setattr("querybox.training.start.fetch", lambda _: snapshot)
-    monkeypatch.setattr("querybox.checkpoints.files.fetch", lambda _: snapshot)
+    monkeypatch.setattr("querybox.checkpoints.find.fetch", lambda _: snapshot)
     values = {
         "data": {"train": str(CELLS)},
         "weights": "hf://someone/detector",
