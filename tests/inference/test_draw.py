@@ -14,7 +14,7 @@ from querybox.evaluation.confusion import assign
 from querybox.evaluation.draw import draw_errors
 from querybox.evaluation.errors import find_errors
 from querybox.inference.detections import Detections
-from querybox.inference.draw import PALETTE, colour_of, draw, draw_boxes, ink_on
+from querybox.inference.draw import PALETTE, colour_of, draw, draw_boxes, text_colour
 from querybox.structures import Category
 
 CATEGORIES = (Category(id=1, name="cat"), Category(id=2, name="Gürteltier"))
@@ -111,7 +111,7 @@ def test_captions_can_be_read(label: int) -> None:
         ]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    dark, light = sorted([luminance(colour_of(label)), luminance(ink_on(colour_of(label)))])
+    dark, light = sorted([luminance(colour_of(label)), luminance(text_colour(colour_of(label)))])
     assert (light + 0.05) / (dark + 0.05) >= 3
 
 
@@ -133,16 +133,18 @@ def test_errors_of_objects_and_of_detections() -> None:
         grey(300, 200), record, detections, find_errors(record, detections, assign(record, detections))
     )
     captions = ["Cls Gürteltier", "", "Gürteltier (crowd)"]
-    objects = draw_boxes(grey(300, 200), record.boxes_xyxy, record.labels, captions, wrong=[0])
+    objects = draw_boxes(grey(300, 200), record.boxes_xyxy, record.labels, captions, highlighted=[0])
     assert left.tobytes() == objects.tobytes()
     boxes, labels = detections.boxes_xyxy.double().numpy(), detections.labels.numpy()
     captions = ["Cls cat 0.90", "", "Bkg Gürteltier 0.50"]
-    assert right.tobytes() == draw_boxes(grey(300, 200), boxes, labels, captions, wrong=[0, 2]).tobytes()
+    assert (
+        right.tobytes() == draw_boxes(grey(300, 200), boxes, labels, captions, highlighted=[0, 2]).tobytes()
+    )
 
 
 def test_wrong_frames_are_thick_and_dashed_without_any_colour() -> None:
     boxes, labels = np.array([[50.0, 60.0, 150.0, 160.0], [160.0, 60.0, 290.0, 160.0]]), np.array([0, 0])
-    picture = draw_boxes(grey(900, 600), 3 * boxes, labels, ["", ""], wrong=[0])
+    picture = draw_boxes(grey(900, 600), 3 * boxes, labels, ["", ""], highlighted=[0])
     dark = np.asarray(picture.convert("L")) < 64
     bright = (np.asarray(picture) == colour_of(0)).all(-1)
 
@@ -164,6 +166,10 @@ def test_any_box_can_be_wrong(boxes: list[tuple[float, ...]]) -> None:
     box_array = np.array(corners).reshape(-1, 4)
     everything = range(len(boxes))
     picture = draw_boxes(
-        grey(40, 30), box_array, np.zeros(len(boxes), dtype=int), ["B cat"] * len(boxes), wrong=everything
+        grey(40, 30),
+        box_array,
+        np.zeros(len(boxes), dtype=int),
+        ["B cat"] * len(boxes),
+        highlighted=everything,
     )
     assert picture.size == (40, 30)

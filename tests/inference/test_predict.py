@@ -12,7 +12,7 @@ from PIL import Image
 from querybox.detector import Detector
 from querybox.errors import ConfigError, DataError, ImageError
 from querybox.inference.detections import Detections
-from querybox.inference.predict import Input, equal_shapes, predict
+from querybox.inference.predict import Input, batch_by_shape, predict
 from querybox.structures import Category, DetectorOutput, ImageBatch, Preprocessing
 
 PIXELS = np.random.default_rng(0)
@@ -91,7 +91,9 @@ def test_results_come_in_order_and_do_not_depend_on_the_batch(
 ) -> None:
     pictures = [image(*shape) for shape in SHAPES]
     alone = [next(predict(detector, picture, threshold=0.0)) for picture in pictures]
-    monkeypatch.setattr("querybox.inference.predict.together", lambda _, size: size)  # as on a GPU
+    monkeypatch.setattr(
+        "querybox.inference.predict.effective_batch_size", lambda _, size: size
+    )  # as on a GPU
     found = list(predict(detector, pictures, threshold=0.0, batch_size=batch_size))
     assert [each.size for each in found] == SHAPES
     for one, other in zip(found, alone, strict=True):
@@ -189,7 +191,7 @@ def inputs(shapes: Iterator[tuple[int, int]]) -> Iterator[Input]:
 
 def test_batches_are_full_and_of_one_shape() -> None:
     shapes = [(2, 3), (3, 2), (2, 3), (2, 3), (3, 2)]
-    batches = [[each.position for each in batch] for batch in equal_shapes(inputs(iter(shapes)), 2)]
+    batches = [[each.position for each in batch] for batch in batch_by_shape(inputs(iter(shapes)), 2)]
     assert batches == [[0, 2], [1, 4], [3]]
 
 
@@ -197,7 +199,7 @@ def test_a_rare_shape_does_not_wait_for_ever() -> None:
     """One upright image before endless others: what is read ahead of its answer stays bounded."""
     drawn = itertools.count()
     endless = ((3, 2) if number == 0 else (2, 3) for number in drawn)
-    for batch in equal_shapes(inputs(endless), 4):
+    for batch in batch_by_shape(inputs(endless), 4):
         if batch[0].position == 0:
             break
     assert next(drawn) <= 8 * 4 + 4
@@ -207,14 +209,14 @@ def test_broken_images_are_told_of_and_passed_over(detector: Detector, tmp_path:
     (tmp_path / "broken.jpg").write_bytes(b"<html>")
     told: list[ImageError] = []
     broken = tmp_path / "broken.jpg"
-    assert len(list(predict(detector, [image(64, 96), broken, image(64, 96)], broken=told.append))) == 2
+    assert len(list(predict(detector, [image(64, 96), broken, image(64, 96)], on_error=told.append))) == 2
     assert "broken.jpg" in str(told[0])
 
 
 def test_sources_are_read_as_they_are_needed(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
 
-    def frames(sources: list[object], broken: object) -> Iterator[object]:
+    def frames(sources: list[object], on_error: object) -> Iterator[object]:
         from querybox.inference.sources import Frame
 
         for number in range(10_000):

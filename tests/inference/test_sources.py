@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from querybox.errors import DataError, ImageError
-from querybox.inference.sources import Pixels, find_sources, natural, read_frames
+from querybox.inference.sources import Pixels, find_sources, natural_key, read_frames
 
 
 def picture(path: Path, size: tuple[int, int] = (8, 6), colour: tuple[int, int, int] = (10, 20, 30)) -> Path:
@@ -48,14 +48,14 @@ def test_folder_in_natural_order_names_what_it_leaves_out(
     with caplog.at_level(logging.WARNING):
         assert find_sources(tmp_path) == [tmp_path / name for name in names]
     assert [record.message for record in caplog.records] == [
-        f"{tmp_path}: left out 2 files that are no images: labels.xml, notes.txt"
+        f"{tmp_path}: skipped 2 files that are not images: labels.xml, notes.txt"
     ]
 
 
 def test_natural_order() -> None:
     names = ["2.jpg", "10.jpg", "a.jpg", "a1b2.jpg", "a1b10.jpg", "a01.jpg"]
-    assert sorted(map(Path, reversed(names)), key=natural)[:2] == [Path("2.jpg"), Path("10.jpg")]
-    assert natural(Path("a1b2.jpg")) < natural(Path("a1b10.jpg"))
+    assert sorted(map(Path, reversed(names)), key=natural_key)[:2] == [Path("2.jpg"), Path("10.jpg")]
+    assert natural_key(Path("a1b2.jpg")) < natural_key(Path("a1b10.jpg"))
 
 
 def test_glob_reaches_folders_within(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from querybox.errors import ConfigError
 from querybox.inference.detections import Detections
 from querybox.inference.sources import read_frames
-from querybox.inference.writers import coco_file, csv_file, draw_files, picture_paths
+from querybox.inference.writers import coco_file, csv_file, draw_files, drawing_paths
 from querybox.structures import Category
 
 CATEGORIES = (Category(id=7, name='a, "b"'), Category(id=0, name="dög"))
@@ -78,7 +78,7 @@ def test_csv_file(tmp_path: Path) -> None:
 
 def test_picture_paths_never_meet() -> None:
     sources = [Path(name) for name in ("x/a.jpg", "y/a.png", "a.mp4", "z/a.jpeg", "a-2.jpg")]
-    assert [path.name for path in picture_paths(sources, Path("out"))] == [
+    assert [path.name for path in drawing_paths(sources, Path("out"))] == [
         "a.jpg", "a-2.jpg", "a.mp4", "a-3.jpg", "a-2-2.jpg",
     ]  # fmt: skip
 
@@ -86,7 +86,7 @@ def test_picture_paths_never_meet() -> None:
 def test_a_drawing_never_overwrites_a_source(tmp_path: Path) -> None:
     sources = [picture(tmp_path / "a.png"), picture(tmp_path / "a.jpg")]
     with pytest.raises(ConfigError, match=r"a\.jpg: the drawing would overwrite a source"):
-        picture_paths(sources, tmp_path)
+        drawing_paths(sources, tmp_path)
 
 
 def test_draws_pictures(tmp_path: Path) -> None:

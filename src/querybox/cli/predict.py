@@ -17,7 +17,7 @@ from querybox.errors import ConfigError
 if TYPE_CHECKING:
     from querybox.errors import ImageError
     from querybox.inference.detections import Detections
-    from querybox.inference.writers import Add
+    from querybox.inference.writers import AddDetections
 
 FORMATS = ("pictures", "coco", "csv")
 BROKEN_FILES = 1
@@ -72,14 +72,14 @@ def predict(
     from querybox.fast import fastest
     from querybox.inference.predict import predict as run
     from querybox.inference.sources import count_frames, find_files
-    from querybox.inference.writers import coco_file, csv_file, draw_files, picture_paths
+    from querybox.inference.writers import coco_file, csv_file, draw_files, drawing_paths
 
     files = [file for source in sources for file in find_files(Path(source))]
-    pictures = picture_paths(files, output) if "pictures" in formats else []
+    pictures = drawing_paths(files, output) if "pictures" in formats else []
     detector = load_model(model, trusted=trust, precision=precision)
     broken: list[ImageError] = []
     options: dict[str, Any] = {"threshold": threshold, "top_k": top_k, "nms": nms, "batch_size": batch_size}
-    found = run(fastest(detector), files, **options, broken=broken.append)
+    found = run(fastest(detector), files, **options, on_error=broken.append)
     output.mkdir(parents=True, exist_ok=True)
     tally: Counter[str] = Counter()
     with ExitStack() as stack:
@@ -123,7 +123,7 @@ def read_formats(text: str) -> list[str]:
     return formats
 
 
-def recorded(results: Iterator[Detections], adds: Sequence[Add]) -> Iterator[Detections]:
+def recorded(results: Iterator[Detections], adds: Sequence[AddDetections]) -> Iterator[Detections]:
     """Hand detections on, each to all of `adds` first."""
     for found in results:
         for add in adds:

@@ -38,6 +38,6 @@ def draw_errors(
     ]
     boxes_xyxy, labels = detections.boxes_xyxy.double().numpy(), detections.labels.numpy()
     return (
-        draw_boxes(image, record.boxes_xyxy, record.labels, object_captions, wrong=false_negatives),
-        draw_boxes(image, boxes_xyxy, labels, detection_captions, wrong=false_positives),
+        draw_boxes(image, record.boxes_xyxy, record.labels, object_captions, highlighted=false_negatives),
+        draw_boxes(image, boxes_xyxy, labels, detection_captions, highlighted=false_positives),
     )

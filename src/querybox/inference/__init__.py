@@ -1,1 +1,1 @@
-"""Inference: sources in, detections out, whatever runs the model."""
+"""Inference: image sources, prediction, and writing of detections."""

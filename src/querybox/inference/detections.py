@@ -1,4 +1,4 @@
-"""What the detector found in one image, and the forms that other programs want it in."""
+"""The detections of one image, and their conversion to the formats of other libraries."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ if TYPE_CHECKING:
     import supervision
 
 SHOWN = 20
-"""Rows of the table in Jupyter."""
+"""Maximum number of table rows in Jupyter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detections:
-    """The objects found in one image, best first. All tensors are on the CPU."""
+    """The detected objects of one image, sorted by descending score. All tensors are on the CPU."""
 
     boxes_xyxy: Float[Tensor, "N 4"]
-    """Corners in pixels of the original image, clipped to it."""
+    """Corners (x1, y1, x2, y2) in pixels of the original image."""
     scores: Float[Tensor, " N"]
     """0-1, descending."""
     labels: Int[Tensor, " N"]
-    """Class of each object, 0 ... C-1."""
+    """Class of each detection, 0 ... C-1."""
     categories: tuple[Category, ...]
     """The classes, by label."""
     size: tuple[int, int]
     """(height, width) of the original image in pixels."""
     source: str = ""
-    """Where the image came from: a path, ``"video.mp4#12"`` for frame 12, or ``""`` for pixels handed in."""
+    """Path of the image, ``"video.mp4#12"`` for frame 12 of a video, or ``""`` for an image in memory."""
 
     def __len__(self) -> int:
         return len(self.scores)
 
     @property
     def names(self) -> list[str]:
-        """Class name of each object."""
+        """Class name of each detection."""
         return [self.categories[label].name for label in self.labels.tolist()]
 
     def above(self, threshold: float) -> Self:
@@ -53,16 +53,16 @@ class Detections:
         return self._where(self.scores >= threshold)
 
     def nms(self, iou: float) -> Self:
-        """Return the detections that overlap no better one of their class by more than `iou` (0-1).
+        """Apply class-wise non-maximum suppression with the IoU threshold `iou` (0-1).
 
-        DETR learns to answer once for each object; this helps a model that has not learned it yet.
+        DETR learns to detect each object once; this helps a model that has not learned it yet.
         """
         kept = batched_nms(self.boxes_xyxy, self.scores, self.labels, iou)
         return self._where(kept.sort().values)
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """Return COCO results; their ``bbox`` is x, y, width, height in pixels."""
-        corners = self.boxes_xyxy.double()  # float64: a corner and a side add up to the other corner
+        """Return the detections as COCO results; ``bbox`` is (x, y, width, height) in pixels."""
+        corners = self.boxes_xyxy.double()  # float64, so that x + width is the right edge exactly
         boxes_xywh = (corners - corners[:, [0, 1, 0, 1]] * corners.new_tensor([0, 0, 1, 1])).tolist()
         return [
             {"image_id": image_id, "category_id": self.categories[label].id, "bbox": box, "score": score}
@@ -70,7 +70,7 @@ class Detections:
         ]
 
     def to_supervision(self) -> supervision.Detections:
-        """Return ``supervision.Detections``, class names in ``data["class_name"]``.
+        """Convert to ``supervision.Detections``, with the class names in ``data["class_name"]``.
 
         Raises:
             MissingExtraError: The package supervision is not installed.
@@ -90,7 +90,7 @@ class Detections:
         )
 
     def _repr_html_(self) -> str:
-        """Show the detections in Jupyter: on their image, where its file is still there, and as a table."""
+        """Show the detections in Jupyter as a table, and on their image if its file still exists."""
         scores = [f"{score:.2f}" for score in self.scores.tolist()]
         captions = [f"{name} {score}" for name, score in zip(self.names, scores, strict=True)]
         boxes = self.boxes_xyxy.tolist()
@@ -109,10 +109,10 @@ class Detections:
     def _image_url(self) -> str | None:
         try:
             return jpeg_url(read_image(self.source, self.size), PICTURE_SIDE)
-        except ImageError:  # pixels, a video's frame, or a file that no longer exists
+        except ImageError:  # an image in memory, a video frame, or a file that no longer exists
             return None
 
-    def _where(self, chosen: Bool[Tensor, " N"] | Int[Tensor, " K"]) -> Self:
+    def _where(self, index: Bool[Tensor, " N"] | Int[Tensor, " K"]) -> Self:
         return dataclasses.replace(
-            self, boxes_xyxy=self.boxes_xyxy[chosen], scores=self.scores[chosen], labels=self.labels[chosen]
+            self, boxes_xyxy=self.boxes_xyxy[index], scores=self.scores[index], labels=self.labels[index]
         )

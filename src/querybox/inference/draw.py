@@ -1,4 +1,4 @@
-"""Boxes on pictures: legible on any image size, one stable colour a class."""
+"""Draw boxes on images, legible at any image size, with a fixed colour per class."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 from querybox.inference.detections import Detections
 
 Colour = tuple[int, int, int]
-Frame = tuple[int, ...]  # left, top, right, bottom in whole pixels
+PixelBox = tuple[int, ...]  # left, top, right, bottom in integer pixels
 
-# Okabe and Ito, "Color Universal Design" (2008): told apart with every kind of colour vision. Black is left out.
+# Okabe and Ito, "Color Universal Design" (2008): distinguishable with every kind of colour vision; without black.
 PALETTE: tuple[Colour, ...] = (
     (230, 159, 0),
     (0, 114, 178),
@@ -30,11 +30,11 @@ PALETTE: tuple[Colour, ...] = (
 def draw(image: Image.Image | UInt8[np.ndarray, "h w 3"], detections: Detections) -> Image.Image:
     """Return a copy of the image with every detection's box, class name and score.
 
-    Choose what is drawn beforehand: ``draw(image, found.above(0.7))``.
+    To draw only some of them, filter first: ``draw(image, detections.above(0.7))``.
 
     Args:
-        image: The image that was predicted on, upright, RGB.
-        detections: What was found in it.
+        image: The image that was predicted on: upright, RGB.
+        detections: Its detections.
     """
     captions = [
         f"{name} {score:.2f}"
@@ -49,49 +49,50 @@ def draw_boxes(
     labels: Int[np.ndarray, " N"],
     captions: Sequence[str],
     *,
-    wrong: Collection[int] | None = None,
+    highlighted: Collection[int] | None = None,
 ) -> Image.Image:
-    """Return a copy of the image with captioned boxes, the first on top.
+    """Return a copy of the image with captioned boxes; the first box is drawn on top.
 
     Args:
         image: RGB.
         boxes_xyxy: Corners in pixels of the image.
-        labels: Class of each box, which chooses its colour.
-        captions: Text of each box; an empty one has no plate.
-        wrong: Places of boxes whose frames are thick and dashed; the others' are thin then, and below them.
+        labels: Class of each box, which determines its colour.
+        captions: Caption of each box; empty for none.
+        highlighted: Indices of boxes to outline with thick dashes; the others then get a thin outline, below them.
     """
     picture = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")  # a copy
     scale = (picture.width * picture.height) ** 0.5
     line = max(1, round(scale / 190))
     font = load_font(max(9, round(scale / 46)))
     pen = ImageDraw.Draw(picture)
-    frames = [tuple(round(edge) for edge in box) for box in boxes_xyxy.tolist()]
+    boxes = [tuple(round(edge) for edge in box) for box in boxes_xyxy.tolist()]
     colours = [colour_of(label) for label in labels.tolist()]
-    dashed = wrong or ()
-    for place in sorted(range(len(frames)), key=lambda place: (place in dashed, -place)):
-        if place in dashed:
-            draw_dashes(pen, frames[place], colours[place], line)
+    dashed = highlighted or ()
+    for index in sorted(range(len(boxes)), key=lambda index: (index in dashed, -index)):
+        if index in dashed:
+            draw_dashed_rectangle(pen, boxes[index], colours[index], line)
         else:
-            draw_frame(pen, frames[place], colours[place], line if wrong is None else max(1, line // 2))
-    # Captions come after all frames, so that no line crosses a word; the first box chooses its place first.
-    plates: list[Frame] = []
-    for frame, colour, caption in zip(frames, colours, captions, strict=True):
+            width = line if highlighted is None else max(1, line // 2)
+            draw_rectangle(pen, boxes[index], colours[index], width)
+    # Captions are drawn after all outlines, so that no line crosses a word; the first box is placed first.
+    occupied: list[PixelBox] = []
+    for box, colour, caption in zip(boxes, colours, captions, strict=True):
         if caption:
-            plates.append(draw_caption(pen, frame, caption, colour, font, margin=line + 1, taken=plates))
+            occupied.append(draw_caption(pen, box, caption, colour, font, margin=line + 1, occupied=occupied))
     return picture
 
 
-def draw_frame(pen: ImageDraw.ImageDraw, frame: Frame, colour: Colour, line: int) -> None:
-    """Draw a rectangle of `line` pixels inside the frame, with a dark rim that shows on grounds of its own colour."""
-    left, top, right, bottom = frame
+def draw_rectangle(pen: ImageDraw.ImageDraw, box: PixelBox, colour: Colour, line: int) -> None:
+    """Outline a box with `line` pixels and a black rim, which is visible on a background of the same colour."""
+    left, top, right, bottom = box
     right, bottom = max(left, right - 1), max(top, bottom - 1)
     pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=(0, 0, 0))
     pen.rectangle((left, top, right, bottom), outline=colour, width=line)
 
 
-def draw_dashes(pen: ImageDraw.ImageDraw, frame: Frame, colour: Colour, line: int) -> None:
-    """Draw a rectangle of dashes on black, about twice as thick as `line`."""
-    left, top, right, bottom = frame
+def draw_dashed_rectangle(pen: ImageDraw.ImageDraw, box: PixelBox, colour: Colour, line: int) -> None:
+    """Outline a box with dashes on black, about twice as thick as `line`."""
+    left, top, right, bottom = box
     pen.rectangle((left - 1, top - 1, right, bottom), outline=(0, 0, 0), width=2 * line + 2)
     for start in range(0, right - left, 8 * line):
         x, end = left + start, min(right - 1, left + start + 5 * line)
@@ -105,29 +106,39 @@ def draw_dashes(pen: ImageDraw.ImageDraw, frame: Frame, colour: Colour, line: in
 
 def draw_caption(
     pen: ImageDraw.ImageDraw,
-    frame: Frame,
+    box: PixelBox,
     caption: str,
     colour: Colour,
     font: ImageFont.FreeTypeFont,
     *,
     margin: int,
-    taken: Sequence[Frame],
-) -> Frame:
-    """Write the caption on a plate at the frame, off the plates that are taken where it can, and return its place."""
+    occupied: Sequence[PixelBox],
+) -> PixelBox:
+    """Draw a caption at a box, clear of the `occupied` areas if possible, and return the area that it covers."""
     text_left, text_top, text_right, text_bottom = pen.textbbox((0, 0), caption, font=font, anchor="la")
     size = (round(text_right - text_left) + 2 * margin, round(text_bottom - text_top) + 2 * margin)
-    places = caption_places(frame, size, pen.im.size)
-    plate = next((place for place in places if not any(overlaps(place, other) for other in taken)), places[0])
-    pen.rectangle((plate[0], plate[1], plate[2] - 1, plate[3] - 1), fill=colour)
+    positions = caption_positions(box, size, pen.im.size)
+    free = (area for area in positions if not any(overlaps(area, other) for other in occupied))
+    area = next(free, positions[0])
+    pen.rectangle((area[0], area[1], area[2] - 1, area[3] - 1), fill=colour)
     pen.text(
-        (plate[0] + margin - text_left, plate[1] + margin - text_top), caption, font=font, fill=ink_on(colour)
+        (area[0] + margin - text_left, area[1] + margin - text_top),
+        caption,
+        font=font,
+        fill=text_colour(colour),
     )
-    return plate
+    return area
 
 
-def caption_places(frame: Frame, size: tuple[int, int], picture: tuple[int, int]) -> list[Frame]:
-    """Return where a plate of `size` (width, height) may go, best first: above the frame, in its corners, below it."""
-    left, top, right, bottom = frame
+def caption_positions(box: PixelBox, size: tuple[int, int], image_size: tuple[int, int]) -> list[PixelBox]:
+    """Return the possible areas of a caption, best first: above the box, in its corners, below it.
+
+    Args:
+        box: The box.
+        size: (width, height) of the caption.
+        image_size: (width, height) of the image.
+    """
+    left, top, right, bottom = box
     width, height = size
     corners = [
         (left, top - height),
@@ -137,33 +148,35 @@ def caption_places(frame: Frame, size: tuple[int, int], picture: tuple[int, int]
         (left, bottom),
     ]
     inside = [
-        (max(0, min(x, picture[0] - width)), y) for x, y in corners if 0 <= y <= max(0, picture[1] - height)
-    ] or [(max(0, min(left, picture[0] - width)), 0)]
+        (max(0, min(x, image_size[0] - width)), y)
+        for x, y in corners
+        if 0 <= y <= max(0, image_size[1] - height)
+    ] or [(max(0, min(left, image_size[0] - width)), 0)]
     return [(x, y, x + width, y + height) for x, y in inside]
 
 
-def overlaps(one: Frame, other: Frame) -> bool:
-    """Tell whether two frames share a pixel."""
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+def overlaps(a: PixelBox, b: PixelBox) -> bool:
+    """Return whether two boxes share a pixel."""
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def colour_of(label: int) -> Colour:
-    """Return the colour of a class: the palette, then the palette darker, then lighter, and again."""
+    """Return the colour of a class; classes cycle through the palette, a darker and a lighter version of it."""
     colour = PALETTE[label % len(PALETTE)]
-    ground, share = ((0, 0.0), (0, 0.4), (255, 0.5))[label // len(PALETTE) % 3]
-    red, green, blue = (round(channel + (ground - channel) * share) for channel in colour)
+    target, weight = ((0, 0.0), (0, 0.4), (255, 0.5))[label // len(PALETTE) % 3]
+    red, green, blue = (round(channel + (target - channel) * weight) for channel in colour)
     return red, green, blue
 
 
-def ink_on(colour: Colour) -> Colour:
-    """Return black or white, whichever reads better on `colour` (luma of ITU-R BT.601)."""
-    red, green, blue = colour
+def text_colour(background: Colour) -> Colour:
+    """Return black or white, whichever is more legible on `background` (luma of ITU-R BT.601)."""
+    red, green, blue = background
     return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 128 else (255, 255, 255)
 
 
 @functools.lru_cache(maxsize=16)
 def load_font(size: int) -> ImageFont.FreeTypeFont:
-    """Return DejaVu Sans, which comes with matplotlib and knows European, Greek, Cyrillic and Arabic letters."""
+    """Return DejaVu Sans, which comes with matplotlib and covers Latin, Greek, Cyrillic and Arabic."""
     import matplotlib
 
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)

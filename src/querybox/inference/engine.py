@@ -1,4 +1,4 @@
-"""What runs a model: the detector itself, its optimised copy, or an exported file."""
+"""The interface of everything that runs a model: a detector, its optimised copy, an exported model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from querybox.structures import Category, DetectorOutput, ImageBatch, Preprocess
 
 @runtime_checkable
 class Engine(Protocol):
-    """All that `predict` and `evaluate` ask of a model."""
+    """The interface that `predict` and `evaluate` require of a model."""
 
     @property
     def categories(self) -> tuple[Category, ...]:
@@ -22,31 +22,31 @@ class Engine(Protocol):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How an image becomes the model's input."""
+        """How images are resized and normalised for the model."""
 
     @property
     def device(self) -> torch.device:
-        """Where the input has to be."""
+        """The device of the input."""
 
     def __call__(self, batch: ImageBatch, /) -> DetectorOutput:
-        """Detect objects in a batch; of `layers`, the last is the answer and the only one that has to be there."""
+        """Detect objects in a batch. Only the last of `DetectorOutput.layers` is required."""
 
 
 @contextmanager
 def evaluating(engine: Engine) -> Iterator[None]:
-    """Switch a module to evaluation mode, and every part back to the mode it was in."""
+    """Context manager that switches a module to evaluation mode and restores the mode of every submodule on exit."""
     modules = engine.modules() if isinstance(engine, nn.Module) else ()
-    training = [part for part in modules if part.training]
-    for part in training:
-        part.training = False
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.training = False
     try:
         yield
     finally:
-        for part in training:
-            part.training = True
+        for module in training:
+            module.training = True
 
 
 def accelerator() -> torch.device:
-    """Return the device that detectors run on here."""
+    """Return the default device: the current accelerator, or the CPU if there is none."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return device or torch.device("cpu")

@@ -1,4 +1,4 @@
-"""From predictions to detections: scores, classes, and boxes in pixels of the original image."""
+"""Postprocessing of predictions: scores, labels, and boxes in pixels of the original image."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ def postprocess(
     *,
     clip_boxes: bool = True,
 ) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"], Float[Tensor, "B K 4"]]:
-    """Return scores (descending), labels and boxes_xyxy of the `top_k` best answers.
+    """Select the `top_k` highest-scoring detections of each image.
 
-    Where classes share a softmax, a query counts once, with its best real class (DETR); where each is judged alone,
-    a query may count with several (Deformable DETR). Boxes are in pixels.
+    With a no-object class, a query yields one detection, of its most probable class (DETR); with sigmoid scores it may
+    yield several of different classes (Deformable DETR).
 
     Args:
-        predictions: Those of the last decoder layer.
+        predictions: Predictions of the last decoder layer.
         sizes: (height, width) in pixels of each original image.
-        top_k: How many detections to keep, at most Q.
-        clip_boxes: Cut boxes to the image, as MMDetection does and facebookresearch does not.
+        top_k: Number of detections to keep, K; fewer if there are not that many.
+        clip_boxes: Clip boxes to the image, as MMDetection does and facebookresearch does not.
+
+    Returns:
+        Scores in descending order, labels, and boxes_xyxy in pixels.
     """
-    scores, labels, query = best_answers(predictions, top_k)
+    scores, labels, query = select_top_k(predictions, top_k)
     height, width = sizes.to(scores).unbind(1)
     limits = torch.stack([width, height, width, height], dim=1)[:, None]  # [B, 1, 4]
     boxes = at_least_float32(predictions.boxes)  # [B, Q, 4]
@@ -38,14 +41,15 @@ def postprocess(
     return scores, labels, boxes_xyxy
 
 
-def best_answers(
+def select_top_k(
     predictions: Predictions, top_k: int | torch.SymInt
 ) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"], Int[Tensor, "B K"]]:
-    """Return scores (descending), labels and queries of the best answers; see `postprocess`."""
-    real = predictions.scores()  # [B, Q, C]
+    """Return scores in descending order, labels and query indices of the `top_k` detections; see `postprocess`."""
+    class_scores = predictions.scores()  # [B, Q, C]
     if predictions.no_object:
-        scores, labels = real.max(-1)  # [B, Q]
+        scores, labels = class_scores.max(-1)  # [B, Q]
         scores, query = scores.topk(min(top_k, scores.shape[1]), dim=1)  # [B, K]
         return scores, labels.gather(1, query), query
-    scores, best = real.flatten(1).topk(min(top_k, real[0].numel()), dim=1)  # [B, K]
-    return scores, best % real.shape[2], best.div(real.shape[2], rounding_mode="floor")
+    scores, index = class_scores.flatten(1).topk(min(top_k, class_scores[0].numel()), dim=1)  # [B, K]
+    num_classes = class_scores.shape[2]
+    return scores, index % num_classes, index.div(num_classes, rounding_mode="floor")

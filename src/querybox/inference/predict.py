@@ -1,4 +1,4 @@
-"""Prediction: pictures from anywhere in, detections out, in order and in bounded memory."""
+"""Prediction on images and videos, in the order of the sources and in bounded memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from querybox.structures import ImageBatch, Predictions, Preprocessing
 
 
 class Predictor:
-    """Whatever runs a model and can be asked to predict: a detector, its optimised copy, an exported model."""
+    """Mixin that adds `predict` to an `Engine`: a detector, its optimised copy, an exported model."""
 
     def predict(
         self: Engine,
@@ -31,21 +31,21 @@ class Predictor:
         nms: float | None = None,
         batch_size: int = 8,
     ) -> list[Detections]:
-        """Detect objects in files, folders, videos or pixels; see `querybox.inference.predict.predict`."""
+        """Detect objects in files, folders, videos or images in memory; see `querybox.inference.predict.predict`."""
         return list(predict(self, sources, threshold=threshold, top_k=top_k, nms=nms, batch_size=batch_size))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Input:
-    """A frame made ready for the model, and what it takes to answer for it."""
+    """A preprocessed frame, and what is needed to map its predictions back."""
 
     position: int
-    """Place in the order of the sources."""
+    """Index in the order of the sources, from 0."""
     source: str
     size: tuple[int, int]
     """(height, width) of the original image in pixels."""
     pixels: UInt8[Tensor, "3 h w"]
-    """Resized, RGB."""
+    """Resized RGB image."""
 
 
 def predict(
@@ -56,65 +56,66 @@ def predict(
     top_k: int = 100,
     nms: float | None = None,
     batch_size: int = 8,
-    broken: Callable[[ImageError], object] | None = None,
+    on_error: Callable[[ImageError], object] | None = None,
 ) -> Iterator[Detections]:
-    """Find the objects in images and videos.
+    """Detect objects in images and videos.
 
-    No result depends on what else is predicted. A CPU answers one image at a time (see `together`); elsewhere only
-    images of equal size after resizing share a batch, so none is padded. At most ``8 * batch_size`` resized images wait
-    for others of their size, so folders and videos may be of any length.
+    The detections of an image do not depend on the other images. On a CPU images are processed one at a time (see
+    `effective_batch_size`); on an accelerator, images share a batch only if they have the same size after resizing, so
+    that none is padded. At most ``8 * batch_size`` resized images wait for others of their size, so the memory does not
+    grow with the number of images.
 
     Args:
-        engine: The model: a `Detector`, whose mode (training or evaluation) is left as it was found, or whatever else
-            runs one.
-        sources: Files, folders, globs, videos or pixels; see `querybox.inference.sources.find_sources`.
-        threshold: Leave out detections that score less (0-1).
-        top_k: Most detections per image.
-        nms: Leave out detections that overlap a better one of their class by more than this IoU (0-1).
-        batch_size: Most images in one forward pass, on an accelerator.
-        broken: Is told of each file that cannot be read, and those after it are predicted on; None: that is an error.
+        engine: The model: a `Detector` or another `Engine`. Its training mode is restored afterwards.
+        sources: Files, folders, globs, videos or images in memory; see `querybox.inference.sources.find_sources`.
+        threshold: Minimum score of detections (0-1).
+        top_k: Maximum number of detections per image.
+        nms: IoU threshold (0-1) of class-wise non-maximum suppression; None for no suppression.
+        batch_size: Maximum number of images in one forward pass on an accelerator.
+        on_error: Called with the error of each file that cannot be read, which is skipped; None to raise it.
 
     Returns:
         The detections of each image, or of each frame of a video, in the order of the sources.
 
     Raises:
         ConfigError: An argument is out of its range.
-        DataError: A source does not exist or holds no image.
-        ImageError: An image cannot be read, and nobody is to be told of it; raised when its turn comes.
+        DataError: A source does not exist or contains no image.
+        ImageError: An image cannot be read and `on_error` is None; raised when the iterator reaches the image.
     """
-    require("threshold", threshold, 0, 1)
-    require("nms", 0 if nms is None else nms, 0, 1)
-    frames = read_frames(find_sources(sources), broken)
-    answers = detect_frames(engine, frames, top_k=top_k, batch_size=batch_size)
-    best = (found.above(threshold) for found in answers)
-    return best if nms is None else (found.nms(nms) for found in best)
+    check_range("threshold", threshold, 0, 1)
+    check_range("nms", 0 if nms is None else nms, 0, 1)
+    frames = read_frames(find_sources(sources), on_error)
+    results = detect_frames(engine, frames, top_k=top_k, batch_size=batch_size)
+    results = (detections.above(threshold) for detections in results)
+    return results if nms is None else (detections.nms(nms) for detections in results)
 
 
 def detect_frames(
     engine: Engine, frames: Iterable[Frame], *, top_k: int, batch_size: int
 ) -> Iterator[Detections]:
-    """Find the objects of each frame, in order, whatever they score: the heart of `predict` and of `evaluate`.
+    """Detect the objects in each frame, in order, whatever their score; shared by `predict` and `evaluate`.
 
     Raises:
         ConfigError: An argument is out of its range.
     """
-    require("top_k", top_k, 1)
-    require("batch_size", batch_size, 1)
+    check_range("top_k", top_k, 1)
+    check_range("batch_size", batch_size, 1)
     inputs = prepare(frames, engine.preprocessing)
-    return in_order(detect_all(engine, equal_shapes(inputs, together(engine, batch_size)), top_k))
+    batches = batch_by_shape(inputs, effective_batch_size(engine, batch_size))
+    return in_order(detect_batches(engine, batches, top_k))
 
 
-def together(engine: Engine, batch_size: int) -> int:
-    """Return how many images share a forward pass, of `batch_size` at most: on a CPU one.
+def effective_batch_size(engine: Engine, batch_size: int) -> int:
+    """Return the number of images per forward pass: 1 on a CPU, otherwise `batch_size`.
 
-    There a batch is no faster, its maps being too large for the caches; and sums are rounded otherwise in batches of
-    another size, which is enough for DINO to rank two proposals the other way round.
+    On a CPU batches are no faster, because their feature maps do not fit the caches. Besides, rounding depends on the
+    batch size, which can be enough for DINO to rank two proposals in the opposite order.
     """
     return 1 if engine.device.type == "cpu" else batch_size
 
 
-def require(name: str, value: float, low: float, high: float = math.inf) -> None:
-    """Raise ConfigError unless `value` is within `low` to `high`, both included."""
+def check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
+    """Raise ConfigError unless `low` <= `value` <= `high`."""
     if not low <= value <= high:
         raise ConfigError(
             f"predict got {name}={value}; expected {low} {'or more' if high == math.inf else f'to {high}'}"
@@ -122,7 +123,7 @@ def require(name: str, value: float, low: float, high: float = math.inf) -> None
 
 
 def prepare(frames: Iterable[Frame], preprocessing: Preprocessing) -> Iterator[Input]:
-    """Resize one frame after another."""
+    """Resize frames for the model."""
     for position, frame in enumerate(frames):
         height, width = frame.pixels.shape[1:]
         resized = resize(
@@ -131,8 +132,11 @@ def prepare(frames: Iterable[Frame], preprocessing: Preprocessing) -> Iterator[I
         yield Input(position=position, source=frame.source, size=(height, width), pixels=resized)
 
 
-def equal_shapes(inputs: Iterable[Input], batch_size: int) -> Iterator[list[Input]]:
-    """Group inputs of equal shape; a group goes when it is full, or when its first input is long overdue."""
+def batch_by_shape(inputs: Iterable[Input], batch_size: int) -> Iterator[list[Input]]:
+    """Group inputs of equal shape into batches.
+
+    A group is yielded when it is full, or when ``8 * batch_size`` inputs have followed its first.
+    """
     groups: dict[torch.Size, list[Input]] = {}  # in the order of their first inputs
     for newest in inputs:
         shape = newest.pixels.shape
@@ -146,23 +150,23 @@ def equal_shapes(inputs: Iterable[Input], batch_size: int) -> Iterator[list[Inpu
     yield from groups.values()
 
 
-def detect_all(
+def detect_batches(
     engine: Engine, batches: Iterable[list[Input]], top_k: int
 ) -> Iterator[tuple[int, Detections]]:
-    """Answer batch after batch, each answer with its place in the order of the sources."""
+    """Yield the detections of every input with its position in the order of the sources."""
     for batch in batches:
-        yield from zip((each.position for each in batch), detect(engine, batch, top_k), strict=True)
+        yield from zip((item.position for item in batch), detect(engine, batch, top_k), strict=True)
 
 
 def detect(engine: Engine, batch: Sequence[Input], top_k: int) -> list[Detections]:
-    """Find the objects in inputs of one shape."""
+    """Detect the objects in inputs of one shape."""
     with evaluating(engine), torch.inference_mode():
-        return as_detections(engine, answer(engine, batch), batch, top_k)
+        return to_detections(engine, run_batch(engine, batch), batch, top_k)
 
 
-def answer(engine: Engine, batch: Sequence[Input]) -> Predictions:
-    """Run the model on inputs of one shape."""
-    pixels = torch.stack([each.pixels for each in batch])  # [B, 3, H, W]
+def run_batch(engine: Engine, batch: Sequence[Input]) -> Predictions:
+    """Run the model on inputs of one shape and return the predictions of the last decoder layer."""
+    pixels = torch.stack([item.pixels for item in batch])  # [B, 3, H, W]
     sizes = torch.tensor([pixels.shape[2:]] * len(batch))  # [B, 2]
     images = ImageBatch.from_pixels(
         pixels.to(engine.device), sizes.to(engine.device), engine.preprocessing, padded=False
@@ -170,37 +174,37 @@ def answer(engine: Engine, batch: Sequence[Input]) -> Predictions:
     return engine(images).layers[-1]
 
 
-def as_detections(
-    engine: Engine, answers: Predictions, batch: Sequence[Input], top_k: int
+def to_detections(
+    engine: Engine, predictions: Predictions, batch: Sequence[Input], top_k: int
 ) -> list[Detections]:
-    """Turn the last layer's answers for some inputs into detections in pixels of the original images."""
-    original_sizes = torch.tensor([each.size for each in batch])  # [B, 2]
-    found = postprocess(
-        answers,
+    """Convert the predictions for some inputs to detections in pixels of the original images."""
+    original_sizes = torch.tensor([item.size for item in batch])  # [B, 2]
+    outputs = postprocess(
+        predictions,
         original_sizes.to(engine.device),
         top_k,
         clip_boxes=engine.preprocessing.clip_boxes,
     )
-    scores, labels, boxes_xyxy = (tensor.cpu() for tensor in found)
+    scores, labels, boxes_xyxy = (tensor.cpu() for tensor in outputs)
     return [
         Detections(
             boxes_xyxy=boxes_xyxy[row],
             scores=scores[row],
             labels=labels[row],
             categories=engine.categories,
-            size=each.size,
-            source=each.source,
+            size=item.size,
+            source=item.source,
         )
-        for row, each in enumerate(batch)
+        for row, item in enumerate(batch)
     ]
 
 
-def in_order(answers: Iterable[tuple[int, Detections]]) -> Iterator[Detections]:
-    """Hand answers on by their place, 0, 1, 2 ..., holding back those that come early."""
-    early: dict[int, Detections] = {}
-    turn = 0
-    for position, found in answers:
-        early[position] = found
-        while turn in early:
-            yield early.pop(turn)
-            turn += 1
+def in_order(results: Iterable[tuple[int, Detections]]) -> Iterator[Detections]:
+    """Yield results in order of their positions 0, 1, 2 ..., keeping early ones until they are due."""
+    waiting: dict[int, Detections] = {}
+    due = 0
+    for position, detections in results:
+        waiting[position] = detections
+        while due in waiting:
+            yield waiting.pop(due)
+            due += 1

@@ -1,4 +1,4 @@
-"""Where pictures come from: files, folders, globs, videos and pixels in memory, all as frames."""
+"""Image sources: files, folders, globs, videos and images in memory, all read as frames."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
 
 Pixels: TypeAlias = Image.Image | npt.NDArray[Any] | Tensor
-"""RGB in 0-255: a PIL image, a uint8 array [h, w, 3], or a uint8 tensor [3, h, w]."""
+"""An RGB image in memory, 0-255: a PIL image, a uint8 array [h, w, 3] or a uint8 tensor [3, h, w]."""
 Source: TypeAlias = str | Path | Pixels
 
 logger = logging.getLogger(__name__)
@@ -38,24 +38,24 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """One picture: a photograph, or one moment of a video."""
+    """An image, or one frame of a video."""
 
     source: str
-    """A path, ``"video.mp4#12"`` for frame 12 (the first is 0), or ``""`` for pixels handed in."""
+    """Path of the image, ``"video.mp4#12"`` for frame 12 (the first is 0), or ``""`` for an image in memory."""
     pixels: UInt8[Tensor, "3 h w"]
     """RGB."""
 
 
 def find_sources(sources: Source | Sequence[Source]) -> list[Path | Pixels]:
-    """Resolve folders and globs to files. Nothing is read yet.
+    """Resolve folders and globs to files, without reading them.
 
     Args:
-        sources: A file; a folder (its own images and videos, in natural order: ``2.jpg`` before ``10.jpg``;
-            folders inside it are not searched); a glob such as ``"photos/**/*.jpg"``; pixels (PIL image,
-            uint8 array ``[h, w, 3]``, uint8 tensor ``[3, h, w]``); or a sequence of those.
+        sources: A file; a folder (its images and videos in natural order, ``2.jpg`` before ``10.jpg``; subfolders are
+            not searched); a glob such as ``"photos/**/*.jpg"``; an image in memory (a PIL image, a uint8 array
+            ``[h, w, 3]`` or a uint8 tensor ``[3, h, w]``); or a sequence of those.
 
     Raises:
-        DataError: A path does not exist, or a folder or glob holds no image.
+        DataError: A path does not exist, or a folder or glob contains no image.
     """
     if isinstance(sources, str | Path | Image.Image | np.ndarray | Tensor):
         sources = [sources]
@@ -69,58 +69,64 @@ def find_sources(sources: Source | Sequence[Source]) -> list[Path | Pixels]:
 
 
 def find_files(path: Path) -> list[Path]:
-    """Return the file at `path`, or the images and videos of the folder or glob that it is."""
+    """Return the file at `path`, or the images and videos in the folder or glob."""
     if path.is_file():
         return [path]
     if path.is_dir():
-        return choose(
-            path, path.iterdir(), f"its folders are not searched, '{path / '**' / '*.jpg'}' does that"
+        return select_images(
+            path,
+            path.iterdir(),
+            f"subfolders are not searched; to search them, use '{path / '**' / '*.jpg'}'",
         )
     if has_magic(str(path)):
-        matches = glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-        return choose(path, map(Path, matches), "check the pattern")
+        matches = glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob does not accept absolute patterns
+        return select_images(path, map(Path, matches), "check the pattern")
     raise DataError(
         f"{path}: no such file or folder; expected an image, a video, a folder or a glob: check the path"
     )
 
 
-def choose(where: Path, paths: Iterable[Path], cure: str) -> list[Path]:
-    """Keep the images and videos among `paths`, in natural order, and log what is left out."""
-    files = sorted((path for path in paths if path.is_file()), key=natural)
-    known = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-    chosen = [file for file in files if file.suffix.lower() in known]
-    if not chosen:
+def select_images(source: Path, paths: Iterable[Path], hint: str) -> list[Path]:
+    """Return the images and videos among `paths` in natural order; log the other files.
+
+    Raises:
+        DataError: There are none. The message ends with `hint`.
+    """
+    files = sorted((path for path in paths if path.is_file()), key=natural_key)
+    suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    selected = [file for file in files if file.suffix.lower() in suffixes]
+    if not selected:
         raise DataError(
-            f"{where}: found no image or video among {len(files)} files; expected one of "
-            f"{' '.join(sorted(known))}: {cure}"
+            f"{source}: found no image or video among {len(files)} files; expected one of "
+            f"{' '.join(sorted(suffixes))}: {hint}"
         )
-    if others := [file.name for file in files if file.suffix.lower() not in known]:
-        logger.warning("%s: left out %d files that are no images: %s", where, len(others), ", ".join(others))
-    return chosen
+    if others := [file.name for file in files if file.suffix.lower() not in suffixes]:
+        logger.warning("%s: skipped %d files that are not images: %s", source, len(others), ", ".join(others))
+    return selected
 
 
-def natural(path: Path) -> list[tuple[int, str]]:
-    """Sort key that puts ``2.jpg`` before ``10.jpg``."""
+def natural_key(path: Path) -> list[tuple[int, str]]:
+    """Return a sort key that puts ``2.jpg`` before ``10.jpg``."""
     parts = re.split(r"(\d+)", str(path))
     return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]
 
 
 def is_video(source: Path | Pixels) -> bool:
-    """Tell whether `source` holds many frames."""
+    """Return whether `source` is a video file."""
     return isinstance(source, Path) and source.suffix.lower() in VIDEO_SUFFIXES
 
 
 def read_frames(
-    sources: Iterable[Path | Pixels], broken: Callable[[ImageError], object] | None = None
+    sources: Iterable[Path | Pixels], on_error: Callable[[ImageError], object] | None = None
 ) -> Iterator[Frame]:
-    """Read frame after frame, each when it is asked for; a video is never in memory as a whole.
+    """Read frames lazily, one at a time; a video is never in memory as a whole.
 
     Args:
-        sources: Files and pixels.
-        broken: Is told of each file that cannot be read, and the next one follows; None: that is an error.
+        sources: Files and images in memory.
+        on_error: Called with the error of each file that cannot be read, which is skipped; None to raise it.
 
     Raises:
-        ImageError: An image or a video cannot be read, or pixels are not uint8 RGB.
+        ImageError: An image or a video cannot be read, or an image in memory is not uint8 RGB.
     """
     for source in sources:
         if not isinstance(source, Path):
@@ -129,13 +135,13 @@ def read_frames(
         try:
             yield from read_file(source)
         except ImageError as error:
-            if broken is None:
+            if on_error is None:
                 raise
-            broken(error)
+            on_error(error)
 
 
 def read_file(path: Path) -> Iterator[Frame]:
-    """Read the frames of a video, or the one of an image."""
+    """Read the frames of a video, or the single frame of an image."""
     if is_video(path):
         yield from read_video(path)
     else:
@@ -143,7 +149,7 @@ def read_file(path: Path) -> Iterator[Frame]:
 
 
 def checked_pixels(source: Pixels) -> UInt8[Tensor, "3 h w"]:
-    """Return pixels handed in as a tensor. PIL images are taken as they stand, not turned by their EXIF."""
+    """Return an image in memory as a tensor. The EXIF orientation of PIL images is not applied."""
     if isinstance(source, Image.Image):
         kind, usable = f"PIL image of mode {source.mode}", not source.mode.startswith(("I", "F"))
     else:
@@ -160,16 +166,16 @@ def checked_pixels(source: Pixels) -> UInt8[Tensor, "3 h w"]:
 
 
 def read_video(path: Path) -> Iterator[Frame]:
-    """Decode every frame of a video, turned upright as its header says."""
+    """Decode every frame of a video, rotated upright as its header specifies."""
     with open_video(path) as (container, _):
         for number, frame in enumerate(container.decode(video=0)):
-            turns = round(frame.rotation / 90)  # counter-clockwise, to be upright: telephones store it
+            turns = round(frame.rotation / 90)  # counter-clockwise; stored by phones
             pixels = np.rot90(frame.to_ndarray(format="rgb24"), turns)
             yield Frame(source=f"{path}#{number}", pixels=as_pixels(pixels))
 
 
 def count_frames(sources: Iterable[Path]) -> int | None:
-    """Return how many frames the files hold, by the headers of the videos; None where one does not say."""
+    """Return the number of frames in the files, read from the video headers; None if a header does not state it."""
     total = 0
     for source in sources:
         count = 1
@@ -190,7 +196,7 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a video file and its first video stream.
 
     Raises:
-        ImageError: It is no video, or breaks off while it is read.
+        ImageError: The file is not a video, or it is truncated.
     """
     import av
 

@@ -1,4 +1,4 @@
-"""Files of detections: COCO JSON, CSV, drawn pictures and videos."""
+"""Write detections to files: COCO JSON, CSV, drawn images and videos."""
 
 from __future__ import annotations
 
@@ -23,25 +23,27 @@ from querybox.structures import Category
 if TYPE_CHECKING:
     from av import VideoStream
 
-Add: TypeAlias = Callable[[Detections], None]
-"""Takes the detections of the next image."""
+AddDetections: TypeAlias = Callable[[Detections], None]
+"""Adds the detections of the next image."""
 
 CSV_COLUMNS = ("source", "category_id", "name", "score", "left", "top", "right", "bottom")
 
 
 @contextmanager
-def coco_file(path: Path, categories: Sequence[Category]) -> Iterator[Add]:
-    """Write a COCO dataset file when all is done: images, categories, and detections as annotations with a score.
+def coco_file(path: Path, categories: Sequence[Category]) -> Iterator[AddDetections]:
+    """Write a COCO dataset file on exit: images, categories, and detections as annotations with a score.
 
-    Unlike a bare COCO result list it says which image is which, and annotation tools can open it.
+    Unlike a COCO results file it also lists the images, and annotation tools can open it.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
 
-    def add(found: Detections) -> None:
-        height, width = found.size
-        images.append({"id": len(images) + 1, "file_name": found.source, "width": width, "height": height})
-        for result in found.to_coco(len(images)):
+    def add(detections: Detections) -> None:
+        height, width = detections.size
+        images.append(
+            {"id": len(images) + 1, "file_name": detections.source, "width": width, "height": height}
+        )
+        for result in detections.to_coco(len(images)):
             area = result["bbox"][2] * result["bbox"][3]
             annotations.append({"id": len(annotations) + 1, **result, "area": area, "iscrowd": 0})
 
@@ -55,61 +57,65 @@ def coco_file(path: Path, categories: Sequence[Category]) -> Iterator[Add]:
 
 
 @contextmanager
-def csv_file(path: Path) -> Iterator[Add]:
-    """Write a table of `CSV_COLUMNS`, one row a detection, as the detections come. Corners are in pixels."""
+def csv_file(path: Path) -> Iterator[AddDetections]:
+    """Write a CSV file with the columns `CSV_COLUMNS` and a row per detection, as detections are added.
+
+    Boxes are in pixels.
+    """
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(CSV_COLUMNS)
 
-        def add(found: Detections) -> None:
-            ids = [found.categories[label].id for label in found.labels.tolist()]
-            columns = zip(ids, found.names, found.scores.tolist(), found.boxes_xyxy.tolist(), strict=True)
-            table.writerows([found.source, *rest, *box] for *rest, box in columns)
+        def add(detections: Detections) -> None:
+            ids = [detections.categories[label].id for label in detections.labels.tolist()]
+            scores, boxes = detections.scores.tolist(), detections.boxes_xyxy.tolist()
+            rows = zip(ids, detections.names, scores, boxes, strict=True)
+            table.writerows([detections.source, *rest, *box] for *rest, box in rows)
 
         yield add
 
 
-def picture_paths(sources: Sequence[Path], folder: Path) -> list[Path]:
-    """Return the file in `folder` for the drawing of each source; equal names are numbered.
+def drawing_paths(sources: Sequence[Path], folder: Path) -> list[Path]:
+    """Return the path in `folder` of the drawing of each source; equal names are numbered.
 
     Raises:
-        ConfigError: A drawing would take the place of a source.
+        ConfigError: A drawing would overwrite a source.
     """
     originals = {source.resolve() for source in sources}
-    taken: dict[Path, None] = {}  # in the order of the sources
+    paths: dict[Path, None] = {}  # in the order of the sources
     for source in sources:
         suffix = ".mp4" if is_video(source) else ".jpg"
         path, number = folder / f"{source.stem}{suffix}", 1
-        while path in taken:
+        while path in paths:
             number += 1
             path = folder / f"{source.stem}-{number}{suffix}"
         if path.resolve() in originals:
             raise ConfigError(f"{path}: the drawing would overwrite a source; expected another output folder")
-        taken[path] = None
-    return list(taken)
+        paths[path] = None
+    return list(paths)
 
 
 def draw_files(sources: Sequence[Path], paths: Sequence[Path], results: Iterator[Detections]) -> None:
-    """Draw the detections on their pictures and videos.
+    """Draw the detections on their images and videos.
 
     Args:
-        sources: Image and video files. They are read a second time: no prediction waits for its drawing in memory.
-        paths: Where each drawing goes.
+        sources: Image and video files. They are read a second time, so that images need not be kept in memory.
+        paths: Path of each drawing.
         results: Detections of every image and frame that could be read, in the order of the sources.
     """
-    places = zip(sources, paths, strict=True)
-    for found in results:
-        # Those that cannot be read have no detections: their places are passed over.
-        names = (found.source, found.source.rpartition("#")[0])
-        source, path = next(each for each in places if str(each[0]) in names)
+    pairs = zip(sources, paths, strict=True)
+    for detections in results:
+        # Files that could not be read have no detections and are skipped.
+        names = (detections.source, detections.source.rpartition("#")[0])
+        source, path = next(pair for pair in pairs if str(pair[0]) in names)
         if is_video(source):
-            draw_video(source, path, chain([found], results))
+            draw_video(source, path, chain([detections], results))
         else:
-            draw(read_image(source), found).save(path, quality=95)
+            draw(read_image(source), detections).save(path, quality=95)
 
 
 def draw_video(source: Path, path: Path, results: Iterator[Detections]) -> None:
-    """Draw the detections on every frame of a video; its sound is left out."""
+    """Draw the detections on every frame of a video; the audio is dropped."""
     import av
 
     with open_video(source) as (_, original):
@@ -118,19 +124,21 @@ def draw_video(source: Path, path: Path, results: Iterator[Detections]) -> None:
     with av.open(path, "w") as container:
         stream = cast("VideoStream", container.add_stream(codec, rate=rate))
         stream.pix_fmt = "yuv420p"
-        frames = zip(readable_frames(source), results, strict=False)  # frame first: it ends the video
-        for number, (frame, found) in enumerate(frames):
-            picture = np.asarray(draw(frame.pixels.permute(1, 2, 0).numpy(), found))
+        frames = zip(
+            readable_frames(source), results, strict=False
+        )  # frames first: they end at the end of the video
+        for number, (frame, detections) in enumerate(frames):
+            picture = np.asarray(draw(frame.pixels.permute(1, 2, 0).numpy(), detections))
             if number == 0:
                 stream.height, stream.width = (
                     side // 2 * 2 for side in picture.shape[:2]
-                )  # it wants even sides
+                )  # codecs require even sizes
             even = picture[: stream.height, : stream.width]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
         container.mux(stream.encode())
 
 
 def readable_frames(video: Path) -> Iterator[Frame]:
-    """Read the frames of a video that were predicted on: up to the one where it breaks off."""
+    """Read the frames of a video up to the first that cannot be decoded, as prediction does."""
     with suppress(ImageError):
         yield from read_video(video)

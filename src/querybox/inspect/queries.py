@@ -21,7 +21,7 @@ from querybox.data import DetectionData, ImageRecord, read_pixels
 from querybox.errors import ConfigError
 from querybox.fast import optimize
 from querybox.html import data_url, render
-from querybox.inference.predict import answer, equal_shapes, prepare, together
+from querybox.inference.predict import batch_by_shape, effective_batch_size, prepare, run_batch
 from querybox.inference.sources import Frame
 from querybox.modules.detector import DetectionTransformer
 
@@ -121,8 +121,10 @@ def query_view(
     boxes: dict[int, Tensor] = {}  # by index of the image: batches hold images of one shape
     scores: dict[int, Tensor] = {}
     frames = (Frame(source=str(record.path), pixels=read_pixels(record)) for record in data.images)
-    for batch in equal_shapes(prepare(frames, engine.preprocessing), together(engine, batch_size)):
-        answers = answer(engine, batch)
+    for batch in batch_by_shape(
+        prepare(frames, engine.preprocessing), effective_batch_size(engine, batch_size)
+    ):
+        answers = run_batch(engine, batch)
         best = answers.scores().amax(-1)  # [B, Q]
         for row, given in enumerate(batch):
             boxes[given.position], scores[given.position] = answers.boxes[row].float().cpu(), best[row].cpu()

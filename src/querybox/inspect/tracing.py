@@ -17,7 +17,7 @@ from querybox.errors import ConfigError
 from querybox.html import PICTURE_SIDE, jpeg_url, render
 from querybox.inference.detections import Detections
 from querybox.inference.engine import evaluating
-from querybox.inference.predict import Input, as_detections, prepare
+from querybox.inference.predict import Input, prepare, to_detections
 from querybox.inference.sources import Source, find_sources, read_frames
 from querybox.inspect.attention import AttentionMaps, AttentionPoints, LayerAttention
 from querybox.inspect.calls import now, recorded
@@ -140,7 +140,7 @@ def trace(detector: DetectionTransformer, image: Source | ImageBatch, target: Ta
     comparison = None if target is None else compare(detector, output, target)
     boxes = torch.stack([layer.boxes[0].float() for layer in output.layers]).cpu()  # [L, Q, 4]
     start = now(detector.device)
-    (detections,) = as_detections(detector, output.layers[-1], [given], boxes.shape[1])
+    (detections,) = to_detections(detector, output.layers[-1], [given], boxes.shape[1])
     postprocessing_seconds = now(detector.device) - start
     no_object = [layer.no_object_scores() for layer in output.layers]
     return Trace(
