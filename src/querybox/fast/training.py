@@ -85,7 +85,7 @@ class FoldedConv2d(nn.Module):
         if conv.bias is not None:
             bias = bias + conv.bias * scale
         with full_precision_if(conv.groups > 1 and x.device.type == "cpu"):
-            x = x if torch.is_autocast_enabled("cpu") else x.to(scale.dtype)
+            x = x if torch.is_autocast_enabled(x.device.type) else x.to(scale.dtype)
             weight = conv.weight * scale[:, None, None, None]
             x = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
         activation = getattr(norm, "act", None)

@@ -129,7 +129,7 @@ class Checkpoint:
                 average.load_state_dict(self.part("average."))
             for name, parameter in model.named_parameters():
                 if state := self.part(f"optimizer.{name}:"):
-                    count = state.pop("step")  # AdamW keeps it on the CPU
+                    count = state.pop("step").to(parameter.device)  # where the fused AdamW keeps it
                     # In the parameter's own order of memory: the fused AdamW pairs their numbers as they lie there.
                     optimizer.state[parameter] = {
                         key: torch.empty_like(parameter).copy_(tensor) for key, tensor in state.items()
