@@ -156,6 +156,32 @@ class Levels:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cells:
+    """What an encoder knows of the cells of its feature maps before it sees a feature."""
+
+    position: Float[Tensor, "B S D"]
+    """Positional encoding."""
+    padding_mask: Bool[Tensor, "B S"] | None
+    """True = padding; None: nothing is padded."""
+    reference: Float[Tensor, "B S 2"] | None = None
+    """The centre (x, y) of every cell, in 0-1 of the unpadded image; None where no layer asks for it (DETR)."""
+    levels: Levels | None = None
+    """How the cells make up several maps; None where there is but one (DETR)."""
+
+    def unpadded(self) -> Cells:
+        """Return the same cells without masks, for images that are known to have no padding."""
+        levels = self.levels and replace(self.levels, padding_mask=None)
+        return replace(self, padding_mask=None, levels=levels)
+
+    def expand(self, batch: int) -> Cells:
+        """Repeat the cells of one unpadded image for each image of a batch."""
+        levels = self.levels and replace(self.levels, valid=self.levels.valid.expand(batch, -1, -1))
+        reference = None if self.reference is None else self.reference.expand(batch, -1, -1)
+        position = self.position.expand(batch, -1, -1)
+        return replace(self, position=position, reference=reference, levels=levels)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Matches:
     """Matched pairs of all decoder layers. Every layer has M: min(Q, G) summed over the images."""
 

@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from querybox import Detector, ImageBatch
 from querybox.errors import CheckpointError, ConfigError
-from querybox.fast import OptimizedDetector, convolution
-from querybox.fast.transformer import SIZES, FastEncoder
+from querybox.fast import convolution
+from querybox.fast.inference import SIZES, KeptCells
 from querybox.modules.encoder import Encoder
 from querybox.structures import Predictions
 
@@ -121,7 +121,7 @@ def test_public_functions_answer_the_same(detector: Detector, monkeypatch: pytes
     """As on a GPU, or where oneDNN's own operators are not found."""
     monkeypatch.setattr(convolution, "has_onednn", lambda *_: False)
     optimized = detector.optimize()
-    assert not any(getattr(part, "onednn", False) for part in optimized.backbone.modules())
+    assert not any(getattr(part, "onednn", False) for part in optimized.model.modules())
     for images in BATCHES:
         assert_same(optimized(images).layers[-1], detector(images).layers[-1])
 
@@ -139,12 +139,8 @@ def test_the_detector_is_left_alone(detector: Detector) -> None:
     assert {name: parameter.requires_grad for name, parameter in detector.named_parameters()} == trained
     assert [type(part) for part in detector.modules()] == kinds
     assert_close(detector.state_dict(), weights, rtol=0, atol=0)
-    ours = {parameter.data_ptr() for part in parts(optimized) for parameter in part.parameters()}
+    ours = {parameter.data_ptr() for parameter in optimized.model.parameters()}
     assert not ours & {parameter.data_ptr() for parameter in detector.parameters()}
-
-
-def parts(optimized: OptimizedDetector) -> list[nn.Module]:
-    return [optimized.backbone, optimized.neck, optimized.encoder, optimized.queries, optimized.decoder]
 
 
 @torch.no_grad()
@@ -182,13 +178,14 @@ def test_half_precision(detector: Detector, dtype: torch.dtype) -> None:
 
 def test_positions_are_kept_for_few_sizes(detector: Detector) -> None:
     optimized = detector.optimize()
-    assert isinstance(optimized.encoder, FastEncoder)
+    kept = optimized.model.encode
+    assert isinstance(kept, KeptCells)
     for width in range(32, 32 * (SIZES + 6), 32):
         optimized(batch((32, width)))
-    assert optimized.encoder.unpadded.cache_info().currsize == SIZES
-    hits = optimized.encoder.unpadded.cache_info().hits
+    assert kept.locate_unpadded.cache_info().currsize == SIZES
+    hits = kept.locate_unpadded.cache_info().hits
     optimized(batch((32, width), (32, width)))
-    assert optimized.encoder.unpadded.cache_info().hits == hits + 1
+    assert kept.locate_unpadded.cache_info().hits == hits + 1
 
 
 class NoWaiting(TorchDispatchMode):

@@ -9,7 +9,15 @@ from torch.testing import assert_close
 
 from querybox import Detector, ImageBatch, Target
 from querybox.boxes import inverse_sigmoid
-from querybox.modules.decoder import DeformableDecoderLayer, ReferenceDecoder, Refinement, move
+from querybox.modules.decoder import (
+    DeformableDecoderLayer,
+    KeepReference,
+    LookForwardTwice,
+    ReferenceDecoder,
+    Refine,
+    Refinement,
+    move,
+)
 from querybox.modules.encoder import levels_of
 from querybox.modules.heads import DeltaHead, IndependentClassHead
 from querybox.structures import Memory, Queries
@@ -24,7 +32,7 @@ def make_decoder(refinement: Refinement, layers: int = 3) -> ReferenceDecoder:
         [IndependentClassHead(WIDTH, 3) for _ in range(layers)],
         [DeltaHead(WIDTH) for _ in range(layers)],
         refinement=refinement,
-        norm=nn.LayerNorm(WIDTH) if refinement == "look_forward_twice" else nn.Identity(),
+        norm=nn.LayerNorm(WIDTH) if isinstance(refinement, LookForwardTwice) else nn.Identity(),
     )
     for parameter in decoder.box_heads.parameters():
         nn.init.normal_(parameter, std=0.1)
@@ -49,7 +57,7 @@ def reaches(value: Tensor, source: Tensor | nn.Module) -> bool:
     return any(gradient is not None and bool(gradient.any()) for gradient in found)
 
 
-@pytest.mark.parametrize("refinement", ["keep", "refine", "look_forward_twice"])
+@pytest.mark.parametrize("refinement", [KeepReference(), Refine(), LookForwardTwice()])
 def test_where_gradients_stop(refinement: Refinement) -> None:
     decoder = make_decoder(refinement)
     queries, memory = make_inputs()
@@ -57,12 +65,12 @@ def test_where_gradients_stop(refinement: Refinement) -> None:
     assert queries.reference is not None
     assert reaches(boxes[0], queries.reference)
     # A box has a gradient through the box before it, of one layer, only when looking forward twice.
-    assert reaches(boxes[1], decoder.box_heads[0]) == (refinement == "look_forward_twice")
+    assert reaches(boxes[1], decoder.box_heads[0]) == isinstance(refinement, LookForwardTwice)
     assert not reaches(boxes[2], decoder.box_heads[0])
 
 
 def test_kept_references_do_not_move() -> None:
-    decoder = make_decoder("keep")
+    decoder = make_decoder(KeepReference())
     nn.init.zeros_(decoder.box_heads[2].get_submodule("4").weight)  # type: ignore[arg-type]
     nn.init.zeros_(decoder.box_heads[2].get_submodule("4").bias)  # type: ignore[arg-type]
     queries, memory = make_inputs()
@@ -71,7 +79,7 @@ def test_kept_references_do_not_move() -> None:
 
 
 def test_refined_boxes_are_measured_from_the_layer_before() -> None:
-    decoder = make_decoder("refine", layers=2)
+    decoder = make_decoder(Refine(), layers=2)
     nn.init.zeros_(decoder.box_heads[1].get_submodule("4").weight)  # type: ignore[arg-type]
     nn.init.zeros_(decoder.box_heads[1].get_submodule("4").bias)  # type: ignore[arg-type]
     first, second = decoder(*make_inputs())

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from querybox.fast.training import sparse
-from querybox.modules.deformable_attention import DeformableAttention
+from querybox.fast.replacement import replace_leaves
+from querybox.fast.training import LEAVES
+from querybox.modules.deformable_attention import DeformableAttention, GridSample
 from querybox.modules.encoder import cell_centres, levels_of
 from querybox.modules.neck import PyramidProjection
 from querybox.structures import Levels
@@ -104,7 +105,10 @@ def test_values_and_gradients_are_those_of_the_definition(
     reference = torch.rand(2, 6, numbers, dtype=torch.float64, requires_grad=True)
     tokens = torch.randn(2, 47, WIDTH, dtype=torch.float64, requires_grad=True)
     inputs = [query, reference, tokens, *attention.parameters()]
-    ours = (attention if form == "plain" else sparse(attention))(query, reference, tokens, levels)
+    if form == "in training":
+        replace_leaves(attention, LEAVES)
+        assert type(attention.sampling) is LEAVES[GridSample]
+    ours = attention(query, reference, tokens, levels)
     theirs = by_loops(attention, query, reference, tokens, levels)
     assert_close(ours, theirs)
     direction = torch.randn_like(ours)

@@ -11,9 +11,8 @@ from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from querybox.fast.backbone import fuse
+from querybox.fast.fusion import fuse
 from querybox.inference.postprocess import postprocess
-from querybox.modules.backbone import Backbone
 from querybox.modules.detector import DetectionTransformer
 from querybox.structures import ImageBatch
 
@@ -73,8 +72,7 @@ def trace(detector: DetectionTransformer) -> ExportedProgram:
     sizes = torch.tensor([[165, 229], [140, 201]])
     open_sizes = {"pixels": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, "sizes": {0: Dim.DYNAMIC}}
     detector = copy.deepcopy(detector).cpu().eval()
-    if isinstance(detector.backbone, Backbone):
-        detector.backbone.body = fuse(detector.backbone.body)  # batch norms folded
+    fuse(detector.backbone)  # batch norms folded
     detector.to(memory_format=torch.contiguous_format)
     for part in detector.modules():
         if type(part) is Conv2dSame:

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache, partial
+from inspect import signature
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from querybox.errors import CheckpointError, ConfigError
-from querybox.fast.backbone import fuse
 from querybox.fast.convolution import use_onednn
-from querybox.fast.deformable import FastDeformableEncoder, LastReferenceAnswer
-from querybox.fast.transformer import FastEncoder, LastAnswer
-from querybox.inference.engine import Engine, evaluating
+from querybox.fast.fusion import fuse
+from querybox.fast.replacement import copy_modules, has_hooks, replace_leaves
+from querybox.fast.sampling import TableSample
+from querybox.inference.engine import Engine
 from querybox.inference.predict import Predictor
-from querybox.modules.backbone import Backbone
-from querybox.modules.decoder import Decoder, ReferenceDecoder
+from querybox.modules.deformable_attention import DeformableAttention, GridSample
 from querybox.modules.detector import DetectionTransformer
-from querybox.modules.encoder import DeformableEncoder, Encoder
-from querybox.structures import DetectorOutput, ImageBatch
+from querybox.modules.encoder import shrink_masks
+from querybox.structures import Cells, DetectorOutput, ImageBatch, Memory, Shapes
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
+SIZES = 16
+"""Sizes of feature maps whose cells are kept, the latest ones: 14 MB for DETR R50 at full size."""
+LEAVES: dict[type[nn.Module], type[nn.Module]] = {GridSample: TableSample}
+"""Modules that are replaced, beside those that are fused."""
 
 
 def optimize(
@@ -42,9 +48,11 @@ def optimize(
 class OptimizedDetector(Predictor):
     """A detector for inference alone: an `Engine` with a copy of the weights, on the device where they were.
 
-    It cannot be trained, moved or saved; do that with the detector that it was made from, and make another.
+    It cannot be trained, moved or saved; do that with the detector that it was made from, and make another. It can be
+    pickled, and used by several threads at once.
 
     Attributes:
+        model: The copy, whose modules have been replaced by faster ones.
         categories: The classes by label, 0 ... C-1.
         preprocessing: How an image becomes the model's input.
         device: Where the input has to be.
@@ -54,53 +62,45 @@ class OptimizedDetector(Predictor):
     def __init__(self, detector: DetectionTransformer, *, dtype: torch.dtype, compiled: bool) -> None:
         """Copy `detector`, whose mode does not matter; see `Detector.optimize`."""
         self.categories = detector.categories
-        self.class_rows = detector.class_rows
         self.preprocessing = detector.preprocessing
         self.device = detector.device
         self.dtype = dtype
-        with evaluating(detector):
-            body = detector.backbone.body if isinstance(detector.backbone, Backbone) else None
-            backbone = copy.deepcopy(detector.backbone) if body is None else fuse(body)
-            neck, encoder, self.queries, decoder = copy.deepcopy(
-                (detector.neck, detector.encoder, detector.queries, detector.decoder)
-            )
-        self.backbone = backbone.to(dtype).to(memory_format=torch.channels_last)
-        self.neck = neck.to(dtype).to(memory_format=torch.channels_last)
-        self.encoder = fast_encoder(encoder, dtype)
-        self.decoder = fast_decoder(decoder, dtype)
-        for part in (self.backbone, self.neck, self.encoder, self.queries, self.decoder):
-            part.requires_grad_(requires_grad=False)
-            if not compiled:
-                use_onednn(part)
-        if compiled:
-            self.compile()
+        self.compiled = compiled
+        self.model = copy_modules(detector)
+        for module in self.model.modules():
+            module.training = False
+        fuse(self.model)
+        replace_leaves(self.model, LEAVES)
+        own_tensors(self.model, {id(each) for each in (*detector.parameters(), *detector.buffers())})
+        convert(self.model, dtype)
+        set_last_only(self.model)
+        keep_cells(self.model, dtype)
+        self.compile() if compiled else use_onednn(self.model)
 
     def compile(self) -> None:
         """Compile what takes the time, for all sizes at once; positions and masks are made outside of it.
 
         Deformable attention is left out: it would be compiled for each size.
         """
-        self.backbone.compile(dynamic=True)
-        if not isinstance(self.decoder, LastReferenceAnswer):
-            self.decoder.compile(dynamic=True)
-        if isinstance(self.encoder, FastEncoder):
-            self.encoder.refine = torch.compile(self.encoder.refine, dynamic=True)  # type: ignore[method-assign]
+        for part in (self.model.backbone, self.model.encoder, self.model.decoder):
+            if not any(isinstance(module, DeformableAttention) for module in part.modules()):
+                part.compile(dynamic=True)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Compile the unpickled copy, too: compiled code is not pickled."""
+        vars(self).update(state)
+        if self.compiled:
+            self.compile()
 
     @torch.inference_mode()
     def __call__(self, batch: ImageBatch, /) -> DetectorOutput:
-        """Detect objects in a batch; the last decoder layer alone answers."""
-        features = self.backbone(batch.images.to(self.dtype, memory_format=torch.channels_last))
-        features = self.neck(features)  # maps [B, D, h, w]
-        knows = isinstance(self.encoder, FastEncoder | FastDeformableEncoder)
-        padding_mask = None if knows and not batch.padded else batch.padding_mask
-        memory = self.encoder(features, padding_mask)  # tokens [B, S, D]
-        queries = self.queries(replace(memory, tokens=memory.tokens.float()))  # [B, Q, D]
-        content, position = queries.content.to(self.dtype), queries.position.to(self.dtype)
-        layers = self.decoder(replace(queries, content=content, position=position), memory)
-        return DetectorOutput.of(layers, queries, self.class_rows)
+        """Detect objects in a batch; only the last decoder layer predicts."""
+        images = batch.images.to(self.dtype, memory_format=torch.channels_last)
+        output: DetectorOutput = self.model(replace(batch, images=images))
+        return output
 
     def save(self, path: str | Path, **_: object) -> NoReturn:
-        """Refuse: folded weights are nothing that could be trained or loaded again.
+        """Raise an error: folded weights can be neither trained nor loaded again.
 
         Raises:
             CheckpointError: Always.
@@ -116,19 +116,103 @@ def fastest(engine: Engine) -> Engine:
     return optimize(engine) if isinstance(engine, DetectionTransformer) else engine
 
 
-def fast_encoder(encoder: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Make an encoder fast; one of somebody's own is only brought to the type."""
-    if isinstance(encoder, Encoder):
-        return FastEncoder(encoder, dtype)
-    if isinstance(encoder, DeformableEncoder):
-        return FastDeformableEncoder(encoder, dtype)
-    return encoder.to(dtype)
+def own_tensors(model: nn.Module, shared: set[int]) -> None:
+    """Give `model` tensors of its own in place of those whose ids are `shared`, and none a gradient."""
+    copies: dict[int, Tensor] = {}
+
+    def own(tensor: Tensor) -> Tensor:
+        if id(tensor) not in shared:
+            return tensor.requires_grad_(False)
+        if id(tensor) not in copies:
+            copied = tensor.detach().clone()
+            is_parameter = isinstance(tensor, nn.Parameter)
+            copies[id(tensor)] = nn.Parameter(copied, requires_grad=False) if is_parameter else copied
+        return copies[id(tensor)]
+
+    for module in model.modules():
+        tensors: Any
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                tensors[name] = None if tensor is None else own(tensor)
 
 
-def fast_decoder(decoder: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Make a decoder fast; one of somebody's own is only brought to the type."""
-    if isinstance(decoder, Decoder):
-        return LastAnswer(decoder, dtype)
-    if isinstance(decoder, ReferenceDecoder):
-        return LastReferenceAnswer(decoder, dtype)
-    return decoder.to(dtype)
+def convert(model: DetectionTransformer, dtype: torch.dtype) -> None:
+    """Bring the parts that take the time to `dtype`, and convolutions to channels-last.
+
+    Positions, queries, heads and their norm stay in float32.
+    """
+    layers = getattr(model.decoder, "layers", model.decoder)
+    encoder = (part for name, part in model.encoder.named_children() if name != "position")
+    model.float()
+    for part in (model.backbone, model.neck, *encoder, layers):
+        part.to(dtype)
+    model.to(memory_format=torch.channels_last)
+    if dtype != torch.float32:
+        for module in model.modules():
+            types = {each.dtype for each in module.parameters(recurse=False) if each.is_floating_point()}
+            if len(types) == 1:
+                module.register_forward_pre_hook(partial(cast, types.pop()))
+
+
+def cast(dtype: torch.dtype, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Bring the floating-point tensors among the inputs of a module to the type of its parameters."""
+    return tuple(
+        each.to(dtype) if isinstance(each, Tensor) and each.is_floating_point() else each for each in inputs
+    )
+
+
+def set_last_only(model: DetectionTransformer) -> None:
+    """Have only the last layer of the decoder predict, where the decoder can do that."""
+    decoder: Any = model.decoder
+    if hasattr(decoder, "last_only"):
+        decoder.last_only = True
+
+
+def keep_cells(model: DetectionTransformer, dtype: torch.dtype) -> None:
+    """Have `model` keep the cells of unpadded images, where the encoder takes them and nothing but it makes them."""
+    encoder = model.encoder
+    if (
+        hasattr(encoder, "locate")
+        and "cells" in signature(encoder.forward).parameters
+        and not any(map(has_hooks, encoder.modules()))
+        and getattr(model.encode, "__func__", None) is DetectionTransformer.encode
+    ):
+        model.encode = KeptCells(encoder, dtype)  # type: ignore[method-assign]
+
+
+class KeptCells:
+    """Runs the encoder, and keeps the cells of unpadded images of the latest sizes."""
+
+    def __init__(self, encoder: nn.Module, dtype: torch.dtype) -> None:
+        self.encoder = encoder
+        self.dtype = dtype
+        self.locate_unpadded: Callable[..., Cells] = lru_cache(maxsize=SIZES)(self.of_shapes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is kept, which can be made again."""
+        return {"encoder": self.encoder, "dtype": self.dtype}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Keep nothing yet."""
+        self.__init__(**state)  # type: ignore[misc]
+
+    def __call__(self, features: list[Float[Tensor, "B D _ _"]], batch: ImageBatch) -> Memory:
+        """Run the encoder; see `DetectionTransformer.encode`."""
+        if batch.padded:
+            cells = self.of_masks(shrink_masks(batch.padding_mask, features))
+        else:
+            shapes = tuple((feature.shape[2], feature.shape[3]) for feature in features)
+            cells = self.locate_unpadded(shapes, features[0].device).expand(len(batch.images))
+        memory: Memory = self.encoder(features, batch.padding_mask, cells)
+        return memory
+
+    def of_masks(self, masks: list[Tensor]) -> Cells:
+        """Locate the cells of maps with these padding masks."""
+        cells: Cells = self.encoder.locate(masks)  # type: ignore[operator]
+        return replace(cells, position=cells.position.to(self.dtype))
+
+    def of_shapes(self, shapes: Shapes, device: torch.device) -> Cells:
+        """Locate the cells of the maps of one image without padding."""
+        masks = [torch.zeros(1, *shape, dtype=torch.bool, device=device) for shape in shapes]
+        cells = self.of_masks(masks).unpadded()
+        return replace(cells, position=cells.position.contiguous())

@@ -34,7 +34,7 @@ def drop(x: Float[Tensor, "*shape"], dropout: float) -> Float[Tensor, "*shape"]:
 
 
 def linear(
-    x: Float[Tensor, "*shape in"], weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"]
+    x: Float[Tensor, "*shape in"], weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None
 ) -> Float[Tensor, "*shape out"]:
     """Project; in float32 as a 1x1 convolution, which PyTorch gives to oneDNN, and a linear layer to MKL."""
     if weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
@@ -64,7 +64,7 @@ class ReLUDropout(Function):
         return torch.ops.aten.threshold_backward(gradients[0], y, 0).mul_(ctx.scale), None
 
 
-class AttentionCore(Function):
+class DotProductAttention(Function):
     """Softmax attention with dropout, which keeps one number for each pair of tokens instead of three.
 
     That number is the attention before dropout, negative where it was dropped.
@@ -97,7 +97,7 @@ class AttentionCore(Function):
         return of_q, of_k, of_v, None, None
 
 
-class Softmax(Function):
+class ShortSoftmax(Function):
     """Softmax along a short last axis; PyTorch's own is made for long ones."""
 
     @staticmethod

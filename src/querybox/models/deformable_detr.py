@@ -17,7 +17,7 @@ from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.layouts.mmdet3 import MMDET3_DEFORMABLE
 from querybox.models.layouts.relatives import MADE
 from querybox.models.recipe import Depth, Positive, Recipe, require
-from querybox.modules.decoder import DeformableDecoderLayer, ReferenceDecoder
+from querybox.modules.decoder import DeformableDecoderLayer, KeepReference, ReferenceDecoder, Refine
 from querybox.modules.detector import DetectionTransformer
 from querybox.modules.encoder import DeformableEncoder, DeformableEncoderLayer
 from querybox.modules.heads import DeltaHead, IndependentClassHead
@@ -113,7 +113,7 @@ class DeformableDETR(Recipe):
             self.build_layers(DeformableDecoderLayer, self.decoder_layers),
             [IndependentClassHead(self.width, classes) for _ in heads],
             [DeltaHead(self.width, size=size) for size in sizes],
-            refinement="refine" if self.refine else "keep",
+            refinement=Refine() if self.refine else KeepReference(),
             norm=nn.Identity(),
         )
 

@@ -15,7 +15,7 @@ from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.layouts.mmdet2 import MMDET2
 from querybox.models.layouts.mmdet3 import MMDET3
 from querybox.models.single_map import SingleMap
-from querybox.modules.decoder import Decoder, look_alike
+from querybox.modules.decoder import Decoder, NormBeforeHeads, NormBetweenLayers, look_alike
 from querybox.modules.detector import DetectionTransformer
 from querybox.modules.encoder import Encoder
 from querybox.modules.heads import BoxHead, ClassHead
@@ -84,7 +84,7 @@ class DETR(SingleMap):
             ClassHead(self.width, len(categories) + len(self.unused_rows)),
             BoxHead(self.width),
             layers=self.decoder_layers,
-            norm_between=self.norm_between,
+            normalization=NormBetweenLayers() if self.norm_between else NormBeforeHeads(),
             **transformer,
         )
         if self.local_start:

@@ -16,7 +16,7 @@ from querybox.models.layouts.idea import IDEA
 from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.layouts.mmdet3 import MMDET3_DINO
 from querybox.models.recipe import Positive
-from querybox.modules.decoder import DeformableDecoderLayer, ReferenceDecoder
+from querybox.modules.decoder import DeformableDecoderLayer, LookForwardTwice, ReferenceDecoder
 from querybox.modules.denoising import Denoising
 from querybox.modules.heads import DeltaHead, IndependentClassHead
 from querybox.modules.position import SinePosition
@@ -74,7 +74,7 @@ class DINO(DeformableDETR):
             self.build_layers(DeformableDecoderLayer, self.decoder_layers),
             [IndependentClassHead(self.width, classes) for _ in heads],
             [DeltaHead(self.width) for _ in heads],
-            refinement="look_forward_twice",
+            refinement=LookForwardTwice(),
             norm=nn.LayerNorm(self.width),
             position=SinePosition(self.width),
             margin=1e-3,

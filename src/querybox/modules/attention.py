@@ -37,6 +37,7 @@ class Attention(nn.Module):
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
         self.output = nn.Linear(width, width)
+        self.dot_product = ScaledDotProduct()
         for projection in (self.query, self.key, self.value):
             # The bound of the published models, whose three projections are one [3 D, D] matrix.
             nn.init.xavier_uniform_(projection.weight, gain=1 / math.sqrt(2))
@@ -54,16 +55,35 @@ class Attention(nn.Module):
         blocked: Bool[Tensor, "Q S"] | None = None,
     ) -> Float[Tensor, "B Q D"]:
         """Attend from every query to every key that is neither padding nor `blocked` (both True = may not attend)."""
-        masked = attention_mask(padding_mask, blocked)
-        mixed = F.scaled_dot_product_attention(
-            self.split(self.query(query)),
-            self.split(self.key(key)),
-            self.split(self.value(value)),
-            attn_mask=None if masked is None else ~masked,  # there True = may attend
-            dropout_p=self.dropout if self.training else 0.0,
-        )  # [B, heads, Q, D / heads]
+        mask = attention_mask(padding_mask, blocked)
+        q, k, v = (self.split(x) for x in (self.query(query), self.key(key), self.value(value)))
+        mixed = self.dot_product(q, k, v, mask, self.dropout if self.training else 0.0)
         return self.output(mixed.transpose(1, 2).flatten(2))
 
     def split(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B heads N head_width"]:
         """Cut the width into heads."""
         return tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+class ScaledDotProduct(nn.Module):
+    """Softmax attention in every head."""
+
+    def forward(
+        self,
+        query: Float[Tensor, "B heads Q head_width"],
+        key: Float[Tensor, "B heads S head_width"],
+        value: Float[Tensor, "B heads S head_width"],
+        mask: Bool[Tensor, "_ 1 _ S"] | None,
+        dropout: float,
+    ) -> Float[Tensor, "B heads Q head_width"]:
+        """Return the values, averaged by attention.
+
+        Args:
+            query: Of each head.
+            key: Of each head.
+            value: Of each head.
+            mask: True = the query may not attend to the key; see `attention_mask`.
+            dropout: Share of the attention weights that is dropped, 0-1.
+        """
+        allowed = None if mask is None else ~mask
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)

@@ -6,7 +6,9 @@ where they look, from which their box is measured.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -18,8 +20,6 @@ from querybox.modules.blocks import FeedForward, Residual
 from querybox.modules.deformable_attention import DeformableAttention
 from querybox.modules.heads import BoxHead, ClassHead, DeltaHead, IndependentClassHead
 from querybox.structures import Memory, Predictions, Queries
-
-Refinement = Literal["keep", "refine", "look_forward_twice"]
 
 
 class DecoderLayer(nn.Module):
@@ -51,8 +51,8 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """Runs the layers; one norm and one pair of heads serve them all.
 
-    With `norm_between`, what a layer hands to the next is normalised, too, as transformers has it where its
-    ``auxiliary_loss`` is set; there the heads see the last layer normalised twice, and the others once.
+    Attributes:
+        last_only: Whether only the predictions of the last layer are made, which are all that inference needs.
     """
 
     def __init__(
@@ -66,10 +66,11 @@ class Decoder(nn.Module):
         feedforward: int,
         dropout: float,
         norm_first: bool,
-        norm_between: bool = False,
+        normalization: Normalization,
     ) -> None:
         super().__init__()
-        self.norm_between = norm_between
+        self.last_only = False
+        self.normalization = normalization
         self.layers = nn.ModuleList(
             DecoderLayer(width, heads, feedforward, dropout, norm_first=norm_first) for _ in range(layers)
         )
@@ -81,16 +82,51 @@ class Decoder(nn.Module):
         """Return the predictions of every layer, first to last."""
         content, states = queries.content, []
         for layer in self.layers:
-            content = layer(content, queries.position, memory)
-            if self.norm_between:
-                content = self.norm(content)
+            content = self.normalization.between(layer(content, queries.position, memory), self.norm)
             states.append(content)
-        if self.norm_between:
-            answers = torch.stack([*states[:-1], self.norm(content)])  # [L, B, Q, D]
-        else:
-            answers = self.norm(torch.stack(states))  # [L, B, Q, D]
+        states = states[-1:] if self.last_only else states
+        answers = self.normalization.before_heads(states, self.norm)  # [L, B, Q, D]
         logits, boxes = self.class_head(answers), self.box_head(answers)  # [L, B, Q, K], [L, B, Q, 4]
         return tuple(Predictions(logits=a, boxes=b) for a, b in zip(logits, boxes, strict=True))
+
+
+class Normalization(Protocol):
+    """Where the decoder's one norm is applied."""
+
+    def between(self, content: Float[Tensor, "B Q D"], norm: nn.Module) -> Float[Tensor, "B Q D"]:
+        """Return what a layer hands to the next."""
+
+    def before_heads(self, states: list[Float[Tensor, "B Q D"]], norm: nn.Module) -> Float[Tensor, "L B Q D"]:
+        """Return what the heads see, given what each layer handed on; the last state is the last layer's."""
+
+
+class NormBeforeHeads:
+    """DETR's: only the heads see normalised content."""
+
+    def between(self, content: Float[Tensor, "B Q D"], norm: nn.Module) -> Float[Tensor, "B Q D"]:  # noqa: ARG002 - the protocol's
+        """Return the content as it is."""
+        return content
+
+    def before_heads(self, states: list[Float[Tensor, "B Q D"]], norm: nn.Module) -> Float[Tensor, "L B Q D"]:
+        """Normalise every state."""
+        states_normalized: Tensor = norm(torch.stack(states))
+        return states_normalized
+
+
+class NormBetweenLayers:
+    """That of transformers' DETR where its ``auxiliary_loss`` is set: layers hand on normalised content.
+
+    The heads see the last layer's content normalised twice, the others' once.
+    """
+
+    def between(self, content: Float[Tensor, "B Q D"], norm: nn.Module) -> Float[Tensor, "B Q D"]:
+        """Normalise."""
+        normalized: Tensor = norm(content)
+        return normalized
+
+    def before_heads(self, states: list[Float[Tensor, "B Q D"]], norm: nn.Module) -> Float[Tensor, "L B Q D"]:
+        """Normalise the last state once more."""
+        return torch.stack([*states[:-1], norm(states[-1])])
 
 
 class DeformableDecoderLayer(nn.Module):
@@ -139,14 +175,10 @@ class DeformableDecoderLayer(nn.Module):
 
 
 class ReferenceDecoder(nn.Module):
-    """Runs the layers; each answers with a box measured from the reference, which may move there.
+    """Runs the layers; each predicts a box measured from the reference, which may move there.
 
-    How references move is where a gradient stops:
-
-    - ``keep``: they do not move.
-    - ``refine``: to the new box, cut off from its gradient (Deformable DETR, appendix A.4).
-    - ``look_forward_twice``: to the new box; it is cut off where the next layer looks there and where the
-      box was measured from, but the next layer's box has a gradient through it (DINO, section 3.5).
+    Attributes:
+        last_only: Whether only the predictions of the last layer are returned, which are all that inference needs.
     """
 
     def __init__(
@@ -166,12 +198,13 @@ class ReferenceDecoder(nn.Module):
             layers: One or more.
             class_heads: One a layer, or one that serves all.
             box_heads: One a layer, or one that serves all.
-            refinement: How references move.
+            refinement: How references move from layer to layer.
             norm: Of the content before the heads.
             position: Makes the queries' position from their references; None takes the position they came with.
             margin: Boxes are measured from references that are this far from 0 and 1 at least.
         """
         super().__init__()
+        self.last_only = False
         self.layers = nn.ModuleList(layers)
         self.class_heads = nn.ModuleList(class_heads)
         self.box_heads = nn.ModuleList(box_heads)
@@ -188,19 +221,93 @@ class ReferenceDecoder(nn.Module):
         predictions = []
         for index, layer in enumerate(self.layers):
             class_head = self.class_heads[index % len(self.class_heads)]
-            box_head = self.box_heads[index % len(self.box_heads)]
+            measure = partial(self.measure, self.box_heads[index % len(self.box_heads)])
             if self.position is not None:
                 position = self.position(seen, memory)
             content = layer(content, position, seen, queries, memory)
             answer = self.norm(content)
-            boxes = move(reference, box_head(answer), self.margin)
-            predictions.append(Predictions(logits=class_head(answer), boxes=boxes, no_object=False))
-            if self.refinement == "refine":
-                seen = reference = boxes.detach()
-            elif self.refinement == "look_forward_twice":
-                reference = move(seen, box_head(content), self.margin)  # the content as it is, not normalised
-                seen = reference.detach()
+            boxes = measure(reference, answer)
+            if not self.last_only or index == len(self.layers) - 1:
+                predictions.append(Predictions(logits=class_head(answer), boxes=boxes, no_object=False))
+            seen, reference = self.refinement(seen, boxes, content, measure)
         return tuple(predictions)
+
+    def measure(
+        self, box_head: nn.Module, start: Float[Tensor, "B Q R"], content: Float[Tensor, "B Q D"]
+    ) -> Float[Tensor, "B Q 4"]:
+        """Return the boxes that a head measures from the references `start`."""
+        return move(start, box_head(content), self.margin)
+
+
+Measure = Callable[[Tensor, Tensor], Tensor]
+"""Given a reference and content, the boxes that a head measures from it."""
+
+
+class Refinement(Protocol):
+    """How the references of a `ReferenceDecoder` move, and where a gradient stops."""
+
+    def __call__(
+        self,
+        seen: Float[Tensor, "B Q R"],
+        boxes: Float[Tensor, "B Q 4"],
+        content: Float[Tensor, "B Q D"],
+        measure: Measure,
+    ) -> tuple[Float[Tensor, "B Q R"], Float[Tensor, "B Q R"]]:
+        """Return where the next layer looks, and from where its boxes are measured.
+
+        Args:
+            seen: Where the layer looked.
+            boxes: What it predicted.
+            content: Its output, before the norm of the heads.
+            measure: Calls the layer's head.
+        """
+
+
+class KeepReference:
+    """References do not move (Deformable DETR without refinement)."""
+
+    def __call__(
+        self,
+        seen: Tensor,
+        boxes: Tensor,  # noqa: ARG002 - the protocol's
+        content: Tensor,  # noqa: ARG002 - the protocol's
+        measure: Measure,  # noqa: ARG002 - the protocol's
+    ) -> tuple[Tensor, Tensor]:
+        """Return the reference as it is."""
+        return seen, seen
+
+
+class Refine:
+    """References move to the new boxes, detached (Deformable DETR, appendix A.4)."""
+
+    def __call__(
+        self,
+        seen: Tensor,  # noqa: ARG002 - the protocol's
+        boxes: Tensor,
+        content: Tensor,  # noqa: ARG002 - the protocol's
+        measure: Measure,  # noqa: ARG002 - the protocol's
+    ) -> tuple[Tensor, Tensor]:
+        """Return the boxes, detached."""
+        boxes = boxes.detach()
+        return boxes, boxes
+
+
+class LookForwardTwice:
+    """References move to the new boxes; the next layer's boxes have a gradient through them (DINO, section 3.5).
+
+    The gradient stops where the next layer looks, and where the new boxes are measured from.
+    """
+
+    def __call__(
+        self,
+        seen: Tensor,
+        boxes: Tensor,  # noqa: ARG002 - the protocol's
+        content: Tensor,
+        measure: Measure,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the boxes that the content gives without the norm: detached, and as they are."""
+        moved = measure(seen, content)
+        return moved.detach(), moved
 
 
 def move(

@@ -30,6 +30,8 @@ class DeformableAttention(nn.Module):
         self.weight = nn.Linear(width, heads * levels * points)
         self.value = nn.Linear(width, width)
         self.output = nn.Linear(width, width)
+        self.softmax = nn.Softmax(dim=-1)
+        self.sampling = GridSample()
         angle = 2 * math.pi * torch.arange(heads) / heads
         direction = torch.stack([angle.cos(), angle.sin()], dim=1)  # [heads, 2]
         direction /= direction.abs().amax(1, keepdim=True)
@@ -63,7 +65,7 @@ class DeformableAttention(nn.Module):
         if levels.padding_mask is not None:
             value = value.masked_fill(levels.padding_mask[..., None], 0.0)
         places, weight = self.choose(query, reference, levels), self.weigh(query)
-        return self.output(self.look(value, levels, places, weight))
+        return self.output(self.sampling(value, levels, places, weight))
 
     def choose(
         self, query: Float[Tensor, "B Q D"], reference: Float[Tensor, "B Q R"], levels: Levels
@@ -82,18 +84,29 @@ class DeformableAttention(nn.Module):
 
     def weigh(self, query: Float[Tensor, "B Q D"]) -> Float[Tensor, "B Q heads L P"]:
         """Return how much each place counts; they add up to 1 for every head."""
-        weight = self.weight(query).unflatten(2, (self.heads, -1)).softmax(-1)  # [B, Q, heads, L P]
+        weight = self.softmax(self.weight(query).unflatten(2, (self.heads, -1)))  # [B, Q, heads, L P]
         return weight.unflatten(3, (self.levels, self.points))
 
-    def look(
+
+class GridSample(nn.Module):
+    """Interpolates the values at the places where queries look, by `torch.nn.functional.grid_sample`."""
+
+    def forward(
         self,
         value: Float[Tensor, "B S D"],
         levels: Levels,
         places: Float[Tensor, "B Q heads L P 2"],
         weight: Float[Tensor, "B Q heads L P"],
     ) -> Float[Tensor, "B Q D"]:
-        """Return what is seen at the places, each head's in its share of the features."""
-        return sample(value.unflatten(2, (self.heads, -1)), levels.shapes, places, weight)
+        """Return the weighted sum over a query's places, each head's in its share of the features.
+
+        Args:
+            value: The cells of all maps.
+            levels: How the cells make up the maps.
+            places: x, y; 0-1 of the padded map.
+            weight: How much each place counts.
+        """
+        return sample(value.unflatten(2, (weight.shape[2], -1)), levels.shapes, places, weight)
 
 
 def sample(

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from querybox.structures import Category, DetectorOutput, ImageBatch, Preprocessing, Target
+from querybox.structures import Category, DetectorOutput, ImageBatch, Memory, Preprocessing, Target
 
 if TYPE_CHECKING:
     from querybox.models import Recipe
@@ -56,11 +56,16 @@ class DetectionTransformer(nn.Module):
         """
         features = self.backbone(batch.images)  # maps [B, channels, h, w]
         features = self.neck(features)  # maps [B, D, h, w]
-        memory = self.encoder(features, batch.padding_mask)  # tokens [B, S, D]
+        memory = self.encode(features, batch)  # tokens [B, S, D]
         queries = self.queries(memory)  # [B, Q, D]
         if self.denoising is not None and targets is not None:
             queries = self.denoising(queries, targets)
         return DetectorOutput.of(self.decoder(queries, memory), queries, self.class_rows)
+
+    def encode(self, features: list[Tensor], batch: ImageBatch) -> Memory:
+        """Run the encoder; a step of its own, so that what depends on the size of the images alone can be kept."""
+        memory: Memory = self.encoder(features, batch.padding_mask)
+        return memory
 
     @property
     def class_rows(self) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from querybox.modules.attention import Attention
 from querybox.modules.blocks import FeedForward, Residual
 from querybox.modules.deformable_attention import DeformableAttention
-from querybox.structures import Levels, Memory
+from querybox.structures import Cells, Levels, Memory
 
 
 def shrink_mask(
@@ -22,6 +22,13 @@ def shrink_mask(
 ) -> Bool[Tensor, "B h w"]:
     """Bring the padding mask to the size of a feature map, by nearest interpolation."""
     return F.interpolate(padding_mask[:, None].float(), size=list(size)).bool()[:, 0]
+
+
+def shrink_masks(
+    padding_mask: Bool[Tensor, "B H W"], features: list[Float[Tensor, "B D _ _"]]
+) -> list[Bool[Tensor, "B _ _"]]:
+    """Bring the padding mask to the size of each feature map."""
+    return [shrink_mask(padding_mask, feature.shape[-2:]) for feature in features]
 
 
 class EncoderLayer(nn.Module):
@@ -70,17 +77,29 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(width) if norm_first else nn.Identity()
 
     def forward(
-        self, features: list[Float[Tensor, "B D h w"]], padding_mask: Bool[Tensor, "B H W"]
+        self,
+        features: list[Float[Tensor, "B D h w"]],
+        padding_mask: Bool[Tensor, "B H W"],
+        cells: Cells | None = None,
     ) -> Memory:
-        """Turn one feature map into memory; `padding_mask` is that of the images, True = padding."""
+        """Turn one feature map into memory.
+
+        Args:
+            features: The map.
+            padding_mask: Of the images, True = padding.
+            cells: What `locate` returns for the map and the mask; None: `locate` is called.
+        """
         (feature,) = features
-        padding_mask = shrink_mask(padding_mask, feature.shape[-2:])  # [B, h, w]
-        position = self.position(padding_mask).flatten(2).transpose(1, 2)  # [B, S, D]
-        tokens = feature.flatten(2).transpose(1, 2)  # [B, S, D]
-        padding_mask = padding_mask.flatten(1)  # [B, S]
+        cells = cells or self.locate(shrink_masks(padding_mask, features))
+        tokens = flat(feature)  # [B, S, D]
         for layer in self.layers:
-            tokens = layer(tokens, position, padding_mask)
-        return Memory(tokens=self.norm(tokens), position=position, padding_mask=padding_mask)
+            tokens = layer(tokens, cells.position, cells.padding_mask)
+        return Memory(tokens=self.norm(tokens), position=cells.position, padding_mask=cells.padding_mask)
+
+    def locate(self, masks: list[Bool[Tensor, "B _ _"]]) -> Cells:
+        """Describe the cells of the map that has this padding mask (True = padding); nothing else enters."""
+        (mask,) = masks
+        return Cells(position=flat(self.position(mask)), padding_mask=mask.flatten(1))
 
 
 class DeformableEncoderLayer(nn.Module):
@@ -121,17 +140,30 @@ class DeformableEncoder(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(
-        self, features: list[Float[Tensor, "B D _ _"]], padding_mask: Bool[Tensor, "B H W"]
+        self,
+        features: list[Float[Tensor, "B D _ _"]],
+        padding_mask: Bool[Tensor, "B H W"],
+        cells: Cells | None = None,
     ) -> Memory:
-        """Turn feature maps into memory, one map's cells after the other's."""
-        masks = [shrink_mask(padding_mask, feature.shape[-2:]) for feature in features]
+        """Turn feature maps into memory, one map's cells after the other's; see `Encoder.forward`."""
+        cells = cells or self.locate(shrink_masks(padding_mask, features))
+        tokens = torch.cat([flat(feature) for feature in features], 1)  # [B, S, D]
+        for layer in self.layers:
+            tokens = layer(tokens, cells.position, cells.reference, cells.levels)
+        return Memory(
+            tokens=tokens, position=cells.position, padding_mask=cells.padding_mask, levels=cells.levels
+        )
+
+    def locate(self, masks: list[Bool[Tensor, "B _ _"]]) -> Cells:
+        """Describe the cells of the maps that have these padding masks (True = padding); nothing else enters."""
         position = [flat(self.position(mask)) + name for mask, name in zip(masks, self.level, strict=True)]
         levels = levels_of(masks)
-        reference = cell_centres(levels)
-        tokens, positions = torch.cat([flat(feature) for feature in features], 1), torch.cat(position, 1)
-        for layer in self.layers:
-            tokens = layer(tokens, positions, reference, levels)
-        return Memory(tokens=tokens, position=positions, padding_mask=levels.padding_mask, levels=levels)
+        return Cells(
+            position=torch.cat(position, 1),
+            padding_mask=levels.padding_mask,
+            reference=cell_centres(levels),
+            levels=levels,
+        )
 
 
 def flat(feature: Float[Tensor, "B D h w"]) -> Float[Tensor, "B S D"]:

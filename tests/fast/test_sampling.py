@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.testing import assert_close
 
-from querybox.fast.deformable import sample
+from querybox.fast.sampling import sample
 from querybox.modules.deformable_attention import sample as plain_sample
 from querybox.modules.encoder import levels_of
 

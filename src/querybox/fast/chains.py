@@ -1,0 +1,144 @@
+"""Which modules are called one directly after another: what the forward methods of known classes say.
+
+Only where one module alone reads what another returns can the two be computed as one. `CHAINS` tells it for classes of
+timm and of our own, by exact type; of other classes nothing is assumed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from timm.layers.conv_bn_act import ConvNormAct
+from timm.layers.squeeze_excite import SEModule
+from timm.models import _efficientnet_blocks as efficientnet
+from timm.models import byobnet, regnet, resnet
+from timm.models._features import FeatureDictNet, FeatureListNet
+from timm.models.densenet import DenseLayer
+from timm.models.efficientnet import EfficientNetFeatures
+from timm.models.mobilenetv3 import MobileNetV3Features
+from torch import nn
+
+from querybox.fast.replacement import is_plain
+from querybox.modules.blocks import FeedForward
+from querybox.modules.heads import BoxHead, DeltaHead
+
+SEQUENTIAL = (nn.Sequential, FeedForward, BoxHead, DeltaHead)
+"""Classes that call their children in order."""
+
+CHAINS: dict[type[nn.Module], str] = {
+    ConvNormAct: "conv bn aa",
+    SEModule: "fc1 bn act fc2 gate",
+    efficientnet.SqueezeExcite: "conv_reduce act1 conv_expand gate",
+    resnet.BasicBlock: "conv1 bn1 drop_block act1 aa conv2 bn2 se drop_path",
+    resnet.Bottleneck: "conv1 bn1 act1 conv2 bn2 drop_block act2 aa conv3 bn3 se drop_path",
+    regnet.Bottleneck: "conv1 conv2 se conv3 drop_path",
+    byobnet.BasicBlock: "conv1_kxk attn conv2_kxk attn_last drop_path",
+    byobnet.BottleneckBlock: "conv1_1x1 conv2_kxk conv2b_kxk attn conv3_1x1 attn_last drop_path",
+    byobnet.DarkBlock: "conv1_1x1 attn conv2_kxk attn_last drop_path",
+    byobnet.EdgeBlock: "conv1_kxk attn conv2_1x1 attn_last drop_path",
+    efficientnet.ConvBnAct: "conv bn1 aa drop_path",
+    efficientnet.DepthwiseSeparableConv: "conv_s2d bn_s2d conv_dw bn1 aa se conv_pw bn2 drop_path",
+    efficientnet.InvertedResidual: "conv_s2d bn_s2d conv_pw bn1 conv_dw bn2 aa se conv_pwl bn3 drop_path",
+    efficientnet.EdgeResidual: "conv_exp bn1 aa se conv_pwl bn2 drop_path",
+    efficientnet.UniversalInvertedResidual: "dw_start pw_exp dw_mid se pw_proj dw_end layer_scale drop_path",
+    DenseLayer: "norm1 conv1 norm2 conv2",
+    EfficientNetFeatures: "conv_stem bn1",
+    MobileNetV3Features: "conv_stem bn1 act1",
+}
+"""The children that a forward method calls in a chain, in order; one that is None, or not there, it leaves out."""
+
+KNOWN = ("timm", "querybox")
+"""Packages whose classes call a `torch.nn.Sequential` as a whole; others may call its children one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The place of a module in its parent."""
+
+    parent: nn.Module
+    name: str
+
+    @property
+    def module(self) -> nn.Module | None:
+        """What is there."""
+        module: nn.Module | None = getattr(self.parent, self.name, None)
+        return module
+
+    def put(self, module: nn.Module) -> None:
+        """Replace what is there."""
+        setattr(self.parent, self.name, module)
+
+
+def chains(model: nn.Module) -> Iterator[list[Slot]]:
+    """Yield the chains in `model`, longer ones before those that they contain.
+
+    No module that has several places in the model is in a chain: what is done to it would be done in all of them.
+    """
+    places = Counter(
+        id(child) for parent in model.modules() for child in parent._modules.values() if child is not None
+    )
+
+    def once(chain: list[Slot]) -> Iterator[list[Slot]]:
+        part: list[Slot] = []
+        for slot in chain:
+            if places[id(slot.module)] == 1:
+                part.append(slot)
+            else:
+                yield part
+                part = []
+        yield part
+
+    def visit(module: nn.Module, *, called_as_a_whole: bool) -> Iterator[list[Slot]]:
+        if called_as_a_whole or type(module) not in SEQUENTIAL:
+            for chain in chains_of(module):
+                yield from once(list(flattened(chain)))
+        known = type(module).__module__.partition(".")[0] in KNOWN
+        inside = known or (called_as_a_whole and type(module) is nn.Sequential)
+        for child in module.children():
+            yield from visit(child, called_as_a_whole=inside)
+
+    yield from visit(model, called_as_a_whole=True)
+
+
+def chains_of(module: nn.Module) -> list[list[Slot]]:
+    """Return the chains of children that `module` calls; none where its class is not known."""
+    if "forward" in vars(module):
+        return []
+    kind = type(module)
+    if kind in (FeatureListNet, FeatureDictNet):
+        assert isinstance(module, FeatureDictNet)
+        return split(list(children(module)), after=module.return_layers)
+    if kind in SEQUENTIAL:
+        return [list(children(module))]
+    names = CHAINS.get(kind, "").split()
+    chain = [Slot(module, name) for name in names]
+    return [[slot for slot in chain if slot.module is not None]]
+
+
+def children(module: nn.Module) -> Iterator[Slot]:
+    """Yield the place of every child."""
+    yield from (Slot(module, name) for name in module._modules)
+
+
+def split(chain: list[Slot], after: dict[str, str]) -> list[list[Slot]]:
+    """Cut the chain after the modules whose output is also returned, as a feature map."""
+    parts: list[list[Slot]] = [[]]
+    for slot in chain:
+        parts[-1].append(slot)
+        if slot.name in after:
+            parts.append([])
+    return parts
+
+
+def flattened(chain: list[Slot]) -> Iterator[Slot]:
+    """Yield the chain with the children of modules that are chains themselves in their place."""
+    for slot in chain:
+        module = slot.module
+        assert module is not None
+        if is_plain(module) and type(module) in (*SEQUENTIAL, ConvNormAct):
+            for inner in chains_of(module):
+                yield from flattened(inner)
+        else:
+            yield slot
