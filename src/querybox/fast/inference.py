@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
 from inspect import signature
@@ -72,9 +71,9 @@ class OptimizedDetector(Predictor):
         fuse(self.model)
         replace_leaves(self.model, LEAVES)
         own_tensors(self.model, {id(each) for each in (*detector.parameters(), *detector.buffers())})
-        convert(self.model, dtype)
         set_last_only(self.model)
         keep_cells(self.model, dtype)
+        convert(self.model, dtype)
         self.compile() if compiled else use_onednn(self.model)
 
     def compile(self) -> None:
@@ -186,7 +185,7 @@ class KeptCells:
     def __init__(self, encoder: nn.Module, dtype: torch.dtype) -> None:
         self.encoder = encoder
         self.dtype = dtype
-        self.locate_unpadded: Callable[..., Cells] = lru_cache(maxsize=SIZES)(self.of_shapes)
+        self.locate_unpadded = lru_cache(maxsize=SIZES)(self.of_shapes)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is kept, which can be made again."""
