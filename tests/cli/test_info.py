@@ -56,7 +56,7 @@ def test_of_a_dataset(run: Any, photos: Path) -> None:
     [
         ("missing", "DataError: missing: no such file or folder"),
         ("missing.safetensors", "CheckpointError: missing.safetensors: no such weights file"),
-        (".", "DataError: .: holds no dataset"),
+        (".", "DataError: .: contains no dataset"),
     ],
 )
 def test_bad_input_is_told_in_one_line(run: Any, target: str, message: str) -> None:

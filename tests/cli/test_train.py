@@ -106,7 +106,7 @@ def test_a_dataset_trains_with_the_defaults(
         (["RUN", "--max-time", "soon"], "setting 'train.max_time' got 'soon'"),
         (["RUN", "--weights", "missing.safetensors"], "missing.safetensors: no such weights file"),
         (["RUN", "--resume"], "there is no run to resume"),
-        (["RUN", "data.train=empty.json"], "no boxes to learn from"),
+        (["RUN", "data.train=empty.json"], "no objects to train on"),
         (["typo.yaml"], "typo.yaml: unknown setting 'trian'. Did you mean 'train'?"),
     ],
 )

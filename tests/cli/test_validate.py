@@ -57,7 +57,7 @@ def test_the_page_shows_what_is_wrong_and_runs_nothing(run: Any, own_photos: Pat
     code, _, _ = run("validate", own_photos, "--report", "faults/page.html")
     page = (tmp_path / "faults" / "page.html").read_text()
     assert code == 1
-    assert "boxes that reach out of their image" in page
+    assert "boxes that extend beyond their image" in page
     assert page.count("data:image/jpeg;base64") == 3  # of a NaN, of no size, and clipped
     assert "&lt;script&gt;" in page
     assert "<script" not in page
@@ -68,7 +68,7 @@ def test_the_page_shows_what_is_wrong_and_runs_nothing(run: Any, own_photos: Pat
     [
         (["gone"], "DataError: gone: no such file or folder"),
         (["PHOTOS", "--split", "test"], "has no split 'test'; it has train, val"),
-        (["PHOTOS", "--max-corrupt", "5"], "ConfigError: validate got max_corrupt=5; expected a share"),
+        (["PHOTOS", "--max-corrupt", "5"], "ConfigError: validate got max_corrupt=5; expected a fraction"),
     ],
 )
 def test_bad_input_is_told_in_one_line(run: Any, photos: Path, words: list[str], message: str) -> None:

@@ -12,8 +12,8 @@ import pytest
 from dataset_writers import Drawn, coco, write_images, write_json
 
 from querybox.data import read_coco, read_dataset
-from querybox.data.records import require_sound
-from querybox.data.validate import judged
+from querybox.data.records import require_usable
+from querybox.data.validate import with_dataset_findings
 from querybox.errors import DataError
 
 SAMPLE = Path(__file__).parent.parent / "data" / "coco_sample"
@@ -117,14 +117,14 @@ Change = Callable[[Document], object]
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d["images"].append(d["images"][0]), r"1 image ids that are not unique \(1 stands there 2"),
+        (lambda d: d["images"].append(d["images"][0]), r"1 image ids that are not unique \(1 occurs 2"),
         (
             lambda d: d["annotations"].append(d["annotations"][1]),
-            r"annotation ids .*\(2 stands there 2 times",
+            r"annotation ids .*\(2 occurs 2 times",
         ),
         (
             lambda d: d["categories"].append({"id": 1, "name": "x"}),
-            r"category ids .*\(1 stands there 2 times",
+            r"category ids .*\(1 occurs 2 times",
         ),
         (lambda d: d["categories"].append({"id": 5, "name": "cat"}), r"same name.*\('cat' with ids 1, 5\)"),
         (
@@ -136,22 +136,25 @@ Change = Callable[[Document], object]
         (lambda d: d["images"][0].update(id="1"), r"images\[0\].id"),
         (lambda d: d["images"][0].update(width=0), r"images\[0\].width"),
         (lambda d: d.pop("categories"), r"categories: Field required; expected COCO JSON"),
-        (lambda d: d["images"][0].update(file_name="../a.png"), r"file_name '../a.png' leaves the dataset"),
-        (lambda d: d["images"][0].update(file_name="/etc/a.png"), r"leaves the dataset"),
+        (
+            lambda d: d["images"][0].update(file_name="../a.png"),
+            r"file_name '../a.png' is outside the dataset",
+        ),
+        (lambda d: d["images"][0].update(file_name="/etc/a.png"), r"is outside the dataset"),
         (
             lambda d: [image.update(file_name=f"../{image['id']}") for image in d["images"]],
-            r"2 annotations .*'../1' leaves the dataset",
+            r"2 annotations .*'../1' is outside the dataset",
         ),
-        (lambda d: d["images"][0].update(file_name="..\\a.png"), r"leaves the dataset"),
-        (lambda d: d["images"][0].update(file_name="C:\\a.png"), r"leaves the dataset"),
-        (lambda d: d["images"][0].update(file_name="a\0.png"), r"leaves the dataset"),
+        (lambda d: d["images"][0].update(file_name="..\\a.png"), r"is outside the dataset"),
+        (lambda d: d["images"][0].update(file_name="C:\\a.png"), r"is outside the dataset"),
+        (lambda d: d["images"][0].update(file_name="a\0.png"), r"is outside the dataset"),
         (
             lambda d: [image.update(file_name=f"gone{image['id']}.png") for image in d["images"]],
             r"none of its images can be read: the first is 'gone1.png'; searched",
         ),
         (
             lambda d: d["images"][0].update(file_name="gone.png"),
-            r"1 of 2 images are missing or broken, .*gone.png",
+            r"1 of 2 images are missing or corrupt, .*gone.png",
         ),
         (lambda d: d.update(images=[], annotations=[]), r"lists no images"),
     ],
@@ -217,8 +220,8 @@ def test_nothing_to_learn_is_an_error(tmp_path: Path, document: Document) -> Non
         item["iscrowd"] = 1
     data = read_dataset(write(tmp_path, document))
     assert data.num_objects == 0
-    with pytest.raises(DataError, match="no boxes to learn from"):
-        require_sound(judged(data, 0.0))
+    with pytest.raises(DataError, match="no objects to train on"):
+        require_usable(with_dataset_findings(data, 0.0))
 
 
 @pytest.mark.parametrize("folder", ["images/train", "images", "train", "."])
@@ -235,8 +238,8 @@ def test_an_image_of_unreadable_size_is_left_out(tmp_path: Path, document: Docum
     data = read_dataset(path, max_corrupt=0.5)
     assert [image.id for image in data.images] == [2]
     assert data.unreadable == {"broken_image": 1}
-    assert list(data.left_out) == [1]
-    assert "a.png: cannot be read as an image" in data.left_out[1]
+    assert list(data.excluded) == [1]
+    assert "a.png: cannot be read as an image" in data.excluded[1]
 
 
 def test_all_faults_are_listed_at_once(tmp_path: Path, document: Document) -> None:
@@ -245,7 +248,7 @@ def test_all_faults_are_listed_at_once(tmp_path: Path, document: Document) -> No
     document["annotations"][0]["category_id"] = 8
     with pytest.raises(DataError) as caught:
         read_dataset(write(tmp_path, document))
-    for part in ("2 image ids", "1 stands there 2 times; 2 stands", "2 annotation ids", "has category id 8"):
+    for part in ("2 image ids", "1 occurs 2 times; 2 occurs", "2 annotation ids", "has category id 8"):
         assert part in str(caught.value)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from querybox.data import Batch, DataSettings, DetectionData, read_dataset, train_loader
-from querybox.data.loader import Lost, TrainingImages, collate
+from querybox.data.loader import TrainingImages, UnreadableImage, collate
 from querybox.data.records import ImageRecord
 from querybox.data.sampler import BatchSampler
 from querybox.errors import ConfigError
@@ -88,7 +88,7 @@ def test_batches_do_not_depend_on_workers_or_cache_and_change_with_the_epoch(sam
 def test_an_image_varies_with_the_epoch_and_the_seed(sample: DetectionData) -> None:
     def pixels(seed: int, number: int) -> bytes:
         item = TrainingImages(sample, SMALL, seed)[0, number]
-        assert not isinstance(item, Lost)
+        assert not isinstance(item, UnreadableImage)
         return item[0].pixels.numpy().tobytes()
 
     assert pixels(0, 0) == pixels(0, 0)
@@ -126,7 +126,7 @@ def test_an_image_that_is_gone_is_left_out_of_its_batch(
     gone = replace(sample.images[0], path=Path("gone.jpg"))
     data = replace(sample, images=(gone, *sample.images[1:]))
     (batch,) = epoch(data, SMALL.replace(**settings), batch_size=3)
-    assert batch.lost == (Lost(204805, "gone.jpg: no such image file"),)
+    assert batch.unreadable == (UnreadableImage(204805, "gone.jpg: no such image file"),)
     assert sorted(batch.image_ids) == [401416, 542145]
     assert len(batch.pixels) == len(batch.sizes) == len(batch.targets) == 2
 
@@ -135,7 +135,7 @@ def test_a_batch_without_any_image_has_a_placeholder(sample: DetectionData) -> N
     gone = [replace(image, path=Path("gone.jpg")) for image in sample.images]
     (batch,) = epoch(replace(sample, images=tuple(gone)), SMALL, batch_size=3)
     assert batch.image_ids == ()
-    assert len(batch.lost) == 3
+    assert len(batch.unreadable) == 3
     assert len(batch.pixels) == len(batch.targets) == 1
     assert not batch.pixels.any()
     assert len(batch.targets[0].labels) == 0
@@ -145,7 +145,7 @@ def test_the_loader_names_every_image_once_lost_or_not(sample: DetectionData) ->
     gone = replace(sample.images[1], path=Path("gone.jpg"))
     data = replace(sample, images=(sample.images[0], gone, sample.images[2]))
     seen = [
-        batch.image_ids + tuple(lost.image_id for lost in batch.lost)
+        batch.image_ids + tuple(lost.image_id for lost in batch.unreadable)
         for batch in epoch(data, SMALL, batch_size=1)
     ]
     assert sorted(seen) == sorted((image.id,) for image in data.images)

@@ -95,7 +95,7 @@ def test_a_split_must_be_named_where_there_are_several(tmp_path: Path) -> None:
     write_coco(tmp_path, "instances_val2017", IMAGES, NAMES)
     (tmp_path / "annotations" / "train.json").rename(tmp_path / "annotations" / "instances_train2017.json")
     write_json(tmp_path / "annotations" / "captions_val2017.json", {})
-    with pytest.raises(DataError, match=r"has several splits \(train, val\); say which one"):
+    with pytest.raises(DataError, match=r"has several splits \(train, val\); specify which one"):
         read_dataset(tmp_path)
     with pytest.raises(DataError, match="has no split 'test'; it has train, val"):
         read_dataset(tmp_path, "test")
@@ -123,14 +123,14 @@ def test_the_layout_of_roboflow(tmp_path: Path) -> None:
 def test_what_is_no_dataset_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="gone: no such file or folder; expected a COCO"):
         read_dataset(tmp_path / "gone")
-    with pytest.raises(DataError, match="holds no dataset; expected a COCO"):
+    with pytest.raises(DataError, match="contains no dataset; expected a COCO"):
         read_dataset(tmp_path)
     (tmp_path / "a.zip").touch()
-    with pytest.raises(DataError, match=r"a\.zip: is no dataset"):
+    with pytest.raises(DataError, match=r"a\.zip: is not a dataset"):
         read_dataset(tmp_path / "a.zip")
     write_voc(tmp_path, "train", IMAGES)
     write_yolo(tmp_path, "train", IMAGES, NAMES)
-    with pytest.raises(DataError, match="could be Pascal VOC or YOLO; give the path"):
+    with pytest.raises(DataError, match="could be Pascal VOC or YOLO; pass the path"):
         read_dataset(tmp_path)
     assert len(read_dataset(tmp_path / "data.yaml").images) == 1
 

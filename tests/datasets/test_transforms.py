@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from querybox.data import DataSettings, read_image, resize, resized_shape
-from querybox.data.loader import as_target
+from querybox.data.loader import to_target
 from querybox.data.transforms import Sample, augment
 from querybox.errors import ConfigError
 from querybox.structures import ImageBatch, Preprocessing, as_pixels
@@ -43,7 +43,7 @@ def test_preprocessing_is_that_of_the_reference() -> None:
     resized = augment(sample, DataSettings.parse({**PLAIN, "scales": [800]}), np.random.default_rng(0))
     torch.testing.assert_close(resized.pixels, pixels, rtol=0, atol=0)
     expected = torch.tensor([0.5503, 0.2765, 0.0604, 0.2215])
-    torch.testing.assert_close(as_target(resized).boxes[0], expected, rtol=0, atol=5e-5)
+    torch.testing.assert_close(to_target(resized).boxes[0], expected, rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize("size", [(60, 80), (480, 333)])

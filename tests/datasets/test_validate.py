@@ -13,11 +13,11 @@ from PIL import Image
 
 import querybox
 from querybox.data import read_dataset, validate
-from querybox.data.findings import KINDS, MOST_PLACES, Finding, Findings
+from querybox.data.findings import KINDS, MAX_PLACES, DataFinding, FindingCollector
 from querybox.data.image import ORIENTATION, examine_image
-from querybox.data.records import warn
-from querybox.data.scan import FEW, examine_images, with_seen
-from querybox.data.validate import judged
+from querybox.data.records import log_warnings
+from querybox.data.scan import FEW_IMAGES, examine_images, with_observations
+from querybox.data.validate import with_dataset_findings
 from querybox.errors import DataError, ImageError
 from querybox.text import listed
 
@@ -39,7 +39,7 @@ def test_a_sound_dataset_has_no_findings(tmp_path: Path) -> None:
     assert kinds(report) == {}
     assert looked == [1, 2, 3, 4]
     split = report.splits["train"]
-    assert (split.images, split.left_out, split.objects) == (4, 0, 4)
+    assert (split.images, split.excluded, split.objects) == (4, 0, 4)
     assert [category.name for category in split.categories] == ["cat"]
 
 
@@ -55,7 +55,7 @@ def test_images_are_left_out_for_what_is_wrong_with_them(tmp_path: Path) -> None
     assert kinds(report) == {
         "no_objects": 1, "missing_image": 1, "broken_image": 1, "other_size": 1, "unknown_range": 1
     }  # fmt: skip
-    assert (split.images, split.left_out) == (0, 4)
+    assert (split.images, split.excluded) == (0, 4)
     assert not split.usable
     ids = {found.kind: found.image_ids for found in split.findings}
     assert ids["missing_image"] == (1,)
@@ -104,7 +104,9 @@ def test_crowds_negatives_and_lost_objects_are_counted(tmp_path: Path) -> None:
     )
     document["annotations"][0]["iscrowd"] = 1
     write_images(tmp_path, [Drawn(name="a.png", size=(40, 30)), Drawn(name="b.png", size=(9, 9))])
-    data = judged(read_dataset(write_json(tmp_path / "train.json", document)), 0.0, queries=1)
+    data = with_dataset_findings(
+        read_dataset(write_json(tmp_path / "train.json", document)), 0.0, num_queries=1
+    )
     found = {one.kind: one for one in data.findings}
     assert {kind: one.count for kind, one in found.items()} == {
         "too_many_objects": 3,
@@ -121,10 +123,10 @@ def test_many_images_are_decoded_in_several_processes(
     (tmp_path / "images" / "2.png").write_bytes(b"")
     data = read_dataset(path)
     alone = examine_images(data.images)
-    monkeypatch.setattr("querybox.data.scan.FEW", 1)
-    assert FEW > 1
+    monkeypatch.setattr("querybox.data.scan.FEW_IMAGES", 1)
+    assert FEW_IMAGES > 1
     assert examine_images(data.images) == alone
-    assert [record.id for record in with_seen(data, alone).images] == [1, 2, 4]
+    assert [record.id for record in with_observations(data, alone).images] == [1, 2, 4]
 
 
 def test_the_report_as_json_has_every_place(tmp_path: Path) -> None:
@@ -140,20 +142,20 @@ def test_the_report_as_json_has_every_place(tmp_path: Path) -> None:
 
 
 def test_findings_are_counted_on_where_places_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("querybox.data.findings.MOST_PLACES", 2)
-    findings = Findings(Path("a"))
+    monkeypatch.setattr("querybox.data.findings.MAX_PLACES", 2)
+    findings = FindingCollector(Path("a"))
     for number in range(3):
         findings.add("negative", f"image {number}", image_id=number)
-    (found,) = findings.all()
+    (found,) = findings.by_kind()
     assert (found.count, len(found.places)) == (3, 2)
-    (more,) = Findings(Path("a"), known=[found]).all()
+    (more,) = FindingCollector(Path("a"), known=[found]).by_kind()
     assert more == found
-    assert MOST_PLACES > 2
+    assert MAX_PLACES > 2
 
 
 def test_kinds_tell_what_to_do() -> None:
     assert all(kind.meaning and kind.cure and not kind.cure.endswith(".") for kind in KINDS.values())
-    found = Finding(kind="negative", file=Path("a"), count=0, places=())
+    found = DataFinding(kind="negative", file=Path("a"), count=0, places=())
     assert found.severity == "note"
     assert listed([1, 2, 3], 2) == "1, 2 and 1 more"
 
@@ -162,7 +164,7 @@ def test_warnings_are_one_line_and_none_where_nothing_is_wrong(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = read_dataset(write_coco(tmp_path, "train", IMAGES, ["cat"]))
-    warn(data)
+    log_warnings(data)
     assert caplog.messages == []
 
 

@@ -52,8 +52,8 @@ def test_a_size_of_zero_is_read_from_the_image(tmp_path: Path) -> None:
     [
         ("", "not well-formed"),
         ("<annotation><size></annotation>", "not well-formed XML: mismatched tag: line 1, column 20"),
-        (BOMB, "refused"),
-        (EXTERNAL, "refused"),
+        (BOMB, "not allowed"),
+        (EXTERNAL, "not allowed"),
         ('<?xml version="1.0" encoding="utf-32"?><a/>', "cannot be read as XML|not well-formed"),
         ('<?xml version="1.0" encoding="no-such"?><a/>', "cannot be read as XML|not well-formed"),
         (voc_xml(IMAGES[0]).replace("<xmin>5</xmin>", ""), "object 2 has the box .*expected numbers"),
@@ -107,5 +107,5 @@ def test_missing_files_are_errors(tmp_path: Path) -> None:
 def test_an_image_listed_twice_is_an_error(tmp_path: Path) -> None:
     write_voc(tmp_path, "train", IMAGES)
     (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("a\nb\na\n")
-    with pytest.raises(DataError, match=r"train\.txt: images must be listed once, these repeat: a"):
+    with pytest.raises(DataError, match=r"train\.txt: images must be listed once; repeated: a"):
         read_dataset(tmp_path)

@@ -95,7 +95,8 @@ def test_nothing_leads_out_of_the_folder(tmp_path: Path, content: str, lines: st
     file.write_text(f"{content}\nnames: [dog, cat]\n".replace("OUTSIDE", str(outside)))
     file.with_name("train.txt").write_text(lines.replace("OUTSIDE", str(outside)))
     with pytest.raises(
-        DataError, match=r"(data\.yaml|train\.txt): .* leaves the dataset's folder, .* put data\.yaml into"
+        DataError,
+        match=r"(data\.yaml|train\.txt): .* is outside the dataset's folder, .* put data\.yaml into",
     ):
         read_dataset(file)
 
@@ -114,8 +115,8 @@ def test_links_that_a_person_made_are_followed(tmp_path: Path) -> None:
         ("0 0.1 0.1 0.9 0.1 0.9 0.9", r"has 7 values; expected 5"),
         ("0 0.5 0.5 0.2 half", r"expected numbers"),
         ("x 0.5 0.5 0.2 0.2", r"expected numbers"),
-        ("2 0.5 0.5 0.2 0.2", r"class 2; the dataset names 0, 1"),
-        ("-1 0.5 0.5 0.2 0.2", r"class -1; the dataset names"),
+        ("2 0.5 0.5 0.2 0.2", r"class 2; the dataset defines 0, 1"),
+        ("-1 0.5 0.5 0.2 0.2", r"class -1; the dataset defines"),
         ("0 20 15 10 10", r"outside 0-1; divide pixels"),
         ("0 0.5 0.5 -0.2 0.2", r"outside 0-1"),
     ],
@@ -144,7 +145,7 @@ def test_faulty_boxes_are_dropped_or_cut(tmp_path: Path) -> None:
         ("train: x", "names: Field required"),
         ("- a", "expected YAML with 'names'"),
         ("names: [a]\nnames: [b]", "stands twice"),
-        ("names: [a]", "names no images"),
+        ("names: [a]", "lists no images"),
         ("names: [a]\ntrain: nowhere", "'nowhere' does not exist"),
         ("names: " + "[" * 5000, "expected YAML"),
         ("names: !!python/object/apply:os.getcwd []", "expected YAML"),
@@ -164,7 +165,7 @@ def test_all_faulty_lines_are_listed(tmp_path: Path) -> None:
         (tmp_path / "labels" / "train" / f"{name}.txt").write_text("0 0.5\n9 0.5 0.5 0.2 0.2\n")
     with pytest.raises(DataError, match=r"2 annotations that .*a\.txt, line 1.*b\.txt, line 1") as caught:
         read_dataset(file)
-    assert "2 objects of a class that the dataset does not name" in str(caught.value)
+    assert "2 objects of a class that the dataset does not define" in str(caught.value)
 
 
 def test_names_that_repeat_are_an_error(tmp_path: Path) -> None:
@@ -178,7 +179,7 @@ def test_binary_labels_are_errors_and_missing_images_are_left_out(tmp_path: Path
     file = write_yolo(tmp_path, "train", IMAGES, NAMES)
     (tmp_path / "train.txt").write_text("images/train/a.png\nimages/train/c.png\n")
     file.write_text("train: train.txt\nnames: [dog, cat]\n")
-    with pytest.raises(DataError, match=r"1 of 2 images are missing or broken, more than .*c\.png"):
+    with pytest.raises(DataError, match=r"1 of 2 images are missing or corrupt, more than .*c\.png"):
         read_dataset(file)
     data = read_dataset(file, max_corrupt=0.5)
     assert [image.path.name for image in data.images] == ["a.png"]
@@ -217,5 +218,5 @@ def test_images_that_are_all_broken_are_an_error(tmp_path: Path) -> None:
     file = write_yolo(tmp_path, "train", IMAGES, NAMES)
     for image in (tmp_path / "images" / "train").iterdir():
         image.write_bytes(b"")
-    with pytest.raises(DataError, match=r"none of its images can be read: 2 files that are broken"):
+    with pytest.raises(DataError, match=r"none of its images can be read: 2 files that are corrupt"):
         read_dataset(file)

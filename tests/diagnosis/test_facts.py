@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from querybox.data import DataSettings, DetectionData, ImageRecord
-from querybox.data.findings import Finding
+from querybox.data.findings import DataFinding
 from querybox.diagnosis.facts import EvaluationFacts, SplitFacts, describe_parts
 from querybox.evaluation.evaluate import coco_metrics
 from querybox.inference.detections import Detections
 from querybox.structures import Category
 
 CATEGORIES = (Category(id=5, name="cat"), Category(id=7, name="dog"))
-CLIPPED = (Finding(kind="clipped_box", file=Path("data.json"), count=2, places=()),)
+CLIPPED = (DataFinding(kind="clipped_box", file=Path("data.json"), count=2, places=()),)
 SIZES = DataSettings(image_size=50, long_side=100)  # half of the images' size
 BOX = [10.0, 10.0, 50.0, 50.0]
 FAR = [100.0, 20.0, 140.0, 60.0]

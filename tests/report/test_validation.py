@@ -38,7 +38,7 @@ def test_first_places_are_shown_and_the_others_listed(
     monkeypatch.setattr("querybox.report.validation.LISTED", 4)
     text = write_page(tmp_path).read_text(encoding="utf-8")
     assert "✓ The data can be used." in text
-    clipped = text.partition("boxes that reach out of their image (7)")[2].partition("</details>")[0]
+    clipped = text.partition("boxes that extend beyond their image (7)")[2].partition("</details>")[0]
     assert clipped.count("<img") == 1  # the second one's image is missing
     assert clipped.count("<td>") == 3
     assert "<p>And 3 more.</p>" in clipped

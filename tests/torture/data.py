@@ -13,7 +13,7 @@ from querybox import evaluate, train, validate
 from querybox.cli import main as command_line
 from querybox.data import read_coco, read_dataset
 from querybox.data.findings import UNREADABLE
-from querybox.data.records import require_sound
+from querybox.data.records import require_usable
 from querybox.data.validate import Report, SplitReport
 from querybox.data.voc import read_voc
 from querybox.data.yolo import yolo_splits
@@ -183,7 +183,7 @@ def not_understood(folder: Path, _: bool) -> str:
     for (name, texts), reader in zip(contents.items(), readers, strict=True):
         for text in texts:
             (folder / name).write_text(text)
-            message = refusal(lambda reader=reader: require_sound(reader()))  # type: ignore[misc]
+            message = refusal(lambda reader=reader: require_usable(reader()))  # type: ignore[misc]
             require(name in message and "secret" not in message.partition(name)[2], f"{name}: {message}")
             read += 1
     return f"{read} files, each the library's own error with file and place"
@@ -200,7 +200,7 @@ def all_listed(folder: Path, _: bool) -> str:
 
     path = change(write_coco(folder, 10), spoil)
     message = refusal(lambda: read_dataset(path))
-    parts = ["1 stands there 2", "2 stands there 2", "4 stands there 2", "5 stands there 2"]
+    parts = ["1 occurs 2", "2 occurs 2", "4 occurs 2", "5 occurs 2"]
     parts += [f"has category id {number}" for number in (77, 78, 79)]
     missing = [part for part in parts if part not in message]
     require(not missing and "data.json" in message, f"not listed: {missing}")
@@ -271,7 +271,7 @@ def nothing_to_learn(folder: Path, _: bool) -> str:
 
     empty = change(write_coco(folder / "none", 4), lambda content: content.update(annotations=[]))
     message = refusal(lambda: train(settings(empty, folder)))
-    require("no boxes to learn from" in message and not (folder / "run").exists(), message)
+    require("no objects to train on" in message and not (folder / "run").exists(), message)
     full = change(write_coco(folder / "full", 4), crowded)
     run = train(settings(full, folder))
     text = (run.run_dir / "validation.json").read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from querybox import Criterion, ImageBatch, validate
 from querybox.data import DataSettings, read_dataset, read_image, read_pixels, train_loader
-from querybox.data.findings import Finding
+from querybox.data.findings import DataFinding
 from querybox.data.image import ORIENTATION
 from querybox.errors import ImageError
 from torture.case import Case, require
@@ -24,7 +24,7 @@ UNDO = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
 HEIGHT, WIDTH = 24, 40
 
 
-def findings(folder: Path) -> dict[str, Finding]:
+def findings(folder: Path) -> dict[str, DataFinding]:
     """Validate a dataset of one split, and return what was found by its kind."""
     (split,) = validate(folder / "data.json").splits.values()
     return {found.kind: found for found in split.findings}

@@ -63,7 +63,7 @@ def move(content: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "change"),
-    [(rename, "classes were red, blue and are green, blue"), (move, "images or their objects are others")],
+    [(rename, "classes were red, blue and are now green, blue"), (move, "images or their objects are different")],
 )
 def test_other_data_than_the_run_began_with_are_refused(
     run_settings: MakeSettings, own_boxes: Path, spoil: Callable[[dict[str, Any]], None], change: str
@@ -81,7 +81,7 @@ def test_a_damaged_validation_is_told_and_a_lost_one_made_anew(
 ) -> None:
     folder = train(run_settings(epochs=1)).run_dir
     (folder / "validation.json").write_text("{}x")
-    with pytest.raises(DataError, match=r"validation\.json: is damaged"):
+    with pytest.raises(DataError, match=r"validation\.json: is corrupt"):
         train(run_settings(epochs=1), resume=True)
     (folder / "validation.json").unlink()
     train(run_settings(epochs=1), resume=True)

@@ -102,15 +102,15 @@ def describe_model(path: Path, loaded: Loaded) -> Table:
 def describe_data(path: Path, split: str | None) -> list[Table]:
     """Show the splits of a dataset, and how many objects of each class they have."""
     from querybox.data.read import as_data_errors, find_splits, read_dataset
-    from querybox.data.records import require_sound, warn
+    from querybox.data.records import log_warnings, require_usable
 
     if split is not None:
         splits = {split: read_dataset(path, split)}
     else:
         with as_data_errors(path):
-            splits = {name: require_sound(read()) for name, read in find_splits(path).items()}
+            splits = {name: require_usable(read()) for name, read in find_splits(path).items()}
         for data in splits.values():
-            warn(data)
+            log_warnings(data)
     rows = []
     for name, data in splits.items():
         crowds = sum(int(image.crowd.sum()) for image in data.images)

@@ -78,7 +78,7 @@ def findings_table(name: str, split: SplitReport) -> Table | Text:
 
     from querybox.data.findings import KINDS
 
-    left_out = f", {split.left_out} left out" if split.left_out else ""
+    left_out = f", {split.excluded} left out" if split.excluded else ""
     title = f"{name}: {split.images} images{left_out}, {split.objects} objects"
     if not split.findings:
         return Text(f"{title}: nothing is wrong")

@@ -1,4 +1,4 @@
-"""Datasets: read them (COCO, Pascal VOC, YOLO), vary their images, load them in batches."""
+"""Datasets: reading (COCO, Pascal VOC, YOLO), validation, augmentation and loading."""
 
 from querybox.data.coco import read_coco
 from querybox.data.image import read_image

@@ -12,9 +12,15 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from querybox.data.findings import Findings
+from querybox.data.findings import FindingCollector
 from querybox.data.image import MAX_PIXELS
-from querybox.data.records import DetectionData, ImageRecord, require_images, size_in_header, sound_record
+from querybox.data.records import (
+    DetectionData,
+    ImageRecord,
+    make_record,
+    read_size_or_note,
+    require_any_image,
+)
 from querybox.data.splits import SPLITS, Reader, by_split, split_name
 from querybox.errors import DataError
 from querybox.structures import Category
@@ -58,14 +64,14 @@ _FILE = TypeAdapter(_File)
 
 
 def coco_splits(folder: Path) -> dict[str, Reader]:
-    """Find the COCO files of a dataset folder, by split.
+    """Return a reader for each split of a COCO folder.
 
-    Known layouts: `annotations/*.json`, of which `instances*.json` are meant where there are any;
-    `<split>/_annotations.coco.json`; in the folder itself `annotations.json`, `_annotations.coco.json` and
-    `<split>.json`.
+    Supported layouts: `annotations/*.json`, where `instances*.json` take precedence;
+    `<split>/_annotations.coco.json`; and `annotations.json`, `_annotations.coco.json` or `<split>.json` in the folder
+    itself.
     """
     files = sorted((folder / "annotations").glob("*.json"))
-    # The official folder also holds captions_*.json and person_keypoints_*.json.
+    # The official folder also contains captions_*.json and person_keypoints_*.json.
     files = [file for file in files if file.name.startswith("instances")] or files
     files = files or [file for file in sorted(folder.glob("*.json")) if _looks_like_coco(file)]
     names = {file.stem: file for file in files}
@@ -79,52 +85,53 @@ def _looks_like_coco(file: Path) -> bool:
 
 
 def read_coco_dataset(path: Path) -> DetectionData:
-    """Read a COCO file whose images must be there.
+    """Read a COCO file, of which at least one image file must exist.
 
     Raises:
-        DataError: As `read_coco`, or none of the image files exists.
+        DataError: As for `read_coco`, or none of the image files exists.
     """
-    return require_images(read_coco(path), image_folders(path))
+    return require_any_image(read_coco(path), image_folders(path))
 
 
 def read_coco(path: Path) -> DetectionData:
-    """Read the annotations of a COCO file. The image files need not exist. Faults are among the data's `findings`.
+    """Read the annotations of a COCO file. The image files need not exist. Problems are among the data's `findings`.
 
-    Labels follow the category ids in ascending order. Image ids, category ids and names stay as they are, gaps
-    and 0 included. A missing `area` is that of the box; a missing `iscrowd` is 0.
+    Labels are assigned in ascending order of category ids. Image ids, category ids and names are kept, including gaps
+    and 0. A missing `area` defaults to that of the box, a missing `iscrowd` to 0.
 
     Args:
-        path: The JSON file. Image folders are looked for around it, see `image_folders`.
+        path: The JSON file. For the location of images see `image_folders`.
 
     Raises:
         DataError: The file is not COCO JSON.
     """
     content = _parse(path)
-    findings = Findings(path)
+    findings = FindingCollector(path)
     _check_ids(content, findings)
     names = {category.id: category.name for category in content.categories}
     labels = {number: label for label, number in enumerate(sorted(names))}
-    listed_images = {image.id: image for image in content.images}
-    objects = _by_image(content.annotations, labels, listed_images, findings)
+    images = {image.id: image for image in content.images}
+    objects = _group_by_image(content.annotations, labels, images, findings)
     folders = image_folders(path)
     records = (
-        _record(image, place, objects[image.id], labels, folders, findings)
-        for place, image in enumerate(content.images)
-        if listed_images[image.id] is image  # of a repeated id the last
+        _record(image, index, objects[image.id], labels, folders, findings)
+        for index, image in enumerate(content.images)
+        if images[image.id] is image  # the last one of a repeated id
     )
     return DetectionData(
         source=path,
         categories=tuple(Category(id=number, name=names[number]) for number in labels),
         images=tuple(record for record in records if record is not None),
-        findings=findings.all(),
+        findings=findings.by_kind(),
     )
 
 
 def image_folders(path: Path) -> list[Path]:
-    """Folders in which the images of the COCO file at `path` are looked for, in this order.
+    """Return the folders that are searched for the images of the COCO file at `path`, in this order.
 
-    With `root` the file's folder, or its parent where that is named `annotations`: `root/images/<split>`,
-    `root/<split>`, `root/images`, `root`, for `<split>` the file's name, its last part after `_` (`train2017`).
+    `root` is the file's folder, or its parent if the folder is named `annotations`. The folders are
+    `root/images/<split>`, `root/<split>`, `root/images` and `root`, where `<split>` is the file name without extension,
+    or its part after the last `_` (`train2017`).
     """
     root = path.parent.parent if path.parent.name == "annotations" else path.parent
     names = dict.fromkeys((path.stem, path.stem.rpartition("_")[2]))
@@ -142,11 +149,11 @@ def _parse(path: Path) -> _File:
         place = re.sub(r"\.(\d+)", r"[\1]", ".".join(str(part) for part in first["loc"]))
         raise DataError(
             f"{path}: {place + ': ' if place else ''}{first['msg']}; expected COCO JSON, an object with 'images', "
-            f"'annotations' and 'categories' ({error.error_count()} faults of form)"
+            f"'annotations' and 'categories' ({error.error_count()} validation errors)"
         ) from None
 
 
-def _check_ids(content: _File, findings: Findings) -> None:
+def _check_ids(content: _File, findings: FindingCollector) -> None:
     kinds: dict[str, Sequence[_Category] | Sequence[_Image] | Sequence[_Annotation]] = {
         "category": content.categories,
         "image": content.images,
@@ -156,7 +163,7 @@ def _check_ids(content: _File, findings: Findings) -> None:
         counts = Counter(item.id for item in items)
         for number, count in counts.items():
             if number is not None and count > 1:
-                findings.add(f"repeated_{kind}_id", f"{number} stands there {count} times")
+                findings.add(f"repeated_{kind}_id", f"{number} occurs {count} times")
     names = Counter(category.name for category in content.categories)
     for name, count in names.items():
         if count > 1:
@@ -164,52 +171,52 @@ def _check_ids(content: _File, findings: Findings) -> None:
             findings.add("repeated_category", f"{name!r} with ids {', '.join(ids)}")
 
 
-def _by_image(
+def _group_by_image(
     annotations: Sequence[_Annotation],
     labels: Container[int],
     images: Container[int],
-    findings: Findings,
+    findings: FindingCollector,
 ) -> defaultdict[int, list[tuple[int, _Annotation]]]:
-    """Sort annotations, each with its place in the file, by their image; leave out those that cannot be placed."""
+    """Group annotations, each with its index in the file, by image; drop those of unknown images or categories."""
     objects: defaultdict[int, list[tuple[int, _Annotation]]] = defaultdict(list)
-    for place, item in enumerate(annotations):
+    for index, item in enumerate(annotations):
         if item.image_id not in images:
-            findings.add("absent_image", f"{_name(place, item)} of image {item.image_id}")
+            findings.add("absent_image", f"{_location(index, item)} of image {item.image_id}")
         elif item.category_id not in labels:
-            what = f"{_name(place, item)} has category id {item.category_id}"
+            what = f"{_location(index, item)} has category id {item.category_id}"
             findings.add("unknown_category", what, image_id=item.image_id)
         else:
-            objects[item.image_id].append((place, item))
+            objects[item.image_id].append((index, item))
     return objects
 
 
-def _name(place: int, item: _Annotation) -> str:
-    return f"annotations[{place}]" + ("" if item.id is None else f" (id {item.id})")
+def _location(index: int, item: _Annotation) -> str:
+    return f"annotations[{index}]" + ("" if item.id is None else f" (id {item.id})")
 
 
 def _record(
     image: _Image,
-    place: int,
+    index: int,
     objects: Sequence[tuple[int, _Annotation]],
     labels: Mapping[int, int],
     folders: Sequence[Path],
-    findings: Findings,
+    findings: FindingCollector,
 ) -> ImageRecord | None:
     file = _locate(image.file_name, folders)
     if file is None:
-        what = f"images[{place}]: file_name {image.file_name!r} leaves the dataset's folder"
+        what = f"images[{index}]: file_name {image.file_name!r} is outside the dataset's folder"
         findings.add("malformed", what, image_id=image.id)
         return None
     stated = None if image.height is None or image.width is None else (image.height, image.width)
-    size = stated or size_in_header(file, image.id, findings)
+    size = stated or read_size_or_note(file, image.id, findings)
     if size is None:
         return None
     items = [item for _, item in objects]
     for kind, field in ("no_area", "area"), ("no_iscrowd", "iscrowd"):
         for number, item in objects:
             if getattr(item, field) is None:
-                findings.add(kind, _name(number, item), image_id=image.id, path=file)
-    return sound_record(
+                findings.add(kind, _location(number, item), image_id=image.id, path=file)
+    return make_record(
         id=image.id,
         path=file,
         width=size[1],
@@ -219,7 +226,7 @@ def _record(
         crowd=[bool(item.iscrowd) for item in items],
         areas=[item.area for item in items],
         findings=findings,
-        where=lambda number: _name(*objects[number]),
+        locate=lambda number: _location(*objects[number]),
         size_stated=stated is not None,
     )
 
@@ -228,5 +235,5 @@ def _locate(file_name: str, folders: Sequence[Path]) -> Path | None:
     name = PurePosixPath(file_name.replace("\\", "/"))
     if name.is_absolute() or PureWindowsPath(file_name).drive or ".." in name.parts or "\0" in file_name:
         return None
-    found = (folder / name for folder in folders if (folder / name).is_file())
-    return next(found, folders[0] / name)
+    existing = (folder / name for folder in folders if (folder / name).is_file())
+    return next(existing, folders[0] / name)

@@ -1,4 +1,4 @@
-"""What is found wrong, or worth knowing, about a dataset: of a fixed set of kinds, each with what to do about it."""
+"""FindingCollector of dataset validation: a fixed set of kinds of problems and notes, each with its cure."""
 
 from __future__ import annotations
 
@@ -13,125 +13,133 @@ from querybox.text import listed
 Severity = Literal["error", "warning", "note"]
 Corners = tuple[float, float, float, float]
 
-MOST_PLACES = 100_000
-"""A kind of fault that is in more places is counted on, and they are not written out."""
+MAX_PLACES = 100_000
+"""Maximum number of places stored per kind; further ones are only counted."""
 
 
-class Kind(NamedTuple):
-    """What a finding of one name means."""
+class FindingKind(NamedTuple):
+    """The meaning of a kind of finding."""
 
     severity: Severity
-    """An error keeps the data from being used, a warning costs something, a note does not."""
+    """Errors prevent the use of the data; warnings affect images or objects; notes are for information."""
     meaning: str
     cure: str
 
 
-_REPLACE = "left out; replace the file, or take the image out of the annotations"
-_NO_BOX = "dropped; correct the box, or remove it"
+_REPLACE = "excluded; replace the file, or remove the image from the annotations"
+_NO_BOX = "dropped; correct or remove the box"
 
 KINDS = {
-    "malformed": Kind("error", "annotations that cannot be understood", "correct them"),
-    "unknown_category": Kind(
-        "error", "objects of a class that the dataset does not name", "name it, or correct the object"
+    "malformed": FindingKind("error", "annotations that cannot be parsed", "correct them"),
+    "unknown_category": FindingKind(
+        "error",
+        "objects of a class that the dataset does not define",
+        "define the class, or correct the object",
     ),
-    "repeated_image_id": Kind("error", "image ids that are not unique", "give each image its own"),
-    "repeated_annotation_id": Kind("error", "annotation ids that are not unique", "give each its own"),
-    "repeated_category_id": Kind("error", "category ids that are not unique", "give each class its own"),
-    "repeated_category": Kind(
-        "error", "classes of the same name, which could not be told apart", "rename or remove one of them"
+    "repeated_image_id": FindingKind("error", "image ids that are not unique", "give each image its own id"),
+    "repeated_annotation_id": FindingKind(
+        "error", "annotation ids that are not unique", "give each annotation its own id"
     ),
-    "no_objects": Kind("error", "no boxes to learn from", "label at least one object"),
-    "too_many_unreadable": Kind(
-        "error", "too many images cannot be read", "replace them, or raise data.max_corrupt"
+    "repeated_category_id": FindingKind(
+        "error", "category ids that are not unique", "give each class its own id"
     ),
-    "missing_image": Kind("warning", "image files that are not there", _REPLACE),
-    "broken_image": Kind("warning", "files that are broken or no images", _REPLACE),
-    "too_large_image": Kind("warning", "images of too many pixels", "left out; make them smaller"),
-    "other_size": Kind(
+    "repeated_category": FindingKind(
+        "error", "classes with the same name, which cannot be distinguished", "rename or remove one of them"
+    ),
+    "no_objects": FindingKind("error", "no objects to train on", "annotate at least one object"),
+    "too_many_unreadable": FindingKind(
+        "error", "too many images that cannot be read", "replace them, or raise data.max_corrupt"
+    ),
+    "missing_image": FindingKind("warning", "missing image files", _REPLACE),
+    "broken_image": FindingKind("warning", "files that are corrupt or not images", _REPLACE),
+    "too_large_image": FindingKind("warning", "images with too many pixels", "excluded; make them smaller"),
+    "other_size": FindingKind(
         "warning",
-        "images of another size than their annotations say",
-        "left out; correct the size, or put back the image that was annotated",
+        "images whose size differs from that in the annotations",
+        "excluded; correct the size, or restore the image that was annotated",
     ),
-    "unknown_range": Kind(
-        "warning", "images of pixels whose range is not known", "left out; save them with 8 or 16 bits"
+    "unknown_range": FindingKind(
+        "warning", "images with an unknown range of pixel values", "excluded; save them with 8 or 16 bits"
     ),
-    "ambiguous_orientation": Kind(
+    "ambiguous_orientation": FindingKind(
         "warning",
-        "images whose EXIF orientation turns or mirrors them into the same size, so that it cannot be told whether the "
-        "boxes follow the stored or the turned pixels",
-        "taken for turned; look at their boxes, and store them upright",
+        "images whose EXIF orientation keeps their size, so that the boxes may refer to the stored pixels or to the "
+        "rotated ones",
+        "assumed to be rotated; check their boxes, and store the images upright",
     ),
-    "nan_box": Kind("warning", "boxes with a NaN", _NO_BOX),
-    "infinite_box": Kind("warning", "boxes with an infinite number", _NO_BOX),
-    "zero_size_box": Kind("warning", "boxes without width or height", _NO_BOX),
-    "negative_size_box": Kind("warning", "boxes of negative width or height", _NO_BOX),
-    "outside_box": Kind("warning", "boxes outside of their image", _NO_BOX),
-    "clipped_box": Kind("warning", "boxes that reach out of their image", "cut to the part that is visible"),
-    "absent_image": Kind(
-        "warning", "annotations of images that the file does not list", "dropped; list the image"
+    "nan_box": FindingKind("warning", "boxes with a NaN", _NO_BOX),
+    "infinite_box": FindingKind("warning", "boxes with an infinite coordinate", _NO_BOX),
+    "zero_size_box": FindingKind("warning", "boxes without width or height", _NO_BOX),
+    "negative_size_box": FindingKind("warning", "boxes with a negative width or height", _NO_BOX),
+    "outside_box": FindingKind("warning", "boxes outside their image", _NO_BOX),
+    "clipped_box": FindingKind("warning", "boxes that extend beyond their image", "clipped to the image"),
+    "absent_image": FindingKind(
+        "warning", "annotations of images that are not listed", "dropped; list the image"
     ),
-    "too_many_objects": Kind(
-        "warning", "objects in excess of the model's queries", "they are lost; raise model.queries"
+    "too_many_objects": FindingKind(
+        "warning", "objects in excess of the number of queries", "not matched; raise model.queries"
     ),
-    "animation": Kind("note", "animations", "their first frame is read"),
-    "other_format": Kind("note", "images in another format than their name says", "their content counts"),
-    "deep_image": Kind("note", "images of 16 bits", "rescaled to 8 bits"),
-    "no_area": Kind("note", "objects without an area", "that of the box counts"),
-    "no_iscrowd": Kind("note", "objects that do not say whether they are a crowd", "they are none"),
-    "crowd": Kind("note", "crowd regions", "no training targets, ignored in evaluation"),
-    "negative": Kind("note", "images without objects", "they teach what is nothing"),
+    "animation": FindingKind("note", "animated images", "only the first frame is read"),
+    "other_format": FindingKind(
+        "note", "images whose format differs from their file name extension", "read by content"
+    ),
+    "deep_image": FindingKind("note", "16-bit images", "rescaled to 8 bits"),
+    "no_area": FindingKind("note", "objects without an area", "the area of the box is used"),
+    "no_iscrowd": FindingKind("note", "objects without iscrowd", "treated as single objects"),
+    "crowd": FindingKind("note", "crowd regions", "not used in training, ignored in evaluation"),
+    "negative": FindingKind("note", "images without objects", "used as negative examples"),
 }
-"""In the order of a report."""
+"""All kinds, in the order of reports."""
 
 UNREADABLE = frozenset({"missing_image", "broken_image", "too_large_image", "other_size", "unknown_range"})
-"""Kinds that an image is left out for."""
+"""Kinds of findings for which an image is excluded."""
 BOXES = ("nan_box", "infinite_box", "zero_size_box", "negative_size_box", "outside_box", "clipped_box")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where something was found, once."""
+    """One occurrence of a finding."""
 
     what: str
-    """The place in the file, and what is there, in one line."""
+    """Its location in the file and its content, in one line."""
     image_id: int | None = None
     path: Path | None = None
-    """Of the image."""
+    """The image file."""
     box_xyxy: Corners | None = None
-    """The box at fault, pixels, as it is stated."""
+    """The invalid box in pixels, as given in the file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One kind of thing that was found in a dataset, and everywhere it was found."""
+class DataFinding:
+    """A kind of finding in a dataset, with all its places."""
 
     kind: str
-    """Of `KINDS`."""
+    """A key of `KINDS`."""
     file: Path
     """The dataset's file or folder."""
     count: int
     places: tuple[Place, ...]
-    """All of them, up to `MOST_PLACES`, in the order of the file."""
+    """The places, at most `MAX_PLACES`, in the order of the file."""
 
     @property
     def severity(self) -> Severity:
-        """Whether the data can be used all the same."""
+        """The severity of the kind."""
         return KINDS[self.kind].severity
 
     @property
     def image_ids(self) -> tuple[int, ...]:
-        """The images concerned, each once."""
+        """Ids of the affected images, without duplicates."""
         ids = (place.image_id for place in self.places)
         return tuple(dict.fromkeys(number for number in ids if number is not None))
 
-    def told(self, most: int) -> str:
-        """All in one line, with the first places, `most` of them."""
+    def summary(self, max_places: int) -> str:
+        """Return the finding in one line, with its first `max_places` places."""
         kind = KINDS[self.kind]
-        where = listed([place.what for place in self.places], most, separator="; ")
-        return f"{self.count} {kind.meaning} ({where}): {kind.cure}"
+        places = listed([place.what for place in self.places], max_places, separator="; ")
+        return f"{self.count} {kind.meaning} ({places}): {kind.cure}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
+        """Return the finding as JSON-serialisable values."""
         kind = KINDS[self.kind]
         return {
             "kind": self.kind,
@@ -145,11 +153,11 @@ class Finding:
         }
 
 
-class Findings:
-    """Collects what is found in one dataset."""
+class FindingCollector:
+    """Collects the findings of one dataset."""
 
-    def __init__(self, file: Path, known: Sequence[Finding] = ()) -> None:
-        """Start with what is `known` of the dataset `file`."""
+    def __init__(self, file: Path, known: Sequence[DataFinding] = ()) -> None:
+        """Start with the `known` findings of the dataset `file`."""
         self.file = file
         self.places: defaultdict[str, list[Place]] = defaultdict(list)
         self.counts: defaultdict[str, int] = defaultdict(int)
@@ -167,15 +175,15 @@ class Findings:
         box_xyxy: Corners | None = None,
         count: int = 1,
     ) -> None:
-        """Add a place, where it was found `count` times."""
+        """Add a place with `count` occurrences."""
         self.counts[kind] += count
-        if len(self.places[kind]) < MOST_PLACES:
+        if len(self.places[kind]) < MAX_PLACES:
             self.places[kind].append(Place(what=what, image_id=image_id, path=path, box_xyxy=box_xyxy))
 
-    def all(self) -> tuple[Finding, ...]:
-        """Return one finding a kind, in the order of `KINDS`."""
+    def by_kind(self) -> tuple[DataFinding, ...]:
+        """Return one finding per kind, in the order of `KINDS`."""
         return tuple(
-            Finding(kind=kind, file=self.file, count=self.counts[kind], places=tuple(self.places[kind]))
+            DataFinding(kind=kind, file=self.file, count=self.counts[kind], places=tuple(self.places[kind]))
             for kind in KINDS
             if self.counts[kind]
         )

@@ -1,4 +1,4 @@
-"""Reading an image file as 8-bit RGB, the way round that a person sees it."""
+"""Read image files as 8-bit RGB, upright."""
 
 from __future__ import annotations
 
@@ -13,99 +13,99 @@ from PIL import Image, ImageOps
 from querybox.errors import ImageError
 
 MAX_PIXELS = 89_478_485
-"""The most pixels an image may have: 256 MiB of RGB. Larger ones are refused from their header."""
+"""Maximum number of pixels of an image, 256 MiB as RGB. Larger images are rejected without decoding them."""
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-"""File name endings (lower case) that are taken for images where a folder is searched."""
+"""File name extensions (lower case) of images when searching a folder."""
 
 ORIENTATION = 0x0112  # EXIF tag
-TURNED = frozenset(range(2, 9))
-"""Orientations that turn or mirror an image."""
+ROTATED = frozenset(range(2, 9))
+"""Orientations that rotate or mirror an image."""
 SIDEWAYS = frozenset({5, 6, 7, 8})
-"""Of these, those that change its height and width for each other."""
+"""Orientations that swap height and width."""
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Image.Image:
     """Read one image as 8-bit RGB.
 
-    Any mode becomes RGB: grayscale is repeated, palettes are looked up, transparency is dropped, CMYK is
-    converted, 16-bit values are divided by 257. The EXIF orientation is applied. Of an animation the first
-    frame is read.
+    Every mode is converted to RGB: grayscale is repeated, palettes are resolved, transparency is dropped, CMYK is
+    converted, 16-bit values are divided by 257. The EXIF orientation is applied. Of an animated image the first frame
+    is read.
 
     Args:
-        path: The image file; its content counts, not its name.
-        size: (height, width) that the image's annotations state. Where only the stored pixels have it, not the
-            turned ones, the annotations were drawn on the stored pixels, so the image is left unturned.
+        path: The image file; its format is recognised from its content.
+        size: (height, width) according to the annotations. If the image has this size only without its EXIF
+            orientation, the annotations refer to the stored pixels, and the orientation is not applied.
 
     Raises:
-        ImageError: The file is missing, no image, broken, over `MAX_PIXELS`, or of another size than `size`.
+        ImageError: The file is missing, corrupt, not an image, larger than `MAX_PIXELS`, or not of size `size`.
     """
     with _opened(path) as image:
         image.load()
-        turned = _turned_size(image)
-        _check_size(path, size, turned, (image.height, image.width))
-        if size is None or size == turned:
+        rotated = _rotated_size(image)
+        _check_size(path, size, rotated, (image.height, image.width))
+        if size is None or size == rotated:
             ImageOps.exif_transpose(image, in_place=True)
         return _to_rgb(image, path)
 
 
 def examine_image(path: str | Path, size: tuple[int, int] | None = None) -> list[tuple[str, str]]:
-    """Decode all of an image, and say what is worth knowing of it.
+    """Decode a whole image and return the findings about it.
 
-    Of a JPEG all bytes are decoded, but not all pixels computed, in a third of the time.
+    JPEGs are decoded at reduced resolution, which reads all bytes in a third of the time.
 
     Args:
         path: The image file.
-        size: (height, width) that the image's annotations state; None = they state none.
+        size: (height, width) according to the annotations; None if they do not state it.
 
     Returns:
-        Kinds of `querybox.data.findings.KINDS`, each with what was seen.
+        Kinds of `querybox.data.findings.KINDS`, each with a description.
 
     Raises:
-        ImageError: As `read_image`.
+        ImageError: As for `read_image`.
     """
     with _opened(path) as image:
         notes = []
         orientation = image.getexif().get(ORIENTATION, 1)
-        stored, turned = (image.height, image.width), _turned_size(image)
+        stored, rotated = (image.height, image.width), _rotated_size(image)
         if image.format == "JPEG":
             image.draft(image.mode, (1, 1))
         image.load()
-        if image.format == "TIFF":  # Pillow has turned it by itself, as it was loaded
-            stored = turned = (image.height, image.width)
-        _check_size(path, size, turned, stored)
-        if orientation in TURNED and (size is None or stored == turned):
+        if image.format == "TIFF":  # Pillow has applied the orientation while loading
+            stored = rotated = (image.height, image.width)
+        _check_size(path, size, rotated, stored)
+        if orientation in ROTATED and (size is None or stored == rotated):
             notes.append(("ambiguous_orientation", f"{path}: EXIF orientation {orientation}"))
         if image.mode == "F" or image.mode.startswith("I"):
             _to_rgb(image, path)
             notes.append(("deep_image", str(path)))
-        notes += [(kind, f"{path}: {what}") for kind, what in _oddities(image, Path(path).suffix.lower())]
+        notes += [(kind, f"{path}: {what}") for kind, what in _format_notes(image, Path(path).suffix.lower())]
         return notes
 
 
-def _oddities(image: Image.Image, suffix: str) -> Iterator[tuple[str, str]]:
-    named = Image.registered_extensions().get(suffix)
-    # A telephone's JPEG with a second picture in it is an MPO to Pillow.
+def _format_notes(image: Image.Image, suffix: str) -> Iterator[tuple[str, str]]:
+    expected = Image.registered_extensions().get(suffix)
+    # Pillow reports JPEGs with a second embedded picture, as phones write them, as MPO.
     actual = "JPEG" if image.format == "MPO" else image.format
-    if named is not None and named != actual:
+    if expected is not None and expected != actual:
         yield "other_format", f"is {actual}"
     if image.format != "MPO" and getattr(image, "is_animated", False):
         yield "animation", f"is an animated {image.format}"
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
-    """Return (height, width) of an image from its header, its EXIF orientation applied.
+    """Return (height, width) of an image from its header, with its EXIF orientation applied.
 
     Raises:
-        ImageError: The file is missing, no image, or over `MAX_PIXELS`.
+        ImageError: The file is missing, not an image, or larger than `MAX_PIXELS`.
     """
     with _opened(path) as image:
-        # Pillow turns a TIFF by itself, and says so of its size before it is loaded.
-        return (image.height, image.width) if image.format == "TIFF" else _turned_size(image)
+        # Pillow applies the orientation of TIFFs itself, also to the size before loading.
+        return (image.height, image.width) if image.format == "TIFF" else _rotated_size(image)
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Return the image files in `folder` and the folders below it, sorted, recognised by their names."""
+    """Return the image files in `folder` and its subfolders, recognised by their extensions, in sorted order."""
     return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
 
 
@@ -113,7 +113,7 @@ def image_files(folder: Path) -> list[Path]:
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # those are refused here
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below
             image = Image.open(path)
         with image:
             _check_pixels(path, image.height, image.width)
@@ -126,32 +126,32 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         ) from None
     except FileNotFoundError:
         raise ImageError(f"{path}: no such image file", "missing_image") from None
-    except Exception as error:  # noqa: BLE001 - Pillow's decoders raise nearly anything on broken bytes
+    except Exception as error:  # noqa: BLE001 - Pillow's decoders raise all kinds of errors
         raise ImageError(f"{path}: cannot be read as an image ({error}); replace or remove it") from None
 
 
 def _check_pixels(path: str | Path, height: int, width: int) -> None:
     if height * width > MAX_PIXELS:
         raise ImageError(
-            f"{path}: {height}x{width} is {height * width:,} pixels, the most is {MAX_PIXELS:,}; "
+            f"{path}: {height}x{width} is {height * width:,} pixels; expected at most {MAX_PIXELS:,}: "
             "make it smaller or cut it into tiles",
             "too_large_image",
         )
 
 
 def _check_size(
-    path: str | Path, size: tuple[int, int] | None, turned: tuple[int, int], stored: tuple[int, int]
+    path: str | Path, size: tuple[int, int] | None, rotated: tuple[int, int], stored: tuple[int, int]
 ) -> None:
-    if size not in (None, turned, stored):
+    if size not in (None, rotated, stored):
         assert size is not None
         raise ImageError(
-            f"{path}: is {turned[0]}x{turned[1]} (height x width) but its annotations say {size[0]}x{size[1]}; "
-            "correct the size there, or put back the image that was annotated",
+            f"{path}: is {rotated[0]}x{rotated[1]} (height x width) but its annotations say {size[0]}x{size[1]}; "
+            "correct the annotations, or restore the image that was annotated",
             "other_size",
         )
 
 
-def _turned_size(image: Image.Image) -> tuple[int, int]:
+def _rotated_size(image: Image.Image) -> tuple[int, int]:
     sideways = image.getexif().get(ORIENTATION) in SIDEWAYS
     return (image.width, image.height) if sideways else (image.height, image.width)
 
@@ -159,16 +159,16 @@ def _turned_size(image: Image.Image) -> tuple[int, int]:
 def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
     if image.mode == "F":
         raise ImageError(
-            f"{path}: has float pixels, whose range is not known; save it with 8 or 16 bits", "unknown_range"
+            f"{path}: has float pixels of unknown range; save it with 8 or 16 bits", "unknown_range"
         )
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise ImageError(
-                f"{path}: has 32-bit pixels, whose range is not known; save it with 8 or 16 bits",
+                f"{path}: has 32-bit pixels of unknown range; save it with 8 or 16 bits",
                 "unknown_range",
             )
         image = Image.fromarray(np.round(values / 257).astype(np.uint8))  # 65535 / 257 = 255
-    if "transparency" in image.info:  # of a palette; Pillow wants it looked up before it is dropped
+    if "transparency" in image.info:  # of a palette image: resolve the palette before dropping transparency
         image = image.convert("RGBA")
     return image.convert("RGB")

@@ -1,4 +1,4 @@
-"""Training batches: images read, varied, padded, in an order that only the seed and the epoch decide."""
+"""Training batches: images are read, augmented and padded, in an order determined by the seed and the epoch."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from querybox.data.transforms import Sample, augment
 from querybox.errors import ImageError
 from querybox.structures import Target, as_pixels, pad
 
-PLACEHOLDER = 64
-"""Pixels a side of what stands in for a batch none of whose images can be read."""
+PLACEHOLDER_SIDE = 64
+"""Side in pixels of the placeholder image in a batch none of whose images can be read."""
 
 
-class Lost(NamedTuple):
-    """An image that could not be read when its turn came."""
+class UnreadableImage(NamedTuple):
+    """An image that could not be read during training."""
 
     image_id: int
     reason: str
@@ -38,7 +38,7 @@ class Lost(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Images of one training step, not normalised yet."""
+    """Images of one training step, not yet normalised."""
 
     pixels: UInt8[Tensor, "B 3 H W"]
     """RGB, zero-padded right and below."""
@@ -46,12 +46,13 @@ class Batch:
     """(height, width) of each image before padding, in pixels."""
     targets: tuple[Target, ...]
     image_ids: tuple[int, ...]
-    """None of them: no image could be read, and a black one without objects stands in, which must weigh nothing."""
-    lost: tuple[Lost, ...] = ()
-    """Images that would be here if they could be read."""
+    """Ids of the images. Empty if none could be read: the batch is then a black placeholder image without objects,
+    which must be excluded from the loss."""
+    unreadable: tuple[UnreadableImage, ...] = ()
+    """Images of the batch that could not be read."""
 
     def pin_memory(self) -> Self:
-        """Copy to page-locked memory, from which a GPU reads in the background; the DataLoader calls this."""
+        """Copy the tensors to page-locked memory for asynchronous transfer; called by the DataLoader."""
         return replace(
             self,
             pixels=self.pixels.pin_memory(),
@@ -63,35 +64,35 @@ class Batch:
         )
 
 
-class TrainLoader(DataLoader[tuple[Sample, int] | Lost]):
-    """A DataLoader of batches, whose `batch_sampler` has `set_epoch`."""
+class TrainLoader(DataLoader[tuple[Sample, int] | UnreadableImage]):
+    """A DataLoader of `Batch` whose `batch_sampler` has `set_epoch`."""
 
     dataset: TrainingImages
     batch_sampler: BatchSampler
 
 
-class TrainingImages(Dataset[tuple[Sample, int] | Lost]):
-    """The varied images of a dataset, by (index, epoch): all chance comes from (seed, epoch, image id)."""
+class TrainingImages(Dataset[tuple[Sample, int] | UnreadableImage]):
+    """The augmented images of a dataset, by (index, epoch). Augmentation depends on (seed, epoch, image id) alone."""
 
     def __init__(self, data: DetectionData, settings: DataSettings, seed: int) -> None:
         self.images = data.images
         self.settings = settings
         self.seed = seed
-        # Decoded before the workers start, so that they share this memory.
-        self.cached = [read_or_lose(record) for record in data.images] if settings.cache else None
+        # Decoded before the workers are forked, so that they share the memory.
+        self.cached = [try_read_pixels(record) for record in data.images] if settings.cache else None
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Sample, int] | Lost:
-        """Return the image at `(index, epoch)`, varied, and its id; or that it cannot be read any more."""
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Sample, int] | UnreadableImage:
+        """Return the augmented image at `(index, epoch)` and its id, or the error if it cannot be read."""
         index, epoch = key
         record = self.images[index]
-        pixels = self.cached[index] if self.cached is not None else read_or_lose(record)
-        if isinstance(pixels, Lost):
+        pixels = self.cached[index] if self.cached is not None else try_read_pixels(record)
+        if isinstance(pixels, UnreadableImage):
             return pixels
-        real = ~record.crowd
+        objects = ~record.crowd
         sample = Sample(
             pixels=pixels,
-            boxes_xyxy=torch.from_numpy(record.boxes_xyxy[real]).float(),
-            labels=torch.from_numpy(record.labels[real]),
+            boxes_xyxy=torch.from_numpy(record.boxes_xyxy[objects]).float(),
+            labels=torch.from_numpy(record.labels[objects]),
         )
         rng = np.random.default_rng((self.seed, epoch, record.id))
         return augment(sample, self.settings, rng), record.id
@@ -101,44 +102,44 @@ class TrainingImages(Dataset[tuple[Sample, int] | Lost]):
 
 
 def read_pixels(record: ImageRecord) -> UInt8[Tensor, "3 h w"]:
-    """Read the image of a record, turned as its boxes are.
+    """Read the image of a record, in the orientation that its boxes refer to.
 
     Raises:
-        ImageError: It cannot be read, or is not of the size that the record states.
+        ImageError: The image cannot be read, or its size is not that of the record.
     """
     return as_pixels(read_image(record.path, (record.height, record.width)))
 
 
-def read_or_lose(record: ImageRecord) -> UInt8[Tensor, "3 h w"] | Lost:
-    """Read the image of a record; what was readable as the run began may be gone or broken by now."""
+def try_read_pixels(record: ImageRecord) -> UInt8[Tensor, "3 h w"] | UnreadableImage:
+    """Read the image of a record; return the error if it can no longer be read."""
     try:
         return read_pixels(record)
     except ImageError as error:
-        return Lost(record.id, str(error))
+        return UnreadableImage(record.id, str(error))
 
 
-def collate(items: Sequence[tuple[Sample, int] | Lost]) -> Batch:
-    """Pad images to one size; boxes become cxcywh in 0-1 of the unpadded image. Lost ones are left out."""
-    found = [item for item in items if not isinstance(item, Lost)]
-    samples = [sample for sample, _ in found] or [placeholder()]
+def collate(items: Sequence[tuple[Sample, int] | UnreadableImage]) -> Batch:
+    """Pad images to the same size and convert boxes to cxcywh in 0-1 of the unpadded image; skip unreadable images."""
+    readable = [item for item in items if not isinstance(item, UnreadableImage)]
+    samples = [sample for sample, _ in readable] or [placeholder_sample()]
     pixels, sizes = pad([sample.pixels for sample in samples])
     return Batch(
         pixels=pixels,
         sizes=sizes,
-        targets=tuple(map(as_target, samples)),
-        image_ids=tuple(image_id for _, image_id in found),
-        lost=tuple(item for item in items if isinstance(item, Lost)),
+        targets=tuple(map(to_target, samples)),
+        image_ids=tuple(image_id for _, image_id in readable),
+        unreadable=tuple(item for item in items if isinstance(item, UnreadableImage)),
     )
 
 
-def placeholder() -> Sample:
+def placeholder_sample() -> Sample:
     """Return a black image without objects."""
-    pixels = torch.zeros(3, PLACEHOLDER, PLACEHOLDER, dtype=torch.uint8)
+    pixels = torch.zeros(3, PLACEHOLDER_SIDE, PLACEHOLDER_SIDE, dtype=torch.uint8)
     return Sample(pixels=pixels, boxes_xyxy=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
 
 
-def as_target(sample: Sample) -> Target:
-    """Return the objects of `sample` with boxes as cxcywh in 0-1."""
+def to_target(sample: Sample) -> Target:
+    """Return the objects of `sample`, with boxes as cxcywh in 0-1."""
     height, width = sample.pixels.shape[-2:]
     boxes = to_cxcywh(sample.boxes_xyxy) / torch.tensor([width, height, width, height])
     return Target(boxes=boxes, labels=sample.labels)
@@ -153,23 +154,23 @@ def train_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> TrainLoader:
-    """Load training batches in worker processes.
+    """Create a loader of training batches.
 
-    Before each epoch call `loader.batch_sampler.set_epoch(epoch)`. Batches depend on `seed` and the epoch alone,
-    neither on the number of workers nor on that of training processes, of which each gets its share of every batch.
+    Call `loader.batch_sampler.set_epoch(epoch)` before each epoch. Batches depend on `seed` and the epoch, but not on
+    the number of workers or of training processes, each of which gets its part of every batch.
 
     Args:
         data: The images to train on.
         settings: Sizes, augmentation, workers.
-        batch_size: Images a batch, over all training processes together.
-        seed: Of the order and of the augmentation, at least 0.
-        rank: This training process, 0 ... world_size - 1.
-        world_size: How many training processes there are.
+        batch_size: Number of images per batch, over all training processes.
+        seed: Seed of the order and of the augmentation, at least 0.
+        rank: Index of this training process, 0 ... world_size - 1.
+        world_size: Number of training processes.
 
     Raises:
-        ConfigError: `batch_size` cannot be shared out between the processes.
+        ConfigError: `batch_size` is not a multiple of `world_size`, or there are fewer images than processes.
     """
-    # A generator of its own: DataLoader would else draw from torch's global one, and so change dropout.
+    # A separate generator: the DataLoader would otherwise draw from the global one and so change dropout.
     return TrainLoader(
         TrainingImages(data, settings, seed),
         batch_sampler=BatchSampler(data, batch_size, seed, rank, world_size),
@@ -182,17 +183,17 @@ def train_loader(
     )
 
 
-def start_worker(worker: int) -> None:  # noqa: ARG001 - the DataLoader passes it
-    """Leave the other CPUs to the other workers, and signals to the process that started them."""
+def start_worker(worker: int) -> None:  # noqa: ARG001 - passed by the DataLoader
+    """Initialise a worker process: one thread, and signals are handled by the training process alone."""
     torch.set_num_threads(1)
-    # Ctrl-C reaches every process of a terminal: it is for the training process, which ends its workers itself.
+    # Ctrl-C reaches every process of a terminal; the training process handles it and stops its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """End when the training process has: PyTorch watches the parent, which may be a fork server that lives on."""
+    """Exit when the training process has; PyTorch only watches the parent, which may be a fork server that lives on."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,4 +1,4 @@
-"""Reading a dataset whose format is recognised from its path."""
+"""Read a dataset whose format is recognised from its path."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from querybox.data.coco import coco_splits, read_coco_dataset
-from querybox.data.records import DetectionData, require_present, require_sound, warn
+from querybox.data.records import DetectionData, log_warnings, require_image_files, require_usable
 from querybox.data.settings import MAX_CORRUPT, DataSettings
 from querybox.data.splits import Reader, pick_split, split_name
 from querybox.data.voc import voc_splits
@@ -28,35 +28,34 @@ def read_dataset(
 
     Args:
         path: A COCO file, a YOLO `data.yaml`, or a dataset folder (see `coco_splits`, `voc_splits`, `yolo_splits`).
-        split: Which split: `train`, `val`, `test`, or another name that the dataset uses. Needed where it has several.
-        max_corrupt: Share of the images (0-1) that may be missing. Whether those that are there can be read, only
-            reading them shows; see `validate`.
+        split: The split: `train`, `val`, `test`, or another name that the dataset uses. Required if it has several.
+        max_corrupt: Fraction of the images (0-1) that may be missing. Image files are not opened here; see `validate`.
 
     Raises:
-        DataError: There is no dataset at `path`, or more than one; it has no such split, or several and none was
-            named; its files are malformed; ids repeat; a class is unknown; or too many images are missing.
+        DataError: There is no dataset at `path`, or more than one; it has no such split, or several and `split` is
+            None; its files are malformed; ids are repeated; a class is unknown; or too many images are missing.
     """
-    data = require_present(require_sound(read_split(Path(path), split)), max_corrupt)
-    warn(data)
+    data = require_image_files(require_usable(read_split(Path(path), split)), max_corrupt)
+    log_warnings(data)
     return data
 
 
 def read_split(path: Path, split: str | None) -> DetectionData:
-    """Read a dataset as `read_dataset` does; what is wrong with it is among its findings, errors too."""
+    """Read a dataset like `read_dataset`, but return errors among its findings instead of raising them."""
     with as_data_errors(path):
         return pick_split(find_splits(path), split, path)()
 
 
 def read_train_and_val(settings: DataSettings) -> tuple[DetectionData, DetectionData | None]:
-    """Read the datasets that the settings name, to train on and to evaluate on.
+    """Read the training and the validation dataset.
 
-    A dataset with several splits gives its `train` and its `val` split, unless the settings name others. Where no
-    dataset to evaluate on is set, it is the `val` split of the one to train on, or None where that has none. What is
-    wrong with them is among their findings, errors too.
+    Of a dataset with several splits, `train` and `val` are used unless the settings name others. If no validation
+    dataset is set, the `val` split of the training dataset is used, or None if it has none. Errors in the data are
+    returned as findings.
 
     Raises:
-        ConfigError: No dataset to train on is set.
-        DataError: There is no such dataset or split, or it cannot be understood.
+        ConfigError: No training dataset is set.
+        DataError: There is no such dataset or split, or it cannot be parsed.
     """
     if settings.train is None:
         raise ConfigError("setting 'data.train' is not set; set it to a dataset to train on")
@@ -64,20 +63,20 @@ def read_train_and_val(settings: DataSettings) -> tuple[DetectionData, Detection
     train_data = _read_part(train, settings.train_split, "train")
     if settings.val is not None:
         return train_data, _read_part(Path(settings.val), settings.val_split, "val")
-    others = find_splits(train)
-    if settings.val_split or (len(others) > 1 and "val" in others):
+    splits = find_splits(train)
+    if settings.val_split or (len(splits) > 1 and "val" in splits):
         return train_data, _read_part(train, settings.val_split, "val")
     return train_data, None
 
 
-def _read_part(path: Path, split: str | None, usual: str) -> DetectionData:
+def _read_part(path: Path, split: str | None, default: str) -> DetectionData:
     several = len(find_splits(path)) > 1
-    return read_split(path, split or (usual if several else None))
+    return read_split(path, split or (default if several else None))
 
 
 @contextmanager
 def as_data_errors(path: Path) -> Iterator[None]:
-    """Files that may not be read, names too long for the file system: the disk's errors are the data's."""
+    """Convert file system errors, such as missing permissions, to `DataError`."""
     try:
         yield
     except OSError as error:
@@ -85,25 +84,23 @@ def as_data_errors(path: Path) -> Iterator[None]:
 
 
 def find_splits(path: Path) -> dict[str, Reader]:
-    """Return how to read every split of the dataset at `path`; nothing but a yaml file is read yet.
+    """Return a reader for every split of the dataset at `path`. Only YAML files are read at this point.
 
     Raises:
-        DataError: There is no dataset at `path`, or it could be of several formats.
+        DataError: There is no dataset at `path`, or its format is ambiguous.
     """
     if path.is_file():
         if path.suffix.lower() == ".json":
             return {split_name(path.stem): partial(read_coco_dataset, path)}
         if path.suffix.lower() in {".yaml", ".yml"}:
             return yolo_file_splits(path)
-        raise DataError(f"{path}: is no dataset; {_EXPECTED}")
+        raise DataError(f"{path}: is not a dataset; {_EXPECTED}")
     if not path.is_dir():
         raise DataError(f"{path}: no such file or folder; {_EXPECTED}")
     found = {"COCO": coco_splits(path), "Pascal VOC": voc_splits(path), "YOLO": yolo_splits(path)}
     found = {name: splits for name, splits in found.items() if splits}
     if not found:
-        raise DataError(f"{path}: holds no dataset; {_EXPECTED}")
+        raise DataError(f"{path}: contains no dataset; {_EXPECTED}")
     if len(found) > 1:
-        raise DataError(
-            f"{path}: could be {' or '.join(found)}; give the path of the file or folder to read instead"
-        )
+        raise DataError(f"{path}: could be {' or '.join(found)}; pass the path of the file or folder to read")
     return next(iter(found.values()))

@@ -1,4 +1,4 @@
-"""What a dataset is once it has been read: categories, images, and the boxes of each image."""
+"""The in-memory form of a dataset: categories, images, and the boxes of each image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from querybox.data.findings import BOXES, UNREADABLE, Finding, Findings
+from querybox.data.findings import BOXES, UNREADABLE, DataFinding, FindingCollector
 from querybox.data.image import read_size
 from querybox.errors import DataError, ImageError
 from querybox.structures import Category
@@ -20,74 +20,74 @@ from querybox.text import listed
 log = logging.getLogger(__name__)
 
 ROUNDING = 0.01
-"""Pixels by which a box may reach beyond the image without being counted as `clipped`: formats round."""
+"""Pixels by which a box may extend beyond the image without counting as clipped, because formats round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ImageRecord:
-    """One image and the objects in it. An image without objects is a negative: it teaches what is nothing."""
+    """An image and its objects. Images without objects are negative examples."""
 
     id: int
     path: Path
     width: int
-    """Pixels of the image that the boxes were drawn on."""
+    """Width of the image that the boxes refer to, in pixels."""
     height: int
     boxes_xyxy: Float64[np.ndarray, "G 4"]
-    """Pixels, inside the image, of positive width and height."""
+    """Corners in pixels, inside the image, with positive width and height."""
     labels: Int64[np.ndarray, " G"]
     """Class of each object, 0 ... C-1."""
     crowd: Bool[np.ndarray, " G"]
-    """True = a region of many objects: never a training target, ignored in evaluation as COCO does."""
+    """True = a region of many objects: not a training target, and ignored in evaluation as in COCO."""
     areas: Float64[np.ndarray, " G"]
-    """Pixels, as the data states them (COCO: of the segmentation); of the box where it does not."""
+    """Area in square pixels as given in the data (in COCO, of the segmentation), otherwise that of the box."""
     size_stated: bool = True
-    """Whether the annotations say of which size the image is; else its header does, turned as its EXIF says."""
+    """Whether the size comes from the annotations; otherwise from the image header, with EXIF orientation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DetectionData:
-    """A dataset, or one split of it, in the order of its file."""
+    """A dataset or one of its splits, in the order of the file."""
 
     source: Path
     """The file or folder that was read."""
     categories: tuple[Category, ...]
-    """By label, with the ids and names of the data."""
+    """Classes by label, with the ids and names of the dataset."""
     images: tuple[ImageRecord, ...]
-    findings: tuple[Finding, ...] = ()
-    """What was wrong with it, or is worth knowing; one a kind."""
+    findings: tuple[DataFinding, ...] = ()
+    """Problems of the dataset and notes, one finding per kind."""
 
     @property
     def num_objects(self) -> int:
-        """How many boxes there are to learn: crowds do not count."""
+        """Number of objects, without crowd regions."""
         return sum(int((~image.crowd).sum()) for image in self.images)
 
     @property
     def faulty_boxes(self) -> dict[str, int]:
-        """How many boxes were dropped, or cut to their image, for each kind of fault."""
-        return {found.kind: found.count for found in self.findings if found.kind in BOXES}
+        """Number of boxes that were dropped or clipped, by kind of finding."""
+        return {finding.kind: finding.count for finding in self.findings if finding.kind in BOXES}
 
     @property
     def unreadable(self) -> dict[str, int]:
-        """How many images were left out, for each kind of fault."""
-        return {found.kind: found.count for found in self.findings if found.kind in UNREADABLE}
+        """Number of images that were excluded, by kind of finding."""
+        return {finding.kind: finding.count for finding in self.findings if finding.kind in UNREADABLE}
 
     @property
-    def left_out(self) -> dict[int, str]:
-        """Why images were left out, by their ids."""
+    def excluded(self) -> dict[int, str]:
+        """Reasons why images were excluded, by image id."""
         return {
             place.image_id: place.what
-            for found in self.findings
-            if found.kind in UNREADABLE
-            for place in found.places
+            for finding in self.findings
+            if finding.kind in UNREADABLE
+            for place in finding.places
             if place.image_id is not None
         }
 
     def only(self, image_ids: Container[int]) -> Self:
-        """Return the same with some of the images."""
+        """Return the dataset with only the images with these ids."""
         return replace(self, images=tuple(image for image in self.images if image.id in image_ids))
 
 
-def sound_record(
+def make_record(
     *,
     id: int,  # noqa: A002 - the field's name
     path: Path,
@@ -95,26 +95,26 @@ def sound_record(
     height: int,
     boxes_xyxy: Sequence[Sequence[float]],
     labels: Sequence[int],
-    findings: Findings,
-    where: Callable[[int], str],
+    findings: FindingCollector,
+    locate: Callable[[int], str],
     crowd: Sequence[bool] | None = None,
     areas: Sequence[float | None] | None = None,
     size_stated: bool = True,
 ) -> ImageRecord:
-    """Make a record of boxes as a file states them: drop those that are no boxes, cut the others to the image.
+    """Create the record of an image: drop invalid boxes and clip the others to the image.
 
     Args:
-        id: The image's id in its dataset.
+        id: Id of the image in its dataset.
         path: The image file.
-        width: Pixels.
-        height: Pixels.
-        boxes_xyxy: Corners in pixels, G of them.
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
+        boxes_xyxy: Corners of G boxes in pixels, as given in the file.
         labels: Class of each box, 0 ... C-1.
-        findings: What is wrong with boxes is added to these.
-        where: Says where in the file the n-th box stands, from 0.
-        crowd: Which boxes are crowds; None = none.
-        areas: Area of each object in pixels; where it is None or not positive, the area of the box counts.
-        size_stated: Whether width and height are the file's; see `ImageRecord`.
+        findings: Collects the problems of boxes.
+        locate: Returns a description of the location in the file of the n-th box, from 0.
+        crowd: Which boxes are crowd regions; None if none are.
+        areas: Area of each object in square pixels; where it is None or not positive, the area of the box is used.
+        size_stated: Whether width and height come from the annotations; see `ImageRecord`.
     """
     boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
     inside = np.clip(boxes, 0.0, (width, height, width, height))
@@ -134,12 +134,12 @@ def sound_record(
     for kind, faulty in faults.items():
         for number in np.flatnonzero(faulty).tolist():
             box = tuple(boxes[number].tolist())
-            what = f"{where(number)}, image {id}: corners {', '.join(f'{side:g}' for side in box)} in {width}x{height}"
+            what = f"{locate(number)}, image {id}: corners {', '.join(f'{side:g}' for side in box)} in {width}x{height}"
             findings.add(kind, what, image_id=id, path=path, box_xyxy=box)
 
     stated = np.asarray(areas if areas is not None else [None] * len(boxes), dtype=np.float64)  # None -> NaN
     sides = inside[:, 2:] - inside[:, :2]
-    known = np.isfinite(stated) & (stated > 0)
+    valid = np.isfinite(stated) & (stated > 0)
     return ImageRecord(
         id=id,
         path=path,
@@ -148,13 +148,13 @@ def sound_record(
         boxes_xyxy=inside[keep],
         labels=np.asarray(labels, dtype=np.int64)[keep],
         crowd=np.asarray(crowd if crowd is not None else [False] * len(boxes), dtype=bool)[keep],
-        areas=np.where(known, stated, sides[:, 0] * sides[:, 1])[keep],
+        areas=np.where(valid, stated, sides[:, 0] * sides[:, 1])[keep],
         size_stated=size_stated,
     )
 
 
-def size_in_header(path: Path, image_id: int, findings: Findings) -> tuple[int, int] | None:
-    """Return (height, width) of an image that the annotations do not state; None, and why, where it is unreadable."""
+def read_size_or_note(path: Path, image_id: int, findings: FindingCollector) -> tuple[int, int] | None:
+    """Return (height, width) from the image header; if it cannot be read, add a finding and return None."""
     try:
         return read_size(path)
     except ImageError as error:
@@ -162,61 +162,64 @@ def size_in_header(path: Path, image_id: int, findings: Findings) -> tuple[int, 
         return None
 
 
-def require_sound(data: DetectionData) -> DetectionData:
-    """Return `data`, with which nothing is wrong that keeps it from being used.
+def require_usable(data: DetectionData) -> DetectionData:
+    """Return `data` if none of its findings is an error.
 
     Raises:
-        DataError: Something is; all of it is listed.
+        DataError: There are errors; the message lists all of them.
     """
-    errors = [found for found in data.findings if found.severity == "error"]
+    errors = [finding for finding in data.findings if finding.severity == "error"]
     if errors:
-        raise DataError(f"{data.source}: {' | '.join(found.told(10) for found in errors)}")
+        raise DataError(f"{data.source}: {' | '.join(finding.summary(10) for finding in errors)}")
     return data
 
 
-def require_present(data: DetectionData, max_corrupt: float) -> DetectionData:
-    """Return `data`, most of whose image files exist.
+def require_image_files(data: DetectionData, max_corrupt: float) -> DetectionData:
+    """Return `data` if enough of its image files exist.
 
     Raises:
-        DataError: More than a share `max_corrupt` (0-1) of them are missing.
+        DataError: More than the fraction `max_corrupt` (0-1) of them is missing or corrupt.
     """
-    gone = [*data.left_out.values(), *(str(image.path) for image in data.images if not image.path.is_file())]
-    total = len(data.images) + len(data.left_out)
-    if len(gone) > max_corrupt * total:
+    missing = [
+        *data.excluded.values(),
+        *(str(image.path) for image in data.images if not image.path.is_file()),
+    ]
+    total = len(data.images) + len(data.excluded)
+    if len(missing) > max_corrupt * total:
         raise DataError(
-            f"{data.source}: {len(gone)} of {total} images are missing or broken, more than max_corrupt = "
-            f"{max_corrupt:g} allows: {listed(gone)}; put them back, or take them out of the annotations"
+            f"{data.source}: {len(missing)} of {total} images are missing or corrupt, more than max_corrupt = "
+            f"{max_corrupt:g} allows: {listed(missing)}; restore them, or remove them from the annotations"
         )
     return data
 
 
-def warn(data: DetectionData) -> None:
-    """Say in one log line what is wrong with `data`, though it can be used."""
-    warnings = [found.told(2) for found in data.findings if found.severity == "warning"]
+def log_warnings(data: DetectionData) -> None:
+    """Log the warnings among the findings in one line."""
+    warnings = [finding.summary(2) for finding in data.findings if finding.severity == "warning"]
     if warnings:
-        log.warning("%s: %s ('querybox validate' shows all)", data.source, " | ".join(warnings))
+        log.warning("%s: %s (run 'querybox validate' for all)", data.source, " | ".join(warnings))
 
 
-def require_images(data: DetectionData, folders: Sequence[Path]) -> DetectionData:
-    """Return `data`, some of whose image files exist; that all do, only reading them shows.
+def require_any_image(data: DetectionData, folders: Sequence[Path]) -> DetectionData:
+    """Return `data` if at least one of its image files exists.
 
     Args:
         data: The dataset.
-        folders: Where its images were looked for, for the message.
+        folders: The folders that were searched for its images, for the message.
 
     Raises:
-        DataError: There are no images, or none is there.
+        DataError: The dataset lists no images, or none of them exists.
     """
     if any(image.path.is_file() for image in data.images):
         return data
-    if any(found.severity == "error" for found in data.findings):
-        return data  # what is wrong is known
-    unreadable = [found.told(3) for found in data.findings if found.kind in UNREADABLE]
+    if any(finding.severity == "error" for finding in data.findings):
+        return data  # reported already
+    unreadable = [finding.summary(3) for finding in data.findings if finding.kind in UNREADABLE]
     if not data.images and not unreadable:
         raise DataError(f"{data.source}: lists no images; a dataset needs at least one")
     searched = ", ".join(str(folder) for folder in folders)
-    named = f"the first is '{data.images[0].path.name}'" if data.images else " | ".join(unreadable)
+    reason = f"the first is '{data.images[0].path.name}'" if data.images else " | ".join(unreadable)
     raise DataError(
-        f"{data.source}: none of its images can be read: {named}; searched {searched}; put images into one of these "
-        "folders"
+        f"{data.source}: none of its images can be read: {reason}; searched {searched}; put the images into one of "
+        "these folders"
     )

@@ -1,4 +1,4 @@
-"""Which images share a batch: of alike shape, in an order that the seed and the epoch decide."""
+"""Batch sampling: images of similar shape, in an order determined by the seed and the epoch."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from querybox.errors import ConfigError
 
 
 class BatchSampler(Sampler[list[tuple[int, int]]]):
-    """Yields this process's share of every batch, as (index, epoch) of its images.
+    """Yield this process's part of every batch, as (index, epoch) of its images.
 
-    Every batch is full: as many images as would not fill one sit an epoch out, other ones each time. (All take part
-    where there are too few for one batch.) Landscape and portrait images are kept apart, so that little is padded;
-    only the last batch may mix them. All processes make the same batches from (seed, epoch); process r takes
-    images r, r + world_size, ... of each.
+    Every batch is full; the images left over, different ones in each epoch, are skipped. (If there are fewer images
+    than `batch_size`, the only batch has all of them.) Landscape and portrait images are batched separately to reduce
+    padding; only the last batch may mix them. All processes compute the same batches from (seed, epoch), and process r
+    takes images r, r + world_size, ... of each.
 
     Args:
         data: The images.
-        batch_size: Images a batch, over all processes.
-        seed: At least 0.
-        rank: This process.
-        world_size: How many processes there are.
+        batch_size: Number of images per batch, over all processes.
+        seed: Seed of the order, at least 0.
+        rank: Index of this process.
+        world_size: Number of processes.
 
     Raises:
-        ConfigError: The processes cannot have equal shares of a batch, or not one image each.
+        ConfigError: `batch_size` is not a multiple of `world_size`, or there are fewer images than processes.
     """
 
     def __init__(
@@ -39,7 +39,8 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
             )
         if len(data.images) < world_size:
             raise ConfigError(
-                f"{data.source}: {len(data.images)} images for {world_size} processes; each needs one; start fewer"
+                f"{data.source}: {len(data.images)} images for {world_size} processes; expected at least one each: "
+                "use fewer processes"
             )
         self.portrait = np.array([image.height > image.width for image in data.images])
         self.batch_size = batch_size
@@ -50,11 +51,11 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
         self.skip = 0
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
-        """Choose the epoch to be iterated next.
+        """Set the epoch of the next iteration.
 
         Args:
-            epoch: From 0.
-            skip: How many of its first batches to leave out, because an interrupted run has seen them.
+            epoch: Index of the epoch, from 0.
+            skip: Number of batches to skip at the start, when resuming an interrupted epoch.
         """
         self.epoch = epoch
         self.skip = skip
@@ -65,7 +66,7 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
             yield [(index, epoch) for index in batch[self.rank :: self.world_size]]
 
     def __len__(self) -> int:
-        """How many batches a whole epoch has, whatever `skip`."""
+        """Return the number of batches in an epoch, regardless of `skip`."""
         return max(1, len(self.portrait) // self.batch_size)
 
     def _batches(self, epoch: int) -> list[list[int]]:
@@ -78,5 +79,5 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
             if len(group) == self.batch_size:
                 batches.append(group.copy())
                 group.clear()
-        left = waiting[False] + waiting[True]  # none, or one batch
-        return [*batches, left] if left else batches
+        rest = waiting[False] + waiting[True]  # either empty or one batch
+        return [*batches, rest] if rest else batches

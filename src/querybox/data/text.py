@@ -1,4 +1,4 @@
-"""Reading the plain text files of a dataset."""
+"""Read the text files of a dataset."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from querybox.errors import DataError
 
 
 def read_lines(file: Path) -> list[str]:
-    """Return the lines of a UTF-8 file, without the blanks around them; empty lines stay, to be counted.
+    """Return the stripped lines of a UTF-8 file, including empty ones, so that line numbers are kept.
 
     Raises:
-        DataError: It cannot be read, or is no text.
+        DataError: The file cannot be read or is not UTF-8 text.
     """
     try:
         return [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]

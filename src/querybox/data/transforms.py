@@ -1,7 +1,7 @@
-"""Stage 0: how images are resized, and varied in training, with their boxes.
+"""Stage 0: resizing, and augmentation in training, of images and their boxes.
 
-Pixels stay uint8 until they are normalised on the device. Every random choice comes from the generator that is
-passed in, so the same generator gives the same image.
+Pixels stay uint8 until they are normalised on the device. All random numbers are drawn from the generator that is
+passed in.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torchvision.transforms.v2 import functional as F
 from querybox.data.settings import DataSettings, Sizes
 from querybox.structures import Resizing
 
-# Before a crop only the short side is set, so a panorama of 1 x 10,000 pixels would become gigabytes. The
-# original pipeline bounds the long side, too: 4200 pixels for its largest short side there, 600.
-_LONGEST_BEFORE_CROP = 7
+# Before a crop only the short side is given, and a panorama of 1 x 10,000 pixels would become gigabytes. The original
+# pipeline bounds the long side, too: to 4200 pixels for its largest short side, 600.
+_MAX_ASPECT_BEFORE_CROP = 7
 
 
 class Sample(NamedTuple):
@@ -27,19 +27,26 @@ class Sample(NamedTuple):
 
     pixels: UInt8[Tensor, "3 H W"]
     boxes_xyxy: Float[Tensor, "G 4"]
-    """Pixels of this image."""
+    """Corners in pixels of this image."""
     labels: Int[Tensor, " G"]
 
 
 def resized_shape(
     height: int, width: int, short_side: int, long_side: int, resizing: Resizing = "querybox"
 ) -> tuple[int, int]:
-    """Return the (height, width) to which an image is resized.
+    """Return the (height, width) that an image is resized to.
 
-    The short side becomes `short_side`, or less where the long side would exceed `long_side`. MMDetection rounds both
-    sides (mmcv's imrescale). The others truncate the long side, and round the short side where `long_side` sets it;
-    there facebookresearch's long side may be one pixel more or less than `long_side`, Hugging Face's is computed before
-    the short side is rounded, and ours is facebookresearch's but never more.
+    The short side becomes `short_side`, or less if the long side would exceed `long_side`. MMDetection rounds both
+    sides (mmcv's imrescale). The others truncate the long side and, if `long_side` is the limit, round the short side.
+    In that case facebookresearch's long side may differ from `long_side` by one pixel, Hugging Face computes it before
+    rounding the short side, and ours is facebookresearch's, limited to `long_side`.
+
+    Args:
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        short_side: Target length of the short side in pixels.
+        long_side: Maximum length of the long side in pixels.
+        resizing: The library whose rounding is used.
     """
     short, long = min(height, width), max(height, width)
     if resizing == "mmdet":
@@ -58,33 +65,34 @@ def resized_shape(
 def resize(
     pixels: UInt8[Tensor, "3 h w"], short_side: int, long_side: int, resizing: Resizing = "querybox"
 ) -> UInt8[Tensor, "3 H W"]:
-    """Resize an image to `resized_shape`: all that evaluation and prediction do.
+    """Resize an image to `resized_shape`, as evaluation and prediction do.
 
-    With antialiasing, as Pillow does it, except for MMDetection, whose OpenCV does without.
+    Resizing is bilinear with antialiasing like Pillow's, except for MMDetection, whose OpenCV does not antialias.
     """
     shape = resized_shape(pixels.shape[-2], pixels.shape[-1], short_side, long_side, resizing)
-    batch = pixels[None].contiguous(memory_format=torch.channels_last)  # the order that is resized fastest
+    batch = pixels[None].contiguous(memory_format=torch.channels_last)  # fastest memory format for resizing
     resized: Tensor = F.resize(batch, list(shape), antialias=resizing != "mmdet")
     return resized[0]
 
 
 def augment(sample: Sample, settings: DataSettings, rng: np.random.Generator) -> Sample:
-    """Vary one training image as stage 0 says.
+    """Augment a training image.
 
-    Flip; then resize the short side to one of `scales`, or, evenly chosen, resize it to one of `crop_scales`, cut
-    out a window of random size and place, and resize that. Boxes are cut to the window; those that lie outside
-    are dropped, any that show in part are kept, and a window without objects is a negative.
+    The image is flipped with the given probabilities. Then its short side is resized to one of `scales`; or, with
+    probability `crop`, to one of `crop_scales`, followed by a crop of random size and position that is resized to one
+    of `scales`. Boxes are clipped to the crop, and those outside it are dropped. A crop without objects is a negative
+    example.
 
     Args:
         sample: The image and its objects.
         settings: Sizes and probabilities.
-        rng: Where all chance comes from.
+        rng: Source of all random numbers.
     """
     sizes = settings.sizes()
     sample = _flip(sample, settings, rng)
     if rng.random() < settings.crop:
         short_side = int(rng.choice(sizes.crop_scales))
-        sample = _resize(sample, short_side, _LONGEST_BEFORE_CROP * short_side)
+        sample = _resize(sample, short_side, _MAX_ASPECT_BEFORE_CROP * short_side)
         sample = _crop(sample, sizes, rng)
     sample = _resize(sample, int(rng.choice(sizes.scales)), sizes.long_side)
     if settings.color_jitter:
@@ -112,15 +120,15 @@ def _resize(sample: Sample, short_side: int, long_side: int) -> Sample:
 
 def _crop(sample: Sample, sizes: Sizes, rng: np.random.Generator) -> Sample:
     height, width = sample.pixels.shape[-2:]
-    least, most = sizes.crop_range
-    h = int(rng.integers(min(least, height), min(most, height), endpoint=True))
-    w = int(rng.integers(min(least, width), min(most, width), endpoint=True))
+    low, high = sizes.crop_range
+    h = int(rng.integers(min(low, height), min(high, height), endpoint=True))
+    w = int(rng.integers(min(low, width), min(high, width), endpoint=True))
     top = int(rng.integers(height - h, endpoint=True))
     left = int(rng.integers(width - w, endpoint=True))
     boxes = sample.boxes_xyxy - torch.tensor([left, top, left, top])
-    boxes = boxes.clamp(min=0).minimum(torch.tensor([w, h, w, h]))  # cut to the window
-    shows = (boxes[:, 2:] > boxes[:, :2]).all(1)
-    return Sample(sample.pixels[:, top : top + h, left : left + w], boxes[shows], sample.labels[shows])
+    boxes = boxes.clamp(min=0).minimum(torch.tensor([w, h, w, h]))  # clip to the crop
+    visible = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    return Sample(sample.pixels[:, top : top + h, left : left + w], boxes[visible], sample.labels[visible])
 
 
 def _jitter(

@@ -1,4 +1,4 @@
-"""The validator: what is wrong with a dataset, all of it, before anything is made of it."""
+"""Dataset validation: find all problems of a dataset before it is used."""
 
 from __future__ import annotations
 
@@ -7,42 +7,42 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from querybox.data.findings import Finding, Findings
+from querybox.data.findings import DataFinding, FindingCollector
 from querybox.data.read import as_data_errors, find_splits
 from querybox.data.records import DetectionData
-from querybox.data.scan import Callback, examine_images, with_seen
+from querybox.data.scan import Callback, examine_images, with_observations
 from querybox.data.settings import MAX_CORRUPT
 from querybox.data.splits import pick_split
 from querybox.errors import ConfigError, DataError
 from querybox.structures import Category
 
 VALIDATION = "validation.json"
-"""What a run's folder keeps of its data."""
+"""Name of the file with the validation results in a run's folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitReport:
-    """What was found in one split of a dataset."""
+    """The validation result of one split of a dataset."""
 
     source: Path
     """Its file or folder."""
     images: int
-    """Images that can be used."""
-    left_out: int
-    """Images that cannot be read."""
+    """Number of usable images."""
+    excluded: int
+    """Number of images that cannot be read."""
     objects: int
-    """Boxes that can be used, crowds left out."""
+    """Number of valid boxes, without crowd regions."""
     categories: tuple[Category, ...]
-    findings: tuple[Finding, ...]
-    """One a kind, errors first."""
+    findings: tuple[DataFinding, ...]
+    """One finding per kind, errors first."""
 
     @classmethod
     def of(cls, data: DetectionData) -> Self:
-        """Report on data whose findings are complete."""
+        """Create the report of a dataset whose images have been checked."""
         return cls(
             source=data.source,
             images=len(data.images),
-            left_out=sum(data.unreadable.values()),
+            excluded=sum(data.unreadable.values()),
             objects=data.num_objects,
             categories=data.categories,
             findings=data.findings,
@@ -50,8 +50,8 @@ class SplitReport:
 
     @property
     def usable(self) -> bool:
-        """Whether one can train and evaluate on it: no finding is an error."""
-        return all(found.severity != "error" for found in self.findings)
+        """Whether the split can be used, i.e. no finding is an error."""
+        return all(finding.severity != "error" for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -59,24 +59,24 @@ class SplitReport:
             "source": str(self.source),
             "usable": self.usable,
             "images": self.images,
-            "left_out": self.left_out,
+            "left_out": self.excluded,
             "objects": self.objects,
             "categories": [{"id": one.id, "name": one.name} for one in self.categories],
-            "findings": [found.to_json() for found in self.findings],
+            "findings": [finding.to_json() for finding in self.findings],
         }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What was found in a dataset."""
+    """The validation result of a dataset."""
 
     source: Path
     splits: Mapping[str, SplitReport]
-    """By their names."""
+    """The result of each split, by its name."""
 
     @property
     def usable(self) -> bool:
-        """Whether one can train and evaluate on every split."""
+        """Whether every split can be used."""
         return all(split.usable for split in self.splits.values())
 
     def to_json(self) -> dict[str, Any]:
@@ -92,23 +92,24 @@ def validate(
     max_corrupt: float = MAX_CORRUPT,
     callback: Callback = lambda _: None,
 ) -> Report:
-    """Look at a whole dataset, its annotations and every image, once.
+    """Check the annotations and every image file of a dataset.
 
-    Nothing is changed, neither the files nor anything else. What is found is what training does about it: a run looks
-    in the same way before its first step.
+    No file is changed. A training run performs the same checks before its first step.
 
     Args:
-        path: A dataset: COCO, Pascal VOC or YOLO, as `read_dataset` takes it.
-        split: The split to look at; all of them where it is None.
-        max_corrupt: Share of the images (0-1) that may be unreadable; with more, a split is not usable.
+        path: A dataset in COCO, Pascal VOC or YOLO format, as for `read_dataset`.
+        split: The split to check; all splits if None.
+        max_corrupt: Fraction of the images (0-1) that may be unreadable; a split with more is not usable.
         callback: Called with each image once it has been checked, e.g. to show progress.
 
     Raises:
-        ConfigError: `max_corrupt` is no share.
+        ConfigError: `max_corrupt` is not within 0-1.
         DataError: There is no dataset at `path`, or no such split.
     """
     if not 0 <= max_corrupt <= 1:
-        raise ConfigError(f"validate got max_corrupt={max_corrupt:g}; expected a share of the images, 0 to 1")
+        raise ConfigError(
+            f"validate got max_corrupt={max_corrupt:g}; expected a fraction of the images, 0 to 1"
+        )
     with as_data_errors(Path(path)):
         readers = find_splits(Path(path))
         if split is not None:
@@ -121,42 +122,44 @@ def validate(
         except DataError as error:
             data = unreadable_data(Path(path), str(error))
         else:
-            data = with_seen(data, examine_images(data.images, callback))
-        splits[name] = SplitReport.of(judged(data, max_corrupt))
+            data = with_observations(data, examine_images(data.images, callback))
+        splits[name] = SplitReport.of(with_dataset_findings(data, max_corrupt))
     return Report(source=Path(path), splits=splits)
 
 
 def unreadable_data(source: Path, reason: str) -> DetectionData:
-    """Return what is left of data that cannot be read at all: the finding that they cannot."""
-    findings = Findings(source)
+    """Return an empty dataset with the finding that it cannot be read."""
+    findings = FindingCollector(source)
     findings.add("malformed", reason)
-    return DetectionData(source=source, categories=(), images=(), findings=findings.all())
+    return DetectionData(source=source, categories=(), images=(), findings=findings.by_kind())
 
 
-def judged(data: DetectionData, max_corrupt: float, queries: int | None = None) -> DetectionData:
-    """Return `data`, whose images were looked at, with the findings that it takes all of them to see.
+def with_dataset_findings(
+    data: DetectionData, max_corrupt: float, num_queries: int | None = None
+) -> DetectionData:
+    """Return `data` with the findings that concern the dataset as a whole.
 
     Args:
-        data: The dataset; images that cannot be read are not among its images any more.
-        max_corrupt: Share of the images (0-1) that may be unreadable.
-        queries: Of the model; None = not known.
+        data: The dataset, whose images have been checked and which no longer contains unreadable ones.
+        max_corrupt: Fraction of the images (0-1) that may be unreadable.
+        num_queries: Number of queries of the model; None if unknown.
     """
-    findings = Findings(data.source, known=data.findings)
-    left_out = sum(data.unreadable.values())
-    listed = len(data.images) + left_out
-    if left_out > max_corrupt * listed:
-        what = f"{left_out} of {listed}, more than data.max_corrupt = {max_corrupt:g}"
+    findings = FindingCollector(data.source, known=data.findings)
+    excluded = sum(data.unreadable.values())
+    total = len(data.images) + excluded
+    if excluded > max_corrupt * total:
+        what = f"{excluded} of {total}, more than data.max_corrupt = {max_corrupt:g}"
         findings.add("too_many_unreadable", what)
-    if not data.num_objects and not any(found.kind == "malformed" for found in data.findings):
+    if not data.num_objects and not any(finding.kind == "malformed" for finding in data.findings):
         findings.add("no_objects", f"{len(data.images)} images")
     for record in data.images:
-        about: dict[str, Any] = {"image_id": record.id, "path": record.path}
+        image: dict[str, Any] = {"image_id": record.id, "path": record.path}
         crowds, objects = int(record.crowd.sum()), int((~record.crowd).sum())
         if crowds:
-            findings.add("crowd", f"image {record.id}: {crowds}", count=crowds, **about)
+            findings.add("crowd", f"image {record.id}: {crowds}", count=crowds, **image)
         if not len(record.labels):
-            findings.add("negative", f"image {record.id}", **about)
-        if queries is not None and objects > queries:
-            what = f"image {record.id}: {objects} objects, {queries} queries"
-            findings.add("too_many_objects", what, count=objects - queries, **about)
-    return replace(data, findings=findings.all())
+            findings.add("negative", f"image {record.id}", **image)
+        if num_queries is not None and objects > num_queries:
+            what = f"image {record.id}: {objects} objects, {num_queries} queries"
+            findings.add("too_many_objects", what, count=objects - num_queries, **image)
+    return replace(data, findings=findings.by_kind())

@@ -1,7 +1,7 @@
-"""Pascal VOC XML: one file an image in `Annotations/`, lists of images in `ImageSets/Main/<split>.txt`.
+"""Pascal VOC XML: one file per image in `Annotations/`, lists of images in `ImageSets/Main/<split>.txt`.
 
-Corners are taken as they are written, as LabelImg and the like write them, from 0. (The challenge's own files count
-pixels from 1: a shift of one pixel. Objects marked `difficult` are objects like all others.)
+Corners are read as written, with pixels counted from 0 as by LabelImg and similar tools. (The challenge's own files
+count pixels from 1, so their boxes are shifted by one pixel. Objects marked `difficult` are treated like others.)
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from querybox.data.findings import Findings
+from querybox.data.findings import FindingCollector
 from querybox.data.image import MAX_PIXELS, image_files
 from querybox.data.records import (
     DetectionData,
     ImageRecord,
-    require_images,
-    size_in_header,
-    sound_record,
+    make_record,
+    read_size_or_note,
+    require_any_image,
 )
 from querybox.data.splits import Reader, by_split
 from querybox.data.text import read_lines
@@ -32,7 +32,7 @@ from querybox.text import listed
 
 
 class _Objects(NamedTuple):
-    """What one XML file says."""
+    """The content of one XML file."""
 
     file: Path
     size: tuple[int, int] | None  # height, width
@@ -41,11 +41,11 @@ class _Objects(NamedTuple):
 
 
 def voc_splits(folder: Path) -> dict[str, Reader]:
-    """Find the image lists of a VOC folder, by split; without lists, all its images are the split `all`."""
+    """Return a reader for each split of a VOC folder; without image lists, the only split is `all`."""
     if not _annotation_files(folder):
         return {}
     lists = sorted((folder / "ImageSets" / "Main").glob("*.txt"))
-    # The challenge adds a list for every class, such as cat_train.txt.
+    # The challenge also has lists of every class, such as cat_train.txt.
     lists = [file for file in lists if "_" not in file.stem] or lists
     if not lists:
         return {"all": partial(read_voc, folder)}
@@ -55,29 +55,29 @@ def voc_splits(folder: Path) -> dict[str, Reader]:
 def read_voc(folder: Path, image_list: Path | None = None) -> DetectionData:
     """Read a VOC folder.
 
-    An image and its XML share their name. The categories are the names found in all XML files, in alphabetical order,
-    so that every split has the same; VOC has no ids, they get 1 ... C. Image ids are 1, 2 ... in the list's order.
-    Faults of files and objects are among the data's `findings`.
+    An image and its XML file have the same name. The categories are the names in all XML files in alphabetical order,
+    so they are the same in every split; because VOC has no ids, they get 1 ... C. Image ids are 1, 2 ... in the order
+    of the list. Problems of files and objects are among the data's `findings`.
 
     Args:
-        folder: Holds `Annotations/`, and images in `JPEGImages/`, `images/`, itself, or beside the XML files.
-        image_list: Text file with one image name a line; None = all images.
+        folder: Contains `Annotations/`, and images in `JPEGImages/`, in `images/`, directly, or beside the XML files.
+        image_list: Text file with one image name per line; None for all images.
 
     Raises:
-        DataError: XML files that are listed are missing, or all images are.
+        DataError: Listed XML files are missing, or all images are.
     """
     source = image_list or folder / "Annotations"
-    findings = Findings(source)
+    findings = FindingCollector(source)
     files = {file.stem: file for file in _annotation_files(folder)}
     parsed = {stem: _parse_or_note(file, findings) for stem, file in files.items()}
-    names = sorted({name for found in parsed.values() for name in found.names})
+    names = sorted({name for objects in parsed.values() for name in objects.names})
     stems = _read_list(image_list) if image_list else list(files)
-    absent = [stem for stem in stems if stem not in parsed]
-    if absent:
-        raise DataError(f"{source}: {len(absent)} of {len(stems)} XML files are missing: {listed(absent)}")
+    missing = [stem for stem in stems if stem not in parsed]
+    if missing:
+        raise DataError(f"{source}: {len(missing)} of {len(stems)} XML files are missing: {listed(missing)}")
 
     folders = _image_folders(folder)
-    images = {file.stem: file for where in reversed(folders) for file in image_files(where)}
+    images = {file.stem: file for parent in reversed(folders) for file in image_files(parent)}
     labels = {name: label for label, name in enumerate(names)}
     records = [
         _record(number, images.get(stem, folders[0] / f"{stem}.jpg"), parsed[stem], labels, findings)
@@ -87,9 +87,9 @@ def read_voc(folder: Path, image_list: Path | None = None) -> DetectionData:
         source=source,
         categories=tuple(Category(id=label + 1, name=name) for name, label in labels.items()),
         images=tuple(record for record in records if record is not None),
-        findings=findings.all(),
+        findings=findings.by_kind(),
     )
-    return require_images(data, folders)
+    return require_any_image(data, folders)
 
 
 def _annotation_files(folder: Path) -> list[Path]:
@@ -105,31 +105,31 @@ def _read_list(file: Path) -> list[str]:
     stems = [line for line in read_lines(file) if line]
     repeated = [stem for stem, count in Counter(stems).items() if count > 1]
     if repeated:
-        raise DataError(f"{file}: images must be listed once, these repeat: {listed(repeated)}")
+        raise DataError(f"{file}: images must be listed once; repeated: {listed(repeated)}")
     return stems
 
 
 def _record(
-    number: int, image: Path, found: _Objects, labels: dict[str, int], findings: Findings
+    number: int, image: Path, objects: _Objects, labels: dict[str, int], findings: FindingCollector
 ) -> ImageRecord | None:
-    size = found.size or size_in_header(image, number, findings)
+    size = objects.size or read_size_or_note(image, number, findings)
     if size is None:
         return None
-    return sound_record(
+    return make_record(
         id=number,
         path=image,
         width=size[1],
         height=size[0],
-        boxes_xyxy=found.boxes_xyxy,
-        labels=[labels[name] for name in found.names],
+        boxes_xyxy=objects.boxes_xyxy,
+        labels=[labels[name] for name in objects.names],
         findings=findings,
-        where=lambda place: f"{found.file}, object {place + 1}",
-        size_stated=found.size is not None,
+        locate=lambda index: f"{objects.file}, object {index + 1}",
+        size_stated=objects.size is not None,
     )
 
 
-def _parse_or_note(file: Path, findings: Findings) -> _Objects:
-    """Parse an XML file; of one that cannot be understood note so, which is an error of the dataset."""
+def _parse_or_note(file: Path, findings: FindingCollector) -> _Objects:
+    """Parse an XML file; if that fails, add a finding and return no objects."""
     try:
         return _parse(file)
     except DataError as error:
@@ -144,7 +144,7 @@ def _parse(file: Path) -> _Objects:
         raise DataError(f"{file}: is not well-formed XML: {error}") from None
     except DefusedXmlException:
         raise DataError(
-            f"{file}: declares a document type or entities, which are refused; remove them"
+            f"{file}: declares a document type or entities, which are not allowed; remove them"
         ) from None
     except (OSError, ValueError, LookupError) as error:  # unreadable; unknown or multi-byte encodings
         raise DataError(f"{file}: cannot be read as XML: {error}") from None
@@ -177,7 +177,7 @@ def _box(file: Path, number: int, item: Element) -> list[float]:
 
 
 def _pixels(text: str | None) -> int | None:
-    """Read a side of the image. Some tools write 0 or nothing; the image's header knows better."""
+    """Return a side of the image; None if it is invalid, because some tools write 0 or nothing."""
     try:
         side = int(float(text or 0))
     except (ValueError, OverflowError):

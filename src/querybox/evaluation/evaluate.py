@@ -65,7 +65,7 @@ def evaluate(
         )
     labels_by_name(engine.categories, data.categories)  # fail before the work is done, not after
     detections, unreadable = detect_records(engine, data.images, batch_size=batch_size, callback=callback)
-    return measure(data, detections, data.left_out | unreadable, max_corrupt)
+    return measure(data, detections, data.excluded | unreadable, max_corrupt)
 
 
 def measure(

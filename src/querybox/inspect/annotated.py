@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from querybox.data import DetectionData, ImageRecord, read_pixels
-from querybox.data.loader import as_target
+from querybox.data.loader import to_target
 from querybox.data.transforms import Sample
 from querybox.errors import DataError
 from querybox.evaluation.evaluate import labels_by_name
@@ -55,7 +55,7 @@ def trace_record(detector: DetectionTransformer, record: ImageRecord, data: Dete
         boxes_xyxy=torch.from_numpy(record.boxes_xyxy[real]).float(),
         labels=labels[torch.from_numpy(record.labels[real])],
     )
-    return replace(trace(detector, pixels, as_target(objects)), source=str(record.path))
+    return replace(trace(detector, pixels, to_target(objects)), source=str(record.path))
 
 
 def find_record(source: object, data: DetectionData) -> ImageRecord:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from querybox.data import read_image
-from querybox.data.findings import KINDS, Finding, Kind, Place
+from querybox.data.findings import KINDS, DataFinding, FindingKind, Place
 from querybox.data.validate import Report
 from querybox.errors import ImageError
 from querybox.files import write_text
@@ -28,7 +28,7 @@ LISTED = 1000
 class Section:
     """One kind of problem as the page shows it."""
 
-    kind: Kind
+    kind: FindingKind
     count: int
     pictures: dict[str, str]
     """URLs of pictures by the place that they show."""
@@ -49,7 +49,7 @@ def write_validation(path: Path, report: Report) -> None:
     write_text(path, render("validation.html", report=report, sections=sections))
 
 
-def make_section(finding: Finding) -> Section:
+def make_section(finding: DataFinding) -> Section:
     """Draw the first places of a finding, and list the others."""
     shown = finding.places[:LISTED]
     pictures = {}

@@ -1,4 +1,4 @@
-"""The data of a run: looked at before its first step, and the same from then on, whatever becomes of the files."""
+"""The data of a run: checked before its first step, and required to stay the same when it is resumed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Self
 from pydantic import TypeAdapter, ValidationError
 
 from querybox.data import DetectionData, read_train_and_val
-from querybox.data.records import require_sound, warn
-from querybox.data.scan import examine_images, with_seen
-from querybox.data.validate import VALIDATION, SplitReport, judged
+from querybox.data.records import log_warnings, require_usable
+from querybox.data.scan import examine_images, with_observations
+from querybox.data.validate import VALIDATION, SplitReport, with_dataset_findings
 from querybox.errors import DataError
 from querybox.evaluation.evaluate import labels_by_name
 from querybox.files import atomic
@@ -29,56 +29,56 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fixed:
-    """What a split was when the run began; from then on it is nothing else."""
+class Fingerprint:
+    """Identifies the content of a split, so that a resumed run can check that it has not changed."""
 
     digest: str
-    """Of the images that are used and their objects."""
+    """Hash of the images that are used and their objects."""
     classes: tuple[str, ...]
     left_out: tuple[int, ...]
-    """Ids of the images that could not be read."""
+    """Ids of the images that could not be read and are excluded."""
 
     @classmethod
     def of(cls, data: DetectionData) -> Self:
-        """Fix a split, the images of which were looked at."""
-        return cls(digest=digest(data), classes=class_names(data), left_out=tuple(sorted(data.left_out)))
+        """Compute the fingerprint of a split whose images have been checked."""
+        return cls(digest=digest(data), classes=class_names(data), left_out=tuple(sorted(data.excluded)))
 
-    def again(self, data: DetectionData, folder: Path) -> DetectionData:
-        """Return the same images of `data`, which was read anew, for the run in `folder`.
+    def restore(self, data: DetectionData, folder: Path) -> DetectionData:
+        """Return the images of `data` that the run in `folder` uses, after reading the dataset again.
 
         Raises:
-            DataError: It is not what it was.
+            DataError: The split has changed.
         """
         used = data.only({image.id for image in data.images} - set(self.left_out))
         if class_names(data) != self.classes:
-            change = f"its classes were {listed(self.classes)} and are {listed(class_names(data))}"
+            change = f"its classes were {listed(self.classes)} and are now {listed(class_names(data))}"
         elif digest(used) != self.digest:
-            change = "its images or their objects are others"
+            change = "its images or their objects are different"
         else:
             return used
         raise DataError(
-            f"{data.source}: has changed since the run in {folder} began: {change}; put it back, or start a new run "
-            f"from the weights of this one, whose classes are kept by name: --weights {folder / 'last.safetensors'}"
+            f"{data.source}: has changed since the run in {folder} began: {change}; restore it, or start a new run "
+            f"from the weights of this one, which keeps classes by name: --weights {folder / 'last.safetensors'}"
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunData:
-    """What a run trains and is evaluated on."""
+    """The training and validation data of a run."""
 
     training: DetectionData
     validation: DetectionData | None
-    fixed: Mapping[str, Fixed]
-    """By the names of the splits: ``train`` and ``val``."""
+    fingerprints: Mapping[str, Fingerprint]
+    """Fingerprints by split, ``train`` and ``val``."""
     reports: Mapping[str, SplitReport]
-    """What was found, where the images were looked at and not known from before."""
+    """Validation results by split; empty if a resumed run has them already."""
 
     def write(self, folder: Path) -> None:
-        """Write ``validation.json``, unless all of it was known from there."""
+        """Write ``validation.json``, unless it was read from there."""
         if not self.reports:
             return
         content = {
-            name: {"fixed": asdict(self.fixed[name]), **report.to_json()}
+            name: {"fixed": asdict(self.fingerprints[name]), **report.to_json()}
             for name, report in self.reports.items()
         }
         with atomic(folder / VALIDATION) as temporary:
@@ -86,77 +86,85 @@ class RunData:
 
 
 def read_data(settings: RunSettings, accelerator: Accelerator, *, resume: bool) -> RunData:
-    """Read the datasets to train on and to evaluate on.
+    """Read the training and the validation dataset.
 
-    Images that cannot be read are left out. Which ones these are is found out once, before the first step, where every
-    process looks at its share of the images; a run that goes on takes it from its folder.
+    Images that cannot be read are excluded. They are determined once, before the first step, by all processes together;
+    a resumed run reads them from its folder.
 
     Raises:
-        DataError: A dataset cannot be used, or is another one than when the run began.
-        ConfigError: The two have different classes.
+        DataError: A dataset cannot be used, or it has changed since the run started.
+        ConfigError: The two datasets have different classes.
     """
     folder = Path(settings.output)
     training, validation = read_train_and_val(settings.data)
     splits = {"train": training} if validation is None else {"train": training, "val": validation}
-    known = read_fixed(folder / VALIDATION) if resume else {}
-    if known.keys() == splits.keys():
-        splits = {name: require_sound(known[name].again(data, folder)) for name, data in splits.items()}
-        fixed, reports = known, {}
+    fingerprints = read_fingerprints(folder / VALIDATION) if resume else {}
+    if fingerprints.keys() == splits.keys():
+        splits = {
+            name: require_usable(fingerprints[name].restore(data, folder)) for name, data in splits.items()
+        }
+        reports = {}
     else:
-        splits = {name: look_at(data, settings, accelerator) for name, data in splits.items()}
-        fixed = {name: Fixed.of(data) for name, data in splits.items()}
+        splits = {name: check_images(data, settings, accelerator) for name, data in splits.items()}
+        fingerprints = {name: Fingerprint.of(data) for name, data in splits.items()}
         reports = {name: SplitReport.of(data) for name, data in splits.items()}
     if "val" in splits:
         labels_by_name(splits["train"].categories, splits["val"].categories)
-    return RunData(training=splits["train"], validation=splits.get("val"), fixed=fixed, reports=reports)
+    return RunData(
+        training=splits["train"],
+        validation=splits.get("val"),
+        fingerprints=fingerprints,
+        reports=reports,
+    )
 
 
-def look_at(data: DetectionData, settings: RunSettings, accelerator: Accelerator) -> DetectionData:
-    """Decode all images of a split, shared out between the processes, and judge what is found.
+def check_images(data: DetectionData, settings: RunSettings, accelerator: Accelerator) -> DetectionData:
+    """Decode all images of a split, distributed over the processes, and add the findings.
 
     Raises:
         DataError: The split cannot be used.
     """
     from accelerate.utils import gather_object
 
-    share = data.images[accelerator.process_index :: accelerator.num_processes]
-    seen = gather_object(examine_images(share))
-    data = judged(with_seen(data, sorted(seen)), settings.data.max_corrupt, settings.model["queries"])
-    require_sound(data)
+    own = data.images[accelerator.process_index :: accelerator.num_processes]
+    data = with_observations(data, sorted(gather_object(examine_images(own))))
+    data = with_dataset_findings(data, settings.data.max_corrupt, settings.model["queries"])
+    require_usable(data)
     if accelerator.is_main_process:
-        warn(data)
+        log_warnings(data)
     return data
 
 
-def read_fixed(path: Path) -> dict[str, Fixed]:
-    """Return what is known of the splits of a run that was begun; nothing where it was killed before.
+def read_fingerprints(path: Path) -> dict[str, Fingerprint]:
+    """Return the fingerprints of a run's splits; empty if the run ended before they were written.
 
     Raises:
-        DataError: The file is damaged.
+        DataError: The file is corrupt.
     """
     if not path.is_file():
         return {}
     try:
         content = TypeAdapter(dict[str, dict[str, object]]).validate_json(path.read_bytes())
         return {
-            name: TypeAdapter(Fixed).validate_python(split.get("fixed")) for name, split in content.items()
+            name: TypeAdapter(Fingerprint).validate_python(split.get("fixed"))
+            for name, split in content.items()
         }
     except ValidationError:
         raise DataError(
-            f"{path}: is damaged; expected what was found of the run's data: remove it, and they are looked at anew"
+            f"{path}: is corrupt; expected the validation result of the run's data: remove it to check the data again"
         ) from None
 
 
 def class_names(data: DetectionData) -> tuple[str, ...]:
-    """Return the names of the classes, by label."""
+    """Return the class names in order of label."""
     return tuple(category.name for category in data.categories)
 
 
 def digest(data: DetectionData) -> str:
-    """Return what changes with any image or object, but not with the folder that they are in."""
-    total = hashlib.sha256()
+    """Return a hash of all images' names, sizes and objects, which does not depend on their folder."""
+    content_hash = hashlib.sha256()
     for image in data.images:
-        total.update(f"{image.id} {image.path.name} {image.width} {image.height}".encode())
+        content_hash.update(f"{image.id} {image.path.name} {image.width} {image.height}".encode())
         for array in (image.boxes_xyxy, image.labels, image.crowd, image.areas):
-            total.update(array.tobytes())
-    return total.hexdigest()
+            content_hash.update(array.tobytes())
+    return content_hash.hexdigest()

@@ -31,11 +31,11 @@ from querybox.training.ema import MovingAverage
 from querybox.training.folder import CHECKPOINT, METRICS
 from querybox.training.interrupt import StopRequest
 from querybox.training.loss import DetectionLoss
-from querybox.training.lost import LostImages
 from querybox.training.metrics import as_row, write_metrics
 from querybox.training.optim import Schedule, build_optimizer, freeze
 from querybox.training.processes import take
 from querybox.training.settings import RunSettings
+from querybox.training.unreadable import UnreadableImages
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -59,8 +59,8 @@ class Update:
     grad_norm: float
     """Of all trained parameters together, before clipping."""
     images: int
-    lost: int
-    """Images that could not be read."""
+    unreadable: int
+    """Number of images that could not be read."""
     seconds: float
     """Of the run so far; the same in every process, so that their learning rates are."""
     stop: StopReason | None
@@ -109,7 +109,7 @@ class Trainer:
         self.folder = Path(run.output)
         self.accelerator = accelerator
         self.evaluate = evaluate
-        self.lost = LostImages(accelerator, self.folder, loader.dataset)
+        self.unreadable = UnreadableImages(accelerator, self.folder, loader.dataset)
         self.average = MovingAverage(detector, settings.ema) if settings.ema else None
         self.adamw = build_optimizer(detector, settings)
         fast = for_training(detector)
@@ -171,8 +171,8 @@ class Trainer:
             totals = {name: totals.get(name, 0) + loss.detach() / len(parts) for name, loss in losses.items()}
         norm = self.accelerator.clip_grad_norm_(self.trained, self.settings.clip or math.inf)
         update = self.agree(totals, norm, parts, request)
-        if update.lost:
-            self.lost.note([lost for part in parts for lost in part.lost])
+        if update.unreadable:
+            self.unreadable.add([image for part in parts for image in part.unreadable])
         self.require_finite(update, parts)
         if not update.images:
             self.optimizer.zero_grad()  # or AdamW would go on as before
@@ -203,20 +203,23 @@ class Trainer:
         before the gradient is known to be finite.
         """
         late = self.settings.max_time is not None and self.seconds > self.settings.max_time
-        images, lost = sum(len(part.image_ids) for part in parts), sum(len(part.lost) for part in parts)
-        own = [images, lost, self.seconds, request.signal is not None, late]
+        images, unreadable = (
+            sum(len(part.image_ids) for part in parts),
+            sum(len(part.unreadable) for part in parts),
+        )
+        own = [images, unreadable, self.seconds, request.signal is not None, late]
         numbers = torch.cat(
             [torch.stack([*losses.values(), norm]), torch.tensor(own).to(norm, non_blocking=True)]
         )
         if self.accelerator.num_processes > 1:
             numbers = self.accelerator.reduce(numbers, "sum")
-        *values, total_norm, total_images, total_lost, seconds, signalled, late_ones = numbers.tolist()
+        *values, total_norm, total_images, total_unreadable, seconds, signalled, late_ones = numbers.tolist()
         processes = self.accelerator.num_processes
         return Update(
             losses={name: value / processes for name, value in zip(losses, values, strict=True)},
             grad_norm=total_norm / processes,  # it is the same in each
             images=round(total_images),
-            lost=round(total_lost),
+            unreadable=round(total_unreadable),
             seconds=seconds / processes,
             stop="signal" if signalled else "time" if late_ones else None,
         )
@@ -375,7 +378,7 @@ class Trainer:
         average = self.average.model if self.average else None
         checkpoint.restore(self.detector, self.adamw, average=average)
         self.progress = checkpoint.progress
-        self.lost.resume()
+        self.unreadable.resume()
         if checkpoint.scaler and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(checkpoint.scaler)
 

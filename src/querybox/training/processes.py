@@ -164,7 +164,7 @@ def evaluate_together(
         parts = gather_object([(found, request.signal is not None)])
         if any(asked for _, asked in parts):
             return None
-        for (part, lost), _ in parts:
+        for (part, errors), _ in parts:
             detections |= part
-            unreadable |= lost
+            unreadable |= errors
     return measure(data, detections, unreadable, max_corrupt)

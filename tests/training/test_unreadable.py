@@ -61,9 +61,9 @@ def test_they_are_recorded_and_weigh_nothing(
     assert sorted(lost) == [1, 5]
     assert "1.png: cannot be read as an image" in lost[1]
     assert "5.png: no such image file" in lost[5]
-    assert len([message for message in caplog.messages if "is lost" in message]) == 2
-    assert sum(update.lost for update in made) > 2
-    assert all(update.images + update.lost == 4 for update in made)
+    assert len([message for message in caplog.messages if "is excluded from the loss" in message]) == 2
+    assert sum(update.unreadable for update in made) > 2
+    assert all(update.images + update.unreadable == 4 for update in made)
 
 
 def test_an_update_without_any_image_changes_nothing(
@@ -91,7 +91,7 @@ def test_too_many_end_the_run_before_an_update(
     damage_after(monkeypatch, 2, own_boxes.parent / "1.png")
     settings = run_settings(data={"train": str(own_boxes)}, epochs=2, batch_size=4)
     with pytest.raises(
-        TrainingError, match=r"1 of 8 training images have been lost .* data\.max_corrupt = 0\.05"
+        TrainingError, match=r"1 of 8 training images have become unreadable .* data\.max_corrupt = 0\.05"
     ):
         train(settings)
     assert read_record(Path(settings.output)).failed
