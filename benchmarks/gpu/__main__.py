@@ -96,11 +96,9 @@ def all_rows(run: Run) -> Iterator[Row]:
 def run_tests(path: Path) -> bool:
     """Run the tests marked `device`, keep what they print, and return whether they passed."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "device", "tests/training"]
-    done = subprocess.run(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    )
-    path.write_text(done.stdout)
-    print(done.stdout, flush=True)
+    with path.open("w") as output:
+        done = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, check=False)
+    print(path.read_text(), flush=True)
     return done.returncode == 0
 
 

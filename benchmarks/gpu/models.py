@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks import setup
 from benchmarks.measure import Absent
@@ -188,10 +188,16 @@ def theirs(model: Model, run: Run) -> Any:
 
 def batch_on(run: Run, count: int, pixels: int) -> ImageBatch:
     """Return so many square images on the device, normalised; none is padded."""
-    contents, sizes = setup.pixels(count, run.size(pixels))
+    contents, sizes = pixels_of(count, run.size(pixels))
     return ImageBatch.from_pixels(
         contents.to(run.device), sizes.to(run.device), Preprocessing(), padded=False
     )
+
+
+@cache
+def pixels_of(count: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return `benchmarks.setup.pixels`, read once."""
+    return setup.pixels(count, size)
 
 
 @contextmanager

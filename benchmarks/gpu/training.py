@@ -13,7 +13,17 @@ from torch import Tensor
 from benchmarks import setup
 from benchmarks.gpu.inference import OURS
 from benchmarks.gpu.memory import with_peak_memory
-from benchmarks.gpu.models import MODELS, Model, Precision, Run, batch_on, computing_in, ours, theirs
+from benchmarks.gpu.models import (
+    MODELS,
+    Model,
+    Precision,
+    Run,
+    batch_on,
+    computing_in,
+    ours,
+    pixels_of,
+    theirs,
+)
 from benchmarks.measure import Row, Side, Work
 from benchmarks.peers import TRANSFORMERS, transformers_targets
 from benchmarks.setup import Setup
@@ -52,7 +62,7 @@ def row(run: Run, model: Model, precision: Precision) -> Row:
         # Gradients are not compared: those of Deformable DETR's heads differ, which transformers ties together.
         difference=lambda a, b: relative(a[:1], b[:1]),
         rounds=(2 if run.quick else 5, 20),
-        seconds=run.seconds(6.0),
+        seconds=run.seconds(4.0),
     )
 
 
@@ -82,7 +92,7 @@ def described(model: Model) -> str:
 def our_step(run: Run, model: Model, precision: Precision) -> Work:
     """Return an update of querybox's own training loop, from pixels in the host's memory on."""
     count, pixels = run.batch(BATCH), PIXELS.get(model.name, 640)
-    contents, sizes = setup.pixels(count, run.size(pixels))
+    contents, sizes = pixels_of(count, run.size(pixels))
     batch = Batch(
         pixels=contents,
         sizes=sizes,

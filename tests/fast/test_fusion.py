@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from querybox.fast.convolution import FusedConv2d, use_onednn
+from querybox.fast.convolution import FusedConv2d, use_fused_operators
 from querybox.fast.fusion import fuse
 from querybox.fast.replacement import copy_modules
 from querybox.modules.backbone import Backbone
@@ -34,7 +34,7 @@ def compare(backbone: Backbone) -> nn.Module:
             assert len(answers) == len(expected)
             for ours, theirs in zip(answers, expected, strict=True):
                 assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
-            use_onednn(fused)
+            use_fused_operators(fused)
     return fused
 
 

@@ -1,8 +1,9 @@
 """Convolutions and linear layers that compute in one step what comes after them: a shortcut, an activation.
 
 On x86 CPUs one operator of oneDNN computes all of it while the result is still in the cache, and its linear layer is
-the faster one. PyTorch has these operators for `torch.compile` and does not document them: they are used where they
-are found, and public functions elsewhere. docs/decisions/0009-fast-engine-in-torch.md has the measurements.
+the faster one. On NVIDIA GPUs cuDNN has such an operator for a ReLU. PyTorch does not document these operators: they
+are used where they are found, and public functions elsewhere. docs/decisions/0009-fast-engine-in-torch.md has the
+measurements on CPUs, docs/benchmarks.md those on a GPU.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class FusedConv2d(nn.Conv2d):
     """A convolution, a shortcut added to it, an activation."""
 
     onednn = False
-    """Whether to use oneDNN's own operator; see `use_onednn`."""
+    """Whether to use oneDNN's own operator; see `use_fused_operators`."""
+    cudnn = False
+    """Whether to use cuDNN's own operator, which has a ReLU."""
     overwrite_shortcut = False
     """Whether nothing else reads the shortcut, so that the result may be written over it."""
     activation: type[nn.Module] = nn.Identity
@@ -59,11 +62,13 @@ class FusedConv2d(nn.Conv2d):
     ) -> Float[Tensor, "B D h w"]:
         """Convolve, add, activate."""
         if self.onednn:
-            return self.in_one_step(x, shortcut)
+            return self.by_onednn(x, shortcut)
+        if self.cudnn:
+            return self.by_cudnn(x, shortcut)
         x = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
         return ACTIVATIONS[self.activation].function(x if shortcut is None else x + shortcut)
 
-    def in_one_step(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
+    def by_onednn(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
         """Compute it by one operator, except for activations that it lacks after an addition."""
         conv = (self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups)
         name, arguments, function = ACTIVATIONS[self.activation]
@@ -76,12 +81,24 @@ class FusedConv2d(nn.Conv2d):
             x = ONEDNN._convolution_pointwise.binary(x, shortcut, *conv, "add", 1.0, relu, [], "")
         return x if relu else function(x)
 
+    def by_cudnn(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
+        """Compute it by one operator; the activation is a ReLU."""
+        stride, padding, dilation = self.stride, self.padding, self.dilation
+        assert not isinstance(padding, str)  # see `fits`
+        if shortcut is None:
+            return torch.cudnn_convolution_relu(
+                x, self.weight, self.bias, stride, padding, dilation, self.groups
+            )
+        return torch.cudnn_convolution_add_relu(
+            x, self.weight, shortcut, 1.0, self.bias, stride, padding, dilation, self.groups
+        )
+
 
 class FusedLinear(nn.Linear):
     """A linear layer and, if asked for, a ReLU."""
 
     onednn = False
-    """Whether to use oneDNN's own operator; see `use_onednn`."""
+    """Whether to use oneDNN's own operator; see `use_fused_operators`."""
     activation: type[nn.Module] = nn.Identity
     """`torch.nn.ReLU` or `torch.nn.Identity`."""
 
@@ -93,11 +110,23 @@ class FusedLinear(nn.Linear):
         return function(F.linear(x, self.weight, self.bias))
 
 
-def use_onednn(model: nn.Module) -> None:
-    """Let the fused layers of `model` use oneDNN's operators, where there are any for their device and type."""
+def use_fused_operators(model: nn.Module) -> None:
+    """Let the fused layers of `model` use oneDNN's and cuDNN's operators, where their device and type have any."""
     for layer in model.modules():
         if isinstance(layer, FusedConv2d | FusedLinear):
             layer.onednn = has_onednn(layer.weight.device, layer.weight.dtype)
+        if isinstance(layer, FusedConv2d):
+            layer.cudnn = layer.activation is nn.ReLU and layer.groups == 1 and has_cudnn(layer.weight.device)
+
+
+def has_cudnn(device: torch.device) -> bool:
+    """Return whether cuDNN's operators are there for a device."""
+    return (
+        device.type == "cuda"
+        and torch.version.cuda is not None  # AMD's GPUs are called "cuda" as well
+        and torch.backends.cudnn.is_available()
+        and all(hasattr(torch, name) for name in ("cudnn_convolution_relu", "cudnn_convolution_add_relu"))
+    )
 
 
 def has_onednn(device: torch.device, dtype: torch.dtype) -> bool:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from querybox.errors import CheckpointError, ConfigError
-from querybox.fast.convolution import use_onednn
+from querybox.fast.convolution import use_fused_operators
 from querybox.fast.fusion import fuse
 from querybox.fast.replacement import copy_modules, has_hooks, replace_leaves
 from querybox.fast.sampling import TableSample
@@ -74,7 +74,7 @@ class OptimizedDetector(Predictor):
         set_last_only(self.model)
         keep_cells(self.model, dtype)
         convert(self.model, dtype)
-        self.compile() if compiled else use_onednn(self.model)
+        self.compile() if compiled else use_fused_operators(self.model)
 
     def compile(self) -> None:
         """Compile what takes the time, for all sizes at once; positions and masks are made outside of it.
