@@ -1,4 +1,4 @@
-"""What flows between the stages: frozen values whose types state their shapes.
+"""The values passed between the stages: frozen dataclasses whose types state their shapes.
 
 Legend: B images, Q queries, C classes, K = C + 1 with "no object", D width, S memory tokens, L decoder layers,
 G objects in one image, H W pixels of the padded batch. `boxes` are cxcywh in 0-1 of the unpadded image;
@@ -21,12 +21,12 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 Resizing = Literal["querybox", "facebook", "huggingface", "mmdet"]
 Shapes = tuple[tuple[int | torch.SymInt, int | torch.SymInt], ...]
-"""(height, width) of several feature maps in cells; open, `SymInt`, while a graph for any size is traced."""
+"""(height, width) of several feature maps in cells; `SymInt` while a graph with dynamic sizes is traced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Category:
-    """A class as the user's data knows it. Inside the library its label is its position, 0 ... C-1."""
+    """A class of the dataset. Inside the library a class is identified by its label, its index 0 ... C-1."""
 
     id: int
     name: str
@@ -34,10 +34,10 @@ class Category:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
-    """How an image becomes the model's input, and its answer boxes; part of every saved model.
+    """Resizing and normalisation of images and clipping of boxes; saved with every model.
 
-    `mean` and `std` are RGB in 0-255. The short side is resized to `short_side` pixels unless the long side
-    would then exceed `long_side`.
+    `mean` and `std` are RGB in 0-255. The short side is resized to `short_side` pixels, or less if the long side would
+    otherwise exceed `long_side`.
     """
 
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -45,23 +45,23 @@ class Preprocessing:
     short_side: int = 800
     long_side: int = 1333
     resizing: Resizing = "querybox"
-    """Whose way of rounding sizes and of interpolating; see `querybox.data.transforms.resize`."""
+    """The library whose rounding of sizes and interpolation is used; see `querybox.data.transforms.resize`."""
     clip_boxes: bool = True
-    """Whether detected boxes are cut to the image."""
+    """Whether detected boxes are clipped to the image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageBatch:
-    """Images of one forward pass, normalised and padded right and below to one size."""
+    """Images of one forward pass, normalised and padded at the right and bottom to the same size."""
 
     images: Float[Tensor, "B 3 H W"]
-    """Normalised pixels, RGB; zero where padded."""
+    """Normalised RGB pixels; zero where padded."""
     padding_mask: Bool[Tensor, "B H W"]
     """True = padding."""
     sizes: Int[Tensor, "B 2"]
     """(height, width) of each image before padding, in pixels."""
     padded: bool = True
-    """False: no image is padded, which need not be read from the mask."""
+    """Whether any image may be padded; if False, the mask need not be evaluated."""
 
     @classmethod
     def from_images(
@@ -70,13 +70,13 @@ class ImageBatch:
         preprocessing: Preprocessing = Preprocessing(),
         device: torch.device | str = "cpu",
     ) -> Self:
-        """Normalise and pad RGB images of any sizes. They are not resized.
+        """Normalise and pad RGB images of any size. They are not resized.
 
         Raises:
             ValueError: `images` is empty.
         """
         if not images:
-            raise ValueError("ImageBatch.from_images got no images; it needs at least one")
+            raise ValueError("ImageBatch.from_images got no images; expected at least one")
         pixels, sizes = pad([as_pixels(image) for image in images])
         padded = bool((sizes != sizes[0]).any())
         return cls.from_pixels(pixels.to(device), sizes.to(device), preprocessing, padded=padded)
@@ -90,18 +90,18 @@ class ImageBatch:
         *,
         padded: bool = True,
     ) -> Self:
-        """Normalise images that are already padded, on the device where they are.
+        """Normalise padded images on their device.
 
         Args:
-            pixels: RGB; anything where padded.
-            sizes: (height, width) of each image before padding.
-            preprocessing: Has mean and standard deviation.
-            padded: Whether some image may be padded.
+            pixels: RGB; arbitrary values where padded.
+            sizes: (height, width) of each image before padding, in pixels.
+            preprocessing: Mean and standard deviation.
+            padded: Whether any image may be padded.
         """
         device = pixels.device
         rows = torch.arange(pixels.shape[2], device=device)[:, None] < sizes[:, 0, None, None]  # [B, H, 1]
         columns = torch.arange(pixels.shape[3], device=device) < sizes[:, 1, None, None]  # [B, 1, W]
-        # non_blocking: a GPU is not waited for.
+        # non_blocking, so that the host does not wait for a GPU.
         mean = torch.tensor(preprocessing.mean).to(device, non_blocking=True)[:, None, None]
         std = torch.tensor(preprocessing.std).to(device, non_blocking=True)[:, None, None]
         images = pixels.to(torch.float32, memory_format=torch.contiguous_format)  # [B, 3, H, W]
@@ -114,7 +114,7 @@ class ImageBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """The objects of one image, to be found."""
+    """The ground-truth objects of one image."""
 
     boxes: Float[Tensor, "G 4"]
     """cxcywh in 0-1 of the unpadded image."""
@@ -131,51 +131,53 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """What the encoder knows of the images, one token a feature cell."""
+    """The encoder's output: one token per cell of the feature maps."""
 
     tokens: Float[Tensor, "B S D"]
     position: Float[Tensor, "B S D"]
     padding_mask: Bool[Tensor, "B S"] | None
-    """True = padding; None: nothing is padded."""
+    """True = padding; None if nothing is padded."""
     levels: Levels | None = None
-    """How the tokens make up several maps; None where there is but one (DETR)."""
+    """The feature maps that the tokens belong to; None if there is only one (DETR)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Levels:
-    """Feature maps whose cells lie one after the other in the memory, fine to coarse; S cells in all."""
+    """Multi-scale feature maps whose cells are concatenated in the memory, fine to coarse; S cells in total."""
 
     shapes: Shapes
     """(height, width) of each map in cells."""
     sizes: Float[Tensor, "levels 2"]
-    """(width, height) of each map in cells, on the device."""
-    valid: Float[Tensor, "B levels 2"]
-    """The share of each map's (width, height) that is image, not padding; 0-1."""
+    """(width, height) of each map in cells, as a tensor on the device."""
+    valid_ratios: Float[Tensor, "B levels 2"]
+    """Fraction of each map's (width, height) that is not padding, 0-1."""
     padding_mask: Bool[Tensor, "B S"] | None
-    """True = padding; None: nothing is padded."""
+    """True = padding; None if nothing is padded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cells:
-    """What an encoder knows of the cells of its feature maps before it sees a feature."""
+    """Properties of the cells of an encoder's feature maps that depend on their shapes and padding alone."""
 
     position: Float[Tensor, "B S D"]
     """Positional encoding."""
     padding_mask: Bool[Tensor, "B S"] | None
-    """True = padding; None: nothing is padded."""
+    """True = padding; None if nothing is padded."""
     reference: Float[Tensor, "B S 2"] | None = None
-    """The centre (x, y) of every cell, in 0-1 of the unpadded image; None where no layer asks for it (DETR)."""
+    """Centre (x, y) of every cell, in 0-1 of the unpadded image; None if no layer uses it (DETR)."""
     levels: Levels | None = None
-    """How the cells make up several maps; None where there is but one (DETR)."""
+    """The feature maps that the cells belong to; None if there is only one (DETR)."""
 
     def unpadded(self) -> Cells:
-        """Return the same cells without masks, for images that are known to have no padding."""
+        """Return the cells without masks, for images that are known to have no padding."""
         levels = self.levels and replace(self.levels, padding_mask=None)
         return replace(self, padding_mask=None, levels=levels)
 
     def expand(self, batch: int) -> Cells:
-        """Repeat the cells of one unpadded image for each image of a batch."""
-        levels = self.levels and replace(self.levels, valid=self.levels.valid.expand(batch, -1, -1))
+        """Expand the cells of one unpadded image to a batch."""
+        levels = self.levels and replace(
+            self.levels, valid_ratios=self.levels.valid_ratios.expand(batch, -1, -1)
+        )
         reference = None if self.reference is None else self.reference.expand(batch, -1, -1)
         position = self.position.expand(batch, -1, -1)
         return replace(self, position=position, reference=reference, levels=levels)
@@ -183,48 +185,49 @@ class Cells:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matches:
-    """Matched pairs of all decoder layers. Every layer has M: min(Q, G) summed over the images."""
+    """Matched pairs of queries and objects in all decoder layers. M is min(Q, G) summed over the images."""
 
     image: Int[Tensor, " M"]
-    """Which image the pair is in; the same in every layer."""
+    """Index of the image of each pair; the same in every layer."""
     query: Int[Tensor, "L M"]
-    """The query that answers."""
+    """Index of the matched query in its image."""
     object: Int[Tensor, "L M"]
-    """The object it answers for, an index into the objects of all images in a row."""
+    """Index of the matched object among the objects of all images, concatenated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Queries:
-    """What the decoder starts from."""
+    """The object queries that the decoder starts from."""
 
     content: Float[Tensor, "B Q D"]
     position: Float[Tensor, "B Q D"]
     reference: Float[Tensor, "B Q R"] | None = None
-    """Where a query looks first, in 0-1 of the unpadded image: a point (R = 2) or a box (R = 4)."""
+    """Initial reference points (R = 2) or reference boxes (R = 4), in 0-1 of the unpadded image."""
     proposals: Predictions | None = None
-    """What the encoder proposed, where queries are made of proposals."""
+    """The encoder's proposals, if the queries were selected from them (two-stage)."""
     num_denoising: int = 0
-    """Leading queries that the matcher never sees, for each of them is told its object (training of DINO)."""
+    """Number of denoising queries, which come first and are not matched, because their objects are given (DINO)."""
     denoising: Matches | None = None
-    """Which of them have to find their object, and which object that is."""
-    blocked: Bool[Tensor, "N Q"] | None = None
-    """True = the denoising query (row) may not attend to the query (column)."""
-    later: Bool[Tensor, "M M"] | None = None
-    """True = the query (row) may not attend to the query (column), which ranks after it; without denoising queries."""
+    """The positive denoising queries, with the object that each has to reconstruct."""
+    denoising_mask: Bool[Tensor, "N Q"] | None = None
+    """Self-attention mask of the N denoising queries: True = the query (row) may not attend to the query (column)."""
+    causal_mask: Bool[Tensor, "M M"] | None = None
+    """Self-attention mask of the M other queries: True = the query (row) may not attend to the query (column), because
+    it ranks later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions:
-    """One decoder layer's answer: a class and a box for every query."""
+    """The predictions of one decoder layer: class logits and a box for every query."""
 
     logits: Float[Tensor, "B Q K"]
-    """The last class is "no object", unless `no_object` is False."""
+    """Class logits; the last one is the no-object class, unless `no_object` is False."""
     boxes: Float[Tensor, "B Q 4"]
     """cxcywh in 0-1 of the unpadded image."""
     no_object: bool = True
-    """Whether the classes share one softmax with "no object" (DETR); if not, each has a sigmoid of its own."""
+    """Whether scores are a softmax over classes and no-object (DETR), or a sigmoid per class."""
     class_rows: tuple[int, ...] | None = None
-    """The row of `logits` that belongs to each class, by label; None: all rows, less "no object"."""
+    """Index into the last dimension of `logits` of each class, by label; None for all but no-object, in order."""
 
     def scores(self) -> Float[Tensor, "B Q C"]:
         """Return the probability of each class, 0-1, by label."""
@@ -233,35 +236,35 @@ class Predictions:
         return scores if self.class_rows is None else scores[..., list(self.class_rows)]
 
     def no_object_scores(self) -> Float[Tensor, "B Q"] | None:
-        """Return the probability of "no object", 0-1; None where the classes have a sigmoid each."""
+        """Return the probability of no-object, 0-1; None if scores are a sigmoid per class."""
         return at_least_float32(self.logits).softmax(-1)[..., -1] if self.no_object else None
 
-    def queries(self, wanted: slice) -> Predictions:
-        """Return those of some queries."""
-        return replace(self, logits=self.logits[:, wanted], boxes=self.boxes[:, wanted])
+    def queries(self, index: slice) -> Predictions:
+        """Return the predictions of a slice of the queries."""
+        return replace(self, logits=self.logits[:, index], boxes=self.boxes[:, index])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DetectorOutput:
-    """Predictions of every decoder layer, first to last; the last one is the detector's answer."""
+    """Predictions of every decoder layer, first to last; detections are made from the last one."""
 
     layers: tuple[Predictions, ...]
     proposals: Predictions | None = None
-    """What the encoder proposed (two-stage)."""
+    """The encoder's proposals (two-stage)."""
     denoising: tuple[Predictions, ...] = ()
-    """Every layer's predictions of the denoising queries (training of DINO)."""
+    """Predictions of the denoising queries of every layer (training of DINO)."""
     denoising_matches: Matches | None = None
-    """The objects that they were made of."""
+    """The objects that the denoising queries have to reconstruct."""
 
     @classmethod
     def of(
         cls, layers: tuple[Predictions, ...], queries: Queries, class_rows: tuple[int, ...] | None = None
     ) -> Self:
-        """Split the predictions into those of denoising queries, which come first, and the others.
+        """Create the output, separating the predictions of denoising queries from the others.
 
         Args:
-            layers: Of every decoder layer.
-            queries: What the decoder started from.
+            layers: Predictions of every decoder layer, for all queries.
+            queries: The queries that the decoder started from.
             class_rows: See `Predictions.class_rows`.
         """
         layers = tuple(replace(layer, class_rows=class_rows) for layer in layers)
@@ -276,13 +279,13 @@ class DetectorOutput:
         )
 
     def without_queries(self) -> DetectorOutput:
-        """Return an output of no queries at all, which contributes nothing to any loss."""
-        none = slice(0)
+        """Return the output with zero queries, whose losses are 0."""
+        empty = slice(0)
         return replace(
             self,
-            layers=tuple(layer.queries(none) for layer in self.layers),
-            proposals=None if self.proposals is None else self.proposals.queries(none),
-            denoising=tuple(layer.queries(none) for layer in self.denoising),
+            layers=tuple(layer.queries(empty) for layer in self.layers),
+            proposals=None if self.proposals is None else self.proposals.queries(empty),
+            denoising=tuple(layer.queries(empty) for layer in self.denoising),
         )
 
 
@@ -291,7 +294,7 @@ def as_pixels(
 ) -> UInt8[Tensor, "3 h w"]:
     """Return an RGB image as a uint8 tensor, channels first.
 
-    In memory a pixel's channels stay side by side, as files have them: so an image is resized fastest.
+    The memory format stays channels last, as decoded, which is the fastest for resizing.
     """
     if isinstance(image, Tensor):
         return image
@@ -301,10 +304,12 @@ def as_pixels(
 
 
 def pad(images: Sequence[UInt8[Tensor, "3 _ _"]]) -> tuple[UInt8[Tensor, "B 3 H W"], Int[Tensor, "B 2"]]:
-    """Stack images of different sizes, zero-padded right and below; also return their (height, width)."""
+    """Stack images, zero-padded at the right and bottom to the same size; also return their (height, width)."""
     sizes = torch.tensor([image.shape[1:] for image in images])  # [B, 2]
     height, width = sizes.amax(0).tolist()
-    pixels = torch.empty(len(images), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)  # `as_pixels`
+    pixels = torch.empty(len(images), height, width, 3, dtype=torch.uint8).permute(
+        0, 3, 1, 2
+    )  # channels last
     for padded, image in zip(pixels, images, strict=True):
         h, w = image.shape[1:]
         padded[:, :h, :w] = image
@@ -314,5 +319,5 @@ def pad(images: Sequence[UInt8[Tensor, "3 _ _"]]) -> tuple[UInt8[Tensor, "B 3 H 
 
 
 def at_least_float32(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Return `x` in float32, or in float64 if it is: half precision is too coarse for scores, boxes and losses."""
+    """Convert half precision to float32, because it is too coarse for scores, boxes and losses; keep float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -89,7 +89,7 @@ def test_points_are_those_that_the_model_used(
     for look, (places, weight) in zip(looks, used, strict=True):
         assert isinstance(look, AttentionPoints)
         mine, weights = look.points()
-        valid = look.levels.valid[0][:, None]  # theirs are in 0-1 of the padded maps
+        valid = look.levels.valid_ratios[0][:, None]  # theirs are in 0-1 of the padded maps
         assert_close(mine * valid, places, rtol=0, atol=1e-5)
         assert_close(weights, weight, rtol=0, atol=1e-5)
         assert_close(weights.sum((2, 3)), torch.ones(weights.shape[:2]))

@@ -46,7 +46,7 @@ def in_double(levels: Levels) -> Levels:
     return Levels(
         shapes=levels.shapes,
         sizes=levels.sizes.double(),
-        valid=levels.valid.double(),
+        valid_ratios=levels.valid_ratios.double(),
         padding_mask=levels.padding_mask,
     )
 
@@ -83,11 +83,11 @@ def by_loops(
                     start += int(h * w)
                     size = torch.tensor([w, h], dtype=torch.float64)
                     for point in range(POINTS):
-                        at = place[:2] * levels.valid[image, level] * size
+                        at = place[:2] * levels.valid_ratios[image, level] * size
                         if len(place) == 2:
                             at = at + offset[head, level, point]
                         else:
-                            extent = place[2:] * levels.valid[image, level] * size
+                            extent = place[2:] * levels.valid_ratios[image, level] * size
                             at = at + offset[head, level, point] * extent / POINTS / 2
                         total = total + weight[head, level, point] * bilinear(cells, *(at - 0.5))
                 mixed.append(total)

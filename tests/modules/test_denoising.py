@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from querybox import Target
 from querybox.boxes import to_xyxy
-from querybox.modules.denoising import Denoising, blocked
+from querybox.modules.denoising import Denoising, denoising_mask
 from querybox.structures import Queries
 
 WIDTH = 8
@@ -103,7 +103,7 @@ def test_half_the_share_of_labels_is_random() -> None:
 def test_no_group_sees_another() -> None:
     group = [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
     wanted = [[own != other for other in group] + [False] * 3 for own in group]
-    assert blocked(3, 4, 3, torch.device("cpu")).tolist() == wanted
+    assert denoising_mask(3, 4, 3, torch.device("cpu")).tolist() == wanted
 
 
 def test_slots_without_an_object_are_empty() -> None:

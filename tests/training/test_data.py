@@ -63,7 +63,10 @@ def move(content: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "change"),
-    [(rename, "classes were red, blue and are now green, blue"), (move, "images or their objects are different")],
+    [
+        (rename, "classes were red, blue and are now green, blue"),
+        (move, "images or their objects are different"),
+    ],
 )
 def test_other_data_than_the_run_began_with_are_refused(
     run_settings: MakeSettings, own_boxes: Path, spoil: Callable[[dict[str, Any]], None], change: str

@@ -91,7 +91,7 @@ class AttentionPoints:
         """
         query = self.query[:, queries]
         locations = self.module.choose(query, self.reference[:, queries], self.levels)[0]
-        locations = locations / self.levels.valid[0][:, None]  # from 0-1 of the padded map
+        locations = locations / self.levels.valid_ratios[0][:, None]  # from 0-1 of the padded map
         return locations.transpose(0, 1), self.module.weigh(query)[0].transpose(0, 1)
 
 

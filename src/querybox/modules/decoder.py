@@ -160,10 +160,10 @@ class DeformableDecoderLayer(nn.Module):
             place = x + position
             # Denoising queries are not even shown to the others: they would see the answers.
             others = place[:, first:]
-            agreed = self.self_attention(others, others, x[:, first:], blocked=queries.later)
+            agreed = self.self_attention(others, others, x[:, first:], blocked=queries.causal_mask)
             if not first:
                 return agreed
-            denoised = self.self_attention(place[:, :first], place, x, blocked=queries.blocked)
+            denoised = self.self_attention(place[:, :first], place, x, blocked=queries.denoising_mask)
             return torch.cat([denoised, agreed], 1)
 
         def look(x: Tensor) -> Tensor:

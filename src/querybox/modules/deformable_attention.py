@@ -72,7 +72,7 @@ class DeformableAttention(nn.Module):
     ) -> Float[Tensor, "B Q heads L P 2"]:
         """Return where each query looks (x, y; 0-1 of the padded map)."""
         offset = self.offset(query).unflatten(2, (self.heads, -1))  # [B, Q, heads, L P 2]
-        valid = levels.valid[:, None]  # [B, 1, L, 2]
+        valid = levels.valid_ratios[:, None]  # [B, 1, L, 2]
         if reference.shape[-1] == 2:
             step = 1 / levels.sizes[None, None]  # a cell
         else:

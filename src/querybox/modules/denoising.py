@@ -73,7 +73,7 @@ class Denoising(nn.Module):
             content=torch.cat([content, queries.content], 1),
             position=torch.cat([torch.zeros_like(content), queries.position], 1),
             reference=torch.cat([reference, queries.reference], 1),
-            blocked=blocked(groups, 2 * most, queries.content.shape[1], device),
+            denoising_mask=denoising_mask(groups, 2 * most, queries.content.shape[1], device),
             num_denoising=total,
             denoising=Matches(
                 image=image.repeat(groups),
@@ -96,7 +96,7 @@ class Denoising(nn.Module):
         return to_cxcywh((to_xyxy(boxes) + self.box_noise * sign * amount * half).clamp(0, 1))
 
 
-def blocked(groups: int, size: int, queries: int, device: torch.device) -> Bool[Tensor, "N Q"]:
+def denoising_mask(groups: int, size: int, queries: int, device: torch.device) -> Bool[Tensor, "N Q"]:
     """Return True where a denoising query may not see a query: one of another of the `groups`, of `size` each.
 
     They may see the `queries` that follow, which are matched; those never see them.

@@ -183,16 +183,18 @@ def levels_of(masks: list[Bool[Tensor, "B _ _"]]) -> Levels:
         sizes=torch.tensor([(w, h) for h, w in shapes], dtype=torch.float32).to(
             masks[0].device, non_blocking=True
         ),
-        valid=torch.stack(valid, 1),
+        valid_ratios=torch.stack(valid, 1),
         padding_mask=torch.cat([mask.flatten(1) for mask in masks], 1),
     )
 
 
 def cell_centres(levels: Levels) -> Float[Tensor, "B S 2"]:
     """Return the middle (x, y) of every cell, in 0-1 of the unpadded image; beyond 1 where padded."""
-    device = levels.valid.device
+    device = levels.valid_ratios.device
     places = []
-    for (height, width), size, valid in zip(levels.shapes, levels.sizes, levels.valid.unbind(1), strict=True):
+    for (height, width), size, valid in zip(
+        levels.shapes, levels.sizes, levels.valid_ratios.unbind(1), strict=True
+    ):
         rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
         xy = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1).flatten(0, 1)  # [h w, 2]
         places.append((xy + 0.5) / (size * valid)[:, None])

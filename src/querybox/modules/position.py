@@ -113,7 +113,7 @@ class SinePosition(nn.Module):
     def forward(self, reference: Float[Tensor, "B Q 4"], memory: Memory) -> Float[Tensor, "B Q D"]:
         """Encode the boxes, in 0-1 of the padded image, as DINO has it; y before x."""
         assert memory.levels is not None
-        boxes = reference * memory.levels.valid[:, :1].repeat(1, 1, 2)
+        boxes = reference * memory.levels.valid_ratios[:, :1].repeat(1, 1, 2)
         return self.layers(sine_boxes(boxes[..., [1, 0, 2, 3]], self.width))
 
 

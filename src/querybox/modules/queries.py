@@ -162,7 +162,7 @@ class MixedQueries(nn.Module):
             position=torch.zeros_like(content),
             reference=chosen.boxes.detach(),
             proposals=chosen,
-            later=later(content.shape[1], content.device) if self.distinct else None,
+            causal_mask=causal_mask(content.shape[1], content.device) if self.distinct else None,
         )
 
 
@@ -176,7 +176,7 @@ def peaks_first(scores: Float[Tensor, "B S"], shapes: Shapes) -> Float[Tensor, "
     return torch.where(scores < torch.cat(highest, 1), scores - 100, scores)  # logits differ by less
 
 
-def later(count: int | torch.SymInt, device: torch.device) -> Bool[Tensor, "Q Q"]:
+def causal_mask(count: int | torch.SymInt, device: torch.device) -> Bool[Tensor, "Q Q"]:
     """Return True where the column comes after the row."""
     rank = torch.arange(count, device=device)
     return rank > rank[:, None]
