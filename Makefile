@@ -1,5 +1,5 @@
-# Everything works on a machine that has only Python >= 3.11 and a package index: what a target needs, it
-# installs into .venv, once, and says so. `make PYTHON=python3.12` picks another Python.
+# All targets need only Python >= 3.11 and a package index. Each installs what it needs into .venv, once, with a
+# message. `make PYTHON=python3.12` selects another Python.
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DOCS_INSTALLED := .venv/.installed-docs
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --editable
-SHORT := { grep -v '^Requirement already satisfied' || true; }  # what pip says, less what it did not do
+SHORT := { grep -v '^Requirement already satisfied' || true; }  # pip's output without requirements already met
 
 COVERED := tests/cli tests/datasets tests/checkpoints $(addprefix tests/, test_benchmark.py models/test_recipes.py \
   test_runfile.py training/test_checkpoint.py training/test_run.py training/test_resume.py)
@@ -18,14 +18,14 @@ COVERED := tests/cli tests/datasets tests/checkpoints $(addprefix tests/, test_b
 help:  ## List the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-demo: $(INSTALLED)  ## Find blood cells in test images with the shipped weights, offline; score them; draw them.
+demo: $(INSTALLED)  ## Detect blood cells in test images with the shipped weights, offline; evaluate and draw them.
 	@$(BIN)/python examples/blood_cells/demo.py
 
-test: $(INSTALLED)  ## Run the tests, and the code of the documentation.
+test: $(INSTALLED)  ## Run the tests, including the code in the documentation.
 	@echo "Running the tests (some minutes on two cores) ..."
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
-check: $(INSTALLED)  ## Run all that CI runs: lint, format, types, import directions, tests.
+check: $(INSTALLED)  ## Run everything that CI runs: lint, format, types, import directions, tests.
 	@echo "Linting ..."
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -35,21 +35,21 @@ check: $(INSTALLED)  ## Run all that CI runs: lint, format, types, import direct
 	@$(BIN)/lint-imports
 	@$(MAKE) --no-print-directory test
 
-torture: $(INSTALLED)  ## Make every fault that querybox has to survive, in its long form; a table of what happened.
+torture: $(INSTALLED)  ## Inject every fault that querybox has to survive (long form); print a table of the outcomes.
 	@cd tests && ../$(BIN)/python -m torture
 
-mutants: $(INSTALLED)  ## Change the matcher and the criterion in small ways; tell which changes no test notices.
+mutants: $(INSTALLED)  ## Mutate the matcher and the criterion; list the mutants that no test detects.
 	@cd tests && ../$(BIN)/python -m torture.mutants
 
-coverage: $(INSTALLED)  ## Measure which branches of the data, checkpoint and command-line code the tests take.
+coverage: $(INSTALLED)  ## Measure the branch coverage of the data, checkpoint and command-line code.
 	@$(BIN)/coverage run -m pytest -q $(COVERED)
 	@$(BIN)/coverage report
 
-fix: $(INSTALLED)  ## Repair what ruff can repair, and format.
+fix: $(INSTALLED)  ## Apply ruff's automatic fixes, and format.
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-figures: $(INSTALLED)  ## Make the figures and tables of docs/anatomy anew, from the shipped model.
+figures: $(INSTALLED)  ## Regenerate the figures and tables of docs/anatomy from the shipped model.
 	@$(BIN)/python -m figures
 
 docs: $(DOCS_INSTALLED)  ## Build the documentation into site/; a broken link is an error.
@@ -62,7 +62,7 @@ $(INSTALLED): pyproject.toml
 	  "querybox needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + \
 	  ". Name another one: make PYTHON=python3.12 ...")'
 	@if test -x $(BIN)/python; then \
-	  echo "Bringing .venv up to date with pyproject.toml ..."; \
+	  echo "Updating .venv to match pyproject.toml ..."; \
 	else \
 	  echo "Creating .venv with $$($(PYTHON) --version) ..." && $(PYTHON) -m venv .venv && \
 	  echo "Installing querybox, PyTorch and the development tools into it: once, some minutes, up to 3 GB ..."; \
