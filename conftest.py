@@ -8,7 +8,14 @@ import os
 # same on every machine. PyTorch reads this when it is imported.
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
 
+# Before the hook below: it looks for compiled files of its own in all that the package imports, and finds none.
+import accelerate  # noqa: F401
+import beartype  # noqa: F401
+import cyclopts  # noqa: F401
 import hypothesis
+import scipy.optimize  # noqa: F401
+import timm  # noqa: F401
+import torchvision.transforms.v2  # noqa: F401
 from documentation import enter, leave, run_commands, write_run_file
 from jaxtyping import install_import_hook
 from sybil import Sybil
