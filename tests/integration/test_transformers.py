@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 from pathlib import Path
@@ -10,18 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from torch import Tensor
 from torch.testing import assert_close
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
-
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForObjectDetection,
-    DeformableDetrConfig,
-    DetrConfig,
-)
-from transformers.utils.logging import disable_progress_bar
 
 from querybox import Category, Detector, ImageBatch, Preprocessing
 from querybox.checkpoints.convert import convert
@@ -52,17 +42,21 @@ R50: dict[str, Any] = {
 }
 FOUR_HEADS: dict[str, Any] = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
 DEFORMABLE: dict[str, Any] = {**SMALL, **FOUR_HEADS, "two_stage_num_proposals": 7}
-CONFIGS: dict[str, DetrConfig | DeformableDetrConfig] = {
-    "small": DetrConfig(**SMALL, **FOUR_HEADS),
-    "no timm": DetrConfig(
-        **{**SMALL, "backbone": None, "use_timm_backbone": False, "backbone_config": RESNET18}
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "small": ("DetrConfig", {**SMALL, **FOUR_HEADS}),
+    "no timm": (
+        "DetrConfig",
+        {**SMALL, "backbone": None, "use_timm_backbone": False, "backbone_config": RESNET18},
     ),
-    "dilated": DetrConfig(**SMALL, dilation=True),
-    "r50": DetrConfig(**R50),
-    "deformable": DeformableDetrConfig(**DEFORMABLE, encoder_n_points=2, decoder_n_points=2),
-    "deformable, one map": DeformableDetrConfig(**DEFORMABLE, num_feature_levels=1),
-    "deformable, refine": DeformableDetrConfig(**DEFORMABLE, with_box_refine=True),
-    "deformable, two-stage": DeformableDetrConfig(**DEFORMABLE, with_box_refine=True, two_stage=True),
+    "dilated": ("DetrConfig", {**SMALL, "dilation": True}),
+    "r50": ("DetrConfig", R50),
+    "deformable": ("DeformableDetrConfig", {**DEFORMABLE, "encoder_n_points": 2, "decoder_n_points": 2}),
+    "deformable, one map": ("DeformableDetrConfig", {**DEFORMABLE, "num_feature_levels": 1}),
+    "deformable, refine": ("DeformableDetrConfig", {**DEFORMABLE, "with_box_refine": True}),
+    "deformable, two-stage": (
+        "DeformableDetrConfig",
+        {**DEFORMABLE, "with_box_refine": True, "two_stage": True},
+    ),
 }
 
 
@@ -71,15 +65,21 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError("no test goes to the network")
 
+    from transformers.utils.logging import disable_progress_bar
+
     monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     disable_progress_bar()
 
 
 @torch.no_grad()
 def their_model(config: str) -> Any:
     """A model with random weights, strong enough for queries to differ and frozen batch norms to count."""
+    import transformers
+
     torch.manual_seed(0)
-    model: Any = AutoModelForObjectDetection.from_config(CONFIGS[config])
+    kind, values = CONFIGS[config]
+    model: Any = transformers.AutoModelForObjectDetection.from_config(getattr(transformers, kind)(**values))
     for name, tensor in model.state_dict().items():
         if "query_position" in name:
             tensor.normal_()
@@ -150,6 +150,8 @@ def test_the_names_in_memory_give_their_numbers(batch: ImageBatch, tmp_path: Pat
 def test_our_folder_gives_our_numbers_there(
     theirs: tuple[Any, Path], batch: ImageBatch, tmp_path: Path
 ) -> None:
+    from transformers import AutoModelForObjectDetection
+
     detector = Detector.load(theirs[1])
     detector.save(tmp_path / "ours.safetensors")
     convert(tmp_path / "ours.safetensors", tmp_path / "folder", to="huggingface")
@@ -160,6 +162,8 @@ def test_our_folder_gives_our_numbers_there(
 
 
 def test_every_layer_of_ours_has_its_own_heads_there(batch: ImageBatch, tmp_path: Path) -> None:
+    from transformers import AutoModelForObjectDetection
+
     torch.manual_seed(0)
     detector = Detector.from_recipe(
         "deformable_detr_r50_refine",
@@ -178,6 +182,8 @@ def test_every_layer_of_ours_has_its_own_heads_there(batch: ImageBatch, tmp_path
 
 
 def test_fine_tuned_classes_and_image_sizes_survive(tmp_path: Path) -> None:
+    from transformers import AutoImageProcessor, AutoModelForObjectDetection
+
     detector = Detector.from_recipe(
         "detr_r18",
         categories=[Category(id=4, name="ripe tomato"), Category(id=7, name="leaf")],

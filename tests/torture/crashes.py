@@ -17,10 +17,12 @@ from typing import Any
 from querybox.training import RunSettings
 from torture.case import Case, require
 from torture.runs import (
+    EVALUATES,
     Plan,
     end_of,
     finish,
     last_words,
+    log_of,
     members,
     require_equal,
     result_of,
@@ -179,10 +181,11 @@ def kill_a_worker(folder: Path, long: bool) -> str:
     settings = settings_of(folder, "worker", workers=2)
     process = start(settings, Plan(slow=1.0))  # it lives while the evaluation goes on
     session, begun = process.pid or 0, time.monotonic()
-    while not (workers := [each for each in members(session) if each != session]):
+    log = log_of(settings)
+    while not (log.exists() and EVALUATES in log.read_text()) or len(living := members(session)) < 2:
         require(time.monotonic() - begun < DEATH_SECONDS and process.is_alive(), "no worker was started")
         time.sleep(0.02)
-    os.kill(max(workers), signal.SIGKILL)
+    os.kill(max(living), signal.SIGKILL)
     begun = time.monotonic()
     code = end_of(process, DEATH_SECONDS)
     seconds = time.monotonic() - begun

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -143,6 +142,8 @@ def shards(folder: Path, long: bool) -> Iterator[Attempt]:
 
 def write_onnx(file: Path, place: str) -> None:
     """Write a model whose only weight lies in another file."""
+    import onnx
+
     weight = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[4])
     weight.data_location = onnx.TensorProto.EXTERNAL
     for key, value in (("location", place), ("offset", "0"), ("length", "16")):

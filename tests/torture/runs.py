@@ -39,6 +39,8 @@ from torture.data_sets import MODEL
 
 SECONDS = 120.0
 """A run that has not ended by then hangs, or the machine is very busy."""
+EVALUATES = "evaluates slowly"
+"""What a run says when it begins a slow evaluation."""
 CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.chmod", "tempfile.mkstemp")
 """What Python tells its audit hooks of: a file is opened, or a folder changes."""
 CLOCK = {"seconds", "images_per_second"}
@@ -188,6 +190,8 @@ def look_at_all_slowly(seconds: float) -> None:
     """Make each image of an evaluation take longer."""
 
     def slowly(engine: Any, images: Any, *, callback: Callable[[Any], object]) -> Any:
+        sys.stderr.write(f"{EVALUATES}\n")
+
         def late(found: Any) -> None:
             time.sleep(seconds)
             callback(found)
