@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -49,6 +50,24 @@ def compare(backbone: Backbone) -> nn.Module:
         ("test_convnext", (32,)),  # no batch norm
         ("resnetv2_18", (32,)),  # activations before convolutions
         ("densenet121", (32,)),  # batch norms that follow no convolution
+        ("resnet10t", (2, 32)),  # three convolutions in the stem, pooling in shortcuts
+        ("resnetblur18", (32,)),  # blurred before strides
+        ("legacy_seresnet18", (32,)),
+        ("seresnet50", (32,)),  # squeeze-and-excitation after the last convolution of a block
+        ("resnext50_32x4d", (32,)),
+        ("regnetx_002", (8, 32)),
+        ("regnety_002", (32,)),
+        ("efficientnet_es", (32,)),  # fused inverted bottlenecks
+        ("mixnet_s", (32,)),  # kernels of several sizes
+        ("mobilenetv4_conv_small_050", (32,)),
+        ("lcnet_035", (32,)),
+        ("repvgg_a0", (32,)),  # branches beside one another
+        ("vgg11_bn", (2, 16)),  # one long sequence, whose inner maps are returned
+        ("hgnetv2_b0", (32,)),
+        ("ese_vovnet19b_dw", (32,)),
+        ("skresnet18", (32,)),
+        ("test_nfnet", (32,)),  # standardised weights
+        ("test_convnext2", (32,)),
     ],
 )
 def test_maps_are_the_same(name: str, strides: tuple[int, ...], trained: Change) -> None:
@@ -73,3 +92,33 @@ def test_batch_norms_are_folded_where_padding_depends_on_the_size(trained: Chang
     trained(backbone)
     fused = compare(backbone)
     assert not [part for part in fused.modules() if isinstance(part, nn.BatchNorm2d)]
+
+
+def test_maps_that_a_body_of_ones_own_collects_are_not_overwritten(trained: Change) -> None:
+    """It calls the blocks of a stage one by one, and returns what each of them makes."""
+
+    class Collecting(nn.Module):
+        def __init__(self, body: Any) -> None:
+            super().__init__()
+            self.body = body
+
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            x = self.body.maxpool(self.body.act1(self.body.bn1(self.body.conv1(x))))
+            maps = []
+            for stage in (self.body.layer1, self.body.layer2):
+                for block in stage:
+                    x = block(x)
+                    maps.append(x)
+            return maps
+
+    backbone = Backbone("resnet18", strides=(8,))
+    trained(backbone)
+    backbone.body = Collecting(backbone.body)
+    compare(backbone)
+
+
+def test_stride_2_maps_are_not_overwritten(trained: Change) -> None:
+    """The stem's map is returned, and is the shortcut of no block."""
+    backbone = Backbone("resnet18", strides=(2, 4))
+    trained(backbone)
+    compare(backbone)

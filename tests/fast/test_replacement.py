@@ -24,7 +24,8 @@ from querybox.fast.inference import KeptCells
 from querybox.fast.replacement import copy_modules
 from querybox.fast.training import FoldedConv2d, for_training
 from querybox.modules.blocks import FeedForward
-from querybox.structures import DetectorOutput, Predictions
+from querybox.modules.decoder import Decoder
+from querybox.structures import DetectorOutput, Memory, Predictions, Queries
 
 Change = Callable[[nn.Module], None]
 TINY: dict[str, Any] = {
@@ -346,3 +347,29 @@ def test_eight_threads(trained: Change, *, training: bool) -> None:
             assert_close(each.boxes_xyxy, right.boxes_xyxy, rtol=0, atol=1e-3)
     assert detector.training is training
     assert all(part.training is training for part in detector.decoder.modules())
+
+
+class OtherDecoder(Decoder):
+    """Stands for the decoder of a kind of model that is yet to come."""
+
+    def forward(self, queries: Queries, memory: Memory) -> tuple[Predictions, ...]:
+        content, answers = queries.content, []
+        for layer in self.layers:
+            content = layer(content, queries.position + memory.tokens.mean(1, keepdim=True), memory)
+            answers.append(content)
+        answers = answers[-1:] if self.last_only else answers
+        return tuple(
+            Predictions(logits=self.class_head(self.norm(x)), boxes=self.box_head(x)) for x in answers
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_a_new_decoder_is_optimised_like_the_others(dtype: torch.dtype, trained: Change) -> None:
+    detector = make_detector(trained)
+    detector.decoder.__class__ = OtherDecoder
+    (ours,), theirs = detector.optimize(dtype=dtype)(IMAGES).layers, detector.eval()(IMAGES).layers
+    assert len(theirs) == 2
+    assert ours.logits.dtype == ours.boxes.dtype == torch.float32
+    assert_close(ours.logits, theirs[-1].logits, rtol=0, atol=1e-4 if dtype == torch.float32 else 0.1)
+    assert_close(ours.boxes, theirs[-1].boxes, rtol=0, atol=1e-4 if dtype == torch.float32 else 0.05)

@@ -91,7 +91,18 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "resnet18", "test_convnext"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "test_resnet",
+        "test_efficientnet",
+        "test_byobnet",
+        "resnet18",
+        "resnet10t",
+        "regnety_002",
+        "test_convnext",
+    ],
+)
 def test_folded_backbones_equal_plain_ones(name: str) -> None:
     torch.manual_seed(0)
     backbone = Backbone(name, frozen_stride=4).double().train()

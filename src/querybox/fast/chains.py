@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from timm.layers.conv_bn_act import ConvNormAct
+from timm.layers.separable_conv import SeparableConvNormAct
 from timm.layers.squeeze_excite import SEModule
 from timm.models import _efficientnet_blocks as efficientnet
-from timm.models import byobnet, regnet, resnet
+from timm.models import byobnet, hgnet, regnet, resnet, resnetv2
 from timm.models._features import FeatureDictNet, FeatureListNet
 from timm.models.densenet import DenseLayer
 from timm.models.efficientnet import EfficientNetFeatures
@@ -29,6 +30,7 @@ SEQUENTIAL = (nn.Sequential, FeedForward, BoxHead, DeltaHead)
 
 CHAINS: dict[type[nn.Module], str] = {
     ConvNormAct: "conv bn aa",
+    SeparableConvNormAct: "conv_dw conv_pw bn",
     SEModule: "fc1 bn act fc2 gate",
     efficientnet.SqueezeExcite: "conv_reduce act1 conv_expand gate",
     resnet.BasicBlock: "conv1 bn1 drop_block act1 aa conv2 bn2 se drop_path",
@@ -43,6 +45,9 @@ CHAINS: dict[type[nn.Module], str] = {
     efficientnet.InvertedResidual: "conv_s2d bn_s2d conv_pw bn1 conv_dw bn2 aa se conv_pwl bn3 drop_path",
     efficientnet.EdgeResidual: "conv_exp bn1 aa se conv_pwl bn2 drop_path",
     efficientnet.UniversalInvertedResidual: "dw_start pw_exp dw_mid se pw_proj dw_end layer_scale drop_path",
+    resnetv2.PreActBasic: "conv1 norm2 conv2 drop_path",
+    resnetv2.PreActBottleneck: "conv1 norm2 conv2 norm3 conv3 drop_path",
+    hgnet.ConvBNAct: "conv bn act lab",
     DenseLayer: "norm1 conv1 norm2 conv2",
     EfficientNetFeatures: "conv_stem bn1",
     MobileNetV3Features: "conv_stem bn1 act1",
@@ -76,7 +81,7 @@ def chains(model: nn.Module) -> Iterator[list[Slot]]:
 
     No module that has several places in the model is in a chain: what is done to it would be done in all of them.
     """
-    places = Counter(
+    places: Counter[int] = Counter(
         id(child) for parent in model.modules() for child in parent._modules.values() if child is not None
     )
 

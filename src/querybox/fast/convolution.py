@@ -2,7 +2,7 @@
 
 On x86 CPUs one operator of oneDNN computes all of it while the result is still in the cache, and its linear layer is
 the faster one. On NVIDIA GPUs cuDNN has such an operator for a ReLU. PyTorch does not document these operators: they
-are used where they are found, and public functions elsewhere. docs/decisions/0009-fast-engine-in-torch.md has the
+are used where they are found, and public functions elsewhere. docs/decisions/0009-fast-torch-engine.md has the
 measurements on CPUs, docs/benchmarks.md those on a GPU.
 """
 

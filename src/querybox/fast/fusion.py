@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,12 +11,17 @@ from timm.layers.drop import DropPath
 from timm.layers.norm_act import BatchNormAct2d
 from timm.models import _efficientnet_blocks as efficientnet
 from timm.models import byobnet, regnet, resnet
+from timm.models._features import FeatureDictNet, FeatureListNet
+from timm.models.efficientnet import EfficientNetFeatures
+from timm.models.mobilenetv3 import MobileNetV3Features
+from timm.models.regnet import RegStage
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from querybox.fast.chains import Slot, chains, chains_of, flattened
 from querybox.fast.convolution import ACTIVATIONS, FusedConv2d, FusedLinear
 from querybox.fast.replacement import has_hooks, is_plain, replace_leaves
+from querybox.modules.backbone import Backbone
 from querybox.modules.heads import ClassHead, IndependentClassHead
 
 FUSED: dict[type[nn.Module], type[nn.Module]] = {
@@ -29,6 +34,8 @@ FUSED: dict[type[nn.Module], type[nn.Module]] = {
 CONVOLUTIONS = (FusedConv2d, nn.Conv2d, Conv2dSame)
 """Convolutions into whose weights a batch norm can be folded."""
 NORMS = (nn.BatchNorm2d, BatchNormAct2d)
+BODIES = (FeatureListNet, FeatureDictNet, EfficientNetFeatures, MobileNetV3Features)
+"""Bodies of backbones that call their stages as a whole."""
 NO_OPS = (nn.Identity, nn.Dropout, DropPath)
 """What does nothing in evaluation mode."""
 
@@ -43,7 +50,7 @@ def fuse(model: nn.Module) -> None:
     replace_leaves(model, FUSED)
     for chain in chains(model):
         fuse_chain(chain)
-    fuse_shortcuts(model)
+    fuse_blocks(model)
 
 
 def fuse_chain(chain: list[Slot]) -> None:
@@ -134,43 +141,57 @@ RESIDUALS: dict[type[nn.Module], tuple[Callable[[Any], nn.Module | None], str | 
 """Blocks that add what their chain returns to a shortcut: which one, if any, and the activation after the addition."""
 
 
-def fuse_shortcuts(model: nn.Module) -> None:
-    """Replace the residual blocks of `model` whose chain ends with a convolution."""
+def fuse_blocks(model: nn.Module) -> None:
+    """Replace the residual blocks of `model`; most of their modules do nothing any more."""
+    inner = {id(stage) for stage in stages(model)}
     for parent in list(model.modules()):
         before: nn.Module | None = None
         for name, block in list(parent.named_children()):
-            fused = fused_residual(block)
+            fused = fused_block(block)
             if fused is not None:
                 setattr(parent, name, fused)
+            if isinstance(fused, FusedResidual):
                 fused.conv.overwrite_shortcut = makes_a_map(fused.shortcut) or (
-                    # Of a stage's inner blocks nothing else reads the output.
-                    type(parent) in (nn.Sequential, regnet.RegStage)
-                    and isinstance(before, FusedResidual)
-                    and is_no_op(fused.shortcut)
+                    id(parent) in inner and isinstance(before, FusedResidual) and is_no_op(fused.shortcut)
                 )
             before = fused
 
 
-def fused_residual(block: nn.Module) -> FusedResidual | None:
-    """Return what computes the same as `block`; None where it is no known residual block or has hooks in it."""
+def stages(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the stages of backbones that nothing but the body's forward method calls.
+
+    There no block's output is read by anything but the next block; elsewhere it may be collected as a feature map.
+    """
+    for backbone in model.modules():
+        if type(backbone) is Backbone and "forward" not in vars(backbone) and type(backbone.body) in BODIES:
+            yield from (part for part in backbone.body.modules() if type(part) in (nn.Sequential, RegStage))
+
+
+def fused_block(block: nn.Module) -> nn.Module | None:
+    """Return what computes the same as `block`; None where it is no known residual block, or has hooks in it."""
     if type(block) not in RESIDUALS or "forward" in vars(block) or any(map(has_hooks, block.modules())):
         return None
     find_shortcut, name = RESIDUALS[type(block)]
     shortcut = find_shortcut(block)
-    (chain,) = chains_of(block)
-    steps = [slot.module for slot in flattened(chain)]
-    body = [step for step in steps if step is not None and not is_no_op(step)]
-    conv = body.pop() if body else None
-    if shortcut is None or type(conv) is not FusedConv2d or conv.activation is not nn.Identity:
-        return None
     activation = getattr(block, name) if name else nn.Identity()
+    steps = steps_of(block)
+    if shortcut is None:
+        return nn.Sequential(*steps, activation)
+    conv = steps.pop() if steps else None
+    if type(conv) is not FusedConv2d or conv.activation is not nn.Identity:
+        return None
     if is_plain(activation) and take_activation(conv, activation):
         activation = nn.Identity()
-    return FusedResidual(nn.Sequential(*body), conv, shortcut, activation)
+    return FusedResidual(nn.Sequential(*steps), conv, shortcut, activation)
+
+
+def steps_of(module: nn.Module) -> list[nn.Module]:
+    """Return what the one chain of `module` computes; nothing where its class is not known."""
+    steps = [slot.module for chain in chains_of(module) for slot in flattened(chain)]
+    return [step for step in steps if step is not None and not is_no_op(step)]
 
 
 def makes_a_map(shortcut: nn.Module) -> bool:
     """Return whether `shortcut` ends with a convolution, whose output nothing else reads."""
-    steps = [slot.module for chain in chains_of(shortcut) for slot in flattened(chain)]
-    steps = [step for step in steps if step is not None and not is_no_op(step)]
+    steps = steps_of(shortcut)
     return bool(steps) and type(steps[-1]) is FusedConv2d
