@@ -13,19 +13,32 @@ from querybox.modules.attention import Attention
 def test_equals_torch() -> None:
     torch.manual_seed(0)
     ours, theirs = Attention(16, 4, 0.0), nn.MultiheadAttention(16, 4, batch_first=True)
-    parts = theirs.in_proj_weight.chunk(3)
-    for projection, weight, bias in zip(
-        (ours.query, ours.key, ours.value), parts, torch.randn(3, 16), strict=True
-    ):
-        projection.weight.data.copy_(weight)
-        projection.bias.data.copy_(bias)
-    theirs.in_proj_bias.data.copy_(torch.cat([ours.query.bias, ours.key.bias, ours.value.bias]))
+    weights, biases = theirs.in_proj_weight.chunk(3), torch.randn(3, 16)
+    for projection, weight, bias in zip((ours.query, ours.key, ours.value), weights, biases, strict=True):
+        projection.load_state_dict({"weight": weight, "bias": bias})
+    theirs.in_proj_bias.data.copy_(biases.flatten())
     ours.output.load_state_dict(theirs.out_proj.state_dict())
     query, key, value = torch.randn(2, 5, 16), torch.randn(2, 7, 16), torch.randn(2, 7, 16)
     padding_mask = torch.zeros(2, 7, dtype=torch.bool)
     padding_mask[1, 4:] = True
     wanted, _ = theirs(query, key, value, key_padding_mask=padding_mask)
     assert_close(ours(query, key, value, padding_mask), wanted)
+
+
+def test_queries_and_keys_may_have_other_projections_which_may_be_wider() -> None:
+    torch.manual_seed(0)
+    query, key = nn.Linear(24, 32), nn.Linear(8, 32)
+    attention = Attention(16, 4, 0.0, query=nn.Sequential(query), key=nn.Sequential(key))
+    queries, keys, values = torch.randn(2, 5, 24), torch.randn(2, 7, 8), torch.randn(2, 7, 16)
+    scores = torch.einsum(
+        "bqhd,bshd->bhqs",
+        query(queries).unflatten(2, (4, 8)),
+        key(keys).unflatten(2, (4, 8)),
+    )
+    mixed = torch.einsum(
+        "bhqs,bshd->bqhd", (scores / 8**0.5).softmax(-1), attention.value(values).unflatten(2, (4, 4))
+    )
+    assert_close(attention(queries, keys, values), attention.output(mixed.flatten(2)))
 
 
 def test_padding_is_not_looked_at() -> None:

@@ -154,10 +154,10 @@ class FastScaledDotProduct(ScaledDotProduct):
         self,
         query: Float[Tensor, "B heads Q head_width"],
         key: Float[Tensor, "B heads S head_width"],
-        value: Float[Tensor, "B heads S head_width"],
+        value: Float[Tensor, "B heads S value_width"],
         mask: Bool[Tensor, "_ 1 _ S"] | None,
         dropout: float,
-    ) -> Float[Tensor, "B heads Q head_width"]:
+    ) -> Float[Tensor, "B heads Q value_width"]:
         """Return the values, averaged by attention."""
         mixed: Tensor = DotProductAttention.apply(query, key, value, mask, dropout)
         return mixed

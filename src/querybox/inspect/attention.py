@@ -28,9 +28,9 @@ class AttentionMaps:
     """Attention of one layer in one image, from every query to every key."""
 
     module: Attention
-    query: Float[Tensor, "1 Q D"]
+    query: Float[Tensor, "1 Q _"]
     """Input of the module: with positions added, before the projection."""
-    key: Float[Tensor, "1 S D"]
+    key: Float[Tensor, "1 S _"]
     padding_mask: Bool[Tensor, "1 S"] | None
     """True = padding."""
     blocked: Bool[Tensor, "Q S"] | None

@@ -22,8 +22,23 @@ def attention_mask(
 class Attention(nn.Module):
     """Every query token takes a weighted average of the value tokens, in `heads` subspaces at once."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        dropout: float,
+        *,
+        query: nn.Module | None = None,
+        key: nn.Module | None = None,
+    ) -> None:
         """Build the four projections.
+
+        Args:
+            width: Features of a token, D.
+            heads: Subspaces.
+            dropout: Share of the attention weights that is dropped in training.
+            query: Projects queries; None: a linear layer. Its output may be wider than D, as wide as that of `key`.
+            key: Projects keys; None: a linear layer.
 
         Raises:
             ValueError: `heads` does not divide `width`.
@@ -33,22 +48,23 @@ class Attention(nn.Module):
             raise ValueError(f"attention: width {width} is not a multiple of heads {heads}")
         self.heads = heads
         self.dropout = dropout
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
+        self.query = query or nn.Linear(width, width)
+        self.key = key or nn.Linear(width, width)
         self.value = nn.Linear(width, width)
         self.output = nn.Linear(width, width)
         self.dot_product = ScaledDotProduct()
         for projection in (self.query, self.key, self.value):
-            # The bound of the published models, whose three projections are one [3 D, D] matrix.
-            nn.init.xavier_uniform_(projection.weight, gain=1 / math.sqrt(2))
-            nn.init.zeros_(projection.bias)
+            if isinstance(projection, nn.Linear):  # others begin as they were given
+                # The bound of the published models, whose three projections are one [3 D, D] matrix.
+                nn.init.xavier_uniform_(projection.weight, gain=1 / math.sqrt(2))
+                nn.init.zeros_(projection.bias)
         nn.init.xavier_uniform_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
     def forward(
         self,
-        query: Float[Tensor, "B Q D"],
-        key: Float[Tensor, "B S D"],
+        query: Float[Tensor, "B Q _"],
+        key: Float[Tensor, "B S _"],
         value: Float[Tensor, "B S D"],
         padding_mask: Bool[Tensor, "B S"] | None = None,
         *,
@@ -72,16 +88,16 @@ class ScaledDotProduct(nn.Module):
         self,
         query: Float[Tensor, "B heads Q head_width"],
         key: Float[Tensor, "B heads S head_width"],
-        value: Float[Tensor, "B heads S head_width"],
+        value: Float[Tensor, "B heads S value_width"],
         mask: Bool[Tensor, "_ 1 _ S"] | None,
         dropout: float,
-    ) -> Float[Tensor, "B heads Q head_width"]:
+    ) -> Float[Tensor, "B heads Q value_width"]:
         """Return the values, averaged by attention.
 
         Args:
             query: Of each head.
             key: Of each head.
-            value: Of each head.
+            value: Of each head; it may be of another width.
             mask: True = the query may not attend to the key; see `attention_mask`.
             dropout: Share of the attention weights that is dropped, 0-1.
         """

@@ -334,9 +334,12 @@ def look_alike(decoder: Decoder, gain: float = 0.6) -> None:
     for layer in decoder.layers:
         assert isinstance(layer, DecoderLayer)
         attention = layer.cross_attention
-        width = attention.query.in_features
+        query, key = attention.query, attention.key
+        assert isinstance(query, nn.Linear)
+        assert isinstance(key, nn.Linear)
+        width = query.in_features
         pairs = torch.arange(width).view(-1, 2)  # a sine and its cosine stay together
         order = torch.cat([pairs[head :: attention.heads].flatten() for head in range(attention.heads)])
         permutation = gain * torch.eye(width)[order]
-        attention.query.weight.copy_(permutation)
-        attention.key.weight.copy_(permutation)
+        query.weight.copy_(permutation)
+        key.weight.copy_(permutation)

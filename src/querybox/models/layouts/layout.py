@@ -143,7 +143,7 @@ class Layout:
         module, part, kind = match.groups()
         if f"{module}.offset.{kind}" in state:
             return {f"{module}.{SAMPLING[part]}.{kind}": state[name]}
-        if not self.fused or part == "output":
+        if not self.fused or part == "output" or f"{module}.query.{kind}" not in state:
             return {f"{module}.{PROJECTIONS[part]}.{kind}": state[name]}
         if part != "query":
             return {}
