@@ -13,6 +13,20 @@ from huggingface_hub import constants
 from torch import Tensor
 from torch.testing import assert_close
 
+<<<<<<< HEAD
+=======
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
+
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForObjectDetection,
+    ConditionalDetrConfig,
+    DeformableDetrConfig,
+    DetrConfig,
+)
+from transformers.utils.logging import disable_progress_bar
+
+>>>>>>> b56b60f (Conditional DETR)
 from querybox import Category, Detector, ImageBatch, Preprocessing
 from querybox.checkpoints.convert import convert
 
@@ -42,6 +56,7 @@ R50: dict[str, Any] = {
 }
 FOUR_HEADS: dict[str, Any] = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
 DEFORMABLE: dict[str, Any] = {**SMALL, **FOUR_HEADS, "two_stage_num_proposals": 7}
+<<<<<<< HEAD
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "small": ("DetrConfig", {**SMALL, **FOUR_HEADS}),
     "no timm": (
@@ -57,6 +72,20 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "DeformableDetrConfig",
         {**DEFORMABLE, "with_box_refine": True, "two_stage": True},
     ),
+=======
+CONFIGS: dict[str, DetrConfig | ConditionalDetrConfig | DeformableDetrConfig] = {
+    "small": DetrConfig(**SMALL, **FOUR_HEADS),
+    "no timm": DetrConfig(
+        **{**SMALL, "backbone": None, "use_timm_backbone": False, "backbone_config": RESNET18}
+    ),
+    "dilated": DetrConfig(**SMALL, dilation=True),
+    "r50": DetrConfig(**R50),
+    "conditional": ConditionalDetrConfig(**SMALL, **FOUR_HEADS),
+    "deformable": DeformableDetrConfig(**DEFORMABLE, encoder_n_points=2, decoder_n_points=2),
+    "deformable, one map": DeformableDetrConfig(**DEFORMABLE, num_feature_levels=1),
+    "deformable, refine": DeformableDetrConfig(**DEFORMABLE, with_box_refine=True),
+    "deformable, two-stage": DeformableDetrConfig(**DEFORMABLE, with_box_refine=True, two_stage=True),
+>>>>>>> b56b60f (Conditional DETR)
 }
 
 
@@ -85,7 +114,7 @@ def their_model(config: str) -> Any:
             tensor.normal_()
         elif tensor.ndim == 2:
             gain = (
-                2.0 if re.search(r"[qkv]_proj|bbox_predictor", name) else 0.5
+                2.0 if re.search(r"[qkv]_(content_|pos_|pos_sine_)?proj|bbox_predictor", name) else 0.5
             )  # else the queries grow alike
             tensor.normal_(std=gain * tensor.shape[1] ** -0.5)
         elif name.endswith(("bias", "running_mean")):

@@ -58,6 +58,7 @@ def test_settings_survive_their_own_yaml(run_settings: Callable[..., RunSettings
 
 
 DEFORMABLE = {"epochs": 50, "milestones": (40,), "batch_size": 32, "lr": 2e-4, "backbone_lr": 2e-5}
+CONDITIONAL = {"epochs": 50, "milestones": (40,)}
 DINO = {"epochs": 12, "milestones": (11,)}
 
 
@@ -68,6 +69,8 @@ def test_a_recipe_is_trained_as_published_unless_it_is_for_few_images(recipe: st
         "deformable_detr_r50_refine": DEFORMABLE,
         "deformable_detr_r50_two_stage": DEFORMABLE,
         "dino_r50": DINO,
+        "conditional_detr_r50": CONDITIONAL,
+        "conditional_detr_r50_dc5": CONDITIONAL,
     }
     settings = RunSettings.parse({"recipe": recipe, "data": {"train": "x"}})
     assert resolve(settings).train == TrainSettings(**published.get(recipe, {}))

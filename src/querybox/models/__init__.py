@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from querybox.errors import ConfigError
+from querybox.models.conditional_detr import ConditionalDETR
 from querybox.models.deformable_detr import DeformableDETR
 from querybox.models.detr import DETR
 from querybox.models.dino import DINO
@@ -29,11 +30,12 @@ __all__ = [
 ]
 
 KINDS: dict[str, type[Recipe]] = {
-    each.model_fields["kind"].default: each for each in (DETR, DeformableDETR, DINO)
+    each.model_fields["kind"].default: each for each in (DETR, DeformableDETR, DINO, ConditionalDETR)
 }
 """Every kind by its name, a parent before its relatives."""
 
 DETR_R50 = DETR()
+CONDITIONAL = ConditionalDETR()
 DEFORMABLE = DeformableDETR()
 DEFORMABLE_REFINE = DEFORMABLE.replace(refine=True)
 SMALL: dict[str, Any] = {
@@ -54,6 +56,8 @@ RECIPES: dict[str, Recipe] = {
     "detr_r101_dc5": DETR_R50.replace(backbone="resnet101.tv_in1k", dilation=True, stride=16),
     "detr_r18": DETR_R50.replace(backbone="resnet18.tv_in1k"),
     "detr_small": DETR_R50.replace(**SMALL, frozen_stride=16, local_start=True),
+    "conditional_detr_r50": CONDITIONAL,
+    "conditional_detr_r50_dc5": CONDITIONAL.replace(dilation=True, stride=16),
     "deformable_detr_r50": DEFORMABLE,
     "deformable_detr_r50_refine": DEFORMABLE_REFINE,
     "deformable_detr_r50_two_stage": DEFORMABLE_REFINE.replace(two_stage=True),

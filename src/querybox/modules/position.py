@@ -23,8 +23,8 @@ def sine_features(
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
 
-def sine_boxes(boxes: Float[Tensor, "B Q 4"], width: int) -> Float[Tensor, "B Q twice"]:
-    """Encode each of a box's four numbers, 0-1, by `width` / 2 features: 2 x `width` in all."""
+def sine_boxes(boxes: Float[Tensor, "B Q R"], width: int) -> Float[Tensor, "B Q _"]:
+    """Encode each number, 0-1, of boxes (R = 4) or points (R = 2) by `width` / 2 features."""
     return sine_features(2 * math.pi * boxes, width // 2, 10000.0).flatten(2)
 
 

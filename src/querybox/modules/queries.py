@@ -1,7 +1,8 @@
 """Object queries: the questions that the decoder asks of the image, one kind a class.
 
-`LearnedQueries` are DETR's, `PointQueries` Deformable DETR's, `ProposedQueries` two-stage Deformable DETR's and
-`MixedQueries` DINO's; `PlacedQueries` begin spread over the image, for a DETR that learns from few images.
+`LearnedQueries` are DETR's, `ConditionalQueries` Conditional DETR's, `PointQueries` Deformable DETR's,
+`ProposedQueries` two-stage Deformable DETR's and `MixedQueries` DINO's; `PlacedQueries` begin spread over the image,
+for a DETR that learns from few images.
 """
 
 from __future__ import annotations
@@ -73,6 +74,27 @@ class PointQueries(nn.Module):
             2, dim=-1
         )  # [B, Q, D]
         return Queries(content=content, position=position, reference=self.reference(position).sigmoid())
+
+
+class ConditionalQueries(nn.Module):
+    """Learned positions, each of which says a reference point; they start with no content (Conditional DETR)."""
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(count, width))
+        hidden, point = nn.Linear(width, width), nn.Linear(width, 2)
+        nn.init.xavier_uniform_(hidden.weight)
+        nn.init.xavier_uniform_(point.weight)
+        self.reference = nn.Sequential(hidden, nn.ReLU(), point)
+
+    def forward(self, memory: Memory) -> Queries:
+        """Repeat the queries for each image of `memory`."""
+        position = self.position.expand(memory.tokens.shape[0], -1, -1)  # [B, Q, D]
+        return Queries(
+            content=torch.zeros_like(position),
+            position=position,
+            reference=self.reference(position).sigmoid(),
+        )
 
 
 class Proposals(nn.Module):

@@ -1,0 +1,103 @@
+"""Conditional DETR (Meng et al. 2021): DETR whose queries have a place, which cross-attention compares by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from querybox.losses.classification import FocalLoss
+from querybox.losses.criterion import Criterion
+from querybox.losses.matcher import HungarianMatcher
+from querybox.models.layouts.conditional import ATTEN4VIS, HUGGINGFACE_CONDITIONAL, MMDET3_CONDITIONAL
+from querybox.models.layouts.layout import Layout, PublicSystem
+from querybox.models.recipe import Positive, require
+from querybox.models.single_map import SingleMap
+from querybox.modules.conditional_decoder import (
+    ConditionalDecoder,
+    ConditionalDecoderLayer,
+    FirstSpatialKey,
+    FirstSpatialQuery,
+    SpatialKey,
+    SpatialQuery,
+)
+from querybox.modules.detector import DetectionTransformer
+from querybox.modules.encoder import Encoder
+from querybox.modules.heads import DeltaHead, IndependentClassHead
+from querybox.modules.neck import InputProjection
+from querybox.modules.queries import ConditionalQueries
+from querybox.structures import Category
+
+
+class ConditionalDETR(SingleMap):
+    """The settings of Conditional DETR; the defaults are its ResNet-50 model."""
+
+    title: ClassVar[str] = "Conditional DETR"
+    training: ClassVar[Mapping[str, Any]] = {"epochs": 50, "milestones": (40,)}
+    layouts: ClassVar[Mapping[PublicSystem, Layout]] = {
+        "facebook": ATTEN4VIS,
+        "mmdet3": MMDET3_CONDITIONAL,
+        "huggingface": HUGGINGFACE_CONDITIONAL,
+    }
+    mark: ClassVar[str] = "decoder.query_scale.0"
+    class_head: ClassVar[str] = "decoder.class_head"
+    no_object: ClassVar[bool] = False
+    steps_to_learn: ClassVar[int] = 500  # a tenth of DETR's, as of its epochs on COCO
+    huggingface_prefix: ClassVar[str] = "ConditionalDetr"
+
+    kind: Literal["conditional_detr"] = "conditional_detr"
+    queries: Positive = 300
+
+    def build(self, categories: Sequence[Category]) -> DetectionTransformer:
+        """Compose the detector; see `Recipe.build`."""
+        backbone = self.build_backbone((self.stride,), dilation=self.dilation)
+        encoder = Encoder(
+            self.build_position(),
+            layers=self.encoder_layers,
+            width=self.width,
+            heads=self.heads,
+            feedforward=self.feedforward,
+            dropout=self.dropout,
+            norm_first=False,
+        )
+        decoder = ConditionalDecoder(
+            [self.build_layer(index) for index in range(self.decoder_layers)],
+            IndependentClassHead(self.width, len(categories) + len(self.unused_rows)),
+            DeltaHead(self.width),
+            width=self.width,
+        )
+        return self.compose(
+            backbone,
+            InputProjection(backbone.channels, self.width),
+            encoder,
+            ConditionalQueries(self.queries, self.width),
+            decoder,
+            categories=categories,
+        )
+
+    def build_layer(self, index: int) -> ConditionalDecoderLayer:
+        """Compose a decoder layer; the first has no content to compare yet, and looks by the learned position."""
+        query, key = (SpatialQuery, SpatialKey) if index else (FirstSpatialQuery, FirstSpatialKey)
+        return ConditionalDecoderLayer(
+            query(self.width, self.heads),
+            key(self.width, self.heads),
+            width=self.width,
+            heads=self.heads,
+            feedforward=self.feedforward,
+            dropout=self.dropout,
+        )
+
+    def criterion(self) -> Criterion:
+        """Judge every class by itself, by focal loss."""
+        return Criterion(
+            HungarianMatcher(2.0, 5.0, 2.0, classification=FocalLoss()),
+            classification=FocalLoss(),
+            class_weight=2.0,
+        )
+
+    @classmethod
+    def stated_in_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings that no shape shows, where a Hugging Face config states them."""
+        require(
+            config, "auxiliary_loss", expected=False
+        )  # with it, transformers also normalises between layers
+        return super().stated_in_config(config)

@@ -1,0 +1,78 @@
+"""The names of Conditional DETR in its authors' code, in Hugging Face and in MMDetection 3.x, beside DETR's there."""
+
+from __future__ import annotations
+
+from querybox.models.layouts.facebook import FACEBOOK
+from querybox.models.layouts.huggingface import HUGGINGFACE
+from querybox.models.layouts.mmdet3 import MMDET3
+
+OURS, THEIRS = "decoder.layers.*", "transformer.decoder.layers.*"
+HF = "model.decoder.layers.*"
+PARTS = {
+    "self_attention.query.content": "sa_qcontent_proj",
+    "self_attention.query.position": "sa_qpos_proj",
+    "self_attention.key.content": "sa_kcontent_proj",
+    "self_attention.key.position": "sa_kpos_proj",
+    "self_attention.v_proj": "sa_v_proj",
+    "cross_attention.query.content": "ca_qcontent_proj",
+    "cross_attention.query.position": "ca_qpos_proj",  # of the first layer alone
+    "cross_attention.query.spatial": "ca_qpos_sine_proj",
+    "cross_attention.key.content": "ca_kcontent_proj",
+    "cross_attention.key.position": "ca_kpos_proj",
+    "cross_attention.v_proj": "ca_v_proj",
+}
+"""Our projections of a decoder layer, and what the authors call them; so do the files on Hugging Face's hub."""
+
+
+def in_attention(name: str) -> str:
+    """Return what transformers 5 calls a projection in memory: ``self_attn.q_content_proj`` is ``sa_qcontent_proj``."""
+    attention, short = name.split("_", 1)
+    place = {"sa": "self_attn", "ca": "encoder_attn"}[attention]
+    return f"{place}.{short if short == 'v_proj' else f'{short[0]}_{short[1:]}'}"
+
+
+ATTEN4VIS = FACEBOOK.relative(
+    {
+        "queries.reference.0": "transformer.decoder.ref_point_head.layers.0",
+        "queries.reference.2": "transformer.decoder.ref_point_head.layers.1",
+        "decoder.query_scale.0": "transformer.decoder.query_scale.layers.0",
+        "decoder.query_scale.2": "transformer.decoder.query_scale.layers.1",
+        **{f"{OURS}.{ours}": f"{THEIRS}.{theirs}" for ours, theirs in PARTS.items()},
+        f"{OURS}.cross_attention": f"{THEIRS}.cross_attn",
+    },
+    name="Atten4Vis",
+)
+
+HUGGINGFACE_CONDITIONAL = HUGGINGFACE.relative(
+    {
+        "queries.reference.0": "model.decoder.ref_point_head.layers.0",
+        "queries.reference.2": "model.decoder.ref_point_head.layers.1",
+        "decoder.query_scale.0": "model.decoder.query_scale.layers.0",
+        "decoder.query_scale.2": "model.decoder.query_scale.layers.1",
+        **{f"{OURS}.{ours}": f"{HF}.{theirs}" for ours, theirs in PARTS.items()},
+    },
+    other_names={
+        **HUGGINGFACE.other_names,
+        **{f"{HF}.{in_attention(theirs)}": f"{HF}.{theirs}" for theirs in PARTS.values()},
+    },
+)
+
+MMDET3_CONDITIONAL = MMDET3.relative(
+    {
+        "queries.reference.0": "decoder.ref_point_head.layers.0",
+        "queries.reference.2": "decoder.ref_point_head.layers.1",
+        "decoder.query_scale.0": "decoder.query_scale.layers.0",
+        "decoder.query_scale.2": "decoder.query_scale.layers.1",
+        f"{OURS}.self_attention.query.content": f"{OURS}.self_attn.qcontent_proj",
+        f"{OURS}.self_attention.query.position": f"{OURS}.self_attn.qpos_proj",
+        f"{OURS}.self_attention.key.content": f"{OURS}.self_attn.kcontent_proj",
+        f"{OURS}.self_attention.key.position": f"{OURS}.self_attn.kpos_proj",
+        f"{OURS}.self_attention": f"{OURS}.self_attn",
+        f"{OURS}.cross_attention.query.content": f"{OURS}.cross_attn.qcontent_proj",
+        f"{OURS}.cross_attention.query.position": f"{OURS}.cross_attn.qpos_proj",
+        f"{OURS}.cross_attention.query.spatial": f"{OURS}.cross_attn.qpos_sine_proj",
+        f"{OURS}.cross_attention.key.content": f"{OURS}.cross_attn.kcontent_proj",
+        f"{OURS}.cross_attention.key.position": f"{OURS}.cross_attn.kpos_proj",
+        f"{OURS}.cross_attention": f"{OURS}.cross_attn",
+    },
+)
