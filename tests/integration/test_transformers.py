@@ -13,20 +13,6 @@ from huggingface_hub import constants
 from torch import Tensor
 from torch.testing import assert_close
 
-<<<<<<< HEAD
-=======
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
-
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForObjectDetection,
-    ConditionalDetrConfig,
-    DeformableDetrConfig,
-    DetrConfig,
-)
-from transformers.utils.logging import disable_progress_bar
-
->>>>>>> b56b60f (Conditional DETR)
 from querybox import Category, Detector, ImageBatch, Preprocessing
 from querybox.checkpoints.convert import convert
 
@@ -56,7 +42,6 @@ R50: dict[str, Any] = {
 }
 FOUR_HEADS: dict[str, Any] = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
 DEFORMABLE: dict[str, Any] = {**SMALL, **FOUR_HEADS, "two_stage_num_proposals": 7}
-<<<<<<< HEAD
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "small": ("DetrConfig", {**SMALL, **FOUR_HEADS}),
     "no timm": (
@@ -65,6 +50,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "dilated": ("DetrConfig", {**SMALL, "dilation": True}),
     "r50": ("DetrConfig", R50),
+    "conditional": ("ConditionalDetrConfig", {**SMALL, **FOUR_HEADS}),
     "deformable": ("DeformableDetrConfig", {**DEFORMABLE, "encoder_n_points": 2, "decoder_n_points": 2}),
     "deformable, one map": ("DeformableDetrConfig", {**DEFORMABLE, "num_feature_levels": 1}),
     "deformable, refine": ("DeformableDetrConfig", {**DEFORMABLE, "with_box_refine": True}),
@@ -72,20 +58,6 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "DeformableDetrConfig",
         {**DEFORMABLE, "with_box_refine": True, "two_stage": True},
     ),
-=======
-CONFIGS: dict[str, DetrConfig | ConditionalDetrConfig | DeformableDetrConfig] = {
-    "small": DetrConfig(**SMALL, **FOUR_HEADS),
-    "no timm": DetrConfig(
-        **{**SMALL, "backbone": None, "use_timm_backbone": False, "backbone_config": RESNET18}
-    ),
-    "dilated": DetrConfig(**SMALL, dilation=True),
-    "r50": DetrConfig(**R50),
-    "conditional": ConditionalDetrConfig(**SMALL, **FOUR_HEADS),
-    "deformable": DeformableDetrConfig(**DEFORMABLE, encoder_n_points=2, decoder_n_points=2),
-    "deformable, one map": DeformableDetrConfig(**DEFORMABLE, num_feature_levels=1),
-    "deformable, refine": DeformableDetrConfig(**DEFORMABLE, with_box_refine=True),
-    "deformable, two-stage": DeformableDetrConfig(**DEFORMABLE, with_box_refine=True, two_stage=True),
->>>>>>> b56b60f (Conditional DETR)
 }
 
 
