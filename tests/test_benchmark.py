@@ -115,7 +115,7 @@ def test_the_table() -> None:
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(results_table(result))
     shown = console.export_text()
-    assert "batch 2 of 60x80, cpu, 2 threads, 41.00 M parameters, 172.0 GFLOPs an image" in shown
+    assert "batch 2 of 60x80, cpu, 2 threads, 41.00 M parameters, 172.0 GFLOPs per image" in shown
     cells = [cell.strip() for line in shown.splitlines() if "model[1]" in line for cell in line.split("│")]
     assert cells == ["", "model[1].onnx", "250.0", "200.0 - 300.0", "8.00", "-", "0.50", ""]
 

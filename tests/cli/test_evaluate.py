@@ -28,7 +28,7 @@ def test_prints_tables_and_writes_files(run: Any, model: Path, photos: Path, tmp
 def test_worst_images_with_pages_to_look_inside(run: Any, model: Path, photos: Path, tmp_path: Path) -> None:
     code, out, err = run("evaluate", model, photos, "--split", "val", "--inspect", "1")
     assert (code, err) == (0, "")
-    assert "does not tell where it looked" not in out
+    assert "cannot be inspected" not in out
     assert [page.name for page in (tmp_path / "evaluation" / "inspect").iterdir()] == ["worst_01.html"]
     report = (tmp_path / "evaluation" / "report.html").read_text(encoding="utf-8")
     assert '<a href="inspect/worst_01.html">' in report
@@ -40,7 +40,7 @@ def test_what_does_not_tell_where_it_looked_has_no_pages(
     words = ("--split", "val", "--precision", "bf16", "--inspect", "2")
     code, out, err = run("evaluate", model, photos, *words)
     assert (code, err) == (0, "")
-    assert "model.safetensors does not tell where it looked: the report shows the worst images without" in out
+    assert "model.safetensors cannot be inspected: the report shows the worst images without" in out
     assert not (tmp_path / "evaluation" / "inspect").exists()
     assert "Worst images" in (tmp_path / "evaluation" / "report.html").read_text(encoding="utf-8")
 
@@ -60,7 +60,7 @@ def test_in_half_precision(run: Any, model: Path, photos: Path) -> None:
         (["MODEL", "PHOTOS", "--inspect", "-1"], "--inspect got -1; expected a number of images, 0 or more"),
         (["MODEL", "PHOTOS", "--split", "dev"], "has no split 'dev'"),
         (["MODEL", "broken.json"], "broken.json"),
-        (["model.onnx", "PHOTOS", "--precision", "bf16"], "leave --precision out"),
+        (["model.onnx", "PHOTOS", "--precision", "bf16"], "omit --precision"),
         (["MODEL", "renamed.json"], "ConfigError: the detector's 2 classes differ from the data's 2"),
     ],
 )

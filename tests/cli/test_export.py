@@ -13,7 +13,7 @@ from querybox.structures import Preprocessing
 def test_exports_predicts_and_evaluates(run: Any, model: Path, photos: Path, tmp_path: Path) -> None:
     code, out, err = run("export", model, "out/small.onnx", "--to", "onnx")
     assert (code, err) == (0, "")
-    assert "The answers are the detector's: on 3 batches scores differ by at most " in out
+    assert "The predictions are those of the detector: on 3 batches scores differ by at most " in out
     assert "Wrote out/small.onnx (" in out
     assert "Run it: querybox predict out/small.onnx IMAGES" in out
     for name, which in (("a", model), ("b", "out/small.onnx")):
@@ -50,7 +50,7 @@ def test_writes_beside_the_model(run: Any, model: Path, photos: Path, tmp_path: 
             "ConfigError: export got precision 'bf16' for onnx",
         ),
         (["MODEL", "--to", "openvino", "--precision", "int8"], "'int8' and calibration data need each other"),
-        (["MODEL", "--to", "onnx", "--split", "val"], "--split names a part of the data of --calibrate"),
+        (["MODEL", "--to", "onnx", "--split", "val"], "--split got a split of the calibration data"),
         (["missing.safetensors", "--to", "onnx"], "CheckpointError: missing.safetensors: no such"),
     ],
 )

@@ -91,8 +91,8 @@ def test_a_dataset_trains_with_the_defaults(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "ConfigError: querybox train got nothing to train on"),
-        (["train.lr=1"], "ConfigError: querybox train got nothing to train on"),
+        ([], "ConfigError: querybox train got no dataset"),
+        (["train.lr=1"], "ConfigError: querybox train got no dataset"),
         (["missing.yaml"], "ConfigError: missing.yaml: cannot be read"),
         (["missing"], "missing: no such file or folder"),
         (["RUN", "train.epohcs=1"], "unknown setting 'train.epohcs'. Did you mean 'train.epochs'?"),

@@ -1,4 +1,4 @@
-"""The command line. Nothing here imports torch before it must: ``--help`` answers at once."""
+"""The command line. Heavy imports such as torch are deferred, so that ``--help`` is fast."""
 
 from querybox.cli.main import main
 

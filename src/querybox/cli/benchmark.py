@@ -25,23 +25,23 @@ def benchmark(
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     trust: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Say how fast models run on this machine, and what they take.
+    """Measure how fast models run on this machine, and their memory.
 
-    A checkpoint is run as it is, optimised as `querybox predict` runs it, and optimised in bfloat16; an exported model
-    as it is. The time is that from resized pixels in memory to detections. Close other programs: they slow it down.
+    A checkpoint is run as is, optimised as by `querybox predict`, and optimised in bfloat16; an exported model is run
+    as is. Times are from resized pixels in memory to detections. Close other programs, which affect the results.
 
     ```
     querybox benchmark model.safetensors
-    querybox benchmark run model.onnx model.xml  # beside its exported models
+    querybox benchmark run model.onnx model.xml  # compare with its exported models
     querybox benchmark run --size 480x640 --batch-size 8 --json > speed.json
     ```
 
     Args:
         models: Checkpoints of any layout, run folders, exported models: .onnx, .xml (OpenVINO), .pt2 (PyTorch).
-        size: Height x width of the images; by default of a 4:3 photo as the first model resizes it.
-        batch_size: Images in one forward pass.
+        size: Height x width of the images; by default that of a 4:3 photo as resized for the first model.
+        batch_size: Images per forward pass.
         as_json: Print JSON instead of a table.
-        trust: Let a .pt2 file execute the code that it may hold.
+        trust: Allow a .pt2 file to execute the code that it contains.
     """
     from rich.console import Console
 
@@ -55,7 +55,7 @@ def benchmark(
         )
     paths = [path if path.suffix in EXPORTED else find_weights(path) for path in models]
     shape = None if size is None else parse_size(size)
-    with Console(stderr=True).status("Detecting, one engine after another"):
+    with Console(stderr=True).status("Measuring"):
         result = run(paths, size=shape, batch_size=batch_size, trusted=trust)
     if as_json:
         print(json.dumps(dataclasses.asdict(result), indent=2))
@@ -64,10 +64,10 @@ def benchmark(
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Read ``"480x640"``.
+    """Parse a size such as ``"480x640"``.
 
     Raises:
-        ConfigError: It is something else.
+        ConfigError: The text has another form.
     """
     height, _, width = text.partition("x")
     if not (height.isdecimal() and width.isdecimal()):
@@ -76,14 +76,14 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def results_table(result: BenchmarkResult) -> Table:
-    """Show one row per engine; the title is what they have in common."""
+    """Show one row per engine; the title states what they have in common."""
     facts = [
         f"batch {result.batch_size} of {result.size[0]}x{result.size[1]}",
         result.device,
         f"{result.threads} threads",
     ]
     if result.parameters is not None and result.flops is not None:
-        facts += [f"{result.parameters / 1e6:.2f} M parameters", f"{result.flops / 1e9:.1f} GFLOPs an image"]
+        facts += [f"{result.parameters / 1e6:.2f} M parameters", f"{result.flops / 1e9:.1f} GFLOPs per image"]
     rows = [
         (
             each.name,
@@ -95,5 +95,5 @@ def results_table(result: BenchmarkResult) -> Table:
         )
         for each in result.engines
     ]
-    heads = ["engine", "ms a batch", "quartiles", "images / s", "peak memory, MB", "load, s"]
+    heads = ["engine", "ms per batch", "quartiles", "images / s", "peak memory, MB", "load, s"]
     return table(", ".join(facts), heads, rows, numeric=range(1, 6))

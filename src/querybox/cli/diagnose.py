@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 def diagnose(
     run: Path, /, *, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False
 ) -> None:
-    """Say why a run's AP is low: what is at fault, by which numbers, and what to set.
+    """Find likely causes of a run's low AP, with evidence and the settings to change.
 
-    Reads nothing but the run's own record, so it takes no time, also while the run goes on. The likeliest cause comes
-    first. The same stands in the run's report.
+    Only the record of the run is read, so this is fast and also works during training. The most likely cause comes
+    first. The report of the run contains the same diagnosis.
 
     ```
     querybox diagnose runs/mine
@@ -34,9 +34,9 @@ def diagnose(
     """
     from rich.console import Console
 
-    from querybox.diagnosis import diagnose as examine
+    from querybox.diagnosis import diagnose as find_causes
 
-    diagnosis = examine(run)
+    diagnosis = find_causes(run)
     if as_json:
         print(json.dumps(dataclasses.asdict(diagnosis), indent=2, ensure_ascii=False))
         return
@@ -46,7 +46,7 @@ def diagnose(
 
 
 def describe(diagnosis: Diagnosis) -> Iterator[str]:
-    """Tell a diagnosis in lines of text."""
+    """Yield the lines of a diagnosis."""
     shown = {"AP": diagnosis.AP, "AP50": diagnosis.AP50}
     scores = [f"{name} {value:.3f}" for name, value in shown.items() if value is not None]
     yield (
@@ -55,17 +55,17 @@ def describe(diagnosis: Diagnosis) -> Iterator[str]:
     )
     if not diagnosis.findings:
         yield "\nNo problem found in the record of the run."
-    for place, finding in enumerate(diagnosis.findings, 1):
-        yield from describe_finding(place, finding)
+    for index, finding in enumerate(diagnosis.findings, 1):
+        yield from describe_finding(index, finding)
     for note in diagnosis.missing:
         yield f"\nNot examined: {note}."
 
 
-def describe_finding(place: int, finding: Finding) -> Iterator[str]:
-    """Tell a finding: cause, evidence, cure."""
+def describe_finding(index: int, finding: Finding) -> Iterator[str]:
+    """Yield the lines of a finding: cause, evidence, cure."""
     from querybox.diagnosis.finding import number
 
-    yield f"\n{place}. {finding.cause} [{finding.area}]"
+    yield f"\n{index}. {finding.cause} [{finding.area}]"
     width = max(map(len, finding.evidence), default=0)
     for name, value in finding.evidence.items():
         yield f"     {name:<{width}}  {number(value)}"

@@ -31,29 +31,29 @@ def evaluate(
     precision: Precision = "float32",
     trust: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Measure how well a model finds the objects of a labelled dataset.
+    """Evaluate a model on an annotated dataset.
 
-    Prints the COCO metrics, those of each class, and how many objects were missed and why. The output folder gets them
-    as metrics.json, a report to open in a browser, and all detections as results.json, in the COCO result format with
-    the data's own category ids.
+    Prints the COCO metrics, the AP of each class, and the number of errors of each type. The output folder receives
+    them as metrics.json, an HTML report, and all detections as results.json in the COCO results format, with the
+    category ids of the data.
 
     ```
     querybox evaluate run photos/ --split val      # a run's best model
     querybox evaluate model.safetensors test.json  # weights, a COCO file
-    querybox evaluate run photos/ --inspect 20     # also the 20 worst images, and what the model saw in them
+    querybox evaluate run photos/ --inspect 20     # with inspector pages of the 20 worst images
     ```
 
     Args:
-        model: A checkpoint of any layout, a run folder: its best model, else its last; or an exported model:
-            .onnx, .xml (OpenVINO), .pt2 (PyTorch).
+        model: A checkpoint of any layout, a run folder (its best model, or else its last), or an exported model
+            (.onnx, .xml for OpenVINO, .pt2 for PyTorch).
         data: A dataset: COCO, Pascal VOC or YOLO, recognised from the path.
-        split: Which split of the dataset, such as val; needed where it has several.
+        split: Split of the dataset, such as val; required if it has several.
         output: Folder for the results.
-        inspect: How many of the worst images, those with the lowest F1, the report shows with every mistake, each with
-            a page to look into the model. These need a checkpoint in float32; exported models get the images alone.
-        batch_size: Images in one forward pass, on an accelerator; it does not change the result.
-        precision: What a checkpoint's model computes in: bf16 is faster and less exact.
-        trust: Let a .pt2 file execute the code that it may hold.
+        inspect: Number of worst images, those with the lowest F1, to show in the report, each with an inspector page.
+            Inspector pages require a checkpoint in float32.
+        batch_size: Images per forward pass on an accelerator; the result does not depend on it.
+        precision: Precision of a checkpoint's computations; bf16 is faster and less accurate.
+        trust: Allow a .pt2 file to execute the code that it contains.
     """
     from rich.console import Console
 
@@ -73,18 +73,18 @@ def evaluate(
         evaluation = run(detector, dataset, batch_size=batch_size, callback=advance)
     evaluation.to_json(output / "metrics.json")
     (output / "results.json").write_text(json.dumps(evaluation.to_coco()), encoding="utf-8")
-    inside = detector if inspect and isinstance(detector, Detector) else None
-    with progress_bar(inspect, "Looking inside") as advance:
+    inspected = detector if inspect and isinstance(detector, Detector) else None
+    with progress_bar(inspect, "Inspecting") as advance:
         report = write_report(
-            output, evaluation, dataset, worst=inspect or WORST, detector=inside, callback=advance
+            output, evaluation, dataset, worst=inspect or WORST, detector=inspected, callback=advance
         )
 
     console = Console()
     console.print(metrics_table(evaluation), classes_table(evaluation), errors_table(evaluation))
-    if inspect and inside is None:
+    if inspect and inspected is None:
         console.print(
-            f"{model} does not tell where it looked: the report shows the worst images without pages to look inside; "
-            "evaluate a checkpoint in float32 for these",
+            f"{model} cannot be inspected: the report shows the worst images without inspector pages; evaluate a "
+            "checkpoint in float32 for these",
             soft_wrap=True,
             highlight=False,
         )

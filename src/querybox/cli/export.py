@@ -18,25 +18,25 @@ def export(
     calibrate: Path | None = None,
     split: str | None = None,
 ) -> None:
-    """Write a model to a file that other programs run, and prove that it answers as the model does.
+    """Export a model for another runtime, and verify that its predictions are those of the model.
 
-    The file takes RGB images of any size in batches of any size; normalisation, padding mask and postprocessing are
-    inside. `querybox predict` and `querybox evaluate` take it in the place of a model.
+    The exported model takes RGB images of any size in batches of any size; it includes normalisation, padding mask and
+    postprocessing. `querybox predict` and `querybox evaluate` accept it as a model.
 
     ```
-    querybox export run --to onnx                           # the run's best model, to best.onnx beside it
+    querybox export run --to onnx                           # the run's best model, as best.onnx beside it
     querybox export model.safetensors fast.xml --to openvino --precision bf16
     querybox export run small.xml --to openvino --precision int8 --calibrate photos/ --split train
     querybox predict small.xml photos/
     ```
 
     Args:
-        model: Weights of any layout, or a run folder: its best model, else its last.
-        file: Where to write; beside the model where it is left out.
+        model: A checkpoint of any layout, or a run folder: its best model, or else its last.
+        file: The file to write; by default beside the model.
         to: onnx (ONNX Runtime and others), openvino (the fastest on CPUs), or torch (torch.export).
-        precision: What it is computed in; openvino alone has bf16 and int8.
-        calibrate: With int8: labelled images like those it will see. AP on all of them is measured before and after.
-        split: Which split of that dataset.
+        precision: Precision of the computations; bf16 and int8 require openvino.
+        calibrate: For int8: a dataset with images like those to predict on. AP on it is measured before and after.
+        split: Split of that dataset.
     """
     from querybox.checkpoints.find import find_weights
     from querybox.data import read_dataset
@@ -45,7 +45,7 @@ def export(
     from querybox.exporting.write import SUFFIXES
 
     if split is not None and calibrate is None:
-        raise ConfigError("--split names a part of the data of --calibrate, which is missing")
+        raise ConfigError("--split got a split of the calibration data; expected --calibrate as well")
     source = find_weights(model)
     detector = Detector.load(source)
     target = file or source.with_suffix(SUFFIXES[to])
@@ -53,8 +53,8 @@ def export(
     done = run(detector, target, to=to, precision=precision, calibration=data)
     proof = done.proof
     print(
-        f"The answers are the detector's: on {proof.batches} batches scores differ by at most {proof.scores:.1g}, "
-        f"boxes by {proof.boxes:.1g} of the image"
+        f"The predictions are those of the detector: on {proof.batches} batches scores differ by at most "
+        f"{proof.scores:.1g}, boxes by {proof.boxes:.1g} of the image"
     )
     if done.AP is not None:
         before, after = done.AP

@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 def info(target: Path | None = None, /, *, split: str | None = None) -> None:
-    """Say what a model, a run or a dataset is; without one, what is installed here.
+    """Describe a model, a run or a dataset; without an argument, the installation.
 
     ```
     querybox info                    # versions, environment, recipes
     querybox info model.safetensors  # classes, sizes, settings; also detr-r50.pth and other public checkpoints
-    querybox info run                # the same of a run's best model
-    querybox info photos/            # images, boxes of each class, faults
+    querybox info run                # the same for a run's best model
+    querybox info photos/            # images, objects of each class, invalid boxes
     ```
 
     Args:
         target: A checkpoint of any layout, a run folder, or a dataset: COCO, Pascal VOC or YOLO.
-        split: Which split of the dataset, such as val; all of them where it is left out.
+        split: Split of the dataset, such as val; all of them by default.
     """
     from rich.console import Console
 
@@ -50,7 +50,7 @@ def pairs(title: str, values: Mapping[str, object]) -> Table:
 
 
 def installed() -> Table:
-    """Show the versions of querybox and of what it stands on."""
+    """Show the versions of querybox and its dependencies, and the environment."""
     from querybox.training.environment import describe_environment
 
     environment = describe_environment(processes=1)
@@ -61,7 +61,7 @@ def installed() -> Table:
 
 
 def recipes() -> Table:
-    """Show every named model and what tells it from the first of its kind."""
+    """Show every recipe and the settings in which it differs from the first of its kind."""
     from querybox.models import RECIPES
 
     first: dict[str, dict[str, Any]] = {}
@@ -72,13 +72,13 @@ def recipes() -> Table:
         differences = {key: value for key, value in settings.items() if key not in base or base[key] != value}
         lines[name] = ", ".join(f"{key}={value}" for key, value in differences.items())
         first.setdefault(recipe.kind, settings)
-    return pairs("Recipes: the first of each kind, and the others by what tells them from it", lines)
+    return pairs("Recipes: all settings of the first of each kind, and the differences of the others", lines)
 
 
 def describe_model(path: Path, loaded: Loaded) -> Table:
-    """Show what the detector in a file is, and how the file was understood."""
+    """Show the properties of the detector in a file, and how the file was interpreted."""
     detector = loaded.detector
-    look = detector.preprocessing
+    preprocessing = detector.preprocessing
     numbers = [parameter.numel() for parameter in detector.parameters()]
     settings = detector.recipe.model_dump() if detector.recipe else {}
     return pairs(
@@ -89,18 +89,18 @@ def describe_model(path: Path, loaded: Loaded) -> Table:
             "assumed": "; ".join(loaded.assumed) or "nothing",
             "parameters": f"{sum(numbers) / 1e6:.2f} M",
             "classes": f"{len(detector.categories)}: {', '.join(each.name for each in detector.categories)}",
-            "image size": f"short side {look.short_side}, long side at most {look.long_side} pixels",
-            "resizing": f"as {look.resizing} does",
-            "boxes": "cut to the image" if look.clip_boxes else "not cut to the image",
-            "mean": ", ".join(f"{value:g}" for value in look.mean),
-            "std": ", ".join(f"{value:g}" for value in look.std),
+            "image size": f"short side {preprocessing.short_side}, long side at most {preprocessing.long_side} pixels",
+            "resizing": f"as in {preprocessing.resizing}",
+            "boxes": "clipped to the image" if preprocessing.clip_boxes else "not clipped to the image",
+            "mean": ", ".join(f"{value:g}" for value in preprocessing.mean),
+            "std": ", ".join(f"{value:g}" for value in preprocessing.std),
             "recipe": ", ".join(f"{key}={value}" for key, value in settings.items()),
         },
     )
 
 
 def describe_data(path: Path, split: str | None) -> list[Table]:
-    """Show the splits of a dataset, and how many objects of each class they have."""
+    """Show the splits of a dataset, and the number of objects of each class."""
     from querybox.data.read import as_data_errors, find_splits, read_dataset
     from querybox.data.records import log_warnings, require_usable
 
@@ -115,14 +115,14 @@ def describe_data(path: Path, split: str | None) -> list[Table]:
     for name, data in splits.items():
         crowds = sum(int(image.crowd.sum()) for image in data.images)
         empty = sum(len(image.labels) == 0 for image in data.images)
-        faults = ", ".join(f"{count} {kind}" for kind, count in data.faulty_boxes.items()) or "none"
-        rows.append([name, *map(str, (len(data.images), empty, data.num_objects, crowds)), faults])
-    heads = ["split", "images", "without objects", "objects", "crowds", "faulty boxes"]
+        invalid = ", ".join(f"{count} {kind}" for kind, count in data.faulty_boxes.items()) or "none"
+        rows.append([name, *map(str, (len(data.images), empty, data.num_objects, crowds)), invalid])
+    heads = ["split", "images", "without objects", "objects", "crowds", "invalid boxes"]
     return [table(str(path), heads, rows, numeric=range(1, 5)), classes_table(splits)]
 
 
 def classes_table(splits: Mapping[str, DetectionData]) -> Table:
-    """Show how many objects of each class every split has; classes are told apart by id and name."""
+    """Show the number of objects of each class in every split; classes are identified by id and name."""
     counts: dict[tuple[int, str], list[int]] = {}
     for column, data in enumerate(splits.values()):
         for label, category in enumerate(data.categories):

@@ -38,7 +38,7 @@ def inspect(
 
     Args:
         images: Images, folders or patterns.
-        model: A checkpoint of any layout, or a run folder: its best model, else its last.
+        model: A checkpoint of any layout, or a run folder: its best model, or else its last.
         output: The HTML file.
         annotations: A dataset that contains the images: COCO, Pascal VOC or YOLO, recognised from the path.
         split: Split of the dataset, such as val; required if it has several.

@@ -1,4 +1,4 @@
-"""The entry point: commands, and how errors reach the person who typed them."""
+"""The entry point: commands, and how errors are reported."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ from querybox.cli.train import train
 from querybox.cli.validate import validate
 from querybox.errors import QueryboxError
 
-HELP = """Object detection with DETR: train it on your images, see how good it is, find objects.
+HELP = """Object detection with DETR: train detectors on your own images, evaluate them, detect objects.
 
-From labelled images to boxes:
+From annotated images to detections:
 
 ```
-querybox info photos/                # what is in a dataset
-querybox validate photos/            # what is wrong with it
+querybox info photos/                # describe a dataset
+querybox validate photos/            # find problems in it
 querybox train photos/ --output run  # train on it
-querybox diagnose run                # why it is no better
-querybox evaluate run photos/        # how good it is
-querybox predict run new_photos/     # what it finds
-querybox export run --to onnx        # for other programs, and faster
+querybox diagnose run                # find likely causes of a low AP
+querybox evaluate run photos/        # compute the COCO metrics
+querybox predict run new_photos/     # detect objects
+querybox export run --to onnx        # for other runtimes
 ```
 
-`querybox COMMAND --help` explains a command, with examples.
+`querybox COMMAND --help` describes a command, with examples.
 """
 
 EPILOGUE = """`--debug` with any command: show the stack trace of an error.
 
-Exit codes: 0 done; 1 done, but there are faults in the data (validate, predict); 2 an error, told in one line with its
-cure; 130 after Ctrl-C and 143 after SIGTERM, when a training has written its checkpoint. A mistake in querybox itself
-shows a stack trace: please report it.
+Exit codes: 0 success; 1 success, but there are problems in the data (validate, predict); 2 an error, with a one-line
+message that says how to fix it; 130 after Ctrl-C and 143 after SIGTERM, once training has written its checkpoint. If
+querybox shows a stack trace, this is a bug: please report it.
 """
 
 app = App(
@@ -72,22 +72,22 @@ COMMANDS: tuple[Callable[..., int | None], ...] = (
     benchmark,
     info,
 )
-for place, command in enumerate(COMMANDS):  # in the order of work, not of the alphabet
-    app.command(command, sort_key=place)
+for index, command in enumerate(COMMANDS):  # in the order of a workflow, not alphabetically
+    app.command(command, sort_key=index)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line.
 
     Args:
-        arguments: The words after ``querybox``; by default those of this process.
+        arguments: The arguments after ``querybox``; by default those of this process.
 
     Returns:
-        Exit code: 0, or 1 where all was done but there are faults in the data, or 2 after an error that the person can
-        act on, told in one line on stderr, or 130 after Ctrl-C.
+        Exit code: 0 on success, 1 if there are problems in the data, 2 after an error that the user can fix, which is
+        printed to stderr in one line, or 130 after Ctrl-C.
 
     Raises:
-        SystemExit: SIGTERM ended a training; the code is 143.
+        SystemExit: SIGTERM stopped training; the code is 143.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(f"{type(error).__name__}: {error}", debug)
     except OSError as error:
         return fail(
-            f"{error.filename or 'system'}: {error.strerror or error}; check the path, its rights and the disk",
+            f"{error.filename or 'system'}: {error.strerror or error}; check the path, its permissions and the disk",
             debug,
         )
     except KeyboardInterrupt:
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def fail(message: str, debug: bool, code: int = 2) -> int:
-    """Say what went wrong, in one line, after the trace where that is asked for; return the exit code."""
+    """Print an error message in one line, after the stack trace if `debug`, and return the exit code."""
     if debug:
         traceback.print_exc()
     sys.stderr.write(" ".join(message.split()) + "\n")
@@ -119,14 +119,14 @@ def fail(message: str, debug: bool, code: int = 2) -> int:
 
 
 def help_command(words: Sequence[str]) -> str:
-    """Return the command that explains what was tried."""
+    """Return the help command for these arguments."""
     commands = [word for word in words[:1] if word in app and not word.startswith("-")]
     return " ".join(["querybox", *commands, "--help"])
 
 
 @contextmanager
 def log_to_stderr() -> Iterator[None]:
-    """Show what the library logs while a command runs."""
+    """Print the library's log messages while a command runs."""
     logger = logging.getLogger("querybox")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))

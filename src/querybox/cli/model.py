@@ -1,4 +1,4 @@
-"""The models that commands work with, on the accelerator where there is one."""
+"""Load models for commands, on the accelerator if there is one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Precision = Literal["float32", "bf16"]
 
 
 def load_detector(path: Path) -> Detector:
-    """Load a detector from whatever `Detector.load` reads."""
+    """Load a detector from anything that `Detector.load` reads."""
     from querybox.detector import Detector
     from querybox.inference.engine import accelerator
 
@@ -23,16 +23,16 @@ def load_detector(path: Path) -> Detector:
 
 
 def load_model(path: Path, *, trusted: bool, precision: Precision = "float32") -> Engine:
-    """Open whatever `querybox.load` opens.
+    """Load anything that `querybox.load` reads.
 
     Args:
         path: The file or folder.
-        trusted: Code in the file may be executed.
-        precision: What a detector computes in.
+        trusted: Whether code in the file may be executed.
+        precision: Precision of a detector's computations.
 
     Raises:
-        CheckpointError: It cannot be read.
-        ConfigError: `precision` is asked of an exported model.
+        CheckpointError: The file cannot be read.
+        ConfigError: `precision` is given for an exported model.
     """
     import torch
 
@@ -45,6 +45,6 @@ def load_model(path: Path, *, trusted: bool, precision: Precision = "float32") -
     if precision != "float32":
         raise ConfigError(
             f"{path}: --precision {precision} got an exported model, which keeps the precision it was exported in; "
-            "leave --precision out, or export the model anew"
+            "omit --precision, or export the model again"
         )
     return load(path, trusted=trusted)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from querybox.inference.writers import AddDetections
 
 FORMATS = ("pictures", "coco", "csv")
-BROKEN_FILES = 1
-"""Exit code where some of the files could not be read."""
+UNREADABLE_FILES = 1
+"""Exit code if some of the files could not be read."""
 
 
 def predict(
@@ -37,31 +37,30 @@ def predict(
     precision: Precision = "float32",
     trust: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
-    """Find objects in images and videos.
+    """Detect objects in images and videos.
 
-    The output folder gets the pictures and videos with boxes drawn, detections.json (COCO: the images and one
-    annotation a detection) and detections.csv. Files that cannot be read are named, the others are predicted on all the
-    same, and the exit code is 1.
+    The output folder receives the images and videos with boxes drawn, detections.json (COCO, with an annotation per
+    detection) and detections.csv. Files that cannot be read are reported and skipped, and the exit code is 1.
 
     ```
     querybox predict run photos/                         # a folder
     querybox predict run a.jpg clip.mp4 --threshold 0.3  # files
     querybox predict model.safetensors 'photos/**/*.png' # a pattern
-    querybox predict run photos/ --format csv            # the table alone
+    querybox predict run photos/ --format csv            # only the table
     ```
 
     Args:
-        model: A checkpoint of any layout, a run folder: its best model, else its last; or an exported model:
-            .onnx, .xml (OpenVINO), .pt2 (PyTorch).
+        model: A checkpoint of any layout, a run folder (its best model, or else its last), or an exported model
+            (.onnx, .xml for OpenVINO, .pt2 for PyTorch).
         sources: Images, videos, folders or patterns.
         output: Folder for the results.
-        threshold: Leave out detections that score less (0-1).
-        top_k: Most detections per image.
-        nms: Leave out detections that overlap a better one of their class by more than this IoU (0-1).
-        format: What to write, of pictures, coco and csv, separated by commas.
-        batch_size: Most images in one forward pass, on an accelerator.
-        precision: What a checkpoint's model computes in: bf16 is faster and less exact.
-        trust: Let a .pt2 file execute the code that it may hold.
+        threshold: Minimum score of detections (0-1).
+        top_k: Maximum number of detections per image.
+        nms: IoU threshold (0-1) of class-wise non-maximum suppression; off by default.
+        format: Outputs to write: pictures, coco and csv, separated by commas.
+        batch_size: Maximum number of images per forward pass on an accelerator.
+        precision: Precision of a checkpoint's computations; bf16 is faster and less accurate.
+        trust: Allow a .pt2 file to execute the code that it contains.
     """
     formats = read_formats(format)
     if not sources:
@@ -77,55 +76,57 @@ def predict(
     files = [file for source in sources for file in find_files(Path(source))]
     pictures = drawing_paths(files, output) if "pictures" in formats else []
     detector = load_model(model, trusted=trust, precision=precision)
-    broken: list[ImageError] = []
+    unreadable: list[ImageError] = []
     options: dict[str, Any] = {"threshold": threshold, "top_k": top_k, "nms": nms, "batch_size": batch_size}
-    found = run(fastest(detector), files, **options, on_error=broken.append)
+    results = run(fastest(detector), files, **options, on_error=unreadable.append)
     output.mkdir(parents=True, exist_ok=True)
     tally: Counter[str] = Counter()
     with ExitStack() as stack:
-        adds = [
-            lambda found: tally.update(images=1, objects=len(found)),
+        adders = [
+            lambda detections: tally.update(images=1, objects=len(detections)),
             stack.enter_context(progress_bar(count_frames(files))),
         ]
         if "coco" in formats:
-            adds.append(stack.enter_context(coco_file(output / "detections.json", detector.categories)))
+            adders.append(stack.enter_context(coco_file(output / "detections.json", detector.categories)))
         if "csv" in formats:
-            adds.append(stack.enter_context(csv_file(output / "detections.csv")))
-        results = recorded(found, adds)
+            adders.append(stack.enter_context(csv_file(output / "detections.csv")))
+        results = added(results, adders)
         if "pictures" in formats:
             draw_files(files, pictures, results)
-        for _ in results:  # all of them, where nothing is drawn
+        for _ in results:  # consume them if nothing is drawn
             pass
-    return say(tally, files, broken, output)
+    return summarise(tally, files, unreadable, output)
 
 
-def say(tally: Counter[str], files: Sequence[Path], broken: Sequence[ImageError], output: Path) -> int:
-    """Say how much was found, and what could not be read; return the exit code."""
-    for error in broken:
+def summarise(
+    tally: Counter[str], files: Sequence[Path], unreadable: Sequence[ImageError], output: Path
+) -> int:
+    """Print the number of detections and the unreadable files; return the exit code."""
+    for error in unreadable:
         sys.stderr.write(f"ImageError: {error}\n")
-    left_out = f", {len(broken)} of {len(files)} files could not be read" if broken else ""
-    print(f"Found {tally['objects']} objects in {tally['images']} images{left_out}. Results are in {output}")
-    return BROKEN_FILES if broken else 0
+    skipped = f", {len(unreadable)} of {len(files)} files could not be read" if unreadable else ""
+    print(f"Found {tally['objects']} objects in {tally['images']} images{skipped}. Results are in {output}")
+    return UNREADABLE_FILES if unreadable else 0
 
 
 def read_formats(text: str) -> list[str]:
-    """Split the formats that are asked for.
+    """Split a comma-separated list of formats.
 
     Raises:
-        ConfigError: One is unknown.
+        ConfigError: A format is unknown.
     """
     formats = [part.strip() for part in text.split(",")]
     for name in formats:
         if name not in FORMATS:
             raise ConfigError(
-                f"--format got '{name}'; expected one or more of {', '.join(FORMATS)}, with commas"
+                f"--format got '{name}'; expected one or more of {', '.join(FORMATS)}, separated by commas"
             )
     return formats
 
 
-def recorded(results: Iterator[Detections], adds: Sequence[AddDetections]) -> Iterator[Detections]:
-    """Hand detections on, each to all of `adds` first."""
-    for found in results:
-        for add in adds:
-            add(found)
-        yield found
+def added(results: Iterator[Detections], adders: Sequence[AddDetections]) -> Iterator[Detections]:
+    """Yield detections after passing them to all `adders`."""
+    for detections in results:
+        for add in adders:
+            add(detections)
+        yield detections

@@ -1,4 +1,4 @@
-"""How far a command has come."""
+"""Progress bars."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress_bar(total: int | None, doing: str = "Detecting") -> Iterator[Callable[[object], None]]:
-    """Show on stderr how many of the `total` images are done; None = not known."""
+def progress_bar(total: int | None, description: str = "Detecting") -> Iterator[Callable[[object], None]]:
+    """Show on stderr how many of `total` images (None if unknown) are done; yield a function that advances the bar."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(description), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=total)

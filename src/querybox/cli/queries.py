@@ -31,12 +31,12 @@ def queries(
     ```
 
     Args:
-        model: A checkpoint of any layout, or a run folder: its best model, else its last.
+        model: A checkpoint of any layout, or a run folder: its best model, or else its last.
         data: A dataset: COCO, Pascal VOC or YOLO, recognised from the path. Its labels do not matter.
-        split: Which split of the dataset, such as val; needed where it has several.
+        split: Split of the dataset, such as val; required if it has several.
         output: The picture: .png, .svg or .pdf.
         queries: How many queries to show, those with the highest mean score first.
-        batch_size: Images in one forward pass, on an accelerator; it does not change the result.
+        batch_size: Images per forward pass on an accelerator; the result does not depend on it.
     """
     from querybox.cli.model import load_detector
     from querybox.cli.progress import progress_bar
@@ -44,7 +44,7 @@ def queries(
     from querybox.inspect import query_view
     from querybox.inspect.queries import check_picture
 
-    check_picture(output, queries)  # before the work, not after it
+    check_picture(output, queries)  # fail before the work is done, not after
     dataset = read_dataset(data, split)
     detector = load_detector(model)
     with progress_bar(len(dataset.images)) as advance:

@@ -27,18 +27,18 @@ def train(
 ) -> None:
     """Train a detector.
 
-    Settings come from the recipe, then the run file, then the command line; each overrules the one before.
-    The run folder keeps weights, metrics, a report, and `run.yaml`, which repeats the run.
+    Settings come from the recipe, the run file and the command line; later ones override earlier ones. The run folder
+    receives weights, metrics, a report, and `run.yaml`, from which the run can be repeated.
 
     ```
-    # A dataset, with the defaults; with two settings of your own:
+    # A dataset with default settings, and with two settings changed:
     querybox train photos/
     querybox train photos/ recipe=detr_small data.image_size=320
 
-    # From the weights of another detector, whatever its classes:
+    # Fine-tune the weights of another detector, with any classes:
     querybox train photos/ --weights detr-r50.pth
 
-    # A run file; with one setting changed; where a run was stopped:
+    # A run file; with one setting changed; resume a run:
     querybox train run.yaml
     querybox train run.yaml train.lr=2e-4 --output runs/second
     querybox train runs/first/run.yaml --resume
@@ -48,13 +48,13 @@ def train(
     ```
 
     Args:
-        target: A run file (YAML), whose paths start from its own folder; or a dataset: COCO, Pascal VOC or YOLO.
+        target: A run file (YAML), in which paths are relative to the file; or a dataset: COCO, Pascal VOC or YOLO.
         overrides: Settings by dotted name, such as train.lr=2e-4 or data.val=photos/val.json.
         output: The run folder.
-        resume: Go on with the run in the run folder.
-        max_time: Stop after this long, such as 30m or 1h30m, with an evaluation and a checkpoint.
-        weights: A checkpoint to start from: of querybox, facebookresearch, MMDetection or Hugging Face, also by its
-            name on the hub, such as hf://facebook/detr-resnet-50. Its model is the run's, its classes are kept by name.
+        resume: Resume the run in the run folder.
+        max_time: Stop after this time, such as 30m or 1h30m, with an evaluation and a checkpoint.
+        weights: A checkpoint to fine-tune: of querybox, facebookresearch, MMDetection or Hugging Face, or a name on the
+            Hub, such as hf://facebook/detr-resnet-50. It determines the model; its classes are matched by name.
     """
     options: dict[str, Any] = {}
     if output is not None:
@@ -80,33 +80,31 @@ def read_settings(target: str | None, overrides: Sequence[str], options: Mapping
 
     Args:
         target: The run file or the dataset.
-        overrides: What overrules it, such as ``["train.lr=2e-4"]``.
-        options: What overrules both, as nested values.
+        overrides: Settings that override it, such as ``["train.lr=2e-4"]``.
+        options: Nested settings that override both.
 
     Raises:
-        ConfigError: There is no such file, or a setting is unknown or does not fit.
+        ConfigError: There is no such file, or a setting is unknown or invalid.
     """
     from querybox.runfile import merge, read_overrides
     from querybox.training import RunSettings
 
     if target is not None and "=" in target and not Path(target).exists():
-        overrides, target = [target, *overrides], None  # nothing but settings
+        overrides, target = [target, *overrides], None  # settings only
     values = {} if target is None else read_target(Path(target))
     values = merge(merge(values, read_overrides(overrides)), options)
     if "data" not in values:
-        raise ConfigError(
-            "querybox train got nothing to train on; expected a dataset or a run file: see --help"
-        )
-    commands = "command line" if overrides or options else ""
-    return RunSettings.parse(values, where=" and ".join(filter(None, [target, commands])))
+        raise ConfigError("querybox train got no dataset; expected a dataset or a run file: see --help")
+    command_line = "command line" if overrides or options else ""
+    return RunSettings.parse(values, where=" and ".join(filter(None, [target, command_line])))
 
 
 def read_target(path: Path) -> dict[str, Any]:
-    """Return the settings of a run file, or those that mean a dataset."""
+    """Return the settings of a run file, or the settings that train on a dataset."""
     from querybox.runfile import read_run_file
 
     if path.suffix.lower() in RUN_FILES:
         values = read_run_file(path)
-        if "names" not in values:  # a YOLO dataset's data.yaml says the names of its classes
+        if "names" not in values:  # otherwise the data.yaml of a YOLO dataset
             return values
     return {"data": {"train": str(path)}}
