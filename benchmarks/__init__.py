@@ -1,1 +1,1 @@
-"""querybox beside its peers, measured in one run: ``python -m benchmarks --help``."""
+"""Benchmarks of querybox and other implementations: ``python -m benchmarks --help``."""

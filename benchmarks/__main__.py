@@ -1,7 +1,7 @@
-"""Measures querybox beside its peers: transformers, pycocotools, and facebookresearch/detr from a checkout.
+"""Compare querybox with transformers, pycocotools, and facebookresearch/detr from a checkout.
 
-Every row runs its sides in turns in one process, on the same weights and inputs, after checking that they give the
-same answer. Results are added to those of earlier runs: a row may be measured at a time.
+Each row runs its sides interleaved in one process, on the same weights and inputs, after checking that their outputs
+agree. Results are merged with those of earlier runs, so rows can be measured one at a time.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure the rows that are asked for and write the report of all; return 1 if no row has such a name."""
+    """Measure the selected rows and write the report of all rows; return 1 if no row matches."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = parser().parse_args(words)
     folder = options.output or (RESULTS.with_name("quick") if options.quick else RESULTS)
@@ -57,19 +57,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return what reads the command line."""
+    """Return the command-line parser."""
     result = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     result.add_argument(
         "rows", nargs="*", metavar="ROW", help="names, or patterns such as 'inference*'; all by default"
     )
     result.add_argument("--facebook", type=Path, metavar="PATH", help="a checkout of facebookresearch/detr")
     result.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="where results are kept; benchmarks/results"
+        "--output", type=Path, metavar="FOLDER", help="where results are saved; benchmarks/results"
     )
     result.add_argument(
-        "--quick", action="store_true", help="small inputs, few samples: to see that all rows work"
+        "--quick", action="store_true", help="small inputs and few samples, to check that all rows work"
     )
-    result.add_argument("--list", action="store_true", help="name the rows, measure nothing")
+    result.add_argument("--list", action="store_true", help="list the rows without measuring")
     return result
 
 
@@ -80,7 +80,7 @@ def all_rows(setup: Setup) -> Iterator[Row]:
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Tell whether a row is asked for; all are where nothing is."""
+    """Return whether a row is selected; without patterns all rows are."""
     return not patterns or any(fnmatch(name, pattern) for pattern in patterns)
 
 

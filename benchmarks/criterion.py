@@ -1,4 +1,4 @@
-"""Matching and losses, forward and backward, of six decoder layers."""
+"""Matching and losses of six decoder layers, forward and backward."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from querybox.structures import DetectorOutput, Predictions, Target
 OURS = "querybox"
 QUERIES, LAYERS = 100, 6
 GOALS = {(16, 60): 10.0, (16, 7): 3.0, (2, 7): 2.0}
-"""By batch and objects an image."""
+"""By batch size and objects per image."""
 
 
 def rows(setup: Setup) -> Iterator[Row]:
-    """Yield the four cases, then the curves over objects, batch and layers."""
+    """Yield the four main cases, then the curves over objects, batch size and layers."""
     for batch, objects in ((16, 60), (16, 20), (16, 7), (2, 7)):
         factor = GOALS.get((batch, objects))
         goals = [faster([OURS], peer, factor) for peer in (peers.FACEBOOK, peers.TRANSFORMERS) if factor]
@@ -59,8 +59,8 @@ def row(
     goals: Sequence[Goal] = (),
     x: float | None = None,
 ) -> Row:
-    """Return a row; the answer of its sides is the loss and its gradient."""
-    # Long because the three sides, which do the same, stand beside one another.
+    """Return a row; its sides return the loss and its gradients."""
+    # Long because the three equivalent sides are easiest to compare next to each other.
 
     def ours() -> Work:
         logits, boxes, wanted = task(batch, objects, layers)
@@ -117,7 +117,7 @@ def row(
 
 
 def task(batch: int, objects: int, layers: int) -> tuple[Tensor, Tensor, list[Target]]:
-    """Return logits, boxes of all layers, as leaves, and the objects."""
+    """Return logits and boxes of all layers, as leaf tensors, and the objects."""
     random = torch.Generator().manual_seed(1)
     logits = torch.randn(layers, batch, QUERIES, NUM_CLASSES + 1, generator=random)
     boxes = torch.rand(layers, batch, QUERIES, 4, generator=random) * 0.5 + 0.1
@@ -130,5 +130,5 @@ def backward(loss: Tensor, *leaves: Tensor) -> list[Tensor]:
 
 
 def furthest(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    """Return the largest difference of any two numbers, relative where they are above 1."""
+    """Return the largest difference between two values, relative if they are above 1."""
     return max(float(((x - y).abs() / x.abs().clamp(min=1)).max()) for x, y in zip(a, b, strict=True))

@@ -28,13 +28,13 @@ ANNOTATIONS = EXAMPLE / "annotations" / "train.json"
 IMAGES, BATCH = 128, 2  # facebookresearch's own batch size
 
 Answer = tuple[Tensor, float]
-"""The first image as evaluation prepares it, without chance; and the mean pixels of the varied ones."""
+"""The first image as prepared for evaluation, without augmentation, and the mean pixel count of augmented images."""
 
 
 def rows(setup: Setup) -> Iterator[Row]:
-    """Yield a row of what a worker process does, on one thread, and one of two such processes."""
+    """Yield a row for one thread, as in a worker process, and one for two worker processes."""
     count = setup.count(IMAGES)
-    tolerance = 1.0 if setup.quick else 0.2  # chance makes the sizes of few images differ
+    tolerance = 1.0 if setup.quick else 0.2  # with few images, random sizes differ more
     for name, where, workers in (("data", "one thread", 0), ("data-workers", "two worker processes", 2)):
         yield Row(
             name=name,
@@ -52,12 +52,12 @@ def rows(setup: Setup) -> Iterator[Row]:
 
 
 def difference(a: Answer, b: Answer) -> float:
-    """Return how far the prepared images are apart on average, or the sizes of the varied ones, whichever is more."""
+    """Return the larger of the mean pixel difference and the relative difference of the augmented sizes."""
     return max(float((a[0] - b[0]).abs().mean()), abs(1 - b[1] / a[1]))
 
 
 def one_pass(batches: Callable[[], Iterator[ImageBatch]], prepared: Tensor) -> Work:
-    """Return what takes all batches once, with one thread in this process, as in a worker."""
+    """Return a function that iterates over all batches once, with one thread in this process, as in a worker."""
 
     def work() -> Answer:
         threads = torch.get_num_threads()
@@ -72,7 +72,7 @@ def one_pass(batches: Callable[[], Iterator[ImageBatch]], prepared: Tensor) -> W
 
 
 def ours(count: int, workers: int) -> Work:
-    """Return a pass through querybox's loader, normalisation included, which it leaves to the device."""
+    """Return a pass through querybox's loader, including the normalisation that it normally does on the device."""
     data = read_dataset(ANNOTATIONS)
     data = type(data)(source=data.source, categories=data.categories, images=data.images[:count])
     loader = train_loader(data, DataSettings(workers=workers), batch_size=BATCH, seed=0)

@@ -1,4 +1,4 @@
-"""Our engines, with the same weights."""
+"""querybox's engines, all with the same weights."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ FILES: dict[str, tuple[Format, Precision]] = {
     OPENVINO_BF16: ("openvino", "bf16"),
     INT8: ("openvino", "int8"),
 }
-"""What the exported ones are made with."""
+"""Format and precision of the exported engines."""
 CALIBRATION = 8
-"""Images that int8 is calibrated with: enough for its speed, which does not depend on them."""
+"""Number of int8 calibration images; it does not affect the speed."""
 
 
 @cache
@@ -51,7 +51,7 @@ def build(setup: Setup, name: str) -> Engine:
 
 
 def exported(setup: Setup, name: str) -> Path:
-    """Return the file of an exported model; an earlier run's, where weights and code are still the same."""
+    """Return the file of an exported model, reused from an earlier run if weights and code are unchanged."""
     to, precision = FILES[name]
     path = setup.folder / f"{to}-{precision}{SUFFIXES[to]}"
     if not path.exists() or path.stat().st_mtime < newest_source():
@@ -61,13 +61,13 @@ def exported(setup: Setup, name: str) -> Path:
 
 
 def calibration() -> DetectionData:
-    """Return images of the example as if their classes were the detector's."""
+    """Return images of the example, labelled with the detector's classes."""
     data = read_dataset(EXAMPLE / "annotations" / "val.json")
     return replace(data, categories=detector().categories, images=data.images[:CALIBRATION])
 
 
 def newest_source() -> float:
-    """Return when the code was last changed, as files say time."""
+    """Return the latest modification time of the code."""
     root = Path(__file__).parent.parent
     sources = [*root.glob("src/**/*.py"), root / "benchmarks" / "setup.py"]
     return max(source.stat().st_mtime for source in sources)

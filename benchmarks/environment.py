@@ -1,4 +1,4 @@
-"""Where and with what a row was measured."""
+"""The machine and software versions with which a row was measured."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ WITH_PATH = ("--coco", "--facebook", "--output")
 
 
 def command(words: Sequence[str], program: str = "python -m benchmarks") -> str:
-    """Return the command line as anyone could type it: without the paths of this machine."""
-    said = []
+    """Return the command line without the paths of this machine."""
+    result = []
     for before, word in zip(("", *words), words, strict=False):
         option, equals, _ = word.partition("=")
         if before in WITH_PATH:
-            said.append("PATH")
+            result.append("PATH")
         else:
-            said.append(f"{option}=PATH" if equals and option in WITH_PATH else word)
-    return " ".join([program, *said])
+            result.append(f"{option}=PATH" if equals and option in WITH_PATH else word)
+    return " ".join([program, *result])
 
 
 def describe(command: str) -> dict[str, Any]:
@@ -50,13 +50,13 @@ def describe(command: str) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Return what the processor calls itself, with the instructions that matter to speed."""
+    """Return the processor's name, with the instruction sets that affect speed."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return platform.processor() or platform.machine()
     facts = dict(line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
     facts = {name.strip(): value.strip() for name, value in facts.items()}
-    known = set(facts.get("flags", "").split())
-    wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
-    flags = ", ".join(flag for flag in wanted if flag in known)
+    supported = set(facts.get("flags", "").split())
+    relevant = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+    flags = ", ".join(flag for flag in relevant if flag in supported)
     return f"{facts.get('model name', platform.machine())} ({flags})"

@@ -1,4 +1,4 @@
-"""COCO's metrics of a whole validation set."""
+"""COCO metrics of a whole validation set."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ CATEGORIES = tuple(Category(id=label + 1, name=str(label)) for label in range(CL
 def rows(setup: Setup) -> Iterator[Row]:
     """Yield the row.
 
-    An evaluation is more than the metrics: it also has the precision of each class and the confusion matrix. All begin
-    with what they are given in memory: pycocotools with lists of dictionaries, which it need not make itself.
+    querybox's evaluation also computes the precision of each class and the confusion matrix. All sides start from data
+    in memory; pycocotools gets lists of dictionaries, whose creation is not timed.
     """
     images = setup.count(IMAGES)
     yield Row(
@@ -52,7 +52,7 @@ def rows(setup: Setup) -> Iterator[Row]:
 
 @cache
 def task(images: int) -> tuple[DetectionData, dict[int, Detections]]:
-    """Return random objects, and detections of which a quarter are near an object."""
+    """Return random objects and detections; a quarter of the detections are near an object."""
     random = np.random.default_rng(0)
     records, found = [], {}
     for image_id in range(1, images + 1):
@@ -89,14 +89,14 @@ def task(images: int) -> tuple[DetectionData, dict[int, Detections]]:
 
 
 def random_boxes(random: np.random.Generator, count: int) -> np.ndarray:
-    """Return boxes within the image, of COCO's mixture of sizes, xyxy in pixels."""
+    """Return random boxes within the image, with sizes distributed as in COCO, xyxy in pixels."""
     size = np.exp(random.uniform(np.log(8), np.log(400), (count, 2)))
     low = random.random((count, 2)) * (np.array([WIDTH, HEIGHT]) - size).clip(0)
     return np.concatenate([low, low + size], axis=1)
 
 
 def whole(images: int) -> Work:
-    """Return all that `querybox.evaluate` computes once the detections are there."""
+    """Return a function that computes everything `querybox.evaluate` does after detection."""
     data, found = task(images)
 
     def work() -> list[float]:
@@ -107,7 +107,7 @@ def whole(images: int) -> Work:
 
 
 def numbers(images: int) -> Work:
-    """Return the part of it that pycocotools computes."""
+    """Return a function that computes only what pycocotools does."""
     data, found = task(images)
 
     def work() -> list[float]:
@@ -118,7 +118,7 @@ def numbers(images: int) -> Work:
 
 
 def pycocotools(images: int) -> Work:
-    """Return the same by pycocotools."""
+    """Return a function that computes the metrics with pycocotools."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -141,7 +141,7 @@ def pycocotools(images: int) -> Work:
 
 
 def coco_file(data: DetectionData) -> dict[str, Any]:
-    """Return the content of the annotation file of `data`."""
+    """Return `data` as the content of a COCO annotation file."""
     annotations: list[dict[str, Any]] = []
     for image in data.images:
         for (left, top, right, bottom), label, area in zip(

@@ -1,4 +1,4 @@
-"""What a row has to show, and the numbers that say so."""
+"""Goals of a row, and the statistics that decide whether they are reached."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ class GoalResult:
 
     text: str
     side: str | None
-    """The best of our sides, which counts; None where a side is missing."""
+    """The fastest of querybox's sides; None if a side is missing."""
     value: float | None
     reached: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """A bound on one number: the median over the rounds of what `compute` makes of ours and theirs."""
+    """A bound on the median over all rounds of `compute(ours, theirs)`."""
 
     text: str
     ours: tuple[str, ...]
-    """Our sides; the one with the lowest median counts."""
+    """querybox's sides; the one with the lowest median is used."""
     peer: str
     compute: Callable[[float, float], float]
     reached: Callable[[float], bool]
 
     def judge(self, samples: Mapping[str, Sequence[float]]) -> GoalResult:
-        """Decide on the samples of all sides by name, which were taken in turns."""
+        """Decide whether the goal is reached, from the interleaved samples of all sides by name."""
         ours = [name for name in self.ours if samples.get(name)]
         if not ours or not samples.get(self.peer):
             return GoalResult(text=self.text, side=None, value=None, reached=False)
@@ -41,7 +41,7 @@ class Goal:
 
 
 def faster(ours: Sequence[str], peer: str, factor: float) -> Goal:
-    """Demand that the peer takes at least `factor` times as long."""
+    """Require that the peer takes at least `factor` times as long."""
     return Goal(
         text=f"at least {factor:g}x as fast as {peer}",
         ours=tuple(ours),
@@ -52,7 +52,7 @@ def faster(ours: Sequence[str], peer: str, factor: float) -> Goal:
 
 
 def smaller(ours: Sequence[str], peer: str, share: float) -> Goal:
-    """Demand at most `share` of what the peer needs."""
+    """Require at most `share` of what the peer needs."""
     return Goal(
         text=f"at most {share:g}x of {peer}",
         ours=tuple(ours),
@@ -63,7 +63,7 @@ def smaller(ours: Sequence[str], peer: str, share: float) -> Goal:
 
 
 def beyond(ours: str, peer: str, limit: float) -> Goal:
-    """Demand less than `limit` more than the peer."""
+    """Require less than `limit` seconds more than the peer."""
     return Goal(
         text=f"less than {limit:g} s beyond {peer}",
         ours=(ours,),
@@ -74,7 +74,7 @@ def beyond(ours: str, peer: str, limit: float) -> Goal:
 
 
 def within(ours: str, reference: str, limit: float) -> Goal:
-    """Demand at most `limit` between two of ours."""
+    """Require that two of querybox's sides differ by at most `limit`."""
     return Goal(
         text=f"within {limit:g} of {reference}",
         ours=(ours,),
@@ -85,7 +85,7 @@ def within(ours: str, reference: str, limit: float) -> Goal:
 
 
 def under(ours: str, limit: float) -> Goal:
-    """Demand less than `limit`, whatever others need."""
+    """Require less than `limit` seconds, independent of other sides."""
     return Goal(
         text=f"less than {limit:g} s",
         ours=(ours,),
@@ -96,7 +96,7 @@ def under(ours: str, limit: float) -> Goal:
 
 
 def spread(samples: Sequence[float]) -> tuple[float, float, float]:
-    """Return lower quartile, median, upper quartile."""
+    """Return the lower quartile, the median and the upper quartile."""
     if len(samples) == 1:
         return samples[0], samples[0], samples[0]
     low, middle, high = quantiles(samples, n=4, method="inclusive")
@@ -104,5 +104,5 @@ def spread(samples: Sequence[float]) -> tuple[float, float, float]:
 
 
 def ratio(samples: Sequence[float], peer: Sequence[float]) -> float:
-    """Return how many times as much the peer takes: the median over the rounds."""
+    """Return how many times as much the peer takes, as the median over the rounds."""
     return median(theirs / mine for mine, theirs in zip(samples, peer, strict=True))

@@ -1,4 +1,4 @@
-"""Inference: from images to class logits and boxes, by every engine."""
+"""Inference with every engine, from images to class logits and boxes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIZES = ((480, 640), (800, 1066))
 GROWTH = ((240, 320), (320, 426), (480, 640), (640, 853), (800, 1066), (1066, 1421))
 
 EXACT, ROUGH, ROUGHER = 1e-4, 0.2, 1.0
-"""How far logits and boxes may be away: in float32; in bfloat16, of 8 bits; in int8. Logits spread over about 3."""
+"""Tolerances of logits and boxes in float32, in bfloat16 (8 bits) and in int8. Logits have a range of about 3."""
 
 
 def rows(setup: Setup) -> Iterator[Row]:
@@ -33,7 +33,7 @@ def rows(setup: Setup) -> Iterator[Row]:
         for size in SIZES:
             yield float32(setup, batch, size)
             yield reduced(setup, batch, size)
-    # A row of its own: compiling takes minutes.
+    # A separate row, because compiling takes minutes.
     yield row(
         setup, "compiled", 1, (800, 1066), dict.fromkeys([OPTIMISED, COMPILED, TRANSFORMERS], EXACT), []
     )
@@ -50,7 +50,7 @@ def rows(setup: Setup) -> Iterator[Row]:
 
 
 def float32(setup: Setup, batch: int, size: tuple[int, int]) -> Row:
-    """Return the row of the engines whose answers are the plain model's."""
+    """Return the row of the engines whose outputs equal the plain model's."""
     names = [PLAIN, OPTIMISED, ONNX, OPENVINO, FACEBOOK, TRANSFORMERS]
     goals = [
         faster([OPTIMISED], TRANSFORMERS, 1.7),
@@ -62,7 +62,7 @@ def float32(setup: Setup, batch: int, size: tuple[int, int]) -> Row:
 
 
 def reduced(setup: Setup, batch: int, size: tuple[int, int]) -> Row:
-    """Return the row of the engines that compute with fewer bits; the peers still in float32."""
+    """Return the row of the engines with reduced precision; the peers are also measured in float32."""
     tolerances = {
         OPTIMISED: EXACT,
         TORCH_BF16: ROUGH,
@@ -89,7 +89,7 @@ def row(
     tolerances: dict[str, float],
     goals: Sequence[Goal],
 ) -> Row:
-    """Return a row of so many images of one size."""
+    """Return a row for a batch of images of one size."""
     height, width = size
     return Row(
         name=f"inference-{precision.split()[0]}-{batch}x{height}x{width}",
@@ -102,7 +102,7 @@ def row(
 
 
 def sides(setup: Setup, batch: int, size: tuple[int, int], tolerances: dict[str, float]) -> list[Side]:
-    """Return the sides of these names."""
+    """Return the sides with these names, with their tolerances."""
     theirs: dict[str, Callable[..., Work]] = {
         FACEBOOK: partial(facebook, setup),
         TRANSFORMERS: transformers,
@@ -116,12 +116,12 @@ def sides(setup: Setup, batch: int, size: tuple[int, int], tolerances: dict[str,
 
 
 def furthest(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    """Return the largest difference of any logit or box."""
+    """Return the largest difference between two logits or boxes."""
     return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
 
 
 def ours(setup: Setup, name: str, batch: int, size: tuple[int, int]) -> Work:
-    """Return a forward pass of one of our engines; exported ones also normalise the images."""
+    """Return a forward pass of one of querybox's engines; exported ones also normalise the images."""
     engine = engines.build(setup, name)
     ready = ImageBatch.from_pixels(*pixels(batch, size), engine.preprocessing)
 
@@ -147,7 +147,7 @@ def facebook(setup: Setup, batch: int, size: tuple[int, int]) -> Work:
 
 
 def transformers(batch: int, size: tuple[int, int], *, bf16: bool = False) -> Work:
-    """Return transformers' forward pass; with `bf16` as fast as it goes there, with channels last."""
+    """Return transformers' forward pass; with `bf16` in channels-last format, which is faster."""
     model = transformers_model(bf16=bf16)
     ready = images(batch, size)
     inputs = ready.images

@@ -1,4 +1,4 @@
-"""Measures several ways of doing one thing, in turns, after it has made sure that they all do the same."""
+"""Measure several implementations of the same work, interleaved, after checking that their results agree."""
 
 from __future__ import annotations
 
@@ -12,74 +12,74 @@ from typing import Any, Literal
 from benchmarks.goals import Goal, GoalResult
 
 Work = Callable[[], Any]
-"""Does the work of a row once and returns the answer."""
+"""Does the work of a row once and returns the result."""
 
 PAUSE = 0.05
-"""Seconds before each sample: thread pools go on spinning for a while after their work is done."""
+"""Seconds to wait before each sample, because thread pools spin for a while after their work is done."""
 SHORTEST = 0.05
-"""Seconds that a timed sample lasts at least; quicker work is repeated within it."""
+"""Minimum duration of a timed sample in seconds; shorter work is repeated within it."""
 
 
-class Absent(Exception):  # noqa: N818 - no fault, but a state
-    """What a side needs is not on this machine."""
+class Absent(Exception):  # noqa: N818 - a state, not an error
+    """Something that a side needs is not installed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """One way of doing a row's work."""
+    """One implementation of a row's work."""
 
     name: str
     build: Callable[[], Work]
-    """Prepares all that is not to be timed."""
+    """Prepares the work; not timed."""
     tolerance: float = 0.0
-    """How far its answer may be from that of the first side."""
+    """Largest allowed difference from the result of the first side."""
     within: Callable[[], AbstractContextManager[None]] = nullcontext
-    """What it builds and works in where it has a process of its own."""
+    """Context in which it is built and run if it has its own process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One thing that several sides do."""
+    """A benchmark: the same work done by several sides."""
 
     name: str
     title: str
     sides: Sequence[Side]
-    """The first is the one that the others' answers are compared with."""
+    """The results of the others are compared with that of the first."""
     difference: Callable[[Any, Any], float] | None
-    """How far one answer is from another; None where the sides do not answer the same question."""
+    """Computes the difference of two results; None if the sides' results cannot be compared."""
     goals: Sequence[Goal] = ()
     unit: str = "s"
     value: Callable[[Any], float] | None = None
-    """What is measured, where it is part of the answer; None measures how long the work takes.
+    """Extracts the measured value from the result; None measures the duration.
 
-    Such work needs no warm-up: the answer that is compared counts as a sample.
+    Such work needs no warm-up: the result that is compared also counts as a sample.
     """
     seconds: float = 30.0
-    """Time for the samples, roughly."""
+    """Approximate time for all samples."""
     rounds: tuple[int, int] = (3, 25)
-    """Fewest and most rounds of samples, whatever time they take."""
+    """Minimum and maximum number of rounds, whatever time they take."""
     x: float | None = None
-    """The size of the task, for a row that is one point of a curve; rows of one title make a curve."""
+    """Size of the task, for a row that is one point of a curve; rows with the same title form a curve."""
 
 
 @dataclass(slots=True, kw_only=True)
 class SideResult:
-    """What became of a side."""
+    """Result of a side."""
 
     name: str
     status: Literal["measured", "absent", "failed", "differs"] = "measured"
     note: str = ""
     """Why it was not measured."""
     difference: float | None = None
-    """From the answer of the row's first side; None where it has not answered, or is not compared."""
+    """From the result of the row's first side; None if there is no result, or it is not compared."""
     tolerance: float = 0.0
     samples: list[float] = field(default_factory=list)
-    """Of each round; all measured sides have as many."""
+    """One per round; all measured sides have the same number."""
 
 
 @dataclass(slots=True, kw_only=True)
 class RowResult:
-    """What became of a row."""
+    """Result of a row."""
 
     name: str
     title: str
@@ -92,16 +92,16 @@ class RowResult:
 
 
 def measure(row: Row, clock: Callable[[], float] = time.perf_counter) -> RowResult:
-    """Build, compare and measure the sides of a row; one that cannot take part says why.
+    """Build, compare and measure the sides of a row; the result of a side that cannot be measured says why.
 
     Args:
         row: What to measure.
-        clock: Tells the time in seconds.
+        clock: Returns the time in seconds.
     """
     results = [SideResult(name=side.name, tolerance=side.tolerance) for side in row.sides]
     works = compare(row, results)
     gc.collect()
-    gc.freeze()  # what is built by now stays to the end: no collection needs to look at it
+    gc.freeze()  # objects built so far live until the end; collections can skip them
     try:
         take_samples(row, works, clock)
     finally:
@@ -112,7 +112,7 @@ def measure(row: Row, clock: Callable[[], float] = time.perf_counter) -> RowResu
 
 
 def compare(row: Row, results: Sequence[SideResult]) -> list[tuple[SideResult, Work]]:
-    """Build every side and let it answer once; return those whose answer is the first one's."""
+    """Build every side and run it once; return those whose result agrees with the first side's."""
     works: list[tuple[SideResult, Work]] = []
     first = results[0]
     reference: Any = None
@@ -126,12 +126,10 @@ def compare(row: Row, results: Sequence[SideResult]) -> list[tuple[SideResult, W
                 reference = answer
             if row.difference is not None:
                 result.difference = row.difference(reference, answer)
-            if (
-                result.difference is not None and not result.difference <= side.tolerance
-            ):  # NaN is far from all
+            if result.difference is not None and not result.difference <= side.tolerance:  # also true for NaN
                 result.status = "differs"
                 result.note = (
-                    f"its answer is {result.difference:.2g} away; at most {side.tolerance:g} would do"
+                    f"its result differs by {result.difference:.2g}; expected at most {side.tolerance:g}"
                 )
             else:
                 works.append((result, work))
@@ -141,7 +139,7 @@ def compare(row: Row, results: Sequence[SideResult]) -> list[tuple[SideResult, W
 
 
 def take_samples(row: Row, works: Sequence[tuple[SideResult, Work]], clock: Callable[[], float]) -> None:
-    """Sample all sides in turns, the first, the second, ... and again, until the row's time is up."""
+    """Sample all sides in turn, round by round, until the row's time is up."""
     least, most = row.rounds
     start = clock()
     for turn in range(most):
@@ -154,7 +152,7 @@ def take_samples(row: Row, works: Sequence[tuple[SideResult, Work]], clock: Call
 
 
 def sample(row: Row, work: Work, clock: Callable[[], float]) -> float:
-    """Return what the row measures of the work: by default how long it takes, the mean of some where it is quick."""
+    """Return one sample: the row's `value`, or the duration of the work, averaged over repetitions if it is short."""
     time.sleep(PAUSE)
     gc.collect()
     gc.disable()
@@ -174,7 +172,7 @@ def sample(row: Row, work: Work, clock: Callable[[], float]) -> float:
 
 @contextmanager
 def reporting(result: SideResult) -> Iterator[None]:
-    """Write down why a side cannot take part, and let the others go on."""
+    """Record why a side cannot be measured, and continue with the others."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - whatever it is

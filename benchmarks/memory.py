@@ -1,4 +1,4 @@
-"""Peak memory: every side in a process of its own, which is this module run with the names of a row and a side."""
+"""Peak memory. Each side runs in its own process, which runs this module with the names of a row and a side."""
 
 from __future__ import annotations
 
@@ -24,16 +24,18 @@ from benchmarks.setup import Setup, detector
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 WORKS = 3
-"""How often the work is done before the peak is read."""
+"""Number of repetitions of the work before the peak is read."""
 
 
 def rows(setup: Setup) -> Iterator[Row]:
-    """Yield a row of an inference and one of a training step."""
+    """Yield a row for inference and one for a training step."""
     for name, row in timed_rows(setup).items():
         yield Row(
             name=name,
             title=f"Peak memory beyond the imports: {row.title[0].lower()}{row.title[1:]}",
-            sides=[replace(side, build=partial(elsewhere, setup, name, side.name)) for side in row.sides],
+            sides=[
+                replace(side, build=partial(in_new_process, setup, name, side.name)) for side in row.sides
+            ],
             difference=difference,
             value=lambda answer: float(answer["mebibytes"]),
             goals=row.goals,
@@ -43,7 +45,7 @@ def rows(setup: Setup) -> Iterator[Row]:
 
 
 def timed_rows(setup: Setup) -> dict[str, Row]:
-    """Return the rows that are measured here for their memory."""
+    """Return the timed rows whose memory is measured here."""
     step = training.row(setup)
     forward = inference.float32(setup, 1, (800, 1066))
     wanted = (OPTIMISED, ONNX, OPENVINO, peers.FACEBOOK, peers.TRANSFORMERS)
@@ -57,12 +59,12 @@ def timed_rows(setup: Setup) -> dict[str, Row]:
 
 
 def difference(a: dict[str, Any], b: dict[str, Any]) -> float:
-    """Return the largest difference of any two numbers of the answers, relative where they are above 1."""
+    """Return the largest difference between values of two results, relative if they are above 1."""
     return max(abs(x - y) / max(1.0, abs(x)) for x, y in zip(a["answer"], b["answer"], strict=True))
 
 
-def elsewhere(setup: Setup, row: str, side: str) -> Work:
-    """Return what measures a side in a new process."""
+def in_new_process(setup: Setup, row: str, side: str) -> Work:
+    """Return a function that measures a side in a new process."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", row, side, str(setup.folder)]
     command += [f"--facebook={setup.facebook}"] if setup.facebook else []
     command += ["--quick"] if setup.quick else []
@@ -78,10 +80,10 @@ def elsewhere(setup: Setup, row: str, side: str) -> Work:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print what a side answers, and how much memory it had at most beyond that before it was built.
+    """Print the result of a side and its peak memory relative to before it was built.
 
-    Building may take more for a moment: that is not counted for any side. What stays is counted: for our default
-    engine also the detector that it is the optimised copy of.
+    Memory used only temporarily while building is not counted. Memory that stays allocated is: for the default
+    engine this includes the detector that it is a copy of.
     """
     row, name, folder, *options = arguments
     paths = [Path(option.partition("=")[2]) for option in options if option.startswith("--facebook")]
@@ -95,13 +97,13 @@ def main(arguments: Sequence[str]) -> None:
         if name != OPTIMISED:
             detector.cache_clear()
         gc.collect()
-        RESET.write_text("5")  # the peak begins anew
+        RESET.write_text("5")  # reset the peak
         answers = [plain(work()) for _ in range(WORKS)]
     print(json.dumps({"answer": answers[0], "mebibytes": memory("VmHWM") - before}))
 
 
 def import_all(setup: Setup) -> None:
-    """Import what any side needs, so that no side pays for it."""
+    """Import what any side needs, so that imports are not counted for any of them."""
     for module in ("transformers.models.detr.modeling_detr", "onnxruntime", "openvino", "accelerate"):
         with suppress(ImportError):
             importlib.import_module(module)
@@ -110,7 +112,7 @@ def import_all(setup: Setup) -> None:
 
 
 def memory(field: str) -> float:
-    """Return a field of this process's status in MiB: VmRSS, or VmHWM, which is its peak.
+    """Return a field of this process's status in MiB: VmRSS (current) or VmHWM (peak).
 
     Raises:
         Absent: This is not Linux.
@@ -122,7 +124,7 @@ def memory(field: str) -> float:
 
 
 def plain(answer: Sequence[Any]) -> list[float]:
-    """Return an answer as numbers: some of them, of tensors."""
+    """Return a result as a list of numbers: the first 200 of each tensor."""
     parts = [part.flatten()[:200].tolist() if isinstance(part, torch.Tensor) else [part] for part in answer]
     return [float(value) for part in parts for value in part]
 

@@ -1,4 +1,4 @@
-"""The peers, with our weights: facebookresearch/detr from a checkout, and Hugging Face transformers."""
+"""The other implementations with querybox's weights: facebookresearch/detr and Hugging Face transformers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FACEBOOK, TRANSFORMERS = "facebookresearch", "transformers"
 
 @contextmanager
 def importable(checkout: Path | None) -> Iterator[None]:
-    """Let the modules of a facebookresearch checkout be imported, which have no package.
+    """Make the modules of a facebookresearch checkout importable; they are not in a package.
 
     Raises:
         Absent: There is no checkout.
@@ -34,21 +34,21 @@ def importable(checkout: Path | None) -> Iterator[None]:
     sys.path.insert(0, str(checkout))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its age
+            warnings.simplefilter("ignore")  # the code is old
             yield
     finally:
         sys.path.remove(str(checkout))
 
 
 def facebook(checkout: Path | None, detector: Detector | None = None) -> tuple[Any, Any]:
-    """Return facebookresearch's DETR R50 and criterion, with our weights or random ones.
+    """Return facebookresearch's DETR R50 and criterion, with the detector's weights or random ones.
 
     Raises:
         Absent: There is no checkout.
     """
     with importable(checkout):
         options = importlib.import_module("main").get_args_parser().parse_args(["--device", "cpu"])
-        # The first process downloads ImageNet weights: no process shall be the first.
+        # The main process downloads ImageNet weights, which are not needed.
         vars(importlib.import_module("models.backbone"))["is_main_process"] = lambda: False
         model, criterion, _ = importlib.import_module("models").build_model(options)
     if detector is not None:
@@ -57,17 +57,17 @@ def facebook(checkout: Path | None, detector: Detector | None = None) -> tuple[A
 
 
 def nested(batch: ImageBatch) -> Any:
-    """Return a batch as facebookresearch's model wants it."""
+    """Return a batch in the format of facebookresearch's model."""
     return sys.modules["util.misc"].NestedTensor(batch.images, batch.padding_mask)
 
 
 def facebook_targets(targets: Sequence[Target]) -> list[dict[str, torch.Tensor]]:
-    """Return objects as facebookresearch's criterion wants them."""
+    """Return targets in the format of facebookresearch's criterion."""
     return [{"boxes": target.boxes, "labels": target.labels} for target in targets]
 
 
 def transformers(detector: Detector | None = None) -> Any:
-    """Return transformers' DETR R50, with our weights or random ones."""
+    """Return transformers' DETR R50, with the detector's weights or random ones."""
     from transformers import DetrForObjectDetection
 
     model = DetrForObjectDetection(transformers_config())
@@ -81,7 +81,7 @@ def transformers(detector: Detector | None = None) -> Any:
 
 
 def transformers_config() -> Any:
-    """Return the settings of its DETR R50: its attention fused, the losses of all layers."""
+    """Return the config of its DETR R50, with fused attention and auxiliary losses."""
     from transformers import DetrConfig
 
     options: dict[str, Any] = {
@@ -93,5 +93,5 @@ def transformers_config() -> Any:
 
 
 def transformers_targets(targets: Sequence[Target]) -> list[dict[str, torch.Tensor]]:
-    """Return objects as transformers' criterion wants them."""
+    """Return targets in the format of transformers' criterion."""
     return [{"boxes": target.boxes, "class_labels": target.labels} for target in targets]

@@ -1,4 +1,4 @@
-"""Results as pictures."""
+"""Results as plots."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLUMNS = 2
 
 
 def draw_rows(results: Sequence[RowResult], path: Path) -> None:
-    """Draw a panel a row: a bar a side, with its quartiles."""
+    """Draw one panel per row, with a bar and quartiles for each side."""
     rows = [result for result in results if result.x is None and any(side.samples for side in result.sides)]
     if not rows:
         return
@@ -53,7 +53,7 @@ def draw_bars(axes: Axes, row: RowResult) -> None:
 
 
 def draw_growth(results: Sequence[RowResult], path: Path) -> None:
-    """Draw a panel a curve: how time grows with the size of the task, both axes logarithmic."""
+    """Draw one panel per curve: time against the size of the task, with logarithmic axes."""
     points = [result for result in results if result.x is not None]
     curves = [(title, list(curve)) for title, curve in groupby(points, key=lambda result: result.title)]
     if not curves:
@@ -69,7 +69,7 @@ def draw_growth(results: Sequence[RowResult], path: Path) -> None:
 
 
 def draw_curve(axes: Axes, title: str, curve: Sequence[RowResult]) -> None:
-    """Draw a line a side."""
+    """Draw one line per side."""
     for place, side in enumerate(curve[0].sides):
         measured = [
             (point.x, spread(point.sides[place].samples)[1]) for point in curve if point.sides[place].samples

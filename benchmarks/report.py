@@ -1,4 +1,4 @@
-"""Results as JSON, which later runs add to, and as Markdown tables."""
+"""Results as JSON, which later runs update, and as Markdown tables."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ RESULTS = TypeAdapter(list[RowResult])
 
 
 def read(path: Path) -> list[RowResult]:
-    """Return the results of earlier runs; none where there is no such file."""
+    """Return the results of earlier runs, or an empty list if the file does not exist."""
     return RESULTS.validate_json(path.read_bytes()) if path.exists() else []
 
 
 def write(path: Path, results: Sequence[RowResult]) -> None:
-    """Write results, every sample of them."""
+    """Write results with all samples."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps([dataclasses.asdict(result) for result in results], indent=1) + "\n")
 
 
 def merge(old: Sequence[RowResult], new: Sequence[RowResult], order: Sequence[str]) -> list[RowResult]:
-    """Put new results in the place of old ones of the same row, in the given order of names."""
+    """Replace old results of a row by new ones, in the given order of names."""
     latest = {result.name: result for result in (*old, *new)}
     return [latest[name] for name in order if name in latest]
 
@@ -47,7 +47,7 @@ def markdown(results: Sequence[RowResult]) -> str:
 
 
 def environment(measured: Iterable[Mapping[str, Any]]) -> str:
-    """Say where, when and how something was measured, once for all that shares it."""
+    """Describe where, when and how something was measured, without repetitions."""
     lines = []
     for facts in measured:
         packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items() if version)
@@ -60,7 +60,7 @@ def environment(measured: Iterable[Mapping[str, Any]]) -> str:
 
 
 def goals_table(results: Sequence[RowResult]) -> str:
-    """Return one line a goal."""
+    """Return a table with one line per goal."""
     lines = [
         f"| {result.title} | {goal.text} | {'-' if goal.value is None else f'{goal.value:.2f}'} "
         f"| {goal.side or 'not measured'} | {'yes' if goal.reached else '**no**'} |"
@@ -73,12 +73,12 @@ def goals_table(results: Sequence[RowResult]) -> str:
 
 
 def peers(sides: Sequence[SideResult]) -> list[SideResult]:
-    """Return the measured sides that are not ours."""
+    """Return the measured sides of other implementations."""
     return [side for side in sides if side.samples and not side.name.startswith("querybox")]
 
 
 def row_table(result: RowResult) -> str:
-    """Return one line a side: medians, quartiles, and how many times as much each peer takes."""
+    """Return a table with one line per side: median, quartiles, and the ratio of each peer to it."""
     others = peers(result.sides)
     headings = [
         "",
@@ -111,7 +111,7 @@ def row_table(result: RowResult) -> str:
 
 
 def growth_table(results: Sequence[RowResult]) -> str:
-    """Return one line a size of the task, one column a side."""
+    """Return a table with one line per task size and one column per side."""
     names = [side.name for side in results[0].sides]
     lines = [["size", *names], ["---:"] * (len(names) + 1)]
     for result in results:
@@ -121,10 +121,10 @@ def growth_table(results: Sequence[RowResult]) -> str:
 
 
 def table(lines: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table; the second line says how its columns are set."""
+    """Return a Markdown table; the second line has the alignment of the columns."""
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def number(value: float) -> str:
-    """Show three digits."""
+    """Format with three significant digits."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""What all rows start from: the options of the run, one detector, real images."""
+"""What all rows share: the options of the run, one detector, real images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from querybox.structures import ImageBatch, Preprocessing, Target, as_pixels, pa
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "blood_cells"
 NUM_CLASSES = 91
-"""As the published COCO models have it: 92 rows with "no object"."""
+"""As in the published COCO models; with "no object" the class head has 92 rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,29 +25,29 @@ class Setup:
     facebook: Path | None = None
     """A checkout of facebookresearch/detr."""
     quick: bool = False
-    """Small inputs and few samples: shows that all rows work, measures nothing."""
+    """Use small inputs and few samples, only to check that all rows work."""
     folder: Path
-    """Where models are kept that rows export."""
+    """Folder for exported models."""
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the size of input to take instead of the real one."""
+        """Return the input size to use: the given one, or a smaller one if `quick`."""
         return (height // 8, width // 8) if self.quick else (height, width)
 
     def count(self, full: int) -> int:
-        """Return how many of something to take instead of the real number."""
+        """Return the number to use: the given one, or a smaller one if `quick`."""
         return max(2, full // 50) if self.quick else full
 
     def seconds(self, full: float) -> float:
-        """Return the time for samples to take instead of the real one."""
+        """Return the time for samples: the given one, or 0 if `quick`."""
         return 0 if self.quick else full
 
 
 @cache
 def detector() -> Detector:
-    """Return DETR R50 with random weights that tell images and queries apart, as trained ones do.
+    """Return DETR R50 with random weights whose outputs depend on the image and the query, as in a trained model.
 
-    Random convolutions let their activations grow from block to block, and random attention averages everything. So
-    batch norms and the input projection get the statistics of real images, and attention is sharpened.
+    With plain random weights, activations grow from block to block and attention averages everything. Therefore batch
+    norms and the input projection get the statistics of real images, and attention logits are scaled up.
     """
     torch.manual_seed(0)
     model = Detector.from_recipe("detr_r50", num_classes=NUM_CLASSES)
@@ -75,12 +75,12 @@ def pixels(count: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 def images(count: int, size: tuple[int, int]) -> ImageBatch:
-    """Return the same, ready for the model."""
+    """Return the same images as a normalised batch."""
     return ImageBatch.from_pixels(*pixels(count, size), Preprocessing())
 
 
 def targets(batch: int, objects: int, num_classes: int = NUM_CLASSES) -> list[Target]:
-    """Return so many random objects for each image; their boxes lie within it."""
+    """Return random targets for each image, with boxes that lie within it."""
     random = torch.Generator().manual_seed(0)
     result = []
     for _ in range(batch):

@@ -1,4 +1,4 @@
-"""transformers' DETR and Deformable DETR in the sizes of the small recipes."""
+"""transformers' DETR and Deformable DETR with the sizes of the small recipes."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ SIZES = {
 def transformers_small(
     kind: Kind, num_classes: int, *, frozen_stride: int = 0, weights: str | None = "imagenet", **options: Any
 ) -> Any:
-    """Return a model with fresh weights but for the backbone's.
+    """Return a model with random weights and a pretrained backbone.
 
-    transformers puts a frozen batch norm in the place of every one of the backbone, but timm's batch norms of an
-    EfficientNet hold the activation as well, which is lost: the backbone would be linear (5.23). So the model is given
-    querybox's backbone, of the same layers, whose batch norms are frozen and which keeps its activations.
+    transformers (5.23) replaces every batch norm of the backbone by a frozen one, but timm's batch norms in
+    EfficientNets include the activation, which is lost, so the backbone would be linear. Therefore the model gets
+    querybox's backbone, which has the same layers with frozen batch norms and keeps the activations.
 
     Args:
-        kind: Which model; Deformable DETR has three maps and refines its boxes.
-        num_classes: How many classes.
-        frozen_stride: Up to which map the backbone is not trained; transformers trains all of this one.
-        weights: Of the backbone, see `load_backbone`; None for random ones.
-        options: Settings of transformers that differ from its defaults, beside `SIZES`.
+        kind: The model; Deformable DETR has three feature levels and box refinement.
+        num_classes: Number of classes.
+        frozen_stride: Stride up to which the backbone is frozen; 0, transformers' default, trains all of it.
+        weights: Backbone weights, see `load_backbone`; None for random ones.
+        options: Further settings of the transformers config, besides `SIZES`.
     """
     import transformers
 
-    # Both papers train with the losses of all decoder layers, which transformers leaves out unless it is told.
+    # Both papers train with auxiliary losses, which are off by default in transformers.
     common: dict[str, Any] = {
         "num_labels": num_classes,
         "auxiliary_loss": True,

@@ -1,4 +1,4 @@
-"""How long it takes until there is something to work with: imports, ``--help``, loading a model."""
+"""Startup times: imports, ``--help``, loading a model."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def rows(setup: Setup) -> Iterator[Row]:
 
 
 def importing(setup: Setup, name: str) -> Work:
-    """Return an import in a process of its own, which times it itself."""
+    """Return a function that times an import in a new process."""
     path = []
     if name == peers.FACEBOOK:
         with peers.importable(setup.facebook):
@@ -77,18 +77,18 @@ def importing(setup: Setup, name: str) -> Work:
             raise Absent(done.stderr.strip().rpartition("\n")[2])
         return float(done.stdout)
 
-    work()  # now its files are in memory
+    work()  # warm the file cache
     return work
 
 
 def help_command() -> Work:
-    """Return ``querybox --help`` as a shell runs it."""
+    """Return a function that runs ``querybox --help`` as a shell does."""
     command = [str(Path(sys.executable).with_name("querybox")), "--help"]
     return lambda: subprocess.run(command, capture_output=True, check=True)
 
 
 def load_ours(setup: Setup) -> Work:
-    """Return loading our own file."""
+    """Return a function that loads querybox's own file."""
     from querybox.detector import Detector
 
     path = setup.folder / "querybox.safetensors"
@@ -97,7 +97,7 @@ def load_ours(setup: Setup) -> Work:
 
 
 def load_exported(setup: Setup, name: str) -> Work:
-    """Return loading an exported model."""
+    """Return a function that loads an exported model."""
     from querybox.exporting import load_exported
 
     path = engines.exported(setup, name)
@@ -105,7 +105,7 @@ def load_exported(setup: Setup, name: str) -> Work:
 
 
 def load_facebook(setup: Setup) -> Work:
-    """Return building facebookresearch's model and reading its weights, as its main.py does."""
+    """Return a function that builds facebookresearch's model and loads its weights, as its main.py does."""
     import torch
 
     path = setup.folder / "facebookresearch.pth"
@@ -121,7 +121,7 @@ def load_facebook(setup: Setup) -> Work:
 
 
 def load_transformers(setup: Setup) -> Work:
-    """Return ``from_pretrained`` of a folder."""
+    """Return a function that calls ``from_pretrained`` with a folder."""
     from transformers import DetrForObjectDetection
     from transformers.utils.logging import disable_progress_bar
 

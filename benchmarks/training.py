@@ -1,4 +1,4 @@
-"""A training step: forward, losses, backward, clipping of the gradient, AdamW."""
+"""A training step: forward pass, losses, backward pass, gradient clipping, AdamW."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import peers
-from benchmarks.apart import apart
 from benchmarks.goals import faster
 from benchmarks.measure import Row, Side, Work
+from benchmarks.processes import in_separate_processes
 from benchmarks.setup import EXAMPLE, Setup, detector, images, pixels, targets
 from querybox.data import Batch, read_dataset, train_loader
 from querybox.detector import Detector
@@ -30,14 +30,14 @@ BATCH, SIZE, OBJECTS = 2, (512, 640), 7
 
 
 def rows(setup: Setup) -> Iterator[Row]:
-    """Yield the row, whose sides have a process each: how memory is kept is a matter of the process."""
-    yield apart(row(setup))
+    """Yield the row, with one process per side, because keeping freed memory affects the whole process."""
+    yield in_separate_processes(row(setup))
 
 
 def row(setup: Setup) -> Row:
     """Return the row.
 
-    Every side answers first without dropout, which is compared, and is then timed with it, as one trains.
+    Each side runs first without dropout, to compare results, and is then timed with dropout.
     """
     return Row(
         name="training",
@@ -65,22 +65,22 @@ def row(setup: Setup) -> Row:
 
 
 def relative(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    """Return the largest relative difference; the answers are loss and norm of the gradient."""
+    """Return the largest relative difference of the loss and the gradient norm."""
     return max(abs(x - y) / abs(x) for x, y in zip(a, b, strict=True))
 
 
 def ours(setup: Setup, precision: Any) -> Work:
-    """Return one update of querybox's own training loop."""
+    """Return one update of querybox's training loop."""
     content, sizes = pixels(BATCH, setup.size(*SIZE))
     batch = Batch(pixels=content, sizes=sizes, targets=tuple(targets(BATCH, OBJECTS)), image_ids=(1, 2))
     return update(setup, copy.deepcopy(detector()), Criterion(), batch, precision)
 
 
 def update(setup: Setup, model: Detector, criterion: Criterion, batch: Batch, precision: Any) -> Work:
-    """Return an update of `model` by querybox's own training loop, first without dropout, then with it."""
+    """Return an update of `model` by querybox's training loop, without dropout at the first call and with it later."""
     settings = TrainSettings(batch_size=len(batch.image_ids), precision=precision)
     run = RunSettings.parse({"data": {"train": "none"}, "output": str(setup.folder)}).replace(train=settings)
-    data = read_dataset(EXAMPLE, "train")  # never iterated over: the batch is the same each time
+    data = read_dataset(EXAMPLE, "train")  # not iterated over; the batch is always the same
     loader = train_loader(data, run.data, batch_size=len(batch.image_ids), seed=0)
     trainer = Trainer(model, criterion, loader, run, accelerator=start_processes(run))
     trainer.model.eval()
@@ -112,7 +112,7 @@ def transformers(setup: Setup, *, bf16: bool = False) -> Work:
     """Return the same step, with the fused AdamW that is the default of transformers' Trainer."""
     model = peers.transformers(detector())
     for name, parameter in model.model.backbone.model.named_parameters():
-        # As published, and as the others do; with timm's backbone transformers leaves it out, and trains all layers.
+        # As published and in the other sides; with timm's backbone transformers trains all layers.
         parameter.requires_grad_(any(layer in name for layer in ("layer2", "layer3", "layer4")))
     batch, wanted = inputs(setup)
     mask = (~batch.padding_mask).long()
@@ -126,12 +126,12 @@ def transformers(setup: Setup, *, bf16: bool = False) -> Work:
 
 
 def inputs(setup: Setup) -> tuple[ImageBatch, list[Any]]:
-    """Return the images and objects of a step."""
+    """Return the images and targets of a step."""
     return images(BATCH, setup.size(*SIZE)), targets(BATCH, OBJECTS)
 
 
 def groups(model: Any, slow: Sequence[str] = ("backbone",), slow_lr: float = 1e-5) -> list[dict[str, Any]]:
-    """Return the trained parameters, those of the parts named `slow` with their own learning rate."""
+    """Return parameter groups; parameters whose names contain one of `slow` get the learning rate `slow_lr`."""
 
     def chosen(*, slowly: bool) -> list[Any]:
         return [
@@ -144,7 +144,7 @@ def groups(model: Any, slow: Sequence[str] = ("backbone",), slow_lr: float = 1e-
 
 
 def step(model: Any, loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> Work:
-    """Return a step of a peer."""
+    """Return a training step of another implementation, without dropout at the first call and with it later."""
     model.eval()
 
     def work() -> tuple[float, float]:

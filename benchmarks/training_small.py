@@ -1,4 +1,4 @@
-"""A training step of the small models: those that learn from few images on a laptop."""
+"""A training step of the small models, which learn from few images on a laptop."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.apart import apart
 from benchmarks.goals import faster
 from benchmarks.measure import Row, Side, Work
 from benchmarks.peers import TRANSFORMERS, transformers_targets
+from benchmarks.processes import in_separate_processes
 from benchmarks.setup import Setup, pixels, targets
 from benchmarks.small import SIZES, Kind, transformers_small
 from benchmarks.training import BEST, FULL, groups, relative, step, update
@@ -28,14 +28,15 @@ from querybox.structures import ImageBatch, Preprocessing
 
 BATCH, SIZE, OBJECTS, CLASSES = 8, (240, 320), 15, 3
 WHOLE = f"{TRANSFORMERS}, all of the backbone trained"
-"""As transformers does it; the other sides leave the first layers as they are, as querybox's recipes do."""
+"""transformers' default; in the other sides the first layers are frozen, as in querybox's recipes."""
 TITLES: dict[Kind, str] = {"detr": "DETR", "deformable_detr": "Deformable DETR, 3 maps, refined boxes"}
 
 
 def rows(setup: Setup) -> Iterator[Row]:
-    """Yield a row a model, both of 3 + 3 layers and width 128. The answers that are compared are the losses.
+    """Yield one row per model, both with 3 + 3 layers and width 128. Only the losses are compared.
 
-    Gradients are not compared: other layers have them, and transformers shares heads that the paper has a layer each.
+    Gradients are not compared, because different layers are trained, and transformers shares heads between layers
+    where the paper has one per layer.
     """
     for kind, title in TITLES.items():
         frozen = find(f"{kind}_small").frozen_stride
@@ -57,22 +58,22 @@ def rows(setup: Setup) -> Iterator[Row]:
             goals=[faster([FULL], peer, 2.0) for peer in (TRANSFORMERS, WHOLE)],
             seconds=setup.seconds(60),
         )
-        yield apart(row)
+        yield in_separate_processes(row)
 
 
 def peer(kind: Kind, frozen_stride: int) -> Any:
-    """Return transformers' model; the same weights each time, without dropout, as the small recipes have none."""
+    """Return transformers' model, with the same weights at each call, and without dropout like the small recipes."""
     torch.manual_seed(0)
     model = transformers_small(kind, CLASSES, frozen_stride=frozen_stride, dropout=0.0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "_embed" in name:  # fresh heads of all layers are alike
+            if "_embed" in name:  # new heads are equal in all layers
                 parameter.add_(0.02 * torch.randn_like(parameter))
     return model
 
 
 def same_detector(kind: Kind) -> tuple[Detector, Criterion]:
-    """Return ours with the weights of theirs, and the criterion that transformers has by default."""
+    """Return querybox's model with the weights of transformers' model, and transformers' default criterion."""
     model = peer(kind, 0)
     settings: dict[str, Any] = {
         "encoder_layers": SIZES["encoder_layers"],
@@ -93,19 +94,19 @@ def same_detector(kind: Kind) -> tuple[Detector, Criterion]:
 
 
 def inputs(setup: Setup) -> Batch:
-    """Return the images and objects of a step."""
+    """Return the batch of a step."""
     content, sizes = pixels(BATCH, setup.size(*SIZE))
     objects = tuple(targets(BATCH, OBJECTS, CLASSES))
     return Batch(pixels=content, sizes=sizes, targets=objects, image_ids=tuple(range(BATCH)))
 
 
 def ours(setup: Setup, kind: Kind, precision: str) -> Work:
-    """Return an update of querybox's own training loop."""
+    """Return an update of querybox's training loop."""
     return update(setup, *same_detector(kind), inputs(setup), precision)
 
 
 def transformers(setup: Setup, kind: Kind, frozen_stride: int) -> Work:
-    """Return the step of transformers."""
+    """Return a training step of transformers."""
     model = peer(kind, frozen_stride)
     batch = inputs(setup)
     backbone = model.model.backbone.model

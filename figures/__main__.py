@@ -1,4 +1,4 @@
-"""Make every figure and every table of shapes in docs/anatomy anew: ``python -m figures``."""
+"""Regenerate every figure and every table of shapes in docs/anatomy: ``python -m figures``."""
 
 from __future__ import annotations
 

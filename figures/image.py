@@ -1,4 +1,4 @@
-"""Stages 0 to 4: from files to features that know where they lie."""
+"""Stages 0 to 4: from files to features with positional encodings."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from querybox.inspect import Trace
 from querybox.modules.position import SinePositionEncoding
 
 PLATE = {"facecolor": "white", "edgecolor": "none", "pad": 2}
-"""Behind words on a grid."""
+"""Background of text on a grid."""
 
 
 def images(made: Specimen) -> Figure:
-    """Stage 0: a batch of varied copies, padded to one size, with their boxes."""
+    """Stage 0: a batch of augmented copies, padded to one size, with their boxes."""
     figure, grid = sheet(5.6, nrows=2, ncols=2)
     batch = made.batch
     limits = torch.tensor(batch.pixels.shape[-2:])
     for axes, pixels, size, target in zip(grid.flat, batch.pixels, batch.sizes, batch.targets, strict=True):
         height, width = (size / limits).tolist()
         show(axes, pixels, f"{size[0]} x {size[1]}")
-        paper_over(axes, width, height)
+        hatch_padding(axes, width, height)
         scale = torch.tensor([width, height, width, height])
         for box, label in zip((target.boxes * scale).tolist(), target.labels.tolist(), strict=True):
             frame(axes, box, COLOURS[label], dashes=DASHES[label])
@@ -44,15 +44,15 @@ def images(made: Specimen) -> Figure:
     return figure
 
 
-def paper_over(axes: Axes, width: float, height: float) -> None:
-    """Hatch what lies right of and below an image of this share of its batch."""
+def hatch_padding(axes: Axes, width: float, height: float) -> None:
+    """Hatch the padding to the right of and below an image, whose size is given in 0-1 of the batch's size."""
     for x, y, w, h in ((width, 0, 1 - width, 1), (0, height, width, 1 - height)):
         if w > 0 and h > 0:
             axes.add_patch(Rectangle((x, y), w, h, facecolor=CARD, edgecolor=INK, hatch="///", linewidth=0))
 
 
 def features(made: Specimen) -> Figure:
-    """Stage 1: the channels of the feature map that vary most over the image."""
+    """Stage 1: the channels of the feature map with the highest variance over the image."""
     figure, grid = sheet(3.6, nrows=2, ncols=3)
     show(grid.flat[0], made.trace.pixels, "image")
     maps = stage(made.trace, "features")[0]  # [channels, h, w]
@@ -63,7 +63,7 @@ def features(made: Specimen) -> Figure:
 
 
 def padding(made: Specimen) -> Figure:
-    """Stage 2: the padding mask of the image, and what is left of it on the feature map."""
+    """Stage 2: the padding mask at the resolution of the image and of the feature map."""
     figure, (left, right) = sheet(2.7, ncols=2)
     for axes, name in (left, "image"), (right, "map"):
         mask = stage(made.padded, f"padding mask of the {name}")[0]
@@ -83,21 +83,21 @@ def padding(made: Specimen) -> Figure:
 
 
 def projection(made: Specimen) -> Figure:
-    """Stage 3: how alike the feature of one cell is to those of all others, before and after."""
+    """Stage 3: the similarity of one cell's feature to all others, before and after the projection."""
     figure, (left, right) = sheet(2.5, ncols=2)
     rows, columns = made.trace.grids[0]
     x, y = made.comparison.target.boxes[largest(made), :2].tolist()
     cell = int(y * rows) * columns + int(x * columns)
     for axes, name in (left, "features"), (right, "projection"):
         maps = stage(made.trace, name)[0]
-        picture = on_unit_scale(axes, likeness(maps, cell), f"{name}: {maps.shape[0]} channels")
+        picture = on_unit_scale(axes, cosine_similarity(maps, cell), f"{name}: {maps.shape[0]} channels")
         mark(axes, (int(x * columns) + 0.5) / columns, (int(y * rows) + 0.5) / rows)
     figure.colorbar(picture, ax=[left, right], shrink=0.75, label="cosine similarity")
     return figure
 
 
 def positions(made: Specimen) -> Figure:
-    """Stage 4: the sines that tell columns apart, and how alike cells are, to the paper and to the shipped model."""
+    """Stage 4: sines of the columns, and similarities of cells, as in the paper and in the shipped model."""
     figure, grid = sheet(5.2, nrows=2, ncols=2)
     rows, columns = made.trace.grids[0]
     paper = SinePositionEncoding(256)(torch.zeros(1, rows, columns, dtype=torch.bool))[0]  # [256, h, w]
@@ -110,7 +110,7 @@ def positions(made: Specimen) -> Figure:
         top.imshow(sines.numpy(), aspect="auto", cmap="cividis", interpolation="nearest")
         top.set_title(name)
         top.set_xlabel("column")
-        similar = on_unit_scale(bottom, likeness(encoding, cell), "")
+        similar = on_unit_scale(bottom, cosine_similarity(encoding, cell), "")
         mark(bottom, (columns // 2 + 0.5) / columns, (rows // 2 + 0.5) / rows)
     grid[0, 0].set_ylabel("sine")
     figure.colorbar(grid[0, 0].images[0], ax=grid[0].tolist(), label="value", ticks=[])
@@ -119,22 +119,22 @@ def positions(made: Specimen) -> Figure:
 
 
 def on_unit_scale(axes: Axes, values: Float[Tensor, "h w"], title: str) -> AxesImage:
-    """Show similarities, -1 to 1."""
+    """Show similarities in -1 to 1."""
     on_unit(axes, values.numpy(), title, cmap="cividis", vmin=-1, vmax=1)
     return axes.images[0]
 
 
-def likeness(maps: Float[Tensor, "D h w"], cell: int) -> Float[Tensor, "h w"]:
-    """Return the cosine similarity of every cell to one of them."""
+def cosine_similarity(maps: Float[Tensor, "D h w"], cell: int) -> Float[Tensor, "h w"]:
+    """Return the cosine similarity of every cell to the given one."""
     vectors = F.normalize(maps.flatten(1), dim=0)  # [D, S]
     return (vectors[:, cell] @ vectors).unflatten(0, maps.shape[1:])
 
 
 def stage(trace: Trace, name: str) -> Tensor:
-    """Return what a stage made."""
+    """Return the value of the stage with this name."""
     return next(stage.value for stage in trace.stages if stage.name == name)
 
 
 def largest(made: Specimen) -> int:
-    """Return the object with the largest box: the white cell."""
+    """Return the index of the object with the largest box, the white cell."""
     return int(made.comparison.target.boxes[:, 2:].prod(1).argmax())

@@ -18,16 +18,16 @@ TERMS = {"loss_cls": "class", "loss_bbox": "L1", "loss_iou": "GIoU"}
 
 
 def matching(made: Specimen) -> Figure:
-    """Stage 8: the costs of the last layer, and the assignment that costs least."""
+    """Stage 8: the costs of the last layer, and the assignment with the lowest cost."""
     figure, (top, bottom) = sheet(7.6, nrows=2, height_ratios=[1.1, 1])
     trace, compared = made.trace, made.comparison
     matched = compared.matched[-1]
     show(top, trace.pixels, grey=True)
     for number, (box, query) in enumerate(zip(compared.target.boxes, matched.tolist(), strict=True)):
-        answer = trace.boxes[-1, query]
+        predicted = trace.boxes[-1, query]
         frame(top, box.tolist(), COLOURS[1])
-        frame(top, answer.tolist(), COLOURS[0], dashes=DASHES[1])
-        top.plot([box[0], answer[0]], [box[1], answer[1]], color=INK, linewidth=2)
+        frame(top, predicted.tolist(), COLOURS[0], dashes=DASHES[1])
+        top.plot([box[0], predicted[0]], [box[1], predicted[1]], color=INK, linewidth=2)
         write(top, float(box[0]), float(box[1]), str(number), ha="center", va="center")
     lines = [Line2D([], [], color=COLOURS[1]), Line2D([], [], color=COLOURS[0], linestyle=DASHES[1])]
     figure.legend(lines, ["annotated", "answered"], loc="outside upper center", ncols=2)
@@ -47,16 +47,16 @@ def matching(made: Specimen) -> Figure:
 
 
 def targets(made: Specimen) -> Figure:
-    """Stage 9: the annotated objects, and what each of the queries is told to answer."""
+    """Stage 9: the annotated objects, and the target of each query."""
     figure, (left, right) = sheet(3.4, ncols=2, width_ratios=[1.25, 1])
     target = made.comparison.target
     show(left, made.trace.pixels, "objects")
     names = [category.name for category in made.trace.categories]
     for number, (box, label) in enumerate(zip(target.boxes.tolist(), target.labels.tolist(), strict=True)):
         frame(left, box, COLOURS[label], dashes=DASHES[label], label=str(number))
-    wanted = stage(made.trace, "object of each query")[-1]  # [Q]
-    side = int(len(wanted) ** 0.5)
-    for query, number in enumerate(wanted.tolist()):
+    assigned = stage(made.trace, "object of each query")[-1]  # [Q]
+    side = int(len(assigned) ** 0.5)
+    for query, number in enumerate(assigned.tolist()):
         row, column = divmod(query, side)
         colour = CARD if number < 0 else COLOURS[target.labels[number]]
         right.add_patch(
@@ -75,7 +75,7 @@ def targets(made: Specimen) -> Figure:
     right.set_xlim(-0.1, side)
     right.set_ylim(side, -0.1)
     right.set_aspect("equal")
-    bare(right, f"what {len(wanted)} queries are told")
+    bare(right, f"what {len(assigned)} queries are told")
     return figure
 
 
@@ -111,7 +111,7 @@ def losses(made: Specimen) -> Figure:
 
 
 def step(made: Specimen) -> Figure:
-    """Stage 11: how long the gradient of each part is, and the learning rate of the 150-epoch schedule."""
+    """Stage 11: the gradient norm of each part, and the learning rate of the 150-epoch schedule."""
     figure, (top, bottom) = sheet(5.6, nrows=2, height_ratios=[1.6, 1])
     everything = gradient_norms(made, auxiliary=True)
     last = gradient_norms(made, auxiliary=False)
@@ -147,7 +147,7 @@ def step(made: Specimen) -> Figure:
 
 
 def gradient_norms(made: Specimen, *, auxiliary: bool) -> dict[str, float]:
-    """Return the norm of the gradient of each trained part, from all losses or from the last layer's."""
+    """Return the gradient norm of each trained part, from the losses of all layers or of the last one only."""
     detector = made.detector
     assert detector.recipe is not None
     criterion = detector.recipe.criterion()

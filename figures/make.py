@@ -1,4 +1,4 @@
-"""Which figures there are, and where they go."""
+"""All figures, and where they are written."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ FIGURES: dict[str, Callable[[Specimen], Figure]] = {
     "step": learning.step,
     "detections": transformer.detections,
 }
-"""By stage, 0 to 12. The figure of a name is on the page of that name."""
+"""By stage, 0 to 12. A figure is on the page with the same name."""
 
 
 def main() -> None:
-    """Make all of them."""
+    """Make all figures, and update the tables on the pages."""
     IMAGES.mkdir(exist_ok=True)
     made = specimen()
     for name, draw in FIGURES.items():
@@ -42,12 +42,12 @@ def main() -> None:
         print(f"{path.relative_to(PAGES.parent.parent)}: {path.stat().st_size / 1000:.0f} kB")
     for name in FIGURES:
         page = PAGES / f"{name}.md"
-        page.write_text(tables.renewed(page.read_text(), made.trace))
+        page.write_text(tables.update_tables(page.read_text(), made.trace))
 
 
 def digest(name: str) -> str:
-    """Return the SHA-256 of the weights that a figure is made of."""
-    found = hashlib.sha256(WEIGHTS.read_bytes())
+    """Return the SHA-256 of the weights that a figure is made from."""
+    result = hashlib.sha256(WEIGHTS.read_bytes())
     if name == "detections":
-        found.update(DINO_WEIGHTS.read_bytes())
-    return found.hexdigest()
+        result.update(DINO_WEIGHTS.read_bytes())
+    return result.hexdigest()

@@ -1,4 +1,4 @@
-"""How all figures look: a light card, readable on a dark page and on a phone, and without colour."""
+"""The style of all figures: a light background, legible on dark pages, on phones and without colour."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from torch import Tensor
 from querybox.inference.draw import PALETTE
 
 WIDTH = 6.0
-"""Inches; a phone shows them on 360 pixels, where 11 points are 9 pixels."""
+"""In inches; a phone shows this on 360 pixels, where 11 points are 9 pixels."""
 DPI = 180
 CARD, INK = "#fafafa", "#1b1f24"
 SHADE = (0.30, 0.0, 0.35)
 COLOURS = tuple("#{:02x}{:02x}{:02x}".format(*colour) for colour in PALETTE)
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)))
-"""Beside colours, what tells classes or layers apart."""
+"""Line styles that distinguish classes or layers without colour."""
 HATCHES = ("", "//", "..", "xx")
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -49,14 +49,14 @@ STYLE: dict[Any, Any] = {
 
 
 def sheet(height: float, **grid: Any) -> tuple[Figure, Any]:
-    """Return a figure of this height in inches, and its axes, laid out as `Figure.subplots` takes it."""
+    """Return a figure of this height in inches, and its axes; `grid` is passed to `Figure.subplots`."""
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         return figure, figure.subplots(**grid)
 
 
 def save(figure: Figure, path: Path, made_of: str) -> None:
-    """Write a PNG of few colours, which says what it was made of."""
+    """Write a PNG with 256 colours and a digest of what it was made from."""
     raw = BytesIO()
     with rc_context(STYLE):
         figure.savefig(raw, format="png", dpi=DPI)
@@ -67,7 +67,7 @@ def save(figure: Figure, path: Path, made_of: str) -> None:
 
 
 def show(axes: Axes, pixels: UInt8[Tensor, "3 h w"], title: str = "", *, grey: bool = False) -> None:
-    """Show an image; places on it are 0-1 of its width and height."""
+    """Show an image; coordinates on it are 0-1 of its width and height."""
     image = pixels.permute(1, 2, 0).numpy()
     if grey:
         image = image.mean(2, keepdims=True).repeat(3, 2).astype(np.uint8)
@@ -75,7 +75,7 @@ def show(axes: Axes, pixels: UInt8[Tensor, "3 h w"], title: str = "", *, grey: b
 
 
 def on_unit(axes: Axes, values: Any, title: str = "", **how: Any) -> None:
-    """Show a picture or a map so that places on it are 0-1 of its width and height."""
+    """Show an array as an image whose coordinates are 0-1 of its width and height."""
     height, width = values.shape[:2]
     axes.imshow(values, extent=(0, 1, 1, 0), aspect=height / width, **how)
     bare(axes, title)
@@ -84,7 +84,7 @@ def on_unit(axes: Axes, values: Any, title: str = "", **how: Any) -> None:
 def spotlight(
     axes: Axes, pixels: UInt8[Tensor, "3 h w"], weights: Float[Tensor, "rows columns"], title: str = ""
 ) -> None:
-    """Show an image in light grey, and the darker on it the higher a cell's weight is; almost black: the highest."""
+    """Show an image in light grey, darkened by the weight of each cell; the highest weight is almost black."""
     image = pixels.float().mean(0).numpy() / 255
     on_unit(axes, 0.45 + 0.55 * image, title, cmap="gray", vmin=0, vmax=1)
     dark = np.zeros((*weights.shape, 4), dtype=np.float32)
@@ -94,7 +94,7 @@ def spotlight(
 
 
 def bare(axes: Axes, title: str = "") -> None:
-    """Leave the scales of a picture away."""
+    """Remove ticks and spines."""
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
@@ -111,7 +111,7 @@ def frame(
     width: float = 1.6,
     rim: str = "white",
 ) -> None:
-    """Draw a box, cxcywh in 0-1, with a rim that shows on any ground, and a label in its corner."""
+    """Draw a box, cxcywh in 0-1, with an outline that is visible on any background, and a label in its corner."""
     x, y, w, h = box
     axes.add_patch(
         Rectangle(
@@ -130,7 +130,7 @@ def frame(
 
 
 def write(axes: Axes, x: float, y: float, text: str, **how: Any) -> None:
-    """Write on a picture."""
+    """Write text on an image."""
     axes.text(
         x,
         y,
@@ -144,7 +144,7 @@ def write(axes: Axes, x: float, y: float, text: str, **how: Any) -> None:
 
 
 def mark(axes: Axes, x: float, y: float, text: str = "") -> None:
-    """Mark a place with a cross, and name it."""
+    """Mark a point with a cross and an optional label."""
     axes.plot(
         [x],
         [y],

@@ -1,4 +1,4 @@
-"""What the figures are made of: one image of the test split, and the shipped detectors that are shown it."""
+"""The data of the figures: one image of the test split, processed by the shipped detectors."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "blood_cells"
 WEIGHTS = EXAMPLE / "detr.safetensors"
 DINO_WEIGHTS = EXAMPLE / "weights.safetensors"
 IMAGE = "BloodImage_00293.jpg"
-EPOCHS = 4  # so many varied copies of the image are in the batch of stage 0
+EPOCHS = 4  # number of augmented copies in the batch of stage 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Specimen:
-    """One image, and what plain DETR made of it."""
+    """One image, and the outputs of plain DETR for it."""
 
     detector: Detector
     record: ImageRecord
     trace: Trace
     comparison: Comparison
-    """Of the trace: the answers held against the annotated cells."""
+    """The predictions of the trace compared with the annotated cells."""
     batch: Batch
-    """The image varied as for training, several times."""
+    """Several copies of the image, augmented as for training."""
     padded: Trace
-    """Of that copy in the batch which is padded most."""
+    """Trace of the copy with the most padding."""
 
 
 @cache
 def specimen() -> Specimen:
-    """Load the model and follow the image through it."""
+    """Load the model and trace the image."""
     torch.manual_seed(0)
     detector = Detector.load(WEIGHTS)
     data = read_dataset(EXAMPLE, "test")

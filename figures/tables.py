@@ -29,11 +29,11 @@ SHAPES = {
     "labels": "Q",
     "boxes in pixels": "Q 4",
 }
-"""What each value of a trace is, less the number of its layer, in the words of the anatomy."""
+"""Axes of each value of a trace, by name without layer number, in the notation of docs/anatomy."""
 
 
-def renewed(page: str, trace: Trace) -> str:
-    """Return the text of a page with its tables written anew."""
+def update_tables(page: str, trace: Trace) -> str:
+    """Return the text of a page with updated tables."""
     return PLACE.sub(lambda place: f"{place[1]}{table(trace, int(place[2]))}{place[3]}", page)
 
 
@@ -48,5 +48,5 @@ def table(trace: Trace, number: int) -> str:
 
 
 def words(stage: Stage) -> list[str]:
-    """Return what each axis of a stage's value stands for."""
+    """Return the name of each axis of a stage's value."""
     return SHAPES[re.sub(r" \d+$", "", stage.name)].split()

@@ -1,4 +1,4 @@
-"""Stages 5 to 7, and 12: where encoder and queries look, and what the queries answer."""
+"""Stages 5 to 7 and 12: attention of encoder and queries, and the predictions of the queries."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ BARS = (HATCHES[2], HATCHES[1], HATCHES[0])
 
 
 def encoder(made: Specimen) -> Figure:
-    """Stage 5: where four cells look in the encoder's last layer."""
+    """Stage 5: the attention of four cells in the encoder's last layer."""
     figure, grid = sheet(4.7, nrows=2, ncols=2)
     rows, columns = made.trace.grids[0]
-    for axes, (name, x, y) in zip(grid.flat, places(made), strict=True):
+    for axes, (name, x, y) in zip(grid.flat, points(made), strict=True):
         row, column = int(y * rows), int(x * columns)
-        weights = look(made, made.trace.encoder_attention[-1], row * columns + column)
+        weights = attention_map(made, made.trace.encoder_attention[-1], row * columns + column)
         spotlight(axes, made.trace.pixels, weights, name)
         mark(axes, (column + 0.5) / columns, (row + 0.5) / rows)
     return figure
 
 
-def look(made: Specimen, layer: AttentionMaps | AttentionPoints, query: int) -> Float[Tensor, "h w"]:
-    """Return how much a query takes of each cell in a layer, on average over the heads."""
+def attention_map(made: Specimen, layer: AttentionMaps | AttentionPoints, query: int) -> Float[Tensor, "h w"]:
+    """Return the attention weights of a query in a layer, averaged over the heads."""
     assert isinstance(layer, AttentionMaps)
     return layer.weights([query]).mean((0, 1)).view(made.trace.grids[0])
 
 
-def places(made: Specimen) -> list[tuple[str, float, float]]:
-    """Return four places (x, y) in 0-1: the white cell, two red ones, and what is far from all."""
+def points(made: Specimen) -> list[tuple[str, float, float]]:
+    """Return four points (x, y) in 0-1: in the white cell, in two red ones, and the one farthest from all cells."""
     boxes = made.comparison.target.boxes
     white = largest(made)
     red = [index for index in range(len(boxes)) if index != white][:2]
@@ -56,7 +56,7 @@ def places(made: Specimen) -> list[tuple[str, float, float]]:
 
 
 def chosen_queries(made: Specimen) -> list[int]:
-    """Return the query that answers for the white cell, and those of the two red cells found best."""
+    """Return the query matched to the white cell, and those of the two red cells with the lowest cost."""
     matched = made.comparison.matched[-1]
     white = largest(made)
     cost = made.comparison.cost[-1].gather(1, matched[:, None])[:, 0]
@@ -65,13 +65,15 @@ def chosen_queries(made: Specimen) -> list[int]:
 
 
 def decoder(made: Specimen) -> Figure:
-    """Stage 6: where three queries look in each layer, and the box that they say after it."""
+    """Stage 6: the attention of three queries in each layer, and the box that they predict after it."""
     trace = made.trace
     layers = range(len(trace.boxes))
     figure, grid = sheet(5.0, nrows=3, ncols=len(layers))
     for row, query in zip(grid, chosen_queries(made), strict=True):
         for layer in layers:
-            spotlight(row[layer], trace.pixels, look(made, trace.decoder_cross_attention[layer], query))
+            spotlight(
+                row[layer], trace.pixels, attention_map(made, trace.decoder_cross_attention[layer], query)
+            )
             frame(row[layer], trace.boxes[layer, query].tolist(), COLOURS[0], rim="black", width=1.8)
         row[0].set_ylabel(f"query {query}")
     for axes, layer in zip(grid[0], layers, strict=True):
@@ -112,7 +114,7 @@ def heads(made: Specimen) -> Figure:
 
 
 def detections(made: Specimen) -> Figure:
-    """Stage 12: what plain DETR and DINO find in the same image."""
+    """Stage 12: the detections of plain DETR and DINO in the same image."""
     figure, grid = sheet(9.0, nrows=2)
     picture = Image.open(made.record.path)
     dino = Detector.load(DINO_WEIGHTS).predict(made.record.path, threshold=0.4)[0]

@@ -16,10 +16,10 @@ from environments import ENVIRONMENT
 from benchmarks import measure as module
 from benchmarks import plots, report, training_small
 from benchmarks.__main__ import main, matches
-from benchmarks.apart import apart
 from benchmarks.environment import command
 from benchmarks.goals import beyond, faster, ratio, smaller, spread, under, within
 from benchmarks.measure import Absent, Row, RowResult, Side, measure
+from benchmarks.processes import in_separate_processes
 from benchmarks.setup import Setup
 from benchmarks.small import Kind
 
@@ -233,18 +233,18 @@ def test_rows_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"\n{family}" in f"\n{listed}" for family in families)
 
 
-def test_sides_apart_have_a_process_each_that_stays() -> None:
+def test_sides_in_separate_processes_keep_their_process() -> None:
     ask = partial(partial, os.getpid)  # builds the work of saying which process it is
     row = Row(name="", title="", sides=[Side(name=name, build=ask) for name in "ab"], difference=None)
-    first, second = (side.build() for side in apart(row).sides)
+    first, second = (side.build() for side in in_separate_processes(row).sides)
     assert first() == first()
     assert len({first(), second(), os.getpid()}) == 3
 
 
-def test_a_side_apart_tells_why_it_cannot_be_built() -> None:
+def test_a_side_in_a_separate_process_reports_why_it_cannot_be_built() -> None:
     row = Row(name="", title="", sides=[Side(name="", build=partial(json.loads, "nothing"))], difference=None)
     with pytest.raises(ValueError, match="Expecting value"):
-        apart(row).sides[0].build()
+        in_separate_processes(row).sides[0].build()
 
 
 @pytest.mark.parametrize("kind", training_small.TITLES)

@@ -60,7 +60,10 @@ def test_a_watch_evaluates_once_when_a_mark_has_come(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(curves, "evaluate", lambda *_: found)
     watch = Watch("model", 4, None, steps_per_epoch=10)  # type: ignore[arg-type]  # evaluate is not run
     engine = Detector.from_recipe("detr_r50", num_classes=1, backbone="test_resnet", width=32, heads=4)
-    looks = [watch.look(seconds, step, engine) for step, seconds in enumerate((30, 61, 100, 200, 241, 250))]
+    looks = [
+        watch.evaluate_if_due(seconds, step, engine)
+        for step, seconds in enumerate((30, 61, 100, 200, 241, 250))
+    ]
     assert [seconds > 0 for seconds in looks] == [False, True, False, True, True, False]
     assert [point.minutes for point in watch.points] == [1, 3, 4]
     assert watch.points[0] == Point(minutes=1, seconds=61, steps=1, epochs=0.1, AP=0.25, AP50=0.5)
@@ -132,7 +135,7 @@ def test_models_are_trained_evaluated_reported_and_kept(
 
     capsys.readouterr()
     assert program.main(words) == 0
-    assert capsys.readouterr().out.count("kept; trained with these settings before") == 2
+    assert capsys.readouterr().out.count("already trained with these settings; skipped") == 2
 
 
 def test_other_settings_decide_otherwise() -> None:

@@ -64,7 +64,7 @@ def test_a_figure_is_the_same_byte_for_byte(made: Specimen, tmp_path: Path) -> N
 def test_the_table_of_a_page_is_what_the_trace_says(name: str, made: Specimen) -> None:
     page = (PAGES / f"{name}.md").read_text()
     assert len(tables.PLACE.findall(page)) == 1
-    assert tables.renewed(page, made.trace) == page, "run: make figures"
+    assert tables.update_tables(page, made.trace) == page, "run: make figures"
 
 
 def test_a_word_stands_for_one_number(made: Specimen) -> None:

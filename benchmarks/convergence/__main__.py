@@ -1,6 +1,6 @@
-"""Trains querybox's and transformers' detectors on the same few images, and says how well they detect by when.
+"""Train querybox's and transformers' detectors on the same few images, and report their accuracy over time.
 
-A model that was trained with the same settings is kept, so that the comparison can be made in parts.
+A model that was already trained with the same settings is not trained again, so the comparison can be made in parts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MAIN = "blood_cells"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train the models that are asked for, but for those that have been trained, and write the report of all."""
+    """Train the selected models that have not been trained yet, and write the report of all."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = parser().parse_args(words)
     if options.threads:
@@ -48,9 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in options.models:
         run = settings(name, options.minutes, data)
         decisive = decisive_settings(name, run)
-        known = None if options.fresh else read(folder / f"{name}.json")
-        if known is not None and known.settings == decisive:
-            print(f"{name}: kept; trained with these settings before", flush=True)
+        previous = None if options.fresh else read(folder / f"{name}.json")
+        if previous is not None and previous.settings == decisive:
+            print(f"{name}: already trained with these settings; skipped", flush=True)
             continue
         facts = environment.describe(environment.command(words, PROGRAM))
         points = train(name, run, folder / name, options.minutes)
@@ -61,32 +61,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return what reads the command line."""
+    """Return the command-line parser."""
     result = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
     result.add_argument(
         "--models",
         nargs="*",
         choices=TITLES,
         default=list(TITLES),
-        help="all by default; none: only write the report",
+        help="default: all; none: only write the report",
     )
-    result.add_argument("--minutes", type=float, default=10.0, help="training time of each model; 10")
-    result.add_argument("--threads", type=int, metavar="N", help="of PyTorch; its own default")
-    result.add_argument("--fresh", action="store_true", help="train again what has been trained")
+    result.add_argument(
+        "--minutes", type=float, default=10.0, help="training time of each model; default: 10"
+    )
+    result.add_argument(
+        "--threads", type=int, metavar="N", help="number of PyTorch threads; default: PyTorch's own"
+    )
+    result.add_argument("--fresh", action="store_true", help="train all models again")
     result.add_argument(
         "--coco", type=Path, metavar="FOLDER", help="train on one class of a COCO folder instead"
     )
-    result.add_argument("--category", default="person", help="that class; person")
+    result.add_argument("--category", default="person", help="the class; default: person")
     result.add_argument("--docs", action="store_true", help="write docs/convergence.md and its picture, too")
     result.add_argument(
-        "--output", type=Path, default=RESULTS, metavar="FOLDER", help="where results are kept"
+        "--output", type=Path, default=RESULTS, metavar="FOLDER", help="where results are saved"
     )
     return result
 
 
 def decisive_settings(name: str, run: RunSettings) -> dict[str, Any]:
-    """Return all that decides on a curve as plain values, without the paths of this machine."""
-    run = resolve(run) if name in OURS else run  # what the recipe says counts, too
+    """Return all settings that affect a curve as plain values, without the paths of this machine."""
+    run = resolve(run) if name in OURS else run  # include the recipe's settings
     values = run.model_dump(mode="json", exclude={"output"})
     values["data"]["train"] = Path(values["data"]["train"]).name
     peer = dataclasses.asdict(THEIRS[name]) if name in THEIRS else {}
@@ -109,7 +113,7 @@ def train(name: str, run: RunSettings, folder: Path, minutes: float) -> list[Poi
 
 
 def conclude(folder: Path, *, docs: bool) -> None:
-    """Write the report of all that has been trained so far; with `docs` as the documentation's page."""
+    """Write the report of all models trained so far; with `docs`, as the page of the documentation."""
     folder.mkdir(parents=True, exist_ok=True)
     folders = {each.name: curves_in(each) for each in sorted(folder.iterdir()) if each.is_dir()}
     curves = folders.pop(MAIN, [])

@@ -1,4 +1,4 @@
-"""A curve: how well a model detects after each of some minutes of training."""
+"""Curves of a model's accuracy over minutes of training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from querybox.evaluation.evaluate import evaluate
 from querybox.inference.engine import Engine, evaluating
 
 MARKS = (1, 2, 3, 4, 6, 8, 10, 15, 20, 30, 40, 50)
-"""Minutes of training after which a model is evaluated, beside the end."""
+"""Minutes of training after which a model is evaluated, in addition to the end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class Point:
     minutes: float
     """The mark."""
     seconds: float
-    """Of training alone, until the end of the step in which the mark came."""
+    """Training time until the end of the step in which the mark was reached."""
     steps: int
     epochs: float
     AP: float
@@ -35,12 +35,12 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """All points of a model, and what was trained."""
+    """All points of a model, and its settings."""
 
     name: str
     title: str
     settings: dict[str, Any]
-    """All that decides on the result; a curve is kept as long as they are the same."""
+    """All settings that affect the result; the curve is reused while they are unchanged."""
     points: list[Point]
     environment: dict[str, Any]
 
@@ -49,15 +49,15 @@ CURVE = TypeAdapter(Curve)
 
 
 def marks(minutes: float) -> list[float]:
-    """Return when to evaluate in a budget of so many minutes."""
+    """Return the minutes at which to evaluate within a time limit."""
     return [*(mark for mark in MARKS if mark < minutes), minutes]
 
 
 class Watch:
-    """Looks at a training after every step, and evaluates its model at the marks.
+    """Evaluates a model at given times of its training.
 
     Attributes:
-        points: What was found.
+        points: The results so far.
     """
 
     def __init__(self, name: str, minutes: float, validation: DetectionData, steps_per_epoch: int) -> None:
@@ -67,13 +67,13 @@ class Watch:
         self.steps_per_epoch = steps_per_epoch
         self.points: list[Point] = []
 
-    def look(self, seconds: float, steps: int, engine: Engine) -> float:
-        """Evaluate `engine` if a mark has come; return how many seconds that took.
+    def evaluate_if_due(self, seconds: float, steps: int, engine: Engine) -> float:
+        """Evaluate `engine` if a mark has been reached; return the seconds this took.
 
         Args:
-            seconds: Spent on training so far.
-            steps: Made so far.
-            engine: The model as it stands.
+            seconds: Training time so far.
+            steps: Training steps so far.
+            engine: The current model.
         """
         due = [mark for mark in self.marks if 60 * mark <= seconds]
         if not due:
@@ -100,7 +100,7 @@ class Watch:
 
 
 def read(path: Path) -> Curve | None:
-    """Return a curve that was measured earlier, if there is one."""
+    """Return a curve measured earlier, or None."""
     return CURVE.validate_json(path.read_bytes()) if path.exists() else None
 
 

@@ -1,4 +1,4 @@
-"""Data that nothing was tuned on: a single class of a COCO folder."""
+"""A dataset that no setting was tuned on: a single class of a COCO folder."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def one_class(source: Path, category: str, folder: Path) -> Path:
-    """Write the COCO folder `source` with the objects of one class alone, and return the new folder.
+    """Write a copy of the COCO folder `source` with the objects of one class only, and return the new folder.
 
-    All images stay; those without the class are negatives. Images are linked, not copied.
+    All images are kept; those without the class are negatives. Images are linked, not copied.
 
     Raises:
         SystemExit: There is no such folder, or it has no such class.

@@ -1,4 +1,4 @@
-"""querybox's own models, trained as `querybox train` does it, from a run file."""
+"""querybox's models, trained from a run file as by `querybox train`."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ OURS = {
     "deformable_detr_small": "querybox Deformable DETR",
     "dino_small": "querybox DINO",
 }
-"""Titles by the names of the run files beside this one."""
+"""Titles by the names of the run files in this folder."""
 
 
 def settings(name: str, minutes: float, data: Path | None = None) -> RunSettings:
-    """Return the settings of a run; of a model that is not ours, only what all have in common.
+    """Return the settings of a run; for other implementations, only those that all models share.
 
     Args:
-        name: Of the model.
-        minutes: The budget.
-        data: The dataset, where it is another one.
+        name: Name of the model.
+        minutes: Time limit.
+        data: Another dataset to use instead.
     """
     values = read_run_file(FOLDER / "common.yaml")
     if name in OURS:
@@ -46,7 +46,7 @@ def settings(name: str, minutes: float, data: Path | None = None) -> RunSettings
 
 
 def train_ours(run: RunSettings, training: DetectionData, watch: Watch, folder: Path) -> None:
-    """Train one of our models to the end of its budget; its weights are left in an empty `folder`."""
+    """Train one of querybox's models until its time limit; `folder`, which must be empty, gets its weights."""
     run = resolve(run.replace(output=str(folder)))
     torch.manual_seed(run.train.seed)
     detector = build_detector(run, training.categories)
@@ -61,7 +61,7 @@ def train_ours(run: RunSettings, training: DetectionData, watch: Watch, folder: 
 
 
 class WatchedDisplay(Display):
-    """What a training tells its display, it tells a watch, too, whose time is none of the training's."""
+    """A display that also calls a watch, whose time does not count as training time."""
 
     def __init__(self, trainer: Trainer, watch: Watch) -> None:
         super().__init__(Console(stderr=True), trainer.settings, steps_per_epoch=trainer.steps_per_epoch)
@@ -69,6 +69,8 @@ class WatchedDisplay(Display):
         self.watch = watch
 
     def step(self, progress: Progress, losses: Mapping[str, float], lr: float) -> None:
-        """Show the update, and look whether a mark has come."""
+        """Show the update, and evaluate if a mark has been reached."""
         super().step(progress, losses, lr)
-        self.trainer.started += self.watch.look(progress.seconds, progress.step, self.trainer.current)
+        self.trainer.started += self.watch.evaluate_if_due(
+            progress.seconds, progress.step, self.trainer.current
+        )

@@ -1,4 +1,4 @@
-"""Curves as tables, as a picture, and as the documentation's page."""
+"""Curves as tables, as a plot, and as a page of the documentation."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from benchmarks.measure import RowResult
 
 PAGE = Template(Path(__file__).with_name("page.md").read_text())
 GOALS = ((2, 0.30), (10, 0.75))
-"""Minutes of training, and the AP50 on the validation split that they should be enough for."""
+"""Minutes of training, and the AP50 on the validation split to be reached by then."""
 
 
 def tables(curves: Sequence[Curve]) -> list[str]:
-    """Return how well each model detects by minutes, and the epochs that these are."""
+    """Return tables of each model's accuracy and epochs by minutes."""
     return [
         "AP / AP50 on the validation split, after minutes of training:",
         by_minutes(curves, lambda point: f"{point.AP:.3f} / {point.AP50:.3f}"),
@@ -31,7 +31,7 @@ def tables(curves: Sequence[Curve]) -> list[str]:
 
 
 def by_minutes(curves: Sequence[Curve], cell: Callable[[Point], str]) -> str:
-    """Return a line a model and a column a mark."""
+    """Return a table with one line per model and one column per mark."""
     minutes = sorted({point.minutes for curve in curves for point in curve.points})
     lines = [["", *(f"{mark:g} min" for mark in minutes)], ["---", *["---:"] * len(minutes)]]
     for curve in curves:
@@ -41,7 +41,7 @@ def by_minutes(curves: Sequence[Curve], cell: Callable[[Point], str]) -> str:
 
 
 def goals(curves: Sequence[Curve]) -> str:
-    """Return a line a goal that has been measured; the best of our models counts."""
+    """Return a table with one line per measured goal; the best of querybox's models counts."""
     lines = [["goal", "measured", "by", "reached"], ["---"] * 4]
     for minutes, wanted in GOALS:
         known = [
@@ -58,7 +58,7 @@ def goals(curves: Sequence[Curve]) -> str:
 
 
 def draw(curves: Sequence[Curve], path: Path) -> None:
-    """Draw AP and AP50 over minutes and over epochs, a line a model."""
+    """Draw AP and AP50 against minutes and epochs, one line per model."""
     figure = Figure(figsize=(12, 8), layout="constrained")
     grid = figure.subplots(2, 2, sharex="col", sharey="row")
     for curve in curves:
@@ -82,13 +82,13 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
 def page(
     curves: Sequence[Curve], others: Mapping[str, Sequence[Curve]], steps: Sequence[RowResult], picture: str
 ) -> str:
-    """Return the documentation's page; what has not been measured is left out.
+    """Return the page of the documentation; what has not been measured is omitted.
 
     Args:
-        curves: On the blood cells.
-        others: On other data, by what the data are.
-        steps: The benchmark's rows of training steps.
-        picture: Where the curves are drawn.
+        curves: Curves on the blood cells.
+        others: Curves on other datasets, by name.
+        steps: Benchmark rows of training steps.
+        picture: Path of the plot.
     """
     parts = []
     if curves:

@@ -1,4 +1,4 @@
-"""transformers' models, trained on the batches that querybox's see, by the optimiser settings of their papers."""
+"""transformers' models, trained on the same batches as querybox's, with the optimiser settings of their papers."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from querybox.training import RunSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """A model and how it is trained: AdamW at a constant learning rate, which the papers drop late."""
+    """A model and its training settings: AdamW with a constant learning rate, which the papers lower only late."""
 
     title: str
     kind: Kind
     lr: float
     backbone_lr: float
     slow: tuple[str, ...] = ()
-    """Layers that learn as slowly as the backbone."""
+    """Layers trained with the backbone's learning rate."""
     weight_decay: float = 1e-4
     clip: float = 0.1
 
@@ -48,7 +48,7 @@ THEIRS = {
 
 
 class PeerModel(nn.Module):
-    """A model of transformers as `querybox.evaluate` wants it: an engine."""
+    """A model of transformers as an `Engine`, which `querybox.evaluate` accepts."""
 
     def __init__(
         self, kind: Kind, categories: tuple[Category, ...], short_side: int, long_side: int, **options: Any
@@ -65,9 +65,9 @@ class PeerModel(nn.Module):
 
     def forward(self, batch: ImageBatch) -> DetectorOutput:
         """Detect objects."""
-        found = self.model(pixel_values=batch.images, pixel_mask=(~batch.padding_mask).long())
-        answer = Predictions(logits=found.logits, boxes=found.pred_boxes, no_object=self.no_object)
-        return DetectorOutput(layers=(answer,))
+        outputs = self.model(pixel_values=batch.images, pixel_mask=(~batch.padding_mask).long())
+        predictions = Predictions(logits=outputs.logits, boxes=outputs.pred_boxes, no_object=self.no_object)
+        return DetectorOutput(layers=(predictions,))
 
     def loss(self, batch: ImageBatch, targets: Sequence[Target]) -> Tensor:
         """Return transformers' own loss."""
@@ -80,14 +80,14 @@ class PeerModel(nn.Module):
 
 
 def train_theirs(peer: Peer, run: RunSettings, training: DetectionData, watch: Watch, **options: Any) -> None:
-    """Train one of transformers' models with the data, batches, seed and budget of `run`.
+    """Train one of transformers' models with the data, batches, seed and time limit of `run`.
 
     Args:
         peer: The model.
-        run: Only what all models have in common is used.
+        run: Settings; only those that all models share are used.
         training: The data.
-        watch: Is told of every step.
-        options: Of `transformers_small`.
+        watch: Called after every step.
+        options: Options of `transformers_small`.
     """
     torch.manual_seed(run.train.seed)
     sizes = run.data.sizes()
@@ -109,13 +109,13 @@ def train_theirs(peer: Peer, run: RunSettings, training: DetectionData, watch: W
         nn.utils.clip_grad_norm_(model.parameters(), peer.clip)
         optimizer.step()
         seconds = time.perf_counter() - started
-        started += watch.look(seconds, step, model)
+        started += watch.evaluate_if_due(seconds, step, model)
         if seconds > run.train.max_time:
             break
 
 
 def endless(loader: TrainLoader) -> Iterator[Batch]:
-    """Yield the batches of one epoch after another."""
+    """Yield the batches of successive epochs, endlessly."""
     for epoch in itertools.count():
         loader.batch_sampler.set_epoch(epoch)
         yield from loader

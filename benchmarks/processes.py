@@ -1,4 +1,4 @@
-"""A side in a process of its own, which lives as long as its row: it shares no memory, cache or setting with others."""
+"""Sides in separate processes, which live as long as their row and share no memory, cache or setting."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from multiprocessing.connection import Connection
 from benchmarks.measure import Row, Side, Work
 
 
-def apart(row: Row) -> Row:
-    """Return a row whose sides have a process each, in which the side's `within` holds."""
+def in_separate_processes(row: Row) -> Row:
+    """Return a row whose sides run in one process each, inside the side's `within` context."""
     return replace(row, sides=[replace(side, build=partial(start, side)) for side in row.sides])
 
 
 def start(side: Side) -> Work:
-    """Build what a side does in a new process, and return what has it done there and waits for the answer."""
+    """Build a side in a new process; return a function that runs it there and waits for the result."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     context.Process(target=serve, args=(there, side), daemon=True).start()
     there.close()
-    result(here)  # it is built
+    result(here)  # wait until it is built
 
     def work() -> object:
         here.send("again")
@@ -31,7 +31,7 @@ def start(side: Side) -> Work:
 
 
 def result(connection: Connection) -> object:
-    """Return what the process answers, or raise what it failed by."""
+    """Return the result received from the process, or raise its exception."""
     answer = connection.recv()
     if isinstance(answer, Exception):
         raise answer
@@ -39,7 +39,7 @@ def result(connection: Connection) -> object:
 
 
 def serve(connection: Connection, side: Side) -> None:
-    """Do the side's work whenever it is asked for, until nobody is there to ask."""
+    """Run the side on every request, until the other end is closed."""
     with side.within():
         try:
             work = side.build()
@@ -48,5 +48,5 @@ def serve(connection: Connection, side: Side) -> None:
                 connection.send(work())
         except EOFError:
             pass
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is told where the side is measured
+        except Exception as error:  # noqa: BLE001 - it is raised again in the measuring process
             connection.send(error)
