@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
         help="tiny models, few samples, nothing compiled: to see that all rows work",
     )
     result.add_argument(
-        "--minutes", type=float, default=7.0, help="after these no row is begun; 7 by default"
+        "--minutes", type=float, default=6.0, help="after these no row is begun; 6 by default"
     )
     result.add_argument(
         "--output", type=Path, metavar="FOLDER", help="where results are kept; benchmarks/results/gpu"

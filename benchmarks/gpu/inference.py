@@ -96,12 +96,13 @@ def forward(run: Run, model: Model, batch: int, precision: Precision, library: s
     make = our_forward if library == OURS else their_forward
     call = make(run, model, images, precision, compiled=mode == "compiled")
 
-    def within() -> tuple[Tensor, Tensor]:
+    def eager() -> tuple[Tensor, Tensor]:
         with torch.inference_mode(), computing_in(precision):
             return call()
 
+    within: Forward = eager
     if mode == "CUDA graph":
-        within = captured(run, within)
+        within = CUDAGraph(run, eager)
 
     def work() -> tuple[Tensor, Tensor]:
         logits, boxes = within()
@@ -145,26 +146,29 @@ def their_forward(
     return call
 
 
-def captured(run: Run, call: Forward) -> Forward:
-    """Return what replays `call` as a CUDA graph; its answer is overwritten by the next replay.
+class CUDAGraph:
+    """Replays a pass as a CUDA graph; the answer is overwritten by the next replay."""
 
-    Raises:
-        Absent: The device has no CUDA graphs.
-    """
-    if run.device.type != "cuda":
-        raise Absent("needs a CUDA device")
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        answer = call()
+    def __init__(self, run: Run, call: Forward) -> None:
+        """Capture `call`.
 
-    def replay() -> tuple[Tensor, Tensor]:
-        graph.replay()
-        return answer
+        Raises:
+            Absent: The device has no CUDA graphs.
+        """
+        if run.device.type != "cuda":
+            raise Absent("needs a CUDA device")
+        self.call = call  # the graph reads the memory of its weights and inputs, which have to live as long
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                call()
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.answer = call()
 
-    return replay
+    def __call__(self) -> tuple[Tensor, Tensor]:
+        """Replay it."""
+        self.graph.replay()
+        return self.answer
