@@ -1,15 +1,10 @@
-"""A small corpus of malicious files: none of them executes anything, wherever it is read."""
+"""A small corpus of malicious files: none of them executes anything. `torture.malice` reads it at every entrance."""
 
 from __future__ import annotations
 
-import argparse
-import collections
-import ctypes
 import io
 import json
-import os
 import pickle
-import subprocess
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -18,109 +13,20 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from malicious_files import (
+    CANARY,
+    CODE,
+    FORMATS,
+    OBJECTS,
+    PLACES,
+    as_legacy,
+    as_zip,
+    good,
+    harm,
+)
 
-from querybox import Detector
-from querybox.checkpoints.backbone import load_backbone
 from querybox.checkpoints.files import read_checkpoint_file
-from querybox.cli import main
 from querybox.errors import CheckpointError
-from querybox.modules.backbone import Backbone
-from querybox.training.checkpoint import Checkpoint
-
-CANARY = "executed"
-"""A file of this name in the working folder tells that something ran."""
-CODE = f"__import__('pathlib').Path('{CANARY}').touch()"
-
-
-class Call:
-    """Pickled, it is a call that unpickling makes."""
-
-    def __init__(self, function: Callable[..., Any], *arguments: object) -> None:
-        self.call = function, arguments
-
-    def __reduce__(self) -> Any:
-        return self.call
-
-    def __call__(self) -> None:
-        """So that what a call returns can be called."""
-
-
-def harm() -> Call:
-    return Call(os.system, f"touch {CANARY}")
-
-
-def with_attributes(value: Any, **attributes: object) -> Any:
-    vars(value).update(attributes)
-    return value
-
-
-def nested_pickle() -> Call:
-    """Bytes that torch unpickles without any care when it is asked to."""
-    content = io.BytesIO()
-    torch.save(harm(), content)
-    return Call(torch.storage._load_from_bytes, content.getvalue())
-
-
-def good() -> dict[str, Any]:
-    return {"weight": torch.ones(3)}
-
-
-OBJECTS: dict[str, Callable[[], Any]] = {
-    "system": harm,
-    "eval": lambda: Call(eval, CODE),
-    "exec": lambda: Call(exec, CODE),
-    "open": lambda: Call(open, CANARY, "w"),
-    "import": lambda: Call(__import__, "antigravity"),
-    "subprocess": lambda: Call(subprocess.check_output, ["touch", CANARY]),
-    "mkdir": lambda: Call(Path.mkdir, Path(CANARY)),
-    "a tensor among others": lambda: {**good(), "bias": harm()},
-    "a name": lambda: {**good(), (1, harm()): torch.ones(1)},
-    "model": lambda: {"model": {**good(), "bias": harm()}},
-    "state_dict": lambda: {"state_dict": harm()},
-    "optimizer": lambda: {"model": good(), "optimizer": {"state": [harm()]}},
-    "options": lambda: {"model": good(), "args": argparse.Namespace(lr=harm())},
-    "meta": lambda: {"state_dict": good(), "meta": {"CLASSES": harm()}},
-    "attribute of an ordered dict": lambda: with_attributes(
-        collections.OrderedDict(good()), _metadata=harm()
-    ),
-    "attribute of a parameter": lambda: with_attributes(nn.Parameter(torch.ones(2)), extra=harm()),
-    "hooks of a tensor": lambda: with_attributes(torch.ones(2), _backward_hooks=harm()),
-    "torch.load in a pickle": nested_pickle,
-    "torch.load": lambda: Call(torch.load, "inner.pth", None, None),
-    "torch.hub": lambda: Call(torch.hub.load, ".", "run", "local"),
-    "a library": lambda: Call(ctypes.CDLL, "inner.so"),
-    "type rebuilt by any function": lambda: Call(
-        torch._tensor._rebuild_from_type_v2, os.system, torch.Tensor, (f"touch {CANARY}",), {}
-    ),
-    "methods through getattr": lambda: Call(Call(getattr, Path, "touch"), Path(CANARY)),
-    "getattr of an allowed name": lambda: {
-        "model": good(),
-        "args": Call(Call(getattr, argparse.Namespace, "__init__"), CANARY),
-    },
-    "a module": lambda: nn.Linear(2, 2),
-    "not data": lambda: good,
-}
-"""What a file may hold, freshly made."""
-
-
-def as_zip(content: Any, path: Path) -> None:
-    torch.save(content, path)
-
-
-def as_zip_of_protocol_4(content: Any, path: Path) -> None:
-    torch.save(content, path, pickle_protocol=4)
-
-
-def as_legacy(content: Any, path: Path) -> None:
-    torch.save(content, path, _use_new_zipfile_serialization=False)
-
-
-def as_pickle(content: Any, path: Path) -> None:
-    path.write_bytes(pickle.dumps(content, protocol=2))
-
-
-FORMATS = [as_zip, as_zip_of_protocol_4, as_legacy, as_pickle]
 
 
 @pytest.fixture(autouse=True)
@@ -249,9 +155,7 @@ def test_a_tensor_larger_than_its_memory_is_refused(
         read_checkpoint_file(tmp_path / "model.pth")
 
 
-@pytest.mark.parametrize(
-    "shard", ["../elsewhere.bin", "/etc/passwd", "..", "", "model.safetensors.index.json", 3, "absent.bin"]
-)
+@pytest.mark.parametrize("shard", ["../elsewhere.bin", *PLACES])
 def test_an_index_leads_to_files_beside_it_alone(shard: object, tmp_path: Path) -> None:
     torch.save(good(), tmp_path / "elsewhere.bin")
     folder = tmp_path / "model"
@@ -259,31 +163,3 @@ def test_an_index_leads_to_files_beside_it_alone(shard: object, tmp_path: Path) 
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"weight": shard}}))
     with pytest.raises(CheckpointError, match=r"corrupt index|absent\.bin: no such weights file"):
         read_checkpoint_file(folder)
-
-
-ENTRANCES: dict[str, Callable[[Path], object]] = {
-    "Detector.load": Detector.load,
-    "backbone weights": lambda path: load_backbone(
-        Backbone("test_resnet", strides=(32,)), "test_resnet", str(path)
-    ),
-    "checkpoint of a run": Checkpoint.read,
-    **{
-        command: lambda path, command=command: main(
-            [command, str(path), *(["."] if command != "info" else [])]
-        )  # type: ignore[misc]
-        for command in ("info", "predict", "evaluate")
-    },
-}
-
-
-@pytest.mark.parametrize("suffix", ["pth", "safetensors", "bin", "pt"])
-@pytest.mark.parametrize("name", ["system", "model", "optimizer", "options"])
-@pytest.mark.parametrize("entrance", ENTRANCES)
-def test_every_entrance_is_guarded(entrance: str, name: str, suffix: str) -> None:
-    path = Path(f"model.{suffix}")
-    as_zip(OBJECTS[name](), path)
-    try:
-        status = ENTRANCES[entrance](path)
-    except CheckpointError:
-        return
-    assert status == 2

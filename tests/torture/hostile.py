@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from malicious_files import CANARY, HEADERS
 from PIL import Image
 
 from querybox import read_dataset
@@ -22,7 +23,7 @@ from querybox.runfile import read_run_file
 from torture.case import Case
 from torture.malice import pickles, shards
 from torture.samples import write_coco, write_pictures, write_voc, write_yolo
-from torture.watch import CANARY, SECRET, Attempt, Ending, fresh, watched
+from torture.watch import SECRET, Attempt, Ending, fresh, watched
 
 
 def bombs(folder: Path, long: bool) -> Iterator[Attempt]:
@@ -41,13 +42,10 @@ def bombs(folder: Path, long: bool) -> Iterator[Attempt]:
         archive.writestr("model/data.pkl", bytes(300 << 20))
         archive.writestr("model/version", "3\n")
     yield Attempt(name="zip in .pth", read=partial(read_checkpoint_file, inside / "model.pth"), inside=inside)
-    header = b'{"w":{"dtype":"F32","shape":[99999999999],"data_offsets":[0,399999999996]}}'
-    for length in (len(header), 2**40, 2**63):
+    for number, content in enumerate(HEADERS):
         file = inside / "model.safetensors"
-        file.write_bytes(length.to_bytes(8, "little") + header)
-        yield Attempt(
-            name=f"header of {length} bytes", read=partial(read_checkpoint_file, file), inside=inside
-        )
+        file.write_bytes(content)
+        yield Attempt(name=f"header {number}", read=partial(read_checkpoint_file, file), inside=inside)
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

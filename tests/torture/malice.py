@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import pickle
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
+from malicious_files import FORMATS, OBJECTS, PLACES
 from safetensors.torch import save_file
 from torch import nn
 
@@ -22,36 +20,10 @@ from querybox.errors import CheckpointError
 from querybox.modules.backbone import Backbone
 from querybox.training.checkpoint import Checkpoint
 from torture.samples import write_coco
-from torture.watch import CANARY, SECRET, Attempt, fresh
+from torture.watch import SECRET, Attempt, fresh
 
-
-class Harm:
-    """Pickled, it is a call that unpickling makes."""
-
-    def __reduce__(self) -> Any:
-        return os.system, (f"touch {CANARY}",)
-
-
-CONTENTS: dict[str, Callable[[], Any]] = {
-    "among tensors": lambda: {"model": {"weight": torch.ones(2), "bias": Harm()}},
-    "alone": Harm,
-    "beside tensors": lambda: {"model": {"weight": torch.ones(2)}, "optimizer": [Harm()]},
-}
-
-
-def write_zip(content: Any, file: Path) -> None:
-    """Write what `torch.save` writes."""
-    torch.save(content, file)
-
-
-def write_old(content: Any, file: Path) -> None:
-    """Write what `torch.save` wrote before it wrote zip files."""
-    torch.save(content, file, _use_new_zipfile_serialization=False)
-
-
-def write_pickle(content: Any, file: Path) -> None:
-    """Write a pickle alone."""
-    file.write_bytes(pickle.dumps(content))
+CONTENTS = ("system", "model", "optimizer", "options")
+"""Of `OBJECTS`: the harm alone, among tensors, and beside them."""
 
 
 def command(*words: str) -> None:
@@ -103,12 +75,12 @@ def entrances(file: Path) -> dict[str, Callable[[], object]]:
 
 def pickles(folder: Path, long: bool) -> Iterator[Attempt]:
     """Pickles that call, under every ending, at every entrance."""
-    for content, make in list(CONTENTS.items())[: None if long else 1]:
-        for write in (write_zip, write_old, write_pickle)[: None if long else 1]:
-            for suffix in (".pth", ".safetensors", ".bin", ".pt", ".pt2")[: None if long else 2]:
+    for content in CONTENTS:
+        for write in FORMATS[: None if long else 1]:
+            for suffix in (".pth", ".safetensors", ".bin", ".pt", ".pt2")[: None if long else 4]:
                 inside = fresh(folder, write_coco)
                 file = inside / f"model{suffix}"
-                write(make(), file)
+                write(OBJECTS[content](), file)
                 for entrance, read in entrances(file).items():
                     name = f"{content}, {write.__name__}, {suffix}, {entrance}"
                     yield Attempt(name=name, read=read, inside=inside)
@@ -119,15 +91,7 @@ def shards(folder: Path, long: bool) -> Iterator[Attempt]:
     (folder / SECRET).mkdir()
     secret = folder / SECRET / "w.safetensors"
     save_file({"w": torch.ones(4)}, secret)
-    for place in (
-        f"../{SECRET}/w.safetensors",
-        str(secret),
-        "..",
-        "",
-        "http://127.0.0.1:9/w.safetensors",
-        3,
-        None,
-    ):
+    for place in (f"../{SECRET}/w.safetensors", str(secret), *PLACES):
         inside = fresh(folder, lambda _: None)
         index = inside / "model.safetensors.index.json"
         index.write_text(json.dumps({"weight_map": {"w": place}}))

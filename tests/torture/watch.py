@@ -17,6 +17,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
+from malicious_files import CANARY
+
 from querybox.errors import QueryboxError
 from torture.case import require
 from torture.fuzz import limit_memory, silence
@@ -39,9 +41,6 @@ SYSTEM = tuple(
     for path in (sys.prefix, sys.base_prefix, Path(__file__).parents[2], "/usr", "/proc", "/sys", "/dev")
 )
 """Where Python itself, its packages and the operating system look."""
-CANARY = "executed"
-"""A file of this name in the working folder, which is that of the attempts, tells that something ran."""
-
 SECRET = "secret"
 """The folder beside that of the attempts, of which nobody may know."""
 
