@@ -22,6 +22,7 @@ __all__ = [
     "DINO",
     "KINDS",
     "RECIPES",
+    "ConditionalDETR",
     "DeformableDETR",
     "Recipe",
     "find",

@@ -57,7 +57,6 @@ class ConditionalDETR(SingleMap):
             heads=self.heads,
             feedforward=self.feedforward,
             dropout=self.dropout,
-            norm_first=False,
         )
         decoder = ConditionalDecoder(
             [self.build_layer(index) for index in range(self.decoder_layers)],

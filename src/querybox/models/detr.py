@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypedDict
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from querybox.errors import ConfigError
 from querybox.losses.criterion import Criterion
@@ -15,6 +15,7 @@ from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.layouts.mmdet2 import MMDET2
 from querybox.models.layouts.mmdet3 import MMDET3
 from querybox.models.single_map import SingleMap
+from querybox.modules.blocks import PreNormResidual, Residual, ResidualType
 from querybox.modules.decoder import Decoder, NormBeforeHeads, NormBetweenLayers, look_alike
 from querybox.modules.detector import DetectionTransformer
 from querybox.modules.encoder import Encoder
@@ -32,7 +33,7 @@ class Transformer(TypedDict):
     heads: int
     feedforward: int
     dropout: float
-    norm_first: bool
+    residual: ResidualType
 
 
 class DETR(SingleMap):
@@ -74,11 +75,18 @@ class DETR(SingleMap):
             heads=self.heads,
             feedforward=self.feedforward,
             dropout=self.dropout,
-            norm_first=self.norm_first,
+            residual=PreNormResidual if self.norm_first else Residual,
         )
         neck = InputProjection(backbone.channels, self.width)
         fine = fine_encoding(self.width) if self.local_start else None
-        encoder = Encoder(fine or self.build_position(), layers=self.encoder_layers, **transformer)
+        encoder = Encoder(
+            fine or self.build_position(),
+            layers=self.encoder_layers,
+            norm=nn.LayerNorm(self.width)
+            if self.norm_first
+            else None,  # pre-norm layers leave it unnormalised
+            **transformer,
+        )
         queries = PlacedQueries(self.queries, fine) if fine else LearnedQueries(self.queries, self.width)
         decoder = Decoder(
             ClassHead(self.width, len(categories) + len(self.unused_rows)),

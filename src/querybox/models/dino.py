@@ -20,7 +20,7 @@ from querybox.modules.decoder import DeformableDecoderLayer, LookForwardTwice, R
 from querybox.modules.denoising import Denoising
 from querybox.modules.heads import DeltaHead, IndependentClassHead
 from querybox.modules.position import SinePosition
-from querybox.modules.queries import MixedQueries, Proposals
+from querybox.modules.queries import MixedQueries, Proposals, RankByScore, RankPeaksFirst
 
 
 class DINO(DeformableDETR):
@@ -65,7 +65,9 @@ class DINO(DeformableDETR):
     def build_queries(self, classes: int) -> nn.Module:
         """Compose what the decoder starts from: proposed references, learned content."""
         proposals = Proposals(self.width, IndependentClassHead(self.width, classes), DeltaHead(self.width))
-        return MixedQueries(proposals, self.queries, self.width, distinct=self.distinct)
+        return MixedQueries(
+            proposals, self.queries, self.width, ranking=RankPeaksFirst() if self.distinct else RankByScore()
+        )
 
     def build_decoder(self, classes: int) -> ReferenceDecoder:
         """Compose the decoder, which makes the queries' positions of their references."""

@@ -9,21 +9,37 @@ from torch import Tensor, nn
 
 
 class Residual(nn.Module):
-    """Adds what a block makes of its input to that input, normalised after (post-norm) or before (pre-norm)."""
+    """Adds the output of a block to its input, and normalises the sum (post-norm)."""
 
-    def __init__(self, width: int, dropout: float, *, norm_first: bool) -> None:
+    def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
-        self.norm_first = norm_first
 
     def forward(
         self, x: Float[Tensor, "B N D"], block: Callable[[Float[Tensor, "B N D"]], Float[Tensor, "B N D"]]
     ) -> Float[Tensor, "B N D"]:
         """Apply `block` on the residual path."""
-        if self.norm_first:
-            return x + self.dropout(block(self.norm(x)))
         return self.norm(x + self.dropout(block(x)))
+
+
+class PreNormResidual(nn.Module):
+    """Normalises the input of a block, and adds the output to the input as it was (pre-norm)."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x: Float[Tensor, "B N D"], block: Callable[[Float[Tensor, "B N D"]], Float[Tensor, "B N D"]]
+    ) -> Float[Tensor, "B N D"]:
+        """Apply `block` on the residual path."""
+        return x + self.dropout(block(self.norm(x)))
+
+
+ResidualType = type[Residual] | type[PreNormResidual]
+"""Where the layers of a transformer normalise."""
 
 
 class FeedForward(nn.Sequential):

@@ -121,11 +121,11 @@ class ConditionalDecoderLayer(nn.Module):
         self.self_attention = Attention(
             width, heads, dropout, query=SummedProjection(width), key=SummedProjection(width)
         )
-        self.self_attention_residual = Residual(width, dropout, norm_first=False)
+        self.self_attention_residual = Residual(width, dropout)
         self.cross_attention = Attention(width, heads, dropout, query=query, key=key)
-        self.cross_attention_residual = Residual(width, dropout, norm_first=False)
+        self.cross_attention_residual = Residual(width, dropout)
         self.feedforward = FeedForward(width, feedforward, dropout)
-        self.feedforward_residual = Residual(width, dropout, norm_first=False)
+        self.feedforward_residual = Residual(width, dropout)
 
     def forward(
         self,

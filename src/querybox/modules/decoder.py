@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from querybox.boxes import inverse_sigmoid
 from querybox.modules.attention import Attention
-from querybox.modules.blocks import FeedForward, Residual
+from querybox.modules.blocks import FeedForward, Residual, ResidualType
 from querybox.modules.deformable_attention import DeformableAttention
 from querybox.modules.heads import BoxHead, ClassHead, DeltaHead, IndependentClassHead
 from querybox.structures import Memory, Predictions, Queries
@@ -25,14 +25,22 @@ from querybox.structures import Memory, Predictions, Queries
 class DecoderLayer(nn.Module):
     """Self-attention among queries, cross-attention to the memory, then the feed-forward network."""
 
-    def __init__(self, width: int, heads: int, feedforward: int, dropout: float, *, norm_first: bool) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        feedforward: int,
+        dropout: float,
+        *,
+        residual: ResidualType = Residual,
+    ) -> None:
         super().__init__()
         self.self_attention = Attention(width, heads, dropout)
-        self.self_attention_residual = Residual(width, dropout, norm_first=norm_first)
+        self.self_attention_residual = residual(width, dropout)
         self.cross_attention = Attention(width, heads, dropout)
-        self.cross_attention_residual = Residual(width, dropout, norm_first=norm_first)
+        self.cross_attention_residual = residual(width, dropout)
         self.feedforward = FeedForward(width, feedforward, dropout)
-        self.feedforward_residual = Residual(width, dropout, norm_first=norm_first)
+        self.feedforward_residual = residual(width, dropout)
 
     def forward(
         self, content: Float[Tensor, "B Q D"], position: Float[Tensor, "B Q D"], memory: Memory
@@ -65,14 +73,14 @@ class Decoder(nn.Module):
         heads: int,
         feedforward: int,
         dropout: float,
-        norm_first: bool,
+        residual: ResidualType = Residual,
         normalization: Normalization,
     ) -> None:
         super().__init__()
         self.last_only = False
         self.normalization = normalization
         self.layers = nn.ModuleList(
-            DecoderLayer(width, heads, feedforward, dropout, norm_first=norm_first) for _ in range(layers)
+            DecoderLayer(width, heads, feedforward, dropout, residual=residual) for _ in range(layers)
         )
         self.norm = nn.LayerNorm(width)
         self.class_head = class_head
@@ -139,9 +147,9 @@ class DeformableDecoderLayer(nn.Module):
         self.self_attention = Attention(width, heads, dropout)
         self.cross_attention = DeformableAttention(width, heads, levels, points)
         self.feedforward = FeedForward(width, feedforward, dropout)
-        self.self_attention_residual = Residual(width, dropout, norm_first=False)
-        self.cross_attention_residual = Residual(width, dropout, norm_first=False)
-        self.feedforward_residual = Residual(width, dropout, norm_first=False)
+        self.self_attention_residual = Residual(width, dropout)
+        self.cross_attention_residual = Residual(width, dropout)
+        self.feedforward_residual = Residual(width, dropout)
 
     def forward(
         self,

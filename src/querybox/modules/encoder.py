@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from querybox.modules.attention import Attention
-from querybox.modules.blocks import FeedForward, Residual
+from querybox.modules.blocks import FeedForward, Residual, ResidualType
 from querybox.modules.deformable_attention import DeformableAttention
 from querybox.structures import Cells, Levels, Memory
 
@@ -34,12 +34,20 @@ def shrink_masks(
 class EncoderLayer(nn.Module):
     """Self-attention, then the feed-forward network."""
 
-    def __init__(self, width: int, heads: int, feedforward: int, dropout: float, *, norm_first: bool) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        feedforward: int,
+        dropout: float,
+        *,
+        residual: ResidualType = Residual,
+    ) -> None:
         super().__init__()
         self.self_attention = Attention(width, heads, dropout)
-        self.self_attention_residual = Residual(width, dropout, norm_first=norm_first)
+        self.self_attention_residual = residual(width, dropout)
         self.feedforward = FeedForward(width, feedforward, dropout)
-        self.feedforward_residual = Residual(width, dropout, norm_first=norm_first)
+        self.feedforward_residual = residual(width, dropout)
 
     def forward(
         self,
@@ -66,15 +74,27 @@ class Encoder(nn.Module):
         heads: int,
         feedforward: int,
         dropout: float,
-        norm_first: bool,
+        residual: ResidualType = Residual,
+        norm: nn.Module | None = None,
     ) -> None:
+        """Compose it.
+
+        Args:
+            position: Encodes the positions of the cells.
+            layers: How many.
+            width: Features of a token, D.
+            heads: Of self-attention.
+            feedforward: Hidden features of the feed-forward network.
+            dropout: Share of values that is dropped in training.
+            residual: Where layers normalise.
+            norm: Of the memory; None: post-norm layers have normalised it already.
+        """
         super().__init__()
         self.position = position
         self.layers = nn.ModuleList(
-            EncoderLayer(width, heads, feedforward, dropout, norm_first=norm_first) for _ in range(layers)
+            EncoderLayer(width, heads, feedforward, dropout, residual=residual) for _ in range(layers)
         )
-        # Pre-norm layers leave their sum unnormalised.
-        self.norm = nn.LayerNorm(width) if norm_first else nn.Identity()
+        self.norm = norm or nn.Identity()
 
     def forward(
         self,
@@ -110,9 +130,9 @@ class DeformableEncoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.self_attention = DeformableAttention(width, heads, levels, points)
-        self.self_attention_residual = Residual(width, dropout, norm_first=False)
+        self.self_attention_residual = Residual(width, dropout)
         self.feedforward = FeedForward(width, feedforward, dropout)
-        self.feedforward_residual = Residual(width, dropout, norm_first=False)
+        self.feedforward_residual = Residual(width, dropout)
 
     def forward(
         self,

@@ -8,6 +8,7 @@ for a DETR that learns from few images.
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -151,26 +152,20 @@ class ProposedQueries(nn.Module):
 
 
 class MixedQueries(nn.Module):
-    """The best proposals' boxes are the references; the content is learned (DINO, section 3.4).
+    """The best proposals' boxes are the references; the content is learned (DINO, section 3.4)."""
 
-    With `distinct`, proposals are peaks: beside one that is better, in the same map, a proposal is likely to be of the
-    same object (CenterNet, Zhou et al. 2019, section 3). They are ranked, best first, so queries that rank later can
-    give way to those before them.
-    """
-
-    def __init__(self, proposals: Proposals, count: int, width: int, *, distinct: bool = False) -> None:
+    def __init__(self, proposals: Proposals, count: int, width: int, *, ranking: Ranking) -> None:
+        """Compose it; `ranking` says which proposals are best, and which queries may attend to which."""
         super().__init__()
         self.proposals = proposals
-        self.distinct = distinct
+        self.ranking = ranking
         self.content = nn.Parameter(torch.randn(count, width))
 
     def forward(self, memory: Memory) -> Queries:
         """Choose the references; a proposal is as good as its best class."""
         tokens, logits, start = self.proposals(memory)
-        scores = logits.amax(-1)  # [B, S]
-        if self.distinct:
-            assert memory.levels is not None
-            scores = peaks_first(scores, memory.levels.shapes)
+        assert memory.levels is not None
+        scores = self.ranking.scores(logits.amax(-1), memory.levels.shapes)  # [B, S]
         best = strongest(scores, len(self.content))  # [B, Q]
         chosen = Predictions(
             logits=pick(logits, best),
@@ -184,8 +179,45 @@ class MixedQueries(nn.Module):
             position=torch.zeros_like(content),
             reference=chosen.boxes.detach(),
             proposals=chosen,
-            causal_mask=causal_mask(content.shape[1], content.device) if self.distinct else None,
+            causal_mask=self.ranking.mask(content.shape[1], content.device),
         )
+
+
+class Ranking(Protocol):
+    """How proposals are ranked that become queries, the best first."""
+
+    def scores(self, scores: Float[Tensor, "B S"], shapes: Shapes) -> Float[Tensor, "B S"]:
+        """Return what the cells of maps of these shapes are ranked by, given the logits of their best classes."""
+
+    def mask(self, count: int | torch.SymInt, device: torch.device) -> Bool[Tensor, "Q Q"] | None:
+        """Return True where the query (row) may not attend to the query (column); None: all attend to all."""
+
+
+class RankByScore:
+    """DINO's: by the score; queries attend to all others."""
+
+    def scores(self, scores: Float[Tensor, "B S"], shapes: Shapes) -> Float[Tensor, "B S"]:  # noqa: ARG002 - the protocol's
+        """Return the scores as they are."""
+        return scores
+
+    def mask(self, count: int | torch.SymInt, device: torch.device) -> None:
+        """Return None."""
+
+
+class RankPeaksFirst:
+    """Peaks of the maps come first, and queries attend only to those that rank before them.
+
+    Beside a better proposal of the same map, a proposal is likely to be of the same object (CenterNet, Zhou et al.
+    2019, section 3). Of two queries at one object, only the lower-ranked sees the other, and can give way to it.
+    """
+
+    def scores(self, scores: Float[Tensor, "B S"], shapes: Shapes) -> Float[Tensor, "B S"]:
+        """Return scores by which local maxima come before all other cells."""
+        return peaks_first(scores, shapes)
+
+    def mask(self, count: int | torch.SymInt, device: torch.device) -> Bool[Tensor, "Q Q"]:
+        """Return True where the column comes after the row."""
+        return causal_mask(count, device)
 
 
 def peaks_first(scores: Float[Tensor, "B S"], shapes: Shapes) -> Float[Tensor, "B S"]:
