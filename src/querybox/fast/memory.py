@@ -34,10 +34,10 @@ def freed_memory_kept() -> Iterator[None]:
         mallopt(M_MMAP_THRESHOLD, 32 * MIB)
         mallopt(M_TRIM_THRESHOLD, 64 * MIB)
         mallopt(M_TOP_PAD, MIB // 8)
-        give_back()
+        release_freed_memory()
 
 
-def give_back() -> None:
+def release_freed_memory() -> None:
     """Return to the system what has been kept and is not in use: images of many sizes leave gaps that nothing fits."""
     if trim := of_the_c_library("malloc_trim"):
         trim(0)

@@ -20,7 +20,7 @@ from querybox.data import Batch
 from querybox.data.loader import TrainLoader
 from querybox.errors import NonFiniteError
 from querybox.evaluation.result import Evaluation
-from querybox.fast.memory import give_back
+from querybox.fast.memory import release_freed_memory
 from querybox.fast.training import for_training
 from querybox.modules.detector import DetectionTransformer
 from querybox.structures import ImageBatch
@@ -44,7 +44,7 @@ StopReason = Literal["epochs", "patience", "time", "signal"]
 
 SAVE_SECONDS = 60.0
 """Epochs that end sooner than this after the last checkpoint go without: writing it takes seconds for a large model."""
-GIVE_BACK_STEPS = 16
+RELEASE_STEPS = 16
 """Updates after which memory that was kept and is not in use goes back to the system."""
 LONG_SECONDS = 600.0
 """Within an epoch, a checkpoint is written after this long without one."""
@@ -136,8 +136,8 @@ class Trainer:
                 update = self.update(parts, request)
                 elapsed = update.seconds
                 self.count(update)
-                if progress.step % GIVE_BACK_STEPS == 0:
-                    give_back()
+                if progress.step % RELEASE_STEPS == 0:
+                    release_freed_memory()
                 self.accelerator.log(
                     {"lr": progress.lr, "grad_norm": update.grad_norm, **update.losses}, step=progress.step
                 )
