@@ -11,8 +11,8 @@ from querybox.detector import Detector
 from querybox.errors import ExportError
 from querybox.exporting import check, export, write
 from querybox.exporting.card import OUTPUTS, Card
-from querybox.exporting.check import prove
-from querybox.exporting.engine import Answers, ExportedModel
+from querybox.exporting.check import verify
+from querybox.exporting.engine import ExportedModel, Outputs
 from querybox.exporting.graph import Graph
 
 
@@ -20,7 +20,7 @@ def engine(detector: Detector, **spoiled: float) -> ExportedModel:
     """Run the detector itself as if it were a file, with something added to some of its answers."""
     graph = Graph(copy.deepcopy(detector).eval())
 
-    def run(pixels: Tensor, sizes: Tensor) -> Answers:
+    def run(pixels: Tensor, sizes: Tensor) -> Outputs:
         with torch.inference_mode():
             answers = dict(zip(OUTPUTS, graph(pixels, sizes), strict=True))
         return {name: answer + spoiled.get(name, 0) for name, answer in answers.items()}
@@ -28,16 +28,16 @@ def engine(detector: Detector, **spoiled: float) -> ExportedModel:
     return ExportedModel(Card.of(detector, "float32"), run)
 
 
-def test_proves_what_is_equal(detector: Detector) -> None:
-    proof = prove(detector, engine(detector))
-    assert (proof.batches, proof.scores, proof.boxes) == (3, 0.0, 0.0)
+def test_verifies_what_is_equal(detector: Detector) -> None:
+    result = verify(detector, engine(detector))
+    assert (result.batches, result.scores, result.boxes) == (3, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("name", ["boxes", "scores", "labels", "boxes_xyxy"])
 @pytest.mark.parametrize("error", [1.0, float("nan")])
 def test_finds_what_differs(detector: Detector, name: str, error: float) -> None:
     with pytest.raises(ExportError, match="nothing was written"):
-        prove(detector, engine(detector, **{name: error}))
+        verify(detector, engine(detector, **{name: error}))
 
 
 def test_finds_other_weights(detector: Detector) -> None:
@@ -45,17 +45,17 @@ def test_finds_other_weights(detector: Detector) -> None:
     with torch.no_grad():
         other.get_parameter("decoder.class_head.bias")[0] += 1e-2
     with pytest.raises(ExportError, match=r"scores by 0\.00"):
-        prove(detector, engine(other))
+        verify(detector, engine(other))
 
 
 def test_finds_that_padding_is_ignored(detector: Detector) -> None:
     right = engine(detector)
 
-    def run(pixels: Tensor, sizes: Tensor) -> Answers:
+    def run(pixels: Tensor, sizes: Tensor) -> Outputs:
         return right.run(pixels, torch.tensor([pixels.shape[2:]] * len(pixels)))
 
     with pytest.raises(ExportError, match="nothing was written"):
-        prove(detector, ExportedModel(right.card, run))
+        verify(detector, ExportedModel(right.card, run))
 
 
 def tie(detector: Detector, sign: int) -> Detector:
@@ -76,10 +76,10 @@ def test_proposals_that_are_equally_good_may_come_in_either_order(
     dino: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = tie(dino, 1), engine(tie(dino, -1))
-    assert prove(one, other).scores < 1e-4
+    assert verify(one, other).scores < 1e-4
     monkeypatch.setattr(check, "TRIES", 0)
     with pytest.raises(ExportError, match="nothing was written"):
-        prove(one, other)
+        verify(one, other)
 
 
 def test_other_weights_are_found_where_queries_are_chosen(dino: Detector) -> None:
@@ -87,7 +87,7 @@ def test_other_weights_are_found_where_queries_are_chosen(dino: Detector) -> Non
     with torch.no_grad():
         other.get_parameter("decoder.class_heads.0.bias")[0] += 1e-2
     with pytest.raises(ExportError, match=r"scores by 0\.00"):
-        prove(dino, engine(other))
+        verify(dino, engine(other))
 
 
 def test_a_file_that_differs_is_not_kept(

@@ -51,7 +51,7 @@ def test_a_model_that_is_not_ours_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "its card is no JSON"),
+        ("{", "its card is not JSON"),
         ('{"format": "querybox-export-9"}', "got querybox-export-9"),
         ('{"format": "querybox-export-1", "categories": []}', "its card cannot be read"),
     ],
@@ -63,7 +63,7 @@ def test_a_card_that_cannot_be_read_is_told(text: str, message: str) -> None:
 
 def test_a_program_runs_only_if_it_is_trusted(exported: object) -> None:
     (file,) = exported("torch").files  # type: ignore[operator]
-    with pytest.raises(CheckpointError, match="if you trust where it is from"):
+    with pytest.raises(CheckpointError, match="if you trust its source"):
         load_exported(file)
 
 

@@ -30,7 +30,7 @@ def data() -> DetectionData:
 def test_int8_finds_as_much(blood_cells: Detector, data: DetectionData, tmp_path: Path) -> None:
     done = export(blood_cells, tmp_path / "small.xml", to="openvino", precision="int8", calibration=data)
     assert [path.name for path in done.files] == ["small.xml", "small.bin"]
-    assert done.proof.scores < 1e-4  # of what was quantised
+    assert done.verification.scores < 1e-4  # of what was quantised
     assert done.AP is not None
     before, after = done.AP
     assert before == pytest.approx(evaluate(blood_cells, data).metrics["AP"], abs=1e-3)

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from querybox.detector import Detector
 from querybox.exporting import openvino, write
 from querybox.exporting.card import OUTPUTS, Card
-from querybox.exporting.check import prove
+from querybox.exporting.check import verify
 from querybox.exporting.engine import ExportedModel
 from querybox.exporting.graph import Graph, trace
 from querybox.exporting.write import SUFFIXES, Format, write_model
@@ -34,7 +34,7 @@ def check(program: ExportedProgram, detector: Detector, path: Path, to: Format) 
     engine = write_model(program, path, Card.of(detector, "float32"), detector, to)
     assert engine.card == Card.of(detector, "float32")
     assert not engine.card.no_object
-    assert prove(detector, engine).scores < 1e-4
+    assert verify(detector, engine).scores < 1e-4
     noise = torch.Generator().manual_seed(1)
     for sizes, shape in BATCHES:
         pixels = torch.randint(256, (len(sizes), 3, *shape), dtype=torch.uint8, generator=noise)
@@ -65,7 +65,7 @@ def test_deformable_detr(deformable: Detector, tmp_path: Path) -> None:
     check(trace(deformable), deformable, tmp_path, "openvino")
 
 
-def test_bf16_is_proved_before_rounding_where_queries_are_chosen(
+def test_bf16_is_verified_before_rounding_where_queries_are_chosen(
     dino_program: ExportedProgram, dino: Detector, deformable: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card = Card.of(dino, "bf16")

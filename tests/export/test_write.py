@@ -102,9 +102,9 @@ def test_the_detector_is_left_as_it_was(detector: Detector, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("a.onnx", {"to": "openvino"}, r"a file for openvino ends in \.xml"),
-        ("a.onnx", {"to": "onnx", "precision": "bf16"}, "only openvino has it"),
-        ("a.xml", {"to": "openvino", "precision": "int8"}, "need each other"),
+        ("a.onnx", {"to": "openvino"}, r"expected the suffix \.xml for openvino"),
+        ("a.onnx", {"to": "onnx", "precision": "bf16"}, "only openvino supports it"),
+        ("a.xml", {"to": "openvino", "precision": "int8"}, "requires calibration data"),
     ],
 )
 def test_arguments_that_do_not_fit(

@@ -27,7 +27,7 @@ from querybox.checkpoints.recognise import recognise
 from querybox.diagnosis.answers import blind_queries, no_object_collapse
 from querybox.diagnosis.schedule import too_few_steps
 from querybox.exporting.card import Card
-from querybox.exporting.check import prove
+from querybox.exporting.check import verify
 from querybox.exporting.graph import trace
 from querybox.exporting.write import SUFFIXES, write_model
 from querybox.fast.training import for_training
@@ -330,7 +330,7 @@ def test_exports_detect_the_same(tmp_path: Path) -> None:
     program, card = trace(detector), Card.of(detector, "float32")
     for to, suffix in SUFFIXES.items():
         engine = write_model(program, tmp_path / f"model{suffix}", card, detector, to)
-        assert prove(detector, engine).scores < 1e-4
+        assert verify(detector, engine).scores < 1e-4
         (theirs,) = predict(engine, picture, threshold=0.0)
         assert ours.names == theirs.names
         assert_close(ours.scores, theirs.scores, rtol=0, atol=1e-4)

@@ -51,10 +51,10 @@ def export(
     target = file or source.with_suffix(SUFFIXES[to])
     data = None if calibrate is None else read_dataset(calibrate, split)
     done = run(detector, target, to=to, precision=precision, calibration=data)
-    proof = done.proof
+    checked = done.verification
     print(
-        f"The predictions are those of the detector: on {proof.batches} batches scores differ by at most "
-        f"{proof.scores:.1g}, boxes by {proof.boxes:.1g} of the image"
+        f"The predictions are those of the detector: on {checked.batches} batches scores differ by at most "
+        f"{checked.scores:.1g}, boxes by {checked.boxes:.1g} of the image"
     )
     if done.AP is not None:
         before, after = done.AP

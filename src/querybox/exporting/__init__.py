@@ -1,4 +1,4 @@
-"""Exported models: files that other programs run, and the engines that run them here."""
+"""Export of detectors to ONNX, OpenVINO and `torch.export` files, and engines that run these files."""
 
 from querybox.exporting.engine import ExportedModel
 from querybox.exporting.load import EXPORTED, load_exported

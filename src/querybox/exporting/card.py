@@ -1,4 +1,4 @@
-"""The card of an exported file: all that a program needs to know to run it, as JSON in the file's metadata."""
+"""The card of an exported model: JSON in the file's metadata with everything a program needs to run it."""
 
 from __future__ import annotations
 
@@ -20,54 +20,54 @@ Precision = Literal["float32", "bf16", "int8"]
 
 FORMAT = "querybox-export-1"
 KEY = "querybox"
-"""Under what name the card is in a file's metadata."""
+"""Key of the card in the metadata of a file."""
 
 INPUTS = {
-    "pixels": "uint8 [B, 3, H, W]: RGB images, 0-255, resized, then padded right and below to one size",
+    "pixels": "uint8 [B, 3, H, W]: RGB images, 0-255, resized, then padded at the right and bottom to a common size",
     "sizes": "int64 [B, 2]: (height, width) of each image before padding, in pixels",
 }
 OUTPUTS = {
     "scores": "float32 [B, Q]: 0-1, descending",
-    "labels": "int64 [B, Q]: place of the class in `categories`",
-    "boxes_xyxy": "float32 [B, Q, 4]: left, top, right, bottom in pixels of the image as it was given",
-    "logits": "float32 [B, Q, K]: every row of the class head; in the order of the queries. A softmax makes "
-    "probabilities of them if `no_object` is true: the last row is 'no object'; else a sigmoid",
-    "boxes": "float32 [B, Q, 4]: centre x, centre y, width, height, in 0-1 of the image; in the order of the queries",
+    "labels": "int64 [B, Q]: index of the class in `categories`",
+    "boxes_xyxy": "float32 [B, Q, 4]: left, top, right, bottom in pixels of the input image before padding",
+    "logits": "float32 [B, Q, K]: raw outputs of the class head, in query order. If `no_object` is true, the last "
+    "one is the 'no object' class and a softmax gives the probabilities; otherwise a sigmoid does",
+    "boxes": "float32 [B, Q, 4]: centre x, centre y, width, height in 0-1 of the image, in query order",
 }
-"""What goes in and comes out, in this order; the same in every format."""
+"""Inputs and outputs by name, in order; the same in every format."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """What an exported file says of itself."""
+    """Metadata of an exported model."""
 
     categories: tuple[Category, ...]
     """The classes by label."""
     class_rows: tuple[int, ...]
-    """The row of the class head that answers for each class, by label."""
+    """The row of the class head of each class, by label."""
     preprocessing: Preprocessing
-    """How to resize an image; normalising it is part of the file, `mean` and `std` only tell how."""
+    """How to resize an image. Normalisation with `mean` and `std` is part of the model."""
     precision: Precision
-    """What it was made to be computed in."""
+    """Precision in which to compute the model."""
     no_object: bool = True
-    """Whether the last row of the class head is "no object", and its rows share one softmax."""
+    """Whether the last row of the class head is the "no object" class and probabilities are a softmax over all rows."""
 
     @classmethod
     def of(cls, detector: DetectionTransformer, precision: Precision) -> Self:
-        """Describe a detector; it is shown an empty image, for only its answer says how it judges classes."""
+        """Describe a detector. Runs it on a blank image, because `no_object` is known only from its predictions."""
         blank = ImageBatch.from_images([torch.zeros(3, 64, 64, dtype=torch.uint8)], device=detector.device)
         with evaluating(detector), torch.inference_mode():
-            answer = detector(blank).layers[-1]
+            predictions = detector(blank).layers[-1]
         return cls(
             categories=detector.categories,
             class_rows=detector.class_rows,
             preprocessing=detector.preprocessing,
             precision=precision,
-            no_object=answer.no_object,
+            no_object=predictions.no_object,
         )
 
     def to_json(self) -> str:
-        """Return the card, the contract of inputs and outputs included."""
+        """Return the card as JSON, including the descriptions of inputs and outputs."""
         values = dataclasses.asdict(self)
         return json.dumps(
             {"format": FORMAT, "version": __version__, **values, "inputs": INPUTS, "outputs": OUTPUTS}
@@ -75,20 +75,24 @@ class Card:
 
     @classmethod
     def from_json(cls, text: str | None, where: object) -> Self:
-        """Read what `to_json` wrote; `where` is the file, for the message.
+        """Parse the output of `to_json`.
+
+        Args:
+            text: The JSON, or None if the file has no card.
+            where: The file, named in errors.
 
         Raises:
-            CheckpointError: There is no card, or none of this kind.
+            CheckpointError: The card is missing, corrupt or of another format.
         """
         try:
             values: dict[str, Any] = json.loads(text or "{}")
         except ValueError as error:
-            raise CheckpointError(f"{where}: corrupt, its card is no JSON ({error})") from error
+            raise CheckpointError(f"{where}: corrupt, its card is not JSON ({error})") from error
         if values.get("format") != FORMAT:
-            got = values.get("format", "a file without such a mark")
+            got = values.get("format", "a file without a card")
             raise CheckpointError(
                 f"{where}: expected a model that querybox exported ('{FORMAT}'), got {got}; "
-                "make one with querybox export"
+                "export it again with querybox export"
             )
         try:
             names = [field.name for field in dataclasses.fields(cls) if field.name in values]

@@ -1,4 +1,4 @@
-"""The proof that an exported model answers as its detector does."""
+"""Verification that the outputs of an exported model equal those of its detector."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from querybox.errors import ExportError
 from querybox.exporting.card import OUTPUTS, Precision
-from querybox.exporting.engine import Answers, ExportedModel
+from querybox.exporting.engine import ExportedModel, Outputs
 from querybox.exporting.graph import Graph
 from querybox.inference.engine import evaluating
 from querybox.inference.postprocess import postprocess
@@ -21,49 +21,50 @@ from querybox.modules.detector import DetectionTransformer
 from querybox.structures import Memory, pad
 
 TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "bf16": 0.1}
-"""Most that a query's probability of a class, or a box coordinate in 0-1 of the image, may differ."""
-EXACT = 1e-5
-"""The same between a file's detections and what its own logits and boxes amount to."""
+"""Largest allowed difference of a class probability or a box coordinate (both 0-1), by precision."""
+DETECTION_TOLERANCE = 1e-5
+"""Largest allowed difference between the detections of a model and those computed from its own logits and boxes."""
 TIE = 1e-6
-"""Scores that differ by no more may come in either order."""
+"""Detections whose scores differ by no more may come in either order."""
 NOISE, TRIES = 3e-6, 16
-"""What rounding does to a feature of a memory token, and how often that is tried out."""
+"""Standard deviation of the noise that simulates rounding in memory tokens, and the number of attempts with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Proof:
-    """How far an exported model is from its detector, over all batches compared."""
+class Verification:
+    """Differences between an exported model and its detector, over all batches compared."""
 
     batches: int
+    """Number of batches compared."""
     scores: float
-    """Largest difference of a query's probability of a class, 0-1."""
+    """Largest difference of a class probability, 0-1."""
     boxes: float
     """Largest difference of a box coordinate, in 0-1 of the image."""
 
 
-def prove(detector: DetectionTransformer, model: ExportedModel) -> Proof:
-    """Compare an exported model with its detector on batches of several sizes, with padding and without.
+def verify(detector: DetectionTransformer, model: ExportedModel) -> Verification:
+    """Compare an exported model with its detector on batches of several sizes, with and without padding.
 
-    Queries that are made of the encoder's proposals are ranked by scores, and of two that are equal but for rounding
-    either may come first. So an image may also be answered as the detector answers it with noise of the size of
-    rounding in its memory; nothing else is forgiven.
+    If queries are made from the encoder's proposals, they are ranked by score, and proposals whose scores are equal up
+    to rounding may come in either order. Therefore each image may instead match the output of the detector with noise
+    of the magnitude of rounding added to its memory.
 
     Raises:
-        ExportError: They differ by more than `TOLERANCES` allows for the model's precision.
+        ExportError: The outputs differ by more than `TOLERANCES` allows for the model's precision.
     """
     tolerance = TOLERANCES[model.card.precision]
-    worst = []
-    for pixels, sizes in batches(detector.preprocessing.short_side):
-        got = model.run(pixels, sizes)
-        worst.append(differences(detector, model, pixels, sizes, got).amax(1))
-        require_detections(got, sizes, model)
-    scores, boxes = torch.stack(worst).amax(0).tolist()
+    largest = []
+    for pixels, sizes in verification_batches(detector.preprocessing.short_side):
+        outputs = model.run(pixels, sizes)
+        largest.append(differences(detector, model, pixels, sizes, outputs).amax(1))
+        check_detections(outputs, sizes, model)
+    scores, boxes = torch.stack(largest).amax(0).tolist()
     if max(scores, boxes) > tolerance:
         raise ExportError(
             f"the exported model differs from its detector: scores by {scores:.2g}, boxes by {boxes:.2g} of the image; "
-            f"expected at most {tolerance:g}; nothing was written: try another format, and report it"
+            f"expected at most {tolerance:g}; nothing was written: try another format, and please report this"
         )
-    return Proof(batches=len(worst), scores=scores, boxes=boxes)
+    return Verification(batches=len(largest), scores=scores, boxes=boxes)
 
 
 def differences(
@@ -71,71 +72,76 @@ def differences(
     model: ExportedModel,
     pixels: UInt8[Tensor, "B 3 H W"],
     sizes: Int[Tensor, "B 2"],
-    got: Answers,
+    outputs: Outputs,
 ) -> Float[Tensor, "2 B"]:
-    """Return how far each image's probabilities and boxes are from the detector's; infinite where they are none."""
+    """Return each image's largest differences of class probabilities and of boxes from the detector's outputs.
+
+    They are infinite if the outputs contain NaN or have the wrong shape.
+    """
     graph, generator = Graph(detector), torch.Generator().manual_seed(0)
 
-    def shake(_: nn.Module, __: object, memory: Memory) -> Memory:
+    def add_noise(_: nn.Module, __: object, memory: Memory) -> Memory:
         noise = NOISE * torch.randn(memory.tokens.shape, generator=generator)
         return replace(memory, tokens=memory.tokens + noise.to(memory.tokens))
 
-    least = torch.full((2, len(pixels)), torch.inf)
+    smallest = torch.full((2, len(pixels)), torch.inf)
     for attempt in range(1 + TRIES * detector.proposes_queries):
-        shaking = detector.encoder.register_forward_hook(shake) if attempt else nullcontext()
-        with evaluating(detector), torch.inference_mode(), shaking:
-            answers = graph(pixels.to(detector.device), sizes.to(detector.device))
-        right = {name: answer.cpu() for name, answer in zip(OUTPUTS, answers, strict=True)}
-        scores = [model.predictions(each).scores() for each in (got, right)]
-        new = torch.stack([difference(*scores), difference(got["boxes"], right["boxes"])])  # [2, B]
-        least = torch.where(new.amax(0) < least.amax(0), new, least)  # NaN is never less
-        if (least <= TOLERANCES[model.card.precision]).all():
+        noisy = detector.encoder.register_forward_hook(add_noise) if attempt else nullcontext()
+        with evaluating(detector), torch.inference_mode(), noisy:
+            values = graph(pixels.to(detector.device), sizes.to(detector.device))
+        expected = {name: value.cpu() for name, value in zip(OUTPUTS, values, strict=True)}
+        scores = [model.predictions(each).scores() for each in (outputs, expected)]
+        current = torch.stack(
+            [max_difference(*scores), max_difference(outputs["boxes"], expected["boxes"])]
+        )  # [2, B]
+        smallest = torch.where(current.amax(0) < smallest.amax(0), current, smallest)  # NaN is never smaller
+        if (smallest <= TOLERANCES[model.card.precision]).all():
             break
-    return least
+    return smallest
 
 
-def batches(short_side: int) -> Iterator[tuple[UInt8[Tensor, "B 3 H W"], Int[Tensor, "B 2"]]]:
-    """Yield one image, two that pad each other, and a small one of odd size with padding on both sides."""
+def verification_batches(short_side: int) -> Iterator[tuple[UInt8[Tensor, "B 3 H W"], Int[Tensor, "B 2"]]]:
+    """Yield one image, two images that pad each other, and a small odd-sized one padded at the right and bottom."""
     side = max(short_side, 128)
-    noise = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
 
     def image(height: int, width: int) -> UInt8[Tensor, "3 h w"]:
-        coarse = torch.rand(1, 3, 9, 9, generator=noise)
+        coarse = torch.rand(1, 3, 9, 9, generator=generator)
         return (255 * F.interpolate(coarse, size=(height, width), mode="bilinear")[0]).byte()
 
     yield pad([image(side, 4 * side // 3)])
     yield pad([image(3 * side // 4, side), image(side, 3 * side // 4 + 7)])
     height, width = side // 2 + 5, side // 2 + 38
     pixels, sizes = pad([image(height, width)])
-    yield F.pad(pixels, (0, 45, 0, 70), value=255), sizes  # what the padding holds must not matter
+    yield F.pad(pixels, (0, 45, 0, 70), value=255), sizes  # the content of the padding must not matter
 
 
-def difference(got: Tensor, right: Tensor) -> Float[Tensor, " B"]:
-    """Return each image's largest absolute difference; NaN where the shapes differ, too."""
-    if got.shape != right.shape:
-        return torch.full((len(right),), torch.nan)
-    return (got - right).abs().flatten(1).amax(1)
+def max_difference(actual: Tensor, expected: Tensor) -> Float[Tensor, " B"]:
+    """Return each image's largest absolute difference; NaN if the shapes differ."""
+    if actual.shape != expected.shape:
+        return torch.full((len(expected),), torch.nan)
+    return (actual - expected).abs().flatten(1).amax(1)
 
 
-def require_detections(got: Answers, sizes: Int[Tensor, "B 2"], model: ExportedModel) -> None:
-    """Raise ExportError unless the file's detections are what its own logits and boxes amount to."""
-    count = got["scores"].shape[1]
+def check_detections(outputs: Outputs, sizes: Int[Tensor, "B 2"], model: ExportedModel) -> None:
+    """Raise `ExportError` unless the model's detections equal those computed from its own logits and boxes."""
+    count = outputs["scores"].shape[1]
     best = postprocess(
-        model.predictions(got),
+        model.predictions(outputs),
         sizes,
-        top_k=count + 1,  # the last one may be as good as one that is left out
+        top_k=count + 1,  # the last one may be tied with one that is left out
         clip_boxes=model.preprocessing.clip_boxes,
     )
     gap = F.pad(-best[0].diff(dim=1), (1, 1), value=1.0)
-    clear = ((gap[:, 1:] > TIE) & (gap[:, :-1] > TIE))[:, :count]
+    untied = ((gap[:, 1:] > TIE) & (gap[:, :-1] > TIE))[:, :count]
     scores, labels, boxes_xyxy = (each[:, :count] for each in best)
     side = sizes.amax(1)[:, None, None]
     if not (
-        (difference(got["scores"], scores) <= EXACT).all()
-        and torch.equal(got["labels"][clear], labels[clear])
-        and bool((((got["boxes_xyxy"] - boxes_xyxy) / side)[clear].abs() <= EXACT).all())
+        (max_difference(outputs["scores"], scores) <= DETECTION_TOLERANCE).all()
+        and torch.equal(outputs["labels"][untied], labels[untied])
+        and bool((((outputs["boxes_xyxy"] - boxes_xyxy) / side)[untied].abs() <= DETECTION_TOLERANCE).all())
     ):
         raise ExportError(
-            "the exported model's detections are not what its logits and boxes amount to; nothing was written: try "
-            "another format, and report it"
+            "the exported model's detections do not match its own logits and boxes; nothing was written: try "
+            "another format, and please report this"
         )

@@ -1,4 +1,4 @@
-"""An exported model as an engine: what `predict` and `evaluate` run."""
+"""An exported model as an engine, for `predict` and `evaluate`."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from querybox.exporting.card import Card
 from querybox.inference.predict import Predictor
 from querybox.structures import Category, DetectorOutput, ImageBatch, Predictions, Preprocessing
 
-Answers = Mapping[str, Tensor]
-"""What a file answers, by the names of `querybox.exporting.card.OUTPUTS`."""
-Run = Callable[[UInt8[Tensor, "B 3 H W"], Int[Tensor, "B 2"]], Answers]
-"""From ``pixels`` and ``sizes``, as `querybox.exporting.card.INPUTS` says, to all answers."""
+Outputs = Mapping[str, Tensor]
+"""The outputs of an exported model, by the names of `querybox.exporting.card.OUTPUTS`."""
+Runner = Callable[[UInt8[Tensor, "B 3 H W"], Int[Tensor, "B 2"]], Outputs]
+"""Runs an exported model on ``pixels`` and ``sizes``, see `querybox.exporting.card.INPUTS`."""
 
 
 class ExportedModel(Predictor):
-    """A file that `querybox.export` wrote, ready to run on the CPU with as many threads as PyTorch uses.
+    """A model exported by `querybox.export`, run on the CPU with the number of threads that PyTorch uses.
 
     Attributes:
-        card: What the file says of itself.
-        run: Runs it.
+        card: The metadata of the file.
+        run: Runs the model.
     """
 
-    def __init__(self, card: Card, run: Run) -> None:
+    def __init__(self, card: Card, run: Runner) -> None:
         self.card = card
         self.run = run
         self.device = torch.device("cpu")
@@ -40,29 +40,29 @@ class ExportedModel(Predictor):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How an image becomes the file's input: it is normalised there, so its pixels stay 0-255."""
+        """How to resize images; without normalisation, which is part of the model, so pixels stay 0-255."""
         return dataclasses.replace(self.card.preprocessing, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
     def __call__(self, batch: ImageBatch) -> DetectorOutput:
-        """Detect objects in a batch that was made with this engine's `preprocessing`.
+        """Run the model on a batch made with this engine's `preprocessing`.
 
         Raises:
-            ConfigError: The batch is normalised already.
+            ConfigError: The images are already normalised.
         """
         corner = batch.images[:, :, 0]
         if not torch.equal(corner, corner.round().clamp(0, 255)):
             raise ConfigError(
-                "an exported model got normalised images; it normalises them itself: make the batch with "
+                "an exported model got normalised images, but it normalises them itself; make the batch with "
                 "ImageBatch.from_images(images, engine.preprocessing)"
             )
-        answers = self.run(batch.images.to(torch.uint8), batch.sizes)
-        return DetectorOutput(layers=(self.predictions(answers),))
+        outputs = self.run(batch.images.to(torch.uint8), batch.sizes)
+        return DetectorOutput(layers=(self.predictions(outputs),))
 
-    def predictions(self, answers: Answers) -> Predictions:
-        """Return what the heads said."""
+    def predictions(self, outputs: Outputs) -> Predictions:
+        """Return the raw predictions in the outputs of the model."""
         return Predictions(
-            logits=answers["logits"],
-            boxes=answers["boxes"],
+            logits=outputs["logits"],
+            boxes=outputs["boxes"],
             no_object=self.card.no_object,
             class_rows=self.card.class_rows,
         )

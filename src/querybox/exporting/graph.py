@@ -1,4 +1,4 @@
-"""The graph that is exported: a detector with its pre- and postprocessing inside, open in batch and image size."""
+"""The exported graph: a detector with its pre- and postprocessing, with dynamic batch and image size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from querybox.structures import ImageBatch
 
 
 class Graph(nn.Module):
-    """From padded pixels to detections: normalisation and padding mask, the detector, postprocessing."""
+    """A detector with pre- and postprocessing: padded uint8 images in, detections and raw predictions out."""
 
     def __init__(self, detector: DetectionTransformer) -> None:
         super().__init__()
@@ -33,28 +33,29 @@ class Graph(nn.Module):
         Float[Tensor, "B Q K"],
         Float[Tensor, "B Q 4"],
     ]:
-        """Return what `querybox.exporting.card.OUTPUTS` names."""
+        """Return the values that `querybox.exporting.card.OUTPUTS` describes."""
         preprocessing = self.detector.preprocessing
-        answer = self.detector(ImageBatch.from_pixels(pixels, sizes, preprocessing)).layers[-1]
-        found = postprocess(
-            answer,
+        predictions = self.detector(ImageBatch.from_pixels(pixels, sizes, preprocessing)).layers[-1]
+        detections = postprocess(
+            predictions,
             sizes,
-            top_k=answer.logits.shape[1],
+            top_k=predictions.logits.shape[1],
             clip_boxes=preprocessing.clip_boxes,
         )
-        return *found, answer.logits, answer.boxes
+        return *detections, predictions.logits, predictions.boxes
 
 
 class OpenConv2dSame(Conv2dSame):
-    """TensorFlow's "same" convolution, its padding written so that a traced graph knows the size of the result.
+    """TensorFlow's "same" convolution for dynamic image sizes.
 
-    timm's own has a maximum and a ceiling in it, which end as conditions on the size of the image.
+    timm computes the padding with a maximum and a ceiling, which a trace turns into constraints on the image size.
+    Here it is computed with floor divisions only.
     """
 
     def forward(self, x: Float[Tensor, "B _ _ _"]) -> Float[Tensor, "B _ _ _"]:
-        """Pad to ceil(size / stride) windows, the odd pixel right and below, and convolve."""
+        """Pad to ceil(size / stride) windows, with an odd pixel at the right and bottom, and convolve."""
         padding: list[int] = []
-        for axis in (1, 0):  # F.pad begins with the last axis
+        for axis in (1, 0):  # F.pad starts with the last axis
             size, stride, reach = (
                 x.shape[2 + axis],
                 self.stride[axis],
@@ -66,8 +67,8 @@ class OpenConv2dSame(Conv2dSame):
 
 
 def trace(detector: DetectionTransformer) -> ExportedProgram:
-    """Trace a detector in evaluation mode; batch, height and width stay open."""
-    # Sizes that are no multiples of one another or of a stride: what is equal by chance would be taken for a rule.
+    """Trace a detector in evaluation mode with dynamic batch size, height and width."""
+    # Sizes that are not multiples of each other or of a stride, because the trace takes accidental equality for a rule.
     pixels = torch.zeros(2, 3, 165, 229, dtype=torch.uint8)
     sizes = torch.tensor([[165, 229], [140, 201]])
     open_sizes = {"pixels": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, "sizes": {0: Dim.DYNAMIC}}
@@ -82,7 +83,7 @@ def trace(detector: DetectionTransformer) -> ExportedProgram:
 
 
 def decoder_nodes(program: ExportedProgram) -> frozenset[str]:
-    """Return the names of the operations of the decoder and its heads, and of what makes its queries."""
+    """Return the names of the graph nodes of the queries, the decoder and its heads."""
     parts = ("detector.queries", "detector.decoder")
     return frozenset(
         node.name

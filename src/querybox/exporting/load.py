@@ -1,4 +1,4 @@
-"""Opening an exported file: its ending tells the format."""
+"""Loading of exported models in all formats."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ EXPORTED = (".onnx", ".xml", ".pt2")
 
 
 def load_exported(path: str | Path, *, trusted: bool = False) -> ExportedModel:
-    """Open an exported model; its ending tells the format: ``.onnx``, ``.xml`` (OpenVINO) or ``.pt2`` (PyTorch).
+    """Load an exported model. Its suffix determines the format: ``.onnx``, ``.xml`` (OpenVINO) or ``.pt2`` (PyTorch).
 
     Args:
         path: The file.
-        trusted: Needed for ``.pt2``, for PyTorch executes code that such a file may hold.
+        trusted: Required for ``.pt2``, because PyTorch may execute code contained in such a file.
 
     Raises:
-        CheckpointError: The file is missing, corrupt, not querybox's, or not trusted.
+        CheckpointError: The file is missing, corrupt, not exported by querybox, or not trusted.
         MissingExtraError: The package that runs the format is not installed.
     """
     path = Path(path)

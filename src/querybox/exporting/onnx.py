@@ -1,4 +1,4 @@
-"""ONNX files, and running them with ONNX Runtime."""
+"""Writing ONNX files, and running them with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch.export import ExportedProgram
 
 from querybox.errors import CheckpointError, MissingExtraError
 from querybox.exporting.card import INPUTS, KEY, OUTPUTS, Card
-from querybox.exporting.engine import Answers, ExportedModel
+from querybox.exporting.engine import ExportedModel, Outputs
 
 OPSET = 18
 
 
 def write(program: ExportedProgram, path: Path, card: Card) -> None:
-    """Write a traced detector.
+    """Write a traced detector as an ONNX file.
 
     Raises:
         MissingExtraError: The packages of the extra ``onnx`` are not installed.
@@ -24,7 +24,7 @@ def write(program: ExportedProgram, path: Path, card: Card) -> None:
     try:
         import onnxscript  # noqa: F401 - PyTorch's exporter needs it
     except ImportError:
-        raise missing("writing an ONNX file") from None
+        raise missing_extra("writing an ONNX file") from None
     converted = torch.onnx.export(
         program,
         dynamo=True,
@@ -39,16 +39,16 @@ def write(program: ExportedProgram, path: Path, card: Card) -> None:
 
 
 def load(path: Path) -> ExportedModel:
-    """Open a file that `write` wrote.
+    """Load a file written by `write`.
 
     Raises:
-        CheckpointError: The file is corrupt or not querybox's.
+        CheckpointError: The file is corrupt or not exported by querybox.
         MissingExtraError: ONNX Runtime is not installed.
     """
     try:
         import onnxruntime
     except ImportError:
-        raise missing("running an ONNX file") from None
+        raise missing_extra("running an ONNX file") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
@@ -56,18 +56,18 @@ def load(path: Path) -> ExportedModel:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path}: corrupt, or no ONNX file ({reason})") from error
+        raise CheckpointError(f"{path}: corrupt, or not an ONNX file ({reason})") from error
     card = Card.from_json(session.get_modelmeta().custom_metadata_map.get(KEY), path)
 
-    def run(pixels: Tensor, sizes: Tensor) -> Answers:
+    def run(pixels: Tensor, sizes: Tensor) -> Outputs:
         values = session.run(list(OUTPUTS), {"pixels": pixels.contiguous().numpy(), "sizes": sizes.numpy()})
         return dict(zip(OUTPUTS, map(torch.from_numpy, values), strict=True))
 
     return ExportedModel(card, run)
 
 
-def missing(what: str) -> MissingExtraError:
-    """Say which extra brings the packages."""
+def missing_extra(action: str) -> MissingExtraError:
+    """Return the error for packages that are not installed, with the extra that installs them."""
     return MissingExtraError(
-        f"{what} needs onnx, onnxruntime and onnxscript, which are not all installed: pip install 'querybox[onnx]'"
+        f"{action} needs onnx, onnxruntime and onnxscript, which are not all installed: pip install 'querybox[onnx]'"
     )

@@ -1,4 +1,4 @@
-"""OpenVINO's files, and running them."""
+"""Writing OpenVINO files, and running them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch.export import ExportedProgram
 
 from querybox.errors import CheckpointError, MissingExtraError
 from querybox.exporting.card import INPUTS, KEY, OUTPUTS, Card, Precision
-from querybox.exporting.engine import Answers, ExportedModel, Run
+from querybox.exporting.engine import ExportedModel, Outputs, Runner
 
 if TYPE_CHECKING:
     import openvino
 
 
 def convert(program: ExportedProgram) -> openvino.Model:
-    """Bring a traced detector to OpenVINO.
+    """Convert a traced detector to an OpenVINO model.
 
     Raises:
         MissingExtraError: OpenVINO is not installed.
@@ -29,22 +29,22 @@ def convert(program: ExportedProgram) -> openvino.Model:
         from openvino import opset14
         from openvino.frontend.pytorch import ConversionExtension
     except ImportError:
-        raise missing("writing an OpenVINO file") from None
+        raise missing_extra("writing an OpenVINO file") from None
 
     def minimum(node: Any) -> Any:
-        """Say what the least of two sizes is, which the converter does not know."""
+        """Convert `torch.sym_min`, which the converter does not support."""
         return opset14.minimum(node.get_input(0), node.get_input(1)).outputs()
 
     model = openvino.convert_model(program, extension=[ConversionExtension(str(torch.sym_min), minimum)])
     for port, name in zip([*model.inputs, *model.outputs], [*INPUTS, *OUTPUTS], strict=True):
         port.get_tensor().set_names({name})
-    # The converter leaves every axis open; known channels make better kernels.
+    # The converter makes every axis dynamic; a fixed number of channels gives faster kernels.
     model.reshape({"pixels": [-1, 3, -1, -1], "sizes": [-1, 2]})
     return model
 
 
 def write(model: openvino.Model, path: Path, card: Card) -> None:
-    """Write the model, and its weights to the ``.bin`` beside it: as float16 where it is made for bf16."""
+    """Write the model, with its weights in a ``.bin`` file beside it, as float16 if its precision is bf16."""
     import openvino
 
     model.set_rt_info(card.to_json(), KEY)
@@ -52,34 +52,34 @@ def write(model: openvino.Model, path: Path, card: Card) -> None:
 
 
 def load(path: Path) -> ExportedModel:
-    """Open a file that `write` wrote.
+    """Load a file written by `write`.
 
     Raises:
-        CheckpointError: The file is corrupt or not querybox's, or its ``.bin`` is missing.
+        CheckpointError: The file is corrupt or not exported by querybox, or its ``.bin`` is missing.
         MissingExtraError: OpenVINO is not installed.
     """
     try:
         import openvino
     except ImportError:
-        raise missing("running an OpenVINO file") from None
+        raise missing_extra("running an OpenVINO file") from None
     try:
         model = openvino.Core().read_model(path)
     except RuntimeError as error:
         reason = str(error).strip().rpartition("\n")[2]
         raise CheckpointError(
-            f"{path}: corrupt, no OpenVINO model, or its {path.with_suffix('.bin').name} is missing ({reason})"
+            f"{path}: corrupt, not an OpenVINO model, or its {path.with_suffix('.bin').name} is missing ({reason})"
         ) from error
     card = Card.from_json(model.get_rt_info(KEY).value if model.has_rt_info(KEY) else None, path)
     return ExportedModel(card, runner(model, card.precision))
 
 
 def in_float32(model: openvino.Model, card: Card) -> ExportedModel:
-    """Return a model as it is before its rounding."""
+    """Return a model that is computed in float32, whatever its card says."""
     return ExportedModel(dataclasses.replace(card, precision="float32"), runner(model, "float32"))
 
 
-def runner(model: openvino.Model, precision: Precision) -> Run:
-    """Compile the model, for any batch and size: one compiled for each size would gain 2-7 %, and cost a second."""
+def runner(model: openvino.Model, precision: Precision) -> Runner:
+    """Compile the model once for all sizes: compiling for each size would gain 2-7 % and take a second each."""
     import openvino
 
     hints = {
@@ -89,7 +89,7 @@ def runner(model: openvino.Model, precision: Precision) -> Run:
     }
     request = openvino.Core().compile_model(model, "CPU", hints).create_infer_request()
 
-    def run(pixels: Tensor, sizes: Tensor) -> Answers:
+    def run(pixels: Tensor, sizes: Tensor) -> Outputs:
         values = request.infer(
             {"pixels": pixels.contiguous().numpy(), "sizes": sizes.numpy()}, share_inputs=True
         )
@@ -98,8 +98,8 @@ def runner(model: openvino.Model, precision: Precision) -> Run:
     return run
 
 
-def missing(what: str) -> MissingExtraError:
-    """Say which extra brings the packages."""
+def missing_extra(action: str) -> MissingExtraError:
+    """Return the error for packages that are not installed, with the extra that installs them."""
     return MissingExtraError(
-        f"{what} needs openvino and nncf, which are not all installed: pip install 'querybox[openvino]'"
+        f"{action} needs openvino and nncf, which are not all installed: pip install 'querybox[openvino]'"
     )

@@ -1,4 +1,4 @@
-"""int8: weights and activations in 8 bits, their ranges taken from the user's own images."""
+"""Quantisation to int8, with activation ranges calibrated on the user's images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from querybox.data import DetectionData, read_pixels
 from querybox.errors import DataError
-from querybox.exporting.openvino import missing
+from querybox.exporting.openvino import missing_extra
 from querybox.inference.predict import prepare
 from querybox.inference.sources import Frame
 from querybox.structures import Preprocessing
@@ -18,55 +18,55 @@ from querybox.structures import Preprocessing
 if TYPE_CHECKING:
     import openvino
 
-IMAGES = 100
-"""How many images calibrate, spread evenly over the data."""
+CALIBRATION_IMAGES = 100
+"""Maximum number of calibration images, evenly spaced over the dataset."""
 
 
 def quantise(
-    model: openvino.Model, exact: frozenset[str], data: DetectionData, preprocessing: Preprocessing
+    model: openvino.Model, float_nodes: frozenset[str], data: DetectionData, preprocessing: Preprocessing
 ) -> openvino.Model:
-    """Return the model in int8, but for what is sensitive and cheap.
+    """Return the model in int8, except for operations that are sensitive and cheap.
 
-    Normalisations, softmax and attention's own products stay in float by nature; so do the matrix products of `exact`
-    and all that comes after them: the sums and products that make a box of a reference need more than 8 bits.
+    NNCF keeps normalisation, softmax and the matrix products of attention in float. So do the matrix products of
+    `float_nodes` and everything computed from them, because computing a box from a reference needs more than 8 bits.
 
     Args:
-        model: In float32, as `querybox.exporting.openvino.convert` made it.
-        exact: Operations of the traced graph, by name, whose products stay in float.
-        data: Images like those that the model will see; their boxes do not matter here.
-        preprocessing: The detector's.
+        model: The model in float32, see `querybox.exporting.openvino.convert`.
+        float_nodes: Names of the nodes of the traced graph whose matrix products stay in float.
+        data: Images representative of those that the model will be used on; their boxes are not used.
+        preprocessing: The preprocessing of the detector.
 
     Raises:
-        DataError: The data hold no image.
+        DataError: The dataset has no images.
         MissingExtraError: NNCF is not installed.
     """
     try:
         import nncf
     except ImportError:
-        raise missing("int8") from None
+        raise missing_extra("int8") from None
     if not data.images:
-        raise DataError(f"{data.source}: holds no image to calibrate int8 with")
-    logging.getLogger("nncf").setLevel(logging.ERROR)  # it tells of every operation that it leaves alone
-    kept: set[str] = set()
+        raise DataError(f"{data.source}: has no images to calibrate int8 with")
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # it logs every operation that is not quantised
+    ignored: set[str] = set()
     for operation in model.get_ordered_ops():
         name = operation.get_friendly_name()
         sources = {port.get_source_output().get_node().get_friendly_name() for port in operation.inputs()}
-        if (name.partition("/")[0] in exact and name.endswith("MatMul")) or sources & kept:
-            kept.add(name)
+        if (name.partition("/")[0] in float_nodes and name.endswith("MatMul")) or sources & ignored:
+            ignored.add(name)
     return nncf.quantize(
         model,
-        nncf.Dataset(list(samples(data, preprocessing))),
+        nncf.Dataset(list(calibration_inputs(data, preprocessing))),
         preset=nncf.QuantizationPreset.PERFORMANCE,
-        ignored_scope=nncf.IgnoredScope(names=sorted(kept)),
-        subset_size=min(len(data.images), IMAGES),
+        ignored_scope=nncf.IgnoredScope(names=sorted(ignored)),
+        subset_size=min(len(data.images), CALIBRATION_IMAGES),
     )
 
 
-def samples(data: DetectionData, preprocessing: Preprocessing) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the model's input for `IMAGES` images of the data, spread evenly."""
+def calibration_inputs(data: DetectionData, preprocessing: Preprocessing) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the model's inputs for `CALIBRATION_IMAGES` images, evenly spaced over the dataset."""
     count = len(data.images)
-    chosen = np.linspace(0, count - 1, min(count, IMAGES)).round().astype(int)
-    records = (data.images[place] for place in chosen)
+    indices = np.linspace(0, count - 1, min(count, CALIBRATION_IMAGES)).round().astype(int)
+    records = (data.images[index] for index in indices)
     frames = (Frame(source=str(record.path), pixels=read_pixels(record)) for record in records)
     for each in prepare(frames, preprocessing):
         pixels = each.pixels[None].contiguous()

@@ -1,4 +1,4 @@
-"""PyTorch's exported programs, and running them."""
+"""Writing `torch.export` programs, and running them."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from torch.export import ExportedProgram
 
 from querybox.errors import CheckpointError, ConfigError
 from querybox.exporting.card import KEY, OUTPUTS, Card
-from querybox.exporting.engine import Answers, ExportedModel
+from querybox.exporting.engine import ExportedModel, Outputs
 
 FILE = f"{KEY}.json"
 
 
 def write(program: ExportedProgram, path: Path, card: Card) -> None:
-    """Write a traced detector."""
+    """Write a traced detector as a ``.pt2`` file."""
     torch.export.save(program, path, extra_files={FILE: card.to_json()})
 
 
 def load(path: Path, *, trusted: bool) -> ExportedModel:
-    """Open a file that `write` wrote.
+    """Load a file written by `write`.
 
     Raises:
-        CheckpointError: The file is corrupt or not querybox's, or the caller does not trust it.
+        CheckpointError: The file is corrupt or not exported by querybox, or `trusted` is False.
     """
     if not trusted:
         raise CheckpointError(
-            f"{path}: PyTorch executes code that a .pt2 file may hold; if you trust where it is from, say so: "
+            f"{path}: PyTorch may execute code contained in a .pt2 file; if you trust its source, pass "
             "--trust, or querybox.load(path, trusted=True)"
         )
     extra: dict[str, Any] = {FILE: ""}
@@ -37,18 +37,18 @@ def load(path: Path, *, trusted: bool) -> ExportedModel:
         program = torch.export.load(path, extra_files=extra)
     except Exception as error:
         reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path}: corrupt, or no exported program ({reason})") from error
+        raise CheckpointError(f"{path}: corrupt, or not an exported program ({reason})") from error
     card = Card.from_json(extra[FILE], path)
     module = program.module()
 
-    def run(pixels: Tensor, sizes: Tensor) -> Answers:
+    def run(pixels: Tensor, sizes: Tensor) -> Outputs:
         try:
             with torch.inference_mode():
                 return dict(zip(OUTPUTS, module(pixels, sizes), strict=True))
-        except AssertionError as error:  # the program checks what its trace took for granted
+        except AssertionError as error:  # raised by the constraints of the trace
             raise ConfigError(
                 f"{path}: cannot run images of {list(pixels.shape[2:])} pixels ({error}); "
-                "it needs more pixels a side than a cell of the feature map has"
+                "each side must have more pixels than a cell of the coarsest feature map"
             ) from error
 
     return ExportedModel(card, run)

@@ -1,4 +1,4 @@
-"""Exporting a detector: traced, written, opened again, and proved equal before the file takes its place."""
+"""Export of a detector: trace, write, load again, and verify before the file is moved into place."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from querybox.errors import ConfigError
 from querybox.evaluation.evaluate import evaluate
 from querybox.exporting import onnx, openvino, torch
 from querybox.exporting.card import Card, Precision
-from querybox.exporting.check import Proof, prove
+from querybox.exporting.check import Verification, verify
 from querybox.exporting.engine import ExportedModel
 from querybox.exporting.graph import decoder_nodes, trace
 from querybox.exporting.load import load_exported
@@ -27,15 +27,15 @@ SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".p
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """What was written, and what is known of it."""
+    """The result of an export."""
 
     files: tuple[Path, ...]
-    """The file; for OpenVINO also the ``.bin`` with its weights, which has to stay beside it."""
-    proof: Proof
-    """How close the answers are to the detector's. With int8, and with bf16 where queries are made of proposals, they
-    are those of the model in float32, before rounding."""
+    """The files written; for OpenVINO also the ``.bin`` with the weights, which has to stay beside the ``.xml``."""
+    verification: Verification
+    """Differences from the detector. With int8, and with bf16 if queries are made from proposals, they are those of
+    the model in float32, before rounding."""
     AP: tuple[float, float] | None = None
-    """With int8: average precision on the calibration data in float32 and in int8, 0-1."""
+    """For int8: average precision on the calibration data in float32 and in int8, 0-1."""
 
 
 def export(
@@ -46,22 +46,22 @@ def export(
     precision: Precision = "float32",
     calibration: DetectionData | None = None,
 ) -> Exported:
-    """Write a detector to a file that other programs run, and prove that it answers as the detector does.
+    """Export a detector to a file that runs without querybox, and verify that its outputs equal the detector's.
 
-    The file takes images of any size in batches of any size. Normalisation, the padding mask and postprocessing are
-    inside; `querybox.exporting.card` has its inputs and outputs. It says of itself what its classes are and how images
-    are resized.
+    The exported model accepts images and batches of any size. It includes normalisation, the padding mask and
+    postprocessing; see `querybox.exporting.card` for its inputs and outputs. Its metadata contain the classes and the
+    size to which images are resized.
 
     Args:
-        detector: The model; its mode is left as it was found.
-        path: The file, ``.onnx``, ``.xml`` (OpenVINO) or ``.pt2`` (PyTorch).
+        detector: The model; its training mode does not change.
+        path: The file to write: ``.onnx``, ``.xml`` (OpenVINO) or ``.pt2`` (PyTorch).
         to: The format.
-        precision: What it is computed in. ``"bf16"`` and ``"int8"`` need ``to="openvino"``.
-        calibration: With ``"int8"``: labelled images like those that the model will see.
+        precision: Precision of the computations. ``"bf16"`` and ``"int8"`` require ``to="openvino"``.
+        calibration: For ``"int8"``: labelled images representative of those that the model will be used on.
 
     Raises:
-        ConfigError: The arguments do not fit together, or the classes of the calibration data are not the detector's.
-        ExportError: The answers differ; nothing was written.
+        ConfigError: The arguments are inconsistent, or the calibration data have other classes than the detector.
+        ExportError: The outputs differ; nothing was written.
         MissingExtraError: The packages of the format are not installed.
     """
     path = Path(path)
@@ -71,29 +71,32 @@ def export(
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         draft = Path(folder) / path.name
         if to == "openvino" and calibration is not None:
-            proof, precisions = write_int8(program, draft, card, detector, calibration)
+            verification, precisions = write_int8(program, draft, card, detector, calibration)
         else:
-            proof, precisions = prove(detector, write_model(program, draft, card, detector, to)), None
+            model = write_model(program, draft, card, detector, to)
+            verification, precisions = verify(detector, model), None
         written = [file.replace(path.parent / file.name) for file in sorted(draft.parent.iterdir())]
-    return Exported(files=tuple(sorted(written, key=path.__ne__)), proof=proof, AP=precisions)
+    return Exported(files=tuple(sorted(written, key=path.__ne__)), verification=verification, AP=precisions)
 
 
 def check_arguments(path: Path, to: Format, precision: Precision, calibration: DetectionData | None) -> None:
-    """Raise ConfigError where the arguments of `export` do not fit together."""
+    """Raise `ConfigError` if the arguments of `export` are inconsistent."""
     if path.suffix != SUFFIXES[to]:
-        raise ConfigError(f"{path}: a file for {to} ends in {SUFFIXES[to]}")
+        raise ConfigError(f"{path}: expected the suffix {SUFFIXES[to]} for {to}")
     if precision != "float32" and to != "openvino":
         raise ConfigError(
-            f"export got precision '{precision}' for {to}; only openvino has it, others are float32"
+            f"export got precision '{precision}' for {to}; only openvino supports it; expected float32"
         )
     if (precision == "int8") != (calibration is not None):
-        raise ConfigError("export: precision 'int8' and calibration data need each other")
+        raise ConfigError(
+            "export: precision 'int8' requires calibration data, and calibration data require 'int8'"
+        )
 
 
 def write_model(
     program: ExportedProgram, path: Path, card: Card, detector: DetectionTransformer, to: Format
 ) -> ExportedModel:
-    """Write the model; return what has to answer as the detector does: the file, opened again."""
+    """Write the model; return the model to verify, normally the file loaded again."""
     match to:
         case "onnx":
             onnx.write(program, path, card)
@@ -103,18 +106,18 @@ def write_model(
             model = openvino.convert(program)
             openvino.write(model, path, card)
             if card.precision == "bf16" and detector.proposes_queries:
-                # Rounded scores choose other proposals, and then there is no answer to compare.
+                # Rounded scores select other proposals, so the outputs could not be compared.
                 return openvino.in_float32(model, card)
     return load_exported(path, trusted=True)
 
 
 def write_int8(
     program: ExportedProgram, path: Path, card: Card, detector: DetectionTransformer, data: DetectionData
-) -> tuple[Proof, tuple[float, float]]:
-    """Write the model in int8; return the proof of what was quantised, and its AP before and after."""
+) -> tuple[Verification, tuple[float, float]]:
+    """Write the model in int8; return the verification in float32, and AP before and after quantisation."""
     model = openvino.convert(program)
     before = openvino.in_float32(model, card)
-    proof = prove(detector, before)
+    verification = verify(detector, before)
     AP_before = evaluate(before, data).metrics["AP"]
     openvino.write(quantise(model, decoder_nodes(program), data, card.preprocessing), path, card)
-    return proof, (AP_before, evaluate(openvino.load(path), data).metrics["AP"])
+    return verification, (AP_before, evaluate(openvino.load(path), data).metrics["AP"])
