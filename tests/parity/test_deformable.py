@@ -127,16 +127,8 @@ def padded_batch() -> ImageBatch:
     return ImageBatch(images=images, padding_mask=padding_mask, sizes=torch.tensor([[96, 128], [70, 100]]))
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_all_layers_are_those_of_transformers(name: str) -> None:
-    model, batch = peer(VARIANTS[name]), padded_batch()
-    features: list[Tensor] = []
-    model.model.backbone.register_forward_hook(
-        lambda _module, _inputs, maps: features.extend(each for each, _ in maps)
-    )
-    with torch.no_grad():
-        theirs = model(batch.images, pixel_mask=(~batch.padding_mask).long())
-
+def detector_of(model: Any, name: str, features: list[Tensor]) -> Detector:
+    """Return our detector with the weights of the peer, whose backbone gave these features."""
     detector = Detector.from_recipe(
         name,
         num_classes=CLASSES,
@@ -150,9 +142,21 @@ def test_all_layers_are_those_of_transformers(name: str) -> None:
     )
     detector.neck = type(detector.neck)([each.shape[1] for each in features], WIDTH, 4)
     detector.backbone = Given(features)
-    state = translate(model.state_dict(), refine="with_box_refine" in VARIANTS[name])
-    detector.load_state_dict(state)
-    detector.double().eval()
+    detector.load_state_dict(translate(model.state_dict(), refine="with_box_refine" in VARIANTS[name]))
+    return detector.double().eval()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_all_layers_are_those_of_transformers(name: str) -> None:
+    model, batch = peer(VARIANTS[name]), padded_batch()
+    features: list[Tensor] = []
+    model.model.backbone.register_forward_hook(
+        lambda _module, _inputs, maps: features.extend(each for each, _ in maps)
+    )
+    with torch.no_grad():
+        theirs = model(batch.images, pixel_mask=(~batch.padding_mask).long())
+
+    detector = detector_of(model, name, features)
     seen: dict[str, Any] = {}
     for part in ("encoder", "queries"):
         module = getattr(detector, part)
