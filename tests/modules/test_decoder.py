@@ -16,10 +16,10 @@ from querybox.modules.decoder import (
     ReferenceDecoder,
     Refine,
     Refinement,
-    move,
+    apply_deltas,
 )
-from querybox.modules.encoder import levels_of
-from querybox.modules.heads import DeltaHead, IndependentClassHead
+from querybox.modules.encoder import levels_from_masks
+from querybox.modules.heads import DeltaHead, SigmoidClassHead
 from querybox.structures import Memory, Queries
 
 WIDTH = 32
@@ -29,7 +29,7 @@ def make_decoder(refinement: Refinement, layers: int = 3) -> ReferenceDecoder:
     torch.manual_seed(0)
     decoder = ReferenceDecoder(
         [DeformableDecoderLayer(WIDTH, 4, 1, 2, 64, 0.0) for _ in range(layers)],
-        [IndependentClassHead(WIDTH, 3) for _ in range(layers)],
+        [SigmoidClassHead(WIDTH, 3) for _ in range(layers)],
         [DeltaHead(WIDTH) for _ in range(layers)],
         refinement=refinement,
         norm=nn.LayerNorm(WIDTH) if isinstance(refinement, LookForwardTwice) else nn.Identity(),
@@ -47,7 +47,7 @@ def make_inputs() -> tuple[Queries, Memory]:
         reference=(0.2 + 0.6 * torch.rand(1, 5, 4)).requires_grad_(),
     )
     tokens = torch.randn(1, 36, WIDTH)
-    levels = levels_of([mask])
+    levels = levels_from_masks([mask])
     return queries, Memory(tokens=tokens, position=tokens, padding_mask=levels.padding_mask, levels=levels)
 
 
@@ -88,7 +88,7 @@ def test_refined_boxes_are_measured_from_the_layer_before() -> None:
 
 def test_points_move_their_centre_alone() -> None:
     delta = torch.randn(1, 3, 4)
-    boxes = move(torch.full((1, 3, 2), 0.3), delta)
+    boxes = apply_deltas(torch.full((1, 3, 2), 0.3), delta)
     assert_close(boxes[..., 2:], delta[..., 2:].sigmoid())
     assert_close(inverse_sigmoid(boxes[..., :2]), delta[..., :2] + inverse_sigmoid(torch.tensor(0.3)))
 

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from querybox.fast.replacement import replace_leaves
 from querybox.fast.training import LEAVES
 from querybox.modules.deformable_attention import DeformableAttention, GridSample
-from querybox.modules.encoder import cell_centres, levels_of
+from querybox.modules.encoder import cell_centres, levels_from_masks
 from querybox.modules.neck import PyramidProjection
 from querybox.structures import Levels
 
@@ -29,7 +29,7 @@ def masks() -> list[Tensor]:
 
 @pytest.fixture
 def levels() -> Levels:
-    return levels_of(masks())
+    return levels_from_masks(masks())
 
 
 @pytest.fixture

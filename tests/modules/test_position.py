@@ -42,5 +42,5 @@ def test_learned_is_columns_then_rows() -> None:
 
 
 def test_learned_names_its_limit() -> None:
-    with pytest.raises(ValueError, match="5x3 cells, at most 4"):
+    with pytest.raises(ValueError, match="5x3 cells, expected at most 4"):
         LearnedPositionEncoding(8, limit=4)(torch.zeros(1, 5, 3, dtype=torch.bool))

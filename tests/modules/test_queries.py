@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from querybox.modules.queries import peaks_first, strongest
+from querybox.modules.queries import prefer_local_maxima, top_k_indices
 from querybox.structures import Shapes
 
 SHAPES: Shapes = ((5, 7), (3, 4), (1, 1))
@@ -18,7 +18,7 @@ def is_peak(scores: torch.Tensor, row: int, column: int) -> bool:
 def test_peaks_are_the_cells_that_no_neighbour_exceeds() -> None:
     torch.manual_seed(0)
     scores = 5 * torch.randn(2, 48)
-    ranked = peaks_first(scores, SHAPES)
+    ranked = prefer_local_maxima(scores, SHAPES)
     maps = [part.view(2, *shape) for part, shape in zip(scores.split([35, 12, 1], 1), SHAPES, strict=True)]
     for image in range(2):
         peaks = [
@@ -30,11 +30,11 @@ def test_peaks_are_the_cells_that_no_neighbour_exceeds() -> None:
         assert 4 < sum(peaks) < 20
         kept = torch.tensor(peaks)
         assert torch.equal(ranked[image][kept], scores[image][kept])
-        best = strongest(ranked, 48)[image]
+        best = top_k_indices(ranked, 48)[image]
         assert kept[best[: sum(peaks)]].all()
         assert not kept[best[sum(peaks) :]].any()
 
 
 def test_equals_are_all_peaks() -> None:
     scores = torch.zeros(1, 48)
-    assert torch.equal(peaks_first(scores, SHAPES), scores)
+    assert torch.equal(prefer_local_maxima(scores, SHAPES), scores)

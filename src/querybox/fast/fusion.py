@@ -22,13 +22,13 @@ from querybox.fast.chains import Slot, chains, chains_of, flattened
 from querybox.fast.convolution import ACTIVATIONS, FusedConv2d, FusedLinear
 from querybox.fast.replacement import has_hooks, is_plain, replace_leaves
 from querybox.modules.backbone import Backbone
-from querybox.modules.heads import ClassHead, IndependentClassHead
+from querybox.modules.heads import ClassHead, SigmoidClassHead
 
 FUSED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: FusedConv2d,
     nn.Linear: FusedLinear,
     ClassHead: FusedLinear,
-    IndependentClassHead: FusedLinear,
+    SigmoidClassHead: FusedLinear,
 }
 """Layers that can take in what comes after them."""
 CONVOLUTIONS = (FusedConv2d, nn.Conv2d, Conv2dSame)

@@ -30,7 +30,7 @@ from querybox.modules.attention import ScaledDotProduct
 from querybox.modules.backbone import Backbone
 from querybox.modules.deformable_attention import GridSample
 from querybox.modules.detector import DetectionTransformer
-from querybox.modules.heads import ClassHead, IndependentClassHead
+from querybox.modules.heads import ClassHead, SigmoidClassHead
 from querybox.structures import Levels, at_least_float32
 
 
@@ -197,7 +197,7 @@ class SparseSample(GridSample):
 LEAVES: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: FastLinear,
     ClassHead: FastLinear,
-    IndependentClassHead: FastLinear,
+    SigmoidClassHead: FastLinear,
     nn.Dropout: FastDropout,
     nn.Softmax: FastSoftmax,
     ScaledDotProduct: FastScaledDotProduct,

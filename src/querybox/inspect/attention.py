@@ -90,9 +90,9 @@ class AttentionPoints:
             their attention weights, which sum to 1 for every head and query.
         """
         query = self.query[:, queries]
-        locations = self.module.choose(query, self.reference[:, queries], self.levels)[0]
+        locations = self.module.sampling_locations(query, self.reference[:, queries], self.levels)[0]
         locations = locations / self.levels.valid_ratios[0][:, None]  # from 0-1 of the padded map
-        return locations.transpose(0, 1), self.module.weigh(query)[0].transpose(0, 1)
+        return locations.transpose(0, 1), self.module.attention_weights(query)[0].transpose(0, 1)
 
 
 LayerAttention = AttentionMaps | AttentionPoints

@@ -22,7 +22,7 @@ from querybox.modules.conditional_decoder import (
 )
 from querybox.modules.detector import DetectionTransformer
 from querybox.modules.encoder import Encoder
-from querybox.modules.heads import DeltaHead, IndependentClassHead
+from querybox.modules.heads import DeltaHead, SigmoidClassHead
 from querybox.modules.neck import InputProjection
 from querybox.modules.queries import ConditionalQueries
 from querybox.structures import Category
@@ -60,7 +60,7 @@ class ConditionalDETR(SingleMap):
         )
         decoder = ConditionalDecoder(
             [self.build_layer(index) for index in range(self.decoder_layers)],
-            IndependentClassHead(self.width, len(categories) + len(self.unused_rows)),
+            SigmoidClassHead(self.width, len(categories) + len(self.unused_rows)),
             DeltaHead(self.width),
             width=self.width,
         )

@@ -20,7 +20,7 @@ from querybox.models.recipe import Depth, Positive, Recipe, require
 from querybox.modules.decoder import DeformableDecoderLayer, KeepReference, ReferenceDecoder, Refine
 from querybox.modules.detector import DetectionTransformer
 from querybox.modules.encoder import DeformableEncoder, DeformableEncoderLayer
-from querybox.modules.heads import DeltaHead, IndependentClassHead
+from querybox.modules.heads import DeltaHead, SigmoidClassHead
 from querybox.modules.neck import PyramidProjection
 from querybox.modules.position import SinePositionEncoding
 from querybox.modules.queries import PointQueries, Proposals, ProposedQueries
@@ -102,7 +102,7 @@ class DeformableDETR(Recipe):
         """Compose what the decoder starts from."""
         if not self.two_stage:
             return PointQueries(self.queries, self.width)
-        proposals = Proposals(self.width, IndependentClassHead(self.width, classes), DeltaHead(self.width))
+        proposals = Proposals(self.width, SigmoidClassHead(self.width, classes), DeltaHead(self.width))
         return ProposedQueries(proposals, self.queries, self.width)
 
     def build_decoder(self, classes: int) -> ReferenceDecoder:
@@ -112,7 +112,7 @@ class DeformableDETR(Recipe):
         sizes = [-2.0 if head == 0 and not self.two_stage else 0.0 for head in heads]
         return ReferenceDecoder(
             self.build_layers(DeformableDecoderLayer, self.decoder_layers),
-            [IndependentClassHead(self.width, classes) for _ in heads],
+            [SigmoidClassHead(self.width, classes) for _ in heads],
             [DeltaHead(self.width, size=size) for size in sizes],
             refinement=Refine() if self.refine else KeepReference(),
             norm=nn.Identity(),

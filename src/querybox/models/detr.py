@@ -16,7 +16,7 @@ from querybox.models.layouts.mmdet2 import MMDET2
 from querybox.models.layouts.mmdet3 import MMDET3
 from querybox.models.single_map import SingleMap
 from querybox.modules.blocks import PreNormResidual, Residual, ResidualType
-from querybox.modules.decoder import Decoder, NormBeforeHeads, NormBetweenLayers, look_alike
+from querybox.modules.decoder import Decoder, NormBeforeHeads, NormBetweenLayers, init_similarity_attention
 from querybox.modules.detector import DetectionTransformer
 from querybox.modules.encoder import Encoder
 from querybox.modules.heads import BoxHead, ClassHead
@@ -96,7 +96,7 @@ class DETR(SingleMap):
             **transformer,
         )
         if self.local_start:
-            look_alike(decoder)
+            init_similarity_attention(decoder)
         return self.compose(backbone, neck, encoder, queries, decoder, categories=categories)
 
     def criterion(self) -> Criterion:

@@ -18,7 +18,7 @@ from querybox.models.layouts.mmdet3 import MMDET3_DINO
 from querybox.models.recipe import Positive
 from querybox.modules.decoder import DeformableDecoderLayer, LookForwardTwice, ReferenceDecoder
 from querybox.modules.denoising import Denoising
-from querybox.modules.heads import DeltaHead, IndependentClassHead
+from querybox.modules.heads import DeltaHead, SigmoidClassHead
 from querybox.modules.position import SinePosition
 from querybox.modules.queries import MixedQueries, Proposals, RankByScore, RankPeaksFirst
 
@@ -64,7 +64,7 @@ class DINO(DeformableDETR):
 
     def build_queries(self, classes: int) -> nn.Module:
         """Compose what the decoder starts from: proposed references, learned content."""
-        proposals = Proposals(self.width, IndependentClassHead(self.width, classes), DeltaHead(self.width))
+        proposals = Proposals(self.width, SigmoidClassHead(self.width, classes), DeltaHead(self.width))
         return MixedQueries(
             proposals, self.queries, self.width, ranking=RankPeaksFirst() if self.distinct else RankByScore()
         )
@@ -74,12 +74,12 @@ class DINO(DeformableDETR):
         heads = range(1 if self.share_heads else self.decoder_layers)
         return ReferenceDecoder(
             self.build_layers(DeformableDecoderLayer, self.decoder_layers),
-            [IndependentClassHead(self.width, classes) for _ in heads],
+            [SigmoidClassHead(self.width, classes) for _ in heads],
             [DeltaHead(self.width) for _ in heads],
             refinement=LookForwardTwice(),
             norm=nn.LayerNorm(self.width),
             position=SinePosition(self.width),
-            margin=1e-3,
+            eps=1e-3,
         )
 
     def build_denoising(self, classes: int) -> nn.Module:

@@ -1,1 +1,1 @@
-"""The parts that a detector is composed of, one idea a file."""
+"""The modules that detectors are composed of, one file per stage."""

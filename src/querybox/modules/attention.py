@@ -1,4 +1,4 @@
-"""Multi-head attention, as "Attention Is All You Need" (section 3.2) has it."""
+"""Multi-head attention ("Attention Is All You Need", section 3.2)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 def attention_mask(
     padding_mask: Bool[Tensor, "B S"] | None, blocked: Bool[Tensor, "Q S"] | None
 ) -> Bool[Tensor, "_ 1 _ S"] | None:
-    """Combine both masks (True = may not attend) into one that broadcasts to [B, heads, Q, S]; None of neither."""
+    """Combine both masks (True = may not attend) into one broadcastable to [B, heads, Q, S]; None if both are None."""
     if padding_mask is None:
         return None if blocked is None else blocked[None, None]
     keys = padding_mask[:, None, None]  # [B, 1, 1, S]
@@ -20,7 +20,7 @@ def attention_mask(
 
 
 class Attention(nn.Module):
-    """Every query token takes a weighted average of the value tokens, in `heads` subspaces at once."""
+    """Multi-head attention with separate projections of queries, keys and values."""
 
     def __init__(
         self,
@@ -31,14 +31,15 @@ class Attention(nn.Module):
         query: nn.Module | None = None,
         key: nn.Module | None = None,
     ) -> None:
-        """Build the four projections.
+        """Create the projections.
 
         Args:
             width: Features of a token, D.
-            heads: Subspaces.
-            dropout: Share of the attention weights that is dropped in training.
-            query: Projects queries; None: a linear layer. Its output may be wider than D, as wide as that of `key`.
-            key: Projects keys; None: a linear layer.
+            heads: Attention heads.
+            dropout: Dropout probability of the attention weights.
+            query: Projection of queries; None for a linear layer. Its output may be wider than D, but must be as wide
+                as that of `key`.
+            key: Projection of keys; None for a linear layer.
 
         Raises:
             ValueError: `heads` does not divide `width`.
@@ -54,8 +55,8 @@ class Attention(nn.Module):
         self.output = nn.Linear(width, width)
         self.dot_product = ScaledDotProduct()
         for projection in (self.query, self.key, self.value):
-            if isinstance(projection, nn.Linear):  # others begin as they were given
-                # The bound of the published models, whose three projections are one [3 D, D] matrix.
+            if isinstance(projection, nn.Linear):  # others are already initialised
+                # The bound of the published models, which initialise the three as one [3 D, D] matrix.
                 nn.init.xavier_uniform_(projection.weight, gain=1 / math.sqrt(2))
                 nn.init.zeros_(projection.bias)
         nn.init.xavier_uniform_(self.output.weight)
@@ -70,19 +71,19 @@ class Attention(nn.Module):
         *,
         blocked: Bool[Tensor, "Q S"] | None = None,
     ) -> Float[Tensor, "B Q D"]:
-        """Attend from every query to every key that is neither padding nor `blocked` (both True = may not attend)."""
+        """Attend from every query to every key that is neither padded nor `blocked` (True = may not attend)."""
         mask = attention_mask(padding_mask, blocked)
         q, k, v = (self.split(x) for x in (self.query(query), self.key(key), self.value(value)))
-        mixed = self.dot_product(q, k, v, mask, self.dropout if self.training else 0.0)
-        return self.output(mixed.transpose(1, 2).flatten(2))
+        output = self.dot_product(q, k, v, mask, self.dropout if self.training else 0.0)
+        return self.output(output.transpose(1, 2).flatten(2))
 
     def split(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B heads N head_width"]:
-        """Cut the width into heads."""
+        """Split the features into heads."""
         return tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
 class ScaledDotProduct(nn.Module):
-    """Softmax attention in every head."""
+    """Scaled dot-product attention, separately for each head."""
 
     def forward(
         self,
@@ -92,14 +93,14 @@ class ScaledDotProduct(nn.Module):
         mask: Bool[Tensor, "_ 1 _ S"] | None,
         dropout: float,
     ) -> Float[Tensor, "B heads Q value_width"]:
-        """Return the values, averaged by attention.
+        """Return the values averaged with the attention weights.
 
         Args:
-            query: Of each head.
-            key: Of each head.
-            value: Of each head; it may be of another width.
+            query: Projected queries.
+            key: Projected keys.
+            value: Projected values, whose width may differ from that of the keys.
             mask: True = the query may not attend to the key; see `attention_mask`.
-            dropout: Share of the attention weights that is dropped, 0-1.
+            dropout: Dropout probability of the attention weights, 0-1.
         """
         allowed = None if mask is None else ~mask
         return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)

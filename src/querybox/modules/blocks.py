@@ -1,4 +1,4 @@
-"""What every transformer layer is made of, beside attention: the residual path and the feed-forward network."""
+"""Residual connections and feed-forward networks of transformer layers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Residual(nn.Module):
-    """Adds the output of a block to its input, and normalises the sum (post-norm)."""
+    """Residual connection that normalises the sum of a block's input and output (post-norm)."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -19,12 +19,12 @@ class Residual(nn.Module):
     def forward(
         self, x: Float[Tensor, "B N D"], block: Callable[[Float[Tensor, "B N D"]], Float[Tensor, "B N D"]]
     ) -> Float[Tensor, "B N D"]:
-        """Apply `block` on the residual path."""
+        """Return the norm of `x` plus the output of `block`."""
         return self.norm(x + self.dropout(block(x)))
 
 
 class PreNormResidual(nn.Module):
-    """Normalises the input of a block, and adds the output to the input as it was (pre-norm)."""
+    """Residual connection that normalises the input of a block, but not the sum (pre-norm)."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -34,19 +34,19 @@ class PreNormResidual(nn.Module):
     def forward(
         self, x: Float[Tensor, "B N D"], block: Callable[[Float[Tensor, "B N D"]], Float[Tensor, "B N D"]]
     ) -> Float[Tensor, "B N D"]:
-        """Apply `block` on the residual path."""
+        """Return `x` plus the output of `block`, applied to the norm of `x`."""
         return x + self.dropout(block(self.norm(x)))
 
 
 ResidualType = type[Residual] | type[PreNormResidual]
-"""Where the layers of a transformer normalise."""
+"""Residual connections with post-norm or pre-norm."""
 
 
 class FeedForward(nn.Sequential):
-    """Two linear layers with a ReLU between them, for each token alone."""
+    """Feed-forward network: two linear layers with a ReLU between them, applied to each token."""
 
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
-        widen, narrow = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        nn.init.xavier_uniform_(widen.weight)
-        nn.init.xavier_uniform_(narrow.weight)
-        super().__init__(widen, nn.ReLU(), nn.Dropout(dropout), narrow)
+        expand, contract = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        nn.init.xavier_uniform_(expand.weight)
+        nn.init.xavier_uniform_(contract.weight)
+        super().__init__(expand, nn.ReLU(), nn.Dropout(dropout), contract)

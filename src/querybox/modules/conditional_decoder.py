@@ -1,8 +1,8 @@
-"""The decoder of Conditional DETR (Meng et al. 2021): content and place are compared each on its own.
+"""The decoder of Conditional DETR (Meng et al. 2021), whose cross-attention compares content and position separately.
 
-In DETR a query and a key are sums of content and position, so that what is seen and where it lies are compared at once.
-Here every head compares them side by side: what a query looks for with what a cell shows, and the query's place, which
-its content scales (the conditional spatial query), with the cell's place.
+In DETR queries and keys are sums of content and position. Here they are concatenations in every head: the content of a
+query is compared with the content of a cell, and the conditional spatial query, the positional embedding of the
+reference point scaled by the content, with the position of the cell.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from torch import Tensor, nn
 
 from querybox.modules.attention import Attention
 from querybox.modules.blocks import FeedForward, Residual
-from querybox.modules.decoder import move
-from querybox.modules.heads import DeltaHead, IndependentClassHead
+from querybox.modules.decoder import apply_deltas
+from querybox.modules.heads import DeltaHead, SigmoidClassHead
 from querybox.modules.position import sine_boxes
 from querybox.structures import Memory, Predictions, Queries
 
 
 def projection(width: int) -> nn.Linear:
-    """Return a linear layer as the published models begin with it."""
+    """Return a linear layer initialised as in the published models."""
     layer = nn.Linear(width, width)
     nn.init.xavier_uniform_(layer.weight)
     return layer
 
 
 class SummedProjection(nn.Module):
-    """Projects content and position, each by a layer of its own, and adds them up."""
+    """Sum of separate projections of content and position."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -35,13 +35,13 @@ class SummedProjection(nn.Module):
         self.position = projection(width)
 
     def forward(self, x: Float[Tensor, "B N both"]) -> Float[Tensor, "B N D"]:
-        """Project; content and position stand side by side."""
+        """Project the concatenation of content and position."""
         content, position = x.chunk(2, dim=-1)
         return self.content(content) + self.position(position)
 
 
 class SpatialQuery(nn.Module):
-    """Projects what a query looks for and its place, and puts both side by side in every head."""
+    """Query of cross-attention: the projected content and spatial query, concatenated in every head."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -50,13 +50,13 @@ class SpatialQuery(nn.Module):
         self.heads = heads
 
     def forward(self, x: Float[Tensor, "B Q three"]) -> Float[Tensor, "B Q twice"]:
-        """Project; content, position and spatial query stand side by side, and the position is not used."""
+        """Project the concatenation of content, position and spatial query; the position is not used."""
         content, _, spatial = x.chunk(3, dim=-1)
-        return beside(self.content(content), self.spatial(spatial), self.heads)
+        return concatenate_heads(self.content(content), self.spatial(spatial), self.heads)
 
 
 class FirstSpatialQuery(nn.Module):
-    """That of the first layer, whose content is still zero: the learned position is added to it."""
+    """`SpatialQuery` of the first layer: the projected position is added to the content, which is still zero."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -66,13 +66,15 @@ class FirstSpatialQuery(nn.Module):
         self.heads = heads
 
     def forward(self, x: Float[Tensor, "B Q three"]) -> Float[Tensor, "B Q twice"]:
-        """Project; content, position and spatial query stand side by side."""
+        """Project the concatenation of content, position and spatial query."""
         content, position, spatial = x.chunk(3, dim=-1)
-        return beside(self.content(content) + self.position(position), self.spatial(spatial), self.heads)
+        return concatenate_heads(
+            self.content(content) + self.position(position), self.spatial(spatial), self.heads
+        )
 
 
 class SpatialKey(nn.Module):
-    """Projects what a cell shows and its place, and puts both side by side in every head."""
+    """Key of cross-attention: the projected content and position, concatenated in every head."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -81,13 +83,13 @@ class SpatialKey(nn.Module):
         self.heads = heads
 
     def forward(self, x: Float[Tensor, "B S both"]) -> Float[Tensor, "B S both"]:
-        """Project; content and position stand side by side."""
+        """Project the concatenation of content and position."""
         content, position = x.chunk(2, dim=-1)
-        return beside(self.content(content), self.position(position), self.heads)
+        return concatenate_heads(self.content(content), self.position(position), self.heads)
 
 
 class FirstSpatialKey(nn.Module):
-    """That of the first layer, which adds the place to what the cell shows as well."""
+    """`SpatialKey` of the first layer: the projected position is also added to the content."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -96,27 +98,27 @@ class FirstSpatialKey(nn.Module):
         self.heads = heads
 
     def forward(self, x: Float[Tensor, "B S both"]) -> Float[Tensor, "B S both"]:
-        """Project; content and position stand side by side."""
+        """Project the concatenation of content and position."""
         content, position = x.chunk(2, dim=-1)
-        place = self.position(position)
-        return beside(self.content(content) + place, place, self.heads)
+        position = self.position(position)
+        return concatenate_heads(self.content(content) + position, position, self.heads)
 
 
-def beside(
-    content: Float[Tensor, "B N D"], place: Float[Tensor, "B N D"], heads: int
+def concatenate_heads(
+    content: Float[Tensor, "B N D"], position: Float[Tensor, "B N D"], heads: int
 ) -> Float[Tensor, "B N twice"]:
-    """Put each head's part of the place beside its part of the content."""
-    parts = [x.unflatten(2, (heads, -1)) for x in (content, place)]  # [B, N, heads, D / heads]
+    """Concatenate content and position separately for each head."""
+    parts = [x.unflatten(2, (heads, -1)) for x in (content, position)]  # [B, N, heads, D / heads]
     return torch.cat(parts, dim=-1).flatten(2)
 
 
 class ConditionalDecoderLayer(nn.Module):
-    """Self-attention among queries, conditional cross-attention to the memory, then the feed-forward network."""
+    """Self-attention among queries, conditional cross-attention to the memory, then a feed-forward network."""
 
     def __init__(
         self, query: nn.Module, key: nn.Module, *, width: int, heads: int, feedforward: int, dropout: float
     ) -> None:
-        """Compose it; `query` and `key` are the projections of cross-attention."""
+        """Create the layer; `query` and `key` are the projections of cross-attention."""
         super().__init__()
         self.self_attention = Attention(
             width, heads, dropout, query=SummedProjection(width), key=SummedProjection(width)
@@ -134,38 +136,38 @@ class ConditionalDecoderLayer(nn.Module):
         spatial: Float[Tensor, "B Q D"],
         memory: Memory,
     ) -> Float[Tensor, "B Q D"]:
-        """Refine the queries' content; `position` is learned, `spatial` is the spatial query."""
+        """Return the updated content; `position` is learned, `spatial` is the spatial query."""
         keys = torch.cat([memory.tokens, memory.position], dim=-1)  # [B, S, 2 D]
 
-        def among_queries(x: Tensor) -> Tensor:
+        def self_attention(x: Tensor) -> Tensor:
             both = torch.cat([x, position], dim=-1)  # [B, Q, 2 D]
             return self.self_attention(both, both, x)
 
-        def to_memory(x: Tensor) -> Tensor:
+        def cross_attention(x: Tensor) -> Tensor:
             query = torch.cat([x, position, spatial], dim=-1)  # [B, Q, 3 D]
             return self.cross_attention(query, keys, memory.tokens, memory.padding_mask)
 
-        content = self.self_attention_residual(content, among_queries)
-        content = self.cross_attention_residual(content, to_memory)
+        content = self.self_attention_residual(content, self_attention)
+        content = self.cross_attention_residual(content, cross_attention)
         return self.feedforward_residual(content, self.feedforward)
 
 
 class ConditionalDecoder(nn.Module):
-    """Runs the layers; boxes are measured from the queries' reference points, which do not move.
+    """Decoder of Conditional DETR; boxes are relative to reference points, which do not change.
 
     Attributes:
-        last_only: Whether only the predictions of the last layer are made, which are all that inference needs.
+        last_only: Whether to predict with the last layer only, which is enough for inference.
     """
 
     def __init__(
         self,
         layers: list[ConditionalDecoderLayer],
-        class_head: IndependentClassHead,
+        class_head: SigmoidClassHead,
         box_head: DeltaHead,
         *,
         width: int,
     ) -> None:
-        """Compose it; the heads serve all layers."""
+        """Create the decoder; the heads are shared by all layers."""
         super().__init__()
         self.last_only = False
         self.layers = nn.ModuleList(layers)
@@ -178,16 +180,16 @@ class ConditionalDecoder(nn.Module):
         """Return the predictions of every layer, first to last."""
         content, reference = queries.content, queries.reference
         assert reference is not None
-        place = sine_boxes(reference.flip(-1), content.shape[-1])  # [B, Q, D], y before x
-        spatial, states = place, list[Tensor]()
+        reference_embedding = sine_boxes(reference.flip(-1), content.shape[-1])  # [B, Q, D], y before x
+        spatial, states = reference_embedding, list[Tensor]()
         for layer in self.layers:
-            if states:  # conditional: what is known of the object scales the place
-                spatial = place * self.query_scale(content)
+            if states:  # conditional on the content of the previous layer
+                spatial = reference_embedding * self.query_scale(content)
             content = layer(content, queries.position, spatial, memory)
             states.append(content)
-        answers = self.norm(torch.stack(states[-1:] if self.last_only else states))  # [L, B, Q, D]
-        logits, deltas = self.class_head(answers), self.box_head(answers)  # [L, B, Q, C], [L, B, Q, 4]
+        outputs = self.norm(torch.stack(states[-1:] if self.last_only else states))  # [L, B, Q, D]
+        logits, deltas = self.class_head(outputs), self.box_head(outputs)  # [L, B, Q, C], [L, B, Q, 4]
         return tuple(
-            Predictions(logits=a, boxes=move(reference, b), no_object=False)
+            Predictions(logits=a, boxes=apply_deltas(reference, b), no_object=False)
             for a, b in zip(logits, deltas, strict=True)
         )

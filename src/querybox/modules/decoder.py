@@ -1,7 +1,7 @@
-"""The decoder: queries attend to one another and to the memory, and every layer predicts.
+"""The decoder: queries attend to each other and to the memory, and every layer predicts classes and boxes.
 
-`Decoder` is DETR's. `ReferenceDecoder` is that of Deformable DETR and DINO, whose queries have a reference: the place
-where they look, from which their box is measured.
+`Decoder` is DETR's. `ReferenceDecoder` is that of Deformable DETR and DINO, whose queries have a reference (a point or
+a box) around which they attend and relative to which they predict their box.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from querybox.boxes import inverse_sigmoid
 from querybox.modules.attention import Attention
 from querybox.modules.blocks import FeedForward, Residual, ResidualType
 from querybox.modules.deformable_attention import DeformableAttention
-from querybox.modules.heads import BoxHead, ClassHead, DeltaHead, IndependentClassHead
+from querybox.modules.heads import BoxHead, ClassHead, DeltaHead, SigmoidClassHead
 from querybox.structures import Memory, Predictions, Queries
 
 
@@ -45,7 +45,7 @@ class DecoderLayer(nn.Module):
     def forward(
         self, content: Float[Tensor, "B Q D"], position: Float[Tensor, "B Q D"], memory: Memory
     ) -> Float[Tensor, "B Q D"]:
-        """Refine the queries' content; `position` is the queries' own."""
+        """Return the updated content of the queries; `position` is their positional embedding."""
         content = self.self_attention_residual(
             content, lambda x: self.self_attention(x + position, x + position, x)
         )
@@ -57,10 +57,10 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Runs the layers; one norm and one pair of heads serve them all.
+    """Decoder of DETR, with one final norm and one pair of heads shared by all layers.
 
     Attributes:
-        last_only: Whether only the predictions of the last layer are made, which are all that inference needs.
+        last_only: Whether to predict with the last layer only, which is enough for inference.
     """
 
     def __init__(
@@ -90,50 +90,50 @@ class Decoder(nn.Module):
         """Return the predictions of every layer, first to last."""
         content, states = queries.content, []
         for layer in self.layers:
-            content = self.normalization.between(layer(content, queries.position, memory), self.norm)
+            content = self.normalization.between_layers(layer(content, queries.position, memory), self.norm)
             states.append(content)
         states = states[-1:] if self.last_only else states
-        answers = self.normalization.before_heads(states, self.norm)  # [L, B, Q, D]
-        logits, boxes = self.class_head(answers), self.box_head(answers)  # [L, B, Q, K], [L, B, Q, 4]
+        outputs = self.normalization.before_heads(states, self.norm)  # [L, B, Q, D]
+        logits, boxes = self.class_head(outputs), self.box_head(outputs)  # [L, B, Q, K], [L, B, Q, 4]
         return tuple(Predictions(logits=a, boxes=b) for a, b in zip(logits, boxes, strict=True))
 
 
 class Normalization(Protocol):
-    """Where the decoder's one norm is applied."""
+    """Where the decoder's final norm is applied."""
 
-    def between(self, content: Float[Tensor, "B Q D"], norm: nn.Module) -> Float[Tensor, "B Q D"]:
-        """Return what a layer hands to the next."""
+    def between_layers(self, content: Float[Tensor, "B Q D"], norm: nn.Module) -> Float[Tensor, "B Q D"]:
+        """Return the input of the next layer, given the output of a layer."""
 
     def before_heads(self, states: list[Float[Tensor, "B Q D"]], norm: nn.Module) -> Float[Tensor, "L B Q D"]:
-        """Return what the heads see, given what each layer handed on; the last state is the last layer's."""
+        """Return the input of the heads, given the results of `between_layers` for all layers, first to last."""
 
 
 class NormBeforeHeads:
-    """DETR's: only the heads see normalised content."""
+    """As in DETR: content is normalised for the heads only."""
 
-    def between(self, content: Float[Tensor, "B Q D"], norm: nn.Module) -> Float[Tensor, "B Q D"]:  # noqa: ARG002 - the protocol's
-        """Return the content as it is."""
+    def between_layers(self, content: Float[Tensor, "B Q D"], norm: nn.Module) -> Float[Tensor, "B Q D"]:  # noqa: ARG002 - protocol
+        """Return the content unchanged."""
         return content
 
     def before_heads(self, states: list[Float[Tensor, "B Q D"]], norm: nn.Module) -> Float[Tensor, "L B Q D"]:
         """Normalise every state."""
-        states_normalized: Tensor = norm(torch.stack(states))
-        return states_normalized
+        normalized: Tensor = norm(torch.stack(states))
+        return normalized
 
 
 class NormBetweenLayers:
-    """That of transformers' DETR where its ``auxiliary_loss`` is set: layers hand on normalised content.
+    """As in transformers' DETR with ``auxiliary_loss``: each layer gets the normalised content of the one before.
 
-    The heads see the last layer's content normalised twice, the others' once.
+    The content of the last layer is normalised twice for the heads, that of the others once.
     """
 
-    def between(self, content: Float[Tensor, "B Q D"], norm: nn.Module) -> Float[Tensor, "B Q D"]:
-        """Normalise."""
+    def between_layers(self, content: Float[Tensor, "B Q D"], norm: nn.Module) -> Float[Tensor, "B Q D"]:
+        """Normalise the content."""
         normalized: Tensor = norm(content)
         return normalized
 
     def before_heads(self, states: list[Float[Tensor, "B Q D"]], norm: nn.Module) -> Float[Tensor, "L B Q D"]:
-        """Normalise the last state once more."""
+        """Normalise the last state again."""
         return torch.stack([*states[:-1], norm(states[-1])])
 
 
@@ -159,57 +159,60 @@ class DeformableDecoderLayer(nn.Module):
         queries: Queries,
         memory: Memory,
     ) -> Float[Tensor, "B Q D"]:
-        """Refine the queries' content; `queries` says which of them are there for denoising."""
+        """Return the updated content; `queries` has the attention masks and the number of denoising queries."""
         levels = memory.levels
         assert levels is not None
 
-        def agree(x: Tensor) -> Tensor:
+        def self_attention(x: Tensor) -> Tensor:
             first = queries.num_denoising
-            place = x + position
-            # Denoising queries are not even shown to the others: they would see the answers.
-            others = place[:, first:]
-            agreed = self.self_attention(others, others, x[:, first:], blocked=queries.causal_mask)
+            positioned = x + position
+            # The matched queries do not attend to denoising queries, which contain the ground truth.
+            matched = positioned[:, first:]
+            output = self.self_attention(matched, matched, x[:, first:], blocked=queries.causal_mask)
             if not first:
-                return agreed
-            denoised = self.self_attention(place[:, :first], place, x, blocked=queries.denoising_mask)
-            return torch.cat([denoised, agreed], 1)
+                return output
+            denoised = self.self_attention(
+                positioned[:, :first], positioned, x, blocked=queries.denoising_mask
+            )
+            return torch.cat([denoised, output], 1)
 
-        def look(x: Tensor) -> Tensor:
+        def cross_attention(x: Tensor) -> Tensor:
             return self.cross_attention(x + position, reference, memory.tokens, levels)
 
-        content = self.self_attention_residual(content, agree)
-        content = self.cross_attention_residual(content, look)
+        content = self.self_attention_residual(content, self_attention)
+        content = self.cross_attention_residual(content, cross_attention)
         return self.feedforward_residual(content, self.feedforward)
 
 
 class ReferenceDecoder(nn.Module):
-    """Runs the layers; each predicts a box measured from the reference, which may move there.
+    """Decoder whose layers predict boxes relative to the references of their queries.
 
     Attributes:
-        last_only: Whether only the predictions of the last layer are returned, which are all that inference needs.
+        last_only: Whether to return the predictions of the last layer only, which are enough for inference.
     """
 
     def __init__(
         self,
         layers: list[DeformableDecoderLayer],
-        class_heads: list[IndependentClassHead],
+        class_heads: list[SigmoidClassHead],
         box_heads: list[DeltaHead],
         *,
         refinement: Refinement,
         norm: nn.Module,
         position: nn.Module | None = None,
-        margin: float = 1e-5,
+        eps: float = 1e-5,
     ) -> None:
-        """Compose it.
+        """Create a decoder from its layers and heads.
 
         Args:
-            layers: One or more.
-            class_heads: One a layer, or one that serves all.
-            box_heads: One a layer, or one that serves all.
-            refinement: How references move from layer to layer.
-            norm: Of the content before the heads.
-            position: Makes the queries' position from their references; None takes the position they came with.
-            margin: Boxes are measured from references that are this far from 0 and 1 at least.
+            layers: Decoder layers, at least one.
+            class_heads: One per layer, or one shared by all layers.
+            box_heads: One per layer, or one shared by all layers.
+            refinement: How references change from layer to layer.
+            norm: Norm of the content before the heads.
+            position: Computes positional embeddings of the queries from their references, in every layer; None to use
+                the embeddings of `Queries.position`.
+            eps: Distance from 0 and 1 to which references are clamped in the inverse sigmoid.
         """
         super().__init__()
         self.last_only = False
@@ -219,81 +222,82 @@ class ReferenceDecoder(nn.Module):
         self.refinement = refinement
         self.norm = norm
         self.position = position
-        self.margin = margin
+        self.eps = eps
 
     def forward(self, queries: Queries, memory: Memory) -> tuple[Predictions, ...]:
         """Return the predictions of every layer, first to last."""
         assert queries.reference is not None
         content, position = queries.content, queries.position
-        seen = reference = queries.reference  # where layers look; where boxes are measured from
+        # Layers attend around `reference`; boxes are relative to `base`, which may have a gradient.
+        reference = base = queries.reference
         predictions = []
         for index, layer in enumerate(self.layers):
             class_head = self.class_heads[index % len(self.class_heads)]
-            measure = partial(self.measure, self.box_heads[index % len(self.box_heads)])
+            predict_boxes = partial(self.predict_boxes, self.box_heads[index % len(self.box_heads)])
             if self.position is not None:
-                position = self.position(seen, memory)
-            content = layer(content, position, seen, queries, memory)
-            answer = self.norm(content)
-            boxes = measure(reference, answer)
+                position = self.position(reference, memory)
+            content = layer(content, position, reference, queries, memory)
+            normalized = self.norm(content)
+            boxes = predict_boxes(base, normalized)
             if not self.last_only or index == len(self.layers) - 1:
-                predictions.append(Predictions(logits=class_head(answer), boxes=boxes, no_object=False))
-            seen, reference = self.refinement(seen, boxes, content, measure)
+                predictions.append(Predictions(logits=class_head(normalized), boxes=boxes, no_object=False))
+            reference, base = self.refinement(reference, boxes, content, predict_boxes)
         return tuple(predictions)
 
-    def measure(
-        self, box_head: nn.Module, start: Float[Tensor, "B Q R"], content: Float[Tensor, "B Q D"]
+    def predict_boxes(
+        self, box_head: nn.Module, base: Float[Tensor, "B Q R"], content: Float[Tensor, "B Q D"]
     ) -> Float[Tensor, "B Q 4"]:
-        """Return the boxes that a head measures from the references `start`."""
-        return move(start, box_head(content), self.margin)
+        """Return the boxes that a head predicts relative to `base`."""
+        return apply_deltas(base, box_head(content), self.eps)
 
 
-Measure = Callable[[Tensor, Tensor], Tensor]
-"""Given a reference and content, the boxes that a head measures from it."""
+PredictBoxes = Callable[[Tensor, Tensor], Tensor]
+"""Returns the boxes predicted by a head, given references and content."""
 
 
 class Refinement(Protocol):
-    """How the references of a `ReferenceDecoder` move, and where a gradient stops."""
+    """How the references of a `ReferenceDecoder` change after a layer, and where gradients stop."""
 
     def __call__(
         self,
-        seen: Float[Tensor, "B Q R"],
+        reference: Float[Tensor, "B Q R"],
         boxes: Float[Tensor, "B Q 4"],
         content: Float[Tensor, "B Q D"],
-        measure: Measure,
+        predict_boxes: PredictBoxes,
     ) -> tuple[Float[Tensor, "B Q R"], Float[Tensor, "B Q R"]]:
-        """Return where the next layer looks, and from where its boxes are measured.
+        """Return the references around which the next layer attends, and those to which its boxes are relative.
 
         Args:
-            seen: Where the layer looked.
-            boxes: What it predicted.
+            reference: References around which the layer attended.
+            boxes: Boxes that it predicted.
             content: Its output, before the norm of the heads.
-            measure: Calls the layer's head.
+            predict_boxes: Calls the layer's box head.
         """
 
 
 class KeepReference:
-    """References do not move (Deformable DETR without refinement)."""
+    """References do not change (Deformable DETR without refinement)."""
 
     def __call__(
         self,
-        seen: Tensor,
-        boxes: Tensor,  # noqa: ARG002 - the protocol's
-        content: Tensor,  # noqa: ARG002 - the protocol's
-        measure: Measure,  # noqa: ARG002 - the protocol's
+        reference: Tensor,
+        boxes: Tensor,  # noqa: ARG002 - protocol
+        content: Tensor,  # noqa: ARG002 - protocol
+        predict_boxes: PredictBoxes,  # noqa: ARG002 - protocol
     ) -> tuple[Tensor, Tensor]:
-        """Return the reference as it is."""
-        return seen, seen
+        """Return the references unchanged."""
+        return reference, reference
 
 
 class Refine:
-    """References move to the new boxes, detached (Deformable DETR, appendix A.4)."""
+    """The predicted boxes, detached, become the references (Deformable DETR, appendix A.4)."""
 
     def __call__(
         self,
-        seen: Tensor,  # noqa: ARG002 - the protocol's
+        reference: Tensor,  # noqa: ARG002 - protocol
         boxes: Tensor,
-        content: Tensor,  # noqa: ARG002 - the protocol's
-        measure: Measure,  # noqa: ARG002 - the protocol's
+        content: Tensor,  # noqa: ARG002 - protocol
+        predict_boxes: PredictBoxes,  # noqa: ARG002 - protocol
     ) -> tuple[Tensor, Tensor]:
         """Return the boxes, detached."""
         boxes = boxes.detach()
@@ -301,43 +305,44 @@ class Refine:
 
 
 class LookForwardTwice:
-    """References move to the new boxes; the next layer's boxes have a gradient through them (DINO, section 3.5).
+    """The predicted boxes become the references; gradients of the next layer's boxes flow through them (DINO, 3.5).
 
-    The gradient stops where the next layer looks, and where the new boxes are measured from.
+    Gradients stop at the references around which the next layer attends, and at those from which the new ones are
+    predicted.
     """
 
     def __call__(
         self,
-        seen: Tensor,
-        boxes: Tensor,  # noqa: ARG002 - the protocol's
+        reference: Tensor,
+        boxes: Tensor,  # noqa: ARG002 - protocol
         content: Tensor,
-        measure: Measure,
+        predict_boxes: PredictBoxes,
     ) -> tuple[Tensor, Tensor]:
-        """Return the boxes that the content gives without the norm: detached, and as they are."""
-        moved = measure(seen, content)
-        return moved.detach(), moved
+        """Return the boxes predicted from content without the norm, detached and not detached."""
+        refined = predict_boxes(reference, content)
+        return refined.detach(), refined
 
 
-def move(
-    reference: Float[Tensor, "B Q R"], delta: Float[Tensor, "B Q 4"], margin: float = 1e-5
+def apply_deltas(
+    reference: Float[Tensor, "B Q R"], deltas: Float[Tensor, "B Q 4"], eps: float = 1e-5
 ) -> Float[Tensor, "B Q 4"]:
-    """Return the boxes (cxcywh in 0-1) that lie `delta` from the references, before the sigmoid.
+    """Return boxes (cxcywh in 0-1) from references and deltas, which are added before the sigmoid.
 
-    From a reference point (R = 2) only the box's centre is measured.
+    For reference points (R = 2) only the centre of the box is relative to the reference.
     """
-    start = inverse_sigmoid(reference, margin)
-    if start.shape[-1] == 2:
-        start = torch.cat([start, torch.zeros_like(start)], dim=-1)
-    return (start + delta).sigmoid()
+    logits = inverse_sigmoid(reference, eps)
+    if logits.shape[-1] == 2:
+        logits = torch.cat([logits, torch.zeros_like(logits)], dim=-1)
+    return (logits + deltas).sigmoid()
 
 
 @torch.no_grad()
-def look_alike(decoder: Decoder, gain: float = 0.6) -> None:
-    """Make cross-attention score a key by how alike it is to the query.
+def init_similarity_attention(decoder: Decoder, gain: float = 0.6) -> None:
+    """Initialise cross-attention such that the score of a key is its similarity to the query.
 
-    Both projections become the same permutation, which deals the encoding's sine and cosine pairs out to the heads in
-    turn, so that each head gets fine and coarse ones of both axes. At `gain` 0.6 the score at a query's own place is
-    near 6, against 0 elsewhere.
+    Both projections become the same permutation, which distributes the sine and cosine pairs of the positional encoding
+    over the heads, so that each head gets high and low frequencies of both axes. With `gain` 0.6 the score at a
+    query's own position is about 6, compared with 0 elsewhere.
     """
     for layer in decoder.layers:
         assert isinstance(layer, DecoderLayer)
@@ -346,7 +351,7 @@ def look_alike(decoder: Decoder, gain: float = 0.6) -> None:
         assert isinstance(query, nn.Linear)
         assert isinstance(key, nn.Linear)
         width = query.in_features
-        pairs = torch.arange(width).view(-1, 2)  # a sine and its cosine stay together
+        pairs = torch.arange(width).view(-1, 2)  # each sine stays with its cosine
         order = torch.cat([pairs[head :: attention.heads].flatten() for head in range(attention.heads)])
         permutation = gain * torch.eye(width)[order]
         query.weight.copy_(permutation)

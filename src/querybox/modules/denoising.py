@@ -1,4 +1,4 @@
-"""Contrastive denoising: queries that begin near an object and learn to find it, or near it and learn to refuse."""
+"""Contrastive denoising: queries made from noisy ground truth, which learn to reconstruct or to reject it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from querybox.structures import Matches, Queries, Target
 
 
 class Denoising(nn.Module):
-    """Puts denoising queries before the others, in training (DINO, Zhang et al. 2022, section 3.3).
+    """Prepends denoising queries in training (DINO, Zhang et al. 2022, section 3.3).
 
-    They come in groups. Every group has two queries for each object: one whose box is up to half its size off and has
-    to find the object, and one that is off by more and has to answer "nothing here".
+    They are organised in groups. Each group has two queries per object: a positive one with little box noise, which
+    has to reconstruct the object, and a negative one with more, which has to predict that there is no object.
     """
 
     def __init__(
@@ -30,14 +30,14 @@ class Denoising(nn.Module):
         label_noise: float = 0.5,
         box_noise: float = 1.0,
     ) -> None:
-        """Set the amount of noise.
+        """Set the number of queries and the amount of noise.
 
         Args:
             width: Features of a query, D.
             num_classes: Classes, C.
-            count: About how many queries there shall be of each kind, in all groups together.
-            label_noise: Half this share of the queries is told a random class.
-            box_noise: How far corners move, in halves of the box's size.
+            count: Approximate number of positive queries, and of negative ones, in all groups.
+            label_noise: Twice the fraction of queries that get a random class.
+            box_noise: Scale of the noise of box corners, in units of half the box size.
         """
         super().__init__()
         self.label = nn.Embedding(num_classes, width)
@@ -46,25 +46,25 @@ class Denoising(nn.Module):
         self.box_noise = box_noise
 
     def forward(self, queries: Queries, targets: Sequence[Target]) -> Queries:
-        """Return the queries with denoising queries before them: without objects, none.
+        """Return the queries preceded by denoising queries, of which there are none if there are no objects.
 
-        Even then they are spoken of, so that several processes have the same losses to share, each with its images.
+        `Queries.denoising` is set in any case, so that all processes have the same losses, whatever their images.
         """
         counts = [len(target.labels) for target in targets]
-        most = max(counts)
-        groups = max(1, self.count // max(1, most))
+        max_objects = max(counts)
+        groups = max(1, self.count // max(1, max_objects))
         device = queries.content.device
         labels = torch.cat([target.labels for target in targets])  # [N]
         boxes = torch.cat([target.boxes for target in targets])  # [N, 4]
-        places = [(image, rank) for image, count in enumerate(counts) for rank in range(count)]
-        # non_blocking: a GPU is not waited for.
-        placed = torch.tensor(places, dtype=torch.long).to(device, non_blocking=True)
-        image, rank = placed.view(-1, 2).unbind(1)  # [N]
-        slot = most * torch.arange(2 * groups, device=device)[:, None] + rank  # [2 groups, N]
+        pairs = [(image, rank) for image, count in enumerate(counts) for rank in range(count)]
+        # non_blocking, so that the host does not wait for a GPU.
+        indices = torch.tensor(pairs, dtype=torch.long).to(device, non_blocking=True)
+        image, rank = indices.view(-1, 2).unbind(1)  # [N]
+        slot = max_objects * torch.arange(2 * groups, device=device)[:, None] + rank  # [2 groups, N]
 
-        total = 2 * groups * most
+        total = 2 * groups * max_objects
         content = queries.content.new_zeros(len(targets), total, queries.content.shape[2])
-        reference = queries.content.new_full((len(targets), total, 4), 0.5)  # of slots that no object fills
+        reference = queries.content.new_full((len(targets), total, 4), 0.5)  # of unused slots
         content[image, slot] = self.label(self.noisy_labels(labels.expand(2 * groups, -1))).to(content.dtype)
         reference[image, slot] = self.noisy_boxes(boxes.expand(2 * groups, -1, -1)).to(reference.dtype)
         assert queries.reference is not None
@@ -73,7 +73,7 @@ class Denoising(nn.Module):
             content=torch.cat([content, queries.content], 1),
             position=torch.cat([torch.zeros_like(content), queries.position], 1),
             reference=torch.cat([reference, queries.reference], 1),
-            denoising_mask=denoising_mask(groups, 2 * most, queries.content.shape[1], device),
+            denoising_mask=denoising_mask(groups, 2 * max_objects, queries.content.shape[1], device),
             num_denoising=total,
             denoising=Matches(
                 image=image.repeat(groups),
@@ -83,12 +83,12 @@ class Denoising(nn.Module):
         )
 
     def noisy_labels(self, labels: Tensor) -> Tensor:
-        """Replace some labels by random ones."""
-        chosen = torch.rand(labels.shape, device=labels.device) < self.label_noise / 2
-        return torch.where(chosen, torch.randint_like(labels, self.label.num_embeddings), labels)
+        """Replace a fraction `label_noise` / 2 of the labels by random ones."""
+        replaced = torch.rand(labels.shape, device=labels.device) < self.label_noise / 2
+        return torch.where(replaced, torch.randint_like(labels, self.label.num_embeddings), labels)
 
     def noisy_boxes(self, boxes: Tensor) -> Tensor:
-        """Move the corners of `boxes` ([2 groups, N, 4]): by 0 to 1 half sizes in even rows, by 1 to 2 in odd ones."""
+        """Shift box corners [2 groups, N, 4]: by 0-1 half sizes in even (positive) rows, by 1-2 in odd ones."""
         amount = torch.rand(boxes.shape, device=boxes.device)
         amount[1::2] += 1
         sign = 2 * torch.randint_like(amount, 2) - 1
@@ -97,9 +97,9 @@ class Denoising(nn.Module):
 
 
 def denoising_mask(groups: int, size: int, queries: int, device: torch.device) -> Bool[Tensor, "N Q"]:
-    """Return True where a denoising query may not see a query: one of another of the `groups`, of `size` each.
+    """Return the self-attention mask of denoising queries in `groups` of `size` each: True = may not attend.
 
-    They may see the `queries` that follow, which are matched; those never see them.
+    A denoising query may attend to its own group and to the `queries` that follow, which are matched.
     """
     group = torch.arange(groups, device=device).repeat_interleave(size)  # [N]
     return F.pad(group[:, None] != group, (0, queries))

@@ -1,4 +1,4 @@
-"""DETR, the DEtection TRansformer: the forward pass on one screen (Carion et al. 2020, section 3.2)."""
+"""The detection transformer (DETR, Carion et al. 2020, section 3.2): the forward pass through all stages."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 class DetectionTransformer(nn.Module):
-    """Images in, a class and a box for every object query out. `querybox.Detector` is this model with its tools.
+    """Predicts a class and a box for every object query. `querybox.Detector` adds loading, prediction and export.
 
     Attributes:
         categories: The classes by label, 0 ... C-1.
-        preprocessing: How an image becomes the model's input.
-        recipe: The settings it was built from, or None for one composed by hand (which cannot be saved).
+        preprocessing: Resizing and normalisation of images.
+        recipe: The settings it was built from; None if it was composed by hand, in which case it cannot be saved.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class DetectionTransformer(nn.Module):
         self.recipe = recipe
 
     def forward(self, batch: ImageBatch, targets: Sequence[Target] | None = None) -> DetectorOutput:
-        """Detect objects in a batch; one set of predictions for every decoder layer.
+        """Return the predictions of every decoder layer.
 
         Args:
             batch: The images.
-            targets: Their objects, in training; only denoising, where the detector has it, looks at them.
+            targets: The ground-truth objects, in training; used only for denoising queries, if the model has them.
         """
         features = self.backbone(batch.images)  # maps [B, channels, h, w]
         features = self.neck(features)  # maps [B, D, h, w]
@@ -63,23 +63,23 @@ class DetectionTransformer(nn.Module):
         return DetectorOutput.of(self.decoder(queries, memory), queries, self.class_rows)
 
     def encode(self, features: list[Tensor], batch: ImageBatch) -> Memory:
-        """Run the encoder; a step of its own, so that what depends on the size of the images alone can be kept."""
+        """Run the encoder; a separate method, so that values that depend only on the image size can be cached."""
         memory: Memory = self.encoder(features, batch.padding_mask)
         return memory
 
     @property
     def class_rows(self) -> tuple[int, ...]:
-        """The row of the class head that belongs to each class, by label."""
+        """The row of the class head of each class, by label."""
         unused = self.recipe.unused_rows if self.recipe else ()
         rows = range(len(self.categories) + len(unused))
         return tuple(row for row in rows if row not in unused)
 
     @property
     def proposes_queries(self) -> bool:
-        """Whether the queries are the encoder's best proposals, made anew for every image."""
+        """Whether the queries are selected from proposals of the encoder."""
         return hasattr(self.queries, "proposals")
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return next(self.parameters()).device

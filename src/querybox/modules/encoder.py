@@ -1,7 +1,7 @@
-"""The encoder: feature cells look at one another, and the image becomes memory.
+"""The encoder: self-attention among the cells of the feature maps.
 
-In DETR every cell attends to every other one; in Deformable DETR (section 4.1) every cell of several maps attends to a
-few points around its own place in all of them.
+In DETR every cell attends to every other one. In Deformable DETR (section 4.1) every cell of several maps attends to a
+few points around its own position in all maps.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from querybox.structures import Cells, Levels, Memory
 def shrink_mask(
     padding_mask: Bool[Tensor, "B H W"], size: torch.Size | tuple[int, int]
 ) -> Bool[Tensor, "B h w"]:
-    """Bring the padding mask to the size of a feature map, by nearest interpolation."""
+    """Resize the padding mask to the size of a feature map by nearest-neighbour interpolation."""
     return F.interpolate(padding_mask[:, None].float(), size=list(size)).bool()[:, 0]
 
 
 def shrink_masks(
     padding_mask: Bool[Tensor, "B H W"], features: list[Float[Tensor, "B D _ _"]]
 ) -> list[Bool[Tensor, "B _ _"]]:
-    """Bring the padding mask to the size of each feature map."""
+    """Resize the padding mask to the size of each feature map."""
     return [shrink_mask(padding_mask, feature.shape[-2:]) for feature in features]
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention, then the feed-forward network."""
+    """Self-attention, then a feed-forward network."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class EncoderLayer(nn.Module):
         position: Float[Tensor, "B S D"],
         padding_mask: Bool[Tensor, "B S"] | None,
     ) -> Float[Tensor, "B S D"]:
-        """Refine the tokens. The position says where to look (query, key), never what is seen (value)."""
+        """Return the updated tokens. Positions are added to queries and keys, not to values."""
         tokens = self.self_attention_residual(
             tokens, lambda x: self.self_attention(x + position, x + position, x, padding_mask)
         )
@@ -63,7 +63,7 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Adds position to the features of one level and runs the encoder layers."""
+    """Encoder of DETR, for a single feature map."""
 
     def __init__(
         self,
@@ -77,17 +77,17 @@ class Encoder(nn.Module):
         residual: ResidualType = Residual,
         norm: nn.Module | None = None,
     ) -> None:
-        """Compose it.
+        """Create the layers.
 
         Args:
-            position: Encodes the positions of the cells.
-            layers: How many.
+            position: Positional encoding of the cells.
+            layers: Number of layers.
             width: Features of a token, D.
-            heads: Of self-attention.
+            heads: Attention heads.
             feedforward: Hidden features of the feed-forward network.
-            dropout: Share of values that is dropped in training.
-            residual: Where layers normalise.
-            norm: Of the memory; None: post-norm layers have normalised it already.
+            dropout: Dropout probability.
+            residual: Residual connection of the layers, post-norm or pre-norm.
+            norm: Final norm; None for post-norm layers, whose output is already normalised.
         """
         super().__init__()
         self.position = position
@@ -102,28 +102,28 @@ class Encoder(nn.Module):
         padding_mask: Bool[Tensor, "B H W"],
         cells: Cells | None = None,
     ) -> Memory:
-        """Turn one feature map into memory.
+        """Encode one feature map.
 
         Args:
-            features: The map.
-            padding_mask: Of the images, True = padding.
-            cells: What `locate` returns for the map and the mask; None: `locate` is called.
+            features: The feature map.
+            padding_mask: Padding mask of the images, True = padding.
+            cells: The result of `locate` for this map and mask; None to compute it.
         """
         (feature,) = features
         cells = cells or self.locate(shrink_masks(padding_mask, features))
-        tokens = flat(feature)  # [B, S, D]
+        tokens = to_tokens(feature)  # [B, S, D]
         for layer in self.layers:
             tokens = layer(tokens, cells.position, cells.padding_mask)
         return Memory(tokens=self.norm(tokens), position=cells.position, padding_mask=cells.padding_mask)
 
     def locate(self, masks: list[Bool[Tensor, "B _ _"]]) -> Cells:
-        """Describe the cells of the map that has this padding mask (True = padding); nothing else enters."""
+        """Return positions and masks of the cells, which depend only on the map's padding mask (True = padding)."""
         (mask,) = masks
-        return Cells(position=flat(self.position(mask)), padding_mask=mask.flatten(1))
+        return Cells(position=to_tokens(self.position(mask)), padding_mask=mask.flatten(1))
 
 
 class DeformableEncoderLayer(nn.Module):
-    """Deformable self-attention around each cell, then the feed-forward network."""
+    """Deformable self-attention around each cell, then a feed-forward network."""
 
     def __init__(
         self, width: int, heads: int, levels: int, points: int, feedforward: int, dropout: float
@@ -141,7 +141,7 @@ class DeformableEncoderLayer(nn.Module):
         reference: Float[Tensor, "B S 2"],
         levels: Levels,
     ) -> Float[Tensor, "B S D"]:
-        """Refine the tokens."""
+        """Return the updated tokens."""
         tokens = self.self_attention_residual(
             tokens, lambda x: self.self_attention(x + position, reference, x, levels)
         )
@@ -149,7 +149,7 @@ class DeformableEncoderLayer(nn.Module):
 
 
 class DeformableEncoder(nn.Module):
-    """Every cell of every map looks at a few points around its own place in all maps."""
+    """Encoder of Deformable DETR: each cell of each map attends to a few points around its position in all maps."""
 
     def __init__(
         self, position: nn.Module, layers: list[DeformableEncoderLayer], *, width: int, levels: int
@@ -165,9 +165,9 @@ class DeformableEncoder(nn.Module):
         padding_mask: Bool[Tensor, "B H W"],
         cells: Cells | None = None,
     ) -> Memory:
-        """Turn feature maps into memory, one map's cells after the other's; see `Encoder.forward`."""
+        """Encode feature maps, whose cells are concatenated in the memory; see `Encoder.forward`."""
         cells = cells or self.locate(shrink_masks(padding_mask, features))
-        tokens = torch.cat([flat(feature) for feature in features], 1)  # [B, S, D]
+        tokens = torch.cat([to_tokens(feature) for feature in features], 1)  # [B, S, D]
         for layer in self.layers:
             tokens = layer(tokens, cells.position, cells.reference, cells.levels)
         return Memory(
@@ -175,9 +175,11 @@ class DeformableEncoder(nn.Module):
         )
 
     def locate(self, masks: list[Bool[Tensor, "B _ _"]]) -> Cells:
-        """Describe the cells of the maps that have these padding masks (True = padding); nothing else enters."""
-        position = [flat(self.position(mask)) + name for mask, name in zip(masks, self.level, strict=True)]
-        levels = levels_of(masks)
+        """Return positions, references and levels, which depend only on the maps' padding masks (True = padding)."""
+        position = [
+            to_tokens(self.position(mask)) + level for mask, level in zip(masks, self.level, strict=True)
+        ]
+        levels = levels_from_masks(masks)
         return Cells(
             position=torch.cat(position, 1),
             padding_mask=levels.padding_mask,
@@ -186,36 +188,36 @@ class DeformableEncoder(nn.Module):
         )
 
 
-def flat(feature: Float[Tensor, "B D h w"]) -> Float[Tensor, "B S D"]:
-    """Return the cells of a map as tokens, row by row."""
+def to_tokens(feature: Float[Tensor, "B D h w"]) -> Float[Tensor, "B S D"]:
+    """Return the cells of a feature map as tokens, row by row."""
     return feature.flatten(2).transpose(1, 2)
 
 
-def levels_of(masks: list[Bool[Tensor, "B _ _"]]) -> Levels:
-    """Describe the maps that these padding masks (True = padding) belong to."""
+def levels_from_masks(masks: list[Bool[Tensor, "B _ _"]]) -> Levels:
+    """Return the `Levels` of the feature maps with these padding masks (True = padding)."""
     shapes = tuple((mask.shape[1], mask.shape[2]) for mask in masks)
-    valid = [
+    valid_ratios = [
         torch.stack([(~mask[:, 0]).float().mean(1), (~mask[:, :, 0]).float().mean(1)], 1) for mask in masks
     ]
     return Levels(
         shapes=shapes,
-        # non_blocking: a GPU is not waited for.
+        # non_blocking, so that the host does not wait for a GPU.
         sizes=torch.tensor([(w, h) for h, w in shapes], dtype=torch.float32).to(
             masks[0].device, non_blocking=True
         ),
-        valid_ratios=torch.stack(valid, 1),
+        valid_ratios=torch.stack(valid_ratios, 1),
         padding_mask=torch.cat([mask.flatten(1) for mask in masks], 1),
     )
 
 
 def cell_centres(levels: Levels) -> Float[Tensor, "B S 2"]:
-    """Return the middle (x, y) of every cell, in 0-1 of the unpadded image; beyond 1 where padded."""
+    """Return the centre (x, y) of every cell, in 0-1 of the unpadded image; above 1 in padding."""
     device = levels.valid_ratios.device
-    places = []
-    for (height, width), size, valid in zip(
+    centres = []
+    for (height, width), size, valid_ratio in zip(
         levels.shapes, levels.sizes, levels.valid_ratios.unbind(1), strict=True
     ):
         rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
         xy = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1).flatten(0, 1)  # [h w, 2]
-        places.append((xy + 0.5) / (size * valid)[:, None])
-    return torch.cat(places, 1)
+        centres.append((xy + 0.5) / (size * valid_ratio)[:, None])
+    return torch.cat(centres, 1)

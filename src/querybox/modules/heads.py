@@ -1,4 +1,4 @@
-"""The heads: what a query says after it has looked at the image."""
+"""The heads, which predict classes and boxes from the content of the queries."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from torch import Tensor, nn
 
 
 class ClassHead(nn.Linear):
-    """One linear layer to the classes and, last, "no object"."""
+    """Linear layer to the logits of the classes and, last, the no-object class, for a softmax."""
 
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__(width, num_classes + 1)
 
 
-class IndependentClassHead(nn.Linear):
-    """One linear layer to the classes, each judged alone: there is no "no object".
+class SigmoidClassHead(nn.Linear):
+    """Linear layer to the logits of the classes, for a sigmoid per class; there is no no-object class.
 
-    It begins by finding every class unlikely, 1 %, as focal loss needs (Lin et al. 2017, section 3.3).
+    The bias is initialised to a probability of 1 % for every class, as focal loss requires (Lin et al. 2017,
+    section 3.3).
     """
 
     def __init__(self, width: int, num_classes: int) -> None:
@@ -28,7 +29,7 @@ class IndependentClassHead(nn.Linear):
 
 
 class BoxLayers(nn.Sequential):
-    """Two hidden layers with ReLU, then four numbers."""
+    """Multi-layer perceptron with two hidden layers and four outputs."""
 
     def __init__(self, width: int) -> None:
         super().__init__(
@@ -37,7 +38,7 @@ class BoxLayers(nn.Sequential):
 
 
 class BoxHead(BoxLayers):
-    """Says a box."""
+    """Predicts boxes."""
 
     def forward(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape 4"]:
         """Return boxes, cxcywh in 0-1 of the unpadded image."""
@@ -47,10 +48,10 @@ class BoxHead(BoxLayers):
 
 
 class DeltaHead(BoxLayers):
-    """Says how far a box is from where it was thought to be, before the sigmoid; at first not at all."""
+    """Predicts the deltas of boxes relative to their references, before the sigmoid; initially zero."""
 
     def __init__(self, width: int, *, size: float = 0.0) -> None:
-        """Build it; `size` is the first delta of width and height: -2 begins with 12 % of the image."""
+        """Initialise the deltas to zero, and those of width and height to `size`: -2 is 12 % of the image."""
         super().__init__(width)
         last = self[-1]
         assert isinstance(last, nn.Linear)

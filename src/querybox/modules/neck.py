@@ -1,4 +1,4 @@
-"""The neck brings backbone features to the transformer's width."""
+"""The neck, which projects backbone features to the width of the transformer."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from torch import Tensor, nn
 
 
 class InputProjection(nn.Module):
-    """One 1x1 convolution a level."""
+    """A 1x1 convolution per feature map."""
 
     def __init__(self, channels: list[int], width: int) -> None:
         super().__init__()
         self.projections = nn.ModuleList(nn.Conv2d(count, width, kernel_size=1) for count in channels)
 
     def forward(self, features: list[Float[Tensor, "B _ _ _"]]) -> list[Float[Tensor, "B D _ _"]]:
-        """Project each map; its size stays."""
+        """Project each map, keeping its size."""
         return [project(feature) for project, feature in zip(self.projections, features, strict=True)]
 
 
 class PyramidProjection(nn.Module):
-    """One 1x1 convolution a map, then coarser maps by 3x3 convolutions of stride 2, each with a group norm."""
+    """A 1x1 convolution per feature map, and coarser maps by 3x3 convolutions of stride 2, each with a group norm."""
 
     def __init__(self, channels: list[int], width: int, levels: int) -> None:
         super().__init__()
@@ -35,10 +35,10 @@ class PyramidProjection(nn.Module):
         )
 
     def forward(self, features: list[Float[Tensor, "B _ _ _"]]) -> list[Float[Tensor, "B D _ _"]]:
-        """Return maps of D channels, fine to coarse."""
+        """Return maps with D channels, fine to coarse."""
         maps: list[Tensor] = []
         for level, projection in enumerate(self.projections):
-            # The first coarser map is made of the backbone's last one, the next of the one before.
+            # The first coarser map is computed from the backbone's last one, the next from the one before it.
             source = features[level] if level < len(features) else [*features, *maps[len(features) :]][-1]
             maps.append(projection(source))
         return maps

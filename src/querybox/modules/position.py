@@ -1,4 +1,4 @@
-"""Positional encodings: what tells the transformer where a feature cell lies."""
+"""Positional encodings of feature cells and boxes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from querybox.structures import Memory
 def sine_features(
     positions: Float[Tensor, "*shape"], count: int, temperature: float
 ) -> Float[Tensor, "*shape {count}"]:
-    """Return sines and cosines, interleaved, of `positions` (radians) at `count` / 2 geometric frequencies.
+    """Return interleaved sines and cosines of `positions` (radians) at `count` / 2 geometrically spaced frequencies.
 
     "Attention Is All You Need", section 3.5, applied to one axis.
     """
@@ -24,15 +24,15 @@ def sine_features(
 
 
 def sine_boxes(boxes: Float[Tensor, "B Q R"], width: int) -> Float[Tensor, "B Q _"]:
-    """Encode each number, 0-1, of boxes (R = 4) or points (R = 2) by `width` / 2 features."""
+    """Encode each coordinate (0-1) of boxes (R = 4) or points (R = 2) with `width` / 2 features."""
     return sine_features(2 * math.pi * boxes, width // 2, 10000.0).flatten(2)
 
 
 class SinePositionEncoding(nn.Module):
-    """Fixed encoding: half the features for y, then half for x, over the unpadded part of the image.
+    """Sine encoding of DETR (appendix A.4): half of the features for y, then half for x.
 
-    DETR, appendix A.4. Cells are counted from 1 along each axis, padding not counted, and divided by the count at
-    the last cell, so that the encoding is relative to the unpadded image.
+    Cells are counted from 1 along each axis without padding, and divided by the count at the last cell, so the
+    encoding is relative to the unpadded image.
     """
 
     def __init__(
@@ -44,14 +44,14 @@ class SinePositionEncoding(nn.Module):
         offset: float = 0.0,
         amplitude: float = 1.0,
     ) -> None:
-        """Choose the frequencies; the defaults are the paper's.
+        """Set the frequencies; the defaults are those of the paper.
 
         Args:
             width: Features of a cell, D.
-            temperature: How much lower the lowest frequency is than the highest.
-            cycles: How often the highest frequency goes round from one edge of the image to the other.
-            offset: Added to a cell's count: -0.5 encodes the middle of a cell instead of its far edge.
-            amplitude: Of the sines, beside features of about 1.
+            temperature: Ratio of the highest to the lowest frequency.
+            cycles: Cycles of the highest frequency across the image.
+            offset: Added to the count of each cell: -0.5 encodes the centre of a cell instead of its far edge.
+            amplitude: Amplitude of the sines; image features are of the order of 1.
         """
         super().__init__()
         self.width = width
@@ -61,7 +61,7 @@ class SinePositionEncoding(nn.Module):
         self.amplitude = amplitude
 
     def forward(self, padding_mask: Bool[Tensor, "B h w"]) -> Float[Tensor, "B D h w"]:
-        """Encode every cell; `padding_mask` is True where padded."""
+        """Encode every cell; `padding_mask` is True for padding."""
         valid = (~padding_mask).float()
         y, x = valid.cumsum(1), valid.cumsum(2)  # [B, h, w]
         y = 2 * math.pi * (y + self.offset) / (y[:, -1:, :] + 1e-6)
@@ -69,15 +69,15 @@ class SinePositionEncoding(nn.Module):
         return self.encode(y, x).permute(0, 3, 1, 2)  # [B, D, h, w]
 
     def encode(self, y: Float[Tensor, "*shape"], x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
-        """Encode places given in radians: 0 - 2 pi from one edge of the image to the other."""
+        """Encode positions in radians, 0 to 2 pi from one edge of the image to the other."""
         parts = [sine_features(self.cycles * axis, self.width // 2, self.temperature) for axis in (y, x)]
         return self.amplitude * torch.cat(parts, dim=-1)
 
 
 class LearnedPositionEncoding(nn.Module):
-    """One learned vector a column and one a row, up to `limit` cells a side; padding is not looked at.
+    """Learned encoding: a vector per column and one per row, for up to `limit` cells per side; ignores padding.
 
-    Columns first and 50 of each, as the published models have it.
+    The features of the column come first, and `limit` is 50, as in the published models.
     """
 
     def __init__(self, width: int, limit: int = 50) -> None:
@@ -86,16 +86,16 @@ class LearnedPositionEncoding(nn.Module):
         self.columns = nn.Parameter(torch.rand(limit, width // 2))
 
     def forward(self, padding_mask: Bool[Tensor, "B h w"]) -> Float[Tensor, "B D h w"]:
-        """Encode every cell of a map of this size.
+        """Encode every cell of a map with the shape of `padding_mask`.
 
         Raises:
-            ValueError: The map has more cells a side than `limit`.
+            ValueError: The map has more cells per side than `limit`.
         """
         batch, height, width = padding_mask.shape
         if max(height, width) > len(self.rows):
             raise ValueError(
-                f"learned positional encoding: the feature map is {height}x{width} cells, at most "
-                f"{len(self.rows)} a side are learned; use smaller images, a larger stride, or position='sine'"
+                f"learned positional encoding: the feature map has {height}x{width} cells, expected at most "
+                f"{len(self.rows)} per side; use smaller images, a larger stride, or position='sine'"
             )
         y = self.rows[:height, None].expand(-1, width, -1)
         x = self.columns[None, :width].expand(height, -1, -1)
@@ -103,7 +103,7 @@ class LearnedPositionEncoding(nn.Module):
 
 
 class SinePosition(nn.Module):
-    """Makes a query's position of the box where it looks (DAB-DETR, section 4.1; DINO)."""
+    """Computes the positional embedding of a query from its reference box (DAB-DETR, section 4.1; DINO)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -111,12 +111,12 @@ class SinePosition(nn.Module):
         self.width = width
 
     def forward(self, reference: Float[Tensor, "B Q 4"], memory: Memory) -> Float[Tensor, "B Q D"]:
-        """Encode the boxes, in 0-1 of the padded image, as DINO has it; y before x."""
+        """Encode the reference boxes, converted to 0-1 of the padded image and with y before x as in DINO."""
         assert memory.levels is not None
         boxes = reference * memory.levels.valid_ratios[:, :1].repeat(1, 1, 2)
         return self.layers(sine_boxes(boxes[..., [1, 0, 2, 3]], self.width))
 
 
 def fine_encoding(width: int) -> SinePositionEncoding:
-    """Return an encoding that tells neighbouring cells apart, and outweighs what is seen there."""
+    """Return an encoding that distinguishes neighbouring cells and is larger than their image features."""
     return SinePositionEncoding(width, temperature=20.0, cycles=6.0, offset=-0.5, amplitude=3.0)

@@ -1,8 +1,8 @@
-"""Object queries: the questions that the decoder asks of the image, one kind a class.
+"""Object queries, from which the decoder predicts objects; one class per method of initialisation.
 
-`LearnedQueries` are DETR's, `ConditionalQueries` Conditional DETR's, `PointQueries` Deformable DETR's,
-`ProposedQueries` two-stage Deformable DETR's and `MixedQueries` DINO's; `PlacedQueries` begin spread over the image,
-for a DETR that learns from few images.
+`LearnedQueries` are those of DETR, `ConditionalQueries` of Conditional DETR, `PointQueries` of Deformable DETR,
+`ProposedQueries` of two-stage Deformable DETR and `MixedQueries` of DINO. `PlacedQueries` are initialised at points
+spread over the image, for a DETR that learns from few images.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from querybox.modules.encoder import cell_centres
-from querybox.modules.heads import DeltaHead, IndependentClassHead
+from querybox.modules.heads import DeltaHead, SigmoidClassHead
 from querybox.modules.position import SinePositionEncoding, sine_boxes
 from querybox.structures import Levels, Memory, Predictions, Queries, Shapes
 
 
 class LearnedQueries(nn.Module):
-    """The same learned questions for every image: each has a position of its own and starts with no content."""
+    """Learned positional embeddings, the same for every image, with zero content."""
 
     def __init__(self, count: int, width: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class LearnedQueries(nn.Module):
 
 
 class PlacedQueries(nn.Module):
-    """Learned queries that begin at points spread over the image, and know where they are."""
+    """Learned positions and content, both initialised to the encoding of points spread over the image."""
 
     def __init__(self, count: int, encoding: SinePositionEncoding) -> None:
         super().__init__()
@@ -53,14 +53,14 @@ class PlacedQueries(nn.Module):
 
 
 def spread_points(count: int) -> Float[Tensor, "Q 2"]:
-    """Return (y, x) of points in 0-1, evenly spread for any count (the R2 sequence of M. Roberts, 2018)."""
+    """Return evenly spread points (y, x) in 0-1 for any count (the R2 sequence of M. Roberts, 2018)."""
     plastic = 1.32471795724474602596  # the real root of x^3 = x + 1
     steps = torch.arange(count, dtype=torch.float64)[:, None]
     return ((0.5 + steps / torch.tensor([plastic**2, plastic], dtype=torch.float64)) % 1).float()
 
 
 class PointQueries(nn.Module):
-    """Learned queries, each of which looks first at a point that its position says (Deformable DETR, section 4.1)."""
+    """Learned positions and content, with reference points predicted from the positions (Deformable DETR, 4.1)."""
 
     def __init__(self, count: int, width: int) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class PointQueries(nn.Module):
 
 
 class ConditionalQueries(nn.Module):
-    """Learned positions, each of which says a reference point; they start with no content (Conditional DETR)."""
+    """Learned positions with zero content, with reference points predicted from the positions (Conditional DETR)."""
 
     def __init__(self, count: int, width: int) -> None:
         super().__init__()
@@ -99,9 +99,9 @@ class ConditionalQueries(nn.Module):
 
 
 class Proposals(nn.Module):
-    """Asks every memory token whether there is an object, and where (Deformable DETR, appendix A.4)."""
+    """Predicts a class and a box for every memory token (Deformable DETR, appendix A.4)."""
 
-    def __init__(self, width: int, class_head: IndependentClassHead, box_head: DeltaHead) -> None:
+    def __init__(self, width: int, class_head: SigmoidClassHead, box_head: DeltaHead) -> None:
         super().__init__()
         self.projection = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width)
@@ -111,9 +111,9 @@ class Proposals(nn.Module):
     def forward(
         self, memory: Memory
     ) -> tuple[Float[Tensor, "B S D"], Float[Tensor, "B S C"], Float[Tensor, "B S 4"]]:
-        """Return what each token stands for, its logits, and from where its box is measured, before the sigmoid.
+        """Return the projected tokens, their class logits, and their anchor boxes before the sigmoid.
 
-        Padded cells, and those at the very edge of the image, see nothing, and their box is (1, 1, 1, 1).
+        The tokens of padding and of cells at the edge of the image are zeroed, and their boxes are (1, 1, 1, 1).
         """
         assert memory.levels is not None
         cells = cell_boxes(memory.levels)  # [B, S, 4]
@@ -121,16 +121,18 @@ class Proposals(nn.Module):
         if memory.levels.padding_mask is not None:
             inside &= ~memory.levels.padding_mask
         tokens = self.norm(self.projection(memory.tokens.masked_fill(~inside[..., None], 0.0)))
-        start = torch.log(cells / (1 - cells)).masked_fill(~inside[..., None], torch.inf)
-        return tokens, self.class_head(tokens), start
+        anchors = torch.log(cells / (1 - cells)).masked_fill(~inside[..., None], torch.inf)
+        return tokens, self.class_head(tokens), anchors
 
-    def boxes(self, tokens: Float[Tensor, "B Q D"], start: Float[Tensor, "B Q 4"]) -> Float[Tensor, "B Q 4"]:
-        """Return the boxes (cxcywh in 0-1) that these tokens propose."""
-        return (self.box_head(tokens) + start).sigmoid()
+    def boxes(
+        self, tokens: Float[Tensor, "B Q D"], anchors: Float[Tensor, "B Q 4"]
+    ) -> Float[Tensor, "B Q 4"]:
+        """Return the boxes (cxcywh in 0-1) predicted from tokens relative to their anchors."""
+        return (self.box_head(tokens) + anchors).sigmoid()
 
 
 class ProposedQueries(nn.Module):
-    """The best proposals become the queries: their boxes the references, all else is made of these (two-stage)."""
+    """Queries made entirely from the highest-scoring proposals (two-stage Deformable DETR)."""
 
     def __init__(self, proposals: Proposals, count: int, width: int) -> None:
         super().__init__()
@@ -140,64 +142,64 @@ class ProposedQueries(nn.Module):
         self.norm = nn.LayerNorm(2 * width)
 
     def forward(self, memory: Memory) -> Queries:
-        """Choose the queries; the class head's first logit says how likely there is an object of any class."""
-        tokens, logits, start = self.proposals(memory)
-        # All of them are boxes, for all of them are matched in training.
-        proposals = Predictions(logits=logits, boxes=self.proposals.boxes(tokens, start), no_object=False)
-        best = strongest(logits[..., 0], self.count)  # [B, Q]
-        reference = pick(proposals.boxes, best).detach()
-        made = self.norm(self.projection(sine_boxes(reference, self.norm.normalized_shape[0] // 2)))
-        position, content = made.chunk(2, dim=-1)
+        """Select the queries; the first class logit of a proposal is that of an object of any class."""
+        tokens, logits, anchors = self.proposals(memory)
+        # Boxes of all proposals, because all of them are matched in training.
+        proposals = Predictions(logits=logits, boxes=self.proposals.boxes(tokens, anchors), no_object=False)
+        selected = top_k_indices(logits[..., 0], self.count)  # [B, Q]
+        reference = gather_rows(proposals.boxes, selected).detach()
+        embedding = self.norm(self.projection(sine_boxes(reference, self.norm.normalized_shape[0] // 2)))
+        position, content = embedding.chunk(2, dim=-1)
         return Queries(content=content, position=position, reference=reference, proposals=proposals)
 
 
 class MixedQueries(nn.Module):
-    """The best proposals' boxes are the references; the content is learned (DINO, section 3.4)."""
+    """Mixed query selection: references are the highest-ranked proposals, content is learned (DINO, section 3.4)."""
 
     def __init__(self, proposals: Proposals, count: int, width: int, *, ranking: Ranking) -> None:
-        """Compose it; `ranking` says which proposals are best, and which queries may attend to which."""
+        """Create the queries; `ranking` ranks the proposals and determines which queries attend to each other."""
         super().__init__()
         self.proposals = proposals
         self.ranking = ranking
         self.content = nn.Parameter(torch.randn(count, width))
 
     def forward(self, memory: Memory) -> Queries:
-        """Choose the references; a proposal is as good as its best class."""
-        tokens, logits, start = self.proposals(memory)
+        """Select the references; the score of a proposal is that of its best class."""
+        tokens, logits, anchors = self.proposals(memory)
         assert memory.levels is not None
         scores = self.ranking.scores(logits.amax(-1), memory.levels.shapes)  # [B, S]
-        best = strongest(scores, len(self.content))  # [B, Q]
-        chosen = Predictions(
-            logits=pick(logits, best),
-            boxes=self.proposals.boxes(pick(tokens, best), pick(start, best)),
+        indices = top_k_indices(scores, len(self.content))  # [B, Q]
+        selected = Predictions(
+            logits=gather_rows(logits, indices),
+            boxes=self.proposals.boxes(gather_rows(tokens, indices), gather_rows(anchors, indices)),
             no_object=False,
         )
-        content = self.content[: best.shape[1]].expand(best.shape[0], -1, -1)
-        # The decoder makes the position of the references.
+        content = self.content[: indices.shape[1]].expand(indices.shape[0], -1, -1)
+        # The decoder computes positions from the references.
         return Queries(
             content=content,
             position=torch.zeros_like(content),
-            reference=chosen.boxes.detach(),
-            proposals=chosen,
+            reference=selected.boxes.detach(),
+            proposals=selected,
             causal_mask=self.ranking.mask(content.shape[1], content.device),
         )
 
 
 class Ranking(Protocol):
-    """How proposals are ranked that become queries, the best first."""
+    """How proposals are ranked, of which the first become queries."""
 
     def scores(self, scores: Float[Tensor, "B S"], shapes: Shapes) -> Float[Tensor, "B S"]:
-        """Return what the cells of maps of these shapes are ranked by, given the logits of their best classes."""
+        """Return ranking scores of cells, given the logits of their best classes and the shapes of the maps."""
 
     def mask(self, count: int | torch.SymInt, device: torch.device) -> Bool[Tensor, "Q Q"] | None:
-        """Return True where the query (row) may not attend to the query (column); None: all attend to all."""
+        """Return the self-attention mask of the queries: True = may not attend; None if all attend to all."""
 
 
 class RankByScore:
-    """DINO's: by the score; queries attend to all others."""
+    """As in DINO: proposals are ranked by score, and queries attend to all others."""
 
-    def scores(self, scores: Float[Tensor, "B S"], shapes: Shapes) -> Float[Tensor, "B S"]:  # noqa: ARG002 - the protocol's
-        """Return the scores as they are."""
+    def scores(self, scores: Float[Tensor, "B S"], shapes: Shapes) -> Float[Tensor, "B S"]:  # noqa: ARG002 - protocol
+        """Return the scores unchanged."""
         return scores
 
     def mask(self, count: int | torch.SymInt, device: torch.device) -> None:
@@ -205,49 +207,51 @@ class RankByScore:
 
 
 class RankPeaksFirst:
-    """Peaks of the maps come first, and queries attend only to those that rank before them.
+    """Local maxima of each map are ranked first, and queries attend only to queries of higher rank.
 
-    Beside a better proposal of the same map, a proposal is likely to be of the same object (CenterNet, Zhou et al.
-    2019, section 3). Of two queries at one object, only the lower-ranked sees the other, and can give way to it.
+    A proposal next to a better one of the same map is likely to belong to the same object (CenterNet, Zhou et al.
+    2019, section 3). Of two queries on one object, only the lower-ranked one sees the other, so it can be suppressed.
     """
 
     def scores(self, scores: Float[Tensor, "B S"], shapes: Shapes) -> Float[Tensor, "B S"]:
-        """Return scores by which local maxima come before all other cells."""
-        return peaks_first(scores, shapes)
+        """Return scores in which local maxima rank before all other cells."""
+        return prefer_local_maxima(scores, shapes)
 
     def mask(self, count: int | torch.SymInt, device: torch.device) -> Bool[Tensor, "Q Q"]:
-        """Return True where the column comes after the row."""
+        """Return a causal mask."""
         return causal_mask(count, device)
 
 
-def peaks_first(scores: Float[Tensor, "B S"], shapes: Shapes) -> Float[Tensor, "B S"]:
-    """Return scores by which cells that none of their eight neighbours exceeds come before all others."""
+def prefer_local_maxima(scores: Float[Tensor, "B S"], shapes: Shapes) -> Float[Tensor, "B S"]:
+    """Return scores in which cells that are maxima of their 3x3 neighbourhood rank before all others."""
     maps = scores.split([height * width for height, width in shapes], dim=1)
-    highest = [
+    neighbourhood_maxima = [
         F.max_pool2d(cells.unflatten(1, (1, *shape)), 3, stride=1, padding=1).flatten(1)
         for cells, shape in zip(maps, shapes, strict=True)
     ]
-    return torch.where(scores < torch.cat(highest, 1), scores - 100, scores)  # logits differ by less
+    return torch.where(
+        scores < torch.cat(neighbourhood_maxima, 1), scores - 100, scores
+    )  # logits differ by less
 
 
 def causal_mask(count: int | torch.SymInt, device: torch.device) -> Bool[Tensor, "Q Q"]:
-    """Return True where the column comes after the row."""
+    """Return a mask that is True where the column comes after the row."""
     rank = torch.arange(count, device=device)
     return rank > rank[:, None]
 
 
-def strongest(scores: Float[Tensor, "B S"], count: int) -> Int[Tensor, "B Q"]:
-    """Return the places of the `count` highest scores, best first; of all where the maps have fewer cells."""
+def top_k_indices(scores: Float[Tensor, "B S"], count: int) -> Int[Tensor, "B Q"]:
+    """Return the indices of the `count` highest scores, highest first, or of all if there are fewer."""
     return scores.topk(torch.sym_min(count, scores.shape[1]), dim=1).indices
 
 
-def pick(values: Float[Tensor, "B S X"], index: Tensor) -> Float[Tensor, "B Q X"]:
-    """Return the chosen rows of each image."""
+def gather_rows(values: Float[Tensor, "B S X"], index: Tensor) -> Float[Tensor, "B Q X"]:
+    """Return the rows of each image at `index`."""
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def cell_boxes(levels: Levels) -> Float[Tensor, "B S 4"]:
-    """Return a box around every cell's middle: 5 % of the image on the finest map, twice that on each next."""
+    """Return a box at the centre of each cell: 5 % of the image on the finest map, twice as large on each next one."""
     centres = cell_centres(levels)
     sizes = [
         torch.full((h * w, 2), 0.05 * 2**level, device=centres.device)
