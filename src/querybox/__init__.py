@@ -3,11 +3,11 @@
     import querybox as qb
 
     detector = qb.load("model.safetensors")
-    for found in detector.predict(["a.jpg", "b.jpg"]):
-        print(found.names, found.boxes_xyxy)
+    for detections in detector.predict(["a.jpg", "b.jpg"]):
+        print(detections.names, detections.boxes_xyxy)
 
-The names below are the whole public API. Each is imported when it is first used: `import querybox`, and the
-command line's ``--help``, do not wait for PyTorch.
+The names below are the public API. They are imported lazily, so that `import querybox` and the command line's
+``--help`` do not import PyTorch.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ __all__ = [
 ]
 __version__ = version("querybox")
 
-_HOMES = {
+_MODULES = {
     "Category": "structures",
     "Criterion": "losses.criterion",
     "Detections": "inference.detections",
@@ -84,16 +84,16 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name from its home when it is first asked for."""
+    """Import a public name from its module on first access."""
     if name == "models":
         return import_module("querybox.models")
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'querybox' has no attribute '{name}'")
-    value = getattr(import_module(f"querybox.{_HOMES[name]}"), name)
+    value = getattr(import_module(f"querybox.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    """The public names, for completion."""
+    """Return the public names, for completion."""
     return [*__all__, "__version__"]

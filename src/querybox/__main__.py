@@ -1,4 +1,4 @@
-"""Run the command line as ``python -m querybox``, which is what ``torchrun -m`` and ``accelerate launch -m`` need."""
+"""Entry point of ``python -m querybox``, also used by ``torchrun -m`` and ``accelerate launch -m``."""
 
 import sys
 

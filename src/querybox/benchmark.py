@@ -1,4 +1,4 @@
-"""How fast a model runs on this machine, and what it takes: time, arithmetic, memory."""
+"""Benchmarks of models on this machine: time, FLOPs, memory."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ from querybox.modules.detector import DetectionTransformer
 from querybox.structures import ImageBatch, Preprocessing
 
 ENGINES = ("plain", "optimised", "bf16")
-"""What a checkpoint is run as: the detector itself, the copy that `predict` makes of it, the same in bfloat16."""
-SECONDS, LEAST = 2.0, 5
-"""Detection is timed for so long, and so many times at least."""
+"""How a checkpoint is run: the plain detector, the optimised copy as in `predict`, and that in bfloat16."""
+MIN_SECONDS, MIN_REPEATS = 2.0, 5
+"""Minimum duration of the timing, and minimum number of timed calls."""
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineResult:
-    """What one engine needs for a batch: from resized pixels in memory to detections."""
+    """Time and memory of one engine for a batch, from resized pixels in memory to detections."""
 
     name: str
     load_seconds: float
     seconds: float
-    """Median."""
+    """Median time of a batch in seconds."""
     quartiles: tuple[float, float]
-    """Of the seconds; the lower and the upper."""
+    """Lower and upper quartile of the time in seconds."""
     images_per_second: float
     peak_memory: int | None
-    """Bytes, at most, beyond those in use before it was loaded; the GPU's where there is one. None where not known."""
+    """Peak memory in bytes beyond that in use before loading, on the GPU if there is one; None if unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchmarkResult:
-    """What a model needs."""
+    """The result of `benchmark`."""
 
     device: str
     threads: int
@@ -60,9 +60,9 @@ class BenchmarkResult:
     """(height, width) of the images in pixels."""
     batch_size: int
     parameters: int | None
-    """None for an exported model."""
+    """Number of parameters; None for an exported model."""
     flops: int | None
-    """Of one image; a multiplication and an addition are two, though many papers count them as one."""
+    """FLOPs per image; a multiply-add counts as two, though many papers count it as one."""
     engines: tuple[EngineResult, ...]
 
 
@@ -73,13 +73,13 @@ def benchmark(
     batch_size: int = 1,
     trusted: bool = False,
 ) -> BenchmarkResult:
-    """Measure every engine in a process of its own, one after the other.
+    """Measure every engine, each in a separate process, one after the other.
 
     Args:
         models: Checkpoints of any layout and exported models; parameters and FLOPs are those of the first checkpoint.
-        size: (height, width) of the images in pixels; by default those of a 4:3 photo as the first model resizes it.
-        batch_size: Images in one forward pass.
-        trusted: Code in ``.pt2`` files may run.
+        size: (height, width) of the images in pixels; by default those of a 4:3 photo as resized for the first model.
+        batch_size: Images per forward pass.
+        trusted: Whether code in ``.pt2`` files may be executed.
 
     Raises:
         CheckpointError: A model cannot be read.
@@ -94,11 +94,11 @@ def benchmark(
     checkpoints = [path for path in paths if path.suffix not in EXPORTED]
     detector = load_detector(checkpoints[0]) if checkpoints else None
     size = size or photo_size((detector or load_exported(paths[0], trusted=trusted)).preprocessing)
-    parameters = None if detector is None else sum(each.numel() for each in detector.parameters())
+    parameters = None if detector is None else sum(parameter.numel() for parameter in detector.parameters())
     flops = None if detector is None else count_flops(detector, size)
     del detector
     results = []
-    for path, name in jobs:  # a new process each: no engine finds memory that another one left
+    for path, name in jobs:  # a new process each, so that no engine reuses the memory of another
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             results.append(pool.submit(measure, path, name, size, batch_size, trusted=trusted).result())
     return BenchmarkResult(
@@ -113,20 +113,20 @@ def benchmark(
 
 
 def engines_of(path: Path) -> tuple[str, ...]:
-    """Return what a file is run as."""
+    """Return the names of the engines that a file is run as."""
     return ("exported",) if path.suffix in EXPORTED else ENGINES
 
 
 def photo_size(preprocessing: Preprocessing) -> tuple[int, int]:
-    """Return the (height, width) to which a 4:3 photo is resized."""
+    """Return the (height, width) that a 4:3 photo is resized to."""
     short, long = preprocessing.short_side, preprocessing.long_side
     return (short, short * 4 // 3) if short * 4 // 3 <= long else (long * 3 // 4, long)
 
 
 def count_flops(detector: DetectionTransformer, size: tuple[int, int]) -> int:
-    """Return the floating-point operations of one image, of convolutions and matrix products: nearly all there are.
+    """Return the FLOPs of convolutions and matrix products per image, which are nearly all.
 
-    They follow from shapes alone, so nothing is computed.
+    They depend on shapes alone, so the model runs on the meta device.
     """
     shapes = copy.deepcopy(detector).eval().to("meta").requires_grad_(requires_grad=False)
     batch = ImageBatch(
@@ -134,7 +134,7 @@ def count_flops(detector: DetectionTransformer, size: tuple[int, int]) -> int:
         padding_mask=torch.zeros(1, *size, dtype=torch.bool, device="meta"),
         sizes=torch.zeros(1, 2, dtype=torch.int64, device="meta"),
     )
-    # Fused attention would not be counted.
+    # Fused attention is not counted.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         shapes(batch)
     return int(counter.get_total_flops())
@@ -143,7 +143,7 @@ def count_flops(detector: DetectionTransformer, size: tuple[int, int]) -> int:
 def measure(
     path: Path, name: str, size: tuple[int, int], batch_size: int, *, trusted: bool = False
 ) -> EngineResult:
-    """Load one engine and let it detect in random images until its time is known."""
+    """Load an engine and time detection in random images."""
     with suppress(ImportError):
         import_module({".onnx": "onnxruntime", ".xml": "openvino"}.get(path.suffix, "querybox.checkpoints"))
     before = reset_peak()
@@ -153,9 +153,9 @@ def measure(
     gc.collect()
     pixels = torch.randint(256, (3, *size), dtype=torch.uint8)
     batch = [Input(position=place, source="", size=size, pixels=pixels) for place in range(batch_size)]
-    detect(engine, batch, top_k=100)  # the first time prepares what later ones use
+    detect(engine, batch, top_k=100)  # warm-up
     samples: list[float] = []
-    while len(samples) < LEAST or sum(samples) < SECONDS:
+    while len(samples) < MIN_REPEATS or sum(samples) < MIN_SECONDS:
         start = time.perf_counter()
         detect(engine, batch, top_k=100)
         samples.append(time.perf_counter() - start)
@@ -171,7 +171,7 @@ def measure(
 
 
 def load(path: Path, name: str, *, trusted: bool) -> Engine:
-    """Return the engine, on the device that it runs on; nothing but the engine stays in memory."""
+    """Load an engine onto its device."""
     if name == "exported":
         return load_exported(path, trusted=trusted)
     detector = load_detector(path).to(accelerator())
@@ -181,25 +181,25 @@ def load(path: Path, name: str, *, trusted: bool) -> Engine:
 
 
 def reset_peak() -> int:
-    """Begin to watch memory; return the bytes in use."""
+    """Reset the peak of the memory in use, and return the bytes in use now."""
     gc.collect()
     if accelerator().type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
     if platform.system() == "Linux":
-        RESET.write_text("5")  # the peak begins anew
+        RESET.write_text("5")  # resets VmHWM
     return process_memory("VmRSS")
 
 
 def peak_memory(before: int) -> int | None:
-    """Return how many bytes more than `before` were in use at most; None where the system does not say."""
+    """Return the peak of the memory in use minus `before`, in bytes; None if the system does not report it."""
     if accelerator().type == "cuda":
         return torch.cuda.max_memory_allocated() - before
     return process_memory("VmHWM") - before if STATUS.exists() else None
 
 
 def process_memory(field: str) -> int:
-    """Return what Linux says of this process in bytes: VmRSS, what is in use, or VmHWM, its peak; 0 elsewhere."""
+    """Return VmRSS (memory in use) or VmHWM (its peak) of this process in bytes; 0 on systems other than Linux."""
     if not STATUS.exists():
         return 0
     (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:"))

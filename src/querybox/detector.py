@@ -1,4 +1,4 @@
-"""The detector and all that can be done with it: load, predict, trace, optimise, save."""
+"""The detector with its tools: load, save, predict, optimise, trace."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 
 def load(path: str | Path, *, trusted: bool = False) -> Detector | ExportedModel:
-    """Open any model: a detector's weights of any known layout, a run folder, a name on the Hub, or an exported model.
+    """Load a model: weights of any supported layout, a run folder, a name on the Hub, or an exported model.
 
-    Both kinds can `predict` and be evaluated; a `Detector` can be trained and changed as well.
+    Both a `Detector` and an exported model have `predict` and can be evaluated.
 
     Args:
-        path: What `Detector.load` reads, or a ``.onnx``, ``.xml`` (OpenVINO) or ``.pt2`` (PyTorch) file that
-            `querybox.export` wrote.
-        trusted: Needed for ``.pt2``, for PyTorch executes code that such a file may hold.
+        path: Anything that `Detector.load` reads, or a ``.onnx``, ``.xml`` (OpenVINO) or ``.pt2`` (PyTorch) file
+            written by `querybox.export`.
+        trusted: Required for ``.pt2``, because PyTorch executes code in such a file.
 
     Raises:
-        CheckpointError: The file is missing, corrupt, of another kind, or not trusted.
+        CheckpointError: The file is missing, corrupt, not a model, or not trusted.
         MissingExtraError: The package that runs an exported model is not installed.
     """
     from querybox.exporting import EXPORTED, load_exported
@@ -42,11 +42,11 @@ def load(path: str | Path, *, trusted: bool = False) -> Detector | ExportedModel
 
 
 class Detector(DetectionTransformer):
-    """A `DetectionTransformer` with its tools; the heavy ones are imported when they are first used."""
+    """A `DetectionTransformer` with methods to load, save, predict, optimise and trace."""
 
     @classmethod
     def of(cls, model: DetectionTransformer) -> Self:
-        """Give `model` these tools; both share their parts."""
+        """Wrap `model`; both share their submodules."""
         detector = cls(
             model.backbone,
             model.neck,
@@ -58,7 +58,7 @@ class Detector(DetectionTransformer):
             preprocessing=model.preprocessing,
             recipe=model.recipe,
         )
-        detector.training = model.training  # not `train`, which would switch the parts as well
+        detector.training = model.training  # not `train()`, which would change the submodules
         return detector
 
     @classmethod
@@ -70,13 +70,13 @@ class Detector(DetectionTransformer):
         categories: Sequence[Category] | None = None,
         **settings: Any,
     ) -> Detector:
-        """Build a named model with fresh weights, e.g. ``Detector.from_recipe("detr_r50", num_classes=80)``.
+        """Create a model with new weights, e.g. ``Detector.from_recipe("detr_r50", num_classes=80)``.
 
         Args:
             name: One of `querybox.models.RECIPES`.
-            num_classes: How many classes, where names do not matter.
-            categories: The classes, where they do.
-            settings: Settings of the recipe that shall differ, e.g. ``width=128``.
+            num_classes: Number of classes, whose names are then their labels.
+            categories: The classes.
+            settings: Settings of the recipe to change, e.g. ``width=128``.
 
         Raises:
             ConfigError: Unknown recipe or setting, or not exactly one of `num_classes` and `categories`.
@@ -85,34 +85,35 @@ class Detector(DetectionTransformer):
         from querybox.models import find
 
         if (num_classes is None) == (categories is None):
-            raise ConfigError(f"recipe '{name}': give either num_classes or categories")
+            raise ConfigError(f"recipe '{name}': pass either num_classes or categories")
         recipe = find(name).replace(**settings)
         numbered = [Category(id=label, name=str(label)) for label in range(num_classes or 0)]
         return cls.of(build(recipe, categories or numbered))
 
     @classmethod
     def load(cls, path: str | Path, *, dilation: bool | None = None, heads: int | None = None) -> Self:
-        """Read a detector: one that `save` wrote, or a public checkpoint of any layout that is known.
+        """Load a detector: one written by `save`, or a public checkpoint of any supported layout.
 
-        Nothing in it is executed. Known are the names of the authors' own code, of MMDetection 3.x (2.x for DETR) and
-        of Hugging Face (which has no DINO). The layout is recognised by the names of the tensors, the recipe is
-        inferred from their shapes. Class names come from the file, else they are COCO's where the class head has 91
-        or 80 rows beside "no object". Images are resized as the layout's own code does it. What had to be assumed is
-        logged.
+        No code in the file is executed. Supported are the layouts of the authors' code, of MMDetection 3.x (2.x for
+        DETR) and of Hugging Face (which has no DINO). The layout is recognised by the names of the tensors, and the
+        recipe is inferred from their shapes. Class names are read from the file; otherwise they are COCO's if the class
+        head has 91 or 80 rows besides no-object. Images are resized as in the layout's library. Assumptions are logged.
 
         Args:
-            path: A ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file, or the ``.index.json`` of one in shards; the
-                folder of a run, whose best detector is taken; a Hugging Face folder; or ``hf://owner/name``, with or
-                without ``@revision``, which is downloaded.
-            dilation: Whether the backbone's last stage is dilated (DC5), which no tensor shows. None: as the file says,
-                else not.
-            heads: Of attention, which no tensor shows. None: as the file says, else 8.
+            path: A ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file, or the ``.index.json`` of a sharded one; the
+                folder of a run, of which the best detector is loaded; a Hugging Face folder; or ``hf://owner/name``,
+                optionally with ``@revision``, which is downloaded.
+            dilation: Whether the backbone's last stage is dilated (DC5), which cannot be inferred from the tensors.
+                None for the value in the file, or else False.
+            heads: Number of attention heads, which cannot be inferred from the tensors. None for the value in the file,
+                or else 8.
 
         Returns:
-            The detector, weights in float32, on the CPU, in evaluation mode.
+            The detector in float32, on the CPU, in evaluation mode.
 
         Raises:
-            CheckpointError: The file is missing, corrupt, would need code to be executed, or is no such detector.
+            CheckpointError: The file is missing or corrupt, requires code to be executed, or is not a supported
+                detector.
             ConfigError: `dilation` or `heads` contradicts the file.
         """
         from querybox.checkpoints.read import load_detector
@@ -120,14 +121,14 @@ class Detector(DetectionTransformer):
         return cls.of(load_detector(path, dilation=dilation, heads=heads))
 
     def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
-        """Write weights, settings, classes and preprocessing to one safetensors file, atomically.
+        """Write weights, settings, classes and preprocessing to a safetensors file, atomically.
 
         Args:
             path: The file, usually ``*.safetensors``.
-            dtype: Floating type on disk; ``torch.float16`` halves the size.
+            dtype: Floating-point type on disk; ``torch.float16`` halves the size.
 
         Raises:
-            CheckpointError: The detector was composed by hand: there are no settings to rebuild it from.
+            CheckpointError: The detector was composed manually, so there are no settings to rebuild it from.
         """
         from querybox.checkpoints.blueprint import save
 
@@ -137,22 +138,23 @@ class Detector(DetectionTransformer):
         self,
         *,
         dtype: torch.dtype = torch.float32,
-        compile: bool = False,  # noqa: A002 - torch's word
+        compile: bool = False,  # noqa: A002 - PyTorch's name
     ) -> OptimizedDetector:
-        """Return a copy for inference that detects the same, about twice as fast on a CPU.
+        """Return a copy for inference with the same predictions, about twice as fast on a CPU.
 
-        Batch norms are folded into the convolutions, these fused with what comes after them, constants kept, and
-        only the last decoder layer answers. In float32 logits and boxes stay within 1e-4. `predict` and `evaluate`
-        make such a copy themselves; who predicts often keeps one. Later changes of this detector do not reach it.
+        Batch norms are folded into convolutions, which are fused with the following operations; constants are cached;
+        and only the last decoder layer makes predictions. In float32, logits and boxes differ by less than 1e-4.
+        `predict` and `evaluate` make such a copy themselves; keep one if you predict often. Later changes of this
+        detector do not affect it.
 
         Args:
-            dtype: What it computes in; ``torch.bfloat16`` is the faster one where the machine has it. The heads stay
-                in float32.
-            compile: Compile it with `torch.compile`, for all image sizes at once, when it is first called. This takes
+            dtype: Precision of the computations; ``torch.bfloat16`` is faster on machines that support it. The heads
+                stay in float32.
+            compile: Compile the copy with `torch.compile`, for all image sizes at once, on the first call. This takes
                 minutes and is meant for GPUs.
 
         Raises:
-            ConfigError: `dtype` is none of float32, bfloat16 and float16.
+            ConfigError: `dtype` is not float32, bfloat16 or float16.
         """
         from querybox.fast import optimize
 
@@ -173,16 +175,16 @@ class Detector(DetectionTransformer):
         )
 
     def trace(self, image: Source | ImageBatch, target: Target | None = None) -> Trace:
-        """Follow one image through the detector: what every stage made of it, and where each layer looked.
+        """Trace one image through the detector: the output of every stage, and the attention of every layer.
 
-        The mode (training or evaluation) is left as it was found; dropout and denoising are off.
+        The training mode is restored afterwards; dropout and denoising are off.
 
         Args:
-            image: A file, PIL image, array or tensor, as `predict` takes it; or a batch of one, which may be padded.
-            target: Its objects. With them the trace has the matching, its costs, and the losses, too.
+            image: A file, PIL image, array or tensor, as for `predict`; or a batch of one, which may be padded.
+            target: The objects of the image. With them the trace includes the matching, its costs, and the losses.
 
         Raises:
-            ConfigError: It is not one image, or the target has labels that the detector does not know.
+            ConfigError: `image` is not a single image, or the target has unknown labels.
             DataError: There is no such file.
             ImageError: The image cannot be read.
         """

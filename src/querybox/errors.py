@@ -1,17 +1,17 @@
-"""The library's exceptions: one tree, and every message says where, what it got, what it expected, the cure.
+"""The exceptions of the library. Messages state the location, what was found, what was expected, and the cure.
 
 ```text
 QueryboxError
 ├── ConfigError        a setting is unknown, malformed, or does not fit another one
 ├── DataError          a dataset cannot be used as it is
-│   └── ImageError     one image cannot be read
-├── CheckpointError    a weights or checkpoint file is missing, corrupt, or does not fit
-├── ExportError        an exported model does not answer as its detector does
-├── DiskFullError      a file cannot be written whole; the older one is as it was
-├── TrainingError      training cannot go on
-│   ├── NonFiniteError a loss, a cost or a gradient is NaN or infinite
-│   ├── ProcessError   one of several training processes ended, or does not answer
-│   └── WorkerError    a process that loads images ended
+│   └── ImageError     an image cannot be read
+├── CheckpointError    a weights or checkpoint file is missing, corrupt, or does not fit the model
+├── ExportError        an exported model predicts differently from its detector
+├── DiskFullError      there is no space to write a file
+├── TrainingError      training cannot continue
+│   ├── NonFiniteError a loss, a matching cost or a gradient is NaN or infinite
+│   ├── ProcessError   one of several training processes exited, or does not respond
+│   └── WorkerError    a process that loads images exited
 └── MissingExtraError  an optional package is not installed
 ```
 """
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 
 class QueryboxError(Exception):
-    """Base of every error that the library raises on purpose."""
+    """Base class of all exceptions that the library raises deliberately."""
 
 
 class ConfigError(QueryboxError, ValueError):
@@ -32,10 +32,10 @@ class DataError(QueryboxError, ValueError):
 
 
 class ImageError(DataError):
-    """One image is missing, not an image, or broken.
+    """An image is missing, corrupt, or not an image.
 
     Attributes:
-        kind: What is wrong, one of `querybox.data.findings.UNREADABLE`.
+        kind: The kind of problem, one of `querybox.data.findings.UNREADABLE`.
     """
 
     def __init__(self, message: str, kind: str = "broken_image") -> None:
@@ -48,28 +48,28 @@ class CheckpointError(QueryboxError, ValueError):
 
 
 class ExportError(QueryboxError, RuntimeError):
-    """An exported model does not answer as its detector does; its file was not kept."""
+    """An exported model predicts differently from its detector; its file was removed."""
 
 
 class DiskFullError(QueryboxError, OSError):
-    """There is no room to write a file; what it held before is intact."""
+    """There is no space to write a file; an existing file is unchanged."""
 
 
 class TrainingError(QueryboxError, RuntimeError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
 
 class NonFiniteError(TrainingError):
-    """A loss, a matching cost or a gradient is NaN or infinite; nothing was updated."""
+    """A loss, a matching cost or a gradient is NaN or infinite; the weights were not updated."""
 
 
 class ProcessError(TrainingError):
-    """One of several training processes ended, or does not answer; the run can be resumed."""
+    """One of several training processes exited, or does not respond; the run can be resumed."""
 
 
 class WorkerError(TrainingError):
-    """A process that loads images ended, mostly for want of memory; the run can be resumed."""
+    """A process that loads images exited, usually for lack of memory; the run can be resumed."""
 
 
 class MissingExtraError(QueryboxError, ImportError):
-    """An optional package is needed; the message names the extra that brings it."""
+    """An optional package is required; the message names the extra that installs it."""

@@ -1,4 +1,4 @@
-"""Files that a crash leaves as they were or as they shall be, never half written."""
+"""Atomic writing of files: after a crash a file is either the old or the new one, never a partial one."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 
 from querybox.errors import DiskFullError
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""What the system says where there is no room: on the disk, in a quota, or in a limit on the size of files."""
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Error numbers for lack of space: on the disk, in a quota, or by a limit on the file size."""
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically, in UTF-8.
+    """Write a UTF-8 text file atomically.
 
     Raises:
-        DiskFullError: There is no room for it.
+        DiskFullError: There is no space for it.
     """
     content = text.encode()
     with atomic(path, size=len(content)) as temporary:
@@ -29,32 +29,32 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def atomic(path: Path, *, size: int | None = None) -> Iterator[Path]:
-    """Yield a temporary path in the same folder that replaces `path`, durably, when the block succeeds.
+    """Context manager that yields a temporary path in the same folder, which durably replaces `path` on success.
 
     Args:
-        path: The file; as long as it is not replaced, it stays as it is.
-        size: Bytes that the new one takes, if known; for the message.
+        path: The file; it is unchanged until it is replaced.
+        size: Size of the new file in bytes if known, for the message.
 
     Raises:
-        DiskFullError: There is no room for it.
+        DiskFullError: There is no space for it.
     """
     try:
         with replacement(path) as temporary:
             yield temporary
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in NO_SPACE:
             raise
-        room = f"{shutil.disk_usage(path.parent).free / 1e6:.1f} MB are free"
+        free = f"{shutil.disk_usage(path.parent).free / 1e6:.1f} MB are free"
         needed = "" if size is None else f"{size / 1e6:.1f} MB are needed, "
         raise DiskFullError(
-            f"{path}: cannot be written ({os.strerror(error.errno)}): {needed}{room}; an older file of this name is "
-            "intact. Make room there, then do it again; a training goes on with --resume"
+            f"{path}: cannot be written ({os.strerror(error.errno)}): {needed}{free}; an existing file of this name is "
+            "unchanged. Free some space and try again; continue training with --resume"
         ) from error
 
 
 @contextmanager
 def replacement(path: Path) -> Iterator[Path]:
-    """Do what `atomic` does, whatever the error."""
+    """Implement `atomic`, without translating errors."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
@@ -74,7 +74,7 @@ def replacement(path: Path) -> Iterator[Path]:
 
 
 def flush(path: Path) -> None:
-    """Bring a file to the disk, and forget what the memory holds of it: who reads it next reads the disk."""
+    """Write a file to the disk and drop it from the page cache, so that the next read verifies the disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
         if hasattr(os, "posix_fadvise"):  # not on macOS and Windows
@@ -82,5 +82,5 @@ def flush(path: Path) -> None:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Return the files in a folder that a killed program was just writing with `atomic`."""
+    """Return the temporary files in a folder that were left by a process killed in `atomic`."""
     return sorted(folder.glob(".*.tmp"))

@@ -1,4 +1,4 @@
-"""Run files and overrides: YAML in, plain nested values out, ready for `Settings.parse`."""
+"""Read run files and overrides: YAML to nested values for `Settings.parse`."""
 
 from __future__ import annotations
 
@@ -14,48 +14,50 @@ from querybox.errors import ConfigError
 Values = dict[str, Any]
 
 PATHS = ("data.train", "data.val", "model.backbone_weights", "weights", "output")
-"""Settings that are paths; in a run file they are relative to it."""
+"""Settings that are paths, which are relative to the run file."""
 
 
-MOST_ALIASES = 20
-"""Of one file. A few levels of aliases to aliases make a small file mean more values than any memory holds."""
+MAX_ALIASES = 20
+"""Maximum number of aliases per file. Nested aliases can expand a small file beyond any memory."""
 
 
 class Loader(yaml.SafeLoader):
-    """YAML as version 1.2 has it: ``no`` is a word, ``1e-4`` a number, and a key stands only once.
+    """Loader for YAML 1.2: ``no`` is a string, ``1e-4`` a number, and duplicate keys are errors.
 
-    PyYAML follows version 1.1, where ``precision: no`` is False, ``lr: 1e-4`` a string and ``1:30`` ninety.
+    PyYAML implements version 1.1, in which ``precision: no`` is False, ``lr: 1e-4`` a string and ``1:30`` is 90.
     """
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - declared by PyYAML
     aliases = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Compose the next node, unless it is one alias too many."""
+        """Compose the next node; limit the number of aliases."""
         if self.check_event(yaml.AliasEvent):
             self.aliases += 1
-            if self.aliases > MOST_ALIASES:
+            if self.aliases > MAX_ALIASES:
                 mark = self.get_mark()
-                raise yaml.MarkedYAMLError(problem=f"more than {MOST_ALIASES} aliases", problem_mark=mark)
+                raise yaml.MarkedYAMLError(problem=f"more than {MAX_ALIASES} aliases", problem_mark=mark)
         return super().compose_node(parent, index)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """Build a value; PyYAML raises nearly anything where a tag such as ``!!int`` stands before what is none."""
+        """Construct a value; PyYAML raises various errors for a value that does not match a tag such as ``!!int``."""
         try:
             return super().construct_object(node, deep)
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise yaml.MarkedYAMLError(
-                problem=f"no value of the type {node.tag}", problem_mark=node.start_mark
+                problem=f"not a value of type {node.tag}", problem_mark=node.start_mark
             ) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Build a mapping; a key that stands twice is an error, where PyYAML keeps the last."""
+        """Construct a mapping; duplicate keys are errors, of which PyYAML keeps the last."""
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(problem="a key is no plain word", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(problem="a key is not a scalar", problem_mark=key.start_mark)
             if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"'{key.value}' stands twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f"duplicate key '{key.value}'", problem_mark=key.start_mark
+                )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -71,7 +73,7 @@ for kind, pattern, first in (
 
 
 def read_run_file(path: Path) -> Values:
-    """Read the settings of a YAML file. Relative paths in it start from the file's own folder.
+    """Read the settings in a YAML file. Relative paths are resolved against the folder of the file.
 
     Raises:
         ConfigError: The file cannot be read, is not YAML, or is not a mapping of settings.
@@ -89,26 +91,26 @@ def read_run_file(path: Path) -> Values:
         raise ConfigError(
             f"{path}: got a {type(values).__name__}; expected settings such as 'train: {{lr: 1e-4}}'"
         )
-    return anchored(values, path.parent)
+    return resolve_paths(values, path.parent)
 
 
-def anchored(values: Values, folder: Path, prefix: str = "") -> Values:
-    """Return `values` with the relative ones of `PATHS` put below `folder`."""
+def resolve_paths(values: Values, folder: Path, prefix: str = "") -> Values:
+    """Return `values` with the relative paths among them resolved against `folder`; see `PATHS`."""
     result: Values = {}
     for name, value in values.items():
         dotted = f"{prefix}{name}"
         if isinstance(value, dict):
-            value = anchored(value, folder, f"{dotted}.")
+            value = resolve_paths(value, folder, f"{dotted}.")
         elif (
             dotted in PATHS and isinstance(value, str) and value != "imagenet" and "://" not in value
-        ):  # by name
+        ):  # a name
             value = str(folder / value)
         result[name] = value
     return result
 
 
 def read_overrides(overrides: Iterable[str]) -> Values:
-    """Turn ``["train.lr=2e-4", ...]`` into ``{"train": {"lr": 2e-4}, ...}``; values are read as YAML.
+    """Convert ``["train.lr=2e-4", ...]`` to ``{"train": {"lr": 2e-4}, ...}``; values are parsed as YAML.
 
     Raises:
         ConfigError: An override has no ``=`` or no name, or its value is not YAML.
@@ -126,19 +128,23 @@ def read_overrides(overrides: Iterable[str]) -> Values:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Values:
-    """Return `base` with the values of `over` in place of its own, mapping by mapping."""
+    """Merge two nested mappings; the values of `over` take precedence."""
     merged = dict(base)
     for name, value in over.items():
-        below = merged.get(name)
-        merged[name] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+        old = merged.get(name)
+        merged[name] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Return the plain values that `text` says.
+    """Parse YAML.
+
+    Args:
+        text: The YAML document.
+        where: Its source, for messages.
 
     Raises:
-        ConfigError: `text` is not YAML, or holds a key twice; `where` is named in the message.
+        ConfigError: `text` is not valid YAML or has duplicate keys.
     """
     try:
         return yaml.load(text, Loader)  # noqa: S506 - Loader is a SafeLoader

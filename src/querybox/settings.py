@@ -1,4 +1,4 @@
-"""Strict settings: immutable values whose unknown keys are errors that name the nearest right one."""
+"""Strict, immutable settings. Unknown keys are errors that suggest the closest valid key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from querybox.errors import ConfigError
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, no unknown keys, defaults checked as values are."""
+    """Base class of settings: frozen, without unknown keys, with validated defaults."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
@@ -20,14 +20,14 @@ class Settings(BaseModel):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], where: str = "") -> Self:
-        """Build the settings from plain `values`, such as a YAML mapping.
+        """Create the settings from nested values, such as a YAML mapping.
 
         Args:
             values: Nested mapping of setting names to values.
-            where: What is being read, for the message: a file or ``"command line"``.
+            where: Source of the values for messages: a file or ``"command line"``.
 
         Raises:
-            ConfigError: A key is unknown or a value does not fit; the message lists every such key.
+            ConfigError: A key is unknown or a value is invalid; the message lists all of them.
         """
         try:
             return cls.model_validate(values)
@@ -37,12 +37,12 @@ class Settings(BaseModel):
             raise ConfigError((f"{where}: " if where else "") + "; ".join(problems)) from None
 
     def replace(self, **values: Any) -> Self:
-        """Return a copy with the top-level settings in `values` changed, checked like new ones.
+        """Return a copy in which the top-level settings `values` are replaced and validated.
 
-        Settings that nobody set remain unset.
+        Settings that were not set explicitly remain unset.
 
         Raises:
-            ConfigError: A key is unknown or a value does not fit.
+            ConfigError: A key is unknown or a value is invalid.
         """
         return self.parse({**self.model_dump(exclude_unset=True), **values})
 
@@ -57,15 +57,17 @@ class Settings(BaseModel):
 
 
 def describe(problem: Mapping[str, Any], known: list[str]) -> str:
-    """Say one pydantic error in one line: where, what it got, what it expected."""
+    """Return a pydantic error in one line: location, value, expectation."""
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         section, _, leaf = key.rpartition(".")
-        beside = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
-        near = [beside[name] for name in difflib.get_close_matches(leaf, beside, n=1, cutoff=0.6)]
-        near = near or [name for name in known if name.endswith(f".{leaf}")]  # right name, wrong section
+        siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
+        close = [siblings[name] for name in difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.6)]
+        close = close or [name for name in known if name.endswith(f".{leaf}")]  # right name, wrong section
         hint = (
-            f"Did you mean '{near[0]}'?" if near else f"Known settings there: {', '.join(beside.values())}."
+            f"Did you mean '{close[0]}'?"
+            if close
+            else f"Known settings there: {', '.join(siblings.values())}."
         )
         return f"unknown setting '{key}'. {hint}"
     if problem["type"] == "missing":

@@ -144,7 +144,7 @@ def test_faulty_boxes_are_dropped_or_cut(tmp_path: Path) -> None:
         ("names: [", "expected YAML with 'names'"),
         ("train: x", "names: Field required"),
         ("- a", "expected YAML with 'names'"),
-        ("names: [a]\nnames: [b]", "stands twice"),
+        ("names: [a]\nnames: [b]", "duplicate key"),
         ("names: [a]", "lists no images"),
         ("names: [a]\ntrain: nowhere", "'nowhere' does not exist"),
         ("names: " + "[" * 5000, "expected YAML"),

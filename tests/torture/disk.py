@@ -37,7 +37,7 @@ def fill_up(folder: Path, times: int, *, mounted: bool) -> str:
         require(code in (0, 2), f"a full disk ended the run with {code}: {words}")
         if code:
             require(words.startswith(f"DiskFullError: {settings.output}"), f"the error says {words}")
-            require("Make room" in words and "is intact" in words, f"the error says {words}")
+            require("Free some space" in words and "is unchanged" in words, f"the error says {words}")
             failed += 1
         checkpoint = Path(settings.output) / "checkpoint.safetensors"
         if checkpoint.exists():

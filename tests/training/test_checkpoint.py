@@ -168,7 +168,7 @@ def test_a_full_disk_leaves_the_older_file_and_says_what_is_needed(
 
     monkeypatch.setattr("querybox.checkpoints.files.save_file", half_written)
     with pytest.raises(
-        DiskFullError, match=r"checkpoint\.safetensors: .* MB are needed, .* is intact\. Make room"
+        DiskFullError, match=r"checkpoint\.safetensors: .* MB are needed, .* is unchanged\. Free some space"
     ):
         state(*trained_model(), Progress()).write(path)
     assert path.read_bytes() == before
