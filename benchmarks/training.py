@@ -17,7 +17,7 @@ from benchmarks.processes import in_separate_processes
 from benchmarks.setup import EXAMPLE, Setup, detector, images, pixels, targets
 from querybox.data import Batch, read_dataset, train_loader
 from querybox.detector import Detector
-from querybox.fast.memory import freed_memory_kept
+from querybox.fast.memory import retain_freed_memory
 from querybox.losses.criterion import Criterion
 from querybox.structures import ImageBatch
 from querybox.training.interrupt import StopRequest
@@ -43,8 +43,8 @@ def row(setup: Setup) -> Row:
         name="training",
         title=f"Training step, {BATCH} images of {SIZE[0]}x{SIZE[1]} with {OBJECTS} objects",
         sides=[
-            Side(name=FULL, build=partial(ours, setup, "no"), within=freed_memory_kept),
-            Side(name=BEST, build=partial(ours, setup, "bf16"), tolerance=0.05, within=freed_memory_kept),
+            Side(name=FULL, build=partial(ours, setup, "no"), within=retain_freed_memory),
+            Side(name=BEST, build=partial(ours, setup, "bf16"), tolerance=0.05, within=retain_freed_memory),
             Side(name=peers.FACEBOOK, build=partial(facebook, setup), tolerance=1e-3),
             Side(name=peers.TRANSFORMERS, build=partial(transformers, setup), tolerance=1e-3),
             Side(

@@ -18,7 +18,7 @@ from benchmarks.small import SIZES, Kind, transformers_small
 from benchmarks.training import BEST, FULL, groups, relative, step, update
 from querybox.data import Batch
 from querybox.detector import Detector
-from querybox.fast.memory import freed_memory_kept
+from querybox.fast.memory import retain_freed_memory
 from querybox.losses.classification import FocalLoss
 from querybox.losses.criterion import Criterion
 from querybox.losses.matcher import HungarianMatcher
@@ -44,12 +44,12 @@ def rows(setup: Setup) -> Iterator[Row]:
             name=f"training-small-{kind.replace('_', '-')}",
             title=f"Training step of a small {title}, {BATCH} images of {SIZE[0]}x{SIZE[1]} with {OBJECTS} objects",
             sides=[
-                Side(name=FULL, build=partial(ours, setup, kind, "no"), within=freed_memory_kept),
+                Side(name=FULL, build=partial(ours, setup, kind, "no"), within=retain_freed_memory),
                 Side(
                     name=BEST,
                     build=partial(ours, setup, kind, "bf16"),
                     tolerance=0.05,
-                    within=freed_memory_kept,
+                    within=retain_freed_memory,
                 ),
                 Side(name=TRANSFORMERS, build=partial(transformers, setup, kind, frozen), tolerance=1e-3),
                 Side(name=WHOLE, build=partial(transformers, setup, kind, 0), tolerance=1e-3),

@@ -72,5 +72,5 @@ class WatchedDisplay(Display):
         """Show the update, and evaluate if a mark has been reached."""
         super().step(progress, losses, lr)
         self.trainer.started += self.watch.evaluate_if_due(
-            progress.seconds, progress.step, self.trainer.current
+            progress.seconds, progress.step, self.trainer.current_detector
         )

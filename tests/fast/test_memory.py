@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from querybox.fast.memory import freed_memory_kept
+from querybox.fast.memory import retain_freed_memory
 
 STATUS = Path("/proc/self/status")
 
@@ -26,7 +26,7 @@ def resident_mebibytes() -> int:
 
 @pytest.mark.skipif(not STATUS.exists(), reason="counts as Linux does")
 def test_what_is_freed_is_used_again_and_given_back_in_the_end() -> None:
-    with freed_memory_kept():
+    with retain_freed_memory():
         page_faults_of(
             30
         )  # the heap has to grow first, once more if a small thing has taken a large one's place
@@ -38,5 +38,5 @@ def test_what_is_freed_is_used_again_and_given_back_in_the_end() -> None:
 
 def test_without_glibc_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctypes.CDLL", lambda _: object())
-    with freed_memory_kept():
+    with retain_freed_memory():
         assert torch.ones(3).sum() == 3

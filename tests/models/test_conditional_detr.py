@@ -36,7 +36,7 @@ from querybox.inspect.attention import AttentionMaps
 from querybox.models.conditional_detr import ConditionalDETR
 from querybox.models.layouts.conditional import ATTEN4VIS, HUGGINGFACE_CONDITIONAL, MMDET3_CONDITIONAL
 from querybox.models.layouts.layout import Layout
-from querybox.training.finetune import start_from
+from querybox.training.finetune import initialize_from
 
 Names = Iterator[tuple[str, list[int]]]
 D, FEEDFORWARD, LAYERS, QUERIES = 256, 2048, 6, 300
@@ -252,7 +252,7 @@ def test_fine_tuning_keeps_classes_by_name_and_queries() -> None:
     source = make(categories=[Category(id=n, name=name) for n, name in enumerate(("cat", "dog", "emu"))])
     tuned = make(categories=[Category(id=1, name="emu"), Category(id=2, name="owl")], queries=8)
     new_row = tuned.decoder.class_head.weight[1].clone()  # type: ignore[union-attr, index]
-    start_from(tuned, source, "source")
+    initialize_from(tuned, source, "source")
     state, given = tuned.state_dict(), source.state_dict()
     head = "decoder.class_head.weight"
     assert torch.equal(state[head][0], given[head][2])

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from random import Random
 
-from querybox.training.checkpoint import Checkpoint
+from querybox.training.checkpoint import RunCheckpoint
 from torture.case import Case, require
 from torture.crashes import go_on, reference
 from torture.runs import Plan, end_of, last_words, settings_of, start
@@ -41,7 +41,7 @@ def fill_up(folder: Path, times: int, *, mounted: bool) -> str:
             failed += 1
         checkpoint = Path(settings.output) / "checkpoint.safetensors"
         if checkpoint.exists():
-            Checkpoint.read(checkpoint)
+            RunCheckpoint.read(checkpoint)
         (disk / "filler").unlink(missing_ok=True)
         go_on(settings, expected, f"full before operation {place}")
     require(failed > 0, "no run met the full disk")

@@ -18,7 +18,7 @@ from querybox.checkpoints.files import read_checkpoint_file
 from querybox.cli import main
 from querybox.errors import CheckpointError
 from querybox.modules.backbone import Backbone
-from querybox.training.checkpoint import Checkpoint
+from querybox.training.checkpoint import RunCheckpoint
 from torture.samples import write_coco
 from torture.watch import SECRET, Attempt, fresh
 
@@ -44,7 +44,7 @@ def train(setting: str, inside: Path) -> None:
 def resume(file: Path) -> None:
     """Go on from the checkpoint of a run."""
     model = nn.Linear(1, 1)
-    Checkpoint.read(file).restore(model, torch.optim.AdamW(model.parameters()), average=None)
+    RunCheckpoint.read(file).restore(model, torch.optim.AdamW(model.parameters()), average=None)
 
 
 def entrances(file: Path) -> dict[str, Callable[[], object]]:

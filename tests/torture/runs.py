@@ -33,7 +33,7 @@ from querybox.errors import QueryboxError
 from querybox.evaluation.evaluate import detect_records, measure
 from querybox.files import leftovers
 from querybox.training import RunSettings, loop, processes, train
-from querybox.training.checkpoint import Checkpoint
+from querybox.training.checkpoint import RunCheckpoint
 from torture.case import require
 from torture.data_sets import MODEL
 
@@ -126,7 +126,7 @@ def run(values: dict[str, Any], plan: Plan, resume: bool) -> None:
     sys.stderr = log_of(settings, plan.environment.get("RANK", "0")).open("a", buffering=1)
     multiprocessing.set_start_method(plan.start_method, force=True)
     torch.set_num_threads(1)
-    loop.SAVE_SECONDS = 0.0  # a checkpoint an epoch
+    loop.MIN_CHECKPOINT_SECONDS = 0.0  # a checkpoint an epoch
     carry_out(plan, settings.output)
     try:
         train(settings, resume=resume)
@@ -263,7 +263,7 @@ def last_words(settings: RunSettings, rank: str = "0") -> str:
 def result_of(settings: RunSettings) -> dict[str, Any]:
     """Return all that a run has come to, less what the clock tells."""
     folder = Path(settings.output)
-    checkpoint = Checkpoint.read(folder / "checkpoint.safetensors")
+    checkpoint = RunCheckpoint.read(folder / "checkpoint.safetensors")
     progress = checkpoint.progress
     with (folder / "metrics.csv").open(newline="") as file:
         metrics = [without_clock(row) for row in csv.DictReader(file)]

@@ -23,7 +23,7 @@ from querybox.models.layouts.facebook import FACEBOOK
 from querybox.models.layouts.huggingface import HUGGINGFACE
 from querybox.models.layouts.idea import IDEA
 from querybox.structures import Category, Preprocessing
-from querybox.training.checkpoint import Checkpoint, Progress
+from querybox.training.checkpoint import Progress, RunCheckpoint
 
 TINY: dict[str, Any] = {
     "backbone": "resnet18.tv_in1k",
@@ -156,7 +156,7 @@ def write_run(folder: Path) -> dict[str, str]:
     model, optimizer = small_run()
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    state = Checkpoint.of(Progress(step=3), model, optimizer, average=model, scaler=None, settings={})
+    state = RunCheckpoint.of(Progress(step=3), model, optimizer, average=model, scaler=None, settings={})
     state.write(folder / "model.safetensors")
     _, card = native.read(folder / "model.safetensors", mark="querybox-run-1")
     (folder / "card.json").write_text(json.dumps(card))
@@ -166,7 +166,7 @@ def write_run(folder: Path) -> dict[str, str]:
 def read_run(folder: Path, spoiled: Path) -> None:
     """Resume a run."""
     model, optimizer = small_run()
-    checkpoint = Checkpoint.read(sealed(folder, spoiled, mark="querybox-run-1"))
+    checkpoint = RunCheckpoint.read(sealed(folder, spoiled, mark="querybox-run-1"))
     checkpoint.restore(model, optimizer, average=model)
 
 

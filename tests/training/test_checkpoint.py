@@ -13,7 +13,7 @@ from torch import nn
 
 from querybox.errors import CheckpointError, DiskFullError
 from querybox.files import flush
-from querybox.training.checkpoint import Checkpoint, Progress
+from querybox.training.checkpoint import Progress, RunCheckpoint
 
 
 def trained_model() -> tuple[nn.Module, torch.optim.AdamW]:
@@ -49,8 +49,10 @@ PROGRESS = Progress(
 SETTINGS = {"recipe": "detr_r50", "train.lr": 1e-4, "train.freeze": ["backbone"]}
 
 
-def state(model: nn.Module, optimizer: torch.optim.AdamW, progress: Progress) -> Checkpoint:
-    return Checkpoint.of(progress, model, optimizer, average=model, scaler={"scale": 2.0}, settings=SETTINGS)
+def state(model: nn.Module, optimizer: torch.optim.AdamW, progress: Progress) -> RunCheckpoint:
+    return RunCheckpoint.of(
+        progress, model, optimizer, average=model, scaler={"scale": 2.0}, settings=SETTINGS
+    )
 
 
 @pytest.fixture
@@ -65,7 +67,7 @@ def test_everything_comes_back_and_the_next_update_is_the_same(path: Path) -> No
     model, optimizer = trained_model()
     other, other_optimizer = new_model()
     average = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
-    checkpoint = Checkpoint.read(path)
+    checkpoint = RunCheckpoint.read(path)
     checkpoint.restore(other, other_optimizer, average=average)
     assert checkpoint.progress == PROGRESS
     assert checkpoint.scaler == {"scale": 2.0}
@@ -93,7 +95,7 @@ def test_the_order_of_memory_does_not_matter(tmp_path: Path) -> None:
     update(models[0], optimizers[0])
     path = tmp_path / "c.safetensors"
     state(models[0], optimizers[0], Progress()).write(path)
-    Checkpoint.read(path).restore(models[1], optimizers[1], average=None)
+    RunCheckpoint.read(path).restore(models[1], optimizers[1], average=None)
     for model, optimizer in zip(models, optimizers, strict=True):
         update(model, optimizer)
     torch.testing.assert_close(models[1].state_dict(), models[0].state_dict(), rtol=0, atol=0)
@@ -101,14 +103,14 @@ def test_the_order_of_memory_does_not_matter(tmp_path: Path) -> None:
 
 def test_a_run_that_made_no_update_yet_can_be_saved(tmp_path: Path) -> None:
     state(*new_model(), Progress()).write(tmp_path / "c.safetensors")
-    checkpoint = Checkpoint.read(tmp_path / "c.safetensors")
+    checkpoint = RunCheckpoint.read(tmp_path / "c.safetensors")
     checkpoint.restore(*new_model(), average=None)
     assert checkpoint.progress == Progress()
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"c\.safetensors: no such weights file"):
-        Checkpoint.read(tmp_path / "c.safetensors")
+        RunCheckpoint.read(tmp_path / "c.safetensors")
 
 
 def test_a_file_truncated_anywhere_is_corrupt(path: Path) -> None:
@@ -116,19 +118,19 @@ def test_a_file_truncated_anywhere_is_corrupt(path: Path) -> None:
     for length in range(0, len(whole), 7):
         path.write_bytes(whole[:length])
         with pytest.raises(CheckpointError, match="corrupt"):
-            Checkpoint.read(path)
+            RunCheckpoint.read(path)
 
 
 def test_a_flipped_bit_is_found_or_of_no_account(path: Path) -> None:
     """Of no account: spaces that fill the header up, and escapes in JSON."""
     whole, found = path.read_bytes(), 0
-    expected = Checkpoint.read(path)
+    expected = RunCheckpoint.read(path)
     for place in random.Random(0).sample(range(8 * len(whole)), 400):
         damaged = bytearray(whole)
         damaged[place // 8] ^= 1 << place % 8
         path.write_bytes(damaged)
         try:
-            read = Checkpoint.read(path)
+            read = RunCheckpoint.read(path)
         except CheckpointError as error:
             assert "corrupt" in str(error)  # noqa: PT017 - not each of them is an error
             found += 1
@@ -145,13 +147,13 @@ def test_a_flipped_bit_is_found_or_of_no_account(path: Path) -> None:
 def test_another_file_is_told_from_a_checkpoint(tmp_path: Path) -> None:
     save_file({"x": torch.ones(1)}, tmp_path / "c.safetensors")
     with pytest.raises(CheckpointError, match="expected a run's checkpoint"):
-        Checkpoint.read(tmp_path / "c.safetensors")
+        RunCheckpoint.read(tmp_path / "c.safetensors")
 
 
 def test_another_model_is_told_and_left_as_it_was(path: Path) -> None:
     model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2))
     with pytest.raises(CheckpointError, match="does not fit this run's model"):
-        Checkpoint.read(path).restore(model, torch.optim.AdamW(model.parameters()), average=None)
+        RunCheckpoint.read(path).restore(model, torch.optim.AdamW(model.parameters()), average=None)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])

@@ -180,7 +180,7 @@ def test_losses_and_gradient(recipe: str, precision: str, run_settings: MakeSett
 def test_resumed_runs(precision: str, run_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that was interrupted has the very weights of one that was not."""
     whole = train(run_settings("whole", epochs=3, precision=precision, ema=0.9)).run_dir
-    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "MIN_CHECKPOINT_SECONDS", 0.0)
     settings = run_settings("parts", epochs=3, precision=precision, ema=0.9)
     end_epoch, ends = Trainer.end_epoch, []
 

@@ -24,7 +24,7 @@ from querybox.models.layouts.facebook import FACEBOOK
 from querybox.models.layouts.layout import Layout
 from querybox.models.layouts.mmdet3 import MMDET3
 from querybox.runfile import read_run_file
-from querybox.training.finetune import match_classes, start_from
+from querybox.training.finetune import initialize_from, match_classes
 from querybox.training.start import build_detector, resolve
 
 COCO_SAMPLE = Path(__file__).parent.parent / "data" / "coco_sample"
@@ -118,11 +118,11 @@ def test_classes_are_matched_by_name_and_told(tmp_path: Path, caplog: pytest.Log
     source.save(tmp_path / "cells.safetensors")
     tuned = begin(CELLS, tmp_path / "cells.safetensors", tmp_path / "run")
     assert_same_answers(tuned, source, next((CELLS / "images").glob("*.jpg")))
-    assert "2 of 3 classes are known: " in caplog.text
-    assert "does not know WBC; these classes start from random weights" in caplog.text
+    assert "2 of 3 classes are kept: " in caplog.text
+    assert "lacks WBC; these classes start from random weights" in caplog.text
     caplog.clear()
     begin(CELLS, file, tmp_path / "run")  # which has no names
-    assert "0 of 3 classes are known: none" in caplog.text
+    assert "0 of 3 classes are kept: none" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_queries_are_kept_as_far_as_they_go(queries: int) -> None:
     source = pretrained(categories=PETS, **TINY)
     tuned = pretrained(categories=PETS, **{**TINY, "queries": queries})
     fresh = tuned.queries.position.detach().clone()  # type: ignore[operator]
-    start_from(tuned, source, "file")
+    initialize_from(tuned, source, "file")
     both = min(queries, 10)
     assert_close(tuned.queries.position[:both], source.queries.position[:both])  # type: ignore[index]
     assert_close(tuned.queries.position[both:], fresh[both:])  # type: ignore[index]
@@ -172,7 +172,7 @@ def test_relatives_keep_classes_by_name(recipe: str) -> None:
     tuned = pretrained(
         recipe, categories=[Category(id=label, name=name) for label, name in enumerate(names)], **TINY
     )
-    start_from(tuned, source, "file")
+    initialize_from(tuned, source, "file")
     batch = ImageBatch.from_images([torch.randint(256, (3, 64, 96), dtype=torch.uint8)])
     kept = match_classes(tuned.categories, source.categories)
     with torch.inference_mode():
@@ -191,7 +191,7 @@ def test_a_relative_of_which_no_class_is_known() -> None:
     source = pretrained("dino_r50", categories=PETS, **TINY)
     tuned = pretrained("dino_r50", categories=[Category(id=0, name="bee")], **{**TINY, "queries": 12})
     fresh = {name: tensor.clone() for name, tensor in tuned.state_dict().items()}
-    start_from(tuned, source, "file")
+    initialize_from(tuned, source, "file")
     for name in (
         "decoder.class_heads.0.weight",
         "queries.proposals.class_head.bias",

@@ -43,7 +43,7 @@ def test_a_launcher_may_say_it_again_at_once() -> None:
 
 
 def test_a_later_signal_acts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interrupt, "SAME_SECONDS", -1.0)
+    monkeypatch.setattr(interrupt, "DUPLICATE_SECONDS", -1.0)
     with StopRequest():
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):

@@ -41,7 +41,7 @@ def test_a_frozen_part_is_not_trained_and_the_rest_is(detector: Detector) -> Non
 def test_freezing_what_is_not_there_names_the_nearest(detector: Detector) -> None:
     with pytest.raises(ConfigError, match=r"'encoder.layer.0'.*Did you mean 'encoder.layers.0'"):
         freeze(detector, ["encoder.layer.0"])
-    with pytest.raises(ConfigError, match="Its parts: backbone, neck"):
+    with pytest.raises(ConfigError, match="Its modules: backbone, neck"):
         freeze(detector, ["xyz"])
 
 

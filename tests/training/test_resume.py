@@ -31,7 +31,7 @@ from querybox.inference.detections import Detections
 from querybox.runfile import read_run_file
 from querybox.training import RunSettings, loop, train
 from querybox.training.loop import Trainer
-from querybox.training.processes import named_deaths, start_processes
+from querybox.training.processes import start_processes, translate_process_errors
 
 MakeSettings = Callable[..., RunSettings]
 
@@ -74,7 +74,7 @@ def crash_in(monkeypatch: pytest.MonkeyPatch, place: type, name: str, call: int)
 
 @pytest.fixture
 def checkpoint_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "MIN_CHECKPOINT_SECONDS", 0.0)
 
 
 @pytest.mark.usefixtures("checkpoint_each_epoch")
@@ -98,7 +98,7 @@ def test_a_crash_right_after_a_checkpoint_or_right_before(
 def test_long_epochs_have_checkpoints_within(
     run_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "LONG_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "MAX_CHECKPOINT_SECONDS", 0.0)
     whole = train(run_settings("whole", epochs=1, batch_size=2)).run_dir
     settings = run_settings("parts", epochs=1, batch_size=2)
     with monkeypatch.context() as patch:
@@ -152,7 +152,7 @@ def test_a_schedule_that_ends_with_the_time_goes_on_where_it_was(
     whole = train(run_settings("whole", **made)).run_dir
     settings = run_settings("parts", **made)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "LONG_SECONDS", 5.0)
+        patch.setattr(loop, "MAX_CHECKPOINT_SECONDS", 5.0)
         crash_in(patch, Trainer, "update", 4)
         with pytest.raises(Crash):
             train(settings)
@@ -203,7 +203,7 @@ def test_settings_are_those_of_the_checkpoint_whatever_the_run_file_says(run_set
     assert "  lr: 0.001\n" in text
     (folder / "run.yaml").write_text(text.replace("  lr: 0.001\n", "  lr: 0.005\n"))
     changed = RunSettings.parse(read_run_file(folder / "run.yaml"))
-    with pytest.raises(ConfigError, match=r"cannot change 'train\.lr' from 0\.001 to 0\.005; set them back"):
+    with pytest.raises(ConfigError, match=r"cannot change 'train\.lr' from 0\.001 to 0\.005; restore them"):
         train(changed, resume=True)
 
 
@@ -303,17 +303,17 @@ def test_a_full_disk_is_told_although_it_cannot_be_recorded(
     ],
 )
 def test_deaths_have_names(said: str, error: type[QueryboxError]) -> None:
-    with pytest.raises(error, match="go on with --resume"), named_deaths():
+    with pytest.raises(error, match="continue with --resume"), translate_process_errors():
         raise RuntimeError(said)
 
 
 def test_what_is_no_death_stays_what_it_is() -> None:
-    with pytest.raises(RuntimeError, match="shapes do not fit"), named_deaths():
+    with pytest.raises(RuntimeError, match="shapes do not fit"), translate_process_errors():
         raise RuntimeError("shapes do not fit")
-    with pytest.raises(ConfigError, match="NCCL"), named_deaths():
+    with pytest.raises(ConfigError, match="NCCL"), translate_process_errors():
         raise ConfigError("NCCL is no setting")
 
 
 def test_lost_connections_have_a_name() -> None:
-    with pytest.raises(ProcessError), named_deaths():
+    with pytest.raises(ProcessError), translate_process_errors():
         raise torch.distributed.DistNetworkError("the client socket has timed out")

@@ -67,7 +67,7 @@ def waits_of_a_step(settings: RunSettings, folder: Path) -> dict[str, int]:
         settings.replace(output=str(folder)),
         accelerator=accelerator,
     )
-    parts = next(trainer.rest_of_epoch())
+    parts = next(trainer.remaining_batches())
     with Waits() as waits:
         trainer.update(parts, StopRequest())
     return {name: count for name, count in waits.calls.items() if count}

@@ -1,4 +1,4 @@
-"""Memory that tensors give back stays with the process: the next step asks for as much again."""
+"""Keep freed memory in the process during training, because every step allocates about the same amount again."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ MIB = 2**20
 
 
 @contextmanager
-def freed_memory_kept() -> Iterator[None]:
-    """Have malloc keep what is freed while the context lasts; then the system gets it back.
+def retain_freed_memory() -> Iterator[None]:
+    """Context manager in which malloc retains freed memory; on exit it is returned to the system.
 
-    glibc returns a large block at once when it is freed, and the system clears and maps the next one page by page,
-    which is up to a third of a training step's time on a CPU. Where the C library is another, nothing happens.
+    glibc returns large blocks to the system as soon as they are freed, and the system clears and maps the next one page
+    by page, which takes up to a third of a training step on a CPU. With another C library this does nothing.
     """
-    mallopt = of_the_c_library("mallopt")
+    mallopt = libc_function("mallopt")
     if mallopt is None:
         yield
         return
@@ -29,7 +29,7 @@ def freed_memory_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        # What glibc's own adaptation comes to once large blocks have been freed; setting anything turns it off.
+        # The values that glibc's dynamic adjustment reaches, which setting any of them turns off.
         mallopt(M_MMAP_MAX, 65536)
         mallopt(M_MMAP_THRESHOLD, 32 * MIB)
         mallopt(M_TRIM_THRESHOLD, 64 * MIB)
@@ -38,11 +38,11 @@ def freed_memory_kept() -> Iterator[None]:
 
 
 def release_freed_memory() -> None:
-    """Return to the system what has been kept and is not in use: images of many sizes leave gaps that nothing fits."""
-    if trim := of_the_c_library("malloc_trim"):
+    """Return unused memory to the system: images of different sizes leave gaps that are never reused."""
+    if trim := libc_function("malloc_trim"):
         trim(0)
 
 
-def of_the_c_library(name: str) -> Callable[..., int] | None:
-    """Return one of glibc's functions; None where the C library has none of that name."""
+def libc_function(name: str) -> Callable[..., int] | None:
+    """Return a function of the C library; None if it has no function of this name."""
     return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

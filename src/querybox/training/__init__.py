@@ -1,4 +1,4 @@
-"""Training: settings in, a trained detector and everything about how it came about out."""
+"""Training of detectors."""
 
 from querybox.training.run import TrainResult, train
 from querybox.training.settings import RunSettings, TrainSettings

@@ -1,7 +1,7 @@
-"""All that a run needs to go on, in one file, so that no crash can leave halves that do not fit together.
+"""The checkpoint of a run: everything needed to resume it, in a single file, so that it is always consistent.
 
-It is written first; ``last.safetensors``, ``best.safetensors`` and ``metrics.csv`` follow from it, and a run that is
-resumed writes them anew.
+It is written before ``last.safetensors``, ``best.safetensors`` and ``metrics.csv``, which a resumed run rewrites from
+it.
 """
 
 from __future__ import annotations
@@ -23,40 +23,40 @@ FORMAT = "querybox-run-1"
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class Progress:
-    """How far a run has come."""
+    """The progress of a run."""
 
     step: int = 0
-    """Updates made."""
+    """Number of updates made."""
     epoch: int = 0
-    """Epochs finished."""
+    """Number of completed epochs."""
     epoch_steps: int = 0
-    """Updates made in the epoch that is not finished."""
+    """Number of updates made in the current epoch."""
     lr: float = 0.0
     """Learning rate of the last update."""
     epoch_sums: dict[str, float] = dataclasses.field(default_factory=dict)
-    """What those updates add to the epoch's row of metrics."""
+    """Sums over these updates, for the epoch's row of metrics."""
     seconds: float = 0.0
-    """Time spent, over all the times the run was resumed."""
+    """Duration of the run in seconds, including the parts before resuming."""
     best: float | None = None
     """AP of the best evaluation so far."""
     best_step: int | None = None
-    """Updates that had been made then."""
+    """Number of updates before that evaluation."""
     evaluations_since_best: int = 0
     rows: list[dict[str, str]] = dataclasses.field(default_factory=list)
-    """Those of ``metrics.csv``, one an epoch."""
+    """Rows of ``metrics.csv``, one per epoch."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
+class RunCheckpoint:
     """The state of a run."""
 
     progress: Progress
     tensors: dict[str, Tensor]
-    """Of the model, its moving average and its optimizer, on the CPU."""
+    """Tensors of the model, its moving average and its optimizer, on the CPU."""
     scaler: dict[str, Any] | None
-    """State of the gradient scaler, if there is one; plain numbers."""
+    """State of the gradient scaler, if any."""
     settings: dict[str, Any]
-    """Those of the run, as plain values by dotted name."""
+    """Settings of the run by dotted name."""
 
     @classmethod
     def of(
@@ -69,14 +69,14 @@ class Checkpoint:
         scaler: dict[str, Any] | None,
         settings: dict[str, Any],
     ) -> Self:
-        """Copy the state of a run: the trained `model`, its `optimizer`, its moving `average` if one is kept."""
+        """Copy the state of a run: the trained `model`, its `optimizer`, and its moving `average`, if any."""
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         if average is not None:
             tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
         for name, parameter in model.named_parameters():
             for key, tensor in optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{name}:{key}"] = tensor
-        # Clones: safetensors refuses tensors that share memory, as views of one buffer do, or are in another order.
+        # Clones, because safetensors rejects tensors that share memory or are not contiguous.
         tensors = {
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in tensors.items()
@@ -84,11 +84,11 @@ class Checkpoint:
         return cls(progress=progress, tensors=tensors, scaler=scaler, settings=settings)
 
     def write(self, path: Path) -> None:
-        """Write it to a file, atomically.
+        """Write the checkpoint to a file, atomically.
 
         Raises:
-            DiskFullError: There is no room for it.
-            CheckpointError: What was read back is not what was written.
+            DiskFullError: There is no space for it.
+            CheckpointError: Reading the file back gave different content.
         """
         card = {
             "progress": dataclasses.asdict(self.progress),
@@ -99,10 +99,10 @@ class Checkpoint:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read what `write` wrote.
+        """Read a checkpoint written by `write`.
 
         Raises:
-            CheckpointError: The file is missing, corrupt, or something else.
+            CheckpointError: The file is missing, corrupt, or not a checkpoint of a run.
         """
         tensors, card = native.read(path, mark=FORMAT, kind="a run's checkpoint")
         plain = TypeAdapter(dict[str, Any])
@@ -111,17 +111,17 @@ class Checkpoint:
                 progress=TypeAdapter(Progress).validate_python(card["progress"]),
                 tensors=tensors,
                 scaler=None if card["scaler"] is None else plain.validate_python(card["scaler"]),
-                settings=plain.validate_python(card.get("settings", {})),  # early files have none
+                settings=plain.validate_python(card.get("settings", {})),  # absent in early files
             )
         except (KeyError, TypeError, ValidationError) as error:
             reason = str(error).replace("\n", " ")
             raise CheckpointError(f"{path}: corrupt file, its header cannot be read ({reason})") from error
 
     def restore(self, model: nn.Module, optimizer: Optimizer, *, average: nn.Module | None) -> None:
-        """Bring `model`, `optimizer` and `average` to this state.
+        """Load this state into `model`, `optimizer` and `average`.
 
         Raises:
-            CheckpointError: It is that of another model.
+            CheckpointError: The state is that of another model.
         """
         try:
             model.load_state_dict(self.part("model."))
@@ -129,8 +129,8 @@ class Checkpoint:
                 average.load_state_dict(self.part("average."))
             for name, parameter in model.named_parameters():
                 if state := self.part(f"optimizer.{name}:"):
-                    count = state.pop("step").to(parameter.device)  # where the fused AdamW keeps it
-                    # In the parameter's own order of memory: the fused AdamW pairs their numbers as they lie there.
+                    count = state.pop("step").to(parameter.device)  # the device that fused AdamW requires
+                    # In the parameter's memory format, because fused AdamW pairs elements by their storage order.
                     optimizer.state[parameter] = {
                         key: torch.empty_like(parameter).copy_(tensor) for key, tensor in state.items()
                     }

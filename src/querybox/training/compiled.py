@@ -1,4 +1,4 @@
-"""``train.compile``: what `torch.compile` takes on, and what is said where it fails."""
+"""The setting ``train.compile``: compile the backbone with `torch.compile`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from querybox.modules.detector import DetectionTransformer
 
 
 def compile_backbone(detector: DetectionTransformer) -> None:
-    """Compile the backbone when it first runs, once for all sizes; transformers would be compiled for each size."""
+    """Compile the backbone on its first call, for all image sizes; transformers would be recompiled for each size."""
     detector.backbone.compile(dynamic=True)
 
 
 @contextmanager
 def compiler_errors() -> Iterator[None]:
-    """Say which setting is at fault where the compiler fails.
+    """Translate errors of the compiler.
 
     Raises:
-        ConfigError: It did.
+        ConfigError: The compiler failed.
     """
     from torch._dynamo.exc import TorchDynamoException
 
@@ -28,5 +28,5 @@ def compiler_errors() -> Iterator[None]:
     except TorchDynamoException as error:
         reason = " ".join(str(error).strip().partition("\n\n")[0].split())
         raise ConfigError(
-            f"setting 'train.compile': torch.compile fails here ({reason}); set it to false"
+            f"setting 'train.compile': torch.compile fails on this machine ({reason}); set it to false"
         ) from error

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live display on a terminal, plain lines elsewhere."""
+"""Progress display of a run: live on a terminal, plain lines otherwise."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LINE_SECONDS = 30.0
 
 
 class Bar(RichProgress):
-    """A progress bar with the numbers of the last step below it."""
+    """A progress bar with the numbers of the last step below."""
 
     numbers = ""
 
@@ -32,13 +32,13 @@ class Bar(RichProgress):
 
 
 class Display:
-    """Shows how a run goes, at most a few times a second.
+    """Displays the progress of a run, at most a few times per second.
 
     Args:
-        console: Where to; None shows nothing, as in all processes but the first.
-        settings: Of the run.
-        steps_per_epoch: Updates in each epoch.
-        done: Updates made already, in a run that is resumed.
+        console: The console to print to; None to show nothing, as in all processes but the main one.
+        settings: Training settings of the run.
+        steps_per_epoch: Number of updates per epoch.
+        done: Number of updates already made, in a resumed run.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Display:
             self.bar.stop()
 
     def step(self, progress: Progress, losses: Mapping[str, float], lr: float) -> None:
-        """Show the update that was just made: its `losses` by name, those of the last layer apart, and `lr`."""
+        """Show the last update: its losses, those of the last layer by name, and the learning rate."""
         now = time.perf_counter()
         if self.console is None or now - self.shown_at < (REFRESH_SECONDS if self.bar else LINE_SECONDS):
             return
@@ -94,10 +94,10 @@ class Display:
             self.bar.update(self.task, completed=progress.step, description=where, left=f"{left} left")
             self.bar.refresh()
         else:
-            self.say(f"{where}  {numbers}  {left} left")
+            self.print_line(f"{where}  {numbers}  {left} left")
 
     def epoch(self, progress: Progress, loss: float, metrics: Mapping[str, float]) -> None:
-        """Show how an epoch ended, its mean `loss` and its `metrics`: if it was evaluated, or after a long silence."""
+        """Show the mean loss and the metrics of an epoch if it was evaluated, or if nothing was printed for a while."""
         if metrics:
             best = f" (best AP {progress.best:.3f})" if progress.best is not None else ""
             self.metrics = f"  AP {metrics['AP']:.3f} AP50 {metrics['AP50']:.3f}{best}"
@@ -106,14 +106,14 @@ class Display:
         self.shown_at = time.perf_counter()
         shown = self.metrics if metrics else ""
         spent = format_duration(progress.seconds)
-        self.say(f"epoch {progress.epoch + 1}/{self.epochs}  loss {loss:.3f}{shown}  after {spent}")
+        self.print_line(f"epoch {progress.epoch + 1}/{self.epochs}  loss {loss:.3f}{shown}  after {spent}")
 
     def seconds_left(self, progress: Progress, spent: float) -> float:
-        """Estimate the time to the end of the epochs or of the time budget, after `spent` seconds of this session."""
+        """Estimate the remaining time until the last epoch or the time limit, after `spent` seconds of this session."""
         left = spent / (progress.step - self.first_step) * (self.total - progress.step)
         return left if self.max_time is None else max(0.0, min(left, self.max_time - progress.seconds))
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """Print a line, above the bar if there is one."""
         if self.console is not None:
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)

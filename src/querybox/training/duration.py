@@ -1,4 +1,4 @@
-"""Lengths of time as people write them: ``30m``, ``1h30m``, ``90s``."""
+"""Durations such as ``30m``, ``1h30m`` or ``90s``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PATTERN = re.compile(r"(?:\d+(?:\.\d+)?[dhms])+")
 
 
 def parse_duration(value: Any) -> Any:
-    """Turn ``"1h30m"`` into seconds; other values pass, for pydantic to judge.
+    """Convert text such as ``"1h30m"`` to seconds; other values are returned unchanged, for pydantic to validate.
 
     Raises:
         ValueError: The text is not a duration.
@@ -21,12 +21,12 @@ def parse_duration(value: Any) -> Any:
         return value
     text = value.strip().lower()
     if not PATTERN.fullmatch(text):
-        raise ValueError("expected a length of time such as '90s', '30m' or '1h30m'")
+        raise ValueError("expected a duration such as '90s', '30m' or '1h30m'")
     return sum(float(part[:-1]) * SECONDS[part[-1]] for part in re.findall(r"[\d.]+[dhms]", text))
 
 
 def format_duration(seconds: float) -> str:
-    """Return a length of time with two units at most, such as ``1h05m`` or ``42s``."""
+    """Format a duration with at most two units, such as ``1h05m`` or ``42s``."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds}s"
@@ -35,4 +35,4 @@ def format_duration(seconds: float) -> str:
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
-"""Seconds, more than 0; written as a number or as ``1h30m``."""
+"""A positive duration in seconds, given as a number or as text such as ``1h30m``."""

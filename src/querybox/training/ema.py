@@ -1,4 +1,4 @@
-"""A moving average of the weights: often a better detector than the weights themselves."""
+"""Exponential moving average (EMA) of the weights, which often makes a better detector than the weights."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ M = TypeVar("M", bound=nn.Module)
 class MovingAverage(Generic[M]):
     """An exponential moving average of a model's weights.
 
-    Early on the average looks back over a tenth of the updates at most, (1 + n) / (10 + n) after n of them, so
-    that the random weights of the start do not linger in it.
+    The decay is limited to (1 + n) / (10 + n) after n updates, so that the initial random weights do not dominate the
+    average at the beginning.
     """
 
     def __init__(self, model: M, decay: float) -> None:
@@ -24,7 +24,7 @@ class MovingAverage(Generic[M]):
 
     @torch.no_grad()
     def update(self, model: M, step: int) -> None:
-        """Move the average towards `model` after update number `step`, 1, 2, ..."""
+        """Update the average with the weights of `model` after update number `step`, from 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
         average: list[Tensor] = list(self.model.parameters())
         latest: list[Tensor] = list(model.parameters())

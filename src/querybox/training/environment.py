@@ -1,4 +1,4 @@
-"""What a run was made with: versions, machine, code."""
+"""The environment of a run: versions, hardware, commit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PACKAGES = (
 
 
 def describe_environment(processes: int) -> dict[str, Any]:
-    """Return versions, platform, devices, threads, and the commit of the working directory, as plain values."""
+    """Return versions, platform, devices, threads, and the commit of the working directory."""
     return {
         "python": platform.python_version(),
         "packages": {name: installed(name) for name in PACKAGES},
@@ -49,7 +49,7 @@ def write_environment(path: Path, processes: int) -> None:
 
 
 def installed(package: str) -> str | None:
-    """Return the version of an installed package, None if it is not."""
+    """Return the version of a package; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -57,7 +57,7 @@ def installed(package: str) -> str | None:
 
 
 def commit() -> str | None:
-    """Return the git commit of the working directory, marked if files differ from it; None outside of git."""
+    """Return the git commit of the working directory, with a suffix if files differ from it; None outside of git."""
     git = shutil.which("git")
     if git is None:
         return None

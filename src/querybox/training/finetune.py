@@ -1,4 +1,4 @@
-"""Fine-tuning: a detector begins with the weights of another one, whose classes and queries may be others."""
+"""Fine-tuning: initialise a detector with the weights of another one with different classes or queries."""
 
 from __future__ import annotations
 
@@ -20,53 +20,55 @@ logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def start_from(detector: DetectionTransformer, source: DetectionTransformer, where: str) -> None:
-    """Give `detector` the weights of `source`.
+def initialize_from(detector: DetectionTransformer, source: DetectionTransformer, where: str) -> None:
+    """Load the weights of `source` into `detector`.
 
-    A row of a class head goes to the class of the same name, "no object" keeps its own, and the rows of new classes
-    stay as they are: random; so with the labels of denoising. Queries beyond those of `source` stay as they are as
-    well, as in a model that nobody trained yet; fewer queries are its first ones. All other tensors have to fit.
+    Rows of class heads and of denoising labels are matched by class name; no-object keeps its row, and the rows of new
+    classes keep their random initial values. Queries in excess of those of `source` keep their initial values; if there
+    are fewer, the first ones are used. All other tensors must have the same shape.
 
     Args:
-        detector: Changed in place.
+        detector: The detector, which is modified in place.
         source: The trained detector.
         where: Its file, for messages.
 
     Raises:
-        CheckpointError: A tensor does not fit; all such are listed.
+        CheckpointError: Tensors have different shapes; the message lists all of them.
     """
     recipe = source.recipe
     assert recipe is not None
-    own, given = detector.state_dict(), source.state_dict()
+    own, loaded = detector.state_dict(), source.state_dict()
     kept = match_classes(detector.categories, source.categories)
     rows = [detector.class_rows[label] for label in kept]
     source_rows = [source.class_rows[label] for label in kept.values()]
-    by_class = tensors_of(given, recipe.rows_by_class)
-    first_rows = tensors_of(given, (*recipe.rows_by_number, *recipe.rows_by_query))
-    for name in own.keys() & given.keys():
-        if own[name].shape[1:] != given[name].shape[1:]:
-            continue  # named below
+    by_class = tensors_of(loaded, recipe.rows_by_class)
+    first_rows = tensors_of(loaded, (*recipe.rows_by_number, *recipe.rows_by_query))
+    for name in own.keys() & loaded.keys():
+        if own[name].shape[1:] != loaded[name].shape[1:]:
+            continue  # reported below
         if name in by_class:
             last = [-1] if recipe.no_object else []
-            given[name] = replace_rows(own[name], rows + last, given[name][source_rows + last])
+            loaded[name] = replace_rows(own[name], rows + last, loaded[name][source_rows + last])
         elif name in first_rows:
-            both = min(len(own[name]), len(given[name]))
-            given[name] = replace_rows(own[name], range(both), given[name][:both])
-    if problems := misfits(own, given):
+            count = min(len(own[name]), len(loaded[name]))
+            loaded[name] = replace_rows(own[name], range(count), loaded[name][:count])
+    if problems := misfits(own, loaded):
+        differences = describe_differences(detector, source)
         raise CheckpointError(
-            f"{where}: does not fit the model of this run{unlike(detector, source)}: {'; '.join(problems)}"
+            f"{where}: does not fit the model of this run{differences}: {'; '.join(problems)}"
         )
-    detector.load_state_dict(given)
-    report(detector, source, kept, where)
+    detector.load_state_dict(loaded)
+    log_summary(detector, source, kept, where)
 
 
 def match_classes(ours: Sequence[Category], theirs: Sequence[Category]) -> dict[int, int]:
-    """Return our label -> their label of each class whose name both have.
+    """Return a mapping of our labels to their labels, for classes with the same name.
 
-    Equal names come first, then such as differ in capitals, hyphens or spaces alone. No class is used twice.
+    Equal names are matched first, then names that differ only in case, hyphens, underscores or spaces. No class is
+    matched twice.
     """
     matches: dict[int, int] = {}
-    for spelling in (str, plainly):
+    for spelling in (str, normalize_name):
         free = {
             spelling(category.name): label
             for label, category in reversed(list(enumerate(theirs)))
@@ -78,52 +80,54 @@ def match_classes(ours: Sequence[Category], theirs: Sequence[Category]) -> dict[
     return dict(sorted(matches.items()))
 
 
-def plainly(name: str) -> str:
-    """Return how a class is called, however it is written: ``Traffic_Light`` is ``traffic light``."""
+def normalize_name(name: str) -> str:
+    """Return a class name in lower case with single spaces: ``Traffic_Light`` is ``traffic light``."""
     return re.sub(r"[\s_-]+", " ", name.casefold()).strip()
 
 
 def replace_rows(tensor: Tensor, rows: Sequence[int], values: Tensor) -> Tensor:
-    """Return a copy of `tensor` with `values` in some of its rows."""
+    """Return a copy of `tensor` in which some rows are replaced by `values`."""
     copy = tensor.clone()
     copy[list(rows)] = values.to(copy)
     return copy
 
 
-def unlike(detector: DetectionTransformer, source: DetectionTransformer) -> str:
-    """Say which settings of the two models differ, those aside that may."""
+def describe_differences(detector: DetectionTransformer, source: DetectionTransformer) -> str:
+    """Return in words which settings of the models differ, except for those that may."""
     assert detector.recipe is not None
     assert source.recipe is not None
     ours, theirs = detector.recipe.model_dump(), source.recipe.model_dump()
     differences = [
-        f"'model.{key}' is {ours[key]!r} here and {theirs.get(key)!r} there"
+        f"'model.{key}' is {ours[key]!r} in this run and {theirs.get(key)!r} in the file"
         for key in ours.keys() - detector.recipe.adaptable
         if ours[key] != theirs.get(key)
     ]
-    return f" ({', '.join(sorted(differences))}; leave these settings to the file)" if differences else ""
+    return f" ({', '.join(sorted(differences))}; omit these settings)" if differences else ""
 
 
-def report(
+def log_summary(
     detector: DetectionTransformer, source: DetectionTransformer, kept: dict[int, int], where: str
 ) -> None:
-    """Log what is kept and what starts from random weights."""
+    """Log which classes and queries are kept, and which start from random weights."""
     names = [category.name for category in detector.categories]
     new = [name for label, name in enumerate(names) if label not in kept]
     logger.info(
-        "%s: %d of %d classes are known: %s",
+        "%s: %d of %d classes are kept: %s",
         where,
         len(kept),
         len(names),
         listed([names[label] for label in kept]) or "none",
     )
     if new:
-        logger.warning("%s: does not know %s; these classes start from random weights", where, ", ".join(new))
+        logger.warning("%s: lacks %s; these classes start from random weights", where, ", ".join(new))
     assert detector.recipe is not None
     assert source.recipe is not None
     if not detector.recipe.rows_by_query:
-        return  # none is learnt: as many as are asked for are made
+        return  # queries are not learned parameters
     surplus = detector.recipe.queries - source.recipe.queries
     if surplus > 0:
-        logger.info("%s: has %d queries; %d more start new", where, source.recipe.queries, surplus)
+        logger.info(
+            "%s: has %d queries; %d more start from random weights", where, source.recipe.queries, surplus
+        )
     elif surplus < 0:
-        logger.info("%s: has %d queries; the last %d are left out", where, source.recipe.queries, -surplus)
+        logger.info("%s: has %d queries; the last %d are dropped", where, source.recipe.queries, -surplus)

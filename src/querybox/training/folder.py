@@ -1,4 +1,4 @@
-"""The run folder: who may write to it, and the settings that it keeps."""
+"""The run folder: checks before a run writes to it, and its settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from querybox.checkpoints.find import BEST, LAST
 from querybox.diagnosis.record import RECORD
 from querybox.errors import CheckpointError, ConfigError
 from querybox.files import leftovers, write_text
-from querybox.training.checkpoint import Checkpoint
+from querybox.training.checkpoint import RunCheckpoint
 from querybox.training.settings import RunSettings
 
 logger = logging.getLogger(__name__)
@@ -33,82 +33,88 @@ CHANGEABLE = {
     "train.patience",
     "train.trackers",
 }
-"""Settings that a resumed run may change: they do not change what one update computes, given its learning rate."""
+"""Settings that a resumed run may change, because an update does not depend on them except by its learning rate."""
 
 
-def check_folder(settings: RunSettings, *, resume: bool) -> Checkpoint | None:
-    """Make sure that the run may write to its folder, and return the state to go on from, if there is one.
+def check_folder(settings: RunSettings, *, resume: bool) -> RunCheckpoint | None:
+    """Check that the run may write to its folder, and return the checkpoint to resume from, if any.
 
-    A run that was killed before its first checkpoint is resumed from its beginning.
+    A run that was killed before its first checkpoint is restarted.
 
     Raises:
-        ConfigError: The folder is in use by another run, or this run changes settings that it must keep.
-        CheckpointError: There is no run to resume, or what it has to go on from is lost or corrupt.
+        ConfigError: The folder belongs to another run, or settings differ that a resumed run must not change.
+        CheckpointError: There is no run to resume, or its checkpoint is missing or corrupt.
     """
     folder = Path(settings.output)
     if not resume:
-        if folder.exists() and not is_free(folder):
+        if folder.exists() and not is_unused(folder):
             raise ConfigError(
                 f"{folder}: the run folder is not empty; expected a new one: "
                 "set another 'output', or resume the run in it (--resume)"
             )
         return None
     if (folder / CHECKPOINT).is_file():
-        checkpoint = Checkpoint.read(folder / CHECKPOINT)
-        require_same(folder, checkpoint.settings, settings.flat())
+        checkpoint = RunCheckpoint.read(folder / CHECKPOINT)
+        require_same_settings(folder, checkpoint.settings, settings.flat())
         check_best(folder, checkpoint)
         return checkpoint
     if (folder / LAST).exists():
         raise CheckpointError(
-            f"{folder / CHECKPOINT}: is missing, and with it what the run would go on from; put it back, or start a "
-            f"new run from what was learnt: --weights {folder / LAST}"
+            f"{folder / CHECKPOINT}: is missing, so the run cannot be resumed; restore it, or start a new run from the "
+            f"last weights: --weights {folder / LAST}"
         )
-    if not ((folder / "run.yaml").is_file() or (folder.is_dir() and is_free(folder))):
+    if not ((folder / "run.yaml").is_file() or (folder.is_dir() and is_unused(folder))):
         raise CheckpointError(f"{folder}: there is no run to resume; start it without resume")
     return None
 
 
-def is_free(folder: Path) -> bool:
-    """Whether nothing is in a folder, but for what a run that was killed as it began was just writing."""
+def is_unused(folder: Path) -> bool:
+    """Return whether a folder is empty, apart from temporary files of a killed run."""
     return folder.is_dir() and set(folder.iterdir()) == set(leftovers(folder))
 
 
-def require_same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raise ConfigError where settings differ that a resumed run cannot change."""
+def require_same_settings(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise ConfigError if settings differ that a resumed run cannot change."""
     changed = [key for key in old if key not in CHANGEABLE and old[key] != new.get(key)]
     if changed:
         changes = ", ".join(f"'{key}' from {old[key]!r} to {new.get(key)!r}" for key in changed)
         raise ConfigError(
-            f"{folder}: a resumed run cannot change {changes}; set them back, or start a new run"
+            f"{folder}: a resumed run cannot change {changes}; restore them, or start a new run"
         )
 
 
-def check_best(folder: Path, checkpoint: Checkpoint) -> None:
-    """Look whether the best detector is there, unless it is the one in the checkpoint, from which it is written.
+def check_best(folder: Path, checkpoint: RunCheckpoint) -> None:
+    """Check that the file of the best detector can be read, unless it is that of the checkpoint.
+
+    If the file is missing, the run starts to look for the best detector again.
 
     Raises:
-        CheckpointError: It is corrupt.
+        CheckpointError: The file is corrupt.
     """
     progress, path = checkpoint.progress, folder / BEST
     if progress.best is None or progress.best_step == progress.step:
         return
     if not path.is_file():
-        logger.warning("%s: is missing; the best detector is chosen anew from here", path)
+        logger.warning(
+            "%s: is missing; earlier evaluations are ignored when selecting the best detector", path
+        )
         progress.best = None
         return
     try:
         native.read(path)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}; or remove it, and the best is chosen anew from here") from error
+        raise CheckpointError(
+            f"{error}; or remove it, and the best of the later evaluations is kept"
+        ) from error
 
 
 def prepare_folder(settings: RunSettings, *, continued: bool) -> None:
-    """Make the run folder, write the settings into it, and remove what a killed run has left unfinished."""
+    """Create the run folder, write the settings to it, and remove unfinished files of a killed run."""
     folder = Path(settings.output)
     folder.mkdir(parents=True, exist_ok=True)
     for path in leftovers(folder):
         path.unlink()
-    if not continued:  # killed before the first checkpoint: all begins anew
+    if not continued:  # new, or killed before the first checkpoint
         for name in (METRICS, RECORD):
             (folder / name).unlink(missing_ok=True)
     text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

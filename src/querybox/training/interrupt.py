@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that the loop answers between two steps."""
+"""Handle Ctrl-C and SIGTERM between training steps."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import time
 from types import FrameType, TracebackType
 from typing import Self
 
-SAME_SECONDS = 2.0
-"""Signals that follow the first one so soon are the same request: a launcher hands on what the terminal sent to all."""
+DUPLICATE_SECONDS = 2.0
+"""Signals within this time of the first are the same request, because launchers forward what the terminal sends."""
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM is noted in `signal`; a later one acts as it always does.
+    """Context manager that records the first SIGINT or SIGTERM in `signal`; a second one has its usual effect.
 
-    Signals can only be caught in the main thread; elsewhere this notes nothing.
+    Signals can only be handled in the main thread; in others this does nothing.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self._noted_at = 0.0
+        self._received_at = 0.0
         self._previous: dict[signal.Signals, signal._HANDLER] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._note)
+                self._previous[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(
@@ -35,20 +35,20 @@ class StopRequest:
         self._restore()
 
     def reraise(self) -> None:
-        """End the program as the noted signal would have; as SIGTERM, where it came to another process of the training.
+        """Exit as the recorded signal would have; as SIGTERM if another process of the run received it.
 
         Raises:
-            KeyboardInterrupt: It was Ctrl-C.
-            SystemExit: It was SIGTERM; the exit code is 143, as shells expect.
+            KeyboardInterrupt: The signal was Ctrl-C.
+            SystemExit: The signal was SIGTERM; the exit code is 143, as shells expect.
         """
         if self.signal is signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + signal.SIGTERM)
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
+    def _record(self, number: int, _frame: FrameType | None) -> None:
         if self.signal is None:
-            self.signal, self._noted_at = signal.Signals(number), time.monotonic()
-        elif time.monotonic() - self._noted_at > SAME_SECONDS:
+            self.signal, self._received_at = signal.Signals(number), time.monotonic()
+        elif time.monotonic() - self._received_at > DUPLICATE_SECONDS:
             self._restore()
             signal.raise_signal(number)
 

@@ -1,4 +1,4 @@
-"""The training loop: forward, losses, backward, clip, step, average - and around it what an epoch's end asks for."""
+"""The training loop: forward, losses, backward, clipping, optimizer step, EMA, evaluation and checkpoints."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from querybox.fast.memory import release_freed_memory
 from querybox.fast.training import for_training
 from querybox.modules.detector import DetectionTransformer
 from querybox.structures import ImageBatch
-from querybox.training.checkpoint import Checkpoint, Progress
+from querybox.training.checkpoint import Progress, RunCheckpoint
 from querybox.training.compiled import compile_backbone, compiler_errors
 from querybox.training.display import Display
 from querybox.training.ema import MovingAverage
@@ -33,7 +33,7 @@ from querybox.training.interrupt import StopRequest
 from querybox.training.loss import DetectionLoss
 from querybox.training.metrics import as_row, write_metrics
 from querybox.training.optim import Schedule, build_optimizer, freeze
-from querybox.training.processes import take
+from querybox.training.processes import next_batches
 from querybox.training.settings import RunSettings
 from querybox.training.unreadable import UnreadableImages
 
@@ -42,37 +42,38 @@ if TYPE_CHECKING:
 
 StopReason = Literal["epochs", "patience", "time", "signal"]
 
-SAVE_SECONDS = 60.0
-"""Epochs that end sooner than this after the last checkpoint go without: writing it takes seconds for a large model."""
-RELEASE_STEPS = 16
-"""Updates after which memory that was kept and is not in use goes back to the system."""
-LONG_SECONDS = 600.0
-"""Within an epoch, a checkpoint is written after this long without one."""
+MIN_CHECKPOINT_SECONDS = 60.0
+"""No checkpoint is written after an epoch if the last one is more recent, because large ones take seconds to write."""
+MAX_CHECKPOINT_SECONDS = 600.0
+"""Within an epoch, a checkpoint is written if the last one is older."""
+RELEASE_MEMORY_STEPS = 16
+"""Number of updates after which unused memory is returned to the system."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """What one update was like, over all processes."""
+    """The statistics of one update, over all processes."""
 
     losses: dict[str, float]
-    """By name, weighted; the mean over processes and parts."""
+    """Weighted losses by name, averaged over processes and micro-batches."""
     grad_norm: float
-    """Of all trained parameters together, before clipping."""
+    """Total norm of the gradients of all trained parameters, before clipping."""
     images: int
+    """Number of images."""
     unreadable: int
     """Number of images that could not be read."""
     seconds: float
-    """Of the run so far; the same in every process, so that their learning rates are."""
+    """Duration of the run so far, averaged over processes, so that all use the same learning rate."""
     stop: StopReason | None
-    """Set when some process was asked to stop or ran out of time."""
+    """Set if any process received a stop request or exceeded the time limit."""
 
 
 class Trainer:
-    """One run: trains until its epochs, its patience or its time are used up, or a signal asks it to stop.
+    """Trains a detector until the last epoch, the end of patience or of the time limit, or a signal.
 
     Attributes:
-        progress: How far the run has come.
-        best: The best evaluation of this object's lifetime; None before the first.
+        progress: The progress of the run.
+        best: The best evaluation by this object; None before the first.
     """
 
     def __init__(
@@ -85,23 +86,23 @@ class Trainer:
         accelerator: Accelerator,
         evaluate: Callable[[DetectionTransformer, StopRequest], Evaluation | None] | None = None,
     ) -> None:
-        """Set up a run.
+        """Create the trainer.
 
         Args:
-            detector: To be trained, in place.
+            detector: The detector, which is trained in place.
             criterion: Returns the weighted losses by name, from the detector's output and the targets.
-            loader: This process's share of every batch; an update takes `settings.accumulate` of them.
-            run: How to train, and the folder where checkpoints and ``metrics.csv`` go; it exists.
-            accelerator: The processes, their devices and their precision.
-            evaluate: Measures a detector, or returns None because a stop was asked for; called in every process. None
-                trains without evaluation.
+            loader: Yields this process's part of every batch, in `settings.accumulate` micro-batches per update.
+            run: Settings of the run; its folder must exist.
+            accelerator: The accelerator of the run.
+            evaluate: Evaluates a detector, or returns None if a stop was requested; called in every process. None to
+                train without evaluation.
 
         Raises:
             ConfigError: ``train.freeze`` does not fit the detector.
         """
         settings = run.train
         freeze(detector, settings.freeze)
-        # Channels last: the order in which CPUs and GPUs compute convolutions fastest.
+        # Channels last is the fastest memory format for convolutions, on CPUs and GPUs.
         self.detector = detector.to(accelerator.device).to(memory_format=torch.channels_last)
         self.run = run
         self.settings = settings
@@ -125,18 +126,18 @@ class Trainer:
         self.saved_at = 0.0
 
     def fit(self, display: Display, request: StopRequest) -> StopReason:
-        """Train, and say why it ended. After a ``"signal"`` nothing is evaluated, so that the program ends soon."""
+        """Train, and return why training ended. After a ``"signal"`` there is no evaluation, to exit quickly."""
         progress = self.progress
         self.started = time.perf_counter() - progress.seconds
         self.saved_at = elapsed = progress.seconds
         stop = self.finished()
         while stop is None:
-            for parts in self.rest_of_epoch():
+            for micro_batches in self.remaining_batches():
                 progress.lr = self.schedule.apply(self.adamw, progress.step, elapsed)
-                update = self.update(parts, request)
+                update = self.update(micro_batches, request)
                 elapsed = update.seconds
                 self.count(update)
-                if progress.step % RELEASE_STEPS == 0:
+                if progress.step % RELEASE_MEMORY_STEPS == 0:
                     release_freed_memory()
                 self.accelerator.log(
                     {"lr": progress.lr, "grad_norm": update.grad_norm, **update.losses}, step=progress.step
@@ -144,68 +145,69 @@ class Trainer:
                 display.step(progress, update.losses, progress.lr)
                 if stop := update.stop:
                     break
-                if self.seconds - self.saved_at > LONG_SECONDS:
+                if self.seconds - self.saved_at > MAX_CHECKPOINT_SECONDS:
                     self.save()
             if stop != "signal":
                 stop = self.end_epoch(display, request, stop)
-            improved = progress.best_step == progress.step  # and written down before anything overwrites it
-            if stop or improved or self.seconds - self.saved_at > SAVE_SECONDS:
+            improved = progress.best_step == progress.step  # save it before later updates overwrite it
+            if stop or improved or self.seconds - self.saved_at > MIN_CHECKPOINT_SECONDS:
                 self.save()
         return stop
 
-    def update(self, parts: Sequence[Batch], request: StopRequest) -> Update:
-        """Make one update from a batch that comes in `parts`.
+    def update(self, micro_batches: Sequence[Batch], request: StopRequest) -> Update:
+        """Perform one update, accumulating the gradients of `micro_batches`.
 
         Raises:
-            NonFiniteError: A loss or the gradient is NaN or infinite; the weights are still the last good ones.
-            TrainingError: Too many images cannot be read any more.
+            NonFiniteError: A loss or the gradient is NaN or infinite; the weights are not updated.
+            TrainingError: Too many images have become unreadable.
         """
         self.seed_dropout()
         self.optimizer.zero_grad()
         totals: dict[str, Tensor] = {}
-        for part in parts:
-            last = part is parts[-1]
+        count = len(micro_batches)
+        for batch in micro_batches:
+            last = batch is micro_batches[-1]
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                losses = self.losses(part)
-                self.accelerator.backward(sum(losses.values()) / len(parts))
-            totals = {name: totals.get(name, 0) + loss.detach() / len(parts) for name, loss in losses.items()}
+                losses = self.losses(batch)
+                self.accelerator.backward(sum(losses.values()) / count)
+            totals = {name: totals.get(name, 0) + loss.detach() / count for name, loss in losses.items()}
         norm = self.accelerator.clip_grad_norm_(self.trained, self.settings.clip or math.inf)
-        update = self.agree(totals, norm, parts, request)
+        update = self.synchronize(totals, norm, micro_batches, request)
         if update.unreadable:
-            self.unreadable.add([image for part in parts for image in part.unreadable])
-        self.require_finite(update, parts)
+            self.unreadable.add([image for batch in micro_batches for image in batch.unreadable])
+        self.require_finite(update, micro_batches)
         if not update.images:
-            self.optimizer.zero_grad()  # or AdamW would go on as before
+            self.optimizer.zero_grad()  # gradients of None, so that AdamW does not move the weights
         self.optimizer.step()
         if self.average:
             self.average.update(self.detector, self.progress.step + 1)
         return update
 
-    def losses(self, part: Batch) -> dict[str, Tensor]:
-        """Bring a batch to the device and return its losses."""
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Move a batch to the device and return its losses."""
         device = self.accelerator.device
-        pixels, sizes = part.pixels.to(device, non_blocking=True), part.sizes.to(device, non_blocking=True)
-        targets = [target.to(device, non_blocking=True) for target in part.targets]
-        batch = ImageBatch.from_pixels(pixels, sizes, self.detector.preprocessing)
+        pixels, sizes = batch.pixels.to(device, non_blocking=True), batch.sizes.to(device, non_blocking=True)
+        targets = [target.to(device, non_blocking=True) for target in batch.targets]
+        images = ImageBatch.from_pixels(pixels, sizes, self.detector.preprocessing)
         try:
             with compiler_errors() if self.settings.compile else nullcontext():
-                losses: dict[str, Tensor] = self.model(batch, targets, placeholder=not part.image_ids)
+                losses: dict[str, Tensor] = self.model(images, targets, placeholder=not batch.image_ids)
         except NonFiniteError as error:
-            raise self.non_finite(str(error), part.image_ids) from None
+            raise self.non_finite_error(str(error), batch.image_ids) from None
         return losses
 
-    def agree(
-        self, losses: dict[str, Tensor], norm: Tensor, parts: Sequence[Batch], request: StopRequest
+    def synchronize(
+        self, losses: dict[str, Tensor], norm: Tensor, micro_batches: Sequence[Batch], request: StopRequest
     ) -> Update:
-        """Bring the numbers of an update to the host, the same in every process.
+        """Transfer the statistics of an update to the host, averaged over processes.
 
-        This is the one moment of a step when the device is waited for, beside the matching: nothing may be updated
-        before the gradient is known to be finite.
+        Besides the matching, this is the only point in a step where the host waits for the device: the weights must not
+        be updated before the gradient is known to be finite.
         """
         late = self.settings.max_time is not None and self.seconds > self.settings.max_time
         images, unreadable = (
-            sum(len(part.image_ids) for part in parts),
-            sum(len(part.unreadable) for part in parts),
+            sum(len(batch.image_ids) for batch in micro_batches),
+            sum(len(batch.unreadable) for batch in micro_batches),
         )
         own = [images, unreadable, self.seconds, request.signal is not None, late]
         numbers = torch.cat(
@@ -213,22 +215,24 @@ class Trainer:
         )
         if self.accelerator.num_processes > 1:
             numbers = self.accelerator.reduce(numbers, "sum")
-        *values, total_norm, total_images, total_unreadable, seconds, signalled, late_ones = numbers.tolist()
+        *values, total_norm, total_images, total_unreadable, seconds, num_signalled, num_late = (
+            numbers.tolist()
+        )
         processes = self.accelerator.num_processes
         return Update(
             losses={name: value / processes for name, value in zip(losses, values, strict=True)},
-            grad_norm=total_norm / processes,  # it is the same in each
+            grad_norm=total_norm / processes,  # the same in every process
             images=round(total_images),
             unreadable=round(total_unreadable),
             seconds=seconds / processes,
-            stop="signal" if signalled else "time" if late_ones else None,
+            stop="signal" if num_signalled else "time" if num_late else None,
         )
 
-    def require_finite(self, update: Update, parts: Sequence[Batch]) -> None:
-        """Raise NonFiniteError unless all of the update's numbers are finite.
+    def require_finite(self, update: Update, micro_batches: Sequence[Batch]) -> None:
+        """Raise NonFiniteError unless the losses and the gradient are finite.
 
-        With fp16 an infinite gradient is the usual sign that the loss was scaled up too far: the scaler then skips
-        the step and scales by half. Only when nothing is left to halve, the gradient itself is at fault.
+        With fp16 an infinite gradient usually means that the loss scale is too high; the gradient scaler then skips the
+        step and halves the scale. It is an error only at a scale of 1.
         """
         bad = [name for name, value in update.losses.items() if not math.isfinite(value)]
         scaler = self.accelerator.scaler
@@ -237,35 +241,35 @@ class Trainer:
         if bad:
             from accelerate.utils import gather_object
 
-            images = gather_object([image_id for part in parts for image_id in part.image_ids])
-            raise self.non_finite(f"{', '.join(bad)} became NaN or infinite", images)
+            images = gather_object([image_id for batch in micro_batches for image_id in batch.image_ids])
+            raise self.non_finite_error(f"{', '.join(bad)} became NaN or infinite", images)
 
-    def non_finite(self, what: str, image_ids: Sequence[int]) -> NonFiniteError:
+    def non_finite_error(self, what: str, image_ids: Sequence[int]) -> NonFiniteError:
         """Return the error that names the step and the images."""
         return NonFiniteError(
-            f"epoch {self.progress.epoch + 1}, step {self.progress.step + 1}: {what}, in the batch of the images with "
-            f"ids {', '.join(map(str, image_ids))}; nothing was updated. Look at these images and their boxes, "
+            f"epoch {self.progress.epoch + 1}, step {self.progress.step + 1}: {what}, in the batch with the image "
+            f"ids {', '.join(map(str, image_ids))}; the weights were not updated. Check these images and their boxes, "
             "or lower 'train.lr' and 'train.clip', or train with precision 'no'"
         )
 
-    def rest_of_epoch(self) -> Iterator[tuple[Batch, ...]]:
-        """Yield the batches of the updates that the present epoch still lacks, each in its accumulated parts."""
+    def remaining_batches(self) -> Iterator[tuple[Batch, ...]]:
+        """Yield the micro-batches of each remaining update of the current epoch."""
         progress, accumulate = self.progress, self.settings.accumulate
         if progress.epoch_steps == self.steps_per_epoch:
             return
         self.model.train()
         self.loader.batch_sampler.set_epoch(progress.epoch, skip=progress.epoch_steps * accumulate)
         batches = iter(self.loader)
-        while parts := take(batches, accumulate):
-            yield parts
+        while micro_batches := next_batches(batches, accumulate):
+            yield micro_batches
 
     def seed_dropout(self) -> None:
-        """Make what dropout draws in a step depend on nothing but the seed, the step and the process."""
+        """Seed the random numbers of a step, such as dropout, from the seed, the step and the process alone."""
         key = (self.settings.seed, self.progress.step, self.accelerator.process_index)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
     def count(self, update: Update) -> None:
-        """Add an update to the progress and to the sums of its epoch."""
+        """Add an update to the progress and to the sums of the epoch."""
         progress = self.progress
         progress.step += 1
         progress.epoch_steps += 1
@@ -283,10 +287,11 @@ class Trainer:
         }
 
     def end_epoch(self, display: Display, request: StopRequest, stop: StopReason | None) -> StopReason | None:
-        """Evaluate if it is time to, write the epoch's row, and go on to the next epoch if this one is complete.
+        """Evaluate if due, write the row of metrics, and start the next epoch if this one is complete.
 
         Returns:
-            Why the run ends, if it does. After a ``"signal"`` the epoch has not ended: its evaluation is still due.
+            Why training ends, or None if it continues. After a ``"signal"`` the epoch is not complete: its evaluation
+            is still due.
         """
         progress, settings = self.progress, self.settings
         epoch = progress.epoch + 1
@@ -318,10 +323,10 @@ class Trainer:
         return stop or self.finished()
 
     def measure(self, request: StopRequest) -> dict[str, float] | None:
-        """Evaluate, note whether the detector is the best so far, and return its metrics; None where it was stopped."""
+        """Evaluate the detector, record whether it is the best so far, and return its metrics; None if stopped."""
         assert self.evaluate is not None
         progress = self.progress
-        evaluation = self.evaluate(self.current, request)
+        evaluation = self.evaluate(self.current_detector, request)
         if evaluation is None:
             return None
         progress.evaluations_since_best += 1
@@ -331,29 +336,29 @@ class Trainer:
         return dict(evaluation.metrics)
 
     def finished(self) -> StopReason | None:
-        """Return why there is nothing left to do, or None."""
+        """Return why training is finished, or None if it is not."""
         if self.progress.epoch >= self.settings.epochs:
             return "epochs"
         patience = self.settings.patience
         return "patience" if patience and self.progress.evaluations_since_best >= patience else None
 
     @property
-    def current(self) -> DetectionTransformer:
-        """The detector as it stands: the moving average if one is kept."""
+    def current_detector(self) -> DetectionTransformer:
+        """The detector that is evaluated and saved: the moving average if there is one."""
         return self.average.model if self.average else self.detector
 
     @property
     def seconds(self) -> float:
-        """Time spent on the run, earlier parts of a resumed run included."""
+        """Duration of the run in seconds, including the parts before resuming."""
         return time.perf_counter() - self.started
 
     def save(self) -> None:
-        """Write the checkpoint, from which a run goes on, then what follows from it."""
+        """Write the checkpoint, then the detectors."""
         if not self.accelerator.is_main_process:
             return
         self.progress.seconds = self.saved_at = self.seconds
         scaler = self.accelerator.scaler
-        Checkpoint.of(
+        RunCheckpoint.of(
             self.progress,
             self.detector,
             self.adamw,
@@ -364,16 +369,16 @@ class Trainer:
         self.write_detectors()
 
     def write_detectors(self) -> None:
-        """Write ``last.safetensors``, and ``best.safetensors`` if the detector as it stands is the best so far."""
-        save(self.current, self.folder / LAST)
+        """Write ``last.safetensors``, and ``best.safetensors`` if the current detector is the best so far."""
+        save(self.current_detector, self.folder / LAST)
         if self.progress.best_step == self.progress.step:
-            save(self.current, self.folder / BEST)
+            save(self.current_detector, self.folder / BEST)
 
-    def resume(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint.
+    def resume(self, checkpoint: RunCheckpoint) -> None:
+        """Resume from a checkpoint.
 
         Raises:
-            CheckpointError: It is that of another model.
+            CheckpointError: The checkpoint is that of another model.
         """
         average = self.average.model if self.average else None
         checkpoint.restore(self.detector, self.adamw, average=average)
@@ -382,7 +387,7 @@ class Trainer:
         if checkpoint.scaler and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(checkpoint.scaler)
 
-    def repair(self) -> None:
-        """Write what follows from the checkpoint anew: a crash may have come before it was written, or after more."""
+    def rewrite_outputs(self) -> None:
+        """Rewrite detectors and metrics from the checkpoint, because a crash may have left older or newer ones."""
         self.write_detectors()
         write_metrics(self.folder / METRICS, self.progress.rows)

@@ -1,4 +1,4 @@
-"""DetectionTransformer and criterion as one module."""
+"""The detector and its criterion as one module."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from querybox.structures import ImageBatch, Target
 
 
 class DetectionLoss(nn.Module):
-    """Mixed precision and the averaging of gradients wrap both, and not the detector that is evaluated and saved."""
+    """Computes the losses of a detector.
+
+    accelerate wraps this module, not the detector, for mixed precision and distributed training, so that the detector
+    itself can be evaluated and saved.
+    """
 
     def __init__(self, detector: DetectionTransformer, criterion: nn.Module) -> None:
         super().__init__()
@@ -21,7 +25,7 @@ class DetectionLoss(nn.Module):
     def forward(
         self, batch: ImageBatch, targets: Sequence[Target], *, placeholder: bool = False
     ) -> dict[str, Tensor]:
-        """Return the weighted losses by name; of a `placeholder` all are 0, and so are its gradients."""
+        """Return the weighted losses by name. Those of a `placeholder` batch are 0, and so are its gradients."""
         output = self.detector(batch, targets)
         losses: dict[str, Tensor] = self.criterion(
             output.without_queries() if placeholder else output, targets

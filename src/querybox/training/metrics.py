@@ -1,4 +1,4 @@
-"""``metrics.csv``: one row an epoch."""
+"""The file ``metrics.csv``, with a row per epoch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from querybox.files import write_text
 
 
 def as_row(values: Mapping[str, float]) -> dict[str, str]:
-    """Return the values as the file has them; what is NaN or infinite is left empty."""
+    """Format values for the file; NaN and infinite values are left empty."""
     return {name: f"{value:.6g}" if math.isfinite(value) else "" for name, value in values.items()}
 
 
 def write_metrics(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """Write all rows anew, so that none is ever torn; what a row lacks is left empty."""
+    """Rewrite the whole file atomically; missing values are left empty."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(
         text, dict.fromkeys(name for row in rows for name in row), restval="", lineterminator="\n"

@@ -1,4 +1,4 @@
-"""What is updated, and how fast: frozen parts, parameter groups, the learning rate of every step."""
+"""Frozen modules, the optimizer with its parameter groups, and the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from querybox.training.settings import TrainSettings
 
 
 def freeze(detector: nn.Module, names: Iterable[str]) -> None:
-    """Stop training the parts of `detector` called `names`, dotted, such as ``encoder.layers.0``.
+    """Freeze the modules of `detector` with these dotted names, such as ``encoder.layers.0``.
 
     Raises:
-        ConfigError: The detector has no such part, or nothing would be left to train.
+        ConfigError: The detector has no such module, or no trainable parameters would be left.
     """
     modules = dict(detector.named_modules())
     for name in names:
         if name not in modules or not name:
-            near = difflib.get_close_matches(name, modules, n=1, cutoff=0.5)
+            close = difflib.get_close_matches(name, modules, n=1, cutoff=0.5)
             top = ", ".join(child for child, _ in detector.named_children())
-            hint = f"Did you mean '{near[0]}'?" if near else f"Its parts: {top}."
+            hint = f"Did you mean '{close[0]}'?" if close else f"Its modules: {top}."
             raise ConfigError(
                 f"setting 'train.freeze' got {name!r}, which the detector does not have. {hint}"
             )
         modules[name].requires_grad_(requires_grad=False)
     if not any(parameter.requires_grad for parameter in detector.parameters()):
-        raise ConfigError("setting 'train.freeze' leaves nothing to train; take a part out of it")
+        raise ConfigError("setting 'train.freeze' leaves nothing to train; remove a module from it")
 
 
 def build_optimizer(detector: nn.Module, settings: TrainSettings) -> AdamW:
@@ -49,22 +49,22 @@ def build_optimizer(detector: nn.Module, settings: TrainSettings) -> AdamW:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """The learning rate of each step, as a share of the full one; a function of the step, and of a limited time.
+    """The learning rate schedule: a factor that depends on the step, and on the elapsed time if that is limited.
 
-    So nothing of it has to be saved, and a resumed run cannot get out of step with it.
+    It has no state, so nothing has to be saved in checkpoints.
     """
 
     kind: str
     total_steps: int
     warmup_steps: int = 0
     milestones: tuple[int, ...] = ()
-    """Steps from which `step` multiplies by 0.1."""
+    """Steps at which `step` multiplies the learning rates by 0.1."""
     max_seconds: float = math.inf
-    """When the run is stopped: `cosine` comes to 0 by then, whatever steps are left."""
+    """Time limit of the run in seconds: `cosine` reaches 0 by then, regardless of the remaining steps."""
 
     @classmethod
     def of(cls, settings: TrainSettings, steps_per_epoch: int) -> Schedule:
-        """Return the schedule that `settings`, which count in epochs, mean for so many steps an epoch."""
+        """Create the schedule from settings in epochs, for this many steps per epoch."""
         epochs = settings.milestones
         if epochs is None:
             epochs = (max(1, settings.epochs * 2 // 3),)
@@ -77,7 +77,7 @@ class Schedule:
         )
 
     def factor(self, step: int, seconds: float = 0.0) -> float:
-        """Return what the learning rates are multiplied with in `step`, 0, 1, 2, ..., `seconds` into the run."""
+        """Return the factor of the learning rates in `step`, from 0, after `seconds` of the run."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         if self.kind == "cosine":
@@ -86,7 +86,7 @@ class Schedule:
         return 0.1 ** sum(step >= milestone for milestone in self.milestones)
 
     def apply(self, optimizer: Optimizer, step: int, seconds: float = 0.0) -> float:
-        """Set the learning rates of `step` and return the first group's."""
+        """Set the learning rates of `step` and return that of the first group."""
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * self.factor(step, seconds)
         return float(optimizer.param_groups[0]["lr"])

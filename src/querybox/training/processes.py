@@ -1,4 +1,4 @@
-"""The processes of a run, their devices, precision and trackers: all that accelerate looks after."""
+"""The processes of a run: accelerate, its precision and trackers, and distributed evaluation."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 TIMEOUT = timedelta(minutes=10)
-"""After so long without an answer, the other processes give a process up. None has to wait for another for longer than
-one step, one checkpoint or one round of an evaluation takes."""
+"""Timeout of collective operations. Processes wait for each other no longer than a step, a checkpoint or a round of an
+evaluation takes."""
 ROUND = 32
-"""Images that a process evaluates between two looks at the others: soon enough to see that one ended."""
+"""Number of images that a process evaluates between synchronisations, which detect that another process exited."""
 
 
-class StopAskedFor(Exception):  # noqa: N818 - no error
-    """A signal came during an evaluation."""
+class StopRequested(Exception):  # noqa: N818 - not an error
+    """A signal was received during an evaluation."""
 
 
 @contextmanager
-def named_deaths() -> Iterator[None]:
-    """Say in the library's words what PyTorch says where it lost a process.
+def translate_process_errors() -> Iterator[None]:
+    """Translate the errors that PyTorch raises when a process has exited.
 
     Raises:
-        WorkerError: One that loads images.
-        ProcessError: Another one of the training.
+        WorkerError: A process that loads images exited.
+        ProcessError: Another training process exited.
     """
     from torch.distributed import DistError
 
@@ -53,17 +53,17 @@ def named_deaths() -> Iterator[None]:
             raise worker_error(reason) from error
         if isinstance(error, DistError) or re.search("gloo|NCCL", reason):
             raise ProcessError(
-                f"another process of this training ended, or did not answer for {TIMEOUT.seconds // 60} minutes; its "
-                f"own last words say why. The last checkpoint is intact: go on with --resume ({reason})"
+                f"another training process exited, or did not respond for {TIMEOUT.seconds // 60} minutes; see its "
+                f"output for the reason. The last checkpoint is intact: continue with --resume ({reason})"
             ) from error
         raise
 
 
-def take(batches: Iterator[Batch], count: int) -> tuple[Batch, ...]:
-    """Take up to so many of the coming batches.
+def next_batches(batches: Iterator[Batch], count: int) -> tuple[Batch, ...]:
+    """Return the next `count` batches, or those that are left.
 
     Raises:
-        WorkerError: A process that loads images ended while it handed one over.
+        WorkerError: A process that loads images exited while it passed on a batch.
     """
     try:
         return tuple(islice(batches, count))
@@ -72,18 +72,18 @@ def take(batches: Iterator[Batch], count: int) -> tuple[Batch, ...]:
 
 
 def worker_error(reason: str) -> WorkerError:
-    """Return the error that tells of a process that loads images."""
+    """Return the error for the exit of a process that loads images."""
     return WorkerError(
-        f"a process that loads images ended ({reason}): mostly, the memory is used up. The last checkpoint is intact: "
-        "go on with --resume, with fewer 'data.workers' if it happens again"
+        f"a process that loads images exited ({reason}), usually for lack of memory. The last checkpoint is intact: "
+        "continue with --resume, with fewer 'data.workers' if it happens again"
     )
 
 
 def start_processes(settings: RunSettings) -> Accelerator:
-    """Return the accelerator of this process; one of several under ``accelerate launch`` or ``torchrun``.
+    """Create the accelerator of this process, which may be one of several (``accelerate launch``, ``torchrun``).
 
     Raises:
-        ConfigError: The device does not know the precision, or a tracker is unknown.
+        ConfigError: The device does not support the precision, or a tracker is unknown.
         MissingExtraError: A tracker is not installed.
     """
     from accelerate import Accelerator
@@ -91,7 +91,7 @@ def start_processes(settings: RunSettings) -> Accelerator:
     from accelerate.utils import InitProcessGroupKwargs
 
     check_trackers(settings.train.trackers)
-    AcceleratorState._reset_state()  # or a second run in this process could not have another precision
+    AcceleratorState._reset_state()  # otherwise a second run in this process would have the precision of the first
     try:
         return Accelerator(
             mixed_precision=settings.train.precision,
@@ -101,13 +101,13 @@ def start_processes(settings: RunSettings) -> Accelerator:
         )
     except ValueError as error:
         raise ConfigError(
-            f"setting 'train.precision' got '{settings.train.precision}', which this device cannot do ({error});"
-            " use 'no'"
+            f"setting 'train.precision' got '{settings.train.precision}', which this device does not support "
+            f"({error}); use 'no'"
         ) from None
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Make sure that accelerate knows the trackers and that they are installed."""
+    """Check that the trackers are supported by accelerate and installed."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     available = {str(name) for name in get_available_trackers()}
@@ -123,7 +123,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def start_trackers(accelerator: Accelerator, settings: RunSettings) -> None:
-    """Open the trackers and tell them the settings."""
+    """Start the trackers and log the settings."""
     plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in settings.flat().items()}
     accelerator.init_trackers("querybox", config=plain)
 
@@ -135,36 +135,36 @@ def evaluate_together(
     max_corrupt: float,
     request: StopRequest,
 ) -> Evaluation | None:
-    """Evaluate `detector` on `data`, each process detecting on its share of the images; all get the whole result.
+    """Evaluate `detector` on `data`, with the images distributed over the processes.
 
     Args:
-        accelerator: The processes.
+        accelerator: The accelerator of the run.
         data: The images and their objects.
-        detector: To be measured.
-        max_corrupt: Share of the images (0-1) that may be unreadable.
-        request: To stop.
+        detector: The detector.
+        max_corrupt: Fraction of the images (0-1) that may be unreadable.
+        request: The stop request, which is checked after every image.
 
     Returns:
-        What was found; None in every process, if one of them was asked to stop.
+        The evaluation of all images, in every process; None in every process if one of them received a stop request.
     """
     from accelerate.utils import gather_object
 
-    def look(_: Detections) -> None:
+    def check_stop(_: Detections) -> None:
         if request.signal is not None:
-            raise StopAskedFor
+            raise StopRequested
 
     engine = optimize(detector)
     own = data.images[accelerator.process_index :: accelerator.num_processes]
     detections: dict[int, Detections] = {}
     unreadable: dict[int, str] = {}
     for first in range(0, len(data.images[:: accelerator.num_processes]), ROUND):
-        found: tuple[dict[int, Detections], dict[int, str]] = ({}, {})
-        with suppress(StopAskedFor):
-            found = detect_records(engine, own[first : first + ROUND], callback=look)
-        parts = gather_object([(found, request.signal is not None)])
-        if any(asked for _, asked in parts):
+        result: tuple[dict[int, Detections], dict[int, str]] = ({}, {})
+        with suppress(StopRequested):
+            result = detect_records(engine, own[first : first + ROUND], callback=check_stop)
+        results = gather_object([(result, request.signal is not None)])
+        if any(stop for _, stop in results):
             return None
-        for (part, errors), _ in parts:
-            detections |= part
+        for (found, errors), _ in results:
+            detections |= found
             unreadable |= errors
     return measure(data, detections, unreadable, max_corrupt)

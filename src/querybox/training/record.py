@@ -1,4 +1,4 @@
-"""What a run writes down of itself for `querybox.diagnosis`; the first process does it."""
+"""Recording of facts about a run for `querybox.diagnosis`, by the main process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from querybox.modules.detector import DetectionTransformer
 from querybox.training.display import Display
 from querybox.training.interrupt import StopRequest
 from querybox.training.loop import StopReason, Trainer
-from querybox.training.processes import evaluate_together, named_deaths
+from querybox.training.processes import evaluate_together, translate_process_errors
 from querybox.training.settings import RunSettings
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def record_start(
     *,
     continued: bool,
 ) -> None:
-    """Write down what the run starts from; a run that goes on has done so, unless somebody removed the file."""
+    """Record the initial facts of a run, unless a resumed run has its record."""
     folder = Path(settings.output)
     if (folder / RECORD).is_file():
         add_to_record(folder, ended=None, failed=False)
@@ -51,7 +51,7 @@ def evaluate_and_record(
     detector: DetectionTransformer,
     request: StopRequest,
 ) -> Evaluation | None:
-    """Evaluate `detector` on `data`, and write down what it answers like; None if it was stopped."""
+    """Evaluate `detector` on `data` and record the facts about its predictions; None if a stop was requested."""
     evaluation = evaluate_together(accelerator, data, detector, settings.data.max_corrupt, request)
     if evaluation is not None and accelerator.is_main_process:
         assert detector.recipe is not None
@@ -63,17 +63,17 @@ def evaluate_and_record(
 
 
 def fit_and_record(trainer: Trainer, display: Display, request: StopRequest) -> StopReason:
-    """Train, and write down why it ended.
+    """Train, and record why training ended.
 
     Raises:
-        QueryboxError: Training could not go on; that is written down, too.
+        QueryboxError: Training failed; this is recorded as well.
     """
     try:
-        with named_deaths():
+        with translate_process_errors():
             reason = trainer.fit(display, request)
     except QueryboxError as error:
         if trainer.accelerator.is_main_process:
-            with suppress(DiskFullError):  # may be the very error
+            with suppress(DiskFullError):  # possibly the same error
                 add_to_record(trainer.folder, ended=str(error), failed=True)
         raise
     if trainer.accelerator.is_main_process:

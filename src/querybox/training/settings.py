@@ -1,4 +1,4 @@
-"""What a training run is made of, as values that a YAML file or the command line can set."""
+"""The settings of a training run, which a YAML file or the command line can set."""
 
 from __future__ import annotations
 
@@ -12,73 +12,73 @@ from querybox.training.duration import Duration
 
 
 class TrainSettings(Settings):
-    """How the detector is trained.
+    """Training settings.
 
-    The defaults are those of DETR with the 150-epoch schedule; a run of another kind of model has its own, see
+    The defaults are those of DETR with the 150-epoch schedule; other kinds of models have their own, see
     `querybox.models.training_defaults`.
     """
 
     epochs: PositiveInt = 150
     batch_size: PositiveInt = 16
-    """Images of one update, over all processes and all accumulated parts together."""
+    """Number of images per update, over all processes and micro-batches."""
     accumulate: PositiveInt = 1
-    """Parts in which the images of an update are worked one after the other, to fit into memory."""
+    """Number of micro-batches per update, whose gradients are accumulated to save memory."""
     lr: PositiveFloat = 1e-4
     backbone_lr: PositiveFloat = 1e-5
     weight_decay: NonNegativeFloat = 1e-4
     clip: PositiveFloat | None = 0.1
-    """Largest norm of the gradient of all parameters together; null leaves the gradient as it is."""
+    """Maximum total norm of the gradients; null for no clipping."""
     schedule: Literal["step", "cosine"] = "step"
-    """`step` multiplies the learning rates by 0.1 at each milestone, `cosine` brings them to 0 by the end of the run,
-    be that its last epoch or its `max_time`."""
+    """`step` multiplies the learning rates by 0.1 at each milestone; `cosine` decreases them to 0 at the end of the
+    run, which is the last epoch or `max_time`."""
     milestones: tuple[PositiveInt, ...] | None = None
-    """Epochs after which `step` decays; null means once, after two thirds of the epochs."""
+    """Epochs after which `step` decays; null for once, after two thirds of the epochs."""
     warmup_steps: NonNegativeInt = 0
-    """Updates over which the learning rates rise linearly to their full value."""
+    """Number of updates over which the learning rates increase linearly to their full value."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     compile: bool = False
-    """Compile the backbone with `torch.compile` at the first step, once for all image sizes; needs a C++ compiler."""
+    """Compile the backbone with `torch.compile`, once for all image sizes; requires a C++ compiler."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of the moving average of the weights, e.g. 0.9997; the average is what is evaluated and saved."""
+    """Decay of the exponential moving average of the weights, e.g. 0.9997, which is evaluated and saved."""
     freeze: tuple[str, ...] = ()
-    """Parts that are not trained, by their dotted names: `backbone`, `encoder.layers.0`."""
+    """Dotted names of frozen modules, such as `backbone` or `encoder.layers.0`."""
     evaluate_every: PositiveInt = 1
-    """Epochs from one evaluation to the next; there is always one at the end."""
+    """Number of epochs between evaluations; there is always one at the end."""
     patience: PositiveInt | None = None
-    """Stop after this many evaluations without a better AP."""
+    """Stop after this many evaluations without an improvement of the AP."""
     max_time: Duration | None = None
-    """Stop after this long, such as `30m` or `1h30m`, resumed parts included."""
+    """Time limit, such as `30m` or `1h30m`, including the parts before resuming."""
     seed: NonNegativeInt = 0
     trackers: tuple[str, ...] = ()
     """Experiment trackers of accelerate, such as `tensorboard`."""
 
     @model_validator(mode="after")
     def check(self) -> Self:
-        """Refuse settings that do not fit each other."""
+        """Reject inconsistent settings."""
         if self.batch_size % self.accumulate:
             raise ValueError(
-                f"batch_size {self.batch_size} cannot be divided into accumulate = {self.accumulate} equal parts"
+                f"batch_size {self.batch_size} is not a multiple of accumulate = {self.accumulate}"
             )
         return self
 
 
 class RunSettings(Settings):
-    """Everything that a run can set; the resolved values are written to its folder as ``run.yaml``."""
+    """All settings of a run; the resolved values are written to its folder as ``run.yaml``."""
 
     recipe: str | None = None
-    """Name of the model, see `querybox.models`; null means that of the `weights`, or `detr_r50` without any."""
+    """Name of a recipe, see `querybox.models`; null for that of the `weights`, or `detr_r50` without weights."""
     model: dict[str, Any] = Field(default_factory=dict)
-    """Settings of the recipe that differ from its own."""
+    """Settings of the recipe to change."""
     data: DataSettings
     train: TrainSettings = TrainSettings()
     weights: str | None = None
-    """A checkpoint of any layout whose weights the detector starts from: a file, a Hugging Face folder, or a name on
-    the hub such as `hf://facebook/detr-resnet-50`."""
+    """A checkpoint of any layout to start from: a file, a Hugging Face folder, or a name on the Hub such as
+    `hf://facebook/detr-resnet-50`."""
     output: str = "runs/detr"
     """The run folder."""
 
     def flat(self) -> dict[str, Any]:
-        """Return every setting as a plain value by its dotted name."""
+        """Return all settings by dotted name."""
         flat: dict[str, Any] = {}
         for name, value in self.model_dump(mode="json").items():
             inner = (

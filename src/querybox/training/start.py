@@ -1,4 +1,4 @@
-"""What a run starts from: its data, and a detector that fits them."""
+"""Resolve the settings of a run and build its detector."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ from querybox.errors import ConfigError
 from querybox.models import Recipe, find, parse, training_defaults
 from querybox.modules.detector import DetectionTransformer
 from querybox.structures import Category
-from querybox.training.finetune import start_from
+from querybox.training.finetune import initialize_from
 from querybox.training.settings import RunSettings, TrainSettings
 
 
 def resolve(settings: RunSettings) -> RunSettings:
-    """Return `settings` with all values written out, all paths absolute, a hub's name pinned.
+    """Resolve `settings`: fill in all defaults, make paths absolute, pin names on the Hub to a commit.
 
-    The model is that of the recipe, or of the weights where no recipe is named. Without weights, the backbone starts
-    from ImageNet's unless the settings say otherwise. How it is trained is what its recipe has by default, unless the
-    settings say otherwise.
+    The model is that of the recipe, or of the weights if no recipe is given. Without weights, the backbone is
+    initialised from ImageNet weights by default. Training settings default to those of the recipe.
 
     Raises:
-        ConfigError: The recipe or one of its settings is unknown, settings do not fit each other, or no training data
-            is set.
+        ConfigError: The recipe or one of its settings is unknown, settings are inconsistent, or no training data is
+            set.
         CheckpointError: The weights cannot be read.
     """
     if settings.data.train is None:
@@ -45,47 +44,46 @@ def resolve(settings: RunSettings) -> RunSettings:
     model = recipe.model_dump(mode="json")
     if model["backbone_weights"] not in (None, "imagenet"):
         model["backbone_weights"] = str(Path(model["backbone_weights"]).resolve())
-    chosen = settings.train.model_dump(exclude_unset=True)
-    train = TrainSettings.parse({**training_defaults(recipe, settings.recipe), **chosen}, where="train")
+    explicit = settings.train.model_dump(exclude_unset=True)
+    train = TrainSettings.parse({**training_defaults(recipe, settings.recipe), **explicit}, where="train")
     return settings.replace(model=model, train=train.model_dump())
 
 
 def resolve_weights(weights: str) -> str:
-    """Return the absolute path of a checkpoint, or its name on the hub with the commit."""
+    """Return the absolute path of a checkpoint, or its name on the Hub with the commit."""
     return fetch(weights).name if is_hub_name(weights) else str(Path(weights).resolve())
 
 
 def resolve_model(settings: RunSettings) -> Recipe:
-    """Return the recipe that is meant: the named one or that of the weights, with the settings that differ."""
+    """Return the named recipe, or that of the weights, with the settings of the model applied."""
     values = {} if settings.recipe is None else find(settings.recipe).model_dump()
     if settings.weights is None:
-        values["backbone_weights"] = "imagenet"  # a random backbone learns nothing from a few hundred images
+        values["backbone_weights"] = "imagenet"  # a few hundred images are too few to train a random backbone
     values |= settings.model
     if settings.weights is not None:
-        stated = read_checkpoint(settings.weights, **hidden(values)).blueprint.recipe
-        values = {**stated.model_dump(), "unused_rows": (), **values}
+        recipe = read_checkpoint(settings.weights, **not_inferable(values)).blueprint.recipe
+        values = {**recipe.model_dump(), "unused_rows": (), **values}
     return parse(values, where="model")
 
 
-def hidden(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a model that its tensors do not show, as far as there are any."""
+def not_inferable(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those settings of a model that cannot be inferred from its tensors."""
     return {name: model[name] for name in ("dilation", "heads") if name in model}
 
 
 def build_detector(settings: RunSettings, categories: tuple[Category, ...]) -> DetectionTransformer:
-    """Build the detector of resolved `settings` for these classes, with the weights that it starts from.
+    """Build the detector of resolved `settings` for these classes, with its initial weights.
 
-    Its images are prepared as those that the weights were trained on, but for their size, which the data's settings
-    say.
+    Its preprocessing is that of the weights, except for the image size, which is that of the data settings.
 
     Raises:
-        ConfigError: The recipe's settings do not fit together.
-        CheckpointError: The weights cannot be read, or are of another model.
+        ConfigError: The settings of the recipe are inconsistent.
+        CheckpointError: The weights cannot be read, or do not fit the model.
     """
     detector = build(parse(settings.model, where="model"), categories)
     if settings.weights is not None:
-        source = load_detector(settings.weights, **hidden(settings.model))
-        start_from(detector, source, settings.weights)
+        source = load_detector(settings.weights, **not_inferable(settings.model))
+        initialize_from(detector, source, settings.weights)
         detector.preprocessing = source.preprocessing
     sizes = settings.data.sizes()
     detector.preprocessing = dataclasses.replace(
