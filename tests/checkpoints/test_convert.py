@@ -130,7 +130,7 @@ def test_rows_there_and_back(
     caplog.set_level(logging.INFO, "querybox")
     wide = read_checkpoint(files["facebook"])
     convert(files["facebook"], tmp_path / "80.pth", to="mmdet3", rows=80)
-    assert "11 rows of no class are dropped; each class keeps its logit" in caplog.text
+    assert "11 unused rows are dropped; each class keeps its logit" in caplog.text
     narrow = read_checkpoint(tmp_path / "80.pth")
     kept = [*coco.NAMES, 91]
     assert torch.equal(narrow.state[WEIGHT], wide.state[WEIGHT][kept])
@@ -140,7 +140,7 @@ def test_rows_there_and_back(
 
     caplog.clear()
     convert(tmp_path / "80.pth", tmp_path / "91.pth", to="facebook", rows=91)
-    assert "11 rows of no class are new; their probability is zero" in caplog.text
+    assert "11 unused rows are added; their probability is zero" in caplog.text
     convert(tmp_path / "91.pth", tmp_path / "80-again.pth", to="mmdet3", rows=80)
     assert identical(read_checkpoint(tmp_path / "80-again.pth").state, narrow.state)
     assert detected(tmp_path / "91.pth") == detected(tmp_path / "80.pth")
@@ -170,7 +170,7 @@ def test_says_what_to_set_there(
     ("to", "name", "message"),
     [
         ("facebook", "a.safetensors", "expected a .pth or .pt file for facebook"),
-        ("huggingface", "a.pth", "expected a folder for huggingface; leave '.pth' out"),
+        ("huggingface", "a.pth", "expected a folder for huggingface; omit '.pth'"),
         ("querybox", "a", "expected a .safetensors file for querybox"),
     ],
 )
@@ -237,7 +237,7 @@ def test_own_classes_survive_where_files_have_no_place_for_them(save: Any, tmp_p
     convert(source, tmp_path / "facebook.pth", to="facebook")
     back = read_checkpoint(tmp_path / "facebook.pth")
     assert [category.name for category in back.blueprint.categories] == ["class 0", "class 1", "class 2"]
-    assert (back.blueprint.recipe.heads, back.layout, back.assumed) == (2, "facebookresearch", ())
+    assert (back.blueprint.recipe.heads, back.layout, back.assumptions) == (2, "facebookresearch", ())
     with pytest.raises(ConfigError, match="got heads=8, but the file says 2"):
         read_checkpoint(tmp_path / "facebook.pth", heads=8)
 

@@ -110,7 +110,7 @@ def test_rows_of_relatives_there_and_back(tmp_path: Path, caplog: pytest.LogCapt
     caplog.set_level(logging.INFO, "querybox")
     source = save_relative(tmp_path / "dino.safetensors", RELATIVES["dino"])
     convert(source, tmp_path / "80.pth", to="mmdet3", rows=80)
-    assert "11 rows of no class are dropped; each class keeps its logit\n" in caplog.text
+    assert "11 unused rows are dropped; each class keeps its logit\n" in caplog.text
     state = torch.load(tmp_path / "80.pth", weights_only=True)["state_dict"]
     assert {state[name].shape[0] for name in state if "cls_branches" in name or "label_emb" in name} == {80}
     convert(tmp_path / "80.pth", tmp_path / "91.pth", to="facebook", rows=91)

@@ -101,7 +101,7 @@ def test_an_mmengine_training_is_read(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"PK\x03\x04broken"])
 def test_other_files_are_errors(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(CheckpointError, match="corrupt, or no weights file"):
+    with pytest.raises(CheckpointError, match="corrupt, or not a weights file"):
         read_checkpoint_file(tmp_path / name)
 
 

@@ -185,7 +185,7 @@ def test_damage_in_the_cache_is_found(hub: Hub) -> None:
     damaged[-1] ^= 1
     weights.resolve().write_bytes(damaged)
     with pytest.raises(
-        CheckpointError, match="corrupt file: the hub's cache says that its SHA-256 begins with"
+        CheckpointError, match="corrupt file: the Hub's cache says that its SHA-256 begins with"
     ):
         read_checkpoint_file(NAME)
 

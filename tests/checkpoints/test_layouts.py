@@ -127,7 +127,7 @@ def test_the_detector_within_a_segmentation_model(caplog: pytest.LogCaptureFixtu
         "module.bbox_attention.q_linear.bias": torch.ones(1),
     }
     assert_same(detection_part(wrapped), theirs)
-    assert "left out 2 tensors" in caplog.text
+    assert "dropped 2 tensors" in caplog.text
 
 
 def test_strangers_are_named() -> None:
@@ -135,7 +135,7 @@ def test_strangers_are_named() -> None:
     with pytest.raises(CheckpointError, match=r"facebookresearch does not know transformer.level_embed"):
         FACEBOOK.to_ours({**theirs, "transformer.level_embed": torch.ones(1)})
     with pytest.raises(
-        CheckpointError, match=r"no checkpoint of DETR or a relative: .*query_embed.weight.*fc.weight"
+        CheckpointError, match=r"not a checkpoint of DETR or a relative: .*query_embed.weight.*fc.weight"
     ):
         recognise({"fc.weight": torch.ones(1)})
 

@@ -75,7 +75,7 @@ def test_the_corpus_does_harm_where_pickles_are_trusted(
 def test_the_refusal_names_the_culprit_and_the_cure(name: str) -> None:
     as_zip(OBJECTS[name](), Path("model.pth"))
     with pytest.raises(
-        CheckpointError, match=r"model\.pth: refused: it holds 'posix\.system'.*state dict alone"
+        CheckpointError, match=r"model\.pth: refused: it contains 'posix\.system'.*state dict alone"
     ):
         read_checkpoint_file("model.pth")
 
@@ -150,7 +150,7 @@ def test_a_tensor_larger_than_its_memory_is_refused(
 ) -> None:
     write({"weight": torch.ones(1).expand(10**12)}, tmp_path / "model.pth")
     with pytest.raises(
-        CheckpointError, match="expected names and dense tensors alone, got something else in weight"
+        CheckpointError, match="expected only names and dense tensors, got something else in weight"
     ):
         read_checkpoint_file(tmp_path / "model.pth")
 

@@ -19,7 +19,7 @@ from references import REFERENCE
 from torch import Tensor
 
 from querybox import Category
-from querybox.checkpoints.read import class_rows, infer_recipe
+from querybox.checkpoints.read import count_class_rows, infer_recipe
 from querybox.checkpoints.recognise import recognise
 from querybox.errors import CheckpointError
 from querybox.models import DINO, RECIPES, DeformableDETR, Recipe
@@ -303,7 +303,7 @@ def test_published_models_there_and_back(model: str) -> None:
     inferred, assumed = infer_recipe(ours, type(recipe), {}, {}, Path("model.pth"))
     assert inferred == recipe
     assert len(assumed) == (2 if "two-stage" in model else 1)
-    rows = class_rows(ours, type(recipe))
+    rows = count_class_rows(ours, type(recipe))
     assert rows == (80 if "mmdet" in model else 91)
     with torch.device("meta"):
         wanted = recipe.build([Category(id=row, name=str(row)) for row in range(rows)]).state_dict()

@@ -22,7 +22,7 @@ from torch.testing import assert_close
 from querybox import Category, Detector, ImageBatch, Preprocessing, QueryboxError, Target
 from querybox.checkpoints import coco
 from querybox.checkpoints.convert import System, convert
-from querybox.checkpoints.read import class_rows, infer_recipe, read_checkpoint
+from querybox.checkpoints.read import count_class_rows, infer_recipe, read_checkpoint
 from querybox.checkpoints.recognise import recognise
 from querybox.diagnosis.answers import blind_queries, no_object_collapse
 from querybox.diagnosis.schedule import too_few_steps
@@ -185,7 +185,7 @@ def test_published_models_there_and_back(system: str) -> None:
     inferred, assumed = infer_recipe(ours, ConditionalDETR, {}, {}, Path("model.pth"))
     assert inferred == ConditionalDETR()
     assert len(assumed) == 2  # heads, dilation
-    rows = class_rows(ours, ConditionalDETR)
+    rows = count_class_rows(ours, ConditionalDETR)
     assert rows == (80 if system == "MMDetection" else 91)
     with torch.device("meta"):
         wanted = inferred.build([Category(id=row, name=str(row)) for row in range(rows)]).state_dict()

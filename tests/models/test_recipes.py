@@ -115,7 +115,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such weights file"):
         Detector.load(tmp_path / "absent.safetensors")
     save_file({"weight": torch.ones(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointError, match="no checkpoint of DETR or a relative"):
+    with pytest.raises(CheckpointError, match="not a checkpoint of DETR or a relative"):
         Detector.load(tmp_path / "other.safetensors")
 
 
@@ -157,7 +157,7 @@ def test_a_card_that_a_stranger_wrote(card: str, tmp_path: Path) -> None:
 def test_a_detector_composed_by_hand_says_why_it_cannot_be_saved(tmp_path: Path) -> None:
     detector = tiny()
     detector.recipe = None
-    with pytest.raises(CheckpointError, match="no recipe built"):
+    with pytest.raises(CheckpointError, match="not built by a recipe"):
         detector.save(tmp_path / "model.safetensors")
 
 

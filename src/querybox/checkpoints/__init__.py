@@ -1,1 +1,1 @@
-"""Detectors in files: querybox's own, public checkpoints, and backbones' weights. No pickle is executed."""
+"""Reading and writing of checkpoints: native ones, public layouts, backbone weights. No pickled code is executed."""

@@ -1,4 +1,4 @@
-"""A detector in a file: what it is beside its tensors, and how it is built around them again."""
+"""The description of a detector without its tensors, and how a detector is rebuilt from both."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from querybox.text import listed
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Blueprint:
-    """All that a detector is, beside its tensors."""
+    """Everything that defines a detector except its tensors."""
 
     recipe: Recipe
     categories: tuple[Category, ...]
     preprocessing: Preprocessing
 
     def card(self) -> dict[str, Any]:
-        """Return the same as plain values, for a file's header."""
+        """Return the blueprint as JSON-serialisable values, for the header of a file."""
         return {
-            # The backbone's weights are in the file: where they once came from no longer matters.
+            # The file contains the backbone's weights; their original source does not matter.
             "recipe": self.recipe.replace(backbone_weights=None).model_dump(mode="json"),
             "categories": [dataclasses.asdict(category) for category in self.categories],
             "preprocessing": dataclasses.asdict(self.preprocessing),
@@ -39,10 +39,10 @@ class Blueprint:
 
     @classmethod
     def from_card(cls, card: Mapping[str, Any]) -> Blueprint:
-        """Read what `card` returned.
+        """Create a blueprint from the result of `card`.
 
         Raises:
-            CheckpointError: It is something else.
+            CheckpointError: The card is invalid.
         """
         try:
             return cls(
@@ -55,9 +55,11 @@ class Blueprint:
 
 
 def save(detector: DetectionTransformer, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
-    """Write a detector to one file; see `Detector.save`."""
+    """Write a detector to a file; see `Detector.save`."""
     if detector.recipe is None:
-        raise CheckpointError(f"{path}: a detector that no recipe built has no settings to be rebuilt from")
+        raise CheckpointError(
+            f"{path}: it was not built by a recipe, so there are no settings to rebuild it from"
+        )
     tensors = {
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor
         for name, tensor in detector.state_dict().items()
@@ -69,21 +71,21 @@ def save(detector: DetectionTransformer, path: str | Path, *, dtype: torch.dtype
 
 
 def restore(blueprint: Blueprint, state: Mapping[str, Tensor]) -> DetectionTransformer:
-    """Build a detector around tensors, which it then owns: no random weights are made, nothing is copied.
+    """Build a detector from its tensors, without initialising random weights or copying the tensors.
 
     Args:
-        blueprint: What it is.
-        state: All of its tensors, by name; floating ones become float32.
+        blueprint: The description of the detector.
+        state: All of its tensors by name; floating-point ones are converted to float32.
 
     Returns:
-        The detector, in evaluation mode.
+        The detector in evaluation mode.
 
     Raises:
-        CheckpointError: A tensor is missing, has another shape, or belongs nowhere; all of them are listed.
+        CheckpointError: Tensors are missing, unexpected, or have another shape; the message lists them.
     """
     with torch.device("meta"):
         detector = blueprint.recipe.build(blueprint.categories)
-    problems = misfits(detector.state_dict(), state)
+    problems = shape_mismatches(detector.state_dict(), state)
     if problems:
         raise CheckpointError(f"tensors do not fit the model: {listed(problems)}")
     detector.load_state_dict(
@@ -94,14 +96,14 @@ def restore(blueprint: Blueprint, state: Mapping[str, Tensor]) -> DetectionTrans
     return detector.eval()
 
 
-def misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    """Say of every tensor that is missing, surplus or of another shape what was expected and what there is."""
+def shape_mismatches(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> list[str]:
+    """Describe every tensor that is missing, unexpected or of another shape."""
 
     def shape(state: Mapping[str, Tensor], name: str) -> str:
         return str(list(state[name].shape)) if name in state else "none"
 
-    names = dict.fromkeys([*wanted, *given])
-    shapes = {name: (shape(wanted, name), shape(given, name)) for name in names}
+    names = dict.fromkeys([*expected, *actual])
+    shapes = {name: (shape(expected, name), shape(actual, name)) for name in names}
     return [
-        f"{name}: expected {mine}, got {theirs}" for name, (mine, theirs) in shapes.items() if mine != theirs
+        f"{name}: expected {ours}, got {theirs}" for name, (ours, theirs) in shapes.items() if ours != theirs
     ]

@@ -1,4 +1,4 @@
-"""COCO's 80 classes by category id (cocodataset.org): what most public checkpoints were trained on."""
+"""COCO's 80 classes by category id (cocodataset.org), which most public checkpoints were trained on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAMES = {
 }  # fmt: skip
 
 CATEGORIES = tuple(Category(id=row, name=name) for row, name in NAMES.items())
-"""The classes of an 81-row head, row by row; its last row is "no object"."""
+"""The classes of an 80-row head, by row."""
 
 UNUSED_ROWS = tuple(row for row in range(91) if row not in NAMES)
-"""The rows of a 92-row head, which are category ids, that stand for no class; its last row is "no object"."""
+"""The unused rows of a 91-row head, whose rows are category ids."""

@@ -1,4 +1,4 @@
-"""A checkpoint for another system: the same tensors under its names, in its wrapper."""
+"""Conversion of checkpoints to the layouts of other libraries."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ SUFFIXES: dict[System, tuple[str, ...]] = {
     "mmdet3": (".pth", ".pt"),
     "querybox": (".safetensors",),
 }
-"""Of the file that is written; for Hugging Face it is a folder."""
-STOCK_ROWS: dict[System, int] = {"facebook": 91, "mmdet2": 80, "mmdet3": 80}
-"""Rows of the class head, without "no object", in the system's own config for COCO."""
+"""Suffixes of the written file; for Hugging Face it is a folder."""
+DEFAULT_ROWS: dict[System, int] = {"facebook": 91, "mmdet2": 80, "mmdet3": 80}
+"""Rows of the class head, without no-object, in the library's config for COCO."""
 
 
 def convert(
@@ -45,31 +45,30 @@ def convert(
     dilation: bool | None = None,
     heads: int | None = None,
 ) -> None:
-    """Write a checkpoint of any layout for another system.
+    """Convert a checkpoint of any layout to that of another library.
 
-    Tensors get other names, and the projections of attention are split or joined. Their numbers and types stay, so
-    the way there and back gives the very same tensors. What a ``.pth`` file has no place for in its own system (image
-    size, attention heads, dilation, category ids) is kept in its ``meta``, which that system passes over. The counters
-    of batch norms, which frozen ones never read, are left out where a layout has none, and come back as zero; so does
-    the label of no class that DINO's original has.
+    Tensors are renamed, and the projections of attention are split or concatenated. Values and types are kept, so
+    converting back gives bit-identical tensors. Metadata that a ``.pth`` file of the library does not support (image
+    size, attention heads, dilation, category ids) are saved in its ``meta``, which the library ignores. Counters of
+    batch norms, which frozen ones do not use, are dropped if a layout has none, and restored as zero; so is the unused
+    label embedding of the original DINO.
 
     Args:
-        source: What `Detector.load` reads.
-        target: A new ``.pth`` file for facebook, mmdet2 and mmdet3, ``.safetensors`` file for querybox, folder for
-            huggingface. It appears when it is complete.
-        to: Whose names and wrapper: those of the authors' own code ("facebook", also where the authors are others:
-            fundamentalvision/Deformable-DETR, IDEA-Research/DINO), of MMDetection 2.x or 3.x, of the Hugging Face
-            hub, or querybox's own.
-        rows: Bring the class heads of COCO's 80 classes to 80 rows, as MMDetection has it, or 91, as the authors' own
-            code and Hugging Face have it. Each class keeps its logit. On the way to 80 the rows of no class are
-            dropped: DETR's softmax gives their probability to the others, so all scores grow, usually by very little.
-            On the way to 91 new rows get probability zero, so no score changes. None: as they are.
+        source: A path as for `Detector.load`.
+        target: A new ``.pth`` file for facebook, mmdet2 and mmdet3, a ``.safetensors`` file for querybox, or a folder
+            for huggingface. It is written atomically.
+        to: The target layout: that of the authors' code ("facebook", also for fundamentalvision/Deformable-DETR and
+            IDEA-Research/DINO), of MMDetection 2.x or 3.x, of Hugging Face, or of querybox.
+        rows: Convert the class heads of COCO's 80 classes to 80 rows, as in MMDetection, or to 91, as in the authors'
+            code and Hugging Face. Each class keeps its logit. 80 drops the unused rows, so DETR's softmax assigns their
+            probability to the other classes and scores increase, usually very slightly. 91 adds rows of probability
+            zero, which changes no score. None keeps the rows.
         dilation: Whether the last stage is dilated, as in `Detector.load`.
-        heads: Of attention, as in `Detector.load`.
+        heads: Number of attention heads, as in `Detector.load`.
 
     Raises:
         CheckpointError: `source` cannot be read.
-        ConfigError: An argument is unknown; `target` exists or has the wrong suffix; the other system has no such
+        ConfigError: An argument is invalid; `target` exists or has the wrong suffix; the other library has no such
             model; or `rows` is given for other classes than COCO's.
     """
     target = Path(target)
@@ -77,7 +76,7 @@ def convert(
     check_choice("rows", rows, (*get_args(Rows), None))
     check_target(target, to)
     checkpoint = read_checkpoint(source, dilation=dilation, heads=heads)
-    for sentence in checkpoint.assumed:
+    for sentence in checkpoint.assumptions:
         logger.info("%s: assumed: %s", source, sentence)
     try:
         check_model(checkpoint, to)
@@ -86,51 +85,51 @@ def convert(
     except (CheckpointError, ConfigError) as error:
         raise type(error)(f"{source}: {error}") from error
     write(checkpoint, target, to)
-    for sentence in to_set_there(checkpoint, to):
+    for sentence in required_settings(checkpoint, to):
         logger.info("%s: %s", target, sentence)
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
-    """Raise ConfigError unless an argument is one of the choices."""
+    """Raise ConfigError unless `value` is one of the choices."""
     if value not in choices:
         raise ConfigError(f"convert got {name}={value!r}; expected one of {', '.join(map(repr, choices))}")
 
 
 def check_target(target: Path, to: System) -> None:
-    """Raise ConfigError unless `target` is a new path of the right kind."""
+    """Raise ConfigError unless `target` is a new path with a valid suffix."""
     if to in SUFFIXES and target.suffix not in SUFFIXES[to]:
         raise ConfigError(f"{target}: expected a {' or '.join(SUFFIXES[to])} file for {to}; rename it")
     if to not in SUFFIXES and any(target.suffix in suffixes for suffixes in SUFFIXES.values()):
-        raise ConfigError(f"{target}: expected a folder for {to}; leave '{target.suffix}' out")
+        raise ConfigError(f"{target}: expected a folder for {to}; omit '{target.suffix}'")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ConfigError(f"{target}: exists already; choose another name, or remove it first")
 
 
 def check_model(checkpoint: Checkpoint, to: System) -> None:
-    """See that the tensors are whole, and that the other system has such a model.
+    """Check that the tensors are complete, and that the other library has such a model.
 
     Raises:
         CheckpointError: A tensor is missing or does not fit.
-        ConfigError: A setting has no counterpart there.
+        ConfigError: A setting has no counterpart in the other library.
     """
     restore(checkpoint.blueprint, checkpoint.state)
     if to == "querybox":
         return
     recipe = checkpoint.blueprint.recipe
     layout = layout_of(recipe, to)
-    strangers = [f"{name}={getattr(recipe, name)!r}" for name in recipe.unknown_to(layout)]
-    if strangers:
+    unsupported = [f"{name}={getattr(recipe, name)!r}" for name in recipe.unknown_to(layout)]
+    if unsupported:
         raise ConfigError(
-            f"{layout.name} has no {recipe.title} with {', '.join(strangers)}; only querybox's own file holds "
-            "this model"
+            f"{layout.name} has no {recipe.title} with {', '.join(unsupported)}; only the format of querybox "
+            "supports this model"
         )
 
 
 def layout_of(recipe: Recipe, to: PublicSystem) -> Layout:
-    """Return what another system calls the tensors of this kind of model.
+    """Return the layout of this kind of model in another library.
 
     Raises:
-        ConfigError: It has no such model, or none whose names are known.
+        ConfigError: The library has no such model, or its layout is not supported.
     """
     if to not in recipe.layouts:
         known = ", ".join(recipe.layouts)
@@ -141,30 +140,30 @@ def layout_of(recipe: Recipe, to: PublicSystem) -> Layout:
 
 
 def with_rows(checkpoint: Checkpoint, rows: Rows) -> Checkpoint:
-    """Bring the class head of COCO's classes to 80 or 91 rows; see `convert`.
+    """Convert the class head of COCO's classes to 80 or 91 rows; see `convert`.
 
     Raises:
-        ConfigError: The classes are others.
+        ConfigError: The classes are not COCO's.
     """
     blueprint = checkpoint.blueprint
     names = [category.name for category in blueprint.categories]
     if names != list(coco.NAMES.values()):
         raise ConfigError(
-            f"rows={rows} is for COCO's 80 classes, this model has {len(names)} of its own; leave rows out"
+            f"rows={rows} is for COCO's 80 classes, this model has {len(names)} other ones; omit rows"
         )
     before, after = blueprint.recipe.unused_rows, coco.UNUSED_ROWS if rows == 91 else ()
     if before == after:
         return checkpoint
     if after:
         logger.info(
-            "class head: %d rows of no class are new; their probability is zero, so no score changes",
+            "class head: %d unused rows are added; their probability is zero, so no score changes",
             len(after),
         )
     else:
         logger.info(
-            "class head: %d rows of no class are dropped; each class keeps its logit%s",
+            "class head: %d unused rows are dropped; each class keeps its logit%s",
             len(before),
-            ", and the softmax gives the probability of the dropped rows to the others, so scores grow a little"
+            ", and the softmax assigns the probability of the dropped rows to the others, so scores increase slightly"
             if blueprint.recipe.no_object
             else "",
         )
@@ -177,7 +176,7 @@ def with_rows(checkpoint: Checkpoint, rows: Rows) -> Checkpoint:
 
 
 def write(checkpoint: Checkpoint, target: Path, to: System) -> None:
-    """Write the checkpoint as the system itself would."""
+    """Write the checkpoint in the format of the library."""
     blueprint, state = checkpoint.blueprint, checkpoint.state
     if to == "querybox":
         native.write(target, state, blueprint.card())
@@ -201,24 +200,24 @@ def write(checkpoint: Checkpoint, target: Path, to: System) -> None:
 
 
 def row_names(blueprint: Blueprint) -> tuple[str, ...]:
-    """Return what each row of the class head stands for, without "no object"."""
+    """Return the name of each row of the class head, without no-object."""
     unused, names = blueprint.recipe.unused_rows, iter(blueprint.categories)
     rows = range(len(blueprint.categories) + len(unused))
     return tuple(NO_CLASS if row in unused else next(names).name for row in rows)
 
 
-def to_set_there(checkpoint: Checkpoint, to: System) -> list[str]:
-    """Say what the other system has to be told before it loads the file, a sentence each."""
-    if to not in STOCK_ROWS or to == "querybox":
-        return []  # the file says it all
+def required_settings(checkpoint: Checkpoint, to: System) -> list[str]:
+    """Return in words the settings of the other library that must be changed before it loads the file."""
+    if to not in DEFAULT_ROWS or to == "querybox":
+        return []  # the file includes its settings
     recipe, rows = checkpoint.blueprint.recipe, len(row_names(checkpoint.blueprint))
     layout = layout_of(recipe, to)
     sentences = []
-    if rows != STOCK_ROWS[to]:
+    if rows != DEFAULT_ROWS[to]:
         beside = ' beside "no object"' if recipe.no_object else ""
         settings = " and ".join(f"{setting}={rows}" for setting in layout.class_settings)
         sentences.append(
-            f"its class head has {rows} rows{beside}, but {layout.name}'s own config has {STOCK_ROWS[to]}: "
+            f"its class head has {rows} rows{beside}, but {layout.name}'s own config has {DEFAULT_ROWS[to]}: "
             f"set {settings} there"
         )
     return sentences + recipe.to_tell(layout, checkpoint.state)

@@ -1,4 +1,4 @@
-"""SHA-256 digests of weight files that have no checksum inside: where they are known from, and their check."""
+"""Verification of SHA-256 digests of weight files without an internal checksum."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ DATE = re.compile(r"20\d\d[01]\d[0-3]\d")
 
 
 def check_digest(path: Path) -> None:
-    """Compare a file with the digest that it came with, if it came with one.
+    """Compare a file with its published digest, if there is one.
 
     Raises:
-        CheckpointError: The content is not what the digest says.
+        CheckpointError: The digest does not match.
     """
     known = known_digest(path)
     if known is None:
@@ -26,26 +26,26 @@ def check_digest(path: Path) -> None:
     if not actual.startswith(digest):
         raise CheckpointError(
             f"{path}: corrupt file: {source} says that its SHA-256 begins with {digest[:16]}, but it begins with "
-            f"{actual[:16]}; fetch it again, or, where it was changed on purpose, rename it"
+            f"{actual[:16]}; download it again, or rename it if it was changed on purpose"
         )
 
 
 def known_digest(path: Path) -> tuple[str, str] | None:
-    """Return the digest of a file, or its first digits, and what tells it; None where nothing does.
+    """Return the digest of a file, or its first digits, and its source; None if there is none.
 
-    It may stand beside the file, as ``sha256sum model.pth > model.pth.sha256`` writes it, or in the file's name:
-    torch.hub, torchvision and MMDetection publish ``name-0676ba61.pth``, and the cache of the Hugging Face hub
-    names what it holds by the whole digest.
+    It may be in a file beside it, as written by ``sha256sum model.pth > model.pth.sha256``, or in the file name:
+    torch.hub, torchvision and MMDetection publish ``name-0676ba61.pth``, and the cache of the Hugging Face Hub names
+    files by the whole digest.
     """
     beside = path.with_name(f"{path.name}.sha256")
     if beside.is_file():
         digest = beside.read_bytes()[:64].decode("ascii", errors="replace").lower()
         if not re.fullmatch("[0-9a-f]{64}", digest):
             raise CheckpointError(
-                f"{beside}: corrupt file: expected a SHA-256 of 64 digits; write it again or remove it"
+                f"{beside}: corrupt file: expected a SHA-256 of 64 digits; recreate or remove it"
             )
         return digest, beside.name
     if named := re.search("-([0-9a-f]{8,64})$", path.stem):
         return None if DATE.fullmatch(named[1]) else (named[1], "its name")
     target = path.resolve().name
-    return (target, "the hub's cache") if re.fullmatch("[0-9a-f]{64}", target) else None
+    return (target, "the Hub's cache") if re.fullmatch("[0-9a-f]{64}", target) else None

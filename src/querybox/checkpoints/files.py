@@ -1,4 +1,4 @@
-"""Reading weight files safely, and writing them so that a crash leaves the old file or the new one."""
+"""Safe reading of weight files, and writing of safetensors files."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from torch import Tensor
 
 from querybox.checkpoints.digest import check_digest
 from querybox.checkpoints.find import find_weights
-from querybox.checkpoints.pickled import damaged, read_pickled
+from querybox.checkpoints.pickled import read_pickled, unreadable_file
 from querybox.errors import CheckpointError
 from querybox.text import listed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointFile:
-    """What a checkpoint holds, under its own names."""
+    """The content of a checkpoint, under its own names."""
 
     tensors: dict[str, Tensor]
-    """Dense, on the CPU, in memory of their own."""
+    """Dense tensors on the CPU that do not share memory with the file."""
     metadata: Mapping[str, Any]
-    """What is known beside the tensors, as far as the file has it:
+    """Metadata, as far as the file has them:
 
     - ``"header"``: the text values in the header of a safetensors file;
     - ``"config"``, ``"preprocessor"``: ``config.json`` and ``preprocessor_config.json`` beside a Hugging Face file;
-    - ``"meta"``: MMDetection's, such as its ``"CLASSES"`` or ``"dataset_meta"``;
+    - ``"meta"``: those of MMDetection, such as ``"CLASSES"`` or ``"dataset_meta"``;
     - ``"args"``: the options of a facebookresearch training by name.
     """
 
 
 def read_checkpoint_file(path: str | Path) -> CheckpointFile:
-    """Read weights of any public layout without executing anything.
+    """Read weights of any public layout without executing code.
 
-    Optimizer states and the like in a training's file are left out.
+    Other content, such as the state of an optimizer, is dropped.
 
     Args:
-        path: What `find_weights` finds: a ``.safetensors`` file; a ``.pth``, ``.pt`` or ``.bin`` file with tensors by
-            name, alone or under ``"model"`` or ``"state_dict"``; or the ``.index.json`` of a file in shards.
+        path: A path as for `find_weights`, to a ``.safetensors`` file; a ``.pth``, ``.pt`` or ``.bin`` file with
+            tensors by name, alone or under ``"model"`` or ``"state_dict"``; or the ``.index.json`` of a sharded file.
 
     Raises:
-        CheckpointError: It is missing, truncated, corrupt, would need code to be executed, or holds something else.
+        CheckpointError: The file is missing, truncated, corrupt, requires code to be executed, or has other content.
     """
     path = find_weights(path)
     if path.name.endswith(".index.json"):
@@ -74,60 +74,60 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            # Clones: what the file gives is the file itself, mapped into memory, and changes when it does.
+            # Clones, because the tensors are memory-mapped and would change with the file.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
             return tensors, file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
-        raise damaged(path, error) from error
+        raise unreadable_file(path, error) from error
 
 
 def read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the files that an index names.
+    """Read the shards listed in an index.
 
     Raises:
-        CheckpointError: The index is corrupt, or a file of it is missing, corrupt, or of another download.
+        CheckpointError: The index is corrupt, or a shard is missing, corrupt, or does not match the index.
     """
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(
         isinstance(file, str) and file == Path(file).name and Path(file).suffix in (".safetensors", ".bin")
-        for file in places.values()
+        for file in shards.values()
     ):
         raise CheckpointError(
             f"{index}: corrupt index: expected a 'weight_map' of tensors to files beside it"
         )
     tensors: dict[str, Tensor] = {}
-    for file in dict.fromkeys(places.values()):
+    for file in dict.fromkeys(shards.values()):
         shard = read_checkpoint_file(index.with_name(file)).tensors
-        expected = {name for name, place in places.items() if place == file}
+        expected = {name for name, location in shards.items() if location == file}
         if shard.keys() != expected:
-            unlike = listed(sorted(shard.keys() ^ expected))
+            differences = listed(sorted(shard.keys() ^ expected))
             raise CheckpointError(
-                f"{index}: '{file}' does not hold what the index says ({unlike}); fetch both again"
+                f"{index}: '{file}' does not contain the tensors in the index ({differences}); download both again"
             )
         tensors |= shard
     return tensors, {}
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a file that holds one JSON object.
+    """Read a JSON file that contains an object.
 
     Raises:
-        CheckpointError: It does not.
+        CheckpointError: It is not such a file.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: corrupt, or no JSON file ({error})") from error
+        raise CheckpointError(f"{path}: corrupt, or not a JSON file ({error})") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(values).__name__}")
     return values
 
 
 def unwrap(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Find the tensors in what a pickled file held, and what is said about them.
+    """Find the tensors and the metadata in the content of a pickled file.
 
     Raises:
-        CheckpointError: There are none, or something else is among them.
+        CheckpointError: There are no tensors, or other objects are among them.
     """
     metadata: dict[str, Any] = {}
     held = entries(content)
@@ -143,18 +143,18 @@ def unwrap(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]
     odd = [str(name) for name, value in held.items() if not (isinstance(name, str) and is_plain(value))]
     if odd:
         raise CheckpointError(
-            f"{path}: expected names and dense tensors alone, got something else in {listed(odd)}"
+            f"{path}: expected only names and dense tensors, got something else in {listed(odd)}"
         )
     return {name: tensor.detach() for name, tensor in held.items()}, metadata
 
 
 def entries(value: object) -> dict[Any, Any]:
-    """Return a mapping as a plain one: a pickle can replace the methods of others. Empty for what is none."""
+    """Return a copy of a dict without custom methods, which a pickle can inject; empty for any other value."""
     return dict(dict.items(value)) if isinstance(value, dict) else {}
 
 
 def is_plain(value: object) -> bool:
-    """Tell dense tensors with memory for every element from others, which could grow without bounds when copied."""
+    """Return whether a value is a dense tensor that stores every element; others could expand when copied."""
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided
@@ -166,14 +166,14 @@ def is_plain(value: object) -> bool:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file in place.
+    """Write a safetensors file, not atomically.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     try:
         save_file(dict(tensors), path, metadata=dict(metadata))
-    except SafetensorError as error:  # the library's own, which says the system's number in words
+    except SafetensorError as error:  # contains the system's error number in its message
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise

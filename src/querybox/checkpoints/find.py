@@ -10,7 +10,7 @@ from querybox.errors import CheckpointError
 BEST, LAST = "best.safetensors", "last.safetensors"
 """Detectors in the folder of a training run; the best is preferred."""
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".index.json")
-"""Of files that hold weights, or list those that do."""
+"""Suffixes of weights files, or of indices of sharded ones."""
 OTHER_KINDS = {
     **dict.fromkeys((".onnx", ".xml", ".pt2"), "an exported model; open it with querybox.load"),
     **dict.fromkeys((".yaml", ".yml"), "a run file; train with it: querybox train"),
@@ -21,24 +21,24 @@ OTHER_KINDS = {
     **dict.fromkeys((".mlmodel", ".mlpackage"), "a Core ML model, which querybox does not read"),
     **dict.fromkeys((".zip", ".tar", ".gz", ".7z"), "an archive; unpack it first"),
 }
-"""What a file of another suffix is."""
+"""Descriptions of files with other suffixes."""
 
 
 def is_model(path: Path) -> bool:
-    """Tell a weights file, a folder with one, or a name on the Hub from a dataset."""
+    """Return whether a path is a weights file, a folder with one, or a name on the Hub, rather than a dataset."""
     is_file = path.name.endswith(SUFFIXES) or is_hub_name(path)
     return is_file or any((path / name).is_file() for name in (BEST, LAST, CONFIG))
 
 
 def find_weights(path: str | Path) -> Path:
-    """Return the weights file that is meant by `path`.
+    """Return the weights file that `path` refers to.
 
     Args:
-        path: A weights file, or the index of one in shards; the folder of a run, whose best detector is taken; a
-            Hugging Face folder; or ``hf://owner/name``, with or without ``@revision``, which is downloaded.
+        path: A weights file, or the index of a sharded one; the folder of a run, for its best detector; a Hugging Face
+            folder; or ``hf://owner/name``, optionally with ``@revision``, which is downloaded.
 
     Raises:
-        CheckpointError: There is none, or `path` is a file of another kind.
+        CheckpointError: There is no weights file, or `path` is a file of another kind.
     """
     path = fetch(path).folder if is_hub_name(path) else Path(path)
     if path.is_dir():
@@ -56,7 +56,7 @@ def find_weights(path: str | Path) -> Path:
 
 
 def require_file(path: Path) -> None:
-    """Raise CheckpointError unless there is such a file."""
+    """Raise CheckpointError unless the file exists."""
     if not path.is_file():
         raise CheckpointError(
             f"{path}: no such weights file; expected a checkpoint, or the folder of a run: check the path"

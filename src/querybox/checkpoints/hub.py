@@ -39,7 +39,7 @@ class Snapshot:
 
 
 def is_hub_name(path: str | Path) -> bool:
-    """Tell ``hf://owner/name`` from paths."""
+    """Return whether a path is ``hf://owner/name``."""
     return Path(path).as_posix().startswith("hf:/")
 
 

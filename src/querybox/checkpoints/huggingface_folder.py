@@ -1,4 +1,4 @@
-"""A folder as `transformers` reads it: the weights, what the model is, and how an image is made ready for it."""
+"""Write a folder for `transformers`: weights, model configuration and image preprocessing."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from querybox.structures import Preprocessing
 
 
 def write_folder(folder: Path, tensors: Mapping[str, Tensor], files: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write ``model.safetensors`` and JSON files; the folder appears when it is complete.
+    """Write ``model.safetensors`` and JSON files; the folder is created atomically.
 
     Args:
-        folder: It does not exist, or is empty.
+        folder: The folder, which must not exist or be empty.
         tensors: The weights under Hugging Face's names.
-        files: Values by file name.
+        files: Content of the JSON files by file name.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         complete = Path(temporary) / folder.name
         complete.mkdir()
-        # Heads that are listed twice are one tensor, and the format has no two names for the same memory.
-        held = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
+        # Shared heads are listed twice, and the format does not support tensors that share memory.
+        cloned = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
         with atomic(complete / "model.safetensors") as file:
-            save_tensors(held, file, {"format": "pt"})  # transformers asks for it
+            save_tensors(cloned, file, {"format": "pt"})  # required by transformers
         for name, values in files.items():
             write_text(complete / name, json.dumps(values, indent=2) + "\n")
         complete.replace(folder)
 
 
 def model_config(recipe: Recipe, rows: Sequence[str]) -> dict[str, Any]:
-    """Return what ``config.json`` says of a model.
+    """Return the content of ``config.json``.
 
     Args:
-        recipe: The model's; of a kind that Hugging Face has.
-        rows: Names of the class head's rows, without "no object".
+        recipe: The recipe of the model, of a kind that Hugging Face has.
+        rows: Names of the rows of the class head, without no-object.
     """
     return {
         **recipe.huggingface_config(),
@@ -52,7 +52,7 @@ def model_config(recipe: Recipe, rows: Sequence[str]) -> dict[str, Any]:
 
 
 def preprocessor_config(preprocessing: Preprocessing, kind: type[Recipe]) -> dict[str, Any]:
-    """Return what ``preprocessor_config.json`` says of the images of this kind of model."""
+    """Return the content of ``preprocessor_config.json`` for this kind of model."""
     return {
         "image_processor_type": f"{kind.huggingface_prefix}ImageProcessor",
         "format": "coco_detection",

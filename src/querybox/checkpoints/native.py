@@ -1,4 +1,4 @@
-"""querybox's own file: safetensors, with a card in its header that says how to rebuild the detector."""
+"""The native file format: safetensors, with a card in the header from which the detector is rebuilt."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ FORMAT = "querybox-1"
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any], *, mark: str = FORMAT) -> None:
-    """Write tensors and their card, atomically; what was there before goes when the new file was read back.
+    """Write tensors and their card, atomically. An existing file is replaced once the new one was read back.
 
     Args:
         path: The file.
-        tensors: By name, on any device.
-        card: Plain values that JSON can hold.
-        mark: Says what kind of file it is.
+        tensors: Tensors by name, on any device.
+        card: JSON-serialisable values.
+        mark: Identifier of the file format.
 
     Raises:
-        DiskFullError: There is no room for it.
-        CheckpointError: What was read back is not what was written.
+        DiskFullError: There is no space for it.
+        CheckpointError: Reading the file back gave different content.
     """
-    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(card)
-    known = checksum(sorted(held.items()), text)
-    size = sum(tensor.nbytes for tensor in held.values()) + len(text)
+    expected = checksum(sorted(contiguous.items()), text)
+    size = sum(tensor.nbytes for tensor in contiguous.values()) + len(text)
     with atomic(path, size=size) as temporary:
-        save_tensors(held, temporary, {"format": mark, "checksum": known, "card": text})
-        if read_back(temporary) != known:
+        save_tensors(contiguous, temporary, {"format": mark, "checksum": expected, "card": text})
+        if read_back(temporary) != expected:
             raise CheckpointError(
-                f"{path}: what was read back is not what was written; an older file of this name is intact. "
-                "The disk or the memory is at fault: write to another disk"
+                f"{path}: what was read back is not what was written; an existing file of this name is unchanged. "
+                "The disk or the memory is faulty: write to another disk"
             )
 
 
 def read_back(path: Path) -> str:
-    """Return the checksum of what lies on the disk, one tensor after the other; of nothing, if it cannot be read."""
+    """Return the checksum of the file on the disk; an empty string if it cannot be read."""
     flush(path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -60,26 +60,25 @@ def read_back(path: Path) -> str:
 def read(
     path: Path, *, mark: str = FORMAT, kind: str = "a detector that querybox saved"
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `write` wrote.
+    """Read a file written by `write`.
 
     Args:
         path: The file.
-        mark: Of the kind of file that is expected.
-        kind: The same in words, for the message.
+        mark: Identifier of the expected file format.
+        kind: The expected file format in words, for the message.
 
     Raises:
-        CheckpointError: The file is missing, not querybox's, or corrupt.
+        CheckpointError: The file is missing, corrupt, or of another format.
     """
     require_file(path)
     tensors, metadata = read_safetensors(path)
     if metadata.get("format") != mark:
-        got = metadata.get("format", "a file without such a mark")
+        got = metadata.get("format", "a file without a format")
         raise CheckpointError(
             f"{path}: expected {kind} ('{mark}'), got {got}: another kind of file, or corrupt"
         )
-    known = metadata.get("checksum")
-    held = sorted(tensors.items())
-    if known not in (checksum(held, metadata.get("card", "")), checksum(held)):
+    items = sorted(tensors.items())
+    if metadata.get("checksum") not in (checksum(items, metadata.get("card", "")), checksum(items)):
         raise CheckpointError(f"{path}: corrupt file, its checksum does not match; copy or save it again")
     try:
         card: dict[str, Any] = dict(json.loads(metadata["card"]))
@@ -88,21 +87,21 @@ def read(
     return tensors, card
 
 
-def is_ours(path: Path) -> bool:
-    """Tell a file that `write` wrote from others, by its header."""
+def is_native(path: Path) -> bool:
+    """Return whether a file was written by `write`, according to its header."""
     if path.suffix != ".safetensors":
         return False
     try:
         with safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get("format") == FORMAT
     except (SafetensorError, OSError, ValueError):
-        return False  # whoever reads it says what is wrong with it
+        return False  # reading it raises a specific error
 
 
 def checksum(tensors: Iterable[tuple[str, Tensor]], card: str = "") -> str:
-    """Return a SHA-256 over names, types, shapes, bytes of the tensors, in the order of their names, and the card.
+    """Return the SHA-256 of the names, types, shapes and bytes of the tensors, in the given order, and of the card.
 
-    Early files have one without the card.
+    The checksum in early files does not include the card.
     """
     digest = hashlib.sha256()
     for name, tensor in tensors:

@@ -1,8 +1,8 @@
-"""Reading ``.pth``, ``.pt`` and ``.bin`` files: tensors and plain values, and nothing that runs code.
+"""Reading of ``.pth``, ``.pt`` and ``.bin`` files: tensors and plain values, without executing code.
 
-The unpickler is that of ``torch.load(weights_only=True)``: it knows tensors and plain values, and refuses the name of
-anything else. `HARMLESS` are the few other names that public training files hold beside their weights. All but options
-and plain dicts stand for a class that does nothing, so that not even these are imported, let alone called.
+The unpickler is that of ``torch.load(weights_only=True)``, which supports tensors and plain values and rejects all
+other names. `ALLOWED` are the few other names in public training checkpoints. Except for options and dicts they are
+replaced by a class that does nothing, so that the named objects are neither imported nor called.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from querybox.errors import CheckpointError
 
 THREADS = 4
 CHUNK = 1 << 20
-"""Bytes that a thread reads at a time."""
+"""Number of bytes that a thread reads at a time."""
 ZIP = b"PK\x03\x04"
-"""What a zip file, and each of its records, begins with."""
+"""Signature of a zip file and of each of its records."""
 LOCAL_HEADER = struct.Struct("<4s22xHH")
-"""Of a zip record: its mark, and how long the name and the extra field are that stand before the data."""
+"""Header of a zip record: signature, and lengths of the name and the extra field that precede the data."""
 
 
 class Ignored:
-    """Stands where a file has an object that nobody needs: it takes what it is given and keeps none of it."""
+    """Replacement for objects in a file that are not needed; it ignores its arguments and state."""
 
     def __init__(self, *_: object) -> None:
         pass
 
     def __setstate__(self, state: object) -> None:
-        """Keep nothing."""
+        """Ignore the state."""
 
 
-HARMLESS: list[Any] = [
+ALLOWED: list[Any] = [
     (Namespace, "argparse.Namespace"),  # the options of a facebookresearch training: attributes alone
     (dict, "mmengine.config.config.ConfigDict"),
     *(
@@ -66,20 +66,20 @@ HARMLESS: list[Any] = [
         )
     ),
 ]
-"""What is rebuilt for which name in a pickle."""
+"""Allowed names in a pickle, with the class that is created for them."""
 
-_allowing = threading.Lock()  # torch keeps one list of allowed names for all threads
+_allowing = threading.Lock()  # the list of allowed names in torch is global
 
 
 def read_pickled(path: Path) -> Any:
-    """Return what `torch.save` wrote, with its tensors on the CPU; nothing in the file is executed.
+    """Read a file written by `torch.save`, with its tensors on the CPU. No code in the file is executed.
 
-    The checksums of a zip file's records are compared, which PyTorch leaves out, and the file's digest where it is
-    known. Older files, which are no zip, have no checksum inside.
+    The checksums of the records of a zip file are verified, which PyTorch does not do, and the published digest of the
+    file, if any. Older files, which are not zip files, have no internal checksum.
 
     Raises:
-        CheckpointError: The file is truncated, corrupt, of another kind, or holds objects that would need code to
-            be executed.
+        CheckpointError: The file is truncated, corrupt, of another kind, or contains objects that require code to be
+            executed.
     """
     with ThreadPoolExecutor(THREADS) as pool:
         records = list(zip_records(path))
@@ -90,50 +90,50 @@ def read_pickled(path: Path) -> Any:
             check.result()
     if error is None:
         return content
-    refused = re.search(r"GLOBAL (\S+)", str(error))
-    if refused:
+    rejected = re.search(r"GLOBAL (\S+)", str(error))
+    if rejected:
         raise CheckpointError(
-            f"{path}: refused: it holds '{refused[1]}', and to rebuild that would execute code of the file's choosing; "
-            "it is corrupt if the name means nothing. Cure, if you trust who wrote it: load it there with "
-            "torch.load(..., weights_only=False) and torch.save its state dict alone"
+            f"{path}: refused: it contains '{rejected[1]}', and loading that would execute code specified by the file; "
+            "if the name looks random, the file is corrupt. Cure, if you trust its author: load it with "
+            "torch.load(..., weights_only=False) in their environment, and torch.save its state dict alone"
         ) from error
-    raise damaged(path, reason(error)) from error
+    raise unreadable_file(path, reason(error)) from error
 
 
 def unpickle(path: Path) -> tuple[Any, Exception | None]:
-    """Return what is in the file, or why there is nothing to return."""
+    """Return the content of the file, or the error."""
     try:
-        with _allowing, torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd pickles: they are read, or they are errors
+        with _allowing, torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about unusual pickles, which are either read or raise an error
             return torch.load(path, map_location="cpu", weights_only=True), None
     except Exception as error:  # noqa: BLE001 - a corrupt pickle can raise anything
         return None, error
 
 
 def reason(error: Exception) -> str:
-    """Return what the error says in one line, less PyTorch's advice to trust the file."""
+    """Return the message of an error in one line, without PyTorch's advice to trust the file."""
     text = re.sub(r"(?s).*WeightsUnpickler error: ", "", str(error))
     return text.partition("\n")[0] or type(error).__name__
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ZipRecord:
-    """Where the directory of a zip file says that one of its records is."""
+    """The location of a record according to the directory of a zip file."""
 
     name: str
     offset: int
-    """Of its header, in bytes."""
+    """Offset of its header in bytes."""
     size: int
-    """Of its data, in bytes."""
+    """Size of its data in bytes."""
     crc: int
 
 
 def zip_records(path: Path) -> Iterator[ZipRecord]:
-    """Yield the records of a zip file whose checksums are to be compared; none of a file of another kind.
+    """Yield the records of a zip file whose checksums must be verified; none for other files.
 
     Raises:
-        CheckpointError: The zip file's directory is corrupt, or a record is compressed, which `torch.save` never does
-            and which could make a small file fill the memory.
+        CheckpointError: The directory of the zip file is corrupt, or a record is compressed, which `torch.save` never
+            does and which could make a small file expand beyond the memory.
     """
     with path.open("rb") as file:
         if file.read(len(ZIP)) != ZIP:
@@ -142,39 +142,41 @@ def zip_records(path: Path) -> Iterator[ZipRecord]:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
     except Exception as error:
-        raise damaged(path, reason(error)) from error
-    packed = [each.filename for each in records if each.compress_type != zipfile.ZIP_STORED]
-    if packed:
+        raise unreadable_file(path, reason(error)) from error
+    compressed = [record.filename for record in records if record.compress_type != zipfile.ZIP_STORED]
+    if compressed:
         raise CheckpointError(
-            f"{path}: corrupt, or not written by torch.save: its '{packed[0]}' is compressed"
+            f"{path}: corrupt, or not written by torch.save: its '{compressed[0]}' is compressed"
         )
-    if any(record.CRC for record in records):  # all are 0 where `set_crc32_options(False)` was in force
-        for each in records:
-            yield ZipRecord(name=each.filename, offset=each.header_offset, size=each.file_size, crc=each.CRC)
+    if any(record.CRC for record in records):  # all are 0 with `set_crc32_options(False)`
+        for record in records:
+            yield ZipRecord(
+                name=record.filename, offset=record.header_offset, size=record.file_size, crc=record.CRC
+            )
 
 
 def check_records(path: Path, records: Iterable[ZipRecord]) -> None:
-    """Compare the data of records with their checksums.
+    """Verify the checksums of records.
 
     Raises:
-        CheckpointError: They do not fit.
+        CheckpointError: A checksum does not match.
     """
     buffer = memoryview(bytearray(CHUNK))
     with path.open("rb", buffering=0) as file:
         for record in records:
             if checksum(file, record, buffer) != record.crc:
                 raise CheckpointError(
-                    f"{path}: corrupt file: the checksum of its '{record.name}' does not match; fetch it again"
+                    f"{path}: corrupt file: the checksum of its '{record.name}' does not match; download it again"
                 )
 
 
 def checksum(file: FileIO, record: ZipRecord, buffer: memoryview) -> int | None:
-    """Return the CRC-32 of the data of a record; None where there is no such record."""
+    """Return the CRC-32 of the data of a record; None if there is no such record."""
     try:
         file.seek(record.offset)
         mark, name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
         file.seek(name + extra, 1)
-    except (OSError, ValueError, OverflowError, struct.error):  # the directory leads outside of the file
+    except (OSError, ValueError, OverflowError, struct.error):  # the directory points outside the file
         return None
     crc, left = 0, record.size
     while left and (count := file.readinto(buffer[:left])):
@@ -182,6 +184,6 @@ def checksum(file: FileIO, record: ZipRecord, buffer: memoryview) -> int | None:
     return crc if mark == ZIP and not left else None
 
 
-def damaged(path: Path, reason: object) -> CheckpointError:
-    """Return the error that tells of a file that cannot be read."""
-    return CheckpointError(f"{path}: corrupt, or no weights file ({reason}); copy or download it again")
+def unreadable_file(path: Path, reason: object) -> CheckpointError:
+    """Return the error for a file that cannot be read."""
+    return CheckpointError(f"{path}: corrupt, or not a weights file ({reason}); copy or download it again")

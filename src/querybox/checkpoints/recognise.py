@@ -1,4 +1,4 @@
-"""Which kind of detector a checkpoint holds, and in which public layout, told by its names."""
+"""Recognise the kind of detector and the public layout of a checkpoint by its tensor names."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from querybox.models.layouts.layout import Layout
 logger = logging.getLogger(__name__)
 
 WRAPPERS = ("module.", "_orig_mod.", "detr.")
-"""What stands before every name of a model that was wrapped: by DistributedDataParallel, by torch.compile, by a
-segmentation model around the detector."""
+"""Prefixes of wrapped models: by DistributedDataParallel, by torch.compile, by a segmentation model around the
+detector."""
 SEGMENTATION = ("mask_head.", "bbox_attention.")
-"""What a segmentation model has beside the detector."""
+"""Prefixes of the mask heads of a segmentation model."""
 
 
 def detection_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -27,25 +27,25 @@ def detection_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for wrapper in WRAPPERS:
             name = name.removeprefix(wrapper)
         bare[name] = tensor
-    left_out = [name for name in bare if name.startswith(SEGMENTATION)]
-    if left_out:
-        logger.warning("left out %d tensors of a segmentation head: only boxes are detected", len(left_out))
-    return {name: tensor for name, tensor in bare.items() if name not in left_out}
+    masks = [name for name in bare if name.startswith(SEGMENTATION)]
+    if masks:
+        logger.warning("dropped %d tensors of a segmentation head: only boxes are detected", len(masks))
+    return {name: tensor for name, tensor in bare.items() if name not in masks}
 
 
 def recognise(state: Mapping[str, Tensor]) -> tuple[type[Recipe], Layout]:
-    """Return the kind and the layout of a whole checkpoint by a tensor that all of this kind have.
+    """Return the kind and the layout of a checkpoint, by a tensor that only this kind has.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: It is none of the known ones.
     """
-    # A relative before its parent, whose marks it has as well.
+    # Relatives come before their parents, whose marks they have as well.
     known = [(kind, layout) for kind in reversed(KINDS.values()) for layout in kind.layouts.values()]
     for kind, layout in known:
         if any(name.startswith(layout.modules[kind.mark]) for name in state):
             return kind, layout
     expected = ", ".join(f"'{layout.modules[kind.mark]}' ({layout.name})" for kind, layout in known)
     raise CheckpointError(
-        f"no checkpoint of DETR or a relative: what tells them apart is missing, one of {expected}; "
-        f"its {len(state)} tensors begin with {', '.join(list(state)[:3]) or 'nothing'}"
+        f"not a checkpoint of DETR or a relative: expected one of {expected}; got {len(state)} tensors, the first are "
+        f"{', '.join(list(state)[:3]) or 'none'}"
     )

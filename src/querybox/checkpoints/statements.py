@@ -1,4 +1,4 @@
-"""What a public checkpoint states beside its tensors: settings, class names, image sizes."""
+"""The metadata of public checkpoints: settings, class names, image sizes."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from querybox.errors import CheckpointError
 from querybox.models import Recipe
 
 ARGUMENTS = {"heads": "nheads", "dilation": "dilation", "dropout": "dropout", "queries": "num_queries"}
-"""Settings, and what they are called among the arguments that the authors' own code keeps beside the weights."""
+"""Settings, and their names among the arguments that the authors' code saves with the weights."""
 
 
 def stated_settings(metadata: Mapping[str, Any], kind: type[Recipe]) -> dict[str, Any]:
-    """Return the settings of the recipe that no shape shows, where the checkpoint states them.
+    """Return those settings in the metadata that cannot be inferred from shapes.
 
     Args:
-        metadata: As `querybox.checkpoints.files.CheckpointFile` has it.
-        kind: Of the recipe.
+        metadata: The metadata; see `querybox.checkpoints.files.CheckpointFile`.
+        kind: The kind of the recipe.
 
     Raises:
-        CheckpointError: It states something that querybox has no setting for.
+        CheckpointError: The metadata have a setting that querybox does not support.
     """
     config = metadata.get("config", {})
-    if config.get("model_type") == kind.model_fields["kind"].default:  # it is called the same there
+    if config.get("model_type") == kind.model_fields["kind"].default:  # the same name in both
         return kind.stated_in_config(config)
     args = metadata.get("args", {})
     return {setting: args[theirs] for setting, theirs in ARGUMENTS.items() if theirs in args}
 
 
 def stated_names(metadata: Mapping[str, Any]) -> list[str] | None:
-    """Return the name of each class, by row of the class head; None where the checkpoint has none."""
+    """Return the class names by row of the class head; None if the checkpoint has none."""
     meta = metadata.get("meta", {})
-    of_data = meta.get("dataset_meta") or {}
-    names = of_data.get("classes") or of_data.get("CLASSES") or meta.get("CLASSES")
+    dataset_meta = meta.get("dataset_meta") or {}
+    names = dataset_meta.get("classes") or dataset_meta.get("CLASSES") or meta.get("CLASSES")
     if names is not None:
         return [names] if isinstance(names, str) else [str(name) for name in names]
     labels = metadata.get("config", {}).get("id2label") or {}
@@ -44,10 +44,10 @@ def stated_names(metadata: Mapping[str, Any]) -> list[str] | None:
 
 
 def stated_images(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a Hugging Face folder states of the preprocessing of images.
+    """Return the settings of the image preprocessing in a Hugging Face folder.
 
     Raises:
-        CheckpointError: Images are not resized by their sides.
+        CheckpointError: Images are resized in an unsupported way.
     """
     config = metadata.get("preprocessor", {})
     stated: dict[str, Any] = {

@@ -12,7 +12,7 @@ from querybox.cli.tables import table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from querybox.checkpoints.read import Loaded
+    from querybox.checkpoints.read import LoadedDetector
     from querybox.data import DetectionData
 
 
@@ -75,7 +75,7 @@ def recipes() -> Table:
     return pairs("Recipes: all settings of the first of each kind, and the differences of the others", lines)
 
 
-def describe_model(path: Path, loaded: Loaded) -> Table:
+def describe_model(path: Path, loaded: LoadedDetector) -> Table:
     """Show the properties of the detector in a file, and how the file was interpreted."""
     detector = loaded.detector
     preprocessing = detector.preprocessing
@@ -86,7 +86,7 @@ def describe_model(path: Path, loaded: Loaded) -> Table:
         {
             "file": f"{path.stat().st_size / 1e6:.1f} MB",
             "layout": loaded.layout,
-            "assumed": "; ".join(loaded.assumed) or "nothing",
+            "assumed": "; ".join(loaded.assumptions) or "nothing",
             "parameters": f"{sum(numbers) / 1e6:.2f} M",
             "classes": f"{len(detector.categories)}: {', '.join(each.name for each in detector.categories)}",
             "image size": f"short side {preprocessing.short_side}, long side at most {preprocessing.long_side} pixels",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from querybox.checkpoints.blueprint import misfits
+from querybox.checkpoints.blueprint import shape_mismatches
 from querybox.errors import CheckpointError
 from querybox.models.tensors import tensors_of
 from querybox.modules.detector import DetectionTransformer
@@ -52,7 +52,7 @@ def initialize_from(detector: DetectionTransformer, source: DetectionTransformer
         elif name in first_rows:
             count = min(len(own[name]), len(loaded[name]))
             loaded[name] = replace_rows(own[name], range(count), loaded[name][:count])
-    if problems := misfits(own, loaded):
+    if problems := shape_mismatches(own, loaded):
         differences = describe_differences(detector, source)
         raise CheckpointError(
             f"{where}: does not fit the model of this run{differences}: {'; '.join(problems)}"
