@@ -24,7 +24,7 @@ def test_tells_cause_evidence_and_cure(run: Any) -> None:
     assert "runs/mine: AP 0.180, AP50 0.000 after 9,000 steps, 9 epochs (ended: epochs)" in out
     assert "1. The learning rate is too high: at train.lr=0.1 " in out
     assert "[schedule]" in out
-    assert "a share of its size  2\n" in out
+    assert "relative change of weights per step  2\n" in out
     assert "Cure: Set train.lr=0.0002, and train.warmup_steps=100." in out
 
 
@@ -50,4 +50,4 @@ def test_no_run(run: Any, tmp_path: Path) -> None:
     code, out, err = run("diagnose", tmp_path)
     assert (code, out) == (2, "")
     assert "ConfigError" in err
-    assert "holds no run.yaml" in err
+    assert "contains no run.yaml" in err

@@ -49,7 +49,7 @@ def test_the_run_of_an_older_version_says_what_it_lacks(folder: Path) -> None:
     ("facts", "missing"),
     [
         ({"evaluation": None}, "not been evaluated yet"),
-        ({"evaluation": None, "validation": None}, "no data to evaluate on"),
+        ({"evaluation": None, "validation": None}, "no validation data"),
     ],
 )
 def test_what_a_run_did_not_measure(folder: Path, facts: dict[str, Any], missing: str) -> None:
@@ -68,11 +68,11 @@ def test_a_run_that_has_just_begun(folder: Path) -> None:
 
 
 def test_no_run(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"holds no run.yaml; expected the folder of a training run"):
+    with pytest.raises(ConfigError, match=r"contains no run.yaml; expected the folder of a training run"):
         diagnose(tmp_path / "elsewhere")
     (folder / "run.yaml").write_text("data: {train: data}\n")
     with pytest.raises(
-        ConfigError, match="setting 'train' is missing; expected the file that a training run wrote"
+        ConfigError, match="setting 'train' is missing; expected a file written by a training run"
     ):
         diagnose(folder)
 

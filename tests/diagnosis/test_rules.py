@@ -79,9 +79,9 @@ def test_the_fault_is_the_first_finding(name: str) -> None:
 
 
 def test_every_rule_is_tested() -> None:
-    from querybox.diagnosis.diagnose import ANSWERS, CAUSES
+    from querybox.diagnosis.diagnose import SYMPTOMS, CAUSES
 
-    assert {rule.__name__ for rule in (*CAUSES, *ANSWERS)} == set(BROKEN)
+    assert {rule.__name__ for rule in (*CAUSES, *SYMPTOMS)} == set(BROKEN)
 
 
 @pytest.mark.parametrize(
@@ -186,14 +186,14 @@ def test_tiny_objects_count_by_class() -> None:
     speck = dataclasses.replace(CAT, name="speck", objects=4, located=0, right=0, tiny=4, tiny_located=0)
     finding = only(examine(make_run(classes=(CAT, DOG, speck))), "tiny_objects")
     assert finding.explains > 1 / 3
-    assert finding.evidence["pixels of the input that a cell is wide"] == 32
+    assert finding.evidence["stride of the finest feature map, pixels"] == 32
 
 
 @pytest.mark.parametrize(
     ("training", "cure"),
     [
         (split(objects={"cat": 100, "dog": 0}, most_objects=3), "model.queries=10,"),
-        (split(empty_images=190), "Leave out most of the training images without objects"),
+        (split(empty_images=190), "Remove most of the training images without objects"),
         (split(objects={"cat": 2000, "dog": 2000}), "Lower train.lr"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Why is my AP 0? What a run's own record says of matching, classification, boxes, data and schedule."""
+"""Diagnosis: find likely causes of a low AP in the record of a run."""
 
 from querybox.diagnosis.diagnose import Diagnosis, diagnose
 from querybox.diagnosis.finding import Finding

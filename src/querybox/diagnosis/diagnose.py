@@ -1,4 +1,4 @@
-"""Why a run's AP is what it is: all rules, held against its record."""
+"""Apply all rules to the record of a run, to find likely causes of a low AP."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from querybox.diagnosis import answers, data, schedule
+from querybox.diagnosis import data, predictions, schedule
 from querybox.diagnosis.finding import HEADS, Finding
 from querybox.diagnosis.record import RECORD
 from querybox.diagnosis.run import Run
 from querybox.html import render
 
 Rule = Callable[[Run], Finding | None]
-# Of two that explain the same, the first counts as the likelier.
+# Of two findings that explain the same fraction, the first is reported first.
 CAUSES: tuple[Rule, ...] = (
     schedule.lr_too_high,
     schedule.failed,
@@ -29,40 +29,41 @@ CAUSES: tuple[Rule, ...] = (
     schedule.too_few_steps,
     schedule.warmup_too_long,
     schedule.overfitting,
-    answers.no_object_collapse,
+    predictions.no_object_collapse,
     schedule.random_backbone,
 )
-ANSWERS: tuple[Rule, ...] = (
-    answers.duplicates,
-    answers.blind_queries,
-    answers.confused_classes,
-    answers.loose_boxes,
+SYMPTOMS: tuple[Rule, ...] = (
+    predictions.duplicates,
+    predictions.blind_queries,
+    predictions.confused_classes,
+    predictions.loose_boxes,
 )
 SUFFICIENT = 0.9
-"""Where a cause explains so much, nothing could be learnt, and what the queries answer says no more."""
+"""If a cause explains this fraction of the missing AP, the model cannot have learned, and symptoms are not reported."""
 NEGLIGIBLE = 0.05
-"""What explains less of the missing AP is not worth a word."""
+"""Findings that explain less of the missing AP are not reported."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """What a run's record says about its AP."""
+    """Likely causes of a run's low AP."""
 
     run: str
-    """The folder."""
+    """The folder of the run."""
     AP: float | None
-    """Of the last evaluation; None if there was none."""
+    """AP of the last evaluation; None if there was none."""
     AP50: float | None
+    """AP50 of the last evaluation; None if there was none."""
     epochs: int
-    """That were trained, the last one perhaps in part."""
+    """Number of epochs, including the current one."""
     steps: int
-    """Updates made."""
+    """Number of updates."""
     ended: str | None
-    """Why the run ended; None if it is still going on, was killed, or did not say."""
+    """Why the run ended; None if it is running, was killed, or did not record it."""
     findings: tuple[Finding, ...]
-    """Most likely cause first; none if nothing is wrong that the record shows."""
+    """Findings, the most likely cause first; empty if the record shows no problem."""
     missing: tuple[str, ...]
-    """What the record lacks, and what could therefore not be looked at."""
+    """What the record lacks, and what could therefore not be examined."""
 
     def _repr_html_(self) -> str:
         """Show the findings in Jupyter."""
@@ -78,59 +79,59 @@ class Diagnosis:
 
 
 def diagnose(run: str | Path) -> Diagnosis:
-    """Say why a run's AP is low, from its own record; nothing is trained or evaluated.
+    """Find likely causes of a run's low AP in its record, without training or evaluating.
 
     Args:
-        run: The folder of a training run, ended or still going on.
+        run: The folder of a finished or running training run.
 
     Raises:
-        ConfigError: It is not the folder of a run.
-        DataError: Its record is damaged.
+        ConfigError: The folder is not that of a run.
+        DataError: The record is corrupt.
     """
-    known = Run.read(Path(run))
-    history = known.history
+    facts = Run.read(Path(run))
+    history = facts.history
     return Diagnosis(
         run=str(run),
         AP=latest(history.get("AP", ())),
         AP50=latest(history.get("AP50", ())),
         epochs=int(history["epoch"][-1]) if history else 0,
-        steps=known.steps,
-        ended=known.record.ended,
-        findings=tuple(examine(known)),
-        missing=tuple(what_is_missing(known)),
+        steps=facts.steps,
+        ended=facts.record.ended,
+        findings=tuple(examine(facts)),
+        missing=tuple(missing_facts(facts)),
     )
 
 
 def examine(run: Run) -> list[Finding]:
-    """Return what the rules find, most likely cause first."""
-    found = apply(CAUSES, run)
-    if not any(finding.explains >= SUFFICIENT for finding in found):
-        found += apply(ANSWERS, run)
-    return sorted(found, key=lambda finding: -finding.explains)
+    """Return the findings of all rules, the most likely cause first."""
+    findings = apply(CAUSES, run)
+    if not any(finding.explains >= SUFFICIENT for finding in findings):
+        findings += apply(SYMPTOMS, run)
+    return sorted(findings, key=lambda finding: -finding.explains)
 
 
 def apply(rules: Iterable[Rule], run: Run) -> list[Finding]:
-    """Return what the rules find, in their order."""
+    """Return the findings of some rules, in their order."""
     findings = (rule(run) for rule in rules)
     return [finding for finding in findings if finding and finding.explains >= NEGLIGIBLE]
 
 
 def latest(values: Sequence[float]) -> float | None:
-    """Return the last number that is one."""
+    """Return the last finite value."""
     return next((value for value in reversed(values) if math.isfinite(value)), None)
 
 
-def what_is_missing(run: Run) -> Iterator[str]:
-    """Say what was not looked at for want of it."""
+def missing_facts(run: Run) -> Iterator[str]:
+    """Yield in words what the record lacks, and what was therefore not examined."""
     record = run.record
     if not run.history:
-        yield "metrics.csv has no row: no epoch was ended"
+        yield "metrics.csv has no row: no epoch was completed"
     if record.parts is None:
         yield (
-            f"there is no {RECORD}, as the run is of an older version: sizes and numbers of the objects, the weights "
-            "beside their learning rates, and what the queries answer were not looked at"
+            f"there is no {RECORD}, because the run is of an older version: sizes and numbers of objects, learning "
+            "rates relative to the weights, and predictions were not examined"
         )
     elif record.validation is None:
-        yield "there are no data to evaluate on (data.val): nothing is known but the losses"
+        yield "there is no validation data (data.val): only the losses are known"
     elif record.evaluation is None:
-        yield "the run has not been evaluated yet: what the queries answer was not looked at"
+        yield "the run has not been evaluated yet: predictions were not examined"

@@ -1,4 +1,4 @@
-"""What a diagnosis is made from: a few numbers of the data, of the model at its start, and of an evaluation."""
+"""The facts that a diagnosis uses: statistics of the data, of the initial model, and of an evaluation."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ from querybox.evaluation.result import Evaluation
 from querybox.inference.detections import Detections
 
 NEAR_IOU = 0.2
-"""A box that overlaps an object by so much has found the place, if not the extent."""
+"""IoU with an object from which a box is near it."""
 CONFIDENT = 0.5
-"""Detections that score at least this share of their image's best are what the detector stands by."""
-REPEATED_IOU = 0.7
-"""A detection that overlaps a better one of its class by more than this says the same again."""
-ONCE_IOU = 0.5
-"""Non-maximum suppression at this IoU leaves one detection an object."""
+"""Detections are confident if they score at least this fraction of the highest score in their image."""
+DUPLICATE_IOU = 0.7
+"""IoU with a higher-scoring detection of the same class above which a detection is a duplicate."""
+NMS_IOU = 0.5
+"""IoU threshold of non-maximum suppression that leaves one detection per object."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitFacts:
-    """The objects of a split, as the detector gets to see them."""
+    """Statistics of the objects of a split."""
 
     images: int
     empty_images: int
-    """Images without objects."""
+    """Number of images without objects."""
     objects: Mapping[str, int]
-    """Objects of each class by its name, crowds not counted."""
+    """Number of objects of each class by name, without crowd regions."""
     most_objects: int
-    """In one image."""
+    """Maximum number of objects in an image."""
     lost_objects: int
-    """Objects in excess of the queries, over all images: they have no query to answer for them."""
+    """Number of objects in excess of the number of queries, summed over the images."""
     repeated_objects: int
-    """Objects that stand in the data before, with the very same box and class."""
+    """Number of objects with the same box and class as an earlier one."""
     faulty_boxes: int
-    """Boxes that reached out of their image or had no extent: cut or dropped when the data were read."""
+    """Number of boxes that were clipped or dropped when the data were read."""
     median_size: float
-    """Of the square root of a box's area at the size of the model's input, pixels."""
+    """Median of the square root of the box area in pixels of the model's input."""
 
     @classmethod
     def of(cls, data: DetectionData, settings: DataSettings, queries: int) -> Self:
-        """Count the objects of `data` for a detector with so many `queries`."""
+        """Compute the statistics of `data` for a detector with this many `queries`."""
         counts = [int((~image.crowd).sum()) for image in data.images]
         labels = np.concatenate([image.labels[~image.crowd] for image in data.images])
         sizes = np.concatenate([input_sizes(image, settings) for image in data.images])
@@ -69,13 +69,13 @@ class SplitFacts:
 
 
 def repeated_objects(image: ImageRecord) -> int:
-    """Count the objects that have box and class of one before."""
+    """Return the number of objects with the same box and class as an earlier one."""
     objects = np.column_stack([image.boxes_xyxy, image.labels])[~image.crowd]
     return len(objects) - len(np.unique(objects, axis=0))
 
 
 def input_sizes(image: ImageRecord, settings: DataSettings) -> Float[np.ndarray, " G"]:
-    """Return the square root of the area of each box, crowds left out, in pixels of the model's input."""
+    """Return the square root of the area of each box in pixels of the model's input, without crowd regions."""
     sizes = settings.sizes()
     height, width = resized_shape(image.height, image.width, sizes.short_side, sizes.long_side)
     boxes = image.boxes_xyxy[~image.crowd]
@@ -84,172 +84,181 @@ def input_sizes(image: ImageRecord, settings: DataSettings) -> Float[np.ndarray,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartFacts:
-    """One part of the detector: its backbone, its decoder ..."""
+    """Statistics of a top-level module of the detector, such as the backbone."""
 
     parameters: int
+    """Number of parameters."""
     trained: int
-    """Those that training may change."""
+    """Number of trainable parameters."""
     weight_size: float | None
-    """Root mean square of the trained weights at the start, the median over the tensors of two and more dimensions;
-    None where there are none."""
+    """Median over the trainable tensors with at least two dimensions of the root mean square of their initial values;
+    None if there are no such tensors."""
 
     @classmethod
-    def of(cls, part: nn.Module) -> Self:
-        """Describe a part as it is."""
-        parameters = list(part.parameters())
-        trained = [each for each in parameters if each.requires_grad]
-        sizes = [each.detach().float().square().mean().sqrt() for each in trained if each.ndim > 1]
+    def of(cls, module: nn.Module) -> Self:
+        """Compute the statistics of a module."""
+        parameters = list(module.parameters())
+        trained = [p for p in parameters if p.requires_grad]
+        sizes = [p.detach().float().square().mean().sqrt() for p in trained if p.ndim > 1]
         return cls(
-            parameters=sum(each.numel() for each in parameters),
-            trained=sum(each.numel() for each in trained),
+            parameters=sum(p.numel() for p in parameters),
+            trained=sum(p.numel() for p in trained),
             weight_size=float(torch.stack(sizes).median()) if sizes else None,
         )
 
 
 def describe_parts(detector: nn.Module) -> dict[str, PartFacts]:
-    """Describe every part of a detector that has parameters, by its name."""
+    """Return the statistics of every top-level module of a detector that has parameters, by name."""
     return {
-        name: PartFacts.of(part)
-        for name, part in detector.named_children()
-        if next(part.parameters(), None) is not None
+        name: PartFacts.of(module)
+        for name, module in detector.named_children()
+        if next(module.parameters(), None) is not None
     }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassFacts:
-    """What became of the objects of one class. A detection is on an object if their IoU is at least 0.5."""
+    """Statistics of the objects of a class. An object is located if a detection has an IoU of at least 0.5 with it."""
 
     name: str
     objects: int
+    """Number of objects."""
     located: int
-    """Objects with a detection of any class and score on them."""
+    """Number of objects that a detection of any class and score locates."""
     right: int
-    """Of these, those whose best detection is of their class."""
+    """Number of located objects whose highest-scoring detection has their class."""
     taken_for: str | None
-    """The class that the others are most often taken for."""
+    """The most frequent class of the highest-scoring detections of the others."""
     taken: int
-    """How often that is."""
+    """Number of objects classified as `taken_for`."""
     tiny: int
-    """Objects smaller than a cell of the model's finest feature map."""
+    """Number of objects smaller than a cell of the model's finest feature map."""
     tiny_located: int
+    """Number of these that are located."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationFacts:
-    """What an evaluation shows of the way in which a detector fails; of up to 100 detections an image."""
+    """Statistics of an evaluation, from up to 100 detections per image."""
 
     AP50: float
     AP50_once: float
-    """AP50 if each object were detected but once: after non-maximum suppression."""
+    """AP50 after non-maximum suppression."""
     classes: tuple[ClassFacts, ...]
-    """Those with objects."""
+    """Statistics of each class with objects."""
     best_iou: float
-    """Mean over the objects of the IoU of the detection, of any class and score, that fits best."""
+    """Mean over the objects of the highest IoU with a detection of any class and score."""
     near: float
-    """Share of objects with such an IoU of at least 0.2."""
+    """Fraction of objects for which this IoU is at least 0.2."""
     top_score: float
-    """Mean over the images with objects of the best score."""
+    """Mean over the images with objects of the highest score."""
     confident: float
-    """Mean over the images of the detections that score at least half as much as the image's best."""
+    """Mean number of confident detections per image: those with at least half of the highest score of the image."""
     repeated: float
-    """Share of these that overlap a better one of their class by more than 0.7."""
+    """Fraction of these with an IoU above 0.7 with a higher-scoring one of their class."""
     sameness: float | None
-    """How alike two images are answered: the IoU of one's best detection with the nearest of the other, in shares of
-    the image; the mean over neighbours. None for a single image."""
+    """Similarity of the predictions for different images: the IoU of an image's best detection with the closest one of
+    the next image, relative to the image size, averaged over the images; None for a single image."""
 
     @classmethod
-    def of(cls, data: DetectionData, evaluation: Evaluation, settings: DataSettings, cell: int) -> Self:
-        """Look at the detections of an evaluation on `data`.
+    def of(cls, data: DetectionData, evaluation: Evaluation, settings: DataSettings, stride: int) -> Self:
+        """Compute the statistics of an evaluation on `data`.
 
         Args:
-            data: What was evaluated on; it has objects.
-            evaluation: The outcome.
-            settings: How large images are made.
-            cell: Pixels of the input a side that a cell of the model's finest feature map stands for.
+            data: The evaluated dataset, which has objects.
+            evaluation: The evaluation.
+            settings: The settings of image sizes.
+            stride: Stride of the model's finest feature map in pixels of the input.
         """
-        found = evaluation.detections
-        once, _ = average_precision(data, {key: one.nms(ONCE_IOU) for key, one in found.items()})
-        objects = Tally.of(data, found, settings, cell)
-        strong = [one.above(CONFIDENT * float(one.scores[0])) if len(one) else one for one in found.values()]
-        kept = [batched_nms(one.boxes_xyxy, one.scores, one.labels, REPEATED_IOU) for one in strong]
-        confident = sum(map(len, strong))
-        tops = [found[image.id].scores for image in data.images if not image.crowd.all()]
+        detections = evaluation.detections
+        once, _ = average_precision(data, {key: image.nms(NMS_IOU) for key, image in detections.items()})
+        objects = ObjectFacts.of(data, detections, settings, stride)
+        confident = [
+            image.above(CONFIDENT * float(image.scores[0])) if len(image) else image
+            for image in detections.values()
+        ]
+        distinct = [
+            batched_nms(image.boxes_xyxy, image.scores, image.labels, DUPLICATE_IOU) for image in confident
+        ]
+        num_confident = sum(map(len, confident))
+        scores = [detections[image.id].scores for image in data.images if not image.crowd.all()]
         return cls(
             AP50=evaluation.metrics["AP50"],
             AP50_once=once["AP50"],
             classes=objects.by_class([category.name for category in data.categories]),
             best_iou=float(objects.iou.mean()),
             near=float((objects.iou >= NEAR_IOU).mean()),
-            top_score=float(np.nan_to_num([scores[0] if len(scores) else 0.0 for scores in tops]).mean()),
-            confident=confident / len(strong),
-            repeated=1 - sum(map(len, kept)) / confident if confident else 0.0,
-            sameness=sameness([found[image.id] for image in data.images]),
+            top_score=float(np.nan_to_num([image[0] if len(image) else 0.0 for image in scores]).mean()),
+            confident=num_confident / len(confident),
+            repeated=1 - sum(map(len, distinct)) / num_confident if num_confident else 0.0,
+            sameness=sameness([detections[image.id] for image in data.images]),
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tally:
-    """What became of all N objects, crowds left out."""
+class ObjectFacts:
+    """The outcome for each of N objects, without crowd regions."""
 
     label: Int[np.ndarray, " N"]
-    answer: Int[np.ndarray, " N"]
-    """The label of the detection on it that scores best; -1: there is none."""
+    """Class of the object."""
+    predicted: Int[np.ndarray, " N"]
+    """Class of the highest-scoring detection that locates the object; -1 if there is none."""
     iou: Float[np.ndarray, " N"]
-    """Of the detection that fits best, whatever its class."""
+    """Highest IoU with a detection of any class."""
     tiny: Bool[np.ndarray, " N"]
-    """Whether it is smaller than a cell."""
+    """Whether the object is smaller than a cell of the finest feature map."""
 
     @classmethod
     def of(
-        cls, data: DetectionData, found: Mapping[int, Detections], settings: DataSettings, cell: int
+        cls, data: DetectionData, detections: Mapping[int, Detections], settings: DataSettings, stride: int
     ) -> Self:
-        """Hold the detections of every image against its objects."""
-        answers, ious = [], []
+        """Compare the detections of every image with its objects."""
+        predicted, ious = [], []
         for image in data.images:
-            detected = found[image.id]
-            iou = pairwise_iou(image, detected)[:, ~image.crowd]  # [N, G], best score first
-            iou = np.concatenate([np.zeros((1, iou.shape[1])), iou])  # so that there is always one: none
-            labels = np.concatenate([[-1], detected.labels.numpy()])
-            answers.append(labels[(iou >= MATCH_IOU).argmax(0)])
+            found = detections[image.id]
+            iou = pairwise_iou(image, found)[:, ~image.crowd]  # [N, G], highest score first
+            iou = np.concatenate([np.zeros((1, iou.shape[1])), iou])  # a row for "none"
+            labels = np.concatenate([[-1], found.labels.numpy()])
+            predicted.append(labels[(iou >= MATCH_IOU).argmax(0)])
             ious.append(iou.max(0))
         return cls(
             label=np.concatenate([image.labels[~image.crowd] for image in data.images]),
-            answer=np.concatenate(answers),
+            predicted=np.concatenate(predicted),
             iou=np.concatenate(ious),
-            tiny=np.concatenate([input_sizes(image, settings) < cell for image in data.images]),
+            tiny=np.concatenate([input_sizes(image, settings) < stride for image in data.images]),
         )
 
     def by_class(self, names: Sequence[str]) -> tuple[ClassFacts, ...]:
-        """Count, for every class that has objects."""
+        """Return the statistics of every class with objects."""
         facts = []
         for label in np.unique(self.label):
             own = self.label == label
-            answers, tiny = self.answer[own], self.tiny[own]
-            wrong = np.bincount(answers[(answers >= 0) & (answers != label)], minlength=len(names))
+            predicted, tiny = self.predicted[own], self.tiny[own]
+            wrong = np.bincount(predicted[(predicted >= 0) & (predicted != label)], minlength=len(names))
             facts.append(
                 ClassFacts(
                     name=names[label],
                     objects=int(own.sum()),
-                    located=int((answers >= 0).sum()),
-                    right=int((answers == label).sum()),
+                    located=int((predicted >= 0).sum()),
+                    right=int((predicted == label).sum()),
                     taken_for=names[int(wrong.argmax())] if wrong.any() else None,
                     taken=int(wrong.max()),
                     tiny=int(tiny.sum()),
-                    tiny_located=int((tiny & (answers >= 0)).sum()),
+                    tiny_located=int((tiny & (predicted >= 0)).sum()),
                 )
             )
         return tuple(facts)
 
 
-def sameness(found: Sequence[Detections]) -> float | None:
+def sameness(detections: Sequence[Detections]) -> float | None:
     """Compare the best box of each image with the boxes of the next image; see `EvaluationFacts.sameness`."""
-    boxes = [relative(one) for one in found if len(one)]
-    # A box without extent has no IoU with anything.
-    values = [box_iou(one[:1], other).nan_to_num().max().item() for one, other in pairwise(boxes)]
+    boxes = [relative_boxes(image) for image in detections if len(image)]
+    # The IoU of boxes without area is NaN.
+    values = [box_iou(first[:1], second).nan_to_num().max().item() for first, second in pairwise(boxes)]
     return float(np.mean(values)) if values else None
 
 
-def relative(found: Detections) -> Float[Tensor, "N 4"]:
-    """Return the boxes as xyxy in shares of the image."""
-    height, width = found.size
-    return found.boxes_xyxy / found.boxes_xyxy.new_tensor([width, height, width, height])
+def relative_boxes(detections: Detections) -> Float[Tensor, "N 4"]:
+    """Return the boxes as xyxy in 0-1 of the image."""
+    height, width = detections.size
+    return detections.boxes_xyxy / detections.boxes_xyxy.new_tensor([width, height, width, height])

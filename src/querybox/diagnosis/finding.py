@@ -1,4 +1,4 @@
-"""What a diagnosis finds."""
+"""The findings of a diagnosis."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ HEADS = ("cause", "evidence", "cure")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One cause of a low AP."""
+    """A likely cause of a low AP."""
 
     name: str
-    """Of the cause, such as ``"lr_too_high"``."""
+    """Identifier of the cause, such as ``"lr_too_high"``."""
     area: Area
-    """What is at fault."""
+    """The part of training that the cause concerns."""
     explains: float
-    """How much of the AP that is missing it may explain, 0-1: a rough estimate, by which causes are ordered."""
+    """Rough estimate of the fraction of the missing AP that it explains, 0-1, by which findings are sorted."""
     cause: str
-    """What is wrong, in a sentence."""
+    """The cause in a sentence."""
     evidence: Mapping[str, float]
-    """The numbers of the record that say so, by what they are."""
+    """The numbers of the record that indicate it, by description."""
     cure: str
-    """What to set or to do."""
+    """The settings or data to change."""
 
     def row(self) -> list[str]:
-        """Return the finding as the texts of a table whose columns are `HEADS`."""
+        """Return the cells of a table row with the columns `HEADS`."""
         evidence = "; ".join(f"{name}: {number(value)}" for name, value in self.evidence.items())
         return [f"{self.cause} ({self.area})", evidence, self.cure]
 
 
 def number(value: float) -> str:
-    """Write a number of the evidence: whole ones as they are, others with three digits."""
+    """Format a number: integers in full, others with three significant digits."""
     return f"{value:,.0f}" if value == round(value) else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""``record.json`` in a run's folder: what a diagnosis needs to know beside the settings and the metrics."""
+"""``record.json`` in a run's folder: the facts that a diagnosis needs besides settings and metrics."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ RECORD = "record.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """The facts of a run. What is None was not recorded, or not yet."""
+    """The facts about a run. Fields that are None have not been recorded."""
 
     training: SplitFacts | None = None
     validation: SplitFacts | None = None
     parts: Mapping[str, PartFacts] | None = None
-    """The detector's parts as training began."""
+    """The detector's modules at the start of training."""
     evaluation: EvaluationFacts | None = None
-    """The latest one."""
+    """The latest evaluation."""
     ended: str | None = None
-    """Why the run ended: its epochs, its patience, its time, a signal, or the error that ended it."""
+    """Why the run ended: epochs, patience, time, signal, or the message of an error."""
     failed: bool = False
-    """Whether that is an error."""
+    """Whether the run ended with an error."""
     lost: Mapping[int, str] = field(default_factory=dict)
-    """Why training images could not be read any more during the run, by their ids."""
+    """Reasons why training images became unreadable during the run, by image id."""
 
 
 def read_record(folder: Path) -> Record:
-    """Read what is recorded of the run in `folder`: nothing, if an older version trained it.
+    """Read the record of the run in `folder`; empty if it was trained by an older version.
 
     Raises:
-        DataError: The file is damaged.
+        DataError: The file is corrupt.
     """
     path = folder / RECORD
     if not path.is_file():
@@ -53,19 +53,19 @@ def read_record(folder: Path) -> Record:
         place = ".".join(map(str, problem["loc"])) or "the file"
         raise DataError(
             f"{path}: {place}: {problem['msg']}; expected the record of a run: "
-            "remove the file, and the rest can be diagnosed"
+            "remove the file to diagnose the rest"
         ) from None
 
 
 def add_to_record(folder: Path, **facts: Any) -> None:
-    """Set some fields of the record of the run in `folder`; the others stay as they are."""
+    """Set some fields of the record of the run in `folder`."""
     record = dataclasses.replace(read_record(folder), **facts)
     text = json.dumps(dataclasses.asdict(record), indent=1, ensure_ascii=False, allow_nan=False)
     write_text(folder / RECORD, text + "\n")
 
 
 def read_history(path: Path) -> dict[str, list[float]]:
-    """Return the columns of ``metrics.csv``, NaN where a field is empty; nothing when there is no row."""
+    """Return the columns of ``metrics.csv``, with NaN for empty fields; an empty dict if there is no row."""
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""A run as its record tells it: settings, the course of the losses, the facts."""
+"""A run as seen by a diagnosis: settings, history of the metrics, recorded facts."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from querybox.runfile import read_run_file
 from querybox.settings import describe
 
 POOR_AP50 = 0.3
-"""A run that reaches this learns; below it, something may keep it from learning."""
+"""Below this AP50, something may prevent the model from learning."""
 POOR_FIT = 0.6
-"""The same for the mean GIoU of the boxes on the training images, where no AP was measured."""
+"""The same for the mean GIoU of the boxes on the training images, if AP was not measured."""
 
 UNSURE = 0.1
-"""Where the best scores of the images are lower than this, every query says that there is nothing."""
+"""If the mean top score of the images is lower than this, all queries predict no object."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Settings of ``train`` that a diagnosis looks at; see `querybox.training.TrainSettings`."""
+    """The settings of ``train`` that a diagnosis uses; see `querybox.training.TrainSettings`."""
 
     lr: float
     backbone_lr: float
@@ -38,7 +38,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFile:
-    """What a diagnosis looks at in a run's ``run.yaml``, all of whose values are written out."""
+    """The content of a run's ``run.yaml`` that a diagnosis uses."""
 
     train: Plan
     model: dict[str, Any]
@@ -48,14 +48,14 @@ class RunFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What is known of a run."""
+    """The facts about a run."""
 
     plan: Plan
     recipe: Recipe
     fine_tuned: bool
-    """Whether it started from a trained detector."""
+    """Whether the run started from a trained detector."""
     image_size: int
-    """Short side of the model's input, pixels."""
+    """Short side of the model's input in pixels."""
     history: Mapping[str, Sequence[float]]
     """The columns of ``metrics.csv``."""
     record: Record
@@ -65,20 +65,20 @@ class Run:
         """Read the run in `folder`.
 
         Raises:
-            ConfigError: There is no run, or its settings are not those of one.
-            DataError: Its record is damaged.
+            ConfigError: There is no run, or its settings are invalid.
+            DataError: Its record is corrupt.
         """
         path = folder / "run.yaml"
         if not path.is_file():
             raise ConfigError(
-                f"{folder}: holds no run.yaml; expected the folder of a training run: check the path"
+                f"{folder}: contains no run.yaml; expected the folder of a training run: check the path"
             )
         values = read_run_file(path)
         try:
             settings = TypeAdapter(RunFile).validate_python(values)
         except ValidationError as error:
             raise ConfigError(
-                f"{path}: {describe(error.errors()[0], [])}; expected the file that a training run wrote"
+                f"{path}: {describe(error.errors()[0], [])}; expected a file written by a training run"
             ) from None
         return cls(
             plan=settings.train,
@@ -91,34 +91,34 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Updates made."""
+        """Number of updates."""
         return int(self.history["step"][-1]) if self.history else 0
 
     @property
     def losses(self) -> list[float]:
-        """The mean loss of each epoch, those that are not finite left out."""
+        """Finite mean losses of the epochs."""
         return [loss for loss in self.history.get("loss", ()) if math.isfinite(loss)]
 
     @property
     def ap50s(self) -> list[float]:
-        """AP50 of each evaluation."""
+        """Finite AP50 of the evaluations."""
         return [value for value in self.history.get("AP50", ()) if math.isfinite(value)]
 
     @property
     def poor(self) -> bool:
-        """Whether the run has not learnt to find objects: by AP50, or by the boxes where that was not measured."""
+        """Whether the model has not learned to detect objects, by its AP50, or by its boxes if there is no AP50."""
         if self.ap50s:
             return max(self.ap50s) < POOR_AP50
         return self.fit is None or self.fit < POOR_FIT
 
     @property
     def fit(self) -> float | None:
-        """Mean GIoU of objects and the boxes that answer for them, on the varied training images of the last epoch."""
+        """Mean GIoU of matched boxes and objects, on the augmented training images of the last epoch."""
         loss = self.history.get("loss_iou", [math.nan])[-1]
         return 1 - loss / self.recipe.criterion().giou_weight if math.isfinite(loss) else None
 
-    def fall(self, column: str = "loss") -> float | None:
-        """Return how much lower a loss is in the last third of the epochs than in the third before; a share of it."""
+    def decrease(self, column: str = "loss") -> float | None:
+        """Return the relative decrease of a loss from the second third of the epochs to the last third."""
         losses = [loss for loss in self.history.get(column, ()) if math.isfinite(loss)]
         if len(losses) < 2:
             return None
@@ -127,11 +127,11 @@ class Run:
         return 1 - last / before
 
     @property
-    def cell(self) -> int:
-        """Pixels of the input a side that a cell of the finest feature map stands for."""
+    def stride(self) -> int:
+        """Stride of the finest feature map in pixels of the input."""
         return self.recipe.finest_stride
 
 
 def mean(values: Sequence[float]) -> float:
-    """Return the mean of some values."""
+    """Return the arithmetic mean."""
     return sum(values) / len(values)

@@ -1,0 +1,155 @@
+"""Rules about the predictions: their number, classes and boxes."""
+
+from __future__ import annotations
+
+from querybox.diagnosis.data import permuted
+from querybox.diagnosis.finding import Finding
+from querybox.diagnosis.run import UNSURE, Run
+from querybox.diagnosis.schedule import FALLING
+
+DUPLICATES = 0.3
+"""Fraction of confident detections that are duplicates."""
+MOSTLY_DUPLICATES = 0.8
+"""The same, if there is hardly any other detection."""
+GAIN = 0.05
+"""Increase of AP50 without duplicates."""
+SETTLED_EPOCHS = 9
+"""Minimum number of epochs to judge whether a loss is still decreasing."""
+MOSTLY_EMPTY = 0.8
+"""Fraction of training images without objects."""
+QUERIES_PER_OBJECT = 20
+"""With more queries per object, the no-object class dominates the softmax loss."""
+SAME = 0.95
+"""IoU of the best boxes of two images above which their predictions are the same."""
+CONFUSED = 0.3
+"""Fraction of located objects with another class."""
+LOOSE = 0.3
+"""Fraction of objects with a box near them but none that matches."""
+SYMPTOM_WEIGHT = 0.3
+"""Weight of symptoms relative to causes."""
+
+
+def duplicates(run: Run) -> Finding | None:
+    """Several queries detect the same object."""
+    facts = run.record.evaluation
+    if facts is None or facts.repeated < DUPLICATES:
+        return None
+    gain = facts.AP50_once - facts.AP50
+    mostly_duplicates = run.poor and facts.repeated >= MOSTLY_DUPLICATES
+    if gain < GAIN and not mostly_duplicates:
+        return None
+    return Finding(
+        name="duplicates",
+        area="matching",
+        explains=max(gain / (1 - facts.AP50), 0.6 if mostly_duplicates else 0.0),
+        cause="Several queries detect the same object: self-attention does not suppress duplicates yet.",
+        evidence={
+            "fraction of confident detections that are duplicates": facts.repeated,
+            "confident detections per image": facts.confident,
+            "AP50": facts.AP50,
+            "AP50 without duplicates": facts.AP50_once,
+        },
+        cure="Train longer, because the decoder's self-attention learns it late; fewer model.queries or more "
+        "model.decoder_layers make it easier, and recipe=dino_small starts from distinct queries. Until then, predict "
+        "with --nms 0.5.",
+    )
+
+
+def no_object_collapse(run: Run) -> Finding | None:
+    """All queries predict no object in all images."""
+    facts, training = run.record.evaluation, run.record.training
+    if facts is None or not run.poor or facts.top_score >= UNSURE:
+        return None
+    objects, empty = 0.0, 0.0
+    if training:
+        objects, empty = (
+            sum(training.objects.values()) / training.images,
+            training.empty_images / training.images,
+        )
+    crowded = run.recipe.no_object and run.recipe.queries > QUERIES_PER_OBJECT * objects > 0
+    cure = "Lower train.lr, set train.warmup_steps=100, and train longer"
+    if empty > MOSTLY_EMPTY:
+        cure = "Remove most of the training images without objects"
+    elif crowded:
+        enough = max(10, 3 * training.most_objects) if training else 10
+        cure = f"Set model.queries={enough}, or recipe=deformable_detr_small, which has no no-object class"
+    decrease = run.decrease("loss_cls")
+    settled = decrease is not None and decrease < FALLING and len(run.losses) >= SETTLED_EPOCHS
+    return Finding(
+        name="no_object_collapse",
+        area="classification",
+        explains=0.95 if settled else 0.7,
+        cause="All queries predict no object, which is correct for so many of them that nothing else was learned.",
+        evidence={
+            "mean of the highest score of each image": facts.top_score,
+            "queries": run.recipe.queries,
+            "objects per training image": objects,
+            "fraction of training images without objects": empty,
+        },
+        cure=f"{cure}.",
+    )
+
+
+def blind_queries(run: Run) -> Finding | None:
+    """The predictions are the same for all images."""
+    facts = run.record.evaluation
+    if facts is None or facts.sameness is None or facts.sameness < SAME or not run.poor:
+        return None
+    return Finding(
+        name="blind_queries",
+        area="matching",
+        explains=SYMPTOM_WEIGHT,
+        cause="The predictions are the same for all images: the queries have not learned to attend to the image.",
+        evidence={
+            "mean IoU of the best box of an image with the closest box of the next image": facts.sameness
+        },
+        cure=run.recipe.blind_queries_cure,
+    )
+
+
+def confused_classes(run: Run) -> Finding | None:
+    """Objects are located but classified as another class."""
+    classes = run.record.evaluation.classes if run.record.evaluation else ()
+    located = sum(each.located for each in classes)
+    wrong = located - sum(each.right for each in classes)
+    if not located or wrong < CONFUSED * located or permuted(classes):
+        return None
+    worst = sorted((each for each in classes if each.taken), key=lambda each: -each.taken)[:5]
+    return Finding(
+        name="confused_classes",
+        area="classification",
+        explains=SYMPTOM_WEIGHT * wrong / sum(each.objects for each in classes),
+        cause="Objects are located but classified as another class.",
+        evidence={
+            "fraction of located objects with another class": wrong / located,
+            **{
+                f"fraction of '{each.name}' classified as '{each.taken_for}'": each.taken / each.located
+                for each in worst
+            },
+        },
+        cure="Annotate more objects of rare classes, merge classes that look alike, and check that classes "
+        "are annotated consistently; a larger data.image_size shows finer differences.",
+    )
+
+
+def loose_boxes(run: Run) -> Finding | None:
+    """Boxes are near the objects but do not match them."""
+    facts = run.record.evaluation
+    if facts is None:
+        return None
+    located = sum(each.located for each in facts.classes) / sum(each.objects for each in facts.classes)
+    if facts.near - located < LOOSE:
+        return None
+    return Finding(
+        name="loose_boxes",
+        area="boxes",
+        explains=SYMPTOM_WEIGHT * (facts.near - located),
+        cause="Boxes are near the objects but do not match them.",
+        evidence={
+            "fraction of objects with a box of IoU >= 0.2": facts.near,
+            "with a box of IoU >= 0.5": located,
+            "mean IoU of the best box": facts.best_iou,
+        },
+        cure="Train longer, with a larger data.image_size; a model with box refinement learns boxes faster: "
+        "recipe=deformable_detr_small. If the annotated boxes are inaccurate, the worst images in the report show it.",
+    )
