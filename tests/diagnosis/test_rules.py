@@ -79,7 +79,7 @@ def test_the_fault_is_the_first_finding(name: str) -> None:
 
 
 def test_every_rule_is_tested() -> None:
-    from querybox.diagnosis.diagnose import SYMPTOMS, CAUSES
+    from querybox.diagnosis.diagnose import CAUSES, SYMPTOMS
 
     assert {rule.__name__ for rule in (*CAUSES, *SYMPTOMS)} == set(BROKEN)
 
