@@ -256,8 +256,8 @@ def test_all_that_does_not_fit_is_listed(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         begin(CELLS, file, tmp_path / "run", model={"feedforward": 48, "decoder_layers": 3})
     message = str(caught.value)
-    assert "'model.decoder_layers' is 3 here and 2 there" in message
-    assert "'model.feedforward' is 48 here and 64 there" in message
+    assert "'model.decoder_layers' is 3 in this run and 2 in the file" in message
+    assert "'model.feedforward' is 48 in this run and 64 in the file" in message
     wrong = ("encoder.layers.0", "decoder.layers.0", "decoder.layers.1")
     assert all(f"{name}.feedforward.0.weight: expected [48, 32], got [64, 32]" in message for name in wrong)
     assert "decoder.layers.2.feedforward.0.bias: expected [48], got none" in message

@@ -244,7 +244,7 @@ def test_weights_of_another_model_are_refused_with_what_differs(run_settings: Ma
     settings = run_settings("second", model={"width": 16}).replace(
         weights=str(first.run_dir / "last.safetensors")
     )
-    with pytest.raises(CheckpointError, match=r"'model.width' is 16 here and 32 there"):
+    with pytest.raises(CheckpointError, match=r"'model.width' is 16 in this run and 32 in the file"):
         train(settings)
 
 
