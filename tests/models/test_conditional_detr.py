@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from querybox.diagnosis.answers import blind_queries, no_object_collapse
 from references import REFERENCE
 from run_records import make_run
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from querybox.checkpoints import coco
 from querybox.checkpoints.convert import System, convert
 from querybox.checkpoints.read import count_class_rows, infer_recipe, read_checkpoint
 from querybox.checkpoints.recognise import recognise
+from querybox.diagnosis.predictions import blind_queries, no_object_collapse
 from querybox.diagnosis.schedule import too_few_steps
 from querybox.exporting.card import Card
 from querybox.exporting.check import verify

@@ -136,7 +136,7 @@ class Recipe(Settings):
                 **cls.infer_own(state, stated.get("heads", HEADS)),
             }
         except KeyError as error:
-            raise CheckpointError(f"no whole checkpoint: '{error.args[0]}' is missing") from error
+            raise CheckpointError(f"incomplete checkpoint: '{error.args[0]}' is missing") from error
 
     @classmethod
     def stated_in_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
