@@ -297,7 +297,7 @@ def test_a_diagnosis_is_part_of_a_run_s_report(tmp_path: Path) -> None:
     text = report_of(run, tmp_path / "2")
     assert "No training image has an object of: <b>owl. (data)" in text
     assert "in the validation data: 200" in text
-    assert "Draw the split anew" in text
+    assert "Split the data again" in text
     add_to_record(run, evaluation=None)
     assert "Not examined: the run has not been evaluated yet" in report_of(run, tmp_path / "3")
 

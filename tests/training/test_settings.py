@@ -43,7 +43,7 @@ def test_times_are_shown_with_two_units(seconds: float, text: str) -> None:
         ({"train": {"precision": "fp8"}}, "train.precision"),
         ({"train": {"ema": 1.0}}, "train.ema"),
         ({"train": {"clip": 0}}, "train.clip"),
-        ({"train": {"batch_size": 6, "accumulate": 4}}, "accumulate = 4 equal parts"),
+        ({"train": {"batch_size": 6, "accumulate": 4}}, "is not a multiple of accumulate = 4"),
         ({"trian": {}}, "Did you mean 'train'"),
     ],
 )
