@@ -152,7 +152,9 @@ def test_a_config_states_what_shapes_do_not_show(tmp_path: Path, caplog: pytest.
     assert detector.preprocessing.mean == (127.5, 127.5, 127.5)
     assert "heads" not in caplog.text
     (tmp_path / "config.json").write_text(json.dumps({**config, "activation_function": "gelu"}))
-    with pytest.raises(CheckpointError, match="'activation_function' is 'gelu'; querybox reads 'relu' alone"):
+    with pytest.raises(
+        CheckpointError, match="'activation_function' is 'gelu'; querybox supports only 'relu'"
+    ):
         Detector.load(tmp_path)
 
 
@@ -236,7 +238,7 @@ def test_a_relative_is_recognised_and_its_settings_are_inferred(
     detector = Detector.load(file)
     assert wanted.recipe is not None
     assert detector.recipe == wanted.recipe.replace(queries=300)
-    assert "300 queries, made of as many proposals" in caplog.text
+    assert "300 queries, selected from as many proposals" in caplog.text
     assert "dilated" not in caplog.text
     assert (detector.preprocessing.resizing, detector.preprocessing.clip_boxes) == ("facebook", False)
     batch = ImageBatch.from_images([torch.full((3, 64, 96), 128, dtype=torch.uint8)])

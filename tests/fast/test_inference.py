@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from querybox import Detector, ImageBatch
 from querybox.errors import CheckpointError, ConfigError
 from querybox.fast import convolution
-from querybox.fast.inference import SIZES, KeptCells
+from querybox.fast.inference import SIZES, CachedCells
 from querybox.modules.encoder import Encoder
 from querybox.structures import Predictions
 
@@ -157,7 +157,7 @@ def test_later_training_reaches_predict_but_no_copy(detector: Detector) -> None:
 
 
 def test_saving_is_refused(detector: Detector, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="save the detector that it was made from"):
+    with pytest.raises(CheckpointError, match="save the original detector"):
         detector.optimize().save(tmp_path / "model.safetensors")
     assert list(tmp_path.iterdir()) == []
 
@@ -179,7 +179,7 @@ def test_half_precision(detector: Detector, dtype: torch.dtype) -> None:
 def test_positions_are_kept_for_few_sizes(detector: Detector) -> None:
     optimized = detector.optimize()
     kept = optimized.model.encode
-    assert isinstance(kept, KeptCells)
+    assert isinstance(kept, CachedCells)
     for width in range(32, 32 * (SIZES + 6), 32):
         optimized(batch((32, width)))
     assert kept.locate_unpadded.cache_info().currsize == SIZES

@@ -20,7 +20,7 @@ from torch.testing import assert_close
 from querybox import Detector, ImageBatch, Target
 from querybox.fast.convolution import FusedConv2d, FusedLinear
 from querybox.fast.fusion import fuse
-from querybox.fast.inference import KeptCells
+from querybox.fast.inference import CachedCells
 from querybox.fast.replacement import copy_modules
 from querybox.fast.training import FoldedConv2d, for_training
 from querybox.modules.blocks import FeedForward
@@ -270,7 +270,7 @@ def test_plain_parts_are_replaced(trained: Change) -> None:
     assert not [part for part in model.modules() if type(part) in (nn.Conv2d, nn.Linear, nn.BatchNorm2d)]
     assert {part.activation for part in model.modules() if isinstance(part, FusedConv2d)} >= {nn.ReLU}
     assert {part.activation for part in model.decoder.modules() if isinstance(part, FusedLinear)} >= {nn.ReLU}
-    assert isinstance(model.encode, KeptCells)
+    assert isinstance(model.encode, CachedCells)
     assert any(isinstance(part, FoldedConv2d) for part in for_training(detector).modules())
 
 

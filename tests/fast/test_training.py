@@ -19,7 +19,7 @@ from querybox.fast.kernels import (
     ShortSoftmax,
     WeightedRows,
     drop,
-    keep,
+    keep_mask,
     linear,
 )
 from querybox.fast.replacement import copy_modules
@@ -221,7 +221,7 @@ def test_fifty_steps_stay_with_the_plain_float32_path(batch: ImageBatch, *, auto
 @pytest.mark.parametrize("dropout", [0.1, 0.5])
 def test_dropout_keeps_as_much_as_asked(dropout: float) -> None:
     torch.manual_seed(0)
-    kept = keep(torch.Size([1001, 999]), dropout).double()
+    kept = keep_mask(torch.Size([1001, 999]), dropout).double()
     assert float(kept.mean()) == pytest.approx(1 - dropout, abs=2e-3)
     assert float(torch.corrcoef(torch.stack([kept[:, 1:].flatten(), kept[:, :-1].flatten()]))[0, 1]) < 5e-3
     x = torch.ones(1000, 1000)

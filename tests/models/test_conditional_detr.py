@@ -244,7 +244,7 @@ def test_a_file_there_and_back(system: System, target: str, tmp_path: Path) -> N
 
 
 def test_a_config_that_normalises_between_layers_is_refused() -> None:
-    with pytest.raises(QueryboxError, match="'auxiliary_loss' is True; querybox reads False alone"):
+    with pytest.raises(QueryboxError, match="'auxiliary_loss' is True; querybox supports only False"):
         ConditionalDETR.stated_in_config({"auxiliary_loss": True})
 
 

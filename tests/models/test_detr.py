@@ -57,5 +57,5 @@ def test_a_query_first_looks_around_its_place() -> None:
 
 
 def test_needs_sines() -> None:
-    with pytest.raises(ConfigError, match="'local_start' needs position 'sine', got 'learned'"):
+    with pytest.raises(ConfigError, match="'local_start' requires position 'sine', got 'learned'"):
         Detector.from_recipe("detr_r18", num_classes=2, local_start=True, position="learned")

@@ -1,7 +1,7 @@
-"""Which modules are called one directly after another: what the forward methods of known classes say.
+"""Chains of modules that are called directly one after another, according to the forward methods of known classes.
 
-Only where one module alone reads what another returns can the two be computed as one. `CHAINS` tells it for classes of
-timm and of our own, by exact type; of other classes nothing is assumed.
+Two modules can be fused only if nothing else uses the output of the first. `CHAINS` lists such modules for classes of
+timm and querybox, by exact type; nothing is assumed about other classes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from querybox.modules.blocks import FeedForward
 from querybox.modules.heads import BoxHead, DeltaHead
 
 SEQUENTIAL = (nn.Sequential, FeedForward, BoxHead, DeltaHead)
-"""Classes that call their children in order."""
+"""Classes whose forward method calls their children in order."""
 
 CHAINS: dict[type[nn.Module], str] = {
     ConvNormAct: "conv bn aa",
@@ -52,43 +52,43 @@ CHAINS: dict[type[nn.Module], str] = {
     EfficientNetFeatures: "conv_stem bn1",
     MobileNetV3Features: "conv_stem bn1 act1",
 }
-"""The children that a forward method calls in a chain, in order; one that is None, or not there, it leaves out."""
+"""The children that a forward method calls as a chain, in order; those that are None or missing are skipped."""
 
 KNOWN = ("timm", "querybox")
-"""Packages whose classes call a `torch.nn.Sequential` as a whole; others may call its children one by one."""
+"""Packages whose classes call a `torch.nn.Sequential` as a whole; other classes may call its children individually."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """The place of a module in its parent."""
+    """The attribute of a parent module that holds a child."""
 
     parent: nn.Module
     name: str
 
     @property
     def module(self) -> nn.Module | None:
-        """What is there."""
+        """The child, or None."""
         module: nn.Module | None = getattr(self.parent, self.name, None)
         return module
 
     def put(self, module: nn.Module) -> None:
-        """Replace what is there."""
+        """Replace the child."""
         setattr(self.parent, self.name, module)
 
 
 def chains(model: nn.Module) -> Iterator[list[Slot]]:
     """Yield the chains in `model`, longer ones before those that they contain.
 
-    No module that has several places in the model is in a chain: what is done to it would be done in all of them.
+    Modules that occur several times in the model are in no chain, because changing them would change all occurrences.
     """
-    places: Counter[int] = Counter(
+    occurrences: Counter[int] = Counter(
         id(child) for parent in model.modules() for child in parent._modules.values() if child is not None
     )
 
-    def once(chain: list[Slot]) -> Iterator[list[Slot]]:
+    def without_shared(chain: list[Slot]) -> Iterator[list[Slot]]:
         part: list[Slot] = []
         for slot in chain:
-            if places[id(slot.module)] == 1:
+            if occurrences[id(slot.module)] == 1:
                 part.append(slot)
             else:
                 yield part
@@ -98,7 +98,7 @@ def chains(model: nn.Module) -> Iterator[list[Slot]]:
     def visit(module: nn.Module, *, called_as_a_whole: bool) -> Iterator[list[Slot]]:
         if called_as_a_whole or type(module) not in SEQUENTIAL:
             for chain in chains_of(module):
-                yield from once(list(flattened(chain)))
+                yield from without_shared(list(flattened(chain)))
         known = type(module).__module__.partition(".")[0] in KNOWN
         inside = known or (called_as_a_whole and type(module) is nn.Sequential)
         for child in module.children():
@@ -108,7 +108,7 @@ def chains(model: nn.Module) -> Iterator[list[Slot]]:
 
 
 def chains_of(module: nn.Module) -> list[list[Slot]]:
-    """Return the chains of children that `module` calls; none where its class is not known."""
+    """Return the chains of children that `module` calls; none if its class is unknown."""
     if "forward" in vars(module):
         return []
     kind = type(module)
@@ -123,12 +123,12 @@ def chains_of(module: nn.Module) -> list[list[Slot]]:
 
 
 def children(module: nn.Module) -> Iterator[Slot]:
-    """Yield the place of every child."""
+    """Yield the slot of every child."""
     yield from (Slot(module, name) for name in module._modules)
 
 
 def split(chain: list[Slot], after: dict[str, str]) -> list[list[Slot]]:
-    """Cut the chain after the modules whose output is also returned, as a feature map."""
+    """Split the chain after modules whose output is also returned as a feature map."""
     parts: list[list[Slot]] = [[]]
     for slot in chain:
         parts[-1].append(slot)
@@ -138,7 +138,7 @@ def split(chain: list[Slot], after: dict[str, str]) -> list[list[Slot]]:
 
 
 def flattened(chain: list[Slot]) -> Iterator[Slot]:
-    """Yield the chain with the children of modules that are chains themselves in their place."""
+    """Yield the chain, with modules that are chains themselves replaced by their children."""
     for slot in chain:
         module = slot.module
         assert module is not None

@@ -1,9 +1,9 @@
-"""Convolutions and linear layers that compute in one step what comes after them: a shortcut, an activation.
+"""Convolutions and linear layers fused with the operations that follow them: a shortcut, an activation.
 
-On x86 CPUs one operator of oneDNN computes all of it while the result is still in the cache, and its linear layer is
-the faster one. On NVIDIA GPUs cuDNN has such an operator for a ReLU. PyTorch does not document these operators: they
-are used where they are found, and public functions elsewhere. docs/decisions/0009-fast-torch-engine.md has the
-measurements on CPUs, docs/benchmarks.md those on a GPU.
+On x86 CPUs a single oneDNN operator computes all of this while the result is still in the cache, and oneDNN's linear
+layers are faster. On NVIDIA GPUs cuDNN has such an operator for a ReLU. PyTorch does not document these operators;
+if they are missing, public functions are used. Measurements on CPUs are in docs/decisions/0009-fast-torch-engine.md,
+those on a GPU in docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ ONEDNN = torch.ops.mkldnn
 
 
 class Activation(NamedTuple):
-    """An activation that oneDNN can compute within a convolution."""
+    """An activation that oneDNN can fuse into a convolution."""
 
     name: str
-    """oneDNN's."""
+    """Name in oneDNN."""
     arguments: list[float]
     function: Callable[[Tensor], Tensor]
-    """The same in PyTorch; may overwrite its argument."""
+    """The equivalent PyTorch function; may modify its argument in place."""
 
 
 ACTIVATIONS: dict[type[nn.Module], Activation] = {
@@ -41,26 +41,26 @@ ACTIVATIONS: dict[type[nn.Module], Activation] = {
 
 
 class FusedConv2d(nn.Conv2d):
-    """A convolution, a shortcut added to it, an activation."""
+    """A convolution fused with an addition and an activation."""
 
     onednn = False
-    """Whether to use oneDNN's own operator; see `use_fused_operators`."""
+    """Whether to use oneDNN's operator; see `use_fused_operators`."""
     cudnn = False
-    """Whether to use cuDNN's own operator, which has a ReLU."""
+    """Whether to use cuDNN's operator, which includes a ReLU."""
     overwrite_shortcut = False
-    """Whether nothing else reads the shortcut, so that the result may be written over it."""
+    """Whether the result may overwrite the shortcut, because nothing else uses it."""
     activation: type[nn.Module] = nn.Identity
     """One of `ACTIVATIONS`."""
 
     @staticmethod
     def fits(conv: nn.Conv2d) -> bool:
-        """Return whether `conv` pads with zeros, and says how many in numbers."""
+        """Return whether `conv` pads with zeros, by a number of pixels."""
         return conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
 
     def forward(
         self, x: Float[Tensor, "B _ _ _"], shortcut: Float[Tensor, "B D h w"] | None = None
     ) -> Float[Tensor, "B D h w"]:
-        """Convolve, add, activate."""
+        """Return the activation of the convolution plus the shortcut."""
         if self.onednn:
             return self.by_onednn(x, shortcut)
         if self.cudnn:
@@ -69,12 +69,12 @@ class FusedConv2d(nn.Conv2d):
         return ACTIVATIONS[self.activation].function(x if shortcut is None else x + shortcut)
 
     def by_onednn(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
-        """Compute it by one operator, except for activations that it lacks after an addition."""
+        """Use one operator, except for activations that it does not support after an addition."""
         conv = (self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups)
         name, arguments, function = ACTIVATIONS[self.activation]
         if shortcut is None:
             return ONEDNN._convolution_pointwise(x, *conv, name, arguments, "")
-        relu = "relu" if name == "relu" else None  # the only activation that it has after an addition
+        relu = "relu" if name == "relu" else None  # the only activation supported after an addition
         if self.overwrite_shortcut:
             x = ONEDNN._convolution_pointwise_.binary(shortcut, x, *conv, "add", 1.0, relu, [], "")
         else:
@@ -82,7 +82,7 @@ class FusedConv2d(nn.Conv2d):
         return x if relu else function(x)
 
     def by_cudnn(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
-        """Compute it by one operator; the activation is a ReLU."""
+        """Use one operator; the activation is a ReLU."""
         stride, padding, dilation = self.stride, self.padding, self.dilation
         assert not isinstance(padding, str)  # see `fits`
         if shortcut is None:
@@ -95,15 +95,15 @@ class FusedConv2d(nn.Conv2d):
 
 
 class FusedLinear(nn.Linear):
-    """A linear layer and, if asked for, a ReLU."""
+    """A linear layer, optionally fused with a ReLU."""
 
     onednn = False
-    """Whether to use oneDNN's own operator; see `use_fused_operators`."""
+    """Whether to use oneDNN's operator; see `use_fused_operators`."""
     activation: type[nn.Module] = nn.Identity
     """`torch.nn.ReLU` or `torch.nn.Identity`."""
 
     def forward(self, x: Float[Tensor, "*shape _"]) -> Float[Tensor, "*shape _"]:
-        """Project, activate."""
+        """Return the activation of the projection."""
         name, arguments, function = ACTIVATIONS[self.activation]
         if self.onednn:
             return ONEDNN._linear_pointwise(x, self.weight, self.bias, name, arguments, "")
@@ -111,7 +111,7 @@ class FusedLinear(nn.Linear):
 
 
 def use_fused_operators(model: nn.Module) -> None:
-    """Let the fused layers of `model` use oneDNN's and cuDNN's operators, where their device and type have any."""
+    """Enable oneDNN's and cuDNN's operators in the fused layers of `model`, if available for their device and dtype."""
     for layer in model.modules():
         if isinstance(layer, FusedConv2d | FusedLinear):
             layer.onednn = has_onednn(layer.weight.device, layer.weight.dtype)
@@ -120,23 +120,23 @@ def use_fused_operators(model: nn.Module) -> None:
 
 
 def has_cudnn(device: torch.device) -> bool:
-    """Return whether cuDNN's operators are there for a device."""
+    """Return whether cuDNN's operators are available on a device."""
     return (
         device.type == "cuda"
-        and torch.version.cuda is not None  # AMD's GPUs are called "cuda" as well
+        and torch.version.cuda is not None  # AMD GPUs are also called "cuda"
         and torch.backends.cudnn.is_available()
         and all(hasattr(torch, name) for name in ("cudnn_convolution_relu", "cudnn_convolution_add_relu"))
     )
 
 
 def has_onednn(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether oneDNN's operators are there for a device and a type."""
-    found = (
+    """Return whether oneDNN's operators are available for a device and dtype."""
+    available = (
         device.type == "cpu"
         and platform.machine().lower() in ("x86_64", "amd64")
         and torch.backends.mkldnn.is_available()
         and all(hasattr(ONEDNN, name) for name in ("_convolution_pointwise", "_linear_pointwise"))
     )
     if dtype == torch.bfloat16:
-        return found and ONEDNN._is_mkldnn_bf16_supported()
-    return found and dtype == torch.float32
+        return available and ONEDNN._is_mkldnn_bf16_supported()
+    return available and dtype == torch.float32

@@ -1,4 +1,4 @@
-"""Fusion for inference: batch norms folded into convolutions, and layers computed with what comes after them."""
+"""Fusion for inference: batch norms, additions and activations are fused into convolutions and linear layers."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ FUSED: dict[type[nn.Module], type[nn.Module]] = {
     ClassHead: FusedLinear,
     SigmoidClassHead: FusedLinear,
 }
-"""Layers that can take in what comes after them."""
+"""Layers that can be fused with the operations that follow them."""
 CONVOLUTIONS = (FusedConv2d, nn.Conv2d, Conv2dSame)
-"""Convolutions into whose weights a batch norm can be folded."""
+"""Convolutions into which a batch norm can be folded."""
 NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 BODIES = (FeatureListNet, FeatureDictNet, EfficientNetFeatures, MobileNetV3Features)
-"""Bodies of backbones that call their stages as a whole."""
+"""Backbone bodies that call each stage as a whole."""
 NO_OPS = (nn.Identity, nn.Dropout, DropPath)
-"""What does nothing in evaluation mode."""
+"""Modules that return their input in evaluation mode."""
 
 
 def fuse(model: nn.Module) -> None:
     """Fuse the layers of `model`, in place.
 
     Args:
-        model: In evaluation mode, with modules of its own. Its parameters may be those of another model: they are
-            replaced, not changed.
+        model: A model in evaluation mode that shares no modules with others. It may share parameters, because they are
+            replaced, not modified.
     """
     replace_leaves(model, FUSED)
     for chain in chains(model):
@@ -54,7 +54,7 @@ def fuse(model: nn.Module) -> None:
 
 
 def fuse_chain(chain: list[Slot]) -> None:
-    """Let every convolution and linear layer of `chain` take in what comes after it."""
+    """Fuse each convolution and linear layer of `chain` with the modules that follow it."""
     layer: nn.Module | None = None
     for slot in chain:
         module = slot.module
@@ -77,7 +77,7 @@ def is_no_op(module: nn.Module | None) -> bool:
 
 
 def fold(conv: nn.Conv2d, slot: Slot) -> bool:
-    """Fold a batch norm into the weights of the convolution before it; return False where it cannot be done."""
+    """Fold a batch norm into the weights of the convolution before it; return False if this is impossible."""
     norm: Any = slot.module
     if norm.running_mean is None or getattr(conv, "activation", nn.Identity) is not nn.Identity:
         return False
@@ -85,7 +85,9 @@ def fold(conv: nn.Conv2d, slot: Slot) -> bool:
         conv.weight, conv.bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
-    rest = [part for part in norm.children() if not is_no_op(part)]  # timm's may drop and activate too
+    rest = [
+        part for part in norm.children() if not is_no_op(part)
+    ]  # timm's batch norms may include dropout and an activation
     if len(rest) == 1 and is_plain(rest[0]) and isinstance(conv, FusedConv2d):
         rest = [] if take_activation(conv, rest[0]) else rest
     slot.put(nn.Sequential(*rest) if rest else nn.Identity())
@@ -93,16 +95,16 @@ def fold(conv: nn.Conv2d, slot: Slot) -> bool:
 
 
 def take_activation(layer: FusedConv2d | FusedLinear, module: nn.Module) -> bool:
-    """Let `layer` compute the activation `module`, if it can."""
-    possible = (nn.ReLU,) if isinstance(layer, FusedLinear) else tuple(ACTIVATIONS)
-    if layer.activation is not nn.Identity or type(module) not in possible:
+    """Fuse the activation `module` into `layer` if possible; return whether it was."""
+    supported = (nn.ReLU,) if isinstance(layer, FusedLinear) else tuple(ACTIVATIONS)
+    if layer.activation is not nn.Identity or type(module) not in supported:
         return False
     layer.activation = type(module)
     return True
 
 
 class FusedResidual(nn.Module):
-    """A residual block whose last convolution adds the shortcut."""
+    """A residual block whose last convolution also adds the shortcut."""
 
     def __init__(
         self, body: nn.Sequential, conv: FusedConv2d, shortcut: nn.Module, activation: nn.Module
@@ -114,13 +116,13 @@ class FusedResidual(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the block's feature map."""
+        """Return the output of the block."""
         shortcut = self.shortcut(x)
         return self.activation(self.conv(self.body(x), shortcut))
 
 
 def has_skip(block: Any) -> nn.Module | None:
-    """Return the shortcut of EfficientNet's blocks."""
+    """Return the shortcut of a block of EfficientNet, or None."""
     return nn.Identity() if block.has_skip else None
 
 
@@ -138,11 +140,12 @@ RESIDUALS: dict[type[nn.Module], tuple[Callable[[Any], nn.Module | None], str | 
     efficientnet.EdgeResidual: (has_skip, None),
     efficientnet.UniversalInvertedResidual: (has_skip, None),
 }
-"""Blocks that add what their chain returns to a shortcut: which one, if any, and the activation after the addition."""
+"""Blocks that add a shortcut to the output of their chain: a function that returns the shortcut or None, and the name
+of the activation after the addition."""
 
 
 def fuse_blocks(model: nn.Module) -> None:
-    """Replace the residual blocks of `model`; most of their modules do nothing any more."""
+    """Replace the residual blocks of `model` by fused ones."""
     inner = {id(stage) for stage in stages(model)}
     for parent in list(model.modules()):
         before: nn.Module | None = None
@@ -151,16 +154,16 @@ def fuse_blocks(model: nn.Module) -> None:
             if fused is not None:
                 setattr(parent, name, fused)
             if isinstance(fused, FusedResidual):
-                fused.conv.overwrite_shortcut = makes_a_map(fused.shortcut) or (
+                fused.conv.overwrite_shortcut = ends_with_convolution(fused.shortcut) or (
                     id(parent) in inner and isinstance(before, FusedResidual) and is_no_op(fused.shortcut)
                 )
             before = fused
 
 
 def stages(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the stages of backbones that nothing but the body's forward method calls.
+    """Yield the stages of backbones, if only the forward method of the body calls them.
 
-    There no block's output is read by anything but the next block; elsewhere it may be collected as a feature map.
+    In these, the output of a block is used only by the next block; elsewhere it may be collected as a feature map.
     """
     for backbone in model.modules():
         if type(backbone) is Backbone and "forward" not in vars(backbone) and type(backbone.body) in BODIES:
@@ -168,7 +171,7 @@ def stages(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def fused_block(block: nn.Module) -> nn.Module | None:
-    """Return what computes the same as `block`; None where it is no known residual block, or has hooks in it."""
+    """Return an equivalent fused module; None if `block` is not a known residual block or contains hooks."""
     if type(block) not in RESIDUALS or "forward" in vars(block) or any(map(has_hooks, block.modules())):
         return None
     find_shortcut, name = RESIDUALS[type(block)]
@@ -186,12 +189,12 @@ def fused_block(block: nn.Module) -> nn.Module | None:
 
 
 def steps_of(module: nn.Module) -> list[nn.Module]:
-    """Return what the one chain of `module` computes; nothing where its class is not known."""
+    """Return the modules of the chain of `module`, without no-ops; an empty list if its class is unknown."""
     steps = [slot.module for chain in chains_of(module) for slot in flattened(chain)]
     return [step for step in steps if step is not None and not is_no_op(step)]
 
 
-def makes_a_map(shortcut: nn.Module) -> bool:
-    """Return whether `shortcut` ends with a convolution, whose output nothing else reads."""
+def ends_with_convolution(shortcut: nn.Module) -> bool:
+    """Return whether `shortcut` ends with a convolution, whose output nothing else uses."""
     steps = steps_of(shortcut)
     return bool(steps) and type(steps[-1]) is FusedConv2d

@@ -26,40 +26,40 @@ from querybox.structures import Cells, DetectorOutput, ImageBatch, Memory, Shape
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIZES = 16
-"""Sizes of feature maps whose cells are kept, the latest ones: 14 MB for DETR R50 at full size."""
+"""Number of recent feature map sizes whose cells are cached: 14 MB for DETR R50 at full size."""
 LEAVES: dict[type[nn.Module], type[nn.Module]] = {GridSample: TableSample}
-"""Modules that are replaced, beside those that are fused."""
+"""Modules that are replaced, in addition to those that are fused."""
 
 
 def optimize(
     detector: DetectionTransformer,
     *,
     dtype: torch.dtype = torch.float32,
-    compile: bool = False,  # noqa: A002 - torch's word
+    compile: bool = False,  # noqa: A002 - as in torch
 ) -> OptimizedDetector:
-    """Return a copy of `detector` that detects the same, faster; see `Detector.optimize`."""
+    """Return a faster copy of `detector` with the same predictions; see `Detector.optimize`."""
     if dtype not in TYPES:
-        known = ", ".join(map(str, TYPES))
-        raise ConfigError(f"optimize got dtype={dtype}; expected one of {known}")
+        supported = ", ".join(map(str, TYPES))
+        raise ConfigError(f"optimize got dtype={dtype}; expected one of {supported}")
     return OptimizedDetector(detector, dtype=dtype, compiled=compile)
 
 
 class OptimizedDetector(Predictor):
-    """A detector for inference alone: an `Engine` with a copy of the weights, on the device where they were.
+    """A detector for inference only: an `Engine` with a copy of the weights, on the same device.
 
-    It cannot be trained, moved or saved; do that with the detector that it was made from, and make another. It can be
+    It cannot be trained, moved or saved; do this with the original detector and optimise it again. It can be
     pickled, and used by several threads at once.
 
     Attributes:
         model: The copy, whose modules have been replaced by faster ones.
         categories: The classes by label, 0 ... C-1.
-        preprocessing: How an image becomes the model's input.
-        device: Where the input has to be.
-        dtype: What it computes in.
+        preprocessing: Resizing and normalisation of images.
+        device: The device of the model and its inputs.
+        dtype: The dtype of the computations.
     """
 
     def __init__(self, detector: DetectionTransformer, *, dtype: torch.dtype, compiled: bool) -> None:
-        """Copy `detector`, whose mode does not matter; see `Detector.optimize`."""
+        """Copy and optimise `detector`, in training or evaluation mode; see `Detector.optimize`."""
         self.categories = detector.categories
         self.preprocessing = detector.preprocessing
         self.device = detector.device
@@ -70,56 +70,56 @@ class OptimizedDetector(Predictor):
             module.training = False
         fuse(self.model)
         replace_leaves(self.model, LEAVES)
-        own_tensors(self.model, {id(each) for each in (*detector.parameters(), *detector.buffers())})
+        copy_shared_tensors(self.model, {id(each) for each in (*detector.parameters(), *detector.buffers())})
         set_last_only(self.model)
-        keep_cells(self.model, dtype)
+        cache_cells(self.model, dtype)
         convert(self.model, dtype)
         self.compile() if compiled else use_fused_operators(self.model)
 
     def compile(self) -> None:
-        """Compile what takes the time, for all sizes at once; positions and masks are made outside of it.
+        """Compile the expensive parts once for all sizes; positions and masks are computed outside of them.
 
-        Deformable attention is left out: it would be compiled for each size.
+        Parts with deformable attention are not compiled, because they would be recompiled for each size.
         """
         for part in (self.model.backbone, self.model.encoder, self.model.decoder):
             if not any(isinstance(module, DeformableAttention) for module in part.modules()):
                 part.compile(dynamic=True)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Compile the unpickled copy, too: compiled code is not pickled."""
+        """Compile again after unpickling, because compiled code is not pickled."""
         vars(self).update(state)
         if self.compiled:
             self.compile()
 
     @torch.inference_mode()
     def __call__(self, batch: ImageBatch, /) -> DetectorOutput:
-        """Detect objects in a batch; only the last decoder layer predicts."""
+        """Return the predictions for a batch, of the last decoder layer only."""
         images = batch.images.to(self.dtype, memory_format=torch.channels_last)
         output: DetectorOutput = self.model(replace(batch, images=images))
         return output
 
     def save(self, path: str | Path, **_: object) -> NoReturn:
-        """Raise an error: folded weights can be neither trained nor loaded again.
+        """Raise an error, because fused weights can be neither trained nor loaded.
 
         Raises:
             CheckpointError: Always.
         """
         raise CheckpointError(
-            f"{path}: an optimised copy cannot be saved, its weights are folded; "
-            "save the detector that it was made from"
+            f"{path}: an optimised copy cannot be saved, because its weights are fused; "
+            "save the original detector"
         )
 
 
 def fastest(engine: Engine) -> Engine:
-    """Return the optimised copy of a detector; anything else is returned as it is."""
+    """Return the optimised copy of a detector; return any other engine unchanged."""
     return optimize(engine) if isinstance(engine, DetectionTransformer) else engine
 
 
-def own_tensors(model: nn.Module, shared: set[int]) -> None:
-    """Give `model` tensors of its own in place of those whose ids are `shared`, and none a gradient."""
+def copy_shared_tensors(model: nn.Module, shared: set[int]) -> None:
+    """Replace the tensors of `model` whose ids are in `shared` by copies, and disable all gradients."""
     copies: dict[int, Tensor] = {}
 
-    def own(tensor: Tensor) -> Tensor:
+    def unshared(tensor: Tensor) -> Tensor:
         if id(tensor) not in shared:
             return tensor.requires_grad_(False)
         if id(tensor) not in copies:
@@ -132,11 +132,11 @@ def own_tensors(model: nn.Module, shared: set[int]) -> None:
         tensors: Any
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():
-                tensors[name] = None if tensor is None else own(tensor)
+                tensors[name] = None if tensor is None else unshared(tensor)
 
 
 def convert(model: DetectionTransformer, dtype: torch.dtype) -> None:
-    """Bring the parts that take the time to `dtype`, and convolutions to channels-last.
+    """Convert the expensive parts to `dtype`, and convolutions to channels-last.
 
     Positions, queries, heads and their norm stay in float32.
     """
@@ -154,21 +154,21 @@ def convert(model: DetectionTransformer, dtype: torch.dtype) -> None:
 
 
 def cast(dtype: torch.dtype, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Bring the floating-point tensors among the inputs of a module to the type of its parameters."""
+    """Convert the floating-point inputs of a module to the dtype of its parameters (a forward pre-hook)."""
     return tuple(
         each.to(dtype) if isinstance(each, Tensor) and each.is_floating_point() else each for each in inputs
     )
 
 
 def set_last_only(model: DetectionTransformer) -> None:
-    """Have only the last layer of the decoder predict, where the decoder can do that."""
+    """Let only the last decoder layer predict, if the decoder supports it."""
     decoder: Any = model.decoder
     if hasattr(decoder, "last_only"):
         decoder.last_only = True
 
 
-def keep_cells(model: DetectionTransformer, dtype: torch.dtype) -> None:
-    """Have `model` keep the cells of unpadded images, where the encoder takes them and nothing but it makes them."""
+def cache_cells(model: DetectionTransformer, dtype: torch.dtype) -> None:
+    """Cache the cells of unpadded images, if the encoder accepts them as an argument and nothing is overridden."""
     encoder = model.encoder
     if (
         hasattr(encoder, "locate")
@@ -176,11 +176,11 @@ def keep_cells(model: DetectionTransformer, dtype: torch.dtype) -> None:
         and not any(map(has_hooks, encoder.modules()))
         and getattr(model.encode, "__func__", None) is DetectionTransformer.encode
     ):
-        model.encode = KeptCells(encoder, dtype)  # type: ignore[method-assign]
+        model.encode = CachedCells(encoder, dtype)  # type: ignore[method-assign]
 
 
-class KeptCells:
-    """Runs the encoder, and keeps the cells of unpadded images of the latest sizes."""
+class CachedCells:
+    """Runs the encoder with a cache of the cells of unpadded images of recent sizes."""
 
     def __init__(self, encoder: nn.Module, dtype: torch.dtype) -> None:
         self.encoder = encoder
@@ -188,11 +188,11 @@ class KeptCells:
         self.locate_unpadded = lru_cache(maxsize=SIZES)(self.of_shapes)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is kept, which can be made again."""
+        """Return the state without the cache."""
         return {"encoder": self.encoder, "dtype": self.dtype}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Keep nothing yet."""
+        """Restore the state with an empty cache."""
         self.__init__(**state)  # type: ignore[misc]
 
     def __call__(self, features: list[Float[Tensor, "B D _ _"]], batch: ImageBatch) -> Memory:
@@ -206,12 +206,12 @@ class KeptCells:
         return memory
 
     def of_masks(self, masks: list[Tensor]) -> Cells:
-        """Locate the cells of maps with these padding masks."""
+        """Return the cells of maps with these padding masks."""
         cells: Cells = self.encoder.locate(masks)  # type: ignore[operator]
         return replace(cells, position=cells.position.to(self.dtype))
 
     def of_shapes(self, shapes: Shapes, device: torch.device) -> Cells:
-        """Locate the cells of the maps of one image without padding."""
+        """Return the cells of the maps of one unpadded image."""
         masks = [torch.zeros(1, *shape, dtype=torch.bool, device=device) for shape in shapes]
         cells = self.of_masks(masks).unpadded()
         return replace(cells, position=cells.position.contiguous())

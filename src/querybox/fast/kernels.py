@@ -1,6 +1,6 @@
-"""What training computes otherwise on a CPU than a reader would write it: the same mathematics, faster, in less memory.
+"""Operations for training on a CPU that are faster or use less memory than PyTorch's, with the same results.
 
-docs/decisions/0011-fast-training.md has what each of them brings.
+docs/decisions/0011-fast-training.md has measurements.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.autograd import Function
 
 
-def keep(shape: torch.Size, dropout: float) -> Tensor:
-    """Draw what dropout keeps: True with a probability of 1 - `dropout`, to the nearest 1 / 65536.
+def keep_mask(shape: torch.Size, dropout: float) -> Tensor:
+    """Return a random mask for dropout: True with probability 1 - `dropout`, rounded to 1 / 65536.
 
-    Four of these draws come out of one 64-bit number; PyTorch's own dropout makes a double of each one.
+    One 64-bit random number gives four values; PyTorch's dropout draws a double for each.
     """
     count = math.prod(shape)
     numbers = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
@@ -29,14 +29,14 @@ def keep(shape: torch.Size, dropout: float) -> Tensor:
 
 
 def drop(x: Float[Tensor, "*shape"], dropout: float) -> Float[Tensor, "*shape"]:
-    """Set a share of the values to zero, and scale up the others, so that their sum is expected to stay."""
-    return x * keep(x.shape, dropout) * (1 / (1 - dropout)) if dropout else x
+    """Apply dropout: zero values with probability `dropout`, and scale the others by 1 / (1 - `dropout`)."""
+    return x * keep_mask(x.shape, dropout) * (1 / (1 - dropout)) if dropout else x
 
 
 def linear(
     x: Float[Tensor, "*shape in"], weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None
 ) -> Float[Tensor, "*shape out"]:
-    """Project; in float32 as a 1x1 convolution, which PyTorch gives to oneDNN, and a linear layer to MKL."""
+    """Apply a linear layer; in float32 as a 1x1 convolution, because PyTorch uses oneDNN for it, and MKL otherwise."""
     if weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
     column = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # [1, in, N, 1], channels last
@@ -45,44 +45,44 @@ def linear(
 
 
 class ReLUDropout(Function):
-    """ReLU, then dropout; its own result is all that the gradient needs, and the next layer keeps that anyway."""
+    """ReLU, then dropout. The gradient needs only the result, which the next layer saves anyway."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropout: float) -> Tensor:
-        """Return an activated tensor of the shape of `x`."""
+        """Return the result, with the shape of `x`."""
         ctx.scale = 1 / (1 - dropout)
         y = x.relu()
         if dropout:
-            y.mul_(keep(x.shape, dropout)).mul_(ctx.scale)
+            y.mul_(keep_mask(x.shape, dropout)).mul_(ctx.scale)
         ctx.save_for_backward(y)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """Pass the gradient where the result is positive."""
+        """Return the gradient of `x`, which is nonzero where the result is positive."""
         (y,) = ctx.saved_tensors
         return torch.ops.aten.threshold_backward(gradients[0], y, 0).mul_(ctx.scale), None
 
 
 class DotProductAttention(Function):
-    """Softmax attention with dropout, which keeps one number for each pair of tokens instead of three.
+    """Scaled dot-product attention with dropout that saves one number per pair of tokens instead of three.
 
-    That number is the attention before dropout, negative where it was dropped.
+    This number is the attention weight before dropout, negated if it was dropped.
     """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocked: Tensor | None, dropout: float) -> Tensor:
-        """Mix the values, all [B, heads, tokens, head_width]; `blocked` is True where nothing may look."""
+        """Return weighted values; inputs are [B, heads, tokens, head_width], `blocked` True = may not attend."""
         ctx.temperature, ctx.scale = 1 / math.sqrt(q.shape[-1]), 1 / (1 - dropout)
         scores = (q * ctx.temperature) @ k.transpose(-2, -1)  # [B, heads, Q, S]
         if blocked is not None:
             scores.masked_fill_(blocked, -math.inf)
         attention = scores.softmax(-1)
         if dropout:
-            attention = torch.where(keep(attention.shape, dropout), attention, -attention)
-        mixed = (attention.relu() if dropout else attention) @ (v * ctx.scale)
+            attention = torch.where(keep_mask(attention.shape, dropout), attention, -attention)
+        output = (attention.relu() if dropout else attention) @ (v * ctx.scale)
         ctx.save_for_backward(q, k, v, attention)
-        return mixed
+        return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -98,11 +98,11 @@ class DotProductAttention(Function):
 
 
 class ShortSoftmax(Function):
-    """Softmax along a short last axis; PyTorch's own is made for long ones."""
+    """Softmax along a short last axis; PyTorch's is optimised for long ones."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        """Return shares that add up to 1."""
+        """Return weights that sum to 1."""
         y = (x - x.amax(-1, keepdim=True)).exp_()
         y.div_(y.sum(-1, keepdim=True))
         ctx.save_for_backward(y)
@@ -117,44 +117,46 @@ class ShortSoftmax(Function):
 
 
 class WeightedRows(Function):
-    """Weighted sums of rows of a table, an image at a time: a sparse matrix, of K shares a row, times the table."""
+    """Weighted sums of table rows, image by image: a sparse matrix with K entries per row times the table."""
 
     @staticmethod
     def forward(
         ctx: Any,
         rows: Int32[Tensor, "B N K"],
         table: Float[Tensor, "B M width"],
-        shares: Float[Tensor, "B N K"],
+        weights: Float[Tensor, "B N K"],
     ) -> Float[Tensor, "B N width"]:
-        """Add up."""
-        ctx.save_for_backward(rows, table, shares)
-        images = zip(rows, table, shares, strict=True)
+        """Return the weighted sums."""
+        ctx.save_for_backward(rows, table, weights)
+        images = zip(rows, table, weights, strict=True)
         return torch.stack([F.embedding_bag(r, t, per_sample_weights=s, mode="sum") for r, t, s in images])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, Tensor]:
-        """Return the gradients of table and shares."""
-        rows, table, shares = (tensor.detach() for tensor in ctx.saved_tensors)
+        """Return the gradients of `table` and `weights`."""
+        rows, table, weights = (tensor.detach() for tensor in ctx.saved_tensors)
         gradient = gradients[0].contiguous()
-        size = (rows.shape[1], table.shape[1])  # of one image's matrix
-        ends = torch.arange(size[0] + 1, dtype=torch.int32) * rows.shape[2]  # of its rows' entries
+        size = (rows.shape[1], table.shape[1])  # of the sparse matrix of one image
+        ends = (
+            torch.arange(size[0] + 1, dtype=torch.int32) * rows.shape[2]
+        )  # index of the end of each row (CSR)
 
-        def of_table(rows: Tensor, shares: Tensor, gradient: Tensor) -> Tensor:
-            # What are rows of the matrix are columns of its transpose. SciPy takes a tenth of PyTorch's time for these.
-            arrays = (shares.flatten().numpy(), rows.flatten().numpy(), ends.numpy())
+        def of_table(rows: Tensor, weights: Tensor, gradient: Tensor) -> Tensor:
+            # CSR arrays read as CSC give the transpose. SciPy takes a tenth of PyTorch's time for this product.
+            arrays = (weights.flatten().numpy(), rows.flatten().numpy(), ends.numpy())
             return torch.from_numpy(csc_array(arrays, shape=size[::-1]) @ gradient.numpy())
 
-        # A small product is done before a second thread gets a core: those of OpenMP go on spinning for a while.
+        # Small products finish before a second thread gets a core, because OpenMP's threads spin for a while.
         workers = min(torch.get_num_threads(), 1 + rows.numel() // 2**20)
         with ThreadPoolExecutor(workers) as threads:
-            of_tables = list(threads.map(of_table, rows, shares, gradient))
+            of_tables = list(threads.map(of_table, rows, weights, gradient))
 
-        of_shares = torch.zeros_like(shares)
+        of_weights = torch.zeros_like(weights)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
             for image in range(len(rows)):
-                arrays = (ends, rows[image].flatten(), of_shares[image].flatten())
+                arrays = (ends, rows[image].flatten(), of_weights[image].flatten())
                 matrix = torch.sparse_csr_tensor(*arrays, size, check_invariants=False)
-                # Only where the matrix has entries; these lie in `of_shares`.
+                # Computes the entries of the matrix only, and writes them to `of_weights`.
                 torch.sparse.sampled_addmm(matrix, gradient[image], table[image].T, out=matrix)
-        return None, torch.stack(of_tables), of_shares
+        return None, torch.stack(of_tables), of_weights

@@ -1,4 +1,4 @@
-"""Copies of models in which modules can be replaced, and the rule of which modules may be."""
+"""Copies of models in which modules can be replaced, and the conditions for replacing a module."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ HOOKS = (
 
 
 def copy_modules(model: Model) -> Model:
-    """Return a copy of `model` that has modules of its own, but the same parameters and buffers.
+    """Return a copy of `model` with new modules but the same parameters and buffers.
 
-    Hooks are copied too. The functions that they call are the same, for a copy of a bound method would be called
-    with a copy of its object.
+    Hooks are copied, but not the functions that they call, because a copied bound method would be called on a copy
+    of its object.
     """
     shared: list[object] = [*model.parameters(), *model.buffers()]
     for module in model.modules():
@@ -31,26 +31,26 @@ def copy_modules(model: Model) -> Model:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Return whether something is called before or after `module`."""
+    """Return whether hooks are registered on `module`."""
     return any(getattr(module, kind) for kind in HOOKS)
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Return whether a call of `module` runs the forward method of its class and nothing else.
+    """Return whether calling `module` runs only the forward method of its class.
 
-    Whoever replaces it also has to know the class, by its exact type: a subclass may have another forward method, and
-    a parametrization makes a subclass.
+    Callers also have to check the exact type, because a subclass may override the forward method, and
+    parametrizations create subclasses.
     """
     return "forward" not in vars(module) and not has_hooks(module)
 
 
 def replace_leaves(model: nn.Module, table: Mapping[type[nn.Module], type[nn.Module]]) -> None:
-    """Give the plain modules in `model` another class, in place: the one that `table` has for their exact type.
+    """Change the class of plain modules in `model`, in place, to the one that `table` has for their exact type.
 
-    The new class has the state of the old one and computes the same. A class with a static method ``fits`` takes only
-    the modules for which it returns True.
+    The new class has the same state and computes the same result. If it has a static method ``fits``, only modules for
+    which this returns True are replaced.
     """
     for module in model.modules():
-        faster = table.get(type(module))
-        if faster is not None and is_plain(module) and getattr(faster, "fits", is_plain)(module):
-            module.__class__ = faster
+        replacement = table.get(type(module))
+        if replacement is not None and is_plain(module) and getattr(replacement, "fits", is_plain)(module):
+            module.__class__ = replacement

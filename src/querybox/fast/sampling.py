@@ -1,4 +1,4 @@
-"""Deformable attention's sampling as a weighted sum of rows of a table."""
+"""Sampling of deformable attention as weighted sums of table rows."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from querybox.structures import Levels, Shapes
 
 
 class TableSample(GridSample):
-    """Samples in float32, whatever the type of the values."""
+    """Sampling by table lookup, in float32 whatever the dtype of the values."""
 
     def forward(
         self,
         value: Float[Tensor, "B S D"],
         levels: Levels,
-        places: Float[Tensor, "B Q heads L P 2"],
-        weight: Float[Tensor, "B Q heads L P"],
+        sampling_locations: Float[Tensor, "B Q heads L P 2"],
+        attention_weights: Float[Tensor, "B Q heads L P"],
     ) -> Float[Tensor, "B Q D"]:
-        """Return the weighted sum over a query's places."""
-        return sample(value.float(), levels, places, weight.float()).to(value.dtype)
+        """Return the weighted sum over the sampling locations; see `GridSample.forward`."""
+        return sample(value.float(), levels, sampling_locations, attention_weights.float()).to(value.dtype)
 
 
 def sample(
     value: Float[Tensor, "B S D"],
     levels: Levels,
-    places: Float[Tensor, "B Q heads L P 2"],
-    weight: Float[Tensor, "B Q heads L P"],
+    sampling_locations: Float[Tensor, "B Q heads L P 2"],
+    attention_weights: Float[Tensor, "B Q heads L P"],
 ) -> Float[Tensor, "B Q D"]:
-    """Compute what `querybox.modules.deformable_attention.sample` does, as one weighted sum of table rows."""
-    table = bordered(value, levels.shapes, heads=weight.shape[2])
-    rows, shares = corners(places, weight, levels, apart=table.shape[1])
-    mixed = F.embedding_bag(
-        rows.flatten(0, 2), table.flatten(0, 1), per_sample_weights=shares.flatten(0, 2), mode="sum"
+    """Compute `querybox.modules.deformable_attention.sample` as weighted sums of table rows."""
+    table = value_table(value, levels.shapes, heads=attention_weights.shape[2])
+    rows, weights = corners(sampling_locations, attention_weights, levels, image_stride=table.shape[1])
+    output = F.embedding_bag(
+        rows.flatten(0, 2), table.flatten(0, 1), per_sample_weights=weights.flatten(0, 2), mode="sum"
     )  # [B Q heads, D / heads]
-    return mixed.view(*weight.shape[:2], -1)
+    return output.view(*attention_weights.shape[:2], -1)
 
 
-def bordered(value: Float[Tensor, "B S D"], shapes: Shapes, heads: int) -> Float[Tensor, "B N head_width"]:
-    """Return a table an image, in which a cell of a head is a row.
+def value_table(value: Float[Tensor, "B S D"], shapes: Shapes, heads: int) -> Float[Tensor, "B N head_width"]:
+    """Return a table per image with one row per cell and head.
 
-    Maps get a border of zeros, so that nothing has to be done for points outside.
+    Maps are padded with a border of zeros, so that points outside need no special treatment.
     """
     maps = value.split([h * w for h, w in shapes], dim=1)
     padded = [
@@ -54,44 +54,46 @@ def bordered(value: Float[Tensor, "B S D"], shapes: Shapes, heads: int) -> Float
 
 
 def corners(
-    places: Float[Tensor, "B Q heads L P 2"],
-    weight: Float[Tensor, "B Q heads L P"],
+    sampling_locations: Float[Tensor, "B Q heads L P 2"],
+    attention_weights: Float[Tensor, "B Q heads L P"],
     levels: Levels,
     *,
-    apart: int,
+    image_stride: int,
 ) -> tuple[Int32[Tensor, "B Q heads K"], Float[Tensor, "B Q heads K"]]:
-    """Return the table's rows of the four cells around each place, and how much each of them counts; K = 4 L P.
+    """Return the table rows of the four cells around each sampling location, and their weights; K = 4 L P.
 
     Args:
-        places: x, y; 0-1 of the padded map.
-        weight: How much each place counts.
-        levels: How the tokens make up the maps.
-        apart: Rows from one image's table to the next one's; 0 where rows are counted from the image's own first.
+        sampling_locations: Sampling locations: x, y in 0-1 of the padded map.
+        attention_weights: Attention weights.
+        levels: The feature maps.
+        image_stride: Number of rows between the tables of consecutive images; 0 to count rows separately for each.
     """
-    batch, _, heads, _, points = weight.shape
+    batch, _, heads, _, points = attention_weights.shape
     sizes = levels.sizes  # [L, 2]
-    pitch = sizes[:, 0] + 2  # rows of a map are so many cells apart
+    pitch = sizes[:, 0] + 2  # number of cells in a row of the padded map
     counts = (sizes + 2).prod(1)
-    start = counts.cumsum(0) - counts + pitch + 1  # of each map's first cell in the table
-    # One number a point, or two, side by side in memory: short axes are slow to broadcast along.
+    start = counts.cumsum(0) - counts + pitch + 1  # index of each map's first cell in the table
+    # Levels, points and coordinates are one axis, because broadcasting along short axes is slow.
     pitch, start = pitch.repeat_interleave(points), start.repeat_interleave(points)  # [L P]
     sizes = sizes.repeat_interleave(points, 0).flatten()  # [L P 2]
 
-    cells = (places.flatten(3) * sizes - 0.5).clamp(-torch.ones_like(sizes), sizes)  # [B, Q, heads, L P 2]
-    # Whoever looks nowhere (NaN) is to see NaN, but in a row that there is.
+    cells = (sampling_locations.flatten(3) * sizes - 0.5).clamp(
+        -torch.ones_like(sizes), sizes
+    )  # [B, Q, heads, L P 2]
+    # NaN locations give NaN weights, but need valid rows.
     first = cells.detach().floor().minimum(sizes - 1).nan_to_num(nan=-1)
     left, top = first.unflatten(3, (-1, 2)).unbind(-1)  # [B, Q, heads, L P]
-    right_share, low_share = (cells - first).unflatten(3, (-1, 2)).unbind(-1)
-    image = torch.arange(batch, dtype=torch.int32, device=weight.device)[:, None, None, None]
-    head = torch.arange(heads, dtype=torch.int32, device=weight.device)[:, None]
-    row = (top * pitch + left + start).int() * heads + (image * apart + head)
+    right_weight, lower_weight = (cells - first).unflatten(3, (-1, 2)).unbind(-1)
+    image = torch.arange(batch, dtype=torch.int32, device=attention_weights.device)[:, None, None, None]
+    head = torch.arange(heads, dtype=torch.int32, device=attention_weights.device)[:, None]
+    row = (top * pitch + left + start).int() * heads + (image * image_stride + head)
     below = (pitch * heads).int()
     right = torch.full_like(below, heads)
     corner = torch.stack([torch.zeros_like(below), right, below, below + right])  # [4, L P]
     rows = (row[..., None, :] + corner).flatten(3)  # [B, Q, heads, 4 L P]
 
-    weight = weight.flatten(3)
-    low = weight * low_share
-    high = weight - low
-    high_right, low_right = high * right_share, low * right_share
-    return rows, torch.cat([high - high_right, high_right, low - low_right, low_right], -1)
+    attention_weights = attention_weights.flatten(3)
+    lower = attention_weights * lower_weight
+    upper = attention_weights - lower
+    upper_right, lower_right = upper * right_weight, lower * right_weight
+    return rows, torch.cat([upper - upper_right, upper_right, lower - lower_right, lower_right], -1)

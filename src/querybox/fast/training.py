@@ -1,6 +1,6 @@
-"""The detector as it is trained: the same parameters and the same mathematics, in fewer and faster steps.
+"""A copy of the detector for training, with the same parameters and results but faster operations.
 
-What is evaluated and saved is the plain `Detector`; the copy that is trained has the very same parameters.
+The copy is trained; the plain `Detector`, which shares its parameters, is evaluated and saved.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from querybox.fast.kernels import (
     linear,
 )
 from querybox.fast.replacement import copy_modules, is_plain, replace_leaves
-from querybox.fast.sampling import bordered, corners
+from querybox.fast.sampling import corners, value_table
 from querybox.modules.attention import ScaledDotProduct
 from querybox.modules.backbone import Backbone
 from querybox.modules.deformable_attention import GridSample
@@ -35,10 +35,7 @@ from querybox.structures import Levels, at_least_float32
 
 
 def for_training(detector: DetectionTransformer) -> DetectionTransformer:
-    """Return a detector to train in the place of `detector`, which learns what this one does.
-
-    Parameters and buffers are those of `detector`, not copies of them.
-    """
+    """Return a faster copy to train instead of `detector`, with the same parameters and buffers, not copies of them."""
     fast = copy_modules(detector)
     for module in list(fast.modules()):
         if isinstance(module, Backbone):
@@ -51,7 +48,7 @@ def for_training(detector: DetectionTransformer) -> DetectionTransformer:
 
 
 def fold_batch_norms(backbone: nn.Module) -> None:
-    """Compute every convolution of `backbone` and the frozen batch norm after it as one convolution, in place."""
+    """Fuse each convolution of `backbone` with the frozen batch norm after it, in place."""
     for chain in chains(backbone):
         steps = [slot for slot in chain if not (type(slot.module) is nn.Identity and is_plain(slot.module))]
         for slot, after in pairwise(steps):
@@ -62,7 +59,7 @@ def fold_batch_norms(backbone: nn.Module) -> None:
 
 
 class FoldedConv2d(nn.Module):
-    """A convolution with the batch norm after it in its weights; gradients reach the convolution's own weight."""
+    """A convolution with the batch norm folded into its weight in each call, so that the weight gets gradients."""
 
     def __init__(self, conv: Any, norm: Any) -> None:
         super().__init__()
@@ -71,7 +68,7 @@ class FoldedConv2d(nn.Module):
 
     @staticmethod
     def fits(conv: nn.Module | None, norm: nn.Module | None) -> bool:
-        """Return whether the two can be computed as one."""
+        """Return whether the two can be fused."""
         return (
             conv is not None
             and norm is not None
@@ -87,7 +84,7 @@ class FoldedConv2d(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "B _ _ _"]) -> Float[Tensor, "B _ _ _"]:
-        """Convolve and normalise; timm's batch norms may activate too."""
+        """Convolve and normalise; timm's batch norms may include an activation."""
         conv, norm = self.conv, self.norm
         assert norm.running_mean is not None
         assert norm.running_var is not None
@@ -104,12 +101,12 @@ class FoldedConv2d(nn.Module):
 
 
 def full_precision_if(condition: bool) -> AbstractContextManager[object]:
-    """Leave autocast: CPUs take several times as long for the gradient of a depthwise convolution in bfloat16."""
+    """Disable autocast, because the gradient of a depthwise convolution is several times slower in bfloat16 on CPUs."""
     return torch.autocast("cpu", enabled=False) if condition else nullcontext()
 
 
 def join_dropout(part: nn.Module) -> None:
-    """Compute every ReLU of `part` and the dropout after it as one step, in place."""
+    """Fuse each ReLU of `part` with the dropout after it, in place."""
     for chain in chains(part):
         for slot, after in pairwise(chain):
             relu, dropout = slot.module, after.module
@@ -126,29 +123,29 @@ class FastReLUDropout(nn.Module):
         self.p = p
 
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Activate; in training, drop."""
+        """Apply ReLU and, in training, dropout."""
         activated: Tensor = ReLUDropout.apply(x, self.p if self.training else 0.0)
         return activated
 
 
 class FastLinear(nn.Linear):
-    """A linear layer."""
+    """A linear layer; see `querybox.fast.kernels.linear`."""
 
     def forward(self, x: Float[Tensor, "*shape in"]) -> Float[Tensor, "*shape out"]:
-        """Project."""
+        """Return the projection."""
         return linear(x, self.weight, self.bias)
 
 
 class FastDropout(nn.Dropout):
-    """Dropout."""
+    """Dropout; see `querybox.fast.kernels.drop`."""
 
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Drop, in training."""
+        """Apply dropout in training."""
         return drop(x, self.p) if self.training else x
 
 
 class FastScaledDotProduct(ScaledDotProduct):
-    """Softmax attention that keeps less for the backward pass."""
+    """Scaled dot-product attention that saves less memory for the backward pass."""
 
     def forward(
         self,
@@ -158,9 +155,9 @@ class FastScaledDotProduct(ScaledDotProduct):
         mask: Bool[Tensor, "_ 1 _ S"] | None,
         dropout: float,
     ) -> Float[Tensor, "B heads Q value_width"]:
-        """Return the values, averaged by attention."""
-        mixed: Tensor = DotProductAttention.apply(query, key, value, mask, dropout)
-        return mixed
+        """Return the values averaged with the attention weights."""
+        output: Tensor = DotProductAttention.apply(query, key, value, mask, dropout)
+        return output
 
 
 class FastSoftmax(nn.Softmax):
@@ -168,30 +165,33 @@ class FastSoftmax(nn.Softmax):
 
     @staticmethod
     def fits(softmax: nn.Softmax) -> bool:
-        """Return whether it is along the last axis."""
+        """Return whether the softmax is along the last axis."""
         return softmax.dim == -1
 
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Return weights that add up to 1."""
+        """Return weights that sum to 1."""
         weights: Tensor = ShortSoftmax.apply(at_least_float32(x))
         return weights
 
 
 class SparseSample(GridSample):
-    """Samples as a product with a sparse matrix, in float32 at least: 8 bits are too few to say where."""
+    """Sampling as a product with a sparse matrix, in float32 or more, because bf16 is too coarse for locations."""
 
     def forward(
         self,
         value: Float[Tensor, "B S D"],
         levels: Levels,
-        places: Float[Tensor, "B Q heads L P 2"],
-        weight: Float[Tensor, "B Q heads L P"],
+        sampling_locations: Float[Tensor, "B Q heads L P 2"],
+        attention_weights: Float[Tensor, "B Q heads L P"],
     ) -> Float[Tensor, "B Q D"]:
-        """Return the weighted sum over a query's places."""
-        table = bordered(at_least_float32(value), levels.shapes, weight.shape[2])
-        rows, shares = corners(at_least_float32(places), weight, levels, apart=0)
-        mixed = WeightedRows.apply(rows.flatten(1, 2), table, shares.flatten(1, 2))  # [B, Q heads, D / heads]
-        return mixed.view(*places.shape[:2], -1)
+        """Return the weighted sum over the sampling locations; see `GridSample.forward`."""
+        table = value_table(at_least_float32(value), levels.shapes, attention_weights.shape[2])
+        locations = at_least_float32(sampling_locations)
+        rows, weights = corners(locations, attention_weights, levels, image_stride=0)
+        output = WeightedRows.apply(
+            rows.flatten(1, 2), table, weights.flatten(1, 2)
+        )  # [B, Q heads, D / heads]
+        return output.view(*sampling_locations.shape[:2], -1)
 
 
 LEAVES: dict[type[nn.Module], type[nn.Module]] = {
@@ -203,4 +203,4 @@ LEAVES: dict[type[nn.Module], type[nn.Module]] = {
     ScaledDotProduct: FastScaledDotProduct,
     GridSample: SparseSample,
 }
-"""Modules of neck, encoder and decoder that are replaced on a CPU."""
+"""Modules of the neck, encoder and decoder that are replaced on a CPU."""

@@ -1,7 +1,7 @@
-"""The kinds of detectors, and named models of each.
+"""The kinds of detectors, and their named recipes.
 
-A recipe holds the values; its kind picks the parts and states all that is known of the kind. This is the only place
-that lists kinds.
+A recipe has the values of all settings. Its kind, a subclass of `Recipe`, builds the modules and defines everything
+that is specific to it. This is the only list of kinds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 KINDS: dict[str, type[Recipe]] = {
     each.model_fields["kind"].default: each for each in (DETR, DeformableDETR, DINO, ConditionalDETR)
 }
-"""Every kind by its name, a parent before its relatives."""
+"""All kinds by name, with each parent before the kinds derived from it."""
 
 DETR_R50 = DETR()
 CONDITIONAL = ConditionalDETR()
@@ -47,7 +47,7 @@ SMALL: dict[str, Any] = {
     "decoder_layers": 3,
     "dropout": 0.0,
 }
-"""What the models for few images and CPUs have in common."""
+"""Settings shared by the small models, which are for few images and CPUs."""
 SMALL_PYRAMID = {**SMALL, "frozen_stride": 8, "heads": 4, "levels": 3, "queries": 100}
 
 RECIPES: dict[str, Recipe] = {
@@ -66,16 +66,17 @@ RECIPES: dict[str, Recipe] = {
     "dino_r50": DINO(),
     "dino_small": DINO().replace(**SMALL_PYRAMID, denoising=30, distinct=True, varifocal=True),
 }
-"""Every recipe by name: DETR's published four, on ResNet-18, and for few images and CPUs; then its relatives."""
+"""All recipes by name: published models, DETR with a ResNet-18, and small models for few images and CPUs."""
 TRAINED_LIKE_DETR = ("detr_small", "deformable_detr_small", "dino_small")
-"""Recipes for few images: their kind's published schedule, which is COCO's, ends before they have learnt."""
+"""Recipes for few images with DETR's schedule, because the published schedules of their kinds, made for COCO, are too
+short for them."""
 
 
 def find(name: str) -> Recipe:
-    """Return the recipe of this name.
+    """Return the recipe with this name.
 
     Raises:
-        ConfigError: There is none; the message names the nearest.
+        ConfigError: There is no such recipe; the message suggests the closest name.
     """
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=1)
@@ -85,10 +86,10 @@ def find(name: str) -> Recipe:
 
 
 def parse(values: Mapping[str, Any], where: str = "") -> Recipe:
-    """Return the recipe that has these settings; ``kind`` says which it is, DETR where there is none.
+    """Return the recipe with these settings, of the kind named by the setting ``kind`` (DETR by default).
 
     Raises:
-        ConfigError: The kind or a setting is unknown, or a value does not fit.
+        ConfigError: The kind or a setting is unknown, or a value is invalid.
     """
     kind = values.get("kind", "detr")
     if not isinstance(kind, str) or kind not in KINDS:
@@ -98,10 +99,10 @@ def parse(values: Mapping[str, Any], where: str = "") -> Recipe:
 
 
 def training_defaults(recipe: Recipe, name: str | None = None) -> dict[str, Any]:
-    """Return the settings of training that a recipe has by default, where they differ from `TrainSettings`'.
+    """Return the default training settings of a recipe that differ from those of `TrainSettings`.
 
     Args:
         recipe: The recipe.
-        name: That it has in `RECIPES`, where it has one.
+        name: Its name in `RECIPES`; None if it has none.
     """
     return dict(DETR.training if name in TRAINED_LIKE_DETR else recipe.training)

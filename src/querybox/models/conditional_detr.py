@@ -1,4 +1,4 @@
-"""Conditional DETR (Meng et al. 2021): DETR whose queries have a place, which cross-attention compares by itself."""
+"""Conditional DETR (Meng et al. 2021): DETR with reference points and conditional cross-attention."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class ConditionalDETR(SingleMap):
     mark: ClassVar[str] = "decoder.query_scale.0"
     class_head: ClassVar[str] = "decoder.class_head"
     no_object: ClassVar[bool] = False
-    steps_to_learn: ClassVar[int] = 500  # a tenth of DETR's, as of its epochs on COCO
+    steps_to_learn: ClassVar[int] = 500  # a tenth of DETR's, like its number of epochs on COCO
     huggingface_prefix: ClassVar[str] = "ConditionalDetr"
 
     kind: Literal["conditional_detr"] = "conditional_detr"
     queries: Positive = 300
 
     def build(self, categories: Sequence[Category]) -> DetectionTransformer:
-        """Compose the detector; see `Recipe.build`."""
+        """Build the detector; see `Recipe.build`."""
         backbone = self.build_backbone((self.stride,), dilation=self.dilation)
         encoder = Encoder(
             self.build_position(),
@@ -74,7 +74,7 @@ class ConditionalDETR(SingleMap):
         )
 
     def build_layer(self, index: int) -> ConditionalDecoderLayer:
-        """Compose a decoder layer; the first has no content to compare yet, and looks by the learned position."""
+        """Build a decoder layer. The first uses the learned positions, because the content of its queries is zero."""
         query, key = (SpatialQuery, SpatialKey) if index else (FirstSpatialQuery, FirstSpatialKey)
         return ConditionalDecoderLayer(
             query(self.width, self.heads),
@@ -86,7 +86,7 @@ class ConditionalDETR(SingleMap):
         )
 
     def criterion(self) -> Criterion:
-        """Judge every class by itself, by focal loss."""
+        """Return the criterion, with focal loss for each class."""
         return Criterion(
             HungarianMatcher(2.0, 5.0, 2.0, classification=FocalLoss()),
             classification=FocalLoss(),
@@ -95,8 +95,8 @@ class ConditionalDETR(SingleMap):
 
     @classmethod
     def stated_in_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings that no shape shows, where a Hugging Face config states them."""
+        """Return the settings that cannot be inferred from shapes but are in a Hugging Face config."""
         require(
             config, "auxiliary_loss", expected=False
-        )  # with it, transformers also normalises between layers
+        )  # if True, transformers also normalises between layers
         return super().stated_in_config(config)

@@ -1,4 +1,4 @@
-"""Deformable DETR (Zhu et al. 2020): several feature maps, and attention that looks at a few points of each."""
+"""Deformable DETR (Zhu et al. 2020): several feature maps, and attention to a few points of each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from querybox.models.layouts.fundamentalvision import FUNDAMENTALVISION
 from querybox.models.layouts.huggingface import HUGGINGFACE_DEFORMABLE
 from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.layouts.mmdet3 import MMDET3_DEFORMABLE
-from querybox.models.layouts.relatives import MADE
+from querybox.models.layouts.relatives import FULLY_PROPOSED
 from querybox.models.recipe import Depth, Positive, Recipe, require
 from querybox.modules.decoder import DeformableDecoderLayer, KeepReference, ReferenceDecoder, Refine
 from querybox.modules.detector import DetectionTransformer
@@ -56,31 +56,31 @@ class DeformableDETR(Recipe):
     feedforward: Positive = 1024
     queries: Positive = 300
     strides: tuple[Positive, ...] = (8, 16, 32)
-    """Pixels a cell of the backbone's maps that are used, fine to coarse."""
+    """Strides in pixels of the backbone's feature maps, fine to coarse."""
     levels: Depth = 4
-    """Maps in all; each beyond the backbone's is half as fine as the one before."""
+    """Number of feature levels; each one beyond the backbone's has twice the stride of the one before."""
     points: Positive = 4
-    """Points that a head looks at in each map."""
+    """Sampling points of each head in each level."""
     refine: bool = False
-    """Whether every decoder layer measures its boxes from those of the layer before."""
+    """Iterative box refinement: each decoder layer predicts boxes relative to those of the layer before."""
     two_stage: bool = False
-    """Whether queries are made of the encoder's best proposals; needs `refine`."""
+    """Make queries from the encoder's highest-scoring proposals; requires `refine`."""
 
-    # Of the positional encoding, and of a cell's count in it.
+    # Arguments of `SinePositionEncoding`.
     temperature: ClassVar[float] = 10000.0
     offset: ClassVar[float] = -0.5
 
     def build(self, categories: Sequence[Category]) -> DetectionTransformer:
-        """Compose the detector; see `Recipe.build`."""
+        """Build the detector; see `Recipe.build`."""
         if self.two_stage and not self.refine:
-            raise ConfigError("setting 'two_stage' needs 'refine' to be true")
+            raise ConfigError("setting 'two_stage' requires 'refine' to be true")
         if self.levels < len(self.strides):
             raise ConfigError(
-                f"setting 'levels' is {self.levels}, less than the {len(self.strides)} 'strides'; "
-                "name fewer strides or ask for more levels"
+                f"setting 'levels' is {self.levels}, less than the number of 'strides', {len(self.strides)}; "
+                "use fewer strides or more levels"
             )
         if self.width % 32:
-            raise ConfigError(f"setting 'width' is {self.width}, which is no multiple of 32 (group norm)")
+            raise ConfigError(f"setting 'width' is {self.width}, expected a multiple of 32 (group norm)")
         classes = len(categories) + len(self.unused_rows)
         backbone = self.build_backbone(self.strides)
         return self.compose(
@@ -99,16 +99,16 @@ class DeformableDETR(Recipe):
         )
 
     def build_queries(self, classes: int) -> nn.Module:
-        """Compose what the decoder starts from."""
+        """Build the queries."""
         if not self.two_stage:
             return PointQueries(self.queries, self.width)
         proposals = Proposals(self.width, SigmoidClassHead(self.width, classes), DeltaHead(self.width))
         return ProposedQueries(proposals, self.queries, self.width)
 
     def build_decoder(self, classes: int) -> ReferenceDecoder:
-        """Compose the decoder; with `refine`, every layer has heads of its own."""
+        """Build the decoder; with `refine`, every layer has its own heads."""
         heads = range(self.decoder_layers if self.refine else 1)
-        # Points have no size yet: their first boxes are 12 % of the image.
+        # Reference points have no size; the initial boxes are 12 % of the image.
         sizes = [-2.0 if head == 0 and not self.two_stage else 0.0 for head in heads]
         return ReferenceDecoder(
             self.build_layers(DeformableDecoderLayer, self.decoder_layers),
@@ -119,16 +119,16 @@ class DeformableDETR(Recipe):
         )
 
     def build_layers(self, kind: Callable[..., Layer], count: int) -> list[Layer]:
-        """Compose the layers of the encoder or of the decoder."""
+        """Build the layers of the encoder or the decoder."""
         sizes = (self.width, self.heads, self.levels, self.points, self.feedforward, self.dropout)
         return [kind(*sizes) for _ in range(count)]
 
-    def build_denoising(self, classes: int) -> nn.Module | None:  # noqa: ARG002 - DINO's need it
-        """Compose what makes denoising queries; here there are none."""
+    def build_denoising(self, classes: int) -> nn.Module | None:  # noqa: ARG002 - used by DINO
+        """Build the denoising module; None, because Deformable DETR has no denoising queries."""
         return None
 
     def criterion(self) -> Criterion:
-        """Judge every class by itself, by focal loss."""
+        """Return the criterion, with focal loss for each class."""
         return Criterion(
             HungarianMatcher(2.0, 5.0, 2.0, classification=FocalLoss()),
             classification=FocalLoss(),
@@ -138,39 +138,39 @@ class DeformableDETR(Recipe):
 
     @property
     def finest_stride(self) -> int:
-        """Pixels a cell of the finest map."""
+        """Stride in pixels of the finest feature map."""
         return min(self.strides)
 
     @property
     def rows_by_class(self) -> tuple[str, ...]:
-        """Modules whose tensors have a row for each class: the heads of all layers."""
+        """Modules whose tensors have one row per class: the class heads of all layers."""
         return ("decoder.class_heads.*",)
 
     @property
     def rows_by_number(self) -> tuple[str, ...]:
-        """The proposals' head has as many rows, but only the first is asked: for any object."""
+        """The class head of the proposals, of which only the first row is used, for an object of any class."""
         return ("queries.proposals.class_head",)
 
     @property
     def rows_by_query(self) -> tuple[str, ...]:
-        """Tensors with a row for each query; none where queries are made of proposals."""
+        """Tensors with one row per query; none if queries are made from proposals."""
         return () if self.two_stage else ("queries.embedding",)
 
     @classmethod
     def infer_own(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
-        """Return the settings that only Deformable DETR has, or shows in this way."""
+        """Infer the settings specific to Deformable DETR; see `Recipe.infer_own`."""
         shown = cls.infer_pyramid(state, heads)
-        if MADE in state:
+        if FULLY_PROPOSED in state:
             return {**shown, "refine": True, "two_stage": True}
         own_heads = "decoder.class_heads.1.bias" in state
         return {**shown, "queries": len(state["queries.embedding"]), "refine": own_heads}
 
     @classmethod
     def infer_pyramid(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
-        """Return the settings of maps and of the attention to them."""
+        """Infer the settings of feature levels and deformable attention."""
         levels, width = state["encoder.level"].shape
         kernels = [state[f"neck.projections.{level}.0.weight"] for level in range(levels)]
-        # The deepest map has the most channels, and every one before it half as many.
+        # Each map of the backbone has half as many channels as the next deeper one.
         deepest = state["backbone.body.layer4.0.downsample.0.weight"].shape[0]
         return {
             "width": width,
@@ -181,20 +181,22 @@ class DeformableDETR(Recipe):
 
     @classmethod
     def stated_in_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings that no shape shows, where a Hugging Face config states them."""
+        """Return the settings that cannot be inferred from shapes but are in a Hugging Face config."""
         require(config, "position_embedding_type", "sine")
         return {**super().stated_in_config(config), "queries": config.get("two_stage_num_proposals", 300)}
 
     @classmethod
     def assumptions(cls, known: Mapping[str, Any], path: str) -> list[str]:
-        """Say what is assumed of a checkpoint that leaves a setting open, a sentence each."""
+        """Return what is assumed about settings that cannot be determined, one sentence each."""
         sentences = super().assumptions(known, path)
         if "queries" not in known:
-            sentences.append(f"{cls.model_fields['queries'].default} queries, made of as many proposals")
+            sentences.append(
+                f"{cls.model_fields['queries'].default} queries, selected from as many proposals"
+            )
         return sentences
 
     def huggingface_config(self) -> dict[str, Any]:
-        """Return what Hugging Face's ``config.json`` says of the model."""
+        """Return the Hugging Face ``config.json`` of the model."""
         return {
             **super().huggingface_config(),
             "num_feature_levels": self.levels,
@@ -206,22 +208,22 @@ class DeformableDETR(Recipe):
         }
 
     def unknown_to(self, layout: Layout) -> list[str]:
-        """Name the settings whose value does not exist in the layout's system."""
-        strange = super().unknown_to(layout)
+        """Return the names of settings whose values the layout's system does not support."""
+        unsupported = super().unknown_to(layout)
         if self.strides not in self.known_strides():
-            strange.append("strides")
-        return strange
+            unsupported.append("strides")
+        return unsupported
 
     def known_strides(self) -> tuple[tuple[int, ...], ...]:
-        """Return the strides that published models have."""
+        """Return the strides of published models."""
         return ((8, 16, 32) if self.levels > 1 else (32,),)
 
     def to_tell(self, layout: Layout, state: Mapping[str, Tensor]) -> list[str]:
-        """Say what the layout's system has to be told before it loads our `state`, a sentence each."""
+        """Return what has to be set in the layout's system before it can load `state`, one sentence each."""
         sentences = super().to_tell(layout, state)
         biased = "neck.projections.0.0.bias" in layout.conversion.to_theirs(state)
         if biased and layout is self.layouts.get("mmdet3"):
             sentences.append(
-                f"its neck has biases, but {layout.name}'s own config has none: set bias=True in neck there"
+                f"its neck has biases, but {layout.name}'s config has none: set bias=True in neck there"
             )
         return sentences

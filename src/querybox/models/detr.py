@@ -27,7 +27,7 @@ from querybox.structures import Category
 
 
 class Transformer(TypedDict):
-    """What encoder and decoder layers have in common."""
+    """Arguments shared by encoder and decoder layers."""
 
     width: int
     heads: int
@@ -40,7 +40,9 @@ class DETR(SingleMap):
     """The settings of DETR; the defaults are its ResNet-50 model."""
 
     title: ClassVar[str] = "DETR"
-    training: ClassVar[Mapping[str, Any]] = {}  # the 150-epoch schedule, which `TrainSettings` has by itself
+    training: ClassVar[
+        Mapping[str, Any]
+    ] = {}  # the 150-epoch schedule, which is the default of `TrainSettings`
     layouts: ClassVar[Mapping[PublicSystem, Layout]] = {
         "facebook": FACEBOOK,
         "mmdet2": MMDET2,
@@ -52,23 +54,23 @@ class DETR(SingleMap):
     no_object: ClassVar[bool] = True
     steps_to_learn: ClassVar[int] = 5000
     blind_queries_cure: ClassVar[str] = (
-        "Plain DETR takes thousands of steps to learn where to look: train longer, set model.local_start=true, or "
-        "recipe=deformable_detr_small; look whether model.backbone_weights are set."
+        "Plain DETR takes thousands of steps to learn where to attend: train longer, set model.local_start=true, or "
+        "recipe=deformable_detr_small; check that model.backbone_weights is set."
     )
     huggingface_prefix: ClassVar[str] = "Detr"
 
     kind: Literal["detr"] = "detr"
     norm_first: bool = False
-    """Normalise before each block (pre-norm) instead of after it."""
+    """Use pre-norm layers, which normalise the input of each block, instead of post-norm layers."""
     norm_between: bool = False
-    """Normalise between the decoder's layers, too, as transformers does where its ``auxiliary_loss`` is set."""
+    """Also normalise between decoder layers, as transformers does if ``auxiliary_loss`` is set."""
     local_start: bool = False
-    """Begin with queries that each look at a place of their own, as small data needs; see `PlacedQueries`."""
+    """Initialise queries to attend to different positions, for small datasets; see `PlacedQueries`."""
 
     def build(self, categories: Sequence[Category]) -> DetectionTransformer:
-        """Compose the detector; see `Recipe.build`."""
+        """Build the detector; see `Recipe.build`."""
         if self.local_start and self.position != "sine":
-            raise ConfigError(f"setting 'local_start' needs position 'sine', got '{self.position}'")
+            raise ConfigError(f"setting 'local_start' requires position 'sine', got '{self.position}'")
         backbone = self.build_backbone((self.stride,), dilation=self.dilation)
         transformer = Transformer(
             width=self.width,
@@ -84,7 +86,7 @@ class DETR(SingleMap):
             layers=self.encoder_layers,
             norm=nn.LayerNorm(self.width)
             if self.norm_first
-            else None,  # pre-norm layers leave it unnormalised
+            else None,  # the output of pre-norm layers is not normalised
             **transformer,
         )
         queries = PlacedQueries(self.queries, fine) if fine else LearnedQueries(self.queries, self.width)
@@ -100,30 +102,30 @@ class DETR(SingleMap):
         return self.compose(backbone, neck, encoder, queries, decoder, categories=categories)
 
     def criterion(self) -> Criterion:
-        """Judge classes and "no object" by one softmax."""
+        """Return the criterion, with cross-entropy over classes and no-object."""
         return Criterion()
 
     @classmethod
     def infer_own(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
-        """Return the settings that only DETR has, or shows in this way."""
+        """Infer the settings specific to DETR; see `Recipe.infer_own`."""
         return {**super().infer_own(state, heads), "norm_first": "encoder.norm.weight" in state}
 
     @classmethod
     def stated_in_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings that no shape shows, where a Hugging Face config states them."""
+        """Return the settings that cannot be inferred from shapes but are in a Hugging Face config."""
         return {**super().stated_in_config(config), "norm_between": config.get("auxiliary_loss", False)}
 
     def huggingface_config(self) -> dict[str, Any]:
-        """Return what Hugging Face's ``config.json`` says of the model."""
+        """Return the Hugging Face ``config.json`` of the model."""
         return {**super().huggingface_config(), "auxiliary_loss": self.norm_between}
 
     def unknown_to(self, layout: Layout) -> list[str]:
-        """Name the settings whose value does not exist in the layout's system."""
-        strange = super().unknown_to(layout)
+        """Return the names of settings whose values the layout's system does not support."""
+        unsupported = super().unknown_to(layout)
         if self.norm_first and "encoder.norm" not in layout.modules:
-            strange.append("norm_first")
+            unsupported.append("norm_first")
         if self.norm_between and layout is not HUGGINGFACE:
-            strange.append("norm_between")
+            unsupported.append("norm_between")
         if self.local_start:
-            strange.append("local_start")
-        return strange
+            unsupported.append("local_start")
+        return unsupported

@@ -1,4 +1,4 @@
-"""DINO (Zhang et al. 2022): Deformable DETR with mixed queries, contrastive denoising, and a look forward twice."""
+"""DINO (Zhang et al. 2022): Deformable DETR, mixed query selection, contrastive denoising and look forward twice."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from querybox.modules.queries import MixedQueries, Proposals, RankByScore, RankP
 
 
 class DINO(DeformableDETR):
-    """The settings of DINO; the defaults are its ResNet-50 model with four maps."""
+    """The settings of DINO; the defaults are its ResNet-50 model with four feature levels."""
 
     title: ClassVar[str] = "DINO"
     training: ClassVar[Mapping[str, Any]] = {"epochs": 12, "milestones": (11,)}
@@ -45,32 +45,32 @@ class DINO(DeformableDETR):
     refine: bool = True
     two_stage: bool = True
     share_heads: bool = True
-    """Whether one pair of heads serves all decoder layers."""
+    """Share one class head and one box head between all decoder layers."""
     denoising: Positive = 100
-    """About how many denoising queries of each kind there are in training."""
+    """Approximate number of positive denoising queries in training, and of negative ones."""
     label_noise: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Half this share of the denoising queries is told a random class."""
+    """Twice the fraction of denoising queries that get a random class."""
     box_noise: Annotated[float, Field(ge=0)] = 1.0
-    """How far their boxes' corners move, in halves of the box's size."""
+    """Scale of the noise of their box corners, in units of half the box size."""
     distinct: bool = False
-    """Begin with proposals that no neighbour exceeds, and let queries see only those that rank before them: few images
-    do not teach a decoder which of ten queries at one object is to speak for it."""
+    """Select local maxima as proposals, and let queries attend only to queries of higher rank, because a decoder cannot
+    learn from few images which of several queries on one object should detect it; see `RankPeaksFirst`."""
     varifocal: bool = False
-    """Ask a matched query how well its box fits, and not for 1, and match by the class more than by the box: the best
-    of several queries at one object then remains the best."""
+    """Use varifocal loss, with the IoU of the box as the target score of a matched query, and give the class cost more
+    weight in matching."""
 
     temperature: ClassVar[float] = 20.0
     offset: ClassVar[float] = 0.0
 
     def build_queries(self, classes: int) -> nn.Module:
-        """Compose what the decoder starts from: proposed references, learned content."""
+        """Build the queries: references from proposals, learned content."""
         proposals = Proposals(self.width, SigmoidClassHead(self.width, classes), DeltaHead(self.width))
         return MixedQueries(
             proposals, self.queries, self.width, ranking=RankPeaksFirst() if self.distinct else RankByScore()
         )
 
     def build_decoder(self, classes: int) -> ReferenceDecoder:
-        """Compose the decoder, which makes the queries' positions of their references."""
+        """Build the decoder, which computes the positions of queries from their references."""
         heads = range(1 if self.share_heads else self.decoder_layers)
         return ReferenceDecoder(
             self.build_layers(DeformableDecoderLayer, self.decoder_layers),
@@ -83,13 +83,13 @@ class DINO(DeformableDETR):
         )
 
     def build_denoising(self, classes: int) -> nn.Module:
-        """Compose what makes denoising queries."""
+        """Build the denoising module."""
         return Denoising(
             self.width, classes, count=self.denoising, label_noise=self.label_noise, box_noise=self.box_noise
         )
 
     def criterion(self) -> Criterion:
-        """Weigh the classes by half of what the matcher does, or less; proposals have to say the class."""
+        """Return the criterion; the weight of the class loss is half that of the class cost or less."""
         return Criterion(
             HungarianMatcher(6.0 if self.varifocal else 2.0, 5.0, 2.0, classification=FocalLoss()),
             classification=VarifocalLoss() if self.varifocal else FocalLoss(),
@@ -98,22 +98,22 @@ class DINO(DeformableDETR):
 
     @property
     def rows_by_class(self) -> tuple[str, ...]:
-        """Modules whose tensors have a row for each class: all heads, and the labels of denoising."""
+        """Modules whose tensors have one row per class: all class heads, and the labels of denoising."""
         return ("decoder.class_heads.*", "queries.proposals.class_head", "denoising.label")
 
     @property
     def rows_by_number(self) -> tuple[str, ...]:
-        """None: the proposals' head says the class."""
+        """None, because the class head of the proposals has one row per class."""
         return ()
 
     @property
     def rows_by_query(self) -> tuple[str, ...]:
-        """Tensors with a row for each query: its content."""
+        """Tensors with one row per query: the content."""
         return ("queries.content",)
 
     @classmethod
     def infer_own(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
-        """Return the settings that only DINO has, or shows in this way."""
+        """Infer the settings specific to DINO; see `Recipe.infer_own`."""
         return {
             **cls.infer_pyramid(state, heads),
             "queries": len(state["queries.content"]),
@@ -121,9 +121,9 @@ class DINO(DeformableDETR):
         }
 
     def known_strides(self) -> tuple[tuple[int, ...], ...]:
-        """Return the strides that published models have."""
+        """Return the strides of published models."""
         return (*super().known_strides(), (4, 8, 16, 32))
 
     def unknown_to(self, layout: Layout) -> list[str]:
-        """Name the settings whose value does not exist in the layout's system."""
+        """Return the names of settings whose values the layout's system does not support."""
         return [*super().unknown_to(layout), *(["distinct"] if self.distinct else [])]

@@ -1,7 +1,7 @@
-"""What all kinds of detectors have in common: their settings, and what each kind says of itself.
+"""The base class of all kinds of detectors: common settings, and the interface that each kind implements.
 
-A kind is a class with a file of its own. It holds the settings, picks the parts in `Recipe.build`, and states every
-fact that tells it from the others; the rest of querybox asks it.
+A kind is a subclass in a file of its own. It defines the settings, selects the modules in `Recipe.build`, and defines
+everything that is specific to it; the rest of querybox knows no kinds.
 """
 
 from __future__ import annotations
@@ -22,50 +22,50 @@ from querybox.modules.detector import DetectionTransformer
 from querybox.settings import Settings
 from querybox.structures import Category, Preprocessing
 
-# Bounds that no model comes near: a file that a stranger wrote must not make us build without end.
+# Bounds far beyond any real model, so that an untrusted file cannot request an enormous one.
 Positive = Annotated[int, Field(gt=0, le=2**20)]
 Depth = Annotated[int, Field(gt=0, le=100)]
-"""How many of what is built one by one: layers, maps."""
+"""Number of layers or feature levels."""
 HEADS = 8
-"""Attention heads of every published DETR and relative, whatever its width."""
+"""Number of attention heads of all published models, whatever their width."""
 
 
 class Recipe(Settings):
-    """The settings that every detector has. A kind adds its own, picks the parts, and states its facts."""
+    """Settings common to all kinds of detectors. A kind adds its own settings, and defines its properties."""
 
     title: ClassVar[str]
-    """What the kind is called."""
+    """Display name of the kind."""
     training: ClassVar[Mapping[str, Any]]
-    """How it is trained as published: settings of `querybox.training.TrainSettings` that differ from its defaults."""
+    """The published training schedule: settings that differ from the defaults of `querybox.training.TrainSettings`."""
     layouts: ClassVar[Mapping[PublicSystem, Layout]]
-    """The names that other systems have for its tensors."""
+    """Its checkpoint layouts in other systems."""
     mark: ClassVar[str]
-    """A module or tensor that every model of this kind has, and none of the kinds before it in `KINDS`."""
+    """A module or tensor that all models of this kind have, and none of the kinds before it in `KINDS`."""
     class_head: ClassVar[str]
-    """The module, a linear layer, whose bias has one row a class."""
+    """The linear layer whose bias has one row per class."""
     no_object: ClassVar[bool]
-    """Whether the class head has one more row, its last, for "no object"."""
+    """Whether the class head has an additional last row for the no-object class."""
     steps_to_learn: ClassVar[int]
-    """Updates after which few images begin to be learnt; see docs/blood-cells.md."""
+    """Approximate number of updates after which few images begin to be learned; see docs/blood-cells.md."""
     blind_queries_cure: ClassVar[str] = (
-        "Train longer with a lower train.lr; look whether model.backbone_weights are set."
+        "Train longer with a lower train.lr; check that model.backbone_weights is set."
     )
-    """What helps where every image gets the same boxes."""
+    """What helps if the predicted boxes are the same for every image."""
     adaptable: ClassVar[frozenset[str]] = frozenset(
         {"backbone_weights", "dropout", "frozen_stride", "queries", "unused_rows"}
     )
-    """Settings in which a model may differ from the one whose weights it starts from."""
+    """Settings in which a fine-tuned model may differ from its checkpoint."""
     huggingface_prefix: ClassVar[str]
-    """What the classes of `transformers` for this kind begin with; of kinds that it has."""
+    """Prefix of the class names of this kind in transformers, if it has it."""
 
     kind: str
-    """Which family of detectors it is; each recipe has one."""
+    """Name of the kind."""
     backbone: str = "resnet50.tv_in1k"
-    """Any timm model that yields feature maps."""
+    """Any timm model with feature maps."""
     backbone_weights: str | None = None
     """"imagenet", or a file with torchvision's or timm's names, or null for random weights."""
     frozen_stride: Annotated[int, Field(ge=0)] = 4
-    """The backbone is not trained up to its map of this stride; 0 trains all of it."""
+    """Stride up to which the backbone is frozen; 0 trains all of it."""
     width: Annotated[int, Field(gt=0, le=2**20, multiple_of=4)] = 256
     heads: Positive = HEADS
     feedforward: Positive = 2048
@@ -73,56 +73,57 @@ class Recipe(Settings):
     decoder_layers: Depth = 6
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     queries: Positive = 100
-    """Object queries: at most so many objects are found in an image."""
+    """Number of object queries, the maximum number of objects detected in an image."""
     unused_rows: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    """Rows of the class head that stand for no class, as a head has that was trained with COCO's category ids for
-    rows. Never detected, and of no use to a model that is yet to be trained."""
+    """Rows of the class head that belong to no class, as in models trained with COCO's category ids as rows. They are
+    never detected, and are not needed for training a new model."""
 
     @abstractmethod
     def build(self, categories: Sequence[Category]) -> DetectionTransformer:
-        """Compose the detector with random weights; `querybox.checkpoints.backbone.build` also loads the backbone's.
+        """Build the detector with random weights; `querybox.checkpoints.backbone.build` also loads the backbone's.
 
         Raises:
-            ConfigError: The settings do not fit together.
+            ConfigError: The settings are inconsistent.
         """
 
     @abstractmethod
     def criterion(self) -> Criterion:
-        """Return what the detector has to minimise."""
+        """Return the criterion for training."""
 
     @property
     @abstractmethod
     def finest_stride(self) -> int:
-        """Pixels a cell of the finest feature map that the detector sees."""
+        """Stride in pixels of the finest feature map."""
 
     @property
     def rows_by_class(self) -> tuple[str, ...]:
-        """Modules whose tensors have a row for each class; ``*`` stands for a number."""
+        """Modules whose tensors have one row per class; ``*`` stands for a number."""
         return (self.class_head,)
 
     @property
     def rows_by_number(self) -> tuple[str, ...]:
-        """Modules whose tensors have as many rows as there are classes, but not for them."""
+        """Modules whose tensors have as many rows as there are classes, but not one per class."""
         return ()
 
     @property
     @abstractmethod
     def rows_by_query(self) -> tuple[str, ...]:
-        """Tensors with a row for each query; none where all of a query is made of the image."""
+        """Tensors with one row per query; none if queries are computed from the image."""
 
     @classmethod
     @abstractmethod
     def infer_own(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
-        """Return the settings that only this kind has, or shows in a way of its own, as far as `state` shows them."""
+        """Infer settings from `state` that are specific to this kind, or are inferred in a way specific to it."""
 
     @classmethod
     def infer(cls, state: Mapping[str, Tensor], stated: Mapping[str, Any]) -> dict[str, Any]:
-        """Return all settings that are known: those that our `state` shows, and those that were `stated`.
+        """Infer the settings from the tensors of a model, and add those already known (`stated`).
 
-        Dilation and heads leave no trace in it, nor does the number of queries that are all made of proposals.
+        Dilation and the number of heads cannot be inferred, nor can the number of queries if they are made from
+        proposals.
 
         Raises:
-            CheckpointError: A tensor that would show a setting is missing, or the backbone is no ResNet that is known.
+            CheckpointError: A required tensor is missing, or the backbone is not a known ResNet.
         """
         try:
             return {
@@ -132,7 +133,7 @@ class Recipe(Settings):
                 "feedforward": state["decoder.layers.0.feedforward.0.weight"].shape[0],
                 "encoder_layers": count(state, r"encoder\.layers\.(\d+)"),
                 "decoder_layers": count(state, r"decoder\.layers\.(\d+)"),
-                # Deformable attention shows how many points all heads look at together.
+                # Tensors of deformable attention only give the number of points of all heads together.
                 **cls.infer_own(state, stated.get("heads", HEADS)),
             }
         except KeyError as error:
@@ -143,12 +144,12 @@ class Recipe(Settings):
         """Return the settings that no shape shows, where a Hugging Face config states them.
 
         Raises:
-            CheckpointError: It states something that querybox has no setting for.
+            CheckpointError: The config has a value that querybox does not support.
         """
         require(config, "activation_function", "relu")
         heads = config.get("encoder_attention_heads", HEADS)
         require(config, "decoder_attention_heads", heads)
-        # transformers 5 states the stride of the backbone's last stage.
+        # transformers 5 has the stride of the backbone's last stage.
         stride = (config.get("backbone_config") or {}).get("output_stride")
         return {
             "heads": heads,
@@ -157,23 +158,23 @@ class Recipe(Settings):
         }
 
     @classmethod
-    def assumptions(cls, known: Mapping[str, Any], path: str) -> list[str]:  # noqa: ARG003 - a kind needs it
-        """Say what is assumed of a checkpoint that leaves a setting open, a sentence each.
+    def assumptions(cls, known: Mapping[str, Any], path: str) -> list[str]:  # noqa: ARG003 - used by kinds
+        """Return what is assumed about settings of a checkpoint that cannot be determined, one sentence each.
 
         Args:
-            known: The settings that its tensors show or that were stated.
-            path: Where it is.
+            known: The settings that were inferred or given.
+            path: Path of the checkpoint.
         """
         return [] if "heads" in known else [f"{HEADS} attention heads; pass heads=... if it has others"]
 
     def huggingface_config(self) -> dict[str, Any]:
-        """Return what Hugging Face's ``config.json`` says of the model."""
+        """Return the Hugging Face ``config.json`` of the model."""
         return {
             "architectures": [f"{self.huggingface_prefix}ForObjectDetection"],
             "model_type": self.kind,
             "use_timm_backbone": True,
             "backbone": self.backbone.partition(".")[0],  # without the tag of its ImageNet weights
-            "use_pretrained_backbone": False,  # its weights are in the folder
+            "use_pretrained_backbone": False,  # the weights are in the folder
             "d_model": self.width,
             "encoder_layers": self.encoder_layers,
             "decoder_layers": self.decoder_layers,
@@ -187,31 +188,33 @@ class Recipe(Settings):
             "num_queries": self.queries,
         }
 
-    def unknown_to(self, layout: Layout) -> list[str]:  # noqa: ARG002 - kinds need it
-        """Name the settings whose value does not exist in the layout's system."""
+    def unknown_to(self, layout: Layout) -> list[str]:  # noqa: ARG002 - used by kinds
+        """Return the names of settings whose values the layout's system does not support."""
         resnets = {name.partition(".")[0] for name in RESNETS.values()}
         return [] if self.backbone.partition(".")[0] in resnets else ["backbone"]
 
-    def to_tell(self, layout: Layout, state: Mapping[str, Tensor]) -> list[str]:  # noqa: ARG002 - kinds need them
-        """Say what the layout's system has to be told before it loads our `state`, a sentence each."""
+    def to_tell(self, layout: Layout, state: Mapping[str, Tensor]) -> list[str]:  # noqa: ARG002 - used by kinds
+        """Return what has to be set in the layout's system before it can load `state`, one sentence each."""
         if self.heads == HEADS:
             return []
-        return [f"it has {self.heads} attention heads, which no tensor shows: set them there"]
+        return [
+            f"it has {self.heads} attention heads, which cannot be inferred from the tensors: set them there"
+        ]
 
     def build_backbone(self, strides: tuple[int, ...], *, dilation: bool = False) -> Backbone:
-        """Compose the backbone.
+        """Build the backbone.
 
         Raises:
-            ConfigError: It has no such maps, or the settings do not fit together.
+            ConfigError: It has no feature maps of these strides, or the settings are inconsistent.
         """
         if self.width % self.heads:
             raise ConfigError(
-                f"setting 'width' is {self.width}, which is no multiple of 'heads', {self.heads}"
+                f"setting 'width' is {self.width}, expected a multiple of 'heads', {self.heads}"
             )
         return Backbone(self.backbone, strides=strides, frozen_stride=self.frozen_stride, dilation=dilation)
 
     def preprocessing(self, backbone: Backbone) -> Preprocessing:
-        """Return how an image becomes the input of a new model."""
+        """Return the image preprocessing of a new model."""
         return Preprocessing(mean=backbone.mean, std=backbone.std)
 
     def compose(
@@ -221,7 +224,7 @@ class Recipe(Settings):
         categories: Sequence[Category],
         denoising: nn.Module | None = None,
     ) -> DetectionTransformer:
-        """Put the parts together, in the order of the forward pass."""
+        """Combine the modules, given in the order of the forward pass."""
         return DetectionTransformer(
             backbone,
             *parts,
@@ -233,6 +236,6 @@ class Recipe(Settings):
 
 
 def require(config: Mapping[str, Any], key: str, expected: object) -> None:
-    """Raise CheckpointError if a Hugging Face config states another value."""
+    """Raise `CheckpointError` if a Hugging Face config has another value."""
     if config.get(key, expected) != expected:
-        raise CheckpointError(f"config.json: '{key}' is {config[key]!r}; querybox reads {expected!r} alone")
+        raise CheckpointError(f"config.json: '{key}' is {config[key]!r}; querybox supports only {expected!r}")

@@ -1,4 +1,4 @@
-"""What kinds have in common that see one feature map of the backbone, its last: DETR and its closest relatives."""
+"""Base class of kinds that use a single feature map, the last of the backbone: DETR and Conditional DETR."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from querybox.modules.position import LearnedPositionEncoding, SinePositionEncod
 
 
 class SingleMap(Recipe):
-    """The settings of kinds that see one map."""
+    """Settings of kinds that use a single feature map."""
 
     stride: Positive = 32
-    """Pixels a cell of the feature map that the encoder sees."""
+    """Stride in pixels of the feature map."""
     dilation: bool = False
-    """Dilate the backbone's last stage (DC5); its stride is then 16."""
+    """Dilate the last stage of the backbone instead of downsampling (DC5); requires `stride` 16."""
     position: Literal["sine", "learned"] = "sine"
 
     @property
     def finest_stride(self) -> int:
-        """Pixels a cell of the map."""
+        """Stride in pixels of the feature map."""
         return self.stride
 
     @property
     def rows_by_query(self) -> tuple[str, ...]:
-        """Tensors with a row for each query."""
+        """Tensors with one row per query."""
         return ("queries.position", "queries.content")
 
     @classmethod
     def infer(cls, state: Mapping[str, Tensor], stated: Mapping[str, Any]) -> dict[str, Any]:
-        """Return all settings that are known; the stride follows from the dilation."""
+        """Infer the settings; the stride follows from the dilation."""
         known = super().infer(state, stated)
         return {**known, "stride": 16} if known.get("dilation") else known
 
     @classmethod
-    def infer_own(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:  # noqa: ARG003 - no trace
-        """Return the settings that only these kinds have, or show in this way."""
+    def infer_own(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:  # noqa: ARG003 - heads cannot be inferred
+        """Infer the settings specific to these kinds; see `Recipe.infer_own`."""
         queries, width = state["queries.position"].shape
         return {
             "position": "learned" if "encoder.position.rows" in state else "sine",
@@ -49,7 +49,7 @@ class SingleMap(Recipe):
 
     @classmethod
     def assumptions(cls, known: Mapping[str, Any], path: str) -> list[str]:
-        """Say what is assumed of a checkpoint that leaves a setting open, a sentence each."""
+        """Return what is assumed about settings that cannot be determined, one sentence each."""
         sentences = super().assumptions(known, path)
         if "dilation" not in known:
             doubt = ", although its name says DC5" if "dc5" in path.lower() else ""
@@ -57,7 +57,7 @@ class SingleMap(Recipe):
         return sentences
 
     def huggingface_config(self) -> dict[str, Any]:
-        """Return what Hugging Face's ``config.json`` says of the model."""
+        """Return the Hugging Face ``config.json`` of the model."""
         return {
             **super().huggingface_config(),
             "dilation": self.dilation,
@@ -65,22 +65,22 @@ class SingleMap(Recipe):
         }
 
     def unknown_to(self, layout: Layout) -> list[str]:
-        """Name the settings whose value does not exist in the layout's system."""
-        strange = super().unknown_to(layout)
+        """Return the names of settings whose values the layout's system does not support."""
+        unsupported = super().unknown_to(layout)
         if self.stride != (16 if self.dilation else 32):
-            strange.append("stride")
-        # MMDetection also dilates the first block of the stage, so its numbers would be others.
+            unsupported.append("stride")
+        # MMDetection also dilates the first block of the stage, so its results would differ.
         if self.dilation and layout in (self.layouts.get("mmdet2"), self.layouts.get("mmdet3")):
-            strange.append("dilation")
-        return strange
+            unsupported.append("dilation")
+        return unsupported
 
     def to_tell(self, layout: Layout, state: Mapping[str, Tensor]) -> list[str]:
-        """Say what the layout's system has to be told before it loads our `state`, a sentence each."""
+        """Return what has to be set in the layout's system before it can load `state`, one sentence each."""
         sentences = super().to_tell(layout, state)
         if self.dilation:
-            sentences.append("its last stage is dilated, which no tensor shows: pass --dilation there")
+            sentences.append("its last stage is dilated, which tensors do not show: pass --dilation there")
         return sentences
 
     def build_position(self) -> nn.Module:
-        """Compose the positional encoding."""
+        """Build the positional encoding."""
         return {"sine": SinePositionEncoding, "learned": LearnedPositionEncoding}[self.position](self.width)

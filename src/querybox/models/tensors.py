@@ -1,4 +1,4 @@
-"""What the names of a detector's tensors tell of it, whatever its kind."""
+"""Inference of a detector's properties from the names of its tensors, for all kinds."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
     (True, (3, 4, 23, 3)): "resnet101.tv_in1k",
     (True, (3, 8, 36, 3)): "resnet152.tv_in1k",
 }
-"""ResNets (He et al. 2016, table 1) by whether their blocks are bottlenecks, and how many each stage has."""
+"""ResNets (He et al. 2016, table 1) by whether they have bottleneck blocks, and the number of blocks per stage."""
 
 
 def infer_backbone(names: Iterable[str]) -> str:
-    """Return timm's name of the ResNet that has tensors of these names.
+    """Return timm's name of the ResNet with these tensor names.
 
     Raises:
-        CheckpointError: It is none of `RESNETS`.
+        CheckpointError: It is not one of `RESNETS`.
     """
     names = list(names)
     blocks = tuple(count(names, rf"backbone\.body\.layer{stage}\.(\d+)") for stage in (1, 2, 3, 4))
@@ -35,11 +35,11 @@ def infer_backbone(names: Iterable[str]) -> str:
 
 
 def count(names: Iterable[str], pattern: str) -> int:
-    """Return how many different numbers there are where `pattern` has its group."""
+    """Return the number of distinct values of the first group of `pattern` in matching names."""
     return len({match[1] for match in map(re.compile(pattern).match, names) if match})
 
 
 def tensors_of(names: Iterable[str], modules: Iterable[str]) -> list[str]:
-    """Return which tensors belong to some modules, in whose names ``*`` stands for a number."""
+    """Return the names that belong to one of `modules`, in which ``*`` stands for a number."""
     patterns = [re.compile(re.escape(module).replace(r"\*", r"\d+") + r"(\.|$)") for module in modules]
     return [name for name in names if any(pattern.match(name) for pattern in patterns)]

@@ -1,1 +1,1 @@
-"""One file a public checkpoint layout: what its names are in ours."""
+"""Public checkpoint layouts, one file each: the correspondence of their tensor names to querybox's."""

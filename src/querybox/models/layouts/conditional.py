@@ -1,4 +1,4 @@
-"""The names of Conditional DETR in its authors' code, in Hugging Face and in MMDetection 3.x, beside DETR's there."""
+"""Conditional DETR in its authors' code, Hugging Face and MMDetection 3.x: differences from the layouts of DETR."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ PARTS = {
     "self_attention.key.position": "sa_kpos_proj",
     "self_attention.v_proj": "sa_v_proj",
     "cross_attention.query.content": "ca_qcontent_proj",
-    "cross_attention.query.position": "ca_qpos_proj",  # of the first layer alone
+    "cross_attention.query.position": "ca_qpos_proj",  # only in the first layer
     "cross_attention.query.spatial": "ca_qpos_sine_proj",
     "cross_attention.key.content": "ca_kcontent_proj",
     "cross_attention.key.position": "ca_kpos_proj",
     "cross_attention.v_proj": "ca_v_proj",
 }
-"""Our projections of a decoder layer, and what the authors call them; so do the files on Hugging Face's hub."""
+"""Projections of a decoder layer in querybox, and in the authors' code and the files on the Hugging Face Hub."""
 
 
 def in_attention(name: str) -> str:
-    """Return what transformers 5 calls a projection in memory: ``self_attn.q_content_proj`` is ``sa_qcontent_proj``."""
+    """Return the name of a projection in transformers 5: ``self_attn.q_content_proj`` for ``sa_qcontent_proj``."""
     attention, short = name.split("_", 1)
-    place = {"sa": "self_attn", "ca": "encoder_attn"}[attention]
-    return f"{place}.{short if short == 'v_proj' else f'{short[0]}_{short[1:]}'}"
+    module = {"sa": "self_attn", "ca": "encoder_attn"}[attention]
+    return f"{module}.{short if short == 'v_proj' else f'{short[0]}_{short[1:]}'}"
 
 
 ATTEN4VIS = FACEBOOK.relative(

@@ -1,4 +1,4 @@
-"""The names of facebookresearch/detr for our modules."""
+"""The layout of facebookresearch/detr."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The names of fundamentalvision/Deformable-DETR for our modules: what it has otherwise than DETR, or beside."""
+"""The layout of fundamentalvision/Deformable-DETR: differences from the layout of facebookresearch/detr."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FUNDAMENTALVISION = FACEBOOK.relative(
         "queries.projection": "transformer.pos_trans",
         "queries.norm": "transformer.pos_trans_norm",
         "decoder.layers.*.cross_attention": f"{DECODER}.layers.*.cross_attn",
-        # The norms have their numbers by the order in which they are made, not used.
+        # The norms are numbered in the order in which they are created, not used.
         "decoder.layers.*.cross_attention_residual.norm": f"{DECODER}.layers.*.norm1",
         "decoder.layers.*.self_attention_residual.norm": f"{DECODER}.layers.*.norm2",
         "decoder.class_heads.*": "class_embed.*",

@@ -1,4 +1,4 @@
-"""The names of Hugging Face's DETR and Deformable DETR: those of the files on its hub, and others that it has had."""
+"""The layouts of DETR and Deformable DETR in transformers: names of files on the Hub and of other versions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ BACKBONE = "model.backbone.conv_encoder.model"
 
 
 def without_timm() -> dict[str, str]:
-    """Return the backbone's names where transformers' own ResNet stands in for timm's, each with timm's."""
+    """Return the tensor names of transformers' own ResNet backbone, with the corresponding names of timm's."""
     names = {
         f"{BACKBONE}.embedder.embedder.convolution": f"{BACKBONE}.conv1",
         f"{BACKBONE}.embedder.embedder.normalization": f"{BACKBONE}.bn1",
@@ -53,7 +53,7 @@ HUGGINGFACE = Layout(
     },
     other_names={
         "model.backbone.position_embedding": "model.position_embedding",  # transformers 4
-        # In memory, transformers 5 has names that it translates when it reads and writes a file.
+        # Names in memory, which transformers 5 translates when it reads and writes files.
         "model.backbone.model": BACKBONE,
         f"{ENCODER}.self_attn.o_proj": f"{ENCODER}.self_attn.out_proj",
         f"{DECODER}.self_attn.o_proj": f"{DECODER}.self_attn.out_proj",

@@ -1,4 +1,4 @@
-"""The names of IDEA-Research/DINO for our modules: what it has otherwise than Deformable DETR, or beside."""
+"""The layout of IDEA-Research/DINO: differences from the layout of Deformable DETR."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of the same tensor in two layouts, translated both ways."""
+"""Checkpoint layouts: translation of tensor names and values between querybox and other systems."""
 
 from __future__ import annotations
 
@@ -14,77 +14,77 @@ from querybox.errors import CheckpointError
 from querybox.structures import Resizing
 
 PublicSystem = Literal["facebook", "mmdet2", "mmdet3", "huggingface"]
-"""Whose layouts are known. "facebook" stands for the authors' own code, whoever they are."""
+"""Systems with known layouts. "facebook" stands for the authors' code of each kind."""
 PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "out_proj"}
-"""Our projections of attention to theirs; every layout says the same."""
+"""Attention projections in querybox and in all other layouts."""
 FUSED = ("query", "key", "value")
-"""Those that `torch.nn.MultiheadAttention` keeps as one, ``in_proj``."""
+"""Projections that `torch.nn.MultiheadAttention` combines into one, ``in_proj``."""
 SAMPLING = {
     "offset": "sampling_offsets",
     "weight": "attention_weights",
     "value": "value_proj",
     "output": "output_proj",
 }
-"""The same for deformable attention."""
+"""Projections of deformable attention in querybox and in all other layouts."""
 
 
 class Conversion:
-    """Changes tensors where files hold them otherwise than the model does, beside the names; this one changes nothing.
+    """Converts tensors whose values or number differ between files and models. The base class changes nothing.
 
-    All names are ours.
+    All names are querybox's.
     """
 
     def to_ours(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the tensors of a file as the model has them."""
+        """Convert the tensors of a file to those of the model."""
         return state
 
     def to_theirs(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the model's tensors as files have them."""
+        """Convert the tensors of the model to those of a file."""
         return state
 
-    def listed_twice(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:  # noqa: ARG002 - for others
-        """Return which of the model's modules, such as ``decoder.box_heads``, files list a second time."""
+    def listed_twice(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:  # noqa: ARG002 - used by subclasses
+        """Return the modules, such as ``decoder.box_heads``, that files contain a second time."""
         return ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """A public checkpoint layout: its names for our modules.
+    """A public checkpoint layout.
 
-    Both translations take whole checkpoints and parts of one. Tensors that stay whole are not copied.
+    Both translations accept whole checkpoints and parts of them. Tensors are not copied unless they are split or fused.
     """
 
     name: str
     modules: Mapping[str, str]
-    """Our module to theirs; ``*`` stands for a layer's number."""
+    """Names of modules in this layout by those in querybox; ``*`` stands for the number of a layer."""
     other_names: Mapping[str, str] = field(default_factory=dict)
-    """What some files say in place of a name in `modules`; each is looked for in turn."""
+    """Alternative names in some files, with the name in `modules`; applied in order."""
     resizing: Resizing
-    """How its images are resized."""
+    """How the system resizes images."""
     clip_boxes: bool
-    """Whether its boxes are cut to the image."""
+    """Whether the system clips boxes to the image."""
     fused: bool = True
-    """Whether query, key and value projections are one tensor, ``in_proj``."""
+    """Whether query, key and value projections are combined in one tensor, ``in_proj``."""
     counts_batches: bool = True
-    """Whether batch norms have ``num_batches_tracked``, which frozen ones do without."""
+    """Whether batch norms have ``num_batches_tracked``, which frozen ones do not need."""
     conversion: Conversion = field(default_factory=Conversion)
-    """What files hold otherwise, beside the names."""
+    """Conversion of tensors, in addition to names."""
     second_place: str | None = None
-    """Module in which files list a second time what the conversion says; None: nothing."""
+    """Module that contains duplicates of the modules returned by `Conversion.listed_twice`; None if there are none."""
     class_settings: tuple[str, ...] = ("num_classes",)
-    """Settings of its system that say how many rows the class head has."""
+    """Settings of the system for the number of rows of the class head."""
 
     def relative(self, modules: Mapping[str, str], **changes: Any) -> Layout:
-        """Return the layout of a relative: `modules` are those that it has otherwise, or beside."""
-        known = {ours: theirs for ours, theirs in self.modules.items() if ours not in modules}
-        # The first name that fits is taken.
-        return replace(self, modules={**modules, **known}, **changes)
+        """Return the layout of a relative, with different or additional `modules`."""
+        inherited = {ours: theirs for ours, theirs in self.modules.items() if ours not in modules}
+        # The first match is used.
+        return replace(self, modules={**modules, **inherited}, **changes)
 
     def to_ours(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Rename tensors to our names, splitting fused projections.
+        """Translate the tensors of a file to querybox's names, splitting fused projections.
 
         Raises:
-            CheckpointError: A name is none of this layout's; all such are listed.
+            CheckpointError: The file has unknown names, which are listed, or two different values of one tensor.
         """
         others = [[(pattern(other), usual)] for other, usual in self.other_names.items()]
         rules = [(pattern(theirs), ours) for ours, theirs in self.modules.items()]
@@ -99,7 +99,7 @@ class Layout:
             if ours is None:
                 unknown.append(name)
             elif any(part in result and not torch.equal(result[part], rows) for part, rows in parts.items()):
-                raise CheckpointError(f"'{name}' is not what the file has for the same tensor elsewhere")
+                raise CheckpointError(f"'{name}' differs from another copy of the same tensor in the file")
             result |= parts
         if unknown:
             raise CheckpointError(f"{self.name} does not know {', '.join(unknown)}")
@@ -109,10 +109,10 @@ class Layout:
         return self.conversion.to_ours(result)
 
     def to_theirs(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Rename our tensors to this layout's names, fusing projections where it does.
+        """Translate tensors to the names of this layout, fusing projections if the layout does.
 
         Raises:
-            CheckpointError: This layout has no name for a tensor; all such are listed.
+            CheckpointError: The layout has no names for some tensors, which are listed.
         """
         rules = [(pattern(ours), theirs) for ours, theirs in self.modules.items()]
         result: dict[str, Tensor] = {}
@@ -136,7 +136,7 @@ class Layout:
         return result | again
 
     def fuse(self, name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Name one of our tensors as attention does here, still in our module; key and value go with the query."""
+        """Translate the name of an attention projection; if fused, key and value are combined with the query."""
         match = re.fullmatch(r"(.*attention)\.(query|key|value|output|offset|weight)\.(weight|bias)", name)
         if match is None:
             return {name: state[name]}
@@ -151,7 +151,7 @@ class Layout:
 
 
 def split(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """Give a tensor, already in our module, the names of our projections where it is one or all of them."""
+    """Translate a tensor of an attention projection, or split the tensor of all three; other tensors are unchanged."""
     module, fused, kind = name.rpartition(".in_proj_")
     if fused:
         return {
@@ -163,12 +163,12 @@ def split(name: str, tensor: Tensor) -> dict[str, Tensor]:
 
 
 def pattern(module: str) -> re.Pattern[str]:
-    """Match names within a module whose name may hold ``*`` for a number."""
+    """Return a pattern for names within a module, in which ``*`` stands for a number."""
     return re.compile(re.escape(module).replace(r"\*", r"(\d+)") + r"(?=\.|$)")
 
 
 def rename(name: str, rules: list[tuple[re.Pattern[str], str]]) -> str | None:
-    """Replace the module that begins `name` by the first rule that knows it; None where none does."""
+    """Replace the module prefix of `name` by the first matching rule; return None if there is none."""
     for source, target in rules:
         match = source.match(name)
         if match:

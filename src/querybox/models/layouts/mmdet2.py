@@ -1,4 +1,4 @@
-"""The names of MMDetection 2.x for our modules."""
+"""The layout of MMDetection 2.x."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The names of MMDetection 3.x for our modules: DETR's, and what its relatives have otherwise or beside."""
+"""The layouts of MMDetection 3.x: DETR, and the differences of its relatives."""
 
 from __future__ import annotations
 

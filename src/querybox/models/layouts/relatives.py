@@ -1,7 +1,7 @@
-"""What files of DETR's relatives hold otherwise than we do, beside the names: heads, the neck, denoising's labels.
+"""Conversion of tensors that files of Deformable DETR and DINO contain in another form: heads, neck, denoising labels.
 
-All under our names. In files each decoder layer has heads, be they one and the same for all, and the proposals' may
-be numbered as those of one layer more.
+All names are querybox's. In files each decoder layer has its own copy of the heads even if they are shared, and the
+heads of the proposals may be numbered like those of an additional layer.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from querybox.models.tensors import count
 
 HEAD = re.compile(r"decoder\.(class|box)_heads\.(\d+)\.(.+)")
 PROPOSED = "queries.proposals.norm.weight"
-"""Where there is this tensor, queries are chosen by proposals."""
-MADE = "queries.norm.weight"
-"""Where there is this tensor, queries are made of proposals altogether (two-stage Deformable DETR)."""
+"""This tensor exists if queries are selected from proposals."""
+FULLY_PROPOSED = "queries.norm.weight"
+"""This tensor exists if queries are made entirely from proposals (two-stage Deformable DETR)."""
 CLASSES = "decoder.class_heads.0.bias"
 LABEL = "denoising.label.weight"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PyramidConversion(Conversion):
-    """What files of Deformable DETR and DINO hold otherwise."""
+    """Conversion of the tensors of Deformable DETR and DINO."""
 
     numbered_proposals: bool = True
-    """Whether the proposals' heads have the number after the last layer's."""
+    """Whether the heads of the proposals are numbered after those of the last layer."""
     split_neck: bool = False
-    """Whether the neck's coarser maps are numbered for themselves, and biases that change nothing left out."""
+    """Whether the additional levels of the neck are numbered separately, and zero biases are omitted."""
     spare_label: bool = False
-    """Whether denoising has more labels than there are classes, usually one; no object ever has it."""
+    """Whether denoising has more labels than there are classes, usually one more, which is not used."""
 
     def to_ours(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the tensors of a file as the model has them."""
+        """Convert the tensors of a file to those of the model."""
         state = gather_heads(join_neck(state))
         if self.spare_label and LABEL in state and CLASSES in state:
             state[LABEL] = state[LABEL][: len(state[CLASSES])].clone()
         return state
 
     def to_theirs(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the model's tensors as files have them."""
+        """Convert the tensors of the model to those of a file."""
         state = spread_heads(state, numbered=self.numbered_proposals)
         if self.split_neck:
             state = split_neck(state)
@@ -53,7 +53,7 @@ class PyramidConversion(Conversion):
         return state
 
     def listed_twice(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:
-        """Return the heads that move references or choose proposals: the decoder has them, too."""
+        """Return the heads used for refinement or proposals, which files also contain as parts of the decoder."""
         if PROPOSED in state:
             return "decoder.box_heads", "decoder.class_heads"
         refines = any(name.startswith("decoder.box_heads.1.") for name in state)
@@ -61,7 +61,7 @@ class PyramidConversion(Conversion):
 
 
 def gather_heads(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the proposals the head after the last layer's, and keep one pair where all layers have the same."""
+    """Rename the heads after the last layer's to those of the proposals, and keep one pair if all layers share it."""
     layers = count(state, r"decoder\.layers\.(\d+)")
     result = {}
     for name, tensor in state.items():
@@ -69,16 +69,18 @@ def gather_heads(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         proposed = head is not None and int(head[2]) == layers
         result[HEAD.sub(r"queries.proposals.\1_head.\3", name) if proposed else name] = tensor
     firsts = {name: HEAD.sub(r"decoder.\1_heads.0.\3", name) for name in result if HEAD.fullmatch(name)}
-    alike = all(
+    shared = all(
         first in result and torch.equal(result[name], result[first]) for name, first in firsts.items()
     )
-    if alike and MADE not in result:  # there every layer has its own, though they begin alike
+    if (
+        shared and FULLY_PROPOSED not in result
+    ):  # two-stage models have heads per layer, though initially equal
         return {name: tensor for name, tensor in result.items() if firsts.get(name, name) == name}
-    return repeat_heads(result, layers)  # transformers keeps one class head of several that are the same
+    return repeat_heads(result, layers)  # transformers saves only one of several shared class heads
 
 
 def repeat_heads(state: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """Give every layer a head where there is but one for all."""
+    """Copy shared heads to every layer."""
     result = dict(state)
     for kind in ("class", "box"):
         if count(state, rf"decoder\.{kind}_heads\.(\d+)") == 1:
@@ -89,7 +91,7 @@ def repeat_heads(state: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
 
 
 def spread_heads(state: Mapping[str, Tensor], *, numbered: bool) -> dict[str, Tensor]:
-    """Give every layer a head, and the proposals' the number after the last layer's where they are `numbered`."""
+    """Copy shared heads to every layer, and number the heads of the proposals after the last layer's if `numbered`."""
     layers = count(state, r"decoder\.layers\.(\d+)")
     heads = rf"decoder.\1_heads.{layers}" if numbered else r"queries.proposals.\1_head"
     return {
@@ -99,7 +101,7 @@ def spread_heads(state: Mapping[str, Tensor], *, numbered: bool) -> dict[str, Te
 
 
 def join_neck(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Number the coarser maps after the backbone's, and give a neck that has no biases such as change nothing."""
+    """Number additional levels after the backbone's, and add zero biases if the neck has none."""
     maps = count(state, r"neck\.projections\.(\d+)")
     result = {
         re.sub(r"^neck\.extra\.(\d+)", lambda extra: f"neck.projections.{maps + int(extra[1])}", name): tensor
@@ -110,10 +112,10 @@ def join_neck(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def split_neck(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Number the coarser maps for themselves, and leave out biases that change nothing."""
+    """Number additional levels separately, and omit the biases if all are zero."""
     maps = sum(state[kernel].shape[-1] == 1 for kernel in kernels(state))
     biases = state.keys() & kernels(state).values()
-    idle = () if any(bool(state[bias].any()) for bias in biases) else biases
+    omitted = () if any(bool(state[bias].any()) for bias in biases) else biases
 
     def number(projection: re.Match[str]) -> str:
         level = int(projection[1])
@@ -122,11 +124,11 @@ def split_neck(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
         re.sub(r"^neck\.projections\.(\d+)", number, name): tensor
         for name, tensor in state.items()
-        if name not in idle
+        if name not in omitted
     }
 
 
 def kernels(names: Collection[str]) -> dict[str, str]:
-    """Return the weights of the neck's convolutions, each with the name that its bias has."""
-    found = (re.fullmatch(r"(neck\.projections\.\d+\.0)\.weight", name) for name in names)
-    return {match[0]: f"{match[1]}.bias" for match in found if match}
+    """Return the names of the weights of the neck's convolutions, each with the name of its bias."""
+    matches = (re.fullmatch(r"(neck\.projections\.\d+\.0)\.weight", name) for name in names)
+    return {match[0]: f"{match[1]}.bias" for match in matches if match}
