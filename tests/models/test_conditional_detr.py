@@ -245,7 +245,7 @@ def test_a_file_there_and_back(system: System, target: str, tmp_path: Path) -> N
 
 def test_a_config_that_normalises_between_layers_is_refused() -> None:
     with pytest.raises(QueryboxError, match="'auxiliary_loss' is True; querybox supports only False"):
-        ConditionalDETR.stated_in_config({"auxiliary_loss": True})
+        ConditionalDETR.settings_from_config({"auxiliary_loss": True})
 
 
 def test_fine_tuning_keeps_classes_by_name_and_queries() -> None:

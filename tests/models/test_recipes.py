@@ -166,7 +166,7 @@ def test_errors_name_the_nearest() -> None:
         Detector.from_recipe("detr_r5", num_classes=1)
     with pytest.raises(ConfigError, match=r"unknown setting 'widht'\. Did you mean 'width'"):
         Detector.from_recipe("detr_r50", num_classes=1, widht=3)
-    with pytest.raises(ConfigError, match="no multiple of 'heads'"):
+    with pytest.raises(ConfigError, match="expected a multiple of 'heads'"):
         Detector.from_recipe("detr_r50", num_classes=1, width=20, heads=8)
     with pytest.raises(ConfigError, match="either num_classes or categories"):
         Detector.from_recipe("detr_r50")

@@ -117,7 +117,7 @@ def check_model(checkpoint: Checkpoint, to: System) -> None:
         return
     recipe = checkpoint.blueprint.recipe
     layout = layout_of(recipe, to)
-    unsupported = [f"{name}={getattr(recipe, name)!r}" for name in recipe.unknown_to(layout)]
+    unsupported = [f"{name}={getattr(recipe, name)!r}" for name in recipe.unsupported_settings(layout)]
     if unsupported:
         raise ConfigError(
             f"{layout.name} has no {recipe.title} with {', '.join(unsupported)}; only the format of querybox "
@@ -220,4 +220,4 @@ def required_settings(checkpoint: Checkpoint, to: System) -> list[str]:
             f"its class head has {rows} rows{beside}, but {layout.name}'s own config has {DEFAULT_ROWS[to]}: "
             f"set {settings} there"
         )
-    return sentences + recipe.to_tell(layout, checkpoint.state)
+    return sentences + recipe.conversion_notes(layout, checkpoint.state)

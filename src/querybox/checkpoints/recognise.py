@@ -42,9 +42,11 @@ def recognise(state: Mapping[str, Tensor]) -> tuple[type[Recipe], Layout]:
     # Relatives come before their parents, whose marks they have as well.
     known = [(kind, layout) for kind in reversed(KINDS.values()) for layout in kind.layouts.values()]
     for kind, layout in known:
-        if any(name.startswith(layout.modules[kind.mark]) for name in state):
+        if any(name.startswith(layout.modules[kind.identifying_tensor]) for name in state):
             return kind, layout
-    expected = ", ".join(f"'{layout.modules[kind.mark]}' ({layout.name})" for kind, layout in known)
+    expected = ", ".join(
+        f"'{layout.modules[kind.identifying_tensor]}' ({layout.name})" for kind, layout in known
+    )
     raise CheckpointError(
         f"not a checkpoint of DETR or a relative: expected one of {expected}; got {len(state)} tensors, the first are "
         f"{', '.join(list(state)[:3]) or 'none'}"

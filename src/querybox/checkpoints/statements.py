@@ -25,7 +25,7 @@ def stated_settings(metadata: Mapping[str, Any], kind: type[Recipe]) -> dict[str
     """
     config = metadata.get("config", {})
     if config.get("model_type") == kind.model_fields["kind"].default:  # the same name in both
-        return kind.stated_in_config(config)
+        return kind.settings_from_config(config)
     args = metadata.get("args", {})
     return {setting: args[theirs] for setting, theirs in ARGUMENTS.items() if theirs in args}
 

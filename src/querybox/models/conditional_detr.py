@@ -38,7 +38,7 @@ class ConditionalDETR(SingleMap):
         "mmdet3": MMDET3_CONDITIONAL,
         "huggingface": HUGGINGFACE_CONDITIONAL,
     }
-    mark: ClassVar[str] = "decoder.query_scale.0"
+    identifying_tensor: ClassVar[str] = "decoder.query_scale.0"
     class_head: ClassVar[str] = "decoder.class_head"
     no_object: ClassVar[bool] = False
     steps_to_learn: ClassVar[int] = 500  # a tenth of DETR's, like its number of epochs on COCO
@@ -94,9 +94,9 @@ class ConditionalDETR(SingleMap):
         )
 
     @classmethod
-    def stated_in_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+    def settings_from_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings that cannot be inferred from shapes but are in a Hugging Face config."""
         require(
             config, "auxiliary_loss", expected=False
         )  # if True, transformers also normalises between layers
-        return super().stated_in_config(config)
+        return super().settings_from_config(config)

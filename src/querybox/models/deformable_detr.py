@@ -46,7 +46,7 @@ class DeformableDETR(Recipe):
         "mmdet3": MMDET3_DEFORMABLE,
         "huggingface": HUGGINGFACE_DEFORMABLE,
     }
-    mark: ClassVar[str] = "encoder.level"
+    identifying_tensor: ClassVar[str] = "encoder.level"
     class_head: ClassVar[str] = "decoder.class_heads.0"
     no_object: ClassVar[bool] = False
     steps_to_learn: ClassVar[int] = 500
@@ -157,16 +157,16 @@ class DeformableDETR(Recipe):
         return () if self.two_stage else ("queries.embedding",)
 
     @classmethod
-    def infer_own(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
-        """Infer the settings specific to Deformable DETR; see `Recipe.infer_own`."""
-        shown = cls.infer_pyramid(state, heads)
+    def infer_specific(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
+        """Infer the settings specific to Deformable DETR; see `Recipe.infer_specific`."""
+        shown = cls.infer_levels(state, heads)
         if FULLY_PROPOSED in state:
             return {**shown, "refine": True, "two_stage": True}
         own_heads = "decoder.class_heads.1.bias" in state
         return {**shown, "queries": len(state["queries.embedding"]), "refine": own_heads}
 
     @classmethod
-    def infer_pyramid(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
+    def infer_levels(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
         """Infer the settings of feature levels and deformable attention."""
         levels, width = state["encoder.level"].shape
         kernels = [state[f"neck.projections.{level}.0.weight"] for level in range(levels)]
@@ -180,10 +180,10 @@ class DeformableDETR(Recipe):
         }
 
     @classmethod
-    def stated_in_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+    def settings_from_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings that cannot be inferred from shapes but are in a Hugging Face config."""
         require(config, "position_embedding_type", "sine")
-        return {**super().stated_in_config(config), "queries": config.get("two_stage_num_proposals", 300)}
+        return {**super().settings_from_config(config), "queries": config.get("two_stage_num_proposals", 300)}
 
     @classmethod
     def assumptions(cls, known: Mapping[str, Any], path: str) -> list[str]:
@@ -207,23 +207,23 @@ class DeformableDETR(Recipe):
             "two_stage_num_proposals": self.queries,
         }
 
-    def unknown_to(self, layout: Layout) -> list[str]:
+    def unsupported_settings(self, layout: Layout) -> list[str]:
         """Return the names of settings whose values the layout's system does not support."""
-        unsupported = super().unknown_to(layout)
-        if self.strides not in self.known_strides():
+        unsupported = super().unsupported_settings(layout)
+        if self.strides not in self.published_strides():
             unsupported.append("strides")
         return unsupported
 
-    def known_strides(self) -> tuple[tuple[int, ...], ...]:
+    def published_strides(self) -> tuple[tuple[int, ...], ...]:
         """Return the strides of published models."""
         return ((8, 16, 32) if self.levels > 1 else (32,),)
 
-    def to_tell(self, layout: Layout, state: Mapping[str, Tensor]) -> list[str]:
+    def conversion_notes(self, layout: Layout, state: Mapping[str, Tensor]) -> list[str]:
         """Return what has to be set in the layout's system before it can load `state`, one sentence each."""
-        sentences = super().to_tell(layout, state)
+        sentences = super().conversion_notes(layout, state)
         biased = "neck.projections.0.0.bias" in layout.conversion.to_theirs(state)
         if biased and layout is self.layouts.get("mmdet3"):
             sentences.append(
-                f"its neck has biases, but {layout.name}'s config has none: set bias=True in neck there"
+                f"its neck has biases, but {layout.name}'s own config has none: set bias=True in neck there"
             )
         return sentences

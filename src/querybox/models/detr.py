@@ -49,7 +49,7 @@ class DETR(SingleMap):
         "mmdet3": MMDET3,
         "huggingface": HUGGINGFACE,
     }
-    mark: ClassVar[str] = "queries.position"
+    identifying_tensor: ClassVar[str] = "queries.position"
     class_head: ClassVar[str] = "decoder.class_head"
     no_object: ClassVar[bool] = True
     steps_to_learn: ClassVar[int] = 5000
@@ -106,22 +106,22 @@ class DETR(SingleMap):
         return Criterion()
 
     @classmethod
-    def infer_own(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
-        """Infer the settings specific to DETR; see `Recipe.infer_own`."""
-        return {**super().infer_own(state, heads), "norm_first": "encoder.norm.weight" in state}
+    def infer_specific(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
+        """Infer the settings specific to DETR; see `Recipe.infer_specific`."""
+        return {**super().infer_specific(state, heads), "norm_first": "encoder.norm.weight" in state}
 
     @classmethod
-    def stated_in_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+    def settings_from_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings that cannot be inferred from shapes but are in a Hugging Face config."""
-        return {**super().stated_in_config(config), "norm_between": config.get("auxiliary_loss", False)}
+        return {**super().settings_from_config(config), "norm_between": config.get("auxiliary_loss", False)}
 
     def huggingface_config(self) -> dict[str, Any]:
         """Return the Hugging Face ``config.json`` of the model."""
         return {**super().huggingface_config(), "auxiliary_loss": self.norm_between}
 
-    def unknown_to(self, layout: Layout) -> list[str]:
+    def unsupported_settings(self, layout: Layout) -> list[str]:
         """Return the names of settings whose values the layout's system does not support."""
-        unsupported = super().unknown_to(layout)
+        unsupported = super().unsupported_settings(layout)
         if self.norm_first and "encoder.norm" not in layout.modules:
             unsupported.append("norm_first")
         if self.norm_between and layout is not HUGGINGFACE:

@@ -29,7 +29,7 @@ class DINO(DeformableDETR):
     title: ClassVar[str] = "DINO"
     training: ClassVar[Mapping[str, Any]] = {"epochs": 12, "milestones": (11,)}
     layouts: ClassVar[Mapping[PublicSystem, Layout]] = {"facebook": IDEA, "mmdet3": MMDET3_DINO}
-    mark: ClassVar[str] = "decoder.position.layers.0"
+    identifying_tensor: ClassVar[str] = "decoder.position.layers.0"
     adaptable: ClassVar[frozenset[str]] = DeformableDETR.adaptable | {
         "denoising",
         "label_noise",
@@ -112,18 +112,18 @@ class DINO(DeformableDETR):
         return ("queries.content",)
 
     @classmethod
-    def infer_own(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
-        """Infer the settings specific to DINO; see `Recipe.infer_own`."""
+    def infer_specific(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
+        """Infer the settings specific to DINO; see `Recipe.infer_specific`."""
         return {
-            **cls.infer_pyramid(state, heads),
+            **cls.infer_levels(state, heads),
             "queries": len(state["queries.content"]),
             "share_heads": "decoder.class_heads.1.bias" not in state,
         }
 
-    def known_strides(self) -> tuple[tuple[int, ...], ...]:
+    def published_strides(self) -> tuple[tuple[int, ...], ...]:
         """Return the strides of published models."""
-        return (*super().known_strides(), (4, 8, 16, 32))
+        return (*super().published_strides(), (4, 8, 16, 32))
 
-    def unknown_to(self, layout: Layout) -> list[str]:
+    def unsupported_settings(self, layout: Layout) -> list[str]:
         """Return the names of settings whose values the layout's system does not support."""
-        return [*super().unknown_to(layout), *(["distinct"] if self.distinct else [])]
+        return [*super().unsupported_settings(layout), *(["distinct"] if self.distinct else [])]

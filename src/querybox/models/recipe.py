@@ -39,8 +39,8 @@ class Recipe(Settings):
     """The published training schedule: settings that differ from the defaults of `querybox.training.TrainSettings`."""
     layouts: ClassVar[Mapping[PublicSystem, Layout]]
     """Its checkpoint layouts in other systems."""
-    mark: ClassVar[str]
-    """A module or tensor that all models of this kind have, and none of the kinds before it in `KINDS`."""
+    identifying_tensor: ClassVar[str]
+    """Name of a tensor or module that all models of this kind have, and none of the kinds before it in `KINDS`."""
     class_head: ClassVar[str]
     """The linear layer whose bias has one row per class."""
     no_object: ClassVar[bool]
@@ -112,7 +112,7 @@ class Recipe(Settings):
 
     @classmethod
     @abstractmethod
-    def infer_own(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
+    def infer_specific(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
         """Infer settings from `state` that are specific to this kind, or are inferred in a way specific to it."""
 
     @classmethod
@@ -134,13 +134,13 @@ class Recipe(Settings):
                 "encoder_layers": count(state, r"encoder\.layers\.(\d+)"),
                 "decoder_layers": count(state, r"decoder\.layers\.(\d+)"),
                 # Tensors of deformable attention only give the number of points of all heads together.
-                **cls.infer_own(state, stated.get("heads", HEADS)),
+                **cls.infer_specific(state, stated.get("heads", HEADS)),
             }
         except KeyError as error:
             raise CheckpointError(f"incomplete checkpoint: '{error.args[0]}' is missing") from error
 
     @classmethod
-    def stated_in_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+    def settings_from_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings that no shape shows, where a Hugging Face config states them.
 
         Raises:
@@ -188,12 +188,12 @@ class Recipe(Settings):
             "num_queries": self.queries,
         }
 
-    def unknown_to(self, layout: Layout) -> list[str]:  # noqa: ARG002 - used by kinds
+    def unsupported_settings(self, layout: Layout) -> list[str]:  # noqa: ARG002 - used by kinds
         """Return the names of settings whose values the layout's system does not support."""
         resnets = {name.partition(".")[0] for name in RESNETS.values()}
         return [] if self.backbone.partition(".")[0] in resnets else ["backbone"]
 
-    def to_tell(self, layout: Layout, state: Mapping[str, Tensor]) -> list[str]:  # noqa: ARG002 - used by kinds
+    def conversion_notes(self, layout: Layout, state: Mapping[str, Tensor]) -> list[str]:  # noqa: ARG002 - used by kinds
         """Return what has to be set in the layout's system before it can load `state`, one sentence each."""
         if self.heads == HEADS:
             return []

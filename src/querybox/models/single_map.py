@@ -38,8 +38,8 @@ class SingleMap(Recipe):
         return {**known, "stride": 16} if known.get("dilation") else known
 
     @classmethod
-    def infer_own(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:  # noqa: ARG003 - heads cannot be inferred
-        """Infer the settings specific to these kinds; see `Recipe.infer_own`."""
+    def infer_specific(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:  # noqa: ARG003 - heads cannot be inferred
+        """Infer the settings specific to these kinds; see `Recipe.infer_specific`."""
         queries, width = state["queries.position"].shape
         return {
             "position": "learned" if "encoder.position.rows" in state else "sine",
@@ -64,9 +64,9 @@ class SingleMap(Recipe):
             "position_embedding_type": self.position,
         }
 
-    def unknown_to(self, layout: Layout) -> list[str]:
+    def unsupported_settings(self, layout: Layout) -> list[str]:
         """Return the names of settings whose values the layout's system does not support."""
-        unsupported = super().unknown_to(layout)
+        unsupported = super().unsupported_settings(layout)
         if self.stride != (16 if self.dilation else 32):
             unsupported.append("stride")
         # MMDetection also dilates the first block of the stage, so its results would differ.
@@ -74,9 +74,9 @@ class SingleMap(Recipe):
             unsupported.append("dilation")
         return unsupported
 
-    def to_tell(self, layout: Layout, state: Mapping[str, Tensor]) -> list[str]:
+    def conversion_notes(self, layout: Layout, state: Mapping[str, Tensor]) -> list[str]:
         """Return what has to be set in the layout's system before it can load `state`, one sentence each."""
-        sentences = super().to_tell(layout, state)
+        sentences = super().conversion_notes(layout, state)
         if self.dilation:
             sentences.append("its last stage is dilated, which tensors do not show: pass --dilation there")
         return sentences

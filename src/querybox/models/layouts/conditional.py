@@ -24,7 +24,7 @@ PARTS = {
 """Projections of a decoder layer in querybox, and in the authors' code and the files on the Hugging Face Hub."""
 
 
-def in_attention(name: str) -> str:
+def name_in_memory(name: str) -> str:
     """Return the name of a projection in transformers 5: ``self_attn.q_content_proj`` for ``sa_qcontent_proj``."""
     attention, short = name.split("_", 1)
     module = {"sa": "self_attn", "ca": "encoder_attn"}[attention]
@@ -51,9 +51,9 @@ HUGGINGFACE_CONDITIONAL = HUGGINGFACE.relative(
         "decoder.query_scale.2": "model.decoder.query_scale.layers.1",
         **{f"{OURS}.{ours}": f"{HF}.{theirs}" for ours, theirs in PARTS.items()},
     },
-    other_names={
-        **HUGGINGFACE.other_names,
-        **{f"{HF}.{in_attention(theirs)}": f"{HF}.{theirs}" for theirs in PARTS.values()},
+    aliases={
+        **HUGGINGFACE.aliases,
+        **{f"{HF}.{name_in_memory(theirs)}": f"{HF}.{theirs}" for theirs in PARTS.values()},
     },
 )
 

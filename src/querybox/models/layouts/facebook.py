@@ -33,7 +33,7 @@ FACEBOOK = Layout(
         "decoder.box_head.2": "bbox_embed.layers.1",
         "decoder.box_head.4": "bbox_embed.layers.2",
     },
-    counts_batches=False,
+    has_num_batches_tracked=False,
     resizing="facebook",
     clip_boxes=False,
 )

@@ -25,7 +25,7 @@ FUNDAMENTALVISION = FACEBOOK.relative(
         "decoder.box_heads.*.4": "bbox_embed.*.layers.2",
     },
     name="fundamentalvision",
-    other_names={f"{DECODER}.{head}": head for head in ("bbox_embed", "class_embed")},
+    aliases={f"{DECODER}.{head}": head for head in ("bbox_embed", "class_embed")},
     conversion=PyramidConversion(),
-    second_place=DECODER,
+    duplicates_in=DECODER,
 )

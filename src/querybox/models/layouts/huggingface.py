@@ -51,7 +51,7 @@ HUGGINGFACE = Layout(
         "decoder.box_head.2": "bbox_predictor.layers.1",
         "decoder.box_head.4": "bbox_predictor.layers.2",
     },
-    other_names={
+    aliases={
         "model.backbone.position_embedding": "model.position_embedding",  # transformers 4
         # Names in memory, which transformers 5 translates when it reads and writes files.
         "model.backbone.model": BACKBONE,
@@ -63,7 +63,7 @@ HUGGINGFACE = Layout(
         **without_timm(),
     },
     fused=False,
-    counts_batches=False,
+    has_num_batches_tracked=False,
     resizing="huggingface",
     clip_boxes=False,
 )
@@ -83,10 +83,10 @@ HUGGINGFACE_DEFORMABLE = HUGGINGFACE.relative(
         "decoder.box_heads.*.2": "bbox_embed.*.layers.1",
         "decoder.box_heads.*.4": "bbox_embed.*.layers.2",
     },
-    other_names={
-        **HUGGINGFACE.other_names,
+    aliases={
+        **HUGGINGFACE.aliases,
         **{f"model.decoder.{head}": head for head in ("bbox_embed", "class_embed")},
     },
     conversion=PyramidConversion(),
-    second_place="model.decoder",
+    duplicates_in="model.decoder",
 )

@@ -18,6 +18,6 @@ IDEA = FUNDAMENTALVISION.relative(
         "denoising.label": "label_enc",
     },
     name="IDEA-Research",
-    conversion=PyramidConversion(numbered_proposals=False, spare_label=True),
+    conversion=PyramidConversion(proposals_after_layers=False, extra_label=True),
     class_settings=("num_classes", "dn_labelbook_size"),
 )

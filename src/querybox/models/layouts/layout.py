@@ -42,7 +42,7 @@ class Conversion:
         """Convert the tensors of the model to those of a file."""
         return state
 
-    def listed_twice(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:  # noqa: ARG002 - used by subclasses
+    def duplicated_modules(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:  # noqa: ARG002 - used by subclasses
         """Return the modules, such as ``decoder.box_heads``, that files contain a second time."""
         return ()
 
@@ -57,7 +57,7 @@ class Layout:
     name: str
     modules: Mapping[str, str]
     """Names of modules in this layout by those in querybox; ``*`` stands for the number of a layer."""
-    other_names: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
     """Alternative names in some files, with the name in `modules`; applied in order."""
     resizing: Resizing
     """How the system resizes images."""
@@ -65,12 +65,12 @@ class Layout:
     """Whether the system clips boxes to the image."""
     fused: bool = True
     """Whether query, key and value projections are combined in one tensor, ``in_proj``."""
-    counts_batches: bool = True
+    has_num_batches_tracked: bool = True
     """Whether batch norms have ``num_batches_tracked``, which frozen ones do not need."""
     conversion: Conversion = field(default_factory=Conversion)
     """Conversion of tensors, in addition to names."""
-    second_place: str | None = None
-    """Module that contains duplicates of the modules returned by `Conversion.listed_twice`; None if there are none."""
+    duplicates_in: str | None = None
+    """Module that contains copies of the `Conversion.duplicated_modules`; None if there are none."""
     class_settings: tuple[str, ...] = ("num_classes",)
     """Settings of the system for the number of rows of the class head."""
 
@@ -86,16 +86,16 @@ class Layout:
         Raises:
             CheckpointError: The file has unknown names, which are listed, or two different values of one tensor.
         """
-        others = [[(pattern(other), usual)] for other, usual in self.other_names.items()]
+        aliases = [[(pattern(alias), name)] for alias, name in self.aliases.items()]
         rules = [(pattern(theirs), ours) for ours, theirs in self.modules.items()]
         result: dict[str, Tensor] = {}
         unknown: list[str] = []
         for name, tensor in state.items():
-            usual = name
-            for other in others:
-                usual = rename(usual, other) or usual
-            ours = rename(usual, rules)
-            parts = {} if ours is None else split(ours, tensor)
+            canonical = name
+            for alias in aliases:
+                canonical = rename(canonical, alias) or canonical
+            ours = rename(canonical, rules)
+            parts = {} if ours is None else split_projection(ours, tensor)
             if ours is None:
                 unknown.append(name)
             elif any(part in result and not torch.equal(result[part], rows) for part, rows in parts.items()):
@@ -117,11 +117,13 @@ class Layout:
         rules = [(pattern(ours), theirs) for ours, theirs in self.modules.items()]
         result: dict[str, Tensor] = {}
         unknown: list[str] = []
-        twice = [pattern(module) for module in self.conversion.listed_twice(state) if self.second_place]
-        again: dict[str, Tensor] = {}
+        duplicated = [
+            pattern(module) for module in self.conversion.duplicated_modules(state) if self.duplicates_in
+        ]
+        duplicates: dict[str, Tensor] = {}
         state = self.conversion.to_theirs(state)
         for name in state:
-            if name.endswith(".num_batches_tracked") and not self.counts_batches:
+            if name.endswith(".num_batches_tracked") and not self.has_num_batches_tracked:
                 continue
             for ours, tensor in self.fuse(name, state).items():
                 theirs = rename(ours, rules)
@@ -129,11 +131,11 @@ class Layout:
                     unknown.append(name)
                     continue
                 result[theirs] = tensor
-                if any(module.match(ours) for module in twice):
-                    again[f"{self.second_place}.{theirs}"] = tensor
+                if any(module.match(ours) for module in duplicated):
+                    duplicates[f"{self.duplicates_in}.{theirs}"] = tensor
         if unknown:
             raise CheckpointError(f"{self.name} has no name for {', '.join(unknown)}")
-        return result | again
+        return result | duplicates
 
     def fuse(self, name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Translate the name of an attention projection; if fused, key and value are combined with the query."""
@@ -150,7 +152,7 @@ class Layout:
         return {f"{module}.in_proj_{kind}": torch.cat([state[f"{module}.{each}.{kind}"] for each in FUSED])}
 
 
-def split(name: str, tensor: Tensor) -> dict[str, Tensor]:
+def split_projection(name: str, tensor: Tensor) -> dict[str, Tensor]:
     """Translate a tensor of an attention projection, or split the tensor of all three; other tensors are unchanged."""
     module, fused, kind = name.rpartition(".in_proj_")
     if fused:

@@ -34,7 +34,7 @@ MMDET2 = Layout(
         "decoder.box_head.2": "bbox_head.reg_ffn.layers.1",
         "decoder.box_head.4": "bbox_head.fc_reg",
     },
-    other_names={  # of the first releases
+    aliases={  # of the first releases
         f"{ENCODER}.layers.*.self_attn": f"{ENCODER}.layers.*.attentions.0",
         f"{ENCODER}.layers.*.ffn": f"{ENCODER}.layers.*.ffns.0",
         f"{ENCODER}.norm": f"{ENCODER}.post_norm",

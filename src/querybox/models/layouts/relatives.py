@@ -29,30 +29,30 @@ LABEL = "denoising.label.weight"
 class PyramidConversion(Conversion):
     """Conversion of the tensors of Deformable DETR and DINO."""
 
-    numbered_proposals: bool = True
+    proposals_after_layers: bool = True
     """Whether the heads of the proposals are numbered after those of the last layer."""
     split_neck: bool = False
     """Whether the additional levels of the neck are numbered separately, and zero biases are omitted."""
-    spare_label: bool = False
+    extra_label: bool = False
     """Whether denoising has more labels than there are classes, usually one more, which is not used."""
 
     def to_ours(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Convert the tensors of a file to those of the model."""
         state = gather_heads(join_neck(state))
-        if self.spare_label and LABEL in state and CLASSES in state:
+        if self.extra_label and LABEL in state and CLASSES in state:
             state[LABEL] = state[LABEL][: len(state[CLASSES])].clone()
         return state
 
     def to_theirs(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Convert the tensors of the model to those of a file."""
-        state = spread_heads(state, numbered=self.numbered_proposals)
+        state = spread_heads(state, numbered=self.proposals_after_layers)
         if self.split_neck:
             state = split_neck(state)
-        if self.spare_label and LABEL in state:
+        if self.extra_label and LABEL in state:
             state[LABEL] = torch.cat([state[LABEL], torch.zeros_like(state[LABEL][:1])])
         return state
 
-    def listed_twice(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    def duplicated_modules(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:
         """Return the heads used for refinement or proposals, which files also contain as parts of the decoder."""
         if PROPOSED in state:
             return "decoder.box_heads", "decoder.class_heads"
