@@ -7,7 +7,7 @@ positional encoding, which is float32 there and here, and rounds differently by 
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -74,7 +74,9 @@ class Run:
         output = detector(batch)
         for handle in handles:
             handle.remove()
-        losses = Criterion()(output, targets)
+        # The labels of the references are rows of the class head.
+        by_row = replace(output, layers=tuple(replace(layer, class_rows=None) for layer in output.layers))
+        losses = Criterion()(by_row, targets)
         torch.stack(list(losses.values())).sum().backward()
         return cls(detector, output, stages, losses)
 

@@ -129,6 +129,18 @@ class Target:
         )
 
 
+def on_class_rows(targets: Sequence[Target], class_rows: tuple[int, ...] | None) -> Sequence[Target]:
+    """Return the targets with rows of the class head for labels, which differ if some rows belong to no class.
+
+    Args:
+        targets: With labels 0 ... C-1.
+        class_rows: See `Predictions.class_rows`.
+    """
+    if class_rows is None or class_rows == tuple(range(len(class_rows))):
+        return targets
+    return [replace(target, labels=target.labels.new_tensor(class_rows)[target.labels]) for target in targets]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
     """The encoder's output: one token per cell of the feature maps."""
@@ -227,7 +239,8 @@ class Predictions:
     no_object: bool = True
     """Whether scores are a softmax over classes and no-object (DETR), or a sigmoid per class."""
     class_rows: tuple[int, ...] | None = None
-    """Index into the last dimension of `logits` of each class, by label; None for all but no-object, in order."""
+    """Index into the last dimension of `logits` of each class, by label; None for all but no-object, in order.
+    Proposals of objects of any class have one class, in row 0."""
 
     def scores(self) -> Float[Tensor, "B Q C"]:
         """Return the probability of each class, 0-1, by label."""
@@ -268,12 +281,15 @@ class DetectorOutput:
             class_rows: See `Predictions.class_rows`.
         """
         layers = tuple(replace(layer, class_rows=class_rows) for layer in layers)
+        proposals = queries.proposals
+        if proposals is not None and proposals.class_rows is None:
+            proposals = replace(proposals, class_rows=class_rows)
         if queries.denoising is None:
-            return cls(layers=layers, proposals=queries.proposals)
+            return cls(layers=layers, proposals=proposals)
         first = queries.num_denoising
         return cls(
             layers=tuple(layer.queries(slice(first, None)) for layer in layers),
-            proposals=queries.proposals,
+            proposals=proposals,
             denoising=tuple(layer.queries(slice(first)) for layer in layers),
             denoising_matches=queries.denoising,
         )

@@ -164,3 +164,18 @@ def test_gradients_reach_every_layer() -> None:
     losses = Criterion()(DetectorOutput(layers=tuple(leaves)), targets)
     torch.stack(list(losses.values())).sum().backward()
     assert all(leaf.boxes.grad is not None and leaf.boxes.grad.abs().sum() > 0 for leaf in leaves)
+
+
+def test_labels_are_those_of_classes_whatever_their_rows() -> None:
+    """Rows 0 and 2 belong to no class, as in heads whose rows are category ids."""
+    output, targets = case([2, 1])
+    targets = [replace(target, labels=target.labels % 2) for target in targets]
+    rows = (1, 3)
+    on_rows = [replace(target, labels=torch.tensor(rows)[target.labels]) for target in targets]
+    expected = Criterion()(output, on_rows)
+    found = replace(output, layers=tuple(replace(layer, class_rows=rows) for layer in output.layers))
+    losses = Criterion()(found, targets)
+    assert losses.keys() == expected.keys()
+    for name, loss in losses.items():
+        assert_close(loss, expected[name], rtol=0, atol=0)
+    assert not torch.equal(losses["loss_cls"], Criterion()(output, targets)["loss_cls"])

@@ -170,3 +170,31 @@ def test_errors_name_the_nearest() -> None:
         Detector.from_recipe("detr_r50", num_classes=1, width=20, heads=8)
     with pytest.raises(ConfigError, match="either num_classes or categories"):
         Detector.from_recipe("detr_r50")
+
+
+@pytest.mark.parametrize("recipe", ["detr_r50", "conditional_detr_r50", "deformable_detr_r50", "dino_r50"])
+@pytest.mark.parametrize("unused", [(4,), (0, 0)])
+def test_unused_rows_are_rows_of_the_head(recipe: str, unused: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"setting 'unused_rows' is \[.*expected different rows"):
+        Detector.from_recipe(recipe, num_classes=3, unused_rows=unused)
+
+
+def test_proposals_have_the_classes_of_the_detector() -> None:
+    tiny: dict[str, Any] = {
+        "backbone": "test_resnet",
+        "width": 32,
+        "heads": 4,
+        "feedforward": 32,
+        "queries": 5,
+    }
+    small: dict[str, Any] = {**tiny, "levels": 1, "strides": (32,), "encoder_layers": 1, "decoder_layers": 1}
+    images = ImageBatch.from_images([torch.zeros(3, 64, 64, dtype=torch.uint8)])
+    dino = Detector.from_recipe("dino_r50", num_classes=3, unused_rows=(1,), **small).eval()
+    proposals = dino(images).proposals
+    assert proposals is not None
+    assert proposals.class_rows == (0, 2, 3)
+    assert proposals.scores().shape[-1] == 3
+    two_stage = Detector.from_recipe("deformable_detr_r50_two_stage", num_classes=3, **small).eval()
+    proposals = two_stage(images).proposals
+    assert proposals is not None
+    assert proposals.scores().shape[-1] == 1  # an object of any class

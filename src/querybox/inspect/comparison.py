@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -48,11 +48,12 @@ def compare(detector: DetectionTransformer, output: DetectorOutput, target: Targ
         ConfigError: The target has labels that the detector does not have.
         NonFiniteError: A prediction is NaN or infinite.
     """
+    check_labels(target, len(detector.categories))
     target = target.to(detector.device)
     criterion = detector.recipe.criterion() if detector.recipe else Criterion()
     parts = {"criterion": criterion, "matcher": criterion.matcher}
     with recorded(parts, detector.device) as calls:
-        losses = criterion(output, [on_rows(detector, target)])
+        losses = criterion(output, [target])
     matching = calls["matcher"][0]  # the first call is that of the decoder layers
     terms = criterion.matcher.terms(**matching.inputs)
     return Comparison(
@@ -65,15 +66,12 @@ def compare(detector: DetectionTransformer, output: DetectorOutput, target: Targ
     )
 
 
-def on_rows(detector: DetectionTransformer, target: Target) -> Target:
-    """Return the target with labels replaced by rows of the class head, which differ if some rows are unused."""
-    classes = len(detector.categories)
+def check_labels(target: Target, classes: int) -> None:
+    """Raise ConfigError unless all labels are from 0 to `classes` - 1."""
     if len(target.labels) and not 0 <= int(target.labels.min()) <= int(target.labels.max()) < classes:
         raise ConfigError(
             f"trace got a target with labels {target.labels.tolist()}; expected labels from 0 to {classes - 1}"
         )
-    rows = torch.tensor(detector.class_rows, device=target.labels.device)
-    return replace(target, labels=rows[target.labels])
 
 
 def matched(matching: Call, objects: int) -> Int[Tensor, "L G"]:

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from querybox.boxes import iou_and_giou, to_xyxy
 from querybox.losses.classification import ClassificationLoss, CrossEntropyLoss
 from querybox.losses.matcher import HungarianMatcher
-from querybox.structures import DetectorOutput, Matches, Predictions, Target, at_least_float32
+from querybox.structures import (
+    DetectorOutput,
+    Matches,
+    Predictions,
+    Target,
+    at_least_float32,
+    on_class_rows,
+)
 
 
 class Criterion(nn.Module):
@@ -91,6 +98,7 @@ class Criterion(nn.Module):
         """Return the losses of the predictions of some layers, which are matched here unless `matches` is given."""
         logits = at_least_float32(torch.stack([layer.logits for layer in layers]))  # [L, B, Q, K]
         boxes = at_least_float32(torch.stack([layer.boxes for layer in layers]))  # [L, B, Q, 4]
+        targets = on_class_rows(targets, layers[0].class_rows)
         labels = torch.cat([target.labels for target in targets])  # [N]
         objects = torch.cat([target.boxes for target in targets]).to(boxes.dtype)  # [N, 4]
         matches = matches or self.matcher(logits, boxes, targets)

@@ -60,7 +60,7 @@ class ConditionalDETR(SingleMap):
         )
         decoder = ConditionalDecoder(
             [self.build_layer(index) for index in range(self.decoder_layers)],
-            SigmoidClassHead(self.width, len(categories) + len(self.unused_rows)),
+            SigmoidClassHead(self.width, self.num_rows(categories)),
             DeltaHead(self.width),
             width=self.width,
         )

@@ -81,7 +81,7 @@ class DeformableDETR(Recipe):
             )
         if self.width % 32:
             raise ConfigError(f"setting 'width' is {self.width}, expected a multiple of 32 (group norm)")
-        classes = len(categories) + len(self.unused_rows)
+        classes = self.num_rows(categories)
         backbone = self.build_backbone(self.strides)
         return self.compose(
             backbone,

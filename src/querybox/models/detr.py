@@ -91,7 +91,7 @@ class DETR(SingleMap):
         )
         queries = PlacedQueries(self.queries, fine) if fine else LearnedQueries(self.queries, self.width)
         decoder = Decoder(
-            ClassHead(self.width, len(categories) + len(self.unused_rows)),
+            ClassHead(self.width, self.num_rows(categories)),
             BoxHead(self.width),
             layers=self.decoder_layers,
             normalization=NormBetweenLayers() if self.norm_between else NormBeforeHeads(),

@@ -201,6 +201,20 @@ class Recipe(Settings):
             f"it has {self.heads} attention heads, which cannot be inferred from the tensors: set them there"
         ]
 
+    def num_rows(self, categories: Sequence[Category]) -> int:
+        """Return how many rows the class head has, one for each class and those that belong to none.
+
+        Raises:
+            ConfigError: `unused_rows` repeats a row, or names one that the head does not have.
+        """
+        rows = len(categories) + len(self.unused_rows)
+        if len(set(self.unused_rows)) < len(self.unused_rows) or max(self.unused_rows, default=-1) >= rows:
+            raise ConfigError(
+                f"setting 'unused_rows' is {list(self.unused_rows)}; expected different rows of a class head with "
+                f"{rows}, for {len(categories)} classes: each from 0 to {rows - 1}"
+            )
+        return rows
+
     def build_backbone(self, strides: tuple[int, ...], *, dilation: bool = False) -> Backbone:
         """Build the backbone.
 

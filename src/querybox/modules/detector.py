@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from querybox.structures import Category, DetectorOutput, ImageBatch, Memory, Preprocessing, Target
+from querybox.structures import (
+    Category,
+    DetectorOutput,
+    ImageBatch,
+    Memory,
+    Preprocessing,
+    Target,
+    on_class_rows,
+)
 
 if TYPE_CHECKING:
     from querybox.models import Recipe
@@ -59,7 +67,7 @@ class DetectionTransformer(nn.Module):
         memory = self.encode(features, batch)  # tokens [B, S, D]
         queries = self.queries(memory)  # [B, Q, D]
         if self.denoising is not None and targets is not None:
-            queries = self.denoising(queries, targets)
+            queries = self.denoising(queries, on_class_rows(targets, self.class_rows))
         return DetectorOutput.of(self.decoder(queries, memory), queries, self.class_rows)
 
     def encode(self, features: list[Tensor], batch: ImageBatch) -> Memory:

@@ -145,7 +145,9 @@ class ProposedQueries(nn.Module):
         """Select the queries; the first class logit of a proposal is that of an object of any class."""
         tokens, logits, anchors = self.proposals(memory)
         # Boxes of all proposals, because all of them are matched in training.
-        proposals = Predictions(logits=logits, boxes=self.proposals.boxes(tokens, anchors), no_object=False)
+        proposals = Predictions(
+            logits=logits, boxes=self.proposals.boxes(tokens, anchors), no_object=False, class_rows=(0,)
+        )
         selected = top_k_indices(logits[..., 0], self.count)  # [B, Q]
         reference = gather_rows(proposals.boxes, selected).detach()
         embedding = self.norm(self.projection(sine_boxes(reference, self.norm.normalized_shape[0] // 2)))
