@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.setup import EXAMPLE, Setup, detector
+from querybox.checkpoints.find import EXPORTED, Format
 from querybox.data import DetectionData, read_dataset
 from querybox.exporting import export, load_exported
 from querybox.exporting.card import Precision
-from querybox.exporting.write import SUFFIXES, Format
 from querybox.fast import optimize
 from querybox.inference.engine import Engine
 
@@ -53,7 +53,7 @@ def build(setup: Setup, name: str) -> Engine:
 def exported(setup: Setup, name: str) -> Path:
     """Return the file of an exported model, reused from an earlier run if weights and code are unchanged."""
     to, precision = FILES[name]
-    path = setup.folder / f"{to}-{precision}{SUFFIXES[to]}"
+    path = setup.folder / f"{to}-{precision}{EXPORTED[to]}"
     if not path.exists() or path.stat().st_mtime < newest_source():
         images = calibration() if precision == "int8" else None
         export(detector(), path, to=to, precision=precision, calibration=images)

@@ -19,9 +19,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from querybox.checkpoints.find import EXPORTED, is_exported
 from querybox.checkpoints.read import load_detector
 from querybox.errors import ConfigError
-from querybox.exporting import EXPORTED, load_exported
+from querybox.exporting import load_exported
 from querybox.fast import optimize
 from querybox.inference.engine import Engine, accelerator
 from querybox.inference.predict import Input, detect
@@ -91,7 +92,7 @@ def benchmark(
         )
     paths = [Path(model) for model in models]
     jobs = [(path, name) for path in paths for name in engines_of(path)]
-    checkpoints = [path for path in paths if path.suffix not in EXPORTED]
+    checkpoints = [path for path in paths if not is_exported(path)]
     detector = load_detector(checkpoints[0]) if checkpoints else None
     size = size or photo_size((detector or load_exported(paths[0], trusted=trusted)).preprocessing)
     parameters = None if detector is None else sum(parameter.numel() for parameter in detector.parameters())
@@ -114,7 +115,7 @@ def benchmark(
 
 def engines_of(path: Path) -> tuple[str, ...]:
     """Return the names of the engines that a file is run as."""
-    return ("exported",) if path.suffix in EXPORTED else ENGINES
+    return ("exported",) if is_exported(path) else ENGINES
 
 
 def photo_size(preprocessing: Preprocessing) -> tuple[int, int]:
@@ -145,7 +146,8 @@ def measure(
 ) -> EngineResult:
     """Load an engine and time detection in random images."""
     with suppress(ImportError):
-        import_module({".onnx": "onnxruntime", ".xml": "openvino"}.get(path.suffix, "querybox.checkpoints"))
+        packages = {EXPORTED["onnx"]: "onnxruntime", EXPORTED["openvino"]: "openvino"}
+        import_module(packages.get(path.suffix.lower(), "querybox.checkpoints"))
     before = reset_peak()
     start = time.perf_counter()
     engine = load(path, name, trusted=trusted)

@@ -34,9 +34,11 @@ def load(path: str | Path, *, trusted: bool = False) -> Detector | ExportedModel
         CheckpointError: The file is missing, corrupt, not a model, or not trusted.
         MissingExtraError: The package that runs an exported model is not installed.
     """
-    from querybox.exporting import EXPORTED, load_exported
+    from querybox.checkpoints.find import is_exported
 
-    if Path(path).suffix in EXPORTED:
+    if is_exported(Path(path)):
+        from querybox.exporting import load_exported
+
         return load_exported(path, trusted=trusted)
     return Detector.load(path)
 

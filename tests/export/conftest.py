@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from querybox.checkpoints.find import EXPORTED, Format
 from querybox.detector import Detector
 from querybox.exporting import Exported, export
-from querybox.exporting.write import SUFFIXES, Format
 from querybox.structures import Category, Preprocessing
 
 Export = Callable[[Format], Exported]
@@ -81,7 +81,7 @@ def exported(detector: Detector, tmp_path_factory: pytest.TempPathFactory) -> Ex
 
     def exported_(to: Format) -> Exported:
         if to not in done:
-            done[to] = export(detector, tmp_path_factory.mktemp(to) / f"model{SUFFIXES[to]}", to=to)
+            done[to] = export(detector, tmp_path_factory.mktemp(to) / f"model{EXPORTED[to]}", to=to)
         return done[to]
 
     return exported_

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from querybox.detector import load
 from querybox.errors import CheckpointError, ConfigError, MissingExtraError
-from querybox.exporting import load_exported
+from querybox.exporting import ExportedModel, load_exported
 from querybox.exporting.card import Card
 
 
@@ -21,11 +22,21 @@ def test_a_truncated_file_is_told(file: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.onnx", "a.xml", "a.pt2"])
 def test_a_file_of_something_else_is_told(tmp_path: Path, name: str) -> None:
-    with pytest.raises(CheckpointError, match="no such file"):
+    with pytest.raises(CheckpointError, match="no such file; expected an exported model: check the path"):
         load_exported(tmp_path / name)
     (tmp_path / name).write_text("<html></html>")
     with pytest.raises(CheckpointError, match=rf"{name}: corrupt"):
         load_exported(tmp_path / name, trusted=True)
+
+
+def test_a_suffix_in_upper_case_is_the_same(file: Path, tmp_path: Path) -> None:
+    renamed = tmp_path / f"model{file.suffix.upper()}"
+    shutil.copy(file, renamed)
+    if file.suffix == ".xml":
+        shutil.copy(file.with_suffix(".bin"), tmp_path)
+    engine = load(renamed, trusted=True)
+    assert isinstance(engine, ExportedModel)
+    assert engine.card == load_exported(file, trusted=True).card
 
 
 def test_a_name_of_no_format_is_told(tmp_path: Path) -> None:

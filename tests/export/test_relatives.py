@@ -10,13 +10,14 @@ import torch
 from torch.export import ExportedProgram
 from torch.testing import assert_close
 
+from querybox.checkpoints.find import EXPORTED, Format
 from querybox.detector import Detector
 from querybox.exporting import openvino, write
 from querybox.exporting.card import OUTPUTS, Card
 from querybox.exporting.check import verify
 from querybox.exporting.engine import ExportedModel
 from querybox.exporting.graph import Graph, trace
-from querybox.exporting.write import SUFFIXES, Format, write_model
+from querybox.exporting.write import write_model
 from querybox.inference.predict import predict
 
 BATCHES = [([[66, 98]], (66, 98)), ([[100, 131], [77, 140]], (100, 140)), ([[40, 70]] * 3, (80, 110))]
@@ -30,7 +31,7 @@ def dino_program(dino: Detector) -> ExportedProgram:
 
 def check(program: ExportedProgram, detector: Detector, path: Path, to: Format) -> None:
     """Write a file, and hold it against the detector at several sizes and as an engine of `predict`."""
-    path = path / f"model{SUFFIXES[to]}"
+    path = path / f"model{EXPORTED[to]}"
     engine = write_model(program, path, Card.of(detector, "float32"), detector, to)
     assert engine.card == Card.of(detector, "float32")
     assert not engine.card.no_object
@@ -51,12 +52,12 @@ def check(program: ExportedProgram, detector: Detector, path: Path, to: Format) 
     assert_close(ours.boxes_xyxy, theirs.boxes_xyxy, rtol=0, atol=0.02)
 
 
-@pytest.mark.parametrize("to", SUFFIXES)
+@pytest.mark.parametrize("to", EXPORTED)
 def test_dino(dino_program: ExportedProgram, dino: Detector, tmp_path: Path, to: Format) -> None:
     check(dino_program, dino, tmp_path, to)
 
 
-@pytest.mark.parametrize("to", SUFFIXES)
+@pytest.mark.parametrize("to", EXPORTED)
 def test_distinct_queries(distinct: Detector, tmp_path: Path, to: Format) -> None:
     check(trace(distinct), distinct, tmp_path, to)
 

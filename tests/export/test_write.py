@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from inspect import unwrap
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ from PIL import Image
 
 from querybox.detector import Detector
 from querybox.errors import ConfigError
-from querybox.exporting import export, load_exported
+from querybox.exporting import Exported, export, load_exported
 from querybox.exporting.card import OUTPUTS, Card
 from querybox.exporting.graph import Graph
 from querybox.inference.predict import predict
@@ -112,4 +114,33 @@ def test_arguments_that_do_not_fit(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         export(detector, tmp_path / name, **options)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"to": "tensorrt"}, "got to='tensorrt'; expected one of 'onnx', 'openvino', 'torch'"),
+        (
+            {"to": "openvino", "precision": "fp16"},
+            "got precision='fp16'; expected one of 'float32', 'bf16', 'int8'",
+        ),
+    ],
+)
+def test_values_that_do_not_exist(
+    detector: Detector, tmp_path: Path, options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        unwrap(export)(detector, tmp_path / "a.xml", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_a_detector_can_be_exported(
+    detector: Detector, exported: Callable[[str], Exported], tmp_path: Path
+) -> None:
+    for model in (detector.optimize(), load_exported(exported("onnx").files[0])):
+        with pytest.raises(
+            ConfigError, match=f"type {type(model).__name__}; expected a Detector: pass the one"
+        ):
+            unwrap(export)(model, tmp_path / "a.onnx", to="onnx")  # without the type checks under test
     assert not list(tmp_path.iterdir())

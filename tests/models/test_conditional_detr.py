@@ -22,6 +22,7 @@ from torch.testing import assert_close
 from querybox import Category, Detector, ImageBatch, Preprocessing, QueryboxError, Target
 from querybox.checkpoints import coco
 from querybox.checkpoints.convert import System, convert
+from querybox.checkpoints.find import EXPORTED
 from querybox.checkpoints.read import count_class_rows, infer_recipe, read_checkpoint
 from querybox.checkpoints.recognise import recognise
 from querybox.diagnosis.predictions import blind_queries, no_object_collapse
@@ -29,7 +30,7 @@ from querybox.diagnosis.schedule import too_few_steps
 from querybox.exporting.card import Card
 from querybox.exporting.check import verify
 from querybox.exporting.graph import trace
-from querybox.exporting.write import SUFFIXES, write_model
+from querybox.exporting.write import write_model
 from querybox.fast.training import for_training
 from querybox.inference.predict import predict
 from querybox.inspect.attention import AttentionMaps
@@ -328,7 +329,7 @@ def test_exports_detect_the_same(tmp_path: Path) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
     (ours,) = detector.predict(picture, threshold=0.0)
     program, card = trace(detector), Card.of(detector, "float32")
-    for to, suffix in SUFFIXES.items():
+    for to, suffix in EXPORTED.items():
         engine = write_model(program, tmp_path / f"model{suffix}", card, detector, to)
         assert verify(detector, engine).scores < 1e-4
         (theirs,) = predict(engine, picture, threshold=0.0)

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from querybox import Detector, export, load, read_dataset
+from querybox.checkpoints.find import EXPORTED, Format
 from querybox.data import DetectionData
 from querybox.evaluation.evaluate import coco_metrics
-from querybox.exporting.write import SUFFIXES, Format
 from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine
 from querybox.inference.predict import detect_frames
@@ -190,7 +190,7 @@ def same_when_exported(model: str, folder: Path, long: bool) -> str:
     frames = list(frames_of(data))[: LONG // 5]
     told, held = [f"AP {expected:.4f}"], expected > 0.001 or not long
     for to in get_args(Format) if long else ("onnx",):
-        file = folder / f"model{SUFFIXES[to]}"
+        file = folder / f"model{EXPORTED[to]}"
         export(detector, file, to=to)
         engine = load(file, trusted=True)
         off = max(abs(precision(engine, data, size) - expected) for size in (1, 2, 8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from querybox.checkpoints.hub import CONFIG, WEIGHTS, fetch, is_hub_name
 from querybox.errors import CheckpointError
@@ -11,8 +12,11 @@ BEST, LAST = "best.safetensors", "last.safetensors"
 """Detectors in the folder of a training run; the best is preferred."""
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".index.json")
 """Suffixes of weights files, or of indices of sharded ones."""
+Format = Literal["onnx", "openvino", "torch"]
+EXPORTED: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+"""Suffixes of exported models, by format."""
 OTHER_KINDS = {
-    **dict.fromkeys((".onnx", ".xml", ".pt2"), "an exported model; open it with querybox.load"),
+    **dict.fromkeys(EXPORTED.values(), "an exported model; open it with querybox.load"),
     **dict.fromkeys((".yaml", ".yml"), "a run file; train with it: querybox train"),
     **dict.fromkeys((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"), "an image"),
     **dict.fromkeys((".json", ".csv", ".txt"), "text, such as annotations or settings"),
@@ -28,6 +32,11 @@ def is_model(path: Path) -> bool:
     """Return whether a path is a weights file, a folder with one, or a name on the Hub, rather than a dataset."""
     is_file = path.name.endswith(SUFFIXES) or is_hub_name(path)
     return is_file or any((path / name).is_file() for name in (BEST, LAST, CONFIG))
+
+
+def is_exported(path: Path) -> bool:
+    """Return whether the suffix of a path is that of an exported model, in lower or upper case."""
+    return path.suffix.lower() in EXPORTED.values()
 
 
 def find_weights(path: str | Path) -> Path:

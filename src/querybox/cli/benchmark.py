@@ -46,14 +46,13 @@ def benchmark(
     from rich.console import Console
 
     from querybox.benchmark import benchmark as run
-    from querybox.checkpoints.find import find_weights
-    from querybox.exporting import EXPORTED
+    from querybox.checkpoints.find import find_weights, is_exported
 
     if not models:
         raise ConfigError(
             "querybox benchmark got no model; expected a checkpoint, a run folder or an exported model"
         )
-    paths = [path if path.suffix in EXPORTED else find_weights(path) for path in models]
+    paths = [path if is_exported(path) else find_weights(path) for path in models]
     shape = None if size is None else parse_size(size)
     with Console(stderr=True).status("Measuring"):
         result = run(paths, size=shape, batch_size=batch_size, trusted=trust)

@@ -38,17 +38,16 @@ def export(
         calibrate: For int8: a dataset with images like those to predict on. AP on it is measured before and after.
         split: Split of that dataset.
     """
-    from querybox.checkpoints.find import find_weights
+    from querybox.checkpoints.find import EXPORTED, find_weights
     from querybox.data import read_dataset
     from querybox.detector import Detector
     from querybox.exporting import export as run
-    from querybox.exporting.write import SUFFIXES
 
     if split is not None and calibrate is None:
         raise ConfigError("--split got a split of the calibration data; expected --calibrate as well")
     source = find_weights(model)
     detector = Detector.load(source)
-    target = file or source.with_suffix(SUFFIXES[to])
+    target = file or source.with_suffix(EXPORTED[to])
     data = None if calibrate is None else read_dataset(calibrate, split)
     done = run(detector, target, to=to, precision=precision, calibration=data)
     checked = done.verification

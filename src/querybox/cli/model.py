@@ -36,10 +36,10 @@ def load_model(path: Path, *, trusted: bool, precision: Precision = "float32") -
     """
     import torch
 
+    from querybox.checkpoints.find import is_exported
     from querybox.detector import load
-    from querybox.exporting import EXPORTED
 
-    if path.suffix not in EXPORTED:
+    if not is_exported(path):
         detector = load_detector(path)
         return detector.optimize(dtype=torch.bfloat16) if precision == "bf16" else detector
     if precision != "float32":

@@ -1,7 +1,7 @@
 """Export of detectors to ONNX, OpenVINO and `torch.export` files, and engines that run these files."""
 
 from querybox.exporting.engine import ExportedModel
-from querybox.exporting.load import EXPORTED, load_exported
+from querybox.exporting.load import load_exported
 from querybox.exporting.write import Exported, export
 
-__all__ = ["EXPORTED", "Exported", "ExportedModel", "export", "load_exported"]
+__all__ = ["Exported", "ExportedModel", "export", "load_exported"]

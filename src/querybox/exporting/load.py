@@ -8,9 +8,6 @@ from querybox.errors import CheckpointError
 from querybox.exporting import onnx, openvino, torch
 from querybox.exporting.engine import ExportedModel
 
-EXPORTED = (".onnx", ".xml", ".pt2")
-"""Suffixes of exported models."""
-
 
 def load_exported(path: str | Path, *, trusted: bool = False) -> ExportedModel:
     """Load an exported model. Its suffix determines the format: ``.onnx``, ``.xml`` (OpenVINO) or ``.pt2`` (PyTorch).
@@ -25,8 +22,10 @@ def load_exported(path: str | Path, *, trusted: bool = False) -> ExportedModel:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    match path.suffix:
+        raise CheckpointError(
+            f"{path}: no such file; expected an exported model: check the path, or export it first"
+        )
+    match path.suffix.lower():
         case ".onnx":
             return onnx.load(path)
         case ".xml":

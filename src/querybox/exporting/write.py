@@ -5,10 +5,11 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 from torch.export import ExportedProgram
 
+from querybox.checkpoints.find import EXPORTED, Format
 from querybox.data import DetectionData
 from querybox.errors import ConfigError
 from querybox.evaluation.evaluate import evaluate
@@ -20,9 +21,6 @@ from querybox.exporting.graph import decoder_nodes, trace
 from querybox.exporting.load import load_exported
 from querybox.exporting.quantise import quantise
 from querybox.modules.detector import DetectionTransformer
-
-Format = Literal["onnx", "openvino", "torch"]
-SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +58,13 @@ def export(
         calibration: For ``"int8"``: labelled images representative of those that the model will be used on.
 
     Raises:
-        ConfigError: The arguments are inconsistent, or the calibration data have other classes than the detector.
+        ConfigError: An argument is invalid, the arguments are inconsistent, or the calibration data have other classes
+            than the detector.
         ExportError: The outputs differ; nothing was written.
         MissingExtraError: The packages of the format are not installed.
     """
     path = Path(path)
+    check_values(detector, to, precision)
     check_arguments(path, to, precision, calibration)
     program, card = trace(detector), Card.of(detector, precision)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,10 +79,22 @@ def export(
     return Exported(files=tuple(sorted(written, key=path.__ne__)), verification=verification, AP=precisions)
 
 
+def check_values(detector: object, to: object, precision: object) -> None:
+    """Raise `ConfigError` if an argument of `export` is of another type, or not one of the choices."""
+    if not isinstance(detector, DetectionTransformer):
+        raise ConfigError(
+            f"export got an object of type {type(detector).__name__}; expected a Detector: pass the one that it was "
+            "made from, or load its checkpoint with Detector.load"
+        )
+    for name, value, choices in (("to", to, EXPORTED), ("precision", precision, get_args(Precision))):
+        if value not in choices:
+            raise ConfigError(f"export got {name}={value!r}; expected one of {', '.join(map(repr, choices))}")
+
+
 def check_arguments(path: Path, to: Format, precision: Precision, calibration: DetectionData | None) -> None:
     """Raise `ConfigError` if the arguments of `export` are inconsistent."""
-    if path.suffix != SUFFIXES[to]:
-        raise ConfigError(f"{path}: expected the suffix {SUFFIXES[to]} for {to}")
+    if path.suffix != EXPORTED[to]:
+        raise ConfigError(f"{path}: expected the suffix {EXPORTED[to]} for {to}")
     if precision != "float32" and to != "openvino":
         raise ConfigError(
             f"export got precision '{precision}' for {to}; only openvino supports it; expected float32"
