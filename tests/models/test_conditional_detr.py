@@ -348,4 +348,4 @@ def test_a_diagnosis_knows_it() -> None:
     assert "model.queries" not in collapsed.cure  # no softmax is shared out among them
     short = too_few_steps(make_run(**failed | {"history": {"AP50": [0.001] * 9, "step": list(range(1, 10))}}))
     assert short is not None
-    assert short.evidence["steps that such a model takes to begin to find objects"] == 500
+    assert short.evidence["steps until such a model begins to detect objects"] == 500
