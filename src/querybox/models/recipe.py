@@ -202,7 +202,7 @@ class Recipe(Settings):
         ]
 
     def num_rows(self, categories: Sequence[Category]) -> int:
-        """Return how many rows the class head has, one for each class and those that belong to none.
+        """Return the number of rows of the class head, one per class plus the unused ones.
 
         Raises:
             ConfigError: `unused_rows` repeats a row, or names one that the head does not have.
