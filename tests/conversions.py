@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from tiny_models import PUBLIC
 from torch import Tensor
 
 from querybox.checkpoints.convert import System
 from querybox.models import Recipe
 from querybox.structures import Category
 
-TINY: dict[str, Any] = {
-    "backbone": "resnet18.tv_in1k",
-    "width": 8,
-    "heads": 2,
-    "feedforward": 12,
-    "encoder_layers": 1,
-    "decoder_layers": 2,
-    "queries": 5,
-}
+TINY = {**PUBLIC, "width": 8, "heads": 2, "feedforward": 12, "queries": 5}
 TARGETS: dict[System, str] = {
     "facebook": "facebook.pth",
     "mmdet2": "mmdet2.pth",

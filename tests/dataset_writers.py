@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 Box = tuple[float, float, float, float]
@@ -107,3 +108,37 @@ def yolo_text(image: Drawn, names: Sequence[str]) -> str:
         f"{(x1 - x0) / width!r} {(y1 - y0) / height!r}\n"
         for name, (x0, y0, x1, y1) in image.objects
     )
+
+
+def write_boxes(
+    folder: Path, size: tuple[int, int], sides: tuple[int, int], kept: dict[int, int] | None = None
+) -> Path:
+    """Write eight noisy images, each with a red and a blue box, as a COCO dataset.
+
+    Args:
+        folder: Where; it is made.
+        size: (width, height) of the images in pixels.
+        sides: The shortest side of a box, and one more than the longest.
+        kept: How many boxes an image has, by its number from 1 to 8, where that is fewer than two.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    width, height = size
+    rng = np.random.default_rng(7)
+    annotations: list[dict[str, Any]] = []
+    for number in range(1, 9):
+        pixels = rng.integers(90, 160, (height, width, 3), dtype=np.uint8)
+        colors = ((1, (220, 30, 30)), (2, (30, 30, 220)))
+        for label, color in colors[: (kept or {}).get(number, 2)]:
+            w, h = rng.integers(*sides, 2).tolist()
+            x, y = int(rng.integers(0, width - w)), int(rng.integers(0, height - h))
+            pixels[y : y + h, x : x + w] = color
+            box = {"image_id": number, "category_id": label, "bbox": [x, y, w, h]}
+            annotations.append({"id": len(annotations) + 1, **box})
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    images = [
+        {"id": number, "file_name": f"{number}.png", "width": width, "height": height}
+        for number in range(1, 9)
+    ]
+    categories = [{"id": 1, "name": "red"}, {"id": 2, "name": "blue"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    return write_json(folder / "boxes.json", content)

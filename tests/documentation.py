@@ -21,19 +21,12 @@ from typing import Any
 import yaml
 from PIL import Image
 from sybil import Example
+from tiny_models import TINY
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "blood_cells"
-TINY_MODEL: dict[str, Any] = {
-    "backbone": "test_resnet",
-    "backbone_weights": None,
-    "width": 32,
-    "heads": 4,
-    "feedforward": 64,
-    "encoder_layers": 1,
-    "decoder_layers": 2,
-}
+MODEL = {**TINY, "backbone_weights": None, "queries": 100}
 SMALL: dict[str, dict[str, Any]] = {
-    "model": TINY_MODEL,
+    "model": MODEL,
     "data": {"image_size": 60, "workers": 0},
     "train": {"epochs": 1, "batch_size": 4},
 }
@@ -53,9 +46,7 @@ def enter(namespace: dict[str, Any]) -> None:
         Image.new("RGB", (80, 60), "pink").save(name)
     from querybox import Detector, Preprocessing, read_dataset
 
-    detector = Detector.from_recipe(
-        "detr_r50", categories=read_dataset("my_data", "val").categories, **TINY_MODEL
-    )
+    detector = Detector.from_recipe("detr_r50", categories=read_dataset("my_data", "val").categories, **MODEL)
     detector.preprocessing = Preprocessing(short_side=60, long_side=100)
     detector.save("model.safetensors")
     detector.save("examples/blood_cells/weights.safetensors")
@@ -95,7 +86,7 @@ def write_public_checkpoint(file: Path) -> None:
     from querybox.models import find
     from querybox.models.layouts.facebook import FACEBOOK
 
-    small = {**TINY_MODEL, "backbone": "resnet18", "heads": 8, "unused_rows": coco.UNUSED_ROWS}
+    small = {**MODEL, "backbone": "resnet18", "heads": 8, "unused_rows": coco.UNUSED_ROWS}
     detector = find("detr_r50").replace(**small).build(coco.CATEGORIES)
     torch.save({"model": FACEBOOK.to_theirs(detector.state_dict())}, file)
 

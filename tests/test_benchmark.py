@@ -3,11 +3,11 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
+from tiny_models import TINY
 
 from querybox import benchmark as module
 from querybox.benchmark import (
@@ -24,16 +24,6 @@ from querybox.cli.benchmark import results_table
 from querybox.detector import Detector
 from querybox.errors import CheckpointError, ConfigError
 from querybox.structures import Preprocessing
-
-TINY: dict[str, Any] = {
-    "backbone": "test_resnet",
-    "width": 16,
-    "heads": 2,
-    "feedforward": 32,
-    "encoder_layers": 1,
-    "decoder_layers": 1,
-    "queries": 5,
-}
 
 
 @pytest.fixture(scope="module")

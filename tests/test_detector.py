@@ -8,21 +8,12 @@ from typing import Any
 import pytest
 import torch
 from numpy.random import default_rng
+from tiny_models import TINY
 
 import querybox as qb
 from querybox.exporting import ExportedModel
 from querybox.models.layouts.facebook import FACEBOOK
 from querybox.structures import Category
-
-TINY: dict[str, Any] = {
-    "backbone": "test_resnet",
-    "width": 16,
-    "heads": 2,
-    "feedforward": 16,
-    "encoder_layers": 1,
-    "decoder_layers": 1,
-    "queries": 5,
-}
 
 
 @pytest.fixture

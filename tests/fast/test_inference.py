@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import TINY
 from torch import nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,15 +23,7 @@ from querybox.fast.inference import SIZES, CachedCells
 from querybox.modules.encoder import Encoder
 from querybox.structures import Predictions
 
-TINY: dict[str, Any] = {
-    "backbone": "test_resnet",
-    "width": 32,
-    "heads": 4,
-    "feedforward": 64,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "queries": 9,
-}
+DEEP = {**TINY, "encoder_layers": 2}
 Change = Callable[[nn.Module], None]
 
 
@@ -57,7 +50,7 @@ def assert_same(ours: Predictions, theirs: Predictions, tolerance: float = 1e-4)
 @pytest.fixture
 def detector(trained: Change) -> Detector:
     torch.manual_seed(0)
-    detector = Detector.from_recipe("detr_r18", num_classes=3, **TINY).eval()
+    detector = Detector.from_recipe("detr_r18", num_classes=3, **DEEP).eval()
     trained(detector)
     return detector
 
@@ -82,7 +75,7 @@ def detector(trained: Change) -> Detector:
 @torch.no_grad()
 def test_answers_are_the_same(recipe: str, settings: dict[str, Any], trained: Change) -> None:
     torch.manual_seed(0)
-    detector = Detector.from_recipe(recipe, num_classes=3, **{**TINY, **settings})
+    detector = Detector.from_recipe(recipe, num_classes=3, **{**DEEP, **settings})
     trained(detector)
     optimized = detector.optimize()  # in training mode: it does not matter
     detector.eval()
@@ -95,7 +88,7 @@ def test_answers_are_the_same(recipe: str, settings: dict[str, Any], trained: Ch
 def test_boxes_are_measured_from_the_same_place_at_the_edge() -> None:
     """DINO keeps references further from 0 and 1 than Deformable DETR does."""
     torch.manual_seed(0)
-    detector = Detector.from_recipe("dino_r50", num_classes=3, **TINY)
+    detector = Detector.from_recipe("dino_r50", num_classes=3, **DEEP)
     for name, parameter in detector.named_parameters():
         if name.startswith("queries.proposals.box_head") and parameter.shape == (4,):
             parameter.fill_(20.0)
@@ -224,7 +217,7 @@ def count(graph, _):
 
 
 torch.compile = lambda function, **options: compiled(function, backend=count, **options)
-detector = Detector.from_recipe("detr_r18", num_classes=3, **TINY).eval()
+detector = Detector.from_recipe("detr_r18", num_classes=3, **DEEP).eval()
 optimized = detector.optimize(compile=True)
 
 
@@ -246,7 +239,7 @@ assert len(graphs) <= 7, len(graphs)  # once more with padding, for any batch si
 
 def test_compiled_once_for_all_sizes() -> None:
     """In a program of its own, where no shapes are checked: the checks would be compiled too."""
-    subprocess.run([sys.executable, "-c", f"TINY = {TINY}\n{COMPILED}"], check=True)
+    subprocess.run([sys.executable, "-c", f"DEEP = {DEEP}\n{COMPILED}"], check=True)
 
 
 class Backwards(nn.Module):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_models import TINY
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.testing import assert_close
@@ -28,16 +29,7 @@ from querybox.modules.decoder import Decoder
 from querybox.structures import DetectorOutput, Memory, Predictions, Queries
 
 Change = Callable[[nn.Module], None]
-TINY: dict[str, Any] = {
-    "backbone": "test_resnet",
-    "width": 32,
-    "heads": 4,
-    "feedforward": 64,
-    "encoder_layers": 1,
-    "decoder_layers": 2,
-    "queries": 9,
-    "dropout": 0.0,
-}
+EXACT = {**TINY, "dropout": 0.0}
 IMAGES = ImageBatch.from_images(
     [torch.randint(256, (3, 64, 96), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)]
 )
@@ -46,7 +38,7 @@ TARGETS = [Target(boxes=torch.tensor([[0.3, 0.4, 0.2, 0.3]]), labels=torch.tenso
 
 def make_detector(trained: Change, recipe: str = "detr_r18") -> Detector:
     torch.manual_seed(0)
-    detector = Detector.from_recipe(recipe, num_classes=3, **TINY)
+    detector = Detector.from_recipe(recipe, num_classes=3, **EXACT)
     trained(detector)
     return detector
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import TINY
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.autograd.graph import saved_tensors_hooks
@@ -30,20 +31,11 @@ from querybox.structures import ImageBatch, Target
 from querybox.training.optim import build_optimizer
 from querybox.training.settings import TrainSettings
 
-TINY: dict[str, Any] = {
-    "width": 32,
-    "heads": 4,
-    "feedforward": 64,
-    "encoder_layers": 1,
-    "decoder_layers": 2,
-    "queries": 10,
-}
-
 
 def detector(backbone: str = "test_resnet", *, recipe: str = "detr_r50", **settings: Any) -> Detector:
     torch.manual_seed(0)
     found = Detector.from_recipe(
-        recipe, num_classes=3, backbone=backbone, **{**TINY, "dropout": 0.0, **settings}
+        recipe, num_classes=3, **{**TINY, "backbone": backbone, "dropout": 0.0, **settings}
     )
     assert isinstance(found.backbone, Backbone)
     shake(found.backbone)

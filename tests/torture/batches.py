@@ -12,6 +12,7 @@ from typing import get_args
 
 import torch
 from PIL import Image
+from tiny_models import TINY
 
 from querybox import Detector, export, load, read_dataset
 from querybox.checkpoints.find import EXPORTED, Format
@@ -23,7 +24,6 @@ from querybox.inference.predict import detect_frames
 from querybox.inference.sources import Frame, find_sources, read_frames
 from querybox.structures import Preprocessing
 from torture.case import Case, require
-from torture.samples import TINY
 
 ROOT = Path(__file__).parents[2]
 CELLS = ROOT / "examples" / "blood_cells"
@@ -89,9 +89,7 @@ def tiny_detector(data: DetectionData) -> Detector:
     """Return a plain DETR of random weights: each of its scores is about 1 / (C + 1)."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        detector = Detector.from_recipe(
-            "detr_r50", categories=data.categories, **TINY | {"backbone": "test_resnet"}
-        )
+        detector = Detector.from_recipe("detr_r50", categories=data.categories, **TINY)
     detector.preprocessing = SIZES
     return detector.eval()
 

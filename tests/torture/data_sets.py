@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from dataset_writers import write_json
 from PIL import Image
+from tiny_models import TRAINABLE
 
 from querybox import Detector, RunSettings
 from querybox.errors import DataError
@@ -20,16 +22,7 @@ from torture.case import require
 Document = dict[str, Any]
 
 NAMES = ("red", "blue")
-MODEL: dict[str, Any] = {
-    "backbone": "test_efficientnet",
-    "backbone_weights": None,
-    "width": 16,
-    "heads": 2,
-    "feedforward": 32,
-    "encoder_layers": 1,
-    "decoder_layers": 2,
-    "queries": 6,
-}
+MODEL = {**TRAINABLE, "width": 16, "heads": 2, "feedforward": 32, "queries": 6}
 
 
 def write_coco(folder: Path, count: int, size: tuple[int, int] = (48, 32)) -> Path:
@@ -62,12 +55,6 @@ def jpeg(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="JPEG")
     return file.getvalue()
-
-
-def write_json(path: Path, content: object) -> Path:
-    """Write a JSON file, NaN and infinity as Python's literals."""
-    path.write_text(json.dumps(content), encoding="utf-8")
-    return path
 
 
 def change(path: Path, spoil: Callable[[Document], object]) -> Path:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from dataset_writers import write_json
 from PIL import Image
 
 from querybox import Criterion, ImageBatch, validate
@@ -17,7 +18,7 @@ from querybox.data.findings import DataFinding
 from querybox.data.image import ORIENTATION
 from querybox.errors import ImageError
 from torture.case import Case, require
-from torture.data_sets import tiny_detector, write_json
+from torture.data_sets import tiny_detector
 
 UNDO = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
 """By EXIF orientation, how an upright image becomes the stored one (`PIL.Image.Transpose`)."""

@@ -23,9 +23,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
-from PIL import Image
+from dataset_writers import write_boxes
 from safetensors.torch import save_file
 
 from querybox.checkpoints import files, native
@@ -71,33 +70,11 @@ class Plan:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def write_boxes(folder: Path) -> Path:
-    """Write eight noisy images, each with a red and a blue box, as a COCO dataset."""
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(7)
-    annotations: list[dict[str, Any]] = []
-    for number in range(1, 9):
-        pixels = rng.integers(90, 160, (48, 64, 3), dtype=np.uint8)
-        for label, color in ((1, (220, 30, 30)), (2, (30, 30, 220))):
-            w, h = rng.integers(12, 30, 2).tolist()
-            x, y = int(rng.integers(0, 64 - w)), int(rng.integers(0, 48 - h))
-            pixels[y : y + h, x : x + w] = color
-            annotations.append(
-                {"id": len(annotations) + 1, "image_id": number, "category_id": label, "bbox": [x, y, w, h]}
-            )
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-    images = [{"id": n, "file_name": f"{n}.png", "width": 64, "height": 48} for n in range(1, 9)]
-    categories = [{"id": 1, "name": "red"}, {"id": 2, "name": "blue"}]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    (folder / "boxes.json").write_text(json.dumps(content))
-    return folder / "boxes.json"
-
-
 def settings_of(folder: Path, output: str, *, workers: int = 0, **train: Any) -> RunSettings:
     """Return the settings of a run on the boxes in `folder`, which are written if need be."""
     boxes = folder / "boxes" / "boxes.json"
     if not boxes.exists():
-        write_boxes(boxes.parent)
+        write_boxes(boxes.parent, (64, 48), sides=(12, 30))
     return RunSettings.parse(
         {
             "recipe": "detr_r50",

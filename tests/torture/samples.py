@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny_models import PUBLIC
 from torch import Tensor, nn
 
 from querybox import Detector, read_dataset
@@ -25,15 +26,7 @@ from querybox.models.layouts.idea import IDEA
 from querybox.structures import Category, Preprocessing
 from querybox.training.checkpoint import Progress, RunCheckpoint
 
-TINY: dict[str, Any] = {
-    "backbone": "resnet18.tv_in1k",
-    "width": 32,
-    "heads": 4,
-    "feedforward": 8,
-    "encoder_layers": 1,
-    "decoder_layers": 2,
-    "queries": 5,
-}
+MODEL = {**PUBLIC, "feedforward": 8, "queries": 5}
 NAMES = ("cat", "dog")
 
 
@@ -138,7 +131,7 @@ def write_images(folder: Path) -> dict[str, str]:
 
 def write_ours(folder: Path) -> dict[str, str]:
     """Write a detector, and its card by itself: `read_ours` puts that into the file, under a checksum that fits."""
-    detector = Detector.from_recipe("detr_r50", num_classes=2, **TINY | {"backbone": "test_resnet"})
+    detector = Detector.from_recipe("detr_r50", num_classes=2, **MODEL | {"backbone": "test_resnet"})
     detector.preprocessing = Preprocessing(short_side=32, long_side=64)
     detector.save(folder / "model.safetensors")
     _, card = native.read(folder / "model.safetensors")
@@ -202,8 +195,8 @@ def tiny_state(recipe: Recipe) -> dict[str, Tensor]:
 
 def write_pickled(folder: Path) -> dict[str, str]:
     """Write what the authors of DETR and DINO publish, as a zip file and as it was before."""
-    detr = FACEBOOK.to_theirs(tiny_state(DETR().replace(**TINY)))
-    dino = IDEA.to_theirs(tiny_state(DINO().replace(**TINY)))
+    detr = FACEBOOK.to_theirs(tiny_state(DETR().replace(**MODEL)))
+    dino = IDEA.to_theirs(tiny_state(DINO().replace(**MODEL)))
     torch.save({"model": detr, "epoch": 3}, folder / "detr.pth")
     torch.save({"model": detr}, folder / "old.pth", _use_new_zipfile_serialization=False)
     torch.save({"model": dino, "optimizer": {"state": {0: torch.ones(2)}}}, folder / "dino.bin")
@@ -212,7 +205,7 @@ def write_pickled(folder: Path) -> dict[str, str]:
 
 def write_folder(folder: Path) -> dict[str, str]:
     """Write a folder of transformers: weights, configuration, and an index of the same weights in two files."""
-    recipe = DETR().replace(**TINY)
+    recipe = DETR().replace(**MODEL)
     tensors = HUGGINGFACE.to_theirs(tiny_state(recipe))
     save_file(tensors, folder / "model.safetensors")
     files = {

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tiny_models import TINY, TRAINABLE
 from torch.testing import assert_close
 
 from querybox import Category, Detector, ImageBatch, RunSettings, read_dataset, train
@@ -29,14 +30,7 @@ from querybox.training.start import build_detector, resolve
 
 COCO_SAMPLE = Path(__file__).parent.parent / "data" / "coco_sample"
 CELLS = Path(__file__).parent.parent.parent / "examples" / "blood_cells"
-SMALL: dict[str, Any] = {
-    "width": 32,
-    "feedforward": 64,
-    "encoder_layers": 1,
-    "decoder_layers": 2,
-    "queries": 10,
-}
-TINY: dict[str, Any] = {**SMALL, "backbone": "test_efficientnet", "heads": 4}
+SMALL = {name: TINY[name] for name in TINY if name not in ("backbone", "heads")}
 PETS = tuple(Category(id=number, name=name) for number, name in enumerate(("cat", "dog", "ant")))
 
 
@@ -145,8 +139,8 @@ def test_names_match(ours: list[str], theirs: list[str], expected: dict[int, int
 
 @pytest.mark.parametrize("queries", [4, 10, 25])
 def test_queries_are_kept_as_far_as_they_go(queries: int) -> None:
-    source = pretrained(categories=PETS, **TINY)
-    tuned = pretrained(categories=PETS, **{**TINY, "queries": queries})
+    source = pretrained(categories=PETS, **TRAINABLE)
+    tuned = pretrained(categories=PETS, **{**TRAINABLE, "queries": queries})
     fresh = tuned.queries.position.detach().clone()  # type: ignore[operator]
     initialize_from(tuned, source, "file")
     both = min(queries, 10)
@@ -164,13 +158,13 @@ RELATIVES: dict[str, tuple[str, ...]] = {  # and the classes of the tuned model
 
 @pytest.mark.parametrize("recipe", RELATIVES)
 def test_relatives_keep_classes_by_name(recipe: str) -> None:
-    source = pretrained(recipe, categories=(Category(id=9, name="gnu"), *PETS), unused_rows=(0,), **TINY)
+    source = pretrained(recipe, categories=(Category(id=9, name="gnu"), *PETS), unused_rows=(0,), **TRAINABLE)
     with torch.no_grad():
         for parameter in source.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     names = RELATIVES[recipe] + (("gnu",) if recipe == "dino_r50" else ())
     tuned = pretrained(
-        recipe, categories=[Category(id=label, name=name) for label, name in enumerate(names)], **TINY
+        recipe, categories=[Category(id=label, name=name) for label, name in enumerate(names)], **TRAINABLE
     )
     initialize_from(tuned, source, "file")
     batch = ImageBatch.from_images([torch.randint(256, (3, 64, 96), dtype=torch.uint8)])
@@ -188,8 +182,8 @@ def test_relatives_keep_classes_by_name(recipe: str) -> None:
 
 
 def test_a_relative_of_which_no_class_is_known() -> None:
-    source = pretrained("dino_r50", categories=PETS, **TINY)
-    tuned = pretrained("dino_r50", categories=[Category(id=0, name="bee")], **{**TINY, "queries": 12})
+    source = pretrained("dino_r50", categories=PETS, **TRAINABLE)
+    tuned = pretrained("dino_r50", categories=[Category(id=0, name="bee")], **{**TRAINABLE, "queries": 12})
     fresh = {name: tensor.clone() for name, tensor in tuned.state_dict().items()}
     initialize_from(tuned, source, "file")
     for name in (
@@ -221,7 +215,7 @@ def test_training_with_more_queries_stays_finite(
 def test_a_run_is_repeated_from_its_settings(
     run_settings: Callable[..., RunSettings], tmp_path: Path
 ) -> None:
-    source = pretrained("detr_r50", categories=PETS, **TINY)
+    source = pretrained("detr_r50", categories=PETS, **TRAINABLE)
     source.save(tmp_path / "pets.safetensors")
     values = run_settings("run", epochs=1).model_dump(exclude={"recipe", "model"})
     first = train(RunSettings.parse({**values, "weights": str(tmp_path / "pets.safetensors")}))
@@ -235,7 +229,7 @@ def test_a_run_is_repeated_from_its_settings(
 
 
 def test_images_are_normalised_as_the_weights_expect_and_sized_as_the_data_say(tmp_path: Path) -> None:
-    source = pretrained("detr_r50", categories=PETS, **TINY)
+    source = pretrained("detr_r50", categories=PETS, **TRAINABLE)
     source.preprocessing = type(source.preprocessing)(
         mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0), short_side=320
     )
