@@ -157,7 +157,9 @@ def test_a_card_that_a_stranger_wrote(card: str, tmp_path: Path) -> None:
 def test_a_detector_composed_by_hand_says_why_it_cannot_be_saved(tmp_path: Path) -> None:
     detector = tiny()
     detector.recipe = None
-    with pytest.raises(CheckpointError, match="not built by a recipe"):
+    with pytest.raises(
+        CheckpointError, match=r"not built by a recipe.*; build it with Detector\.from_recipe"
+    ):
         detector.save(tmp_path / "model.safetensors")
 
 

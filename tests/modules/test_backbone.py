@@ -73,8 +73,12 @@ def test_a_fresh_backbone_has_frozen_batch_norms() -> None:
 def test_unknown_model_and_stride() -> None:
     with pytest.raises(ConfigError, match="backbone 'resnet51'"):
         Backbone("resnet51")
-    with pytest.raises(ConfigError, match=r"no feature map of stride 64; it has \[2, 4, 8, 16, 32\]"):
+    with pytest.raises(
+        ConfigError, match=r"no feature map of stride 64; it has \[2, 4, 8, 16, 32\]: choose one"
+    ):
         Backbone("resnet18", strides=(64,))
+    with pytest.raises(ConfigError, match=r"stride 32; it has \[2, 4, 8, 16\]: set stride=16"):
+        Backbone("resnet50", strides=(32,), dilation=True)
 
 
 def test_weights_from_a_file(tmp_path: Path) -> None:

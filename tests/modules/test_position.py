@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from querybox.errors import ConfigError
 from querybox.modules.position import LearnedPositionEncoding, SinePositionEncoding
 
 
@@ -42,5 +43,5 @@ def test_learned_is_columns_then_rows() -> None:
 
 
 def test_learned_names_its_limit() -> None:
-    with pytest.raises(ValueError, match="5x3 cells, expected at most 4"):
+    with pytest.raises(ConfigError, match="5x3 cells, expected at most 4 per side; use smaller images"):
         LearnedPositionEncoding(8, limit=4)(torch.zeros(1, 5, 3, dtype=torch.bool))

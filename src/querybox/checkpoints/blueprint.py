@@ -58,7 +58,8 @@ def save(detector: DetectionTransformer, path: str | Path, *, dtype: torch.dtype
     """Write a detector to a file; see `Detector.save`."""
     if detector.recipe is None:
         raise CheckpointError(
-            f"{path}: it was not built by a recipe, so there are no settings to rebuild it from"
+            f"{path}: the detector was not built by a recipe, so there are no settings to rebuild it from; build it "
+            "with Detector.from_recipe, or save its state_dict() with torch.save"
         )
     tensors = {
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor

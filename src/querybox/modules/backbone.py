@@ -42,8 +42,9 @@ class Backbone(nn.Module):
         deepest = {reduction: index for index, reduction in enumerate(levels.reduction())}
         for stride in (*strides, *([frozen_stride] if frozen_stride else [])):
             if stride not in deepest:
+                cure = "set stride=16, that of a dilated last stage" if dilation else "choose one of these"
                 raise ConfigError(
-                    f"backbone '{name}' has no feature map of stride {stride}; it has {sorted(deepest)}"
+                    f"backbone '{name}' has no feature map of stride {stride}; it has {sorted(deepest)}: {cure}"
                 )
         indices = tuple(deepest[stride] for stride in strides)
         body: Any = timm.create_model(

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from querybox.errors import ConfigError
 from querybox.structures import Memory
 
 
@@ -89,13 +90,14 @@ class LearnedPositionEncoding(nn.Module):
         """Encode every cell of a map with the shape of `padding_mask`.
 
         Raises:
-            ValueError: The map has more cells per side than `limit`.
+            ConfigError: The map has more cells per side than `limit`.
         """
         batch, height, width = padding_mask.shape
         if max(height, width) > len(self.rows):
-            raise ValueError(
+            raise ConfigError(
                 f"learned positional encoding: the feature map has {height}x{width} cells, expected at most "
-                f"{len(self.rows)} per side; use smaller images, a larger stride, or position='sine'"
+                f"{len(self.rows)} per side; use smaller images: lower short_side and long_side of the detector's "
+                "preprocessing, or train a model with position='sine'"
             )
         y = self.rows[:height, None].expand(-1, width, -1)
         x = self.columns[None, :width].expand(height, -1, -1)
