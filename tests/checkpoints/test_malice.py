@@ -126,8 +126,9 @@ def test_the_tar_format_of_old_is_refused(tmp_path: Path) -> None:
             member = tarfile.TarInfo(name)
             member.size = len(HARMFUL_PICKLE)
             archive.addfile(member, io.BytesIO(HARMFUL_PICKLE))
-    with pytest.raises(CheckpointError, match=r"legacy \.tar format"):
+    with pytest.raises(CheckpointError, match=r"legacy \.tar format") as caught:
         read_checkpoint_file(path)
+    assert "weights_only` set to `False`" not in str(caught.value)
 
 
 def test_a_compressed_record_is_refused(tmp_path: Path) -> None:
@@ -163,3 +164,12 @@ def test_an_index_leads_to_files_beside_it_alone(shard: object, tmp_path: Path) 
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"weight": shard}}))
     with pytest.raises(CheckpointError, match=r"corrupt index|absent\.bin: no such weights file"):
         read_checkpoint_file(folder)
+
+
+def test_weights_of_an_openvino_model_are_named(tmp_path: Path) -> None:
+    (tmp_path / "x.bin").write_bytes(bytes(64))
+    (tmp_path / "x.xml").write_text("<net/>")
+    with pytest.raises(
+        CheckpointError, match=r"x\.bin: the weights of an OpenVINO model; open .*x\.xml instead"
+    ):
+        read_checkpoint_file(tmp_path / "x.bin")

@@ -97,6 +97,9 @@ def read_pickled(path: Path) -> Any:
             "if the name looks random, the file is corrupt. Cure, if you trust its author: load it with "
             "torch.load(..., weights_only=False) in their environment, and torch.save its state dict alone"
         ) from error
+    model = path.with_suffix(".xml")
+    if path.suffix == ".bin" and model.is_file():
+        raise CheckpointError(f"{path}: the weights of an OpenVINO model; open {model} instead") from error
     raise unreadable_file(path, reason(error)) from error
 
 
@@ -112,8 +115,8 @@ def unpickle(path: Path) -> tuple[Any, Exception | None]:
 
 def reason(error: Exception) -> str:
     """Return the message of an error in one line, without PyTorch's advice to trust the file."""
-    text = re.sub(r"(?s).*WeightsUnpickler error: ", "", str(error))
-    return text.partition("\n")[0] or type(error).__name__
+    text = re.sub(r"(?s).*WeightsUnpickler error: ", "", str(error)).partition("\n")[0]
+    return text.partition(" In PyTorch 2.6, we changed")[0] or type(error).__name__
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
