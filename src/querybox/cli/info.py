@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from querybox.checkpoints.find import find_weights, is_model
+from cyclopts import Parameter
+
+from querybox.checkpoints.find import find_weights, is_exported, is_model
 from querybox.cli.tables import table
 
 if TYPE_CHECKING:
@@ -14,9 +16,17 @@ if TYPE_CHECKING:
 
     from querybox.checkpoints.read import LoadedDetector
     from querybox.data import DetectionData
+    from querybox.exporting.card import Card
+    from querybox.structures import Category, Preprocessing
 
 
-def info(target: Path | None = None, /, *, split: str | None = None) -> None:
+def info(
+    target: Path | None = None,
+    /,
+    *,
+    split: str | None = None,
+    trust: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
     """Describe a model, a run or a dataset; without an argument, the installation.
 
     ```
@@ -27,13 +37,18 @@ def info(target: Path | None = None, /, *, split: str | None = None) -> None:
     ```
 
     Args:
-        target: A checkpoint of any layout, a run folder, or a dataset: COCO, Pascal VOC or YOLO.
+        target: A checkpoint of any layout, a run folder, an exported model, or a dataset: COCO, Pascal VOC or YOLO.
         split: Split of the dataset, such as val; all of them by default.
+        trust: Allow a .pt2 file to execute the code that it contains.
     """
     from rich.console import Console
 
     if target is None:
         tables = [installed(), recipes()]
+    elif is_exported(target):
+        from querybox.exporting import load_exported
+
+        tables = [describe_exported(target, load_exported(target, trusted=trust).card)]
     elif is_model(target):
         from querybox.checkpoints.read import load_checkpoint
 
@@ -78,7 +93,6 @@ def recipes() -> Table:
 def describe_model(path: Path, loaded: LoadedDetector) -> Table:
     """Show the properties of the detector in a file, and how the file was interpreted."""
     detector = loaded.detector
-    preprocessing = detector.preprocessing
     numbers = [parameter.numel() for parameter in detector.parameters()]
     settings = detector.recipe.model_dump() if detector.recipe else {}
     return pairs(
@@ -88,15 +102,35 @@ def describe_model(path: Path, loaded: LoadedDetector) -> Table:
             "layout": loaded.layout,
             "assumed": "; ".join(loaded.assumptions) or "nothing",
             "parameters": f"{sum(numbers) / 1e6:.2f} M",
-            "classes": f"{len(detector.categories)}: {', '.join(each.name for each in detector.categories)}",
-            "image size": f"short side {preprocessing.short_side}, long side at most {preprocessing.long_side} pixels",
-            "resizing": f"as in {preprocessing.resizing}",
-            "boxes": "clipped to the image" if preprocessing.clip_boxes else "not clipped to the image",
-            "mean": ", ".join(f"{value:g}" for value in preprocessing.mean),
-            "std": ", ".join(f"{value:g}" for value in preprocessing.std),
+            **describe_use(detector.categories, detector.preprocessing),
             "recipe": ", ".join(f"{key}={value}" for key, value in settings.items()),
         },
     )
+
+
+def describe_exported(path: Path, card: Card) -> Table:
+    """Show the properties of an exported model."""
+    return pairs(
+        str(path),
+        {
+            "file": f"{path.stat().st_size / 1e6:.1f} MB",
+            "format": "an exported model",
+            "precision": card.precision,
+            **describe_use(card.categories, card.preprocessing),
+        },
+    )
+
+
+def describe_use(categories: Sequence[Category], preprocessing: Preprocessing) -> dict[str, str]:
+    """Return the classes and the preprocessing of a model in words."""
+    return {
+        "classes": f"{len(categories)}: {', '.join(each.name for each in categories)}",
+        "image size": f"short side {preprocessing.short_side}, long side at most {preprocessing.long_side} pixels",
+        "resizing": f"as in {preprocessing.resizing}",
+        "boxes": "clipped to the image" if preprocessing.clip_boxes else "not clipped to the image",
+        "mean": ", ".join(f"{value:g}" for value in preprocessing.mean),
+        "std": ", ".join(f"{value:g}" for value in preprocessing.std),
+    }
 
 
 def describe_data(path: Path, split: str | None) -> list[Table]:
