@@ -11,6 +11,8 @@ from numpy.random import default_rng
 from tiny_models import TINY
 
 import querybox as qb
+from querybox.checkpoints import native
+from querybox.errors import CheckpointError, ConfigError
 from querybox.exporting import ExportedModel
 from querybox.models.layouts.facebook import FACEBOOK
 from querybox.structures import Category
@@ -85,3 +87,38 @@ def test_all_that_runs_a_model_predicts_alike(detector: qb.Detector, tmp_path: P
         torch.testing.assert_close(found.scores, plain.scores, rtol=0, atol=1e-4)
         torch.testing.assert_close(found.boxes_xyxy, plain.boxes_xyxy, rtol=0, atol=1e-2)
     assert len(plain) > 0
+
+
+def test_settings_that_the_file_lacks(detector: qb.Detector, tmp_path: Path) -> None:
+    resnet = qb.Detector.from_recipe("detr_r18", num_classes=3, **{**TINY, "backbone": "resnet18.tv_in1k"})
+    torch.save({"model": FACEBOOK.to_theirs(resnet.state_dict())}, tmp_path / "weights.pth")
+    loaded = qb.load(tmp_path / "weights.pth", heads=2)
+    assert isinstance(loaded, qb.Detector)
+    assert loaded.recipe is not None
+    assert loaded.recipe.heads == 2
+    detector.save(tmp_path / "own.safetensors")
+    with pytest.raises(ConfigError, match="got dilation=True, but the file says False"):
+        qb.load(tmp_path / "own.safetensors", dilation=True)
+    with pytest.raises(ConfigError, match="heads=2 for an exported model, which contains both; omit them"):
+        qb.load(tmp_path / "model.onnx", heads=2)
+
+
+def test_the_training_state_of_a_run_is_no_detector(tmp_path: Path) -> None:
+    native.write(tmp_path / "checkpoint.safetensors", {"x": torch.zeros(1)}, {}, mark=native.RUN)
+    with pytest.raises(CheckpointError, match="got the training state of a run; open its folder, or best"):
+        qb.load(tmp_path / "checkpoint.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ({"num_classes": 0}, "got num_classes=0; expected at least one class"),
+        ({"num_classes": -1}, "got num_classes=-1; expected at least one class"),
+        ({"categories": []}, "got no categories; expected at least one class"),
+        ({"categories": [Category(id=1, name="a"), Category(id=1, name="b")]}, r"same id or name \(1\)"),
+        ({"categories": [Category(id=1, name="a"), Category(id=2, name="a")]}, r"same id or name \(a\)"),
+    ],
+)
+def test_classes_that_make_no_head(classes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        qb.Detector.from_recipe("detr_r50", **classes, **TINY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -11,6 +12,7 @@ import torch
 from querybox.errors import ConfigError
 from querybox.modules.detector import DetectionTransformer
 from querybox.structures import Category, ImageBatch, Target
+from querybox.text import listed
 
 if TYPE_CHECKING:
     from querybox.exporting import ExportedModel
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
     from querybox.inspect import Trace
 
 
-def load(path: str | Path, *, trusted: bool = False) -> Detector | ExportedModel:
+def load(
+    path: str | Path, *, trusted: bool = False, dilation: bool | None = None, heads: int | None = None
+) -> Detector | ExportedModel:
     """Load a model: weights of any supported layout, a run folder, a name on the Hub, or an exported model.
 
     Both a `Detector` and an exported model have `predict` and can be evaluated.
@@ -29,9 +33,12 @@ def load(path: str | Path, *, trusted: bool = False) -> Detector | ExportedModel
         path: Anything that `Detector.load` reads, or a ``.onnx``, ``.xml`` (OpenVINO) or ``.pt2`` (PyTorch) file
             written by `querybox.export`.
         trusted: Required for ``.pt2``, because PyTorch executes code in such a file.
+        dilation: For weights: as in `Detector.load`.
+        heads: For weights: as in `Detector.load`.
 
     Raises:
         CheckpointError: The file is missing, corrupt, not a model, or not trusted.
+        ConfigError: `dilation` or `heads` contradicts the file, or is given for an exported model.
         MissingExtraError: The package that runs an exported model is not installed.
     """
     from querybox.checkpoints.find import is_exported
@@ -39,8 +46,12 @@ def load(path: str | Path, *, trusted: bool = False) -> Detector | ExportedModel
     if is_exported(Path(path)):
         from querybox.exporting import load_exported
 
+        if dilation is not None or heads is not None:
+            raise ConfigError(
+                f"{path}: got dilation={dilation}, heads={heads} for an exported model, which contains both; omit them"
+            )
         return load_exported(path, trusted=trusted)
-    return Detector.load(path)
+    return Detector.load(path, dilation=dilation, heads=heads)
 
 
 class Detector(DetectionTransformer):
@@ -81,7 +92,8 @@ class Detector(DetectionTransformer):
             settings: Settings of the recipe to change, e.g. ``width=128``.
 
         Raises:
-            ConfigError: Unknown recipe or setting, or not exactly one of `num_classes` and `categories`.
+            ConfigError: Unknown recipe or setting, not exactly one of `num_classes` and `categories`, no class, or two
+                classes with the same id or name.
         """
         from querybox.checkpoints.backbone import build
         from querybox.models import find
@@ -89,8 +101,17 @@ class Detector(DetectionTransformer):
         if (num_classes is None) == (categories is None):
             raise ConfigError(f"recipe '{name}': pass either num_classes or categories")
         recipe = find(name).replace(**settings)
-        numbered = [Category(id=label, name=str(label)) for label in range(num_classes or 0)]
-        return cls.of(build(recipe, categories or numbered))
+        if categories is None:
+            categories = [Category(id=label, name=str(label)) for label in range(num_classes or 0)]
+        if not categories:
+            given = f"num_classes={num_classes}" if num_classes is not None else "no categories"
+            raise ConfigError(f"recipe '{name}': got {given}; expected at least one class")
+        counts = Counter(value for each in categories for value in (each.id, each.name))
+        if repeated := [value for value, count in counts.items() if count > 1]:
+            raise ConfigError(
+                f"recipe '{name}': several categories have the same id or name ({listed(repeated)}); make them unique"
+            )
+        return cls.of(build(recipe, categories))
 
     @classmethod
     def load(cls, path: str | Path, *, dilation: bool | None = None, heads: int | None = None) -> Self:

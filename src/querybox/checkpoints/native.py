@@ -18,6 +18,9 @@ from querybox.errors import CheckpointError
 from querybox.files import atomic, flush
 
 FORMAT = "querybox-1"
+"""Identifier of a detector's file."""
+RUN = "querybox-run-1"
+"""Identifier of the file with the training state of a run."""
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any], *, mark: str = FORMAT) -> None:
@@ -74,6 +77,11 @@ def read(
     tensors, metadata = read_safetensors(path)
     if metadata.get("format") != mark:
         got = metadata.get("format", "a file without a format")
+        if got == RUN:
+            raise CheckpointError(
+                f"{path}: expected {kind}, got the training state of a run; open its folder, or best.safetensors or "
+                "last.safetensors beside it"
+            )
         raise CheckpointError(
             f"{path}: expected {kind} ('{mark}'), got {got}: another kind of file, or corrupt"
         )
@@ -88,12 +96,12 @@ def read(
 
 
 def is_native(path: Path) -> bool:
-    """Return whether a file was written by `write`, according to its header."""
+    """Return whether a file was written by `write` for a detector or a run, according to its header."""
     if path.suffix != ".safetensors":
         return False
     try:
         with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("format") == FORMAT
+            return (file.metadata() or {}).get("format") in (FORMAT, RUN)
     except (SafetensorError, OSError, ValueError):
         return False  # reading it raises a specific error
 

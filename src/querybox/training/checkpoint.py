@@ -18,8 +18,6 @@ from torch.optim import Optimizer
 from querybox.checkpoints import native
 from querybox.errors import CheckpointError
 
-FORMAT = "querybox-run-1"
-
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class Progress:
@@ -95,7 +93,7 @@ class RunCheckpoint:
             "scaler": self.scaler,
             "settings": self.settings,
         }
-        native.write(path, self.tensors, card, mark=FORMAT)
+        native.write(path, self.tensors, card, mark=native.RUN)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -104,7 +102,7 @@ class RunCheckpoint:
         Raises:
             CheckpointError: The file is missing, corrupt, or not a checkpoint of a run.
         """
-        tensors, card = native.read(path, mark=FORMAT, kind="a run's checkpoint")
+        tensors, card = native.read(path, mark=native.RUN, kind="a run's checkpoint")
         plain = TypeAdapter(dict[str, Any])
         try:
             return cls(
