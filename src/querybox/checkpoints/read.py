@@ -106,7 +106,7 @@ def read_card(card: Mapping[str, Any], given: Mapping[str, Any]) -> Blueprint:
     """
     blueprint = Blueprint.from_card(card)
     for name, value in given.items():
-        stated = getattr(blueprint.recipe, name, False)  # other kinds are never dilated
+        stated = getattr(blueprint.recipe, name, False)  # kinds without this setting are never dilated
         if stated != value:
             raise ConfigError(f"got {name}={value}, but the file says {stated}; omit {name}")
     return blueprint
