@@ -57,8 +57,8 @@ def convert(
         source: A path as for `Detector.load`.
         target: A new ``.pth`` file for facebook, mmdet2 and mmdet3, a ``.safetensors`` file for querybox, or a folder
             for huggingface. It is written atomically.
-        to: The target layout: that of the code of the model's authors ("facebook"), of MMDetection 2.x or 3.x, of Hugging Face,
-            or of querybox.
+        to: The target layout: that of the code of the model's authors ("facebook"), of MMDetection 2.x or 3.x,
+            of Hugging Face, or of querybox.
         rows: Convert the class heads of COCO's 80 classes to 80 rows, as in MMDetection, or to 91, as in the authors'
             code and Hugging Face. Each class keeps its logit. 80 drops the unused rows, so DETR's softmax assigns their
             probability to the other classes and scores increase, usually very slightly. 91 adds rows of probability

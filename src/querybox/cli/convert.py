@@ -30,7 +30,8 @@ def convert(
     Args:
         model: A checkpoint of any layout, a Hugging Face folder, hf://owner/name, or a run folder: its best model.
         target: A new .pth file (facebook, mmdet2, mmdet3), .safetensors file (querybox) or folder (huggingface).
-        to: The target layout: facebook (the code of the model's authors), mmdet2 or mmdet3 (MMDetection), huggingface (transformers), or querybox.
+        to: The target layout: facebook (the code of the model's authors), mmdet2 or mmdet3 (MMDetection),
+            huggingface (transformers), or querybox.
         rows: For COCO's classes: convert the class head to 80 rows, as in MMDetection, or to 91, as in the authors'
             code and Hugging Face. Each class keeps its logit. 80 drops the rows of unused ids, so DETR's softmax
             assigns their small probability to the other classes and scores increase slightly. 91 adds rows of
