@@ -46,20 +46,25 @@ def quantise(
         raise missing_extra("int8") from None
     if not data.images:
         raise DataError(f"{data.source}: has no images to calibrate int8 with")
-    logging.getLogger("nncf").setLevel(logging.ERROR)  # it logs every operation that is not quantised
     ignored: set[str] = set()
     for operation in model.get_ordered_ops():
         name = operation.get_friendly_name()
         sources = {port.get_source_output().get_node().get_friendly_name() for port in operation.inputs()}
         if (name.partition("/")[0] in float_nodes and name.endswith("MatMul")) or sources & ignored:
             ignored.add(name)
-    return nncf.quantize(
-        model,
-        nncf.Dataset(list(calibration_inputs(data, preprocessing))),
-        preset=nncf.QuantizationPreset.PERFORMANCE,
-        ignored_scope=nncf.IgnoredScope(names=sorted(ignored)),
-        subset_size=min(len(data.images), CALIBRATION_IMAGES),
-    )
+    logger = logging.getLogger("nncf")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it logs every operation that is not quantised
+    try:
+        return nncf.quantize(
+            model,
+            nncf.Dataset(list(calibration_inputs(data, preprocessing))),
+            preset=nncf.QuantizationPreset.PERFORMANCE,
+            ignored_scope=nncf.IgnoredScope(names=sorted(ignored)),
+            subset_size=min(len(data.images), CALIBRATION_IMAGES),
+        )
+    finally:
+        logger.setLevel(level)
 
 
 def calibration_inputs(data: DetectionData, preprocessing: Preprocessing) -> Iterator[dict[str, np.ndarray]]:

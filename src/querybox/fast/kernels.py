@@ -116,6 +116,15 @@ class ShortSoftmax(Function):
         return product.sub_(y * product.sum(-1, keepdim=True))
 
 
+with warnings.catch_warnings():
+    # PyTorch warns once per process that CSR tensors are in beta state. Filters must not change in the backward pass,
+    # because they belong to all threads.
+    warnings.simplefilter("ignore")
+    torch.sparse_csr_tensor(
+        torch.zeros(2, dtype=torch.int32), torch.zeros(0, dtype=torch.int32), torch.zeros(0), (1, 1)
+    )
+
+
 class WeightedRows(Function):
     """Weighted sums of table rows, image by image: a sparse matrix with K entries per row times the table."""
 
@@ -152,11 +161,9 @@ class WeightedRows(Function):
             of_tables = list(threads.map(of_table, rows, weights, gradient))
 
         of_weights = torch.zeros_like(weights)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
-            for image in range(len(rows)):
-                arrays = (ends, rows[image].flatten(), of_weights[image].flatten())
-                matrix = torch.sparse_csr_tensor(*arrays, size, check_invariants=False)
-                # Computes the entries of the matrix only, and writes them to `of_weights`.
-                torch.sparse.sampled_addmm(matrix, gradient[image], table[image].T, out=matrix)
+        for image in range(len(rows)):
+            arrays = (ends, rows[image].flatten(), of_weights[image].flatten())
+            matrix = torch.sparse_csr_tensor(*arrays, size, check_invariants=False)
+            # Computes the entries of the matrix only, and writes them to `of_weights`.
+            torch.sparse.sampled_addmm(matrix, gradient[image], table[image].T, out=matrix)
         return None, torch.stack(of_tables), of_weights
