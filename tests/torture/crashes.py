@@ -8,8 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -46,20 +47,24 @@ DEATH_SECONDS = 60.0
 SHARES = 0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99
 
 
-def reference(folder: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """Return what a run comes to that is left alone, and its operations and saves."""
-    settings = settings_of(folder, "alone")
-    finish(settings, Plan(count=folder / "count.json"))
-    counts: dict[str, int] = json.loads((folder / "count.json").read_text())
-    return result_of(settings), counts
+@cache
+def reference() -> tuple[dict[str, Any], dict[str, int]]:
+    """Return the result of a run that was left alone, and its numbers of operations and saves; computed once."""
+    with tempfile.TemporaryDirectory(prefix="torture-") as folder:
+        settings, count = settings_of(Path(folder), "alone"), Path(folder) / "count.json"
+        finish(settings, Plan(count=count))
+        counts: dict[str, int] = json.loads(count.read_text())
+        return result_of(settings), counts
 
 
-def timed_reference(folder: Path) -> tuple[dict[str, Any], float]:
-    """Return what a run comes to that is left alone, and the seconds that another one takes."""
-    expected, _ = reference(folder)
-    begun = time.monotonic()
-    finish(settings_of(folder, "timed"))
-    return expected, time.monotonic() - begun
+@cache
+def duration() -> float:
+    """Return the seconds that a run takes once the server of its processes has started; measured once."""
+    reference()
+    with tempfile.TemporaryDirectory(prefix="torture-") as folder:
+        begun = time.monotonic()
+        finish(settings_of(Path(folder), "timed"))
+        return time.monotonic() - begun
 
 
 def go_on(settings: RunSettings, expected: dict[str, Any], what: str) -> None:
@@ -71,7 +76,7 @@ def go_on(settings: RunSettings, expected: dict[str, Any], what: str) -> None:
 
 def kill_before_operations(folder: Path, long: bool) -> str:
     """SIGKILL between any two operations on files."""
-    expected, counts = reference(folder)
+    expected, counts = reference()
     number = OPERATIONS[not long]
     places = sorted(Random(0).sample(range(1, counts["operations"] + 1), min(number, counts["operations"])))
     for place in places:
@@ -90,7 +95,7 @@ def kill_before_operations(folder: Path, long: bool) -> str:
 
 def kill_within_saves(folder: Path, long: bool) -> str:
     """SIGKILL while a weights file is half written."""
-    expected, counts = reference(folder)
+    expected, counts = reference()
     cuts = [(save, share) for save in range(1, counts["saves"] + 1) for share in SHARES]
     cuts = Random(0).sample(cuts, min(TORN[not long], len(cuts)))
     for save, share in cuts:
@@ -103,7 +108,7 @@ def kill_within_saves(folder: Path, long: bool) -> str:
 
 def kill_at_moments(folder: Path, long: bool, *, workers: int) -> str:
     """SIGKILL by the clock."""
-    expected, seconds = timed_reference(folder)
+    (expected, _), seconds = reference(), duration()
     random, kills, runs = Random(workers), 0, 0
     while kills < max(1, MOMENTS[not long] // 2):
         settings = settings_of(folder, f"moment{runs}", workers=workers)
@@ -124,7 +129,7 @@ def kill_at_moments(folder: Path, long: bool, *, workers: int) -> str:
 
 def ask_to_stop(folder: Path, long: bool) -> str:
     """SIGTERM or Ctrl-C at any moment."""
-    expected, seconds = timed_reference(folder)
+    (expected, _), seconds = reference(), duration()
     random, slowest, saved, number = Random(1), 0.0, 0, STOPS[not long]
     for turn in range(number):
         settings = settings_of(folder, f"stop{turn}", workers=turn % 3 % 2)
@@ -177,7 +182,7 @@ def kill_programs(folder: Path, long: bool) -> str:
 
 def kill_a_worker(folder: Path, long: bool) -> str:
     """SIGKILL of a process that loads images."""
-    expected, _ = reference(folder)
+    expected, _ = reference()
     settings = settings_of(folder, "worker", workers=2)
     process = start(settings, Plan(slow=1.0))  # it lives while the evaluation goes on
     session, begun = process.pid or 0, time.monotonic()
@@ -216,7 +221,7 @@ def leave_workers(folder: Path, long: bool) -> str:
 
 def vary_workers(folder: Path, long: bool) -> str:
     """The same seed with any number of workers."""
-    expected, _ = reference(folder)
+    expected, _ = reference()
     for workers in (1, 2):
         settings = settings_of(folder, f"workers{workers}", workers=workers)
         finish(settings)

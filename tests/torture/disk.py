@@ -25,7 +25,7 @@ PLACE = "disk"
 def fill_up(folder: Path, times: int, *, mounted: bool) -> str:
     """Fill the disk at `times` moments of a run, look what is left, make room, and go on."""
     disk = folder / PLACE
-    expected, counts = reference(folder)
+    expected, counts = reference()
     failed = 0
     places = sorted(Random(0).sample(range(4, counts["operations"] - 4), times))
     for turn, place in enumerate(places):

@@ -7,9 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,16 @@ def finish_two(settings: RunSettings, *, resume: bool = False) -> dict[str, Any]
     return result_of(settings)
 
 
+@cache
+def reference_of_two() -> dict[str, Any]:
+    """Return the result of a run of two processes that was left alone; computed once."""
+    with tempfile.TemporaryDirectory(prefix="torture-") as folder:
+        return finish_two(settings_of(Path(folder), "alone"))
+
+
 def lose_one(folder: Path, long: bool, *, number: int, timeout: float | None = None) -> str:
     """Kill or stop one of two processes in the middle of an epoch."""
-    expected = finish_two(settings_of(folder, "alone"))
+    expected = reference_of_two()
     slowest, times = 0.0, TIMES[not long] if timeout is None else 1
     for turn in range(times):
         settings = settings_of(folder, f"lost{turn}")
@@ -89,7 +97,7 @@ def stopped(pid: int) -> bool:
 
 def stop_one(folder: Path, long: bool) -> str:
     """Ask one of two processes to stop."""
-    expected = finish_two(settings_of(folder, "alone"))
+    expected = reference_of_two()
     settings = settings_of(folder, "stopped")
     processes = start_two(settings, [{}, {"signal_in_step": (2, signal.SIGTERM)}])
     codes = [end_of(process, SECONDS) for process in processes]
