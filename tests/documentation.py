@@ -17,6 +17,7 @@ import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import yaml
 from PIL import Image
@@ -38,6 +39,7 @@ def enter(namespace: dict[str, Any]) -> None:
     """Make the folder and go there; called before the first block of a page."""
     page = namespace["page"] = contextlib.ExitStack()
     page.enter_context(contextlib.chdir(page.enter_context(tempfile.TemporaryDirectory())))
+    page.enter_context(mock.patch("querybox.benchmark.MIN_SECONDS", 0.0))
     copy_dataset(Path("examples/blood_cells"))
     copy_dataset(Path("my_data"))
     for run_file in EXAMPLE.glob("*.yaml"):

@@ -101,7 +101,8 @@ def benchmark(
     results = []
     for path, name in jobs:  # a new process each, so that no engine reuses the memory of another
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            results.append(pool.submit(measure, path, name, size, batch_size, trusted=trusted).result())
+            job = pool.submit(measure, path, name, size, batch_size, seconds=MIN_SECONDS, trusted=trusted)
+            results.append(job.result())
     return BenchmarkResult(
         device=str(accelerator()),
         threads=torch.get_num_threads(),
@@ -142,9 +143,9 @@ def count_flops(detector: DetectionTransformer, size: tuple[int, int]) -> int:
 
 
 def measure(
-    path: Path, name: str, size: tuple[int, int], batch_size: int, *, trusted: bool = False
+    path: Path, name: str, size: tuple[int, int], batch_size: int, *, seconds: float, trusted: bool = False
 ) -> EngineResult:
-    """Load an engine and time detection in random images."""
+    """Load an engine and time detection in random images, for at least this many `seconds` in all."""
     with suppress(ImportError):
         packages = {EXPORTED["onnx"]: "onnxruntime", EXPORTED["openvino"]: "openvino"}
         import_module(packages.get(path.suffix.lower(), "querybox.checkpoints"))
@@ -157,7 +158,7 @@ def measure(
     batch = [Input(position=place, source="", size=size, pixels=pixels) for place in range(batch_size)]
     detect(engine, batch, top_k=100)  # warm-up
     samples: list[float] = []
-    while len(samples) < MIN_REPEATS or sum(samples) < MIN_SECONDS:
+    while len(samples) < MIN_REPEATS or sum(samples) < seconds:
         start = time.perf_counter()
         detect(engine, batch, top_k=100)
         samples.append(time.perf_counter() - start)
