@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from comparisons import assert_same_detections
 from PIL import Image
 
 from querybox.detector import Detector
 from querybox.errors import ConfigError
 from querybox.exporting import Exported, export, load_exported
 from querybox.exporting.card import OUTPUTS, Card
+from querybox.exporting.check import check_detections
 from querybox.exporting.graph import Graph
 from querybox.inference.predict import predict
 from querybox.structures import ImageBatch
@@ -32,13 +34,14 @@ def test_answers_as_the_detector_does_at_any_size(
     file: Path, detector: Detector, sizes: list[list[int]], shape: tuple[int, int]
 ) -> None:
     pixels = torch.randint(0, 256, (len(sizes), 3, *shape), dtype=torch.uint8)
-    answers = load_exported(file, trusted=True).run(pixels, torch.tensor(sizes))
+    engine = load_exported(file, trusted=True)
+    answers = engine.run(pixels, torch.tensor(sizes))
     with torch.inference_mode():
         expected = dict(zip(OUTPUTS, Graph(detector.eval())(pixels, torch.tensor(sizes)), strict=True))
     assert answers.keys() == expected.keys()
-    for name, right in expected.items():
-        scale = max(shape) if name == "boxes_xyxy" else 1
-        torch.testing.assert_close(answers[name] / scale, right / scale, rtol=0, atol=1e-4)
+    for name in ("logits", "boxes"):
+        torch.testing.assert_close(answers[name], expected[name], rtol=0, atol=1e-4)
+    check_detections(answers, torch.tensor(sizes), engine)  # not the order of scores equal but for rounding
 
 
 def test_what_the_padding_holds_does_not_matter(file: Path) -> None:
@@ -65,9 +68,7 @@ def test_predicts_as_the_detector_does(file: Path, detector: Detector) -> None:
     for one, other in zip(
         predict(engine, pictures, threshold=0.0), predict(detector, pictures, threshold=0.0), strict=True
     ):
-        torch.testing.assert_close(one.scores, other.scores, rtol=0, atol=1e-4)
-        torch.testing.assert_close(one.boxes_xyxy, other.boxes_xyxy, rtol=0, atol=0.02)
-        assert one.names == other.names
+        assert_same_detections(one, other, pixels=0.02)
 
 
 def test_repeats_itself_and_keeps_earlier_answers(file: Path) -> None:

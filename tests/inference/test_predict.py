@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from comparisons import assert_same_detections
 from PIL import Image
 
 from querybox.detector import Detector
 from querybox.errors import ConfigError, DataError, ImageError
-from querybox.inference.detections import Detections
 from querybox.inference.predict import Input, batch_by_shape, predict
 from querybox.structures import Category, DetectorOutput, ImageBatch, Preprocessing
 
@@ -38,14 +38,6 @@ def detector() -> Detector:
 
 def image(height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     return PIXELS.integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def assert_same(one: Detections, other: Detections) -> None:
-    """The same detections within what another batch may change: score 1e-4, box 0.05 pixels."""
-    torch.testing.assert_close(one.scores, other.scores, rtol=0, atol=1e-4)
-    torch.testing.assert_close(one.boxes_xyxy, other.boxes_xyxy, rtol=0, atol=0.05)
-    torch.testing.assert_close(one.labels, other.labels)
-    assert (one.size, one.source) == (other.size, other.source)
 
 
 def test_predicts_in_pixels_of_the_original(detector: Detector) -> None:
@@ -97,7 +89,7 @@ def test_results_come_in_order_and_do_not_depend_on_the_batch(
     found = list(predict(detector, pictures, threshold=0.0, batch_size=batch_size))
     assert [each.size for each in found] == SHAPES
     for one, other in zip(found, alone, strict=True):
-        assert_same(one, other)
+        assert_same_detections(one, other)
 
 
 def test_repeated_prediction_is_bit_identical(detector: Detector) -> None:
@@ -145,7 +137,7 @@ def test_any_engine_predicts(detector: Detector) -> None:
     detector.eval()
     picture = image(64, 96)
     (ours,), (theirs,) = predict(Wrapped(detector), picture), predict(detector, picture)
-    assert_same(theirs, ours)
+    assert_same_detections(theirs, ours)
 
 
 def test_results_are_ordinary_tensors(detector: Detector) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from comparisons import assert_same_detections
 from PIL import Image
 from torch import nn
 from torch.testing import assert_close
@@ -132,8 +133,7 @@ def test_a_file_is_resized_and_answered_in_its_own_pixels(detr: Detector, photo:
     trace = detr.trace(photo)
     assert (trace.source, trace.size, trace.pixels.shape) == (str(photo), (50, 75), (3, 64, 96))
     (found,) = detr.predict(photo, threshold=0.0)
-    assert_close(trace.detections.scores, found.scores, rtol=0, atol=1e-4)
-    assert_close(trace.detections.boxes_xyxy, found.boxes_xyxy, rtol=0, atol=0.05)
+    assert_same_detections(trace.detections, found)
     assert trace.ranking[0] == trace.scores[-1].amax(1).argmax()
 
 

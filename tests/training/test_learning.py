@@ -33,7 +33,6 @@ def test_eight_images_are_learnt_by_heart(run_settings: Callable[..., RunSetting
         "weight_decay": 0.0,
         "schedule": "cosine",
         "evaluate_every": 350,
-        "max_time": "110s",
     }
     data = {**PLAIN, "val": str(boxes_json)}
     result = train(run_settings(model={"dropout": 0.0}, data=data, **settings))
