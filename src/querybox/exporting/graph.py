@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from jaxtyping import Float, Int, UInt8
 from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config
 
 from querybox.fast.fusion import fuse
 from querybox.inference.postprocess import postprocess
@@ -61,9 +64,22 @@ class OpenConv2dSame(Conv2dSame):
                 self.stride[axis],
                 self.dilation[axis] * (self.kernel_size[axis] - 1),
             )
-            missing = ((size + stride - 1) // stride - 1) * stride + reach + 1 - size if reach else 0
+            missing = (size - 1) // stride * stride + reach + 1 - size if reach else 0
             padding += [missing // 2, missing - missing // 2]
         return F.conv2d(F.pad(x, padding), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+@contextmanager
+def sizes_as_traced() -> Iterator[None]:
+    """Have PyTorch decompose a traced program without asking again of every size whether it is 1.
+
+    The questions were answered when the program was traced, and most of the time of a conversion would go into them.
+    """
+    if not hasattr(_config, "backed_size_oblivious"):  # in PyTorch 2.6
+        yield
+        return
+    with _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        yield
 
 
 def trace(detector: DetectionTransformer) -> ExportedProgram:
@@ -78,6 +94,9 @@ def trace(detector: DetectionTransformer) -> ExportedProgram:
     for part in detector.modules():
         if type(part) is Conv2dSame:
             part.__class__ = OpenConv2dSame
+        if hasattr(part, "inplace"):
+            # Otherwise it would be made functional later, node by node.
+            part.inplace = False  # type: ignore[assignment]
     with torch.no_grad():
         return torch.export.export(Graph(detector), (pixels, sizes), dynamic_shapes=open_sizes, strict=False)
 

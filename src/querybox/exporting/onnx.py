@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 from querybox.errors import CheckpointError, MissingExtraError
 from querybox.exporting.card import INPUTS, KEY, OUTPUTS, Card
 from querybox.exporting.engine import ExportedModel, Outputs
+from querybox.exporting.graph import sizes_as_traced
 
 OPSET = 18
 
@@ -25,14 +26,15 @@ def write(program: ExportedProgram, path: Path, card: Card) -> None:
         import onnxscript  # noqa: F401 - PyTorch's exporter needs it
     except ImportError:
         raise missing_extra("writing an ONNX file") from None
-    converted = torch.onnx.export(
-        program,
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=list(INPUTS),
-        output_names=list(OUTPUTS),
-        verbose=False,
-    )
+    with sizes_as_traced():
+        converted = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(INPUTS),
+            output_names=list(OUTPUTS),
+            verbose=False,
+        )
     assert converted is not None
     converted.model.metadata_props[KEY] = card.to_json()
     converted.save(path)

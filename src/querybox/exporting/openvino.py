@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from querybox.errors import CheckpointError, MissingExtraError
 from querybox.exporting.card import INPUTS, KEY, OUTPUTS, Card, Precision
 from querybox.exporting.engine import ExportedModel, Outputs, Runner
+from querybox.exporting.graph import sizes_as_traced
 
 if TYPE_CHECKING:
     import openvino
@@ -35,7 +36,8 @@ def convert(program: ExportedProgram) -> openvino.Model:
         """Convert `torch.sym_min`, which the converter does not support."""
         return opset14.minimum(node.get_input(0), node.get_input(1)).outputs()
 
-    model = openvino.convert_model(program, extension=[ConversionExtension(str(torch.sym_min), minimum)])
+    with sizes_as_traced():
+        model = openvino.convert_model(program, extension=[ConversionExtension(str(torch.sym_min), minimum)])
     for port, name in zip([*model.inputs, *model.outputs], [*INPUTS, *OUTPUTS], strict=True):
         port.get_tensor().set_names({name})
     # The converter makes every axis dynamic; a fixed number of channels gives faster kernels.
