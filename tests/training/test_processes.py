@@ -110,7 +110,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_from_which_it_goes_on(
     )
     wait_for(tmp_path / "run" / "metrics.csv")
     os.killpg(run.pid, number) if number is signal.SIGINT else run.send_signal(number)
-    _, errors = run.communicate(timeout=30)
+    _, errors = run.communicate(timeout=120)
     assert run.returncode in codes, errors
     assert number is signal.SIGTERM or errors.rstrip().endswith("KeyboardInterrupt"), errors
     steps = (tmp_path / "run" / "metrics.csv").read_text().count("\n")
@@ -118,7 +118,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_from_which_it_goes_on(
     assert train(settings.replace(train={**settings.train.model_dump(), "epochs": steps}), resume=True)
 
 
-def wait_for(path: Path, seconds: float = 60) -> None:
+def wait_for(path: Path, seconds: float = 120) -> None:
     """Wait until a file is there."""
     end = time.monotonic() + seconds
     while not path.exists():
