@@ -88,9 +88,10 @@ def test_overrides() -> None:
     assert read_overrides(
         ["train.lr=2e-4", "train.freeze=[backbone]", "weights=", "data.val=a=b", "train.lr=1"]
     ) == {
-        "train": {"lr": 1, "freeze": ["backbone"]},
+        "train.freeze": ["backbone"],
         "weights": None,
-        "data": {"val": "a=b"},
+        "data.val": "a=b",
+        "train.lr": 1,
     }
 
 

@@ -110,7 +110,7 @@ def resolve_paths(values: Values, folder: Path, prefix: str = "") -> Values:
 
 
 def read_overrides(overrides: Iterable[str]) -> Values:
-    """Convert ``["train.lr=2e-4", ...]`` to ``{"train": {"lr": 2e-4}, ...}``; values are parsed as YAML.
+    """Convert ``["train.lr=2e-4", ...]`` to ``{"train.lr": 2e-4, ...}``; values are parsed as YAML.
 
     Raises:
         ConfigError: An override has no ``=`` or no name, or its value is not YAML.
@@ -120,10 +120,8 @@ def read_overrides(overrides: Iterable[str]) -> Values:
         name, equals, text = override.partition("=")
         if not equals or not all(name.split(".")):
             raise ConfigError(f"command line: got '{override}'; expected a setting such as train.lr=2e-4")
-        value = parse_yaml(text, f"command line: '{override}'")
-        for part in reversed(name.split(".")):
-            value = {part: value}
-        values = merge(values, value)
+        values.pop(name, None)  # the last one of a name takes precedence over all others
+        values[name] = parse_yaml(text, f"command line: '{override}'")
     return values
 
 

@@ -91,8 +91,8 @@ def test_a_dataset_trains_with_the_defaults(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "ConfigError: querybox train got no dataset"),
-        (["train.lr=1"], "ConfigError: querybox train got no dataset"),
+        ([], "ConfigError: command line: got no dataset; expected the path of a dataset or of a run file"),
+        (["train.lr=1"], "ConfigError: command line: got no dataset"),
         (["missing.yaml"], "ConfigError: missing.yaml: cannot be read"),
         (["missing"], "missing: no such file or folder"),
         (["RUN", "train.epohcs=1"], "unknown setting 'train.epohcs'. Did you mean 'train.epochs'?"),
@@ -101,6 +101,7 @@ def test_a_dataset_trains_with_the_defaults(
             ["RUN", "train.lr"],
             "ConfigError: command line: got 'train.lr'; expected a setting such as train.lr=2e-4",
         ),
+        (["RUN", "epohcs=1"], "command line: unknown setting 'epohcs'. Did you mean 'train.epochs'?"),
         (["RUN", "model.widht=3"], "model: unknown setting 'widht'. Did you mean 'width'?"),
         (["RUN", "recipe=detr_r5"], "unknown recipe 'detr_r5'. Did you mean 'detr_r50'?"),
         (["RUN", "--max-time", "soon"], "setting 'train.max_time' got 'soon'"),
@@ -122,3 +123,43 @@ def test_bad_input_is_told_in_one_line(
     last = err.splitlines()[-1]  # warnings about the data may come before it
     assert message in last
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--epochs", "5"],
+            "Unknown option: --epochs. Cure: settings are written without dashes: train.epochs=5; see",
+        ),
+        (["--epochs=5"], "settings are written without dashes: train.epochs=5; see querybox train --help.\n"),
+        (["--train.epochs", "5"], "without dashes: train.epochs=5; see"),
+        (["--batch-size", "4", "--lr=1e-4", "--output", "x"], ": train.batch_size=4 train.lr=1e-4; see"),
+        (["--recipe", "dino_small", "--queries", "50"], ": recipe=dino_small model.queries=50; see"),
+        (["--cache", "--resume"], ": data.cache=...; see"),
+        (
+            ["--outptu", "x"],
+            "Unknown option: --outptu. Did you mean --output? Cure: see querybox train --help.\n",
+        ),
+    ],
+)
+def test_an_option_that_is_a_setting_is_recognised(run: Any, words: list[str], message: str) -> None:
+    code, out, err = run("train", "photos", *words)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+def test_only_train_has_settings(run: Any) -> None:
+    assert "train.epochs" not in run("evaluate", "run", "photos", "--epochs", "5")[2]
+
+
+def test_the_folder_of_a_run_is_no_dataset(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for name in ("run.yaml", "environment.json"):
+        (tmp_path / "run" / name).write_text("{}")
+    code, _, err = run("train", "run", "--resume")
+    assert code == 2
+    assert (
+        "run: is the folder of a run; expected a dataset or a run file: use run/run.yaml, with --resume"
+        in err
+    )

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, UnknownOptionError
 
 from querybox import __version__
 from querybox.cli.benchmark import benchmark
@@ -21,7 +21,7 @@ from querybox.cli.inspect import inspect
 from querybox.cli.predict import predict
 from querybox.cli.queries import queries
 from querybox.cli.trace import trace
-from querybox.cli.train import train
+from querybox.cli.train import setting_hint, train
 from querybox.cli.validate import validate
 from querybox.errors import QueryboxError
 
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 [word for word in words if word != "--debug"], exit_on_error=False, print_error=False
             )
     except CycloptsError as error:
-        return fail(f"{error} Cure: see {help_command(words)}.", debug)
+        return fail(f"{error} Cure: {cure(error, words)}.", debug)
     except QueryboxError as error:
         return fail(f"{type(error).__name__}: {error}", debug)
     except OSError as error:
@@ -116,6 +116,14 @@ def fail(message: str, debug: bool, code: int = 2) -> int:
         traceback.print_exc()
     sys.stderr.write(" ".join(message.split()) + "\n")
     return code
+
+
+def cure(error: CycloptsError, words: Sequence[str]) -> str:
+    """Return how to correct these arguments."""
+    see = f"see {help_command(words)}"
+    if words[:1] == ["train"] and isinstance(error, UnknownOptionError) and (hint := setting_hint(words[1:])):
+        return f"settings are written without dashes: {hint}; {see}"
+    return see
 
 
 def help_command(words: Sequence[str]) -> str:

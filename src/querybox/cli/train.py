@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from querybox.errors import ConfigError
-
 if TYPE_CHECKING:
     from querybox.training import RunSettings
-
-RUN_FILES = {".yaml", ".yml"}
 
 
 def train(
@@ -49,21 +47,18 @@ def train(
 
     Args:
         target: A run file (YAML), in which paths are relative to the file; or a dataset: COCO, Pascal VOC or YOLO.
-        overrides: Settings by dotted name, such as train.lr=2e-4 or data.val=photos/val.json.
+        overrides: Settings by name, such as train.lr=2e-4 or data.val=photos/val.json; the last part of a name is
+            enough: lr=2e-4.
         output: The run folder.
         resume: Resume the run in the run folder.
         max_time: Stop after this time, such as 30m or 1h30m, with an evaluation and a checkpoint.
         weights: A checkpoint to fine-tune: of querybox, facebookresearch, MMDetection or Hugging Face, or a name on the
             Hub, such as hf://facebook/detr-resnet-50. It determines the model; its classes are matched by name.
     """
-    options: dict[str, Any] = {}
-    if output is not None:
-        options["output"] = str(output)
-    if weights is not None:
-        options["weights"] = weights
-    if max_time is not None:
-        options["train"] = {"max_time": max_time}
-    settings = read_settings(target, overrides, options)
+    options = {"output": output, "weights": weights, "train.max_time": max_time}
+    settings = read_settings(
+        target, overrides, {name: value for name, value in options.items() if value is not None}
+    )
 
     from accelerate import PartialState
 
@@ -81,30 +76,35 @@ def read_settings(target: str | None, overrides: Sequence[str], options: Mapping
     Args:
         target: The run file or the dataset.
         overrides: Settings that override it, such as ``["train.lr=2e-4"]``.
-        options: Nested settings that override both.
+        options: Settings that override both, by name.
 
     Raises:
         ConfigError: There is no such file, or a setting is unknown or invalid.
     """
-    from querybox.runfile import merge, read_overrides
-    from querybox.training import RunSettings
+    from querybox.runfile import read_overrides
+    from querybox.training import overrides as settings
 
     if target is not None and "=" in target and not Path(target).exists():
         overrides, target = [target, *overrides], None  # settings only
-    values = {} if target is None else read_target(Path(target))
-    values = merge(merge(values, read_overrides(overrides)), options)
-    if "data" not in values:
-        raise ConfigError("querybox train got no dataset; expected a dataset or a run file: see --help")
-    command_line = "command line" if overrides or options else ""
-    return RunSettings.parse(values, where=" and ".join(filter(None, [target, command_line])))
+    given = {**read_overrides(overrides), **options}
+    return settings.read_settings(target, given, where="command line")
 
 
-def read_target(path: Path) -> dict[str, Any]:
-    """Return the settings of a run file, or the settings that train on a dataset."""
-    from querybox.runfile import read_run_file
+def setting_hint(words: Sequence[str]) -> str | None:
+    """Return how to write the settings among the options of a command line, or None if there are none.
 
-    if path.suffix.lower() in RUN_FILES:
-        values = read_run_file(path)
-        if "names" not in values:  # otherwise the data.yaml of a YOLO dataset
-            return values
-    return {"data": {"train": str(path)}}
+    Args:
+        words: Arguments of ``querybox train``, such as ``["photos", "--epochs", "5"]``.
+    """
+    from querybox.training.overrides import short_names
+
+    known, options = short_names(), {name.replace("_", "-") for name in signature(train).parameters}
+    hints = []
+    for word, following in zip_longest(words, words[1:], fillvalue="--"):
+        option, equals, value = word.removeprefix("--").partition("=")
+        full = known.get(option.replace("-", "_").rpartition(".")[2], ())
+        if word.startswith("--") and option not in options and full:
+            hints.append(
+                f"{full[-1]}={value if equals else '...' if following.startswith('--') else following}"
+            )
+    return " ".join(hints) or None

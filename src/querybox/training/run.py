@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -22,6 +23,7 @@ from querybox.training.environment import write_environment
 from querybox.training.folder import check_folder, prepare_folder
 from querybox.training.interrupt import StopRequest
 from querybox.training.loop import StopReason, Trainer
+from querybox.training.overrides import read_settings
 from querybox.training.processes import (
     evaluate_together,
     start_processes,
@@ -50,17 +52,22 @@ class TrainResult:
 
 
 @translate_process_errors()
-def train(settings: RunSettings, *, resume: bool = False) -> TrainResult:
+def train(target: RunSettings | str | Path, *, resume: bool = False, **overrides: Any) -> TrainResult:
     """Train a detector, and write weights, metrics and a report to the run folder.
+
+        querybox.train("photos", recipe="dino_small", max_time="10m")
 
     Under ``accelerate launch`` or ``torchrun`` every process calls this function.
 
     Args:
-        settings: Model, data, training settings and run folder.
+        target: The path of a dataset or of a run file, or settings.
         resume: Resume the run in the folder.
+        overrides: Settings to change, with the same names as on the command line: the last part of a name, such as
+            ``epochs=5`` or ``output="runs/first"``, or the name in full, ``**{"train.epochs": 5}``.
 
     Raises:
-        ConfigError: Settings are inconsistent with each other, the data, or the run to resume; or the folder is in use.
+        ConfigError: A setting is unknown or invalid; settings are inconsistent with each other, the data, or the run to
+            resume; or the folder is in use.
         DataError: A dataset cannot be read or has no objects.
         CheckpointError: Weights or the checkpoint cannot be read or do not fit the model.
         MissingExtraError: A tracker is not installed.
@@ -72,7 +79,7 @@ def train(settings: RunSettings, *, resume: bool = False) -> TrainResult:
         KeyboardInterrupt: Ctrl-C was pressed.
         SystemExit: SIGTERM was received.
     """
-    settings = resolve(settings)
+    settings = resolve(read_settings(target, overrides, where="train"))
     checkpoint = check_folder(settings, resume=resume)
     continued = checkpoint is not None
     accelerator = start_processes(settings)

@@ -1,0 +1,115 @@
+"""The settings of a run as they are given to `train` and on the command line: a dataset or a run file, and overrides.
+
+An override is named like the setting, ``train.epochs``, or by the last part of that name, ``epochs``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from querybox.errors import ConfigError
+from querybox.models import KINDS
+from querybox.runfile import Values, merge, read_run_file
+from querybox.training.settings import RunSettings
+
+RUN_FILES = {".yaml", ".yml"}
+
+
+def read_settings(
+    target: RunSettings | str | Path | None, overrides: Mapping[str, Any], *, where: str
+) -> RunSettings:
+    """Read the settings of a run.
+
+    Args:
+        target: Settings, a run file, or a dataset to train on with default settings; None if the overrides name the
+            dataset.
+        overrides: Settings by full or short name, such as ``{"epochs": 5}``, which take precedence over the run file.
+        where: The source of the overrides, for messages.
+
+    Raises:
+        ConfigError: There is no dataset, the run file cannot be read, or a setting is unknown, ambiguous or invalid.
+    """
+    values = merge(read_target(target, where), nested(overrides, where))
+    if "data" not in values:
+        raise ConfigError(f"{where}: got no dataset; expected the path of a dataset or of a run file")
+    sources = [str(target)] if isinstance(target, str | Path) else []
+    return RunSettings.parse(values, where=" and ".join([*sources, where] if overrides else sources))
+
+
+def read_target(target: object, where: str) -> Values:
+    """Return the settings of a run file, or the settings that train on a dataset.
+
+    Raises:
+        ConfigError: The run file cannot be read, or `target` is neither a path nor settings.
+    """
+    if target is None:
+        return {}
+    if isinstance(target, RunSettings):
+        return target.model_dump(exclude_unset=True)
+    if not isinstance(target, str | Path):
+        raise ConfigError(
+            f"{where}: got an object of type {type(target).__name__}; expected the path of a dataset or of a run file, "
+            "or RunSettings"
+        )
+    path = Path(target)
+    if path.suffix.lower() in RUN_FILES:
+        values = read_run_file(path)
+        if "names" not in values:  # otherwise the data.yaml of a YOLO dataset
+            return values
+    if (path / "run.yaml").is_file() and (path / "environment.json").is_file():
+        raise ConfigError(
+            f"{path}: is the folder of a run; expected a dataset or a run file: use {path / 'run.yaml'}, with --resume "
+            "(resume=True) to resume the run"
+        )
+    return {"data": {"train": str(path)}}
+
+
+def nested(overrides: Mapping[str, Any], where: str) -> Values:
+    """Convert ``{"epochs": 5, "train.lr": 1e-4}`` to ``{"train": {"epochs": 5, "lr": 1e-4}}``.
+
+    Raises:
+        ConfigError: A short name is unknown or ambiguous.
+    """
+    values: Values = {}
+    for name, value in overrides.items():
+        nesting = os.fspath(value) if isinstance(value, os.PathLike) else value
+        for part in reversed(full_name(name, where).split(".")):
+            nesting = {part: nesting}
+        values = merge(values, nesting)
+    return values
+
+
+def full_name(name: str, where: str) -> str:
+    """Return the dotted name of a setting: ``train.epochs`` for ``epochs``. Dotted names are returned unchanged.
+
+    Raises:
+        ConfigError: No setting, or more than one, has this name.
+    """
+    known = short_names()
+    if "." in name or name in RunSettings.model_fields:
+        return name
+    if len(found := known.get(name, ())) == 1:
+        return found[0]
+    if found:
+        raise ConfigError(f"{where}: setting '{name}' could be {' or '.join(found)}; write it in full")
+    close = [full for each in difflib.get_close_matches(name, known, n=1) for full in known[each]]
+    hint = f"Did you mean '{close[0]}'?" if close else "The settings of a run are listed in its run.yaml."
+    raise ConfigError(f"{where}: unknown setting '{name}'. {hint}")
+
+
+@cache
+def short_names() -> dict[str, tuple[str, ...]]:
+    """Return the full names of all settings of a run by their last part."""
+    names = dict.fromkeys(RunSettings.keys())
+    for kind in KINDS.values():
+        names |= dict.fromkeys(kind.keys("model."))
+    short: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        last = name.rpartition(".")[2]
+        short[last] = (*short.get(last, ()), name)
+    return short
