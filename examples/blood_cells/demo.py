@@ -22,7 +22,7 @@ def main() -> None:
     if not WEIGHTS.is_file():
         sys.exit(f"{WEIGHTS}: the example's weights are missing; train them: see {HERE / 'README.md'}")
     print(f"Reading {WEIGHTS} ...")
-    detector = qb.Detector.load(WEIGHTS)
+    detector = qb.load(WEIGHTS)
     data = qb.read_dataset(HERE, "test")
 
     print("Finding cells in six test images ...")

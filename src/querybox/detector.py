@@ -27,17 +27,31 @@ def load(
 ) -> Detector | ExportedModel:
     """Load a model: weights of any supported layout, a run folder, a name on the Hub, or an exported model.
 
-    Both a `Detector` and an exported model have `predict` and can be evaluated.
+        detector = querybox.load("runs/first")
+        detections = detector.predict("photos")
+
+    No code in weights is executed. Supported are the layouts of the authors' code, of MMDetection 3.x (2.x for DETR)
+    and of Hugging Face (which has no DINO). The layout is recognised by the names of the tensors, and the recipe is
+    inferred from their shapes. Class names are read from the file; otherwise they are COCO's if the class head has 91
+    or 80 rows besides no-object. Images are resized as in the layout's library. Assumptions are logged.
 
     Args:
-        path: Anything that `Detector.load` reads, or a ``.onnx``, ``.xml`` (OpenVINO) or ``.pt2`` (PyTorch) file
-            written by `querybox.export`.
+        path: A ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file, or the ``.index.json`` of a sharded one; the
+            folder of a run, of which the best detector is loaded; a Hugging Face folder; ``hf://owner/name``,
+            optionally with ``@revision``, which is downloaded; or a ``.onnx``, ``.xml`` (OpenVINO) or ``.pt2``
+            (PyTorch) file written by `querybox.export`.
         trusted: Required for ``.pt2``, because PyTorch executes code in such a file.
-        dilation: For weights: as in `Detector.load`.
-        heads: For weights: as in `Detector.load`.
+        dilation: For weights: whether the backbone's last stage is dilated (DC5), which cannot be inferred from the
+            tensors. None for the value in the file, or else False.
+        heads: For weights: number of attention heads, which cannot be inferred from the tensors. None for the value in
+            the file, or else 8.
+
+    Returns:
+        A `Detector` in float32, on the CPU, in evaluation mode; or an exported model, which has `predict` as well and
+        can be evaluated.
 
     Raises:
-        CheckpointError: The file is missing, corrupt, not a model, or not trusted.
+        CheckpointError: The file is missing, corrupt, not a model, requires code to be executed, or is not trusted.
         ConfigError: `dilation` or `heads` contradicts the file, or is given for an exported model.
         MissingExtraError: The package that runs an exported model is not installed.
     """
@@ -115,24 +129,12 @@ class Detector(DetectionTransformer):
 
     @classmethod
     def load(cls, path: str | Path, *, dilation: bool | None = None, heads: int | None = None) -> Self:
-        """Load a detector: one written by `save`, or a public checkpoint of any supported layout.
-
-        No code in the file is executed. Supported are the layouts of the authors' code, of MMDetection 3.x (2.x for
-        DETR) and of Hugging Face (which has no DINO). The layout is recognised by the names of the tensors, and the
-        recipe is inferred from their shapes. Class names are read from the file; otherwise they are COCO's if the class
-        head has 91 or 80 rows besides no-object. Images are resized as in the layout's library. Assumptions are logged.
+        """Load a detector like `querybox.load`, which also loads exported models.
 
         Args:
-            path: A ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file, or the ``.index.json`` of a sharded one; the
-                folder of a run, of which the best detector is loaded; a Hugging Face folder; or ``hf://owner/name``,
-                optionally with ``@revision``, which is downloaded.
-            dilation: Whether the backbone's last stage is dilated (DC5), which cannot be inferred from the tensors.
-                None for the value in the file, or else False.
-            heads: Number of attention heads, which cannot be inferred from the tensors. None for the value in the file,
-                or else 8.
-
-        Returns:
-            The detector in float32, on the CPU, in evaluation mode.
+            path: Weights, as for `querybox.load`.
+            dilation: As for `querybox.load`.
+            heads: As for `querybox.load`.
 
         Raises:
             CheckpointError: The file is missing or corrupt, requires code to be executed, or is not a supported

@@ -76,3 +76,13 @@ def test_bad_input_is_told_in_one_line(
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert message in err
+
+
+def test_arguments_in_the_wrong_order_are_recognised(run: Any, model: Path, photos: Path) -> None:
+    for command in ("evaluate", "queries"):
+        code, out, err = run(command, photos, model)
+        assert (code, out) == (2, "")
+        assert (
+            f"{photos}: is not a model, but {model} is; the model comes first: querybox {command} {model}"
+            in err
+        )

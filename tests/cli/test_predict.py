@@ -107,12 +107,10 @@ def test_writes_only_what_is_asked_for(run: Any, model: Path, photos: Path, tmp_
 
 
 def test_options_reach_the_detector(run: Any, model: Path, photos: Path) -> None:
-    picture = photos / "images" / "val1.jpg"
-    assert "Found 8 objects in 1 images" in run("predict", model, picture, "--threshold", "0")[1]
-    assert (
-        "Found 3 objects in 1 images" in run("predict", model, picture, "--threshold", "0", "--top-k", "3")[1]
-    )
-    alone = run("predict", model, picture, "--threshold", "0", "--nms", "0")[1]
+    words = ("predict", model, photos / "images" / "val1.jpg", "--overwrite", "--threshold", "0")
+    assert "Found 8 objects in 1 images" in run(*words)[1]
+    assert "Found 3 objects in 1 images" in run(*words, "--top-k", "3")[1]
+    alone = run(*words, "--nms", "0")[1]
     assert int(alone.split()[1]) < 8
 
 
@@ -137,6 +135,12 @@ def test_a_run_folder_is_its_best_model(run: Any, model: Path, photos: Path, tmp
         (["MODEL", "*.jpg"], "DataError: *.jpg: found no image or video among 0 files"),
         (["missing.safetensors", "PICTURE"], "CheckpointError: missing.safetensors: no such weights file"),
         (["PICTURE", "PICTURE"], "CheckpointError: PICTURE: expected a detector's weights"),
+        (
+            ["PICTURE", "MODEL"],
+            "ConfigError: PICTURE: is not a model, but MODEL is; the model comes first: "
+            "querybox predict MODEL PICTURE\n",
+        ),
+        (["IMAGES", "PICTURE", "MODEL"], "the model comes first: querybox predict MODEL IMAGES PICTURE\n"),
         (["MODEL", "PICTURE", "--format", "png"], "ConfigError: --format got 'png'; expected one or more of"),
         (["MODEL", "PICTURE", "--threshold", "2"], "ConfigError: predict got threshold=2.0; expected 0 to 1"),
         (["MODEL", "PICTURE", "--top-k", "0"], "ConfigError: predict got top_k=0; expected 1 or more"),
@@ -158,4 +162,18 @@ def test_bad_input_is_told_in_one_line(
     code, _, err = run("predict", *(names.get(word, word) for word in words))
     assert code == 2
     assert err.count("\n") == 1
-    assert message.replace("PICTURE", str(images / "val1.jpg")) in err
+    for name, path in names.items():
+        message = message.replace(name, str(path))
+    assert message in err
+
+
+def test_results_are_not_mixed_with_older_ones(run: Any, model: Path, photos: Path, tmp_path: Path) -> None:
+    first, second = photos / "images" / "val1.jpg", photos / "images" / "val2.jpg"
+    assert run("predict", model, first)[0] == 0
+    code, _, err = run("predict", model, second)
+    assert code == 2
+    assert err.startswith("ConfigError: predictions: the folder is not empty; expected a new one")
+    assert not (tmp_path / "predictions" / "val2.jpg").exists()
+    assert run("predict", model, second, "--overwrite")[0] == 0
+    content = json.loads((tmp_path / "predictions" / "detections.json").read_text())
+    assert [Path(image["file_name"]).name for image in content["images"]] == ["val2.jpg"]

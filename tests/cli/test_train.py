@@ -163,3 +163,10 @@ def test_the_folder_of_a_run_is_no_dataset(run: Any, tmp_path: Path) -> None:
         "run: is the folder of a run; expected a dataset or a run file: use run/run.yaml, with --resume"
         in err
     )
+
+
+@pytest.mark.parametrize("model", ["model.safetensors", "hf://facebook/detr-resnet-50"])
+def test_a_model_is_no_dataset(run: Any, model: str) -> None:
+    code, _, err = run("train", model, "photos")
+    assert code == 2
+    assert f"to fine-tune it: querybox train photos --weights {model}\n" in err

@@ -39,6 +39,15 @@ def test_names_and_length(three: Detections) -> None:
     assert len(three) == 3
 
 
+def test_repr_counts_the_objects_of_each_class(three: Detections) -> None:
+    assert repr(three) == "Detections(3 objects: 2 dog 0.25-0.75, 1 cat 0.50)"
+    named = dataclasses.replace(three.above(0.6), source="a b.jpg")
+    assert repr(named) == "Detections('a b.jpg', 1 object: 1 dog 0.75)"
+    assert repr(named.above(0.8)) == "Detections('a b.jpg', 0 objects)"
+    equal = found(boxes=[[0.0, 0.0, 1.0, 1.0]] * 2, scores=[0.504, 0.496], labels=[0, 0])
+    assert repr(equal) == "Detections(2 objects: 2 cat 0.50)"
+
+
 def test_above_keeps_scores_that_equal_the_threshold(three: Detections) -> None:
     kept = three.above(0.5)
     assert kept.scores.tolist() == [0.75, 0.5]

@@ -54,7 +54,7 @@ def convert(
     label embedding of the original DINO.
 
     Args:
-        source: A path as for `Detector.load`.
+        source: A path as for `querybox.load`.
         target: A new ``.pth`` file for facebook, mmdet2 and mmdet3, a ``.safetensors`` file for querybox, or a folder
             for huggingface. It is written atomically.
         to: The target layout: that of the code of the model's authors ("facebook"), of MMDetection 2.x or 3.x,
@@ -63,8 +63,8 @@ def convert(
             code and Hugging Face. Each class keeps its logit. 80 drops the unused rows, so DETR's softmax assigns their
             probability to the other classes and scores increase, usually very slightly. 91 adds rows of probability
             zero, which changes no score. None keeps the rows.
-        dilation: Whether the last stage is dilated, as in `Detector.load`.
-        heads: Number of attention heads, as in `Detector.load`.
+        dilation: Whether the last stage is dilated, as in `querybox.load`.
+        heads: Number of attention heads, as in `querybox.load`.
 
     Raises:
         CheckpointError: `source` cannot be read.

@@ -55,7 +55,7 @@ class LoadedDetector:
 def load_detector(
     path: str | Path, *, dilation: bool | None = None, heads: int | None = None
 ) -> DetectionTransformer:
-    """Load a detector; see `Detector.load`."""
+    """Load a detector; see `querybox.load`."""
     loaded = load_checkpoint(path, dilation=dilation, heads=heads)
     for sentence in loaded.assumptions:
         logger.info("%s: assumed: %s", path, sentence)
@@ -65,7 +65,7 @@ def load_detector(
 def load_checkpoint(
     path: str | Path, *, dilation: bool | None = None, heads: int | None = None
 ) -> LoadedDetector:
-    """Load a detector, and return how its file was interpreted; see `Detector.load`."""
+    """Load a detector, and return how its file was interpreted; see `querybox.load`."""
     checkpoint = read_checkpoint(path, dilation=dilation, heads=heads)
     try:
         detector = restore(checkpoint.blueprint, checkpoint.state)
@@ -77,7 +77,7 @@ def load_checkpoint(
 def read_checkpoint(
     path: str | Path, *, dilation: bool | None = None, heads: int | None = None
 ) -> Checkpoint:
-    """Read a checkpoint of any layout without building the detector; see `Detector.load`."""
+    """Read a checkpoint of any layout without building the detector; see `querybox.load`."""
     path = find_weights(path)
     given = {name: value for name, value in (("dilation", dilation), ("heads", heads)) if value is not None}
     try:

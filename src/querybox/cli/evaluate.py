@@ -57,13 +57,14 @@ def evaluate(
     """
     from rich.console import Console
 
-    from querybox.cli.model import load_model
+    from querybox.cli.model import load_model, require_order
     from querybox.cli.progress import progress_bar
     from querybox.data import read_dataset
     from querybox.detector import Detector
     from querybox.evaluation.evaluate import evaluate as run
     from querybox.report import WORST, write_report
 
+    require_order("querybox evaluate", model, [data])
     if inspect < 0:
         raise ConfigError(f"--inspect got {inspect}; expected a number of images, 0 or more")
     detector = load_model(model, trusted=trust, precision=precision)

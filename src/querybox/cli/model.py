@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,6 +14,24 @@ if TYPE_CHECKING:
     from querybox.inference.engine import Engine
 
 Precision = Literal["float32", "bf16"]
+
+
+def require_order(command: str, model: Path, others: Sequence[str | Path]) -> None:
+    """Check that the arguments of a command whose first argument is the model are not in another order.
+
+    Raises:
+        ConfigError: The first is not a model, but one of the others is.
+    """
+    from querybox.checkpoints.find import is_exported, is_model
+
+    arguments = [model, *map(Path, others)]
+    models = [path for path in arguments if is_model(path) or is_exported(path)]
+    if models and model not in models:
+        rest = [path for path in arguments if path != models[0]]
+        words = [command, *(shlex.quote(str(path)) for path in (models[0], *rest))]
+        raise ConfigError(
+            f"{model}: is not a model, but {models[0]} is; the model comes first: {' '.join(words)}"
+        )
 
 
 def load_detector(path: Path) -> Detector:

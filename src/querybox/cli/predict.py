@@ -29,6 +29,7 @@ def predict(
     /,
     *sources: str,
     output: Path = Path("predictions"),
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
     threshold: float = 0.5,
     top_k: int = 100,
     nms: float | None = None,
@@ -53,7 +54,8 @@ def predict(
         model: A checkpoint of any layout, a run folder (its best model, or else its last), or an exported model
             (.onnx, .xml for OpenVINO, .pt2 for PyTorch).
         sources: Images, videos, folders or patterns.
-        output: Folder for the results.
+        output: Folder for the results: a new or an empty one.
+        overwrite: Allow a folder that is not empty; files in it with the names of new ones are replaced.
         threshold: Minimum score of detections (0-1).
         top_k: Maximum number of detections per image.
         nms: IoU threshold (0-1) of class-wise non-maximum suppression; off by default.
@@ -66,15 +68,17 @@ def predict(
     if not sources:
         raise ConfigError("querybox predict got no sources; expected images, videos, folders or patterns")
 
-    from querybox.cli.model import load_model
+    from querybox.cli.model import load_model, require_order
     from querybox.cli.progress import progress_bar
     from querybox.fast import fastest
     from querybox.inference.predict import predict as run
     from querybox.inference.sources import count_frames, find_files
     from querybox.inference.writers import coco_file, csv_file, draw_files, drawing_paths
 
+    require_order("querybox predict", model, sources)
     files = [file for source in sources for file in find_files(Path(source))]
     pictures = drawing_paths(files, output) if "pictures" in formats else []
+    check_output(output, overwrite=overwrite)
     detector = load_model(model, trusted=trust, precision=precision)
     unreadable: list[ImageError] = []
     options: dict[str, Any] = {"threshold": threshold, "top_k": top_k, "nms": nms, "batch_size": batch_size}
@@ -96,6 +100,15 @@ def predict(
         for _ in results:  # consume them if nothing is drawn
             pass
     return summarise(tally, files, unreadable, output)
+
+
+def check_output(output: Path, *, overwrite: bool) -> None:
+    """Raise ConfigError if the output folder exists and is not empty, unless `overwrite`."""
+    if not overwrite and output.is_dir() and any(output.iterdir()):
+        raise ConfigError(
+            f"{output}: the folder is not empty; expected a new one, so that results are not mixed: set another "
+            "--output, or replace files of the same names with --overwrite"
+        )
 
 
 def summarise(

@@ -38,12 +38,13 @@ def queries(
         queries: How many queries to show, those with the highest mean score first.
         batch_size: Images per forward pass on an accelerator; the result does not depend on it.
     """
-    from querybox.cli.model import load_detector
+    from querybox.cli.model import load_detector, require_order
     from querybox.cli.progress import progress_bar
     from querybox.data import read_dataset
     from querybox.inspect import query_view
     from querybox.inspect.queries import check_picture
 
+    require_order("querybox queries", model, [data])
     check_picture(output, queries)  # fail before the work is done, not after
     dataset = read_dataset(data, split)
     detector = load_detector(model)

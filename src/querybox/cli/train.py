@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from querybox.errors import ConfigError
+
 if TYPE_CHECKING:
     from querybox.training import RunSettings
 
@@ -81,9 +83,16 @@ def read_settings(target: str | None, overrides: Sequence[str], options: Mapping
     Raises:
         ConfigError: There is no such file, or a setting is unknown or invalid.
     """
+    from querybox.checkpoints.find import is_model
     from querybox.runfile import read_overrides
     from querybox.training import overrides as settings
 
+    if target is not None and is_model(Path(target)) and not Path(target).is_dir():
+        data = next((word for word in overrides if "=" not in word), "DATA")
+        raise ConfigError(
+            f"{target}: is a model; expected a dataset or a run file; to fine-tune it: querybox train {data} "
+            f"--weights {target}"
+        )
     if target is not None and "=" in target and not Path(target).exists():
         overrides, target = [target, *overrides], None  # settings only
     given = {**read_overrides(overrides), **options}

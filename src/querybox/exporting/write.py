@@ -84,7 +84,7 @@ def check_values(detector: object, to: object, precision: object) -> None:
     if not isinstance(detector, DetectionTransformer):
         raise ConfigError(
             f"export got an object of type {type(detector).__name__}; expected a Detector: pass the one that it was "
-            "made from, or load its checkpoint with Detector.load"
+            "made from, or load its checkpoint with querybox.load"
         )
     for name, value, choices in (("to", to, EXPORTED), ("precision", precision, get_args(Precision))):
         if value not in choices:

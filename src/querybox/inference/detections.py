@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,6 +16,7 @@ from querybox.data.image import read_image
 from querybox.errors import ImageError, MissingExtraError
 from querybox.html import PICTURE_SIDE, jpeg_url, render
 from querybox.structures import Category
+from querybox.text import listed
 
 if TYPE_CHECKING:
     import supervision
@@ -42,6 +44,16 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def __repr__(self) -> str:
+        """Return, for example, ``Detections('a.jpg', 3 objects: 2 cat 0.91-0.97, 1 dog 0.88)``."""
+        scores: dict[str, list[float]] = {}
+        for name, score in zip(self.names, self.scores.tolist(), strict=True):
+            scores.setdefault(name, []).append(score)
+        classes = [f"{len(each)} {name} {score_range(each)}" for name, each in scores.items()]
+        count = f"{len(self)} object{'' if len(self) == 1 else 's'}"
+        found = f"{count}: {listed(classes)}" if classes else count
+        return f"Detections({', '.join([*([repr(self.source)] if self.source else []), found])})"
 
     @property
     def names(self) -> list[str]:
@@ -116,3 +128,9 @@ class Detections:
         return dataclasses.replace(
             self, boxes_xyxy=self.boxes_xyxy[index], scores=self.scores[index], labels=self.labels[index]
         )
+
+
+def score_range(scores: Sequence[float]) -> str:
+    """Format the lowest and the highest of descending scores, such as ``0.91-0.97``, or only one if they are equal."""
+    low, high = f"{scores[-1]:.2f}", f"{scores[0]:.2f}"
+    return high if low == high else f"{low}-{high}"
