@@ -6,8 +6,6 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-import torch
-
 from benchmarks.setup import EXAMPLE, Setup, detector
 from querybox.checkpoints.find import EXPORTED, Format
 from querybox.data import DetectionData, read_dataset
@@ -46,7 +44,7 @@ def build(setup: Setup, name: str) -> Engine:
     if name == PLAIN:
         return detector()
     return optimize(
-        detector(), dtype=torch.bfloat16 if name == TORCH_BF16 else torch.float32, compile=name == COMPILED
+        detector(), precision="bf16" if name == TORCH_BF16 else "float32", compile=name == COMPILED
     )
 
 

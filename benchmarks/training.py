@@ -43,7 +43,7 @@ def row(setup: Setup) -> Row:
         name="training",
         title=f"Training step, {BATCH} images of {SIZE[0]}x{SIZE[1]} with {OBJECTS} objects",
         sides=[
-            Side(name=FULL, build=partial(ours, setup, "no"), within=retain_freed_memory),
+            Side(name=FULL, build=partial(ours, setup, "float32"), within=retain_freed_memory),
             Side(name=BEST, build=partial(ours, setup, "bf16"), tolerance=0.05, within=retain_freed_memory),
             Side(name=peers.FACEBOOK, build=partial(facebook, setup), tolerance=1e-3),
             Side(name=peers.TRANSFORMERS, build=partial(transformers, setup), tolerance=1e-3),
@@ -79,7 +79,9 @@ def ours(setup: Setup, precision: Any) -> Work:
 def update(setup: Setup, model: Detector, criterion: Criterion, batch: Batch, precision: Any) -> Work:
     """Return an update of `model` by querybox's training loop, without dropout at the first call and with it later."""
     settings = TrainSettings(batch_size=len(batch.image_ids), precision=precision)
-    run = RunSettings.parse({"data": {"train": "none"}, "output": str(setup.folder)}).replace(train=settings)
+    run = RunSettings.parse({"data": {"train": "none", "workers": 0}, "output": str(setup.folder)}).replace(
+        train=settings
+    )
     data = read_dataset(EXAMPLE, "train")  # not iterated over; the batch is always the same
     loader = train_loader(data, run.data, batch_size=len(batch.image_ids), seed=0)
     trainer = Trainer(model, criterion, loader, run, accelerator=start_processes(run))

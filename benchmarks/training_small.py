@@ -44,7 +44,7 @@ def rows(setup: Setup) -> Iterator[Row]:
             name=f"training-small-{kind.replace('_', '-')}",
             title=f"Training step of a small {title}, {BATCH} images of {SIZE[0]}x{SIZE[1]} with {OBJECTS} objects",
             sides=[
-                Side(name=FULL, build=partial(ours, setup, kind, "no"), within=retain_freed_memory),
+                Side(name=FULL, build=partial(ours, setup, kind, "float32"), within=retain_freed_memory),
                 Side(
                     name=BEST,
                     build=partial(ours, setup, kind, "bf16"),

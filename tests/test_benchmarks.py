@@ -250,7 +250,7 @@ def test_a_side_in_a_separate_process_reports_why_it_cannot_be_built() -> None:
 @pytest.mark.parametrize("kind", training_small.TITLES)
 def test_small_models_have_the_loss_of_transformers(kind: Kind, tmp_path: Path) -> None:
     setup = Setup(quick=True, folder=tmp_path)
-    ours, _ = training_small.ours(setup, kind, "no")()
+    ours, _ = training_small.ours(setup, kind, "float32")()
     theirs, _ = training_small.transformers(setup, kind, 0)()
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=0.0)
 

@@ -118,8 +118,9 @@ def our_forward(
     run: Run, model: Model, images: ImageBatch, precision: Precision, *, compiled: bool
 ) -> Forward:
     """Return the pass of the optimised detector."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    engine = ours(model, run).optimize(dtype=dtype, compile=compiled)
+    engine = ours(model, run).optimize(
+        precision="bf16" if precision == "bf16" else "float32", compile=compiled
+    )
 
     def call() -> tuple[Tensor, Tensor]:
         answer = engine(images).layers[-1]

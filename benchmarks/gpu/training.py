@@ -106,7 +106,7 @@ def our_step(run: Run, model: Model, precision: Precision) -> Work:
     criterion = model.criterion() if model.criterion else detector.recipe.criterion()
     folder = Setup(folder=Path(tempfile.gettempdir()))  # nothing is written there
     return in_precision(
-        update(folder, detector, criterion, batch, "bf16" if precision == "bf16" else "no"), precision
+        update(folder, detector, criterion, batch, "bf16" if precision == "bf16" else "float32"), precision
     )
 
 

@@ -180,7 +180,7 @@ def load(path: Path, name: str, *, trusted: bool) -> Engine:
     detector = load_detector(path).to(accelerator())
     if name == "plain":
         return detector
-    return optimize(detector, dtype=torch.bfloat16 if name == "bf16" else torch.float32)
+    return optimize(detector, precision="bf16" if name == "bf16" else "float32")
 
 
 def reset_peak() -> int:

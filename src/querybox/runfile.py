@@ -24,7 +24,7 @@ MAX_ALIASES = 20
 class Loader(yaml.SafeLoader):
     """Loader for YAML 1.2: ``no`` is a string, ``1e-4`` a number, and duplicate keys are errors.
 
-    PyYAML implements version 1.1, in which ``precision: no`` is False, ``lr: 1e-4`` a string and ``1:30`` is 90.
+    PyYAML implements version 1.1, in which ``name: no`` is False, ``lr: 1e-4`` a string and ``1:30`` is 90.
     """
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - declared by PyYAML

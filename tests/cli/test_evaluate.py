@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from querybox import precision
+
 
 def test_prints_tables_and_writes_files(run: Any, model: Path, photos: Path, tmp_path: Path) -> None:
     code, out, err = run("evaluate", model, photos, "--split", "val", "--output", "scores")
@@ -35,8 +37,9 @@ def test_worst_images_with_pages_to_look_inside(run: Any, model: Path, photos: P
 
 
 def test_what_does_not_tell_where_it_looked_has_no_pages(
-    run: Any, model: Path, photos: Path, tmp_path: Path
+    run: Any, model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(precision, "is_native", lambda *_: True)
     words = ("--split", "val", "--precision", "bf16", "--inspect", "2")
     code, out, err = run("evaluate", model, photos, *words)
     assert (code, err) == (0, "")
@@ -45,10 +48,35 @@ def test_what_does_not_tell_where_it_looked_has_no_pages(
     assert "Worst images" in (tmp_path / "evaluation" / "report.html").read_text(encoding="utf-8")
 
 
-def test_in_half_precision(run: Any, model: Path, photos: Path) -> None:
-    code, out, err = run("evaluate", model, photos, "--split", "val", "--precision", "bf16")
+@pytest.mark.parametrize(("name", "native"), [("bf16", True), ("auto", True), ("auto", False)])
+def test_in_half_precision(
+    run: Any,
+    model: Path,
+    photos: Path,
+    tmp_path: Path,
+    name: str,
+    native: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(precision, "is_native", lambda name, _: native or name == "float32")
+    words = ("--split", "val", "--precision", name, "--inspect", "1")
+    code, out, err = run("evaluate", model, photos, *words)
     assert (code, err) == (0, "")
     assert "2 objects in 2 images" in out
+    assert (
+        tmp_path / "evaluation" / "inspect"
+    ).exists() is not native  # only a detector in float32 has pages
+
+
+def test_emulated_precision_is_told(
+    run: Any, model: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "is_native", lambda *_: False)
+    monkeypatch.setattr(precision, "slowdown", lambda *_: 5.9)
+    code, _, err = run("predict", model, photos / "images" / "val1.jpg", "--precision", "bf16")
+    assert code == 0
+    assert "precision 'bf16' is emulated on this device" in err
+    assert "a matrix product takes 5.9 times as long as in float32" in err
 
 
 @pytest.mark.parametrize(
@@ -56,6 +84,7 @@ def test_in_half_precision(run: Any, model: Path, photos: Path) -> None:
     [
         (["missing.safetensors", "PHOTOS"], "CheckpointError: missing.safetensors: no such weights file"),
         (["MODEL", "missing"], "DataError: missing: no such file or folder"),
+        (["model.onnx", "PHOTOS", "--precision", "fp16"], "omit --precision"),
         (["MODEL", "PHOTOS"], "has several splits"),
         (["MODEL", "PHOTOS", "--inspect", "-1"], "--inspect got -1; expected a number of images, 0 or more"),
         (["MODEL", "PHOTOS", "--split", "dev"], "has no split 'dev'"),

@@ -10,12 +10,14 @@ import torch
 from comparisons import assert_same_detections
 from PIL import Image
 
+from querybox.checkpoints.find import Format
 from querybox.detector import Detector
 from querybox.errors import ConfigError
-from querybox.exporting import Exported, export, load_exported
+from querybox.exporting import Exported, export, load_exported, write
 from querybox.exporting.card import OUTPUTS, Card
 from querybox.exporting.check import check_detections
 from querybox.exporting.graph import Graph
+from querybox.exporting.write import resolve_precision
 from querybox.inference.predict import predict
 from querybox.structures import ImageBatch
 
@@ -119,12 +121,24 @@ def test_arguments_that_do_not_fit(
 
 
 @pytest.mark.parametrize(
+    ("to", "native", "expected"),
+    [("openvino", True, "bf16"), ("openvino", False, "float32"), ("onnx", True, "float32")],
+)
+def test_auto_is_bf16_where_the_format_has_it_and_the_cpu_computes_it(
+    to: Format, native: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write, "is_native", lambda *_: native)
+    assert resolve_precision("auto", to) == expected
+    assert resolve_precision("int8", to) == "int8"
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"to": "tensorrt"}, "got to='tensorrt'; expected one of 'onnx', 'openvino', 'torch'"),
         (
             {"to": "openvino", "precision": "fp16"},
-            "got precision='fp16'; expected one of 'float32', 'bf16', 'int8'",
+            "got precision='fp16'; expected one of 'auto', 'float32', 'bf16', 'int8'",
         ),
     ],
 )

@@ -6,6 +6,7 @@ import copy
 import subprocess
 import sys
 from collections.abc import Callable
+from inspect import unwrap
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from querybox import Detector, ImageBatch
 from querybox.errors import CheckpointError, ConfigError
-from querybox.fast import convolution
+from querybox.fast import convolution, optimize
 from querybox.fast.inference import SIZES, CachedCells
 from querybox.modules.encoder import Encoder
+from querybox.precision import Precision
 from querybox.structures import Predictions
 
 DEEP = {**TINY, "encoder_layers": 2}
@@ -126,7 +128,7 @@ def test_the_detector_is_left_alone(detector: Detector) -> None:
     trained = {name: parameter.requires_grad for name, parameter in detector.named_parameters()}
     weights = copy.deepcopy(detector.state_dict())
     kinds = [type(part) for part in detector.modules()]
-    optimized = detector.optimize(dtype=torch.bfloat16)
+    optimized = detector.optimize(precision="bf16")
     optimized(BATCHES[0])
     assert {name: part.training for name, part in detector.named_modules()} == modes
     assert {name: parameter.requires_grad for name, parameter in detector.named_parameters()} == trained
@@ -156,13 +158,13 @@ def test_saving_is_refused(detector: Detector, tmp_path: Path) -> None:
 
 
 def test_unknown_types_are_refused(detector: Detector) -> None:
-    with pytest.raises(ConfigError, match=r"dtype=torch\.int8; expected one of torch\.float32"):
-        detector.optimize(dtype=torch.int8)
+    with pytest.raises(ConfigError, match=r"precision='int8'; expected one of auto, float32, bf16, fp16"):
+        unwrap(optimize)(detector, precision="int8")
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(detector: Detector, dtype: torch.dtype) -> None:
-    optimized = detector.optimize(dtype=dtype)
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision(detector: Detector, precision: Precision) -> None:
+    optimized = detector.optimize(precision=precision)
     for images in BATCHES:
         (answer,) = optimized(images).layers
         assert answer.logits.dtype == answer.boxes.dtype == torch.float32

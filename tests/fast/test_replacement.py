@@ -26,6 +26,7 @@ from querybox.fast.replacement import copy_modules
 from querybox.fast.training import FoldedConv2d, for_training
 from querybox.modules.blocks import FeedForward
 from querybox.modules.decoder import Decoder
+from querybox.precision import Precision
 from querybox.structures import DetectorOutput, Memory, Predictions, Queries
 
 Change = Callable[[nn.Module], None]
@@ -187,7 +188,7 @@ def test_changes_are_seen_in_half_precision(name: str, trained: Change) -> None:
     detector = make_detector(trained)
     CHANGES[name](detector)
     ours, theirs = (
-        detector.optimize(dtype=torch.bfloat16)(IMAGES).layers[-1],
+        detector.optimize(precision="bf16")(IMAGES).layers[-1],
         detector.eval()(IMAGES).layers[-1],
     )
     assert_close(ours.logits, theirs.logits, rtol=0, atol=0.1)
@@ -291,14 +292,14 @@ def test_sequences_of_ones_own_are_left_alone() -> None:
     assert_close(fused(x), own(x))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("recipe", ["detr_r18", "dino_r50"])
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda engine: pickle.loads(pickle.dumps(engine))])
 @torch.no_grad()
 def test_optimised_copies_can_be_copied(
-    duplicate: Callable[[Any], Any], recipe: str, dtype: torch.dtype, trained: Change
+    duplicate: Callable[[Any], Any], recipe: str, precision: Precision, trained: Change
 ) -> None:
-    engine = make_detector(trained, recipe).optimize(dtype=dtype)
+    engine = make_detector(trained, recipe).optimize(precision=precision)
     before = engine(IMAGES).layers[-1]
     copied = duplicate(engine)
     for each in (copied, engine):
@@ -355,13 +356,13 @@ class OtherDecoder(Decoder):
         )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
 @torch.no_grad()
-def test_a_new_decoder_is_optimised_like_the_others(dtype: torch.dtype, trained: Change) -> None:
+def test_a_new_decoder_is_optimised_like_the_others(precision: Precision, trained: Change) -> None:
     detector = make_detector(trained)
     detector.decoder.__class__ = OtherDecoder
-    (ours,), theirs = detector.optimize(dtype=dtype)(IMAGES).layers, detector.eval()(IMAGES).layers
+    (ours,), theirs = detector.optimize(precision=precision)(IMAGES).layers, detector.eval()(IMAGES).layers
     assert len(theirs) == 2
     assert ours.logits.dtype == ours.boxes.dtype == torch.float32
-    assert_close(ours.logits, theirs[-1].logits, rtol=0, atol=1e-4 if dtype == torch.float32 else 0.1)
-    assert_close(ours.boxes, theirs[-1].boxes, rtol=0, atol=1e-4 if dtype == torch.float32 else 0.05)
+    assert_close(ours.logits, theirs[-1].logits, rtol=0, atol=1e-4 if precision == "float32" else 0.1)
+    assert_close(ours.boxes, theirs[-1].boxes, rtol=0, atol=1e-4 if precision == "float32" else 0.05)

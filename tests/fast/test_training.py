@@ -294,6 +294,6 @@ def test_an_optimised_copy_leaves_what_is_trained_alone() -> None:
         "test_efficientnet"
     )  # its squeeze-and-excitation has convolutions with biases of their own
     before = {name: p.requires_grad for name, p in plain.named_parameters()}
-    plain.optimize(dtype=torch.bfloat16)
+    plain.optimize(precision="bf16")
     assert {name: p.requires_grad for name, p in plain.named_parameters()} == before
     assert all(p.dtype == torch.float32 for p in plain.parameters())

@@ -37,6 +37,7 @@ from querybox.inspect.attention import AttentionMaps
 from querybox.models.conditional_detr import ConditionalDETR
 from querybox.models.layouts.conditional import ATTEN4VIS, HUGGINGFACE_CONDITIONAL, MMDET3_CONDITIONAL
 from querybox.models.layouts.layout import Layout
+from querybox.precision import Precision
 from querybox.training.finetune import initialize_from
 
 Names = Iterator[tuple[str, list[int]]]
@@ -285,12 +286,12 @@ def test_it_is_trained_as_it_is_written() -> None:
         assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-6 * largest)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_optimised_copy_detects_the_same(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_the_optimised_copy_detects_the_same(precision: Precision) -> None:
     detector = make()
-    tolerance = 1e-4 if dtype == torch.float32 else 0.1
+    tolerance = 1e-4 if precision == "float32" else 0.1
     one_size = ImageBatch.from_images([torch.full((3, 64, 96), 90, dtype=torch.uint8)])
-    fast = detector.optimize(dtype=dtype)
+    fast = detector.optimize(precision=precision)
     for images in (batch(), one_size):
         with torch.inference_mode():
             expected = detector(images).layers[-1]

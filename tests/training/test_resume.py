@@ -30,6 +30,7 @@ from querybox.evaluation.evaluate import no_detections
 from querybox.inference.detections import Detections
 from querybox.runfile import read_run_file
 from querybox.training import RunSettings, loop, train
+from querybox.training.checkpoint import RunCheckpoint
 from querybox.training.loop import Trainer
 from querybox.training.processes import start_processes, translate_process_errors
 
@@ -205,6 +206,26 @@ def test_settings_are_those_of_the_checkpoint_whatever_the_run_file_says(run_set
     changed = RunSettings.parse(read_run_file(folder / "run.yaml"))
     with pytest.raises(ConfigError, match=r"cannot change 'train\.lr' from 0\.001 to 0\.005; restore them"):
         train(changed, resume=True)
+
+
+def test_a_run_with_the_former_name_of_float32_is_resumed(
+    run_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(self: RunCheckpoint, path: Path, original: Any = RunCheckpoint.write) -> None:
+        self.settings["train.precision"] = "no"
+        original(self, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunCheckpoint, "write", write)
+        folder = train(run_settings(epochs=1)).run_dir
+    text = (folder / "run.yaml").read_text()
+    assert "  precision: float32\n" in text
+    (folder / "run.yaml").write_text(
+        text.replace("  precision: float32\n", "  precision: no\n").replace("  epochs: 1\n", "  epochs: 2\n")
+    )
+    train(RunSettings.parse(read_run_file(folder / "run.yaml")), resume=True)
+    checkpoint = RunCheckpoint.read(folder / "checkpoint.safetensors")
+    assert (checkpoint.progress.epoch, checkpoint.settings["train.precision"]) == (2, "float32")
 
 
 def test_damaged_metrics_are_written_anew(run_settings: MakeSettings) -> None:

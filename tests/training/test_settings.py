@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from querybox import Detector
+from querybox import Detector, precision
 from querybox.errors import ConfigError
 from querybox.models import RECIPES
-from querybox.training import RunSettings, TrainSettings
+from querybox.training import RunSettings, TrainSettings, processes
 from querybox.training.duration import format_duration
+from querybox.training.processes import training_device
 from querybox.training.start import resolve
 
 
@@ -98,3 +100,21 @@ def test_the_kind_is_that_of_the_weights_where_no_recipe_is_named(tmp_path: Path
     Detector.from_recipe("dino_r50", num_classes=2, **tiny).save(tmp_path / "dino.safetensors")
     settings = RunSettings.parse({"weights": str(tmp_path / "dino.safetensors"), "data": {"train": "x"}})
     assert resolve(settings).train == TrainSettings(**DINO)
+
+
+@pytest.mark.parametrize(("native", "resolved"), [(True, "bf16"), (False, "float32")])
+def test_a_run_has_the_precision_that_auto_resolves_to(
+    native: bool,
+    resolved: str,
+    run_settings: Callable[..., RunSettings],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(precision, "is_native", lambda *_: native)
+    assert resolve(run_settings(precision="auto")).train.precision == resolved
+
+
+def test_processes_that_are_forced_onto_the_cpu_train_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "default_device", lambda: torch.device("cuda"))
+    assert training_device() == torch.device("cuda")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert training_device() == torch.device("cpu")

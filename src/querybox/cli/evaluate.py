@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from querybox.cli.model import Precision
 from querybox.cli.tables import table
 from querybox.errors import ConfigError
 from querybox.html import metric
+from querybox.precision import Precision
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,7 +52,8 @@ def evaluate(
         inspect: Number of worst images, those with the lowest F1, to show in the report, each with an inspector page.
             Inspector pages require a checkpoint in float32.
         batch_size: Images per forward pass on an accelerator; the result does not depend on it.
-        precision: Precision of a checkpoint's computations; bf16 is faster and less accurate.
+        precision: Precision of a checkpoint's computations: float32, bf16, fp16, or auto. auto is bf16 if the device
+            computes it natively, otherwise float32. bf16 and fp16 are less accurate, and faster only on such devices.
         trust: Allow a .pt2 file to execute the code that it contains.
     """
     from rich.console import Console

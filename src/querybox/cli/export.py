@@ -14,7 +14,7 @@ def export(
     /,
     *,
     to: Literal["onnx", "openvino", "torch"],
-    precision: Literal["float32", "bf16", "int8"] = "float32",
+    precision: Literal["auto", "float32", "bf16", "int8"] = "float32",
     calibrate: Path | None = None,
     split: str | None = None,
 ) -> None:
@@ -34,7 +34,8 @@ def export(
         model: A checkpoint of any layout, or a run folder: its best model, or else its last.
         file: The file to write; by default beside the model.
         to: onnx (ONNX Runtime and others), openvino (the fastest on CPUs), or torch (torch.export).
-        precision: Precision of the computations; bf16 and int8 require openvino.
+        precision: Precision of the computations; bf16 and int8 require openvino. auto is bf16 for openvino if this
+            machine's CPU computes it natively, otherwise float32.
         calibrate: For int8: a dataset with images like those to predict on. AP on it is measured before and after.
         split: Split of that dataset.
     """

@@ -5,15 +5,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from querybox.errors import ConfigError
+from querybox.precision import Precision, resolve_precision
 
 if TYPE_CHECKING:
     from querybox.detector import Detector
     from querybox.inference.engine import Engine
-
-Precision = Literal["float32", "bf16"]
 
 
 def require_order(command: str, model: Path, others: Sequence[str | Path]) -> None:
@@ -48,21 +47,21 @@ def load_model(path: Path, *, trusted: bool, precision: Precision = "float32") -
     Args:
         path: The file or folder.
         trusted: Whether code in the file may be executed.
-        precision: Precision of a detector's computations.
+        precision: Precision of a detector's computations; an exported model has its own.
 
     Raises:
         CheckpointError: The file cannot be read.
-        ConfigError: `precision` is given for an exported model.
+        ConfigError: `precision` is bf16 or fp16 for an exported model.
     """
-    import torch
-
     from querybox.checkpoints.find import is_exported
     from querybox.detector import load
 
     if not is_exported(path):
         detector = load_detector(path)
-        return detector.optimize(dtype=torch.bfloat16) if precision == "bf16" else detector
-    if precision != "float32":
+        if precision == "auto":
+            precision = resolve_precision(precision, detector.device)
+        return detector if precision == "float32" else detector.optimize(precision=precision)
+    if precision not in ("auto", "float32"):
         raise ConfigError(
             f"{path}: --precision {precision} got an exported model, which keeps the precision it was exported in; "
             "omit --precision, or export the model again"

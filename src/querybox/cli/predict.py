@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from querybox.cli.model import Precision
 from querybox.errors import ConfigError
+from querybox.precision import Precision
 
 if TYPE_CHECKING:
     from querybox.errors import ImageError
@@ -61,7 +61,8 @@ def predict(
         nms: IoU threshold (0-1) of class-wise non-maximum suppression; off by default.
         format: Outputs to write: pictures, coco and csv, separated by commas.
         batch_size: Maximum number of images per forward pass on an accelerator.
-        precision: Precision of a checkpoint's computations; bf16 is faster and less accurate.
+        precision: Precision of a checkpoint's computations: float32, bf16, fp16, or auto. auto is bf16 if the device
+            computes it natively, otherwise float32. bf16 and fp16 are less accurate, and faster only on such devices.
         trust: Allow a .pt2 file to execute the code that it contains.
     """
     formats = read_formats(format)

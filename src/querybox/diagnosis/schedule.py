@@ -42,8 +42,8 @@ def failed(run: Run) -> Finding | None:
         explains=1.0,
         cause=f"The run ended with an error: {run.record.ended}",
         evidence={"steps": run.steps},
-        cure="If no finding below explains it, check the images named in the error, train with train.precision=no, and "
-        f"lower train.lr (it is {run.plan.lr:g}).",
+        cure="If no finding below explains it, check the images named in the error, train with "
+        f"train.precision=float32, and lower train.lr (it is {run.plan.lr:g}).",
     )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
+from torch import device
 from torch.export import ExportedProgram
 
 from querybox.checkpoints.find import EXPORTED, Format
@@ -21,6 +22,7 @@ from querybox.exporting.graph import decoder_nodes, trace
 from querybox.exporting.load import load_exported
 from querybox.exporting.quantise import quantise
 from querybox.modules.detector import DetectionTransformer
+from querybox.precision import is_native
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +43,7 @@ def export(
     path: str | Path,
     *,
     to: Format,
-    precision: Precision = "float32",
+    precision: Precision | Literal["auto"] = "float32",
     calibration: DetectionData | None = None,
 ) -> Exported:
     """Export a detector to a file that runs without querybox, and verify that its outputs equal the detector's.
@@ -54,7 +56,8 @@ def export(
         detector: The model; its training mode does not change.
         path: The file to write: ``.onnx``, ``.xml`` (OpenVINO) or ``.pt2`` (PyTorch).
         to: The format.
-        precision: Precision of the computations. ``"bf16"`` and ``"int8"`` require ``to="openvino"``.
+        precision: Precision of the computations. ``"bf16"`` and ``"int8"`` require ``to="openvino"``. ``"auto"`` is
+            bf16 for OpenVINO if this machine's CPU computes it natively, otherwise float32.
         calibration: For ``"int8"``: labelled images representative of those that the model will be used on.
 
     Raises:
@@ -65,6 +68,7 @@ def export(
     """
     path = Path(path)
     check_values(detector, to, precision)
+    precision = resolve_precision(precision, to)
     check_arguments(path, to, precision, calibration)
     program, card = trace(detector), Card.of(detector, precision)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,6 +83,13 @@ def export(
     return Exported(files=tuple(sorted(written, key=path.__ne__)), verification=verification, AP=precisions)
 
 
+def resolve_precision(precision: Precision | Literal["auto"], to: Format) -> Precision:
+    """Return the precision to export in: for ``"auto"`` bf16 if the format has it and this CPU computes it natively."""
+    if precision != "auto":
+        return precision
+    return "bf16" if to == "openvino" and is_native("bf16", device("cpu")) else "float32"
+
+
 def check_values(detector: object, to: object, precision: object) -> None:
     """Raise `ConfigError` if an argument of `export` is of another type, or not one of the choices."""
     if not isinstance(detector, DetectionTransformer):
@@ -86,7 +97,10 @@ def check_values(detector: object, to: object, precision: object) -> None:
             f"export got an object of type {type(detector).__name__}; expected a Detector: pass the one that it was "
             "made from, or load its checkpoint with querybox.load"
         )
-    for name, value, choices in (("to", to, EXPORTED), ("precision", precision, get_args(Precision))):
+    for name, value, choices in (
+        ("to", to, EXPORTED),
+        ("precision", precision, ("auto", *get_args(Precision))),
+    ):
         if value not in choices:
             raise ConfigError(f"export got {name}={value!r}; expected one of {', '.join(map(repr, choices))}")
 

@@ -22,9 +22,10 @@ from querybox.inference.predict import Predictor
 from querybox.modules.deformable_attention import DeformableAttention, GridSample
 from querybox.modules.detector import DetectionTransformer
 from querybox.modules.encoder import shrink_masks
+from querybox.precision import DTYPES, Precision, dtype_of, resolve_precision
 from querybox.structures import Cells, DetectorOutput, ImageBatch, Memory, Shapes
+from querybox.text import listed
 
-TYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIZES = 16
 """Number of recent feature map sizes whose cells are cached: 14 MB for DETR R50 at full size."""
 LEAVES: dict[type[nn.Module], type[nn.Module]] = {GridSample: TableSample}
@@ -34,13 +35,13 @@ LEAVES: dict[type[nn.Module], type[nn.Module]] = {GridSample: TableSample}
 def optimize(
     detector: DetectionTransformer,
     *,
-    dtype: torch.dtype = torch.float32,
+    precision: Precision = "float32",
     compile: bool = False,  # noqa: A002 - as in torch
 ) -> OptimizedDetector:
     """Return a faster copy of `detector` with the same predictions; see `Detector.optimize`."""
-    if dtype not in TYPES:
-        supported = ", ".join(map(str, TYPES))
-        raise ConfigError(f"optimize got dtype={dtype}; expected one of {supported}")
+    if precision not in (expected := ("auto", *DTYPES)):
+        raise ConfigError(f"optimize got precision={precision!r}; expected one of {listed(expected)}")
+    dtype = dtype_of(resolve_precision(precision, detector.device))
     return OptimizedDetector(detector, dtype=dtype, compiled=compile)
 
 

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from querybox.checkpoints import native
 from querybox.errors import CheckpointError
+from querybox.precision import present_name
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -109,7 +110,9 @@ class RunCheckpoint:
                 progress=TypeAdapter(Progress).validate_python(card["progress"]),
                 tensors=tensors,
                 scaler=None if card["scaler"] is None else plain.validate_python(card["scaler"]),
-                settings=plain.validate_python(card.get("settings", {})),  # absent in early files
+                settings=present_settings(
+                    plain.validate_python(card.get("settings", {}))
+                ),  # absent in early files
             )
         except (KeyError, TypeError, ValidationError) as error:
             reason = str(error).replace("\n", " ")
@@ -147,3 +150,9 @@ class RunCheckpoint:
             for name, tensor in self.tensors.items()
             if name.startswith(prefix)
         }
+
+
+def present_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a checkpoint, with the present name of their precision."""
+    name = "train.precision"
+    return {**settings, name: present_name(settings[name])} if name in settings else settings

@@ -249,7 +249,7 @@ class Trainer:
         return NonFiniteError(
             f"epoch {self.progress.epoch + 1}, step {self.progress.step + 1}: {what}, in the batch with the image "
             f"ids {', '.join(map(str, image_ids))}; the weights were not updated. Check these images and their boxes, "
-            "or lower 'train.lr' and 'train.clip', or train with precision 'no'"
+            "or lower 'train.lr' and 'train.clip', or set 'train.precision' to 'float32'"
         )
 
     def remaining_batches(self) -> Iterator[tuple[Batch, ...]]:

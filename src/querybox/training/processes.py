@@ -9,12 +9,15 @@ from datetime import timedelta
 from itertools import islice
 from typing import TYPE_CHECKING
 
+import torch
+
 from querybox.data import Batch, DetectionData
 from querybox.errors import ConfigError, MissingExtraError, ProcessError, QueryboxError, WorkerError
 from querybox.evaluation.evaluate import detect_records, measure
 from querybox.evaluation.result import Evaluation
 from querybox.fast import optimize
 from querybox.inference.detections import Detections
+from querybox.inference.engine import accelerator as default_device
 from querybox.modules.detector import DetectionTransformer
 from querybox.training.interrupt import StopRequest
 from querybox.training.settings import RunSettings
@@ -91,19 +94,26 @@ def start_processes(settings: RunSettings) -> Accelerator:
     from accelerate.utils import InitProcessGroupKwargs
 
     check_trackers(settings.train.trackers)
+    precision = settings.train.precision
     AcceleratorState._reset_state()  # otherwise a second run in this process would have the precision of the first
     try:
         return Accelerator(
-            mixed_precision=settings.train.precision,
+            mixed_precision="no" if precision == "float32" else precision,
             log_with=list(settings.train.trackers) or None,
             project_dir=settings.output,
             kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
         )
     except ValueError as error:
         raise ConfigError(
-            f"setting 'train.precision' got '{settings.train.precision}', which this device does not support "
-            f"({error}); use 'no'"
+            f"setting 'train.precision' got '{precision}', which this device does not support ({error}); use 'auto'"
         ) from None
+
+
+def training_device() -> torch.device:
+    """Return the device that accelerate will choose, before `start_processes`."""
+    from accelerate.utils import parse_flag_from_env
+
+    return torch.device("cpu") if parse_flag_from_env("ACCELERATE_USE_CPU") else default_device()
 
 
 def check_trackers(names: Sequence[str]) -> None:

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from querybox.data import DataSettings
+from querybox.precision import Precision, present_name
 from querybox.settings import Settings
 from querybox.training.duration import Duration
 
@@ -35,7 +44,9 @@ class TrainSettings(Settings):
     """Epochs after which `step` decays; null for once, after two thirds of the epochs."""
     warmup_steps: NonNegativeInt = 0
     """Number of updates over which the learning rates increase linearly to their full value."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Annotated[Precision, BeforeValidator(present_name)] = "float32"
+    """Precision of the computations; weights stay in float32. `auto` is bf16 if the device computes it natively,
+    otherwise float32."""
     compile: bool = False
     """Compile the backbone with `torch.compile`, once for all image sizes; requires a C++ compiler."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None

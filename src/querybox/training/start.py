@@ -13,8 +13,10 @@ from querybox.checkpoints.read import load_detector, read_checkpoint
 from querybox.errors import ConfigError
 from querybox.models import Recipe, find, parse, training_defaults
 from querybox.modules.detector import DetectionTransformer
+from querybox.precision import resolve_precision
 from querybox.structures import Category
 from querybox.training.finetune import initialize_from
+from querybox.training.processes import training_device
 from querybox.training.settings import RunSettings, TrainSettings
 
 
@@ -46,6 +48,7 @@ def resolve(settings: RunSettings) -> RunSettings:
         model["backbone_weights"] = str(Path(model["backbone_weights"]).resolve())
     explicit = settings.train.model_dump(exclude_unset=True)
     train = TrainSettings.parse({**training_defaults(recipe, settings.recipe), **explicit}, where="train")
+    train = train.replace(precision=resolve_precision(train.precision, training_device()))
     return settings.replace(model=model, train=train.model_dump())
 
 
