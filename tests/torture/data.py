@@ -13,10 +13,10 @@ from querybox import evaluate, train, validate
 from querybox.cli import main as command_line
 from querybox.data import read_coco, read_dataset
 from querybox.data.findings import UNREADABLE
+from querybox.data.formats.voc import read_voc
+from querybox.data.formats.yolo import yolo_splits
 from querybox.data.records import require_usable
 from querybox.data.validate import Report, SplitReport
-from querybox.data.voc import read_voc
-from querybox.data.yolo import yolo_splits
 from querybox.diagnosis.record import read_record
 from querybox.errors import ConfigError
 from querybox.training.loop import Trainer, Update

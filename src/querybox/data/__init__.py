@@ -1,6 +1,6 @@
 """Datasets: reading (COCO, Pascal VOC, YOLO), validation, augmentation and loading."""
 
-from querybox.data.coco import read_coco
+from querybox.data.formats.coco import read_coco
 from querybox.data.image import read_image
 from querybox.data.loader import Batch, read_pixels, train_loader
 from querybox.data.read import read_dataset, read_train_and_val

@@ -51,6 +51,11 @@ KINDS = {
         "error", "too many images that cannot be read", "replace them, or raise data.max_corrupt"
     ),
     "missing_image": FindingKind("warning", "missing image files", _REPLACE),
+    "ambiguous_image": FindingKind(
+        "warning",
+        "image names that fit several files",
+        "excluded; write the folders into the names, or remove the copies",
+    ),
     "broken_image": FindingKind("warning", "files that are corrupt or not images", _REPLACE),
     "too_large_image": FindingKind("warning", "images with too many pixels", "excluded; make them smaller"),
     "other_size": FindingKind(
@@ -91,7 +96,9 @@ KINDS = {
 }
 """All kinds, in the order of reports."""
 
-UNREADABLE = frozenset({"missing_image", "broken_image", "too_large_image", "other_size", "unknown_range"})
+UNREADABLE = frozenset(
+    {"missing_image", "ambiguous_image", "broken_image", "too_large_image", "other_size", "unknown_range"}
+)
 """Kinds of findings for which an image is excluded."""
 BOXES = ("nan_box", "infinite_box", "zero_size_box", "negative_size_box", "outside_box", "clipped_box")
 

@@ -15,8 +15,12 @@ from querybox.errors import ImageError
 MAX_PIXELS = 89_478_485
 """Maximum number of pixels of an image, 256 MiB as RGB. Larger images are rejected without decoding them."""
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-"""File name extensions (lower case) of images when searching a folder."""
+_JPEG = (".jfif", ".jpe", ".jpeg", ".jpg", ".mpo")
+_OTHERS = (".bmp", ".dib", ".gif", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp")
+_MODERN = (".avif", ".dcm", ".heic", ".heif", ".j2k", ".jp2", ".jxl")
+SUFFIXES = frozenset({*_JPEG, *_OTHERS, *_MODERN})
+"""File name extensions (lower case) of images when searching a folder. Those that Pillow cannot read (DICOM, JPEG XL,
+HEIC) are among them so that they are reported instead of ignored."""
 
 ORIENTATION = 0x0112  # EXIF tag
 ROTATED = frozenset(range(2, 9))
@@ -102,11 +106,6 @@ def read_size(path: str | Path) -> tuple[int, int]:
     with _opened(path) as image:
         # Pillow applies the orientation of TIFFs itself, also to the size before loading.
         return (image.height, image.width) if image.format == "TIFF" else _rotated_size(image)
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Return the image files in `folder` and its subfolders, recognised by their extensions, in sorted order."""
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
 
 
 @contextmanager

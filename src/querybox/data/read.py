@@ -4,30 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
-from querybox.data.coco import coco_splits, read_coco_dataset
+from querybox.data.formats import FORMATS
 from querybox.data.records import DetectionData, log_warnings, require_image_files, require_usable
 from querybox.data.settings import MAX_CORRUPT, DataSettings
-from querybox.data.splits import Reader, pick_split, split_name
-from querybox.data.voc import voc_splits
-from querybox.data.yolo import yolo_file_splits, yolo_splits
+from querybox.data.splits import Reader, pick_split
 from querybox.errors import ConfigError, DataError
-
-_EXPECTED = (
-    "expected a COCO .json file, a YOLO data.yaml, or a folder with annotations/*.json (COCO), "
-    "Annotations/*.xml (Pascal VOC), or images/ and labels/ (YOLO)"
-)
 
 
 def read_dataset(
     path: str | Path, split: str | None = None, *, max_corrupt: float = MAX_CORRUPT
 ) -> DetectionData:
-    """Read a dataset: COCO JSON, Pascal VOC XML or YOLO text, recognised from its path.
+    """Read a dataset in any of `querybox.data.formats.FORMATS`, which is recognised.
 
     Args:
-        path: A COCO file, a YOLO `data.yaml`, or a dataset folder (see `coco_splits`, `voc_splits`, `yolo_splits`).
+        path: A dataset folder, or a file that describes a dataset, such as COCO JSON or a YOLO `data.yaml`.
         split: The split: `train`, `val`, `test`, or another name that the dataset uses. Required if it has several.
         max_corrupt: Fraction of the images (0-1) that may be missing. Image files are not opened here; see `validate`.
 
@@ -84,23 +76,18 @@ def as_data_errors(path: Path) -> Iterator[None]:
 
 
 def find_splits(path: Path) -> dict[str, Reader]:
-    """Return a reader for every split of the dataset at `path`. Only YAML files are read at this point.
+    """Return a reader for every split of the dataset at `path`. At this point files are only recognised.
 
     Raises:
         DataError: There is no dataset at `path`, or its format is ambiguous.
     """
-    if path.is_file():
-        if path.suffix.lower() == ".json":
-            return {split_name(path.stem): partial(read_coco_dataset, path)}
-        if path.suffix.lower() in {".yaml", ".yml"}:
-            return yolo_file_splits(path)
-        raise DataError(f"{path}: is not a dataset; {_EXPECTED}")
-    if not path.is_dir():
-        raise DataError(f"{path}: no such file or folder; {_EXPECTED}")
-    found = {"COCO": coco_splits(path), "Pascal VOC": voc_splits(path), "YOLO": yolo_splits(path)}
-    found = {name: splits for name, splits in found.items() if splits}
+    expected = f"expected {'; '.join(format_.expected for format_ in FORMATS)}"
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder; {expected}")
+    found = {format_.name: splits for format_ in FORMATS if (splits := format_.splits(path))}
     if not found:
-        raise DataError(f"{path}: contains no dataset; {_EXPECTED}")
+        problem = "contains no dataset" if path.is_dir() else "is not a dataset"
+        raise DataError(f"{path}: {problem}; {expected}")
     if len(found) > 1:
         raise DataError(f"{path}: could be {' or '.join(found)}; pass the path of the file or folder to read")
     return next(iter(found.values()))

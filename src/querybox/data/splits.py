@@ -1,4 +1,4 @@
-"""Recognise train, val and test splits from the names of files and folders."""
+"""Formats of datasets, and their train, val and test splits, recognised from the names of files and folders."""
 
 from __future__ import annotations
 
@@ -6,11 +6,28 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from querybox.data.records import DetectionData
 from querybox.errors import DataError
 
 Reader = Callable[[], DetectionData]
+"""Reads one split. Problems of the data are among its findings; a `DataError` means that nothing can be read."""
+
+
+class Format(NamedTuple):
+    """A format of datasets."""
+
+    name: str
+    """Its name in messages."""
+    expected: str
+    """What it looks like, in one phrase: the cure in the message that nothing was recognised."""
+    splits: Callable[[Path], dict[str, Reader]]
+    """Returns a reader for each split at a path, a file or a folder; empty if it does not have this format.
+
+    Recognition is by name and, where the name says nothing, by content, of which a bounded number of bytes is read.
+    """
+
 
 SPLITS = ("train", "val", "test")
 

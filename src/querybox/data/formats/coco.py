@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections import Counter, defaultdict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from querybox.data.findings import FindingCollector
 from querybox.data.image import MAX_PIXELS
+from querybox.data.locate import ImageLocator, list_files
 from querybox.data.records import (
     DetectionData,
     ImageRecord,
@@ -21,7 +23,7 @@ from querybox.data.records import (
     read_size_or_note,
     require_any_image,
 )
-from querybox.data.splits import SPLITS, Reader, by_split, split_name
+from querybox.data.splits import SPLITS, Format, Reader, by_split, split_name
 from querybox.errors import DataError
 from querybox.structures import Category
 
@@ -62,81 +64,132 @@ class _File:
 
 _FILE = TypeAdapter(_File)
 
+_MAX_FILES = 100
+"""Folders with more JSON files have one per image and are not COCO."""
+_RECOGNISED = 2**16
+"""Number of bytes at the beginning and the end of a file by which it is recognised."""
+_LISTS = re.compile(rb'"(images|annotations|categories)"\s*:')
 
-def coco_splits(folder: Path) -> dict[str, Reader]:
-    """Return a reader for each split of a COCO folder.
 
-    Supported layouts: `annotations/*.json`, where `instances*.json` take precedence;
-    `<split>/_annotations.coco.json`; and `annotations.json`, `_annotations.coco.json` or `<split>.json` in the folder
-    itself.
+def coco_splits(path: Path) -> dict[str, Reader]:
+    """Return a reader for a COCO file, or for each split of a COCO folder.
+
+    Files are recognised by their content. They are searched in `annotations/`, in the folder itself, and in its
+    subfolders (`train/_annotations.coco.json`), in this order; where there are `instances*.json`, as in the official
+    dataset, only these are read.
     """
-    files = sorted((folder / "annotations").glob("*.json"))
-    # The official folder also contains captions_*.json and person_keypoints_*.json.
-    files = [file for file in files if file.name.startswith("instances")] or files
-    files = files or [file for file in sorted(folder.glob("*.json")) if _looks_like_coco(file)]
-    names = {file.stem: file for file in files}
-    if not files:
-        names = {file.parent.name: file for file in sorted(folder.glob("*/_annotations.coco.json"))}
-    return by_split({name: partial(read_coco_dataset, file) for name, file in names.items()})
+    if path.is_file():
+        return {split_name(path.stem): partial(read_coco_dataset, path)} if _is_coco(path) else {}
+    for files in _candidates(path):
+        files = [file for file in files if file.stem.startswith("instances")] or files
+        if files := [file for file in files if _is_coco(file)]:
+            names = {_name(file, path): file for file in files}
+            if len(names) < len(files):
+                names = {str(file.relative_to(path).with_suffix("")): file for file in files}
+            return by_split({name: partial(read_coco_dataset, file, path) for name, file in names.items()})
+    return {}
 
 
-def _looks_like_coco(file: Path) -> bool:
-    return split_name(file.stem) in SPLITS or file.stem in {"annotations", "_annotations.coco"}
+def _name(file: Path, folder: Path) -> str:
+    in_place = file.parent in {folder, folder / "annotations"} or split_name(file.stem) in SPLITS
+    return file.stem if in_place else file.parent.name
 
 
-def read_coco_dataset(path: Path) -> DetectionData:
+def _candidates(folder: Path) -> Iterator[list[Path]]:
+    """Yield the JSON files in each place; folders with a file per image are left out."""
+    subfolders = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    places = [[folder / "annotations"], [folder], subfolders]
+    for place in places:
+        lists = [list_files(one, ".json") for one in place]
+        yield [file for files in lists if len(files) <= _MAX_FILES for file in files]
+
+
+def _is_coco(file: Path) -> bool:
+    """Return whether a JSON file is COCO's, by the lists at its beginning and its end.
+
+    A file in its usual place may be corrupt, but it must not be a list, as in other formats.
+    """
+    if file.suffix.lower() != ".json":
+        return False
+    with file.open("rb") as stream:
+        content = stream.read(_RECOGNISED)
+        whole = len(content) < _RECOGNISED
+        if not whole:
+            stream.seek(max(_RECOGNISED, file.stat().st_size - _RECOGNISED))
+            content += stream.read()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        content = content.replace(b"\0", b"")[2:]
+    content = content.removeprefix(codecs.BOM_UTF8).lstrip()
+    in_place = file.parent.name == "annotations" and split_name(file.stem) in SPLITS
+    if in_place or file.name == "_annotations.coco.json":
+        return not content.startswith(b"[")
+    found = {match[1] for match in _LISTS.finditer(content)}
+    return content.startswith(b"{") and len(found) >= (2 if whole else 1)
+
+
+def read_coco_dataset(file: Path, root: Path | None = None) -> DetectionData:
     """Read a COCO file, of which at least one image file must exist.
 
     Raises:
         DataError: As for `read_coco`, or none of the image files exists.
     """
-    return require_any_image(read_coco(path), image_folders(path))
+    return require_any_image(read_coco(file, root), image_locator(file, root).folders)
 
 
-def read_coco(path: Path) -> DetectionData:
+def read_coco(file: Path, root: Path | None = None) -> DetectionData:
     """Read the annotations of a COCO file. The image files need not exist. Problems are among the data's `findings`.
 
     Labels are assigned in ascending order of category ids. Image ids, category ids and names are kept, including gaps
     and 0. A missing `area` defaults to that of the box, a missing `iscrowd` to 0.
 
     Args:
-        path: The JSON file. For the location of images see `image_folders`.
+        file: The JSON file.
+        root: The dataset's folder, which contains the images; by default that of the file, or its parent if the folder
+            is named `annotations`. For the location of images see `image_locator`.
 
     Raises:
         DataError: The file is not COCO JSON.
     """
-    content = _parse(path)
-    findings = FindingCollector(path)
+    content = _parse(file)
+    findings = FindingCollector(file)
     _check_ids(content, findings)
     names = {category.id: category.name for category in content.categories}
     labels = {number: label for label, number in enumerate(sorted(names))}
     images = {image.id: image for image in content.images}
     objects = _group_by_image(content.annotations, labels, images, findings)
-    folders = image_folders(path)
+    locator = image_locator(file, root)
     records = (
-        _record(image, index, objects[image.id], labels, folders, findings)
+        _record(image, index, objects[image.id], labels, locator, findings)
         for index, image in enumerate(content.images)
         if images[image.id] is image  # the last one of a repeated id
     )
     return DetectionData(
-        source=path,
+        source=file,
         categories=tuple(Category(id=number, name=names[number]) for number in labels),
         images=tuple(record for record in records if record is not None),
         findings=findings.by_kind(),
     )
 
 
-def image_folders(path: Path) -> list[Path]:
-    """Return the folders that are searched for the images of the COCO file at `path`, in this order.
+def image_locator(file: Path, root: Path | None = None) -> ImageLocator:
+    """Return the locator of the images of a COCO file.
 
-    `root` is the file's folder, or its parent if the folder is named `annotations`. The folders are
-    `root/images/<split>`, `root/<split>`, `root/images` and `root`, where `<split>` is the file name without extension,
-    or its part after the last `_` (`train2017`).
+    Of the file's folder, or its parent if it is named `annotations`, these folders come first, in this order:
+    `images/<split>`, `<split>`, `images`, and the folder itself, where `<split>` is the file name without extension,
+    its part after the last `_` (`train2017`), or a folder of the same split (`train2017` for `train.json`). For other
+    places see `ImageLocator`.
     """
-    root = path.parent.parent if path.parent.name == "annotations" else path.parent
-    names = dict.fromkeys((path.stem, path.stem.rpartition("_")[2]))
-    folders = [root / "images" / name for name in names] + [root / name for name in names]
-    return [folder for folder in (*folders, root / "images") if folder.is_dir()] + [root]
+    base = file.parent.parent if file.parent.name == "annotations" else file.parent
+    names = [file.stem, file.stem.rpartition("_")[2]]
+    if (split := split_name(file.stem)) in SPLITS:
+        folders = (
+            path for place in (base / "images", base) if place.is_dir() for path in sorted(place.iterdir())
+        )
+        names += [path.name for path in folders if split_name(path.name) == split]
+    folders_of_split = [base / parent / name for parent in ("images", "") for name in dict.fromkeys(names)]
+    if root is None or not base.is_relative_to(root):
+        root = base
+    return ImageLocator(root, [*folders_of_split, base / "images", base, file.parent])
 
 
 def _parse(path: Path) -> _File:
@@ -199,13 +252,12 @@ def _record(
     index: int,
     objects: Sequence[tuple[int, _Annotation]],
     labels: Mapping[int, int],
-    folders: Sequence[Path],
+    locator: ImageLocator,
     findings: FindingCollector,
 ) -> ImageRecord | None:
-    file = _locate(image.file_name, folders)
+    where = f"images[{index}].file_name"
+    file = locator.find_or_note(image.file_name, image_id=image.id, where=where, findings=findings)
     if file is None:
-        what = f"images[{index}]: file_name {image.file_name!r} is outside the dataset's folder"
-        findings.add("malformed", what, image_id=image.id)
         return None
     stated = None if image.height is None or image.width is None else (image.height, image.width)
     size = stated or read_size_or_note(file, image.id, findings)
@@ -231,9 +283,8 @@ def _record(
     )
 
 
-def _locate(file_name: str, folders: Sequence[Path]) -> Path | None:
-    name = PurePosixPath(file_name.replace("\\", "/"))
-    if name.is_absolute() or PureWindowsPath(file_name).drive or ".." in name.parts or "\0" in file_name:
-        return None
-    existing = (folder / name for folder in folders if (folder / name).is_file())
-    return next(existing, folders[0] / name)
+COCO = Format(
+    name="COCO",
+    expected="COCO JSON (an object with 'images', 'annotations' and 'categories'): a .json file, or annotations/*.json",
+    splits=coco_splits,
+)

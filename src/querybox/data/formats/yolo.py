@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from querybox.data.findings import FindingCollector
-from querybox.data.image import image_files
+from querybox.data.locate import image_files
 from querybox.data.records import (
     DetectionData,
     ImageRecord,
@@ -25,7 +25,7 @@ from querybox.data.records import (
     read_size_or_note,
     require_any_image,
 )
-from querybox.data.splits import Reader, by_split
+from querybox.data.splits import Format, Reader, by_split
 from querybox.data.text import read_lines
 from querybox.errors import DataError
 from querybox.runfile import Loader
@@ -50,13 +50,16 @@ class _DataFile(BaseModel):
     names: dict[int, str] | list[str]
 
 
-def yolo_splits(folder: Path) -> dict[str, Reader]:
-    """Return a reader for each split of a YOLO folder.
+def yolo_splits(path: Path) -> dict[str, Reader]:
+    """Return a reader for each split of a YOLO `data.yaml` or folder.
 
     Supported layouts: a `data.yaml` or `dataset.yaml`; `images/<split>` and `labels/<split>`; `<split>/images` and
     `<split>/labels`; `images` and `labels`, whose only split is `all`. Without a YAML file, `classes.txt` lists the
     class names, one per line.
     """
+    if path.is_file():
+        return yolo_file_splits(path) if path.suffix.lower() in {".yaml", ".yml"} else {}
+    folder = path
     files = (folder / name for name in ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml"))
     if file := next((file for file in files if file.is_file()), None):
         return yolo_file_splits(file)
@@ -253,3 +256,8 @@ def _row(
             return where, labels[category], box
     findings.add("malformed", what, image_id=image_id)
     return None
+
+
+YOLO = Format(
+    name="YOLO", expected="YOLO: a data.yaml, or a folder with images/ and labels/", splits=yolo_splits
+)

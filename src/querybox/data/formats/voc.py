@@ -16,7 +16,8 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from querybox.data.findings import FindingCollector
-from querybox.data.image import MAX_PIXELS, image_files
+from querybox.data.image import MAX_PIXELS
+from querybox.data.locate import image_files
 from querybox.data.records import (
     DetectionData,
     ImageRecord,
@@ -24,7 +25,7 @@ from querybox.data.records import (
     read_size_or_note,
     require_any_image,
 )
-from querybox.data.splits import Reader, by_split
+from querybox.data.splits import Format, Reader, by_split
 from querybox.data.text import read_lines
 from querybox.errors import DataError
 from querybox.structures import Category
@@ -183,3 +184,6 @@ def _pixels(text: str | None) -> int | None:
     except (ValueError, OverflowError):
         return None
     return side if 0 < side <= MAX_PIXELS else None
+
+
+VOC = Format(name="Pascal VOC", expected="Pascal VOC: a folder with Annotations/*.xml", splits=voc_splits)
