@@ -18,6 +18,8 @@ from querybox.training.settings import TrainSettings
 
 REFRESH_SECONDS = 0.25
 LINE_SECONDS = 30.0
+ESTIMATE_STEPS = 10
+"""Number of steps after which the duration of the run is estimated."""
 
 
 class Bar(RichProgress):
@@ -48,9 +50,10 @@ class Display:
         self.epochs = settings.epochs
         self.max_time = settings.max_time
         self.total = settings.epochs * steps_per_epoch
-        self.first_step = done
-        self.started = time.perf_counter()
-        self.shown_at = self.started
+        self.done = done
+        self.timed_from: tuple[int, float] | None = None  # a step and its time: the first one takes longer
+        self.announced = False
+        self.shown_at = time.perf_counter()
         self.metrics = ""
         self.bar: Bar | None = None
         if console is not None and console.is_terminal:
@@ -60,10 +63,11 @@ class Display:
                 TextColumn("{task.fields[left]}"),
             )
             self.bar = Bar(*columns, console=console, auto_refresh=False, expand=True)
-            self.task = self.bar.add_task("starting", total=self.total, completed=done, left="")
+            self.task = self.bar.add_task("first step", total=1.0, left="")
+            self.bar.update(self.task, completed=done / self.total)
 
     def __enter__(self) -> Self:
-        self.started = self.shown_at = time.perf_counter()
+        self.shown_at = time.perf_counter()
         if self.bar:
             self.bar.start()
         return self
@@ -77,6 +81,9 @@ class Display:
     def step(self, progress: Progress, losses: Mapping[str, float], lr: float) -> None:
         """Show the last update: its losses, those of the last layer by name, and the learning rate."""
         now = time.perf_counter()
+        self.timed_from = self.timed_from or (progress.step, now)
+        left = self.seconds_left(progress, now)
+        self.announce(progress, left)
         if self.console is None or now - self.shown_at < (REFRESH_SECONDS if self.bar else LINE_SECONDS):
             return
         self.shown_at = now
@@ -87,31 +94,67 @@ class Display:
         numbers = (
             f"loss {sum(losses.values()):.3f} ({parts})  lr {lr:.2g}  {speed:.1f} images/s{self.metrics}"
         )
-        left = format_duration(self.seconds_left(progress, now - self.started))
-        where = f"epoch {progress.epoch + 1}/{self.epochs}  step {progress.step}/{self.total}"
+        where, remaining = (
+            self.describe(progress, left),
+            "" if left is None else f"{format_duration(left)} left",
+        )
         if self.bar:
             self.bar.numbers = numbers
-            self.bar.update(self.task, completed=progress.step, description=where, left=f"{left} left")
-            self.bar.refresh()
+            self.show(where, self.fraction(progress), remaining)
         else:
-            self.print_line(f"{where}  {numbers}  {left} left")
+            self.print_line("  ".join(filter(None, [where, numbers, remaining])))
+
+    def evaluating(self, progress: Progress) -> None:
+        """Show that an evaluation has begun."""
+        self.show(f"epoch {progress.epoch + 1}  evaluating", self.fraction(progress), "")
 
     def epoch(self, progress: Progress, loss: float, metrics: Mapping[str, float]) -> None:
         """Show the mean loss and the metrics of an epoch if it was evaluated, or if nothing was printed for a while."""
+        best = ""
         if metrics:
+            self.metrics = f"  AP {metrics['AP']:.3f} AP50 {metrics['AP50']:.3f}"
             best = f" (best AP {progress.best:.3f})" if progress.best is not None else ""
-            self.metrics = f"  AP {metrics['AP']:.3f} AP50 {metrics['AP50']:.3f}{best}"
         elif self.bar or time.perf_counter() - self.shown_at < LINE_SECONDS:
             return
         self.shown_at = time.perf_counter()
-        shown = self.metrics if metrics else ""
+        shown = f"{self.metrics}{best}" if metrics else ""
         spent = format_duration(progress.seconds)
         self.print_line(f"epoch {progress.epoch + 1}/{self.epochs}  loss {loss:.3f}{shown}  after {spent}")
 
-    def seconds_left(self, progress: Progress, spent: float) -> float:
-        """Estimate the remaining time until the last epoch or the time limit, after `spent` seconds of this session."""
-        left = spent / (progress.step - self.first_step) * (self.total - progress.step)
-        return left if self.max_time is None else max(0.0, min(left, self.max_time - progress.seconds))
+    def seconds_left(self, progress: Progress, now: float) -> float | None:
+        """Estimate the remaining time at the time `now`, until the last epoch or the time limit; None if unknown."""
+        limit = None if self.max_time is None else max(0.0, self.max_time - progress.seconds)
+        step, then = self.timed_from or (progress.step, now)
+        if progress.step == step:
+            return limit
+        left = (now - then) / (progress.step - step) * (self.total - progress.step)
+        return left if limit is None else min(left, limit)
+
+    def fraction(self, progress: Progress) -> float:
+        """Return the fraction of the run that is done, 0-1: of its updates or of its time, whichever ends first."""
+        steps = progress.step / self.total
+        return steps if self.max_time is None else min(1.0, max(steps, progress.seconds / self.max_time))
+
+    def describe(self, progress: Progress, left: float | None) -> str:
+        """Return the position in the run and the best AP; the last epoch and step only if the run will reach them."""
+        limited = self.max_time is not None and left is not None and left >= self.max_time - progress.seconds
+        epochs, steps = ("", "") if limited else (f"/{self.epochs}", f"/{self.total}")
+        best = "" if progress.best is None else f"  best AP {progress.best:.3f}"
+        return f"epoch {progress.epoch + 1}{epochs}  step {progress.step}{steps}{best}"
+
+    def announce(self, progress: Progress, left: float | None) -> None:
+        """Print once, after the first steps, how long the run will take, unless it is short or has a time limit."""
+        if self.announced or progress.step - self.done < ESTIMATE_STEPS or left is None:
+            return
+        self.announced = True
+        if self.max_time is None and left >= LINE_SECONDS:
+            self.print_line(f"{self.total - progress.step} steps to go, about {format_duration(left)}")
+
+    def show(self, description: str, fraction: float, left: str) -> None:
+        """Show a state in the bar, if there is one."""
+        if self.bar:
+            self.bar.update(self.task, completed=fraction, description=description, left=left)
+            self.bar.refresh()
 
     def print_line(self, line: str) -> None:
         """Print a line, above the bar if there is one."""

@@ -296,7 +296,7 @@ class Trainer:
         progress, settings = self.progress, self.settings
         epoch = progress.epoch + 1
         due = stop is not None or epoch % settings.evaluate_every == 0 or epoch == settings.epochs
-        results = self.measure(request) if due and self.evaluate is not None else {}
+        results = self.measure(display, request) if due and self.evaluate is not None else {}
         if results is None:
             return "signal"
         progress.seconds = self.seconds
@@ -322,10 +322,11 @@ class Trainer:
             progress.epoch, progress.epoch_steps, progress.epoch_sums = epoch, 0, {}
         return stop or self.finished()
 
-    def measure(self, request: StopRequest) -> dict[str, float] | None:
+    def measure(self, display: Display, request: StopRequest) -> dict[str, float] | None:
         """Evaluate the detector, record whether it is the best so far, and return its metrics; None if stopped."""
         assert self.evaluate is not None
         progress = self.progress
+        display.evaluating(progress)
         evaluation = self.evaluate(self.current_detector, request)
         if evaluation is None:
             return None
