@@ -15,7 +15,8 @@ Values = dict[str, Any]
 
 PATHS = ("data.train", "data.val", "model.backbone_weights", "weights", "output")
 """Settings that are paths, which are relative to the run file."""
-
+NOT_PATHS = ("imagenet", "none")
+"""Values of these settings that are not paths; nor are those with ``://``."""
 
 MAX_ALIASES = 20
 """Maximum number of aliases per file. Nested aliases can expand a small file beyond any memory."""
@@ -101,9 +102,7 @@ def resolve_paths(values: Values, folder: Path, prefix: str = "") -> Values:
         dotted = f"{prefix}{name}"
         if isinstance(value, dict):
             value = resolve_paths(value, folder, f"{dotted}.")
-        elif (
-            dotted in PATHS and isinstance(value, str) and value != "imagenet" and "://" not in value
-        ):  # a name
+        elif dotted in PATHS and isinstance(value, str) and value not in NOT_PATHS and "://" not in value:
             value = str(folder / value)
         result[name] = value
     return result

@@ -34,7 +34,13 @@ def run_settings(boxes_json: Path, tmp_path: Path) -> Callable[..., RunSettings]
             {
                 "recipe": "detr_r50",
                 "model": {**TRAINABLE, **(model or {})},
-                "data": {"train": str(boxes_json), "image_size": 64, "workers": 0, **(data or {})},
+                "data": {
+                    "train": str(boxes_json),
+                    "val": "none",
+                    "image_size": 64,
+                    "workers": 0,
+                    **(data or {}),
+                },
                 "train": {"epochs": 2, "batch_size": 4, "lr": 1e-3, **train},
                 "output": str(tmp_path / output),
             }

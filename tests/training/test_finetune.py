@@ -26,7 +26,7 @@ from querybox.models.layouts.layout import Layout
 from querybox.models.layouts.mmdet3 import MMDET3
 from querybox.runfile import read_run_file
 from querybox.training.finetune import initialize_from, match_classes
-from querybox.training.start import build_detector, resolve
+from querybox.training.start import build_detector, locate, resolve
 
 COCO_SAMPLE = Path(__file__).parent.parent / "data" / "coco_sample"
 CELLS = Path(__file__).parent.parent.parent / "examples" / "blood_cells"
@@ -274,7 +274,7 @@ def test_a_name_on_the_hub_is_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyP
     }
     (tmp_path / "run.yaml").write_text("{data: {train: cells}, weights: 'hf://someone/detector'}")
     assert read_run_file(tmp_path / "run.yaml")["weights"] == "hf://someone/detector"
-    resolved = resolve(RunSettings.parse(values))
+    resolved = resolve(locate(RunSettings.parse(values), resume=False))
     assert resolved.weights == snapshot.name
     assert resolved.model["backbone"] == "resnet18.tv_in1k"
     assert build_detector(resolved, PETS).categories == PETS

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from querybox.data import train_loader
 from querybox.training import RunSettings
-from querybox.training.data import read_data
+from querybox.training.data import check_splits, read_splits
 from querybox.training.interrupt import StopRequest
 from querybox.training.loop import Trainer
 from querybox.training.processes import start_processes
@@ -57,7 +57,8 @@ def waits_of_a_step(settings: RunSettings, folder: Path) -> dict[str, int]:
     """Make the first update of a run; its batch has been loaded already."""
     settings = resolve(settings)
     accelerator = start_processes(settings)
-    data = read_data(settings, accelerator, resume=False).training
+    splits = read_splits(settings, resume=False)
+    data = check_splits(splits, settings, accelerator, resume=False).training
     detector = build_detector(settings, data.categories)
     assert detector.recipe is not None
     trainer = Trainer(

@@ -20,6 +20,7 @@ from querybox.cli.info import info
 from querybox.cli.inspect import inspect
 from querybox.cli.predict import predict
 from querybox.cli.queries import queries
+from querybox.cli.split import split
 from querybox.cli.trace import trace
 from querybox.cli.train import setting_hint, train
 from querybox.cli.validate import validate
@@ -60,6 +61,7 @@ app = App(
 )
 COMMANDS: tuple[Callable[..., int | None], ...] = (
     validate,
+    split,
     train,
     diagnose,
     evaluate,

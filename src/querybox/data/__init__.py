@@ -8,6 +8,7 @@ from querybox.data.records import DetectionData, ImageRecord
 from querybox.data.settings import DataSettings
 from querybox.data.transforms import resize, resized_shape
 from querybox.data.validate import validate
+from querybox.data.write import split_dataset
 
 __all__ = [
     "Batch",
@@ -21,6 +22,7 @@ __all__ = [
     "read_train_and_val",
     "resize",
     "resized_shape",
+    "split_dataset",
     "train_loader",
     "validate",
 ]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from querybox.data.formats import FORMATS
 from querybox.data.records import DetectionData, log_warnings, require_image_files, require_usable
-from querybox.data.settings import MAX_CORRUPT, DataSettings
+from querybox.data.settings import MAX_CORRUPT, NO_VALIDATION, DataSettings
 from querybox.data.splits import Reader, pick_split
 from querybox.errors import ConfigError, DataError
 
@@ -42,8 +42,8 @@ def read_train_and_val(settings: DataSettings) -> tuple[DetectionData, Detection
     """Read the training and the validation dataset.
 
     Of a dataset with several splits, `train` and `val` are used unless the settings name others. If no validation
-    dataset is set, the `val` split of the training dataset is used, or None if it has none. Errors in the data are
-    returned as findings.
+    dataset is set, the `val` split of the training dataset is used, or None if it has none or if validation is switched
+    off. Errors in the data are returned as findings.
 
     Raises:
         ConfigError: No training dataset is set.
@@ -53,6 +53,8 @@ def read_train_and_val(settings: DataSettings) -> tuple[DetectionData, Detection
         raise ConfigError("setting 'data.train' is not set; set it to a dataset to train on")
     train = Path(settings.train)
     train_data = _read_part(train, settings.train_split, "train")
+    if settings.val == NO_VALIDATION:
+        return train_data, None
     if settings.val is not None:
         return train_data, _read_part(Path(settings.val), settings.val_split, "val")
     splits = find_splits(train)

@@ -11,6 +11,8 @@ from querybox.settings import Settings
 
 Pixels = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+NO_VALIDATION = "none"
+"""Value of `data.val` that switches evaluation off."""
 MAX_CORRUPT = 0.05
 """Default fraction of a dataset's images that may be unreadable."""
 
@@ -44,9 +46,12 @@ class DataSettings(Settings):
     train_split: str | None = None
     """Split of `train`; required only if it has several and none is called train."""
     val: str | None = None
-    """Dataset to evaluate on; by default the val split of `train`, if it has one."""
+    """Dataset to evaluate on; by default the val split of `train`, or, if it has none, a part of it that is held out.
+    `none` trains on all images and does not evaluate."""
     val_split: str | None = None
     """Split of `val`; required only if it has several and none is called val."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Fraction of the images of `train` that is held out if there is no other validation data."""
     image_size: Pixels = _PAPER_SIZE
     """Short side of images at inference, in pixels."""
     long_side: Pixels | None = None

@@ -22,6 +22,7 @@ __all__ = [
     "DINO",
     "KINDS",
     "RECIPES",
+    "SMALL_RECIPES",
     "ConditionalDETR",
     "DeformableDETR",
     "Recipe",
@@ -67,9 +68,8 @@ RECIPES: dict[str, Recipe] = {
     "dino_small": DINO().replace(**SMALL_PYRAMID, denoising=30, distinct=True, varifocal=True),
 }
 """All recipes by name: published models, DETR with a ResNet-18, and small models for few images and CPUs."""
-TRAINED_LIKE_DETR = ("detr_small", "deformable_detr_small", "dino_small")
-"""Recipes for few images with DETR's schedule, because the published schedules of their kinds, made for COCO, are too
-short for them."""
+SMALL_RECIPES = ("detr_small", "deformable_detr_small", "dino_small")
+"""Recipes for few images, which have no published training schedule: it is chosen from the data."""
 
 
 def find(name: str) -> Recipe:
@@ -105,4 +105,4 @@ def training_defaults(recipe: Recipe, name: str | None = None) -> dict[str, Any]
         recipe: The recipe.
         name: Its name in `RECIPES`; None if it has none.
     """
-    return dict(DETR.training if name in TRAINED_LIKE_DETR else recipe.training)
+    return dict(DETR.training if name in SMALL_RECIPES else recipe.training)

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Self
 from pydantic import TypeAdapter, ValidationError
 
 from querybox.data import DetectionData, read_train_and_val
+from querybox.data.holdout import hold_out
 from querybox.data.records import log_warnings, require_usable
 from querybox.data.scan import examine_images, with_observations
+from querybox.data.settings import NO_VALIDATION
 from querybox.data.validate import VALIDATION, SplitReport, with_dataset_findings
 from querybox.errors import DataError
 from querybox.evaluation.evaluate import labels_by_name
-from querybox.files import atomic
+from querybox.files import atomic, write_text
 from querybox.text import listed
 from querybox.training.settings import RunSettings
 
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
+
+HELD_OUT = "held_out.txt"
+"""Name of the file in the run folder that lists the held-out images, one path per line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,20 +68,58 @@ class Fingerprint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Splits:
+    """The training and validation data of a run, whose images have not been checked."""
+
+    training: DetectionData
+    validation: DetectionData | None
+    held_out: bool = False
+    """Whether the validation data is a part of the dataset that was held out because it has no validation split."""
+
+    def describe(self, settings: RunSettings) -> str | None:
+        """Return what the run is validated on in one line, if this is not what the data says; None otherwise."""
+        if self.held_out:
+            assert self.validation is not None
+            count, total = (
+                len(self.validation.images),
+                len(self.validation.images) + len(self.training.images),
+            )
+            return (
+                f"{self.training.source}: has no validation split; {count} of {total} images are held out "
+                f"(data.val_fraction = {settings.data.val_fraction:g}), see {settings.folder / HELD_OUT}"
+            )
+        if self.validation is None:
+            return (
+                f"{self.training.source}: NO VALIDATION: the run will end without AP, best weights and report; "
+                + (
+                    "remove data.val=none"
+                    if settings.data.val == NO_VALIDATION
+                    else "add images, or set data.val"
+                )
+            )
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunData:
     """The training and validation data of a run."""
 
     training: DetectionData
     validation: DetectionData | None
+    held_out: bool
+    """See `Splits`."""
     fingerprints: Mapping[str, Fingerprint]
     """Fingerprints by split, ``train`` and ``val``."""
     reports: Mapping[str, SplitReport]
     """Validation results by split; empty if a resumed run has them already."""
 
     def write(self, folder: Path) -> None:
-        """Write ``validation.json``, unless it was read from there."""
+        """Write ``validation.json`` and the list of held-out images, unless a resumed run has them."""
         if not self.reports:
             return
+        if self.held_out:
+            assert self.validation is not None
+            write_text(folder / HELD_OUT, "".join(f"{image.path}\n" for image in self.validation.images))
         content = {
             name: {"fixed": asdict(self.fingerprints[name]), **report.to_json()}
             for name, report in self.reports.items()
@@ -85,8 +128,26 @@ class RunData:
             temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_data(settings: RunSettings, accelerator: Accelerator, *, resume: bool) -> RunData:
-    """Read the training and the validation dataset.
+def read_splits(settings: RunSettings, *, resume: bool) -> Splits:
+    """Read the annotations of the training and the validation data; without validation data, hold out a part.
+
+    A resumed run that was started without validation data goes on without.
+
+    Raises:
+        DataError: A dataset cannot be read.
+    """
+    training, validation = read_train_and_val(settings.data)
+    known = read_fingerprints(settings.folder / VALIDATION) if resume else {}
+    if validation is not None or settings.data.val == NO_VALIDATION or (known and "val" not in known):
+        return Splits(training=training, validation=validation)
+    if len(training.images) < 2:
+        return Splits(training=training, validation=None)
+    training, validation = hold_out(training, settings.data.val_fraction)
+    return Splits(training=training, validation=validation, held_out=True)
+
+
+def check_splits(read: Splits, settings: RunSettings, accelerator: Accelerator, *, resume: bool) -> RunData:
+    """Check all images.
 
     Images that cannot be read are excluded. They are determined once, before the first step, by all processes together;
     a resumed run reads them from its folder.
@@ -95,9 +156,8 @@ def read_data(settings: RunSettings, accelerator: Accelerator, *, resume: bool) 
         DataError: A dataset cannot be used, or it has changed since the run started.
         ConfigError: The two datasets have different classes.
     """
-    folder = Path(settings.output)
-    training, validation = read_train_and_val(settings.data)
-    splits = {"train": training} if validation is None else {"train": training, "val": validation}
+    folder = settings.folder
+    splits = {"train": read.training} | ({} if read.validation is None else {"val": read.validation})
     fingerprints = read_fingerprints(folder / VALIDATION) if resume else {}
     if fingerprints.keys() == splits.keys():
         splits = {
@@ -113,6 +173,7 @@ def read_data(settings: RunSettings, accelerator: Accelerator, *, resume: bool) 
     return RunData(
         training=splits["train"],
         validation=splits.get("val"),
+        held_out=read.held_out,
         fingerprints=fingerprints,
         reports=reports,
     )

@@ -45,7 +45,7 @@ def check_folder(settings: RunSettings, *, resume: bool) -> RunCheckpoint | None
         ConfigError: The folder belongs to another run, or settings differ that a resumed run must not change.
         CheckpointError: There is no run to resume, or its checkpoint is missing or corrupt.
     """
-    folder = Path(settings.output)
+    folder = settings.folder
     if not resume:
         if folder.exists() and not is_unused(folder):
             raise ConfigError(
@@ -110,7 +110,7 @@ def check_best(folder: Path, checkpoint: RunCheckpoint) -> None:
 
 def prepare_folder(settings: RunSettings, *, continued: bool) -> None:
     """Create the run folder, write the settings to it, and remove unfinished files of a killed run."""
-    folder = Path(settings.output)
+    folder = settings.folder
     folder.mkdir(parents=True, exist_ok=True)
     for path in leftovers(folder):
         path.unlink()

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -107,7 +106,7 @@ class Trainer:
         self.run = run
         self.settings = settings
         self.loader = loader
-        self.folder = Path(run.output)
+        self.folder = run.folder
         self.accelerator = accelerator
         self.evaluate = evaluate
         self.unreadable = UnreadableImages(accelerator, self.folder, loader.dataset)

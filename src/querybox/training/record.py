@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from querybox.data import DetectionData
@@ -31,7 +30,7 @@ def record_start(
     continued: bool,
 ) -> None:
     """Record the initial facts of a run, unless a resumed run has its record."""
-    folder = Path(settings.output)
+    folder = settings.folder
     if (folder / RECORD).is_file():
         add_to_record(folder, ended=None, failed=False)
         return
@@ -58,7 +57,7 @@ def evaluate_and_record(
         facts = EvaluationFacts.of(
             data.only(evaluation.detections), evaluation, settings.data, detector.recipe.finest_stride
         )
-        add_to_record(Path(settings.output), evaluation=facts)
+        add_to_record(settings.folder, evaluation=facts)
     return evaluation
 
 

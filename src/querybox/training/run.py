@@ -17,12 +17,15 @@ from querybox.detector import Detector
 from querybox.fast.memory import retain_freed_memory
 from querybox.html import render
 from querybox.report import write_report
-from querybox.training.data import read_data
+from querybox.training.auto import choose, is_auto, with_choices_of_run
+from querybox.training.checkpoint import RunCheckpoint
+from querybox.training.data import Splits, check_splits, read_splits
 from querybox.training.display import Display
 from querybox.training.environment import write_environment
 from querybox.training.folder import check_folder, prepare_folder
 from querybox.training.interrupt import StopRequest
 from querybox.training.loop import StopReason, Trainer
+from querybox.training.machine import Machine
 from querybox.training.overrides import read_settings
 from querybox.training.processes import (
     evaluate_together,
@@ -32,7 +35,7 @@ from querybox.training.processes import (
 )
 from querybox.training.record import evaluate_and_record, fit_and_record, record_start
 from querybox.training.settings import RunSettings
-from querybox.training.start import build_detector, resolve
+from querybox.training.start import build_detector, locate, resolve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,11 +82,14 @@ def train(target: RunSettings | str | Path, *, resume: bool = False, **overrides
         KeyboardInterrupt: Ctrl-C was pressed.
         SystemExit: SIGTERM was received.
     """
-    settings = resolve(read_settings(target, overrides, where="train"))
-    checkpoint = check_folder(settings, resume=resume)
+    settings = read_settings(target, overrides, where="train")
+    settings, checkpoint, splits, notes = prepare(settings, resume=resume)
     continued = checkpoint is not None
     accelerator = start_processes(settings)
-    data = read_data(settings, accelerator, resume=resume)
+    console = Console(stderr=True) if accelerator.is_main_process else None
+    if console is not None and notes and not continued:
+        console.print(notes, markup=False, highlight=False, soft_wrap=True)
+    data = check_splits(splits, settings, accelerator, resume=resume)
     training, validation = data.training, data.validation
     torch.manual_seed(settings.train.seed)
     detector = build_detector(settings, training.categories)
@@ -112,7 +118,6 @@ def train(target: RunSettings | str | Path, *, resume: bool = False, **overrides
             trainer.rewrite_outputs()
     start_trackers(accelerator, settings)
 
-    console = Console(stderr=True) if accelerator.is_main_process else None
     display = Display(
         console, settings.train, steps_per_epoch=trainer.steps_per_epoch, done=trainer.progress.step
     )
@@ -126,6 +131,29 @@ def train(target: RunSettings | str | Path, *, resume: bool = False, **overrides
     result = finish(trainer, validation, display, reason)
     accelerator.end_training()
     return result
+
+
+def prepare(settings: RunSettings, *, resume: bool) -> tuple[RunSettings, RunCheckpoint | None, Splits, str]:
+    """Complete the settings of a run, after reading its data if they depend on it.
+
+    Returns:
+        The settings, the checkpoint to resume from, the data, whose images have not been checked, and lines that say
+        what was decided and why.
+    """
+    settings = locate(settings, resume=resume)
+    if resume:
+        settings = with_choices_of_run(settings)
+    if not is_auto(settings):
+        settings = resolve(settings)
+    checkpoint = check_folder(settings, resume=resume)
+    splits = read_splits(settings, resume=resume)
+    notes = [splits.describe(settings)]
+    if is_auto(settings):
+        choice = choose(settings, splits.training, Machine.here())
+        if choice.settings != settings:  # a run that is repeated has its choices
+            notes.append(choice.describe())
+        settings = resolve(choice.settings)
+    return settings, checkpoint, splits, "\n".join(filter(None, notes))
 
 
 def finish(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -77,7 +78,8 @@ class RunSettings(Settings):
     """All settings of a run; the resolved values are written to its folder as ``run.yaml``."""
 
     recipe: str | None = None
-    """Name of a recipe, see `querybox.models`; null for that of the `weights`, or `detr_r50` without weights."""
+    """Name of a recipe, see `querybox.models`, or `auto`, which chooses everything that is not set from the data, the
+    device and the time limit, see `querybox.training.auto`. null for the model of the `weights`, or `auto` without."""
     model: dict[str, Any] = Field(default_factory=dict)
     """Settings of the recipe to change."""
     data: DataSettings
@@ -85,8 +87,14 @@ class RunSettings(Settings):
     weights: str | None = None
     """A checkpoint of any layout to start from: a file, a Hugging Face folder, or a name on the Hub such as
     `hf://facebook/detr-resnet-50`."""
-    output: str = "runs/detr"
-    """The run folder."""
+    output: str | None = None
+    """The run folder; by default a new one in `runs`, named after the dataset."""
+
+    @property
+    def folder(self) -> Path:
+        """The run folder of settings that name one."""
+        assert self.output is not None
+        return Path(self.output)
 
     def flat(self) -> dict[str, Any]:
         """Return all settings by dotted name."""

@@ -1,15 +1,17 @@
-"""Resolve the settings of a run and build its detector."""
+"""Complete the settings of a run and build its detector."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from querybox.checkpoints.backbone import build
 from querybox.checkpoints.hub import fetch, is_hub_name
 from querybox.checkpoints.read import load_detector, read_checkpoint
+from querybox.data.settings import NO_VALIDATION
 from querybox.errors import ConfigError
 from querybox.models import Recipe, find, parse, training_defaults
 from querybox.modules.detector import DetectionTransformer
@@ -20,28 +22,49 @@ from querybox.training.processes import training_device
 from querybox.training.settings import RunSettings, TrainSettings
 
 
+def locate(settings: RunSettings, *, resume: bool) -> RunSettings:
+    """Make the paths in `settings` absolute, pin names on the Hub to a commit, and name the run folder.
+
+    Raises:
+        ConfigError: No training data is set.
+        CheckpointError: The weights are not on the Hub.
+    """
+    if settings.data.train is None:
+        raise ConfigError("setting 'data.train' is missing; expected the path of a dataset to train on")
+    train = Path(settings.data.train).resolve()
+    paths = {"train": str(train)}
+    if settings.data.val not in (None, NO_VALIDATION):
+        paths["val"] = str(Path(settings.data.val).resolve())
+    output = default_folder(train, resume=resume) if settings.output is None else Path(settings.output)
+    return settings.replace(
+        data={**settings.data.model_dump(exclude_unset=True), **paths},
+        weights=None if settings.weights is None else resolve_weights(settings.weights),
+        output=str(output.resolve()),
+    )
+
+
+def default_folder(dataset: Path, *, resume: bool) -> Path:
+    """Return ``runs/NAME``, ``runs/NAME-2`` etc.: the first that does not exist, or the last that does to resume it."""
+    name = (dataset.parent if dataset.suffix else dataset).name or "run"
+    existing = None
+    for number in count(1):
+        folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        if not folder.exists():
+            return existing if resume and existing is not None else folder
+        existing = folder
+    raise AssertionError
+
+
 def resolve(settings: RunSettings) -> RunSettings:
-    """Resolve `settings`: fill in all defaults, make paths absolute, pin names on the Hub to a commit.
+    """Fill in all defaults of `settings`, which name a recipe or weights.
 
     The model is that of the recipe, or of the weights if no recipe is given. Without weights, the backbone is
     initialised from ImageNet weights by default. Training settings default to those of the recipe.
 
     Raises:
-        ConfigError: The recipe or one of its settings is unknown, settings are inconsistent, or no training data is
-            set.
+        ConfigError: The recipe or one of its settings is unknown, or settings are inconsistent.
         CheckpointError: The weights cannot be read.
     """
-    if settings.data.train is None:
-        raise ConfigError("setting 'data.train' is missing; expected the path of a dataset to train on")
-    paths = {"train": str(Path(settings.data.train).resolve())}
-    if settings.data.val is not None:
-        paths["val"] = str(Path(settings.data.val).resolve())
-    settings = settings.replace(
-        recipe=settings.recipe or ("detr_r50" if settings.weights is None else None),
-        data=settings.data.replace(**paths).model_dump(),
-        weights=None if settings.weights is None else resolve_weights(settings.weights),
-        output=str(Path(settings.output).resolve()),
-    )
     recipe = resolve_model(settings)
     model = recipe.model_dump(mode="json")
     if model["backbone_weights"] not in (None, "imagenet"):
@@ -49,7 +72,7 @@ def resolve(settings: RunSettings) -> RunSettings:
     explicit = settings.train.model_dump(exclude_unset=True)
     train = TrainSettings.parse({**training_defaults(recipe, settings.recipe), **explicit}, where="train")
     train = train.replace(precision=resolve_precision(train.precision, training_device()))
-    return settings.replace(model=model, train=train.model_dump())
+    return settings.replace(model=model, train=train.model_dump(), data=settings.data.model_dump())
 
 
 def resolve_weights(weights: str) -> str:

@@ -1,0 +1,46 @@
+"""``querybox split``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def split(
+    data: Path,
+    /,
+    *,
+    output: Path | None = None,
+    val: float = 0.2,
+    test: float = 0.0,
+    of: str | None = None,
+) -> None:
+    """Split a dataset into training, validation and test images.
+
+    Writes a new folder with `train`, `val` and, if asked for, `test`, each with its images and a COCO file. The dataset
+    is not changed. The same images are chosen every time. Images that show the same thing stay together: copies that
+    Roboflow made of one image, and the frames of a video, recognised by names that differ in the last number alone.
+
+    `querybox train` holds out validation images by itself; use this command to keep test images that no training sees.
+
+    ```
+    querybox split photos/                                # photos-split/train and /val
+    querybox split photos/ --val 0.2 --test 0.1           # and /test
+    querybox split photos/ --of train --output divided/   # divide the training split of a dataset
+    ```
+
+    Args:
+        data: A dataset in any format that querybox reads, recognised from the path.
+        output: Folder to write to, which must be new; by default the dataset's name followed by `-split`.
+        val: Fraction of the images for validation, 0-1.
+        test: Fraction of the images for testing, 0-1; 0 for no test images.
+        of: Split of the dataset to divide; required if it has several.
+    """
+    from querybox.data import read_dataset
+    from querybox.data.write import split_dataset
+
+    source = data.resolve()
+    folder = output or source.parent / f"{source.stem if source.is_file() else source.name}-split"
+    parts = split_dataset(read_dataset(data, of), folder, val=val, test=test)
+    for name, part in parts.items():
+        print(f"{name}: {len(part.images)} images, {part.num_objects} objects")
+    print(f"written to {folder}; train with: querybox train {folder}")

@@ -1,0 +1,127 @@
+"""Write a dataset: a folder for each split with its images and a COCO file, as Roboflow exports it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from querybox.data.holdout import hold_out
+from querybox.data.records import DetectionData, ImageRecord
+from querybox.errors import ConfigError
+from querybox.files import write_text
+
+ANNOTATIONS = "_annotations.coco.json"
+
+
+def split_dataset(
+    data: DetectionData, folder: Path, *, val: float = 0.2, test: float = 0.0
+) -> dict[str, DetectionData]:
+    """Split a dataset and write the parts to a new folder, which can be read like any dataset.
+
+    See `hold_out` for the images that stay together. Image files are linked (hard links) where possible, otherwise
+    copied; the dataset itself is not changed. Boxes are written as they were read: clipped to their image.
+
+    Args:
+        data: The dataset.
+        folder: The folder to write to; it must not exist, or be empty.
+        val: Fraction of the images for validation.
+        test: Fraction of the images for the final test, 0 for none.
+
+    Returns:
+        The parts, ``train``, ``val`` and ``test``.
+
+    Raises:
+        ConfigError: The fractions are not above 0 or leave nothing to train on, there are too few images, or the folder
+            is not empty.
+    """
+    if not (val > 0 and test >= 0 and val + test < 1):
+        raise ConfigError(
+            f"split got val={val:g} and test={test:g}; expected fractions of the images, below 1 in total"
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder}: is not empty; expected a new folder: pass another one, or remove it")
+    parts: dict[str, DetectionData] = {}
+    needed = 3 if test else 2
+    if len(data.images) < needed:
+        raise ConfigError(
+            f"{data.source}: has {len(data.images)} images; expected at least {needed} to split it"
+        )
+    rest, parts["val"] = hold_out(data, val)
+    if test:
+        if len(rest.images) < 2:
+            raise ConfigError(
+                f"{data.source}: has too few images for val={val:g} and test={test:g}; lower them"
+            )
+        rest, parts["test"] = hold_out(rest, test / (1 - val))
+    parts = {"train": rest, **parts}
+    for name, part in parts.items():
+        write_split(part, folder / name)
+    return parts
+
+
+def write_split(data: DetectionData, folder: Path) -> None:
+    """Write the images of one split and their annotations to a new folder."""
+    folder.mkdir(parents=True)
+    names = file_names(data)
+    for image in data.images:
+        try:
+            os.link(image.path, folder / names[image.id])
+        except OSError:  # another file system, or one without links
+            shutil.copy2(image.path, folder / names[image.id])
+    write_text(folder / ANNOTATIONS, json.dumps(coco_document(data, names), ensure_ascii=False) + "\n")
+
+
+def file_names(data: DetectionData) -> dict[int, str]:
+    """Return a file name for each image by id: its own, after those of its folders as far as names would repeat."""
+    names = {image.id: image.path.name for image in data.images}
+    for depth in range(1, max((len(image.path.parents) for image in data.images), default=1)):
+        counts = Counter(name.lower() for name in names.values())
+        if max(counts.values(), default=0) < 2:
+            break
+        for image in data.images:
+            if counts[names[image.id].lower()] > 1:
+                names[image.id] = f"{image.path.parents[depth - 1].name}_{names[image.id]}"
+    return names
+
+
+def coco_document(data: DetectionData, names: Mapping[int, str]) -> dict[str, Any]:
+    """Return a dataset in COCO's format.
+
+    Args:
+        data: The dataset.
+        names: File names of the images by id.
+    """
+    annotations = [annotation for image in data.images for annotation in coco_annotations(image, data)]
+    return {
+        "images": [
+            {"id": image.id, "file_name": names[image.id], "width": image.width, "height": image.height}
+            for image in data.images
+        ],
+        "annotations": [{"id": number, **item} for number, item in enumerate(annotations, start=1)],
+        "categories": [{"id": category.id, "name": category.name} for category in data.categories],
+    }
+
+
+def coco_annotations(image: ImageRecord, data: DetectionData) -> list[dict[str, Any]]:
+    """Return the objects of an image in COCO's format, without ids."""
+    return [
+        {
+            "image_id": image.id,
+            "category_id": data.categories[label].id,
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "area": area,
+            "iscrowd": int(crowd),
+        }
+        for (x0, y0, x1, y1), label, area, crowd in zip(
+            image.boxes_xyxy.tolist(),
+            image.labels.tolist(),
+            image.areas.tolist(),
+            image.crowd.tolist(),
+            strict=True,
+        )
+    ]

@@ -1,0 +1,256 @@
+"""Choose the settings of a run from the data, the machine and the time limit (`recipe: auto`).
+
+All rules are in `choose`; docs/guides/auto.md shows them as a table, with the measurements. A setting that the user has
+set is never changed, and the other choices take it into account.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from querybox.data import DetectionData
+from querybox.models import RECIPES, SMALL_RECIPES
+from querybox.runfile import merge, read_run_file
+from querybox.training.duration import format_duration
+from querybox.training.machine import Machine
+from querybox.training.settings import RunSettings
+
+AUTO = "auto"
+MANY_IMAGES = 5000
+"""With a GPU and at least this many images, a published model is trained as published."""
+IMAGE_SIZES = (256, 320, 384, 448, 512, 640)
+"""Short sides to choose from, in pixels."""
+OBJECT_PIXELS = 20
+"""Side in pixels that nine of ten objects should have at least."""
+CPU_IMAGE_SIZE, SHORT_RUN_IMAGE_SIZE = 448, 384
+"""Largest short sides on a CPU, in general and in short runs."""
+SHORT_RUN = 1200
+"""Seconds of a short run."""
+SCALES = (0.8, 0.9, 1.0)
+"""Short sides of training images, relative to the chosen one."""
+BATCH_SIZE = 4
+IMAGES_SEEN = 24_000
+"""Images that a run without a time limit is trained on, counting repetitions, in `MIN_EPOCHS` to `MAX_EPOCHS`."""
+MIN_EPOCHS, MAX_EPOCHS = 12, 150
+UNLIMITED_EPOCHS = 10_000
+"""Epochs of a run that ends by its time limit."""
+UPDATES_PER_EVALUATION = 200
+PATIENCE = 10
+"""Evaluations without an improvement after which a run stops."""
+CACHE_SHARE = 0.3
+"""Share of the available memory that decoded images may take."""
+SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+"""Class names that would be wrong in a mirrored image."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What the choices depend on in a dataset."""
+
+    images: int
+    objects: int
+    most: int
+    """Largest number of objects in an image."""
+    classes: tuple[str, ...]
+    small_object: float
+    """Side (square root of the area) that nine of ten objects have at least, relative to the image's short side."""
+    short_side: int
+    """Median short side of the images in pixels."""
+    bytes: int
+    """Memory that all images take when decoded."""
+
+    @classmethod
+    def of(cls, data: DetectionData) -> Self:
+        """Determine the facts about a dataset."""
+        counts = [int((~image.crowd).sum()) for image in data.images]
+        sides = np.array([min(image.width, image.height) for image in data.images])
+        sizes = [
+            math.sqrt((x1 - x0) * (y1 - y0)) / min(image.width, image.height)
+            for image in data.images
+            for x0, y0, x1, y1 in image.boxes_xyxy[~image.crowd]
+        ]
+        return cls(
+            images=len(data.images),
+            objects=sum(counts),
+            most=max(counts, default=0),
+            classes=tuple(category.name for category in data.categories),
+            small_object=float(np.quantile(sizes, 0.1)) if sizes else 1.0,
+            short_side=int(np.median(sides)) if len(sides) else 1,
+            bytes=sum(3 * image.width * image.height for image in data.images),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Settings in which everything that depends on the data is set, and the reasons."""
+
+    settings: RunSettings
+    facts: Facts
+    machine: Machine
+    reasons: Mapping[str, tuple[str, str]]
+    """What was chosen and why, by subject."""
+
+    def describe(self) -> str:
+        """Return the choices in a few lines."""
+        facts, machine = self.facts, self.machine
+        limit = self.settings.train.max_time
+        lines = [
+            f"recipe auto: {facts.images} training images, {facts.objects} objects, {len(facts.classes)} classes; "
+            f"{machine.device}, {machine.cores} cores" + (f"; {format_duration(limit)}" if limit else "")
+        ]
+        width = max(len(chosen) for chosen, _ in self.reasons.values())
+        lines += [f"  {name:12} {chosen:{width}}  {why}" for name, (chosen, why) in self.reasons.items()]
+        return "\n".join(lines)
+
+
+def is_auto(settings: RunSettings) -> bool:
+    """Return whether the data decides about settings: by default, and with a recipe for few images."""
+    if settings.weights is not None and settings.recipe != AUTO:
+        return False
+    return settings.recipe in (None, AUTO, *SMALL_RECIPES)
+
+
+def with_choices_of_run(settings: RunSettings) -> RunSettings:
+    """Return `settings` with what is not set taken from the run in the folder, if there is one; to resume it."""
+    path = settings.folder / "run.yaml"
+    if not is_auto(settings) or not path.is_file():
+        return settings
+    given = settings.model_dump(exclude_unset=True)
+    if given.get("recipe") == AUTO:
+        del given["recipe"]
+    return RunSettings.parse(merge(read_run_file(path), given), where=str(path))
+
+
+def choose(settings: RunSettings, data: DetectionData, machine: Machine) -> Choice:
+    """Choose all settings that depend on the data, the machine and the time limit, and are not set.
+
+    Args:
+        settings: The settings that the user has set.
+        data: The training images.
+        machine: The machine that trains.
+    """
+    facts = Facts.of(data)
+    reasons: dict[str, tuple[str, str]] = {}
+    recipe, why = choose_recipe(settings, facts, machine)
+    reasons["model"] = recipe, why
+    if recipe not in SMALL_RECIPES:
+        chosen = settings.replace(recipe=recipe, train={"precision": "auto", **set_values(settings.train)})
+        return Choice(settings=chosen, facts=facts, machine=machine, reasons=reasons)
+
+    size = choose_image_size(facts, machine, settings.train.max_time)
+    size = settings.data.image_size if "image_size" in settings.data.model_fields_set else size
+    queries = int(settings.model.get("queries", RECIPES[recipe].queries))
+    if "queries" not in settings.model and facts.most > queries // 2:
+        queries = min(900, 10 * math.ceil(2 * facts.most / 10))
+    reasons["queries"] = f"{queries}", f"at most {facts.most} objects in an image"
+    reasons["images"] = (
+        f"{size} pixels",
+        f"short side; nine of ten objects are larger than {facts.small_object * size:.0f} pixels then",
+    )
+    train = {**choose_schedule(facts, settings), **set_values(settings.train)}
+    reasons["training"] = describe_schedule(train, facts)
+    given = set_values(settings.data)
+    augmentation = choose_augmentation(facts, size)
+    reasons["augmentation"] = describe_augmentation({**augmentation, **given}, facts)
+    loading = choose_loading(facts, machine)
+    chosen = settings.replace(
+        recipe=recipe,
+        model={"queries": queries, **settings.model},
+        data={"image_size": size, **augmentation, **loading, **given},
+        train=train,
+    )
+    return Choice(settings=chosen, facts=facts, machine=machine, reasons=reasons)
+
+
+def set_values(settings: Any) -> dict[str, Any]:
+    """Return the settings that were set."""
+    values: dict[str, Any] = settings.model_dump(exclude_unset=True)
+    return values
+
+
+def choose_recipe(settings: RunSettings, facts: Facts, machine: Machine) -> tuple[str, str]:
+    """Return the recipe and the reason."""
+    if settings.recipe not in (None, AUTO):
+        assert settings.recipe is not None
+        return settings.recipe, "as set"
+    if machine.device == "cuda" and facts.images >= MANY_IMAGES:
+        return "dino_r50", f"a GPU and at least {MANY_IMAGES} images: trained as published"
+    return (
+        "dino_small",
+        "learns fastest from few images" if machine.device != "cpu" else "learns fastest on a CPU",
+    )
+
+
+def choose_image_size(facts: Facts, machine: Machine, max_time: float | None) -> int:
+    """Return the short side of the images in pixels: the smallest with `OBJECT_PIXELS`, within what time allows."""
+    large_enough = [size for size in IMAGE_SIZES if facts.small_object * size >= OBJECT_PIXELS]
+    largest = IMAGE_SIZES[-1]
+    if machine.device == "cpu":
+        short = max_time is not None and max_time < SHORT_RUN
+        largest = SHORT_RUN_IMAGE_SIZE if short else CPU_IMAGE_SIZE
+    return min(large_enough[0] if large_enough else IMAGE_SIZES[-1], largest)
+
+
+def choose_schedule(facts: Facts, settings: RunSettings) -> dict[str, Any]:
+    """Return the settings of `train`: what was found to train the small models best, in as many epochs as it takes."""
+    batch_size = settings.train.batch_size if "batch_size" in settings.train.model_fields_set else BATCH_SIZE
+    epochs = min(MAX_EPOCHS, max(MIN_EPOCHS, round(IMAGES_SEEN / max(1, facts.images))))
+    steps_per_epoch = max(1, facts.images // batch_size)
+    return {
+        "epochs": epochs if settings.train.max_time is None else UNLIMITED_EPOCHS,
+        "batch_size": batch_size,
+        "lr": 5e-4,
+        "backbone_lr": 2e-4,
+        "clip": 1.0,
+        "schedule": "cosine",
+        "warmup_steps": 50,
+        "precision": "auto",
+        "ema": 0.998,
+        "evaluate_every": max(1, round(UPDATES_PER_EVALUATION / steps_per_epoch)),
+        "patience": PATIENCE,
+    }
+
+
+def choose_augmentation(facts: Facts, image_size: int) -> dict[str, Any]:
+    """Return the settings of `data` for augmentation."""
+    mirrored = any(SIDES.search(name) for name in facts.classes)
+    return {
+        "scales": [round(image_size * factor) for factor in SCALES],
+        "crop": 0.25,
+        "horizontal_flip": 0.0 if mirrored else 0.5,
+        "color_jitter": 0.2,
+    }
+
+
+def choose_loading(facts: Facts, machine: Machine) -> dict[str, Any]:
+    """Return the settings of `data` for loading: decoded images are kept in memory if they fit."""
+    cache = facts.bytes <= CACHE_SHARE * machine.memory
+    workers = min(8, machine.cores) if machine.device != "cpu" else 0 if cache else 2
+    return {"cache": cache, "workers": workers}
+
+
+def describe_schedule(train: Mapping[str, Any], facts: Facts) -> tuple[str, str]:
+    """Return the training settings and the reason."""
+    chosen = f"batches of {train['batch_size']}, learning rate {train['lr']:g}, {train['schedule']}"
+    if train.get("max_time"):
+        return chosen, f"until {format_duration(train['max_time'])} have passed, or the AP no longer rises"
+    updates = train["epochs"] * max(1, facts.images // train["batch_size"])
+    return chosen, f"{train['epochs']} epochs, {updates} updates, or until the AP no longer rises"
+
+
+def describe_augmentation(data: Mapping[str, Any], facts: Facts) -> tuple[str, str]:
+    """Return the augmentation and the reason."""
+    sides = next((name for name in facts.classes if SIDES.search(name)), None)
+    flips = "horizontal flips" if data["horizontal_flip"] else "no flips"
+    why = (
+        f"class '{sides}' would be wrong in a mirrored image"
+        if sides
+        else "see data.vertical_flip for images without up"
+    )
+    return f"{flips}, crops, scales, colours", why

@@ -1,0 +1,29 @@
+"""What the machine that trains has to offer."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Self
+
+from querybox.inference.engine import accelerator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """The device that a run uses, and the memory and cores of the computer."""
+
+    device: str
+    """PyTorch's name of the type of the device: `cpu`, `cuda`, `mps` ..."""
+    memory: int
+    """Available main memory in bytes."""
+    cores: int
+    """CPU cores that this process may use."""
+
+    @classmethod
+    def here(cls) -> Self:
+        """Return the facts about this machine."""
+        import psutil
+
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return cls(device=accelerator().type, memory=psutil.virtual_memory().available, cores=cores)

@@ -1,0 +1,75 @@
+"""A split dataset: what is written is read again with the same images, objects and classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dataset_writers import write_boxes
+
+from querybox.data import DetectionData, read_dataset
+from querybox.data.write import file_names, split_dataset
+from querybox.errors import ConfigError
+
+
+@pytest.fixture
+def boxes(tmp_path: Path) -> DetectionData:
+    return read_dataset(write_boxes(tmp_path / "boxes", (96, 64), sides=(16, 40), kept={4: 1, 8: 0}))
+
+
+def test_the_parts_are_the_dataset(boxes: DetectionData, tmp_path: Path) -> None:
+    split_dataset(boxes, tmp_path / "new", val=0.25, test=0.25)
+    read = {name: read_dataset(tmp_path / "new", name) for name in ("train", "val", "test")}
+    assert [len(part.images) for part in read.values()] == [4, 2, 2]
+    originals = {image.path.name: image for image in boxes.images}
+    images = [image for part in read.values() for image in part.images]
+    assert sorted(image.path.name for image in images) == sorted(originals)
+    for part in read.values():
+        assert part.categories == boxes.categories
+        for image in part.images:
+            original = originals[image.path.name]
+            np.testing.assert_array_equal(image.boxes_xyxy, original.boxes_xyxy)
+            np.testing.assert_array_equal(image.labels, original.labels)
+            assert image.path.read_bytes() == original.path.read_bytes()
+
+
+def test_images_are_copied_where_they_cannot_be_linked(
+    boxes: DetectionData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr("os.link", refuse)
+    parts = split_dataset(boxes, tmp_path / "new")
+    assert set(parts) == {"train", "val"}
+    assert len(read_dataset(tmp_path / "new", "train").images) == 6
+
+
+def test_repeated_names_are_told_apart(boxes: DetectionData) -> None:
+    from dataclasses import replace
+
+    paths = ("a/x/1.png", "b/x/1.png", "b/y/2.png", "b/y/1.PNG")
+    images = tuple(replace(image, path=Path(path)) for image, path in zip(boxes.images, paths, strict=False))
+    names = list(file_names(replace(boxes, images=images)).values())
+    assert names == ["a_x_1.png", "b_x_1.png", "2.png", "y_1.PNG"]
+
+
+@pytest.mark.parametrize(
+    ("val", "test"), [(0.0, 0.1), (-0.1, 0.0), (0.5, 0.5), (0.2, -0.1), (float("nan"), 0.0)]
+)
+def test_impossible_fractions_are_refused(
+    boxes: DetectionData, tmp_path: Path, val: float, test: float
+) -> None:
+    with pytest.raises(ConfigError, match="fractions of the images"):
+        split_dataset(boxes, tmp_path / "new", val=val, test=test)
+
+
+def test_a_used_folder_is_refused(boxes: DetectionData, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not empty"):
+        split_dataset(boxes, tmp_path)
+
+
+def test_too_few_images_are_refused(boxes: DetectionData, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has 2 images; expected at least 3"):
+        split_dataset(boxes.only({1, 2}), tmp_path / "new", test=0.2)

@@ -1,0 +1,199 @@
+"""`recipe: auto`: what is chosen from which facts, what stays as it was set, and what the run keeps of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dataset_writers import write_boxes
+from tiny_models import TRAINABLE
+
+from querybox.data.records import DetectionData, ImageRecord
+from querybox.runfile import read_run_file
+from querybox.structures import Category
+from querybox.training import RunSettings, train
+from querybox.training.auto import choose, is_auto
+from querybox.training.machine import Machine
+
+LAPTOP = Machine(device="cpu", memory=8 << 30, cores=2)
+GPU = Machine(device="cuda", memory=64 << 30, cores=16)
+
+
+def dataset(
+    images: int = 200, side: float = 60.0, most: int = 3, names: tuple[str, ...] = ("cat",)
+) -> DetectionData:
+    """A dataset of 640x480 images with square objects; the first image has `most` of them, the others one."""
+    records = []
+    for number in range(1, images + 1):
+        count = most if number == 1 else 1
+        records.append(
+            ImageRecord(
+                id=number,
+                path=Path(f"{number}.jpg"),
+                width=640,
+                height=480,
+                boxes_xyxy=np.tile([[0.0, 0.0, side, side]], (count, 1)),
+                labels=np.zeros(count, dtype=np.int64),
+                crowd=np.zeros(count, dtype=bool),
+                areas=np.full(count, float(side * side)),
+            )
+        )
+    categories = tuple(Category(id=number, name=name) for number, name in enumerate(names, start=1))
+    return DetectionData(source=Path("photos"), categories=categories, images=tuple(records))
+
+
+def settings(**values: Any) -> RunSettings:
+    return RunSettings.parse({**values, "data": {"train": "photos", **values.get("data", {})}})
+
+
+def chosen(images: DetectionData, machine: Machine = LAPTOP, **values: Any) -> RunSettings:
+    return choose(settings(**values), images, machine).settings
+
+
+def test_few_images_get_a_small_model() -> None:
+    assert chosen(dataset()).recipe == "dino_small"
+    assert chosen(dataset(), GPU).recipe == "dino_small"
+    assert chosen(dataset(6000)).recipe == "dino_small"
+
+
+def test_many_images_and_a_gpu_get_a_published_model_as_published() -> None:
+    found = chosen(dataset(6000), GPU)
+    assert found.recipe == "dino_r50"
+    assert found.train.model_dump(exclude_unset=True) == {"precision": "auto"}
+    assert found.data.model_dump(exclude_unset=True) == {"train": "photos"}
+
+
+def test_small_objects_get_large_images() -> None:
+    sizes = [chosen(dataset(side=side), GPU).data.image_size for side in (200, 40, 20, 4)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1] == 640
+    assert chosen(dataset(side=4)).data.image_size < 640  # a CPU would take too long
+
+
+def test_crowded_images_get_more_queries() -> None:
+    assert chosen(dataset(most=20)).model["queries"] == 100
+    assert chosen(dataset(most=120)).model["queries"] == 240
+    assert chosen(dataset(most=5000)).model["queries"] == 900
+
+
+def test_the_number_of_updates_follows_from_the_data() -> None:
+    few, many = chosen(dataset(20)), chosen(dataset(2000))
+    assert few.train.epochs > many.train.epochs
+    assert 20 * few.train.epochs < 2000 * many.train.epochs
+    assert chosen(dataset(), train={"max_time": "10m"}).train.epochs > 1000  # the time limit ends it
+
+
+def test_left_and_right_are_not_mirrored() -> None:
+    assert chosen(dataset()).data.horizontal_flip == 0.5
+    assert chosen(dataset(names=("left hand", "face"))).data.horizontal_flip == 0
+    assert chosen(dataset(names=("copyright",))).data.horizontal_flip == 0.5
+
+
+def test_images_are_kept_in_memory_if_they_fit() -> None:
+    assert chosen(dataset()).data.cache
+    assert not chosen(dataset(), Machine(device="cpu", memory=100 << 20, cores=2)).data.cache
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model.queries", 7),
+        ("data.image_size", 123),
+        ("data.crop", 0.9),
+        ("train.lr", 1e-6),
+        ("train.patience", None),
+    ],
+)
+def test_what_is_set_stays(name: str, value: object) -> None:
+    section, key = name.split(".")
+    found, default = chosen(dataset(), **{section: {key: value}}), chosen(dataset())
+    assert found.flat().get(name, found.model.get(key)) == value
+    different = {key for key, other in found.flat().items() if other != default.flat()[key]}
+    assert different <= {name, "model", "data.scales"} | {f"model.{key}"}
+
+
+def test_scales_follow_the_image_size() -> None:
+    assert chosen(dataset(), data={"image_size": 200}).data.scales == (160, 180, 200)
+
+
+def test_published_recipes_and_weights_are_left_alone() -> None:
+    assert is_auto(settings())
+    assert is_auto(settings(recipe="auto"))
+    assert is_auto(settings(recipe="detr_small"))
+    assert not is_auto(settings(recipe="detr_r50"))
+    assert not is_auto(settings(weights="dino.safetensors"))
+
+
+def test_the_choices_are_explained() -> None:
+    text = choose(settings(), dataset(), LAPTOP).describe()
+    assert "200 training images" in text
+    assert "dino_small" in text
+    assert "pixels" in text
+    assert len(text.splitlines()) <= 7
+
+
+@pytest.fixture
+def boxes(tmp_path: Path) -> Path:
+    return write_boxes(tmp_path / "boxes", (96, 64), sides=(16, 40))
+
+
+def tiny(boxes: Path, folder: Path, **train: Any) -> RunSettings:
+    return RunSettings.parse(
+        {
+            "model": {**TRAINABLE, "backbone_weights": None},
+            "data": {"train": str(boxes), "image_size": 64},
+            "train": {"epochs": 2, **train},
+            "output": str(folder),
+        }
+    )
+
+
+def test_a_run_keeps_what_was_chosen(boxes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = train(tiny(boxes, tmp_path / "run"))
+    folder = result.run_dir
+    assert "AP" in result.metrics
+    assert (folder / "best.safetensors").is_file()
+    assert (folder / "report.html").is_file()
+    kept = read_run_file(folder / "run.yaml")
+    assert kept["recipe"] == "dino_small"
+    assert kept["data"]["image_size"] == 64  # as set
+    assert kept["train"]["schedule"] == "cosine"  # as chosen
+    assert "auto" not in (folder / "run.yaml").read_text()
+    held_out = (folder / "held_out.txt").read_text().splitlines()
+    assert 1 <= len(held_out) <= 2
+    told = capsys.readouterr().err
+    assert f"{len(held_out)} of 8 images are held out" in told.replace("\n", " ")
+    assert "recipe auto: " in told
+
+    # It goes on as it began, though another machine might choose otherwise, and is repeated without choosing.
+    train(tiny(boxes, folder, epochs=3, lr=kept["train"]["lr"]), resume=True)
+    assert read_run_file(folder / "run.yaml")["train"]["schedule"] == "cosine"
+    again = train(str(folder / "run.yaml"), output=tmp_path / "again").run_dir
+    assert (again / "held_out.txt").read_text().splitlines() == held_out
+    assert "recipe auto: " not in capsys.readouterr().err
+
+
+def test_a_run_without_validation_says_so(
+    boxes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = train(tiny(boxes, tmp_path / "run", epochs=1), val="none")
+    assert not result.metrics
+    assert "NO VALIDATION" in capsys.readouterr().err
+    # It is resumed without, too, even by settings that no longer say so.
+    resumed = train(tiny(boxes, result.run_dir, epochs=2), resume=True)
+    assert not resumed.metrics
+
+
+def test_the_folder_is_named_after_the_dataset(
+    boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tiny(boxes, tmp_path, epochs=1).model_dump(exclude_unset=True)
+    del run["output"]
+    first = train(RunSettings.parse(run)).run_dir
+    second = train(RunSettings.parse(run)).run_dir
+    assert (first, second) == (tmp_path / "runs" / "boxes", tmp_path / "runs" / "boxes-2")
+    resumed = train(RunSettings.parse({**run, "train": {"epochs": 2}}), resume=True)
+    assert resumed.run_dir == second
