@@ -137,3 +137,31 @@ def test_too_many_pixels_are_refused_from_the_header(tmp_path: Path, side: int) 
     for read in (read_image, read_size):
         with pytest.raises(ImageError, match=r"a\.png"):
             read(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("min_side", "factor"), [(None, 1), (101, 1), (100, 2), (60, 2), (50, 4), (25, 8), (5, 8)]
+)
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_large_jpegs_are_reduced_to_what_is_needed(
+    tmp_path: Path, min_side: int | None, factor: int, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    image = Image.new("RGB", (304, 200), (10, 200, 30))
+    image.paste((250, 10, 10), (0, 0, 152, 200))  # the left half is red
+    image.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    size = (304, 200) if orientation == 6 else (200, 304)
+    read = read_image(tmp_path / "a.jpg", size, min_side=min_side)
+    assert read.size == (size[1] // factor, size[0] // factor)
+    if orientation == 6:
+        read = read.transpose(Image.Transpose.ROTATE_90)
+    pixels = np.asarray(read).astype(int)
+    quarter = pixels.shape[1] // 4
+    np.testing.assert_allclose(pixels[:, :quarter].mean((0, 1)), (250, 10, 10), atol=3)
+    np.testing.assert_allclose(pixels[:, -quarter:].mean((0, 1)), (10, 200, 30), atol=3)
+
+
+def test_other_formats_are_not_reduced(tmp_path: Path) -> None:
+    Image.new("RGB", (304, 200)).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", min_side=10).size == (304, 200)

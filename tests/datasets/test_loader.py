@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from querybox.data import Batch, DataSettings, DetectionData, read_dataset, train_loader
-from querybox.data.loader import TrainingImages, UnreadableImage, collate
-from querybox.data.records import ImageRecord
+from querybox.data.findings import FindingCollector
+from querybox.data.loader import TrainingImages, UnreadableImage, collate, decoded_bytes
+from querybox.data.records import ImageRecord, make_record
 from querybox.data.sampler import BatchSampler
 from querybox.errors import ConfigError
 from querybox.structures import Category
@@ -234,3 +236,32 @@ def test_batches_that_cannot_be_shared_are_errors() -> None:
         BatchSampler(shapes(20, 0), 0, 0)
     with pytest.raises(ConfigError, match="3 images for 4 processes"):
         BatchSampler(shapes(3, 0), 4, 0, 0, 4)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_boxes_of_reduced_images_are_where_the_objects_are(tmp_path: Path, cache: bool) -> None:
+    pixels = np.zeros((480, 640, 3), dtype=np.uint8)
+    pixels[120:360, 320:480] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=95)
+    findings = FindingCollector(tmp_path)
+    record = make_record(
+        id=1,
+        path=tmp_path / "a.jpg",
+        width=640,
+        height=480,
+        boxes_xyxy=[[320, 120, 480, 360]],
+        labels=[0],
+        findings=findings,
+        locate=str,
+    )
+    data = DetectionData(source=tmp_path, categories=(Category(id=1, name="a"),), images=(record,))
+    settings = DataSettings(
+        image_size=48, crop=0.0, horizontal_flip=0.0, workers=0, cache=cache, scales=(48,)
+    )
+    assert decoded_bytes(data, settings) == 3 * 480 * 640 // 16
+    (batch,) = train_loader(data, settings, batch_size=1, seed=0)
+    assert batch.pixels.shape[-2:] == (48, 64)
+    torch.testing.assert_close(batch.targets[0].boxes, torch.tensor([[0.625, 0.5, 0.25, 0.5]]))
+    white = batch.pixels[0].float().mean(0) > 127
+    assert white[13:35, 33:47].all()
+    assert white.sum() == pytest.approx(24 * 16, abs=20)

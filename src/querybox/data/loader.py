@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from querybox.boxes import to_cxcywh
-from querybox.data.image import read_image
+from querybox.data.image import JPEG_SUFFIXES, read_image, reduction
 from querybox.data.records import DetectionData, ImageRecord
 from querybox.data.sampler import BatchSampler
 from querybox.data.settings import DataSettings
@@ -79,19 +79,21 @@ class TrainingImages(Dataset[tuple[Sample, int] | UnreadableImage]):
         self.settings = settings
         self.seed = seed
         # Decoded before the workers are forked, so that they share the memory.
-        self.cached = [try_read_pixels(record) for record in data.images] if settings.cache else None
+        self.cached = [self.read(record) for record in data.images] if settings.cache else None
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Sample, int] | UnreadableImage:
         """Return the augmented image at `(index, epoch)` and its id, or the error if it cannot be read."""
         index, epoch = key
         record = self.images[index]
-        pixels = self.cached[index] if self.cached is not None else try_read_pixels(record)
+        pixels = self.cached[index] if self.cached is not None else self.read(record)
         if isinstance(pixels, UnreadableImage):
             return pixels
         objects = ~record.crowd
+        height, width = pixels.shape[-2:]
+        scale = np.array([width / record.width, height / record.height] * 2)  # 1 unless it was reduced
         sample = Sample(
             pixels=pixels,
-            boxes_xyxy=torch.from_numpy(record.boxes_xyxy[objects]).float(),
+            boxes_xyxy=torch.from_numpy(record.boxes_xyxy[objects] * scale).float(),
             labels=torch.from_numpy(record.labels[objects]),
         )
         rng = np.random.default_rng((self.seed, epoch, record.id))
@@ -100,22 +102,36 @@ class TrainingImages(Dataset[tuple[Sample, int] | UnreadableImage]):
     def __len__(self) -> int:
         return len(self.images)
 
+    def read(self, record: ImageRecord) -> UInt8[Tensor, "3 h w"] | UnreadableImage:
+        """Read an image, reduced if it is much larger than needed; return the error if it can no longer be read."""
+        try:
+            return read_pixels(record, self.settings.sizes().decoded_side)
+        except ImageError as error:
+            return UnreadableImage(record.id, str(error))
 
-def read_pixels(record: ImageRecord) -> UInt8[Tensor, "3 h w"]:
+
+def read_pixels(record: ImageRecord, min_side: int | None = None) -> UInt8[Tensor, "3 h w"]:
     """Read the image of a record, in the orientation that its boxes refer to.
+
+    Args:
+        record: The image.
+        min_side: See `read_image`.
 
     Raises:
         ImageError: The image cannot be read, or its size is not that of the record.
     """
-    return as_pixels(read_image(record.path, (record.height, record.width)))
+    return as_pixels(read_image(record.path, (record.height, record.width), min_side=min_side))
 
 
-def try_read_pixels(record: ImageRecord) -> UInt8[Tensor, "3 h w"] | UnreadableImage:
-    """Read the image of a record; return the error if it can no longer be read."""
-    try:
-        return read_pixels(record)
-    except ImageError as error:
-        return UnreadableImage(record.id, str(error))
+def decoded_bytes(data: DetectionData, settings: DataSettings) -> int:
+    """Return the memory that all images take with `DataSettings.cache`, in bytes."""
+    side = settings.sizes().decoded_side
+    return sum(
+        3 * image.height * image.width // reduction(min(image.height, image.width), side) ** 2
+        if image.path.suffix.lower() in JPEG_SUFFIXES
+        else 3 * image.height * image.width
+        for image in data.images
+    )
 
 
 def collate(items: Sequence[tuple[Sample, int] | UnreadableImage]) -> Batch:

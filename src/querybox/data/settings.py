@@ -34,6 +34,11 @@ class Sizes:
     crop_scales: tuple[int, ...]
     crop_range: tuple[int, int]
 
+    @property
+    def decoded_side(self) -> int:
+        """Short side that training images are decoded with at least: twice the largest that they are resized to."""
+        return 2 * max(*self.scales, *self.crop_scales)
+
 
 class DataSettings(Settings):
     """Datasets, image sizes, augmentation and loading.
@@ -73,7 +78,8 @@ class DataSettings(Settings):
     workers: int = Field(default=2, ge=0)
     """Number of processes that load images; 0 to load them in the training process."""
     cache: bool = False
-    """Keep all decoded training images in memory (3 bytes per pixel) instead of decoding them every epoch."""
+    """Keep all decoded training images in memory (3 bytes per pixel) instead of decoding them every epoch. JPEGs whose
+    sides are at least four times those needed are decoded, and kept, at 1/2, 1/4 or 1/8 of their size."""
     max_corrupt: Probability = MAX_CORRUPT
     """Fraction of the images (0-1) that may be missing or corrupt; they are excluded. With more, training does not
     start, or stops."""

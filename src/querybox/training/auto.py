@@ -14,7 +14,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from querybox.data import DetectionData
+from querybox.data import DataSettings, DetectionData
+from querybox.data.loader import decoded_bytes
 from querybox.models import RECIPES, SMALL_RECIPES
 from querybox.runfile import merge, read_run_file
 from querybox.training.duration import format_duration
@@ -60,16 +61,11 @@ class Facts:
     classes: tuple[str, ...]
     small_object: float
     """Side (square root of the area) that nine of ten objects have at least, relative to the image's short side."""
-    short_side: int
-    """Median short side of the images in pixels."""
-    bytes: int
-    """Memory that all images take when decoded."""
 
     @classmethod
     def of(cls, data: DetectionData) -> Self:
         """Determine the facts about a dataset."""
         counts = [int((~image.crowd).sum()) for image in data.images]
-        sides = np.array([min(image.width, image.height) for image in data.images])
         sizes = [
             math.sqrt((x1 - x0) * (y1 - y0)) / min(image.width, image.height)
             for image in data.images
@@ -81,8 +77,6 @@ class Facts:
             most=max(counts, default=0),
             classes=tuple(category.name for category in data.categories),
             small_object=float(np.quantile(sizes, 0.1)) if sizes else 1.0,
-            short_side=int(np.median(sides)) if len(sides) else 1,
-            bytes=sum(3 * image.width * image.height for image in data.images),
         )
 
 
@@ -158,11 +152,12 @@ def choose(settings: RunSettings, data: DetectionData, machine: Machine) -> Choi
     given = set_values(settings.data)
     augmentation = choose_augmentation(facts, size)
     reasons["augmentation"] = describe_augmentation({**augmentation, **given}, facts)
-    loading = choose_loading(facts, machine)
+    values = {"image_size": size, **augmentation, **given}
+    loading = choose_loading(decoded_bytes(data, DataSettings.parse(values, where="data")), machine)
     chosen = settings.replace(
         recipe=recipe,
         model={"queries": queries, **settings.model},
-        data={"image_size": size, **augmentation, **loading, **given},
+        data={**loading, **values},
         train=train,
     )
     return Choice(settings=chosen, facts=facts, machine=machine, reasons=reasons)
@@ -228,9 +223,9 @@ def choose_augmentation(facts: Facts, image_size: int) -> dict[str, Any]:
     }
 
 
-def choose_loading(facts: Facts, machine: Machine) -> dict[str, Any]:
-    """Return the settings of `data` for loading: decoded images are kept in memory if they fit."""
-    cache = facts.bytes <= CACHE_SHARE * machine.memory
+def choose_loading(decoded: int, machine: Machine) -> dict[str, Any]:
+    """Return the settings of `data` for loading: the `decoded` bytes of all images are kept in memory if they fit."""
+    cache = decoded <= CACHE_SHARE * machine.memory
     workers = min(8, machine.cores) if machine.device != "cpu" else 0 if cache else 2
     return {"cache": cache, "workers": workers}
 
