@@ -78,6 +78,17 @@ KINDS = {
     "negative_size_box": FindingKind("warning", "boxes with a negative width or height", _NO_BOX),
     "outside_box": FindingKind("warning", "boxes outside their image", _NO_BOX),
     "clipped_box": FindingKind("warning", "boxes that extend beyond their image", "clipped to the image"),
+    "unsupported_shape": FindingKind(
+        "warning",
+        "shapes without an extent, such as points, lines and tags",
+        "not read; draw boxes, polygons or ellipses",
+    ),
+    "unannotated_image": FindingKind(
+        "warning", "tasks without an annotation", "left out; annotate them, or submit an empty annotation"
+    ),
+    "several_annotations": FindingKind(
+        "warning", "tasks with several annotations", "the first is used; remove the others"
+    ),
     "absent_image": FindingKind(
         "warning", "annotations of images that are not listed", "dropped; list the image"
     ),
@@ -91,6 +102,12 @@ KINDS = {
     "deep_image": FindingKind("note", "16-bit images", "rescaled to 8 bits"),
     "no_area": FindingKind("note", "objects without an area", "the area of the box is used"),
     "no_iscrowd": FindingKind("note", "objects without iscrowd", "treated as single objects"),
+    "boxed_shape": FindingKind(
+        "note", "polygons and other shapes that are not upright boxes", "their bounding boxes are used"
+    ),
+    "undownloaded_image": FindingKind(
+        "note", "annotated images that are not in the dataset's folder", "left out"
+    ),
     "crowd": FindingKind("note", "crowd regions", "not used in training, ignored in evaluation"),
     "negative": FindingKind("note", "images without objects", "used as negative examples"),
 }

@@ -1,9 +1,27 @@
 """The formats of datasets that can be read: one file a format, and one line here."""
 
 from querybox.data.formats.coco import COCO
+from querybox.data.formats.createml import CREATEML
+from querybox.data.formats.cvat import CVAT
+from querybox.data.formats.hugging_face import HUGGING_FACE
+from querybox.data.formats.label_studio import LABEL_STUDIO
+from querybox.data.formats.labelme import LABELME
+from querybox.data.formats.open_images import OPEN_IMAGES
+from querybox.data.formats.tensorflow_csv import TENSORFLOW_CSV
 from querybox.data.formats.voc import VOC
 from querybox.data.formats.yolo import YOLO
 from querybox.data.splits import Format
 
-FORMATS: tuple[Format, ...] = (COCO, VOC, YOLO)
+FORMATS: tuple[Format, ...] = (
+    COCO,
+    VOC,
+    YOLO,
+    TENSORFLOW_CSV,
+    LABELME,
+    CVAT,
+    LABEL_STUDIO,
+    CREATEML,
+    OPEN_IMAGES,
+    HUGGING_FACE,
+)
 """All formats, in the order of messages."""

@@ -1,0 +1,95 @@
+"""CreateML JSON: a list of images, each with objects as a label and the center, width and height of a box in pixels.
+
+Apple's documentation names the keys `imagefilename` and `annotation`; Roboflow (`<split>/_annotations.createml.json`)
+and other tools write `image` and `annotations`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import AliasChoices, BaseModel, Field, ValidationError
+
+from querybox.data.annotated import AnnotatedImage, AnnotatedObject, splits_by_file
+from querybox.data.findings import FindingCollector
+from querybox.data.parsing import Name, json_head, read_json, validation_problem
+from querybox.data.splits import Format
+from querybox.errors import DataError
+
+_EXPECTED = "a list of images with 'image' and 'annotations'"
+
+
+class _Coordinates(BaseModel):
+    x: float  # of the center
+    y: float
+    width: float
+    height: float
+
+
+class _Object(BaseModel):
+    label: Name
+    coordinates: _Coordinates
+
+
+class _Image(BaseModel):
+    name: Name = Field(validation_alias=AliasChoices("image", "imagefilename"))
+    annotations: list[Any] = Field(validation_alias=AliasChoices("annotations", "annotation"))
+
+
+def _is_createml(file: Path) -> bool:
+    content = json_head(file)
+    first = content[0] if isinstance(content, list) and content else None
+    return (
+        isinstance(first, dict)
+        and not first.keys().isdisjoint({"imagefilename", "image"})
+        and (not first.keys().isdisjoint({"annotations", "annotation"}))
+    )
+
+
+def _parse(file: Path, findings: FindingCollector) -> list[AnnotatedImage]:
+    content = read_json(file, _EXPECTED)
+    if not isinstance(content, list):
+        raise DataError(f"{file}: expected {_EXPECTED}")
+    images = []
+    for index, entry in enumerate(content):
+        where = f"{file}, [{index}]"
+        try:
+            image = _Image.model_validate(entry)
+        except ValidationError as error:
+            findings.add(
+                "malformed", f"{where}: {validation_problem(error)}; expected 'image' and 'annotations'"
+            )
+            continue
+        objects = [
+            _object(f"{where}.annotations[{number}]", item, findings)
+            for number, item in enumerate(image.annotations)
+        ]
+        images.append(
+            AnnotatedImage(
+                name=image.name, where=where, objects=[item for item in objects if item is not None]
+            )
+        )
+    return images
+
+
+def _object(where: str, item: Any, findings: FindingCollector) -> AnnotatedObject | None:
+    try:
+        parsed = _Object.model_validate(item)
+    except ValidationError as error:
+        what = (
+            f"{where}: {validation_problem(error)}; expected 'label' and 'coordinates' (x, y, width, height)"
+        )
+        findings.add("malformed", what)
+        return None
+    box = parsed.coordinates
+    x0, y0 = box.x - box.width / 2, box.y - box.height / 2
+    return AnnotatedObject(where, parsed.label, (x0, y0, x0 + box.width, y0 + box.height))
+
+
+CREATEML = Format(
+    name="CreateML",
+    expected="a CreateML .json file, a list of images with 'image' and 'annotations'",
+    splits=partial(splits_by_file, suffix=".json", recognises=_is_createml, parse=_parse),
+)

@@ -1,0 +1,146 @@
+"""labelme JSON: a file for each image, with shapes in pixels. Every shape with an extent becomes its bounding box.
+
+The files are beside the images, in `<split>/` folders, or in a folder of their own. Embedded image data is not read.
+Shapes of one class with the same `group_id` are parts of one object.
+"""
+
+from __future__ import annotations
+
+import math
+import posixpath
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from querybox.data.annotated import (
+    AnnotatedImage,
+    AnnotatedObject,
+    AnnotatedSplit,
+    annotated_splits,
+)
+from querybox.data.findings import FindingCollector
+from querybox.data.layout import MAX_TRIED, locator_for, split_folder, subfolders
+from querybox.data.locate import ImageLocator, list_files
+from querybox.data.parsing import Name, json_head, read_bytes, read_head, stated_size, validation_problem
+from querybox.data.shapes import Point, bounding_box
+from querybox.data.splits import Format, Reader
+from querybox.errors import DataError, ImageError
+
+_WITHOUT_EXTENT = frozenset({"point", "points", "line"})
+
+
+class _Shape(BaseModel):
+    label: Name
+    points: list[Point] = Field(min_length=1)
+    shape_type: str | None = "polygon"  # before labelme 4, all shapes are polygons
+    group_id: int | str | None = None
+
+
+class _File(BaseModel):
+    shapes: list[Any]
+    path: str | None = Field(None, validation_alias="imagePath")
+    height: float | None = Field(None, validation_alias="imageHeight")
+    width: float | None = Field(None, validation_alias="imageWidth")
+
+
+def _splits(path: Path) -> dict[str, Reader]:
+    if path.is_file():
+        files = {path.stem: [path]} if path.suffix.lower() == ".json" and _is_labelme(path) else {}
+    else:
+        files = _files_by_split(path)
+    splits = {}
+    for name, group in files.items():
+        locator = locator_for(path, path) if path.is_file() else ImageLocator(path)
+        splits[name] = AnnotatedSplit(path, locator, partial(_parse, group, locator))
+    return annotated_splits(splits)
+
+
+def _is_labelme(file: Path) -> bool:
+    content = json_head(file)
+    # In old files the image data precedes the shapes.
+    return isinstance(content, dict) and ("shapes" in content or b'"imageData"' in read_head(file))
+
+
+def _files_by_split(root: Path) -> dict[str, list[Path]]:
+    """Return the files in `root` and two levels of subfolders; outside of folders named after splits, it is `all`."""
+    children = subfolders([root])
+    files: defaultdict[str, list[Path]] = defaultdict(list)
+    for folder in (root, *children, *subfolders(children)):
+        found = list_files(folder, ".json")
+        if any(map(_is_labelme, found[:MAX_TRIED])):
+            files[split_folder(folder, root) or "all"] += found
+    return dict(files)
+
+
+def _parse(files: Sequence[Path], locator: ImageLocator, findings: FindingCollector) -> list[AnnotatedImage]:
+    images = []
+    for file in files:
+        try:
+            content = _File.model_validate_json(read_bytes(file))
+        except (DataError, ValidationError) as error:
+            problem = validation_problem(error) if isinstance(error, ValidationError) else str(error)
+            findings.add("malformed", f"{file}: {problem}; expected labelme JSON, an object with 'shapes'")
+            continue
+        image = AnnotatedImage(
+            name=_image_name(file, content.path, locator),
+            where=str(file),
+            size=stated_size(content.height, content.width),
+            objects=_objects(file, content.shapes, findings),
+        )
+        images.append(image)
+    return images
+
+
+def _image_name(file: Path, written: str | None, locator: ImageLocator) -> str:
+    """Return the name of an image relative to the dataset's folder: as written, otherwise that of its file."""
+    folder = file.parent.relative_to(locator.root).as_posix()
+    if written:
+        name = posixpath.join(folder, written.replace("\\", "/"))
+        try:
+            if locator.find(name) is not None:
+                return name
+        except ImageError:
+            return name  # reported with the record
+    return posixpath.join(folder, file.stem)
+
+
+def _objects(file: Path, shapes: Sequence[Any], findings: FindingCollector) -> list[AnnotatedObject]:
+    points: dict[tuple[object, ...], list[Point]] = {}
+    places: dict[tuple[object, ...], str] = {}
+    for number, shape in enumerate(shapes, start=1):
+        where = f"{file}, shape {number}"
+        try:
+            parsed = _Shape.model_validate(shape)
+        except ValidationError as error:
+            what = f"{where}: {validation_problem(error)}; expected 'label', 'points' and 'shape_type'"
+            findings.add("malformed", what)
+            continue
+        if parsed.shape_type in _WITHOUT_EXTENT:
+            findings.add("unsupported_shape", f"{where}, {parsed.shape_type}")
+            continue
+        if parsed.shape_type != "rectangle":
+            findings.add("boxed_shape", where)
+        group = number if parsed.group_id is None else f"group {parsed.group_id}"
+        points.setdefault((parsed.label, group), []).extend(_corners(parsed))
+        places.setdefault((parsed.label, group), where)
+    return [AnnotatedObject(places[key], str(key[0]), bounding_box(points[key])) for key in points]
+
+
+def _corners(shape: _Shape) -> list[Point]:
+    """Return points whose bounding box is that of the shape."""
+    if shape.shape_type != "circle" or len(shape.points) != 2:
+        return shape.points
+    (x, y), edge = shape.points
+    radius = math.dist((x, y), edge)
+    return [(x - radius, y - radius), (x + radius, y + radius)]
+
+
+LABELME = Format(
+    name="labelme",
+    expected="a folder with a labelme .json file for each image",
+    splits=_splits,
+)

@@ -1,0 +1,78 @@
+"""Find the annotation files of a dataset, and the folders of their images."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from querybox.data.locate import ImageLocator, list_files
+from querybox.data.splits import SPLITS, split_name
+
+MAX_TRIED = 100
+"""A folder is given up if none of so many files is recognised; it has a file for each image, in another format."""
+
+
+def split_files(path: Path, suffix: str, recognises: Callable[[Path], bool]) -> dict[str, Path]:
+    """Return the annotation files at `path` by the name of their split.
+
+    Args:
+        path: A file, or a folder: files in it, otherwise in its subfolders, otherwise in theirs. A file is named after
+            the folder in `path` that is a split, otherwise after itself.
+        suffix: The suffix of the files (lower case).
+        recognises: Returns whether a file has the format, from a bounded number of its bytes.
+    """
+    if path.is_file():
+        return {path.stem: path} if path.suffix.lower() == suffix and recognises(path) else {}
+    folders, files = [path], _recognised(path, suffix, recognises)
+    for _ in range(2):
+        if not files:
+            folders = subfolders(folders)
+            files = [file for folder in folders for file in _recognised(folder, suffix, recognises)]
+    names = [split_folder(file.parent, path) or file.stem for file in files]
+    counts = Counter(names)
+    return {
+        name if counts[name] == 1 else file.relative_to(path).with_suffix("").as_posix(): file
+        for name, file in zip(names, files, strict=True)
+    }
+
+
+def subfolders(folders: Iterable[Path]) -> list[Path]:
+    """Return the folders in `folders`, in sorted order."""
+    found: list[str] = []
+    for folder in folders:
+        if folder.is_dir():
+            with os.scandir(folder) as entries:  # faster than Path.iterdir in folders of many images
+                found += [entry.path for entry in entries if entry.is_dir()]
+    return [Path(path) for path in sorted(found)]
+
+
+def split_folder(folder: Path, root: Path) -> str | None:
+    """Return the name of the first folder on the way from `root` to `folder` that is a split; None if none is."""
+    return next((part for part in folder.relative_to(root).parts if split_name(part) in SPLITS), None)
+
+
+def _recognised(folder: Path, suffix: str, recognises: Callable[[Path], bool]) -> list[Path]:
+    files = list_files(folder, suffix)
+    return [file for file in files if recognises(file)] if any(map(recognises, files[:MAX_TRIED])) else []
+
+
+def locator_for(path: Path, file: Path) -> ImageLocator:
+    """Return the locator of the images of an annotation file.
+
+    Args:
+        path: The dataset as given: a folder, or `file` itself, whose dataset is its folder, or the one above if the
+            folder is named `annotations` or `labels`.
+        file: The annotation file.
+    """
+    root = path
+    if path.is_file():
+        root = path.parent.parent if path.parent.name.lower() in {"annotations", "labels"} else path.parent
+    split = split_folder(file.parent, root) or file.stem
+    parents = [root, root / "images"]
+    named = [folder for folder in subfolders(parents) if split_name(folder.name) == split_name(split)]
+    usual = [
+        path for folder in (file.parent, *named) for path in (folder, folder / "images", folder / "data")
+    ]
+    return ImageLocator(root, [*usual, root / "images"])

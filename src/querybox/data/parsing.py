@@ -1,0 +1,210 @@
+"""Parse the JSON, CSV and XML files of a dataset, and recognise what they contain from their first bytes."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+from xml.etree.ElementTree import Element, ParseError
+
+import pydantic_core
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import fromstring, iterparse
+from pydantic import Field, StringConstraints, ValidationError
+
+from querybox.data.image import MAX_PIXELS
+from querybox.errors import DataError
+
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
+"""Name of a class or a file in annotations."""
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+HEAD = 1 << 16
+"""Number of bytes that are read to recognise a file."""
+MAX_BYTES = 1 << 31
+"""Maximum size of a file that is read into memory."""
+
+_ROOT_TAG = re.compile(rb"<([A-Za-z_][\w.-]*)")
+_COMMENT = re.compile(rb"<!--.*?-->", re.DOTALL)
+
+
+class Row(NamedTuple):
+    """A row of a CSV file."""
+
+    where: str
+    """File and line, for messages."""
+    values: dict[str, str]
+    """Values by lower-case column name, stripped; empty where the row is too short."""
+
+
+def read_head(file: Path) -> bytes:
+    """Return the first `HEAD` bytes of a file without a byte order mark; nothing if it cannot be read."""
+    try:
+        with file.open("rb") as stream:
+            return stream.read(HEAD).removeprefix(b"\xef\xbb\xbf")
+    except OSError:
+        return b""
+
+
+def read_bytes(file: Path) -> bytes:
+    """Return the content of a file without a byte order mark.
+
+    Raises:
+        DataError: It cannot be read, or is larger than `MAX_BYTES`.
+    """
+    try:
+        size = file.stat().st_size
+        if size > MAX_BYTES:
+            raise DataError(f"{file}: has {size:,} bytes; expected at most {MAX_BYTES:,}: split the file")
+        return file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from None
+
+
+def json_head(file: Path) -> Any:
+    """Return what the first `HEAD` bytes of a JSON file contain; see `partial_json`."""
+    return partial_json(read_head(file))
+
+
+def partial_json(content: bytes) -> Any:
+    """Return what the beginning of a JSON text contains, with truncated lists and objects; None if it is not JSON."""
+    try:
+        return pydantic_core.from_json(content, allow_partial=True)
+    except ValueError:
+        return None
+
+
+def read_json(file: Path, expected: str) -> Any:
+    """Return the content of a JSON file.
+
+    Args:
+        file: The file.
+        expected: What it should contain, for the message.
+
+    Raises:
+        DataError: The file cannot be read or is not JSON.
+    """
+    return parse_json(read_bytes(file), str(file), expected)
+
+
+def parse_json(content: bytes | str, where: str, expected: str) -> Any:
+    """Return the content of a JSON text.
+
+    Raises:
+        DataError: It is not JSON; the message says where.
+    """
+    try:
+        return pydantic_core.from_json(content)
+    except ValueError as error:
+        raise DataError(f"{where}: {error}; expected {expected}") from None
+
+
+def validation_problem(error: ValidationError) -> str:
+    """Return the first problem of a validation in one line: its place and what is wrong."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    place = re.sub(r"\.(\d+)", r"[\1]", ".".join(str(part) for part in first["loc"]))
+    return f"{place}: {first['msg']}" if place else first["msg"]
+
+
+def csv_columns(file: Path) -> frozenset[str]:
+    """Return the lower-case column names of a CSV file; empty if its first line is no CSV."""
+    line = read_head(file).partition(b"\n")[0].decode("utf-8", errors="replace")
+    try:
+        return frozenset(name.strip().lower() for name in next(csv.reader([line]), []))
+    except csv.Error:
+        return frozenset()
+
+
+def csv_rows(file: Path) -> Iterator[list[str]]:
+    """Yield the rows of a CSV file.
+
+    Raises:
+        DataError: The file is not UTF-8 text or not CSV. (The csv module limits the length of a value.)
+    """
+    yield from (row for _, row in _numbered_rows(file))
+
+
+def read_csv(file: Path) -> Iterator[Row]:
+    """Yield the rows of a CSV file whose first row has the names of the columns; empty rows are left out.
+
+    Raises:
+        DataError: As for `csv_rows`.
+    """
+    columns: list[str] | None = None
+    for number, row in _numbered_rows(file):
+        if columns is None:
+            columns = [name.strip().lower() for name in row]
+        elif any(row):
+            values = [value.strip() for value in row] + [""] * (len(columns) - len(row))
+            yield Row(f"{file}, line {number}", dict(zip(columns, values, strict=False)))
+
+
+def _numbered_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream)
+            yield from ((reader.line_num, row) for row in reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{file}: cannot be read as CSV: {error}; expected UTF-8 text") from None
+
+
+def to_numbers(texts: Sequence[str | None]) -> list[float] | None:
+    """Return the numbers that are written in `texts`, NaN and infinity included; None if one is not a number."""
+    try:
+        return [float(text or "") for text in texts]
+    except ValueError:
+        return None
+
+
+def stated_size(height: str | float | None, width: str | float | None) -> tuple[int, int] | None:
+    """Return (height, width) of an image; None if one is missing or invalid, because some tools write 0 or nothing."""
+    try:
+        sides = int(float(height or 0)), int(float(width or 0))
+    except (ValueError, OverflowError):
+        return None
+    return sides if all(0 < side <= MAX_PIXELS for side in sides) else None
+
+
+def xml_root(file: Path) -> str:
+    """Return the tag of the root element of an XML file; empty if it is not XML."""
+    found = _ROOT_TAG.search(_COMMENT.sub(b"", read_head(file)))
+    return found[1].decode() if found else ""
+
+
+def xml_element(file: Path, tag: str, *, before: frozenset[str]) -> Element | None:
+    """Return the first element `tag` of an XML file, which is read only up to its end.
+
+    Returns:
+        None if there is none before an element of `before`, or if the file is not XML, which `read_xml` reports.
+    """
+    try:
+        for _, element in iterparse(file, forbid_dtd=True):
+            if element.tag == tag:
+                return element
+            if element.tag in before:
+                return None
+    except (ParseError, DefusedXmlException, OSError, ValueError, LookupError):
+        return None
+    return None
+
+
+def read_xml(file: Path) -> Element:
+    """Return the root element of an XML file.
+
+    Raises:
+        DataError: The file cannot be read, is not well-formed, or declares a document type or entities.
+    """
+    content = read_bytes(file)
+    try:
+        root: Element = fromstring(content, forbid_dtd=True)
+    except ParseError as error:
+        raise DataError(f"{file}: is not well-formed XML: {error}") from None
+    except DefusedXmlException:
+        raise DataError(
+            f"{file}: declares a document type or entities, which are not allowed; remove them"
+        ) from None
+    except (ValueError, LookupError) as error:  # unknown or multi-byte encodings
+        raise DataError(f"{file}: cannot be read as XML: {error}") from None
+    return root

@@ -1,0 +1,39 @@
+"""Bounding boxes of the shapes that annotation tools draw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from querybox.data.findings import Corners
+
+Point = tuple[float, float]
+
+
+def bounding_box(points: Sequence[Point]) -> Corners:
+    """Return the smallest box (x0, y0, x1, y1) around at least one point. NaN and infinity are propagated."""
+    array = np.asarray(points, dtype=np.float64)
+    (x0, y0), (x1, y1) = array.min(axis=0), array.max(axis=0)
+    return float(x0), float(y0), float(x1), float(y1)
+
+
+def rectangle(x: float, y: float, width: float, height: float) -> list[Point]:
+    """Return the corners of a rectangle, clockwise from the upper left one."""
+    return [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
+
+
+def rotated(points: Sequence[Point], center: Point, degrees: float) -> list[Point]:
+    """Return points rotated about `center` by a finite angle, clockwise in an image (y points down)."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    x0, y0 = center
+    return [(x0 + (x - x0) * cos - (y - y0) * sin, y0 + (x - x0) * sin + (y - y0) * cos) for x, y in points]
+
+
+def ellipse_box(center: Point, radii: Point, degrees: float) -> Corners:
+    """Return the bounding box of an ellipse with radii along x and y, rotated about its center by a finite angle."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    half_width = math.hypot(radii[0] * cos, radii[1] * sin)
+    half_height = math.hypot(radii[0] * sin, radii[1] * cos)
+    return (center[0] - half_width, center[1] - half_height, center[0] + half_width, center[1] + half_height)

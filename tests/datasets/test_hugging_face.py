@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from annotation_writers import write_csv, write_hugging_face
+from dataset_writers import Drawn, write_images
+
+from querybox.data import read_dataset
+from querybox.errors import DataError
+
+IMAGES = [
+    Drawn(name="a.jpg", size=(40, 30), objects=[("dog", (1, 2, 11, 22)), ("cat", (5, 5, 40, 30))]),
+    Drawn(name="b.jpg", size=(30, 40)),
+]
+README = """---
+license: mit
+dataset_info:
+  features:
+  - name: image
+    dtype: image
+  - name: kind
+    dtype:
+      class_label:
+        names:
+          '0': indoors
+  - name: objects
+    sequence:
+    - name: bbox
+      sequence: float32
+      length: 4
+    - name: category
+      dtype:
+        class_label:
+          names:
+            '0': owl
+            '1': dog
+            '2': cat
+---
+# Dogs
+"""
+
+
+def write_lines(root: Path, *lines: Any) -> None:
+    write_images(root, IMAGES)
+    (root / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def objects(categories: list[int | str], **more: Any) -> dict[str, Any]:
+    return {"bbox": [[1, 2, 10, 20], [5, 5, 35, 25]], "category": categories, **more}
+
+
+def test_names_of_classes(tmp_path: Path) -> None:
+    write_hugging_face(tmp_path, ".", IMAGES)
+    data = read_dataset(tmp_path)
+    assert [(category.id, category.name) for category in data.categories] == [(1, "cat"), (2, "dog")]
+    assert data.images[0].boxes_xyxy.tolist() == [[1, 2, 11, 22], [5, 5, 40, 30]]
+    assert data.images[0].labels.tolist() == [1, 0]
+    assert [(image.width, image.height, image.size_stated) for image in data.images] == [
+        (40, 30, False),
+        (30, 40, False),
+    ]
+    assert not data.findings
+
+
+def test_folders_are_splits(tmp_path: Path) -> None:
+    write_hugging_face(tmp_path, "train", IMAGES[:1])
+    write_hugging_face(tmp_path, "validation", IMAGES[1:])
+    train, val = (read_dataset(tmp_path, split) for split in ("train", "val"))
+    assert train.categories == val.categories
+    assert [image.path for image in val.images] == [tmp_path / "validation" / "b.jpg"]
+
+
+def test_numbers_of_classes_are_their_ids(tmp_path: Path) -> None:
+    write_lines(tmp_path, {"file_name": "a.jpg", "objects": objects([10, 9])})
+    data = read_dataset(tmp_path)
+    assert [(category.id, category.name) for category in data.categories] == [(9, "9"), (10, "10")]
+    assert data.images[0].labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_the_readme_names_the_numbers(tmp_path: Path, newline: str) -> None:
+    write_lines(tmp_path / "train", {"file_name": "a.jpg", "objects": objects([1, 2])})
+    (tmp_path / "README.md").write_text(README, encoding="utf-8", newline=newline)
+    for path in (tmp_path, tmp_path / "train" / "metadata.jsonl"):
+        data = read_dataset(path)
+        assert [(category.id, category.name) for category in data.categories] == [
+            (0, "owl"),
+            (1, "dog"),
+            (2, "cat"),
+        ]
+        assert data.images[0].labels.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("text", ["", "# Dogs", "---\n[", "---\na: 1\n---\n", "---\n? {a: b}\n: c\n---\n"])
+def test_other_readmes_are_ignored(tmp_path: Path, text: str) -> None:
+    write_lines(tmp_path, {"file_name": "a.jpg", "objects": objects([1, 2])})
+    (tmp_path / "README.md").write_text(text)
+    assert [category.id for category in read_dataset(tmp_path).categories] == [1, 2]
+
+
+def test_crowds_areas_sizes_and_images_without_objects(tmp_path: Path) -> None:
+    full = objects(["dog", "cat"], iscrowd=[1, 0], area=[100.0, None])
+    write_lines(
+        tmp_path,
+        {"file_name": "a.jpg", "width": 40, "height": 30, "objects": full},
+        {"file_name": "b.jpg", "objects": {"bbox": [], "categories": []}},
+    )
+    first, second = read_dataset(tmp_path).images
+    assert first.crowd.tolist() == [True, False]
+    assert first.areas.tolist() == [100, 35 * 25]
+    assert first.size_stated
+    assert len(second.labels) == 0
+
+
+def test_a_list_of_objects(tmp_path: Path) -> None:
+    items = [{"bbox": [1, 2, 10, 20], "category": "dog"}, {"bbox": [5, 5, 35, 25], "category": "cat"}]
+    write_lines(tmp_path, {"file_name": "a.jpg", "objects": items}, {"file_name": "b.jpg", "objects": None})
+    assert read_dataset(tmp_path).images[0].boxes_xyxy.tolist() == [[1, 2, 11, 22], [5, 5, 40, 30]]
+
+
+def test_json_in_csv(tmp_path: Path) -> None:
+    write_images(tmp_path, IMAGES)
+    rows = [["file_name", "objects"], ["a.jpg", json.dumps(objects([0, 1]))], ["b.jpg", ""]]
+    write_csv(tmp_path / "metadata.csv", rows)
+    data = read_dataset(tmp_path)
+    assert data.images[0].boxes_xyxy.tolist() == [[1, 2, 11, 22], [5, 5, 40, 30]]
+    assert [category.id for category in data.categories] == [0, 1]
+    assert [image.path.name for image in data.images] == ["a.jpg", "b.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2: EOF while parsing an object at line 1 column 1; expected an object with 'file_name'"),
+        ("7", "line 2: Input should be"),
+        ('{"file_name": "b.jpg", "objects": 7}', "line 2: objects"),
+        (
+            '{"file_name": "b.jpg", "objects": {"bbox": [[1, 2, 3]], "category": [0]}}',
+            r"line 2: bbox\[0\]\[3\]: Field",
+        ),
+        (
+            '{"file_name": "b.jpg", "objects": {"bbox": [[1, 2, 3, 4]], "category": [0, 1]}}',
+            "line 2: .* differ in len",
+        ),
+        (
+            '{"file_name": "b.jpg", "objects": {"bbox": [[1, 2, 3, 4]], "category": [-1]}}',
+            r"line 2: categor.*\[0\]",
+        ),
+        ('{"file_name": "b.jpg", "objects": {"bbox": [[1, 2, 3, 4]]}}', "line 2: categories: Field required"),
+        ('{"objects": {}}', "line 2: file_name: Field required"),
+    ],
+)
+def test_faults_of_a_line_are_errors(tmp_path: Path, line: str, message: str) -> None:
+    write_lines(tmp_path, {"file_name": "a.jpg", "objects": objects([0, 1])})
+    with (tmp_path / "metadata.jsonl").open("a") as stream:
+        stream.write(line + "\n")
+    with pytest.raises(DataError, match=message) as caught:
+        read_dataset(tmp_path)
+    assert "metadata.jsonl" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_metadata_without_boxes_is_no_dataset(tmp_path: Path) -> None:
+    write_lines(tmp_path, {"file_name": "a.jpg", "text": "a dog"})
+    with pytest.raises(DataError, match="contains no dataset"):
+        read_dataset(tmp_path)

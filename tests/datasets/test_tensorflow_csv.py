@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from annotation_writers import write_csv, write_tensorflow_csv
+from dataset_writers import Drawn, write_images
+
+from querybox.data import read_dataset
+from querybox.errors import DataError
+
+IMAGES = [
+    Drawn(name="b.jpg", size=(40, 30), objects=[("dog", (1, 2, 11, 22)), ("cat", (5, 5, 40, 30))]),
+    Drawn(name="a.jpg", size=(30, 40), objects=[("dog", (0.5, 1, 20, 39))]),
+]
+COLUMNS = "filename,width,height,class,xmin,ymin,xmax,ymax"
+
+
+def test_rows_of_one_image_become_its_boxes(tmp_path: Path) -> None:
+    write_tensorflow_csv(tmp_path, "train", IMAGES)
+    data = read_dataset(tmp_path)
+    assert [(category.id, category.name) for category in data.categories] == [(1, "cat"), (2, "dog")]
+    assert [image.path.name for image in data.images] == ["b.jpg", "a.jpg"]
+    assert [(image.id, image.width, image.height) for image in data.images] == [(1, 40, 30), (2, 30, 40)]
+    assert data.images[0].boxes_xyxy.tolist() == [[1, 2, 11, 22], [5, 5, 40, 30]]
+    assert data.images[0].labels.tolist() == [1, 0]
+    assert data.images[1].boxes_xyxy.tolist() == [[0.5, 1, 20, 39]]
+    assert not data.findings
+
+
+def test_every_split_has_the_classes_of_all(tmp_path: Path) -> None:
+    write_tensorflow_csv(tmp_path, "train", IMAGES[:1])
+    write_tensorflow_csv(tmp_path, "valid", IMAGES[1:])
+    for split, names in (("train", ["b.jpg"]), ("val", ["a.jpg"])):
+        data = read_dataset(tmp_path, split)
+        assert [category.name for category in data.categories] == ["cat", "dog"]
+        assert [image.path.name for image in data.images] == names
+    assert read_dataset(tmp_path, "val").images[0].labels.tolist() == [1]
+
+
+def test_the_layout_of_the_tutorial(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", IMAGES)
+    for split, image in zip(("train", "test"), IMAGES, strict=True):
+        rows = [[image.name, *image.size, name, *box] for name, box in image.objects]
+        write_csv(tmp_path / "data" / f"{split}_labels.csv", [COLUMNS.split(","), *rows])
+    assert read_dataset(tmp_path, "test").images[0].path == tmp_path / "images" / "a.jpg"
+    assert read_dataset(tmp_path, "train").images[0].boxes_xyxy.tolist() == [[1, 2, 11, 22], [5, 5, 40, 30]]
+
+
+def test_columns_may_have_another_order_and_sizes_may_be_missing(tmp_path: Path) -> None:
+    write_images(tmp_path, IMAGES)
+    text = "\ufeffxmin, xmax ,ymin,ymax,class,filename,extra\r\n1,11,2,22,dog,b.jpg,7\r\n\r\n"
+    (tmp_path / "boxes.csv").write_text(text, encoding="utf-8")
+    (image,) = read_dataset(tmp_path / "boxes.csv").images
+    assert (image.width, image.height, image.size_stated) == (40, 30, False)
+    assert image.boxes_xyxy.tolist() == [[1, 2, 11, 22]]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("b.jpg,40,30,dog,1,2,x,4", r"line 3: got the box \['1', '2', 'x', '4'\]; expected numbers in xmin"),
+        ("b.jpg,40,30,dog,1,2,3", "line 3: got the box .* expected numbers"),
+        ("b.jpg,40,30,,1,2,3,4", "line 3: has no class"),
+        (",40,30,dog,1,2,3,4", "line 3: has no filename"),
+        ("b.jpg,41,30,dog,1,2,3,4", "line 3: the size of 'b.jpg' differs from that in .*line 2"),
+        (
+            'b.jpg,40,30,"' + "d" * 200_000 + '",1,2,3,4',
+            "cannot be read as CSV: field larger than field limit",
+        ),
+    ],
+)
+def test_faults_of_a_row_are_errors(tmp_path: Path, row: str, message: str) -> None:
+    write_images(tmp_path, IMAGES)
+    (tmp_path / "boxes.csv").write_text(f"{COLUMNS}\nb.jpg,40,30,dog,1,2,3,4\n{row}\n")
+    with pytest.raises(DataError, match=message) as caught:
+        read_dataset(tmp_path)
+    assert "boxes.csv" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_encodings_are_refused(tmp_path: Path) -> None:
+    write_images(tmp_path, IMAGES)
+    (tmp_path / "boxes.csv").write_bytes(f"{COLUMNS}\nb.jpg,40,30,d\xf6g,1,2,3,4\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"boxes\.csv: cannot be read as CSV: .*; expected UTF-8"):
+        read_dataset(tmp_path)
