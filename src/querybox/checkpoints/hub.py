@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import queue
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 from querybox.errors import CheckpointError
 
@@ -25,8 +27,8 @@ WEIGHTS = (
 """Files of a repository, or of a folder, that hold its weights or list the files that do; most preferred first."""
 FORMATS = ((*WEIGHTS[:2], "model-*.safetensors"), (*WEIGHTS[2:], "pytorch_model-*.bin"))
 """Patterns of the files in either format, shards included; the second is downloaded only if the first is missing."""
-TIMEOUT = 10.0
-"""Seconds to wait for the Hub before falling back to the cache."""
+TIMEOUT = 3.0
+"""Seconds to wait for the Hub before falling back to the cache, including the lookup of its address."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +45,7 @@ def is_hub_name(path: str | Path) -> bool:
     return Path(path).as_posix().startswith("hf:/")
 
 
-def fetch(name: str | Path) -> Snapshot:
+def fetch(name: str | Path, *, config: bool = True) -> Snapshot:
     """Download the configuration and the weights of a repository, or find them in the cache.
 
     A commit that is in the cache is used as it is. A branch or a tag is looked up on the Hub; without a network, the
@@ -51,6 +53,7 @@ def fetch(name: str | Path) -> Snapshot:
 
     Args:
         name: ``hf://owner/name`` or ``hf://owner/name@revision``: a branch, a tag or a commit.
+        config: Whether the configuration is required.
 
     Raises:
         CheckpointError: The name is malformed, the repository has no such files, or they are neither in the cache nor
@@ -61,7 +64,7 @@ def fetch(name: str | Path) -> Snapshot:
         raise CheckpointError(f"{name}: expected hf://owner/name or hf://owner/name@revision")
     repository, revision = match["repository"], match["revision"] or "main"
     try:
-        folder = download(repository, revision)
+        folder = download(repository, revision, config=config)
     except CheckpointError:
         raise
     except Exception as error:  # of the Hub, its HTTP client or the operating system
@@ -70,31 +73,60 @@ def fetch(name: str | Path) -> Snapshot:
     return Snapshot(name=f"hf://{repository}@{folder.name}", folder=folder)
 
 
-def download(repository: str, revision: str) -> Path:
+def download(repository: str, revision: str, *, config: bool) -> Path:
     """Return the folder of the cache that holds the revision's configuration and its weights in one format.
 
     Raises:
         CheckpointError: The repository has no configuration, or no weights in a known format.
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    offline = COMMIT.fullmatch(revision) is None and not is_reachable(repository, revision)
+    problem = None if is_cached_commit(repository, revision) else find_problem(repository, revision)
     for patterns in FORMATS:
         files = [CONFIG, PREPROCESSOR, *patterns]
-        folder = Path(
-            snapshot_download(repository, revision=revision, allow_patterns=files, local_files_only=offline)
-        )
-        if not (folder / CONFIG).is_file():
+        try:
+            folder = Path(
+                snapshot_download(
+                    repository, revision=revision, allow_patterns=files, local_files_only=problem is not None
+                )
+            )
+        except LocalEntryNotFoundError as error:
+            raise problem or error from error
+        if config and not (folder / CONFIG).is_file():
             raise CheckpointError(
                 f"hf://{repository}@{revision}: the repository has no {CONFIG}; expected a model saved by transformers"
             )
         if any((folder / pattern).is_file() for pattern in patterns):
+            if problem is not None:
+                logger.warning(
+                    "hf://%s@%s: the Hub does not answer (%s); using the cache", repository, revision, problem
+                )
             return folder
     raise CheckpointError(f"hf://{repository}@{folder.name}: the repository has none of {', '.join(WEIGHTS)}")
 
 
-def is_reachable(repository: str, revision: str) -> bool:
-    """Return whether the Hub answers within `TIMEOUT`; `snapshot_download` would wait for it without a limit.
+def is_cached_commit(repository: str, revision: str) -> bool:
+    """Return whether a revision is a commit that is in the cache, so that nothing has to be requested."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if COMMIT.fullmatch(revision) is None:
+        return False
+    try:
+        snapshot_download(
+            repository, revision=revision, allow_patterns=[CONFIG, *FORMATS[0]], local_files_only=True
+        )
+    except LocalEntryNotFoundError:
+        return False
+    return True
+
+
+def find_problem(repository: str, revision: str) -> Exception | None:
+    """Return why the Hub does not answer within `TIMEOUT`, or None if it does.
+
+    `snapshot_download` would try again for most of a minute. The lookup of an address cannot be interrupted, hence the
+    thread.
 
     Raises:
         RepositoryNotFoundError: The Hub has no such repository.
@@ -103,16 +135,24 @@ def is_reachable(repository: str, revision: str) -> bool:
     from huggingface_hub import model_info
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
+    outcomes: queue.Queue[Exception | None] = queue.Queue()
+
+    def ask() -> None:
+        try:
+            model_info(repository, revision=revision, timeout=TIMEOUT)
+        except Exception as error:  # noqa: BLE001 - of its HTTP client, which differs between versions
+            outcomes.put(error)
+        else:
+            outcomes.put(None)
+
+    Thread(target=ask, daemon=True).start()
     try:
-        model_info(repository, revision=revision, timeout=TIMEOUT)
-    except (RepositoryNotFoundError, RevisionNotFoundError):
-        raise
-    except Exception as error:  # noqa: BLE001 - of its HTTP client, which differs between versions
-        logger.warning(
-            "hf://%s@%s: the Hub does not answer (%s); using the cache", repository, revision, error
-        )
-        return False
-    return True
+        outcome = outcomes.get(timeout=TIMEOUT)
+    except queue.Empty:
+        return TimeoutError(f"no answer within {TIMEOUT:g} s")
+    if isinstance(outcome, RepositoryNotFoundError | RevisionNotFoundError):
+        raise outcome
+    return outcome
 
 
 def explain(repository: str, revision: str, error: Exception) -> str:
