@@ -63,6 +63,7 @@ def evaluate(
     from querybox.data import read_dataset
     from querybox.detector import Detector
     from querybox.evaluation.evaluate import evaluate as run
+    from querybox.files import write_text
     from querybox.report import WORST, write_report
 
     require_order("querybox evaluate", model, [data])
@@ -74,7 +75,7 @@ def evaluate(
     with progress_bar(len(dataset.images)) as advance:
         evaluation = run(detector, dataset, batch_size=batch_size, callback=advance)
     evaluation.to_json(output / "metrics.json")
-    (output / "results.json").write_text(json.dumps(evaluation.to_coco()), encoding="utf-8")
+    write_text(output / "results.json", json.dumps(evaluation.to_coco()))
     inspected = detector if inspect and isinstance(detector, Detector) else None
     with progress_bar(inspect, "Inspecting") as advance:
         report = write_report(

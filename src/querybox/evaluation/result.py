@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from querybox.evaluation.confusion import OperatingPoint
 from querybox.evaluation.errors import ABBREVIATIONS, FalseNegativeType, FalsePositiveType, ImageErrors
+from querybox.files import write_text
 from querybox.html import metric, render
 from querybox.inference.detections import Detections
 from querybox.structures import Category
@@ -149,7 +150,7 @@ class Evaluation:
             },
         }
         text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        write_text(Path(path), text + "\n")
 
 
 def json_counts(counts: Mapping[str, int]) -> dict[str, int]:

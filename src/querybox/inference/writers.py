@@ -15,6 +15,7 @@ import numpy as np
 
 from querybox.data.image import read_image
 from querybox.errors import ConfigError, ImageError
+from querybox.files import write_text
 from querybox.inference.detections import Detections
 from querybox.inference.draw import draw
 from querybox.inference.sources import Frame, is_video, open_video, read_video
@@ -53,7 +54,7 @@ def coco_file(path: Path, categories: Sequence[Category]) -> Iterator[AddDetecti
         "categories": [dataclasses.asdict(category) for category in categories],
         "annotations": annotations,
     }
-    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    write_text(path, json.dumps(content, ensure_ascii=False))
 
 
 @contextmanager

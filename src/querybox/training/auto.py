@@ -29,7 +29,7 @@ IMAGE_SIZES = (256, 320, 384, 448, 512, 640)
 """Short sides to choose from, in pixels."""
 OBJECT_PIXELS = 20
 """Side in pixels that nine of ten objects should have at least."""
-CPU_IMAGE_SIZE, SHORT_RUN_IMAGE_SIZE = 448, 384
+CPU_IMAGE_SIZE, SHORT_RUN_IMAGE_SIZE = 448, 320
 """Largest short sides on a CPU, in general and in short runs."""
 SHORT_RUN = 1200
 """Seconds of a short run."""

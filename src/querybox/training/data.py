@@ -20,7 +20,7 @@ from querybox.data.settings import NO_VALIDATION
 from querybox.data.validate import VALIDATION, SplitReport, with_dataset_findings
 from querybox.errors import DataError
 from querybox.evaluation.evaluate import labels_by_name
-from querybox.files import atomic, write_text
+from querybox.files import write_text
 from querybox.text import listed
 from querybox.training.settings import RunSettings
 
@@ -124,8 +124,7 @@ class RunData:
             name: {"fixed": asdict(self.fingerprints[name]), **report.to_json()}
             for name, report in self.reports.items()
         }
-        with atomic(folder / VALIDATION) as temporary:
-            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(folder / VALIDATION, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_splits(settings: RunSettings, *, resume: bool) -> Splits:
