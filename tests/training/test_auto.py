@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from dataset_writers import write_boxes
-from tiny_models import TRAINABLE
+from tiny_models import TINY, TRAINABLE
 
+from querybox import Detector
 from querybox.data.records import DetectionData, ImageRecord
 from querybox.runfile import read_run_file
 from querybox.structures import Category
@@ -118,12 +120,38 @@ def test_scales_follow_the_image_size() -> None:
     assert chosen(dataset(), data={"image_size": 200}).data.scales == (160, 180, 200)
 
 
-def test_published_recipes_and_weights_are_left_alone() -> None:
+def test_published_recipes_are_left_alone() -> None:
     assert is_auto(settings())
     assert is_auto(settings(recipe="auto"))
     assert is_auto(settings(recipe="detr_small"))
     assert not is_auto(settings(recipe="detr_r50"))
-    assert not is_auto(settings(weights="dino.safetensors"))
+
+
+def save(path: Path, recipe: str, short_side: int, **model: Any) -> Path:
+    detector = Detector.from_recipe(recipe, num_classes=1, **model)
+    detector.preprocessing = replace(detector.preprocessing, short_side=short_side, long_side=2 * short_side)
+    detector.save(path)
+    return path
+
+
+def test_weights_of_a_small_model_keep_their_image_size(tmp_path: Path) -> None:
+    path = save(tmp_path / "cats.safetensors", "dino_small", 200, queries=30)
+    for recipe in None, "auto":
+        found = chosen(dataset(), weights=str(path), recipe=recipe)
+        assert found.recipe is None
+        assert (found.data.image_size, found.data.long_side) == (200, 400)
+        assert found.data.scales == (160, 180, 200)
+        assert found.model == {"queries": 30}
+        assert found.train.schedule == "cosine"
+        assert "cats.safetensors" in choose(settings(weights=str(path)), dataset(), LAPTOP).describe()
+    assert chosen(dataset(), weights=str(path), data={"image_size": 300}).data.long_side is None
+
+
+def test_weights_of_a_published_model_are_trained_as_published(tmp_path: Path) -> None:
+    path = save(tmp_path / "detr.safetensors", "detr_r50", 600, **TINY)
+    found = chosen(dataset(), weights=str(path))
+    assert (found.data.image_size, found.data.long_side) == (600, 1200)
+    assert found.train.model_dump(exclude_unset=True) == {"precision": "auto"}
 
 
 def test_the_choices_are_explained() -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "DeformableDETR",
     "Recipe",
     "find",
+    "is_small",
     "parse",
     "training_defaults",
 ]
@@ -96,6 +97,11 @@ def parse(values: Mapping[str, Any], where: str = "") -> Recipe:
         prefix = f"{where}: " if where else ""
         raise ConfigError(f"{prefix}unknown kind of recipe {kind!r}; expected one of {', '.join(KINDS)}")
     return KINDS[kind].parse(values, where=where)
+
+
+def is_small(recipe: Recipe) -> bool:
+    """Return whether a model has the size of the recipes for few images."""
+    return recipe.backbone == SMALL["backbone"] and recipe.width == SMALL["width"]
 
 
 def training_defaults(recipe: Recipe, name: str | None = None) -> dict[str, Any]:

@@ -10,17 +10,20 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
+from querybox.checkpoints.read import read_checkpoint
 from querybox.data import DataSettings, DetectionData
 from querybox.data.loader import decoded_bytes
-from querybox.models import RECIPES, SMALL_RECIPES
+from querybox.models import SMALL_RECIPES, Recipe, find, is_small
 from querybox.runfile import merge, read_run_file
 from querybox.training.duration import format_duration
 from querybox.training.machine import Machine
 from querybox.training.settings import RunSettings
+from querybox.training.start import not_inferable
 
 AUTO = "auto"
 MANY_IMAGES = 5000
@@ -105,8 +108,6 @@ class Choice:
 
 def is_auto(settings: RunSettings) -> bool:
     """Return whether the data decides about settings: by default, and with a recipe for few images."""
-    if settings.weights is not None and settings.recipe != AUTO:
-        return False
     return settings.recipe in (None, AUTO, *SMALL_RECIPES)
 
 
@@ -130,16 +131,18 @@ def choose(settings: RunSettings, data: DetectionData, machine: Machine) -> Choi
         machine: The machine that trains.
     """
     facts = Facts.of(data)
-    reasons: dict[str, tuple[str, str]] = {}
-    recipe, why = choose_recipe(settings, facts, machine)
-    reasons["model"] = recipe, why
-    if recipe not in SMALL_RECIPES:
-        chosen = settings.replace(recipe=recipe, train={"precision": "auto", **set_values(settings.train)})
+    name, recipe, sizes, reason = choose_model(settings, facts, machine)
+    reasons = {"model": reason}
+    given = set_values(settings.data)
+    if "image_size" not in given:
+        given |= sizes
+    if not is_small(recipe):
+        train = {"precision": "auto", **set_values(settings.train)}
+        chosen = settings.replace(recipe=name, data=given, train=train)
         return Choice(settings=chosen, facts=facts, machine=machine, reasons=reasons)
 
-    size = choose_image_size(facts, machine, settings.train.max_time)
-    size = settings.data.image_size if "image_size" in settings.data.model_fields_set else size
-    queries = int(settings.model.get("queries", RECIPES[recipe].queries))
+    size = given.get("image_size") or choose_image_size(facts, machine, settings.train.max_time)
+    queries = int(settings.model.get("queries", recipe.queries))
     if "queries" not in settings.model and facts.most > queries // 2:
         queries = min(900, 10 * math.ceil(2 * facts.most / 10))
     reasons["queries"] = f"{queries}", f"at most {facts.most} objects in an image"
@@ -149,13 +152,12 @@ def choose(settings: RunSettings, data: DetectionData, machine: Machine) -> Choi
     )
     train = {**choose_schedule(facts, settings), **set_values(settings.train)}
     reasons["training"] = describe_schedule(train, facts)
-    given = set_values(settings.data)
     augmentation = choose_augmentation(facts, size)
     reasons["augmentation"] = describe_augmentation({**augmentation, **given}, facts)
     values = {"image_size": size, **augmentation, **given}
     loading = choose_loading(decoded_bytes(data, DataSettings.parse(values, where="data")), machine)
     chosen = settings.replace(
-        recipe=recipe,
+        recipe=name,
         model={"queries": queries, **settings.model},
         data={**loading, **values},
         train=train,
@@ -169,17 +171,25 @@ def set_values(settings: Any) -> dict[str, Any]:
     return values
 
 
-def choose_recipe(settings: RunSettings, facts: Facts, machine: Machine) -> tuple[str, str]:
-    """Return the recipe and the reason."""
-    if settings.recipe not in (None, AUTO):
-        assert settings.recipe is not None
-        return settings.recipe, "as set"
+def choose_model(
+    settings: RunSettings, facts: Facts, machine: Machine
+) -> tuple[str | None, Recipe, dict[str, int], tuple[str, str]]:
+    """Return the model: that of the weights, the recipe that is set, or the one that suits the data and the device.
+
+    Returns:
+        Its name, None for that of the weights; its settings; the settings of `data` that the weights determine; what
+        was chosen and why.
+    """
+    if settings.weights is not None and settings.recipe in (None, AUTO):
+        source = read_checkpoint(settings.weights, **not_inferable(settings.model)).blueprint
+        sizes = {"image_size": source.preprocessing.short_side, "long_side": source.preprocessing.long_side}
+        return None, source.recipe, sizes, (source.recipe.title, f"that of {Path(settings.weights).name}")
+    if settings.recipe is not None and settings.recipe != AUTO:
+        return settings.recipe, find(settings.recipe), {}, (settings.recipe, "as set")
     if machine.device == "cuda" and facts.images >= MANY_IMAGES:
-        return "dino_r50", f"a GPU and at least {MANY_IMAGES} images: trained as published"
-    return (
-        "dino_small",
-        "learns fastest from few images" if machine.device != "cpu" else "learns fastest on a CPU",
-    )
+        reason = f"a GPU and at least {MANY_IMAGES:,} images: trained as published"
+        return "dino_r50", find("dino_r50"), {}, ("dino_r50", reason)
+    return "dino_small", find("dino_small"), {}, ("dino_small", "learns fastest from few images and on CPUs")
 
 
 def choose_image_size(facts: Facts, machine: Machine, max_time: float | None) -> int:
