@@ -132,8 +132,15 @@ Change = Callable[[Document], object]
             r"2 objects of a class .*\(annotations\[0\] \(id 1\) has category id 77; annotations\[1\]",
         ),
         (lambda d: d["annotations"][1].update(bbox=[1, 2, 3]), r"annotations\[1\].*bbox"),
-        (lambda d: d["annotations"][1].update(bbox=None), r"annotations\[1\].bbox"),
-        (lambda d: d["images"][0].update(id="1"), r"images\[0\].id"),
+        (
+            lambda d: d["annotations"][1].update(bbox=None),
+            r"annotations\[1\] \(id 2\): has neither a bbox nor polygons",
+        ),
+        (
+            lambda d: d["annotations"][1].update(bbox=None, segmentation={"size": [3, 3], "counts": [9]}),
+            r"annotations\[1\] \(id 2\): has neither a bbox nor polygons",
+        ),
+        (lambda d: d["images"][0].update(id=-1), r"images\[0\].id"),
         (lambda d: d["images"][0].update(width=0), r"images\[0\].width"),
         (lambda d: d.pop("categories"), r"categories: Field required; expected COCO JSON"),
         (

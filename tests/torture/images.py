@@ -110,7 +110,9 @@ def animations(folder: Path, _: bool) -> str:
         red, _green, blue = read_image(folder / f"a.{suffix}").getpixel((0, 0))  # type: ignore[misc]
         require(red > 200 > 50 > blue, f"{suffix}: not the first frame")
         one_image(folder, f"a.{suffix}", (WIDTH, HEIGHT), [0, 0, 9, 9])
-        require(findings(folder).keys() == {"animation"}, f"{suffix}: {list(findings(folder))}")
+        require(
+            findings(folder).keys() == {"animation", "unused_category"}, f"{suffix}: {list(findings(folder))}"
+        )
     return "first frame of GIF and WebP, each with a note"
 
 

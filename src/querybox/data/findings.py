@@ -46,6 +46,14 @@ KINDS = {
     "repeated_category": FindingKind(
         "error", "classes with the same name, which cannot be distinguished", "rename or remove one of them"
     ),
+    "normalized_boxes": FindingKind(
+        "error",
+        "boxes, all of them within 0-1 though the format has pixels",
+        "multiply them by the width and the height of their image",
+    ),
+    "no_labels": FindingKind(
+        "error", "images, none of which has a label file", "add the label files, or remove the images"
+    ),
     "no_objects": FindingKind("error", "no objects to train on", "annotate at least one object"),
     "too_many_unreadable": FindingKind(
         "error", "too many images that cannot be read", "replace them, or raise data.max_corrupt"
@@ -72,6 +80,29 @@ KINDS = {
         "rotated ones",
         "assumed to be rotated; check their boxes, and store the images upright",
     ),
+    "repeated_image": FindingKind(
+        "warning", "images that are listed under several ids", "used several times; merge their annotations"
+    ),
+    "other_file_name": FindingKind(
+        "warning",
+        "annotation files whose <filename> is another image than the one with their name",
+        "the image with the name of the annotation file is used; correct <filename>",
+    ),
+    "unlabeled_image": FindingKind(
+        "warning", "images without an annotation file", "not used; annotate them, or remove them"
+    ),
+    "unmatched_label": FindingKind(
+        "warning", "label files without an image", "not used; add the image, or remove the file"
+    ),
+    "unread_file": FindingKind(
+        "warning", "files that are not read", "move them into the folder of a split, or remove them"
+    ),
+    "unnamed_category": FindingKind("warning", "classes without a name", "used; name them"),
+    "num_classes_mismatch": FindingKind(
+        "warning",
+        "counts of classes that differ from the number of class names",
+        "ignored; correct the count",
+    ),
     "nan_box": FindingKind("warning", "boxes with a NaN", _NO_BOX),
     "infinite_box": FindingKind("warning", "boxes with an infinite coordinate", _NO_BOX),
     "zero_size_box": FindingKind("warning", "boxes without width or height", _NO_BOX),
@@ -89,6 +120,15 @@ KINDS = {
     "several_annotations": FindingKind(
         "warning", "tasks with several annotations", "the first is used; remove the others"
     ),
+    "subpixel_box": FindingKind(
+        "warning", "boxes smaller than a pixel", "used; check the unit of their coordinates"
+    ),
+    "xyxy_boxes": FindingKind(
+        "warning",
+        "boxes, more than half of all, beyond the right or bottom side of their image, as if x2 and y2 were given as "
+        "width and height",
+        "clipped to the image; check whether the boxes are (x1, y1, x2, y2)",
+    ),
     "absent_image": FindingKind(
         "warning", "annotations of images that are not listed", "dropped; list the image"
     ),
@@ -100,6 +140,18 @@ KINDS = {
         "note", "images whose format differs from their file name extension", "read by content"
     ),
     "deep_image": FindingKind("note", "16-bit images", "rescaled to 8 bits"),
+    "other_encoding": FindingKind(
+        "note", "text files that are not UTF-8", "read in another encoding; check the class names"
+    ),
+    "string_id": FindingKind(
+        "note", "ids that are not numbers", "numbered 1, 2 ... in the order of the file"
+    ),
+    "ignored_key": FindingKind("note", "settings of the dataset that are not used", "ignored"),
+    "moved_path": FindingKind(
+        "note", "paths that do not exist", "the path with the same ending in the dataset's folder is used"
+    ),
+    "keypoints": FindingKind("note", "objects with keypoints", "only their box is used"),
+    "unlabeled_negative": FindingKind("note", "images without a label file", "used as negative examples"),
     "no_area": FindingKind("note", "objects without an area", "the area of the box is used"),
     "no_iscrowd": FindingKind("note", "objects without iscrowd", "treated as single objects"),
     "boxed_shape": FindingKind(
@@ -108,6 +160,7 @@ KINDS = {
     "undownloaded_image": FindingKind(
         "note", "annotated images that are not in the dataset's folder", "left out"
     ),
+    "unused_category": FindingKind("note", "classes without objects", "kept"),
     "crowd": FindingKind("note", "crowd regions", "not used in training, ignored in evaluation"),
     "negative": FindingKind("note", "images without objects", "used as negative examples"),
 }

@@ -37,12 +37,16 @@ def image_files(folder: Path) -> list[Path]:
     return find_files(folder, SUFFIXES)
 
 
-def list_files(folder: Path, suffix: str) -> list[Path]:
-    """Return the files in `folder` itself with a `suffix` (lower case), in sorted order; none if there is no folder."""
+def list_files(folder: Path, *suffixes: str) -> list[Path]:
+    """Return the files in `folder` itself with one of the `suffixes` (lower case), in sorted order.
+
+    Those that `find_files` leaves out are left out here, too. A folder that does not exist has no files.
+    """
     if not folder.is_dir():
         return []
-    files = (path for path in folder.iterdir() if path.suffix.lower() == suffix and not _is_junk(path.name))
-    return sorted(path for path in files if path.is_file())
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if not _is_junk(entry.name) and entry.is_file()]
+    return [folder / name for name in sorted(names) if os.path.splitext(name)[1].lower() in suffixes]  # noqa: PTH122
 
 
 class ImageLocator:
@@ -112,12 +116,27 @@ class ImageLocator:
             return None
         return self.folders[0] / name.replace("\\", "/")
 
+    def others(self, used: Iterable[Path]) -> list[str]:
+        """Return the paths, relative to the dataset's folder, of all images that are not `used`, nor masks."""
+        names = {os.fspath(path) for path in used}
+        paths = (path for paths in self._paths_by_stem().values() for path in paths)
+        return sorted(
+            path
+            for path in paths
+            if not _MASKS.search(os.path.dirname(path))  # noqa: PTH120 - a string
+            and os.fspath(self.root / path) not in names
+        )
+
+    def _paths_by_stem(self) -> dict[str, list[str]]:
+        if self._stems is None:
+            self._stems = _by_stem(self.root)
+        return self._stems
+
     def _by_base_name(self, name: str, spelling: str) -> Path | None:
         folder, _, base = spelling.rpartition("/")
         stem, suffix = _split_suffix(_folded(base))
-        if self._stems is None:
-            self._stems = _by_stem(self.root)
-        paths = self._stems.get(stem) or self._stems.get(_UPLOAD_PREFIX.sub("", stem, count=1), [])
+        stems = self._paths_by_stem()
+        paths = stems.get(stem) or stems.get(_UPLOAD_PREFIX.sub("", stem, count=1), [])
         own_folder = _folded(folder).split("/")
         preferences: tuple[Callable[[str], int], ...] = (
             lambda path: _folded(path).endswith(suffix),

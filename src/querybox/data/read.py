@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from querybox.data.formats import FORMATS
+from querybox.data.plausibility import with_annotation_findings
 from querybox.data.records import DetectionData, log_warnings, require_image_files, require_usable
 from querybox.data.settings import MAX_CORRUPT, NO_VALIDATION, DataSettings
 from querybox.data.splits import Reader, pick_split
@@ -92,4 +94,9 @@ def find_splits(path: Path) -> dict[str, Reader]:
         raise DataError(f"{path}: {problem}; {expected}")
     if len(found) > 1:
         raise DataError(f"{path}: could be {' or '.join(found)}; pass the path of the file or folder to read")
-    return next(iter(found.values()))
+    (splits,) = found.values()
+    return {name: partial(_read_checked, read) for name, read in splits.items()}
+
+
+def _read_checked(read: Reader) -> DetectionData:
+    return with_annotation_findings(read())

@@ -2,18 +2,62 @@
 
 from __future__ import annotations
 
+import codecs
+import locale
 from pathlib import Path
 
+from querybox.data.findings import FindingCollector
 from querybox.errors import DataError
 
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
-def read_lines(file: Path) -> list[str]:
-    """Return the stripped lines of a UTF-8 file, including empty ones, so that line numbers are kept.
+
+def read_text(file: Path, findings: FindingCollector) -> str:
+    """Return the content of a text file; see `decode`.
 
     Raises:
-        DataError: The file cannot be read or is not UTF-8 text.
+        DataError: The file cannot be read or is not text.
     """
     try:
-        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read ({error}); expected UTF-8 text") from None
+        content = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from None
+    return decode(content, file, findings)
+
+
+def read_lines(file: Path, findings: FindingCollector) -> list[str]:
+    """Return the stripped lines of a text file, including empty ones, so that line numbers are kept; see `decode`.
+
+    Raises:
+        DataError: The file cannot be read or is not text.
+    """
+    return [line.strip() for line in read_text(file, findings).splitlines()]
+
+
+def decode(content: bytes, file: Path, findings: FindingCollector) -> str:
+    """Decode the content of a text file.
+
+    Its encoding is that of its byte order mark, otherwise UTF-8. If it is not UTF-8, that of the system's locale and
+    then GBK are tried, and a finding is added.
+
+    Raises:
+        DataError: The content is not text in any of these encodings.
+    """
+    marked = [encoding for mark, encoding in _BYTE_ORDER_MARKS if content.startswith(mark)]
+    own = marked[0] if marked else "utf-8"
+    try:
+        return content.decode(own)
+    except UnicodeDecodeError as error:
+        problem = f"{file}: cannot be read ({error}); expected UTF-8 text"
+    for encoding in () if marked else (locale.getpreferredencoding(do_setlocale=False), "gbk"):
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        findings.add("other_encoding", f"{file}: read as {encoding.lower()}")
+        return text
+    raise DataError(problem)

@@ -97,7 +97,7 @@ def validate(
     No file is changed. A training run performs the same checks before its first step.
 
     Args:
-        path: A dataset in COCO, Pascal VOC or YOLO format, as for `read_dataset`.
+        path: A dataset, as for `read_dataset`.
         split: The split to check; all splits if None.
         max_corrupt: Fraction of the images (0-1) that may be unreadable; a split with more is not usable.
         callback: Called with each image once it has been checked, e.g. to show progress.
@@ -152,6 +152,10 @@ def with_dataset_findings(
         findings.add("too_many_unreadable", what)
     if not data.num_objects and not any(finding.kind == "malformed" for finding in data.findings):
         findings.add("no_objects", f"{len(data.images)} images")
+    used = {label for record in data.images for label in record.labels.tolist()}
+    for label, category in enumerate(data.categories):
+        if used and label not in used:
+            findings.add("unused_category", f"{category.name!r}, id {category.id}")
     for record in data.images:
         image: dict[str, Any] = {"image_id": record.id, "path": record.path}
         crowds, objects = int(record.crowd.sum()), int((~record.crowd).sum())

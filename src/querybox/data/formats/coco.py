@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import Field, TypeAdapter, ValidationError
 
 from querybox.data.findings import FindingCollector
-from querybox.data.image import MAX_PIXELS
+from querybox.data.formats.coco_json import Box, CocoAnnotation, CocoImage, Id, location, numbers, parse_coco
 from querybox.data.locate import ImageLocator, list_files
 from querybox.data.records import (
     DetectionData,
@@ -24,45 +20,10 @@ from querybox.data.records import (
     require_any_image,
 )
 from querybox.data.splits import SPLITS, Format, Reader, by_split, split_name
-from querybox.errors import DataError
 from querybox.structures import Category
 
-Id = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
-Pixels = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
-
-
-@dataclass(slots=True, kw_only=True)
-class _Category:
-    id: Id
-    name: str
-
-
-@dataclass(slots=True, kw_only=True)
-class _Image:
-    id: Id
-    file_name: str
-    width: Pixels | None = None
-    height: Pixels | None = None
-
-
-@dataclass(slots=True, kw_only=True)
-class _Annotation:
-    id: Id | None = None
-    image_id: Id
-    category_id: Id
-    bbox: tuple[float, float, float, float]  # x, y, width, height
-    area: float | None = None
-    iscrowd: bool | None = None
-
-
-@dataclass(slots=True, kw_only=True)
-class _File:
-    categories: list[_Category]
-    images: list[_Image]
-    annotations: list[_Annotation]
-
-
-_FILE = TypeAdapter(_File)
+_Item = tuple[int, CocoAnnotation, Box]
+"""An annotation with its index in the file and its box."""
 
 _MAX_FILES = 100
 """Folders with more JSON files have one per image and are not COCO."""
@@ -150,16 +111,19 @@ def read_coco(file: Path, root: Path | None = None) -> DetectionData:
     Raises:
         DataError: The file is not COCO JSON.
     """
-    content = _parse(file)
     findings = FindingCollector(file)
-    _check_ids(content, findings)
-    names = {category.id: category.name for category in content.categories}
+    content = parse_coco(file, findings)
+    category_ids = numbers((category.id for category in content.categories), "category", findings)
+    image_ids = numbers((image.id for image in content.images), "image", findings)
+    names = {category_ids[category.id]: category.name for category in content.categories}
     labels = {number: label for label, number in enumerate(sorted(names))}
+    objects = _group_by_image(content.annotations, category_ids, image_ids, findings)
+    reader = _RecordReader(
+        image_locator(file, root), {one: labels[number] for one, number in category_ids.items()}, findings
+    )
     images = {image.id: image for image in content.images}
-    objects = _group_by_image(content.annotations, labels, images, findings)
-    locator = image_locator(file, root)
     records = (
-        _record(image, index, objects[image.id], labels, locator, findings)
+        reader.read(image_ids[image.id], image, index, objects[image.id])
         for index, image in enumerate(content.images)
         if images[image.id] is image  # the last one of a repeated id
     )
@@ -192,95 +156,59 @@ def image_locator(file: Path, root: Path | None = None) -> ImageLocator:
     return ImageLocator(root, [*folders_of_split, base / "images", base, file.parent])
 
 
-def _parse(path: Path) -> _File:
-    try:
-        return _FILE.validate_json(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        place = re.sub(r"\.(\d+)", r"[\1]", ".".join(str(part) for part in first["loc"]))
-        raise DataError(
-            f"{path}: {place + ': ' if place else ''}{first['msg']}; expected COCO JSON, an object with 'images', "
-            f"'annotations' and 'categories' ({error.error_count()} validation errors)"
-        ) from None
-
-
-def _check_ids(content: _File, findings: FindingCollector) -> None:
-    kinds: dict[str, Sequence[_Category] | Sequence[_Image] | Sequence[_Annotation]] = {
-        "category": content.categories,
-        "image": content.images,
-        "annotation": content.annotations,
-    }
-    for kind, items in kinds.items():
-        counts = Counter(item.id for item in items)
-        for number, count in counts.items():
-            if number is not None and count > 1:
-                findings.add(f"repeated_{kind}_id", f"{number} occurs {count} times")
-    names = Counter(category.name for category in content.categories)
-    for name, count in names.items():
-        if count > 1:
-            ids = [str(category.id) for category in content.categories if category.name == name]
-            findings.add("repeated_category", f"{name!r} with ids {', '.join(ids)}")
-
-
 def _group_by_image(
-    annotations: Sequence[_Annotation],
-    labels: Container[int],
-    images: Container[int],
+    annotations: Sequence[CocoAnnotation],
+    category_ids: Container[Id],
+    image_ids: Mapping[Id, int],
     findings: FindingCollector,
-) -> defaultdict[int, list[tuple[int, _Annotation]]]:
+) -> defaultdict[Id, list[_Item]]:
     """Group annotations, each with its index in the file, by image; drop those of unknown images or categories."""
-    objects: defaultdict[int, list[tuple[int, _Annotation]]] = defaultdict(list)
+    objects: defaultdict[Id, list[_Item]] = defaultdict(list)
     for index, item in enumerate(annotations):
-        if item.image_id not in images:
-            findings.add("absent_image", f"{_location(index, item)} of image {item.image_id}")
-        elif item.category_id not in labels:
-            what = f"{_location(index, item)} has category id {item.category_id}"
-            findings.add("unknown_category", what, image_id=item.image_id)
-        else:
-            objects[item.image_id].append((index, item))
+        if item.image_id not in image_ids:
+            findings.add("absent_image", f"{location(index, item)} of image {item.image_id}")
+        elif item.category_id not in category_ids:
+            what = f"{location(index, item)} has category id {item.category_id}"
+            findings.add("unknown_category", what, image_id=image_ids[item.image_id])
+        elif item.bbox is not None:
+            objects[item.image_id].append((index, item, item.bbox))
     return objects
 
 
-def _location(index: int, item: _Annotation) -> str:
-    return f"annotations[{index}]" + ("" if item.id is None else f" (id {item.id})")
+class _RecordReader:
+    def __init__(self, locator: ImageLocator, labels: Mapping[Id, int], findings: FindingCollector) -> None:
+        self.locator = locator
+        self.labels = labels
+        self.findings = findings
 
-
-def _record(
-    image: _Image,
-    index: int,
-    objects: Sequence[tuple[int, _Annotation]],
-    labels: Mapping[int, int],
-    locator: ImageLocator,
-    findings: FindingCollector,
-) -> ImageRecord | None:
-    where = f"images[{index}].file_name"
-    file = locator.find_or_note(image.file_name, image_id=image.id, where=where, findings=findings)
-    if file is None:
-        return None
-    stated = None if image.height is None or image.width is None else (image.height, image.width)
-    size = stated or read_size_or_note(file, image.id, findings)
-    if size is None:
-        return None
-    items = [item for _, item in objects]
-    for kind, field in ("no_area", "area"), ("no_iscrowd", "iscrowd"):
-        for number, item in objects:
-            if getattr(item, field) is None:
-                findings.add(kind, _location(number, item), image_id=image.id, path=file)
-    return make_record(
-        id=image.id,
-        path=file,
-        width=size[1],
-        height=size[0],
-        boxes_xyxy=[(x, y, x + w, y + h) for x, y, w, h in (item.bbox for item in items)],
-        labels=[labels[item.category_id] for item in items],
-        crowd=[bool(item.iscrowd) for item in items],
-        areas=[item.area for item in items],
-        findings=findings,
-        locate=lambda number: _location(*objects[number]),
-        size_stated=stated is not None,
-    )
+    def read(self, number: int, image: CocoImage, index: int, objects: Sequence[_Item]) -> ImageRecord | None:
+        """Create the record of `images[index]`, which gets the id `number`; None if it is excluded."""
+        file = self.locator.find_or_note(
+            image.file_name, image_id=number, where=f"images[{index}].file_name", findings=self.findings
+        )
+        if file is None:
+            return None
+        stated = None if image.height is None or image.width is None else (image.height, image.width)
+        size = stated or read_size_or_note(file, number, self.findings)
+        if size is None:
+            return None
+        for kind, field in ("no_area", "area"), ("no_iscrowd", "iscrowd"):
+            for place, item, _ in objects:
+                if getattr(item, field) is None:
+                    self.findings.add(kind, location(place, item), image_id=number, path=file)
+        return make_record(
+            id=number,
+            path=file,
+            width=size[1],
+            height=size[0],
+            boxes_xyxy=[(x, y, x + w, y + h) for _, _, (x, y, w, h) in objects],
+            labels=[self.labels[item.category_id] for _, item, _ in objects],
+            crowd=[bool(item.iscrowd) for _, item, _ in objects],
+            areas=[item.area for _, item, _ in objects],
+            findings=self.findings,
+            locate=lambda number: location(*objects[number][:2]),
+            size_stated=stated is not None,
+        )
 
 
 COCO = Format(

@@ -1,23 +1,19 @@
-"""Pascal VOC XML: one file per image in `Annotations/`, lists of images in `ImageSets/Main/<split>.txt`.
-
-Corners are read as written, with pixels counted from 0 as by LabelImg and similar tools. (The challenge's own files
-count pixels from 1, so their boxes are shifted by one pixel. Objects marked `difficult` are treated like others.)
-"""
+"""Pascal VOC XML: one file per image, in `Annotations/` or beside the images; lists of images in `ImageSets/Main/`."""
 
 from __future__ import annotations
 
-from collections import Counter
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
-from xml.etree.ElementTree import Element, ParseError
-
-from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import fromstring
+from itertools import islice
+from pathlib import Path, PureWindowsPath
 
 from querybox.data.findings import FindingCollector
-from querybox.data.image import MAX_PIXELS
-from querybox.data.locate import image_files
+from querybox.data.formats.voc_xml import Annotation, parse_voc
+from querybox.data.image import SUFFIXES
+from querybox.data.locate import ImageLocator, find_files, list_files
 from querybox.data.records import (
     DetectionData,
     ImageRecord,
@@ -25,165 +21,219 @@ from querybox.data.records import (
     read_size_or_note,
     require_any_image,
 )
-from querybox.data.splits import Format, Reader, by_split
+from querybox.data.splits import SPLITS, Format, Reader, by_split, split_name
 from querybox.data.text import read_lines
-from querybox.errors import DataError
+from querybox.errors import DataError, ImageError
 from querybox.structures import Category
 from querybox.text import listed
 
+_FOLDERS = frozenset({"annotation", "annotations", "annots", "labels", "xml", "xmls"})
+"""Names of folders (lower case) of annotation files, beside those of the images."""
+_IMAGE_FOLDERS = ("JPEGImages", "images")
+_RECOGNISED = 1024
+"""Number of bytes at the beginning of a file by which it is recognised."""
+_ROOT = re.compile(rb"<annotation[\s>]")
+_FLAG = re.compile(r"\s+-?[01]$")
+"""Whether an object of a list's class is in the image, after its name."""
 
-class _Objects(NamedTuple):
-    """The content of one XML file."""
 
-    file: Path
-    size: tuple[int, int] | None  # height, width
-    names: list[str]
-    boxes_xyxy: list[list[float]]
+def voc_splits(path: Path) -> dict[str, Reader]:
+    """Return a reader for each split of a VOC folder, which has XML files of the format in it or its subfolders.
 
-
-def voc_splits(folder: Path) -> dict[str, Reader]:
-    """Return a reader for each split of a VOC folder; without image lists, the only split is `all`."""
-    if not _annotation_files(folder):
+    The splits are the lists in `ImageSets/Main`; without lists, the folders with the names of splits (`train/`,
+    `Annotations/val/`); otherwise the only split is `all`. The challenge and VoTT also have a list of every class and
+    split, such as `cat_train.txt`; the images of a split are those in any of its lists.
+    """
+    if not path.is_dir():
         return {}
-    lists = sorted((folder / "ImageSets" / "Main").glob("*.txt"))
-    # The challenge also has lists of every class, such as cat_train.txt.
-    lists = [file for file in lists if "_" not in file.stem] or lists
-    if not lists:
-        return {"all": partial(read_voc, folder)}
-    return by_split({file.stem: partial(read_voc, folder, file) for file in lists})
+    root = path.parent if path.name.lower() in _FOLDERS else path
+    files = find_files(path, {".xml"})
+    if not any(map(_is_voc, islice(files, 20))):
+        return {}
+    if lists := _lists(root):
+        return by_split({name: partial(read_voc, root, files, lists=found) for name, found in lists.items()})
+    folders = sorted({split for file in files if (split := _split_folder(file, root))})
+    if not folders:
+        return {"all": partial(read_voc, root, files)}
+    return by_split({name: partial(read_voc, root, files, folder=name) for name in folders})
 
 
-def read_voc(folder: Path, image_list: Path | None = None) -> DetectionData:
-    """Read a VOC folder.
+def read_voc(
+    root: Path, files: Sequence[Path], *, lists: Sequence[Path] = (), folder: str | None = None
+) -> DetectionData:
+    """Read one split of a VOC folder.
 
-    An image and its XML file have the same name. The categories are the names in all XML files in alphabetical order,
-    so they are the same in every split; because VOC has no ids, they get 1 ... C. Image ids are 1, 2 ... in the order
-    of the list. Problems of files and objects are among the data's `findings`.
+    An image has the name of its XML file; if there is no such image, that in `<filename>`. The categories are the
+    names in all XML files in alphabetical order, so they are the same in every split; because VOC has no ids, they get
+    1 ... C. Image ids are 1, 2 ... in order. Corners are read as written, with pixels counted from 0 as by LabelImg and
+    similar tools. (The challenge's own files count pixels from 1, so their boxes are shifted by one pixel. Objects
+    marked `difficult` are treated like others.) Problems of files and objects are among the data's `findings`.
 
     Args:
-        folder: Contains `Annotations/`, and images in `JPEGImages/`, in `images/`, directly, or beside the XML files.
-        image_list: Text file with one image name per line; None for all images.
+        root: Contains the XML files and the images.
+        files: All XML files.
+        lists: Text files with one image name per line; the split has the images in any of them.
+        folder: Name of the folders that contain the split's files; None for all files.
 
     Raises:
         DataError: Listed XML files are missing, or all images are.
     """
-    source = image_list or folder / "Annotations"
+    source = lists[0] if lists else (root / folder if folder and (root / folder).is_dir() else root)
     findings = FindingCollector(source)
-    files = {file.stem: file for file in _annotation_files(folder)}
-    parsed = {stem: _parse_or_note(file, findings) for stem, file in files.items()}
-    names = sorted({name for objects in parsed.values() for name in objects.names})
-    stems = _read_list(image_list) if image_list else list(files)
-    missing = [stem for stem in stems if stem not in parsed]
-    if missing:
-        raise DataError(f"{source}: {len(missing)} of {len(stems)} XML files are missing: {listed(missing)}")
-
-    folders = _image_folders(folder)
-    images = {file.stem: file for parent in reversed(folders) for file in image_files(parent)}
-    labels = {name: label for label, name in enumerate(names)}
-    records = [
-        _record(number, images.get(stem, folders[0] / f"{stem}.jpg"), parsed[stem], labels, findings)
-        for number, stem in enumerate(stems, start=1)
-    ]
+    parsed = {file: annotation for file in files if (annotation := parse_voc(file, findings)) is not None}
+    names = sorted({name for annotation in parsed.values() for name in annotation.names})
+    if lists:
+        chosen = _listed_files(lists, list(parsed), root, findings)
+    else:
+        chosen = [file for file in parsed if folder is None or _split_folder(file, root) == folder]
+    locator = ImageLocator(root, [root / name for name in _IMAGE_FOLDERS])
+    reader = _RecordReader(root, locator, {name: label for label, name in enumerate(names)}, findings)
+    records = [reader.read(number, parsed[file]) for number, file in enumerate(chosen, start=1)]
+    reader.note_others(parsed.values(), folder)
     data = DetectionData(
         source=source,
-        categories=tuple(Category(id=label + 1, name=name) for name, label in labels.items()),
+        categories=tuple(Category(id=number, name=name) for number, name in enumerate(names, start=1)),
         images=tuple(record for record in records if record is not None),
         findings=findings.by_kind(),
     )
-    return require_any_image(data, folders)
+    return require_any_image(data, locator.folders)
 
 
-def _annotation_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("Annotations/*.xml")) or sorted(folder.glob("annotations/*.xml"))
+def _is_voc(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return _ROOT.search(stream.read(_RECOGNISED).replace(b"\0", b"")) is not None
 
 
-def _image_folders(folder: Path) -> list[Path]:
-    folders = [folder / name for name in ("JPEGImages", "images")]
-    return [path for path in folders if path.is_dir()] or [folder]
+def _lists(root: Path) -> dict[str, list[Path]]:
+    """Return the image lists of each split."""
+    files = list_files(root / "ImageSets" / "Main", ".txt")
+    if not files:
+        return {}
+    whole = [file for file in files if "_" not in file.stem]
+    if whole:
+        return {file.stem: [file] for file in whole}
+    lists: defaultdict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        last = file.stem.rpartition("_")[2]
+        is_split = last == "trainval" or split_name(last) in SPLITS
+        lists[last if is_split else file.stem].append(file)
+    return dict(lists)
 
 
-def _read_list(file: Path) -> list[str]:
-    stems = [line for line in read_lines(file) if line]
-    repeated = [stem for stem, count in Counter(stems).items() if count > 1]
-    if repeated:
-        raise DataError(f"{file}: images must be listed once; repeated: {listed(repeated)}")
-    return stems
+def _split_folder(file: Path, root: Path) -> str | None:
+    """Return the first folder with the name of a split on the way from `root` to `file`."""
+    return next((part for part in file.relative_to(root).parts[:-1] if split_name(part) in SPLITS), None)
 
 
-def _record(
-    number: int, image: Path, objects: _Objects, labels: dict[str, int], findings: FindingCollector
-) -> ImageRecord | None:
-    size = objects.size or read_size_or_note(image, number, findings)
-    if size is None:
-        return None
-    return make_record(
-        id=number,
-        path=image,
-        width=size[1],
-        height=size[0],
-        boxes_xyxy=objects.boxes_xyxy,
-        labels=[labels[name] for name in objects.names],
-        findings=findings,
-        locate=lambda index: f"{objects.file}, object {index + 1}",
-        size_stated=objects.size is not None,
-    )
-
-
-def _parse_or_note(file: Path, findings: FindingCollector) -> _Objects:
-    """Parse an XML file; if that fails, add a finding and return no objects."""
-    try:
-        return _parse(file)
-    except DataError as error:
-        findings.add("malformed", str(error))
-        return _Objects(file=file, size=None, names=[], boxes_xyxy=[])
-
-
-def _parse(file: Path) -> _Objects:
-    try:
-        root: Element = fromstring(file.read_bytes(), forbid_dtd=True)
-    except ParseError as error:
-        raise DataError(f"{file}: is not well-formed XML: {error}") from None
-    except DefusedXmlException:
+def _listed_files(
+    lists: Sequence[Path], files: Sequence[Path], root: Path, findings: FindingCollector
+) -> list[Path]:
+    """Return the XML files of the images in the lists, which may state folders and suffixes, in their order."""
+    by_stem: defaultdict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        by_stem[file.stem].append(file)
+    chosen: dict[Path, None] = {}
+    missing = []
+    for image_list in lists:
+        names = [_FLAG.sub("", line) for line in read_lines(image_list, findings) if line]
+        repeated = [name for name, count in Counter(names).items() if count > 1]
+        if repeated:
+            raise DataError(f"{image_list}: images must be listed once; repeated: {listed(repeated)}")
+        for name in names:
+            path = name.replace("\\", "/")
+            stem, suffix = os.path.splitext(path)  # noqa: PTH122 - a string
+            if suffix.lower() not in SUFFIXES | {".xml"}:
+                stem = path
+            candidates = by_stem.get(stem.rpartition("/")[2], [])
+            if len(candidates) > 1:
+                candidates = [
+                    file for file in candidates if file.with_suffix("").as_posix().endswith("/" + stem)
+                ]
+            if len(candidates) == 1:
+                chosen[candidates[0]] = None
+            else:
+                missing.append(
+                    name if not candidates else f"{name} (several, e.g. {candidates[0].relative_to(root)})"
+                )
+    if missing:
         raise DataError(
-            f"{file}: declares a document type or entities, which are not allowed; remove them"
-        ) from None
-    except (OSError, ValueError, LookupError) as error:  # unreadable; unknown or multi-byte encodings
-        raise DataError(f"{file}: cannot be read as XML: {error}") from None
-    objects = root.findall("object")
-    boxes = [_box(file, number, item) for number, item in enumerate(objects, start=1)]
-    height, width = _pixels(root.findtext("size/height")), _pixels(root.findtext("size/width"))
-    return _Objects(
-        file=file,
-        size=(height, width) if height and width else None,
-        names=[_name(file, number, item) for number, item in enumerate(objects, start=1)],
-        boxes_xyxy=boxes,
-    )
+            f"{lists[0]}: {len(missing)} of {len(missing) + len(chosen)} XML files are missing: {listed(missing)}"
+        )
+    return list(chosen)
 
 
-def _name(file: Path, number: int, item: Element) -> str:
-    name = (item.findtext("name") or "").strip()
-    if not name:
-        raise DataError(f"{file}: object {number} has no name; expected <name>class</name>")
-    return name
+class _RecordReader:
+    def __init__(
+        self, root: Path, locator: ImageLocator, labels: Mapping[str, int], findings: FindingCollector
+    ) -> None:
+        self.root = root
+        self.locator = locator
+        self.labels = labels
+        self.findings = findings
+
+    def read(self, number: int, annotation: Annotation) -> ImageRecord | None:
+        """Create the record of an image; None if it is excluded."""
+        try:
+            image = self._image(annotation)
+        except ImageError as error:
+            self.findings.add(error.kind, f"{annotation.file}: {error}", image_id=number)
+            return None
+        size = annotation.size or read_size_or_note(image, number, self.findings)
+        if size is None:
+            return None
+        return make_record(
+            id=number,
+            path=image,
+            width=size[1],
+            height=size[0],
+            boxes_xyxy=annotation.boxes_xyxy,
+            labels=[self.labels[name] for name in annotation.names],
+            findings=self.findings,
+            locate=lambda index: f"{annotation.file}, object {index + 1}",
+            size_stated=annotation.size is not None,
+        )
+
+    def note_others(self, annotations: Iterable[Annotation], folder: str | None) -> None:
+        """Add findings for the files that belong to no split, and for images without an XML file."""
+        stems = set()
+        for annotation in annotations:
+            stems |= {annotation.file.stem, PureWindowsPath(annotation.file_name).stem}
+            if folder is not None and _split_folder(annotation.file, self.root) is None:
+                self.findings.add("unread_file", f"{annotation.file}: is in no folder of a split")
+        for path in self.locator.others(used=()):
+            if Path(path).stem not in stems and _split_folder(self.root / path, self.root) in {None, folder}:
+                self.findings.add("unlabeled_image", str(self.root / path))
+
+    def _image(self, annotation: Annotation) -> Path:
+        """Return the image with the name of the XML file, otherwise the one in `<filename>`.
+
+        Raises:
+            ImageError: There are several.
+        """
+        file = annotation.file.relative_to(self.root)
+        folders = [part for part in file.parts[:-1] if part.lower() not in _FOLDERS]
+        written = PureWindowsPath(annotation.file_name)  # which has slashes of both kinds
+        suffix = written.suffix if written.suffix.lower() in SUFFIXES else ""
+        own = self.locator.find("/".join([*folders, file.stem + suffix]))
+        if written.stem in {file.stem, ""}:
+            other = None
+        elif own is None:
+            return self.locator.find(annotation.file_name) or self.locator.folders[0] / written.name
+        else:
+            other = self._find_unique(annotation.file_name)
+        if other is not None and other != own:
+            self.findings.add("other_file_name", f"{annotation.file}: {annotation.file_name}")
+        return own or self.locator.folders[0] / (file.stem + (suffix or ".jpg"))
+
+    def _find_unique(self, name: str) -> Path | None:
+        try:
+            return self.locator.find(name)
+        except ImageError:
+            return None
 
 
-def _box(file: Path, number: int, item: Element) -> list[float]:
-    texts = [item.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
-    try:
-        return [float(text or "") for text in texts]
-    except ValueError:
-        raise DataError(
-            f"{file}: object {number} has the box {texts}; expected numbers in xmin, ymin, xmax and ymax of <bndbox>"
-        ) from None
-
-
-def _pixels(text: str | None) -> int | None:
-    """Return a side of the image; None if it is invalid, because some tools write 0 or nothing."""
-    try:
-        side = int(float(text or 0))
-    except (ValueError, OverflowError):
-        return None
-    return side if 0 < side <= MAX_PIXELS else None
-
-
-VOC = Format(name="Pascal VOC", expected="Pascal VOC: a folder with Annotations/*.xml", splits=voc_splits)
+VOC = Format(
+    name="Pascal VOC",
+    expected="Pascal VOC: a folder with .xml files, in Annotations/ or beside the images",
+    splits=voc_splits,
+)

@@ -1,0 +1,122 @@
+"""The content of a Pascal VOC XML file."""
+
+from __future__ import annotations
+
+import codecs
+import math
+import re
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import fromstring
+
+from querybox.data.findings import FindingCollector
+from querybox.data.image import MAX_PIXELS
+from querybox.data.text import decode
+from querybox.errors import DataError
+
+_ENCODING = re.compile(rb"""\s*<\?xml[^>]*encoding=["']([\w.-]+)["']""")
+_SIDES = ("xmin", "ymin", "xmax", "ymax")
+
+
+class Annotation(NamedTuple):
+    """The content of one file."""
+
+    file: Path
+    file_name: str
+    """The image's name in `<filename>`, possibly empty."""
+    size: tuple[int, int] | None
+    """(height, width) of the image, if they are stated."""
+    names: list[str]
+    """The class of each object."""
+    boxes_xyxy: list[list[float]]
+    """Corners in pixels."""
+
+
+def parse_voc(file: Path, findings: FindingCollector) -> Annotation | None:
+    """Parse an XML file; add a finding for what cannot be parsed.
+
+    Returns:
+        The content, without objects if they are malformed; None if this is another kind of XML.
+    """
+    try:
+        root: Element = fromstring(_read(file, findings), forbid_dtd=True)
+        if root.tag != "annotation":
+            findings.add("unread_file", f"{file}: its root is <{root.tag}>; expected <annotation>")
+            return None
+        objects = list(enumerate(root.findall("object"), start=1))
+        height, width = _pixels(root.findtext("size/height")), _pixels(root.findtext("size/width"))
+        return Annotation(
+            file=file,
+            file_name=(root.findtext("filename") or "").strip(),
+            size=(height, width) if height and width else None,
+            names=[_name(file, number, item) for number, item in objects],
+            boxes_xyxy=[_box(file, number, item, findings) for number, item in objects],
+        )
+    except ParseError as error:
+        problem = f"{file}: is not well-formed XML: {error}"
+    except DefusedXmlException:
+        problem = f"{file}: declares a document type or entities, which are not allowed; remove them"
+    except DataError as error:
+        problem = str(error)
+    except (OSError, ValueError, LookupError) as error:  # unreadable; unknown encodings
+        problem = f"{file}: cannot be read as XML: {error}"
+    findings.add("malformed", problem)
+    return Annotation(file=file, file_name="", size=None, names=[], boxes_xyxy=[])
+
+
+def _read(file: Path, findings: FindingCollector) -> bytes | str:
+    """Return the content; as a string if it is in an encoding that the XML parser does not know, or in a wrong one."""
+    content = file.read_bytes()
+    declared = _ENCODING.match(content)
+    encoding = declared[1].decode().lower() if declared else "utf-8"
+    if encoding in {"utf-8", "utf8"}:
+        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return content if content.isascii() or is_utf16 else decode(content, file, findings)
+    return content.decode(encoding)
+
+
+def _name(file: Path, number: int, item: Element) -> str:
+    name = (item.findtext("name") or "").strip()
+    if not name:
+        raise DataError(f"{file}: object {number} has no name; expected <name>class</name>")
+    return name
+
+
+def _box(file: Path, number: int, item: Element, findings: FindingCollector) -> list[float]:
+    """Return the box of an object, or the bounding box of its polygon or rotated box if it has none."""
+    polygon, rotated = item.find("polygon"), item.find("robndbox")
+    texts = [item.findtext(f"bndbox/{side}") for side in _SIDES]
+    try:
+        if texts != [None] * 4 or (polygon is None and rotated is None):
+            return [float(text or "") for text in texts]
+        findings.add("boxed_shape", f"{file}, object {number}")
+        if rotated is not None:
+            return _bounds_of_rotated(
+                *(float(rotated.findtext(key) or "") for key in ("cx", "cy", "w", "h", "angle"))
+            )
+        assert polygon is not None
+        x, y = ([float(point.text or "") for point in polygon if point.tag[:1] == axis] for axis in "xy")
+        return [min(x), min(y), max(x), max(y)]
+    except ValueError:
+        raise DataError(
+            f"{file}: object {number} has the box {texts}; expected numbers in xmin, ymin, xmax and ymax of <bndbox>"
+        ) from None
+
+
+def _bounds_of_rotated(cx: float, cy: float, width: float, height: float, angle: float) -> list[float]:
+    """Return the bounding box of a box that is rotated by `angle` in radians, as roLabelImg writes it."""
+    cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
+    half_width, half_height = (width * cos + height * sin) / 2, (width * sin + height * cos) / 2
+    return [cx - half_width, cy - half_height, cx + half_width, cy + half_height]
+
+
+def _pixels(text: str | None) -> int | None:
+    """Return a side of the image; None if it is invalid, because some tools write 0 or nothing."""
+    try:
+        side = int(float(text or 0))
+    except (ValueError, OverflowError):
+        return None
+    return side if 0 < side <= MAX_PIXELS else None

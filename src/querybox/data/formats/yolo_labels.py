@@ -1,0 +1,221 @@
+"""YOLO label files: a line for each object, `class cx cy width height` in 0-1 of the image.
+
+The label file of `images/a/b.jpg` is `labels/a/b.txt`; without such a file, or if no parent is named `images`, it is
+`b.txt` beside the image. An image without a label file, or with an empty one, is a negative example.
+
+A line may also have the corners of a polygon or of a rotated box, `class x1 y1 x2 y2 ...`, whose bounding box is used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from querybox.data.findings import FindingCollector
+from querybox.data.locate import find_files
+from querybox.data.records import (
+    DetectionData,
+    ImageRecord,
+    make_record,
+    read_size_or_note,
+    require_any_image,
+)
+from querybox.data.text import read_lines
+from querybox.errors import DataError
+from querybox.structures import Category
+from querybox.text import listed
+
+Names = Mapping[int, str]
+
+NAMES_FILES = ("classes.txt", "obj.names", "predefined_classes.txt")
+"""Files with one class name per line, which tools also write among the label files."""
+
+_MARGIN = 0.1
+"""How far values may be outside 0-1. Annotation tools let objects extend beyond the image; pixels are larger by far."""
+
+
+class _Object(NamedTuple):
+    line: int
+    label: int
+    box: list[float]  # cx, cy, width, height
+    has_more: bool  # whether the line has corners or keypoints
+
+
+class _LineError(Exception):
+    """A line is invalid."""
+
+    def __init__(self, message: str, kind: str = "malformed") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def read_yolo(
+    source: Path,
+    images: Mapping[int, Path],
+    names: Names,
+    findings: FindingCollector,
+    *,
+    label_folder: Path | None = None,
+    has_keypoints: bool = False,
+) -> DetectionData:
+    """Read the labels of `images`.
+
+    Category ids are the class numbers of the label files, including gaps. Sizes are read from the images. Problems of
+    lines and images are among the data's `findings`.
+
+    Args:
+        source: The dataset, for messages.
+        images: The image files by id.
+        names: Class names by class number.
+        findings: Collects problems; may have some already.
+        label_folder: Folder that contains label files of `images` alone, so that others are reported.
+        has_keypoints: Whether lines have keypoints after the box, which are ignored.
+
+    Raises:
+        DataError: There are no images, or some are listed twice.
+    """
+    if not images:
+        raise DataError(f"{source}: no images; a dataset needs at least one")
+    repeated = [path for path, count in Counter(images.values()).items() if count > 1]
+    if repeated:
+        raise DataError(f"{source}: images must be listed once; repeated: {listed(repeated)}")
+    for name, count in Counter(names.values()).items():
+        if count > 1:
+            findings.add("repeated_category", f"{name!r} is the name of {count} classes")
+    reader = _RecordReader(names, findings, has_keypoints)
+    records = [reader.read(number, path) for number, path in images.items()]
+    reader.note_files(source, label_folder)
+    data = DetectionData(
+        source=source,
+        categories=tuple(Category(id=number, name=names[number]) for number in reader.labels),
+        images=tuple(record for record in records if record is not None),
+        findings=findings.by_kind(),
+    )
+    return require_any_image(data, list(dict.fromkeys(path.parent for path in images.values()))[:3])
+
+
+def label_folder_of(images: Path) -> Path:
+    """Return the folder of the label files for a folder of images: `images` in its path is replaced by `labels`."""
+    parts = list(images.parts)
+    for place in range(len(parts) - 1, -1, -1):
+        if parts[place].lower() == "images":
+            parts[place] = "Labels" if parts[place] == "Images" else "labels"
+            break
+    return Path(*parts)
+
+
+def is_label_file(file: Path) -> bool:
+    """Return whether a text file looks like labels, by its first line; an empty one does."""
+    try:
+        with file.open("rb") as stream:
+            fields = stream.read(1024).split(b"\n", 1)[0].split()
+        return not fields or len([float(field) for field in fields]) >= 5
+    except (OSError, ValueError):
+        return False
+
+
+class _RecordReader:
+    def __init__(self, names: Names, findings: FindingCollector, has_keypoints: bool) -> None:
+        self.labels = {number: label for label, number in enumerate(sorted(names))}
+        self.findings = findings
+        self.has_keypoints = has_keypoints
+        self.label_files: set[Path] = set()
+        self.unlabeled: list[tuple[int, Path]] = []
+
+    def read(self, number: int, image: Path) -> ImageRecord | None:
+        """Create the record of an image; None if it is excluded."""
+        file = label_folder_of(image.parent) / f"{image.stem}.txt"
+        if not file.is_file():
+            file = image.with_suffix(".txt")
+        has_file = file.is_file()
+        if has_file:
+            self.label_files.add(file)
+        size = read_size_or_note(image, number, self.findings)
+        if size is None:
+            return None
+        if not has_file:
+            self.unlabeled.append((number, image))
+        height, width = size
+        objects = self._objects(file, number) if has_file else []
+        return make_record(
+            id=number,
+            path=image,
+            width=width,
+            height=height,
+            boxes_xyxy=[
+                ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
+                for cx, cy, w, h in (one.box for one in objects)
+            ],
+            labels=[one.label for one in objects],
+            findings=self.findings,
+            locate=lambda index: f"{file}, line {objects[index].line}",
+            size_stated=False,
+        )
+
+    def note_files(self, source: Path, label_folder: Path | None) -> None:
+        """Add findings for images without label files and label files without images."""
+        if self.unlabeled and not self.label_files:
+            where = label_folder or label_folder_of(self.unlabeled[0][1].parent)
+            what = f"{source}: label files are expected in {where}"
+            self.findings.add("no_labels", what, count=len(self.unlabeled))
+        else:
+            for number, image in self.unlabeled:
+                self.findings.add("unlabeled_negative", str(image), image_id=number, path=image)
+        if label_folder is not None and label_folder.is_dir():
+            for file in find_files(label_folder, {".txt"}):
+                if file not in self.label_files and file.name not in NAMES_FILES and is_label_file(file):
+                    self.findings.add("unmatched_label", str(file))
+
+    def _objects(self, file: Path, image_id: int) -> list[_Object]:
+        """Return the objects in a label file; add findings for lines that are invalid."""
+        try:
+            lines = read_lines(file, self.findings)
+        except DataError as error:
+            self.findings.add("malformed", str(error), image_id=image_id)
+            return []
+        objects = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                if line:
+                    objects.append(self._object(number, line))
+            except _LineError as error:
+                self.findings.add(error.kind, f"{file}, line {number}: {error}", image_id=image_id)
+        if count := sum(one.has_more for one in objects):
+            kind = "keypoints" if self.has_keypoints else "boxed_shape"
+            self.findings.add(kind, f"{file}: {count}", image_id=image_id, count=count)
+        return objects
+
+    def _object(self, number: int, line: str) -> _Object:
+        fields = line.split()
+        try:
+            category, *values = map(float, fields)
+        except ValueError:
+            raise _LineError(f"got {line[:80]!r}; expected numbers: class cx cy width height") from None
+        if not category.is_integer():  # some tools write 0.0
+            raise _LineError(f"class {fields[0]}; expected a whole number")
+        has_more = len(values) > 4
+        if has_more and self.has_keypoints:
+            values = values[:4]
+        if len(values) != 4 and (len(values) < 6 or len(values) % 2):
+            raise _LineError(
+                f"has {len(fields)} values; expected 5: class cx cy width height (or a class and corners of a polygon)"
+            )
+        if any(math.isfinite(value) and not -_MARGIN <= value <= 1 + _MARGIN for value in values):
+            shown = listed([f"{value:g}" for value in values], 8)
+            raise _LineError(f"{shown} is outside 0-1; divide pixels by the image's width and height")
+        if int(category) not in self.labels:
+            what = f"class {int(category)}; the dataset defines {listed(list(self.labels))}"
+            raise _LineError(what, "unknown_category")
+        box = values if len(values) == 4 else _bounds(values)
+        return _Object(number, self.labels[int(category)], box, has_more)
+
+
+def _bounds(corners: Sequence[float]) -> list[float]:
+    """Return the bounding box, cx cy width height, of x1 y1 x2 y2 ..."""
+    if not all(map(math.isfinite, corners)):
+        return [math.nan] * 4
+    (left, right), (top, bottom) = ((min(side), max(side)) for side in (corners[::2], corners[1::2]))
+    return [(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]

@@ -1,0 +1,79 @@
+"""Find annotations that can be parsed but are probably not what was meant."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from querybox.data.findings import FindingCollector
+from querybox.data.records import ROUNDING, DetectionData, ImageRecord
+
+_LARGE_IMAGE = 8
+"""Side in pixels from which boxes of at most one pixel are not meant as pixels."""
+_MIN_OVERFLOWING = 3
+"""Fewer overflowing boxes say nothing about the meaning of coordinates."""
+
+
+def with_annotation_findings(data: DetectionData) -> DetectionData:
+    """Return a dataset of any format, as it was read, with findings about its boxes, images and classes as a whole."""
+    findings = FindingCollector(data.source, known=data.findings)
+    if _are_normalized(data):
+        findings.add("normalized_boxes", str(data.source), count=data.num_objects)
+    else:
+        for record in data.images:
+            _note_subpixel_boxes(record, findings)
+    if count := _num_overflowing(data):
+        findings.add("xyxy_boxes", str(data.source), count=count)
+    _note_repeated_images(data, findings)
+    for category in data.categories:
+        if not category.name.strip():
+            findings.add("unnamed_category", f"id {category.id}")
+    return replace(data, findings=findings.by_kind())
+
+
+def _are_normalized(data: DetectionData) -> bool:
+    records = [record for record in data.images if len(record.labels)]
+    large = any(min(record.width, record.height) >= _LARGE_IMAGE for record in records)
+    return large and all(record.boxes_xyxy.max() <= 1.0 + ROUNDING for record in records)
+
+
+def _note_subpixel_boxes(record: ImageRecord, findings: FindingCollector) -> None:
+    sides = record.boxes_xyxy[:, 2:] - record.boxes_xyxy[:, :2]
+    small = np.flatnonzero((sides < 1.0 - ROUNDING).any(1))
+    if len(small):
+        width, height = sides[small[0]].tolist()
+        what = f"image {record.id}: {width:g}x{height:g} pixels"
+        findings.add("subpixel_box", what, image_id=record.id, path=record.path, count=len(small))
+
+
+def _num_overflowing(data: DetectionData) -> int:
+    """Return how many boxes overflow to the right or below, if they are as if x2, y2 had been read as width, height.
+
+    With that mistake, x + width and y + height are at least twice x and y, and most boxes overflow.
+    """
+    sizes = {record.id: (record.width, record.height) for record in data.images}
+    count = 0
+    for place in (
+        place for finding in data.findings if finding.kind == "clipped_box" for place in finding.places
+    ):
+        if place.box_xyxy is None or place.image_id not in sizes:
+            continue
+        x0, y0, x1, y1 = place.box_xyxy
+        if x1 < 2 * x0 or y1 < 2 * y0:
+            return 0
+        width, height = sizes[place.image_id]
+        count += x1 > width or y1 > height
+    return count if count >= _MIN_OVERFLOWING and 2 * count > data.num_objects else 0
+
+
+def _note_repeated_images(data: DetectionData, findings: FindingCollector) -> None:
+    ids: defaultdict[Path, list[int]] = defaultdict(list)
+    for record in data.images:
+        ids[record.path].append(record.id)
+    for path, numbers in ids.items():
+        if len(numbers) > 1:
+            what = f"{path}: images {', '.join(map(str, numbers))}"
+            findings.add("repeated_image", what, image_id=numbers[0], path=path, count=len(numbers))
