@@ -112,8 +112,8 @@ def test_the_training_state_of_a_run_is_no_detector(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        ({"num_classes": 0}, "got num_classes=0; expected at least one class"),
-        ({"num_classes": -1}, "got num_classes=-1; expected at least one class"),
+        ({"num_classes": 0}, "got num_classes=0; expected an integer, 1 or more"),
+        ({"num_classes": -1}, "got num_classes=-1; expected an integer, 1 or more"),
         ({"categories": []}, "got no categories; expected at least one class"),
         ({"categories": [Category(id=1, name="a"), Category(id=1, name="b")]}, r"same id or name \(1\)"),
         ({"categories": [Category(id=1, name="a"), Category(id=2, name="a")]}, r"same id or name \(a\)"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from querybox.structures import Target, pad
+from querybox.structures import Predictions, Target, pad
 
 
 def test_a_wrong_dtype_is_refused() -> None:
@@ -16,7 +16,7 @@ def test_a_wrong_dtype_is_refused() -> None:
 
 def test_sizes_agree_between_the_fields_of_a_structure() -> None:
     with pytest.raises(TypeCheckError):
-        Target(boxes=torch.zeros(2, 4), labels=torch.zeros(3, dtype=torch.int64))
+        Predictions(logits=torch.zeros(1, 2, 3), boxes=torch.zeros(1, 3, 4))
 
 
 def test_a_method_that_returns_self_is_checked() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from querybox.arguments import require_number, require_path, require_type
 from querybox.errors import ConfigError
 from querybox.modules.detector import DetectionTransformer
 from querybox.precision import Precision
@@ -58,7 +59,8 @@ def load(
     """
     from querybox.checkpoints.find import is_exported
 
-    if is_exported(Path(path)):
+    path = require_path("load", path, "a model")
+    if is_exported(path):
         from querybox.exporting import load_exported
 
         if dilation is not None or heads is not None:
@@ -116,11 +118,14 @@ class Detector(DetectionTransformer):
         if (num_classes is None) == (categories is None):
             raise ConfigError(f"recipe '{name}': pass either num_classes or categories")
         recipe = find(name).replace(**settings)
-        if categories is None:
-            categories = [Category(id=label, name=str(label)) for label in range(num_classes or 0)]
+        if num_classes is not None:
+            require_number("from_recipe", "num_classes", num_classes, 1, whole=True)
+            categories = [Category(id=label, name=str(label)) for label in range(num_classes)]
+        require_type("from_recipe", categories, Sequence, "a sequence of Category")
         if not categories:
-            given = f"num_classes={num_classes}" if num_classes is not None else "no categories"
-            raise ConfigError(f"recipe '{name}': got {given}; expected at least one class")
+            raise ConfigError(f"recipe '{name}': got no categories; expected at least one class")
+        for category in categories:
+            require_type("from_recipe", category, Category, "a Category(id=..., name=...) for every class")
         counts = Counter(value for each in categories for value in (each.id, each.name))
         if repeated := [value for value, count in counts.items() if count > 1]:
             raise ConfigError(
@@ -144,6 +149,7 @@ class Detector(DetectionTransformer):
         """
         from querybox.checkpoints.read import load_detector
 
+        path = require_path("Detector.load", path, "a model")
         return cls.of(load_detector(path, dilation=dilation, heads=heads))
 
     def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
@@ -155,10 +161,15 @@ class Detector(DetectionTransformer):
 
         Raises:
             CheckpointError: The detector was composed manually, so there are no settings to rebuild it from.
+            ConfigError: `dtype` is not a floating-point type.
         """
         from querybox.checkpoints.blueprint import save
 
-        save(self, path, dtype=dtype)
+        if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ConfigError(
+                f"save got dtype={dtype!r}; expected a floating-point type such as torch.float16"
+            )
+        save(self, require_path("save", path, "the file to write"), dtype=dtype)
 
     def optimize(
         self,

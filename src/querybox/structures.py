@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
+
+from querybox.arguments import require_type
+from querybox.errors import ConfigError, ImageError
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -66,17 +70,24 @@ class ImageBatch:
     @classmethod
     def from_images(
         cls,
-        images: Sequence[Image.Image | UInt8[np.ndarray, "_ _ 3"] | UInt8[Tensor, "3 _ _"]],
+        images: Sequence[Image.Image | npt.NDArray[Any] | Tensor],
         preprocessing: Preprocessing = Preprocessing(),
         device: torch.device | str = "cpu",
     ) -> Self:
         """Normalise and pad RGB images of any size. They are not resized.
 
+        Args:
+            images: PIL images of 8 bits, uint8 arrays ``[h, w, 3]`` or uint8 tensors ``[3, h, w]``.
+            preprocessing: Mean and standard deviation.
+            device: Where the batch is made.
+
         Raises:
-            ValueError: `images` is empty.
+            ConfigError: `images` is not a sequence, or empty.
+            ImageError: An image has another type, shape or depth.
         """
+        require_type("from_images", images, Sequence, "a list of images")
         if not images:
-            raise ValueError("ImageBatch.from_images got no images; expected at least one")
+            raise ConfigError("from_images got no images; expected at least one")
         pixels, sizes = pad([as_pixels(image) for image in images])
         padded = bool((sizes != sizes[0]).any())
         return cls.from_pixels(pixels.to(device), sizes.to(device), preprocessing, padded=padded)
@@ -120,6 +131,20 @@ class Target:
     """cxcywh in 0-1 of the unpadded image."""
     labels: Int[Tensor, " G"]
     """Class of each object, 0 ... C-1."""
+
+    def __post_init__(self) -> None:
+        """Check types and shapes.
+
+        Raises:
+            ConfigError: `boxes` or `labels` are not such tensors.
+        """
+        for name, value in (("boxes", self.boxes), ("labels", self.labels)):
+            require_type(f"Target.{name}", value, Tensor, "a tensor: torch.tensor(...)")
+        boxes, labels = list(self.boxes.shape), list(self.labels.shape)
+        if boxes != [*labels, 4] or len(labels) != 1 or self.labels.is_floating_point():
+            raise ConfigError(
+                f"Target got boxes {boxes} and labels {labels} of {self.labels.dtype}; expected [G, 4] and G integers"
+            )
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         """Copy to `device`."""
@@ -305,13 +330,31 @@ class DetectorOutput:
         )
 
 
-def as_pixels(
-    image: Image.Image | UInt8[np.ndarray, "h w 3"] | UInt8[Tensor, "3 h w"],
-) -> UInt8[Tensor, "3 h w"]:
+def as_pixels(image: object) -> UInt8[Tensor, "3 h w"]:
     """Return an RGB image as a uint8 tensor, channels first.
 
     The memory format stays channels last, as decoded, which is the fastest for resizing.
+
+    Args:
+        image: A PIL image of 8 bits, a uint8 array ``[h, w, 3]``, or a uint8 tensor ``[3, h, w]``.
+
+    Raises:
+        ImageError: The image has another type, shape or depth.
     """
+    if isinstance(image, Image.Image):
+        kind, usable = f"PIL image of mode {image.mode}", not image.mode.startswith(("I", "F"))
+    elif isinstance(image, np.ndarray | Tensor):
+        kind = f"{type(image).__name__} of {image.dtype} {list(image.shape)}"
+        channels = 0 if isinstance(image, Tensor) else -1
+        eight_bit = image.dtype in (torch.uint8, np.uint8)
+        usable = eight_bit and image.ndim == 3 and image.shape[channels] == 3 and 0 not in image.shape
+    else:
+        kind, usable = type(image).__name__, False
+    if not usable:
+        raise ImageError(
+            f"got a {kind} as image; expected RGB in 0-255: a PIL image of 8 bits, a uint8 array [height, width, 3] or "
+            "a uint8 tensor [3, height, width]: convert it first"
+        )
     if isinstance(image, Tensor):
         return image
     if isinstance(image, Image.Image) and image.mode != "RGB":

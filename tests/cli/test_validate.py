@@ -68,7 +68,7 @@ def test_the_page_shows_what_is_wrong_and_runs_nothing(run: Any, own_photos: Pat
     [
         (["gone"], "DataError: gone: no such file or folder"),
         (["PHOTOS", "--split", "test"], "has no split 'test'; it has train, val"),
-        (["PHOTOS", "--max-corrupt", "5"], "ConfigError: validate got max_corrupt=5; expected a fraction"),
+        (["PHOTOS", "--max-corrupt", "5"], "ConfigError: validate got max_corrupt=5.0; expected 0 to 1"),
     ],
 )
 def test_bad_input_is_told_in_one_line(run: Any, photos: Path, words: list[str], message: str) -> None:

@@ -65,9 +65,9 @@ def test_settings_can_be_changed_too() -> None:
         (
             3,
             {},
-            "train: got an object of type int; expected the path of a dataset or of a run file, or RunSettings",
+            "train got an object of type int; expected the path of a dataset or a run file, or RunSettings: a str",
         ),
-        (["photos"], {}, "train: got an object of type list"),
+        (["photos"], {}, "train got an object of type list"),
         ("photos", {"epohcs": 5}, "train: unknown setting 'epohcs'. Did you mean 'train.epochs'?"),
         (
             "photos",

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from querybox.arguments import require_path
 from querybox.checkpoints import coco, native
 from querybox.checkpoints.blueprint import Blueprint, restore
 from querybox.checkpoints.huggingface_folder import model_config, preprocessor_config, write_folder
@@ -71,7 +72,8 @@ def convert(
         ConfigError: An argument is invalid; `target` exists or has the wrong suffix; the other library has no such
             model; or `rows` is given for other classes than COCO's.
     """
-    target = Path(target)
+    source = require_path("convert", source, "a model")
+    target = require_path("convert", target, "the file or folder to write")
     check_choice("to", to, get_args(System))
     check_choice("rows", rows, (*get_args(Rows), None))
     check_target(target, to)

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import NoneType
 
+from querybox.arguments import require_number, require_path, require_type
 from querybox.data.formats import FORMATS
 from querybox.data.plausibility import with_annotation_findings
 from querybox.data.records import DetectionData, log_warnings, require_image_files, require_usable
@@ -26,10 +28,14 @@ def read_dataset(
         max_corrupt: Fraction of the images (0-1) that may be missing. Image files are not opened here; see `validate`.
 
     Raises:
+        ConfigError: `max_corrupt` is not within 0-1.
         DataError: There is no dataset at `path`, or more than one; it has no such split, or several and `split` is
             None; its files are malformed; ids are repeated; a class is unknown; or too many images are missing.
     """
-    data = require_image_files(require_usable(read_split(Path(path), split)), max_corrupt)
+    path = require_path("read_dataset", path, "a dataset")
+    require_type("read_dataset", split, (str, NoneType), "the name of a split")
+    require_number("read_dataset", "max_corrupt", max_corrupt, 0, 1)
+    data = require_image_files(require_usable(read_split(path, split)), max_corrupt)
     log_warnings(data)
     return data
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any, Self
 
+from querybox.arguments import require_number, require_path, require_type
 from querybox.data.findings import DataFinding, FindingCollector
 from querybox.data.read import as_data_errors, find_splits
 from querybox.data.records import DetectionData
 from querybox.data.scan import Callback, examine_images, with_observations
 from querybox.data.settings import MAX_CORRUPT
 from querybox.data.splits import pick_split
-from querybox.errors import ConfigError, DataError
+from querybox.errors import DataError
 from querybox.structures import Category
 
 VALIDATION = "validation.json"
@@ -106,25 +108,24 @@ def validate(
         ConfigError: `max_corrupt` is not within 0-1.
         DataError: There is no dataset at `path`, or no such split.
     """
-    if not 0 <= max_corrupt <= 1:
-        raise ConfigError(
-            f"validate got max_corrupt={max_corrupt:g}; expected a fraction of the images, 0 to 1"
-        )
-    with as_data_errors(Path(path)):
-        readers = find_splits(Path(path))
+    path = require_path("validate", path, "a dataset")
+    require_type("validate", split, (str, NoneType), "the name of a split")
+    require_number("validate", "max_corrupt", max_corrupt, 0, 1)
+    with as_data_errors(path):
+        readers = find_splits(path)
         if split is not None:
-            readers = {split: pick_split(readers, split, Path(path))}
+            readers = {split: pick_split(readers, split, path)}
     splits = {}
     for name, read in readers.items():
         try:
-            with as_data_errors(Path(path)):
+            with as_data_errors(path):
                 data = read()
         except DataError as error:
-            data = unreadable_data(Path(path), str(error))
+            data = unreadable_data(path, str(error))
         else:
             data = with_observations(data, examine_images(data.images, callback))
         splits[name] = SplitReport.of(with_dataset_findings(data, max_corrupt))
-    return Report(source=Path(path), splits=splits)
+    return Report(source=path, splits=splits)
 
 
 def unreadable_data(source: Path, reason: str) -> DetectionData:

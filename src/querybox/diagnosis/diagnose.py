@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from querybox.arguments import require_path
 from querybox.diagnosis import data, predictions, schedule
 from querybox.diagnosis.finding import HEADS, Finding
 from querybox.diagnosis.record import RECORD
@@ -88,7 +89,7 @@ def diagnose(run: str | Path) -> Diagnosis:
         ConfigError: The folder is not that of a run.
         DataError: The record is corrupt.
     """
-    facts = Run.read(Path(run))
+    facts = Run.read(require_path("diagnose", run, "the folder of a run"))
     history = facts.history
     return Diagnosis(
         run=str(run),

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from querybox.arguments import require_type
 from querybox.data import DetectionData, ImageRecord, read_dataset, read_pixels
 from querybox.data.settings import MAX_CORRUPT
 from querybox.errors import ConfigError, DataError, ImageError
@@ -57,6 +58,7 @@ def evaluate(
             `batch_size` is less than 1.
         DataError: The dataset, or more than `max_corrupt` of its images, cannot be read.
     """
+    require_type("evaluate", engine, Engine, "a model: load it with querybox.load")
     if not isinstance(data, DetectionData):
         data = read_dataset(data, split, max_corrupt=max_corrupt)
     elif split is not None:

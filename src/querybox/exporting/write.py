@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from torch import device
 from torch.export import ExportedProgram
 
+from querybox.arguments import require_path, require_type
 from querybox.checkpoints.find import EXPORTED, Format
 from querybox.data import DetectionData
 from querybox.errors import ConfigError
@@ -66,7 +67,7 @@ def export(
         ExportError: The outputs differ; nothing was written.
         MissingExtraError: The packages of the format are not installed.
     """
-    path = Path(path)
+    path = require_path("export", path, "the file to write")
     check_values(detector, to, precision)
     precision = resolve_precision(precision, to)
     check_arguments(path, to, precision, calibration)
@@ -92,11 +93,8 @@ def resolve_precision(precision: Precision | Literal["auto"], to: Format) -> Pre
 
 def check_values(detector: object, to: object, precision: object) -> None:
     """Raise `ConfigError` if an argument of `export` is of another type, or not one of the choices."""
-    if not isinstance(detector, DetectionTransformer):
-        raise ConfigError(
-            f"export got an object of type {type(detector).__name__}; expected a Detector: pass the one that it was "
-            "made from, or load its checkpoint with querybox.load"
-        )
+    cure = "a Detector: pass the one that it was made from, or load its checkpoint with querybox.load"
+    require_type("export", detector, DetectionTransformer, cure)
     for name, value, choices in (
         ("to", to, EXPORTED),
         ("precision", precision, ("auto", *get_args(Precision))),

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from querybox.arguments import require_number
 from querybox.data.image import read_image
 from querybox.errors import ImageError, MissingExtraError
 from querybox.html import PICTURE_SIDE, jpeg_url, render
@@ -61,14 +62,23 @@ class Detections:
         return [self.categories[label].name for label in self.labels.tolist()]
 
     def above(self, threshold: float) -> Self:
-        """Return the detections that score at least `threshold` (0-1)."""
+        """Return the detections that score at least `threshold` (0-1).
+
+        Raises:
+            ConfigError: `threshold` is not within 0-1.
+        """
+        require_number("above", "threshold", threshold, 0, 1)
         return self._where(self.scores >= threshold)
 
     def nms(self, iou: float) -> Self:
         """Apply class-wise non-maximum suppression with the IoU threshold `iou` (0-1).
 
         DETR learns to detect each object once; this helps a model that has not learned it yet.
+
+        Raises:
+            ConfigError: `iou` is not within 0-1.
         """
+        require_number("nms", "iou", iou, 0, 1)
         kept = batched_nms(self.boxes_xyxy, self.scores, self.labels, iou)
         return self._where(kept.sort().values)
 

@@ -10,7 +10,9 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from querybox.arguments import require_type
 from querybox.inference.detections import Detections
+from querybox.structures import as_pixels
 
 Colour = tuple[int, int, int]
 PixelBox = tuple[int, ...]  # left, top, right, bottom in integer pixels
@@ -35,7 +37,14 @@ def draw(image: Image.Image | UInt8[np.ndarray, "h w 3"], detections: Detections
     Args:
         image: The image that was predicted on: upright, RGB.
         detections: Its detections.
+
+    Raises:
+        ConfigError: `detections` are not those of one image.
+        ImageError: `image` is not a PIL image or a uint8 array.
     """
+    require_type("draw", detections, Detections, "the Detections of one image")
+    if not isinstance(image, Image.Image):
+        as_pixels(image)  # checks it
     captions = [
         f"{name} {score:.2f}"
         for name, score in zip(detections.names, detections.scores.tolist(), strict=True)

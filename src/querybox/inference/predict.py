@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,8 +9,9 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from querybox.arguments import require_number
 from querybox.data.transforms import resize
-from querybox.errors import ConfigError, ImageError
+from querybox.errors import ImageError
 from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine, evaluating
 from querybox.inference.postprocess import postprocess
@@ -82,8 +82,9 @@ def predict(
         DataError: A source does not exist or contains no image.
         ImageError: An image cannot be read and `on_error` is None; raised when the iterator reaches the image.
     """
-    check_range("threshold", threshold, 0, 1)
-    check_range("nms", 0 if nms is None else nms, 0, 1)
+    require_number("predict", "threshold", threshold, 0, 1)
+    if nms is not None:
+        require_number("predict", "nms", nms, 0, 1)
     frames = read_frames(find_sources(sources), on_error)
     results = detect_frames(engine, frames, top_k=top_k, batch_size=batch_size)
     results = (detections.above(threshold) for detections in results)
@@ -98,8 +99,8 @@ def detect_frames(
     Raises:
         ConfigError: An argument is out of its range.
     """
-    check_range("top_k", top_k, 1)
-    check_range("batch_size", batch_size, 1)
+    require_number("predict", "top_k", top_k, 1, whole=True)
+    require_number("predict", "batch_size", batch_size, 1, whole=True)
     inputs = prepare(frames, engine.preprocessing)
     batches = batch_by_shape(inputs, effective_batch_size(engine, batch_size))
     return in_order(detect_batches(engine, batches, top_k))
@@ -112,14 +113,6 @@ def effective_batch_size(engine: Engine, batch_size: int) -> int:
     batch size, which can be enough for DINO to rank two proposals in the opposite order.
     """
     return 1 if engine.device.type == "cpu" else batch_size
-
-
-def check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
-    """Raise ConfigError unless `low` <= `value` <= `high`."""
-    if not low <= value <= high:
-        raise ConfigError(
-            f"predict got {name}={value}; expected {low} {'or more' if high == math.inf else f'to {high}'}"
-        )
 
 
 def prepare(frames: Iterable[Frame], preprocessing: Preprocessing) -> Iterator[Input]:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from querybox.arguments import require_type
 from querybox.data.image import SUFFIXES as IMAGE_SUFFIXES
 from querybox.data.image import read_image
 from querybox.errors import DataError, ImageError
@@ -32,6 +32,9 @@ VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".m
 Pixels: TypeAlias = Image.Image | npt.NDArray[Any] | Tensor
 """An RGB image in memory, 0-255: a PIL image, a uint8 array [h, w, 3] or a uint8 tensor [3, h, w]."""
 Source: TypeAlias = str | Path | Pixels
+SOURCE_TYPES = (str, Path, Image.Image, np.ndarray, Tensor)
+EXPECTED = "a path, a PIL image, or a uint8 array or tensor"
+"""`SOURCE_TYPES` in words."""
 
 logger = logging.getLogger(__name__)
 
@@ -55,12 +58,15 @@ def find_sources(sources: Source | Sequence[Source]) -> list[Path | Pixels]:
             ``[h, w, 3]`` or a uint8 tensor ``[3, h, w]``); or a sequence of those.
 
     Raises:
+        ConfigError: A source is of another type.
         DataError: A path does not exist, or a folder or glob contains no image.
     """
-    if isinstance(sources, str | Path | Image.Image | np.ndarray | Tensor):
+    if isinstance(sources, SOURCE_TYPES):
         sources = [sources]
+    require_type("predict", sources, Iterable, f"{EXPECTED}, or a sequence of them")
     found: list[Path | Pixels] = []
     for source in sources:
+        require_type("predict", source, SOURCE_TYPES, EXPECTED)
         if isinstance(source, str | Path):
             found += find_files(Path(source))
         else:
@@ -130,7 +136,7 @@ def read_frames(
     """
     for source in sources:
         if not isinstance(source, Path):
-            yield Frame(source="", pixels=checked_pixels(source))
+            yield Frame(source="", pixels=as_pixels(source).cpu())  # the EXIF orientation is not applied
             continue
         try:
             yield from read_file(source)
@@ -146,23 +152,6 @@ def read_file(path: Path) -> Iterator[Frame]:
         yield from read_video(path)
     else:
         yield Frame(source=str(path), pixels=as_pixels(read_image(path)))
-
-
-def checked_pixels(source: Pixels) -> UInt8[Tensor, "3 h w"]:
-    """Return an image in memory as a tensor. The EXIF orientation of PIL images is not applied."""
-    if isinstance(source, Image.Image):
-        kind, usable = f"PIL image of mode {source.mode}", not source.mode.startswith(("I", "F"))
-    else:
-        kind = f"{type(source).__name__} of {source.dtype} {list(source.shape)}"
-        channels = 0 if isinstance(source, Tensor) else -1
-        eight_bit = source.dtype in (torch.uint8, np.uint8)
-        usable = eight_bit and source.ndim == 3 and source.shape[channels] == 3 and 0 not in source.shape
-    if not usable:
-        raise ImageError(
-            f"predict got a {kind}; expected RGB in 0-255: a PIL image of 8 bits, a uint8 array [height, width, 3] "
-            "or a uint8 tensor [3, height, width]: convert it first"
-        )
-    return as_pixels(source).cpu()
 
 
 def read_video(path: Path) -> Iterator[Frame]:

@@ -13,6 +13,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
+from querybox.arguments import require_type
 from querybox.errors import ConfigError
 from querybox.html import PICTURE_SIDE, jpeg_url, render
 from querybox.inference.detections import Detections
@@ -131,6 +132,8 @@ def comparison_dict(comparison: Comparison) -> dict[str, Any]:
 @torch.no_grad()
 def trace(detector: DetectionTransformer, image: Source | ImageBatch, target: Target | None = None) -> Trace:
     """Trace one image through a detector; see `Detector.trace`."""
+    if target is not None:
+        require_type("trace", target, Target, "a Target: the objects of the image")
     start = now(detector.device)
     given, batch = read_one(image, detector)
     preparation_seconds = now(detector.device) - start
@@ -187,7 +190,7 @@ def read_one(image: Source | ImageBatch, detector: DetectionTransformer) -> tupl
     sources = find_sources(image)
     inputs = list(islice(prepare(read_frames(sources[:1]), preprocessing), 2))
     if len(sources) != 1 or len(inputs) != 1:
-        raise ConfigError(f"trace got {image}, which is more than one image; expected one")
+        raise ConfigError("trace got more than one image; expected one")
     return inputs[0], ImageBatch.from_images([inputs[0].pixels], preprocessing, detector.device)
 
 

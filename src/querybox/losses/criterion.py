@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from querybox.arguments import require_type
 from querybox.boxes import iou_and_giou, to_xyxy
+from querybox.errors import ConfigError
 from querybox.losses.classification import ClassificationLoss, CrossEntropyLoss
 from querybox.losses.matcher import HungarianMatcher
 from querybox.structures import (
@@ -76,8 +78,10 @@ class Criterion(nn.Module):
             denoising.
 
         Raises:
+            ConfigError: There is not one `Target` for each image.
             NonFiniteError: A prediction is NaN or infinite, so that it cannot be matched.
         """
+        check_inputs(output, targets)
         losses = self.layer_losses(output.layers if self.auxiliary else output.layers[-1:], targets)
         if output.proposals is not None:
             if self.class_agnostic_proposals:
@@ -129,6 +133,19 @@ class Criterion(nn.Module):
             "loss_iou": self.giou_weight * (1 - giou).sum(1) / num_matched.clamp(min=1),
         }
         return split_by_layer({f"{prefix}{name}": values for name, values in losses.items()})
+
+
+def check_inputs(output: DetectorOutput, targets: Sequence[Target]) -> None:
+    """Raise ConfigError unless there is a `Target` for each image of the output."""
+    require_type("the criterion", output, DetectorOutput, "the DetectorOutput of a detector")
+    require_type("the criterion", targets, Sequence, "a list with a Target for each image")
+    for target in targets:
+        require_type("the criterion", target, Target, "a Target for each image")
+    images = len(output.layers[-1].logits)
+    if len(targets) != images:
+        raise ConfigError(
+            f"the criterion got {len(targets)} targets for {images} images; expected one for each"
+        )
 
 
 def mean_over_processes(

@@ -79,8 +79,8 @@ def find(name: str) -> Recipe:
     Raises:
         ConfigError: There is no such recipe; the message suggests the closest name.
     """
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
+    if not isinstance(name, str) or name not in RECIPES:
+        near = difflib.get_close_matches(str(name), RECIPES, n=1)
         hint = f"Did you mean '{near[0]}'?" if near else f"Known recipes: {', '.join(RECIPES)}."
         raise ConfigError(f"unknown recipe '{name}'. {hint}")
     return RECIPES[name]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from querybox.arguments import require_type
 from querybox.structures import (
     Category,
     DetectorOutput,
@@ -62,6 +63,7 @@ class DetectionTransformer(nn.Module):
             batch: The images.
             targets: The ground-truth objects, in training; used only for denoising queries, if the model has them.
         """
+        require_type("the detector", batch, ImageBatch, "an ImageBatch: ImageBatch.from_images(images)")
         features = self.backbone(batch.images)  # maps [B, channels, h, w]
         features = self.neck(features)  # maps [B, D, h, w]
         memory = self.encode(features, batch)  # tokens [B, S, D]

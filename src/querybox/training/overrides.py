@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from querybox.arguments import require_path
 from querybox.errors import ConfigError
 from querybox.models import KINDS
 from querybox.runfile import Values, merge, read_run_file
@@ -51,12 +52,7 @@ def read_target(target: object, where: str) -> Values:
         return {}
     if isinstance(target, RunSettings):
         return target.model_dump(exclude_unset=True)
-    if not isinstance(target, str | Path):
-        raise ConfigError(
-            f"{where}: got an object of type {type(target).__name__}; expected the path of a dataset or of a run file, "
-            "or RunSettings"
-        )
-    path = Path(target)
+    path = require_path(where, target, "a dataset or a run file, or RunSettings")
     if path.suffix.lower() in RUN_FILES:
         values = read_run_file(path)
         if "names" not in values:  # otherwise the data.yaml of a YOLO dataset

@@ -1,0 +1,68 @@
+"""Checks of the arguments of public functions, so that a wrong type is an error of the library.
+
+They are for values that Python would accept at first and that fail far from the call, if at all.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from numbers import Integral, Real
+from pathlib import Path
+
+from querybox.errors import ConfigError
+
+
+def require_path(where: str, value: object, expected: str) -> Path:
+    """Return `value` as a path.
+
+    Args:
+        where: The function that got it, for messages.
+        value: A string or a path.
+        expected: What is at the path, such as ``"a dataset"``.
+
+    Raises:
+        ConfigError: It is of another type, or empty.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise ConfigError(
+            f"{where} got {kind_of(value)}; expected the path of {expected}: a str or a pathlib.Path"
+        )
+    if value == "":
+        raise ConfigError(f"{where} got an empty path; expected the path of {expected}")
+    return Path(value)
+
+
+def require_number(
+    where: str, name: str, value: object, low: float, high: float = math.inf, *, whole: bool = False
+) -> None:
+    """Check that `value` is a number from `low` to `high`, or an integer if `whole`.
+
+    Raises:
+        ConfigError: It is of another type, out of this range, or NaN.
+    """
+    kinds, noun = (Integral, "an integer, ") if whole else (Real, "")
+    if not isinstance(value, kinds) or not low <= float(value) <= high:
+        between = f"{low} {'or more' if high == math.inf else f'to {high}'}"
+        raise ConfigError(f"{where} got {name}={value!r}; expected {noun}{between}")
+
+
+def require_type(where: str, value: object, kinds: type | tuple[type, ...], expected: str) -> None:
+    """Check that `value` is an instance of one of the types.
+
+    Args:
+        where: The function that got it, for messages.
+        value: The argument.
+        kinds: The allowed types.
+        expected: These types in words, and how to get one.
+
+    Raises:
+        ConfigError: It is of another type.
+    """
+    if not isinstance(value, kinds):
+        raise ConfigError(f"{where} got {kind_of(value)}; expected {expected}")
+
+
+def kind_of(value: object) -> str:
+    """Return the type of `value` in words."""
+    return "None" if value is None else f"an object of type {type(value).__name__}"

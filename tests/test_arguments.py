@@ -1,0 +1,147 @@
+"""Wrong types and values given to public functions are errors of the library that say what is expected.
+
+Tests check the types of all arguments with beartype. These calls run in a process of their own, so that they reach the
+library as those of users do.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "blood_cells"
+PREPARE = f"""
+import json, sys
+import numpy as np, torch
+from PIL import Image
+import querybox as qb
+
+model = dict(backbone="test_resnet", width=32, heads=4, feedforward=64, encoder_layers=1, decoder_layers=2, queries=10)
+detector = qb.Detector.from_recipe("detr_r18", num_classes=2, **model).eval()
+image = np.zeros((64, 64, 3), np.uint8)
+found = detector.predict(image, threshold=0)[0]
+example = {str(EXAMPLE)!r}
+data = qb.read_dataset(example, "test")
+output = detector(qb.ImageBatch.from_images([image]))
+criterion = qb.Criterion()
+
+def outcome(code):
+    try:
+        return ["", repr(eval(code))]
+    except Exception as error:
+        kind = "QueryboxError" if isinstance(error, qb.QueryboxError) else type(error).__name__
+        return [kind, str(error)]
+
+print(json.dumps([outcome(code) for code in json.load(sys.stdin)]))
+"""
+A_PATH = "a str or a pathlib.Path"
+WRONG = {
+    "qb.load(3)": f"load got an object of type int; expected the path of a model: {A_PATH}",
+    "qb.load(None)": "load got None; expected the path of a model",
+    "qb.load('')": "load got an empty path; expected the path of a model",
+    "qb.load(b'a.safetensors')": "load got an object of type bytes; expected the path",
+    "qb.Detector.load(3)": "Detector.load got an object of type int; expected the path of a model",
+    "qb.read_dataset(3)": f"read_dataset got an object of type int; expected the path of a dataset: {A_PATH}",
+    "qb.read_dataset(example, 3)": "read_dataset got an object of type int; expected the name of a split",
+    "qb.read_dataset(example, 'test', max_corrupt='a')": "read_dataset got max_corrupt='a'; expected 0 to 1",
+    "qb.validate(['a'])": "validate got an object of type list; expected the path of a dataset",
+    "qb.validate(example, 3)": "validate got an object of type int; expected the name of a split",
+    "qb.validate(example, max_corrupt=5)": "validate got max_corrupt=5; expected 0 to 1",
+    "qb.diagnose(3)": "diagnose got an object of type int; expected the path of the folder of a run",
+    "qb.train(3)": "train got an object of type int; expected the path of a dataset or a run file, or RunSettings",
+    "qb.train('photos', epochs=None)": "setting 'train.epochs' got None",
+    "qb.convert(detector, 'a.pth', to='facebook')": "convert got an object of type Detector; expected the path of a",
+    "qb.convert('a.pth', 3, to='facebook')": "convert got an object of type int; expected the path of the file or",
+    "qb.export('a.pth', 'a.onnx', to='onnx')": "export got an object of type str; expected a Detector",
+    "qb.export(detector, 3, to='onnx')": "export got an object of type int; expected the path of the file to write",
+    "qb.evaluate('a.pth', data)": "evaluate got an object of type str; expected a model: load it with querybox.load",
+    "qb.evaluate(detector, None)": "read_dataset got None; expected the path of a dataset",
+    "qb.draw('a.jpg', found)": "got a str as image; expected RGB in 0-255",
+    "qb.draw(image / 255, found)": "got a ndarray of float64 [64, 64, 3] as image; expected RGB in 0-255",
+    "qb.draw(image, [found])": "draw got an object of type list; expected the Detections of one image",
+    "qb.Detector.from_recipe(3, num_classes=2)": "unknown recipe '3'. Known recipes: detr_r50",
+    "qb.Detector.from_recipe('detr_r18', num_classes='2')": "got num_classes='2'; expected an integer, 1 or more",
+    "qb.Detector.from_recipe('detr_r18', num_classes=2.5)": "got num_classes=2.5; expected an integer, 1 or more",
+    "qb.Detector.from_recipe('detr_r18', num_classes=0)": "got num_classes=0; expected an integer, 1 or more",
+    "qb.Detector.from_recipe('detr_r18', categories=['cat'])": "got an object of type str; expected a Category(id=",
+    "qb.Detector.from_recipe('detr_r18', categories=3)": "got an object of type int; expected a sequence of Category",
+    "detector.save(3)": "save got an object of type int; expected the path of the file to write",
+    "detector.save('a.safetensors', dtype='fp16')": "save got dtype='fp16'; expected a floating-point type",
+    "detector.predict(None)": "predict got None; expected a path, a PIL image, or a uint8 array or tensor, or",
+    "detector.predict(3)": "predict got an object of type int; expected a path, a PIL image",
+    "detector.predict([[1, 2], [3]])": "predict got an object of type list; expected a path, a PIL image",
+    "detector.predict([None])": "predict got None; expected a path, a PIL image",
+    "detector.predict(b'x')": "predict got an object of type int; expected a path, a PIL image",
+    "detector.predict(image / 255)": "got a ndarray of float64 [64, 64, 3] as image; expected RGB in 0-255",
+    "detector.predict(torch.rand(3, 64, 64))": "got a Tensor of torch.float32 [3, 64, 64] as image; expected RGB",
+    "detector.predict(image[..., 0])": "got a ndarray of uint8 [64, 64] as image; expected RGB in 0-255",
+    "detector.predict(Image.new('F', (9, 9)))": "got a PIL image of mode F as image; expected RGB in 0-255",
+    "detector.predict(image, threshold='0.5')": "predict got threshold='0.5'; expected 0 to 1",
+    "detector.predict(image, threshold=None)": "predict got threshold=None; expected 0 to 1",
+    "detector.predict(image, threshold=float('nan'))": "predict got threshold=nan; expected 0 to 1",
+    "detector.predict(image, top_k=2.5)": "predict got top_k=2.5; expected an integer, 1 or more",
+    "detector.predict(image, nms=[1])": "predict got nms=[1]; expected 0 to 1",
+    "detector.predict(image, batch_size=None)": "predict got batch_size=None; expected an integer, 1 or more",
+    "detector.trace(3)": "got an object of type int; expected a path, a PIL image",
+    "detector.trace([image, image])": "trace got more than one image; expected one",
+    "detector.trace(image, target=[1])": "trace got an object of type list; expected a Target",
+    "detector(image)": "the detector got an object of type ndarray; expected an ImageBatch: ImageBatch.from_images",
+    "qb.ImageBatch.from_images(None)": "from_images got None; expected a list of images",
+    "qb.ImageBatch.from_images(image)": "from_images got an object of type ndarray; expected a list of images",
+    "qb.ImageBatch.from_images([])": "from_images got no images; expected at least one",
+    "qb.ImageBatch.from_images([image / 255])": "got a ndarray of float64 [64, 64, 3] as image",
+    "qb.ImageBatch.from_images([torch.rand(3, 9, 9)])": "got a Tensor of torch.float32 [3, 9, 9] as image",
+    "qb.ImageBatch.from_images(['a.jpg'])": "got a str as image",
+    "found.above('0.5')": "above got threshold='0.5'; expected 0 to 1",
+    "found.nms(None)": "nms got iou=None; expected 0 to 1",
+    "qb.Target(boxes=[[0.1] * 4], labels=[1])": "Target.boxes got an object of type list; expected a tensor",
+    "qb.Target(boxes=torch.zeros(1, 4), labels=np.zeros(1))": "Target.labels got an object of type ndarray",
+    "qb.Target(boxes=torch.zeros(1, 4), labels=torch.zeros(1))": "got boxes [1, 4] and labels [1] of torch.float32",
+    "qb.Target(boxes=torch.zeros(4), labels=torch.tensor(1))": "got boxes [4] and labels [] of torch.int64; expected",
+    "criterion(output, None)": "the criterion got None; expected a list with a Target for each image",
+    "criterion(output, [{}])": "the criterion got an object of type dict; expected a Target for each image",
+    "criterion(output, [])": "the criterion got 0 targets for 1 images; expected one for each",
+    "criterion(None, [])": "the criterion got None; expected the DetectorOutput of a detector",
+    "qb.models.find(['dino_small'])": "unknown recipe '['dino_small']'",
+    "qb.RunSettings.parse(None)": "got None",
+}  # fmt: skip
+RIGHT = {
+    "detector.predict(image, threshold=np.float32(0), top_k=np.int64(3))": "[Detections(3 objects",
+    "detector.predict((image, torch.from_numpy(image).permute(2, 0, 1)), threshold=1)": "[Detections(0 objects), Det",
+    "detector.predict(iter([image]), threshold=1)": "[Detections(0 objects)]",
+    "detector.predict([])": "[]",
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """The kind of error ("" for none) and the message, or the result, of every call."""
+    calls = [*WRONG, *RIGHT]
+    result = subprocess.run(
+        [sys.executable, "-c", PREPARE],
+        input=json.dumps(calls),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path_factory.mktemp("empty"),
+    )
+    return dict(zip(calls, json.loads(result.stdout.splitlines()[-1]), strict=True))
+
+
+@pytest.mark.parametrize("call", WRONG)
+def test_a_wrong_argument_is_an_error_of_the_library(call: str, outcomes: dict[str, list[str]]) -> None:
+    kind, message = outcomes[call]
+    assert kind == "QueryboxError", message
+    assert WRONG[call] in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("call", RIGHT)
+def test_what_is_right_stays_so(call: str, outcomes: dict[str, list[str]]) -> None:
+    kind, result = outcomes[call]
+    assert kind == "", result
+    assert result.startswith(RIGHT[call])
