@@ -10,12 +10,18 @@ from querybox.detector import Detector
 from querybox.structures import Preprocessing
 
 
-def test_exports_predicts_and_evaluates(run: Any, model: Path, photos: Path, tmp_path: Path) -> None:
+def test_exports_describes_predicts_and_evaluates(
+    run: Any, model: Path, photos: Path, tmp_path: Path
+) -> None:
     code, out, err = run("export", model, "out/small.onnx", "--to", "onnx")
     assert (code, err) == (0, "")
     assert "The predictions are those of the detector: on 3 batches scores differ by at most " in out
     assert "Wrote out/small.onnx (" in out
     assert "Run it: querybox predict out/small.onnx IMAGES" in out
+    code, info, _ = run("info", "out/small.onnx")
+    assert code == 0
+    for part in ("an exported model", "float32", "2: cat, dog", "short side 32, long side at most 64 pixels"):
+        assert part in info
     for name, which in (("a", model), ("b", "out/small.onnx")):
         assert run("evaluate", which, photos, "--split", "val", "--output", name)[0] == 0
     a, b = (json.loads((tmp_path / name / "metrics.json").read_text())["metrics"] for name in ("a", "b"))

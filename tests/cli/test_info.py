@@ -64,11 +64,3 @@ def test_bad_input_is_told_in_one_line(run: Any, target: str, message: str) -> N
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert message in err
-
-
-def test_of_an_exported_model(run: Any, model: Path) -> None:
-    assert run("export", model, "model.onnx", "--to", "onnx")[0] == 0
-    code, out, _ = run("info", "model.onnx")
-    assert code == 0
-    for part in ("an exported model", "float32", "2: cat, dog", "short side 32, long side at most 64 pixels"):
-        assert part in out

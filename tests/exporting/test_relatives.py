@@ -29,6 +29,11 @@ def dino_program(dino: Detector) -> ExportedProgram:
     return trace(dino)
 
 
+@pytest.fixture(scope="module")
+def distinct_program(distinct: Detector) -> ExportedProgram:
+    return trace(distinct)
+
+
 def check(program: ExportedProgram, detector: Detector, path: Path, to: Format) -> None:
     """Write a file; compare it with the detector query by query at several sizes, and as an engine of `predict`."""
     path = path / f"model{EXPORTED[to]}"
@@ -55,8 +60,10 @@ def test_dino(dino_program: ExportedProgram, dino: Detector, tmp_path: Path, to:
 
 
 @pytest.mark.parametrize("to", EXPORTED)
-def test_distinct_queries(distinct: Detector, tmp_path: Path, to: Format) -> None:
-    check(trace(distinct), distinct, tmp_path, to)
+def test_distinct_queries(
+    distinct_program: ExportedProgram, distinct: Detector, tmp_path: Path, to: Format
+) -> None:
+    check(distinct_program, distinct, tmp_path, to)
 
 
 def test_deformable_detr(deformable: Detector, tmp_path: Path) -> None:
