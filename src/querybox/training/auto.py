@@ -45,7 +45,7 @@ MIN_EPOCHS, MAX_EPOCHS = 12, 150
 UNLIMITED_EPOCHS = 10_000
 """Epochs of a run that ends by its time limit."""
 UPDATES_PER_EVALUATION = 200
-PATIENCE = 10
+PATIENCE = 15
 """Evaluations without an improvement after which a run stops."""
 CACHE_SHARE = 0.3
 """Share of the available memory that decoded images may take."""
