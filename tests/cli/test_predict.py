@@ -143,7 +143,10 @@ def test_a_run_folder_is_its_best_model(run: Any, model: Path, photos: Path, tmp
         (["IMAGES", "PICTURE", "MODEL"], "the model comes first: querybox predict MODEL IMAGES PICTURE\n"),
         (["MODEL", "PICTURE", "--format", "png"], "ConfigError: --format got 'png'; expected one or more of"),
         (["MODEL", "PICTURE", "--threshold", "2"], "ConfigError: predict got threshold=2.0; expected 0 to 1"),
-        (["MODEL", "PICTURE", "--top-k", "0"], "ConfigError: predict got top_k=0; expected an integer, 1 or more"),
+        (
+            ["MODEL", "PICTURE", "--top-k", "0"],
+            "ConfigError: predict got top_k=0; expected an integer, 1 or more",
+        ),
         (["MODEL", "PICTURE", "--nms", "-1"], "ConfigError: predict got nms=-1.0"),
         (["MODEL", "PICTURE", "--batch-size", "0"], "ConfigError: predict got batch_size=0"),
         (

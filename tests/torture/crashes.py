@@ -69,9 +69,9 @@ def duration() -> float:
 
 def go_on(settings: RunSettings, expected: dict[str, Any], what: str) -> None:
     """Resume a run that was ended, as often as it takes, and compare what it comes to; then remove it."""
-    finish(settings, resume=Path(settings.output).is_dir())
+    finish(settings, resume=settings.folder.is_dir())
     require_equal(settings, expected, what)
-    shutil.rmtree(settings.output)
+    shutil.rmtree(settings.folder)
 
 
 def kill_before_operations(folder: Path, long: bool) -> str:
@@ -85,7 +85,7 @@ def kill_before_operations(folder: Path, long: bool) -> str:
         require(code == -signal.SIGKILL, f"the run ended with {code} before operation {place}")
         if place % 3 == 0:  # the run that goes on is killed, too
             again = Plan(kill_before=1 + place % 20)
-            end_of(start(settings, again, resume=Path(settings.output).is_dir()))
+            end_of(start(settings, again, resume=settings.folder.is_dir()))
         go_on(settings, expected, f"killed before operation {place}")
     return (
         f"killed before {len(places)} of {counts['operations']} operations on files, one in three again while it "
@@ -113,7 +113,7 @@ def kill_at_moments(folder: Path, long: bool, *, workers: int) -> str:
     while kills < max(1, MOMENTS[not long] // 2):
         settings = settings_of(folder, f"moment{runs}", workers=workers)
         for _ in range(3):  # at most, or a short-lived run would never come to its end
-            process = start(settings, resume=Path(settings.output).is_dir())
+            process = start(settings, resume=settings.folder.is_dir())
             process.join(random.uniform(0.0, seconds))
             killed = process.exitcode is None
             process.kill()
@@ -146,7 +146,7 @@ def ask_to_stop(folder: Path, long: bool) -> str:
         require(
             code in allowed, f"{signalled.name} at moment {turn}: ended with {code}: {last_words(settings)}"
         )
-        saved += (Path(settings.output) / "checkpoint.safetensors").exists()
+        saved += (settings.folder / "checkpoint.safetensors").exists()
         go_on(settings, expected, f"{signalled.name} at moment {turn}")
     require(slowest < STOP_SECONDS, f"a run took {slowest:.1f} s to stop")
     return f"asked {number} times, {saved} with a checkpoint: all resumed, all equal; at most {slowest:.1f} s"
@@ -163,7 +163,7 @@ def kill_programs(folder: Path, long: bool) -> str:
     for turn in range(PROGRAMS):
         process = subprocess.Popen([*command, *(["--resume"] if turn else [])], stderr=subprocess.DEVNULL)
         seen = time.monotonic()
-        while not (Path(settings.output) / "checkpoint.safetensors").exists():
+        while not (settings.folder / "checkpoint.safetensors").exists():
             require(time.monotonic() - seen < 4 * DEATH_SECONDS, "querybox train has written no checkpoint")
             time.sleep(0.05)
         time.sleep(Random(turn).uniform(0, 2))
@@ -208,7 +208,7 @@ def leave_workers(folder: Path, long: bool) -> str:
         settings = settings_of(folder, method, workers=2)
         process = start(settings, Plan(slow=1.0, start_method=method))
         session, begun = process.pid or 0, time.monotonic()
-        while not (Path(settings.output) / "record.json").exists() or len(members(session)) < 3:
+        while not (settings.folder / "record.json").exists() or len(members(session)) < 3:
             require(
                 time.monotonic() - begun < 2 * DEATH_SECONDS and process.is_alive(), "no workers were started"
             )

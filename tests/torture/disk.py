@@ -39,7 +39,7 @@ def fill_up(folder: Path, times: int, *, mounted: bool) -> str:
             require(words.startswith(f"DiskFullError: {settings.output}"), f"the error says {words}")
             require("Free some space" in words and "is unchanged" in words, f"the error says {words}")
             failed += 1
-        checkpoint = Path(settings.output) / "checkpoint.safetensors"
+        checkpoint = settings.folder / "checkpoint.safetensors"
         if checkpoint.exists():
             RunCheckpoint.read(checkpoint)
         (disk / "filler").unlink(missing_ok=True)

@@ -119,7 +119,7 @@ def lose_one_of_a_launcher(folder: Path, long: bool) -> str:
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     launcher = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     seen = time.monotonic()
-    while not (Path(settings.output) / "checkpoint.safetensors").exists():
+    while not (settings.folder / "checkpoint.safetensors").exists():
         require(
             time.monotonic() - seen < 4 * SECONDS and launcher.poll() is None, "no checkpoint was written"
         )

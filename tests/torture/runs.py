@@ -104,7 +104,7 @@ def run(values: dict[str, Any], plan: Plan, resume: bool) -> None:
     multiprocessing.set_start_method(plan.start_method, force=True)
     torch.set_num_threads(1)
     loop.MIN_CHECKPOINT_SECONDS = 0.0  # a checkpoint an epoch
-    carry_out(plan, settings.output)
+    carry_out(plan, str(settings.folder))
     try:
         train(settings, resume=resume)
     except QueryboxError as error:
@@ -227,7 +227,7 @@ def finish(settings: RunSettings, plan: Plan | None = None, *, resume: bool = Fa
 def log_of(settings: RunSettings, rank: str = "0") -> Path:
     """Return the file for what a process of a run says: beside its dataset."""
     assert settings.data.train is not None
-    return Path(settings.data.train).parent / f"{Path(settings.output).name}.{rank}.log"
+    return Path(settings.data.train).parent / f"{settings.folder.name}.{rank}.log"
 
 
 def last_words(settings: RunSettings, rank: str = "0") -> str:
@@ -239,7 +239,7 @@ def last_words(settings: RunSettings, rank: str = "0") -> str:
 
 def result_of(settings: RunSettings) -> dict[str, Any]:
     """Return all that a run has come to, less what the clock tells."""
-    folder = Path(settings.output)
+    folder = settings.folder
     checkpoint = RunCheckpoint.read(folder / "checkpoint.safetensors")
     progress = checkpoint.progress
     with (folder / "metrics.csv").open(newline="") as file:

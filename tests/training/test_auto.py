@@ -110,7 +110,8 @@ def test_images_are_kept_in_memory_if_they_fit() -> None:
 )
 def test_what_is_set_stays(name: str, value: object) -> None:
     section, key = name.split(".")
-    found, default = chosen(dataset(), **{section: {key: value}}), chosen(dataset())
+    given: dict[str, Any] = {section: {key: value}}
+    found, default = chosen(dataset(), **given), chosen(dataset())
     assert found.flat().get(name, found.model.get(key)) == value
     different = {key for key, other in found.flat().items() if other != default.flat()[key]}
     assert different <= {name, "model", "data.scales"} | {f"model.{key}"}

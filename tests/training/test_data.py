@@ -96,5 +96,5 @@ def test_too_many_are_refused_before_anything_is_written(run_settings: MakeSetti
     settings = run_settings(data={"train": str(own_boxes)})
     with pytest.raises(DataError, match=r"1 of 8, more than data\.max_corrupt = 0\.05"):
         train(settings)
-    assert not Path(settings.output).exists()
+    assert not settings.folder.exists()
     assert examine_images(()) == []

@@ -148,7 +148,7 @@ def test_an_error_that_ends_a_run_is_recorded(
         patch.setattr(Trainer, "update", fail)
         with pytest.raises(NonFiniteError):
             train(settings)
-    diagnosis = diagnose(settings.output)
+    diagnosis = diagnose(settings.folder)
     assert names(diagnosis)[0] == "failed"
     assert "loss_cls became NaN" in diagnosis.findings[0].cause
     assert diagnosis.missing[0].startswith("metrics.csv has no row")

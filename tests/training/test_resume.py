@@ -138,7 +138,7 @@ def test_a_signal_ends_an_evaluation_which_is_made_again(
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             train(settings)
     assert len(seen) == 1
-    folder = Path(settings.output)
+    folder = settings.folder
     assert not (folder / "metrics.csv").exists()
     assert read_record(folder).ended == "signal"
     same(train(settings, resume=True).run_dir, whole, "checkpoint", "last", "best")
@@ -263,7 +263,7 @@ def with_best_behind(
 
 
 def test_a_best_detector_that_is_damaged_is_told_at_once(with_best_behind: RunSettings) -> None:
-    path = Path(with_best_behind.output) / "best.safetensors"
+    path = with_best_behind.folder / "best.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -274,7 +274,7 @@ def test_a_best_detector_that_is_damaged_is_told_at_once(with_best_behind: RunSe
 def test_a_best_detector_that_is_gone_is_chosen_anew(
     with_best_behind: RunSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = Path(with_best_behind.output) / "best.safetensors"
+    path = with_best_behind.folder / "best.safetensors"
     path.unlink()
     train(with_best_behind, resume=True)
     assert f"{path}: is missing" in caplog.text

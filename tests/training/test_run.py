@@ -55,7 +55,7 @@ def test_a_run_leaves_everything_that_repeats_it(run_settings: MakeSettings) -> 
     settings = run_settings(epochs=2)
     result = train(settings)
     folder = result.run_dir
-    assert folder == Path(settings.output)
+    assert folder == settings.folder
     expected = {"run.yaml", "environment.json", "record.json", "validation.json", "metrics.csv"}
     assert expected | {"checkpoint.safetensors", "last.safetensors"} == {
         path.name for path in folder.iterdir()
@@ -123,8 +123,8 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(run_sett
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_run_that_was_killed_as_it_made_its_folder_starts(run_settings: MakeSettings, resume: bool) -> None:
     settings = run_settings(epochs=1)
-    Path(settings.output).mkdir()
-    (Path(settings.output) / ".run.yaml.abc.tmp").write_bytes(b"half")
+    settings.folder.mkdir()
+    (settings.folder / ".run.yaml.abc.tmp").write_bytes(b"half")
     assert rows(train(settings, resume=resume).run_dir)
 
 
@@ -137,8 +137,8 @@ def test_a_run_without_its_checkpoint_is_not_begun_anew(run_settings: MakeSettin
 
 def test_a_folder_in_use_is_refused(run_settings: MakeSettings) -> None:
     settings = run_settings()
-    Path(settings.output).mkdir()
-    (Path(settings.output) / "thesis.txt").write_text("mine")
+    settings.folder.mkdir()
+    (settings.folder / "thesis.txt").write_text("mine")
     with pytest.raises(ConfigError, match="not empty"):
         train(settings)
 
@@ -356,7 +356,7 @@ def test_evaluation_data_of_other_classes_are_refused_before_the_first_step(
     settings = run_settings(data={"val": str(other)})
     with pytest.raises(ConfigError, match="'green'"):
         train(settings)
-    assert not Path(settings.output).exists()
+    assert not settings.folder.exists()
 
 
 def test_a_gradient_that_overflows_its_fp16_scale_skips_the_step_and_no_more(

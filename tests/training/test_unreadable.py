@@ -94,7 +94,7 @@ def test_too_many_end_the_run_before_an_update(
         TrainingError, match=r"1 of 8 training images have become unreadable .* data\.max_corrupt = 0\.05"
     ):
         train(settings)
-    assert read_record(Path(settings.output)).failed
+    assert read_record(settings.folder).failed
 
 
 PROGRAM = """
