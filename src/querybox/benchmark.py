@@ -122,6 +122,8 @@ def engines_of(path: Path) -> tuple[str, ...]:
 def photo_size(preprocessing: Preprocessing) -> tuple[int, int]:
     """Return the (height, width) that a 4:3 photo is resized to."""
     short, long = preprocessing.short_side, preprocessing.long_side
+    if preprocessing.resizing == "stretch":
+        return short, long
     return (short, short * 4 // 3) if short * 4 // 3 <= long else (long * 3 // 4, long)
 
 

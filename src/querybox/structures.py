@@ -23,7 +23,7 @@ from querybox.errors import ConfigError, ImageError
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
-Resizing = Literal["querybox", "facebook", "huggingface", "mmdet"]
+Resizing = Literal["querybox", "facebook", "huggingface", "mmdet", "stretch"]
 Shapes = tuple[tuple[int | torch.SymInt, int | torch.SymInt], ...]
 """(height, width) of several feature maps in cells; `SymInt` while a graph with dynamic sizes is traced."""
 
@@ -49,7 +49,8 @@ class Preprocessing:
     short_side: int = 800
     long_side: int = 1333
     resizing: Resizing = "querybox"
-    """The library whose rounding of sizes and interpolation is used; see `querybox.data.transforms.resize`."""
+    """The library whose rounding of sizes and interpolation is used, or "stretch" to resize every image to a height of
+    `short_side` and a width of `long_side`, whatever its aspect ratio; see `querybox.data.transforms.resize`."""
     clip_boxes: bool = True
     """Whether detected boxes are clipped to the image."""
 

@@ -253,3 +253,21 @@ def test_colour_jitter_changes_colours_alone() -> None:
     assert jittered.pixels.dtype == torch.uint8
     assert (jittered.pixels != plain.pixels).any()
     torch.testing.assert_close(jittered.boxes_xyxy, plain.boxes_xyxy, rtol=0, atol=0)
+
+
+def test_images_are_stretched_to_a_square_in_training_and_prediction() -> None:
+    settings = DataSettings(image_size=64, stretch=True, crop=0, horizontal_flip=0)
+    assert settings.sizes().scales == (64,)
+    assert (settings.sizes().short_side, settings.sizes().long_side) == (64, 64)
+    noise = torch.randint(0, 256, (3, 100, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[10.0, 20.0, 30.0, 80.0]])
+    sample = augment(Sample(noise, boxes, torch.tensor([3])), settings, np.random.default_rng(0))
+    torch.testing.assert_close(sample.pixels, resize(noise, 64, 64, "stretch"), rtol=0, atol=0)
+    # 50 columns become 64, and 100 rows become 64
+    torch.testing.assert_close(sample.boxes_xyxy, torch.tensor([[12.8, 12.8, 38.4, 51.2]]))
+    expected = Image.fromarray(noise.permute(1, 2, 0).numpy()).resize((64, 64), Image.Resampling.BILINEAR)
+    difference = sample.pixels.permute(1, 2, 0).int() - torch.from_numpy(np.array(expected)).int()
+    assert difference.abs().max() <= 1
+    assert resized_shape(480, 640, 32, 96, "stretch") == (32, 96)
+    with pytest.raises(ConfigError, match="remove long_side"):
+        DataSettings.parse({"image_size": 64, "long_side": 96, "stretch": True})

@@ -12,7 +12,7 @@ from torchvision.ops import box_iou, sigmoid_focal_loss
 
 from querybox import Criterion, DetectorOutput, HungarianMatcher, Predictions, Target
 from querybox.boxes import to_xyxy
-from querybox.losses.classification import FocalLoss, VarifocalLoss
+from querybox.losses.classification import DetachedVarifocalLoss, FocalLoss, VarifocalLoss
 from querybox.structures import Matches
 
 
@@ -147,3 +147,23 @@ def test_proposals_may_say_only_that_there_is_an_object() -> None:
     theirs = focal_criterion()(output, first)
     assert_close(ours["enc_loss_cls"], theirs["enc_loss_cls"])
     assert_close(ours["loss_cls"], focal_criterion()(output, targets)["loss_cls"])
+
+
+def test_detached_varifocal_loss_has_no_gradient_through_the_weight_of_negatives() -> None:
+    """RT-DETR's: binary cross-entropy with weights 0.75 p^2 for negatives and the IoU for the class of a match."""
+    logits = torch.randn(1, 5, 3, dtype=torch.float64, requires_grad=True)
+    answer, label, iou = torch.tensor([[1, 4]]), torch.tensor([[2, 0]]), torch.tensor([[0.6, 0.9]]).double()
+    two = torch.tensor(2.0, dtype=torch.float64)
+    target, weight = torch.zeros(1, 5, 3).double(), 0.75 * logits.detach().sigmoid() ** 2
+    for row, column, value in zip(answer[0], label[0], iou[0], strict=True):
+        target[0, row, column] = weight[0, row, column] = value
+    expected = (
+        torch.nn.functional.binary_cross_entropy_with_logits(logits, target, weight, reduction="sum") / two
+    )
+    loss = DetachedVarifocalLoss().loss(logits, answer, label, two, two, iou)
+    assert_close(loss, expected[None])
+    assert_close(loss, VarifocalLoss().loss(logits, answer, label, two, two, iou))
+    gradient, expected_gradient = (
+        torch.autograd.grad(each.sum(), logits, retain_graph=True)[0] for each in (loss, expected)
+    )
+    assert_close(gradient, expected_gradient)

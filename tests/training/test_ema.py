@@ -31,10 +31,16 @@ def test_the_average_is_a_copy_that_is_neither_trained_nor_in_training_mode() ->
     assert torch.equal(average.model.weight, before)
 
 
-def test_the_average_takes_buffers_as_they_are() -> None:
+def test_statistics_of_batch_norms_are_averaged_and_counters_are_copied() -> None:
     model = nn.BatchNorm1d(2)
     average = MovingAverage(model, 0.99)
     assert model.running_mean is not None
+    assert model.num_batches_tracked is not None
     model.running_mean.fill_(3)
+    model.num_batches_tracked.fill_(7)
     average.update(model, 1)
-    torch.testing.assert_close(average.model.running_mean, torch.full((2,), 3.0))
+    torch.testing.assert_close(
+        average.model.running_mean, torch.full((2,), 3 * 9 / 11)
+    )  # decay (1 + 1) / (10 + 1)
+    assert average.model.num_batches_tracked is not None
+    assert average.model.num_batches_tracked.item() == 7

@@ -53,16 +53,20 @@ def model_config(recipe: Recipe, rows: Sequence[str]) -> dict[str, Any]:
 
 def preprocessor_config(preprocessing: Preprocessing, kind: type[Recipe]) -> dict[str, Any]:
     """Return the content of ``preprocessor_config.json`` for this kind of model."""
+    short, long = preprocessing.short_side, preprocessing.long_side
+    stretched = preprocessing.resizing == "stretch"
     return {
         "image_processor_type": f"{kind.huggingface_prefix}ImageProcessor",
         "format": "coco_detection",
         "do_resize": True,
-        "size": {"shortest_edge": preprocessing.short_side, "longest_edge": preprocessing.long_side},
+        "size": {"height": short, "width": long}
+        if stretched
+        else {"shortest_edge": short, "longest_edge": long},
         "resample": 2,  # bilinear
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "image_mean": [value / 255 for value in preprocessing.mean],
         "image_std": [value / 255 for value in preprocessing.std],
-        "do_pad": True,
+        "do_pad": not stretched,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from querybox.checkpoints.statements import stated_images, stated_names, stated_
 from querybox.errors import CheckpointError, ConfigError, QueryboxError
 from querybox.models import Recipe
 from querybox.modules.detector import DetectionTransformer
-from querybox.structures import Category, Preprocessing
+from querybox.structures import Category
 
 logger = logging.getLogger(__name__)
 
@@ -132,9 +133,7 @@ def interpret(file: CheckpointFile, path: Path, given: Mapping[str, Any]) -> Che
     num_rows = count_class_rows(state, kind)
     categories, unused_rows, class_assumptions = infer_classes(num_rows, file.metadata)
     recipe = recipe.replace(unused_rows=unused_rows)
-    preprocessing = Preprocessing(
-        resizing=layout.resizing, clip_boxes=layout.clip_boxes, **stated_images(file.metadata)
-    )
+    preprocessing = dataclasses.replace(layout.preprocessing, **stated_images(file.metadata))
     return Checkpoint(
         blueprint=Blueprint(recipe=recipe, categories=tuple(categories), preprocessing=preprocessing),
         state=state,

@@ -55,14 +55,18 @@ def stated_images(metadata: Mapping[str, Any]) -> dict[str, Any]:
         for field in ("mean", "std")
         if f"image_{field}" in config
     }
+    if not config.get("do_normalize", True):
+        stated = {"mean": (0.0,) * 3, "std": (255.0,) * 3}
     size = config.get("size", {})
     if isinstance(size, int):  # early files
         size = {"shortest_edge": size, "longest_edge": config.get("max_size", 1333)}
-    if size:
-        try:
-            stated |= {"short_side": size["shortest_edge"], "long_side": size["longest_edge"]}
-        except KeyError as error:
-            raise CheckpointError(
-                f"preprocessor_config.json: 'size' is {size}; expected 'shortest_edge' and 'longest_edge'"
-            ) from error
+    if size.keys() >= {"height", "width"}:
+        stated |= {"short_side": size["height"], "long_side": size["width"], "resizing": "stretch"}
+    elif size.keys() >= {"shortest_edge", "longest_edge"}:
+        stated |= {"short_side": size["shortest_edge"], "long_side": size["longest_edge"]}
+    elif size:
+        raise CheckpointError(
+            f"preprocessor_config.json: 'size' is {size}; expected 'shortest_edge' and 'longest_edge', or 'height' and "
+            "'width'"
+        )
     return stated

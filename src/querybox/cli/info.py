@@ -125,11 +125,21 @@ def describe_use(categories: Sequence[Category], preprocessing: Preprocessing) -
     """Return the classes and the preprocessing of a model in words."""
     return {
         "classes": f"{len(categories)}: {', '.join(each.name for each in categories)}",
-        "image size": f"short side {preprocessing.short_side}, long side at most {preprocessing.long_side} pixels",
-        "resizing": f"as in {preprocessing.resizing}",
+        **describe_size(preprocessing),
         "boxes": "clipped to the image" if preprocessing.clip_boxes else "not clipped to the image",
         "mean": ", ".join(f"{value:g}" for value in preprocessing.mean),
         "std": ", ".join(f"{value:g}" for value in preprocessing.std),
+    }
+
+
+def describe_size(preprocessing: Preprocessing) -> dict[str, str]:
+    """Return the image size and the method of resizing in words."""
+    short, long = preprocessing.short_side, preprocessing.long_side
+    if preprocessing.resizing == "stretch":
+        return {"image size": f"{short} x {long} pixels", "resizing": "stretched, whatever the aspect ratio"}
+    return {
+        "image size": f"short side {short}, long side at most {long} pixels",
+        "resizing": f"as in {preprocessing.resizing}",
     }
 
 

@@ -59,10 +59,15 @@ class DataSettings(Settings):
     """Fraction of the images of `train` that is held out if there is no other validation data."""
     image_size: Pixels = _PAPER_SIZE
     """Short side of images at inference, in pixels."""
+    stretch: bool = False
+    """Stretch images to squares of image_size x image_size pixels instead of keeping their aspect ratio, as RT-DETR
+    does."""
     long_side: Pixels | None = None
-    """Maximum long side in pixels; the short side is reduced if necessary. 1333 for image_size 800."""
+    """Maximum long side in pixels; the short side is reduced if necessary. 1333 for image_size 800; `image_size` with
+    `stretch`."""
     scales: tuple[Pixels, ...] | None = Field(default=None, min_length=1)
-    """Short sides to choose from in training. 480, 512 ... 800 for image_size 800."""
+    """Short sides to choose from in training. 480, 512 ... 800 for image_size 800; `image_size` alone with `stretch`,
+    so that all images of a batch have the same size."""
     crop_scales: tuple[Pixels, ...] | None = Field(default=None, min_length=1)
     """Short sides to choose from before cropping. 400, 500, 600 for image_size 800."""
     crop_range: tuple[Pixels, Pixels] | None = None
@@ -93,14 +98,20 @@ class DataSettings(Settings):
             raise ValueError(
                 f"long_side is {sizes.long_side}; expected at least image_size, {sizes.short_side}"
             )
+        if self.stretch and sizes.long_side != sizes.short_side:
+            raise ValueError(
+                f"long_side is {sizes.long_side}; with stretch images are squares of image_size, {sizes.short_side}: "
+                "remove long_side"
+            )
         return self
 
     def sizes(self) -> Sizes:
         """Return all sizes; those that are not set are scaled in proportion to `image_size`."""
         return Sizes(
             short_side=self.image_size,
-            long_side=self.long_side or self._scaled(_PAPER_LONG_SIDE),
-            scales=self.scales or tuple(map(self._scaled, _PAPER_SCALES)),
+            long_side=self.long_side or (self.image_size if self.stretch else self._scaled(_PAPER_LONG_SIDE)),
+            scales=self.scales
+            or ((self.image_size,) if self.stretch else tuple(map(self._scaled, _PAPER_SCALES))),
             crop_scales=self.crop_scales or tuple(map(self._scaled, _PAPER_CROP_SCALES)),
             crop_range=self.crop_range
             or (self._scaled(_PAPER_CROP_RANGE[0]), self._scaled(_PAPER_CROP_RANGE[1])),

@@ -39,15 +39,18 @@ def resized_shape(
     The short side becomes `short_side`, or less if the long side would exceed `long_side`. MMDetection rounds both
     sides (mmcv's imrescale). The others truncate the long side and, if `long_side` is the limit, round the short side.
     In that case facebookresearch's long side may differ from `long_side` by one pixel, Hugging Face computes it before
-    rounding the short side, and ours is facebookresearch's, limited to `long_side`.
+    rounding the short side, and ours is facebookresearch's, limited to `long_side`. "stretch" ignores the aspect ratio.
 
     Args:
         height: Height of the image in pixels.
         width: Width of the image in pixels.
         short_side: Target length of the short side in pixels.
         long_side: Maximum length of the long side in pixels.
-        resizing: The library whose rounding is used.
+        resizing: The library whose rounding is used; or "stretch", for a height of `short_side` and a width of
+            `long_side`.
     """
+    if resizing == "stretch":
+        return short_side, long_side
     short, long = min(height, width), max(height, width)
     if resizing == "mmdet":
         scale = min(long_side / long, short_side / short)
@@ -81,7 +84,7 @@ def augment(sample: Sample, settings: DataSettings, rng: np.random.Generator) ->
     The image is flipped with the given probabilities. Then its short side is resized to one of `scales`; or, with
     probability `crop`, to one of `crop_scales`, followed by a crop of random size and position that is resized to one
     of `scales`. Boxes are clipped to the crop, and those outside it are dropped. A crop without objects is a negative
-    example.
+    example. With `stretch` the image is finally stretched to a square of one of `scales`.
 
     Args:
         sample: The image and its objects.
@@ -94,7 +97,12 @@ def augment(sample: Sample, settings: DataSettings, rng: np.random.Generator) ->
         short_side = int(rng.choice(sizes.crop_scales))
         sample = _resize(sample, short_side, _MAX_ASPECT_BEFORE_CROP * short_side)
         sample = _crop(sample, sizes, rng)
-    sample = _resize(sample, int(rng.choice(sizes.scales)), sizes.long_side)
+    scale = int(rng.choice(sizes.scales))
+    sample = (
+        _resize(sample, scale, scale, "stretch")
+        if settings.stretch
+        else _resize(sample, scale, sizes.long_side)
+    )
     if settings.color_jitter:
         sample = sample._replace(pixels=_jitter(sample.pixels, settings.color_jitter, rng))
     return sample
@@ -110,8 +118,8 @@ def _flip(sample: Sample, settings: DataSettings, rng: np.random.Generator) -> S
     return sample
 
 
-def _resize(sample: Sample, short_side: int, long_side: int) -> Sample:
-    pixels = resize(sample.pixels, short_side, long_side)
+def _resize(sample: Sample, short_side: int, long_side: int, resizing: Resizing = "querybox") -> Sample:
+    pixels = resize(sample.pixels, short_side, long_side, resizing)
     height, width = (new / old for new, old in zip(pixels.shape[1:], sample.pixels.shape[1:], strict=True))
     return sample._replace(
         pixels=pixels, boxes_xyxy=sample.boxes_xyxy * torch.tensor([width, height, width, height])

@@ -77,7 +77,13 @@ def repeated_objects(image: ImageRecord) -> int:
 def input_sizes(image: ImageRecord, settings: DataSettings) -> Float[np.ndarray, " G"]:
     """Return the square root of the area of each box in pixels of the model's input, without crowd regions."""
     sizes = settings.sizes()
-    height, width = resized_shape(image.height, image.width, sizes.short_side, sizes.long_side)
+    height, width = resized_shape(
+        image.height,
+        image.width,
+        sizes.short_side,
+        sizes.long_side,
+        "stretch" if settings.stretch else "querybox",
+    )
     boxes = image.boxes_xyxy[~image.crowd]
     return np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1) * (height * width) / (image.height * image.width))
 

@@ -113,4 +113,12 @@ class VarifocalLoss(FocalLoss):
         return iou * F.binary_cross_entropy_with_logits(logits, iou, reduction="none")
 
 
+class DetachedVarifocalLoss(VarifocalLoss):
+    """Varifocal loss as in RT-DETR: the weight of negative examples is a constant, without a gradient."""
+
+    def negative_loss(self, logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Return the loss of negative examples."""
+        return (1 - self.alpha) * logits.detach().sigmoid() ** self.gamma * F.softplus(logits)
+
+
 ClassificationLoss = CrossEntropyLoss | FocalLoss

@@ -37,6 +37,8 @@ class Recipe(Settings):
     """Display name of the kind."""
     training: ClassVar[Mapping[str, Any]]
     """The published training schedule: settings that differ from the defaults of `querybox.training.TrainSettings`."""
+    data: ClassVar[Mapping[str, Any]] = {}
+    """Published data settings: those that differ from the defaults of `querybox.data.DataSettings`."""
     layouts: ClassVar[Mapping[PublicSystem, Layout]]
     """Its checkpoint layouts in other systems."""
     identifying_tensor: ClassVar[str]

@@ -43,10 +43,12 @@ ResidualType = type[Residual] | type[PreNormResidual]
 
 
 class FeedForward(nn.Sequential):
-    """Feed-forward network: two linear layers with a ReLU between them, applied to each token."""
+    """Feed-forward network: two linear layers with an activation between them, applied to each token."""
 
-    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+    def __init__(
+        self, width: int, hidden: int, dropout: float, *, activation: type[nn.Module] = nn.ReLU
+    ) -> None:
         expand, contract = nn.Linear(width, hidden), nn.Linear(hidden, width)
         nn.init.xavier_uniform_(expand.weight)
         nn.init.xavier_uniform_(contract.weight)
-        super().__init__(expand, nn.ReLU(), nn.Dropout(dropout), contract)
+        super().__init__(expand, activation(), nn.Dropout(dropout), contract)

@@ -42,11 +42,12 @@ class EncoderLayer(nn.Module):
         dropout: float,
         *,
         residual: ResidualType = Residual,
+        activation: type[nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
         self.self_attention = Attention(width, heads, dropout)
         self.self_attention_residual = residual(width, dropout)
-        self.feedforward = FeedForward(width, feedforward, dropout)
+        self.feedforward = FeedForward(width, feedforward, dropout, activation=activation)
         self.feedforward_residual = residual(width, dropout)
 
     def forward(

@@ -24,10 +24,14 @@ class MovingAverage(Generic[M]):
 
     @torch.no_grad()
     def update(self, model: M, step: int) -> None:
-        """Update the average with the weights of `model` after update number `step`, from 1."""
+        """Update the average with the parameters and statistics of `model` after update number `step`, from 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
         average: list[Tensor] = list(self.model.parameters())
         latest: list[Tensor] = list(model.parameters())
-        torch._foreach_lerp_(average, latest, 1 - decay)  # one kernel for all of them
         for old, new in zip(self.model.buffers(), model.buffers(), strict=True):
-            old.copy_(new)
+            if old.is_floating_point():  # statistics of batch norms, which belong to the weights
+                average.append(old)
+                latest.append(new)
+            else:
+                old.copy_(new)
+        torch._foreach_lerp_(average, latest, 1 - decay)  # one kernel for all of them

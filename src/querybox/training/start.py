@@ -11,7 +11,7 @@ from typing import Any
 from querybox.checkpoints.backbone import build
 from querybox.checkpoints.hub import fetch, is_hub_name
 from querybox.checkpoints.read import load_detector, read_checkpoint
-from querybox.data.settings import NO_VALIDATION
+from querybox.data.settings import NO_VALIDATION, DataSettings
 from querybox.errors import ConfigError
 from querybox.models import Recipe, find, parse, training_defaults
 from querybox.modules.detector import DetectionTransformer
@@ -59,7 +59,7 @@ def resolve(settings: RunSettings) -> RunSettings:
     """Fill in all defaults of `settings`, which name a recipe or weights.
 
     The model is that of the recipe, or of the weights if no recipe is given. Without weights, the backbone is
-    initialised from ImageNet weights by default. Training settings default to those of the recipe.
+    initialised from ImageNet weights by default. Training and data settings default to those of the recipe.
 
     Raises:
         ConfigError: The recipe or one of its settings is unknown, or settings are inconsistent.
@@ -72,7 +72,8 @@ def resolve(settings: RunSettings) -> RunSettings:
     explicit = settings.train.model_dump(exclude_unset=True)
     train = TrainSettings.parse({**training_defaults(recipe, settings.recipe), **explicit}, where="train")
     train = train.replace(precision=resolve_precision(train.precision, training_device()))
-    return settings.replace(model=model, train=train.model_dump(), data=settings.data.model_dump())
+    data = DataSettings.parse({**recipe.data, **settings.data.model_dump(exclude_unset=True)}, where="data")
+    return settings.replace(model=model, train=train.model_dump(), data=data.model_dump())
 
 
 def resolve_weights(weights: str) -> str:
@@ -100,7 +101,8 @@ def not_inferable(model: Mapping[str, Any]) -> dict[str, Any]:
 def build_detector(settings: RunSettings, categories: tuple[Category, ...]) -> DetectionTransformer:
     """Build the detector of resolved `settings` for these classes, with its initial weights.
 
-    Its preprocessing is that of the weights, except for the image size, which is that of the data settings.
+    Its preprocessing is that of the weights, except for the image size and stretching, which are those of the data
+    settings.
 
     Raises:
         ConfigError: The settings of the recipe are inconsistent.
@@ -112,7 +114,13 @@ def build_detector(settings: RunSettings, categories: tuple[Category, ...]) -> D
         initialize_from(detector, source, settings.weights)
         detector.preprocessing = source.preprocessing
     sizes = settings.data.sizes()
+    keeps_aspect = (
+        "querybox" if detector.preprocessing.resizing == "stretch" else detector.preprocessing.resizing
+    )
     detector.preprocessing = dataclasses.replace(
-        detector.preprocessing, short_side=sizes.short_side, long_side=sizes.long_side
+        detector.preprocessing,
+        short_side=sizes.short_side,
+        long_side=sizes.long_side,
+        resizing="stretch" if settings.data.stretch else keeps_aspect,
     )
     return detector

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from querybox.models.layouts.layout import Layout
+from querybox.structures import Preprocessing
 
 ENCODER, DECODER = "transformer.encoder", "transformer.decoder"
 
@@ -34,6 +35,5 @@ FACEBOOK = Layout(
         "decoder.box_head.4": "bbox_embed.layers.2",
     },
     has_num_batches_tracked=False,
-    resizing="facebook",
-    clip_boxes=False,
+    preprocessing=Preprocessing(resizing="facebook", clip_boxes=False),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from querybox.models.layouts.layout import Layout
 from querybox.models.layouts.relatives import PyramidConversion
+from querybox.structures import Preprocessing
 
 ENCODER, DECODER = "model.encoder.layers.*", "model.decoder.layers.*"
 BACKBONE = "model.backbone.conv_encoder.model"
@@ -64,8 +65,7 @@ HUGGINGFACE = Layout(
     },
     fused=False,
     has_num_batches_tracked=False,
-    resizing="huggingface",
-    clip_boxes=False,
+    preprocessing=Preprocessing(resizing="huggingface", clip_boxes=False),
 )
 
 HUGGINGFACE_DEFORMABLE = HUGGINGFACE.relative(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from querybox.errors import CheckpointError
-from querybox.structures import Resizing
+from querybox.structures import Preprocessing
 
 PublicSystem = Literal["facebook", "mmdet2", "mmdet3", "huggingface"]
 """Systems with known layouts. "facebook" stands for the authors' code of each kind."""
@@ -59,10 +59,8 @@ class Layout:
     """Names of modules in this layout by those in querybox; ``*`` stands for the number of a layer."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Alternative names in some files, with the name in `modules`; applied in order."""
-    resizing: Resizing
-    """How the system resizes images."""
-    clip_boxes: bool
-    """Whether the system clips boxes to the image."""
+    preprocessing: Preprocessing
+    """How the system resizes and normalises images, and whether it clips boxes to the image."""
     fused: bool = True
     """Whether query, key and value projections are combined in one tensor, ``in_proj``."""
     has_num_batches_tracked: bool = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from querybox.models.layouts.layout import Layout
+from querybox.structures import Preprocessing
 
 HEAD = "bbox_head.transformer"
 ENCODER, DECODER = f"{HEAD}.encoder", f"{HEAD}.decoder"
@@ -43,6 +44,5 @@ MMDET2 = Layout(
         f"{DECODER}.layers.*.ffn": f"{DECODER}.layers.*.ffns.0",
         f"{DECODER}.norm": f"{DECODER}.post_norm",
     },
-    resizing="mmdet",
-    clip_boxes=True,
+    preprocessing=Preprocessing(resizing="mmdet"),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from querybox.models.layouts.layout import Layout
 from querybox.models.layouts.relatives import PyramidConversion
+from querybox.structures import Preprocessing
 
 MMDET3 = Layout(
     name="MMDetection 3.x",
@@ -31,8 +32,7 @@ MMDET3 = Layout(
         "decoder.box_head.2": "bbox_head.reg_ffn.layers.1",
         "decoder.box_head.4": "bbox_head.fc_reg",
     },
-    resizing="mmdet",
-    clip_boxes=True,
+    preprocessing=Preprocessing(resizing="mmdet"),
 )
 
 MMDET3_DEFORMABLE = MMDET3.relative(
