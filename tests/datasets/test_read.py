@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_writers import Drawn, coco, write_coco, write_images, write_json, write_voc, write_yolo
+from dataset_writers import Drawn, coco, voc_xml, write_coco, write_images, write_json, write_voc, write_yolo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -155,3 +155,15 @@ def test_train_and_val_come_from_one_folder_or_two(tmp_path: Path) -> None:
     assert sources(train=str(train_file), val=str(tmp_path)) == [train_file, val_file]
     with pytest.raises(ConfigError, match=r"data\.train"):
         read_train_and_val(DataSettings())
+
+
+def test_a_csv_file_made_from_xml_files_is_not_read(tmp_path: Path) -> None:
+    images = [Drawn(name="a.png", size=(64, 48), objects=[("cat", (8, 8, 24, 40))])]
+    write_images(tmp_path / "train", images)
+    (tmp_path / "train" / "a.xml").write_text(voc_xml(images[0]))
+    header = "filename,width,height,class,xmin,ymin,xmax,ymax"
+    (tmp_path / "train_labels.csv").write_text(f"{header}\na.png,64,48,dog,1,1,9,9\n")
+    data = read_dataset(tmp_path)
+    assert [category.name for category in data.categories] == ["cat"]
+    (note,) = (finding for finding in data.findings if finding.kind == "copied_annotations")
+    assert note.places[0].what == "TensorFlow CSV beside Pascal VOC"

@@ -146,6 +146,7 @@ KINDS = {
     "string_id": FindingKind(
         "note", "ids that are not numbers", "numbered 1, 2 ... in the order of the file"
     ),
+    "copied_annotations": FindingKind("note", "copies of the annotations in another format", "not read"),
     "ignored_key": FindingKind("note", "settings of the dataset that are not used", "ignored"),
     "moved_path": FindingKind(
         "note", "paths that do not exist", "the path with the same ending in the dataset's folder is used"

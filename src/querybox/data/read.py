@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import NoneType
 
 from querybox.arguments import require_number, require_path, require_type
+from querybox.data.findings import FindingCollector
 from querybox.data.formats import FORMATS
 from querybox.data.plausibility import with_annotation_findings
 from querybox.data.records import DetectionData, log_warnings, require_image_files, require_usable
@@ -98,11 +100,18 @@ def find_splits(path: Path) -> dict[str, Reader]:
     if not found:
         problem = "contains no dataset" if path.is_dir() else "is not a dataset"
         raise DataError(f"{path}: {problem}; {expected}")
+    copies = [format_.name for format_ in FORMATS if format_.name in found and format_.made_from in found]
+    found = {name: splits for name, splits in found.items() if name not in copies}
     if len(found) > 1:
         raise DataError(f"{path}: could be {' or '.join(found)}; pass the path of the file or folder to read")
-    (splits,) = found.values()
-    return {name: partial(_read_checked, read) for name, read in splits.items()}
+    ((name, splits),) = found.items()
+    notes = [f"{copy} beside {name}" for copy in copies]
+    return {split: partial(_read_checked, read, notes) for split, read in splits.items()}
 
 
-def _read_checked(read: Reader) -> DetectionData:
-    return with_annotation_findings(read())
+def _read_checked(read: Reader, copies: Sequence[str]) -> DetectionData:
+    data = with_annotation_findings(read())
+    findings = FindingCollector(data.source, known=data.findings)
+    for copy in copies:
+        findings.add("copied_annotations", copy)
+    return replace(data, findings=findings.by_kind())

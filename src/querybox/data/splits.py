@@ -27,6 +27,8 @@ class Format(NamedTuple):
 
     Recognition is by name and, where the name says nothing, by content, of which a bounded number of bytes is read.
     """
+    made_from: str | None = None
+    """Name of the format from which tools make such files; if a dataset has both, that one is read."""
 
 
 SPLITS = ("train", "val", "test")

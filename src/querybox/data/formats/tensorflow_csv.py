@@ -48,4 +48,5 @@ TENSORFLOW_CSV = Format(
     name="TensorFlow CSV",
     expected="a .csv file with the columns filename, class, xmin, ymin, xmax and ymax (TensorFlow, Roboflow)",
     splits=partial(splits_by_file, suffix=".csv", recognises=_is_tensorflow_csv, parse=_parse),
+    made_from="Pascal VOC",  # by the tutorials' xml_to_csv.py
 )
