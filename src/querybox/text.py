@@ -9,3 +9,8 @@ def listed(items: Sequence[object], limit: int = 10, separator: str = ", ") -> s
     """Return the first `limit` items in one line, and the number of the others."""
     text = separator.join(str(item) for item in items[:limit])
     return text if len(items) <= limit else f"{text} and {len(items) - limit} more"
+
+
+def counted(number: int, singular: str, plural: str | None = None) -> str:
+    """Return a number of things, such as ``1 image`` and ``1,000 images``; the plural has an ``s`` unless it is given."""
+    return f"{number:,} {singular if number == 1 else plural or f'{singular}s'}"

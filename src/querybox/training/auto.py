@@ -20,6 +20,7 @@ from querybox.data import DataSettings, DetectionData
 from querybox.data.loader import decoded_bytes
 from querybox.models import SMALL_RECIPES, Recipe, find, is_small
 from querybox.runfile import merge, read_run_file
+from querybox.text import counted
 from querybox.training.duration import format_duration
 from querybox.training.machine import Machine
 from querybox.training.settings import RunSettings
@@ -98,8 +99,9 @@ class Choice:
         facts, machine = self.facts, self.machine
         limit = self.settings.train.max_time
         lines = [
-            f"recipe auto: {facts.images} training images, {facts.objects} objects, {len(facts.classes)} classes; "
-            f"{machine.device}, {machine.cores} cores" + (f"; {format_duration(limit)}" if limit else "")
+            f"recipe auto: {counted(facts.images, 'training image')}, {counted(facts.objects, 'object')}, "
+            f"{counted(len(facts.classes), 'class', 'classes')}; {machine.device}, {counted(machine.cores, 'core')}"
+            + (f"; {format_duration(limit)}" if limit else "")
         ]
         width = max(len(chosen) for chosen, _ in self.reasons.values())
         lines += [f"  {name:12} {chosen:{width}}  {why}" for name, (chosen, why) in self.reasons.items()]
@@ -145,7 +147,7 @@ def choose(settings: RunSettings, data: DetectionData, machine: Machine) -> Choi
     queries = int(settings.model.get("queries", recipe.queries))
     if "queries" not in settings.model and facts.most > queries // 2:
         queries = min(900, 10 * math.ceil(2 * facts.most / 10))
-    reasons["queries"] = f"{queries}", f"at most {facts.most} objects in an image"
+    reasons["queries"] = f"{queries}", f"at most {counted(facts.most, 'object')} in an image"
     reasons["images"] = (
         f"{size} pixels",
         f"short side; nine of ten objects are larger than {facts.small_object * size:.0f} pixels then",
