@@ -12,5 +12,5 @@ def listed(items: Sequence[object], limit: int = 10, separator: str = ", ") -> s
 
 
 def counted(number: int, singular: str, plural: str | None = None) -> str:
-    """Return a number of things, such as ``1 image`` and ``1,000 images``; the plural has an ``s`` unless it is given."""
+    """Return a number of things, such as ``1 image`` or ``1,000 images``; the plural ends in ``s`` by default."""
     return f"{number:,} {singular if number == 1 else plural or f'{singular}s'}"
