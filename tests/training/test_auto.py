@@ -89,8 +89,16 @@ def test_the_number_of_updates_follows_from_the_data() -> None:
 
 def test_left_and_right_are_not_mirrored() -> None:
     assert chosen(dataset()).data.horizontal_flip == 0.5
-    assert chosen(dataset(names=("left hand", "face"))).data.horizontal_flip == 0
+    for name in "left hand", "hand_left", "Right":
+        assert chosen(dataset(names=(name, "face"))).data.horizontal_flip == 0
     assert chosen(dataset(names=("copyright",))).data.horizontal_flip == 0.5
+
+
+def test_a_batch_can_be_divided_among_processes_and_parts() -> None:
+    assert chosen(dataset()).train.batch_size == 4
+    assert chosen(dataset(), GPU).train.batch_size == 16
+    assert chosen(dataset(), replace(GPU, processes=6)).train.batch_size == 18
+    assert chosen(dataset(), train={"accumulate": 8}).train.batch_size == 8
 
 
 def test_images_are_kept_in_memory_if_they_fit() -> None:

@@ -1,6 +1,6 @@
 """Choose the settings of a run from the data, the machine and the time limit (`recipe: auto`).
 
-All rules are in `choose`; docs/guides/auto.md shows them as a table, with the measurements. A setting that the user has
+docs/guides/auto.md shows the rules as a table, with the measurements. A setting that the user has
 set is never changed, and the other choices take it into account.
 """
 
@@ -39,7 +39,9 @@ SHORT_RUN = 1200
 """Seconds of a short run."""
 SCALES = (0.8, 0.9, 1.0)
 """Short sides of training images, relative to the chosen one."""
-BATCH_SIZE = 4
+BATCH_SIZES = {"cpu": 4}
+"""Images per update by device, and on other devices, which compute a few images as fast as one:"""
+BATCH_SIZE = 16
 IMAGES_SEEN = 24_000
 """Images that a run without a time limit is trained on, counting repetitions, in `MIN_EPOCHS` to `MAX_EPOCHS`."""
 MIN_EPOCHS, MAX_EPOCHS = 12, 150
@@ -50,7 +52,7 @@ PATIENCE = 15
 """Evaluations without an improvement after which a run stops."""
 CACHE_SHARE = 0.3
 """Share of the available memory that decoded images may take."""
-SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+SIDES = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
 """Class names that would be wrong in a mirrored image."""
 
 
@@ -152,7 +154,7 @@ def choose(settings: RunSettings, data: DetectionData, machine: Machine) -> Choi
         f"{size} pixels",
         f"short side; nine of ten objects are larger than {facts.small_object * size:.0f} pixels then",
     )
-    train = {**choose_schedule(facts, settings), **set_values(settings.train)}
+    train = {**choose_schedule(facts, machine, settings), **set_values(settings.train)}
     reasons["training"] = describe_schedule(train, facts)
     augmentation = choose_augmentation(facts, size)
     reasons["augmentation"] = describe_augmentation({**augmentation, **given}, facts)
@@ -204,9 +206,13 @@ def choose_image_size(facts: Facts, machine: Machine, max_time: float | None) ->
     return min(large_enough[0] if large_enough else IMAGE_SIZES[-1], largest)
 
 
-def choose_schedule(facts: Facts, settings: RunSettings) -> dict[str, Any]:
+def choose_schedule(facts: Facts, machine: Machine, settings: RunSettings) -> dict[str, Any]:
     """Return the settings of `train`: what was found to train the small models best, in as many epochs as it takes."""
-    batch_size = settings.train.batch_size if "batch_size" in settings.train.model_fields_set else BATCH_SIZE
+    if "batch_size" in settings.train.model_fields_set:
+        batch_size = settings.train.batch_size
+    else:
+        parts = machine.processes * settings.train.accumulate
+        batch_size = parts * math.ceil(BATCH_SIZES.get(machine.device, BATCH_SIZE) / parts)
     epochs = min(MAX_EPOCHS, max(MIN_EPOCHS, round(IMAGES_SEEN / max(1, facts.images))))
     steps_per_epoch = max(1, facts.images // batch_size)
     return {

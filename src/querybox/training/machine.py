@@ -19,6 +19,8 @@ class Machine:
     """Available main memory in bytes."""
     cores: int
     """CPU cores that this process may use."""
+    processes: int = 1
+    """Number of training processes."""
 
     @classmethod
     def here(cls) -> Self:
@@ -26,4 +28,9 @@ class Machine:
         import psutil
 
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return cls(device=accelerator().type, memory=psutil.virtual_memory().available, cores=cores)
+        return cls(
+            device=accelerator().type,
+            memory=psutil.virtual_memory().available,
+            cores=cores,
+            processes=int(os.environ.get("WORLD_SIZE", "1")),  # set by torchrun and accelerate launch
+        )
