@@ -143,7 +143,7 @@ def test_files_of_one_split_keep_their_names(tmp_path: Path) -> None:
 
 
 def test_only_folders_of_the_dataset_are_searched(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
+    (tmp_path / "train").mkdir()
     (tmp_path / "data" / "train" / "images").mkdir(parents=True)
     file = write_csv(tmp_path / "data" / "train.csv", [])
     folders = locator_for(file.parent, file).folders

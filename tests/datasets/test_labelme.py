@@ -167,6 +167,12 @@ def test_embedded_image_data_before_the_shapes(tmp_path: Path) -> None:
     assert read_dataset(tmp_path).num_objects == 1
 
 
+def test_old_files_with_embedded_data_name_themselves(tmp_path: Path) -> None:
+    write_labelme(tmp_path, ".", IMAGES)
+    write_json(tmp_path / "b.json", {**labelme(IMAGES[1], []), "imagePath": "b.json"})
+    assert [image.path.name for image in read_dataset(tmp_path).images] == ["a.jpg", "b.jpg"]
+
+
 def test_one_file_is_a_dataset(tmp_path: Path) -> None:
     write_labelme(tmp_path, ".", IMAGES)
     assert [image.path.name for image in read_dataset(tmp_path / "a.json").images] == ["a.jpg"]

@@ -43,7 +43,8 @@ def test_the_layout_of_the_tutorial(tmp_path: Path) -> None:
     for split, image in zip(("train", "test"), IMAGES, strict=True):
         rows = [[image.name, *image.size, name, *box] for name, box in image.objects]
         write_csv(tmp_path / "data" / f"{split}_labels.csv", [COLUMNS.split(","), *rows])
-    assert read_dataset(tmp_path, "test").images[0].path == tmp_path / "images" / "a.jpg"
+    for path in (tmp_path, tmp_path / "data"):
+        assert read_dataset(path, "test").images[0].path == tmp_path / "images" / "a.jpg"
     assert read_dataset(tmp_path, "train").images[0].boxes_xyxy.tolist() == [[1, 2, 11, 22], [5, 5, 40, 30]]
 
 

@@ -72,6 +72,7 @@ YAML_WORDS = (
     b"- " * 2000,
     b"[" * 20_000,
 )
+CSV_WORDS = (b'"', b'""', b",", b",,,,", b'"\n', b";", b"\t", b"\r\n", b"\0", b"=1+1")
 XML_WORDS = (
     b'<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;">]>',
     b'<!DOCTYPE a SYSTEM "file:///etc/passwd">',
@@ -277,6 +278,7 @@ MUTATIONS: dict[str, tuple[Mutation, ...]] = {
     "bytes": (),
     "json": (change_json, change_json, change_json, replace_word()),
     "xml": (change_lines, replace_word(), replace_word(*XML_WORDS)),
+    "csv": (change_lines, replace_word(), replace_word(*CSV_WORDS)),
     "yaml": (change_lines, replace_word(), replace_word(*YAML_WORDS)),
     "lines": (change_lines, replace_word()),
     "safetensors": (change_header, change_header),

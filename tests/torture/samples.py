@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import annotation_writers
 import torch
+from dataset_writers import Drawn
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_models import PUBLIC
@@ -36,7 +38,7 @@ class Sample:
 
     name: str
     shares: int
-    """Of a hundred mutants, how many are of this kind."""
+    """Number of mutants of this kind, relative to the others."""
     write: Callable[[Path], dict[str, str]]
     """Writes the files into an empty folder; returns which are spoiled, by name, and how (see `MUTATIONS`)."""
     read: Callable[[Path, Path], object]
@@ -97,6 +99,93 @@ def write_yolo(folder: Path) -> dict[str, str]:
         "path: .\ntrain: train.txt\nval: images/train\nnames:\n  0: cat\n  1: dog\n"
     )
     return {"data.yaml": "yaml", "train.txt": "lines", "labels/train/1.txt": "lines"}
+
+
+DRAWN = (
+    Drawn(name="1.png", size=(8, 6), objects=[("cat", (0.5, 1, 4.5, 4)), ("dog", (2, 2, 8, 6))]),
+    Drawn(name="2.png", size=(8, 6), objects=[("dog", (0, 0, 8, 6))]),
+)
+
+
+def write_tensorflow_csv(folder: Path) -> dict[str, str]:
+    """Write a CSV file with two images and three boxes."""
+    annotation_writers.write_tensorflow_csv(folder, "train", DRAWN)
+    return {"train/_annotations.csv": "csv"}
+
+
+def write_labelme(folder: Path) -> dict[str, str]:
+    """Write a JSON file for each of two images, the second one with all kinds of shapes."""
+    annotation_writers.write_labelme(folder, ".", DRAWN)
+    points = {"circle": [[3, 3], [4, 4]], "polygon": [[1, 1], [5, 1], [3, 4]], "point": [[2, 2]]}
+    shapes = [
+        {"label": "cat", "points": points[kind], "shape_type": kind, "group_id": None} for kind in points
+    ]
+    (folder / "2.json").write_text(json.dumps(annotation_writers.labelme(DRAWN[1], shapes)))
+    return {"1.json": "json", "2.json": "json"}
+
+
+def write_cvat(folder: Path) -> dict[str, str]:
+    """Write an XML file with all kinds of shapes and a track."""
+    frame = Drawn(name="frame_000002.png", size=(8, 6))
+    annotation_writers.write_cvat(folder, ".", [*DRAWN, frame])
+    shapes = (
+        '<polygon label="cat" points="1,1;5,1;3,4"/>\n<ellipse label="cat" cx="4" cy="3" rx="2" ry="1" rotation="9"/>\n'
+        '<mask label="dog" rle="1" left="1" top="1" width="2" height="2"/>\n<tag label="dog"/>\n'
+        '<box label="dog" xtl="1" ytl="1" xbr="3" ybr="2" rotation="30.5"/>\n'
+    )
+    image = annotation_writers.cvat_image(DRAWN[0], [shapes], more='subset="train"')
+    track = (
+        '<track id="0" label="cat">\n<box frame="2" xtl="1" ytl="1" xbr="3" ybr="2" outside="0"/>\n</track>\n'
+    )
+    meta = "<task><subset>train</subset>\n<labels><label><name>cat</name><type>any</type></label></labels></task>\n"
+    (folder / "annotations.xml").write_text(annotation_writers.cvat(f"{image}\n{track}", meta))
+    return {"annotations.xml": "xml"}
+
+
+def write_label_studio(folder: Path) -> dict[str, str]:
+    """Write tasks with a rotated rectangle, a polygon, an ellipse and a keypoint."""
+    annotation_writers.write_label_studio(folder, "export", DRAWN)
+    values: dict[str, dict[str, Any]] = {
+        "polygonlabels": {"points": [[10, 20], [30, 5], [25, 40]]},
+        "ellipselabels": {"x": 50, "y": 50, "radiusX": 10, "radiusY": 20, "rotation": 3},
+        "keypointlabels": {"x": 50, "y": 50, "width": 0.5},
+    }
+    size = {"original_width": 8, "original_height": 6, "image_rotation": 0}
+    regions = [{**size, "type": kind, "value": {**values[kind], kind: ["cat"]}} for kind in values]
+    regions.append(annotation_writers.label_studio_box(DRAWN[0], "dog", (1, 1, 3, 2), rotation=20))
+    task = annotation_writers.label_studio_task(DRAWN[0], regions)
+    (folder / "export.json").write_text(json.dumps([task]))
+    return {"export.json": "json"}
+
+
+def write_createml(folder: Path) -> dict[str, str]:
+    """Write a list of two images with three boxes."""
+    annotation_writers.write_createml(folder, "train", DRAWN)
+    return {"train/_annotations.createml.json": "json"}
+
+
+def write_open_images(folder: Path) -> dict[str, str]:
+    """Write boxes of two images, and the names of their classes."""
+    annotation_writers.write_open_images(folder, "train", DRAWN)
+    return {"train-annotations-bbox.csv": "csv", "class-descriptions-boxable.csv": "csv"}
+
+
+def write_hugging_face(folder: Path) -> dict[str, str]:
+    """Write metadata with numbers of classes, whose names are in a README."""
+    annotation_writers.write_hugging_face(folder, "train", DRAWN)
+    objects = {
+        "bbox": [[0.5, 1, 4, 3], [2, 2, 6, 4]],
+        "category": [0, 1],
+        "area": [12, 24],
+        "iscrowd": [0, 1],
+    }
+    line = json.dumps({"file_name": "1.png", "width": 8, "height": 6, "objects": objects})
+    (folder / "train" / "metadata.jsonl").write_text(line)
+    (folder / "README.md").write_text(
+        "---\ndataset_info:\n  features:\n  - name: objects\n    sequence:\n    - name: category\n      dtype:\n"
+        "        class_label:\n          names:\n            '0': cat\n            '1': dog\n---\n"
+    )
+    return {"train/metadata.jsonl": "json", "README.md": "yaml"}
 
 
 def write_images(folder: Path) -> dict[str, str]:
@@ -236,6 +325,18 @@ SAMPLES = (
         shares=18,
         write=write_yolo,
         read=lambda folder, _: (read_dataset(folder, "train"), read_dataset(folder, "val")),
+    ),
+    *(
+        Sample(name=name, shares=3, write=write, read=lambda folder, _: read_dataset(folder))
+        for name, write in {
+            "TensorFlow CSV": write_tensorflow_csv,
+            "labelme": write_labelme,
+            "CVAT": write_cvat,
+            "Label Studio": write_label_studio,
+            "CreateML": write_createml,
+            "Open Images": write_open_images,
+            "Hugging Face imagefolder": write_hugging_face,
+        }.items()
     ),
     Sample(
         name="images", shares=20, write=write_images, read=lambda _, file: (read_size(file), read_image(file))

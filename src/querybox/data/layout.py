@@ -58,17 +58,25 @@ def _recognised(folder: Path, suffix: str, recognises: Callable[[Path], bool]) -
     return [file for file in files if recognises(file)] if any(map(recognises, files[:MAX_TRIED])) else []
 
 
+def dataset_root(path: Path) -> Path:
+    """Return the folder of the dataset at `path`, a file or a folder.
+
+    It is the folder above if annotations have a folder of their own: if that is named `annotations` or `labels`, or if
+    `images` is not in it but beside it.
+    """
+    folder = path.parent if path.is_file() else path
+    beside = (folder.parent / "images").is_dir() and not (folder / "images").is_dir()
+    return folder.parent if beside or folder.name.lower() in {"annotations", "labels"} else folder
+
+
 def locator_for(path: Path, file: Path) -> ImageLocator:
     """Return the locator of the images of an annotation file.
 
     Args:
-        path: The dataset as given: a folder, or `file` itself, whose dataset is its folder, or the one above if the
-            folder is named `annotations` or `labels`.
+        path: The dataset as given: a folder, or `file` itself.
         file: The annotation file.
     """
-    root = path
-    if path.is_file():
-        root = path.parent.parent if path.parent.name.lower() in {"annotations", "labels"} else path.parent
+    root = dataset_root(path)
     split = split_folder(file.parent, root) or file.stem
     parents = [root, root / "images"]
     named = [folder for folder in subfolders(parents) if split_name(folder.name) == split_name(split)]

@@ -23,7 +23,7 @@ from querybox.data.annotated import (
     annotated_splits,
 )
 from querybox.data.findings import FindingCollector
-from querybox.data.layout import MAX_TRIED, locator_for, split_folder, subfolders
+from querybox.data.layout import MAX_TRIED, dataset_root, split_folder, subfolders
 from querybox.data.locate import ImageLocator, list_files
 from querybox.data.parsing import Name, json_head, read_bytes, read_head, stated_size, validation_problem
 from querybox.data.shapes import Point, bounding_box
@@ -54,7 +54,7 @@ def _splits(path: Path) -> dict[str, Reader]:
         files = _files_by_split(path)
     splits = {}
     for name, group in files.items():
-        locator = locator_for(path, path) if path.is_file() else ImageLocator(path)
+        locator = ImageLocator(dataset_root(path))
         splits[name] = AnnotatedSplit(path, locator, partial(_parse, group, locator))
     return annotated_splits(splits)
 
@@ -98,7 +98,7 @@ def _parse(files: Sequence[Path], locator: ImageLocator, findings: FindingCollec
 def _image_name(file: Path, written: str | None, locator: ImageLocator) -> str:
     """Return the name of an image relative to the dataset's folder: as written, otherwise that of its file."""
     folder = file.parent.relative_to(locator.root).as_posix()
-    if written:
+    if written and not written.endswith(".json"):  # as old versions wrote it beside embedded image data
         name = posixpath.join(folder, written.replace("\\", "/"))
         try:
             if locator.find(name) is not None:
