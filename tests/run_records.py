@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from querybox.data import DataSettings
 from querybox.diagnosis.facts import ClassFacts, EvaluationFacts, PartFacts, SplitFacts
 from querybox.diagnosis.record import Record, add_to_record
 from querybox.diagnosis.run import Plan, Run
@@ -56,8 +57,9 @@ HISTORY = {
     "step": [1000.0 * epoch for epoch in range(1, 10)],
     "loss": LOSSES,
     "loss_iou": [loss / 12 for loss in LOSSES],
-    "AP": [0.02 * epoch for epoch in range(1, 10)],
-    "AP50": [0.08 * epoch for epoch in range(1, 10)],
+    "seconds": [60.0 * epoch for epoch in range(1, 10)],
+    "AP": [0.02, 0.06, 0.1, 0.14, 0.16, 0.17, 0.175, 0.18, 0.18],
+    "AP50": [0.08, 0.24, 0.4, 0.56, 0.66, 0.7, 0.71, 0.72, 0.72],
 }
 FAILED = {"AP50": [0.001] * 9}
 """Columns of a run that found nothing, though its boxes fitted the training images."""
@@ -70,11 +72,12 @@ def make_run(
     history: dict[str, list[float]] | None = None,
     fine_tuned: bool = False,
     image_size: int = 800,
+    data: dict[str, Any] | None = None,
     **facts: Any,
 ) -> Run:
     """Make a run that differs from the good one.
 
-    Words that the plan, the record or its evaluation have are theirs; `model` are settings of the recipe, `history`
+    Words that the plan, the record or its evaluation have are theirs; `model` and `data` are settings, `history`
     columns of the metrics.
     """
 
@@ -91,7 +94,7 @@ def make_run(
         plan=Plan(**plan),
         recipe=find(recipe).replace(**{"backbone_weights": "imagenet", **(model or {})}),
         fine_tuned=fine_tuned,
-        image_size=image_size,
+        data=DataSettings.parse({"image_size": image_size, **(data or {})}),
         history={**HISTORY, **(history or {})},
         record=record,
     )

@@ -53,6 +53,7 @@ BROKEN: dict[str, dict[str, Any]] = {
     "random_backbone": {"model": {"backbone_weights": None}, "history": FLAT},
     "warmup_too_long": {"warmup_steps": 100_000, "history": FLAT},
     "too_few_steps": {"history": SHORT},
+    "still_improving": {"history": {"AP50": [0.05, 0.1, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55]}},
     "overfitting": {"best_iou": 0.3, "history": {"loss_iou": [0.2] * 9}},
     "mixed_up_labels": {"classes": SWAPPED, "history": FAILED},
     "faulty_boxes": {"training": split(faulty_boxes=500), "history": FAILED},
@@ -107,7 +108,7 @@ def test_what_is_not_recorded_accuses_nobody(name: str) -> None:
     change = {key: BROKEN[name][key] for key in ("model", "history", "warmup_steps") if key in BROKEN[name]}
     found = examine(make_run(**nothing, **change, evaluation=None))
     assert {finding.name for finding in found} <= {
-        *("too_few_steps", "random_backbone", "warmup_too_long", "overfitting")
+        *("too_few_steps", "random_backbone", "warmup_too_long", "overfitting", "still_improving")
     }
 
 
@@ -163,6 +164,71 @@ def test_an_ap_that_is_past_its_best_is_overfitting() -> None:
     )
     assert finding.explains == pytest.approx(0.5)
     assert finding.evidence["best AP50"] == 0.6
+
+
+RISING: dict[str, Any] = {"history": BROKEN["still_improving"]["history"]}
+
+
+@pytest.mark.parametrize(
+    ("run", "cure"),
+    [
+        ({"ended": "epochs"}, "Set train.epochs=18."),
+        ({"ended": "epochs", "max_time": 700.0}, "Set train.epochs=18 and train.max_time=18m."),
+        ({"ended": "epochs", "max_time": 1e4}, "Set train.epochs=18."),
+        ({"ended": "time", "epochs": 10_000, "max_time": 540.0}, "Set train.max_time=18m."),
+        ({"ended": "time", "epochs": 15, "max_time": 540.0}, "Set train.epochs=18 and train.max_time=18m."),
+        ({"ended": "patience", "epochs": 100, "patience": 3}, "Set a larger train.patience than 3."),
+        ({"ended": None, "epochs": 100}, "Resume the run (--resume)."),
+    ],
+)
+def test_a_rising_ap_asks_for_what_ended_the_run(run: dict[str, Any], cure: str) -> None:
+    assert only(examine(make_run(**RISING, **run)), "still_improving").cure == cure
+
+
+@pytest.mark.parametrize(
+    "AP50", [[0.3, 0.5], [0.1, 0.5, 0.51], [0.3, 0.6, 0.5], [0.0, 0.0, 0.0], [0.4, 0.5, 0.6, 0.6, 0.61, 0.61]]
+)
+def test_an_ap_that_has_settled_does_not(AP50: list[float]) -> None:
+    history = {name: values[: len(AP50)] for name, values in HISTORY.items()}
+    assert "still_improving" not in names(make_run(history={**history, "AP50": AP50}))
+
+
+SET: dict[str, dict[str, Any]] = {
+    "train.warmup_steps=100": {"warmup_steps": 100},
+    "train.freeze=[backbone]": {"freeze": ("backbone",)},
+    "train.patience": {"patience": 5},
+    "data.color_jitter": {"data": {"color_jitter": 0.3}},
+    "data.vertical_flip": {"data": {"vertical_flip": 0.5}},
+    "data.crop": {"data": {"crop": 1.0}},
+    "--weights": {"fine_tuned": True},
+    "recipe=dino_small": {"recipe": "dino_small"},
+    "recipe=deformable_detr_small": {"recipe": "deformable_detr_small"},
+    "model.local_start": {"model": {"local_start": True}},
+    "model.backbone_weights": {"model": {"backbone_weights": "imagenet"}},
+}
+"""What a cure may advise, and a run that has it already."""
+
+
+@pytest.mark.parametrize("advice", SET)
+def test_what_is_set_is_not_advised(advice: str) -> None:
+    assert any(advises(case, advice) for case in BROKEN.values())
+    for name, case in BROKEN.items():
+        settings = {
+            part: {**case[part], **value} if isinstance(value, dict) and part in case else value
+            for part, value in SET[advice].items()
+        }
+        assert not advises({**case, **settings}, advice), name
+
+
+def test_full_precision_is_advised_to_runs_in_another() -> None:
+    failed = BROKEN["failed"]
+    assert not advises(failed, "train.precision")
+    assert advises({**failed, "precision": "bf16"}, "train.precision=float32")
+
+
+def advises(case: dict[str, Any], advice: str) -> bool:
+    """Return whether a cure of the findings in a run names a setting, an option or a recipe."""
+    return any(advice in finding.cure for finding in examine(make_run(**case)))
 
 
 def test_weak_classes_are_not_mixed_up() -> None:

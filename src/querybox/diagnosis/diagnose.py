@@ -30,6 +30,7 @@ CAUSES: tuple[Rule, ...] = (
     schedule.too_few_steps,
     schedule.warmup_too_long,
     schedule.overfitting,
+    schedule.still_improving,
     predictions.no_object_collapse,
     schedule.random_backbone,
 )

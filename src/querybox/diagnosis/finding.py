@@ -34,6 +34,12 @@ class Finding:
         return [f"{self.cause} ({self.area})", evidence, self.cure]
 
 
+def alternatives(*options: str) -> str:
+    """Join the options that are not empty: ``"a, b or c"``."""
+    *first, last = [option for option in options if option]
+    return f"{', '.join(first)} or {last}" if first else last
+
+
 def number(value: float) -> str:
     """Format a number: integers in full, others with three significant digits."""
     return f"{value:,.0f}" if value == round(value) else f"{value:.3g}"

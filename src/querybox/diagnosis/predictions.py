@@ -5,7 +5,7 @@ from __future__ import annotations
 from querybox.diagnosis.data import permuted
 from querybox.diagnosis.finding import Finding
 from querybox.diagnosis.run import UNSURE, Run
-from querybox.diagnosis.schedule import FALLING
+from querybox.diagnosis.schedule import FALLING, with_warmup
 
 DUPLICATES = 0.3
 """Fraction of confident detections that are duplicates."""
@@ -35,6 +35,7 @@ def duplicates(run: Run) -> Finding | None:
     if facts is None or facts.repeated < DUPLICATES:
         return None
     gain = facts.AP50_once - facts.AP50
+    distinct = ", and recipe=dino_small starts from distinct queries" if run.recommends("dino_small") else ""
     mostly_duplicates = run.poor and facts.repeated >= MOSTLY_DUPLICATES
     if gain < GAIN and not mostly_duplicates:
         return None
@@ -50,8 +51,7 @@ def duplicates(run: Run) -> Finding | None:
             "AP50 without duplicates": facts.AP50_once,
         },
         cure="Train longer, because the decoder's self-attention learns it late; fewer model.queries or more "
-        "model.decoder_layers make it easier, and recipe=dino_small starts from distinct queries. Until then, predict "
-        "with --nms 0.5.",
+        f"model.decoder_layers make it easier{distinct}. Until then, predict with --nms 0.5.",
     )
 
 
@@ -66,12 +66,16 @@ def no_object_collapse(run: Run) -> Finding | None:
             sum(training.objects.values()) / training.images,
             training.empty_images / training.images,
         )
-    crowded = run.recipe.no_object and run.recipe.queries > QUERIES_PER_OBJECT * objects > 0
-    cure = "Lower train.lr, set train.warmup_steps=100, and train longer"
+    enough = max(10, 3 * training.most_objects) if training else 10
+    crowded = (
+        run.recipe.no_object
+        and run.recipe.queries > max(QUERIES_PER_OBJECT * objects, enough)
+        and objects > 0
+    )
+    cure = f"Lower train.lr{with_warmup(run)}, and train longer"
     if empty > MOSTLY_EMPTY:
         cure = "Remove most of the training images without objects"
     elif crowded:
-        enough = max(10, 3 * training.most_objects) if training else 10
         cure = f"Set model.queries={enough}, or recipe=deformable_detr_small, which has no no-object class"
     decrease = run.decrease("loss_cls")
     settled = decrease is not None and decrease < FALLING and len(run.losses) >= SETTLED_EPOCHS
@@ -95,6 +99,8 @@ def blind_queries(run: Run) -> Finding | None:
     facts = run.record.evaluation
     if facts is None or facts.sameness is None or facts.sameness < SAME or not run.poor:
         return None
+    random = run.recipe.backbone_weights is None and not run.fine_tuned
+    pretrained = "; set model.backbone_weights=imagenet" if random else ""
     return Finding(
         name="blind_queries",
         area="matching",
@@ -103,7 +109,7 @@ def blind_queries(run: Run) -> Finding | None:
         evidence={
             "mean IoU of the best box of an image with the closest box of the next image": facts.sameness
         },
-        cure=run.recipe.blind_queries_cure,
+        cure=f"{run.recipe.blind_queries_cure}{pretrained}.",
     )
 
 
@@ -140,6 +146,8 @@ def loose_boxes(run: Run) -> Finding | None:
     located = sum(each.located for each in facts.classes) / sum(each.objects for each in facts.classes)
     if facts.near - located < LOOSE:
         return None
+    refinement = "; a model with box refinement learns boxes faster: recipe=deformable_detr_small"
+    refinement = refinement if run.recommends("deformable_detr_small") else ""
     return Finding(
         name="loose_boxes",
         area="boxes",
@@ -150,6 +158,6 @@ def loose_boxes(run: Run) -> Finding | None:
             "with a box of IoU >= 0.5": located,
             "mean IoU of the best box": facts.best_iou,
         },
-        cure="Train longer, with a larger data.image_size; a model with box refinement learns boxes faster: "
-        "recipe=deformable_detr_small. If the annotated boxes are inaccurate, the worst images in the report show it.",
+        cure=f"Train longer, with a larger data.image_size{refinement}. If the annotated boxes are inaccurate, the "
+        "worst images in the report show it.",
     )

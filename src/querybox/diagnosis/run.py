@@ -6,14 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from querybox.data import DataSettings
 from querybox.diagnosis.record import Record, read_history, read_record
 from querybox.errors import ConfigError
-from querybox.models import Recipe, parse
+from querybox.models import Recipe, find, parse
+from querybox.precision import present_name
 from querybox.runfile import read_run_file
 from querybox.settings import describe
 
@@ -34,6 +35,10 @@ class Plan:
     backbone_lr: float
     epochs: int
     warmup_steps: int
+    max_time: float | None = None
+    patience: int | None = None
+    freeze: tuple[str, ...] = ()
+    precision: Annotated[str, BeforeValidator(present_name)] = "float32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +59,7 @@ class Run:
     recipe: Recipe
     fine_tuned: bool
     """Whether the run started from a trained detector."""
-    image_size: int
-    """Short side of the model's input in pixels."""
+    data: DataSettings
     history: Mapping[str, Sequence[float]]
     """The columns of ``metrics.csv``."""
     record: Record
@@ -84,7 +88,7 @@ class Run:
             plan=settings.train,
             recipe=parse(settings.model, where=str(path)),
             fine_tuned=settings.weights is not None,
-            image_size=settings.data.image_size,
+            data=settings.data,
             history=read_history(folder / "metrics.csv"),
             record=read_record(folder),
         )
@@ -125,6 +129,35 @@ class Run:
         third = max(1, len(losses) // 3)
         before, last = mean(losses[-2 * third : -third]), mean(losses[-third:])
         return 1 - last / before
+
+    def longer(self, steps: int) -> str:
+        """Return what to set so that the run makes this many updates, more than it has made."""
+        factor = steps / self.steps
+        epochs = math.ceil(factor * self.history["epoch"][-1])
+        seconds = factor * self.history.get("seconds", [math.nan])[-1]
+        time = (
+            f"train.max_time={math.ceil(seconds / 60)}m"
+            if math.isfinite(seconds)
+            else "a longer train.max_time"
+        )
+        limited = self.plan.max_time is not None and not seconds <= self.plan.max_time
+        changes = []
+        if self.plan.epochs < epochs:
+            changes.append(f"train.epochs={epochs}")
+        if self.record.ended == "time" or limited:
+            changes.append(time)
+        if self.record.ended == "patience":
+            changes.append(f"a larger train.patience than {self.plan.patience}")
+        return f"Set {' and '.join(changes)}" if changes else "Resume the run (--resume)"
+
+    def recommends(self, recipe: str) -> bool:
+        """Return whether the model is not of the kind of this recipe, or of one derived from it."""
+        return not isinstance(self.recipe, type(find(recipe)))
+
+    @property
+    def image_size(self) -> int:
+        """Short side of the model's input in pixels."""
+        return self.data.image_size
 
     @property
     def stride(self) -> int:

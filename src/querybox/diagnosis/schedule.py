@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from querybox.diagnosis.finding import Finding
+from querybox.diagnosis.finding import Finding, alternatives
 from querybox.diagnosis.run import UNSURE, Run
 from querybox.models import find
 
@@ -21,6 +21,12 @@ REBOUND = 1.3
 """A loss above this multiple of its minimum has diverged."""
 FALLING = 0.02
 """A loss with at least this relative decrease in the last third of the epochs is still decreasing."""
+WARMUP_STEPS = 100
+"""Number of warm-up steps to try against a learning rate that is too high at the start."""
+RISING = 0.05
+"""Part of the best AP50 that the last third of the evaluations must have added for it to be still rising."""
+MIN_EVALUATIONS = 3
+"""Number of evaluations from which the AP50 can be said to be rising."""
 ENOUGH_STEPS_FINE_TUNED = 200
 GOOD_FIT = 0.8
 """Mean GIoU of the boxes on the training images above which more steps help little."""
@@ -42,8 +48,9 @@ def failed(run: Run) -> Finding | None:
         explains=1.0,
         cause=f"The run ended with an error: {run.record.ended}",
         evidence={"steps": run.steps},
-        cure="If no finding below explains it, check the images named in the error, train with "
-        f"train.precision=float32, and lower train.lr (it is {run.plan.lr:g}).",
+        cure="If no finding below explains it, check the images named in the error"
+        f"{'' if run.plan.precision == 'float32' else ', train with train.precision=float32'}, and lower train.lr (it "
+        f"is {run.plan.lr:g}).",
     )
 
 
@@ -71,8 +78,13 @@ def lr_too_high(run: Run) -> Finding | None:
             "usual": USUAL_RATE,
             **course,
         },
-        cure=f"Set {setting}={one_digit(lr * USUAL_RATE / rate)}, and train.warmup_steps=100.",
+        cure=f"Set {setting}={one_digit(lr * USUAL_RATE / rate)}{with_warmup(run)}.",
     )
+
+
+def with_warmup(run: Run) -> str:
+    """Return the advice to warm up, which is empty if the run did."""
+    return "" if run.plan.warmup_steps >= WARMUP_STEPS else f", and train.warmup_steps={WARMUP_STEPS}"
 
 
 def diverges(run: Run) -> bool:
@@ -141,7 +153,7 @@ def frozen_parts(run: Run) -> Finding | None:
             / sum(part.parameters for part in parts.values()),
             **{f"frozen parameters of '{name}'": parts[name].parameters for name in frozen},
         },
-        cure="Remove them from train.freeze, or start from trained weights (--weights).",
+        cure=f"Remove them from train.freeze{'' if run.fine_tuned else ', or start from trained weights (--weights)'}.",
     )
 
 
@@ -182,14 +194,10 @@ def too_few_steps(run: Run) -> Finding | None:
     if not run.poor or not run.steps or (run.steps >= enough and decrease is not None and decrease < FALLING):
         return None
     left = 1 - min(max(run.fit or 0.0, 0.0) / GOOD_FIT, 1.0)
-    epochs = int(run.history["epoch"][-1])
-    per_epoch = run.steps / epochs
-    longer = max(enough, 2 * run.steps)
     faster = (
-        " or set recipe=deformable_detr_small, which needs a tenth of the steps,"
-        if enough >= 10 * fewest
-        else ""
+        "set recipe=deformable_detr_small, which needs a tenth of the steps" if enough >= 10 * fewest else ""
     )
+    trained = "" if run.fine_tuned else "start from the weights of a trained detector (--weights)"
     return Finding(
         name="too_few_steps",
         area="schedule",
@@ -199,12 +207,34 @@ def too_few_steps(run: Run) -> Finding | None:
         evidence={
             "steps": run.steps,
             "steps until such a model begins to detect objects": enough,
-            "epochs": epochs,
+            "epochs": run.history["epoch"][-1],
             "planned epochs": run.plan.epochs,
             **({} if decrease is None else {"relative decrease of the loss at the end": decrease}),
         },
-        cure=f"Set train.epochs={round(longer / per_epoch)} and no shorter train.max_time,{faster} or start from the "
-        "weights of a trained detector (--weights).",
+        cure=f"{alternatives(run.longer(max(enough, 2 * run.steps)), faster, trained)}.",
+    )
+
+
+def still_improving(run: Run) -> Finding | None:
+    """The AP was still rising when the run ended."""
+    scores = run.ap50s
+    if len(scores) < MIN_EVALUATIONS or run.record.failed or too_few_steps(run):
+        return None
+    third = len(scores) // 3
+    before, best = max(scores[:-third]), max(scores[-third:])
+    if best - before < RISING * best or best == 0:
+        return None
+    return Finding(
+        name="still_improving",
+        area="schedule",
+        explains=min(0.5, (best - before) / (1 - before)),  # as much again in as many steps again
+        cause="The AP was still rising at the end: the detector has not been trained to its end.",
+        evidence={
+            "best AP50 in the last third of the evaluations": best,
+            "best AP50 before": before,
+            "steps": run.steps,
+        },
+        cure=f"{run.longer(2 * run.steps)}.",
     )
 
 
@@ -229,7 +259,22 @@ def overfitting(run: Run) -> Finding | None:
         explains=max(overfit, declined),
         cause="The detector overfits the training images: its predictions on new ones are much worse.",
         evidence={**evidence, "best AP50": best, "AP50 at the end": last},
-        cure="Annotate more images; increase augmentation (data.crop, data.color_jitter, data.vertical_flip); "
-        "freeze the backbone (train.freeze=[backbone]) or use a smaller model; stop earlier (train.patience). The best "
-        "detector was saved.",
+        cure=f"Annotate more images; {alternatives(*less_overfitting(run))}. The best detector was saved.",
     )
+
+
+def less_overfitting(run: Run) -> list[str]:
+    """Return the settings against overfitting that the run did not use."""
+    data, options = run.data, []
+    unused = {
+        "crop": data.crop < 1,
+        "color_jitter": data.color_jitter == 0,
+        "vertical_flip": data.vertical_flip == 0,
+    }
+    if names := [f"data.{name}" for name, useful in unused.items() if useful]:
+        options.append(f"increase augmentation ({', '.join(names)})")
+    if "backbone" not in run.plan.freeze:
+        options.append("freeze the backbone (train.freeze=[backbone])")
+    if run.plan.patience is None:
+        options.append("stop earlier (train.patience)")
+    return [*options, "use a smaller model"]

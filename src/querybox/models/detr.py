@@ -53,10 +53,6 @@ class DETR(SingleMap):
     class_head: ClassVar[str] = "decoder.class_head"
     no_object: ClassVar[bool] = True
     steps_to_learn: ClassVar[int] = 5000
-    blind_queries_cure: ClassVar[str] = (
-        "Plain DETR takes thousands of steps to learn where to attend: train longer, set model.local_start=true, or "
-        "recipe=deformable_detr_small; check that model.backbone_weights is set."
-    )
     huggingface_prefix: ClassVar[str] = "Detr"
 
     kind: Literal["detr"] = "detr"
@@ -66,6 +62,15 @@ class DETR(SingleMap):
     """Also normalise between decoder layers, as transformers does if ``auxiliary_loss`` is set."""
     local_start: bool = False
     """Initialise queries to attend to different positions, for small datasets; see `PlacedQueries`."""
+
+    @property
+    def blind_queries_cure(self) -> str:
+        """See `Recipe.blind_queries_cure`."""
+        local = "" if self.local_start else ", set model.local_start=true,"
+        return (
+            f"Plain DETR takes thousands of steps to learn where to attend: train longer{local} or set "
+            "recipe=deformable_detr_small"
+        )
 
     def build(self, categories: Sequence[Category]) -> DetectionTransformer:
         """Build the detector; see `Recipe.build`."""

@@ -49,10 +49,6 @@ class Recipe(Settings):
     """Whether the class head has an additional last row for the no-object class."""
     steps_to_learn: ClassVar[int]
     """Approximate number of updates after which few images begin to be learned; see docs/blood-cells.md."""
-    blind_queries_cure: ClassVar[str] = (
-        "Train longer with a lower train.lr; check that model.backbone_weights is set."
-    )
-    """What helps if the predicted boxes are the same for every image."""
     adaptable: ClassVar[frozenset[str]] = frozenset(
         {"backbone_weights", "dropout", "frozen_stride", "queries", "unused_rows"}
     )
@@ -91,6 +87,11 @@ class Recipe(Settings):
     @abstractmethod
     def criterion(self) -> Criterion:
         """Return the criterion for training."""
+
+    @property
+    def blind_queries_cure(self) -> str:
+        """What helps if the predicted boxes are the same for every image."""
+        return "Train longer with a lower train.lr"
 
     @property
     @abstractmethod
