@@ -126,7 +126,7 @@ def test_what_is_no_dataset_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="contains no dataset; expected COCO JSON"):
         read_dataset(tmp_path)
     (tmp_path / "a.zip").touch()
-    with pytest.raises(DataError, match=r"a\.zip: is not a dataset"):
+    with pytest.raises(DataError, match=r"a\.zip: contains archives"):
         read_dataset(tmp_path / "a.zip")
     write_voc(tmp_path, "train", IMAGES)
     write_yolo(tmp_path, "train", IMAGES, NAMES)

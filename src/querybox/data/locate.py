@@ -28,7 +28,7 @@ def find_files(folder: Path, suffixes: Container[str]) -> list[Path]:
     Links to folders are followed. Hidden files and folders are left out, and what macOS adds to archives (`._*`,
     `__MACOSX`).
     """
-    found = [path for path in _walk(folder) if os.path.splitext(path)[1].lower() in suffixes]  # noqa: PTH122 - faster
+    found = [path for path in iterate_files(folder) if os.path.splitext(path)[1].lower() in suffixes]  # noqa: PTH122 - faster
     return [Path(path) for path in sorted(found, key=_parts)]
 
 
@@ -169,7 +169,7 @@ def _is_junk(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _walk(folder: Path) -> Iterator[str]:
+def iterate_files(folder: Path) -> Iterator[str]:
     """Yield the paths of all files in `folder` and its subfolders."""
     pending = [os.fspath(folder)]
     seen = set()
@@ -193,7 +193,7 @@ def _by_stem(root: Path) -> dict[str, list[str]]:
     """Return the paths, relative to `root`, of all images in it by their folded names without suffix."""
     stems: defaultdict[str, list[str]] = defaultdict(list)
     start = len(os.path.join(root, ""))  # noqa: PTH118 - with its trailing separator
-    for path in _walk(root):
+    for path in iterate_files(root):
         stem, suffix = _split_suffix(_folded(path.rpartition(os.sep)[2]))
         if suffix:
             stems[stem].append(path[start:])

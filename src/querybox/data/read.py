@@ -16,6 +16,7 @@ from querybox.data.plausibility import with_annotation_findings
 from querybox.data.records import DetectionData, log_warnings, require_image_files, require_usable
 from querybox.data.settings import MAX_CORRUPT, NO_VALIDATION, DataSettings
 from querybox.data.splits import Reader, pick_split
+from querybox.data.unsupported import describe_unsupported
 from querybox.errors import ConfigError, DataError
 
 
@@ -98,7 +99,9 @@ def find_splits(path: Path) -> dict[str, Reader]:
         raise DataError(f"{path}: no such file or folder; {expected}")
     found = {format_.name: splits for format_ in FORMATS if (splits := format_.splits(path))}
     if not found:
-        problem = "contains no dataset" if path.is_dir() else "is not a dataset"
+        problem = describe_unsupported(path) or (
+            "contains no dataset" if path.is_dir() else "is not a dataset"
+        )
         raise DataError(f"{path}: {problem}; {expected}")
     copies = [format_.name for format_ in FORMATS if format_.name in found and format_.made_from in found]
     found = {name: splits for name, splits in found.items() if name not in copies}

@@ -1,0 +1,46 @@
+"""Name what a folder or file contains that cannot be read as a dataset, and what to do about it."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from itertools import islice
+from pathlib import Path
+
+from querybox.data.image import SUFFIXES
+from querybox.data.locate import iterate_files
+
+_MAX_FILES = 10_000
+"""Number of files in a folder that are looked at."""
+_EXPORT = "export the dataset as COCO JSON"
+
+_KINDS = (
+    (r"\.(tfrecords?|record)(-\d+-of-\d+)?$", "TFRecords", _EXPORT),
+    (r"\.mat$", "MATLAB files", "convert them to COCO JSON"),
+    (r"\.(zip|tar|tgz|gz|bz2|xz|7z|rar)$", "archives", "unpack them"),
+    (r"\.(h5|hdf5|npy|npz|lmdb|mdb|db|sqlite|parquet|arrow)$", "binary tables", _EXPORT),
+    (r"\.(rec|idx|lst)$", "MXNet RecordIO files", _EXPORT),
+    (r"\.(pkl|pickle|pt|pth)$", "pickled objects, which may execute code", _EXPORT),
+    (r"\.(jsonl|ndjson|manifest)$", "JSON lines other than a `metadata.jsonl` with boxes", _EXPORT),
+    (
+        r"\.(geojson|shp|kml|gpkg)$",
+        "geographical data",
+        "cut it into image tiles with boxes in pixels, as COCO JSON",
+    ),
+)
+
+
+def describe_unsupported(path: Path) -> str | None:
+    """Return what kind of data is at `path`, and the cure; None if it is nothing that is known."""
+    files = [str(path)] if path.is_file() else list(islice(iterate_files(path), _MAX_FILES))
+    found: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for file in files:
+        for pattern, kind, cure in _KINDS:
+            if re.search(pattern, file, re.IGNORECASE):
+                found[kind, cure].append(Path(file).name)
+    if found:
+        (kind, cure), names = max(found.items(), key=lambda item: len(item[1]))
+        return f"contains {kind} ({min(names)}), which are not read: {cure}"
+    if path.is_dir() and any(Path(file).suffix.lower() in SUFFIXES for file in files):
+        return "contains images, but no annotations that are recognised"
+    return None
