@@ -76,16 +76,18 @@ class Splits:
     held_out: bool = False
     """Whether the validation data is a part of the dataset that was held out because it has no validation split."""
 
+    @property
+    def num_images(self) -> int:
+        """Number of images in both."""
+        return len(self.training.images) + (len(self.validation.images) if self.validation else 0)
+
     def describe(self, settings: RunSettings) -> str | None:
         """Return what the run is validated on in one line, if this is not what the data says; None otherwise."""
         if self.held_out:
             assert self.validation is not None
-            count, total = (
-                len(self.validation.images),
-                len(self.validation.images) + len(self.training.images),
-            )
+            count = len(self.validation.images)
             return (
-                f"{self.training.source}: has no validation split; {count} of {total} images are held out "
+                f"{self.training.source}: has no validation split; {count} of {self.num_images} images are held out "
                 f"(data.val_fraction = {settings.data.val_fraction:g}), see {settings.folder / HELD_OUT}"
             )
         if self.validation is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Mapping
 from types import TracebackType
@@ -158,5 +159,16 @@ class Display:
 
     def print_line(self, line: str) -> None:
         """Print a line, above the bar if there is one."""
-        if self.console is not None:
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_lines(self.console, line)
+
+
+def main_console() -> Console | None:
+    """Return a console for stderr in the main process, None in the others, before the processes are connected."""
+    return Console(stderr=True) if os.environ.get("RANK", "0") == "0" else None
+
+
+def print_lines(console: Console | None, *lines: str) -> None:
+    """Print the lines that are not empty, unless `console` is None."""
+    if console is not None:
+        for line in filter(None, lines):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)

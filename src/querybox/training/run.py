@@ -20,7 +20,7 @@ from querybox.report import write_report
 from querybox.training.auto import choose, is_auto, with_choices_of_run
 from querybox.training.checkpoint import RunCheckpoint
 from querybox.training.data import Splits, check_splits, read_splits
-from querybox.training.display import Display
+from querybox.training.display import Display, main_console, print_lines
 from querybox.training.environment import write_environment
 from querybox.training.folder import check_folder, prepare_folder
 from querybox.training.interrupt import StopRequest
@@ -87,11 +87,11 @@ def train(target: RunSettings | str | Path, *, resume: bool = False, **overrides
     continued = checkpoint is not None
     accelerator = start_processes(settings)
     console = Console(stderr=True) if accelerator.is_main_process else None
-    if console is not None and notes and not continued:
-        console.print(notes, markup=False, highlight=False, soft_wrap=True)
+    print_lines(None if continued else console, notes, f"checking {splits.num_images:,} images")
     data = check_splits(splits, settings, accelerator, resume=resume)
     training, validation = data.training, data.validation
     torch.manual_seed(settings.train.seed)
+    print_lines(console, f"loading weights: {settings.initial_weights}")
     detector = build_detector(settings, training.categories)
     assert detector.recipe is not None
     criterion = detector.recipe.criterion()
@@ -140,6 +140,7 @@ def prepare(settings: RunSettings, *, resume: bool) -> tuple[RunSettings, RunChe
         The settings, the checkpoint to resume from, the data, whose images have not been checked, and lines that say
         what was decided and why.
     """
+    print_lines(main_console(), f"reading {settings.data.train}")
     settings = locate(settings, resume=resume)
     if resume:
         settings = with_choices_of_run(settings)

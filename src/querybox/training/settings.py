@@ -96,6 +96,11 @@ class RunSettings(Settings):
         assert self.output is not None
         return Path(self.output)
 
+    @property
+    def initial_weights(self) -> str:
+        """What the model of resolved settings starts from: a checkpoint, the weights of its backbone, or "random"."""
+        return self.weights or self.model["backbone_weights"] or "random"
+
     def flat(self) -> dict[str, Any]:
         """Return all settings by dotted name."""
         flat: dict[str, Any] = {}
