@@ -87,7 +87,7 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 def save(folder: Path, results: Sequence[RowResult]) -> None:
     """Write the results, the tables and the pictures."""
     report.write(folder / "results.json", results)
-    (folder / "results.md").write_text(report.markdown(results))
+    (folder / "results.md").write_text(report.markdown(results), encoding="utf-8")
     plots.draw_rows(results, folder / "rows.png")
     plots.draw_growth(results, folder / "growth.png")
 

@@ -95,7 +95,7 @@ def facebook(setup: Setup, count: int, workers: int) -> Work:
     with peers.importable(setup.facebook):
         coco = importlib.import_module("datasets.coco")
         misc = importlib.import_module("util.misc")
-    order = [image["id"] for image in json.loads(ANNOTATIONS.read_text())["images"]]
+    order = [image["id"] for image in json.loads(ANNOTATIONS.read_text(encoding="utf-8"))["images"]]
 
     def dataset(kind: str) -> Any:
         with contextlib.redirect_stdout(io.StringIO()):

@@ -54,7 +54,9 @@ def processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return platform.processor() or platform.machine()
-    facts = dict(line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
+    facts = dict(
+        line.split(":", 1) for line in cpuinfo.read_text(encoding="utf-8").splitlines() if ":" in line
+    )
     facts = {name.strip(): value.strip() for name, value in facts.items()}
     supported = set(facts.get("flags", "").split())
     relevant = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")

@@ -97,7 +97,7 @@ def main(arguments: Sequence[str]) -> None:
         if name != OPTIMISED:
             detector.cache_clear()
         gc.collect()
-        RESET.write_text("5")  # reset the peak
+        RESET.write_text("5", encoding="utf-8")  # reset the peak
         answers = [plain(work()) for _ in range(WORKS)]
     print(json.dumps({"answer": answers[0], "mebibytes": memory("VmHWM") - before}))
 
@@ -119,7 +119,9 @@ def memory(field: str) -> float:
     """
     if not STATUS.exists():
         raise Absent("the peak of a part of a process can be read on Linux only")
-    (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
+    (line,) = (
+        line for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith(f"{field}:")
+    )
     return int(line.split()[1]) / 1024
 
 

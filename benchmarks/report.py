@@ -25,7 +25,9 @@ def read(path: Path) -> list[RowResult]:
 def write(path: Path, results: Sequence[RowResult]) -> None:
     """Write results with all samples."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([dataclasses.asdict(result) for result in results], indent=1) + "\n")
+    path.write_text(
+        json.dumps([dataclasses.asdict(result) for result in results], indent=1) + "\n", encoding="utf-8"
+    )
 
 
 def merge(old: Sequence[RowResult], new: Sequence[RowResult], order: Sequence[str]) -> list[RowResult]:

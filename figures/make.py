@@ -42,7 +42,7 @@ def main() -> None:
         print(f"{path.relative_to(PAGES.parent.parent)}: {path.stat().st_size / 1000:.0f} kB")
     for name in FIGURES:
         page = PAGES / f"{name}.md"
-        page.write_text(tables.update_tables(page.read_text(), made.trace))
+        page.write_text(tables.update_tables(page.read_text(encoding="utf-8"), made.trace), encoding="utf-8")
 
 
 def digest(name: str) -> str:

@@ -24,6 +24,8 @@ PYTHON_FILES = sorted(
 MAX_FILE = 400
 MAX_FUNCTION = 50
 EXCUSE = "# Long because"
+OTHER_OPENERS = ("Image", "av", "os")
+"""Modules whose `open` takes no encoding."""
 
 
 def test_the_public_api_is_exact() -> None:
@@ -116,6 +118,33 @@ def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     is_docstring = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
     docstring = (first.end_lineno or 0) - first.lineno + 1 if is_docstring else 0
     return (function.end_lineno or 0) - function.lineno + 1 - docstring
+
+
+def test_text_files_have_a_stated_encoding() -> None:
+    """Without one, Windows reads and writes them in the encoding of its region."""
+    files = [path for path in PYTHON_FILES if "tests" not in path.relative_to(ROOT).parts]
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and opens_text(node)
+        if not any(keyword.arg == "encoding" for keyword in node.keywords)
+    ]
+    assert not found
+
+
+def opens_text(call: ast.Call) -> bool:
+    """Return whether a call is `open`, `path.open`, `path.read_text` or `path.write_text`, and not of a binary file."""
+    function = call.func
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    if isinstance(function, ast.Attribute) and name in ("read_text", "write_text"):
+        return True
+    if name != "open" or (
+        isinstance(function, ast.Attribute) and ast.unparse(function.value) in OTHER_OPENERS
+    ):
+        return False
+    modes = [each.value for each in call.args if isinstance(each, ast.Constant)]
+    return not any("b" in str(mode) for mode in modes)
 
 
 def test_tracked_text_names_no_machine() -> None:

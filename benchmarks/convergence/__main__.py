@@ -123,7 +123,9 @@ def conclude(folder: Path, *, docs: bool) -> None:
     page, picture = folder / "convergence.md", folder / "convergence.png"
     if docs:
         page, picture = DOCS / page.name, DOCS / "images" / picture.name
-    page.write_text(pages.page(curves, others, steps, picture.relative_to(page.parent).as_posix()))
+    page.write_text(
+        pages.page(curves, others, steps, picture.relative_to(page.parent).as_posix()), encoding="utf-8"
+    )
     if curves:
         pages.draw(curves, picture)
     print(f"Report: {page}")

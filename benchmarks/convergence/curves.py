@@ -107,4 +107,4 @@ def read(path: Path) -> Curve | None:
 def write(path: Path, curve: Curve) -> None:
     """Write a curve as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dataclasses.asdict(curve), indent=1) + "\n")
+    path.write_text(json.dumps(dataclasses.asdict(curve), indent=1) + "\n", encoding="utf-8")

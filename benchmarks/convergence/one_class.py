@@ -18,7 +18,7 @@ def one_class(source: Path, category: str, folder: Path) -> Path:
     if not files:
         raise SystemExit(f"{source}: has no annotations/instances*.json; expected a COCO folder")
     for file in files:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
         wanted = [each for each in content["categories"] if each["name"] == category]
         if not wanted:
             raise SystemExit(f"{file}: has no category '{category}'")
@@ -28,7 +28,7 @@ def one_class(source: Path, category: str, folder: Path) -> Path:
         ]
         target = folder / "annotations" / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(content))
+        target.write_text(json.dumps(content), encoding="utf-8")
     for images in source.iterdir():
         link = folder / images.name
         if images.is_dir() and not link.exists():

@@ -15,7 +15,7 @@ from benchmarks.convergence.curves import Curve, Point
 from benchmarks.convergence.ours import OURS
 from benchmarks.measure import RowResult
 
-PAGE = Template(Path(__file__).with_name("page.md").read_text())
+PAGE = Template(Path(__file__).with_name("page.md").read_text(encoding="utf-8"))
 GOALS = ((2, 0.30), (10, 0.75))
 """Minutes of training, and the AP50 on the validation split to be reached by then."""
 

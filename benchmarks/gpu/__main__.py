@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"[{time.monotonic() - start:.0f} s] {line(result)}", flush=True)
         if run.device.type == "cuda":
             torch.cuda.empty_cache()
-    (folder / "results.md").write_text(report.markdown(results))
+    (folder / "results.md").write_text(report.markdown(results), encoding="utf-8")
     print(f"Report: {folder / 'results.md'}")
     return int(failed)
 
@@ -96,9 +96,9 @@ def all_rows(run: Run) -> Iterator[Row]:
 def run_tests(path: Path) -> bool:
     """Run the tests marked `device`, keep what they print, and return whether they passed."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "device", "tests/training"]
-    with path.open("w") as output:
+    with path.open("w", encoding="utf-8") as output:
         done = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, check=False)
-    print(path.read_text(), flush=True)
+    print(path.read_text(encoding="utf-8"), flush=True)
     return done.returncode == 0
 
 

@@ -192,7 +192,7 @@ def reset_peak() -> int:
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
     if platform.system() == "Linux":
-        RESET.write_text("5")  # resets VmHWM
+        RESET.write_text("5", encoding="utf-8")  # resets VmHWM
     return process_memory("VmRSS")
 
 
@@ -207,5 +207,7 @@ def process_memory(field: str) -> int:
     """Return VmRSS (memory in use) or VmHWM (its peak) of this process in bytes; 0 on systems other than Linux."""
     if not STATUS.exists():
         return 0
-    (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
+    (line,) = (
+        line for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith(f"{field}:")
+    )
     return 1024 * int(line.split()[1])

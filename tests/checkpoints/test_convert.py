@@ -272,3 +272,20 @@ def test_an_empty_folder_is_a_target(files: dict[System, Path], tmp_path: Path) 
     (tmp_path / "r50-1.0").mkdir()
     convert(files["facebook"], tmp_path / "r50-1.0", to="huggingface")
     assert read_checkpoint(tmp_path / "r50-1.0").layout == "Hugging Face"
+
+
+def test_an_empty_folder_is_a_target_where_folders_cannot_be_replaced(
+    files: dict[System, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows a folder cannot be moved to the place of another, even of an empty one."""
+    real = Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        if self.is_dir() and target.exists():
+            raise PermissionError(13, "Access is denied", str(target))
+        return real(self, target)
+
+    (tmp_path / "r50-1.0").mkdir()
+    monkeypatch.setattr(Path, "replace", replace)
+    convert(files["facebook"], tmp_path / "r50-1.0", to="huggingface")
+    assert (tmp_path / "r50-1.0" / "model.safetensors").is_file()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 
 import querybox
 from querybox.cli import main as entry
+from querybox.cli.main import prepare_platform
 from querybox.errors import ConfigError
 
 COMMANDS = (
@@ -122,3 +125,24 @@ def test_main_reads_the_words_of_the_process(
     monkeypatch.setattr(sys, "argv", ["querybox", "--version"])
     assert entry() == 0
     assert querybox.__version__ in capsys.readouterr().out
+
+
+def test_characters_that_the_terminal_lacks_are_escaped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding="cp1252"))
+    prepare_platform()
+    print("細胞 in 3 images")
+    sys.stdout.flush()
+    assert output.getvalue().split(b" ")[0] == rb"\u7d30\u80de"
+
+
+@pytest.mark.parametrize(("platform", "value"), [("darwin", "1"), ("linux", None)])
+def test_operators_that_an_apple_gpu_lacks_run_on_the_cpu(
+    platform: str, value: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(sys, "platform", platform)
+    prepare_platform()
+    assert os.environ.get("PYTORCH_ENABLE_MPS_FALLBACK") == value

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from inspect import unwrap
 from pathlib import Path
@@ -159,3 +160,19 @@ def test_only_a_detector_can_be_exported(
         ):
             unwrap(export)(model, tmp_path / "a.onnx", to="onnx")  # without the type checks under test
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mapped files are listed by Linux")
+def test_a_file_is_moved_once_it_is_no_longer_mapped(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows refuses to move a file that is mapped into memory, as OpenVINO's weights are while the model is used."""
+    real, mapped = Path.replace, {}
+
+    def replace(self: Path, target: Path) -> Path:
+        mapped[self.name] = str(self) in Path("/proc/self/maps").read_text(encoding="utf-8")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    export(detector, tmp_path / "a.xml", to="openvino")
+    assert mapped == {"a.bin": False, "a.xml": False}

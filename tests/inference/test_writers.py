@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -76,10 +77,19 @@ def test_csv_file(tmp_path: Path) -> None:
     }
 
 
+def test_coco_files_have_forward_slashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sep", "\\")  # as on Windows
+    with coco_file(tmp_path / "a.json", CATEGORIES) as add:
+        add(found("photos\\a.jpg"))
+    content = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+    assert content["images"][0]["file_name"] == "photos/a.jpg"
+
+
 def test_picture_paths_never_meet() -> None:
-    sources = [Path(name) for name in ("x/a.jpg", "y/a.png", "a.mp4", "z/a.jpeg", "a-2.jpg")]
+    """Not even where names are equal but for case, as on Windows and macOS."""
+    sources = [Path(name) for name in ("x/a.jpg", "y/A.png", "a.mp4", "z/a.jpeg", "a-2.jpg")]
     assert [path.name for path in drawing_paths(sources, Path("out"))] == [
-        "a.jpg", "a-2.jpg", "a.mp4", "a-3.jpg", "a-2-2.jpg",
+        "a.jpg", "A-2.jpg", "a.mp4", "a-3.jpg", "a-2-2.jpg",
     ]  # fmt: skip
 
 

@@ -96,6 +96,7 @@ def compare_rows(folder: Path, expected: Path, tolerance: float) -> None:
             assert float(row[name]) == pytest.approx(float(want[name]), rel=tolerance), name
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals cannot be sent to processes on Windows")
 # What Python makes of a KeyboardInterrupt that nobody catches depends on what other packages do at exit.
 @pytest.mark.parametrize(("number", "codes"), [(signal.SIGINT, {-signal.SIGINT, 1}), (signal.SIGTERM, {143})])
 def test_a_signal_ends_the_run_with_a_checkpoint_from_which_it_goes_on(

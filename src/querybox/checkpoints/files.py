@@ -177,4 +177,6 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        code = int(number[1])
+        # On Windows, Python derives the error number of C from the last argument; elsewhere it is ignored.
+        raise OSError(code, os.strerror(code), str(path), code) from error

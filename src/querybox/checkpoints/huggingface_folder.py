@@ -34,6 +34,8 @@ def write_folder(folder: Path, tensors: Mapping[str, Tensor], files: Mapping[str
             save_tensors(cloned, file, {"format": "pt"})  # required by transformers
         for name, values in files.items():
             write_text(complete / name, json.dumps(values, indent=2) + "\n")
+        if folder.exists():
+            folder.rmdir()  # empty; Windows does not replace folders
         complete.replace(folder)
 
 

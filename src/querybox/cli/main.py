@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -91,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: SIGTERM stopped training; the code is 143.
     """
+    prepare_platform()
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     try:
@@ -110,6 +113,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return fail("interrupted", debug, code=130)
     return code or 0
+
+
+def prepare_platform() -> None:
+    """Make output and devices robust on every system, before PyTorch is imported."""
+    if isinstance(
+        sys.stdout, io.TextIOWrapper
+    ):  # with the encoding of Windows, a class name could not be printed
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if sys.platform == "darwin":  # for operators that the GPU does not have in this version of PyTorch
+        os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 
 def fail(message: str, debug: bool, code: int = 2) -> int:

@@ -78,8 +78,9 @@ def export(
         if to == "openvino" and calibration is not None:
             verification, precisions = write_int8(program, draft, card, detector, calibration)
         else:
-            model = write_model(program, draft, card, detector, to)
-            verification, precisions = verify(detector, model), None
+            # The model is not kept in a variable: while it is mapped into memory, Windows cannot move its file.
+            verification = verify(detector, write_model(program, draft, card, detector, to))
+            precisions = None
         written = [file.replace(path.parent / file.name) for file in sorted(draft.parent.iterdir())]
     return Exported(files=tuple(sorted(written, key=path.__ne__)), verification=verification, AP=precisions)
 

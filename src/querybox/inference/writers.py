@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
@@ -42,7 +43,12 @@ def coco_file(path: Path, categories: Sequence[Category]) -> Iterator[AddDetecti
     def add(detections: Detections) -> None:
         height, width = detections.size
         images.append(
-            {"id": len(images) + 1, "file_name": detections.source, "width": width, "height": height}
+            {
+                "id": len(images) + 1,
+                "file_name": detections.source.replace(os.sep, "/"),  # as in all COCO files
+                "width": width,
+                "height": height,
+            }
         )
         for result in detections.to_coco(len(images)):
             area = result["bbox"][2] * result["bbox"][3]
@@ -77,23 +83,23 @@ def csv_file(path: Path) -> Iterator[AddDetections]:
 
 
 def drawing_paths(sources: Sequence[Path], folder: Path) -> list[Path]:
-    """Return the path in `folder` of the drawing of each source; equal names are numbered.
+    """Return the path in `folder` of the drawing of each source; names that are equal but for case are numbered.
 
     Raises:
         ConfigError: A drawing would overwrite a source.
     """
     originals = {source.resolve() for source in sources}
-    paths: dict[Path, None] = {}  # in the order of the sources
+    paths: dict[str, Path] = {}  # in the order of the sources, by name in lower case
     for source in sources:
         suffix = ".mp4" if is_video(source) else ".jpg"
         path, number = folder / f"{source.stem}{suffix}", 1
-        while path in paths:
+        while path.name.lower() in paths:
             number += 1
             path = folder / f"{source.stem}-{number}{suffix}"
         if path.resolve() in originals:
             raise ConfigError(f"{path}: the drawing would overwrite a source; expected another output folder")
-        paths[path] = None
-    return list(paths)
+        paths[path.name.lower()] = path
+    return list(paths.values())
 
 
 def draw_files(sources: Sequence[Path], paths: Sequence[Path], results: Iterator[Detections]) -> None:

@@ -46,7 +46,7 @@ def coco_splits(path: Path) -> dict[str, Reader]:
         if files := [file for file in files if _is_coco(file)]:
             names = {_name(file, path): file for file in files}
             if len(names) < len(files):
-                names = {str(file.relative_to(path).with_suffix("")): file for file in files}
+                names = {file.relative_to(path).with_suffix("").as_posix(): file for file in files}
             return by_split({name: partial(read_coco_dataset, file, path) for name, file in names.items()})
     return {}
 
