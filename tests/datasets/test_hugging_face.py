@@ -165,5 +165,5 @@ def test_faults_of_a_line_are_errors(tmp_path: Path, line: str, message: str) ->
 
 def test_metadata_without_boxes_is_no_dataset(tmp_path: Path) -> None:
     write_lines(tmp_path, {"file_name": "a.jpg", "text": "a dog"})
-    with pytest.raises(DataError, match="contains JSON lines other than a `metadata.jsonl` with boxes"):
+    with pytest.raises(DataError, match=r"contains JSON lines other than a `metadata\.jsonl` with boxes"):
         read_dataset(tmp_path)

@@ -1,0 +1,58 @@
+"""Annotations that can be parsed but are probably not meant."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dataset_writers import Drawn, coco, write_coco, write_images, write_json, write_voc
+from layouts import IMAGES, NAMES, kinds
+
+from querybox.data import read_dataset
+from querybox.data.read import find_splits
+from querybox.data.records import DetectionData
+from querybox.errors import DataError
+
+
+def change(tmp_path: Path, boxes: list[Any], count: int = 1) -> DetectionData:
+    """Read a COCO dataset of one image of 40x30 with these boxes."""
+    images = [Drawn(name="a.png", size=(40, 30), objects=[("cat", (0, 0, 9, 9))] * len(boxes))]
+    document = coco(images * count, NAMES)
+    for item, box in zip(document["annotations"], boxes * count, strict=True):
+        item["bbox"] = box
+    write_images(tmp_path, images)
+    (reader,) = find_splits(write_json(tmp_path / "train.json", document)).values()
+    return reader()
+
+
+def test_boxes_within_one_are_an_error(tmp_path: Path) -> None:
+    boxes = [[0.1, 0.2, 0.5, 0.5], [0, 0, 1, 1]]
+    assert kinds(change(tmp_path, boxes)) == {"normalized_boxes": 2}
+    with pytest.raises(DataError, match=r"2 boxes, all of them within 0-1 .*: multiply them by the width"):
+        read_dataset(tmp_path / "train.json")
+    assert kinds(change(tmp_path, [*boxes, [1, 1, 9, 9]])) == {"subpixel_box": 1}
+
+
+def test_voc_boxes_within_one_are_an_error(tmp_path: Path) -> None:
+    write_voc(
+        tmp_path, "train", [Drawn(name="a.png", size=(40, 30), objects=[("cat", (0.1, 0.2, 0.5, 0.9))])]
+    )
+    with pytest.raises(DataError, match="1 boxes, all of them within 0-1"):
+        read_dataset(tmp_path)
+
+
+def test_corners_read_as_sizes_are_noticed(tmp_path: Path) -> None:
+    corners = [[10, 8, 35, 28], [20, 3, 39, 29], [5, 12, 38, 30], [1, 2, 9, 9]]
+    assert kinds(change(tmp_path, corners)) == {"clipped_box": 3, "xyxy_boxes": 3}
+    sizes = [[30, 8, 14, 20], [20, 20, 39, 29], [5, 28, 38, 30], [1, 2, 9, 9]]
+    assert kinds(change(tmp_path, sizes)) == {"clipped_box": 3}
+
+
+def test_an_image_under_two_ids_and_classes_without_names(tmp_path: Path) -> None:
+    assert kinds(change(tmp_path, [[1, 2, 9, 9]], count=2)) == {"repeated_image": 2}
+    path = write_coco(tmp_path / "other", "train", IMAGES, NAMES)
+    document = json.loads(path.read_text())
+    document["categories"][0]["name"] = " "
+    assert kinds(read_dataset(write_json(path, document))) == {"unnamed_category": 1}

@@ -1,0 +1,140 @@
+"""Layouts of YOLO folders as annotation tools write them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dataset_writers import Drawn, write_images, write_yolo
+from layouts import IMAGES, NAMES, kinds, require_both, splits
+
+from querybox.data import read_dataset
+from querybox.data.read import find_splits
+from querybox.errors import DataError
+
+
+def test_labels_of_ultralytics_with_keypoints(tmp_path: Path) -> None:
+    file = write_yolo(tmp_path, "train", IMAGES, NAMES)
+    file.write_text(file.read_text() + "\nkpt_shape: [2, 3]\nnc: 3\nroboflow: {project: x}\n")
+    label = tmp_path / "labels" / "train" / "b.txt"
+    label.write_text(label.read_text().strip() + " 0.5 0.5 2 0.6 0.6 2\n")
+    require_both(read_dataset(file), {"keypoints": 1, "ignored_key": 1, "num_classes_mismatch": 1})
+
+
+@pytest.mark.parametrize(
+    "text", ["train: /content/my/images/train", "valid: C:\\data\\images\\train", "test: other/images/train"]
+)
+def test_entries_of_another_machine(tmp_path: Path, text: str) -> None:
+    file = write_yolo(tmp_path, "train", IMAGES, NAMES)
+    renamed = file.rename(tmp_path / "coco8.yaml")
+    renamed.write_text(f"{text}\nnames: {NAMES}\n")
+    read = splits(tmp_path)
+    assert read.keys() == {{"train": "train", "valid": "val", "test": "test"}[text.partition(":")[0]]}
+    (data,) = read.values()
+    require_both(data, {"moved_path": 1})
+
+
+def test_val_and_valid(tmp_path: Path) -> None:
+    file = write_yolo(tmp_path, "train", IMAGES, NAMES)
+    file.write_text(f"train: images/train\nval: images/train\nvalid: images/gone\nnames: {NAMES}\n")
+    assert find_splits(file).keys() == {"train", "val"}
+    require_both(read_dataset(file, "val"), {"ignored_key": 1})
+
+
+@pytest.mark.parametrize("where", ["beside", "beside in splits", "beside in images", "names among labels"])
+def test_layouts_of_yolo(tmp_path: Path, where: str) -> None:
+    write_yolo(tmp_path, "train", IMAGES, NAMES).unlink()
+    images, labels = tmp_path / "images" / "train", tmp_path / "labels" / "train"
+    names = tmp_path / "classes.txt"
+    if where == "names among labels":
+        names = labels / "classes.txt"
+    elif where == "beside in images":
+        for file in labels.iterdir():
+            file.rename(images / file.name)
+        (labels / "keep.txt").touch()
+    else:
+        target = tmp_path / "train" if where == "beside in splits" else tmp_path
+        target.mkdir(exist_ok=True)
+        for file in (*images.iterdir(), *labels.iterdir()):
+            file.rename(target / file.name)
+        shutil.rmtree(tmp_path / "images")
+        shutil.rmtree(tmp_path / "labels")
+    names.write_text("cat\ndog\n")
+    read = splits(tmp_path)
+    assert read.keys() == {"all" if where == "beside" else "train"}
+    (data,) = read.values()
+    require_both(data, {"unmatched_label": 1} if where == "beside in images" else {})
+    if where == "beside":
+        require_both(read_dataset(names))
+
+
+def test_labels_beside_images_without_class_names_need_them(tmp_path: Path) -> None:
+    write_images(tmp_path, IMAGES)
+    (tmp_path / "a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    with pytest.raises(DataError, match=r"class names not found; add a classes\.txt"):
+        read_dataset(tmp_path)
+
+
+def test_texts_beside_images_that_are_no_labels(tmp_path: Path) -> None:
+    write_images(tmp_path, IMAGES)
+    (tmp_path / "a.txt").write_text("A photo of a dog.\n")
+    with pytest.raises(DataError, match="contains images, but no annotations that are recognised"):
+        read_dataset(tmp_path)
+
+
+def test_what_yolo_does_not_use_is_counted(tmp_path: Path) -> None:
+    write_yolo(tmp_path, "train", IMAGES, NAMES).unlink()
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    write_images(tmp_path / "images", [Drawn(name="stray.png", size=(9, 9))])
+    write_images(tmp_path / "images" / "train", [Drawn(name="c.png", size=(9, 9))])
+    (tmp_path / "labels" / "train" / "z.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    data = read_dataset(tmp_path)
+    assert kinds(data) == {"unlabeled_negative": 1, "unmatched_label": 1, "unread_file": 1}
+    assert [len(image.labels) for image in data.images] == [2, 1, 0]
+    places = {finding.kind: finding.places[0].what for finding in data.findings}
+    assert places["unread_file"].endswith("stray.png")
+    assert places["unmatched_label"].endswith("z.txt")
+    assert places["unlabeled_negative"].endswith("c.png")
+
+
+def test_values_just_outside_are_clipped(tmp_path: Path) -> None:
+    file = write_yolo(tmp_path, "train", IMAGES[:1], NAMES)
+    (tmp_path / "labels" / "train" / "a.txt").write_text("0 0.98 1.02 0.2 0.2\n1.0 0.5 0.5 1.05 0.4\n")
+    data = read_dataset(file)
+    np.testing.assert_allclose(data.images[0].boxes_xyxy, [[35.2, 27.6, 40.0, 30.0], [0.0, 9.0, 40.0, 21.0]])
+    assert data.images[0].labels.tolist() == [0, 1]
+    assert kinds(data) == {"clipped_box": 2}
+
+
+def test_corners_of_rotated_boxes(tmp_path: Path) -> None:
+    file = write_yolo(tmp_path, "train", IMAGES[:1], NAMES)
+    (tmp_path / "labels" / "train" / "a.txt").write_text(
+        "0 0.5 0.1 0.9 0.5 0.5 0.9 0.1 0.5\n0 0 0 nan 1 0.5 0.5\n"
+    )
+    data = read_dataset(file)
+    np.testing.assert_allclose(data.images[0].boxes_xyxy, [[4, 3, 36, 27]])
+    assert kinds(data) == {"boxed_shape": 2, "nan_box": 1}
+
+
+def test_darknet_reads_nothing_outside_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "secret.names").write_text("secret\n")
+    root = tmp_path / "data"
+    write_images(root, IMAGES)
+    (root / "train.txt").write_text("a.png\n")
+    (root / "obj.data").write_text("train = train.txt\nnames = ../secret.names\n")
+    with pytest.raises(DataError, match=r"secret\.names' is outside the dataset's folder"):
+        read_dataset(root)
+    (root / "obj.data").write_text("train = train.txt\n")
+    with pytest.raises(DataError, match="class names not found; expected 'names = '"):
+        read_dataset(root)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "gbk"])
+def test_encodings_of_yolo(tmp_path: Path, encoding: str) -> None:
+    file = write_yolo(tmp_path, "train", IMAGES, NAMES)
+    file.write_bytes("train: images/train\nnames: [猫, 狗]\n".encode(encoding))
+    data = read_dataset(file)
+    assert [category.name for category in data.categories] == ["猫", "狗"]
+    assert kinds(data) == ({"other_encoding": 1} if encoding == "gbk" else {})
