@@ -172,7 +172,8 @@ class Memory:
     """The encoder's output: one token per cell of the feature maps."""
 
     tokens: Float[Tensor, "B S D"]
-    position: Float[Tensor, "B S D"]
+    position: Float[Tensor, "B S D"] | None = None
+    """Positional encoding; None if no decoder layer uses it (RT-DETR)."""
     padding_mask: Bool[Tensor, "B S"] | None
     """True = padding; None if nothing is padded."""
     levels: Levels | None = None
@@ -195,14 +196,17 @@ class Levels:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cells:
-    """Properties of the cells of an encoder's feature maps that depend on their shapes and padding alone."""
+    """Properties of the cells of an encoder's feature maps that depend on their shapes and padding alone.
+
+    S cells: those of the coarsest map in RT-DETR, otherwise those of all maps.
+    """
 
     position: Float[Tensor, "B S D"]
     """Positional encoding."""
     padding_mask: Bool[Tensor, "B S"] | None
     """True = padding; None if nothing is padded."""
     reference: Float[Tensor, "B S 2"] | None = None
-    """Centre (x, y) of every cell, in 0-1 of the unpadded image; None if no layer uses it (DETR)."""
+    """Centre (x, y) of every cell, in 0-1 of the unpadded image; None if no layer uses it (DETR, RT-DETR)."""
     levels: Levels | None = None
     """The feature maps that the cells belong to; None if there is only one (DETR)."""
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from querybox import Detector, precision
+from querybox.data import DataSettings
 from querybox.errors import ConfigError
 from querybox.models import RECIPES
 from querybox.training import RunSettings, TrainSettings, processes
@@ -62,6 +63,7 @@ def test_settings_survive_their_own_yaml(run_settings: Callable[..., RunSettings
 DEFORMABLE = {"epochs": 50, "milestones": (40,), "batch_size": 32, "lr": 2e-4, "backbone_lr": 2e-5}
 CONDITIONAL = {"epochs": 50, "milestones": (40,)}
 DINO = {"epochs": 12, "milestones": (11,)}
+RTDETR = {"epochs": 72, "milestones": (), "ema": 0.9999}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -73,9 +75,12 @@ def test_a_recipe_is_trained_as_published_unless_it_is_for_few_images(recipe: st
         "dino_r50": DINO,
         "conditional_detr_r50": CONDITIONAL,
         "conditional_detr_r50_dc5": CONDITIONAL,
+        **dict.fromkeys((name for name in RECIPES if name.startswith("rtdetr")), RTDETR),
     }
-    settings = RunSettings.parse({"recipe": recipe, "data": {"train": "x"}})
-    assert resolve(settings).train == TrainSettings(**published.get(recipe, {}))
+    resolved = resolve(RunSettings.parse({"recipe": recipe, "data": {"train": "x"}}))
+    assert resolved.train == TrainSettings(**published.get(recipe, {}))
+    square = {"image_size": 640, "stretch": True} if recipe.startswith("rtdetr") else {}
+    assert resolved.data == DataSettings(train="x", **square)
 
 
 def test_settings_that_were_given_overrule_those_of_the_kind() -> None:

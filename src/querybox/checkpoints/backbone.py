@@ -108,11 +108,14 @@ def hub_weights(name: str) -> Mapping[str, Tensor]:
 def copy_weights(backbone: Backbone, state: Mapping[str, Tensor], where: str) -> None:
     """Copy `state` into the backbone by name; other tensors, such as those of a classifier, are ignored.
 
+    Tensors that timm's model lacks (`Backbone.added`) keep their values if `state` does not have them.
+
     Raises:
         CheckpointError: Tensors are missing or have another shape; the message lists all of them.
     """
-    given = {flatten_name(name): tensor for name, tensor in state.items()}
     expected = backbone.body.state_dict()
+    added = {name: tensor for name, tensor in expected.items() if name.startswith(backbone.added)}
+    given = {flatten_name(name): tensor for name, tensor in (added | dict(state)).items()}
     problems = [
         f"{name}: expected {list(tensor.shape)}, got "
         + (str(list(given[flatten_name(name)].shape)) if flatten_name(name) in given else "nothing")

@@ -33,8 +33,6 @@ SUFFIXES: dict[System, tuple[str, ...]] = {
     "querybox": (".safetensors",),
 }
 """Suffixes of the written file; for Hugging Face it is a folder."""
-DEFAULT_ROWS: dict[System, int] = {"facebook": 91, "mmdet2": 80, "mmdet3": 80}
-"""Rows of the class head, without no-object, in the library's config for COCO."""
 
 
 def convert(
@@ -52,7 +50,7 @@ def convert(
     converting back gives bit-identical tensors. Metadata that a ``.pth`` file of the library does not support (image
     size, attention heads, dilation, category ids) are saved in its ``meta``, which the library ignores. Counters of
     batch norms, which frozen ones do not use, are dropped if a layout has none, and restored as zero; so is the unused
-    label embedding of the original DINO.
+    label embedding of the original DINO and of RT-DETR.
 
     Args:
         source: A path as for `querybox.load`.
@@ -210,16 +208,18 @@ def row_names(blueprint: Blueprint) -> tuple[str, ...]:
 
 def required_settings(checkpoint: Checkpoint, to: System) -> list[str]:
     """Return in words the settings of the other library that must be changed before it loads the file."""
-    if to not in DEFAULT_ROWS or to == "querybox":
+    if to == "querybox":
         return []  # the file includes its settings
     recipe, rows = checkpoint.blueprint.recipe, len(row_names(checkpoint.blueprint))
     layout = layout_of(recipe, to)
+    if layout.class_rows is None:
+        return []  # so does the folder
     sentences = []
-    if rows != DEFAULT_ROWS[to]:
+    if rows != layout.class_rows:
         beside = ' beside "no object"' if recipe.no_object else ""
         settings = " and ".join(f"{setting}={rows}" for setting in layout.class_settings)
         sentences.append(
-            f"its class head has {rows} rows{beside}, but {layout.name}'s own config has {DEFAULT_ROWS[to]}: "
+            f"its class head has {rows} rows{beside}, but {layout.name}'s own config has {layout.class_rows}: "
             f"set {settings} there"
         )
     return sentences + recipe.conversion_notes(layout, checkpoint.state)

@@ -46,7 +46,8 @@ def read_checkpoint_file(path: str | Path) -> CheckpointFile:
 
     Args:
         path: A path as for `find_weights`, to a ``.safetensors`` file; a ``.pth``, ``.pt`` or ``.bin`` file with
-            tensors by name, alone or under ``"model"`` or ``"state_dict"``; or the ``.index.json`` of a sharded file.
+            tensors by name, alone or under ``"model"``, ``"state_dict"`` or, preferred to these, the ``"module"`` of
+            ``"ema"``; or the ``.index.json`` of a sharded file.
 
     Raises:
         CheckpointError: The file is missing, truncated, corrupt, requires code to be executed, or has other content.
@@ -131,6 +132,9 @@ def unwrap(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]
     """
     metadata: dict[str, Any] = {}
     held = entries(content)
+    average = entries(held.get("ema")).get("module")
+    if isinstance(average, dict):  # RT-DETR's moving average, which is evaluated
+        held = {"model": average}
     for wrapper in ("model", "state_dict"):
         if isinstance(held.get(wrapper), dict):
             if isinstance(held.get("meta"), dict):

@@ -68,7 +68,7 @@ class FoldedConv2d(nn.Module):
 
     @staticmethod
     def fits(conv: nn.Module | None, norm: nn.Module | None) -> bool:
-        """Return whether the two can be fused."""
+        """Return whether the two can be fused: a convolution and a frozen batch norm."""
         return (
             conv is not None
             and norm is not None
@@ -79,6 +79,7 @@ class FoldedConv2d(nn.Module):
             and is_plain(norm)
             and isinstance(norm, nn.BatchNorm2d)
             and norm.affine
+            and not norm.weight.requires_grad  # it uses the statistics of the batch
             and norm.running_mean is not None
             and type(getattr(norm, "drop", nn.Identity())) is nn.Identity
         )

@@ -16,12 +16,14 @@ from querybox.models.deformable_detr import DeformableDETR
 from querybox.models.detr import DETR
 from querybox.models.dino import DINO
 from querybox.models.recipe import Recipe
+from querybox.models.rtdetr import RTDETR
 
 __all__ = [
     "DETR",
     "DINO",
     "KINDS",
     "RECIPES",
+    "RTDETR",
     "SMALL_RECIPES",
     "ConditionalDETR",
     "DeformableDETR",
@@ -33,7 +35,7 @@ __all__ = [
 ]
 
 KINDS: dict[str, type[Recipe]] = {
-    each.model_fields["kind"].default: each for each in (DETR, DeformableDETR, DINO, ConditionalDETR)
+    each.model_fields["kind"].default: each for each in (DETR, DeformableDETR, DINO, ConditionalDETR, RTDETR)
 }
 """All kinds by name, with each parent before the kinds derived from it."""
 
@@ -41,6 +43,10 @@ DETR_R50 = DETR()
 CONDITIONAL = ConditionalDETR()
 DEFORMABLE = DeformableDETR()
 DEFORMABLE_REFINE = DEFORMABLE.replace(refine=True)
+RTDETR_R50 = RTDETR()
+RTDETR_R18 = RTDETR_R50.replace(
+    backbone="resnet18d.ra2_in1k", frozen_stride=0, frozen_batch_norms=False, expansion=0.5, decoder_layers=3
+)
 SMALL: dict[str, Any] = {
     "backbone": "tf_efficientnet_lite0.in1k",
     "width": 128,
@@ -66,6 +72,13 @@ RECIPES: dict[str, Recipe] = {
     "deformable_detr_r50_two_stage": DEFORMABLE_REFINE.replace(two_stage=True),
     "deformable_detr_small": DEFORMABLE_REFINE.replace(**SMALL_PYRAMID),
     "dino_r50": DINO(),
+    "rtdetr_r50": RTDETR_R50,
+    "rtdetr_r18": RTDETR_R18,
+    "rtdetr_r34": RTDETR_R18.replace(backbone="resnet34d.ra2_in1k", decoder_layers=4),
+    "rtdetr_r50_m": RTDETR_R50.replace(expansion=0.5, inference_layers=3),
+    "rtdetr_r101": RTDETR_R50.replace(
+        backbone="resnet101d.ra2_in1k", encoder_width=384, encoder_feedforward=2048
+    ),
     "dino_small": DINO().replace(**SMALL_PYRAMID, denoising=30, distinct=True, varifocal=True),
 }
 """All recipes by name: published models, DETR with a ResNet-18, and small models for few images and CPUs."""

@@ -79,23 +79,31 @@ class DeformableDETR(Recipe):
                 f"setting 'levels' is {self.levels}, less than the number of 'strides', {len(self.strides)}; "
                 "use fewer strides or more levels"
             )
-        if self.width % 32:
-            raise ConfigError(f"setting 'width' is {self.width}, expected a multiple of 32 (group norm)")
         classes = self.num_rows(categories)
         backbone = self.build_backbone(self.strides)
         return self.compose(
             backbone,
-            PyramidProjection(backbone.channels, self.width, self.levels),
-            DeformableEncoder(
-                SinePositionEncoding(self.width, temperature=self.temperature, offset=self.offset),
-                self.build_layers(DeformableEncoderLayer, self.encoder_layers),
-                width=self.width,
-                levels=self.levels,
-            ),
+            self.build_neck(backbone.channels),
+            self.build_encoder(),
             self.build_queries(classes),
             self.build_decoder(classes),
             denoising=self.build_denoising(classes),
             categories=categories,
+        )
+
+    def build_neck(self, channels: list[int]) -> nn.Module:
+        """Build the neck, for feature maps with these channels."""
+        if self.width % 32:
+            raise ConfigError(f"setting 'width' is {self.width}, expected a multiple of 32 (group norm)")
+        return PyramidProjection(channels, self.width, self.levels)
+
+    def build_encoder(self) -> nn.Module:
+        """Build the encoder."""
+        return DeformableEncoder(
+            SinePositionEncoding(self.width, temperature=self.temperature, offset=self.offset),
+            self.build_layers(DeformableEncoderLayer, self.encoder_layers),
+            width=self.width,
+            levels=self.levels,
         )
 
     def build_queries(self, classes: int) -> nn.Module:

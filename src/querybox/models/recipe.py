@@ -161,6 +161,12 @@ class Recipe(Settings):
         }
 
     @classmethod
+    def huggingface_type(cls) -> str:
+        """Return the ``model_type`` of this kind in transformers."""
+        kind: str = cls.model_fields["kind"].default
+        return kind
+
+    @classmethod
     def assumptions(cls, known: Mapping[str, Any], path: str) -> list[str]:  # noqa: ARG003 - used by kinds
         """Return what is assumed about settings of a checkpoint that cannot be determined, one sentence each.
 
@@ -174,7 +180,7 @@ class Recipe(Settings):
         """Return the Hugging Face ``config.json`` of the model."""
         return {
             "architectures": [f"{self.huggingface_prefix}ForObjectDetection"],
-            "model_type": self.kind,
+            "model_type": self.huggingface_type(),
             "use_timm_backbone": True,
             "backbone": self.backbone.partition(".")[0],  # without the tag of its ImageNet weights
             "use_pretrained_backbone": False,  # the weights are in the folder

@@ -1,4 +1,4 @@
-"""The backbone: any timm model with feature maps, with frozen batch norms and frozen first layers."""
+"""The backbone: any timm model with feature maps, usually with frozen batch norms and frozen first layers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,25 @@ from querybox.errors import ConfigError
 class Backbone(nn.Module):
     """Returns feature maps of the given strides.
 
-    Every batch norm is frozen: it uses its running statistics and its affine parameters are not trained, because
-    the batches of detection are too small to estimate them.
+    By default every batch norm is frozen: it uses its running statistics and its affine parameters are not trained,
+    because the batches of detection are too small to estimate them.
+
+    Attributes:
+        channels: Channels of each map.
+        mean: Mean of the images that timm's weights were trained with: RGB in 0-255.
+        std: Their standard deviation.
+        added: Prefixes of tensors that timm's model does not have.
     """
 
     def __init__(
-        self, name: str, *, strides: tuple[int, ...] = (32,), frozen_stride: int = 4, dilation: bool = False
+        self,
+        name: str,
+        *,
+        strides: tuple[int, ...] = (32,),
+        frozen_stride: int = 4,
+        dilation: bool = False,
+        frozen_batch_norms: bool = True,
+        first_shortcut: bool = False,
     ) -> None:
         """Create the backbone with random weights.
 
@@ -32,6 +45,8 @@ class Backbone(nn.Module):
             frozen_stride: Freeze all layers up to the map of this stride: 4 freezes the stem and stage 1 of a ResNet,
                 0 nothing, 32 everything.
             dilation: Dilate the last stage instead of downsampling in it (DC5), so that its stride is 16.
+            frozen_batch_norms: Freeze every batch norm, not only those of frozen layers.
+            first_shortcut: Add a convolution to the first shortcut of a ResNet; see `add_first_shortcut`.
 
         Raises:
             ConfigError: timm has no such model, or the model has no map of such a stride.
@@ -55,22 +70,28 @@ class Backbone(nn.Module):
         self.mean = (255 * red, 255 * green, 255 * blue)
         red, green, blue = body.pretrained_cfg["std"]
         self.std = (255 * red, 255 * green, 255 * blue)
+        self.added: tuple[str, ...] = ()
+        if first_shortcut:
+            add_first_shortcut(body.layer1[0])
+            self.added = ("layer1.0.downsample.",)
         self.body: nn.Module = body
-        for norm in self.batch_norms():
-            norm.requires_grad_(requires_grad=False)
+        if frozen_batch_norms:
+            for norm in self.batch_norms():
+                norm.requires_grad_(requires_grad=False)
         if frozen_stride:
             self.freeze(levels.module_name(deepest[frozen_stride]))
-        self.train(self.training)  # sets batch norms to evaluation mode
+        self.train(self.training)  # sets frozen batch norms to evaluation mode
 
     def batch_norms(self) -> Iterator[nn.Module]:
         """Yield every batch norm."""
         return (module for module in self.body.modules() if isinstance(module, nn.BatchNorm2d))
 
     def train(self, mode: bool = True) -> Self:
-        """Set training or evaluation mode, except for batch norms, which stay in evaluation mode."""
+        """Set training or evaluation mode, except for frozen batch norms, which stay in evaluation mode."""
         super().train(mode)
         for norm in self.batch_norms():
-            norm.eval()
+            if not any(parameter.requires_grad for parameter in norm.parameters()):
+                norm.eval()
         return self
 
     def freeze(self, last: str) -> None:
@@ -88,6 +109,19 @@ class Backbone(nn.Module):
         """Return one feature map per stride."""
         features: list[Tensor] = self.body(images)
         return features
+
+
+def add_first_shortcut(block: Any) -> None:
+    """Add a 1x1 convolution and a batch norm to the shortcut of a residual block.
+
+    ResNet-vd has them in its first block, whether or not the number of channels changes, timm's only if it does. They
+    are initialised to the identity, so that timm's weights can be used.
+    """
+    width = block.conv1.in_channels
+    conv = nn.Conv2d(width, width, kernel_size=1, bias=False)
+    nn.init.dirac_(conv.weight)
+    # As in timm, the convolution comes second.
+    block.downsample = nn.Sequential(nn.Identity(), conv, nn.BatchNorm2d(width))
 
 
 @lru_cache(maxsize=64)

@@ -1,7 +1,8 @@
-"""Residual connections and feed-forward networks of transformer layers."""
+"""Residual connections and feed-forward networks of transformer layers, and convolutions with a batch norm."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 from jaxtyping import Float
@@ -40,6 +41,25 @@ class PreNormResidual(nn.Module):
 
 ResidualType = type[Residual] | type[PreNormResidual]
 """Residual connections with post-norm or pre-norm."""
+
+
+class ConvNorm(nn.Sequential):
+    """Convolution without bias, batch norm and activation; keeps the size of the map, or divides it by `stride`."""
+
+    conv: nn.Conv2d
+    norm: nn.BatchNorm2d
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        activation: type[nn.Module] = nn.SiLU,
+    ) -> None:
+        conv = nn.Conv2d(inputs, outputs, kernel_size, stride, padding=kernel_size // 2, bias=False)
+        super().__init__(OrderedDict(conv=conv, norm=nn.BatchNorm2d(outputs), activation=activation()))
 
 
 class FeedForward(nn.Sequential):

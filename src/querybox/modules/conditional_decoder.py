@@ -137,6 +137,7 @@ class ConditionalDecoderLayer(nn.Module):
         memory: Memory,
     ) -> Float[Tensor, "B Q D"]:
         """Return the updated content; `position` is learned, `spatial` is the spatial query."""
+        assert memory.position is not None
         keys = torch.cat([memory.tokens, memory.position], dim=-1)  # [B, S, 2 D]
 
         def self_attention(x: Tensor) -> Tensor:

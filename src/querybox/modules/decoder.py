@@ -49,6 +49,7 @@ class DecoderLayer(nn.Module):
         content = self.self_attention_residual(
             content, lambda x: self.self_attention(x + position, x + position, x)
         )
+        assert memory.position is not None
         keys = memory.tokens + memory.position
         content = self.cross_attention_residual(
             content, lambda x: self.cross_attention(x + position, keys, memory.tokens, memory.padding_mask)
@@ -201,6 +202,7 @@ class ReferenceDecoder(nn.Module):
         norm: nn.Module,
         position: nn.Module | None = None,
         eps: float = 1e-5,
+        inference_layers: int | None = None,
     ) -> None:
         """Create a decoder from its layers and heads.
 
@@ -213,9 +215,11 @@ class ReferenceDecoder(nn.Module):
             position: Computes positional embeddings of the queries from their references, in every layer; None to use
                 the embeddings of `Queries.position`.
             eps: Distance from 0 and 1 to which references are clamped in the inverse sigmoid.
+            inference_layers: Number of layers that are run in evaluation mode; None for all.
         """
         super().__init__()
         self.last_only = False
+        self.inference_layers = inference_layers
         self.layers = nn.ModuleList(layers)
         self.class_heads = nn.ModuleList(class_heads)
         self.box_heads = nn.ModuleList(box_heads)
@@ -231,7 +235,8 @@ class ReferenceDecoder(nn.Module):
         # Layers attend around `reference`; boxes are relative to `base`, which may have a gradient.
         reference = base = queries.reference
         predictions = []
-        for index, layer in enumerate(self.layers):
+        layers = list(self.layers)[: None if self.training else self.inference_layers]
+        for index, layer in enumerate(layers):
             class_head = self.class_heads[index % len(self.class_heads)]
             predict_boxes = partial(self.predict_boxes, self.box_heads[index % len(self.box_heads)])
             if self.position is not None:
@@ -239,7 +244,7 @@ class ReferenceDecoder(nn.Module):
             content = layer(content, position, reference, queries, memory)
             normalized = self.norm(content)
             boxes = predict_boxes(base, normalized)
-            if not self.last_only or index == len(self.layers) - 1:
+            if not self.last_only or index == len(layers) - 1:
                 predictions.append(Predictions(logits=class_head(normalized), boxes=boxes, no_object=False))
             reference, base = self.refinement(reference, boxes, content, predict_boxes)
         return tuple(predictions)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,17 @@ class DetectionTransformer(nn.Module):
         if self.denoising is not None and targets is not None:
             queries = self.denoising(queries, on_class_rows(targets, self.class_rows))
         return DetectorOutput.of(self.decoder(queries, memory), queries, self.class_rows)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode, except for batch norms whose parameters are frozen.
+
+        These stay in evaluation mode, because in training mode they would update their statistics.
+        """
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d) and module.affine and not module.weight.requires_grad:
+                module.eval()
+        return self
 
     def encode(self, features: list[Tensor], batch: ImageBatch) -> Memory:
         """Run the encoder; a separate method, so that values that depend only on the image size can be cached."""

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
+CONV_1X1 = partial(nn.Conv2d, kernel_size=1)
+
 
 class InputProjection(nn.Module):
-    """A 1x1 convolution per feature map."""
+    """A 1x1 convolution per feature map, possibly with a norm."""
 
-    def __init__(self, channels: list[int], width: int) -> None:
+    def __init__(
+        self,
+        channels: list[int],
+        width: int,
+        projection: Callable[[int, int], nn.Module] = CONV_1X1,
+    ) -> None:
+        """Create the convolutions.
+
+        Args:
+            channels: Channels of each map.
+            width: Channels of the projected maps, D.
+            projection: Returns the convolution for these numbers of channels.
+        """
         super().__init__()
-        self.projections = nn.ModuleList(nn.Conv2d(count, width, kernel_size=1) for count in channels)
+        self.projections = nn.ModuleList(projection(count, width) for count in channels)
 
     def forward(self, features: list[Float[Tensor, "B _ _ _"]]) -> list[Float[Tensor, "B D _ _"]]:
         """Project each map, keeping its size."""

@@ -104,6 +104,49 @@ class LearnedPositionEncoding(nn.Module):
         return torch.cat([x, y], dim=-1).permute(2, 0, 1).expand(batch, -1, -1, -1)  # [B, D, h, w]
 
 
+class CellPositionEncoding(nn.Module):
+    """Sine encoding of the indices of cells, counted from 0 and not scaled to the image (RT-DETR).
+
+    The features are the sines of y, the cosines of y, the sines of x and the cosines of x, at `width` / 4 geometrically
+    spaced frequencies.
+    """
+
+    def __init__(self, width: int, temperature: float = 10000.0) -> None:
+        super().__init__()
+        self.width = width
+        self.temperature = temperature
+
+    def forward(self, padding_mask: Bool[Tensor, "B h w"]) -> Float[Tensor, "B D h w"]:
+        """Encode every cell of a map with the shape of `padding_mask`."""
+        batch, height, width = padding_mask.shape
+        count, device = self.width // 4, padding_mask.device
+        frequencies = self.temperature ** (-torch.arange(count, device=device) / count)  # [D / 4]
+        y = torch.arange(height, device=device)[:, None, None] * frequencies  # [h, 1, D / 4]
+        x = torch.arange(width, device=device)[:, None] * frequencies  # [w, D / 4]
+        parts = [each.expand(height, width, -1) for each in (y.sin(), y.cos(), x.sin(), x.cos())]
+        return torch.cat(parts, dim=-1).permute(2, 0, 1).expand(batch, -1, -1, -1)  # [B, D, h, w]
+
+
+class BoxPosition(nn.Module):
+    """Computes the positional embedding of a query from the coordinates of its reference box (RT-DETR)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
+        for layer in (self.layers[0], self.layers[2]):
+            assert isinstance(layer, nn.Linear)
+            nn.init.xavier_uniform_(layer.weight)
+
+    def forward(
+        self,
+        reference: Float[Tensor, "B Q 4"],
+        memory: Memory,  # noqa: ARG002 - as `SinePosition`
+    ) -> Float[Tensor, "B Q D"]:
+        """Return the embeddings."""
+        embedding: Tensor = self.layers(reference)
+        return embedding
+
+
 class SinePosition(nn.Module):
     """Computes the positional embedding of a query from its reference box (DAB-DETR, section 4.1; DINO)."""
 

@@ -1,8 +1,8 @@
 """Object queries, from which the decoder predicts objects; one class per method of initialisation.
 
 `LearnedQueries` are those of DETR, `ConditionalQueries` of Conditional DETR, `PointQueries` of Deformable DETR,
-`ProposedQueries` of two-stage Deformable DETR and `MixedQueries` of DINO. `PlacedQueries` are initialised at points
-spread over the image, for a DETR that learns from few images.
+`ProposedQueries` of two-stage Deformable DETR, `MixedQueries` of DINO and `TokenQueries` of RT-DETR. `PlacedQueries`
+are initialised at points spread over the image, for a DETR that learns from few images.
 """
 
 from __future__ import annotations
@@ -124,6 +124,19 @@ class Proposals(nn.Module):
         anchors = torch.log(cells / (1 - cells)).masked_fill(~inside[..., None], torch.inf)
         return tokens, self.class_head(tokens), anchors
 
+    def top(self, memory: Memory, count: int, ranking: Ranking) -> tuple[Float[Tensor, "B Q D"], Predictions]:
+        """Return the `count` proposals that `ranking` ranks first, and their projected tokens.
+
+        The score of a proposal is that of its best class.
+        """
+        assert memory.levels is not None
+        tokens, logits, anchors = self(memory)
+        scores = ranking.scores(logits.amax(-1), memory.levels.shapes)  # [B, S]
+        indices = top_k_indices(scores, count)  # [B, Q]
+        tokens = gather_rows(tokens, indices)
+        boxes = self.boxes(tokens, gather_rows(anchors, indices))
+        return tokens, Predictions(logits=gather_rows(logits, indices), boxes=boxes, no_object=False)
+
     def boxes(
         self, tokens: Float[Tensor, "B Q D"], anchors: Float[Tensor, "B Q 4"]
     ) -> Float[Tensor, "B Q 4"]:
@@ -166,17 +179,34 @@ class MixedQueries(nn.Module):
         self.content = nn.Parameter(torch.randn(count, width))
 
     def forward(self, memory: Memory) -> Queries:
-        """Select the references; the score of a proposal is that of its best class."""
-        tokens, logits, anchors = self.proposals(memory)
-        assert memory.levels is not None
-        scores = self.ranking.scores(logits.amax(-1), memory.levels.shapes)  # [B, S]
-        indices = top_k_indices(scores, len(self.content))  # [B, Q]
-        selected = Predictions(
-            logits=gather_rows(logits, indices),
-            boxes=self.proposals.boxes(gather_rows(tokens, indices), gather_rows(anchors, indices)),
-            no_object=False,
+        """Select the references."""
+        _, selected = self.proposals.top(memory, len(self.content), self.ranking)
+        batch, count, _ = selected.boxes.shape
+        content = self.content[:count].expand(batch, -1, -1)
+        # The decoder computes positions from the references.
+        return Queries(
+            content=content,
+            position=torch.zeros_like(content),
+            reference=selected.boxes.detach(),
+            proposals=selected,
+            causal_mask=self.ranking.mask(count, content.device),
         )
-        content = self.content[: indices.shape[1]].expand(indices.shape[0], -1, -1)
+
+
+class TokenQueries(nn.Module):
+    """Queries whose references are the highest-ranked proposals, and whose content is their tokens (RT-DETR)."""
+
+    def __init__(self, proposals: Proposals, count: int, *, ranking: Ranking) -> None:
+        """Create the queries; `ranking` ranks the proposals and determines which queries attend to each other."""
+        super().__init__()
+        self.proposals = proposals
+        self.count = count
+        self.ranking = ranking
+
+    def forward(self, memory: Memory) -> Queries:
+        """Select the queries."""
+        tokens, selected = self.proposals.top(memory, self.count, self.ranking)
+        content = tokens.detach()
         # The decoder computes positions from the references.
         return Queries(
             content=content,

@@ -35,5 +35,6 @@ FACEBOOK = Layout(
         "decoder.box_head.4": "bbox_embed.layers.2",
     },
     has_num_batches_tracked=False,
+    class_rows=91,
     preprocessing=Preprocessing(resizing="facebook", clip_boxes=False),
 )

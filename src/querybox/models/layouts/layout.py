@@ -67,10 +67,14 @@ class Layout:
     """Whether batch norms have ``num_batches_tracked``, which frozen ones do not need."""
     conversion: Conversion = field(default_factory=Conversion)
     """Conversion of tensors, in addition to names."""
+    computed: tuple[str, ...] = ()
+    """Tensors that files may contain although models compute them; they are ignored."""
     duplicates_in: str | None = None
     """Module that contains copies of the `Conversion.duplicated_modules`; None if there are none."""
     class_settings: tuple[str, ...] = ("num_classes",)
     """Settings of the system for the number of rows of the class head."""
+    class_rows: int | None = None
+    """Rows of the class head, without no-object, in the system's config for COCO; None if files have their settings."""
 
     def relative(self, modules: Mapping[str, str], **changes: Any) -> Layout:
         """Return the layout of a relative, with different or additional `modules`."""
@@ -88,7 +92,10 @@ class Layout:
         rules = [(pattern(theirs), ours) for ours, theirs in self.modules.items()]
         result: dict[str, Tensor] = {}
         unknown: list[str] = []
+        computed = [pattern(name) for name in self.computed]
         for name, tensor in state.items():
+            if any(each.match(name) for each in computed):
+                continue
             canonical = name
             for alias in aliases:
                 canonical = rename(canonical, alias) or canonical

@@ -44,5 +44,6 @@ MMDET2 = Layout(
         f"{DECODER}.layers.*.ffn": f"{DECODER}.layers.*.ffns.0",
         f"{DECODER}.norm": f"{DECODER}.post_norm",
     },
+    class_rows=80,
     preprocessing=Preprocessing(resizing="mmdet"),
 )

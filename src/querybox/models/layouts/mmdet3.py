@@ -32,6 +32,7 @@ MMDET3 = Layout(
         "decoder.box_head.2": "bbox_head.reg_ffn.layers.1",
         "decoder.box_head.4": "bbox_head.fc_reg",
     },
+    class_rows=80,
     preprocessing=Preprocessing(resizing="mmdet"),
 )
 

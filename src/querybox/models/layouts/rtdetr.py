@@ -1,0 +1,194 @@
+"""The layouts of RT-DETR in its authors' PyTorch code (lyuwenyu/RT-DETR) and in transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from querybox.models.layouts.layout import Conversion, Layout
+from querybox.structures import Preprocessing
+
+PREPROCESSING = Preprocessing(
+    mean=(0.0, 0.0, 0.0),
+    std=(255.0, 255.0, 255.0),
+    short_side=640,
+    long_side=640,
+    resizing="stretch",
+    clip_boxes=False,
+)
+"""Published models see images stretched to 640 x 640 pixels, with values in 0-1."""
+LABEL = "denoising.label.weight"
+COUNTER = ".num_batches_tracked"
+
+
+class RTDETRConversion(Conversion):
+    """Files have one more denoising label than there are classes, and frozen batch norms without counters."""
+
+    def to_ours(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Drop the last denoising label, which belongs to no class and is zero."""
+        return {**state, LABEL: state[LABEL][:-1].clone()} if LABEL in state else state
+
+    def to_theirs(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Add a denoising label of zeros, and omit counters of the backbone that are zero, because it is frozen."""
+        result = {
+            name: tensor
+            for name, tensor in state.items()
+            if not (name.startswith("backbone.") and name.endswith(COUNTER) and not tensor.any())
+        }
+        if LABEL in result:
+            result[LABEL] = torch.cat([result[LABEL], torch.zeros_like(result[LABEL][:1])])
+        return result
+
+
+def backbone_modules(stem: str, stage: str, block: Mapping[str, str], *, first: int) -> dict[str, str]:
+    """Return the modules of a ResNet-vd in another layout by timm's names, which are those of querybox.
+
+    Args:
+        stem: Name of the convolutions of the stem, with ``{}`` for their number.
+        stage: Name of a stage, with ``{}`` for its number from 0.
+        block: Names in a block: ``conv`` and ``norm`` inside a pair, ``pair`` of a convolution and its norm with ``{}``
+            for its number or letter, ``pooled`` and ``plain`` of the pair in a shortcut.
+        first: Number of the first convolution of the stem.
+    """
+    conv, norm = block["conv"], block["norm"]
+    modules = {}
+    for step, (ours_conv, ours_norm) in enumerate(
+        (("conv1.0", "conv1.1"), ("conv1.3", "conv1.4"), ("conv1.6", "bn1"))
+    ):
+        modules[f"backbone.body.{ours_conv}"] = f"{stem.format(first + step)}.{conv}"
+        modules[f"backbone.body.{ours_norm}"] = f"{stem.format(first + step)}.{norm}"
+    for number in range(4):
+        ours, theirs = f"backbone.body.layer{number + 1}.*", stage.format(number)
+        for step in range(3):
+            pair = block["pair"].format("abc"[step] if "branch" in block["pair"] else step)
+            modules[f"{ours}.conv{step + 1}"] = f"{theirs}.{pair}.{conv}"
+            modules[f"{ours}.bn{step + 1}"] = f"{theirs}.{pair}.{norm}"
+        # The first stage does not downsample, so its shortcut does not pool.
+        shortcut = block["pooled" if number else "plain"]
+        modules[f"{ours}.downsample.1"] = f"{theirs}.{shortcut}.{conv}"
+        modules[f"{ours}.downsample.2"] = f"{theirs}.{shortcut}.{norm}"
+    return modules
+
+
+def pairs(ours: str, theirs: str) -> dict[str, str]:
+    """Return the modules of a `ConvNorm` that is a numbered sequence in the other layout."""
+    return {f"{ours}.conv": f"{theirs}.0", f"{ours}.norm": f"{theirs}.1"}
+
+
+def fusion_modules(encoder: str) -> dict[str, str]:
+    """Return the convolutions that fuse feature maps; inside they have the same names."""
+    return {
+        "encoder.laterals": f"{encoder}.lateral_convs",
+        "encoder.top_down": f"{encoder}.fpn_blocks",
+        "encoder.downs": f"{encoder}.downsample_convs",
+        "encoder.bottom_up": f"{encoder}.pan_blocks",
+    }
+
+
+def head_modules(ours: str, theirs: str) -> dict[str, str]:
+    """Return the layers of a box head."""
+    return {f"{ours}.{2 * layer}": f"{theirs}.layers.{layer}" for layer in range(3)}
+
+
+LAYERS, OURS_ENCODER, OURS_DECODER = "decoder.decoder.layers.*", "encoder.layers.*", "decoder.layers.*"
+
+LYUWENYU = Layout(
+    name="lyuwenyu/RT-DETR",
+    modules={
+        **backbone_modules(
+            "backbone.conv1.conv1_{}",
+            "backbone.res_layers.{}.blocks.*",
+            {"conv": "conv", "norm": "norm", "pair": "branch2{}", "pooled": "short.conv", "plain": "short"},
+            first=1,
+        ),
+        **pairs("neck.projections.*", "encoder.input_proj.*"),
+        f"{OURS_ENCODER}.self_attention": "encoder.encoder.0.layers.*.self_attn",
+        f"{OURS_ENCODER}.self_attention_residual.norm": "encoder.encoder.0.layers.*.norm1",
+        f"{OURS_ENCODER}.feedforward.0": "encoder.encoder.0.layers.*.linear1",
+        f"{OURS_ENCODER}.feedforward.3": "encoder.encoder.0.layers.*.linear2",
+        f"{OURS_ENCODER}.feedforward_residual.norm": "encoder.encoder.0.layers.*.norm2",
+        **fusion_modules("encoder"),
+        **pairs("encoder.outputs.*", "decoder.input_proj.*"),
+        "queries.proposals.projection": "decoder.enc_output.0",
+        "queries.proposals.norm": "decoder.enc_output.1",
+        "queries.proposals.class_head": "decoder.enc_score_head",
+        **head_modules("queries.proposals.box_head", "decoder.enc_bbox_head"),
+        "decoder.position.layers.0": "decoder.query_pos_head.layers.0",
+        "decoder.position.layers.2": "decoder.query_pos_head.layers.1",
+        f"{OURS_DECODER}.self_attention": f"{LAYERS}.self_attn",
+        f"{OURS_DECODER}.self_attention_residual.norm": f"{LAYERS}.norm1",
+        f"{OURS_DECODER}.cross_attention": f"{LAYERS}.cross_attn",
+        f"{OURS_DECODER}.cross_attention_residual.norm": f"{LAYERS}.norm2",
+        f"{OURS_DECODER}.feedforward.0": f"{LAYERS}.linear1",
+        f"{OURS_DECODER}.feedforward.3": f"{LAYERS}.linear2",
+        f"{OURS_DECODER}.feedforward_residual.norm": f"{LAYERS}.norm3",
+        "decoder.class_heads.*": "decoder.dec_score_head.*",
+        **head_modules("decoder.box_heads.*", "decoder.dec_bbox_head.*"),
+        "denoising.label": "decoder.denoising_class_embed",
+    },
+    computed=("decoder.anchors", "decoder.valid_mask", *(f"encoder.pos_embed{level}" for level in range(4))),
+    class_rows=80,
+    preprocessing=PREPROCESSING,
+    conversion=RTDETRConversion(),
+)
+
+HF_ENCODER, HF_DECODER = "model.encoder.encoder.0.layers.*", "model.decoder.layers.*"
+
+HUGGINGFACE_RTDETR = Layout(
+    name="Hugging Face",
+    modules={
+        **backbone_modules(
+            "model.backbone.model.embedder.embedder.{}",
+            "model.backbone.model.encoder.stages.{}.layers.*",
+            {
+                "conv": "convolution",
+                "norm": "normalization",
+                "pair": "layer.{}",
+                "pooled": "shortcut.1",
+                "plain": "shortcut",
+            },
+            first=0,
+        ),
+        **pairs("neck.projections.*", "model.encoder_input_proj.*"),
+        f"{OURS_ENCODER}.self_attention": f"{HF_ENCODER}.self_attn",
+        f"{OURS_ENCODER}.self_attention_residual.norm": f"{HF_ENCODER}.self_attn_layer_norm",
+        f"{OURS_ENCODER}.feedforward.0": f"{HF_ENCODER}.fc1",
+        f"{OURS_ENCODER}.feedforward.3": f"{HF_ENCODER}.fc2",
+        f"{OURS_ENCODER}.feedforward_residual.norm": f"{HF_ENCODER}.final_layer_norm",
+        **fusion_modules("model.encoder"),
+        **pairs("encoder.outputs.*", "model.decoder_input_proj.*"),
+        "queries.proposals.projection": "model.enc_output.0",
+        "queries.proposals.norm": "model.enc_output.1",
+        "queries.proposals.class_head": "model.enc_score_head",
+        **head_modules("queries.proposals.box_head", "model.enc_bbox_head"),
+        "decoder.position.layers.0": "model.decoder.query_pos_head.layers.0",
+        "decoder.position.layers.2": "model.decoder.query_pos_head.layers.1",
+        f"{OURS_DECODER}.self_attention": f"{HF_DECODER}.self_attn",
+        f"{OURS_DECODER}.self_attention_residual.norm": f"{HF_DECODER}.self_attn_layer_norm",
+        f"{OURS_DECODER}.cross_attention": f"{HF_DECODER}.encoder_attn",
+        f"{OURS_DECODER}.cross_attention_residual.norm": f"{HF_DECODER}.encoder_attn_layer_norm",
+        f"{OURS_DECODER}.feedforward.0": f"{HF_DECODER}.fc1",
+        f"{OURS_DECODER}.feedforward.3": f"{HF_DECODER}.fc2",
+        f"{OURS_DECODER}.feedforward_residual.norm": f"{HF_DECODER}.final_layer_norm",
+        "decoder.class_heads.*": "model.decoder.class_embed.*",
+        **head_modules("decoder.box_heads.*", "model.decoder.bbox_embed.*"),
+        "denoising.label": "model.denoising_class_embed",
+    },
+    aliases={
+        # Names in memory, which transformers 5 translates when it reads and writes files.
+        "model.encoder.aifi.0": "model.encoder.encoder.0",
+        f"{HF_ENCODER}.self_attn.o_proj": f"{HF_ENCODER}.self_attn.out_proj",
+        f"{HF_DECODER}.self_attn.o_proj": f"{HF_DECODER}.self_attn.out_proj",
+        f"{HF_ENCODER}.mlp": HF_ENCODER,
+        f"{HF_DECODER}.mlp": HF_DECODER,
+        # transformers 4 has the heads outside of the decoder as well.
+        "class_embed": "model.decoder.class_embed",
+        "bbox_embed": "model.decoder.bbox_embed",
+    },
+    computed=("model.anchors", "model.valid_mask"),
+    fused=False,
+    preprocessing=PREPROCESSING,
+    conversion=RTDETRConversion(),
+)

@@ -1,0 +1,314 @@
+"""RT-DETR (Zhao et al. 2023): DINO with a hybrid encoder, and queries made from the encoder's best tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from querybox.errors import ConfigError
+from querybox.losses.classification import DetachedVarifocalLoss, FocalLoss
+from querybox.losses.criterion import Criterion
+from querybox.losses.matcher import HungarianMatcher
+from querybox.models.dino import DINO
+from querybox.models.layouts.layout import Layout, PublicSystem
+from querybox.models.layouts.rtdetr import HUGGINGFACE_RTDETR, LYUWENYU, PREPROCESSING
+from querybox.models.recipe import HEADS, Depth, Positive, require
+from querybox.models.tensors import BOTTLENECK, RESNETS, count, infer_backbone
+from querybox.modules.backbone import Backbone
+from querybox.modules.blocks import ConvNorm
+from querybox.modules.decoder import DeformableDecoderLayer, LookForwardTwice, ReferenceDecoder
+from querybox.modules.encoder import EncoderLayer
+from querybox.modules.heads import DeltaHead, SigmoidClassHead
+from querybox.modules.hybrid import HybridEncoder
+from querybox.modules.neck import InputProjection
+from querybox.modules.position import BoxPosition, CellPositionEncoding
+from querybox.modules.queries import Proposals, RankByScore, RankPeaksFirst, TokenQueries
+from querybox.structures import Preprocessing
+
+VD = {name: f"{name.partition('.')[0]}d.ra2_in1k" for name in RESNETS.values()}
+"""ResNet-vd models (three convolutions in the stem, pooling in shortcuts) by the plain ResNet of the same depth."""
+WITHOUT_FIRST_SHORTCUT = ("resnet18d", "resnet34d")
+"""Models of timm that lack the convolution that ResNet-vd has in the shortcut of its first block."""
+FUSION_BLOCKS = 3
+"""Blocks of each fusion in all published models."""
+MEDIUM = {
+    "backbone": "resnet50d.ra2_in1k",
+    "encoder_width": 256,
+    "expansion": 0.5,
+    "decoder_layers": 6,
+}
+"""Settings that only RT-DETR-R50-M has, which is trained with six decoder layers and evaluated with three."""
+SUPPORTED: dict[str, object] = {
+    "encoder_activation_function": "gelu",
+    "activation_function": "silu",
+    "decoder_activation_function": "relu",
+    "normalize_before": False,
+    "learn_initial_query": False,
+    "encode_proj_layers": [2],
+    "positional_encoding_temperature": 10000,
+    "layer_norm_eps": 1e-5,
+    "batch_norm_eps": 1e-5,
+    "eval_size": None,  # otherwise transformers has no positional encoding in evaluation mode
+}
+"""Settings of a Hugging Face config of which querybox supports one value, that of all published models."""
+
+
+class RTDETR(DINO):
+    """The settings of RT-DETR; the defaults are its ResNet-50 model."""
+
+    title: ClassVar[str] = "RT-DETR"
+    # The authors also exempt norms from weight decay and augment more, which we do not.
+    training: ClassVar[Mapping[str, Any]] = {"epochs": 72, "milestones": (), "ema": 0.9999}
+    data: ClassVar[Mapping[str, Any]] = {"image_size": 640, "stretch": True}
+    layouts: ClassVar[Mapping[PublicSystem, Layout]] = {
+        "facebook": LYUWENYU,
+        "huggingface": HUGGINGFACE_RTDETR,
+    }
+    identifying_tensor: ClassVar[str] = "encoder.laterals"
+    adaptable: ClassVar[frozenset[str]] = DINO.adaptable | {"frozen_batch_norms", "inference_layers"}
+    huggingface_prefix: ClassVar[str] = "RTDetr"
+
+    kind: Literal["rtdetr"] = "rtdetr"  # type: ignore[assignment]
+    backbone: str = VD["resnet50.tv_in1k"]
+    frozen_stride: Annotated[int, Field(ge=0)] = 2
+    frozen_batch_norms: bool = True
+    """Freeze the batch norms of the backbone. Those of the neck and the encoder are always trained."""
+    feedforward: Positive = 1024
+    encoder_layers: Annotated[int, Field(ge=0, le=100)] = 1
+    """Layers of self-attention within the coarsest feature map."""
+    encoder_width: Annotated[int, Field(gt=0, le=2**20, multiple_of=4)] = 256
+    """Channels of the feature maps in the encoder."""
+    encoder_feedforward: Positive = 1024
+    expansion: Annotated[float, Field(gt=0, le=16)] = 1.0
+    """Channels of the convolutions that fuse feature maps, relative to `encoder_width`."""
+    fusion_blocks: Depth = FUSION_BLOCKS
+    """Blocks in each fusion of two feature maps."""
+    inference_layers: Depth | None = None
+    """Decoder layers that are run in inference; null for all."""
+    queries: Positive = 300
+    levels: Depth = 3
+    share_heads: bool = False
+    varifocal: bool = True
+    """Use varifocal loss, with the IoU of the box as the target score of a matched query."""
+
+    def build_backbone(self, strides: tuple[int, ...], *, dilation: bool = False) -> Backbone:
+        """Build the backbone; see `Recipe.build_backbone`."""
+        self.check()
+        return Backbone(
+            self.backbone,
+            strides=strides,
+            frozen_stride=self.frozen_stride,
+            dilation=dilation,
+            frozen_batch_norms=self.frozen_batch_norms,
+            first_shortcut=self.backbone.partition(".")[0] in WITHOUT_FIRST_SHORTCUT,
+        )
+
+    def check(self) -> None:
+        """Raise `ConfigError` if settings are inconsistent."""
+        if self.levels != len(self.strides):
+            raise ConfigError(
+                f"setting 'levels' is {self.levels}; expected the number of 'strides', {len(self.strides)}"
+            )
+        if (self.inference_layers or 0) > self.decoder_layers:
+            raise ConfigError(
+                f"setting 'inference_layers' is {self.inference_layers}; expected at most 'decoder_layers', "
+                f"{self.decoder_layers}"
+            )
+        for name, width in (("width", self.width), ("encoder_width", self.encoder_width)):
+            if width % self.heads:
+                raise ConfigError(
+                    f"setting '{name}' is {width}, expected a multiple of 'heads', {self.heads}"
+                )
+
+    def preprocessing(self, backbone: Backbone) -> Preprocessing:  # noqa: ARG002 - used by other kinds
+        """Return the image preprocessing of a new model, whatever the backbone was trained with."""
+        return dataclasses.replace(PREPROCESSING, clip_boxes=True)
+
+    def build_neck(self, channels: list[int]) -> nn.Module:
+        """Build the neck, for feature maps with these channels."""
+        projection = partial(ConvNorm, kernel_size=1, activation=nn.Identity)
+        return InputProjection(channels, self.encoder_width, projection)
+
+    def build_encoder(self) -> nn.Module:
+        """Build the encoder."""
+        layers = [
+            EncoderLayer(
+                self.encoder_width, self.heads, self.encoder_feedforward, self.dropout, activation=nn.GELU
+            )
+            for _ in range(self.encoder_layers)
+        ]
+        return HybridEncoder(
+            CellPositionEncoding(self.encoder_width),
+            layers,
+            levels=self.levels,
+            width=self.encoder_width,
+            output_width=self.width,
+            expansion=self.expansion,
+            blocks=self.fusion_blocks,
+        )
+
+    def build_queries(self, classes: int) -> nn.Module:
+        """Build the queries: references and content from proposals."""
+        proposals = Proposals(self.width, SigmoidClassHead(self.width, classes), DeltaHead(self.width))
+        nn.init.xavier_uniform_(proposals.projection.weight)
+        return TokenQueries(
+            proposals, self.queries, ranking=RankPeaksFirst() if self.distinct else RankByScore()
+        )
+
+    def build_decoder(self, classes: int) -> ReferenceDecoder:
+        """Build the decoder, which computes the positions of queries from the coordinates of their references."""
+        heads = range(1 if self.share_heads else self.decoder_layers)
+        return ReferenceDecoder(
+            self.build_layers(DeformableDecoderLayer, self.decoder_layers),
+            [SigmoidClassHead(self.width, classes) for _ in heads],
+            [DeltaHead(self.width) for _ in heads],
+            refinement=LookForwardTwice(),
+            norm=nn.Identity(),
+            position=BoxPosition(self.width),
+            inference_layers=self.inference_layers,
+        )
+
+    def criterion(self) -> Criterion:
+        """Return the criterion."""
+        return Criterion(
+            HungarianMatcher(2.0, 5.0, 2.0, classification=FocalLoss()),
+            classification=DetachedVarifocalLoss() if self.varifocal else FocalLoss(),
+            class_weight=1.0,
+        )
+
+    @property
+    def rows_by_query(self) -> tuple[str, ...]:
+        """None, because queries are computed from the image."""
+        return ()
+
+    @classmethod
+    def infer_specific(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
+        """Infer the settings specific to RT-DETR; see `Recipe.infer_specific`."""
+        basic = BOTTLENECK not in state
+        settings = {
+            **cls.infer_levels(state, heads),
+            "backbone": VD[infer_backbone(state)],
+            "frozen_stride": 0 if basic else 2,
+            "frozen_batch_norms": not basic,
+            "fusion_blocks": count(state, r"encoder\.top_down\.0\.bottlenecks\.(\d+)"),
+            "share_heads": "decoder.class_heads.1.bias" not in state,
+        }
+        layer = state.get("encoder.layers.0.feedforward.0.bias")
+        return settings if layer is None else {**settings, "encoder_feedforward": len(layer)}
+
+    @classmethod
+    def infer_levels(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
+        """Infer the settings of feature maps, widths and deformable attention."""
+        levels = count(state, r"neck\.projections\.(\d+)")
+        inputs = [state[f"neck.projections.{level}.conv.weight"].shape[1] for level in range(levels)]
+        # Each map of the backbone has half as many channels as the next deeper one.
+        deepest = state["backbone.body.layer4.0.downsample.1.weight"].shape[0]
+        width, encoder_width, *_ = state["encoder.outputs.0.conv.weight"].shape
+        return {
+            "width": width,
+            "encoder_width": encoder_width,
+            "expansion": state["encoder.top_down.0.conv1.conv.weight"].shape[0] / encoder_width,
+            "levels": levels,
+            "points": len(state["decoder.layers.0.cross_attention.weight.bias"]) // (heads * levels),
+            "strides": tuple(32 * channels // deepest for channels in inputs),
+        }
+
+    @classmethod
+    def infer(cls, state: Mapping[str, Tensor], stated: Mapping[str, Any]) -> dict[str, Any]:
+        """Infer the settings; the model with the shapes of RT-DETR-R50-M is taken for it."""
+        known = super().infer(state, stated)
+        if "inference_layers" not in known and all(known[name] == value for name, value in MEDIUM.items()):
+            known["inference_layers"] = 3
+        return known
+
+    @classmethod
+    def huggingface_type(cls) -> str:
+        """Return the ``model_type`` of this kind in transformers."""
+        return "rt_detr"
+
+    @classmethod
+    def settings_from_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings that cannot be inferred from shapes but are in a Hugging Face config."""
+        for key, expected in SUPPORTED.items():
+            require(config, key, expected)
+        heads = config.get("encoder_attention_heads", HEADS)
+        require(config, "decoder_attention_heads", heads)
+        return {
+            "heads": heads,
+            "dropout": config.get("dropout", 0.0),
+            "queries": config.get("num_queries", 300),
+            "inference_layers": None,
+        }
+
+    @classmethod
+    def assumptions(cls, known: Mapping[str, Any], path: str) -> list[str]:
+        """Return what is assumed about settings that cannot be determined, one sentence each."""
+        sentences = super().assumptions(known, path)
+        if known["inference_layers"] is not None:
+            sentences.append(
+                f"inference runs {known['inference_layers']} decoder layers, as in RT-DETR-R50-M"
+            )
+        return sentences
+
+    def huggingface_config(self) -> dict[str, Any]:
+        """Return the Hugging Face ``config.json`` of the model."""
+        basic, depths = next(
+            (not bottleneck, blocks)
+            for (bottleneck, blocks), plain in RESNETS.items()
+            if VD[plain].partition(".")[0] == self.backbone.partition(".")[0]
+        )
+        widths = [64, 128, 256, 512] if basic else [256, 512, 1024, 2048]
+        return {
+            "architectures": ["RTDetrForObjectDetection"],
+            "model_type": self.huggingface_type(),
+            "backbone_config": {
+                "model_type": "rt_detr_resnet",
+                "embedding_size": 64,
+                "hidden_sizes": widths,
+                "depths": list(depths),
+                "layer_type": "basic" if basic else "bottleneck",
+                "out_features": ["stage2", "stage3", "stage4"],
+            },
+            "freeze_backbone_batch_norms": self.frozen_batch_norms,
+            "encoder_in_channels": widths[1:],
+            "feat_strides": list(self.strides),
+            "encoder_hidden_dim": self.encoder_width,
+            "encoder_layers": self.encoder_layers,
+            "encoder_ffn_dim": self.encoder_feedforward,
+            "encoder_attention_heads": self.heads,
+            "hidden_expansion": self.expansion,
+            "d_model": self.width,
+            "num_queries": self.queries,
+            "decoder_in_channels": [self.encoder_width] * self.levels,
+            "num_feature_levels": self.levels,
+            "decoder_layers": self.decoder_layers,
+            "decoder_ffn_dim": self.feedforward,
+            "decoder_attention_heads": self.heads,
+            "decoder_n_points": self.points,
+            "dropout": self.dropout,
+            "attention_dropout": self.dropout,
+            "activation_dropout": self.dropout,
+            "num_denoising": self.denoising,
+            "label_noise_ratio": self.label_noise,
+            "box_noise_scale": self.box_noise,
+            "initializer_bias_prior_prob": 0.01,
+        }
+
+    def unsupported_settings(self, layout: Layout) -> list[str]:
+        """Return the names of settings whose values the layout's system does not support."""
+        supported: dict[str, object] = {
+            "strides": (8, 16, 32),
+            "fusion_blocks": FUSION_BLOCKS,
+            "share_heads": False,
+            "distinct": False,
+        }
+        if layout is HUGGINGFACE_RTDETR:
+            supported["inference_layers"] = None
+        unsupported = [name for name, value in supported.items() if getattr(self, name) != value]
+        known = {name.partition(".")[0] for name in VD.values()}
+        return unsupported if self.backbone.partition(".")[0] in known else ["backbone", *unsupported]

@@ -1,0 +1,152 @@
+"""The hybrid encoder of RT-DETR (Zhao et al. 2023, section 4.2).
+
+Self-attention runs within the coarsest feature map only (AIFI, attention-based intra-scale feature interaction), and
+convolutions fuse the maps top-down and bottom-up (CCFF, CNN-based cross-scale feature fusion).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from querybox.modules.blocks import ConvNorm
+from querybox.modules.encoder import EncoderLayer, levels_from_masks, shrink_masks, to_tokens
+from querybox.structures import Cells, Memory
+
+
+class RepConv(nn.Module):
+    """A 3x3 and a 1x1 convolution, each with a batch norm, added before the activation (RepVGG, Ding et al. 2021)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(width, width, 3, activation=nn.Identity)
+        self.conv2 = ConvNorm(width, width, 1, activation=nn.Identity)
+        self.activation = nn.SiLU()
+
+    def forward(self, x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D h w"]:
+        """Return the activation of the sum of both branches."""
+        return self.activation(self.conv1(x) + self.conv2(x))
+
+    @torch.no_grad()
+    def merged(self) -> nn.Sequential:
+        """Return one 3x3 convolution and the activation, which compute the same in evaluation mode."""
+        main, small = (fuse_conv_bn_eval(each.conv, each.norm) for each in (self.conv1, self.conv2))
+        assert main.bias is not None
+        assert small.bias is not None
+        main.weight.add_(F.pad(small.weight, [1, 1, 1, 1]))
+        main.bias.add_(small.bias)
+        return nn.Sequential(main, self.activation)
+
+
+class CrossFusion(nn.Module):
+    """Fuses two feature maps of the same size with convolutions (the fusion block of CCFF)."""
+
+    def __init__(self, width: int, *, expansion: float, blocks: int) -> None:
+        """Create the block.
+
+        Args:
+            width: Channels of each map and of the result, D.
+            expansion: Channels of the convolutions between, relative to D.
+            blocks: Number of `RepConv`.
+        """
+        super().__init__()
+        hidden = round(width * expansion)
+        self.conv1 = ConvNorm(2 * width, hidden, 1)
+        self.conv2 = ConvNorm(2 * width, hidden, 1)
+        self.bottlenecks = nn.Sequential(*(RepConv(hidden) for _ in range(blocks)))
+        self.conv3 = nn.Identity() if hidden == width else ConvNorm(hidden, width, 1)
+
+    def forward(
+        self, first: Float[Tensor, "B D h w"], second: Float[Tensor, "B D h w"]
+    ) -> Float[Tensor, "B D h w"]:
+        """Return the fused map."""
+        both = torch.cat([first, second], 1)  # [B, 2 D, h, w]
+        fused: Tensor = self.conv3(self.bottlenecks(self.conv1(both)) + self.conv2(both))
+        return fused
+
+
+class HybridEncoder(nn.Module):
+    """Encoder of RT-DETR: self-attention within the coarsest map, and convolutions across maps."""
+
+    def __init__(
+        self,
+        position: nn.Module,
+        layers: list[EncoderLayer],
+        *,
+        levels: int,
+        width: int,
+        output_width: int,
+        expansion: float,
+        blocks: int,
+    ) -> None:
+        """Create the encoder.
+
+        Args:
+            position: Positional encoding of the cells of the coarsest map.
+            layers: Layers of self-attention.
+            levels: Number of feature maps, each with half the resolution of the one before.
+            width: Channels of the maps, De.
+            output_width: Features of the memory tokens, D.
+            expansion: See `CrossFusion`.
+            blocks: See `CrossFusion`.
+        """
+        super().__init__()
+        steps = range(levels - 1)
+        fusion = partial(CrossFusion, width, expansion=expansion, blocks=blocks)
+        self.position = position
+        self.layers = nn.ModuleList(layers)
+        self.laterals = nn.ModuleList(ConvNorm(width, width, 1) for _ in steps)
+        self.top_down = nn.ModuleList(fusion() for _ in steps)
+        self.downs = nn.ModuleList(ConvNorm(width, width, 3, stride=2) for _ in steps)
+        self.bottom_up = nn.ModuleList(fusion() for _ in steps)
+        self.outputs = nn.ModuleList(
+            ConvNorm(width, output_width, 1, activation=nn.Identity) for _ in range(levels)
+        )
+
+    def forward(
+        self,
+        features: list[Float[Tensor, "B De _ _"]],
+        padding_mask: Bool[Tensor, "B H W"],
+        cells: Cells | None = None,
+    ) -> Memory:
+        """Encode feature maps, whose cells are concatenated in the memory; see `Encoder.forward`."""
+        cells = cells or self.locate(shrink_masks(padding_mask, features))
+        assert cells.levels is not None
+        tokens = to_tokens(features[-1])  # [B, S of the coarsest map, De]
+        for layer in self.layers:
+            tokens = layer(tokens, cells.position, cells.padding_mask)
+        coarsest = tokens.transpose(1, 2).unflatten(2, features[-1].shape[-2:])
+        maps = self.fuse([*features[:-1], coarsest])
+        outputs = [to_tokens(project(each)) for project, each in zip(self.outputs, maps, strict=True)]
+        return Memory(
+            tokens=torch.cat(outputs, 1),  # [B, S, D]
+            padding_mask=cells.levels.padding_mask,
+            levels=cells.levels,
+        )
+
+    def fuse(self, features: list[Float[Tensor, "B De _ _"]]) -> list[Float[Tensor, "B De _ _"]]:
+        """Fuse the maps from coarse to fine, then from fine to coarse."""
+        *finer, current = features
+        laterals = []  # coarse to fine
+        for lateral, fusion, feature in zip(self.laterals, self.top_down, reversed(finer), strict=True):
+            laterals.append(lateral(current))
+            # To the size of the finer map: twice its own, but for odd sizes.
+            upsampled = F.interpolate(laterals[-1], size=feature.shape[-2:], mode="nearest")
+            current = fusion(upsampled, feature)
+        maps = [current]
+        for down, fusion, lateral in zip(self.downs, self.bottom_up, reversed(laterals), strict=True):
+            maps.append(fusion(down(maps[-1]), lateral))
+        return maps
+
+    def locate(self, masks: list[Bool[Tensor, "B _ _"]]) -> Cells:
+        """Return the levels, and positions and mask of the coarsest map, given the maps' masks (True = padding)."""
+        return Cells(
+            position=to_tokens(self.position(masks[-1])),
+            padding_mask=masks[-1].flatten(1),
+            levels=levels_from_masks(masks),
+        )

@@ -1,0 +1,253 @@
+"""RT-DETR in all that a kind of detector takes part in: layouts, fine-tuning, training, inspection, export.
+
+The names of the layouts are facts of the public sources: lyuwenyu/RT-DETR and transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from querybox import Category, Detector, ImageBatch, QueryboxError, Target
+from querybox.checkpoints.backbone import copy_weights
+from querybox.checkpoints.convert import convert
+from querybox.models import find
+from querybox.models.rtdetr import RTDETR
+from querybox.modules.backbone import Backbone
+from querybox.training.finetune import initialize_from
+
+TINY: dict[str, Any] = {
+    "width": 32,
+    "encoder_width": 16,
+    "heads": 4,
+    "feedforward": 24,
+    "encoder_feedforward": 20,
+    "decoder_layers": 2,
+    "queries": 7,
+}
+PETS = tuple(Category(id=number, name=name) for number, name in enumerate(("cat", "dog", "ant")))
+
+
+def make(recipe: str = "rtdetr_r18", categories: tuple[Category, ...] = PETS, **settings: Any) -> Detector:
+    """A small detector whose weights and statistics are not those of a new one."""
+    torch.manual_seed(0)
+    detector = Detector.from_recipe(recipe, categories=categories, **{**TINY, **settings})
+    with torch.no_grad():
+        for module in detector.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.8, 1.2)
+                module.weight.uniform_(0.8, 1.2)
+                module.bias.normal_(0, 0.1)
+        for name, parameter in detector.named_parameters():
+            if re.search(r"box_heads?\.(\d+\.)?4\.weight", name):
+                parameter.normal_(0, 0.1)
+    return detector.eval()
+
+
+def square(count: int = 2, side: int = 64, seed: int = 0) -> ImageBatch:
+    generator = torch.Generator().manual_seed(seed)
+    images = [
+        torch.randint(256, (3, side, side), dtype=torch.uint8, generator=generator) for _ in range(count)
+    ]
+    return ImageBatch.from_images(images, make().preprocessing)
+
+
+def test_published_settings() -> None:
+    r18, r50, medium, r101 = (find(f"rtdetr_{name}") for name in ("r18", "r50", "r50_m", "r101"))
+    assert isinstance(r18, RTDETR)
+    assert isinstance(medium, RTDETR)
+    assert isinstance(r101, RTDETR)
+    assert (r18.decoder_layers, r18.expansion, r18.frozen_stride, r18.frozen_batch_norms) == (
+        3,
+        0.5,
+        0,
+        False,
+    )
+    assert (medium.decoder_layers, medium.inference_layers, medium.expansion) == (6, 3, 0.5)
+    assert (r101.width, r101.encoder_width, r101.encoder_feedforward, r101.feedforward) == (
+        256,
+        384,
+        2048,
+        1024,
+    )
+    assert r50.queries == 300
+    preprocessing = make().preprocessing
+    assert (preprocessing.resizing, preprocessing.short_side, preprocessing.long_side) == (
+        "stretch",
+        640,
+        640,
+    )
+    assert (preprocessing.mean, preprocessing.std) == ((0.0,) * 3, (255.0,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"levels": 4}, "'levels' is 4; expected the number of 'strides', 3"),
+        ({"inference_layers": 3}, "'inference_layers' is 3; expected at most 'decoder_layers', 2"),
+        ({"encoder_width": 36, "heads": 8}, "'encoder_width' is 36, expected a multiple of 'heads', 8"),
+    ],
+)
+def test_inconsistent_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(QueryboxError, match=message):
+        make(**settings)
+
+
+def test_what_is_frozen_is_as_published() -> None:
+    small, large = make("rtdetr_r18").train(), make("rtdetr_r50").train()
+    assert all(parameter.requires_grad for parameter in small.parameters())
+    assert all(norm.training for norm in small.modules() if isinstance(norm, nn.BatchNorm2d))
+    frozen = {name for name, parameter in large.named_parameters() if not parameter.requires_grad}
+    kernels = {name for name in frozen if large.get_parameter(name).ndim == 4}
+    assert kernels == {f"backbone.body.conv1.{index}.weight" for index in (0, 3, 6)}  # the stem
+    norms = {name: each for name, each in large.named_modules() if isinstance(each, nn.BatchNorm2d)}
+    assert {name for name in norms if norms[name].training} == {
+        name for name in norms if not name.startswith("backbone.")
+    }
+
+
+def test_batch_norms_of_a_frozen_encoder_keep_their_statistics() -> None:
+    detector = make()
+    detector.encoder.requires_grad_(requires_grad=False)
+    before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
+    detector.train()(square())
+    after = detector.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert not [name for name in changed if name.startswith("encoder.")]
+
+
+def test_the_first_shortcut_is_the_identity_for_timms_weights() -> None:
+    backbone = Backbone("resnet18d", strides=(8, 16, 32), frozen_stride=0, first_shortcut=True).eval()
+    plain = Backbone("resnet18d", strides=(8, 16, 32), frozen_stride=0).eval()
+    copy_weights(backbone, plain.body.state_dict(), "timm")
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        maps = list(zip(backbone(images), plain(images), strict=True))
+    for ours, timm in maps:
+        assert_close(ours, timm, rtol=1e-4, atol=1e-4 * float(timm.abs().max()))  # eps of the batch norm
+
+
+def test_content_of_queries_is_the_best_tokens_without_gradient() -> None:
+    detector = make().train()
+    seen: dict[str, Any] = {}
+    detector.get_submodule("queries.proposals").register_forward_hook(
+        lambda _m, _i, output: seen.update(proposals=output)
+    )
+    detector.queries.register_forward_hook(lambda _m, _i, output: seen.update(queries=output))
+    detector(square())
+    tokens, logits, _ = seen["proposals"]
+    queries = seen["queries"]
+    best = logits.amax(-1).argsort(dim=1, descending=True)[:, :7]
+    expected = torch.stack([rows[index] for rows, index in zip(tokens, best, strict=True)])
+    assert_close(queries.content, expected)
+    assert not queries.content.requires_grad
+    assert not queries.reference.requires_grad
+    assert queries.proposals.logits.requires_grad
+
+
+def test_inference_runs_fewer_layers_than_training() -> None:
+    detector = make(decoder_layers=3, inference_layers=2)
+    full = make(decoder_layers=3)
+    with torch.no_grad():
+        ours, theirs = detector(square()), full(square())
+        assert len(ours.layers) == 2
+        assert_close(ours.layers[-1].boxes, theirs.layers[1].boxes, rtol=0, atol=0)
+    assert len(detector.train()(square()).layers) == 3
+    fast = make(decoder_layers=3, inference_layers=2).optimize()
+    assert_close(fast(square()).layers[-1].boxes, theirs.layers[1].boxes, rtol=0, atol=1e-4)
+
+
+def test_a_step_of_training_reaches_every_weight() -> None:
+    detector = make().train()
+    assert detector.recipe is not None
+    targets = [
+        Target(boxes=torch.tensor([[0.4, 0.5, 0.3, 0.4], [0.7, 0.3, 0.2, 0.2]]), labels=torch.tensor([0, 2])),
+        Target(boxes=torch.tensor([[0.5, 0.5, 0.6, 0.2]]), labels=torch.tensor([1])),
+    ]
+    losses = detector.recipe.criterion()(detector(square(), targets), targets)
+    assert {"loss_cls", "d0.loss_bbox", "enc_loss_iou", "dn_loss_cls", "d0.dn_loss_iou"} <= losses.keys()
+    sum(losses.values()).backward()
+    assert not [name for name, p in detector.named_parameters() if p.grad is None]
+
+
+def test_predictions_on_padded_images_are_close_to_those_without_padding() -> None:
+    """Images of published models are never padded; positions and references are still those of the image."""
+    detector = make()
+    image = torch.randint(256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    other = torch.zeros(3, 96, 128, dtype=torch.uint8)
+    padded = ImageBatch.from_images([image, other], detector.preprocessing)
+    with torch.no_grad():
+        output = detector(padded)
+    assert output.layers[-1].boxes.isfinite().all()
+    assert ((output.layers[-1].boxes >= 0) & (output.layers[-1].boxes <= 1)).all()
+
+
+def test_a_file_of_ones_own_is_read_again(tmp_path: Path) -> None:
+    detector = make("rtdetr_r50", expansion=0.5, inference_layers=1)
+    detector.save(tmp_path / "ours.safetensors")
+    loaded = Detector.load(tmp_path / "ours.safetensors")
+    assert loaded.recipe == detector.recipe
+    assert loaded.preprocessing == detector.preprocessing
+    with torch.no_grad():
+        ours, theirs = detector(square()).layers[-1], loaded(square()).layers[-1]
+    assert_close(ours.boxes, theirs.boxes, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("recipe", ["rtdetr_r18", "rtdetr_r50"])
+def test_a_hugging_face_folder_is_written_and_read(recipe: str, tmp_path: Path) -> None:
+    detector = make(recipe)
+    detector.save(tmp_path / "ours.safetensors")
+    convert(tmp_path / "ours.safetensors", tmp_path / "folder", to="huggingface")
+    loaded = Detector.load(tmp_path / "folder")
+    assert loaded.recipe == detector.recipe
+    assert loaded.preprocessing.resizing == "stretch"
+    assert (loaded.preprocessing.mean, loaded.preprocessing.std) == ((0.0,) * 3, (255.0,) * 3)
+    assert [each.name for each in loaded.categories] == ["cat", "dog", "ant"]
+    assert loaded.state_dict().keys() == detector.state_dict().keys()
+    for name, tensor in detector.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    images = json.loads((tmp_path / "folder" / "preprocessor_config.json").read_text())
+    assert images["size"] == {"height": 640, "width": 640}
+
+
+def test_a_config_that_the_model_does_not_follow_is_refused(tmp_path: Path) -> None:
+    make().save(tmp_path / "ours.safetensors")
+    convert(tmp_path / "ours.safetensors", tmp_path / "folder", to="huggingface")
+    path = tmp_path / "folder" / "config.json"
+    config = json.loads(path.read_text())
+    for key, value in (
+        ("eval_size", [640, 640]),
+        ("activation_function", "relu"),
+        ("learn_initial_query", True),
+    ):
+        path.write_text(json.dumps({**config, key: value}))
+        with pytest.raises(QueryboxError, match=f"'{key}' is .*; querybox supports only"):
+            Detector.load(tmp_path / "folder")
+
+
+def test_classes_are_kept_by_name_in_fine_tuning() -> None:
+    source = make()
+    names = ("dog", "emu", "cat")
+    tuned = make(
+        categories=tuple(Category(id=number, name=name) for number, name in enumerate(names)), queries=4
+    )
+    initialize_from(tuned, source, "source")
+    with torch.no_grad():
+        theirs, ours = source(square()).layers[-1], tuned.eval()(square()).layers[-1]
+    for name, row in (("dog", 1), ("cat", 0)):
+        for module in ("decoder.class_heads.1", "queries.proposals.class_head", "denoising.label"):
+            ours_rows, theirs_rows = (each.get_parameter(f"{module}.weight") for each in (tuned, source))
+            assert_close(ours_rows[names.index(name)], theirs_rows[row], rtol=0, atol=0)
+    assert ours.boxes.shape == (2, 4, 4)
+    assert theirs.boxes.shape == (2, 7, 4)
