@@ -13,7 +13,7 @@ COVERED := tests/cli tests/datasets tests/checkpoints $(addprefix tests/, test_b
   test_runfile.py training/test_checkpoint.py training/test_run.py training/test_resume.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check torture fix figures docs
+.PHONY: help demo test check torture fix figures docs dist
 
 help:  ## List the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -56,6 +56,15 @@ docs: $(DOCS_INSTALLED)  ## Build the documentation into site/; a broken link is
 	@echo "Building the documentation ..."
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "The documentation is in site/index.html"
+
+dist: $(INSTALLED)  ## Build wheel and sdist into dist/, check them, and run the wheel in an empty environment.
+	@echo "Building ..."
+	@$(INSTALL) '.[release]' | $(SHORT)
+	@rm -rf dist && $(BIN)/python -m build > /dev/null && $(BIN)/twine check --strict dist/*
+	@echo "Installing the wheel into an empty environment: some minutes, up to 3 GB ..."
+	@folder=$$(mktemp --directory) && trap "rm -rf $$folder" EXIT && $(PYTHON) -m venv $$folder && \
+	  $$folder/bin/python -m pip install --disable-pip-version-check --quiet dist/*.whl && \
+	  $$folder/bin/querybox --version && $$folder/bin/querybox info examples/blood_cells
 
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \

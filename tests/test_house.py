@@ -12,6 +12,7 @@ from itertools import takewhile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import querybox
 
@@ -81,6 +82,15 @@ def test_importing_the_package_does_not_wait_for_pytorch() -> None:
 def test_the_version_is_one() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert querybox.__version__ == version("querybox") == project["version"]
+
+
+def test_every_python_that_the_package_names_is_tested() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8"))
+    matrix = workflow["jobs"]["test"]["strategy"]["matrix"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = [line.rpartition(" ")[2] for line in project["classifiers"] if "Python :: 3." in line]
+    assert matrix["python"] == named
+    assert project["requires-python"] == f">={named[0]}"
 
 
 def test_the_changelog_tells_of_this_version() -> None:
