@@ -162,3 +162,42 @@ def test_the_box_of_a_rotated_ellipse() -> None:
     outline = np.stack([3 + x * cos - y * sin, 4 + x * sin + y * cos])
     expected = [*outline.min(axis=1), *outline.max(axis=1)]
     np.testing.assert_allclose(ellipse_box((3, 4), (20, 5), 35), expected, atol=1e-6)
+
+
+def test_images_that_no_split_lists_are_counted(tmp_path: Path) -> None:
+    images = [Drawn(name=f"{n}.png", size=(8, 6), objects=[("dog", (1, 2, 5, 6))]) for n in range(6)]
+    write_tensorflow_csv(tmp_path, "train", images[:2])
+    write_tensorflow_csv(tmp_path, "valid", images[2:4])
+    write_images(tmp_path / "train", images[4:5])
+    write_images(tmp_path / "others", images[5:])
+    for split, names in (("train", ["others/5.png", "train/4.png"]), ("val", ["others/5.png"])):
+        (finding,) = read_split(tmp_path, split).findings
+        assert finding.kind == "unlabeled_image"
+        assert [place.what for place in finding.places] == [str(tmp_path / name) for name in names]
+    assert not read_split(tmp_path / "train" / "_annotations.csv", None).findings
+
+
+def test_images_of_splits_in_one_folder(tmp_path: Path) -> None:
+    images = [Drawn(name=f"{n}.png", size=(8, 6)) for n in range(3)]
+    write_label_studio(tmp_path, "train", images[:1])
+    write_label_studio(tmp_path, "val", images[1:2])
+    write_images(tmp_path / "images", images)
+    (finding,) = read_split(tmp_path, "val").findings
+    assert (finding.kind, [place.what for place in finding.places]) == (
+        "unlabeled_image",
+        [str(tmp_path / "images" / "2.png")],
+    )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "gbk"])
+@pytest.mark.parametrize("write", [write_labelme, write_label_studio, write_createml, write_hugging_face])
+def test_encodings_of_json(tmp_path: Path, write: Callable[..., Path], encoding: str) -> None:
+    image = Drawn(name="\u732b.png", size=(8, 6), objects=[("\u732b\u54aa", (1, 2, 5, 6))])
+    write(tmp_path, "train", [image])
+    for file in tmp_path.rglob("*.json*"):
+        text = file.read_text(encoding="utf-8").encode().decode("unicode_escape")
+        file.write_bytes(text.encode(encoding))
+    data = read_split(tmp_path, None)
+    assert [category.name for category in data.categories] == ["\u732b\u54aa"]
+    assert [image.path.name for image in data.images] == ["\u732b.png"]
+    assert [finding.kind for finding in data.findings] == (["other_encoding"] if encoding == "gbk" else [])

@@ -148,7 +148,7 @@ def test_tasks_without_or_with_several_annotations(tmp_path: Path) -> None:
     np.testing.assert_allclose(data.images[0].boxes_xyxy, [[1, 2, 11, 22]])
     np.testing.assert_allclose(data.images[1].boxes_xyxy, [[2, 2, 11, 22]])
     assert {finding.kind: finding.count for finding in data.findings} == {
-        "unannotated_image": 2,
+        "unlabeled_image": 2,
         "several_annotations": 1,
     }
 

@@ -7,6 +7,7 @@ from annotation_writers import write_csv, write_tensorflow_csv
 from dataset_writers import Drawn, write_images
 
 from querybox.data import read_dataset
+from querybox.data.read import read_split
 from querybox.errors import DataError
 
 IMAGES = [
@@ -80,8 +81,21 @@ def test_faults_of_a_row_are_errors(tmp_path: Path, row: str, message: str) -> N
     assert "\n" not in str(caught.value)
 
 
-def test_other_encodings_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gbk"])
+def test_encodings(tmp_path: Path, encoding: str) -> None:
+    write_images(tmp_path, [Drawn(name="\u72d7.jpg", size=(40, 30))])
+    text = f"{COLUMNS}\n\u72d7.jpg,40,30,\u72d7,1,2,3,4\n"
+    (tmp_path / "boxes.csv").write_bytes(text.encode(encoding))
+    data = read_split(tmp_path, None)
+    assert [category.name for category in data.categories] == ["\u72d7"]
+    assert [image.path.name for image in data.images] == ["\u72d7.jpg"]
+    noted = [finding.kind for finding in data.findings]
+    assert noted == (["other_encoding"] if encoding == "gbk" else [])
+
+
+def test_what_is_not_text_is_refused(tmp_path: Path) -> None:
     write_images(tmp_path, IMAGES)
-    (tmp_path / "boxes.csv").write_bytes(f"{COLUMNS}\nb.jpg,40,30,d\xf6g,1,2,3,4\n".encode("latin-1"))
+    rows = "b.jpg,40,30,dog,1,2,3,4\n" * 4000
+    (tmp_path / "boxes.csv").write_bytes(f"{COLUMNS}\n{rows}".encode() + b"\xff\xff\xff")
     with pytest.raises(DataError, match=r"boxes\.csv: cannot be read as CSV: .*; expected UTF-8"):
         read_dataset(tmp_path)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from querybox.data.findings import Corners, FindingCollector
-from querybox.data.layout import locator_for, split_files
+from querybox.data.layout import locator_for, split_files, split_folder
 from querybox.data.locate import ImageLocator
 from querybox.data.records import (
     DetectionData,
@@ -19,7 +20,8 @@ from querybox.data.records import (
     read_size_or_note,
     require_any_image,
 )
-from querybox.data.splits import Reader, by_split
+from querybox.data.splits import Reader, by_split, split_name
+from querybox.errors import ImageError
 from querybox.structures import Category
 
 
@@ -59,6 +61,12 @@ class AnnotatedSplit(NamedTuple):
     locator: ImageLocator
     parse: Callable[[FindingCollector], Sequence[AnnotatedImage]]
     """Reads the annotations; the image files need not exist."""
+    is_whole: bool
+    """Whether the dataset is a folder, in which images without annotations are reported; not if a file was chosen."""
+
+
+Categorize = Callable[[Collection[str]], tuple[Category, ...]]
+"""Returns the categories of a dataset from the names that occur in it."""
 
 
 def alphabetical(names: Collection[str]) -> tuple[Category, ...]:
@@ -68,7 +76,7 @@ def alphabetical(names: Collection[str]) -> tuple[Category, ...]:
 
 def annotated_splits(
     splits: Mapping[str, AnnotatedSplit],
-    categorize: Callable[[Collection[str]], tuple[Category, ...]] = alphabetical,
+    categorize: Categorize = alphabetical,
 ) -> dict[str, Reader]:
     """Return a reader for each split.
 
@@ -77,9 +85,13 @@ def annotated_splits(
 
     Args:
         splits: The splits by name.
-        categorize: Returns the categories of the names that occur.
+        categorize: See `Categorize`.
     """
-    return by_split({name: partial(_read, split, splits, categorize) for name, split in splits.items()})
+    return by_split({name: partial(_read, name, splits, categorize) for name in splits})
+
+
+def _read(name: str, splits: Mapping[str, AnnotatedSplit], categorize: Categorize) -> DetectionData:
+    return _SplitReader(name, splits, categorize).read()
 
 
 def splits_by_file(
@@ -87,7 +99,7 @@ def splits_by_file(
     suffix: str,
     recognises: Callable[[Path], bool],
     parse: Callable[[Path, FindingCollector], Sequence[AnnotatedImage]],
-    categorize: Callable[[Collection[str]], tuple[Category, ...]] = alphabetical,
+    categorize: Categorize = alphabetical,
 ) -> dict[str, Reader]:
     """Return a reader for each split of a format with one annotation file for each split.
 
@@ -100,78 +112,96 @@ def splits_by_file(
     """
     files = split_files(path, suffix, recognises)
     splits = {
-        name: AnnotatedSplit(file, locator_for(path, file), partial(parse, file))
+        name: AnnotatedSplit(file, locator_for(path, file), partial(parse, file), path.is_dir())
         for name, file in files.items()
     }
     return annotated_splits(splits, categorize)
 
 
-def _read(
-    split: AnnotatedSplit,
-    splits: Mapping[str, AnnotatedSplit],
-    categorize: Callable[[Collection[str]], tuple[Category, ...]],
-) -> DetectionData:
-    findings = FindingCollector(split.source)
-    images = split.parse(findings)
-    names = _names(images)
-    for other in splits.values():
-        if other is not split:
-            names |= _names(other.parse(FindingCollector(other.source)))
-    _note_repeated_images(images, findings)
-    categories = categorize(names)
-    labels = {category.name: label for label, category in enumerate(categories)}
-    records = [
-        _record(number, image, labels, split.locator, findings)
-        for number, image in enumerate(images, start=1)
-    ]
-    data = DetectionData(
-        source=split.source,
-        categories=categories,
-        images=tuple(record for record in records if record is not None),
-        findings=findings.by_kind(),
-    )
-    return require_any_image(data, split.locator.folders)
+class _SplitReader:
+    """Reads one split of several."""
+
+    def __init__(self, name: str, splits: Mapping[str, AnnotatedSplit], categorize: Categorize) -> None:
+        self.name = name
+        self.split = splits[name]
+        self.others = [split for other, split in splits.items() if other != name]
+        self.categorize = categorize
+        self.findings = FindingCollector(self.split.source)
+        self.paths: set[Path] = set()
+
+    def read(self) -> DetectionData:
+        images = self.split.parse(self.findings)
+        names = _names(images)
+        for other in self.others:
+            names |= self._names_of_other(other)
+        self._note_repeated_images(images)
+        categories = self.categorize(names)
+        labels = {category.name: label for label, category in enumerate(categories)}
+        records = [self._record(number, image, labels) for number, image in enumerate(images, start=1)]
+        if self.split.is_whole:
+            self._note_unlabeled_images()
+        data = DetectionData(
+            source=self.split.source,
+            categories=categories,
+            images=tuple(record for record in records if record is not None),
+            findings=self.findings.by_kind(),
+        )
+        return require_any_image(data, self.split.locator.folders)
+
+    def _note_repeated_images(self, images: Sequence[AnnotatedImage]) -> None:
+        for name, count in Counter(image.name for image in images).items():
+            if count > 1:
+                what = f"{self.split.source}: image {name[:200]!r} is listed {count} times; merge its entries"
+                self.findings.add("malformed", what)
+
+    def _record(self, number: int, image: AnnotatedImage, labels: Mapping[str, int]) -> ImageRecord | None:
+        path = self.split.locator.find_or_note(
+            image.name, image_id=number, where=image.where, findings=self.findings
+        )
+        if path is None:
+            return None
+        self.paths.add(path)
+        size = image.size or read_size_or_note(path, number, self.findings)
+        if size is None:
+            return None
+        height, width = size
+        scale = (width, height, width, height) if image.relative else (1, 1, 1, 1)
+        return make_record(
+            id=number,
+            path=path,
+            width=width,
+            height=height,
+            boxes_xyxy=[
+                [side * factor for side, factor in zip(item.box_xyxy, scale, strict=True)]
+                for item in image.objects
+            ],
+            labels=[labels[item.category] for item in image.objects],
+            crowd=[item.crowd for item in image.objects],
+            areas=[item.area for item in image.objects],
+            findings=self.findings,
+            locate=lambda index: image.objects[index].where,
+            size_stated=image.size is not None,
+        )
+
+    def _names_of_other(self, split: AnnotatedSplit) -> set[str]:
+        """Return the classes of another split, and remember its images."""
+        images = split.parse(FindingCollector(split.source))
+        if self.split.is_whole:
+            for image in images:
+                with suppress(ImageError):
+                    path = split.locator.find(image.name)
+                    self.paths |= set() if path is None else {path}
+        return _names(images)
+
+    def _note_unlabeled_images(self) -> None:
+        """Add findings for images that no split lists, unless they are in the folder of another split."""
+        root = self.split.locator.root
+        for relative in self.split.locator.others(self.paths):
+            path = root / relative
+            folder = split_folder(path.parent, root)
+            if not self.others or folder is None or split_name(folder) == split_name(self.name):
+                self.findings.add("unlabeled_image", str(path))
 
 
 def _names(images: Sequence[AnnotatedImage]) -> set[str]:
     return {item.category for image in images for item in image.objects}
-
-
-def _note_repeated_images(images: Sequence[AnnotatedImage], findings: FindingCollector) -> None:
-    for name, count in Counter(image.name for image in images).items():
-        if count > 1:
-            what = f"{findings.file}: image {name[:200]!r} is listed {count} times; merge its entries"
-            findings.add("malformed", what)
-
-
-def _record(
-    number: int,
-    image: AnnotatedImage,
-    labels: Mapping[str, int],
-    locator: ImageLocator,
-    findings: FindingCollector,
-) -> ImageRecord | None:
-    path = locator.find_or_note(image.name, image_id=number, where=image.where, findings=findings)
-    if path is None:
-        return None
-    size = image.size or read_size_or_note(path, number, findings)
-    if size is None:
-        return None
-    height, width = size
-    scale = (width, height, width, height) if image.relative else (1, 1, 1, 1)
-    return make_record(
-        id=number,
-        path=path,
-        width=width,
-        height=height,
-        boxes_xyxy=[
-            [side * factor for side, factor in zip(item.box_xyxy, scale, strict=True)]
-            for item in image.objects
-        ],
-        labels=[labels[item.category] for item in image.objects],
-        crowd=[item.crowd for item in image.objects],
-        areas=[item.area for item in image.objects],
-        findings=findings,
-        locate=lambda index: image.objects[index].where,
-        size_stated=image.size is not None,
-    )

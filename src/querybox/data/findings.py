@@ -89,7 +89,7 @@ KINDS = {
         "the image with the name of the annotation file is used; correct <filename>",
     ),
     "unlabeled_image": FindingKind(
-        "warning", "images without an annotation file", "not used; annotate them, or remove them"
+        "warning", "images without annotations", "not used; annotate them, or remove them"
     ),
     "unmatched_label": FindingKind(
         "warning", "label files without an image", "not used; add the image, or remove the file"
@@ -113,9 +113,6 @@ KINDS = {
         "warning",
         "shapes without an extent, such as points, lines and tags",
         "not read; draw boxes, polygons or ellipses",
-    ),
-    "unannotated_image": FindingKind(
-        "warning", "tasks without an annotation", "left out; annotate them, or submit an empty annotation"
     ),
     "several_annotations": FindingKind(
         "warning", "tasks with several annotations", "the first is used; remove the others"

@@ -14,7 +14,9 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring, iterparse
 from pydantic import Field, StringConstraints, ValidationError
 
+from querybox.data.findings import FindingCollector
 from querybox.data.image import MAX_PIXELS
+from querybox.data.text import decode, decode_head, encoding_of
 from querybox.errors import DataError
 
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
@@ -39,17 +41,21 @@ class Row(NamedTuple):
     """Values by lower-case column name, stripped; empty where the row is too short."""
 
 
-def read_head(file: Path) -> bytes:
-    """Return the first `HEAD` bytes of a file without a byte order mark; nothing if it cannot be read."""
+def read_head(file: Path) -> str:
+    """Return the first `HEAD` bytes of a file as text; nothing if it is not text or cannot be read."""
+    return decode_head(_first_bytes(file))
+
+
+def _first_bytes(file: Path) -> bytes:
     try:
         with file.open("rb") as stream:
-            return stream.read(HEAD).removeprefix(b"\xef\xbb\xbf")
+            return stream.read(HEAD)
     except OSError:
         return b""
 
 
-def read_bytes(file: Path) -> bytes:
-    """Return the content of a file without a byte order mark.
+def read_bounded(file: Path) -> bytes:
+    """Return the content of a file.
 
     Raises:
         DataError: It cannot be read, or is larger than `MAX_BYTES`.
@@ -58,7 +64,7 @@ def read_bytes(file: Path) -> bytes:
         size = file.stat().st_size
         if size > MAX_BYTES:
             raise DataError(f"{file}: has {size:,} bytes; expected at most {MAX_BYTES:,}: split the file")
-        return file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        return file.read_bytes()
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from None
 
@@ -68,7 +74,7 @@ def json_head(file: Path) -> Any:
     return partial_json(read_head(file))
 
 
-def partial_json(content: bytes) -> Any:
+def partial_json(content: str) -> Any:
     """Return what the beginning of a JSON text contains, with truncated lists and objects; None if it is not JSON."""
     try:
         return pydantic_core.from_json(content, allow_partial=True)
@@ -76,20 +82,21 @@ def partial_json(content: bytes) -> Any:
         return None
 
 
-def read_json(file: Path, expected: str) -> Any:
+def read_json(file: Path, expected: str, findings: FindingCollector) -> Any:
     """Return the content of a JSON file.
 
     Args:
         file: The file.
         expected: What it should contain, for the message.
+        findings: Collects findings about its encoding.
 
     Raises:
         DataError: The file cannot be read or is not JSON.
     """
-    return parse_json(read_bytes(file), str(file), expected)
+    return parse_json(decode(read_bounded(file), file, findings), str(file), expected)
 
 
-def parse_json(content: bytes | str, where: str, expected: str) -> Any:
+def parse_json(content: str, where: str, expected: str) -> Any:
     """Return the content of a JSON text.
 
     Raises:
@@ -110,30 +117,30 @@ def validation_problem(error: ValidationError) -> str:
 
 def csv_columns(file: Path) -> frozenset[str]:
     """Return the lower-case column names of a CSV file; empty if its first line is no CSV."""
-    line = read_head(file).partition(b"\n")[0].decode("utf-8", errors="replace")
+    line = read_head(file).partition("\n")[0]
     try:
         return frozenset(name.strip().lower() for name in next(csv.reader([line]), []))
     except csv.Error:
         return frozenset()
 
 
-def csv_rows(file: Path) -> Iterator[list[str]]:
-    """Yield the rows of a CSV file.
+def csv_rows(file: Path, findings: FindingCollector) -> Iterator[list[str]]:
+    """Yield the rows of a CSV file. Its encoding is that of its first `HEAD` bytes; see `decode`.
 
     Raises:
-        DataError: The file is not UTF-8 text or not CSV. (The csv module limits the length of a value.)
+        DataError: The file is not text or not CSV. (The csv module limits the length of a value.)
     """
-    yield from (row for _, row in _numbered_rows(file))
+    yield from (row for _, row in _numbered_rows(file, findings))
 
 
-def read_csv(file: Path) -> Iterator[Row]:
+def read_csv(file: Path, findings: FindingCollector) -> Iterator[Row]:
     """Yield the rows of a CSV file whose first row has the names of the columns; empty rows are left out.
 
     Raises:
         DataError: As for `csv_rows`.
     """
     columns: list[str] | None = None
-    for number, row in _numbered_rows(file):
+    for number, row in _numbered_rows(file, findings):
         if columns is None:
             columns = [name.strip().lower() for name in row]
         elif any(row):
@@ -141,9 +148,12 @@ def read_csv(file: Path) -> Iterator[Row]:
             yield Row(f"{file}, line {number}", dict(zip(columns, values, strict=False)))
 
 
-def _numbered_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
+def _numbered_rows(file: Path, findings: FindingCollector) -> Iterator[tuple[int, list[str]]]:
+    encoding = encoding_of(_first_bytes(file)) or "utf-8"
+    if not encoding.startswith("utf"):
+        findings.add("other_encoding", f"{file}: read as {encoding.lower()}")
     try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
+        with file.open(encoding=encoding, newline="") as stream:
             reader = csv.reader(stream)
             yield from ((reader.line_num, row) for row in reader)
     except (UnicodeDecodeError, csv.Error) as error:
@@ -169,7 +179,7 @@ def stated_size(height: str | float | None, width: str | float | None) -> tuple[
 
 def xml_root(file: Path) -> str:
     """Return the tag of the root element of an XML file; empty if it is not XML."""
-    found = _ROOT_TAG.search(_COMMENT.sub(b"", read_head(file)))
+    found = _ROOT_TAG.search(_COMMENT.sub(b"", _first_bytes(file).replace(b"\0", b"")))
     return found[1].decode() if found else ""
 
 
@@ -196,7 +206,7 @@ def read_xml(file: Path) -> Element:
     Raises:
         DataError: The file cannot be read, is not well-formed, or declares a document type or entities.
     """
-    content = read_bytes(file)
+    content = read_bounded(file)
     try:
         root: Element = fromstring(content, forbid_dtd=True)
     except ParseError as error:

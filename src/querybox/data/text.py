@@ -38,6 +38,30 @@ def read_lines(file: Path, findings: FindingCollector) -> list[str]:
     return [line.strip() for line in read_text(file, findings).splitlines()]
 
 
+def decode_head(content: bytes) -> str:
+    """Decode the beginning of a text file, which may end within a character; see `decode`.
+
+    Returns:
+        The text without a byte order mark; empty if it is none in any of the encodings.
+    """
+    encoding = encoding_of(content)
+    if encoding is None:
+        return ""
+    return codecs.getincrementaldecoder(encoding)().decode(content).removeprefix("\ufeff")
+
+
+def encoding_of(content: bytes) -> str | None:
+    """Return the encoding of a text file by its beginning; None if it is not text in any; see `decode`."""
+    marked = [encoding for mark, encoding in _BYTE_ORDER_MARKS if content.startswith(mark)]
+    for encoding in marked or ("utf-8", locale.getpreferredencoding(do_setlocale=False), "gbk"):
+        try:
+            codecs.getincrementaldecoder(encoding)().decode(content)
+        except UnicodeDecodeError:
+            continue
+        return encoding
+    return None
+
+
 def decode(content: bytes, file: Path, findings: FindingCollector) -> str:
     """Decode the content of a text file.
 

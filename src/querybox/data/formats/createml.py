@@ -49,7 +49,7 @@ def _is_createml(file: Path) -> bool:
 
 
 def _parse(file: Path, findings: FindingCollector) -> list[AnnotatedImage]:
-    content = read_json(file, _EXPECTED)
+    content = read_json(file, _EXPECTED, findings)
     if not isinstance(content, list):
         raise DataError(f"{file}: expected {_EXPECTED}")
     images = []

@@ -27,13 +27,14 @@ from querybox.data.parsing import (
     csv_columns,
     parse_json,
     partial_json,
-    read_bytes,
+    read_bounded,
     read_csv,
     read_head,
     stated_size,
     validation_problem,
 )
 from querybox.data.splits import SPLITS, Format, Reader, split_name
+from querybox.data.text import decode
 from querybox.errors import DataError
 from querybox.runfile import Loader
 from querybox.structures import Category
@@ -87,9 +88,9 @@ def _categories(root: Path, names: Collection[str]) -> tuple[Category, ...]:
 
 def _class_names(root: Path) -> dict[int, str]:
     """Return the names of the class label of objects in the YAML head of `README.md`; empty without one."""
-    _, _, rest = read_head(root / "README.md").replace(b"\r\n", b"\n").partition(b"---\n")
+    _, _, rest = read_head(root / "README.md").replace("\r\n", "\n").partition("---\n")
     try:
-        content = yaml.load(rest.partition(b"\n---")[0], Loader)  # noqa: S506 - a safe loader
+        content = yaml.load(rest.partition("\n---")[0], Loader)  # noqa: S506 - a safe loader
         return _ClassLabel.model_validate(_class_label(content)).by_id
     except (yaml.YAMLError, ValueError, RecursionError):
         return {}
@@ -115,7 +116,7 @@ def _class_label(content: object) -> object:
 
 
 def _is_json_lines(file: Path) -> bool:
-    first = partial_json(read_head(file).partition(b"\n")[0])
+    first = partial_json(read_head(file).partition("\n")[0])
     return isinstance(first, dict) and first.keys() >= {"file_name", "objects"}
 
 
@@ -125,8 +126,9 @@ def _is_csv(file: Path) -> bool:
 
 def _parse_json_lines(root: Path, file: Path, findings: FindingCollector) -> list[AnnotatedImage]:
     names = _class_names(root)
+    text = decode(read_bounded(file), file, findings)
     images = []
-    for number, line in enumerate(read_bytes(file).split(b"\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         where = f"{file}, line {number}"
         if line.strip():
             try:
@@ -141,7 +143,7 @@ def _parse_json_lines(root: Path, file: Path, findings: FindingCollector) -> lis
 def _parse_csv(root: Path, file: Path, findings: FindingCollector) -> list[AnnotatedImage]:
     names = _class_names(root)
     images = []
-    for where, row in read_csv(file):
+    for where, row in read_csv(file, findings):
         try:
             objects = parse_json(row["objects"] or "null", where, "JSON in 'objects'")
             image = _image(where, {**row, "objects": objects}, names)

@@ -93,7 +93,7 @@ def _minimal_regions(entry: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _parse(file: Path, findings: FindingCollector) -> list[AnnotatedImage]:
-    content = read_json(file, _EXPECTED)
+    content = read_json(file, _EXPECTED, findings)
     if not isinstance(content, list):
         raise DataError(f"{file}: expected {_EXPECTED}")
     images = []
@@ -115,8 +115,7 @@ def _task(where: str, entry: dict[str, Any], findings: FindingCollector) -> _Tas
     """Return a task with the regions of its first annotation; None without one."""
     submitted = [item for item in _annotations(entry) if not item.get("was_cancelled")]
     if not submitted:
-        findings.add("unannotated_image", where)
-        return None
+        return None  # its image is found to be unlabeled
     if len(submitted) > 1:
         findings.add("several_annotations", f"{where}: {len(submitted)}")
     regions, data = submitted[0].get("result"), entry.get("data")

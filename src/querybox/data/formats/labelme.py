@@ -25,9 +25,10 @@ from querybox.data.annotated import (
 from querybox.data.findings import FindingCollector
 from querybox.data.layout import MAX_TRIED, dataset_root, split_folder, subfolders
 from querybox.data.locate import ImageLocator, list_files
-from querybox.data.parsing import Name, json_head, read_bytes, read_head, stated_size, validation_problem
+from querybox.data.parsing import Name, json_head, read_bounded, read_head, stated_size, validation_problem
 from querybox.data.shapes import Point, bounding_box
 from querybox.data.splits import Format, Reader
+from querybox.data.text import decode
 from querybox.errors import DataError, ImageError
 
 _WITHOUT_EXTENT = frozenset({"point", "points", "line"})
@@ -55,14 +56,14 @@ def _splits(path: Path) -> dict[str, Reader]:
     splits = {}
     for name, group in files.items():
         locator = ImageLocator(dataset_root(path))
-        splits[name] = AnnotatedSplit(path, locator, partial(_parse, group, locator))
+        splits[name] = AnnotatedSplit(path, locator, partial(_parse, group, locator), path.is_dir())
     return annotated_splits(splits)
 
 
 def _is_labelme(file: Path) -> bool:
     content = json_head(file)
     # In old files the image data precedes the shapes.
-    return isinstance(content, dict) and ("shapes" in content or b'"imageData"' in read_head(file))
+    return isinstance(content, dict) and ("shapes" in content or '"imageData"' in read_head(file))
 
 
 def _files_by_split(root: Path) -> dict[str, list[Path]]:
@@ -80,7 +81,7 @@ def _parse(files: Sequence[Path], locator: ImageLocator, findings: FindingCollec
     images = []
     for file in files:
         try:
-            content = _File.model_validate_json(read_bytes(file))
+            content = _File.model_validate_json(decode(read_bounded(file), file, findings))
         except (DataError, ValidationError) as error:
             problem = validation_problem(error) if isinstance(error, ValidationError) else str(error)
             findings.add("malformed", f"{file}: {problem}; expected labelme JSON, an object with 'shapes'")

@@ -31,7 +31,7 @@ def _splits(path: Path) -> dict[str, Reader]:
     splits = {}
     for name, file in files.items():
         locator = locator_for(path, file)
-        splits[name] = AnnotatedSplit(file, locator, partial(_parse, file, locator))
+        splits[name] = AnnotatedSplit(file, locator, partial(_parse, file, locator), path.is_dir())
     return annotated_splits(splits)
 
 
@@ -40,9 +40,9 @@ def _is_open_images(file: Path) -> bool:
 
 
 def _parse(file: Path, locator: ImageLocator, findings: FindingCollector) -> list[AnnotatedImage]:
-    names = _class_names(file, locator.root)
+    names = _class_names(file, locator.root, findings)
     images: dict[str, AnnotatedImage | None] = {}
-    for where, row in read_csv(file):
+    for where, row in read_csv(file, findings):
         number, code = row["imageid"], row["labelname"]
         if not number or not code:
             findings.add(
@@ -81,7 +81,7 @@ def _is_there(number: str, locator: ImageLocator) -> bool:
         return True  # ambiguous, which is reported with the record
 
 
-def _class_names(file: Path, root: Path) -> dict[str, str]:
+def _class_names(file: Path, root: Path, findings: FindingCollector) -> dict[str, str]:
     """Return the names of classes by code; those with a name that several classes have keep their code."""
     folders = [
         file.parent,
@@ -92,7 +92,9 @@ def _class_names(file: Path, root: Path) -> dict[str, str]:
     descriptions = next(filter(_has_descriptions, files), None)
     if descriptions is None:
         return {}
-    names = {row[0]: row[1].strip() for row in csv_rows(descriptions) if len(row) > 1 and row[1].strip()}
+    names = {
+        row[0]: row[1].strip() for row in csv_rows(descriptions, findings) if len(row) > 1 and row[1].strip()
+    }
     counts = Counter(names.values())
     return {code: name for code, name in names.items() if counts[name] == 1}
 

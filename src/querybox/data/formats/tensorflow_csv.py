@@ -23,7 +23,7 @@ def _is_tensorflow_csv(file: Path) -> bool:
 
 def _parse(file: Path, findings: FindingCollector) -> list[AnnotatedImage]:
     images: dict[str, AnnotatedImage] = {}
-    for where, row in read_csv(file):
+    for where, row in read_csv(file, findings):
         name, category = row["filename"], row["class"]
         box = to_numbers([row[side] for side in _BOX])
         size = stated_size(row.get("height"), row.get("width"))
