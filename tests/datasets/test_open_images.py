@@ -44,7 +44,7 @@ def test_the_layout_of_fiftyone(tmp_path: Path) -> None:
         rows = [["0b", "xclick", "/m/1", 1, 0.25, 0.5, 0, 1, 0, 0, 0]]
         write_csv(tmp_path / split / "labels" / "detections.csv", [OPEN_IMAGES_COLUMNS, *rows])
         write_csv(tmp_path / split / "metadata" / "classes.csv", [["/m/1", "Dog"], ["/m/2", "Cat"]])
-    data = read_dataset(tmp_path / "validation" / "labels" / "detections.csv")
+    data = read_dataset(tmp_path, "val")
     assert [image.path for image in data.images] == [tmp_path / "validation" / "data" / "0b.jpg"]
     assert data.images[0].boxes_xyxy.tolist() == [[10, 0, 20, 30]]
     assert [category.name for category in data.categories] == ["Dog"]

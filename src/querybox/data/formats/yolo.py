@@ -74,7 +74,11 @@ def _has_label_files(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     files = [file for file in find_files(folder, {".txt"}) if file.name not in NAMES_FILES]
-    return any(map(is_label_file, islice(files, 20))) if files else not list_files(folder, ".xml")
+    return (
+        any(map(is_label_file, islice(files, 20)))
+        if files
+        else not list_files(folder, ".csv", ".json", ".xml")
+    )
 
 
 def _has_labels_beside(folder: Path) -> bool:
