@@ -68,7 +68,11 @@ def read(folder: Path) -> dict[str, float]:
 
 def memory(key: str) -> int:
     """Return the resident memory of this process in KiB."""
-    return int(next(line for line in STATUS.read_text().splitlines() if line.startswith(key)).split()[1])
+    return int(
+        next(
+            line for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith(key)
+        ).split()[1]
+    )
 
 
 def write_images(folder: Path, count: int) -> list[str]:
@@ -100,7 +104,7 @@ def write_coco(root: Path, count: int) -> None:
     ]
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cat"}]}
     (root / "annotations").mkdir()
-    (root / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
+    (root / "annotations" / "instances_train2017.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 def write_voc(root: Path, count: int) -> None:
@@ -116,19 +120,19 @@ def write_voc(root: Path, count: int) -> None:
     size = f"<size><width>{SIDES[0]}</width><height>{SIDES[1]}</height></size>"
     for name in write_images(root / "JPEGImages", count):
         text = f"<annotation><filename>{name}.jpg</filename>{size}{objects}</annotation>"
-        (root / "Annotations" / f"{name}.xml").write_text(text)
+        (root / "Annotations" / f"{name}.xml").write_text(text, encoding="utf-8")
 
 
 def write_yolo(root: Path, count: int) -> None:
     """Write a YOLO dataset."""
     (root / "labels").mkdir()
-    (root / "classes.txt").write_text("cat\n")
+    (root / "classes.txt").write_text("cat\n", encoding="utf-8")
     lines = [
         f"0 {(x0 + x1) / 2 / SIDES[0]} {(y0 + y1) / 2 / SIDES[1]} {(x1 - x0) / SIDES[0]} {(y1 - y0) / SIDES[1]}\n"
         for x0, y0, x1, y1 in BOXES
     ]
     for name in write_images(root / "images", count):
-        (root / "labels" / f"{name}.txt").write_text("".join(lines))
+        (root / "labels" / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
 
 
 WRITERS: dict[str, Callable[[Path, int], None]] = {
