@@ -19,7 +19,7 @@ from querybox.errors import DataError
         ("pets_train.record", "contains TFRecords"),
         ("digitStruct.MAT", r"contains MATLAB files \(digitStruct\.MAT\), which are not read: convert them"),
         ("dataset.zip", r"contains archives \(dataset\.zip\), which are not read: unpack them"),
-        ("data.parquet", "contains binary tables"),
+        ("data.parquet", "contains tables of Hugging Face .*metadata.jsonl"),
         ("annotations.pkl", "contains pickled objects, which may execute code"),
         ("export.ndjson", "contains JSON lines"),
         ("tiles.geojson", "contains geographical data"),

@@ -46,7 +46,7 @@ def evaluate(
     Args:
         model: A checkpoint of any layout, a run folder (its best model, or else its last), or an exported model
             (.onnx, .xml for OpenVINO, .pt2 for PyTorch).
-        data: A dataset: COCO, Pascal VOC or YOLO, recognised from the path.
+        data: A dataset: COCO, Pascal VOC, YOLO or the format of an annotation tool.
         split: Split of the dataset, such as val; required if it has several.
         output: Folder for the results.
         inspect: Number of worst images, those with the lowest F1, to show in the report, each with an inspector page.

@@ -37,7 +37,7 @@ def info(
     ```
 
     Args:
-        target: A checkpoint of any layout, a run folder, an exported model, or a dataset: COCO, Pascal VOC or YOLO.
+        target: A checkpoint of any layout, a run folder, an exported model, or a dataset in any format.
         split: Split of the dataset, such as val; all of them by default.
         trust: Allow a .pt2 file to execute the code that it contains.
     """

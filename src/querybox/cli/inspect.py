@@ -40,7 +40,7 @@ def inspect(
         images: Images, folders or patterns.
         model: A checkpoint of any layout, or a run folder: its best model, or else its last.
         output: The HTML file.
-        annotations: A dataset that contains the images: COCO, Pascal VOC or YOLO, recognised from the path.
+        annotations: A dataset that contains the images: COCO, Pascal VOC, YOLO or the format of an annotation tool.
         split: Split of the dataset, such as val; required if it has several.
         queries: Number of queries per image, best first. With large images the attention of fewer is included.
         encoder_layers: Encoder layers whose attention is included: last, all, or numbers from 1, separated by commas.

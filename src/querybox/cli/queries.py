@@ -32,7 +32,7 @@ def queries(
 
     Args:
         model: A checkpoint of any layout, or a run folder: its best model, or else its last.
-        data: A dataset: COCO, Pascal VOC or YOLO, recognised from the path. Its labels do not matter.
+        data: A dataset: COCO, Pascal VOC, YOLO or the format of an annotation tool. Its labels do not matter.
         split: Split of the dataset, such as val; required if it has several.
         output: The picture: .png, .svg or .pdf.
         queries: How many queries to show, those with the highest mean score first.

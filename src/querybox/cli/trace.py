@@ -42,7 +42,7 @@ def trace(
     Args:
         image: The image.
         model: A checkpoint of any layout, or a run folder: its best model, or else its last.
-        annotations: A dataset that has the image: COCO, Pascal VOC or YOLO, recognised from the path.
+        annotations: A dataset that has the image: COCO, Pascal VOC, YOLO or the format of an annotation tool.
         split: Split of the dataset, such as val; required if it has several.
         queries: How many queries to show, the best first.
         as_json: Print all of it as JSON instead of tables.

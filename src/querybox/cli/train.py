@@ -48,7 +48,7 @@ def train(
     ```
 
     Args:
-        target: A run file (YAML), in which paths are relative to the file; or a dataset: COCO, Pascal VOC or YOLO.
+        target: A run file (YAML), in which paths are relative to the file; or a dataset in any format.
         overrides: Settings by name, such as train.lr=2e-4 or data.val=photos/val.json; the last part of a name is
             enough: lr=2e-4.
         output: The run folder.

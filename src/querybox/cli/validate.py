@@ -43,7 +43,7 @@ def validate(
     ```
 
     Args:
-        data: A dataset: COCO, Pascal VOC or YOLO, recognised from the path.
+        data: A dataset: COCO, Pascal VOC, YOLO or the format of an annotation tool.
         split: Split of the dataset, such as val; all of them by default.
         max_corrupt: Fraction of a split's images (0-1) that may be unreadable.
         as_json: Print JSON instead of a table, with all places of every finding.

@@ -1,4 +1,4 @@
-"""Datasets: reading (COCO, Pascal VOC, YOLO), validation, augmentation and loading."""
+"""Datasets: reading, validation, augmentation and loading."""
 
 from querybox.data.formats.coco import read_coco
 from querybox.data.image import read_image

@@ -47,7 +47,7 @@ class DataSettings(Settings):
     """
 
     train: str | None = None
-    """Dataset to train on: a COCO file, or a COCO, Pascal VOC or YOLO folder."""
+    """Dataset to train on: a folder, or a file that describes a dataset."""
     train_split: str | None = None
     """Split of `train`; required only if it has several and none is called train."""
     val: str | None = None

@@ -18,7 +18,12 @@ _KINDS = (
     (r"\.(tfrecords?|record)(-\d+-of-\d+)?$", "TFRecords", _EXPORT),
     (r"\.mat$", "MATLAB files", "convert them to COCO JSON"),
     (r"\.(zip|tar|tgz|gz|bz2|xz|7z|rar)$", "archives", "unpack them"),
-    (r"\.(h5|hdf5|npy|npz|lmdb|mdb|db|sqlite|parquet|arrow)$", "binary tables", _EXPORT),
+    (r"\.(h5|hdf5|npy|npz|lmdb|mdb|db|sqlite)$", "binary tables", _EXPORT),
+    (
+        r"\.(parquet|arrow)$",
+        "tables of Hugging Face",
+        "load them with `datasets`, save each image as a file, and write `file_name` and `objects` to metadata.jsonl",
+    ),
     (r"\.(rec|idx|lst)$", "MXNet RecordIO files", _EXPORT),
     (r"\.(pkl|pickle|pt|pth)$", "pickled objects, which may execute code", _EXPORT),
     (r"\.(jsonl|ndjson|manifest)$", "JSON lines other than a `metadata.jsonl` with boxes", _EXPORT),

@@ -90,6 +90,6 @@ def _object(where: str, item: Any, findings: FindingCollector) -> AnnotatedObjec
 
 CREATEML = Format(
     name="CreateML",
-    expected="a CreateML .json file, a list of images with 'image' and 'annotations'",
+    expected="CreateML: a .json file, a list of images with 'image' and 'annotations'",
     splits=partial(splits_by_file, suffix=".json", recognises=_is_createml, parse=_parse),
 )

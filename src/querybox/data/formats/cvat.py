@@ -191,6 +191,6 @@ def _rotation(shape: Element) -> float:
 
 CVAT = Format(
     name="CVAT",
-    expected="a CVAT .xml file (annotations.xml)",
+    expected="CVAT: an .xml file (annotations.xml)",
     splits=_splits,
 )

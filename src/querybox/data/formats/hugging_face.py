@@ -197,6 +197,6 @@ def _named_objects(where: str, objects: _Objects, names: Mapping[int, str]) -> I
 
 HUGGING_FACE = Format(
     name="Hugging Face imagefolder",
-    expected="a folder with metadata.jsonl or metadata.csv that have 'file_name' and 'objects' (Hugging Face)",
+    expected="Hugging Face: a folder with metadata.jsonl or metadata.csv that have 'file_name' and 'objects'",
     splits=_splits,
 )

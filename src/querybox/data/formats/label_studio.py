@@ -220,6 +220,6 @@ def _box(value: _Value, size: tuple[int, int]) -> Corners | None:
 
 LABEL_STUDIO = Format(
     name="Label Studio",
-    expected="a Label Studio .json export, a list of tasks",
+    expected="Label Studio: a .json file, a list of tasks",
     splits=partial(splits_by_file, suffix=".json", recognises=_is_label_studio, parse=_parse),
 )

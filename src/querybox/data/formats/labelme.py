@@ -142,6 +142,6 @@ def _corners(shape: _Shape) -> list[Point]:
 
 LABELME = Format(
     name="labelme",
-    expected="a folder with a labelme .json file for each image",
+    expected="labelme: a folder with a .json file for each image",
     splits=_splits,
 )

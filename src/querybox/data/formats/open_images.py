@@ -105,6 +105,6 @@ def _has_descriptions(file: Path) -> bool:
 
 OPEN_IMAGES = Format(
     name="Open Images",
-    expected="an Open Images .csv file with the columns ImageID, LabelName, XMin, XMax, YMin and YMax",
+    expected="Open Images: a .csv file with the columns ImageID, LabelName, XMin, XMax, YMin and YMax",
     splits=_splits,
 )

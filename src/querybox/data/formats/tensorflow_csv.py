@@ -46,7 +46,7 @@ def _parse(file: Path, findings: FindingCollector) -> list[AnnotatedImage]:
 
 TENSORFLOW_CSV = Format(
     name="TensorFlow CSV",
-    expected="a .csv file with the columns filename, class, xmin, ymin, xmax and ymax (TensorFlow, Roboflow)",
+    expected="TensorFlow CSV: a .csv file with the columns filename, class, xmin, ymin, xmax and ymax",
     splits=partial(splits_by_file, suffix=".csv", recognises=_is_tensorflow_csv, parse=_parse),
     made_from="Pascal VOC",  # by the tutorials' xml_to_csv.py
 )
