@@ -24,6 +24,18 @@ def test_without_a_target_says_what_is_installed(run: Any) -> None:
     )
 
 
+def test_recipes_are_listed_by_purpose(run: Any) -> None:
+    words = [line.replace("│", "").split() for line in run("info")[1].splitlines()]
+    order = [line[0] if line[0] in RECIPES else " ".join(line) for line in words if line]
+    start = order.index("Recipes for few images, or a CPU")
+    assert [line for line in order[start:] if line in RECIPES or line.startswith("Recipes")] == [
+        "Recipes for few images, or a CPU", "detr_small", "deformable_detr_small", "dino_small",
+        "Recipes for the highest AP on COCO, with a GPU", "dino_r50",
+        "Recipes for reproducing papers",
+        *(name for name in RECIPES if not name.endswith("small") and name != "dino_r50"),
+    ]  # fmt: skip
+
+
 def test_of_a_model(run: Any, model: Path, tmp_path: Path) -> None:
     code, out, _ = run("info", model)
     assert code == 0

@@ -11,7 +11,7 @@ import pytest
 
 import querybox
 from querybox.cli import main as entry
-from querybox.cli.main import prepare_platform
+from querybox.cli.main import prepare_platform, quote_paths
 from querybox.errors import ConfigError
 
 COMMANDS = (
@@ -108,6 +108,42 @@ def test_errors_become_one_line_and_a_code(
     assert got == code
     assert "Traceback" in err
     assert line in err
+
+
+@pytest.mark.parametrize(
+    ("message", "words", "quoted"),
+    [
+        ("my cats: no such file", ["info", "my cats"], "'my cats': no such file"),
+        ("cats: no such file", ["info", "cats"], "cats: no such file"),
+        ("my cats/a.json: bad", ["info", "my cats"], "'my cats/a.json': bad"),
+        (
+            "my run.yaml and command line: bad",
+            ["train", "my run.yaml"],
+            "'my run.yaml' and command line: bad",
+        ),
+        (
+            "no data at my cats; set data.val",
+            ["train", "data.val=my cats"],
+            "no data at 'my cats'; set data.val",
+        ),
+        ("a.jpg is not in my cats", ["predict", "my cats", "a.jpg"], "a.jpg is not in 'my cats'"),
+        ("use 'my cats'", ["info", "my cats"], "use 'my cats'"),
+        ("THERE/new cats/a b.jpg: broken", ["predict", "new cats"], "'THERE/new cats/a b.jpg': broken"),
+        ("THERE/my cats/x.jpg: broken", ["predict", "my cats"], "'THERE/my cats/x.jpg': broken"),
+    ],
+)
+def test_paths_with_spaces_are_quoted(
+    message: str, words: list[str], quoted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "new cats").mkdir()
+    (tmp_path / "new cats" / "a b.jpg").touch()
+    there = str(tmp_path)
+    assert quote_paths(message.replace("THERE", there), words) == quoted.replace("THERE", there)
+
+
+def test_an_error_quotes_the_path(run: Any) -> None:
+    assert run("info", "my cats")[2].startswith("DataError: 'my cats': no such file or folder; expected")
 
 
 def test_a_bug_is_not_dressed_up(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,18 @@ def data() -> DetectionData:
 
 
 def test_int8_finds_as_much(blood_cells: Detector, data: DetectionData, tmp_path: Path) -> None:
-    done = export(blood_cells, tmp_path / "small.xml", to="openvino", precision="int8", calibration=data)
+    stages: list[str] = []
+    done = export(
+        blood_cells,
+        tmp_path / "small.xml",
+        to="openvino",
+        precision="int8",
+        calibration=data,
+        callback=stages.append,
+    )
+    assert stages == [
+        "tracing", "writing", "verifying", "evaluating in float32", "quantising", "evaluating in int8",
+    ]  # fmt: skip
     assert [path.name for path in done.files] == ["small.xml", "small.bin"]
     assert done.verification.scores < 1e-4  # of what was quantised
     assert done.AP is not None

@@ -39,6 +39,8 @@ def export(
         calibrate: For int8: a dataset with images like those to predict on. AP on it is measured before and after.
         split: Split of that dataset.
     """
+    from rich.console import Console
+
     from querybox.checkpoints.find import EXPORTED, find_weights
     from querybox.data import read_dataset
     from querybox.detector import Detector
@@ -50,7 +52,8 @@ def export(
     detector = Detector.load(source)
     target = file or source.with_suffix(EXPORTED[to])
     data = None if calibrate is None else read_dataset(calibrate, split)
-    done = run(detector, target, to=to, precision=precision, calibration=data)
+    with Console(stderr=True).status("loading") as status:
+        done = run(detector, target, to=to, precision=precision, calibration=data, callback=status.update)
     checked = done.verification
     print(
         f"The predictions are those of the detector: on {checked.batches} batches scores differ by at most "

@@ -30,7 +30,7 @@ def info(
     """Describe a model, a run or a dataset; without an argument, the installation.
 
     ```
-    querybox info                    # versions, environment, recipes
+    querybox info                    # versions, environment, recipes by purpose
     querybox info model.safetensors  # classes, sizes, settings; also detr-r50.pth and other public checkpoints
     querybox info run                # the same for a run's best model
     querybox info photos/            # images, objects of each class, invalid boxes
@@ -44,7 +44,7 @@ def info(
     from rich.console import Console
 
     if target is None:
-        tables = [installed(), recipes()]
+        tables = [installed(), *recipes()]
     elif is_exported(target):
         from querybox.exporting import load_exported
 
@@ -75,9 +75,9 @@ def installed() -> Table:
     return pairs("Installed", {**packages, **rest, "gpus": gpus})
 
 
-def recipes() -> Table:
-    """Show every recipe and the settings in which it differs from the first of its kind."""
-    from querybox.models import RECIPES
+def recipes() -> list[Table]:
+    """Show every recipe by purpose, with the settings in which it differs from the first of its kind."""
+    from querybox.models import RECIPES, recipes_by_purpose
 
     first: dict[str, dict[str, Any]] = {}
     lines = {}
@@ -87,7 +87,10 @@ def recipes() -> Table:
         differences = {key: value for key, value in settings.items() if key not in base or base[key] != value}
         lines[name] = ", ".join(f"{key}={value}" for key, value in differences.items())
         first.setdefault(recipe.kind, settings)
-    return pairs("Recipes: all settings of the first of each kind, and the differences of the others", lines)
+    return [
+        pairs(f"Recipes for {purpose}", {name: lines[name] for name in names})
+        for purpose, names in recipes_by_purpose().items()
+    ]
 
 
 def describe_model(path: Path, loaded: LoadedDetector) -> Table:

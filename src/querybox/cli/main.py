@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from cyclopts import App, CycloptsError, UnknownOptionError
 
@@ -104,12 +106,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CycloptsError as error:
         return fail(f"{error} Cure: {cure(error, words)}.", debug)
     except QueryboxError as error:
-        return fail(f"{type(error).__name__}: {error}", debug)
+        return fail(f"{type(error).__name__}: {quote_paths(str(error), words)}", debug)
     except OSError as error:
-        return fail(
-            f"{error.filename or 'system'}: {error.strerror or error}; check the path, its permissions and the disk",
-            debug,
-        )
+        message = f"{error.filename or 'system'}: {error.strerror or error}"
+        return fail(f"{quote_paths(message, words)}; check the path, its permissions and the disk", debug)
     except KeyboardInterrupt:
         return fail("interrupted", debug, code=130)
     return code or 0
@@ -131,6 +131,23 @@ def fail(message: str, debug: bool, code: int = 2) -> int:
         traceback.print_exc()
     sys.stderr.write(" ".join(message.split()) + "\n")
     return code
+
+
+def quote_paths(message: str, words: Sequence[str]) -> str:
+    """Quote paths with spaces in a message, so that they can be told from the text and copied.
+
+    Args:
+        message: The message.
+        words: The arguments of the command line, which name the paths or the folders that contain them.
+    """
+    values = {word.partition("=")[2] if "=" in word else word for word in words}
+    paths = {path for value in values if value for path in (value, str(Path(value).resolve())) if " " in path}
+    for path in sorted(paths, key=len, reverse=True):
+        head, colon, rest = message.partition(": ")
+        if head.startswith(path) and Path(head).exists():
+            return f"'{head}'{colon}{rest}"
+        message = re.sub(rf"(?<![\w'/\\]){re.escape(path)}[^\s:;,)']*", r"'\g<0>'", message)
+    return message
 
 
 def cure(error: CycloptsError, words: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -46,6 +47,7 @@ def export(
     to: Format,
     precision: Precision | Literal["auto"] = "float32",
     calibration: DetectionData | None = None,
+    callback: Callable[[str], object] = lambda _: None,
 ) -> Exported:
     """Export a detector to a file that runs without querybox, and verify that its outputs equal the detector's.
 
@@ -60,6 +62,8 @@ def export(
         precision: Precision of the computations. ``"bf16"`` and ``"int8"`` require ``to="openvino"``. ``"auto"`` is
             bf16 for OpenVINO if this machine's CPU computes it natively, otherwise float32.
         calibration: For ``"int8"``: labelled images representative of those that the model will be used on.
+        callback: Called with the name of each stage as it begins, e.g. to show progress: ``"tracing"``, ``"writing"``,
+            ``"verifying"``; for int8 also ``"evaluating in float32"``, ``"quantising"``, ``"evaluating in int8"``.
 
     Raises:
         ConfigError: An argument is invalid, the arguments are inconsistent, or the calibration data have other classes
@@ -71,15 +75,15 @@ def export(
     check_values(detector, to, precision)
     precision = resolve_precision(precision, to)
     check_arguments(path, to, precision, calibration)
+    callback("tracing")
     program, card = trace(detector), Card.of(detector, precision)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         draft = Path(folder) / path.name
         if to == "openvino" and calibration is not None:
-            verification, precisions = write_int8(program, draft, card, detector, calibration)
+            verification, precisions = write_int8(program, draft, card, detector, calibration, callback)
         else:
-            # The model is not kept in a variable: while it is mapped into memory, Windows cannot move its file.
-            verification = verify(detector, write_model(program, draft, card, detector, to))
+            verification = write_verified(program, draft, card, detector, to, callback)
             precisions = None
         written = [file.replace(path.parent / file.name) for file in sorted(draft.parent.iterdir())]
     return Exported(files=tuple(sorted(written, key=path.__ne__)), verification=verification, AP=precisions)
@@ -118,6 +122,24 @@ def check_arguments(path: Path, to: Format, precision: Precision, calibration: D
         )
 
 
+def write_verified(
+    program: ExportedProgram,
+    path: Path,
+    card: Card,
+    detector: DetectionTransformer,
+    to: Format,
+    callback: Callable[[str], object],
+) -> Verification:
+    """Write the model and verify it.
+
+    The model is released on return: while it is mapped into memory, Windows cannot move its file.
+    """
+    callback("writing")
+    model = write_model(program, path, card, detector, to)
+    callback("verifying")
+    return verify(detector, model)
+
+
 def write_model(
     program: ExportedProgram, path: Path, card: Card, detector: DetectionTransformer, to: Format
 ) -> ExportedModel:
@@ -137,12 +159,22 @@ def write_model(
 
 
 def write_int8(
-    program: ExportedProgram, path: Path, card: Card, detector: DetectionTransformer, data: DetectionData
+    program: ExportedProgram,
+    path: Path,
+    card: Card,
+    detector: DetectionTransformer,
+    data: DetectionData,
+    callback: Callable[[str], object],
 ) -> tuple[Verification, tuple[float, float]]:
     """Write the model in int8; return the verification in float32, and AP before and after quantisation."""
+    callback("writing")
     model = openvino.convert(program)
     before = openvino.in_float32(model, card)
+    callback("verifying")
     verification = verify(detector, before)
+    callback("evaluating in float32")
     AP_before = evaluate(before, data).metrics["AP"]
+    callback("quantising")
     openvino.write(quantise(model, decoder_nodes(program), data, card.preprocessing), path, card)
+    callback("evaluating in int8")
     return verification, (AP_before, evaluate(openvino.load(path), data).metrics["AP"])

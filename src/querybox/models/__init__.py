@@ -31,6 +31,7 @@ __all__ = [
     "find",
     "is_small",
     "parse",
+    "recipes_by_purpose",
     "training_defaults",
 ]
 
@@ -84,6 +85,16 @@ RECIPES: dict[str, Recipe] = {
 """All recipes by name: published models, DETR with a ResNet-18, and small models for few images and CPUs."""
 SMALL_RECIPES = ("detr_small", "deformable_detr_small", "dino_small")
 """Recipes for few images, which have no published training schedule: it is chosen from the data."""
+
+
+def recipes_by_purpose() -> dict[str, list[str]]:
+    """Return the names of all recipes by what they are for."""
+    best = ["dino_r50"]
+    return {
+        "few images, or a CPU": list(SMALL_RECIPES),
+        "the highest AP on COCO, with a GPU": best,
+        "reproducing papers": [name for name in RECIPES if name not in (*SMALL_RECIPES, *best)],
+    }
 
 
 def find(name: str) -> Recipe:
