@@ -75,6 +75,17 @@ def distinct() -> Detector:
 
 
 @pytest.fixture(scope="session")
+def rtdetr() -> Detector:
+    """RT-DETR, whose encoder fuses feature maps with convolutions."""
+    return small(
+        "rtdetr_r18",
+        0.2,
+        queries=60,
+        **{**RELATIVE, "strides": (8, 16, 32), "levels": 3, "encoder_width": 16},
+    )
+
+
+@pytest.fixture(scope="session")
 def exported(detector: Detector, tmp_path_factory: pytest.TempPathFactory) -> Export:
     """Export the detector to a format, once."""
     done: dict[Format, Exported] = {}

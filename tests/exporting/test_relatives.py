@@ -59,6 +59,29 @@ def test_dino(dino_program: ExportedProgram, dino: Detector, tmp_path: Path, to:
     check(dino_program, dino, tmp_path, to)
 
 
+@pytest.fixture(scope="module")
+def rtdetr_program(rtdetr: Detector) -> ExportedProgram:
+    return trace(rtdetr)
+
+
+def test_branches_are_merged_and_batch_norms_are_folded(rtdetr_program: ExportedProgram) -> None:
+    names = {str(node.target) for node in rtdetr_program.graph.nodes}
+    assert not [name for name in names if "batch_norm" in name]
+    assert len([node for node in rtdetr_program.graph.nodes if "conv2d" in str(node.target)]) == len(
+        [
+            name
+            for name in rtdetr_program.state_dict
+            if name.endswith("weight") and rtdetr_program.state_dict[name].ndim == 4
+        ]
+    )
+    assert not [name for name in rtdetr_program.state_dict if "bottlenecks" in name and ".conv2." in name]
+
+
+@pytest.mark.parametrize("to", EXPORTED)
+def test_rtdetr(rtdetr_program: ExportedProgram, rtdetr: Detector, tmp_path: Path, to: Format) -> None:
+    check(rtdetr_program, rtdetr, tmp_path, to)
+
+
 @pytest.mark.parametrize("to", EXPORTED)
 def test_distinct_queries(
     distinct_program: ExportedProgram, distinct: Detector, tmp_path: Path, to: Format

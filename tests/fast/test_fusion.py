@@ -14,6 +14,7 @@ from querybox.fast.convolution import FusedConv2d, use_fused_operators
 from querybox.fast.fusion import fuse
 from querybox.fast.replacement import copy_modules
 from querybox.modules.backbone import Backbone
+from querybox.modules.hybrid import CrossFusion, RepConv
 
 IMAGES = torch.randn(2, 3, 75, 96, generator=torch.Generator().manual_seed(1))
 Change = Callable[[nn.Module], None]
@@ -122,3 +123,43 @@ def test_stride_2_maps_are_not_overwritten(trained: Change) -> None:
     backbone = Backbone("resnet18", strides=(2, 4))
     trained(backbone)
     compare(backbone)
+
+
+def test_branches_are_merged_into_one_convolution(trained: Change) -> None:
+    model = nn.Sequential(RepConv(8), CrossFusionOfOne(8)).eval()
+    trained(model)
+    fused = fused_copy(model)
+    convolutions = [part for part in fused.modules() if isinstance(part, FusedConv2d)]
+    assert len(convolutions) == 1 + 2 + 3 + 1  # two and one 1x1 convolutions around three blocks
+    assert all(each.activation is nn.SiLU for each in convolutions)
+    assert not [part for part in fused.modules() if isinstance(part, nn.BatchNorm2d | nn.SiLU)]
+    images = torch.randn(2, 8, 9, 12)
+    with torch.inference_mode():
+        expected = model(images)
+        assert expected.std() > 0.01
+        for _ in range(2):
+            assert_close(fused(images), expected, rtol=1e-4, atol=1e-5)
+            use_fused_operators(fused)
+
+
+class CrossFusionOfOne(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fusion = CrossFusion(width, expansion=0.5, blocks=3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        fused: torch.Tensor = self.fusion(x, x.flip(3))
+        return fused
+
+
+def test_branches_with_hooks_are_not_merged(trained: Change) -> None:
+    block = RepConv(8).eval()
+    trained(block)
+    model = nn.Sequential(block)
+    calls: list[int] = []
+    block.conv2.conv.register_forward_hook(lambda *_: calls.append(1))
+    fused = fused_copy(model)
+    images = torch.randn(1, 8, 9, 12)
+    with torch.inference_mode():
+        assert_close(fused(images), model(images), rtol=1e-4, atol=1e-5)
+    assert len(calls) == 2

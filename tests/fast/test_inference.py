@@ -71,6 +71,8 @@ def detector(trained: Change) -> Detector:
         ("deformable_detr_r50_two_stage", {}),
         ("dino_r50", {"share_heads": False}),
         ("dino_small", {"backbone": "test_efficientnet", "frozen_stride": 0}),
+        ("rtdetr_r18", {"backbone": "resnet18d", "encoder_width": 16}),
+        ("rtdetr_r50", {"encoder_width": 48, "inference_layers": 1, "distinct": True}),
     ],
     ids=str,
 )

@@ -122,6 +122,8 @@ def test_folded_backbones_equal_plain_ones(name: str) -> None:
         {"backbone": "test_efficientnet"},
         {"recipe": "deformable_detr_r50", "levels": 3, "points": 2},
         {"recipe": "dino_r50", "levels": 3, "points": 2, "distinct": True},
+        {"recipe": "rtdetr_r50", "encoder_width": 16},
+        {"recipe": "rtdetr_r18", "backbone": "resnet18d", "encoder_width": 16},
     ],
 )
 def test_the_whole_detector_equals_the_plain_one(settings: dict[str, Any], batch: ImageBatch) -> None:

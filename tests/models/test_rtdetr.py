@@ -12,16 +12,28 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from dataset_writers import write_boxes
+from run_records import make_run
+from torch import Tensor, nn
 from torch.testing import assert_close
 
-from querybox import Category, Detector, ImageBatch, QueryboxError, Target
+from querybox import Category, Detector, ImageBatch, QueryboxError, RunSettings, Target, train
+from querybox.benchmark import photo_size
 from querybox.checkpoints.backbone import copy_weights
 from querybox.checkpoints.convert import convert
+from querybox.cli.info import describe_size
+from querybox.diagnosis.predictions import blind_queries, no_object_collapse
+from querybox.diagnosis.schedule import too_few_steps
+from querybox.fast.training import for_training
+from querybox.inspect.attention import AttentionMaps, AttentionPoints
+from querybox.inspect.page import image_data
 from querybox.models import find
 from querybox.models.rtdetr import RTDETR
 from querybox.modules.backbone import Backbone
+from querybox.modules.deformable_attention import sample
 from querybox.training.finetune import initialize_from
+from querybox.training.processes import synchronize_batch_norms
+from querybox.training.start import build_detector, resolve
 
 TINY: dict[str, Any] = {
     "width": 32,
@@ -251,3 +263,119 @@ def test_classes_are_kept_by_name_in_fine_tuning() -> None:
             assert_close(ours_rows[names.index(name)], theirs_rows[row], rtol=0, atol=0)
     assert ours.boxes.shape == (2, 4, 4)
     assert theirs.boxes.shape == (2, 7, 4)
+
+
+def test_a_run_from_a_file_stretches_images_as_it_says(tmp_path: Path) -> None:
+    make().save(tmp_path / "ours.safetensors")
+    convert(tmp_path / "ours.safetensors", tmp_path / "folder", to="huggingface")
+    begun = RunSettings.parse({"weights": str(tmp_path / "folder"), "data": {"train": "x"}})
+    run = resolve(begun)
+    assert (run.data.stretch, run.data.image_size, run.data.sizes().scales) == (True, 640, (640,))
+    assert (run.train.epochs, run.train.milestones, run.train.ema) == (72, (), 0.9999)
+    assert build_detector(run, PETS).preprocessing == Detector.load(tmp_path / "folder").preprocessing
+    smaller = resolve(begun.replace(data={"train": "x", "image_size": 320}))
+    preprocessing = build_detector(smaller, PETS).preprocessing
+    assert (preprocessing.resizing, preprocessing.short_side, preprocessing.long_side) == (
+        "stretch",
+        320,
+        320,
+    )
+    assert describe_size(preprocessing)["image size"] == "320 x 320 pixels"
+    assert photo_size(preprocessing) == (320, 320)
+    whole = resolve(begun.replace(data={"train": "x", "stretch": False}))
+    assert build_detector(whole, PETS).preprocessing.resizing == "querybox"
+
+
+def test_a_trace_has_the_attention_that_was_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = make(encoder_layers=2)
+    maps: list[Tensor] = []
+    points: list[Tensor] = []
+
+    def explicit(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **_: object) -> Tensor:
+        scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+        if attn_mask is not None:
+            scores = scores.masked_fill(~attn_mask, -torch.inf)
+        maps.append(scores.softmax(-1)[0])
+        return scores.softmax(-1) @ v
+
+    def noting(value: Tensor, shapes: Any, places: Tensor, weight: Tensor) -> Tensor:
+        points.append(weight[0].transpose(0, 1))
+        return sample(value, shapes, places, weight)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", explicit)
+    monkeypatch.setattr("querybox.modules.deformable_attention.sample", noting)
+    target = Target(boxes=torch.tensor([[0.5, 0.5, 0.2, 0.2]]), labels=torch.tensor([1]))
+    seen = detector.trace(square(1), target)
+    assert seen.grids == ((8, 8), (4, 4), (2, 2))
+    assert len(seen.encoder_attention) == 2
+    for each, weights in zip((*seen.encoder_attention, *seen.decoder_self_attention), maps, strict=True):
+        assert isinstance(each, AttentionMaps)
+        assert_close(each.weights(), weights, rtol=0, atol=1e-5)
+    assert maps[0].shape == (4, 4, 4)  # heads, and the cells of the coarsest map alone
+    for each, weights in zip(seen.decoder_cross_attention, points, strict=True):
+        assert isinstance(each, AttentionPoints)
+        assert_close(each.points()[1], weights, rtol=0, atol=1e-5)
+    names = {stage.name for stage in seen.stages}
+    assert {
+        "features 3",
+        "projection 3",
+        "positional encoding",
+        "encoder layer 2",
+        "decoder layer 2",
+    } <= names
+    data = image_data(seen, 3, [0, 1])
+    assert [(each["grid"], each["cells"]) for each in data["encoder"]] == [((2, 2), [2, 2])] * 2
+
+
+def test_a_diagnosis_knows_it() -> None:
+    failed: dict[str, Any] = {"recipe": "rtdetr_r18", "history": {"AP50": [0.001] * 9}}
+    blind = blind_queries(make_run(**failed, sameness=0.99))
+    assert blind is not None
+    assert "local_start" not in blind.cure  # which it does not have
+    collapsed = no_object_collapse(make_run(**failed, top_score=0.01))
+    assert collapsed is not None
+    short = too_few_steps(make_run(**failed | {"history": {"AP50": [0.001] * 9, "step": list(range(1, 10))}}))
+    assert short is not None
+    assert short.evidence["steps until such a model begins to detect objects"] == 500
+
+
+def test_statistics_are_shared_by_processes_where_batch_norms_are_trained() -> None:
+    detector = make("rtdetr_r50").train()
+    fast = for_training(detector)
+    synchronize_batch_norms(fast)
+    shared = {name for name, module in fast.named_modules() if isinstance(module, nn.SyncBatchNorm)}
+    trained = {
+        name
+        for name, module in detector.named_modules()
+        if isinstance(module, nn.BatchNorm2d) and not name.startswith("backbone.")
+    }
+    assert shared == trained
+    assert {id(p) for p in fast.parameters()} == {id(p) for p in detector.parameters()}
+    assert {id(b) for b in fast.buffers()} == {id(b) for b in detector.buffers()}
+    small = for_training(make("rtdetr_r18").train())
+    synchronize_batch_norms(small)
+    assert not [norm for norm in small.modules() if type(norm) is nn.BatchNorm2d]
+
+
+def test_a_run_trains_stretched_images(tmp_path: Path) -> None:
+    data = write_boxes(tmp_path / "boxes", (96, 64), sides=(16, 40))
+    settings: dict[str, Any] = {
+        "recipe": "rtdetr_r18",
+        "model": {**TINY, "backbone": "test_resnet", "backbone_weights": None, "denoising": 4},
+        "data": {"train": str(data), "image_size": 64, "workers": 0},
+        "train": {"epochs": 2, "batch_size": 4, "lr": 1e-3},
+        "output": str(tmp_path / "run"),
+    }
+    result = train(RunSettings.parse(settings))
+    preprocessing = result.detector.preprocessing
+    assert (preprocessing.resizing, preprocessing.short_side, preprocessing.long_side) == ("stretch", 64, 64)
+    assert preprocessing.std == (255.0,) * 3
+    counters = {
+        name: int(tensor)
+        for name, tensor in Detector.load(tmp_path / "run" / "last.safetensors").state_dict().items()
+        if name.endswith("num_batches_tracked")
+    }
+    assert set(counters.values()) == {2}  # updates; also those of the backbone
+    (found,) = result.detector.predict(data.parent / "1.png", threshold=0.0)
+    assert found.size == (64, 96)
+    assert (tmp_path / "run" / "report.html").is_file()

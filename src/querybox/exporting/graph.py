@@ -89,7 +89,8 @@ def trace(detector: DetectionTransformer) -> ExportedProgram:
     sizes = torch.tensor([[165, 229], [140, 201]])
     open_sizes = {"pixels": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, "sizes": {0: Dim.DYNAMIC}}
     detector = copy.deepcopy(detector).cpu().eval()
-    fuse(detector.backbone)  # batch norms folded
+    for part in (detector.backbone, detector.neck, detector.encoder):
+        fuse(part)  # batch norms folded
     detector.to(memory_format=torch.contiguous_format)
     for part in detector.modules():
         if type(part) is Conv2dSame:

@@ -22,10 +22,10 @@ from timm.models.mobilenetv3 import MobileNetV3Features
 from torch import nn
 
 from querybox.fast.replacement import is_plain
-from querybox.modules.blocks import FeedForward
+from querybox.modules.blocks import ConvNorm, FeedForward
 from querybox.modules.heads import BoxHead, DeltaHead
 
-SEQUENTIAL = (nn.Sequential, FeedForward, BoxHead, DeltaHead)
+SEQUENTIAL = (nn.Sequential, ConvNorm, FeedForward, BoxHead, DeltaHead)
 """Classes whose forward method calls their children in order."""
 
 CHAINS: dict[type[nn.Module], str] = {
@@ -55,7 +55,8 @@ CHAINS: dict[type[nn.Module], str] = {
 """The children that a forward method calls as a chain, in order; those that are None or missing are skipped."""
 
 KNOWN = ("timm", "querybox")
-"""Packages whose classes call a `torch.nn.Sequential` as a whole; other classes may call its children individually."""
+"""Packages whose classes call a `torch.nn.Sequential`, also in a list, as a whole; others may call its children
+individually."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ def chains(model: nn.Module) -> Iterator[list[Slot]]:
             for chain in chains_of(module):
                 yield from without_shared(list(flattened(chain)))
         known = type(module).__module__.partition(".")[0] in KNOWN
-        inside = known or (called_as_a_whole and type(module) is nn.Sequential)
+        inside = known or (called_as_a_whole and type(module) in (nn.Sequential, nn.ModuleList))
         for child in module.children():
             yield from visit(child, called_as_a_whole=inside)
 

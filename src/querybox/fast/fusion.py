@@ -22,7 +22,9 @@ from querybox.fast.chains import Slot, chains, chains_of, flattened
 from querybox.fast.convolution import ACTIVATIONS, FusedConv2d, FusedLinear
 from querybox.fast.replacement import has_hooks, is_plain, replace_leaves
 from querybox.modules.backbone import Backbone
+from querybox.modules.blocks import ConvNorm
 from querybox.modules.heads import ClassHead, SigmoidClassHead
+from querybox.modules.hybrid import RepConv
 
 FUSED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: FusedConv2d,
@@ -47,10 +49,23 @@ def fuse(model: nn.Module) -> None:
         model: A model in evaluation mode that shares no modules with others. It may share parameters, because they are
             replaced, not modified.
     """
+    merge_branches(model)
     replace_leaves(model, FUSED)
     for chain in chains(model):
         fuse_chain(chain)
     fuse_blocks(model)
+
+
+def merge_branches(model: nn.Module) -> None:
+    """Merge both branches of each `RepConv` of `model`, unless it contains hooks."""
+    for parent in list(model.modules()):
+        for name, block in list(parent.named_children()):
+            if (
+                type(block) is RepConv
+                and all(type(branch) is ConvNorm for branch in (block.conv1, block.conv2))
+                and all(map(is_plain, block.modules()))
+            ):
+                setattr(parent, name, block.merged())
 
 
 def fuse_chain(chain: list[Slot]) -> None:

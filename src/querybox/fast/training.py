@@ -47,13 +47,13 @@ def for_training(detector: DetectionTransformer) -> DetectionTransformer:
     return fast
 
 
-def fold_batch_norms(backbone: nn.Module) -> None:
+def fold_batch_norms(backbone: Backbone) -> None:
     """Fuse each convolution of `backbone` with the frozen batch norm after it, in place."""
     for chain in chains(backbone):
         steps = [slot for slot in chain if not (type(slot.module) is nn.Identity and is_plain(slot.module))]
         for slot, after in pairwise(steps):
             conv, norm = slot.module, after.module
-            if FoldedConv2d.fits(conv, norm):
+            if FoldedConv2d.fits(conv, norm) and norm is not None and backbone.is_frozen(norm):
                 slot.put(FoldedConv2d(conv, norm))
                 after.put(nn.Identity())
 
@@ -68,7 +68,7 @@ class FoldedConv2d(nn.Module):
 
     @staticmethod
     def fits(conv: nn.Module | None, norm: nn.Module | None) -> bool:
-        """Return whether the two can be fused: a convolution and a frozen batch norm."""
+        """Return whether the two can be fused."""
         return (
             conv is not None
             and norm is not None
@@ -79,7 +79,6 @@ class FoldedConv2d(nn.Module):
             and is_plain(norm)
             and isinstance(norm, nn.BatchNorm2d)
             and norm.affine
-            and not norm.weight.requires_grad  # it uses the statistics of the batch
             and norm.running_mean is not None
             and type(getattr(norm, "drop", nn.Identity())) is nn.Identity
         )

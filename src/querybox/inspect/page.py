@@ -141,7 +141,8 @@ def cross_attention_data(trace: Trace, chosen: list[int]) -> dict[str, Any] | No
 def encoder_attention_data(attention: LayerAttention, grids: Sequence[tuple[int, int]]) -> dict[str, Any]:
     """Return the self-attention of the cells of one encoder layer; maps are averaged over the heads."""
     if isinstance(attention, AttentionMaps):
-        (height, width), cells = grids[0], attention.key.shape[1]
+        # The only feature map, or the coarsest one (RT-DETR).
+        (height, width), cells = grids[-1], attention.key.shape[1]
         stride = 1
         while -(-height // stride) * -(-width // stride) * cells > ENCODER_BYTES:
             stride += 1
@@ -150,7 +151,7 @@ def encoder_attention_data(attention: LayerAttention, grids: Sequence[tuple[int,
         steps, peaks = quantised(torch.cat(chunks))
         return {
             "cells": list(rows.shape),
-            "grid": grids[0],
+            "grid": grids[-1],
             "steps": packed(steps, "u1"),
             "peaks": packed(peaks, "f4"),
         }

@@ -24,6 +24,7 @@ class Backbone(nn.Module):
         channels: Channels of each map.
         mean: Mean of the images that timm's weights were trained with: RGB in 0-255.
         std: Their standard deviation.
+        frozen_batch_norms: Whether every batch norm is frozen, not only those whose parameters are.
         added: Prefixes of tensors that timm's model does not have.
     """
 
@@ -70,6 +71,7 @@ class Backbone(nn.Module):
         self.mean = (255 * red, 255 * green, 255 * blue)
         red, green, blue = body.pretrained_cfg["std"]
         self.std = (255 * red, 255 * green, 255 * blue)
+        self.frozen_batch_norms = frozen_batch_norms
         self.added: tuple[str, ...] = ()
         if first_shortcut:
             add_first_shortcut(body.layer1[0])
@@ -90,9 +92,13 @@ class Backbone(nn.Module):
         """Set training or evaluation mode, except for frozen batch norms, which stay in evaluation mode."""
         super().train(mode)
         for norm in self.batch_norms():
-            if not any(parameter.requires_grad for parameter in norm.parameters()):
+            if self.is_frozen(norm):
                 norm.eval()
         return self
+
+    def is_frozen(self, norm: nn.Module) -> bool:
+        """Return whether a batch norm uses its running statistics in training."""
+        return self.frozen_batch_norms or not any(each.requires_grad for each in norm.parameters())
 
     def freeze(self, last: str) -> None:
         """Freeze all parameters up to and including those of the module `last`."""

@@ -32,7 +32,7 @@ from querybox.training.interrupt import StopRequest
 from querybox.training.loss import DetectionLoss
 from querybox.training.metrics import as_row, write_metrics
 from querybox.training.optim import Schedule, build_optimizer, freeze
-from querybox.training.processes import next_batches
+from querybox.training.processes import next_batches, synchronize_batch_norms
 from querybox.training.settings import RunSettings
 from querybox.training.unreadable import UnreadableImages
 
@@ -113,6 +113,8 @@ class Trainer:
         self.average = MovingAverage(detector, settings.ema) if settings.ema else None
         self.adamw = build_optimizer(detector, settings)
         fast = for_training(detector)
+        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+            synchronize_batch_norms(fast)
         if settings.compile:
             compile_backbone(fast)
         self.model, self.optimizer = accelerator.prepare(DetectionLoss(fast, criterion), self.adamw)

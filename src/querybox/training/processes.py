@@ -10,6 +10,8 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
+from timm.layers.norm_act import convert_sync_batchnorm
+from torch import nn
 
 from querybox.data import Batch, DetectionData
 from querybox.errors import ConfigError, MissingExtraError, ProcessError, QueryboxError, WorkerError
@@ -80,6 +82,14 @@ def worker_error(reason: str) -> WorkerError:
         f"a process that loads images exited ({reason}), usually for lack of memory. The last checkpoint is intact: "
         "continue with --resume, with fewer 'data.workers' if it happens again"
     )
+
+
+def synchronize_batch_norms(model: nn.Module) -> None:
+    """Let batch norms that are trained use the statistics of the images of all processes, in place; for GPUs only."""
+    for parent in list(model.modules()):
+        for name, norm in list(parent.named_children()):
+            if isinstance(norm, nn.BatchNorm2d) and norm.weight.requires_grad:
+                setattr(parent, name, convert_sync_batchnorm(norm))  # type: ignore[no-untyped-call]
 
 
 def start_processes(settings: RunSettings) -> Accelerator:
