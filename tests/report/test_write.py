@@ -18,6 +18,7 @@ from run_records import SPLIT, write_run
 
 from querybox.data.records import DetectionData, ImageRecord
 from querybox.detector import Detector
+from querybox.diagnosis import diagnose
 from querybox.diagnosis.record import add_to_record
 from querybox.evaluation.errors import ABBREVIATIONS
 from querybox.evaluation.evaluate import coco_metrics
@@ -26,6 +27,7 @@ from querybox.inference.detections import Detections
 from querybox.report import write_report
 from querybox.report.charts import literal
 from querybox.report.examples import best_images, worst_images
+from querybox.report.next_steps import most_frequent_error, next_steps
 from querybox.structures import Category, Preprocessing
 
 # Names as hostile as data can hold them: markup, a formula of matplotlib, letters that its font lacks.
@@ -300,6 +302,32 @@ def test_a_diagnosis_is_part_of_a_run_s_report(tmp_path: Path) -> None:
     assert "Split the data again" in text
     add_to_record(run, evaluation=None)
     assert "Not examined: the run has not been evaluated yet" in report_of(run, tmp_path / "3")
+
+
+def test_a_run_s_report_begins_with_what_to_do_next(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    (run / "best.safetensors").touch()
+    validation = replace(SPLIT, objects={"cat": 600, "dog": 400, "<b>owl": 200})
+    add_to_record(run, validation=validation)
+    data = make_data(tmp_path)
+    text = read(write_report(run, measure(data), data).parent).text
+    first, worst, predict, export = next_steps(run, measure(data), diagnose(run))
+    assert first.text.startswith("To raise the AP: No training image has an object of: <b>owl. ")
+    assert worst.text.startswith("Look at the worst images below. Of 3 errors, 3 are of the type 'missed'.")
+    assert predict.command == f"querybox predict {run} IMAGES --threshold 0.75"
+    assert export.command == f"querybox export {run} --to onnx"
+    places = [text.index(step.text) for step in (first, worst, predict, export)]
+    assert places == sorted(places)
+    assert places[-1] < text.index("Likely causes of a low AP")
+
+
+def test_without_errors_there_is_nothing_to_look_at(tmp_path: Path) -> None:
+    data = make_data(tmp_path)
+    evaluation = measure(data)
+    assert most_frequent_error(evaluation) == "Of 3 errors, 3 are of the type 'missed'."
+    perfect = measure(data.only([0, 2, 4]))
+    assert most_frequent_error(perfect) == ""
+    assert next_steps(tmp_path, perfect, None) == []
 
 
 def test_literal_names() -> None:

@@ -20,6 +20,7 @@ from querybox.html import metric, render
 from querybox.modules.detector import DetectionTransformer
 from querybox.report import charts
 from querybox.report.examples import best_images, make_example, worst_images, write_inspectors
+from querybox.report.next_steps import next_steps
 
 MEANINGS = {
     "AP": "average precision, mean over IoU 0.50 to 0.95",
@@ -83,6 +84,7 @@ def write_report(
         data=data.source,
         evaluation=evaluation,
         diagnosis=diagnosis,
+        steps=next_steps(run_dir.resolve(), evaluation, diagnosis),
         finding_heads=HEADS,
         finding_rows=[finding.row() for finding in diagnosis.findings] if diagnosis else [],
         unreadable=unreadable_images(run_dir, evaluation),
