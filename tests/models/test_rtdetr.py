@@ -1,7 +1,4 @@
-"""RT-DETR in all that a kind of detector takes part in: layouts, fine-tuning, training, inspection, export.
-
-The names of the layouts are facts of the public sources: lyuwenyu/RT-DETR and transformers.
-"""
+"""RT-DETR in all that a kind of detector takes part in: files, fine-tuning, training, inspection."""
 
 from __future__ import annotations
 
@@ -213,6 +210,17 @@ def test_a_file_of_ones_own_is_read_again(tmp_path: Path) -> None:
     assert loaded.preprocessing == detector.preprocessing
     with torch.no_grad():
         ours, theirs = detector(square()).layers[-1], loaded(square()).layers[-1]
+    assert_close(ours.boxes, theirs.boxes, rtol=0, atol=0)
+
+
+def test_weights_of_the_authors_give_the_same_after_a_round_trip(tmp_path: Path) -> None:
+    detector = make("rtdetr_r18")
+    detector.save(tmp_path / "ours.safetensors")
+    convert(tmp_path / "ours.safetensors", tmp_path / "theirs.pth", to="facebook")
+    loaded = Detector.load(tmp_path / "theirs.pth")
+    with torch.no_grad():
+        ours, theirs = detector(square()).layers[-1], loaded(square()).layers[-1]
+    assert_close(ours.logits, theirs.logits, rtol=0, atol=0)
     assert_close(ours.boxes, theirs.boxes, rtol=0, atol=0)
 
 

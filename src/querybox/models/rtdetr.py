@@ -222,8 +222,8 @@ class RTDETR(DINO):
     def infer(cls, state: Mapping[str, Tensor], stated: Mapping[str, Any]) -> dict[str, Any]:
         """Infer the settings; the model with the shapes of RT-DETR-R50-M is taken for it."""
         known = super().infer(state, stated)
-        if "inference_layers" not in known and all(known[name] == value for name, value in MEDIUM.items()):
-            known["inference_layers"] = 3
+        medium = all(known[name] == value for name, value in MEDIUM.items())
+        known.setdefault("inference_layers", 3 if medium else None)
         return known
 
     @classmethod

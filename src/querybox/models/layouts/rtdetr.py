@@ -110,7 +110,7 @@ LYUWENYU = Layout(
         f"{OURS_ENCODER}.feedforward.3": "encoder.encoder.0.layers.*.linear2",
         f"{OURS_ENCODER}.feedforward_residual.norm": "encoder.encoder.0.layers.*.norm2",
         **fusion_modules("encoder"),
-        **pairs("encoder.outputs.*", "decoder.input_proj.*"),
+        "encoder.outputs": "decoder.input_proj",
         "queries.proposals.projection": "decoder.enc_output.0",
         "queries.proposals.norm": "decoder.enc_output.1",
         "queries.proposals.class_head": "decoder.enc_score_head",

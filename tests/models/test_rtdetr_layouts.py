@@ -1,0 +1,175 @@
+"""Files of RT-DETR in the layout of its authors, whose names are facts of the public source (lyuwenyu/RT-DETR)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from querybox import Detector, QueryboxError
+from querybox.checkpoints.blueprint import restore
+from querybox.checkpoints.read import read_checkpoint
+from querybox.models import find
+from querybox.models.layouts.rtdetr import LYUWENYU, PREPROCESSING
+
+Names = Iterator[tuple[str, list[int]]]
+
+
+def norm(name: str, width: int, *, frozen: bool = False) -> Names:
+    for part in ("weight", "bias", "running_mean", "running_var"):
+        yield f"{name}.{part}", [width]
+    if not frozen:
+        yield f"{name}.num_batches_tracked", []
+
+
+def conv(name: str, inputs: int, outputs: int, side: int, *, frozen: bool = False) -> Names:
+    yield f"{name}.conv.weight", [outputs, inputs, side, side]
+    yield from norm(f"{name}.norm", outputs, frozen=frozen)
+
+
+def linear(name: str, inputs: int, outputs: int) -> Names:
+    yield f"{name}.weight", [outputs, inputs]
+    yield f"{name}.bias", [outputs]
+
+
+def presnet(*, basic: bool) -> Names:
+    """The backbone. In larger models its batch norms are frozen, and have no counters."""
+    bottleneck, depths = not basic, (2, 2, 2, 2) if basic else (3, 4, 6, 3)
+    for number, (inputs, outputs) in enumerate(((3, 32), (32, 32), (32, 64)), 1):
+        yield from conv(f"backbone.conv1.conv1_{number}", inputs, outputs, 3, frozen=bottleneck)
+    before = 64
+    for stage, depth in enumerate(depths):
+        width = 64 * 2**stage
+        after = 4 * width if bottleneck else width
+        for number in range(depth):
+            block = f"backbone.res_layers.{stage}.blocks.{number}"
+            if number == 0:
+                pooled = ".conv" if stage else ""
+                yield from conv(f"{block}.short{pooled}", before, after, 1, frozen=bottleneck)
+            sides = (1, 3, 1) if bottleneck else (3, 3)
+            widths = (before, *[width] * (len(sides) - 1), after)
+            for step, side in enumerate(sides):
+                name = f"{block}.branch2{'abc'[step]}"
+                yield from conv(name, widths[step], widths[step + 1], side, frozen=bottleneck)
+            before = after
+
+
+def lyuwenyu(
+    *, basic: bool, layers: int, width: int = 256, hidden: int = 256, feedforward: int = 1024
+) -> Names:
+    """The tensors of the published models, with 80 classes."""
+    yield from presnet(basic=basic)
+    for level, channels in enumerate((128, 256, 512) if basic else (512, 1024, 2048)):
+        yield f"encoder.input_proj.{level}.0.weight", [width, channels, 1, 1]
+        yield from norm(f"encoder.input_proj.{level}.1", width)
+        yield from conv(f"decoder.input_proj.{level}", width, 256, 1)
+    layer = "encoder.encoder.0.layers.0"
+    yield from attention(f"{layer}.self_attn", width)
+    yield from linear(f"{layer}.linear1", width, feedforward)
+    yield from linear(f"{layer}.linear2", feedforward, width)
+    yield from layer_norms(width, f"{layer}.norm1", f"{layer}.norm2")
+    for step in range(2):
+        yield from conv(f"encoder.lateral_convs.{step}", width, width, 1)
+        yield from conv(f"encoder.downsample_convs.{step}", width, width, 3)
+        for block in (f"encoder.fpn_blocks.{step}", f"encoder.pan_blocks.{step}"):
+            yield from conv(f"{block}.conv1", 2 * width, hidden, 1)
+            yield from conv(f"{block}.conv2", 2 * width, hidden, 1)
+            if hidden != width:
+                yield from conv(f"{block}.conv3", hidden, width, 1)
+            for number in range(3):
+                yield from conv(f"{block}.bottlenecks.{number}.conv1", hidden, hidden, 3)
+                yield from conv(f"{block}.bottlenecks.{number}.conv2", hidden, hidden, 1)
+    yield from decoder(layers)
+
+
+def decoder(layers: int) -> Names:
+    yield "decoder.denoising_class_embed.weight", [81, 256]
+    yield from linear("decoder.query_pos_head.layers.0", 4, 512)
+    yield from linear("decoder.query_pos_head.layers.1", 512, 256)
+    yield from linear("decoder.enc_output.0", 256, 256)
+    yield from layer_norms(256, "decoder.enc_output.1")
+    yield from linear("decoder.enc_score_head", 256, 80)
+    yield from box_layers("decoder.enc_bbox_head")
+    for index in range(layers):
+        yield from linear(f"decoder.dec_score_head.{index}", 256, 80)
+        yield from box_layers(f"decoder.dec_bbox_head.{index}")
+        layer = f"decoder.decoder.layers.{index}"
+        yield from attention(f"{layer}.self_attn", 256)
+        yield from linear(f"{layer}.cross_attn.sampling_offsets", 256, 8 * 3 * 4 * 2)
+        yield from linear(f"{layer}.cross_attn.attention_weights", 256, 8 * 3 * 4)
+        yield from linear(f"{layer}.cross_attn.value_proj", 256, 256)
+        yield from linear(f"{layer}.cross_attn.output_proj", 256, 256)
+        yield from linear(f"{layer}.linear1", 256, 1024)
+        yield from linear(f"{layer}.linear2", 1024, 256)
+        yield from layer_norms(256, *(f"{layer}.norm{number}" for number in (1, 2, 3)))
+
+
+def attention(name: str, width: int) -> Names:
+    yield f"{name}.in_proj_weight", [3 * width, width]
+    yield f"{name}.in_proj_bias", [3 * width]
+    yield from linear(f"{name}.out_proj", width, width)
+
+
+def layer_norms(width: int, *names: str) -> Names:
+    for name in names:
+        yield f"{name}.weight", [width]
+        yield f"{name}.bias", [width]
+
+
+def box_layers(name: str) -> Names:
+    for step, outputs in enumerate((256, 256, 4)):
+        yield from linear(f"{name}.layers.{step}", 256, outputs)
+
+
+def random_file(names: Names) -> dict[str, Tensor]:
+    """Return random tensors with these names and shapes; the denoising label of no class is zero."""
+    generator = torch.Generator().manual_seed(0)
+    state = {name: torch.rand(shape, generator=generator) for name, shape in names}
+    for name in state:
+        if name.endswith("num_batches_tracked"):
+            state[name] = torch.tensor(1234)
+    state["decoder.denoising_class_embed.weight"][-1] = 0
+    return state
+
+
+PUBLISHED: dict[str, tuple[dict[str, Any], str]] = {
+    "r18": ({"basic": True, "layers": 3, "hidden": 128}, "rtdetr_r18"),
+    "r50": ({"basic": False, "layers": 6}, "rtdetr_r50"),
+    "r50-m": ({"basic": False, "layers": 6, "hidden": 128}, "rtdetr_r50_m"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_file_of_the_authors_is_read_and_written_bit_for_bit(name: str, tmp_path: Path) -> None:
+    sizes, recipe = PUBLISHED[name]
+    state = random_file(lyuwenyu(**sizes))
+    computed = {"decoder.anchors": torch.rand(1, 8400, 4), "decoder.valid_mask": torch.ones(1, 8400, 1)}
+    average = {"module": {**state, **computed}, "updates": 5}
+    other = {key: torch.zeros_like(tensor) for key, tensor in state.items()}
+    torch.save({"ema": average, "model": other, "last_epoch": 71}, tmp_path / "model.pth")
+    checkpoint = read_checkpoint(tmp_path / "model.pth")
+    blueprint = checkpoint.blueprint
+    assert checkpoint.layout == "lyuwenyu/RT-DETR"
+    assert blueprint.recipe == find(recipe)
+    assert blueprint.preprocessing == PREPROCESSING
+    assert [category.name for category in blueprint.categories[:2]] == ["person", "bicycle"]
+    restore(blueprint, checkpoint.state)  # every tensor fits
+    written = LYUWENYU.to_theirs(checkpoint.state)
+    assert written.keys() == state.keys()
+    assert all(torch.equal(written[key], tensor) for key, tensor in state.items())
+    told = " ".join(checkpoint.assumptions)
+    assert ("3 decoder layers, as in RT-DETR-R50-M" in told) == (name == "r50-m")
+    assert "300 queries" in told
+
+
+def test_files_of_relatives_are_refused(tmp_path: Path) -> None:
+    """RT-DETRv2 has the same names and more."""
+    state = random_file(lyuwenyu(basic=True, layers=3, hidden=128))
+    state["decoder.decoder.layers.0.cross_attn.num_points_scale"] = torch.ones(12)
+    torch.save({"model": state}, tmp_path / "v2.pth")
+    with pytest.raises(QueryboxError, match="num_points_scale: expected none"):
+        Detector.load(tmp_path / "v2.pth")
