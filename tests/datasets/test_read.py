@@ -121,7 +121,7 @@ def test_the_layout_of_roboflow(tmp_path: Path) -> None:
 
 
 def test_what_is_no_dataset_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="gone: no such file or folder; expected COCO JSON"):
+    with pytest.raises(DataError, match="gone: no such file or folder; expected a dataset: check the path"):
         read_dataset(tmp_path / "gone")
     with pytest.raises(DataError, match="contains no dataset; expected COCO JSON"):
         read_dataset(tmp_path)

@@ -96,7 +96,7 @@ def find_splits(path: Path) -> dict[str, Reader]:
     """
     expected = f"expected {'; '.join(format_.expected for format_ in FORMATS)}"
     if not path.exists():
-        raise DataError(f"{path}: no such file or folder; {expected}")
+        raise DataError(f"{path}: no such file or folder; expected a dataset: check the path")
     found = {format_.name: splits for format_ in FORMATS if (splits := format_.splits(path))}
     if not found:
         problem = describe_unsupported(path) or (
