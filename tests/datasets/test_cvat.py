@@ -167,3 +167,16 @@ def test_entities_are_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("<annotations>", f"{bomb}<annotations>", 1))
     with pytest.raises(DataError, match="not allowed"):
         read_dataset(tmp_path)
+
+
+def test_faults_of_images_and_frames_are_errors(tmp_path: Path) -> None:
+    write_images(tmp_path, IMAGES[:1])
+    image = cvat_image(IMAGES[0], [cvat_box("dog", (1, 2, 11, 22))])
+    track = '<track label="dog"><box frame="x" xtl="1" ytl="1" xbr="3" ybr="2"/></track>'
+    for content, message in (
+        (image.replace('name="a.jpg"', ""), "image '': has no name"),
+        (image + track, "track 1, frame x, box: expected the number of a frame"),
+    ):
+        (tmp_path / "annotations.xml").write_text(cvat(content))
+        with pytest.raises(DataError, match=message):
+            read_dataset(tmp_path)

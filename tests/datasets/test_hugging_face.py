@@ -167,3 +167,11 @@ def test_metadata_without_boxes_is_no_dataset(tmp_path: Path) -> None:
     write_lines(tmp_path, {"file_name": "a.jpg", "text": "a dog"})
     with pytest.raises(DataError, match=r"contains JSON lines other than a `metadata\.jsonl` with boxes"):
         read_dataset(tmp_path)
+
+
+def test_faults_of_a_row_are_errors(tmp_path: Path) -> None:
+    write_images(tmp_path, IMAGES)
+    for objects_, message in (("{", "line 2: EOF while"), ('{"bbox": 7, "category": []}', "line 2: bbox: ")):
+        write_csv(tmp_path / "metadata.csv", [["file_name", "objects"], ["a.jpg", objects_]])
+        with pytest.raises(DataError, match=rf"metadata\.csv, {message}"):
+            read_dataset(tmp_path)

@@ -94,3 +94,13 @@ def test_faults_of_a_row_are_errors(tmp_path: Path, row: list[object], message: 
     write_csv(tmp_path / "boxes.csv", [OPEN_IMAGES_COLUMNS, row, ["0b", "", "/m/1", 1, 0, 0.5, 0, 0.5]])
     with pytest.raises(DataError, match=message):
         read_dataset(tmp_path)
+
+
+def test_ids_of_several_images_are_excluded(tmp_path: Path) -> None:
+    write_open_images(tmp_path, "train", IMAGES)
+    for folder in ("a", "b"):
+        write_images(tmp_path / folder, IMAGES[1:])
+    (tmp_path / "train" / "0a.jpg").unlink()
+    data = read_split(tmp_path, None)
+    assert [image.path.name for image in data.images] == ["0b.jpg"]
+    assert data.unreadable == {"ambiguous_image": 1}

@@ -16,9 +16,6 @@ from querybox.data.annotated import AnnotatedImage, AnnotatedObject, splits_by_f
 from querybox.data.findings import FindingCollector
 from querybox.data.parsing import Name, json_head, read_json, validation_problem
 from querybox.data.splits import Format
-from querybox.errors import DataError
-
-_EXPECTED = "a list of images with 'image' and 'annotations'"
 
 
 class _Coordinates(BaseModel):
@@ -49,11 +46,10 @@ def _is_createml(file: Path) -> bool:
 
 
 def _parse(file: Path, findings: FindingCollector) -> list[AnnotatedImage]:
-    content = read_json(file, _EXPECTED, findings)
-    if not isinstance(content, list):
-        raise DataError(f"{file}: expected {_EXPECTED}")
     images = []
-    for index, entry in enumerate(content):
+    for index, entry in enumerate(
+        read_json(file, "a list of images with 'image' and 'annotations'", findings)
+    ):
         where = f"{file}, [{index}]"
         try:
             image = _Image.model_validate(entry)

@@ -20,9 +20,7 @@ from querybox.data.image import SUFFIXES
 from querybox.data.parsing import Finite, Name, json_head, read_json, stated_size, validation_problem
 from querybox.data.shapes import Point, bounding_box, ellipse_box, rectangle, rotated
 from querybox.data.splits import Format
-from querybox.errors import DataError
 
-_EXPECTED = "a list of Label Studio tasks"
 _UNLABELLED = frozenset({"rectangle", "polygon", "ellipse", "brush", "keypoint"})
 """Types of regions whose class is in another region with the same id."""
 
@@ -93,11 +91,8 @@ def _minimal_regions(entry: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _parse(file: Path, findings: FindingCollector) -> list[AnnotatedImage]:
-    content = read_json(file, _EXPECTED, findings)
-    if not isinstance(content, list):
-        raise DataError(f"{file}: expected {_EXPECTED}")
     images = []
-    for index, entry in enumerate(content):
+    for index, entry in enumerate(read_json(file, "a list of Label Studio tasks", findings)):
         where = f"{file}, [{index}]"
         if not isinstance(entry, dict):
             findings.add("malformed", f"{where}: expected a task, an object with 'data' and 'annotations'")
