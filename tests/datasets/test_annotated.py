@@ -150,6 +150,15 @@ def test_only_folders_of_the_dataset_are_searched(tmp_path: Path) -> None:
     assert folders == [file.parent, file.parent / "train", file.parent / "train" / "images"]
 
 
+def test_a_folder_of_images_beside_a_dataset_is_not_part_of_it(tmp_path: Path) -> None:
+    image = Drawn(name="a.png", size=(8, 6), objects=[("dog", (1, 2, 5, 6))])
+    write_tensorflow_csv(tmp_path / "data", "train", [image])
+    write_images(tmp_path / "images", [image, Drawn(name="b.png", size=(8, 6))])
+    data = read_split(tmp_path / "data", None)
+    assert [record.path for record in data.images] == [tmp_path / "data" / "train" / "a.png"]
+    assert not data.findings
+
+
 def test_bounding_boxes_propagate_nan() -> None:
     assert np.isnan(bounding_box([(1, 2), (float("nan"), 4), (3, 1)])[0])
     assert bounding_box([(1, 2), (3, float("inf"))]) == (1, 2, 3, float("inf"))

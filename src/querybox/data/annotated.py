@@ -62,7 +62,7 @@ class AnnotatedSplit(NamedTuple):
     parse: Callable[[FindingCollector], Sequence[AnnotatedImage]]
     """Reads the annotations; the image files need not exist."""
     is_whole: bool
-    """Whether the dataset is a folder, in which images without annotations are reported; not if a file was chosen."""
+    """Whether this and the other splits are all of a folder, so that its images without annotations are reported."""
 
 
 Categorize = Callable[[Collection[str]], tuple[Category, ...]]
@@ -110,11 +110,10 @@ def splits_by_file(
         parse: Reads a file.
         categorize: See `annotated_splits`.
     """
-    files = split_files(path, suffix, recognises)
-    splits = {
-        name: AnnotatedSplit(file, locator_for(path, file), partial(parse, file), path.is_dir())
-        for name, file in files.items()
-    }
+    splits = {}
+    for name, file in split_files(path, suffix, recognises).items():
+        locator = locator_for(path, file)
+        splits[name] = AnnotatedSplit(file, locator, partial(parse, file), locator.root == path)
     return annotated_splits(splits, categorize)
 
 

@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from querybox.data.locate import ImageLocator, list_files
+from querybox.data.image import SUFFIXES
+from querybox.data.locate import ImageLocator, iterate_files, list_files
 from querybox.data.splits import SPLITS, split_name
 
 MAX_TRIED = 100
-"""A folder is given up if none of so many files is recognised; it has a file for each image, in another format."""
+"""If none of so many files in a folder is recognised, the others are not tried; they are one for each image."""
 
 
 def split_files(path: Path, suffix: str, recognises: Callable[[Path], bool]) -> dict[str, Path]:
@@ -61,12 +62,19 @@ def _recognised(folder: Path, suffix: str, recognises: Callable[[Path], bool]) -
 def dataset_root(path: Path) -> Path:
     """Return the folder of the dataset at `path`, a file or a folder.
 
-    It is the folder above if annotations have a folder of their own: if that is named `annotations` or `labels`, or if
-    `images` is not in it but beside it.
+    It is the folder above if annotations have a folder of their own: if that is named `annotations` or `labels`, or has
+    no images but is beside `images`.
     """
     folder = path.parent if path.is_file() else path
-    beside = (folder.parent / "images").is_dir() and not (folder / "images").is_dir()
-    return folder.parent if beside or folder.name.lower() in {"annotations", "labels"} else folder
+    if folder.name.lower() in {"annotations", "labels"}:
+        return folder.parent
+    if (folder.parent / "images").is_dir() and not _has_images(folder):
+        return folder.parent
+    return folder
+
+
+def _has_images(folder: Path) -> bool:
+    return any(os.path.splitext(path)[1].lower() in SUFFIXES for path in iterate_files(folder))  # noqa: PTH122 - faster
 
 
 def locator_for(path: Path, file: Path) -> ImageLocator:

@@ -49,7 +49,8 @@ def _splits(path: Path) -> dict[str, Reader]:
         for subset in subsets if len(subsets) > 1 else [None]:
             key = name if subset is None else subset if len(files) == 1 else f"{name}/{subset}"
             parse = partial(_parse, file, subset, subsets)
-            splits[key] = AnnotatedSplit(file, locator_for(path, file), parse, path.is_dir())
+            locator = locator_for(path, file)
+            splits[key] = AnnotatedSplit(file, locator, parse, locator.root == path)
     return annotated_splits(splits, partial(_categories, [*metas.values()]))
 
 

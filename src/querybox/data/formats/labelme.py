@@ -56,7 +56,9 @@ def _splits(path: Path) -> dict[str, Reader]:
     splits = {}
     for name, group in files.items():
         locator = ImageLocator(dataset_root(path))
-        splits[name] = AnnotatedSplit(path, locator, partial(_parse, group, locator), path.is_dir())
+        splits[name] = AnnotatedSplit(
+            path, locator, partial(_parse, group, locator), dataset_root(path) == path
+        )
     return annotated_splits(splits)
 
 
