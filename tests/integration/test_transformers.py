@@ -15,6 +15,8 @@ from torch.testing import assert_close
 
 from querybox import Category, Detector, ImageBatch, Preprocessing
 from querybox.checkpoints.convert import convert
+from querybox.data import resize
+from querybox.models import RTDETR
 
 SMALL: dict[str, Any] = {
     "use_pretrained_backbone": False,
@@ -59,6 +61,24 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         {**DEFORMABLE, "with_box_refine": True, "two_stage": True},
     ),
 }
+RTDETR_SMALL: dict[str, Any] = {
+    **FOUR_HEADS,
+    "backbone_config": {
+        **RESNET18,
+        "model_type": "rt_detr_resnet",
+        "out_features": ["stage2", "stage3", "stage4"],
+    },
+    "encoder_in_channels": [128, 256, 512],
+    "decoder_in_channels": [48] * 3,
+    "encoder_hidden_dim": 48,
+    "encoder_ffn_dim": 40,
+    "hidden_expansion": 0.5,
+    "d_model": 32,
+    "decoder_layers": 2,
+    "decoder_ffn_dim": 56,
+    "num_queries": 7,
+    "id2label": SMALL["id2label"],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +99,7 @@ def their_model(config: str) -> Any:
     import transformers
 
     torch.manual_seed(0)
-    kind, values = CONFIGS[config]
+    kind, values = ("RTDetrConfig", RTDETR_SMALL) if config == "rtdetr" else CONFIGS[config]
     model: Any = transformers.AutoModelForObjectDetection.from_config(getattr(transformers, kind)(**values))
     for name, tensor in model.state_dict().items():
         if "query_position" in name:
@@ -91,8 +111,8 @@ def their_model(config: str) -> Any:
             tensor.normal_(std=gain * tensor.shape[1] ** -0.5)
         elif name.endswith(("bias", "running_mean")):
             tensor.normal_(std=0.1)
-        elif name.endswith("running_var"):
-            tensor.uniform_(0.5, 1.5)
+        elif name.endswith("running_var") or (tensor.ndim == 1 and config == "rtdetr"):
+            tensor.uniform_(0.5, 1.5)  # RT-DETR's norms have weights of about 0.01 there at first
     return model.eval()
 
 
@@ -213,3 +233,42 @@ def test_fine_tuned_classes_and_image_sizes_survive(tmp_path: Path) -> None:
     assert [category.name for category in back.categories] == ["ripe tomato", "leaf"]
     assert (back.preprocessing.short_side, back.preprocessing.long_side) == (320, 480)
     assert_close(back.state_dict(), detector.state_dict(), rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_rtdetr_in_both_directions(tmp_path: Path, *, frozen: bool) -> None:
+    """Images are not padded, because transformers ignores the padding of RT-DETR's."""
+    from transformers import AutoImageProcessor, AutoModelForObjectDetection, RTDetrImageProcessor
+
+    model = their_model("rtdetr")
+    model.config.freeze_backbone_batch_norms = frozen  # its tensors are the same
+    RTDetrImageProcessor(image_mean=[0.5, 0.5, 0.5], size={"height": 96, "width": 64}).save_pretrained(
+        tmp_path / "theirs"  # do_normalize is false by default: the mean is not used
+    )
+    model.save_pretrained(tmp_path / "theirs")
+    detector = Detector.load(tmp_path / "theirs")
+    recipe = detector.recipe
+    assert isinstance(recipe, RTDETR)
+    assert (recipe.frozen_batch_norms, recipe.queries, recipe.heads) == (frozen, 7, 4)
+    assert [category.name for category in detector.categories] == ["cat", "dog", "red panda"]
+    preprocessing = detector.preprocessing
+    assert (preprocessing.resizing, preprocessing.short_side, preprocessing.long_side) == ("stretch", 96, 64)
+    assert (preprocessing.mean, preprocessing.std) == ((0.0,) * 3, (255.0,) * 3)
+    noise = torch.randint(256, (3, 80, 70), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "theirs")
+    pixels = processor(noise, return_tensors="pt")["pixel_values"]
+    given = ImageBatch.from_images([resize(noise, 96, 64, "stretch")], preprocessing)
+    assert_close(given.images, pixels, rtol=0, atol=1.5 / 255)  # interpolation rounds to whole values
+    given = ImageBatch(images=pixels, padding_mask=given.padding_mask, sizes=given.sizes)
+    assert_same(our_answer(detector, given), their_answer(model, given))
+
+    detector.save(tmp_path / "ours.safetensors")
+    convert(tmp_path / "ours.safetensors", tmp_path / "folder", to="huggingface")
+    back, info = AutoModelForObjectDetection.from_pretrained(tmp_path / "folder", output_loading_info=True)
+    missing = {name for name in info.pop("missing_keys") if not name.endswith("num_batches_tracked")}
+    assert not missing
+    assert not any(info.values()), info
+    assert type(back) is type(model)
+    assert_same(our_answer(detector, given), their_answer(back.eval(), given))
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "folder")
+    assert_close(processor(noise, return_tensors="pt")["pixel_values"], pixels)

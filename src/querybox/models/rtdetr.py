@@ -189,12 +189,10 @@ class RTDETR(DINO):
     @classmethod
     def infer_specific(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
         """Infer the settings specific to RT-DETR; see `Recipe.infer_specific`."""
-        basic = BOTTLENECK not in state
         settings = {
             **cls.infer_levels(state, heads),
             "backbone": VD[infer_backbone(state)],
-            "frozen_stride": 0 if basic else 2,
-            "frozen_batch_norms": not basic,
+            "frozen_stride": 2 if BOTTLENECK in state else 0,
             "fusion_blocks": count(state, r"encoder\.top_down\.0\.bottlenecks\.(\d+)"),
             "share_heads": "decoder.class_heads.1.bias" not in state,
         }
@@ -224,6 +222,7 @@ class RTDETR(DINO):
         known = super().infer(state, stated)
         medium = all(known[name] == value for name, value in MEDIUM.items())
         known.setdefault("inference_layers", 3 if medium else None)
+        known.setdefault("frozen_batch_norms", BOTTLENECK in state)
         return known
 
     @classmethod
@@ -243,6 +242,7 @@ class RTDETR(DINO):
             "dropout": config.get("dropout", 0.0),
             "queries": config.get("num_queries", 300),
             "inference_layers": None,
+            "frozen_batch_norms": config.get("freeze_backbone_batch_norms", True),
         }
 
     @classmethod
