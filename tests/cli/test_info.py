@@ -30,9 +30,10 @@ def test_recipes_are_listed_by_purpose(run: Any) -> None:
     start = order.index("Recipes for few images, or a CPU")
     assert [line for line in order[start:] if line in RECIPES or line.startswith("Recipes")] == [
         "Recipes for few images, or a CPU", "detr_small", "deformable_detr_small", "dino_small",
-        "Recipes for the highest AP on COCO, with a GPU", "dino_r50",
+        "Recipes for real-time detection, trained with a GPU", "rtdetr_r18", "rtdetr_r34", "rtdetr_r50_m",
+        "Recipes for the highest AP on COCO, with a GPU", "dino_r50", "rtdetr_r50", "rtdetr_r101",
         "Recipes for reproducing papers",
-        *(name for name in RECIPES if not name.endswith("small") and name != "dino_r50"),
+        *(name for name in RECIPES if not name.endswith("small") and not name.startswith(("dino", "rtdetr"))),
     ]  # fmt: skip
 
 

@@ -269,5 +269,7 @@ def test_images_are_stretched_to_a_square_in_training_and_prediction() -> None:
     difference = sample.pixels.permute(1, 2, 0).int() - torch.from_numpy(np.array(expected)).int()
     assert difference.abs().max() <= 1
     assert resized_shape(480, 640, 32, 96, "stretch") == (32, 96)
-    with pytest.raises(ConfigError, match="remove long_side"):
-        DataSettings.parse({"image_size": 64, "long_side": 96, "stretch": True})
+    for width in (96, 48):
+        wide = DataSettings(image_size=64, long_side=width, scales=(32,), stretch=True, crop=0)
+        sample = augment(Sample(noise, boxes, torch.tensor([3])), wide, np.random.default_rng(0))
+        assert sample.pixels.shape == (3, 32, width // 2)

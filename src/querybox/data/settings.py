@@ -60,11 +60,11 @@ class DataSettings(Settings):
     image_size: Pixels = _PAPER_SIZE
     """Short side of images at inference, in pixels."""
     stretch: bool = False
-    """Stretch images to squares of image_size x image_size pixels instead of keeping their aspect ratio, as RT-DETR
-    does."""
+    """Stretch images to a height of `image_size` and a width of `long_side` instead of keeping their aspect ratio, as
+    RT-DETR does."""
     long_side: Pixels | None = None
-    """Maximum long side in pixels; the short side is reduced if necessary. 1333 for image_size 800; `image_size` with
-    `stretch`."""
+    """Maximum long side in pixels; the short side is reduced if necessary. 1333 for image_size 800. With `stretch` the
+    width, by default `image_size`."""
     scales: tuple[Pixels, ...] | None = Field(default=None, min_length=1)
     """Short sides to choose from in training. 480, 512 ... 800 for image_size 800; `image_size` alone with `stretch`,
     so that all images of a batch have the same size."""
@@ -94,14 +94,9 @@ class DataSettings(Settings):
         sizes = self.sizes()
         if sizes.crop_range[0] > sizes.crop_range[1]:
             raise ValueError(f"crop_range is {sizes.crop_range}; expected the minimum first")
-        if sizes.long_side < sizes.short_side:
+        if sizes.long_side < sizes.short_side and not self.stretch:
             raise ValueError(
                 f"long_side is {sizes.long_side}; expected at least image_size, {sizes.short_side}"
-            )
-        if self.stretch and sizes.long_side != sizes.short_side:
-            raise ValueError(
-                f"long_side is {sizes.long_side}; with stretch images are squares of image_size, {sizes.short_side}: "
-                "remove long_side"
             )
         return self
 

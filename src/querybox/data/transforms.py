@@ -84,7 +84,7 @@ def augment(sample: Sample, settings: DataSettings, rng: np.random.Generator) ->
     The image is flipped with the given probabilities. Then its short side is resized to one of `scales`; or, with
     probability `crop`, to one of `crop_scales`, followed by a crop of random size and position that is resized to one
     of `scales`. Boxes are clipped to the crop, and those outside it are dropped. A crop without objects is a negative
-    example. With `stretch` the image is finally stretched to a square of one of `scales`.
+    example. With `stretch` it is stretched to a height of one of `scales`, and the width that belongs to it.
 
     Args:
         sample: The image and its objects.
@@ -98,11 +98,11 @@ def augment(sample: Sample, settings: DataSettings, rng: np.random.Generator) ->
         sample = _resize(sample, short_side, _MAX_ASPECT_BEFORE_CROP * short_side)
         sample = _crop(sample, sizes, rng)
     scale = int(rng.choice(sizes.scales))
-    sample = (
-        _resize(sample, scale, scale, "stretch")
-        if settings.stretch
-        else _resize(sample, scale, sizes.long_side)
-    )
+    if settings.stretch:
+        width = max(1, round(scale * sizes.long_side / sizes.short_side))
+        sample = _resize(sample, scale, width, "stretch")
+    else:
+        sample = _resize(sample, scale, sizes.long_side)
     if settings.color_jitter:
         sample = sample._replace(pixels=_jitter(sample.pixels, settings.color_jitter, rng))
     return sample

@@ -89,11 +89,13 @@ SMALL_RECIPES = ("detr_small", "deformable_detr_small", "dino_small")
 
 def recipes_by_purpose() -> dict[str, list[str]]:
     """Return the names of all recipes by what they are for."""
-    best = ["dino_r50"]
+    best = ["dino_r50", "rtdetr_r50", "rtdetr_r101"]
+    fast = ["rtdetr_r18", "rtdetr_r34", "rtdetr_r50_m"]
     return {
         "few images, or a CPU": list(SMALL_RECIPES),
+        "real-time detection, trained with a GPU": fast,
         "the highest AP on COCO, with a GPU": best,
-        "reproducing papers": [name for name in RECIPES if name not in (*SMALL_RECIPES, *best)],
+        "reproducing papers": [name for name in RECIPES if name not in (*SMALL_RECIPES, *fast, *best)],
     }
 
 

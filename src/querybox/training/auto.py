@@ -186,7 +186,12 @@ def choose_model(
     """
     if settings.weights is not None and settings.recipe in (None, AUTO):
         source = read_checkpoint(settings.weights, **not_inferable(settings.model)).blueprint
-        sizes = {"image_size": source.preprocessing.short_side, "long_side": source.preprocessing.long_side}
+        preprocessing = source.preprocessing
+        sizes = {
+            "image_size": preprocessing.short_side,
+            "long_side": preprocessing.long_side,
+            "stretch": preprocessing.resizing == "stretch",
+        }
         return None, source.recipe, sizes, (source.recipe.title, f"that of {Path(settings.weights).name}")
     if settings.recipe is not None and settings.recipe != AUTO:
         return settings.recipe, find(settings.recipe), {}, (settings.recipe, "as set")
