@@ -176,7 +176,7 @@ def not_understood(folder: Path, _: bool) -> str:
     (folder / "classes.txt").write_text("red\nblue\n")
     readers = (
         partial(read_coco, folder / "data.json"),
-        partial(read_voc, folder, [folder / "Annotations" / "1.xml"]),
+        partial(read_voc, folder, folder / "Annotations"),
         yolo_splits(folder)["all"],
     )
     read = 0

@@ -94,12 +94,12 @@ def make_record(
     path: Path,
     width: int,
     height: int,
-    boxes_xyxy: Sequence[Sequence[float]],
-    labels: Sequence[int],
+    boxes_xyxy: Sequence[Sequence[float]] | Float64[np.ndarray, "G 4"],
+    labels: Sequence[int] | Int64[np.ndarray, " G"],
     findings: FindingCollector,
     locate: Callable[[int], str],
-    crowd: Sequence[bool] | None = None,
-    areas: Sequence[float | None] | None = None,
+    crowd: Sequence[bool] | Bool[np.ndarray, " G"] | None = None,
+    areas: Sequence[float | None] | Float64[np.ndarray, " G"] | None = None,
     size_stated: bool = True,
 ) -> ImageRecord:
     """Create the record of an image: drop invalid boxes and clip the others to the image.
@@ -133,7 +133,7 @@ def make_record(
         "clipped_box": keep & (np.abs(inside - boxes) > ROUNDING).any(1),
     }
     for kind, faulty in faults.items():
-        for number in np.flatnonzero(faulty).tolist():
+        for number in np.nonzero(faulty)[0].tolist():
             box = tuple(boxes[number].tolist())
             what = f"{locate(number)}, image {id}: corners {', '.join(f'{side:g}' for side in box)} in {width}x{height}"
             findings.add(kind, what, image_id=id, path=path, box_xyxy=box)

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections import defaultdict
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from querybox.data.findings import FindingCollector
-from querybox.data.formats.coco_json import Box, CocoAnnotation, CocoImage, Id, location, numbers, parse_coco
+from querybox.data.formats.coco_json import (
+    CocoAnnotation,
+    CocoImage,
+    Columns,
+    Id,
+    location,
+    numbers,
+    parse_coco,
+)
+from querybox.data.layout import subfolders
 from querybox.data.locate import ImageLocator, list_files
 from querybox.data.records import (
     DetectionData,
@@ -21,9 +29,6 @@ from querybox.data.records import (
 )
 from querybox.data.splits import SPLITS, Format, Reader, by_split, split_name
 from querybox.structures import Category
-
-_Item = tuple[int, CocoAnnotation, Box]
-"""An annotation with its index in the file and its box."""
 
 _MAX_FILES = 100
 """Folders with more JSON files have one per image and are not COCO."""
@@ -58,8 +63,7 @@ def _name(file: Path, folder: Path) -> str:
 
 def _candidates(folder: Path) -> Iterator[list[Path]]:
     """Yield the JSON files in each place; folders with a file per image are left out."""
-    subfolders = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    places = [[folder / "annotations"], [folder], subfolders]
+    places = [[folder / "annotations"], [folder], subfolders([folder])]
     for place in places:
         lists = [list_files(one, ".json") for one in place]
         yield [file for files in lists if len(files) <= _MAX_FILES for file in files]
@@ -116,20 +120,21 @@ def read_coco(file: Path, root: Path | None = None) -> DetectionData:
     category_ids = numbers((category.id for category in content.categories), "category", findings)
     image_ids = numbers((image.id for image in content.images), "image", findings)
     names = {category_ids[category.id]: category.name for category in content.categories}
-    labels = {number: label for label, number in enumerate(sorted(names))}
-    objects = _group_by_image(content.annotations, category_ids, image_ids, findings)
-    reader = _RecordReader(
-        image_locator(file, root), {one: labels[number] for one, number in category_ids.items()}, findings
-    )
-    images = {image.id: image for image in content.images}
-    records = (
-        reader.read(image_ids[image.id], image, index, objects[image.id])
+    numbers_of_labels = sorted(names)
+    labels = {one: numbers_of_labels.index(number) for one, number in category_ids.items()}
+    _note_unknown_ids(content.annotations, labels, image_ids, findings)
+    last = {image.id: index for index, image in enumerate(content.images)}  # the last one of a repeated id
+    objects = Columns.of(content.annotations, labels, last)
+    content.annotations.clear()  # before the records are created, so that their memory is used for these
+    reader = _RecordReader(image_locator(file, root), objects, findings)
+    records = [
+        reader.read(image_ids[image.id], image, index)
         for index, image in enumerate(content.images)
-        if images[image.id] is image  # the last one of a repeated id
-    )
+        if last[image.id] == index
+    ]
     return DetectionData(
         source=file,
-        categories=tuple(Category(id=number, name=names[number]) for number in labels),
+        categories=tuple(Category(id=number, name=names[number]) for number in numbers_of_labels),
         images=tuple(record for record in records if record is not None),
         findings=findings.by_kind(),
     )
@@ -146,42 +151,34 @@ def image_locator(file: Path, root: Path | None = None) -> ImageLocator:
     base = file.parent.parent if file.parent.name == "annotations" else file.parent
     names = [file.stem, file.stem.rpartition("_")[2]]
     if (split := split_name(file.stem)) in SPLITS:
-        folders = (
-            path for place in (base / "images", base) if place.is_dir() for path in sorted(place.iterdir())
-        )
-        names += [path.name for path in folders if split_name(path.name) == split]
+        names += [path.name for path in subfolders([base / "images", base]) if split_name(path.name) == split]
     folders_of_split = [base / parent / name for parent in ("images", "") for name in dict.fromkeys(names)]
     if root is None or not base.is_relative_to(root):
         root = base
     return ImageLocator(root, [*folders_of_split, base / "images", base, file.parent])
 
 
-def _group_by_image(
+def _note_unknown_ids(
     annotations: Sequence[CocoAnnotation],
-    category_ids: Container[Id],
+    labels: Mapping[Id, int],
     image_ids: Mapping[Id, int],
     findings: FindingCollector,
-) -> defaultdict[Id, list[_Item]]:
-    """Group annotations, each with its index in the file, by image; drop those of unknown images or categories."""
-    objects: defaultdict[Id, list[_Item]] = defaultdict(list)
+) -> None:
     for index, item in enumerate(annotations):
         if item.image_id not in image_ids:
-            findings.add("absent_image", f"{location(index, item)} of image {item.image_id}")
-        elif item.category_id not in category_ids:
-            what = f"{location(index, item)} has category id {item.category_id}"
+            findings.add("absent_image", f"{location(index, item.id)} of image {item.image_id}")
+        elif item.category_id not in labels:
+            what = f"{location(index, item.id)} has category id {item.category_id}"
             findings.add("unknown_category", what, image_id=image_ids[item.image_id])
-        elif item.bbox is not None:
-            objects[item.image_id].append((index, item, item.bbox))
-    return objects
 
 
 class _RecordReader:
-    def __init__(self, locator: ImageLocator, labels: Mapping[Id, int], findings: FindingCollector) -> None:
+    def __init__(self, locator: ImageLocator, objects: Columns, findings: FindingCollector) -> None:
         self.locator = locator
-        self.labels = labels
+        self.objects = objects
         self.findings = findings
 
-    def read(self, number: int, image: CocoImage, index: int, objects: Sequence[_Item]) -> ImageRecord | None:
+    def read(self, number: int, image: CocoImage, index: int) -> ImageRecord | None:
         """Create the record of `images[index]`, which gets the id `number`; None if it is excluded."""
         file = self.locator.find_or_note(
             image.file_name, image_id=number, where=f"images[{index}].file_name", findings=self.findings
@@ -192,21 +189,21 @@ class _RecordReader:
         size = stated or read_size_or_note(file, number, self.findings)
         if size is None:
             return None
-        for kind, field in ("no_area", "area"), ("no_iscrowd", "iscrowd"):
-            for place, item, _ in objects:
-                if getattr(item, field) is None:
-                    self.findings.add(kind, location(place, item), image_id=number, path=file)
+        objects, rows = self.objects, self.objects.of_image(index)
+        for kind, missing in (("no_area", objects.no_area), ("no_iscrowd", objects.no_iscrowd)):
+            for row in rows[missing[rows]].tolist():
+                self.findings.add(kind, objects.location(row), image_id=number, path=file)
         return make_record(
             id=number,
             path=file,
             width=size[1],
             height=size[0],
-            boxes_xyxy=[(x, y, x + w, y + h) for _, _, (x, y, w, h) in objects],
-            labels=[self.labels[item.category_id] for _, item, _ in objects],
-            crowd=[bool(item.iscrowd) for _, item, _ in objects],
-            areas=[item.area for _, item, _ in objects],
+            boxes_xyxy=objects.boxes_xyxy[rows],
+            labels=objects.labels[rows],
+            crowd=objects.crowd[rows],
+            areas=objects.areas[rows],
             findings=self.findings,
-            locate=lambda number: location(*objects[number][:2]),
+            locate=lambda place: objects.location(int(rows[place])),
             size_stated=stated is not None,
         )
 

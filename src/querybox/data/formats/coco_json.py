@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
 from pydantic import Field, TypeAdapter, ValidationError
 
 from querybox.data.findings import FindingCollector
@@ -104,6 +108,59 @@ def parse_coco(file: Path, findings: FindingCollector) -> CocoFile:
     return content
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """All annotations of a file in arrays, which take a fifth of the memory of objects."""
+
+    ids: Sequence[Id | None]
+    boxes_xyxy: Float64[np.ndarray, "N 4"]
+    labels: Int64[np.ndarray, " N"]
+    crowd: Bool[np.ndarray, " N"]
+    areas: Float64[np.ndarray, " N"]
+    no_area: Bool[np.ndarray, " N"]
+    """Whether the annotation has no area."""
+    no_iscrowd: Bool[np.ndarray, " N"]
+    """Whether the annotation has no iscrowd."""
+    order: Int64[np.ndarray, " M"]
+    """The annotations that have an image, a category and a box, by image."""
+    starts: Int64[np.ndarray, " I"]
+    """Where those of each image, and after the last one, begin in `order`."""
+
+    @classmethod
+    def of(
+        cls, annotations: Sequence[CocoAnnotation], labels: Mapping[Id, int], images: Mapping[Id, int]
+    ) -> Self:
+        """Create the columns of annotations, given the label of each category id and the index of each image id."""
+        missing = (math.nan,) * 4
+        boxes = np.array([item.bbox or missing for item in annotations], dtype=np.float64).reshape(-1, 4)
+        of_label = np.array([labels.get(item.category_id, -1) for item in annotations], dtype=np.int64)
+        of_image = np.array([images.get(item.image_id, -1) for item in annotations], dtype=np.int64)
+        has_box = np.array([item.bbox is not None for item in annotations], dtype=bool)
+        of_image[(of_label < 0) | ~has_box] = -1
+        order = np.argsort(of_image, kind="stable")
+        ids = [item.id for item in annotations]
+        numbered = [one for one in ids if isinstance(one, int)]
+        return cls(
+            ids=array("q", numbered) if len(numbered) == len(ids) else ids,
+            boxes_xyxy=np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1),
+            labels=of_label,
+            crowd=np.array([bool(item.iscrowd) for item in annotations], dtype=bool),
+            areas=np.array([item.area for item in annotations], dtype=np.float64),  # None -> NaN
+            no_area=np.array([item.area is None for item in annotations], dtype=bool),
+            no_iscrowd=np.array([item.iscrowd is None for item in annotations], dtype=bool),
+            order=order,
+            starts=np.searchsorted(of_image[order], np.arange(max(images.values(), default=-1) + 2)),
+        )
+
+    def of_image(self, index: int) -> Int64[np.ndarray, " G"]:
+        """Return the indices of the annotations of `images[index]`."""
+        return self.order[self.starts[index] : self.starts[index + 1]]
+
+    def location(self, index: int) -> str:
+        """Return the place of an annotation for messages."""
+        return location(index, self.ids[index])
+
+
 def numbers(ids: Iterable[Id], kind: str, findings: FindingCollector) -> dict[Id, int]:
     """Return a number for each id: itself, or 1, 2 ... in the order of `ids` if some are not numbers."""
     unique = list(dict.fromkeys(ids))
@@ -114,9 +171,9 @@ def numbers(ids: Iterable[Id], kind: str, findings: FindingCollector) -> dict[Id
     return {one: one for one in unique if isinstance(one, int)}
 
 
-def location(index: int, item: CocoAnnotation) -> str:
+def location(index: int, annotation_id: Id | None) -> str:
     """Return the place of an annotation for messages."""
-    return f"annotations[{index}]" + ("" if item.id is None else f" (id {item.id})")
+    return f"annotations[{index}]" + ("" if annotation_id is None else f" (id {annotation_id})")
 
 
 def _add_boxes(
@@ -129,11 +186,11 @@ def _add_boxes(
             polygons = _POLYGONS.validate_python(shape.segmentation)
         except ValidationError:
             what = "has neither a bbox nor polygons in segmentation; expected bbox [x, y, width, height]"
-            findings.add("malformed", f"{location(index, item)}: {what}")
+            findings.add("malformed", f"{location(index, item.id)}: {what}")
             continue
         x, y = ([value for polygon in polygons for value in polygon[start::2]] for start in (0, 1))
         item.bbox = (min(x), min(y), max(x) - min(x), max(y) - min(y))
-        findings.add("boxed_shape", location(index, item))
+        findings.add("boxed_shape", location(index, item.id))
 
 
 def _check_ids(content: CocoFile, findings: FindingCollector) -> None:

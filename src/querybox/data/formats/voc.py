@@ -51,15 +51,15 @@ def voc_splits(path: Path) -> dict[str, Reader]:
     if not any(map(_is_voc, islice(files, 20))):
         return {}
     if lists := _lists(root):
-        return by_split({name: partial(read_voc, root, files, lists=found) for name, found in lists.items()})
+        return by_split({name: partial(read_voc, root, path, lists=found) for name, found in lists.items()})
     folders = sorted({split for file in files if (split := _split_folder(file, root))})
     if not folders:
-        return {"all": partial(read_voc, root, files)}
-    return by_split({name: partial(read_voc, root, files, folder=name) for name in folders})
+        return {"all": partial(read_voc, root, path)}
+    return by_split({name: partial(read_voc, root, path, folder=name) for name in folders})
 
 
 def read_voc(
-    root: Path, files: Sequence[Path], *, lists: Sequence[Path] = (), folder: str | None = None
+    root: Path, annotations: Path, *, lists: Sequence[Path] = (), folder: str | None = None
 ) -> DetectionData:
     """Read one split of a VOC folder.
 
@@ -71,7 +71,7 @@ def read_voc(
 
     Args:
         root: Contains the XML files and the images.
-        files: All XML files.
+        annotations: Contains the XML files, itself or in its subfolders.
         lists: Text files with one image name per line; the split has the images in any of them.
         folder: Name of the folders that contain the split's files; None for all files.
 
@@ -80,7 +80,11 @@ def read_voc(
     """
     source = lists[0] if lists else (root / folder if folder and (root / folder).is_dir() else root)
     findings = FindingCollector(source)
-    parsed = {file: annotation for file in files if (annotation := parse_voc(file, findings)) is not None}
+    parsed = {
+        file: annotation
+        for file in find_files(annotations, {".xml"})
+        if (annotation := parse_voc(file, findings)) is not None
+    }
     names = sorted({name for annotation in parsed.values() for name in annotation.names})
     if lists:
         chosen = _listed_files(lists, list(parsed), root, findings)
@@ -88,8 +92,9 @@ def read_voc(
         chosen = [file for file in parsed if folder is None or _split_folder(file, root) == folder]
     locator = ImageLocator(root, [root / name for name in _IMAGE_FOLDERS])
     reader = _RecordReader(root, locator, {name: label for label, name in enumerate(names)}, findings)
-    records = [reader.read(number, parsed[file]) for number, file in enumerate(chosen, start=1)]
     reader.note_others(parsed.values(), folder)
+    # Annotations are given up one by one, so that their memory is used for the records.
+    records = [reader.read(number, parsed.pop(file)) for number, file in enumerate(chosen, start=1)]
     data = DetectionData(
         source=source,
         categories=tuple(Category(id=number, name=name) for number, name in enumerate(names, start=1)),

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree.ElementTree import Element, ParseError
 
+import numpy as np
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
+from jaxtyping import Float64
 
 from querybox.data.findings import FindingCollector
 from querybox.data.image import MAX_PIXELS
@@ -31,7 +33,7 @@ class Annotation(NamedTuple):
     """(height, width) of the image, if they are stated."""
     names: list[str]
     """The class of each object."""
-    boxes_xyxy: list[list[float]]
+    boxes_xyxy: Float64[np.ndarray, "G 4"]
     """Corners in pixels."""
 
 
@@ -53,7 +55,7 @@ def parse_voc(file: Path, findings: FindingCollector) -> Annotation | None:
             file_name=(root.findtext("filename") or "").strip(),
             size=(height, width) if height and width else None,
             names=[_name(file, number, item) for number, item in objects],
-            boxes_xyxy=[_box(file, number, item, findings) for number, item in objects],
+            boxes_xyxy=_array([_box(file, number, item, findings) for number, item in objects]),
         )
     except ParseError as error:
         problem = f"{file}: is not well-formed XML: {error}"
@@ -64,7 +66,11 @@ def parse_voc(file: Path, findings: FindingCollector) -> Annotation | None:
     except (OSError, ValueError, LookupError) as error:  # unreadable; unknown encodings
         problem = f"{file}: cannot be read as XML: {error}"
     findings.add("malformed", problem)
-    return Annotation(file=file, file_name="", size=None, names=[], boxes_xyxy=[])
+    return Annotation(file=file, file_name="", size=None, names=[], boxes_xyxy=_array([]))
+
+
+def _array(boxes: list[list[float]]) -> Float64[np.ndarray, "G 4"]:
+    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
 
 
 def _read(file: Path, findings: FindingCollector) -> bytes | str:

@@ -122,7 +122,7 @@ class _RecordReader:
         self.labels = {number: label for label, number in enumerate(sorted(names))}
         self.findings = findings
         self.has_keypoints = has_keypoints
-        self.label_files: set[Path] = set()
+        self.label_files: set[str] = set()
         self.unlabeled: list[tuple[int, Path]] = []
 
     def read(self, number: int, image: Path) -> ImageRecord | None:
@@ -132,7 +132,7 @@ class _RecordReader:
             file = image.with_suffix(".txt")
         has_file = file.is_file()
         if has_file:
-            self.label_files.add(file)
+            self.label_files.add(str(file))
         size = read_size_or_note(image, number, self.findings)
         if size is None:
             return None
@@ -166,7 +166,7 @@ class _RecordReader:
                 self.findings.add("unlabeled_negative", str(image), image_id=number, path=image)
         if label_folder is not None and label_folder.is_dir():
             for file in find_files(label_folder, {".txt"}):
-                if file not in self.label_files and file.name not in NAMES_FILES and is_label_file(file):
+                if str(file) not in self.label_files and file.name not in NAMES_FILES and is_label_file(file):
                     self.findings.add("unmatched_label", str(file))
 
     def _objects(self, file: Path, image_id: int) -> list[_Object]:
