@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from querybox import Category, Detector, ImageBatch, QueryboxError, RunSettings, Target, train
-from querybox.benchmark import photo_size
+from querybox.benchmark import count_flops, photo_size
 from querybox.checkpoints.backbone import copy_weights
 from querybox.checkpoints.convert import convert
 from querybox.cli.info import describe_size
@@ -97,6 +97,16 @@ def test_published_settings() -> None:
         640,
     )
     assert (preprocessing.mean, preprocessing.std) == ((0.0,) * 3, (255.0,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "gflops"),
+    [("r18", 60), ("r34", 92), ("r50_m", 100), ("r50", 136), ("r101", 259)],
+)
+def test_arithmetic_is_that_of_the_published_models(recipe: str, gflops: int) -> None:
+    with torch.device("meta"):
+        detector = Detector.from_recipe(f"rtdetr_{recipe}", num_classes=80)
+    assert count_flops(detector, (640, 640)) / 1e9 == pytest.approx(gflops, abs=1.5)  # which are rounded
 
 
 @pytest.mark.parametrize(

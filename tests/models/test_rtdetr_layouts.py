@@ -173,3 +173,11 @@ def test_files_of_relatives_are_refused(tmp_path: Path) -> None:
     torch.save({"model": state}, tmp_path / "v2.pth")
     with pytest.raises(QueryboxError, match="num_points_scale: expected none"):
         Detector.load(tmp_path / "v2.pth")
+
+
+def test_a_file_without_denoising_is_read(tmp_path: Path) -> None:
+    state = random_file(lyuwenyu(basic=True, layers=3, hidden=128))
+    del state["decoder.denoising_class_embed.weight"]
+    torch.save({"model": state}, tmp_path / "model.pth")
+    labels = Detector.load(tmp_path / "model.pth").get_parameter("denoising.label.weight")
+    assert torch.equal(labels, torch.zeros(80, 256))

@@ -20,6 +20,7 @@ PREPROCESSING = Preprocessing(
 )
 """Published models see images stretched to 640 x 640 pixels, with values in 0-1."""
 LABEL = "denoising.label.weight"
+CLASSES = "queries.proposals.class_head.weight"
 COUNTER = ".num_batches_tracked"
 
 
@@ -27,8 +28,12 @@ class RTDETRConversion(Conversion):
     """Files have one more denoising label than there are classes, and frozen batch norms without counters."""
 
     def to_ours(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Drop the last denoising label, which belongs to no class and is zero."""
-        return {**state, LABEL: state[LABEL][:-1].clone()} if LABEL in state else state
+        """Drop the last denoising label, which is zero and belongs to no class; add zero labels if there are none."""
+        if LABEL in state:
+            state[LABEL] = state[LABEL][:-1].clone()
+        elif CLASSES in state:  # a model that was trained without denoising
+            state[LABEL] = torch.zeros_like(state[CLASSES])
+        return state
 
     def to_theirs(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Add a denoising label of zeros, and omit counters of the backbone that are zero, because it is frozen."""
