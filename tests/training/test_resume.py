@@ -96,6 +96,28 @@ def test_a_crash_right_after_a_checkpoint_or_right_before(
     assert read_record(parts) == read_record(whole)
 
 
+@pytest.mark.usefixtures("checkpoint_each_epoch")
+def test_statistics_of_batch_norms_go_on_where_they_were(
+    run_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RT-DETR's are trained, and averaged."""
+
+    def settings(output: str) -> RunSettings:
+        made = run_settings(output, epochs=3, ema=0.9, model={"encoder_width": 32, "denoising": 4})
+        return made.replace(recipe="rtdetr_r18")
+
+    whole = train(settings("whole")).run_dir
+    with monkeypatch.context() as patch:
+        crash_in(patch, Trainer, "end_epoch", 2)
+        with pytest.raises(Crash):
+            train(settings("parts"))
+    parts = train(settings("parts"), resume=True).run_dir
+    same(parts, whole, "checkpoint", "last")
+    statistics = {name: tensor for name, tensor in weights(whole).items() if name.endswith("running_mean")}
+    name = "encoder.laterals.0.norm.running_mean"
+    assert not torch.equal(statistics[f"model.{name}"], statistics[f"average.{name}"])
+
+
 def test_long_epochs_have_checkpoints_within(
     run_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
