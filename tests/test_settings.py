@@ -41,6 +41,10 @@ def test_values_are_read_and_checked() -> None:
             {"name": "a", "inner": {"layers": 0}},
             r"setting 'inner\.layers' got 0: input should be greater than 0",
         ),
+        (
+            {"name": "a", "inner": 3},
+            r"setting 'inner' got 3; it is a group of settings: set one of inner\.dropout, inner\.layers$",
+        ),
         ({}, "setting 'name' is missing"),
         (
             {"name": 3, "inner": {"dropout": "x"}},

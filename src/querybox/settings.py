@@ -72,5 +72,8 @@ def describe(problem: Mapping[str, Any], known: list[str]) -> str:
         return f"unknown setting '{key}'. {hint}"
     if problem["type"] == "missing":
         return f"setting '{key}' is missing"
+    if problem["type"] == "model_type" and key in known:
+        settings = [name for name in known if name.startswith(f"{key}.")]
+        return f"setting '{key}' got {problem['input']!r}; it is a group of settings: set one of {', '.join(settings)}"
     reason = problem["msg"].removeprefix("Value error, ")
     return f"setting '{key}' got {problem['input']!r}: {reason[0].lower()}{reason[1:]}"

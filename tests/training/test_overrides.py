@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import querybox
 from querybox.errors import ConfigError
@@ -111,3 +112,11 @@ def test_a_run_from_keywords(boxes_json: Path, tmp_path: Path) -> None:
     )
     assert result.run_dir == tmp_path / "run"
     assert querybox.load(result.run_dir).predict(boxes_json.parent, threshold=0.0)
+
+
+def test_devices_are_not_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("querybox.training.overrides.accelerator", lambda: torch.device("cuda:0"))
+    with pytest.raises(
+        ConfigError, match=r"no setting 'device': the GPU that PyTorch finds is used, here cuda:0; to"
+    ):
+        full_name("device", "here")

@@ -154,7 +154,7 @@ def cure(error: CycloptsError, words: Sequence[str]) -> str:
     """Return how to correct these arguments."""
     see = f"see {help_command(words)}"
     if words[:1] == ["train"] and isinstance(error, UnknownOptionError) and (hint := setting_hint(words[1:])):
-        return f"settings are written without dashes: {hint}; {see}"
+        return f"{hint}; {see}"
     return see
 
 

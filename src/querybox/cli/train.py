@@ -100,20 +100,24 @@ def read_settings(target: str | None, overrides: Sequence[str], options: Mapping
 
 
 def setting_hint(words: Sequence[str]) -> str | None:
-    """Return how to write the settings among the options of a command line, or None if there are none.
+    """Return how to write the settings among the options of a command line, or how the device is selected.
+
+    The result is None if there are no such options.
 
     Args:
         words: Arguments of ``querybox train``, such as ``["photos", "--epochs", "5"]``.
     """
-    from querybox.training.overrides import short_names
+    from querybox.training.overrides import DEVICE_NAMES, describe_device, short_names
 
     known, options = short_names(), {name.replace("_", "-") for name in signature(train).parameters}
     hints = []
     for word, following in zip_longest(words, words[1:], fillvalue="--"):
         option, equals, value = word.removeprefix("--").partition("=")
-        full = known.get(option.replace("-", "_").rpartition(".")[2], ())
-        if word.startswith("--") and option not in options and full:
-            hints.append(
-                f"{full[-1]}={value if equals else '...' if following.startswith('--') else following}"
-            )
-    return " ".join(hints) or None
+        if not word.startswith("--") or option in options:
+            continue
+        if option in DEVICE_NAMES:
+            return describe_device()
+        if full := known.get(option.replace("-", "_").rpartition(".")[2]):
+            value = value if equals else "..." if following.startswith("--") else following
+            hints.append(f"{full[-1]}={value}")
+    return f"settings are written without dashes: {' '.join(hints)}" if hints else None

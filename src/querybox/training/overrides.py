@@ -14,11 +14,14 @@ from typing import Any
 
 from querybox.arguments import require_path
 from querybox.errors import ConfigError
+from querybox.inference.engine import accelerator
 from querybox.models import KINDS
 from querybox.runfile import Values, merge, read_run_file
 from querybox.training.settings import RunSettings
 
 RUN_FILES = {".yaml", ".yml"}
+DEVICE_NAMES = {"device", "devices", "gpu", "gpus", "cuda"}
+"""Settings of other libraries that select the device."""
 
 
 def read_settings(
@@ -93,9 +96,22 @@ def full_name(name: str, where: str) -> str:
         return found[0]
     if found:
         raise ConfigError(f"{where}: setting '{name}' could be {' or '.join(found)}; write it in full")
+    if name in DEVICE_NAMES:
+        raise ConfigError(f"{where}: there is no setting '{name}': {describe_device()}")
     close = [full for each in difflib.get_close_matches(name, known, n=1) for full in known[each]]
     hint = f"Did you mean '{close[0]}'?" if close else "The settings of a run are listed in its run.yaml."
     raise ConfigError(f"{where}: unknown setting '{name}'. {hint}")
+
+
+def describe_device() -> str:
+    """Return which device is used, and how to change it."""
+    device = accelerator()
+    if device.type == "cpu":
+        return (
+            "the GPU that PyTorch finds is used, and it finds none (torch.accelerator.is_available() is False): "
+            "install a driver and a build of PyTorch for it"
+        )
+    return f"the GPU that PyTorch finds is used, here {device}; to use the CPU, set CUDA_VISIBLE_DEVICES="
 
 
 @cache

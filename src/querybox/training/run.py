@@ -164,6 +164,10 @@ def finish(
     folder, accelerator = trainer.folder, trainer.accelerator
     best = folder / (LAST if trainer.progress.best is None else BEST)
     detector = Detector.load(best)
+    if trainer.progress.step == display.done:
+        display.print_line(
+            f"the run had ended ({reason}): to continue it, resume with a larger train.{reason}"
+        )
     display.print_line(f"stopped after {trainer.progress.step} steps ({reason}); the detector is {best}")
     if validation is None:
         return TrainResult(run_dir=folder, detector=detector, metrics={})
