@@ -7,10 +7,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from querybox.data.image import ORIENTATION, read_image, read_size
+from querybox.data.image import ORIENTATION, examine_image, read_image, read_size
 from querybox.errors import ImageError
 
 HEIGHT, WIDTH = 20, 30
+DEEP = Path(__file__).parent.parent / "data" / "deep16"
 
 
 def gradient() -> NDArray[np.uint8]:
@@ -165,3 +166,26 @@ def test_large_jpegs_are_reduced_to_what_is_needed(
 def test_other_formats_are_not_reduced(tmp_path: Path) -> None:
     Image.new("RGB", (304, 200)).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png", min_side=10).size == (304, 200)
+
+
+def test_bits_that_a_tiff_states_are_its_range(tmp_path: Path) -> None:
+    dark = np.asarray(read_image(DEEP / "12bit.tif"))
+    with Image.open(DEEP / "12bit.tif") as image:
+        values = np.asarray(image).astype(int)
+    assert (values.min(), values.max()) == (0, 30)
+    np.testing.assert_array_equal(dark[..., 0], np.round(values * 255 / 4095))
+    assert np.asarray(read_image(DEEP / "16bit.tif")).max() == round(694 / 257)
+
+
+def test_nearly_black_images_of_16_bits_are_found(tmp_path: Path) -> None:
+    assert ("narrow_range", f"{DEEP / '16bit.tif'}: values from 291 to 694 of 0 to 65535") in examine_image(
+        DEEP / "16bit.tif"
+    )
+    assert ("narrow_range", f"{DEEP / '12bit.tif'}: values from 0 to 30 of 0 to 4095") in examine_image(
+        DEEP / "12bit.tif"
+    )
+    path = tmp_path / "a.png"
+    Image.fromarray(np.array([[0, 16384]], dtype=np.uint16)).save(path)
+    assert [kind for kind, _ in examine_image(path)] == ["deep_image"]
+    Image.fromarray(np.array([[0, 4095]], dtype=np.uint16)).save(path)
+    assert [kind for kind, _ in examine_image(path)] == ["deep_image", "narrow_range"]

@@ -74,6 +74,11 @@ KINDS = {
     "unknown_range": FindingKind(
         "warning", "images with an unknown range of pixel values", "excluded; save them with 8 or 16 bits"
     ),
+    "narrow_range": FindingKind(
+        "warning",
+        "images of 16 bits whose values use less than a quarter of the range, so that they are nearly black",
+        "used; multiply the values of all images, also of those to predict on, by one factor (12-bit values by 16)",
+    ),
     "ambiguous_orientation": FindingKind(
         "warning",
         "images whose EXIF orientation keeps their size, so that the boxes may refer to the stored pixels or to the "

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int64
 from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from querybox.errors import ImageError
 
@@ -26,8 +28,11 @@ HEIC) are among them so that they are reported instead of ignored."""
 JPEG_SUFFIXES = frozenset({".jpeg", ".jpg"})
 
 ORIENTATION = 0x0112  # EXIF tag
+BITS_PER_SAMPLE = 258  # TIFF tag
 ROTATED = frozenset(range(2, 9))
 """Orientations that rotate or mirror an image."""
+_DARK = 0.25
+"""Fraction of the range of more than 8 bits below which all values of an image look nearly black."""
 SIDEWAYS = frozenset({5, 6, 7, 8})
 """Orientations that swap height and width."""
 
@@ -38,8 +43,8 @@ def read_image(
     """Read one image as 8-bit RGB.
 
     Every mode is converted to RGB: grayscale is repeated, palettes are resolved, transparency is dropped, CMYK is
-    converted, 16-bit values are divided by 257. The EXIF orientation is applied. Of an animated image the first frame
-    is read.
+    converted, 16-bit values are divided by 257 (those of TIFFs with 9 to 15 bits by less, so that the largest becomes
+    255). The EXIF orientation is applied. Of an animated image the first frame is read.
 
     Args:
         path: The image file; its format is recognised from its content.
@@ -98,8 +103,11 @@ def examine_image(path: str | Path, size: tuple[int, int] | None = None) -> list
         if orientation in ROTATED and (size is None or stored == rotated):
             notes.append(("ambiguous_orientation", f"{path}: EXIF orientation {orientation}"))
         if image.mode == "F" or image.mode.startswith("I"):
-            _to_rgb(image, path)
+            values, top = _deep_values(image, path)
             notes.append(("deep_image", str(path)))
+            if 0 < values.max() < _DARK * top:
+                seen = f"{values.min()} to {values.max()} of 0 to {top}"
+                notes.append(("narrow_range", f"{path}: values from {seen}"))
         notes += [(kind, f"{path}: {what}") for kind, what in _format_notes(image, Path(path).suffix.lower())]
         return notes
 
@@ -173,18 +181,32 @@ def _rotated_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):
+        values, top = _deep_values(image, path)
+        image = Image.fromarray(np.round(values / (top / 255)).astype(np.uint8))
+    if "transparency" in image.info:  # of a palette image: resolve the palette before dropping transparency
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _deep_values(image: Image.Image, path: str | Path) -> tuple[Int64[np.ndarray, "h w"], int]:
+    """Return the pixel values of an image with more than 8 bits, and the largest value that its bits can have.
+
+    The number of bits is 16 unless a TIFF states fewer, as those of 10 and 12-bit cameras do.
+
+    Raises:
+        ImageError: The range of values is unknown.
+    """
     if image.mode == "F":
         raise ImageError(
             f"{path}: has float pixels of unknown range; save it with 8 or 16 bits", "unknown_range"
         )
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ImageError(
-                f"{path}: has 32-bit pixels of unknown range; save it with 8 or 16 bits",
-                "unknown_range",
-            )
-        image = Image.fromarray(np.round(values / 257).astype(np.uint8))  # 65535 / 257 = 255
-    if "transparency" in image.info:  # of a palette image: resolve the palette before dropping transparency
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ImageError(
+            f"{path}: has 32-bit pixels of unknown range; save it with 8 or 16 bits", "unknown_range"
+        )
+    stated = image.tag_v2.get(BITS_PER_SAMPLE) if isinstance(image, TiffImageFile) else None
+    bits = stated[0] if isinstance(stated, tuple) and stated else 16
+    top = 2**bits - 1 if 8 < bits < 16 else 65535
+    return values, top if values.max() <= top else 65535
