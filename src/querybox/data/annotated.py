@@ -136,7 +136,10 @@ class _SplitReader:
         self._note_repeated_images(images)
         categories = self.categorize(names)
         labels = {category.name: label for label, category in enumerate(categories)}
-        records = [self._record(number, image, labels) for number, image in enumerate(images, start=1)]
+        records = []
+        for number, image in enumerate(images, start=1):
+            records.append(self._record(number, image, labels))
+            image.objects.clear()  # so that large datasets are not in memory twice
         if self.split.is_whole:
             self._note_unlabeled_images()
         data = DetectionData(

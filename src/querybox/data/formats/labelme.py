@@ -56,9 +56,7 @@ def _splits(path: Path) -> dict[str, Reader]:
     splits = {}
     for name, group in files.items():
         locator = ImageLocator(dataset_root(path))
-        splits[name] = AnnotatedSplit(
-            path, locator, partial(_parse, group, locator), dataset_root(path) == path
-        )
+        splits[name] = AnnotatedSplit(path, locator, partial(_parse, group, locator), locator.root == path)
     return annotated_splits(splits)
 
 

@@ -17,7 +17,7 @@ from querybox.data.annotated import (
     annotated_splits,
 )
 from querybox.data.findings import FindingCollector
-from querybox.data.layout import dataset_root, locator_for, split_files
+from querybox.data.layout import locator_for, split_files
 from querybox.data.locate import ImageLocator, list_files
 from querybox.data.parsing import csv_columns, csv_rows, read_csv, to_numbers
 from querybox.data.splits import Format, Reader
@@ -31,9 +31,7 @@ def _splits(path: Path) -> dict[str, Reader]:
     splits = {}
     for name, file in files.items():
         locator = locator_for(path, file)
-        splits[name] = AnnotatedSplit(
-            file, locator, partial(_parse, file, locator), dataset_root(path) == path
-        )
+        splits[name] = AnnotatedSplit(file, locator, partial(_parse, file, locator), locator.root == path)
     return annotated_splits(splits)
 
 
