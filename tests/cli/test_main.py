@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -8,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 
 import querybox
 from querybox.cli import main as entry
-from querybox.cli.main import prepare_platform, quote_paths
+from querybox.cli.main import log_to_stderr, prepare_platform, quote_paths
 from querybox.errors import ConfigError
 
 COMMANDS = (
@@ -144,6 +147,14 @@ def test_paths_with_spaces_are_quoted(
 
 def test_an_error_quotes_the_path(run: Any) -> None:
     assert run("info", "my cats")[2].startswith("DataError: 'my cats': no such file or folder; expected")
+
+
+def test_messages_of_the_log_appear_above_a_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    stream = io.StringIO()
+    with log_to_stderr(), Progress(console=Console(file=stream, force_terminal=True), auto_refresh=False):
+        logging.getLogger("querybox.data").warning("3 boxes are clipped")
+    assert "3 boxes are clipped\n" in stream.getvalue()
+    assert "clipped" not in capsys.readouterr().err
 
 
 def test_a_bug_is_not_dressed_up(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

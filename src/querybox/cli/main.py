@@ -164,11 +164,19 @@ def help_command(words: Sequence[str]) -> str:
     return " ".join(["querybox", *commands, "--help"])
 
 
+class StderrHandler(logging.Handler):
+    """Writes to the present stderr, which a progress bar replaces so that lines appear above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a message."""
+        sys.stderr.write(f"{self.format(record)}\n")
+
+
 @contextmanager
 def log_to_stderr() -> Iterator[None]:
     """Print the library's log messages while a command runs."""
     logger = logging.getLogger("querybox")
-    handler = logging.StreamHandler(sys.stderr)
+    handler = StderrHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     level = logger.level
     logger.addHandler(handler)
