@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from querybox.data.image import ORIENTATION, examine_image, read_image, read_size
+from querybox.data.locate import image_files
 from querybox.errors import ImageError
 
 HEIGHT, WIDTH = 20, 30
@@ -189,3 +190,11 @@ def test_nearly_black_images_of_16_bits_are_found(tmp_path: Path) -> None:
     assert [kind for kind, _ in examine_image(path)] == ["deep_image"]
     Image.fromarray(np.array([[0, 4095]], dtype=np.uint16)).save(path)
     assert [kind for kind, _ in examine_image(path)] == ["deep_image", "narrow_range"]
+
+
+@pytest.mark.parametrize("name", ["a.HEIC", "a.jxl", "a.dcm"])
+def test_formats_that_cannot_be_read_are_to_be_converted(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic")
+    assert image_files(tmp_path) == [tmp_path / name]
+    with pytest.raises(ImageError, match=r"cannot be read as an image .*; convert it to JPEG or PNG"):
+        read_image(tmp_path / name)

@@ -20,8 +20,9 @@ MAX_PIXELS = 89_478_485
 
 _JPEG = (".jfif", ".jpe", ".jpeg", ".jpg", ".mpo")
 _OTHERS = (".bmp", ".dib", ".gif", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp")
-_MODERN = (".avif", ".dcm", ".heic", ".heif", ".j2k", ".jp2", ".jxl")
-SUFFIXES = frozenset({*_JPEG, *_OTHERS, *_MODERN})
+_MODERN = (".avif", ".j2k", ".jp2")
+_UNSUPPORTED = (".dcm", ".heic", ".heif", ".jxl")
+SUFFIXES = frozenset({*_JPEG, *_OTHERS, *_MODERN, *_UNSUPPORTED})
 """File name extensions (lower case) of images when searching a folder. Those that Pillow cannot read (DICOM, JPEG XL,
 HEIC) are among them so that they are reported instead of ignored."""
 
@@ -151,7 +152,9 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except FileNotFoundError:
         raise ImageError(f"{path}: no such image file", "missing_image") from None
     except Exception as error:  # noqa: BLE001 - Pillow's decoders raise all kinds of errors
-        raise ImageError(f"{path}: cannot be read as an image ({error}); replace or remove it") from None
+        is_unsupported = Path(path).suffix.lower() in _UNSUPPORTED
+        cure = "convert it to JPEG or PNG" if is_unsupported else "replace or remove it"
+        raise ImageError(f"{path}: cannot be read as an image ({error}); {cure}") from None
 
 
 def _check_pixels(path: str | Path, height: int, width: int) -> None:

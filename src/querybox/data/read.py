@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -63,20 +63,23 @@ def read_train_and_val(settings: DataSettings) -> tuple[DetectionData, Detection
     if settings.train is None:
         raise ConfigError("setting 'data.train' is not set; set it to a dataset to train on")
     train = Path(settings.train)
-    train_data = _read_part(train, settings.train_split, "train")
+    with as_data_errors(train):
+        splits = find_splits(train)
+    train_data = _read_part(train, splits, settings.train_split, "train")
     if settings.val == NO_VALIDATION:
         return train_data, None
     if settings.val is not None:
-        return train_data, _read_part(Path(settings.val), settings.val_split, "val")
-    splits = find_splits(train)
+        val = Path(settings.val)
+        with as_data_errors(val):
+            return train_data, _read_part(val, find_splits(val), settings.val_split, "val")
     if settings.val_split or (len(splits) > 1 and "val" in splits):
-        return train_data, _read_part(train, settings.val_split, "val")
+        return train_data, _read_part(train, splits, settings.val_split, "val")
     return train_data, None
 
 
-def _read_part(path: Path, split: str | None, default: str) -> DetectionData:
-    several = len(find_splits(path)) > 1
-    return read_split(path, split or (default if several else None))
+def _read_part(path: Path, splits: Mapping[str, Reader], split: str | None, default: str) -> DetectionData:
+    with as_data_errors(path):
+        return pick_split(splits, split or (default if len(splits) > 1 else None), path)()
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from querybox.data.findings import FindingCollector
+from querybox.data.findings import DataFinding, FindingCollector
 from querybox.data.formats.yolo_labels import Names, label_folder_of, read_yolo
 from querybox.data.locate import ImageLocator, image_files
 from querybox.data.records import DetectionData
@@ -79,10 +79,7 @@ def yolo_file_splits(file: Path) -> dict[str, Reader]:
     if not dataset.splits:
         raise DataError(f"{file}: lists no images; add image folders as 'train', 'val' or 'test'")
     known = findings.by_kind()
-    return {
-        name: partial(_read_split, dataset, entries, FindingCollector(file, known))
-        for name, entries in dataset.splits.items()
-    }
+    return {name: partial(_read_split, dataset, entries, known) for name, entries in dataset.splits.items()}
 
 
 def _read_yaml(file: Path, findings: FindingCollector) -> _Dataset:
@@ -147,8 +144,9 @@ def _as_lists(splits: Mapping[str, str | list[str] | None]) -> dict[str, Sequenc
     return {name: [value] if isinstance(value, str) else value for name, value in splits.items() if value}
 
 
-def _read_split(dataset: _Dataset, entries: Sequence[str], findings: FindingCollector) -> DetectionData:
+def _read_split(dataset: _Dataset, entries: Sequence[str], known: Sequence[DataFinding]) -> DetectionData:
     file = dataset.file
+    findings = FindingCollector(file, known)
     _require_inside(file, file, dataset.base)
     if dataset.num_classes not in {None, len(dataset.names)}:
         what = f"{file}: {dataset.num_classes}, but there are {len(dataset.names)} names"
