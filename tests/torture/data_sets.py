@@ -97,7 +97,13 @@ def settings(path: Path, folder: Path, **values: Any) -> RunSettings:
         {
             "recipe": "detr_r50",
             "model": MODEL,
-            "data": {"train": str(path), "image_size": 32, "workers": 0, **values.pop("data", {})},
+            "data": {
+                "train": str(path),
+                "val": "none",
+                "image_size": 32,
+                "workers": 0,
+                **values.pop("data", {}),
+            },
             "train": {"epochs": 1, "batch_size": 4, **values},
             "output": str(folder / "run"),
         }
