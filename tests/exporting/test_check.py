@@ -97,7 +97,8 @@ def test_a_file_that_differs_is_not_kept(
         path.write_bytes(b"wrong")
         return engine(detector, boxes=0.01)
 
-    monkeypatch.setattr(write, "trace", lambda detector: None)
+    program = torch.export.export(torch.nn.Identity(), (torch.zeros(1),))
+    monkeypatch.setattr(write, "trace", lambda detector: program)
     monkeypatch.setattr(write, "write_model", write_wrong)
     (tmp_path / "model.onnx").write_bytes(b"as it was")
     with pytest.raises(ExportError):
