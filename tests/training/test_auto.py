@@ -18,6 +18,7 @@ from querybox.structures import Category
 from querybox.training import RunSettings, train
 from querybox.training.auto import choose, is_auto
 from querybox.training.machine import Machine
+from querybox.training.start import default_folder
 
 LAPTOP = Machine(device="cpu", memory=8 << 30, cores=2)
 GPU = Machine(device="cuda", memory=64 << 30, cores=16)
@@ -234,3 +235,10 @@ def test_the_folder_is_named_after_the_dataset(
     assert (first, second) == (tmp_path / "runs" / "boxes", tmp_path / "runs" / "boxes-2")
     resumed = train(RunSettings.parse({**run, "train": {"epochs": 2}}), resume=True)
     assert resumed.run_dir == second
+
+
+def test_a_folder_whose_name_has_a_dot_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "raccoon.v1i.voc").mkdir()
+    (tmp_path / "raccoon.v1i.voc" / "data.yaml").touch()
+    for dataset in (tmp_path / "raccoon.v1i.voc", tmp_path / "raccoon.v1i.voc" / "data.yaml"):
+        assert default_folder(dataset, resume=False) == Path("runs", "raccoon.v1i.voc")

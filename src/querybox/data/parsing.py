@@ -206,15 +206,23 @@ def read_xml(file: Path) -> Element:
     Raises:
         DataError: The file cannot be read, is not well-formed, or declares a document type or entities.
     """
-    content = read_bounded(file)
+    return parse_xml(read_bounded(file), str(file))
+
+
+def parse_xml(content: bytes | str, where: str) -> Element:
+    """Return the root element of an XML text.
+
+    Raises:
+        DataError: It is not well-formed, or declares a document type or entities.
+    """
     try:
         root: Element = fromstring(content, forbid_dtd=True)
     except ParseError as error:
-        raise DataError(f"{file}: is not well-formed XML: {error}") from None
+        raise DataError(f"{where}: is not well-formed XML: {error}") from None
     except DefusedXmlException:
         raise DataError(
-            f"{file}: declares a document type or entities, which are not allowed; remove them"
+            f"{where}: declares a document type or entities, which are not allowed; remove them"
         ) from None
     except (ValueError, LookupError) as error:  # unknown or multi-byte encodings
-        raise DataError(f"{file}: cannot be read as XML: {error}") from None
+        raise DataError(f"{where}: cannot be read as XML: {error}") from None
     return root

@@ -110,8 +110,11 @@ class DeformableDETR(Recipe):
         """Build the queries."""
         if not self.two_stage:
             return PointQueries(self.queries, self.width)
-        proposals = Proposals(self.width, SigmoidClassHead(self.width, classes), DeltaHead(self.width))
-        return ProposedQueries(proposals, self.queries, self.width)
+        return ProposedQueries(self.build_proposals(classes), self.queries, self.width)
+
+    def build_proposals(self, classes: int) -> Proposals:
+        """Build the proposals that queries are selected from."""
+        return Proposals(self.width, SigmoidClassHead(self.width, classes), DeltaHead(self.width))
 
     def build_decoder(self, classes: int) -> ReferenceDecoder:
         """Build the decoder; with `refine`, every layer has its own heads."""

@@ -20,7 +20,7 @@ from querybox.modules.decoder import DeformableDecoderLayer, LookForwardTwice, R
 from querybox.modules.denoising import Denoising
 from querybox.modules.heads import DeltaHead, SigmoidClassHead
 from querybox.modules.position import SinePosition
-from querybox.modules.queries import MixedQueries, Proposals, RankByScore, RankPeaksFirst
+from querybox.modules.queries import MixedQueries, RankByScore, RankPeaksFirst
 
 
 class DINO(DeformableDETR):
@@ -64,10 +64,13 @@ class DINO(DeformableDETR):
 
     def build_queries(self, classes: int) -> nn.Module:
         """Build the queries: references from proposals, learned content."""
-        proposals = Proposals(self.width, SigmoidClassHead(self.width, classes), DeltaHead(self.width))
         return MixedQueries(
-            proposals, self.queries, self.width, ranking=RankPeaksFirst() if self.distinct else RankByScore()
+            self.build_proposals(classes), self.queries, self.width, ranking=self.build_ranking()
         )
+
+    def build_ranking(self) -> RankPeaksFirst | RankByScore:
+        """Build the ranking of the proposals."""
+        return RankPeaksFirst() if self.distinct else RankByScore()
 
     def build_decoder(self, classes: int) -> ReferenceDecoder:
         """Build the decoder, which computes the positions of queries from their references."""

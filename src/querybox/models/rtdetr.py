@@ -27,7 +27,7 @@ from querybox.modules.heads import DeltaHead, SigmoidClassHead
 from querybox.modules.hybrid import HybridEncoder
 from querybox.modules.neck import InputProjection
 from querybox.modules.position import BoxPosition, CellPositionEncoding
-from querybox.modules.queries import Proposals, RankByScore, RankPeaksFirst, TokenQueries
+from querybox.modules.queries import TokenQueries
 from querybox.structures import Preprocessing
 
 VD = {name: f"{name.partition('.')[0]}d.ra2_in1k" for name in RESNETS.values()}
@@ -154,11 +154,9 @@ class RTDETR(DINO):
 
     def build_queries(self, classes: int) -> nn.Module:
         """Build the queries: references and content from proposals."""
-        proposals = Proposals(self.width, SigmoidClassHead(self.width, classes), DeltaHead(self.width))
+        proposals = self.build_proposals(classes)
         nn.init.xavier_uniform_(proposals.projection.weight)
-        return TokenQueries(
-            proposals, self.queries, ranking=RankPeaksFirst() if self.distinct else RankByScore()
-        )
+        return TokenQueries(proposals, self.queries, ranking=self.build_ranking())
 
     def build_decoder(self, classes: int) -> ReferenceDecoder:
         """Build the decoder, which computes the positions of queries from the coordinates of their references."""

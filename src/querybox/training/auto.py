@@ -39,9 +39,8 @@ SHORT_RUN = 1200
 """Seconds of a short run."""
 SCALES = (0.8, 0.9, 1.0)
 """Short sides of training images, relative to the chosen one."""
-BATCH_SIZES = {"cpu": 4}
-"""Images per update by device, and on other devices, which compute a few images as fast as one:"""
-BATCH_SIZE = 16
+CPU_BATCH_SIZE, BATCH_SIZE = 4, 16
+"""Images per update on a CPU, and on other devices, which compute a few images as fast as one."""
 IMAGES_SEEN = 24_000
 """Images that a run without a time limit is trained on, counting repetitions, in `MIN_EPOCHS` to `MAX_EPOCHS`."""
 MIN_EPOCHS, MAX_EPOCHS = 12, 150
@@ -217,7 +216,8 @@ def choose_schedule(facts: Facts, machine: Machine, settings: RunSettings) -> di
         batch_size = settings.train.batch_size
     else:
         parts = machine.processes * settings.train.accumulate
-        batch_size = parts * math.ceil(BATCH_SIZES.get(machine.device, BATCH_SIZE) / parts)
+        size = CPU_BATCH_SIZE if machine.device == "cpu" else BATCH_SIZE
+        batch_size = parts * math.ceil(size / parts)
     epochs = min(MAX_EPOCHS, max(MIN_EPOCHS, round(IMAGES_SEEN / max(1, facts.images))))
     steps_per_epoch = max(1, facts.images // batch_size)
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from itertools import count
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +45,12 @@ def locate(settings: RunSettings, *, resume: bool) -> RunSettings:
 
 def default_folder(dataset: Path, *, resume: bool) -> Path:
     """Return ``runs/NAME``, ``runs/NAME-2`` etc.: the first that does not exist, or the last that does to resume it."""
-    name = (dataset.parent if dataset.suffix else dataset).name or "run"
-    existing = None
-    for number in count(1):
-        folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
-        if not folder.exists():
-            return existing if resume and existing is not None else folder
-        existing = folder
-    raise AssertionError
+    name = (dataset.parent if dataset.is_file() else dataset).name or "run"
+    numbered = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in count(1))
+    existing = list(takewhile(Path.exists, numbered))
+    if resume and existing:
+        return existing[-1]
+    return Path("runs") / (f"{name}-{len(existing) + 1}" if existing else name)
 
 
 def resolve(settings: RunSettings) -> RunSettings:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from querybox.data.findings import FindingCollector
 from querybox.data.image import MAX_PIXELS
+from querybox.data.parsing import validation_problem
 from querybox.data.text import decode
 from querybox.errors import DataError
 
@@ -95,10 +95,8 @@ def parse_coco(file: Path, findings: FindingCollector) -> CocoFile:
     try:
         content = _FILE.validate_json(written)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        place = re.sub(r"\.(\d+)", r"[\1]", ".".join(str(part) for part in first["loc"]))
         raise DataError(
-            f"{file}: {place + ': ' if place else ''}{first['msg']}; expected COCO JSON, an object with 'images', "
+            f"{file}: {validation_problem(error)}; expected COCO JSON, an object with 'images', "
             f"'annotations' and 'categories' ({error.error_count()} validation errors)"
         ) from None
     _check_ids(content, findings)

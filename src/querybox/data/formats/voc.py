@@ -13,6 +13,7 @@ from pathlib import Path, PureWindowsPath
 from querybox.data.findings import FindingCollector
 from querybox.data.formats.voc_xml import Annotation, parse_voc
 from querybox.data.image import SUFFIXES
+from querybox.data.layout import split_folder
 from querybox.data.locate import ImageLocator, find_files, list_files
 from querybox.data.records import (
     DetectionData,
@@ -52,7 +53,7 @@ def voc_splits(path: Path) -> dict[str, Reader]:
         return {}
     if lists := _lists(root):
         return by_split({name: partial(read_voc, root, path, lists=found) for name, found in lists.items()})
-    folders = sorted({split for file in files if (split := _split_folder(file, root))})
+    folders = sorted({split for file in files if (split := split_folder(file.parent, root))})
     if not folders:
         return {"all": partial(read_voc, root, path)}
     return by_split({name: partial(read_voc, root, path, folder=name) for name in folders})
@@ -89,7 +90,7 @@ def read_voc(
     if lists:
         chosen = _listed_files(lists, list(parsed), root, findings)
     else:
-        chosen = [file for file in parsed if folder is None or _split_folder(file, root) == folder]
+        chosen = [file for file in parsed if folder is None or split_folder(file.parent, root) == folder]
     locator = ImageLocator(root, [root / name for name in _IMAGE_FOLDERS])
     reader = _RecordReader(root, locator, {name: label for label, name in enumerate(names)}, findings)
     reader.note_others(parsed.values(), folder)
@@ -123,11 +124,6 @@ def _lists(root: Path) -> dict[str, list[Path]]:
         is_split = last == "trainval" or split_name(last) in SPLITS
         lists[last if is_split else file.stem].append(file)
     return dict(lists)
-
-
-def _split_folder(file: Path, root: Path) -> str | None:
-    """Return the first folder with the name of a split on the way from `root` to `file`."""
-    return next((part for part in file.relative_to(root).parts[:-1] if split_name(part) in SPLITS), None)
 
 
 def _listed_files(
@@ -203,10 +199,13 @@ class _RecordReader:
         stems = set()
         for annotation in annotations:
             stems |= {annotation.file.stem, PureWindowsPath(annotation.file_name).stem}
-            if folder is not None and _split_folder(annotation.file, self.root) is None:
+            if folder is not None and split_folder(annotation.file.parent, self.root) is None:
                 self.findings.add("unread_file", f"{annotation.file}: is in no folder of a split")
         for path in self.locator.others(used=()):
-            if Path(path).stem not in stems and _split_folder(self.root / path, self.root) in {None, folder}:
+            if Path(path).stem not in stems and split_folder((self.root / path).parent, self.root) in {
+                None,
+                folder,
+            }:
                 self.findings.add("unlabeled_image", str(self.root / path))
 
     def _image(self, annotation: Annotation) -> Path:

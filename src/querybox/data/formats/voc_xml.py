@@ -7,15 +7,13 @@ import math
 import re
 from pathlib import Path
 from typing import NamedTuple
-from xml.etree.ElementTree import Element, ParseError
+from xml.etree.ElementTree import Element
 
 import numpy as np
-from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import fromstring
 from jaxtyping import Float64
 
 from querybox.data.findings import FindingCollector
-from querybox.data.image import MAX_PIXELS
+from querybox.data.parsing import parse_xml, stated_size
 from querybox.data.text import decode
 from querybox.errors import DataError
 
@@ -44,23 +42,18 @@ def parse_voc(file: Path, findings: FindingCollector) -> Annotation | None:
         The content, without objects if they are malformed; None if this is another kind of XML.
     """
     try:
-        root: Element = fromstring(_read(file, findings), forbid_dtd=True)
+        root = parse_xml(_read(file, findings), str(file))
         if root.tag != "annotation":
             findings.add("unread_file", f"{file}: its root is <{root.tag}>; expected <annotation>")
             return None
         objects = list(enumerate(root.findall("object"), start=1))
-        height, width = _pixels(root.findtext("size/height")), _pixels(root.findtext("size/width"))
         return Annotation(
             file=file,
             file_name=(root.findtext("filename") or "").strip(),
-            size=(height, width) if height and width else None,
+            size=stated_size(root.findtext("size/height"), root.findtext("size/width")),
             names=[_name(file, number, item) for number, item in objects],
             boxes_xyxy=_array([_box(file, number, item, findings) for number, item in objects]),
         )
-    except ParseError as error:
-        problem = f"{file}: is not well-formed XML: {error}"
-    except DefusedXmlException:
-        problem = f"{file}: declares a document type or entities, which are not allowed; remove them"
     except DataError as error:
         problem = str(error)
     except (OSError, ValueError, LookupError) as error:  # unreadable; unknown encodings
@@ -117,12 +110,3 @@ def _bounds_of_rotated(cx: float, cy: float, width: float, height: float, angle:
     cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
     half_width, half_height = (width * cos + height * sin) / 2, (width * sin + height * cos) / 2
     return [cx - half_width, cy - half_height, cx + half_width, cy + half_height]
-
-
-def _pixels(text: str | None) -> int | None:
-    """Return a side of the image; None if it is invalid, because some tools write 0 or nothing."""
-    try:
-        side = int(float(text or 0))
-    except (ValueError, OverflowError):
-        return None
-    return side if 0 < side <= MAX_PIXELS else None

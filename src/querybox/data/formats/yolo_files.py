@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from querybox.data.findings import DataFinding, FindingCollector
 from querybox.data.formats.yolo_labels import Names, label_folder_of, read_yolo
 from querybox.data.locate import ImageLocator, image_files
+from querybox.data.parsing import validation_problem
 from querybox.data.records import DetectionData
 from querybox.data.splits import Reader
 from querybox.data.text import decode, read_lines
@@ -87,9 +88,7 @@ def _read_yaml(file: Path, findings: FindingCollector) -> _Dataset:
         text = decode(file.read_bytes(), file, findings)
         content = _DataFile.model_validate(yaml.load(text, Loader))  # noqa: S506 - a safe loader
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        problem = f"{place}: {first['msg']}" if place else first["msg"]
+        problem = validation_problem(error)
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         problem = " ".join(str(error).split())
     else:
