@@ -59,6 +59,7 @@ def test_a_time_limit_that_ends_the_run_hides_the_last_epoch(monkeypatch: pytest
     lines = show(terminal=False, max_time=10).splitlines()
     assert lines[0].startswith("epoch 1  step 3  loss")
     assert lines[0].endswith("4s left")
+    assert lines[1] == "epoch 1  loss 5.000  after 6s"
 
 
 def display_of(**settings: Any) -> Display:

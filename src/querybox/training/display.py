@@ -120,7 +120,9 @@ class Display:
         self.shown_at = time.perf_counter()
         shown = f"{self.metrics}{best}" if metrics else ""
         spent = format_duration(progress.seconds)
-        self.print_line(f"epoch {progress.epoch + 1}/{self.epochs}  loss {loss:.3f}{shown}  after {spent}")
+        limited = self.is_limited(progress, self.seconds_left(progress, self.shown_at))
+        epochs = "" if limited else f"/{self.epochs}"
+        self.print_line(f"epoch {progress.epoch + 1}{epochs}  loss {loss:.3f}{shown}  after {spent}")
 
     def seconds_left(self, progress: Progress, now: float) -> float | None:
         """Estimate the remaining time at the time `now`, until the last epoch or the time limit; None if unknown."""
@@ -138,10 +140,14 @@ class Display:
 
     def describe(self, progress: Progress, left: float | None) -> str:
         """Return the position in the run and the best AP; the last epoch and step only if the run will reach them."""
-        limited = self.max_time is not None and left is not None and left >= self.max_time - progress.seconds
+        limited = self.is_limited(progress, left)
         epochs, steps = ("", "") if limited else (f"/{self.epochs}", f"/{self.total}")
         best = "" if progress.best is None else f"  best AP {progress.best:.3f}"
         return f"epoch {progress.epoch + 1}{epochs}  step {progress.step}{steps}{best}"
+
+    def is_limited(self, progress: Progress, left: float | None) -> bool:
+        """Return whether the time limit ends the run before its last epoch, given the remaining seconds."""
+        return self.max_time is not None and left is not None and left >= self.max_time - progress.seconds
 
     def announce(self, progress: Progress, left: float | None) -> None:
         """Print once, after the first steps, how long the run will take, unless it is short or has a time limit."""
