@@ -24,6 +24,7 @@ OURS = {
     "detr_small": "querybox DETR",
     "deformable_detr_small": "querybox Deformable DETR",
     "dino_small": "querybox DINO",
+    "rtdetr_small": "querybox RT-DETR",
 }
 """Titles by the names of the run files in this folder."""
 

@@ -29,7 +29,7 @@ def test_recipes_are_listed_by_purpose(run: Any) -> None:
     order = [line[0] if line[0] in RECIPES else " ".join(line) for line in words if line]
     start = order.index("Recipes for few images, or a CPU")
     assert [line for line in order[start:] if line in RECIPES or line.startswith("Recipes")] == [
-        "Recipes for few images, or a CPU", "detr_small", "deformable_detr_small", "dino_small",
+        "Recipes for few images, or a CPU", "detr_small", "deformable_detr_small", "dino_small", "rtdetr_small",
         "Recipes for real-time detection, trained with a GPU", "rtdetr_r18", "rtdetr_r34", "rtdetr_r50_m",
         "Recipes for the highest AP on COCO, with a GPU", "dino_r50", "rtdetr_r50", "rtdetr_r101",
         "Recipes for reproducing papers",

@@ -73,6 +73,7 @@ def detector(trained: Change) -> Detector:
         ("dino_small", {"backbone": "test_efficientnet", "frozen_stride": 0}),
         ("rtdetr_r18", {"backbone": "resnet18d", "encoder_width": 16}),
         ("rtdetr_r50", {"encoder_width": 48, "inference_layers": 1, "distinct": True}),
+        ("rtdetr_small", {"backbone": "test_efficientnet", "frozen_stride": 0}),
     ],
     ids=str,
 )

@@ -75,11 +75,11 @@ def test_a_recipe_is_trained_as_published_unless_it_is_for_few_images(recipe: st
         "dino_r50": DINO,
         "conditional_detr_r50": CONDITIONAL,
         "conditional_detr_r50_dc5": CONDITIONAL,
-        **dict.fromkeys((name for name in RECIPES if name.startswith("rtdetr")), RTDETR),
+        **dict.fromkeys((name for name in RECIPES if name.startswith("rtdetr_r")), RTDETR),
     }
     resolved = resolve(RunSettings.parse({"recipe": recipe, "data": {"train": "x"}}))
     assert resolved.train == TrainSettings(**published.get(recipe, {}))
-    square = {"image_size": 640, "stretch": True} if recipe.startswith("rtdetr") else {}
+    square = {"image_size": 640, "stretch": True} if recipe.startswith("rtdetr_r") else {}
     assert resolved.data == DataSettings(train="x", **square)
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "ConditionalDETR",
     "DeformableDETR",
     "Recipe",
+    "data_defaults",
     "find",
     "is_small",
     "parse",
@@ -81,9 +82,20 @@ RECIPES: dict[str, Recipe] = {
         backbone="resnet101d.ra2_in1k", encoder_width=384, encoder_feedforward=2048
     ),
     "dino_small": DINO().replace(**SMALL_PYRAMID, denoising=30, distinct=True, varifocal=True),
+    "rtdetr_small": RTDETR_R50.replace(
+        **SMALL_PYRAMID,
+        encoder_width=128,
+        encoder_feedforward=512,
+        expansion=0.5,
+        fusion_blocks=1,
+        normalize=True,
+        denoising=30,
+        distinct=True,
+        class_cost=6.0,
+    ),
 }
 """All recipes by name: published models, DETR with a ResNet-18, and small models for few images and CPUs."""
-SMALL_RECIPES = ("detr_small", "deformable_detr_small", "dino_small")
+SMALL_RECIPES = ("detr_small", "deformable_detr_small", "dino_small", "rtdetr_small")
 """Recipes for few images, which have no published training schedule: it is chosen from the data."""
 
 
@@ -138,3 +150,13 @@ def training_defaults(recipe: Recipe, name: str | None = None) -> dict[str, Any]
         name: Its name in `RECIPES`; None if it has none.
     """
     return dict(DETR.training if name in SMALL_RECIPES else recipe.training)
+
+
+def data_defaults(recipe: Recipe, name: str | None = None) -> dict[str, Any]:
+    """Return the default data settings of a recipe that differ from those of `DataSettings`.
+
+    Args:
+        recipe: The recipe.
+        name: Its name in `RECIPES`; None if it has none.
+    """
+    return dict(DETR.data if name in SMALL_RECIPES else recipe.data)

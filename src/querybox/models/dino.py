@@ -20,7 +20,7 @@ from querybox.modules.decoder import DeformableDecoderLayer, LookForwardTwice, R
 from querybox.modules.denoising import Denoising
 from querybox.modules.heads import DeltaHead, SigmoidClassHead
 from querybox.modules.position import SinePosition
-from querybox.modules.queries import MixedQueries, RankByScore, RankPeaksFirst
+from querybox.modules.queries import MixedQueries, RankByScore, RankPeaksFirst, TokenQueries
 
 
 class DINO(DeformableDETR):
@@ -36,6 +36,7 @@ class DINO(DeformableDETR):
         "box_noise",
         "distinct",
         "varifocal",
+        "class_cost",
     }
 
     kind: Literal["dino"] = "dino"  # type: ignore[assignment]
@@ -56,17 +57,22 @@ class DINO(DeformableDETR):
     """Select local maxima as proposals, and let queries attend only to queries of higher rank, because a decoder cannot
     learn from few images which of several queries on one object should detect it; see `RankPeaksFirst`."""
     varifocal: bool = False
-    """Use varifocal loss, with the IoU of the box as the target score of a matched query, and give the class cost more
-    weight in matching."""
+    """Use varifocal loss, with the IoU of the box as the target score of a matched query."""
+    class_cost: Annotated[float, Field(ge=0)] | None = None
+    """Weight of the class cost in matching; null for 2, or 6 with `varifocal`, so that the same query stays matched."""
+    token_content: bool = False
+    """Use the tokens of the selected proposals as the content of queries, as RT-DETR does, rather than learned
+    content."""
 
     temperature: ClassVar[float] = 20.0
     offset: ClassVar[float] = 0.0
 
     def build_queries(self, classes: int) -> nn.Module:
-        """Build the queries: references from proposals, learned content."""
-        return MixedQueries(
-            self.build_proposals(classes), self.queries, self.width, ranking=self.build_ranking()
-        )
+        """Build the queries: references from proposals, learned content or that of their tokens."""
+        proposals, ranking = self.build_proposals(classes), self.build_ranking()
+        if self.token_content:
+            return TokenQueries(proposals, self.queries, ranking=ranking)
+        return MixedQueries(proposals, self.queries, self.width, ranking=ranking)
 
     def build_ranking(self) -> RankPeaksFirst | RankByScore:
         """Build the ranking of the proposals."""
@@ -93,8 +99,10 @@ class DINO(DeformableDETR):
 
     def criterion(self) -> Criterion:
         """Return the criterion; the weight of the class loss is half that of the class cost or less."""
+        default = 6.0 if self.varifocal else 2.0
+        class_cost = default if self.class_cost is None else self.class_cost
         return Criterion(
-            HungarianMatcher(6.0 if self.varifocal else 2.0, 5.0, 2.0, classification=FocalLoss()),
+            HungarianMatcher(class_cost, 5.0, 2.0, classification=FocalLoss()),
             classification=VarifocalLoss() if self.varifocal else FocalLoss(),
             class_weight=1.0,
         )
@@ -111,8 +119,8 @@ class DINO(DeformableDETR):
 
     @property
     def rows_by_query(self) -> tuple[str, ...]:
-        """Tensors with one row per query: the content."""
-        return ("queries.content",)
+        """Tensors with one row per query: the content, if it is learned."""
+        return () if self.token_content else ("queries.content",)
 
     @classmethod
     def infer_specific(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
@@ -129,4 +137,5 @@ class DINO(DeformableDETR):
 
     def unsupported_settings(self, layout: Layout) -> list[str]:
         """Return the names of settings whose values the layout's system does not support."""
-        return [*super().unsupported_settings(layout), *(["distinct"] if self.distinct else [])]
+        own = [name for name in ("distinct", "token_content") if getattr(self, name)]
+        return [*super().unsupported_settings(layout), *own]

@@ -27,7 +27,7 @@ from querybox.modules.heads import DeltaHead, SigmoidClassHead
 from querybox.modules.hybrid import HybridEncoder
 from querybox.modules.neck import InputProjection
 from querybox.modules.position import BoxPosition, CellPositionEncoding
-from querybox.modules.queries import TokenQueries
+from querybox.modules.queries import Proposals
 from querybox.structures import Preprocessing
 
 VD = {name: f"{name.partition('.')[0]}d.ra2_in1k" for name in RESNETS.values()}
@@ -95,6 +95,13 @@ class RTDETR(DINO):
     share_heads: bool = False
     varifocal: bool = True
     """Use varifocal loss, with the IoU of the box as the target score of a matched query."""
+    class_cost: Annotated[float, Field(ge=0)] = 2.0
+    """Weight of the class cost in matching."""
+    token_content: bool = True
+    """Use the tokens of the selected proposals as the content of queries."""
+    normalize: bool = False
+    """Normalise images with the mean and standard deviation of the backbone's ImageNet weights; otherwise values are
+    scaled to 0-1."""
 
     def build_backbone(self, strides: tuple[int, ...], *, dilation: bool = False) -> Backbone:
         """Build the backbone; see `Recipe.build_backbone`."""
@@ -125,9 +132,12 @@ class RTDETR(DINO):
                     f"setting '{name}' is {width}, expected a multiple of 'heads', {self.heads}"
                 )
 
-    def preprocessing(self, backbone: Backbone) -> Preprocessing:  # noqa: ARG002 - used by other kinds
-        """Return the image preprocessing of a new model, whatever the backbone was trained with."""
-        return dataclasses.replace(PREPROCESSING, clip_boxes=True)
+    def preprocessing(self, backbone: Backbone) -> Preprocessing:
+        """Return the image preprocessing of a new model."""
+        mean, std = (
+            (backbone.mean, backbone.std) if self.normalize else (PREPROCESSING.mean, PREPROCESSING.std)
+        )
+        return dataclasses.replace(PREPROCESSING, mean=mean, std=std, clip_boxes=True)
 
     def build_neck(self, channels: list[int]) -> nn.Module:
         """Build the neck, for feature maps with these channels."""
@@ -152,11 +162,11 @@ class RTDETR(DINO):
             blocks=self.fusion_blocks,
         )
 
-    def build_queries(self, classes: int) -> nn.Module:
-        """Build the queries: references and content from proposals."""
-        proposals = self.build_proposals(classes)
+    def build_proposals(self, classes: int) -> Proposals:
+        """Build the proposals that queries are selected from."""
+        proposals = super().build_proposals(classes)
         nn.init.xavier_uniform_(proposals.projection.weight)
-        return TokenQueries(proposals, self.queries, ranking=self.build_ranking())
+        return proposals
 
     def build_decoder(self, classes: int) -> ReferenceDecoder:
         """Build the decoder, which computes the positions of queries from the coordinates of their references."""
@@ -174,15 +184,10 @@ class RTDETR(DINO):
     def criterion(self) -> Criterion:
         """Return the criterion."""
         return Criterion(
-            HungarianMatcher(2.0, 5.0, 2.0, classification=FocalLoss()),
+            HungarianMatcher(self.class_cost, 5.0, 2.0, classification=FocalLoss()),
             classification=DetachedVarifocalLoss() if self.varifocal else FocalLoss(),
             class_weight=1.0,
         )
-
-    @property
-    def rows_by_query(self) -> tuple[str, ...]:
-        """None, because queries are computed from the image."""
-        return ()
 
     @classmethod
     def infer_specific(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
@@ -304,6 +309,7 @@ class RTDETR(DINO):
             "fusion_blocks": FUSION_BLOCKS,
             "share_heads": False,
             "distinct": False,
+            "token_content": True,
         }
         if layout is HUGGINGFACE_RTDETR:
             supported["inference_layers"] = None

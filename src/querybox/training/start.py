@@ -13,7 +13,7 @@ from querybox.checkpoints.hub import fetch, is_hub_name
 from querybox.checkpoints.read import load_detector, read_checkpoint
 from querybox.data.settings import NO_VALIDATION, DataSettings
 from querybox.errors import ConfigError
-from querybox.models import Recipe, find, parse, training_defaults
+from querybox.models import Recipe, data_defaults, find, parse, training_defaults
 from querybox.modules.detector import DetectionTransformer
 from querybox.precision import resolve_precision
 from querybox.structures import Category
@@ -70,7 +70,8 @@ def resolve(settings: RunSettings) -> RunSettings:
     explicit = settings.train.model_dump(exclude_unset=True)
     train = TrainSettings.parse({**training_defaults(recipe, settings.recipe), **explicit}, where="train")
     train = train.replace(precision=resolve_precision(train.precision, training_device()))
-    data = DataSettings.parse({**recipe.data, **settings.data.model_dump(exclude_unset=True)}, where="data")
+    explicit = settings.data.model_dump(exclude_unset=True)
+    data = DataSettings.parse({**data_defaults(recipe, settings.recipe), **explicit}, where="data")
     return settings.replace(model=model, train=train.model_dump(), data=data.model_dump())
 
 
