@@ -1,6 +1,11 @@
 from __future__ import annotations
 
 import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +13,7 @@ from rich.console import Console
 
 from querybox.training import display as module
 from querybox.training.checkpoint import Progress
-from querybox.training.display import Display
+from querybox.training.display import Display, main_console
 from querybox.training.settings import TrainSettings
 
 LOSSES = {"loss_cls": 1.0, "loss_bbox": 2.0, "loss_iou": 0.5, "d0.loss_cls": 1.5}
@@ -112,3 +117,48 @@ def test_other_processes_show_nothing() -> None:
         display.step(Progress(step=1, epoch_sums={"images": 1.0, "seconds": 1.0}), LOSSES, lr=1e-4)
         display.evaluating(Progress(step=1))
         display.epoch(Progress(step=1), 1.0, {"AP": 0.1, "AP50": 0.2})
+
+
+@pytest.fixture(params=["pipe", "terminal", "full disk", "closed", "none"])
+def broken_stderr(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let stderr be a pipe that nobody reads, a terminal that is gone, a file on a full disk, closed or absent."""
+    if request.param == "none":
+        monkeypatch.setattr(sys, "stderr", None)
+        yield
+        return
+    if request.param in ("pipe", "terminal"):
+        reader, writer = os.pipe() if request.param == "pipe" else os.openpty()
+        os.close(reader)
+    else:
+        path = {"full disk": "/dev/full", "closed": os.devnull}[request.param]
+        if not Path(path).exists():
+            pytest.skip(f"there is no {path}")
+        writer = os.open(path, os.O_WRONLY)
+    with os.fdopen(writer, "w", buffering=1) as stream:
+        if request.param == "closed":
+            stream.close()
+        else:
+            with pytest.raises(OSError, match=r"Errno"):
+                print("", file=stream)
+        monkeypatch.setattr(sys, "stderr", stream)
+        yield
+        with suppress(OSError, ValueError):
+            stream.flush()
+        monkeypatch.undo()
+        with suppress(OSError):
+            stream.close()
+
+
+@pytest.mark.usefixtures("broken_stderr")
+def test_a_display_that_cannot_be_shown_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REFRESH_SECONDS", 0.0)
+    progress = Progress(step=3, epoch_sums={"images": 48.0, "seconds": 6.0}, best=0.2)
+    console = main_console()
+    for terminal in (False, True):
+        assert console is not None
+        console._force_terminal = terminal
+        with Display(console, TrainSettings(), steps_per_epoch=5) as display:
+            assert (display.bar is not None) == terminal
+            display.step(progress, LOSSES, lr=1e-4)
+            display.epoch(progress, 4.0, {"AP": 0.2, "AP50": 0.4})
+            display.print_line("the end")

@@ -19,7 +19,9 @@ def _default_handler() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("number", "ending"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+    ("number", "ending"),
+    [(signal.SIGINT, KeyboardInterrupt)]
+    + [(number, SystemExit) for number in interrupt.SIGNALS if number is not signal.SIGINT],
 )
 def test_the_first_signal_is_noted_and_handlers_are_put_back(
     number: signal.Signals, ending: type[BaseException]
@@ -67,3 +69,24 @@ def test_other_threads_note_nothing() -> None:
     thread.start()
     thread.join()
     assert seen == [None]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_nohup_lets_a_run_go_on() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as request:
+            signal.raise_signal(signal.SIGHUP)
+        assert request.signal is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [number for number in interrupt.SIGNALS if number is not signal.SIGINT])
+def test_the_exit_code_tells_the_signal(number: signal.Signals) -> None:
+    request = StopRequest()
+    request.signal = number
+    with pytest.raises(SystemExit) as caught:
+        request.reraise()
+    assert caught.value.code == 128 + number

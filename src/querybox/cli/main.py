@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import re
@@ -25,6 +24,7 @@ from querybox.cli.inspect import inspect
 from querybox.cli.predict import predict
 from querybox.cli.queries import queries
 from querybox.cli.split import split
+from querybox.cli.streams import CLOSED_OUTPUT, prepare_streams, stdout_error, write_stderr
 from querybox.cli.trace import trace
 from querybox.cli.train import setting_hint, train
 from querybox.cli.validate import validate
@@ -50,8 +50,8 @@ querybox export run --to onnx        # for other runtimes
 EPILOGUE = """`--debug` with any command: show the stack trace of an error.
 
 Exit codes: 0 success; 1 success, but there are problems in the data (validate, predict); 2 an error, with a one-line
-message that says how to fix it; 130 after Ctrl-C and 143 after SIGTERM, once training has written its checkpoint. If
-querybox shows a stack trace, this is a bug: please report it.
+message that says how to fix it; 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP, once training has written its
+checkpoint. If querybox shows a stack trace, this is a bug: please report it.
 """
 
 app = App(
@@ -90,10 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit code: 0 on success, 1 if there are problems in the data, 2 after an error that the user can fix, which is
-        printed to stderr in one line, or 130 after Ctrl-C.
+        printed to stderr in one line, 130 after Ctrl-C, or 141 if the reader of standard output has gone.
 
     Raises:
-        SystemExit: SIGTERM stopped training; the code is 143.
+        SystemExit: SIGTERM or SIGHUP stopped training; the code is 143 or 129.
     """
     prepare_platform()
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -108,19 +108,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except QueryboxError as error:
         return fail(f"{type(error).__name__}: {quote_paths(str(error), words)}", debug)
     except OSError as error:
+        if (broken := stdout_error()) is not None:
+            return fail_to_print(broken, debug)
         message = f"{error.filename or 'system'}: {error.strerror or error}"
         return fail(f"{quote_paths(message, words)}; check the path, its permissions and the disk", debug)
     except KeyboardInterrupt:
         return fail("interrupted", debug, code=130)
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # raised by rich
+            return CLOSED_OUTPUT
+        raise
+    if (broken := stdout_error()) is not None:
+        return fail_to_print(broken, debug)
     return code or 0
 
 
 def prepare_platform() -> None:
     """Make output and devices robust on every system, before PyTorch is imported."""
-    if isinstance(
-        sys.stdout, io.TextIOWrapper
-    ):  # with the encoding of Windows, a class name could not be printed
-        sys.stdout.reconfigure(errors="backslashreplace")
+    prepare_streams()
     if sys.platform == "darwin":  # for operators that the GPU does not have in this version of PyTorch
         os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
@@ -128,9 +133,16 @@ def prepare_platform() -> None:
 def fail(message: str, debug: bool, code: int = 2) -> int:
     """Print an error message in one line, after the stack trace if `debug`, and return the exit code."""
     if debug:
-        traceback.print_exc()
-    sys.stderr.write(" ".join(message.split()) + "\n")
+        write_stderr(traceback.format_exc())
+    write_stderr(" ".join(message.split()) + "\n")
     return code
+
+
+def fail_to_print(error: OSError, debug: bool) -> int:
+    """Return the exit code for an error of standard output; one line names it, unless its reader has gone."""
+    if isinstance(error, BrokenPipeError):
+        return CLOSED_OUTPUT
+    return fail(f"standard output: {error.strerror or error}; write it to another place", debug)
 
 
 def quote_paths(message: str, words: Sequence[str]) -> str:
@@ -169,7 +181,7 @@ class StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a message."""
-        sys.stderr.write(f"{self.format(record)}\n")
+        write_stderr(f"{self.format(record)}\n")
 
 
 @contextmanager

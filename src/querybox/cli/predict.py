@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from querybox.cli.streams import write_stderr
 from querybox.errors import ConfigError
 from querybox.precision import Precision
 
@@ -117,7 +117,7 @@ def summarise(
 ) -> int:
     """Print the number of detections and the unreadable files; return the exit code."""
     for error in unreadable:
-        sys.stderr.write(f"ImageError: {error}\n")
+        write_stderr(f"ImageError: {error}\n")
     skipped = f", {len(unreadable)} of {len(files)} files could not be read" if unreadable else ""
     print(f"Found {tally['objects']} objects in {tally['images']} images{skipped}. Results are in {output}")
     return UNREADABLE_FILES if unreadable else 0

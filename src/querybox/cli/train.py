@@ -64,12 +64,13 @@ def train(
 
     from accelerate import PartialState
 
+    from querybox.cli.streams import print_summary
     from querybox.training import train as run
 
     result = run(settings, resume=resume)
     if PartialState().is_main_process:
         numbers = [f"{name} {result.metrics[name]:.3f}" for name in ("AP", "AP50") if name in result.metrics]
-        print(f"Results are in {result.run_dir}" + (f" ({', '.join(numbers)})" if numbers else ""))
+        print_summary(f"Results are in {result.run_dir}" + (f" ({', '.join(numbers)})" if numbers else ""))
 
 
 def read_settings(target: str | None, overrides: Sequence[str], options: Mapping[str, Any]) -> RunSettings:

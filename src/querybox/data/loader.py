@@ -202,8 +202,10 @@ def train_loader(
 def start_worker(worker: int) -> None:  # noqa: ARG001 - passed by the DataLoader
     """Initialise a worker process: one thread, and signals are handled by the training process alone."""
     torch.set_num_threads(1)
-    # Ctrl-C reaches every process of a terminal; the training process handles it and stops its workers.
+    # Ctrl-C and SIGHUP reach every process of a terminal; the training process handles them and stops its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

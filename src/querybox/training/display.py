@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO, cast
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, TextColumn
@@ -168,9 +171,49 @@ class Display:
         print_lines(self.console, line)
 
 
+class TolerantStream:
+    """Writes to a stream and ignores its errors.
+
+    A closed pipe, a terminal that is gone or a full disk that holds the log must not end a run.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        """Write to `stream`; nowhere if it is None, as `sys.stderr` is in a process without one."""
+        self.stream = stream
+        self.encoding = getattr(stream, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        """Write `text` as far as possible."""
+        if self.stream is not None:
+            with suppress(OSError, ValueError):  # ValueError: the stream was closed
+                self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream as far as possible."""
+        if self.stream is not None:
+            with suppress(OSError, ValueError):
+                self.stream.flush()
+
+    def isatty(self) -> bool:
+        """Return whether the stream is a terminal."""
+        return self.stream is not None and not self.stream.closed and self.stream.isatty()
+
+    def fileno(self) -> int:
+        """Return the file descriptor of the stream."""
+        if self.stream is None:
+            raise io.UnsupportedOperation("fileno")
+        return self.stream.fileno()
+
+
+def open_console() -> Console:
+    """Return a console for stderr, whose errors are ignored."""
+    return Console(file=cast("TextIO", TolerantStream(sys.stderr)))
+
+
 def main_console() -> Console | None:
     """Return a console for stderr in the main process, None in the others, before the processes are connected."""
-    return Console(stderr=True) if os.environ.get("RANK", "0") == "0" else None
+    return open_console() if os.environ.get("RANK", "0") == "0" else None
 
 
 def print_lines(console: Console | None, *lines: str) -> None:

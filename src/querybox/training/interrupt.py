@@ -1,4 +1,4 @@
-"""Handle Ctrl-C and SIGTERM between training steps."""
+"""Handle Ctrl-C, SIGTERM and SIGHUP between training steps."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from typing import Self
 
 DUPLICATE_SECONDS = 2.0
 """Signals within this time of the first are the same request, because launchers forward what the terminal sends."""
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)  # no SIGHUP on Windows
 
 
 class StopRequest:
-    """Context manager that records the first SIGINT or SIGTERM in `signal`; a second one has its usual effect.
+    """Context manager that records the first of `SIGNALS` in `signal`; a second one has its usual effect.
 
-    Signals can only be handled in the main thread; in others this does nothing.
+    A signal that is ignored stays ignored, as SIGHUP is under nohup. Signals can only be handled in the main thread; in
+    others this does nothing.
     """
 
     def __init__(self) -> None:
@@ -25,8 +29,9 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._record)
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(
@@ -39,11 +44,11 @@ class StopRequest:
 
         Raises:
             KeyboardInterrupt: The signal was Ctrl-C.
-            SystemExit: The signal was SIGTERM; the exit code is 143, as shells expect.
+            SystemExit: The signal was another one; the exit code is 128 plus its number, as shells expect.
         """
         if self.signal is signal.SIGINT:
             raise KeyboardInterrupt
-        raise SystemExit(128 + signal.SIGTERM)
+        raise SystemExit(128 + (self.signal or signal.SIGTERM))
 
     def _record(self, number: int, _frame: FrameType | None) -> None:
         if self.signal is None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from querybox.checkpoints.find import BEST, LAST
 from querybox.data import DetectionData, train_loader
@@ -20,7 +19,7 @@ from querybox.report import write_report
 from querybox.training.auto import choose, is_auto, with_choices_of_run
 from querybox.training.checkpoint import RunCheckpoint
 from querybox.training.data import Splits, check_splits, read_splits
-from querybox.training.display import Display, main_console, print_lines
+from querybox.training.display import Display, main_console, open_console, print_lines
 from querybox.training.environment import write_environment
 from querybox.training.folder import check_folder, prepare_folder
 from querybox.training.interrupt import StopRequest
@@ -80,13 +79,13 @@ def train(target: RunSettings | str | Path, *, resume: bool = False, **overrides
         ProcessError: Another training process exited or does not respond.
         WorkerError: A process that loads images exited.
         KeyboardInterrupt: Ctrl-C was pressed.
-        SystemExit: SIGTERM was received.
+        SystemExit: SIGTERM or SIGHUP was received.
     """
     settings = read_settings(target, overrides, where="train")
     settings, checkpoint, splits, notes = prepare(settings, resume=resume)
     continued = checkpoint is not None
     accelerator = start_processes(settings)
-    console = Console(stderr=True) if accelerator.is_main_process else None
+    console = open_console() if accelerator.is_main_process else None
     print_lines(None if continued else console, notes, f"checking {splits.num_images:,} images")
     data = check_splits(splits, settings, accelerator, resume=resume)
     training, validation = data.training, data.validation

@@ -1,0 +1,53 @@
+"""The standard streams of a command, which may be closed, full or missing."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from contextlib import suppress
+
+CLOSED_OUTPUT = 141
+"""Exit code if the reader of standard output has gone: 128 + SIGPIPE, as of programs that this signal ends."""
+
+
+def prepare_streams() -> None:
+    """Let any text be printed, also in a process without standard streams."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - open as long as the process
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - the same
+    if isinstance(sys.stdout, io.TextIOWrapper):  # otherwise some class and file names could not be printed
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def write_stderr(text: str) -> None:
+    """Write to the present stderr as far as possible: a message that cannot be shown must not end a command."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(text)
+
+
+def print_summary(line: str) -> None:
+    """Print the last line of a command whose results are files; it does not fail if nobody can read the line."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        discard_stdout()
+
+
+def stdout_error() -> OSError | None:
+    """Return why standard output cannot be written to, and discard what was printed; None if it can."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        discard_stdout()
+        return error
+    return None
+
+
+def discard_stdout() -> None:
+    """Connect standard output to the null device, so that Python can flush it when it exits."""
+    with suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)

@@ -1,0 +1,93 @@
+"""Standard streams that are closed, full or missing."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from dataset_writers import write_boxes
+
+from querybox.cli import main
+from querybox.cli.streams import prepare_streams, print_summary
+
+FULL = Path("/dev/full")
+
+
+@pytest.fixture
+def boxes(tmp_path: Path) -> str:
+    return str(write_boxes(tmp_path / "boxes", (16, 16), sides=(3, 8)))
+
+
+@pytest.fixture
+def broken_stdout(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Let standard output be a closed pipe or a full disk."""
+    opened = []
+
+    def break_stdout(how: str) -> None:
+        if how == "closed":
+            reader, writer = os.pipe()
+            os.close(reader)
+        else:
+            if not FULL.exists():
+                pytest.skip("there is no /dev/full")
+            writer = os.open(FULL, os.O_WRONLY)
+        opened.append(os.fdopen(writer, "w"))
+        monkeypatch.setattr(sys, "stdout", opened[-1])
+
+    yield break_stdout
+    monkeypatch.undo()
+    for stream in opened:
+        stream.close()  # raises if what was printed has not been discarded
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_reader_that_has_gone_is_no_error(
+    boxes: str, broken_stdout: Callable[[str], None], capfd: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    broken_stdout("closed")
+    assert main(["validate", boxes, *options]) == 141  # not 1, which means that the data cannot be used
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_full_disk_behind_stdout_is_named(
+    boxes: str, broken_stdout: Callable[[str], None], capfd: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    broken_stdout("full")
+    assert main(["validate", boxes, *options]) == 2
+    assert capfd.readouterr().err == ("standard output: No space left on device; write it to another place\n")
+
+
+@pytest.mark.parametrize("how", ["closed", "full"])
+def test_a_summary_that_cannot_be_shown_is_no_error(broken_stdout: Callable[[str], None], how: str) -> None:
+    broken_stdout(how)
+    print_summary("Results are in runs/mine")
+    sys.stdout.flush()
+
+
+def test_an_error_that_cannot_be_shown_keeps_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    stream = os.fdopen(writer, "w", buffering=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stream)
+        for options in ([], ["--debug"]):
+            assert main(["validate", str(tmp_path / "absent"), *options]) == 2
+    with suppress(OSError):
+        stream.close()
+
+
+def test_a_process_may_have_no_streams(boxes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["validate", boxes]) == 0
+    prepare_streams()
+    for stream in (sys.stdout, sys.stderr):
+        assert stream.name == os.devnull
+        stream.close()
