@@ -29,7 +29,7 @@ def sample() -> DetectionData:
     return read_dataset(SAMPLE, "train")
 
 
-def epoch(data: DetectionData, settings: DataSettings, number: int = 0, **values: int) -> list[Batch]:
+def epoch(data: DetectionData, settings: DataSettings, number: int = 0, **values: Any) -> list[Batch]:
     loader = train_loader(data, settings, **{"batch_size": 2, "seed": 0, **values})
     loader.batch_sampler.set_epoch(number)
     return list(loader)

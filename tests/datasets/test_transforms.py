@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from querybox.data import DataSettings, read_image, resize, resized_shape
+from querybox.data.augment import augment
 from querybox.data.loader import to_target
-from querybox.data.transforms import Sample, augment
+from querybox.data.transforms import Sample
 from querybox.errors import ConfigError
 from querybox.structures import ImageBatch, Preprocessing, as_pixels
 

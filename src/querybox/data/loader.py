@@ -17,13 +17,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from querybox.boxes import to_cxcywh
+from querybox.data.augment import augment
 from querybox.data.image import JPEG_SUFFIXES, read_image, reduction
 from querybox.data.records import DetectionData, ImageRecord
 from querybox.data.sampler import BatchSampler
 from querybox.data.settings import DataSettings
-from querybox.data.transforms import Sample, augment
+from querybox.data.transforms import Sample
+from querybox.data.windows import Fill
 from querybox.errors import ImageError
-from querybox.structures import Target, as_pixels, pad
+from querybox.structures import IMAGENET_MEAN, Target, as_pixels, pad
 
 PLACEHOLDER_SIDE = 64
 """Side in pixels of the placeholder image in a batch none of whose images can be read."""
@@ -74,10 +76,13 @@ class TrainLoader(DataLoader[tuple[Sample, int] | UnreadableImage]):
 class TrainingImages(Dataset[tuple[Sample, int] | UnreadableImage]):
     """The augmented images of a dataset, by (index, epoch). Augmentation depends on (seed, epoch, image id) alone."""
 
-    def __init__(self, data: DetectionData, settings: DataSettings, seed: int) -> None:
+    def __init__(
+        self, data: DetectionData, settings: DataSettings, seed: int, fill: Fill = IMAGENET_MEAN
+    ) -> None:
         self.images = data.images
         self.settings = settings
         self.seed = seed
+        self.fill = fill
         # Decoded before the workers are forked, so that they share the memory.
         self.cached = [self.read(record) for record in data.images] if settings.cache else None
 
@@ -97,7 +102,7 @@ class TrainingImages(Dataset[tuple[Sample, int] | UnreadableImage]):
             labels=torch.from_numpy(record.labels[objects]),
         )
         rng = np.random.default_rng((self.seed, epoch, record.id))
-        return augment(sample, self.settings, rng), record.id
+        return augment(sample, self.settings, rng, self.fill), record.id
 
     def __len__(self) -> int:
         return len(self.images)
@@ -169,6 +174,7 @@ def train_loader(
     seed: int,
     rank: int = 0,
     world_size: int = 1,
+    fill: Fill = IMAGENET_MEAN,
 ) -> TrainLoader:
     """Create a loader of training batches.
 
@@ -182,13 +188,14 @@ def train_loader(
         seed: Seed of the order and of the augmentation, at least 0.
         rank: Index of this training process, 0 ... world_size - 1.
         world_size: Number of training processes.
+        fill: RGB value, 0-255, of pixels that augmentation adds around images: the mean of the model's preprocessing.
 
     Raises:
         ConfigError: `batch_size` is not a multiple of `world_size`, or there are fewer images than processes.
     """
     # A separate generator: the DataLoader would otherwise draw from the global one and so change dropout.
     return TrainLoader(
-        TrainingImages(data, settings, seed),
+        TrainingImages(data, settings, seed, fill),
         batch_sampler=BatchSampler(data, batch_size, seed, rank, world_size),
         num_workers=settings.workers,
         persistent_workers=settings.workers > 0,

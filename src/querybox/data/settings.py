@@ -80,6 +80,15 @@ class DataSettings(Settings):
     """Probability of a vertical flip, for images without a fixed orientation, such as microscopy or aerial images."""
     color_jitter: Probability = 0.0
     """Strength s of colour jitter: brightness, contrast and saturation are scaled by factors in 1 - s to 1 + s."""
+    photometric: Probability = 0.0
+    """Probability of each of the photometric distortions of SSD: brightness (a factor of 0.875 to 1.125), contrast and
+    saturation (0.5 to 1.5), hue (-18 to 18 degrees) and a permutation of the channels. 0.5 in RT-DETR."""
+    zoom_out: Probability = 0.0
+    """Probability of placing an image on a canvas with sides up to four times as long, so that objects become smaller.
+    0.5 in RT-DETR."""
+    iou_crop: Probability = 0.0
+    """Probability of SSD's random crop, which has a minimum IoU, 0 to 0.9, with an object. 0.8 in RT-DETR. `crop` then
+    applies to images that neither this nor `zoom_out` has changed."""
     workers: int = Field(default=2, ge=0)
     """Number of processes that load images; 0 to load them in the training process."""
     cache: bool = False

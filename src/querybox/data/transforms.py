@@ -1,4 +1,4 @@
-"""Stage 0: resizing, and augmentation in training, of images and their boxes.
+"""Stage 0: resizing, flips and crops of images and their boxes.
 
 Pixels stay uint8 until they are normalised on the device. All random numbers are drawn from the generator that is
 passed in.
@@ -73,42 +73,20 @@ def resize(
     Resizing is bilinear with antialiasing like Pillow's, except for MMDetection, whose OpenCV does not antialias.
     """
     shape = resized_shape(pixels.shape[-2], pixels.shape[-1], short_side, long_side, resizing)
+    return resize_to(pixels, shape, antialias=resizing != "mmdet")
+
+
+def resize_to(
+    pixels: UInt8[Tensor, "3 h w"], shape: tuple[int, int], *, antialias: bool = True
+) -> UInt8[Tensor, "3 H W"]:
+    """Resize an image to this (height, width), bilinearly."""
     batch = pixels[None].contiguous(memory_format=torch.channels_last)  # fastest memory format for resizing
-    resized: Tensor = F.resize(batch, list(shape), antialias=resizing != "mmdet")
+    resized: Tensor = F.resize(batch, list(shape), antialias=antialias)
     return resized[0]
 
 
-def augment(sample: Sample, settings: DataSettings, rng: np.random.Generator) -> Sample:
-    """Augment a training image.
-
-    The image is flipped with the given probabilities. Then its short side is resized to one of `scales`; or, with
-    probability `crop`, to one of `crop_scales`, followed by a crop of random size and position that is resized to one
-    of `scales`. Boxes are clipped to the crop, and those outside it are dropped. A crop without objects is a negative
-    example. With `stretch` it is stretched to a height of one of `scales`, and the width that belongs to it.
-
-    Args:
-        sample: The image and its objects.
-        settings: Sizes and probabilities.
-        rng: Source of all random numbers.
-    """
-    sizes = settings.sizes()
-    sample = _flip(sample, settings, rng)
-    if rng.random() < settings.crop:
-        short_side = int(rng.choice(sizes.crop_scales))
-        sample = _resize(sample, short_side, _MAX_ASPECT_BEFORE_CROP * short_side)
-        sample = _crop(sample, sizes, rng)
-    scale = int(rng.choice(sizes.scales))
-    if settings.stretch:
-        width = max(1, round(scale * sizes.long_side / sizes.short_side))
-        sample = _resize(sample, scale, width, "stretch")
-    else:
-        sample = _resize(sample, scale, sizes.long_side)
-    if settings.color_jitter:
-        sample = sample._replace(pixels=_jitter(sample.pixels, settings.color_jitter, rng))
-    return sample
-
-
-def _flip(sample: Sample, settings: DataSettings, rng: np.random.Generator) -> Sample:
+def flip(sample: Sample, settings: DataSettings, rng: np.random.Generator) -> Sample:
+    """Flip an image horizontally and vertically, each with its probability."""
     for probability, axis in (settings.horizontal_flip, 0), (settings.vertical_flip, 1):
         if rng.random() < probability:
             size = sample.pixels.shape[-1 - axis]
@@ -118,7 +96,8 @@ def _flip(sample: Sample, settings: DataSettings, rng: np.random.Generator) -> S
     return sample
 
 
-def _resize(sample: Sample, short_side: int, long_side: int, resizing: Resizing = "querybox") -> Sample:
+def resize_sample(sample: Sample, short_side: int, long_side: int, resizing: Resizing = "querybox") -> Sample:
+    """Resize an image, see `resize`, and its boxes."""
     pixels = resize(sample.pixels, short_side, long_side, resizing)
     height, width = (new / old for new, old in zip(pixels.shape[1:], sample.pixels.shape[1:], strict=True))
     return sample._replace(
@@ -126,7 +105,13 @@ def _resize(sample: Sample, short_side: int, long_side: int, resizing: Resizing 
     )
 
 
-def _crop(sample: Sample, sizes: Sizes, rng: np.random.Generator) -> Sample:
+def crop(sample: Sample, sizes: Sizes, rng: np.random.Generator) -> Sample:
+    """Resize an image to one of `crop_scales` and crop it to a random size and position, as DETR does.
+
+    Boxes are clipped to the crop, and those outside it are dropped.
+    """
+    short_side = int(rng.choice(sizes.crop_scales))
+    sample = resize_sample(sample, short_side, _MAX_ASPECT_BEFORE_CROP * short_side)
     height, width = sample.pixels.shape[-2:]
     low, high = sizes.crop_range
     h = int(rng.integers(min(low, height), min(high, height), endpoint=True))
@@ -137,11 +122,3 @@ def _crop(sample: Sample, sizes: Sizes, rng: np.random.Generator) -> Sample:
     boxes = boxes.clamp(min=0).minimum(torch.tensor([w, h, w, h]))  # clip to the crop
     visible = (boxes[:, 2:] > boxes[:, :2]).all(1)
     return Sample(sample.pixels[:, top : top + h, left : left + w], boxes[visible], sample.labels[visible])
-
-
-def _jitter(
-    pixels: UInt8[Tensor, "3 H W"], strength: float, rng: np.random.Generator
-) -> UInt8[Tensor, "3 H W"]:
-    for adjust in (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation):
-        pixels = adjust(pixels, float(rng.uniform(1 - strength, 1 + strength)))
-    return pixels

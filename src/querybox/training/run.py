@@ -101,6 +101,7 @@ def train(target: RunSettings | str | Path, *, resume: bool = False, **overrides
         seed=settings.train.seed,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
+        fill=detector.preprocessing.mean,
     )
     measure = None if validation is None else partial(evaluate_and_record, accelerator, settings, validation)
     trainer = Trainer(detector, criterion, loader, settings, accelerator=accelerator, evaluate=measure)
