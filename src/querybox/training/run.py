@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from querybox.checkpoints.find import BEST, LAST
 from querybox.data import DetectionData, train_loader
+from querybox.data.loader import TrainLoader
 from querybox.detector import Detector
 from querybox.fast.memory import retain_freed_memory
 from querybox.html import render
+from querybox.modules.detector import DetectionTransformer
 from querybox.report import write_report
 from querybox.training.auto import choose, is_auto, with_choices_of_run
 from querybox.training.checkpoint import RunCheckpoint
@@ -35,6 +37,9 @@ from querybox.training.processes import (
 from querybox.training.record import evaluate_and_record, fit_and_record, record_start
 from querybox.training.settings import RunSettings
 from querybox.training.start import build_detector, locate, resolve
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,15 +99,7 @@ def train(target: RunSettings | str | Path, *, resume: bool = False, **overrides
     detector = build_detector(settings, training.categories)
     assert detector.recipe is not None
     criterion = detector.recipe.criterion()
-    loader = train_loader(
-        training,
-        settings.data,
-        batch_size=settings.train.batch_size // settings.train.accumulate,
-        seed=settings.train.seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        fill=detector.preprocessing.mean,
-    )
+    loader = build_loader(settings, training, detector, accelerator)
     measure = None if validation is None else partial(evaluate_and_record, accelerator, settings, validation)
     trainer = Trainer(detector, criterion, loader, settings, accelerator=accelerator, evaluate=measure)
     if checkpoint is not None:
@@ -155,6 +152,21 @@ def prepare(settings: RunSettings, *, resume: bool) -> tuple[RunSettings, RunChe
             notes.append(choice.describe())
         settings = resolve(choice.settings)
     return settings, checkpoint, splits, "\n".join(filter(None, notes))
+
+
+def build_loader(
+    settings: RunSettings, data: DetectionData, detector: DetectionTransformer, accelerator: Accelerator
+) -> TrainLoader:
+    """Return the loader of this process's part of every training batch."""
+    return train_loader(
+        data,
+        settings.data,
+        batch_size=settings.train.batch_size // settings.train.accumulate,
+        seed=settings.train.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        fill=detector.preprocessing.mean,
+    )
 
 
 def finish(
