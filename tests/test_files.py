@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from querybox.files import leftovers, write_text
+from querybox.errors import ConfigError, DataError
+from querybox.files import is_regular, leftovers, require_own, require_regular, write_text
 
 
 def test_a_system_that_cannot_open_folders_can_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,3 +44,90 @@ def test_the_entry_of_the_folder_is_written_to_the_disk(
     monkeypatch.setattr(os, "fsync", fsync)
     write_text(tmp_path / "a.txt", "text")
     assert synced == [False, True]  # the file, then its folder
+
+
+POSIX = pytest.mark.skipif(os.name == "nt", reason="Windows has neither a umask nor named pipes")
+
+
+@POSIX
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_the_umask_gives_a_new_file_its_permissions(umask: int, mode: int, tmp_path: Path) -> None:
+    former = os.umask(umask)
+    try:
+        write_text(tmp_path / "a.txt", "text")
+    finally:
+        os.umask(former)
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == mode
+
+
+@POSIX
+def test_an_existing_file_keeps_its_permissions(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    path.chmod(0o640)
+    write_text(path, "new")
+    assert path.read_text() == "new"
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+@POSIX
+def test_the_target_of_a_link_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "target").chmod(0o600)
+    (tmp_path / "soft").symlink_to("target")
+    (tmp_path / "hard").hardlink_to(tmp_path / "target")
+    for name in ("soft", "hard"):
+        write_text(tmp_path / name, "new")
+        assert (tmp_path / name).read_text() == "new"
+        assert not (tmp_path / name).is_symlink()
+    assert (tmp_path / "target").read_text() == "old"
+
+
+@POSIX
+def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(ConfigError, match=f"{name}: is a named pipe; expected a regular file"):
+            write_text(tmp_path / name, "text")
+        require_regular(tmp_path / "missing", DataError)
+    with pytest.raises(DataError, match="is a device"):
+        require_regular(Path(os.devnull), DataError)
+    with pytest.raises(ConfigError, match="is a folder"):
+        write_text(tmp_path, "text")
+    assert not is_regular(tmp_path / "link")
+    assert {path.name for path in tmp_path.iterdir()} == {"pipe", "link"}
+
+
+def test_a_name_of_any_length_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 255)
+    write_text(path, "text")
+    assert path.read_text() == "text"
+
+
+def test_left_over_files_are_those_of_processes_that_ended(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    names = {
+        "ended": f".querybox-{ended.pid}-01234567.tmp",
+        "own": f".querybox-{os.getpid()}-01234567.tmp",
+        "running": f".querybox-{os.getppid()}-01234567.tmp",
+        "stranger": ".a.tmp",
+        "similar": f".querybox-{ended.pid}-01234567.tmp.bak",
+    }
+    for name in names.values():
+        (tmp_path / name).touch()
+    assert {path.name for path in leftovers(tmp_path)} == {names["ended"], names["own"]}
+
+
+def test_only_files_of_querybox_are_overwritten(tmp_path: Path) -> None:
+    require_own(tmp_path / "missing.html")
+    (tmp_path / "empty.html").touch()
+    require_own(tmp_path / "empty.html")
+    (tmp_path / "page.html").write_text(f"{'x' * 100_000}querybox")
+    require_own(tmp_path / "page.html")
+    (tmp_path / "data.json").write_text('{"images": []}')
+    with pytest.raises(
+        ConfigError, match=r"data\.json: exists, and was not written by querybox; .* remove it"
+    ):
+        require_own(tmp_path / "data.json")

@@ -3,17 +3,71 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
+import re
+import secrets
 import shutil
-import tempfile
+import stat
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from querybox.errors import DiskFullError
+from querybox.errors import ConfigError, DiskFullError, QueryboxError
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """Error numbers for lack of space: on the disk, in a quota, or by a limit on the file size."""
+TEMPORARY = re.compile(r"\.querybox-(\d+)-[0-9a-f]{8}\.tmp")
+"""Name of a temporary file, with the id of the process that writes it."""
+SPECIAL = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+"""Kinds of files that are not regular, by the type in their mode."""
+
+
+def is_regular(path: Path) -> bool:
+    """Return whether there is a regular file, or a link to one, at `path`."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def require_regular(path: Path, error: type[QueryboxError]) -> None:
+    """Check a file before it is opened: opening a named pipe waits for a writer, and a device may have no end.
+
+    A missing file is not an error: opening it raises one.
+
+    Raises:
+        error: Something other than a regular file, or a link to one, is at `path`.
+    """
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+    except (OSError, ValueError):
+        return
+    if kind != stat.S_IFREG:
+        raise error(f"{path}: is {SPECIAL.get(kind, 'special')}; expected a regular file: check the path")
+
+
+def require_own(path: Path) -> None:
+    """Check before a file that the user named is overwritten that it was written by querybox, which all its files say.
+
+    Raises:
+        ConfigError: There is another file at `path`.
+    """
+    require_regular(path, ConfigError)
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.find(b"querybox") < 0:
+            raise ConfigError(
+                f"{path}: exists, and was not written by querybox; expected a new file: set another name, or remove it"
+            )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -55,15 +109,18 @@ def atomic(path: Path, *, size: int | None = None) -> Iterator[Path]:
 @contextmanager
 def replacement(path: Path) -> Iterator[Path]:
     """Implement `atomic`, without translating errors."""
+    require_regular(path, ConfigError)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.parent / f".querybox-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    with temporary.open("xb"):
+        pass  # with the permissions that the umask gives a new file
     try:
         yield temporary
         flush(temporary)
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        with suppress(FileNotFoundError):
+            if stat.S_ISREG(mode := path.lstat().st_mode):
+                temporary.chmod(mode & 0o777)
+        temporary.replace(path)  # the name alone: the target of a link is left as it is
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
@@ -90,4 +147,24 @@ def flush(path: Path) -> None:
 
 def leftovers(folder: Path) -> list[Path]:
     """Return the temporary files in a folder that were left by a process killed in `atomic`."""
-    return sorted(folder.glob(".*.tmp"))
+    named = ((path, TEMPORARY.fullmatch(path.name)) for path in folder.iterdir())
+    return sorted(path for path, found in named if found and not is_other_process(int(found[1])))
+
+
+def is_other_process(process: int) -> bool:
+    """Return whether this is the id of a running process other than this one, which writes nothing in between."""
+    if process == os.getpid():  # also that of a killed process, in a container that was started again
+        return False
+    if sys.platform == "win32":  # where `os.kill` would end it
+        import ctypes
+
+        query = 0x1000
+        handle = ctypes.windll.kernel32.OpenProcess(query, False, process)
+        return bool(handle) and bool(ctypes.windll.kernel32.CloseHandle(handle))
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -115,3 +115,20 @@ def test_arguments_in_the_wrong_order_are_recognised(run: Any, model: Path, phot
             f"{photos}: is not a model, but {model} is; the model comes first: querybox {command} {model}"
             in err
         )
+
+
+def test_files_that_are_not_of_an_evaluation_are_not_overwritten(
+    run: Any, model: Path, photos: Path, tmp_path: Path
+) -> None:
+    words = ("evaluate", model, photos, "--split", "val", "--output")
+    for name, message in (
+        ("results.json", "exists, and is not of an evaluation, which has a report.html beside it"),
+        ("report.html", "exists, and was not written by querybox"),
+    ):
+        (tmp_path / name).write_text("theirs")
+        code, _, err = run(*words, ".")
+        assert code == 2
+        assert f"ConfigError: {name}: {message}" in err
+        assert (tmp_path / name).read_text() == "theirs"
+        (tmp_path / name).unlink()
+    assert [run(*words, "again")[0] for _ in range(2)] == [0, 0]

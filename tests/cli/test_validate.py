@@ -76,3 +76,13 @@ def test_bad_input_is_told_in_one_line(run: Any, photos: Path, words: list[str],
     assert code == 2
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_dataset_is_not_overwritten_by_a_report(run: Any, own_photos: Path) -> None:
+    path = own_photos / "annotations" / "train.json"
+    content = path.read_bytes()
+    code, _, err = run("validate", own_photos, "--report", path)
+    assert code == 2
+    assert "train.json: exists, and was not written by querybox; expected a new file" in err
+    assert path.read_bytes() == content
+    assert [run("validate", own_photos, "--report", "page.html")[0] for _ in range(2)] == [0, 0]

@@ -108,6 +108,23 @@ def test_draws_pictures(tmp_path: Path) -> None:
     assert np.abs(drawn[:, 90:] - 90).max() < 20
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no links without privileges")
+def test_the_targets_of_links_in_the_output_folder_are_not_overwritten(tmp_path: Path) -> None:
+    source = picture(tmp_path / "images" / "a.png")
+    (tmp_path / "target").write_text("old")
+    for name in ("a.jpg", "d.csv"):
+        (tmp_path / name).symlink_to("target")
+        (tmp_path / f"hard {name}").hardlink_to(tmp_path / "target")
+    for start in ("", "hard "):
+        draw_files([source], [tmp_path / f"{start}a.jpg"], iter([found(str(source))]))
+        with csv_file(tmp_path / f"{start}d.csv") as add:
+            add(found("a.png"))
+        with Image.open(tmp_path / f"{start}a.jpg") as drawn:
+            assert drawn.size == (100, 50)
+        assert (tmp_path / f"{start}d.csv").read_text(encoding="utf-8").startswith("source,")
+    assert (tmp_path / "target").read_text() == "old"
+
+
 def test_draws_every_frame_of_a_video(tmp_path: Path) -> None:
     import av
 

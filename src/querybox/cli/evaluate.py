@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from querybox.cli.tables import table
 from querybox.errors import ConfigError
+from querybox.files import require_own
 from querybox.html import metric
 from querybox.precision import Precision
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from querybox.evaluation.result import Evaluation
+
+METRICS, RESULTS, REPORT = "metrics.json", "results.json", "report.html"
 
 
 def evaluate(
@@ -69,18 +72,19 @@ def evaluate(
     require_order("querybox evaluate", model, [data])
     if inspect < 0:
         raise ConfigError(f"--inspect got {inspect}; expected a number of images, 0 or more")
+    check_output(output)
     detector = load_model(model, trusted=trust, precision=precision)
     dataset = read_dataset(data, split)
     output.mkdir(parents=True, exist_ok=True)
     with progress_bar(len(dataset.images)) as advance:
         evaluation = run(detector, dataset, batch_size=batch_size, callback=advance)
-    evaluation.to_json(output / "metrics.json")
-    write_text(output / "results.json", json.dumps(evaluation.to_coco()))
     inspected = detector if inspect and isinstance(detector, Detector) else None
     with progress_bar(inspect, "Inspecting") as advance:
         report = write_report(
             output, evaluation, dataset, worst=inspect or WORST, detector=inspected, callback=advance
         )
+    evaluation.to_json(output / METRICS)
+    write_text(output / RESULTS, json.dumps(evaluation.to_coco()))
 
     console = Console()
     console.print(metrics_table(evaluation), classes_table(evaluation), errors_table(evaluation))
@@ -92,6 +96,20 @@ def evaluate(
             highlight=False,
         )
     console.print(f"Results are in {output}, the report is {report}", soft_wrap=True, highlight=False)
+
+
+def check_output(output: Path) -> None:
+    """Raise ConfigError if files in the output folder have the names of new ones, but are not those of an evaluation.
+
+    An evaluation is recognised by its report, which is written before the other files.
+    """
+    require_own(output / REPORT)
+    others = [name for name in (METRICS, RESULTS) if (output / name).exists()]
+    if others and not (output / REPORT).exists():
+        raise ConfigError(
+            f"{output / others[0]}: exists, and is not of an evaluation, which has a {REPORT} beside it; expected a "
+            "new folder: set another --output"
+        )
 
 
 def metrics_table(evaluation: Evaluation) -> Table:

@@ -45,12 +45,14 @@ def export(
     from querybox.data import read_dataset
     from querybox.detector import Detector
     from querybox.exporting import export as run
+    from querybox.files import require_own
 
     if split is not None and calibrate is None:
         raise ConfigError("--split got a split of the calibration data; expected --calibrate as well")
     source = find_weights(model)
-    detector = Detector.load(source)
     target = file or source.with_suffix(EXPORTED[to])
+    require_own(target)
+    detector = Detector.load(source)
     data = None if calibrate is None else read_dataset(calibrate, split)
     with Console(stderr=True).status("loading") as status:
         done = run(detector, target, to=to, precision=precision, calibration=data, callback=status.update)

@@ -51,9 +51,11 @@ def inspect(
     from querybox.cli.model import load_detector
     from querybox.cli.progress import progress_bar
     from querybox.data import read_dataset
+    from querybox.files import require_own
     from querybox.inference.sources import count_frames, find_files
     from querybox.inspect import traces, write_page
 
+    require_own(output)
     files = [file for image in images for file in find_files(Path(image))]
     data = None if annotations is None else read_dataset(annotations, split)
     detector = load_detector(model)

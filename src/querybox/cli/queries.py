@@ -41,11 +41,13 @@ def queries(
     from querybox.cli.model import load_detector, require_order
     from querybox.cli.progress import progress_bar
     from querybox.data import read_dataset
+    from querybox.files import require_own
     from querybox.inspect import query_view
     from querybox.inspect.queries import check_picture
 
     require_order("querybox queries", model, [data])
     check_picture(output, queries)  # fail before the work is done, not after
+    require_own(output)
     dataset = read_dataset(data, split)
     detector = load_detector(model)
     with progress_bar(len(dataset.images)) as advance:

@@ -53,7 +53,10 @@ def validate(
 
     from querybox.cli.progress import progress_bar
     from querybox.data.validate import validate as run
+    from querybox.files import require_own
 
+    if report is not None:
+        require_own(report)
     with progress_bar(None, "Checking images") as advance:
         result = run(data, split, max_corrupt=max_corrupt, callback=advance)
     if report is not None:

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from querybox.arguments import require_type
 from querybox.inference.detections import Detections
+from querybox.plotting import import_matplotlib
 from querybox.structures import as_pixels
 
 Colour = tuple[int, int, int]
@@ -186,6 +187,5 @@ def text_colour(background: Colour) -> Colour:
 @functools.lru_cache(maxsize=16)
 def load_font(size: int) -> ImageFont.FreeTypeFont:
     """Return DejaVu Sans, which comes with matplotlib and covers Latin, Greek, Cyrillic and Arabic."""
-    import matplotlib
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+    folder = Path(import_matplotlib().get_data_path(), "fonts", "ttf")
+    return ImageFont.truetype(folder / "DejaVuSans.ttf", size)

@@ -69,7 +69,8 @@ def csv_file(path: Path) -> Iterator[AddDetections]:
 
     Boxes are in pixels.
     """
-    with path.open("w", newline="", encoding="utf-8") as file:
+    path.unlink(missing_ok=True)  # the name alone, if it is a link to another file
+    with path.open("x", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(CSV_COLUMNS)
 
@@ -115,6 +116,7 @@ def draw_files(sources: Sequence[Path], paths: Sequence[Path], results: Iterator
         # Files that could not be read have no detections and are skipped.
         names = (detections.source, detections.source.rpartition("#")[0])
         source, path = next(pair for pair in pairs if str(pair[0]) in names)
+        path.unlink(missing_ok=True)  # the name alone, if it is a link to another file
         if is_video(source):
             draw_video(source, path, chain([detections], results))
         else:

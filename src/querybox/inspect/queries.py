@@ -20,10 +20,12 @@ from torch import Tensor
 from querybox.data import DetectionData, ImageRecord, read_pixels
 from querybox.errors import ConfigError
 from querybox.fast import optimize
+from querybox.files import atomic
 from querybox.html import data_url, render
 from querybox.inference.predict import batch_by_shape, effective_batch_size, prepare, run_batch
 from querybox.inference.sources import Frame
 from querybox.modules.detector import DetectionTransformer
+from querybox.plotting import default_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +34,8 @@ SMALL = 0.01
 """Boxes with less than this share of the image's area are small: a square of less than a tenth of its sides."""
 # Kinds differ in the shape of the mark; the colours, of Okabe and Ito, are distinct with any colour vision.
 KINDS = (("small", ".", "#009e73"), ("wide", "_", "#d55e00"), ("tall", "|", "#0072b2"))
-SUFFIXES = (".png", ".svg", ".pdf")
+SUFFIXES = {".png": "Software", ".svg": "Creator", ".pdf": "Creator"}
+"""Suffixes of pictures, and the field of their metadata for the program that wrote them."""
 SHOWN = 20
 COLUMNS = 5
 
@@ -63,6 +66,7 @@ class QueryView:
         tall = height * self.sizes[:, :1] > width * self.sizes[:, 1:]
         return torch.where(width * height < SMALL, 0, torch.where(tall, 2, 1))
 
+    @default_style()
     def save(self, path: str | Path, queries: int = SHOWN) -> None:
         """Draw a panel for each of the queries with the highest mean score, with a mark at the centre of each box.
 
@@ -74,8 +78,13 @@ class QueryView:
             ConfigError: The path has another suffix, or `queries` is less than 1.
         """
         check_picture(path, queries)
-        draw_panels(self, self.ranking[:queries]).savefig(path, dpi=100)
+        suffix = Path(path).suffix.lower()
+        with atomic(Path(path)) as temporary:
+            draw_panels(self, self.ranking[:queries]).savefig(
+                temporary, dpi=100, format=suffix[1:], metadata={SUFFIXES[suffix]: "querybox"}
+            )
 
+    @default_style()
     def _repr_html_(self) -> str:
         """Show the panels in Jupyter."""
         file = io.BytesIO()

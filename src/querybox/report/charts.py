@@ -13,6 +13,7 @@ import numpy as np
 from querybox.evaluation.result import RECALLS, Evaluation
 from querybox.html import data_url
 from querybox.inference.draw import colour_of
+from querybox.plotting import default_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,6 +45,7 @@ def training_charts(history: Mapping[str, Sequence[float]]) -> dict[str, str]:
     return charts
 
 
+@default_style()
 def line_chart(title: str, x: Sequence[float], curves: Mapping[str, Sequence[float]]) -> str:
     """Draw named curves over the epochs; NaN values are skipped and their neighbours connected."""
     figure, axes = new_chart(title, (5.6, 3.2))
@@ -62,6 +64,7 @@ def line_chart(title: str, x: Sequence[float], curves: Mapping[str, Sequence[flo
     return as_svg(figure)
 
 
+@default_style()
 def precision_recall_chart(evaluation: Evaluation) -> str:
     """Draw precision against recall at IoU 0.50: every class, and their mean."""
     figure, axes = new_chart("Precision and recall at IoU 0.50", (5.6, 5.0))
@@ -82,6 +85,7 @@ def precision_recall_chart(evaluation: Evaluation) -> str:
     return as_svg(figure)
 
 
+@default_style()
 def confusion_chart(evaluation: Evaluation) -> str:
     """Draw the confusion matrix; the shade is the share of the row."""
     counts = evaluation.operating_point.confusion  # [K, K]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
-import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import torch
 
 from querybox.files import write_text
+from querybox.training.git import commit
 
 PACKAGES = (
     "querybox",
@@ -39,7 +38,7 @@ def describe_environment(processes: int) -> dict[str, Any]:
         "processes": processes,
         "cuda": torch.version.cuda,
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
-        "commit": commit(),
+        "commit": commit(Path.cwd()),
     }
 
 
@@ -54,13 +53,3 @@ def installed(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def commit() -> str | None:
-    """Return the git commit of the working directory, with a suffix if files differ from it; None outside of git."""
-    git = shutil.which("git")
-    if git is None:
-        return None
-    command = [git, "describe", "--always", "--dirty", "--abbrev=40", "--match="]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - fixed arguments
-    return answer.stdout.strip() or None
