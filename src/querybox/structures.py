@@ -24,6 +24,8 @@ from querybox.errors import ConfigError, ImageError
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 Resizing = Literal["querybox", "facebook", "huggingface", "mmdet", "stretch"]
+PixelRange = tuple[float, float]
+"""The pixel values that become 0 and 255."""
 Shapes = tuple[tuple[int | torch.SymInt, int | torch.SymInt], ...]
 """(height, width) of several feature maps in cells; `SymInt` while a graph with dynamic sizes is traced."""
 
@@ -53,6 +55,9 @@ class Preprocessing:
     `short_side` and a width of `long_side`, whatever its aspect ratio; see `querybox.data.transforms.resize`."""
     clip_boxes: bool = True
     """Whether detected boxes are clipped to the image."""
+    pixel_range: PixelRange | None = None
+    """Pixel values of images with more than 8 bits that become 0 and 255; values beyond are clipped. None for the range
+    that the file can have: 0 to 65535, or that of the bits that a TIFF states."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

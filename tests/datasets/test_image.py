@@ -55,7 +55,7 @@ def test_sixteen_bits_are_rescaled(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("values", [np.full((2, 2), 0.5, np.float32), np.full((2, 2), 70000, np.int32)])
 def test_pixels_of_unknown_range_are_refused(tmp_path: Path, values: NDArray[np.generic]) -> None:
     Image.fromarray(values).save(tmp_path / "a.tif")
-    with pytest.raises(ImageError, match="of unknown range; save it with 8 or 16 bits"):
+    with pytest.raises(ImageError, match=r"of unknown range; .* save it with 8 or 16 bits"):
         read_image(tmp_path / "a.tif")
 
 
@@ -181,15 +181,38 @@ def test_bits_that_a_tiff_states_are_its_range(tmp_path: Path) -> None:
 def test_nearly_black_images_of_16_bits_are_found(tmp_path: Path) -> None:
     assert ("narrow_range", f"{DEEP / '16bit.tif'}: values from 291 to 694 of 0 to 65535") in examine_image(
         DEEP / "16bit.tif"
-    )
+    ).findings
     assert ("narrow_range", f"{DEEP / '12bit.tif'}: values from 0 to 30 of 0 to 4095") in examine_image(
         DEEP / "12bit.tif"
-    )
+    ).findings
     path = tmp_path / "a.png"
     Image.fromarray(np.array([[0, 16384]], dtype=np.uint16)).save(path)
-    assert [kind for kind, _ in examine_image(path)] == ["deep_image"]
+    assert [kind for kind, _ in examine_image(path).findings] == ["deep_image"]
     Image.fromarray(np.array([[0, 4095]], dtype=np.uint16)).save(path)
-    assert [kind for kind, _ in examine_image(path)] == ["deep_image", "narrow_range"]
+    assert [kind for kind, _ in examine_image(path).findings] == ["deep_image", "narrow_range"]
+
+
+def test_a_range_of_pixel_values_becomes_0_to_255(tmp_path: Path) -> None:
+    def read(values: np.ndarray, name: str, pixel_range: tuple[float, float]) -> list[int]:
+        Image.fromarray(values).save(tmp_path / name)
+        pixels: list[int] = np.asarray(read_image(tmp_path / name, pixel_range=pixel_range))[0, :, 0].tolist()
+        return pixels
+
+    deep = np.array([[0, 819, 4095, 65535]], dtype=np.uint16)
+    assert read(deep, "12bit.png", (0, 4095)) == [0, 51, 255, 255]
+    assert read(deep, "16bit.tif", (0, 4095)) == [0, 51, 255, 255]
+    assert read(deep, "thermal.png", (819, 4095)) == [0, 0, 255, 255]
+    celsius = np.array([[-20.0, 10.0, 40.0, np.nan, np.inf]], dtype=np.float32)
+    assert read(celsius, "thermal.tif", (-20, 40)) == [0, 128, 255, 0, 255]
+    assert read(np.array([[-5, 0, 5, 200_000]], dtype=np.int32), "32bit.tif", (-5, 5)) == [0, 128, 255, 255]
+    assert examine_image(tmp_path / "thermal.png").deep == (0, 65535, 65535)
+    assert examine_image(tmp_path / "32bit.tif", pixel_range=(-5, 5)).findings == [
+        ("deep_image", str(tmp_path / "32bit.tif"))
+    ]
+    with pytest.raises(ImageError, match=r"float pixels of unknown range; set data\.depth="):
+        examine_image(tmp_path / "thermal.tif")
+    gray8 = np.array([[7, 200]], dtype=np.uint8)
+    assert read(gray8, "8bit.png", (0, 4095)) == [7, 200]  # 8 bits are what they are
 
 
 @pytest.mark.parametrize("name", ["a.HEIC", "a.jxl", "a.dcm"])

@@ -176,9 +176,9 @@ def test_an_orientation_is_ambiguous_where_size_does_not_tell(tmp_path: Path, or
         path = tmp_path / f"a.{suffix}"
         Image.new("RGB", (30, 20)).save(path, exif=exif)
         turned = (30, 20) if orientation >= 5 else (20, 30)
-        told = dict(examine_image(path, turned))
+        told = dict(examine_image(path, turned).findings)
         assert ("ambiguous_orientation" in told) == (orientation > 1 and (suffix == "tif" or orientation < 5))
-        assert ("ambiguous_orientation" in dict(examine_image(path))) == (orientation > 1)
+        assert ("ambiguous_orientation" in dict(examine_image(path).findings)) == (orientation > 1)
 
 
 def test_a_draft_finds_the_same_files_broken_as_all_pixels_do(tmp_path: Path) -> None:
@@ -216,8 +216,8 @@ def test_oddities_are_noted(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((3, 4), np.uint16)).save(tmp_path / "deep.png")
     frames[0].save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=frames[1:])
     frames[0].save(tmp_path / "a.unknown", format="PNG")
-    assert [kind for kind, _ in examine_image(tmp_path / "a.gif")] == ["animation"]
-    assert [kind for kind, _ in examine_image(tmp_path / "a.png")] == ["other_format", "animation"]
-    assert [kind for kind, _ in examine_image(tmp_path / "deep.png")] == ["deep_image"]
-    assert examine_image(tmp_path / "phone.jpg") == []
-    assert examine_image(tmp_path / "a.unknown") == []
+    assert [kind for kind, _ in examine_image(tmp_path / "a.gif").findings] == ["animation"]
+    assert [kind for kind, _ in examine_image(tmp_path / "a.png").findings] == ["other_format", "animation"]
+    assert [kind for kind, _ in examine_image(tmp_path / "deep.png").findings] == ["deep_image"]
+    assert examine_image(tmp_path / "phone.jpg") == ([], None)
+    assert examine_image(tmp_path / "a.unknown") == ([], None)

@@ -129,6 +129,7 @@ def describe_use(categories: Sequence[Category], preprocessing: Preprocessing) -
     return {
         "classes": f"{len(categories)}: {', '.join(each.name for each in categories)}",
         **describe_size(preprocessing),
+        **describe_depth(preprocessing),
         "boxes": "clipped to the image" if preprocessing.clip_boxes else "not clipped to the image",
         "mean": ", ".join(f"{value:g}" for value in preprocessing.mean),
         "std": ", ".join(f"{value:g}" for value in preprocessing.std),
@@ -144,6 +145,14 @@ def describe_size(preprocessing: Preprocessing) -> dict[str, str]:
         "image size": f"short side {short}, long side at most {long} pixels",
         "resizing": f"as in {preprocessing.resizing}",
     }
+
+
+def describe_depth(preprocessing: Preprocessing) -> dict[str, str]:
+    """Return the range of the pixel values of images with more than 8 bits in words, if there is one."""
+    if preprocessing.pixel_range is None:
+        return {}
+    low, high = preprocessing.pixel_range
+    return {"over 8 bits": f"pixel values {low:g} to {high:g} become 0 to 255"}
 
 
 def describe_data(path: Path, split: str | None) -> list[Table]:

@@ -72,12 +72,9 @@ KINDS = {
         "excluded; correct the size, or restore the image that was annotated",
     ),
     "unknown_range": FindingKind(
-        "warning", "images with an unknown range of pixel values", "excluded; save them with 8 or 16 bits"
-    ),
-    "narrow_range": FindingKind(
         "warning",
-        "images of 16 bits whose values use less than a quarter of the range, so that they are nearly black",
-        "used; multiply the values of all images, also of those to predict on, by one factor (12-bit values by 16)",
+        "images with an unknown range of pixel values",
+        "excluded; set data.depth, or save them with 8 or 16 bits",
     ),
     "ambiguous_orientation": FindingKind(
         "warning",
@@ -142,6 +139,11 @@ KINDS = {
         "note", "images whose format differs from their file name extension", "read by content"
     ),
     "deep_image": FindingKind("note", "16-bit images", "rescaled to 8 bits"),
+    "narrow_range": FindingKind(
+        "note",
+        "images of 16 bits whose values use less than a quarter of the range",
+        "training determines the range of all training images and keeps it with the weights (data.depth)",
+    ),
     "other_encoding": FindingKind(
         "note", "text files that are not UTF-8", "read in another encoding; check the class names"
     ),

@@ -6,14 +6,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int64
 from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from querybox.errors import ImageError
+from querybox.structures import PixelRange
 
 MAX_PIXELS = 89_478_485
 """Maximum number of pixels of an image, 256 MiB as RGB. Larger images are rejected without decoding them."""
@@ -28,24 +29,48 @@ HEIC) are among them so that they are reported instead of ignored."""
 
 JPEG_SUFFIXES = frozenset({".jpeg", ".jpg"})
 
+_TOP = 65535
+"""Largest value of 16 bits."""
 ORIENTATION = 0x0112  # EXIF tag
 BITS_PER_SAMPLE = 258  # TIFF tag
 ROTATED = frozenset(range(2, 9))
 """Orientations that rotate or mirror an image."""
-_DARK = 0.25
-"""Fraction of the range of more than 8 bits below which all values of an image look nearly black."""
+NARROW = 0.25
+"""Fraction of the range of more than 8 bits; images whose values use less are nearly black, or of one gray."""
 SIDEWAYS = frozenset({5, 6, 7, 8})
 """Orientations that swap height and width."""
 
 
+class DeepValues(NamedTuple):
+    """The pixel values of images with more than 8 bits."""
+
+    low: float
+    high: float
+    top: float
+    """Largest value that their bits can have."""
+
+
+class Examination(NamedTuple):
+    """What is found in an image file."""
+
+    findings: list[tuple[str, str]]
+    """Kinds of `querybox.data.findings.KINDS`, each with a description."""
+    deep: DeepValues | None = None
+    """Its values, if it has more than 8 bits."""
+
+
 def read_image(
-    path: str | Path, size: tuple[int, int] | None = None, *, min_side: int | None = None
+    path: str | Path,
+    size: tuple[int, int] | None = None,
+    *,
+    min_side: int | None = None,
+    pixel_range: PixelRange | None = None,
 ) -> Image.Image:
     """Read one image as 8-bit RGB.
 
     Every mode is converted to RGB: grayscale is repeated, palettes are resolved, transparency is dropped, CMYK is
     converted, 16-bit values are divided by 257 (those of TIFFs with 9 to 15 bits by less, so that the largest becomes
-    255). The EXIF orientation is applied. Of an animated image the first frame is read.
+    255) unless `pixel_range` is given. The EXIF orientation is applied. Of an animated image the first frame is read.
 
     Args:
         path: The image file; its format is recognised from its content.
@@ -53,9 +78,11 @@ def read_image(
             orientation, the annotations refer to the stored pixels, and the orientation is not applied.
         min_side: Decode JPEGs at 1/2, 1/4 or 1/8 of their size, which is much faster, as far as their short side stays
             at least this many pixels; None to decode them as they are. See `reduction`.
+        pixel_range: Values of images with more than 8 bits that become 0 and 255; see `Preprocessing.pixel_range`.
 
     Raises:
-        ImageError: The file is missing, corrupt, not an image, larger than `MAX_PIXELS`, or not of size `size`.
+        ImageError: The file is missing, corrupt, not an image, larger than `MAX_PIXELS`, or not of size `size`; or it
+            has float or 32-bit pixels and `pixel_range` is None.
     """
     with _opened(path) as image:
         stored, rotated = (image.height, image.width), _rotated_size(image)
@@ -68,7 +95,7 @@ def read_image(
         _check_size(path, size, rotated, stored)
         if size is None or size == rotated:
             ImageOps.exif_transpose(image, in_place=True)
-        return _to_rgb(image, path)
+        return _to_rgb(image, path, pixel_range)
 
 
 def reduction(short_side: int, min_side: int) -> int:
@@ -76,23 +103,23 @@ def reduction(short_side: int, min_side: int) -> int:
     return next((factor for factor in (8, 4, 2) if short_side >= factor * min_side), 1)
 
 
-def examine_image(path: str | Path, size: tuple[int, int] | None = None) -> list[tuple[str, str]]:
-    """Decode a whole image and return the findings about it.
+def examine_image(
+    path: str | Path, size: tuple[int, int] | None = None, *, pixel_range: PixelRange | None = None
+) -> Examination:
+    """Decode a whole image and return what is found in it.
 
     JPEGs are decoded at reduced resolution, which reads all bytes in a third of the time.
 
     Args:
         path: The image file.
         size: (height, width) according to the annotations; None if they do not state it.
-
-    Returns:
-        Kinds of `querybox.data.findings.KINDS`, each with a description.
+        pixel_range: As for `read_image`.
 
     Raises:
         ImageError: As for `read_image`.
     """
     with _opened(path) as image:
-        notes = []
+        notes, deep = [], None
         orientation = image.getexif().get(ORIENTATION, 1)
         stored, rotated = (image.height, image.width), _rotated_size(image)
         if image.format == "JPEG":
@@ -103,14 +130,14 @@ def examine_image(path: str | Path, size: tuple[int, int] | None = None) -> list
         _check_size(path, size, rotated, stored)
         if orientation in ROTATED and (size is None or stored == rotated):
             notes.append(("ambiguous_orientation", f"{path}: EXIF orientation {orientation}"))
-        if image.mode == "F" or image.mode.startswith("I"):
-            values, top = _deep_values(image, path)
+        if _is_deep(image):
+            deep = _deep_values(image, path, pixel_range)
             notes.append(("deep_image", str(path)))
-            if 0 < values.max() < _DARK * top:
-                seen = f"{values.min()} to {values.max()} of 0 to {top}"
+            if pixel_range is None and 0 < deep.high < NARROW * deep.top:
+                seen = f"{deep.low:g} to {deep.high:g} of 0 to {deep.top:g}"
                 notes.append(("narrow_range", f"{path}: values from {seen}"))
         notes += [(kind, f"{path}: {what}") for kind, what in _format_notes(image, Path(path).suffix.lower())]
-        return notes
+        return Examination(notes, deep)
 
 
 def _format_notes(image: Image.Image, suffix: str) -> Iterator[tuple[str, str]]:
@@ -183,33 +210,38 @@ def _rotated_size(image: Image.Image) -> tuple[int, int]:
     return (image.width, image.height) if sideways else (image.height, image.width)
 
 
-def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
-    if image.mode == "F" or image.mode.startswith("I"):
-        values, top = _deep_values(image, path)
-        image = Image.fromarray(np.round(values / (top / 255)).astype(np.uint8))
+def _to_rgb(image: Image.Image, path: str | Path, pixel_range: PixelRange | None) -> Image.Image:
+    if _is_deep(image):
+        low, high = pixel_range or (0.0, _deep_values(image, path, None).top)
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64).clip(low, high), nan=low) - low
+        image = Image.fromarray(np.round(values / ((high - low) / 255)).astype(np.uint8))
     if "transparency" in image.info:  # of a palette image: resolve the palette before dropping transparency
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
-def _deep_values(image: Image.Image, path: str | Path) -> tuple[Int64[np.ndarray, "h w"], int]:
-    """Return the pixel values of an image with more than 8 bits, and the largest value that its bits can have.
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode == "F" or image.mode.startswith("I")
+
+
+def _deep_values(image: Image.Image, path: str | Path, pixel_range: PixelRange | None) -> DeepValues:
+    """Return the range of the pixel values of an image with more than 8 bits.
 
     The number of bits is 16 unless a TIFF states fewer, as those of 10 and 12-bit cameras do.
 
     Raises:
-        ImageError: The range of values is unknown.
+        ImageError: The values can be of any range, and `pixel_range` is None.
     """
-    if image.mode == "F":
+    values = np.asarray(image)
+    low, high = float(values.min()), float(values.max())
+    if pixel_range is None and (image.mode == "F" or low < 0 or high > _TOP):
+        kind = "float" if image.mode == "F" else "32-bit"
         raise ImageError(
-            f"{path}: has float pixels of unknown range; save it with 8 or 16 bits", "unknown_range"
-        )
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ImageError(
-            f"{path}: has 32-bit pixels of unknown range; save it with 8 or 16 bits", "unknown_range"
+            f"{path}: has {kind} pixels of unknown range; set data.depth=[LOW,HIGH] in training, or save it with 8 or "
+            "16 bits",
+            "unknown_range",
         )
     stated = image.tag_v2.get(BITS_PER_SAMPLE) if isinstance(image, TiffImageFile) else None
     bits = stated[0] if isinstance(stated, tuple) and stated else 16
-    top = 2**bits - 1 if 8 < bits < 16 else 65535
-    return values, top if values.max() <= top else 65535
+    top = 2**bits - 1 if 8 < bits < 16 else _TOP
+    return DeepValues(low, high, top if high <= top else _TOP)

@@ -25,7 +25,7 @@ from querybox.data.settings import DataSettings
 from querybox.data.transforms import Sample
 from querybox.data.windows import Fill
 from querybox.errors import ImageError
-from querybox.structures import IMAGENET_MEAN, Target, as_pixels, pad
+from querybox.structures import IMAGENET_MEAN, PixelRange, Target, as_pixels, pad
 
 PLACEHOLDER_SIDE = 64
 """Side in pixels of the placeholder image in a batch none of whose images can be read."""
@@ -110,22 +110,28 @@ class TrainingImages(Dataset[tuple[Sample, int] | UnreadableImage]):
     def read(self, record: ImageRecord) -> UInt8[Tensor, "3 h w"] | UnreadableImage:
         """Read an image, reduced if it is much larger than needed; return the error if it can no longer be read."""
         try:
-            return read_pixels(record, self.settings.sizes().decoded_side)
+            return read_pixels(
+                record, self.settings.sizes().decoded_side, pixel_range=self.settings.pixel_range
+            )
         except ImageError as error:
             return UnreadableImage(record.id, str(error))
 
 
-def read_pixels(record: ImageRecord, min_side: int | None = None) -> UInt8[Tensor, "3 h w"]:
+def read_pixels(
+    record: ImageRecord, min_side: int | None = None, *, pixel_range: PixelRange | None = None
+) -> UInt8[Tensor, "3 h w"]:
     """Read the image of a record, in the orientation that its boxes refer to.
 
     Args:
         record: The image.
         min_side: See `read_image`.
+        pixel_range: See `Preprocessing.pixel_range`.
 
     Raises:
         ImageError: The image cannot be read, or its size is not that of the record.
     """
-    return as_pixels(read_image(record.path, (record.height, record.width), min_side=min_side))
+    size = (record.height, record.width)
+    return as_pixels(read_image(record.path, size, min_side=min_side, pixel_range=pixel_range))
 
 
 def decoded_bytes(data: DetectionData, settings: DataSettings) -> int:

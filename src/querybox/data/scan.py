@@ -11,10 +11,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from querybox.data.findings import UNREADABLE, FindingCollector
-from querybox.data.image import examine_image
+from querybox.data.image import DeepValues, Examination, examine_image
 from querybox.data.loader import start_worker
 from querybox.data.records import DetectionData, ImageRecord
 from querybox.errors import ImageError
+from querybox.structures import PixelRange
 
 FEW_IMAGES = 1000
 """Fewer images than this are decoded before worker processes would have started."""
@@ -30,32 +31,49 @@ class Observation(NamedTuple):
     image_id: int
     kind: str
     what: str
+    deep: DeepValues | None = None
+    """The pixel values, for the kind `deep_image`."""
 
 
 class _Images(Dataset[tuple[ImageRecord, list[Observation]]]):
     """Each image's record and observations."""
 
-    def __init__(self, images: Sequence[ImageRecord]) -> None:
+    def __init__(self, images: Sequence[ImageRecord], pixel_range: PixelRange | None) -> None:
         self.images = images
+        self.pixel_range = pixel_range
 
     def __getitem__(self, index: int) -> tuple[ImageRecord, list[Observation]]:
         record = self.images[index]
         size = (record.height, record.width) if record.size_stated else None
         try:
-            notes = examine_image(record.path, size)
+            found = examine_image(record.path, size, pixel_range=self.pixel_range)
         except ImageError as error:
-            notes = [(error.kind, str(error))]
-        return record, [Observation(record.id, kind, what) for kind, what in notes]
+            found = Examination([(error.kind, str(error))])
+        return record, [
+            Observation(record.id, kind, what, found.deep if kind == "deep_image" else None)
+            for kind, what in found.findings
+        ]
 
     def __len__(self) -> int:
         return len(self.images)
 
 
-def examine_images(images: Sequence[ImageRecord], callback: Callback = lambda _: None) -> list[Observation]:
-    """Decode every image, in several processes if there are many, and return the observations in order of `images`."""
+def examine_images(
+    images: Sequence[ImageRecord],
+    callback: Callback = lambda _: None,
+    *,
+    pixel_range: PixelRange | None = None,
+) -> list[Observation]:
+    """Decode every image, in several processes if there are many, and return the observations in order of `images`.
+
+    Args:
+        images: The images.
+        callback: Called with each image once it has been checked.
+        pixel_range: See `Preprocessing.pixel_range`; with a range, images of float and 32-bit pixels can be read.
+    """
     workers = 0 if len(images) < FEW_IMAGES else os.cpu_count() or 1
     batches = DataLoader(
-        _Images(images),
+        _Images(images, pixel_range),
         batch_size=BATCH_SIZE,
         num_workers=workers,
         collate_fn=list,
@@ -75,7 +93,7 @@ def with_observations(data: DetectionData, observations: Iterable[Observation]) 
     records = {record.id: record for record in data.images}
     findings = FindingCollector(data.source, known=data.findings)
     unreadable = set()
-    for image_id, kind, what in observations:
+    for image_id, kind, what, _ in observations:
         findings.add(kind, what, image_id=image_id, path=records[image_id].path)
         if kind in UNREADABLE:
             unreadable.add(image_id)

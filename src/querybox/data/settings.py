@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from querybox.settings import Settings
+from querybox.structures import PixelRange
 
 Pixels = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Depth = Annotated[int, Field(ge=1, le=32)] | tuple[float, float]
+"""A number of bits, or the values that become 0 and 255."""
 NO_VALIDATION = "none"
 """Value of `data.val` that switches evaluation off."""
 MAX_CORRUPT = 0.05
@@ -94,6 +98,9 @@ class DataSettings(Settings):
     cache: bool = False
     """Keep all decoded training images in memory (3 bytes per pixel) instead of decoding them every epoch. JPEGs whose
     sides are at least four times those needed are decoded, and kept, at 1/2, 1/4 or 1/8 of their size."""
+    depth: Depth | None = None
+    """Pixel values of images with more than 8 bits: their number of bits, or the two values that become 0 and 255. If
+    it is not set, it is determined from the training images; see `querybox.training.depth`."""
     max_corrupt: Probability = MAX_CORRUPT
     """Fraction of the images (0-1) that may be missing or corrupt; they are excluded. With more, training does not
     start, or stops."""
@@ -107,7 +114,19 @@ class DataSettings(Settings):
             raise ValueError(
                 f"long_side is {sizes.long_side}; expected at least image_size, {sizes.short_side}"
             )
+        if (
+            self.pixel_range is not None
+            and not -math.inf < self.pixel_range[0] < self.pixel_range[1] < math.inf
+        ):
+            raise ValueError(
+                f"depth is {self.depth}; expected a number of bits, or two numbers, the lower first"
+            )
         return self
+
+    @property
+    def pixel_range(self) -> PixelRange | None:
+        """The values that become 0 and 255 in images with more than 8 bits; see `Preprocessing.pixel_range`."""
+        return (0.0, 2.0**self.depth - 1) if isinstance(self.depth, int) else self.depth
 
     def sizes(self) -> Sizes:
         """Return all sizes; those that are not set are scaled in proportion to `image_size`."""

@@ -128,7 +128,7 @@ def detect_records(
         # Not `predict` with paths, which applies the EXIF orientation: annotations may refer to the image without it.
         for record in images:
             try:
-                pixels = read_pixels(record)
+                pixels = read_pixels(record, pixel_range=engine.preprocessing.pixel_range)
             except ImageError as error:
                 unreadable[record.id] = str(error)
             else:

@@ -72,7 +72,10 @@ def calibration_inputs(data: DetectionData, preprocessing: Preprocessing) -> Ite
     count = len(data.images)
     indices = np.linspace(0, count - 1, min(count, CALIBRATION_IMAGES)).round().astype(int)
     records = (data.images[index] for index in indices)
-    frames = (Frame(source=str(record.path), pixels=read_pixels(record)) for record in records)
+    frames = (
+        Frame(source=str(record.path), pixels=read_pixels(record, pixel_range=preprocessing.pixel_range))
+        for record in records
+    )
     for each in prepare(frames, preprocessing):
         pixels = each.pixels[None].contiguous()
         yield {"pixels": pixels.numpy(), "sizes": np.array([pixels.shape[2:]], dtype=np.int64)}

@@ -16,7 +16,7 @@ from querybox.arguments import require_number
 from querybox.data.image import read_image
 from querybox.errors import ImageError, MissingExtraError
 from querybox.html import PICTURE_SIDE, jpeg_url, render
-from querybox.structures import Category
+from querybox.structures import Category, PixelRange
 from querybox.text import listed
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ class Detections:
     """(height, width) of the original image in pixels."""
     source: str = ""
     """Path of the image, ``"video.mp4#12"`` for frame 12 of a video, or ``""`` for an image in memory."""
+    pixel_range: PixelRange | None = None
+    """How the image was read if it has more than 8 bits; see `Preprocessing.pixel_range`."""
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -130,7 +132,7 @@ class Detections:
 
     def _image_url(self) -> str | None:
         try:
-            return jpeg_url(read_image(self.source, self.size), PICTURE_SIDE)
+            return jpeg_url(read_image(self.source, self.size, pixel_range=self.pixel_range), PICTURE_SIDE)
         except ImageError:  # an image in memory, a video frame, or a file that no longer exists
             return None
 

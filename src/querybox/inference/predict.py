@@ -85,7 +85,7 @@ def predict(
     require_number("predict", "threshold", threshold, 0, 1)
     if nms is not None:
         require_number("predict", "nms", nms, 0, 1)
-    frames = read_frames(find_sources(sources), on_error)
+    frames = read_frames(find_sources(sources), on_error, pixel_range=engine.preprocessing.pixel_range)
     results = detect_frames(engine, frames, top_k=top_k, batch_size=batch_size)
     results = (detections.above(threshold) for detections in results)
     return results if nms is None else (detections.nms(nms) for detections in results)
@@ -187,6 +187,7 @@ def to_detections(
             categories=engine.categories,
             size=item.size,
             source=item.source,
+            pixel_range=engine.preprocessing.pixel_range,
         )
         for row, item in enumerate(batch)
     ]

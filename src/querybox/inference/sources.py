@@ -21,7 +21,7 @@ from querybox.arguments import require_type
 from querybox.data.image import SUFFIXES as IMAGE_SUFFIXES
 from querybox.data.image import read_image
 from querybox.errors import DataError, ImageError
-from querybox.structures import as_pixels
+from querybox.structures import PixelRange, as_pixels
 
 if TYPE_CHECKING:
     from av import VideoStream
@@ -123,13 +123,17 @@ def is_video(source: Path | Pixels) -> bool:
 
 
 def read_frames(
-    sources: Iterable[Path | Pixels], on_error: Callable[[ImageError], object] | None = None
+    sources: Iterable[Path | Pixels],
+    on_error: Callable[[ImageError], object] | None = None,
+    *,
+    pixel_range: PixelRange | None = None,
 ) -> Iterator[Frame]:
     """Read frames lazily, one at a time; a video is never in memory as a whole.
 
     Args:
         sources: Files and images in memory.
         on_error: Called with the error of each file that cannot be read, which is skipped; None to raise it.
+        pixel_range: See `Preprocessing.pixel_range`.
 
     Raises:
         ImageError: An image or a video cannot be read, or an image in memory is not uint8 RGB.
@@ -139,19 +143,19 @@ def read_frames(
             yield Frame(source="", pixels=as_pixels(source).cpu())  # the EXIF orientation is not applied
             continue
         try:
-            yield from read_file(source)
+            yield from read_file(source, pixel_range)
         except ImageError as error:
             if on_error is None:
                 raise
             on_error(error)
 
 
-def read_file(path: Path) -> Iterator[Frame]:
+def read_file(path: Path, pixel_range: PixelRange | None = None) -> Iterator[Frame]:
     """Read the frames of a video, or the single frame of an image."""
     if is_video(path):
         yield from read_video(path)
     else:
-        yield Frame(source=str(path), pixels=as_pixels(read_image(path)))
+        yield Frame(source=str(path), pixels=as_pixels(read_image(path, pixel_range=pixel_range)))
 
 
 def read_video(path: Path) -> Iterator[Frame]:

@@ -120,7 +120,8 @@ def draw_files(sources: Sequence[Path], paths: Sequence[Path], results: Iterator
         if is_video(source):
             draw_video(source, path, chain([detections], results))
         else:
-            draw(read_image(source), detections).save(path, quality=95)
+            image = read_image(source, pixel_range=detections.pixel_range)
+            draw(image, detections).save(path, quality=95)
 
 
 def draw_video(source: Path, path: Path, results: Iterator[Detections]) -> None:

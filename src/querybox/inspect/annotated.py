@@ -36,7 +36,7 @@ def traces(
     """
     found = find_sources(sources)
     if data is None:
-        for frame in read_frames(found):
+        for frame in read_frames(found, pixel_range=detector.preprocessing.pixel_range):
             yield replace(trace(detector, frame.pixels), source=frame.source)
         return
     for record in [find_record(source, data) for source in found]:
@@ -49,7 +49,8 @@ def trace_record(detector: DetectionTransformer, record: ImageRecord, data: Dete
         detector.categories, data.categories
     ).argsort()  # detector labels by dataset label
     real = ~record.crowd
-    pixels = read_pixels(record)  # in the orientation of the boxes
+    pixel_range = detector.preprocessing.pixel_range
+    pixels = read_pixels(record, pixel_range=pixel_range)  # in the orientation of the boxes
     objects = Sample(
         pixels=pixels,
         boxes_xyxy=torch.from_numpy(record.boxes_xyxy[real]).float(),

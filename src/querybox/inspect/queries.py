@@ -129,7 +129,11 @@ def query_view(
     engine = optimize(detector)
     boxes: dict[int, Tensor] = {}  # by index of the image: batches hold images of one shape
     scores: dict[int, Tensor] = {}
-    frames = (Frame(source=str(record.path), pixels=read_pixels(record)) for record in data.images)
+    pixel_range = engine.preprocessing.pixel_range
+    frames = (
+        Frame(source=str(record.path), pixels=read_pixels(record, pixel_range=pixel_range))
+        for record in data.images
+    )
     for batch in batch_by_shape(
         prepare(frames, engine.preprocessing), effective_batch_size(engine, batch_size)
     ):

@@ -188,7 +188,8 @@ def read_one(image: Source | ImageBatch, detector: DetectionTransformer) -> tupl
             raise ConfigError(f"trace got a batch of {len(image.images)} images; expected one")
         return unnormalised(image, preprocessing), image
     sources = find_sources(image)
-    inputs = list(islice(prepare(read_frames(sources[:1]), preprocessing), 2))
+    frames = read_frames(sources[:1], pixel_range=preprocessing.pixel_range)
+    inputs = list(islice(prepare(frames, preprocessing), 2))
     if len(sources) != 1 or len(inputs) != 1:
         raise ConfigError("trace got more than one image; expected one")
     return inputs[0], ImageBatch.from_images([inputs[0].pixels], preprocessing, detector.device)

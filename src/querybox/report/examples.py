@@ -87,7 +87,8 @@ def make_example(evaluation: Evaluation, record: ImageRecord, inspector: str | N
     detections = evaluation.detections[record.id].above(evaluation.operating_point.threshold)
     urls, problem = {}, ""
     try:
-        image = read_image(record.path, (record.height, record.width))
+        size = (record.height, record.width)
+        image = read_image(record.path, size, pixel_range=detections.pixel_range)
     except ImageError as error:
         problem = str(error)
     else:

@@ -114,15 +114,21 @@ def is_auto(settings: RunSettings) -> bool:
     return settings.recipe in (None, AUTO, *SMALL_RECIPES)
 
 
-def with_choices_of_run(settings: RunSettings) -> RunSettings:
-    """Return `settings` with what is not set taken from the run in the folder, if there is one; to resume it."""
+def with_values_of_run(settings: RunSettings) -> RunSettings:
+    """Return `settings` with what the data decided taken from the run in the folder, if there is one; to resume it.
+
+    That is everything that is not set if the recipe is chosen, otherwise `data.depth`.
+    """
     path = settings.folder / "run.yaml"
-    if not is_auto(settings) or not path.is_file():
+    if not path.is_file():
         return settings
     given = settings.model_dump(exclude_unset=True)
-    if given.get("recipe") == AUTO:
+    run = read_run_file(path)
+    if not is_auto(settings):
+        run = {"data": {"depth": run.get("data", {}).get("depth")}}
+    elif given.get("recipe") == AUTO:
         del given["recipe"]
-    return RunSettings.parse(merge(read_run_file(path), given), where=str(path))
+    return RunSettings.parse(merge(run, given), where=str(path))
 
 
 def choose(settings: RunSettings, data: DetectionData, machine: Machine) -> Choice:

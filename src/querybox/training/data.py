@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from querybox.data import DetectionData, read_train_and_val
 from querybox.data.holdout import hold_out
+from querybox.data.image import DeepValues
 from querybox.data.records import log_warnings, require_usable
 from querybox.data.scan import examine_images, with_observations
 from querybox.data.settings import NO_VALIDATION
@@ -114,6 +115,8 @@ class RunData:
     """Fingerprints by split, ``train`` and ``val``."""
     reports: Mapping[str, SplitReport]
     """Validation results by split; empty if a resumed run has them already."""
+    deep: Sequence[DeepValues]
+    """Pixel values of the training images with more than 8 bits; empty if a resumed run has checked the images."""
 
     def write(self, folder: Path) -> None:
         """Write ``validation.json`` and the list of held-out images, unless a resumed run has them."""
@@ -164,9 +167,11 @@ def check_splits(read: Splits, settings: RunSettings, accelerator: Accelerator, 
         splits = {
             name: require_usable(fingerprints[name].restore(data, folder)) for name, data in splits.items()
         }
-        reports = {}
+        reports, deep = {}, []
     else:
-        splits = {name: check_images(data, settings, accelerator) for name, data in splits.items()}
+        checked = {name: check_images(data, settings, accelerator) for name, data in splits.items()}
+        splits = {name: data for name, (data, _) in checked.items()}
+        deep = checked["train"][1]
         fingerprints = {name: Fingerprint.of(data) for name, data in splits.items()}
         reports = {name: SplitReport.of(data) for name, data in splits.items()}
     if "val" in splits:
@@ -177,11 +182,17 @@ def check_splits(read: Splits, settings: RunSettings, accelerator: Accelerator, 
         held_out=read.held_out,
         fingerprints=fingerprints,
         reports=reports,
+        deep=deep,
     )
 
 
-def check_images(data: DetectionData, settings: RunSettings, accelerator: Accelerator) -> DetectionData:
+def check_images(
+    data: DetectionData, settings: RunSettings, accelerator: Accelerator
+) -> tuple[DetectionData, list[DeepValues]]:
     """Decode all images of a split, distributed over the processes, and add the findings.
+
+    Returns:
+        The split, and the pixel values of its images with more than 8 bits.
 
     Raises:
         DataError: The split cannot be used.
@@ -189,12 +200,13 @@ def check_images(data: DetectionData, settings: RunSettings, accelerator: Accele
     from accelerate.utils import gather_object
 
     own = data.images[accelerator.process_index :: accelerator.num_processes]
-    data = with_observations(data, sorted(gather_object(examine_images(own))))
+    found = sorted(gather_object(examine_images(own, pixel_range=settings.data.pixel_range)))
+    data = with_observations(data, found)
     data = with_dataset_findings(data, settings.data.max_corrupt, settings.model["queries"])
     require_usable(data)
     if accelerator.is_main_process:
         log_warnings(data)
-    return data
+    return data, [observation.deep for observation in found if observation.deep is not None]
 
 
 def read_fingerprints(path: Path) -> dict[str, Fingerprint]:

@@ -18,9 +18,10 @@ from querybox.fast.memory import retain_freed_memory
 from querybox.html import render
 from querybox.modules.detector import DetectionTransformer
 from querybox.report import write_report
-from querybox.training.auto import choose, is_auto, with_choices_of_run
+from querybox.training.auto import choose, is_auto, with_values_of_run
 from querybox.training.checkpoint import RunCheckpoint
 from querybox.training.data import Splits, check_splits, read_splits
+from querybox.training.depth import with_depth
 from querybox.training.display import Display, main_console, open_console, print_lines
 from querybox.training.environment import write_environment
 from querybox.training.folder import check_folder, prepare_folder
@@ -94,8 +95,9 @@ def train(target: RunSettings | str | Path, *, resume: bool = False, **overrides
     print_lines(None if continued else console, notes, f"checking {splits.num_images:,} images")
     data = check_splits(splits, settings, accelerator, resume=resume)
     training, validation = data.training, data.validation
+    settings, note = with_depth(settings, training, data.deep)
     torch.manual_seed(settings.train.seed)
-    print_lines(console, f"loading weights: {settings.initial_weights}")
+    print_lines(console, note, f"loading weights: {settings.initial_weights}")
     detector = build_detector(settings, training.categories)
     assert detector.recipe is not None
     criterion = detector.recipe.criterion()
@@ -124,7 +126,6 @@ def train(target: RunSettings | str | Path, *, resume: bool = False, **overrides
         accelerator.end_training()
         request.reraise()
 
-    accelerator.wait_for_everyone()  # the main process has written the weights
     result = finish(trainer, validation, display, reason)
     accelerator.end_training()
     return result
@@ -140,7 +141,7 @@ def prepare(settings: RunSettings, *, resume: bool) -> tuple[RunSettings, RunChe
     print_lines(main_console(), f"reading {settings.data.train}")
     settings = locate(settings, resume=resume)
     if resume:
-        settings = with_choices_of_run(settings)
+        settings = with_values_of_run(settings)
     if not is_auto(settings):
         settings = resolve(settings)
     checkpoint = check_folder(settings, resume=resume)
@@ -174,6 +175,7 @@ def finish(
 ) -> TrainResult:
     """Load the best detector, and write the report if there is validation data."""
     folder, accelerator = trainer.folder, trainer.accelerator
+    accelerator.wait_for_everyone()  # the main process has written the weights
     best = folder / (LAST if trainer.progress.best is None else BEST)
     detector = Detector.load(best)
     if trainer.progress.step == display.done:

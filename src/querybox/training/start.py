@@ -16,7 +16,7 @@ from querybox.errors import ConfigError
 from querybox.models import Recipe, data_defaults, find, parse, training_defaults
 from querybox.modules.detector import DetectionTransformer
 from querybox.precision import resolve_precision
-from querybox.structures import Category
+from querybox.structures import Category, Preprocessing
 from querybox.training.finetune import initialize_from
 from querybox.training.processes import training_device
 from querybox.training.settings import RunSettings, TrainSettings
@@ -63,16 +63,18 @@ def resolve(settings: RunSettings) -> RunSettings:
         ConfigError: The recipe or one of its settings is unknown, or settings are inconsistent.
         CheckpointError: The weights cannot be read.
     """
-    recipe = resolve_model(settings)
+    recipe, preprocessing = resolve_model(settings)
     model = recipe.model_dump(mode="json")
     if model["backbone_weights"] not in (None, "imagenet"):
         model["backbone_weights"] = str(Path(model["backbone_weights"]).resolve())
     explicit = settings.train.model_dump(exclude_unset=True)
     train = TrainSettings.parse({**training_defaults(recipe, settings.recipe), **explicit}, where="train")
     train = train.replace(precision=resolve_precision(train.precision, training_device()))
-    explicit = settings.data.model_dump(exclude_unset=True)
-    data = DataSettings.parse({**data_defaults(recipe, settings.recipe), **explicit}, where="data")
-    return settings.replace(model=model, train=train.model_dump(), data=data.model_dump())
+    data = settings.data.model_dump(exclude_unset=True)
+    if preprocessing is not None and data.get("depth") is None:
+        data["depth"] = preprocessing.pixel_range
+    data = DataSettings.parse({**data_defaults(recipe, settings.recipe), **data}, where="data").model_dump()
+    return settings.replace(model=model, train=train.model_dump(), data=data)
 
 
 def resolve_weights(weights: str) -> str:
@@ -80,16 +82,21 @@ def resolve_weights(weights: str) -> str:
     return fetch(weights).name if is_hub_name(weights) else str(Path(weights).resolve())
 
 
-def resolve_model(settings: RunSettings) -> Recipe:
-    """Return the named recipe, or that of the weights, with the settings of the model applied."""
+def resolve_model(settings: RunSettings) -> tuple[Recipe, Preprocessing | None]:
+    """Return the named recipe, or that of the weights, with the settings of the model applied.
+
+    Returns:
+        The recipe, and the preprocessing of the weights if there are any.
+    """
     values = {} if settings.recipe is None else find(settings.recipe).model_dump()
     if settings.weights is None:
         values["backbone_weights"] = "imagenet"  # a few hundred images are too few to train a random backbone
     values |= settings.model
-    if settings.weights is not None:
-        recipe = read_checkpoint(settings.weights, **not_inferable(values)).blueprint.recipe
-        values = {**recipe.model_dump(), "unused_rows": (), **values}
-    return parse(values, where="model")
+    if settings.weights is None:
+        return parse(values, where="model"), None
+    source = read_checkpoint(settings.weights, **not_inferable(values)).blueprint
+    values = {**source.recipe.model_dump(), "unused_rows": (), **values}
+    return parse(values, where="model"), source.preprocessing
 
 
 def not_inferable(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,8 +107,8 @@ def not_inferable(model: Mapping[str, Any]) -> dict[str, Any]:
 def build_detector(settings: RunSettings, categories: tuple[Category, ...]) -> DetectionTransformer:
     """Build the detector of resolved `settings` for these classes, with its initial weights.
 
-    Its preprocessing is that of the weights, except for the image size and stretching, which are those of the data
-    settings.
+    Its preprocessing is that of the weights, except for the image size, stretching and the range of pixel values, which
+    are those of the data settings.
 
     Raises:
         ConfigError: The settings of the recipe are inconsistent.
@@ -121,5 +128,6 @@ def build_detector(settings: RunSettings, categories: tuple[Category, ...]) -> D
         short_side=sizes.short_side,
         long_side=sizes.long_side,
         resizing="stretch" if settings.data.stretch else keeps_aspect,
+        pixel_range=settings.data.pixel_range,
     )
     return detector
