@@ -40,8 +40,8 @@ def load(
     Args:
         path: A ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file, or the ``.index.json`` of a sharded one; the
             folder of a run, of which the best detector is loaded; a Hugging Face folder; ``hf://owner/name``,
-            optionally with ``@revision``, which is downloaded; or a ``.onnx``, ``.xml`` (OpenVINO) or ``.pt2``
-            (PyTorch) file written by `querybox.export`.
+            optionally with ``@revision``, which is downloaded; a short name in `querybox.models.PUBLIC_WEIGHTS`; or a
+            ``.onnx``, ``.xml`` (OpenVINO) or ``.pt2`` (PyTorch) file written by `querybox.export`.
         trusted: Required for ``.pt2``, because PyTorch executes code in such a file.
         dilation: For weights: whether the backbone's last stage is dilated (DC5), which cannot be inferred from the
             tensors. None for the value in the file, or else False.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +73,12 @@ for kind, pattern, first in (
     Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(rf"^(?:{pattern})$"), first)
 
 
-def read_run_file(path: Path) -> Values:
+def read_run_file(path: Path, names: Collection[str] = ()) -> Values:
     """Read the settings in a YAML file. Relative paths are resolved against the folder of the file.
+
+    Args:
+        path: The file.
+        names: Names of weights, which are kept unless there is a file or folder of that name.
 
     Raises:
         ConfigError: The file cannot be read, is not YAML, or is not a mapping of settings.
@@ -92,7 +96,10 @@ def read_run_file(path: Path) -> Values:
         raise ConfigError(
             f"{path}: got a {type(values).__name__}; expected settings such as 'train: {{lr: 1e-4}}'"
         )
-    return resolve_paths(values, path.parent)
+    resolved, name = resolve_paths(values, path.parent), values.get("weights")
+    if isinstance(name, str) and name in names and not Path(resolved["weights"]).exists():
+        resolved["weights"] = name
+    return resolved
 
 
 def resolve_paths(values: Values, folder: Path, prefix: str = "") -> Values:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 import querybox
+from querybox.checkpoints.hub import Snapshot
 from querybox.models import RECIPES
 
 
@@ -45,6 +47,19 @@ def test_of_a_model(run: Any, model: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "last.safetensors").symlink_to(model)
     assert "2: cat, dog" in run("info", "run")[1]
+
+
+def test_of_public_weights(run: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, out, _ = run("info", "--models")
+    assert re.search(r"^Trained on COCO. Licence: Apache-2.0$", out, re.M)
+    assert re.search(r"^ +rtdetr-r18 +46.5 +20 M +60  hf://PekingU/rtdetr_r18vd$", out, re.M)
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "model.safetensors").symlink_to(model)
+    snapshot = Snapshot(name="hf://PekingU/rtdetr_r18vd_coco_o365@1", folder=tmp_path / "hub")
+    monkeypatch.setattr("querybox.checkpoints.find.fetch", lambda _: snapshot)
+    for name in ("rtdetr-r18-o365", "hf://PekingU/rtdetr_r18vd_coco_o365"):
+        words = " ".join(run("info", name)[1].replace("│", "").split())
+        assert "licence Apache-2.0 trained on Objects365, which has terms of its own, then COCO" in words
 
 
 def test_of_a_dataset(run: Any, photos: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from querybox.checkpoints.hub import CONFIG, WEIGHTS, fetch, is_hub_name
+from querybox.checkpoints.hub import CONFIG, NAME, WEIGHTS, fetch, is_hub_name
 from querybox.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from querybox.models import PublicWeights
 
 BEST, LAST = "best.safetensors", "last.safetensors"
 """Detectors in the folder of a training run; the best is preferred."""
@@ -28,9 +32,38 @@ OTHER_KINDS = {
 """Descriptions of files with other suffixes."""
 
 
+def find_public(path: str | Path) -> PublicWeights | None:
+    """Return the public weights with this short name or name on the Hub, unless there is a file or folder of it."""
+    if Path(path).exists():
+        return None
+    from querybox.models import PUBLIC_WEIGHTS  # takes a second, which commands need not spend on a dataset
+
+    if match := NAME.fullmatch(Path(path).as_posix()):
+        source = f"hf://{match['repository']}"
+        return next((each for each in PUBLIC_WEIGHTS.values() if each.source == source), None)
+    return PUBLIC_WEIGHTS.get(str(path))
+
+
+def resolve_name(path: str | Path) -> str | Path:
+    """Return the name on the Hub that a short name of public weights stands for, or the path unchanged.
+
+    Raises:
+        CheckpointError: The weights are not on the Hub.
+    """
+    weights = None if is_hub_name(path) else find_public(path)
+    if weights is None:
+        return path
+    if not weights.on_hub:
+        raise CheckpointError(
+            f"{path}: these weights are not on the Hugging Face Hub; download {weights.source} and pass the path of "
+            "the file instead of the name"
+        )
+    return weights.source
+
+
 def is_model(path: Path) -> bool:
-    """Return whether a path is a weights file, a folder with one, or a name on the Hub, rather than a dataset."""
-    is_file = path.name.endswith(SUFFIXES) or is_hub_name(path)
+    """Return whether a path is a weights file, a folder with one, or a name of weights, rather than a dataset."""
+    is_file = path.name.endswith(SUFFIXES) or is_hub_name(path) or find_public(path) is not None
     return is_file or any((path / name).is_file() for name in (BEST, LAST, CONFIG))
 
 
@@ -44,11 +77,13 @@ def find_weights(path: str | Path) -> Path:
 
     Args:
         path: A weights file, or the index of a sharded one; the folder of a run, for its best detector; a Hugging Face
-            folder; or ``hf://owner/name``, optionally with ``@revision``, which is downloaded.
+            folder; ``hf://owner/name``, optionally with ``@revision``, which is downloaded; or a short name in
+            `querybox.models.PUBLIC_WEIGHTS`.
 
     Raises:
         CheckpointError: There is no weights file, or `path` is a file of another kind.
     """
+    path = resolve_name(path)
     path = fetch(path).folder if is_hub_name(path) else Path(path)
     if path.is_dir():
         for name in (BEST, LAST, *WEIGHTS):
@@ -67,6 +102,10 @@ def find_weights(path: str | Path) -> Path:
 def require_file(path: Path) -> None:
     """Raise CheckpointError unless the file exists."""
     if not path.is_file():
+        from querybox.models import PUBLIC_WEIGHTS
+
+        near = difflib.get_close_matches(path.name.lower(), PUBLIC_WEIGHTS, n=1)
+        hint = f". Did you mean the public weights '{near[0]}'?" if near and not path.suffix else ""
         raise CheckpointError(
-            f"{path}: no such weights file; expected a checkpoint, or the folder of a run: check the path"
+            f"{path}: no such weights file; expected a checkpoint, or the folder of a run: check the path{hint}"
         )

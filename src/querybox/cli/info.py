@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from querybox.checkpoints.find import find_weights, is_exported, is_model
+from querybox.checkpoints.find import find_public, find_weights, is_exported, is_model
 from querybox.cli.tables import table
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from querybox.checkpoints.read import LoadedDetector
     from querybox.data import DetectionData
     from querybox.exporting.card import Card
+    from querybox.models import PublicWeights
     from querybox.structures import Category, Preprocessing
 
 
@@ -26,6 +27,7 @@ def info(
     *,
     split: str | None = None,
     trust: Annotated[bool, Parameter(negative="")] = False,
+    models: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Describe a model, a run or a dataset; without an argument, the installation.
 
@@ -34,15 +36,20 @@ def info(
     querybox info model.safetensors  # classes, sizes, settings; also detr-r50.pth and other public checkpoints
     querybox info run                # the same for a run's best model
     querybox info photos/            # images, objects of each class, invalid boxes
+    querybox info --models           # public weights that have a short name: AP, sizes, licences
     ```
 
     Args:
         target: A checkpoint of any layout, a run folder, an exported model, or a dataset in any format.
         split: Split of the dataset, such as val; all of them by default.
         trust: Allow a .pt2 file to execute the code that it contains.
+        models: List the public weights that have a short name, which all commands take instead of a path.
     """
     from rich.console import Console
 
+    if models:
+        print_public_weights()
+        return
     if target is None:
         tables = [installed(), *recipes()]
     elif is_exported(target):
@@ -53,7 +60,7 @@ def info(
         from querybox.checkpoints.read import load_checkpoint
 
         path = find_weights(target)
-        tables = [describe_model(path, load_checkpoint(path))]
+        tables = [describe_model(path, load_checkpoint(path), find_public(target))]
     else:
         tables = describe_data(target, split)
     Console().print(*tables)
@@ -93,8 +100,25 @@ def recipes() -> list[Table]:
     ]
 
 
-def describe_model(path: Path, loaded: LoadedDetector) -> Table:
-    """Show the properties of the detector in a file, and how the file was interpreted."""
+def print_public_weights() -> None:
+    """Print the public weights that have a short name, by licence and training data.
+
+    A line each, which terminals may wrap: in a table the addresses would leave no space for the names.
+    """
+    from querybox.models import PUBLIC_WEIGHTS
+
+    groups: dict[tuple[str, str], list[str]] = {}
+    width = max(map(len, PUBLIC_WEIGHTS))
+    for name, each in PUBLIC_WEIGHTS.items():
+        line = f"  {name:{width}}  {each.AP:4.1f}  {each.parameters:3} M  {each.gflops:6}  {each.source}"
+        groups.setdefault((each.trained_on, each.license), []).append(line)
+    for (trained_on, license_name), lines in groups.items():
+        print(f"Trained on {trained_on}. Licence: {license_name}")
+        print(f"  {'name':{width}}  {'AP':>4}  {'params':>5}  {'GFLOPs'}  from", *lines, "", sep="\n")
+
+
+def describe_model(path: Path, loaded: LoadedDetector, public: PublicWeights | None) -> Table:
+    """Show the properties of the detector in a file, how the file was interpreted, and what its authors say."""
     detector = loaded.detector
     numbers = [parameter.numel() for parameter in detector.parameters()]
     settings = detector.recipe.model_dump() if detector.recipe else {}
@@ -104,6 +128,7 @@ def describe_model(path: Path, loaded: LoadedDetector) -> Table:
             "file": f"{path.stat().st_size / 1e6:.1f} MB",
             "layout": loaded.layout,
             "assumed": "; ".join(loaded.assumptions) or "nothing",
+            **({"licence": public.license, "trained on": public.trained_on} if public else {}),
             "parameters": f"{sum(numbers) / 1e6:.2f} M",
             **describe_use(detector.categories, detector.preprocessing),
             "recipe": ", ".join(f"{key}={value}" for key, value in settings.items()),

@@ -54,8 +54,9 @@ def train(
         output: The run folder.
         resume: Resume the run in the run folder.
         max_time: Stop after this time, such as 30m or 1h30m, with an evaluation and a checkpoint.
-        weights: A checkpoint to fine-tune: of querybox, facebookresearch, MMDetection or Hugging Face, or a name on the
-            Hub, such as hf://facebook/detr-resnet-50. It determines the model; its classes are matched by name.
+        weights: A checkpoint to fine-tune: of querybox, facebookresearch, MMDetection or Hugging Face, a name on the
+            Hub, such as hf://facebook/detr-resnet-50, or the short name of public weights, such as detr-r50 (see
+            querybox info --models). It determines the model; its classes are matched by name.
     """
     options = {"output": output, "weights": weights, "train.max_time": max_time}
     settings = read_settings(

@@ -15,6 +15,7 @@ from querybox.models.conditional_detr import ConditionalDETR
 from querybox.models.deformable_detr import DeformableDETR
 from querybox.models.detr import DETR
 from querybox.models.dino import DINO
+from querybox.models.public import PublicWeights
 from querybox.models.recipe import Recipe
 from querybox.models.rtdetr import RTDETR
 
@@ -22,11 +23,13 @@ __all__ = [
     "DETR",
     "DINO",
     "KINDS",
+    "PUBLIC_WEIGHTS",
     "RECIPES",
     "RTDETR",
     "SMALL_RECIPES",
     "ConditionalDETR",
     "DeformableDETR",
+    "PublicWeights",
     "Recipe",
     "data_defaults",
     "find",
@@ -40,6 +43,10 @@ KINDS: dict[str, type[Recipe]] = {
     each.model_fields["kind"].default: each for each in (DETR, DeformableDETR, DINO, ConditionalDETR, RTDETR)
 }
 """All kinds by name, with each parent before the kinds derived from it."""
+PUBLIC_WEIGHTS: dict[str, PublicWeights] = {
+    name: weights for kind in KINDS.values() for name, weights in kind.public_weights.items()
+}
+"""The public weights of all kinds by their short names."""
 
 DETR_R50 = DETR()
 CONDITIONAL = ConditionalDETR()

@@ -10,6 +10,7 @@ from querybox.losses.criterion import Criterion
 from querybox.losses.matcher import HungarianMatcher
 from querybox.models.layouts.conditional import ATTEN4VIS, HUGGINGFACE_CONDITIONAL, MMDET3_CONDITIONAL
 from querybox.models.layouts.layout import Layout, PublicSystem
+from querybox.models.public import PublicWeights
 from querybox.models.recipe import Positive, require
 from querybox.models.single_map import SingleMap
 from querybox.modules.conditional_decoder import (
@@ -37,6 +38,9 @@ class ConditionalDETR(SingleMap):
         "facebook": ATTEN4VIS,
         "mmdet3": MMDET3_CONDITIONAL,
         "huggingface": HUGGINGFACE_CONDITIONAL,
+    }
+    public_weights: ClassVar[Mapping[str, PublicWeights]] = {
+        "conditional-detr-r50": PublicWeights("hf://microsoft/conditional-detr-resnet-50", 41.0, 44, 90),
     }
     identifying_tensor: ClassVar[str] = "decoder.query_scale.0"
     class_head: ClassVar[str] = "decoder.class_head"

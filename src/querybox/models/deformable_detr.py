@@ -16,6 +16,7 @@ from querybox.models.layouts.huggingface import HUGGINGFACE_DEFORMABLE
 from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.layouts.mmdet3 import MMDET3_DEFORMABLE
 from querybox.models.layouts.relatives import FULLY_PROPOSED
+from querybox.models.public import PublicWeights
 from querybox.models.recipe import Depth, Positive, Recipe, require
 from querybox.modules.decoder import DeformableDecoderLayer, KeepReference, ReferenceDecoder, Refine
 from querybox.modules.detector import DetectionTransformer
@@ -45,6 +46,18 @@ class DeformableDETR(Recipe):
         "facebook": FUNDAMENTALVISION,
         "mmdet3": MMDET3_DEFORMABLE,
         "huggingface": HUGGINGFACE_DEFORMABLE,
+    }
+    public_weights: ClassVar[Mapping[str, PublicWeights]] = {
+        "deformable-detr-r50": PublicWeights("hf://SenseTime/deformable-detr", 44.5, 40, 173),
+        "deformable-detr-r50-single-scale": PublicWeights(
+            "hf://SenseTime/deformable-detr-single-scale", 39.4, 34, 78
+        ),
+        "deformable-detr-r50-refine": PublicWeights(
+            "hf://SenseTime/deformable-detr-with-box-refine", 46.2, 41, 173
+        ),
+        "deformable-detr-r50-two-stage": PublicWeights(
+            "hf://SenseTime/deformable-detr-with-box-refine-two-stage", 46.9, 41, 173
+        ),
     }
     identifying_tensor: ClassVar[str] = "encoder.level"
     class_head: ClassVar[str] = "decoder.class_heads.0"

@@ -14,6 +14,7 @@ from querybox.models.layouts.huggingface import HUGGINGFACE
 from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.layouts.mmdet2 import MMDET2
 from querybox.models.layouts.mmdet3 import MMDET3
+from querybox.models.public import PublicWeights
 from querybox.models.single_map import SingleMap
 from querybox.modules.blocks import PreNormResidual, Residual, ResidualType
 from querybox.modules.decoder import Decoder, NormBeforeHeads, NormBetweenLayers, init_similarity_attention
@@ -48,6 +49,12 @@ class DETR(SingleMap):
         "mmdet2": MMDET2,
         "mmdet3": MMDET3,
         "huggingface": HUGGINGFACE,
+    }
+    public_weights: ClassVar[Mapping[str, PublicWeights]] = {
+        "detr-r50": PublicWeights("hf://facebook/detr-resnet-50", 42.0, 41, 86),
+        "detr-r50-dc5": PublicWeights("hf://facebook/detr-resnet-50-dc5", 43.3, 41, 187),
+        "detr-r101": PublicWeights("hf://facebook/detr-resnet-101", 43.5, 60, 152),
+        "detr-r101-dc5": PublicWeights("hf://facebook/detr-resnet-101-dc5", 44.9, 60, 253),
     }
     identifying_tensor: ClassVar[str] = "queries.position"
     class_head: ClassVar[str] = "decoder.class_head"

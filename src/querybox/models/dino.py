@@ -15,6 +15,7 @@ from querybox.models.deformable_detr import DeformableDETR
 from querybox.models.layouts.idea import IDEA
 from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.layouts.mmdet3 import MMDET3_DINO
+from querybox.models.public import PublicWeights
 from querybox.models.recipe import Positive
 from querybox.modules.decoder import DeformableDecoderLayer, LookForwardTwice, ReferenceDecoder
 from querybox.modules.denoising import Denoising
@@ -29,6 +30,16 @@ class DINO(DeformableDETR):
     title: ClassVar[str] = "DINO"
     training: ClassVar[Mapping[str, Any]] = {"epochs": 12, "milestones": (11,)}
     layouts: ClassVar[Mapping[PublicSystem, Layout]] = {"facebook": IDEA, "mmdet3": MMDET3_DINO}
+    # The Hub has none in a layout of transformers.
+    public_weights: ClassVar[Mapping[str, PublicWeights]] = {
+        "dino-r50": PublicWeights(
+            "https://download.openmmlab.com/mmdetection/v3.0/dino/dino-4scale_r50_8xb2-12e_coco/"
+            "dino-4scale_r50_8xb2-12e_coco_20221202_182705-55b2bba2.pth",
+            49.0,
+            47,
+            279,
+        ),
+    }
     identifying_tensor: ClassVar[str] = "decoder.position.layers.0"
     adaptable: ClassVar[frozenset[str]] = DeformableDETR.adaptable | {
         "denoising",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from querybox.errors import CheckpointError, ConfigError
 from querybox.losses.criterion import Criterion
 from querybox.models.layouts.layout import Layout, PublicSystem
+from querybox.models.public import PublicWeights
 from querybox.models.tensors import RESNETS, count, infer_backbone
 from querybox.modules.backbone import Backbone
 from querybox.modules.detector import DetectionTransformer
@@ -41,6 +42,8 @@ class Recipe(Settings):
     """Published data settings: those that differ from the defaults of `querybox.data.DataSettings`."""
     layouts: ClassVar[Mapping[PublicSystem, Layout]]
     """Its checkpoint layouts in other systems."""
+    public_weights: ClassVar[Mapping[str, PublicWeights]]
+    """Its public weights by their short names."""
     identifying_tensor: ClassVar[str]
     """Name of a tensor or module that all models of this kind have, and none of the kinds before it in `KINDS`."""
     class_head: ClassVar[str]

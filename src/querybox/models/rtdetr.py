@@ -17,6 +17,7 @@ from querybox.losses.matcher import HungarianMatcher
 from querybox.models.dino import DINO
 from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.layouts.rtdetr import HUGGINGFACE_RTDETR, LYUWENYU, PREPROCESSING
+from querybox.models.public import OBJECTS365, PublicWeights
 from querybox.models.recipe import HEADS, Depth, Positive, require
 from querybox.models.tensors import BOTTLENECK, RESNETS, count, infer_backbone
 from querybox.modules.backbone import Backbone
@@ -68,6 +69,27 @@ class RTDETR(DINO):
     layouts: ClassVar[Mapping[PublicSystem, Layout]] = {
         "facebook": LYUWENYU,
         "huggingface": HUGGINGFACE_RTDETR,
+    }
+    public_weights: ClassVar[Mapping[str, PublicWeights]] = {
+        "rtdetr-r18": PublicWeights("hf://PekingU/rtdetr_r18vd", 46.5, 20, 60),
+        "rtdetr-r34": PublicWeights("hf://PekingU/rtdetr_r34vd", 48.9, 31, 92),
+        "rtdetr-r50-m": PublicWeights(
+            "https://github.com/lyuwenyu/storage/releases/download/v0.1/rtdetr_r50vd_m_6x_coco_from_paddle.pth",
+            51.3,
+            36,
+            100,
+        ),
+        "rtdetr-r50": PublicWeights("hf://PekingU/rtdetr_r50vd", 53.1, 42, 136),
+        "rtdetr-r101": PublicWeights("hf://PekingU/rtdetr_r101vd", 54.3, 76, 259),
+        "rtdetr-r18-o365": PublicWeights(
+            "hf://PekingU/rtdetr_r18vd_coco_o365", 49.2, 20, 60, trained_on=OBJECTS365
+        ),
+        "rtdetr-r50-o365": PublicWeights(
+            "hf://PekingU/rtdetr_r50vd_coco_o365", 55.3, 42, 136, trained_on=OBJECTS365
+        ),
+        "rtdetr-r101-o365": PublicWeights(
+            "hf://PekingU/rtdetr_r101vd_coco_o365", 56.2, 76, 259, trained_on=OBJECTS365
+        ),
     }
     identifying_tensor: ClassVar[str] = "encoder.laterals"
     adaptable: ClassVar[frozenset[str]] = DINO.adaptable | {"frozen_batch_norms", "inference_layers"}

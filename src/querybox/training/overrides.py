@@ -15,7 +15,7 @@ from typing import Any
 from querybox.arguments import require_path
 from querybox.errors import ConfigError
 from querybox.inference.engine import accelerator
-from querybox.models import KINDS
+from querybox.models import KINDS, PUBLIC_WEIGHTS
 from querybox.runfile import Values, merge, read_run_file
 from querybox.training.settings import RunSettings
 
@@ -57,7 +57,7 @@ def read_target(target: object, where: str) -> Values:
         return target.model_dump(exclude_unset=True)
     path = require_path(where, target, "a dataset or a run file, or RunSettings")
     if path.suffix.lower() in RUN_FILES:
-        values = read_run_file(path)
+        values = read_run_file(path, names=PUBLIC_WEIGHTS)
         if "names" not in values:  # otherwise the data.yaml of a YOLO dataset
             return values
     if (path / "run.yaml").is_file() and (path / "environment.json").is_file():

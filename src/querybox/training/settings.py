@@ -85,8 +85,8 @@ class RunSettings(Settings):
     data: DataSettings
     train: TrainSettings = TrainSettings()
     weights: str | None = None
-    """A checkpoint of any layout to start from: a file, a Hugging Face folder, or a name on the Hub such as
-    `hf://facebook/detr-resnet-50`."""
+    """A checkpoint of any layout to start from: a file, a Hugging Face folder, a name on the Hub such as
+    `hf://facebook/detr-resnet-50`, or the short name of public weights such as `detr-r50`."""
     output: str | None = None
     """The run folder; by default a new one in `runs`, named after the dataset."""
 

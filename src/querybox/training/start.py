@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from querybox.checkpoints.backbone import build
+from querybox.checkpoints.find import resolve_name
 from querybox.checkpoints.hub import fetch, is_hub_name
 from querybox.checkpoints.read import load_detector, read_checkpoint
 from querybox.data.settings import NO_VALIDATION, DataSettings
@@ -79,6 +80,7 @@ def resolve(settings: RunSettings) -> RunSettings:
 
 def resolve_weights(weights: str) -> str:
     """Return the absolute path of a checkpoint, or its name on the Hub with the commit."""
+    weights = str(resolve_name(weights))
     return fetch(weights).name if is_hub_name(weights) else str(Path(weights).resolve())
 
 

@@ -1,0 +1,29 @@
+"""Public weights, which have short names wherever weights are taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class PublicWeights:
+    """Weights that others have published; each kind lists its own. Numbers are those of their authors."""
+
+    source: str
+    """``hf://owner/name``, which is downloaded, or the address of a file or page from which users download them."""
+    AP: float
+    """On COCO's val2017, in percent."""
+    parameters: int
+    """Number of parameters in millions."""
+    gflops: int
+    """GFLOPs for one image, counted as multiply-adds."""
+    license: str = "Apache-2.0"
+    trained_on: str = "COCO"
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether they are on the Hugging Face Hub in a layout that querybox reads."""
+        return self.source.startswith("hf://")
+
+
+OBJECTS365 = "Objects365, which has terms of its own, then COCO"
