@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from querybox.detector import Detector
-from querybox.structures import ImageBatch, Preprocessing, Target, as_pixels, pad
+from querybox.pixels import as_pixels, pad
+from querybox.structures import ImageBatch, Preprocessing, Target
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "blood_cells"
 NUM_CLASSES = 91

@@ -15,10 +15,11 @@ import pytest
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "blood_cells"
 PREPARE = f"""
-import json, sys
+import io, json, sys
 import numpy as np, torch
 from PIL import Image
 import querybox as qb
+from querybox.losses.classification import FocalLoss
 
 model = dict(backbone="test_resnet", width=32, heads=4, feedforward=64, encoder_layers=1, decoder_layers=2, queries=10)
 detector = qb.Detector.from_recipe("detr_r18", num_classes=2, **model).eval()
@@ -26,8 +27,20 @@ image = np.zeros((64, 64, 3), np.uint8)
 found = detector.predict(image, threshold=0)[0]
 example = {str(EXAMPLE)!r}
 data = qb.read_dataset(example, "test")
-output = detector(qb.ImageBatch.from_images([image]))
-criterion = qb.Criterion()
+batch = qb.ImageBatch.from_images([image])
+output = detector(batch)
+criterion = detector.criterion()
+label = torch.tensor([0])
+composed = qb.Detector.from_recipe("detr_r18", num_classes=2, **model)
+composed.recipe = None
+file = io.BytesIO()
+Image.fromarray(image).save(file, "jpeg")
+truncated = Image.open(io.BytesIO(file.getvalue()[:-9]))
+closed = Image.open(file)
+closed.close()
+
+def target(label):
+    return qb.Target(boxes=torch.tensor([[0.5, 0.5, 0.2, 0.2]]), labels=torch.tensor([label]))
 
 def outcome(code):
     try:
@@ -79,7 +92,7 @@ WRONG = {
     "detector.predict(image / 255)": "got a ndarray of float64 [64, 64, 3] as image; expected RGB in 0-255",
     "detector.predict(torch.rand(3, 64, 64))": "got a Tensor of torch.float32 [3, 64, 64] as image; expected RGB",
     "detector.predict(image[..., 0])": "got a ndarray of uint8 [64, 64] as image; expected RGB in 0-255",
-    "detector.predict(Image.new('F', (9, 9)))": "got a PIL image of mode F as image; expected RGB in 0-255",
+    "detector.predict(Image.new('F', (9, 9)))": "got a PIL image of mode F, 9 x 9 pixels as image; expected RGB in",
     "detector.predict(image, threshold='0.5')": "predict got threshold='0.5'; expected 0 to 1",
     "detector.predict(image, threshold=None)": "predict got threshold=None; expected 0 to 1",
     "detector.predict(image, threshold=float('nan'))": "predict got threshold=nan; expected 0 to 1",
@@ -95,13 +108,49 @@ WRONG = {
     "qb.ImageBatch.from_images([])": "from_images got no images; expected at least one",
     "qb.ImageBatch.from_images([image / 255])": "got a ndarray of float64 [64, 64, 3] as image",
     "qb.ImageBatch.from_images([torch.rand(3, 9, 9)])": "got a Tensor of torch.float32 [3, 9, 9] as image",
-    "qb.ImageBatch.from_images(['a.jpg'])": "got a str as image",
+    "qb.ImageBatch.from_images(['a.jpg'])": "got a str as image; expected RGB in 0-255: a PIL image of 8 bits, a uint8",
+    "qb.ImageBatch.from_images([image[..., 0]])": "got a ndarray of uint8 [64, 64] as image; expected RGB in 0-255",
+    "qb.ImageBatch.from_images([np.zeros((9, 9, 4), np.uint8)])": "got a ndarray of uint8 [9, 9, 4] as image; expected",
+    "qb.ImageBatch.from_images([torch.from_numpy(image)])": "got a Tensor of torch.uint8 [64, 64, 3] as image; expect",
+    "qb.ImageBatch.from_images([torch.zeros(3, 9, 9).char()])": "got a Tensor of torch.int8 [3, 9, 9] as image; expect",
+    "qb.ImageBatch.from_images([torch.zeros(3, 9, 9).bool()])": "got a Tensor of torch.bool [3, 9, 9] as image; expect",
+    "qb.ImageBatch.from_images([torch.zeros(3, 9, 9).cfloat()])": "got a Tensor of torch.complex64 [3, 9, 9] as image",
+    "detector.predict(torch.zeros(3, 9, 9, dtype=torch.uint8, device='meta'))": "[3, 9, 9] on meta as image; expected",
+    "detector.predict(torch.zeros(3, 9, 9, dtype=torch.uint8).to_sparse())": "got a Tensor of torch.uint8 [3, 9, 9]",
+    "detector.predict(Image.new('RGB', (0, 0)))": "got a PIL image of mode RGB, 0 x 0 pixels as image; expected RGB in",
+    "detector.predict(Image.new('L', (9, 0)))": "got a PIL image of mode L, 9 x 0 pixels as image; expected RGB in",
+    "detector.predict(truncated)": "got a PIL image of mode RGB that cannot be decoded: image file is truncated",
+    "detector.predict(closed)": "got a PIL image of mode RGB that cannot be decoded: Operation on closed image",
     "found.above('0.5')": "above got threshold='0.5'; expected 0 to 1",
     "found.nms(None)": "nms got iou=None; expected 0 to 1",
     "qb.Target(boxes=[[0.1] * 4], labels=[1])": "Target.boxes got an object of type list; expected a tensor",
     "qb.Target(boxes=torch.zeros(1, 4), labels=np.zeros(1))": "Target.labels got an object of type ndarray",
-    "qb.Target(boxes=torch.zeros(1, 4), labels=torch.zeros(1))": "got boxes [1, 4] and labels [1] of torch.float32",
-    "qb.Target(boxes=torch.zeros(4), labels=torch.tensor(1))": "got boxes [4] and labels [] of torch.int64; expected",
+    "qb.Target(boxes=torch.zeros(1, 4), labels=torch.zeros(1))": "[1, 4] of torch.float32 and labels [1] of torch.floa",
+    "qb.Target(boxes=torch.zeros(4), labels=torch.tensor(1))": "boxes [4] of torch.float32 and labels [] of torch.int6",
+    "qb.Target(boxes=torch.zeros(1, 4), labels=torch.zeros(1).bool())": "G integers of torch.int64: boxes.float(), lab",
+    "qb.Target(boxes=torch.zeros(1, 4), labels=torch.zeros(1).int())": "G integers of torch.int64: boxes.float(), labe",
+    "qb.Target(boxes=torch.ones(1, 4).int(), labels=label)": "[G, 4] floating-point numbers and G integers",
+    "qb.Target(boxes=torch.zeros(1, 4).cfloat(), labels=label)": "[G, 4] floating-point numbers and G integers",
+    "qb.Target(boxes=torch.tensor([[40.0, 30, 20, 20]]), labels=label)": "values from 20 to 40; expected (centre x, ce",
+    "qb.Target(boxes=torch.tensor([[0.5, -0.1, 0.2, 0.2]]), labels=label)": "boxes with values from -0.1 to 0.5; expec",
+    "qb.Target(boxes=torch.full((1, 4), torch.nan), labels=label)": "got boxes with values from nan to nan; expected",
+    "qb.Target(boxes=torch.full((1, 4), torch.inf), labels=label)": "got boxes with values from inf to inf; expected",
+    "qb.Target(boxes=torch.zeros(1, 4), labels=label - 1)": "Target got the label -1; expected 0 to C-1 for C classes",
+    "qb.Target(boxes=torch.zeros(1, 4), labels=label.to('meta'))": "boxes on cpu and labels on meta; expected the same",
+    "criterion(output, [target(2)])": "the criterion got the label 2 for 2 classes; expected labels from 0 to 1",
+    "criterion(output, [target(0).to('meta')])": "got targets on meta and images on cpu; expected the same device: tar",
+    "detector(batch, [target(2)])": "the detector got the label 2 for 2 classes; expected labels from 0 to 1",
+    "detector(batch, target(0))": "the detector got an object of type Target; expected a list with a Target for each",
+    "detector(batch, [])": "the detector got 0 targets for 1 images; expected one for each",
+    "qb.Criterion(3)": "Criterion got an object of type int; expected a HungarianMatcher",
+    "qb.Criterion(classification='focal')": "Criterion got an object of type str; expected a CrossEntropyLoss or a Foc",
+    "qb.Criterion(qb.HungarianMatcher(), classification=FocalLoss())": "FocalLoss and a matcher with CrossEntropyLoss;",
+    "qb.Criterion(box_weight=float('nan'))": "Criterion got box_weight=nan; expected 0 or more",
+    "qb.Criterion(auxiliary='no')": "Criterion got an object of type str; expected True or False",
+    "qb.HungarianMatcher('1')": "HungarianMatcher got class_cost='1'; expected 0 or more",
+    "qb.HungarianMatcher(giou_cost=-2)": "HungarianMatcher got giou_cost=-2; expected 0 or more",
+    "qb.HungarianMatcher(classification=3)": "HungarianMatcher got an object of type int; expected a CrossEntropyLoss",
+    "qb.Detector.of(composed).criterion()": "criterion: the detector was not built by a recipe, so its losses are not",
     "criterion(output, None)": "the criterion got None; expected a list with a Target for each image",
     "criterion(output, [{}])": "the criterion got an object of type dict; expected a Target for each image",
     "criterion(output, [])": "the criterion got 0 targets for 1 images; expected one for each",

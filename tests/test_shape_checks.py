@@ -6,7 +6,8 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from querybox.structures import Predictions, Target, pad
+from querybox.pixels import pad
+from querybox.structures import Predictions, Target
 
 
 def test_a_wrong_dtype_is_refused() -> None:

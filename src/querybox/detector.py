@@ -1,4 +1,4 @@
-"""The detector with its tools: load, save, predict, optimise, trace."""
+"""The detector with its tools: load, save, predict, optimise, trace, and its training criterion."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from querybox.inference.detections import Detections
     from querybox.inference.sources import Source
     from querybox.inspect import Trace
+    from querybox.losses.criterion import Criterion
 
 
 def load(
@@ -170,6 +171,21 @@ class Detector(DetectionTransformer):
                 f"save got dtype={dtype!r}; expected a floating-point type such as torch.float16"
             )
         save(self, require_path("save", path, "the file to write"), dtype=dtype)
+
+    def criterion(self) -> Criterion:
+        """Return the training criterion of this kind of detector.
+
+            losses = detector.criterion()(detector(batch, targets), targets)
+
+        Raises:
+            ConfigError: The detector was composed manually.
+        """
+        if self.recipe is None:
+            raise ConfigError(
+                "criterion: the detector was not built by a recipe, so its losses are not known; create a Criterion, "
+                "with classification=FocalLoss() if its scores are a sigmoid for each class"
+            )
+        return self.recipe.criterion()
 
     def optimize(
         self,

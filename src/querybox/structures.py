@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -19,10 +18,13 @@ from PIL import Image
 from torch import Tensor
 
 from querybox.arguments import require_type
-from querybox.errors import ConfigError, ImageError
+from querybox.errors import ConfigError
+from querybox.pixels import as_pixels, pad
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
+ROUNDING = 1e-3
+"""Tolerance of the range of boxes, for rounding errors of those at the edge of an image."""
 Resizing = Literal["querybox", "facebook", "huggingface", "mmdet", "stretch"]
 PixelRange = tuple[float, float]
 """The pixel values that become 0 and 255."""
@@ -139,7 +141,7 @@ class Target:
     """Class of each object, 0 ... C-1."""
 
     def __post_init__(self) -> None:
-        """Check types and shapes.
+        """Check types and shapes, and values that are on the CPU.
 
         Raises:
             ConfigError: `boxes` or `labels` are not such tensors.
@@ -147,9 +149,29 @@ class Target:
         for name, value in (("boxes", self.boxes), ("labels", self.labels)):
             require_type(f"Target.{name}", value, Tensor, "a tensor: torch.tensor(...)")
         boxes, labels = list(self.boxes.shape), list(self.labels.shape)
-        if boxes != [*labels, 4] or len(labels) != 1 or self.labels.is_floating_point():
+        types = self.boxes.is_floating_point() and self.labels.dtype == torch.int64
+        if not types or boxes != [*labels, 4] or len(labels) != 1:
             raise ConfigError(
-                f"Target got boxes {boxes} and labels {labels} of {self.labels.dtype}; expected [G, 4] and G integers"
+                f"Target got boxes {boxes} of {self.boxes.dtype} and labels {labels} of {self.labels.dtype}; expected "
+                "[G, 4] floating-point numbers and G integers of torch.int64: boxes.float(), labels.long()"
+            )
+        if self.boxes.device != self.labels.device:
+            raise ConfigError(
+                f"Target got boxes on {self.boxes.device} and labels on {self.labels.device}; expected the same device"
+            )
+        if self.boxes.device.type == "cpu" and len(self.labels):
+            self._check_values()
+
+    def _check_values(self) -> None:
+        low, high = self.boxes.detach().aminmax()  # both are NaN if any value is
+        if not -ROUNDING <= float(low) <= float(high) <= 1 + ROUNDING:
+            raise ConfigError(
+                f"Target got boxes with values from {float(low):g} to {float(high):g}; expected (centre x, centre y, "
+                "width, height) from 0 to 1: divide pixels by the size of the image"
+            )
+        if int(self.labels.min()) < 0:
+            raise ConfigError(
+                f"Target got the label {int(self.labels.min())}; expected 0 to C-1 for C classes"
             )
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
@@ -158,18 +180,6 @@ class Target:
             boxes=self.boxes.to(device, non_blocking=non_blocking),
             labels=self.labels.to(device, non_blocking=non_blocking),
         )
-
-
-def on_class_rows(targets: Sequence[Target], class_rows: tuple[int, ...] | None) -> Sequence[Target]:
-    """Return the targets with rows of the class head for labels, which differ if some rows belong to no class.
-
-    Args:
-        targets: With labels 0 ... C-1.
-        class_rows: See `Predictions.class_rows`.
-    """
-    if class_rows is None or class_rows == tuple(range(len(class_rows))):
-        return targets
-    return [replace(target, labels=target.labels.new_tensor(class_rows)[target.labels]) for target in targets]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,6 +287,11 @@ class Predictions:
     """Index into the last dimension of `logits` of each class, by label; None for all but no-object, in order.
     Proposals of objects of any class have one class, in row 0."""
 
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, C."""
+        return self.logits.shape[2] - self.no_object if self.class_rows is None else len(self.class_rows)
+
     def scores(self) -> Float[Tensor, "B Q C"]:
         """Return the probability of each class, 0-1, by label."""
         logits = at_least_float32(self.logits)  # [B, Q, K]
@@ -338,53 +353,6 @@ class DetectorOutput:
             proposals=None if self.proposals is None else self.proposals.queries(empty),
             denoising=tuple(layer.queries(empty) for layer in self.denoising),
         )
-
-
-def as_pixels(image: object) -> UInt8[Tensor, "3 h w"]:
-    """Return an RGB image as a uint8 tensor, channels first.
-
-    The memory format stays channels last, as decoded, which is the fastest for resizing.
-
-    Args:
-        image: A PIL image of 8 bits, a uint8 array ``[h, w, 3]``, or a uint8 tensor ``[3, h, w]``.
-
-    Raises:
-        ImageError: The image has another type, shape or depth.
-    """
-    if isinstance(image, Image.Image):
-        kind, usable = f"PIL image of mode {image.mode}", not image.mode.startswith(("I", "F"))
-    elif isinstance(image, np.ndarray | Tensor):
-        kind = f"{type(image).__name__} of {image.dtype} {list(image.shape)}"
-        channels = 0 if isinstance(image, Tensor) else -1
-        eight_bit = image.dtype in (torch.uint8, np.uint8)
-        usable = eight_bit and image.ndim == 3 and image.shape[channels] == 3 and 0 not in image.shape
-    else:
-        kind, usable = type(image).__name__, False
-    if not usable:
-        raise ImageError(
-            f"got a {kind} as image; expected RGB in 0-255: a PIL image of 8 bits, a uint8 array [height, width, 3] or "
-            "a uint8 tensor [3, height, width]: convert it first"
-        )
-    if isinstance(image, Tensor):
-        return image
-    if isinstance(image, Image.Image) and image.mode != "RGB":
-        image = image.convert("RGB")
-    return torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)
-
-
-def pad(images: Sequence[UInt8[Tensor, "3 _ _"]]) -> tuple[UInt8[Tensor, "B 3 H W"], Int[Tensor, "B 2"]]:
-    """Stack images, zero-padded at the right and bottom to the same size; also return their (height, width)."""
-    sizes = torch.tensor([image.shape[1:] for image in images])  # [B, 2]
-    height, width = sizes.amax(0).tolist()
-    pixels = torch.empty(len(images), height, width, 3, dtype=torch.uint8).permute(
-        0, 3, 1, 2
-    )  # channels last
-    for padded, image in zip(pixels, images, strict=True):
-        h, w = image.shape[1:]
-        padded[:, :h, :w] = image
-        padded[:, h:] = 0
-        padded[:, :h, w:] = 0
-    return pixels, sizes
 
 
 def at_least_float32(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

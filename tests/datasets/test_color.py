@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from querybox.data.color import ColorTransform, distort_colors, random_colors
-from querybox.structures import as_pixels
+from querybox.pixels import as_pixels
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from querybox.data.augment import augment
 from querybox.data.loader import to_target
 from querybox.data.transforms import Sample
 from querybox.errors import ConfigError
-from querybox.structures import ImageBatch, Preprocessing, as_pixels
+from querybox.pixels import as_pixels
+from querybox.structures import ImageBatch, Preprocessing
 
 REFERENCE = Path(__file__).parent.parent / "data" / "preprocessing"
 PLAIN = {"horizontal_flip": 0.0, "crop": 0.0}

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from querybox.boxes import giou, to_xyxy
+from querybox.errors import ConfigError
+from querybox.losses.classification import FocalLoss
 from querybox.losses.criterion import Criterion, mean_over_processes
 from querybox.structures import DetectorOutput, Predictions, Target
 
@@ -179,3 +181,30 @@ def test_labels_are_those_of_classes_whatever_their_rows() -> None:
     for name, loss in losses.items():
         assert_close(loss, expected[name], rtol=0, atol=0)
     assert not torch.equal(losses["loss_cls"], Criterion()(output, targets)["loss_cls"])
+
+
+def test_a_criterion_for_other_scores_is_refused() -> None:
+    """With cross-entropy, the last class of a sigmoid detector would be "no object"."""
+    output, targets = case([2, 1])
+    sigmoid = replace(output, layers=tuple(replace(layer, no_object=False) for layer in output.layers))
+    with pytest.raises(
+        ConfigError, match=r"CrossEntropyLoss, but .* a sigmoid for each class; use detector.criterion"
+    ):
+        Criterion()(sigmoid, targets)
+    focal = Criterion(classification=FocalLoss())
+    assert focal(sigmoid, targets)["loss_cls"] > 0
+    with pytest.raises(ConfigError, match=r"FocalLoss, but .* a softmax with a no-object class"):
+        focal(output, targets)
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(None, 4), ((1, 3), 2)])
+def test_a_label_that_no_class_has_is_refused(rows: tuple[int, ...] | None, classes: int) -> None:
+    """One label too high would mean "no object" in a softmax."""
+    output, _ = case([1])
+    output = replace(output, layers=tuple(replace(layer, class_rows=rows) for layer in output.layers))
+    box = torch.tensor([[0.5, 0.5, 0.2, 0.2]])
+    Criterion()(output, [Target(boxes=box, labels=torch.tensor([classes - 1]))])
+    with pytest.raises(
+        ConfigError, match=rf"label {classes} for {classes} classes; expected labels from 0 to"
+    ):
+        Criterion()(output, [Target(boxes=box, labels=torch.tensor([classes]))])

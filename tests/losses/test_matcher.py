@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 
 import hypothesis.strategies as st
@@ -11,7 +12,7 @@ from hypothesis import given
 from torch import Tensor
 
 from querybox.boxes import to_xyxy
-from querybox.errors import NonFiniteError
+from querybox.errors import ConfigError, NonFiniteError
 from querybox.losses.matcher import HungarianMatcher
 from querybox.structures import Target
 
@@ -93,4 +94,17 @@ def test_a_cost_that_is_not_finite_stops(bad: float) -> None:
     logits, boxes, targets = random_case(0, [2], 5)
     boxes[0, 0, 3] = bad
     with pytest.raises(NonFiniteError, match="NaN or infinite"):
+        HungarianMatcher()(logits, boxes, targets)
+
+
+def test_targets_that_only_the_matcher_sees_are_refused() -> None:
+    """Those of an accelerator are not read before the costs arrive on the host."""
+    logits, boxes, targets = random_case(0, [2, 3], 5)
+    high = replace(targets[1], labels=torch.tensor([0, 3, 1]))
+    with pytest.raises(ConfigError, match="label 3 for 3 classes"):
+        HungarianMatcher()(logits, boxes, [targets[0], high])
+    targets[0].boxes[1] *= 640
+    with pytest.raises(
+        ConfigError, match=r"boxes with values from .* expected .* from 0 to 1: divide pixels"
+    ):
         HungarianMatcher()(logits, boxes, targets)

@@ -10,7 +10,7 @@ from PIL import Image, ImageStat
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from querybox.structures import as_pixels
+from querybox.pixels import as_pixels
 
 BRIGHTNESS = 0.875, 1.125
 CONTRAST = 0.5, 1.5

@@ -25,7 +25,8 @@ from querybox.data.settings import DataSettings
 from querybox.data.transforms import Sample
 from querybox.data.windows import Fill
 from querybox.errors import ImageError
-from querybox.structures import IMAGENET_MEAN, PixelRange, Target, as_pixels, pad
+from querybox.pixels import as_pixels, pad
+from querybox.structures import IMAGENET_MEAN, PixelRange, Target
 
 PLACEHOLDER_SIDE = 64
 """Side in pixels of the placeholder image in a batch none of whose images can be read."""

@@ -18,7 +18,8 @@ from querybox.exporting.graph import Graph
 from querybox.inference.engine import evaluating
 from querybox.inference.postprocess import postprocess
 from querybox.modules.detector import DetectionTransformer
-from querybox.structures import Memory, pad
+from querybox.pixels import pad
+from querybox.structures import Memory
 
 TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "bf16": 0.1}
 """Largest allowed difference of a class probability or a box coordinate (both 0-1), by precision."""

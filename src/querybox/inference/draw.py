@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from querybox.arguments import require_type
 from querybox.inference.detections import Detections
+from querybox.pixels import as_pixels
 from querybox.plotting import import_matplotlib
-from querybox.structures import as_pixels
 
 Colour = tuple[int, int, int]
 PixelBox = tuple[int, ...]  # left, top, right, bottom in integer pixels

@@ -21,7 +21,8 @@ from querybox.arguments import require_type
 from querybox.data.image import SUFFIXES as IMAGE_SUFFIXES
 from querybox.data.image import read_image
 from querybox.errors import DataError, ImageError
-from querybox.structures import PixelRange, as_pixels
+from querybox.pixels import as_pixels
+from querybox.structures import PixelRange
 
 if TYPE_CHECKING:
     from av import VideoStream

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from querybox.errors import ConfigError
 from querybox.inspect.calls import Call, recorded
 from querybox.losses.criterion import Criterion
 from querybox.modules.detector import DetectionTransformer
@@ -48,7 +47,6 @@ def compare(detector: DetectionTransformer, output: DetectorOutput, target: Targ
         ConfigError: The target has labels that the detector does not have.
         NonFiniteError: A prediction is NaN or infinite.
     """
-    check_labels(target, len(detector.categories))
     target = target.to(detector.device)
     criterion = detector.recipe.criterion() if detector.recipe else Criterion()
     parts = {"criterion": criterion, "matcher": criterion.matcher}
@@ -64,14 +62,6 @@ def compare(detector: DetectionTransformer, output: DetectorOutput, target: Targ
         losses={name: loss.item() for name, loss in losses.items()},
         seconds=calls["criterion"][0].seconds,
     )
-
-
-def check_labels(target: Target, classes: int) -> None:
-    """Raise ConfigError unless all labels are from 0 to `classes` - 1."""
-    if len(target.labels) and not 0 <= int(target.labels.min()) <= int(target.labels.max()) < classes:
-        raise ConfigError(
-            f"trace got a target with labels {target.labels.tolist()}; expected labels from 0 to {classes - 1}"
-        )
 
 
 def matched(matching: Call, objects: int) -> Int[Tensor, "L G"]:

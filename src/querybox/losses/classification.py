@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from querybox.arguments import require_type
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CrossEntropyLoss:
     """Softmax cross-entropy over the classes and a last no-object class (DETR, section 3.1, equation 2)."""
+
+    no_object: ClassVar[bool] = True
+    """It is for logits with a no-object class, whose scores are a softmax."""
 
     no_object_weight: float = 0.1
     """Weight of the no-object class (DETR's `eos_coef`)."""
@@ -53,6 +59,9 @@ class CrossEntropyLoss:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FocalLoss:
     """Sigmoid focal loss (Lin et al. 2017, equation 5): well-classified examples are down-weighted."""
+
+    no_object: ClassVar[bool] = False
+    """It is for logits without a no-object class, whose scores are sigmoids."""
 
     alpha: float = 0.25
     """Weight of positive examples; that of negative ones is 1 - alpha."""
@@ -122,3 +131,14 @@ class DetachedVarifocalLoss(VarifocalLoss):
 
 
 ClassificationLoss = CrossEntropyLoss | FocalLoss
+
+
+def checked_classification(where: str, value: ClassificationLoss | None) -> ClassificationLoss:
+    """Return `value`, or cross-entropy if it is None.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    if value is not None:
+        require_type(where, value, (CrossEntropyLoss, FocalLoss), "a CrossEntropyLoss or a FocalLoss")
+    return value or CrossEntropyLoss()

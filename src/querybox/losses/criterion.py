@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from querybox.arguments import require_type
+from querybox.arguments import require_number, require_type
 from querybox.boxes import iou_and_giou, to_xyxy
 from querybox.errors import ConfigError
-from querybox.losses.classification import ClassificationLoss, CrossEntropyLoss
+from querybox.losses.classification import ClassificationLoss, checked_classification
 from querybox.losses.matcher import HungarianMatcher
 from querybox.structures import (
     DetectorOutput,
@@ -21,8 +21,8 @@ from querybox.structures import (
     Predictions,
     Target,
     at_least_float32,
-    on_class_rows,
 )
+from querybox.targets import check_targets, on_class_rows
 
 
 class Criterion(nn.Module):
@@ -45,21 +45,38 @@ class Criterion(nn.Module):
         """Create the criterion.
 
         Args:
-            matcher: The matcher; by default one with DETR's cost weights.
-            classification: The classification loss; by default cross-entropy with a no-object class.
+            matcher: The matcher; by default one with DETR's cost weights and the class cost of `classification`.
+            classification: The classification loss; by default cross-entropy with a no-object class. It must be one for
+                the scores of the detector; `Detector.criterion` returns the criterion of its kind.
             class_weight: Weight of the classification loss.
             box_weight: Weight of the L1 loss of normalised cxcywh boxes.
             giou_weight: Weight of the GIoU loss, 1 - GIoU.
             auxiliary: Whether the decoder layers before the last have losses too.
             class_agnostic_proposals: Whether the encoder's proposals are trained to detect any object with their first
                 logit (Deformable DETR) rather than to classify it (DINO).
+
+        Raises:
+            ConfigError: An argument has another type or range, or `matcher` and `classification` are for different
+                scores.
         """
         super().__init__()
-        self.matcher = matcher or HungarianMatcher()
+        self.classification = checked_classification("Criterion", classification)
+        if matcher is not None:
+            require_type("Criterion", matcher, HungarianMatcher, "a HungarianMatcher")
+        self.matcher = matcher or HungarianMatcher(classification=self.classification)
+        if self.matcher.classification.no_object != self.classification.no_object:
+            raise ConfigError(
+                f"Criterion got {type(self.classification).__name__} and a matcher with "
+                f"{type(self.matcher.classification).__name__}; expected both with a no-object class, or both without: "
+                "give the matcher the same classification"
+            )
+        for name, weight in (("class", class_weight), ("box", box_weight), ("giou", giou_weight)):
+            require_number("Criterion", f"{name}_weight", weight, 0)
+        for flag in (auxiliary, class_agnostic_proposals):
+            require_type("Criterion", flag, bool, "True or False for auxiliary and class_agnostic_proposals")
         self.class_weight = class_weight
         self.box_weight = box_weight
         self.giou_weight = giou_weight
-        self.classification = classification or CrossEntropyLoss()
         self.auxiliary = auxiliary
         self.class_agnostic_proposals = class_agnostic_proposals
 
@@ -78,10 +95,11 @@ class Criterion(nn.Module):
             denoising.
 
         Raises:
-            ConfigError: There is not one `Target` for each image.
+            ConfigError: There is not a valid `Target` for each image, or the criterion is for other scores than those
+                of the detector.
             NonFiniteError: A prediction is NaN or infinite, so that it cannot be matched.
         """
-        check_inputs(output, targets)
+        self.check_inputs(output, targets)
         losses = self.layer_losses(output.layers if self.auxiliary else output.layers[-1:], targets)
         if output.proposals is not None:
             if self.class_agnostic_proposals:
@@ -90,6 +108,24 @@ class Criterion(nn.Module):
         if output.denoising_matches is not None:
             losses |= self.layer_losses(output.denoising, targets, output.denoising_matches, prefix="dn_")
         return losses
+
+    def check_inputs(self, output: DetectorOutput, targets: Sequence[Target]) -> None:
+        """Raise ConfigError unless the output is one for this criterion, with a `Target` for each image."""
+        require_type("the criterion", output, DetectorOutput, "the DetectorOutput of a detector")
+        last = output.layers[-1]
+        if last.no_object != self.classification.no_object:
+            scores = "a softmax with a no-object class" if last.no_object else "a sigmoid for each class"
+            raise ConfigError(
+                f"the criterion has {type(self.classification).__name__}, but the scores of the detector are {scores}; "
+                "use detector.criterion()"
+            )
+        check_targets(
+            "the criterion",
+            targets,
+            images=len(last.logits),
+            classes=last.num_classes,
+            device=last.logits.device,
+        )
 
     def layer_losses(
         self,
@@ -133,19 +169,6 @@ class Criterion(nn.Module):
             "loss_iou": self.giou_weight * (1 - giou).sum(1) / num_matched.clamp(min=1),
         }
         return split_by_layer({f"{prefix}{name}": values for name, values in losses.items()})
-
-
-def check_inputs(output: DetectorOutput, targets: Sequence[Target]) -> None:
-    """Raise ConfigError unless there is a `Target` for each image of the output."""
-    require_type("the criterion", output, DetectorOutput, "the DetectorOutput of a detector")
-    require_type("the criterion", targets, Sequence, "a list with a Target for each image")
-    for target in targets:
-        require_type("the criterion", target, Target, "a Target for each image")
-    images = len(output.layers[-1].logits)
-    if len(targets) != images:
-        raise ConfigError(
-            f"the criterion got {len(targets)} targets for {images} images; expected one for each"
-        )
 
 
 def mean_over_processes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,10 +12,12 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from querybox.arguments import require_number
 from querybox.boxes import giou, to_xyxy
 from querybox.errors import NonFiniteError
-from querybox.losses.classification import ClassificationLoss, CrossEntropyLoss
-from querybox.structures import Matches, Target, at_least_float32
+from querybox.losses.classification import ClassificationLoss, checked_classification
+from querybox.structures import ROUNDING, Matches, Target, at_least_float32
+from querybox.targets import check_labels
 
 
 class HungarianMatcher(nn.Module):
@@ -32,8 +35,21 @@ class HungarianMatcher(nn.Module):
         *,
         classification: ClassificationLoss | None = None,
     ) -> None:
+        """Create the matcher.
+
+        Args:
+            class_cost: Weight of the class cost.
+            box_cost: Weight of the L1 distance.
+            giou_cost: Weight of the negative GIoU.
+            classification: Defines the class cost; by default cross-entropy with a no-object class.
+
+        Raises:
+            ConfigError: An argument has another type or range.
+        """
         super().__init__()
-        self.classification = classification or CrossEntropyLoss()
+        for name, weight in (("class", class_cost), ("box", box_cost), ("giou", giou_cost)):
+            require_number("HungarianMatcher", f"{name}_cost", weight, 0)
+        self.classification = checked_classification("HungarianMatcher", classification)
         self.class_cost = class_cost
         self.box_cost = box_cost
         self.giou_cost = giou_cost
@@ -58,13 +74,21 @@ class HungarianMatcher(nn.Module):
         boxes: Float[Tensor, "L B Q 4"],
         targets: Sequence[Target],
     ) -> dict[str, Float[Tensor, "L B G Q"]]:
-        """Return the weighted terms of the cost: ``class``, ``box`` and ``giou``."""
+        """Return the weighted terms of the cost: ``class``, ``box`` and ``giou``.
+
+        Those of an object with an impossible label or box are NaN, so that `forward` finds it without another transfer.
+        """
         labels = pad_sequence([target.labels for target in targets], batch_first=True)  # [B, G]
         boxes = at_least_float32(boxes)  # [L, B, Q, 4]
         target_boxes = pad_sequence([target.boxes for target in targets], batch_first=True)  # [B, G, 4]
-        target_boxes = target_boxes.to(boxes.dtype)
+        num_classes = logits.shape[3] - self.classification.no_object
+        known = (labels >= 0) & (labels < num_classes)  # [B, G]
+        inside = (target_boxes >= -ROUNDING) & (target_boxes <= 1 + ROUNDING)  # [B, G, 4]
+        target_boxes = target_boxes.to(boxes.dtype).where(inside & known[..., None], math.nan)
         class_cost = self.classification.cost(at_least_float32(logits)).transpose(2, 3)  # [L, B, K, Q]
-        index = labels[None, :, :, None].expand(len(logits), -1, -1, logits.shape[2])
+        index = labels.clamp(0, num_classes - 1)[None, :, :, None].expand(
+            len(logits), -1, -1, logits.shape[2]
+        )
         class_cost = class_cost.gather(2, index)  # [L, B, G, Q]
         l1 = torch.cdist(target_boxes, boxes, p=1)  # [L, B, G, Q]
         pairwise_giou = giou(to_xyxy(target_boxes)[:, :, None], to_xyxy(boxes)[:, :, None])  # [L, B, G, Q]
@@ -84,9 +108,12 @@ class HungarianMatcher(nn.Module):
 
         Raises:
             NonFiniteError: A cost is NaN or infinite.
+            ConfigError: A target on an accelerator has an impossible label or box.
         """
         cost = self.cost(logits, boxes, targets).cpu().numpy()  # [L, B, G, Q]
         if not np.isfinite(cost).all():
+            on_host = [target.to("cpu") for target in targets]  # which checks boxes
+            check_labels("the matcher", on_host, logits.shape[3] - self.classification.no_object)
             raise NonFiniteError("matching cost is NaN or infinite, because predictions or targets are")
         cost = cost.astype(np.float64)  # the precision of the solver: converted once, not for every problem
         counts = [len(target.labels) for target in targets]

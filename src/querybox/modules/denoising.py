@@ -84,6 +84,8 @@ class Denoising(nn.Module):
 
     def noisy_labels(self, labels: Tensor) -> Tensor:
         """Replace a fraction `label_noise` / 2 of the labels by random ones."""
+        # An impossible label must not be an index on an accelerator; the matcher raises an error for it.
+        labels = labels.clamp(0, self.label.num_embeddings - 1)
         replaced = torch.rand(labels.shape, device=labels.device) < self.label_noise / 2
         return torch.where(replaced, torch.randint_like(labels, self.label.num_embeddings), labels)
 

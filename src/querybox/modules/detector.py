@@ -16,8 +16,8 @@ from querybox.structures import (
     Memory,
     Preprocessing,
     Target,
-    on_class_rows,
 )
+from querybox.targets import check_targets, on_class_rows
 
 if TYPE_CHECKING:
     from querybox.models import Recipe
@@ -62,8 +62,19 @@ class DetectionTransformer(nn.Module):
         Args:
             batch: The images.
             targets: The ground-truth objects, in training; used only for denoising queries, if the model has them.
+
+        Raises:
+            ConfigError: `batch` is not an `ImageBatch`, or there is not a valid `Target` for each image.
         """
         require_type("the detector", batch, ImageBatch, "an ImageBatch: ImageBatch.from_images(images)")
+        if targets is not None:
+            check_targets(
+                "the detector",
+                targets,
+                images=len(batch.images),
+                classes=len(self.categories),
+                device=batch.images.device,
+            )
         features = self.backbone(batch.images)  # maps [B, channels, h, w]
         features = self.neck(features)  # maps [B, D, h, w]
         memory = self.encode(features, batch)  # tokens [B, S, D]
