@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -17,6 +19,12 @@ def test_the_average_follows_the_weights_as_its_formula_says() -> None:
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * model.weight.detach()
     torch.testing.assert_close(average.model.weight.detach(), expected)
+
+
+def test_the_decay_rises_with_its_time_constant() -> None:
+    average = MovingAverage(nn.Linear(1, 1), 0.9999, warmup=2000)
+    decays = [average.decay_after(step) for step in (1, 2000, 100_000)]
+    torch.testing.assert_close(decays, [0.9999 * 0.00049987502, 0.9999 * (1 - 1 / math.e), 0.9999])
 
 
 def test_the_average_is_a_copy_that_is_neither_trained_nor_in_training_mode() -> None:

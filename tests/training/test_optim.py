@@ -29,6 +29,21 @@ def test_each_trained_parameter_is_in_exactly_one_group(detector: Detector) -> N
     assert rest["weight_decay"] == backbone["weight_decay"] == 0.01
 
 
+def test_norms_and_biases_are_exempt_from_weight_decay_if_set(detector: Detector) -> None:
+    names = {id(p): name for name, p in detector.named_parameters() if p.requires_grad}
+    optimizer = build_optimizer(detector, TrainSettings(lr=1e-4, backbone_lr=1e-5, decay_norms=False))
+    found = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+    assert found == [(1e-4, 1e-4), (1e-4, 0.0), (1e-5, 1e-4), (1e-5, 0.0)]
+    exempt = {names[id(p)] for p in optimizer.param_groups[1]["params"]}
+    assert "encoder.layers.0.feedforward_residual.norm.weight" in exempt
+    assert "decoder.class_head.bias" in exempt
+    assert {name for name in names.values() if not name.startswith("backbone.")} - exempt == {
+        name for name in names.values() if detector.get_parameter(name).ndim > 1 and "backbone" not in name
+    }
+    grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(grouped) == sorted(names)
+
+
 def test_a_frozen_part_is_not_trained_and_the_rest_is(detector: Detector) -> None:
     freeze(detector, ["backbone", "decoder.layers.1"])
     frozen = {name for name, p in detector.named_parameters() if not p.requires_grad}
@@ -82,6 +97,28 @@ def test_cosine_comes_to_zero_when_the_time_is_up_too() -> None:
     torch.testing.assert_close(schedule.factor(10, 30.0), 0.5)
     torch.testing.assert_close(schedule.factor(500, 1.0), 0.5, msg="the steps are further on than the time")
     assert schedule.factor(10, 61.0) < 1e-12
+
+
+def test_flat_cosine_falls_to_half_between_its_milestones() -> None:
+    settings = TrainSettings(epochs=58, milestones=(29, 50), warmup_steps=20, schedule="flat_cosine")
+    schedule = Schedule.of(settings, steps_per_epoch=10)
+    factors = [schedule.factor(step) for step in (0, 9, 19, 20, 290, 395, 500, 579)]
+    torch.testing.assert_close(factors, [1 / 400, 0.25, 1.0, 1.0, 1.0, 0.75, 0.5, 0.5])
+    default = Schedule.of(settings.replace(milestones=None), steps_per_epoch=10)
+    assert (default.milestones, default.factor(580)) == ((290, 580), 0.5)
+
+
+def test_flat_cosine_follows_the_time_if_that_is_further_on() -> None:
+    schedule = Schedule(kind="flat_cosine", total_steps=1000, milestones=(500, 1000), max_seconds=60.0)
+    times = (0.0, 30.0, 45.0, 60.0, 61.0)
+    torch.testing.assert_close([schedule.factor(10, time) for time in times], [1.0, 1.0, 0.75, 0.5, 0.5])
+    torch.testing.assert_close(schedule.factor(750, 1.0), 0.75)
+
+
+@pytest.mark.parametrize("milestones", [(3,), (), (1, 2, 3), (2, 1)])
+def test_flat_cosine_has_two_milestones(milestones: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="expected two for flat_cosine, in ascending order"):
+        TrainSettings.parse({"schedule": "flat_cosine", "milestones": milestones})
 
 
 def test_the_schedule_sets_every_group_in_proportion(detector: Detector) -> None:

@@ -63,8 +63,13 @@ class RTDETR(DINO):
     """The settings of RT-DETR; the defaults are its ResNet-50 model."""
 
     title: ClassVar[str] = "RT-DETR"
-    # The authors also exempt norms from weight decay and augment more, which we do not.
-    training: ClassVar[Mapping[str, Any]] = {"epochs": 72, "milestones": (), "ema": 0.9999}
+    training: ClassVar[Mapping[str, Any]] = {
+        "epochs": 72,
+        "milestones": (),
+        "decay_norms": False,
+        "ema": 0.9999,
+        "ema_warmup": 2000,
+    }
     data: ClassVar[Mapping[str, Any]] = {"image_size": 640, "stretch": True}
     layouts: ClassVar[Mapping[PublicSystem, Layout]] = {
         "facebook": LYUWENYU,

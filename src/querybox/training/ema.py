@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Generic, TypeVar
 
 import torch
@@ -14,18 +15,27 @@ M = TypeVar("M", bound=nn.Module)
 class MovingAverage(Generic[M]):
     """An exponential moving average of a model's weights.
 
-    The decay is limited to (1 + n) / (10 + n) after n updates, so that the initial random weights do not dominate the
-    average at the beginning.
+    The decay increases with the number of updates, so that the initial random weights do not dominate the average at
+    the beginning.
     """
 
-    def __init__(self, model: M, decay: float) -> None:
+    def __init__(self, model: M, decay: float, warmup: int | None = None) -> None:
+        """Create the average, equal to `model`.
+
+        Args:
+            model: The model.
+            decay: The decay after many updates.
+            warmup: Time constant in updates: the decay after n updates is ``decay * (1 - exp(-n / warmup))``. None for
+                the smaller one of ``decay`` and ``(1 + n) / (10 + n)``.
+        """
         self.decay = decay
+        self.warmup = warmup
         self.model = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
 
     @torch.no_grad()
     def update(self, model: M, step: int) -> None:
         """Update the average with the parameters and statistics of `model` after update number `step`, from 1."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+        decay = self.decay_after(step)
         average: list[Tensor] = list(self.model.parameters())
         latest: list[Tensor] = list(model.parameters())
         for old, new in zip(self.model.buffers(), model.buffers(), strict=True):
@@ -35,3 +45,9 @@ class MovingAverage(Generic[M]):
             else:
                 old.copy_(new)
         torch._foreach_lerp_(average, latest, 1 - decay)  # one kernel for all of them
+
+    def decay_after(self, step: int) -> float:
+        """Return the decay in update number `step`, from 1."""
+        if self.warmup is None:
+            return min(self.decay, (1 + step) / (10 + step))
+        return self.decay * (1 - math.exp(-step / self.warmup))

@@ -110,7 +110,7 @@ class Trainer:
         self.accelerator = accelerator
         self.evaluate = evaluate
         self.unreadable = UnreadableImages(accelerator, self.folder, loader.dataset)
-        self.average = MovingAverage(detector, settings.ema) if settings.ema else None
+        self.average = MovingAverage(detector, settings.ema, settings.ema_warmup) if settings.ema else None
         self.adamw = build_optimizer(detector, settings)
         fast = for_training(detector)
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":

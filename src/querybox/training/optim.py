@@ -35,16 +35,25 @@ def freeze(detector: nn.Module, names: Iterable[str]) -> None:
 
 
 def build_optimizer(detector: nn.Module, settings: TrainSettings) -> AdamW:
-    """Return AdamW over every trained parameter, the backbone's with a learning rate of their own."""
-    trained = {name: p for name, p in detector.named_parameters() if p.requires_grad}
-    backbone = [p for name, p in trained.items() if name.startswith("backbone.")]
-    rest = [p for name, p in trained.items() if not name.startswith("backbone.")]
-    groups = [
-        {"params": parameters, "lr": lr, "initial_lr": lr}
-        for parameters, lr in ((rest, settings.lr), (backbone, settings.backbone_lr))
-        if parameters
-    ]
-    return AdamW(groups, weight_decay=settings.weight_decay, fused=True)
+    """Return AdamW over every trained parameter.
+
+    The backbone's have a learning rate of their own, and those of norms and biases may be exempt from weight decay.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in detector.named_parameters():
+        if parameter.requires_grad:
+            decays = settings.decay_norms or parameter.ndim > 1
+            groups.setdefault((name.startswith("backbone."), not decays), []).append(parameter)
+    options = []
+    for (in_backbone, exempt), parameters in sorted(groups.items(), key=lambda group: group[0]):
+        lr = settings.backbone_lr if in_backbone else settings.lr
+        decay = 0.0 if exempt else settings.weight_decay
+        options.append({"params": parameters, "lr": lr, "initial_lr": lr, "weight_decay": decay})
+    return AdamW(options, fused=True)
+
+
+FLAT_END = 0.5
+"""Factor of the learning rates at the end of `flat_cosine` (DEIM)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,16 +67,18 @@ class Schedule:
     total_steps: int
     warmup_steps: int = 0
     milestones: tuple[int, ...] = ()
-    """Steps at which `step` multiplies the learning rates by 0.1."""
+    """Steps at which `step` multiplies the learning rates by 0.1, or between which `flat_cosine` decreases them."""
     max_seconds: float = math.inf
-    """Time limit of the run in seconds: `cosine` reaches 0 by then, regardless of the remaining steps."""
+    """Time limit of the run in seconds, which `cosine` and `flat_cosine` take for the end of the run if it comes before
+    the last step."""
 
     @classmethod
     def of(cls, settings: TrainSettings, steps_per_epoch: int) -> Schedule:
         """Create the schedule from settings in epochs, for this many steps per epoch."""
         epochs = settings.milestones
         if epochs is None:
-            epochs = (max(1, settings.epochs * 2 // 3),)
+            flat = settings.schedule == "flat_cosine"
+            epochs = (settings.epochs // 2, settings.epochs) if flat else (max(1, settings.epochs * 2 // 3),)
         return cls(
             kind=settings.schedule,
             total_steps=settings.epochs * steps_per_epoch,
@@ -79,7 +90,12 @@ class Schedule:
     def factor(self, step: int, seconds: float = 0.0) -> float:
         """Return the factor of the learning rates in `step`, from 0, after `seconds` of the run."""
         if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
+            return float((step + 1) / self.warmup_steps) ** (2 if self.kind == "flat_cosine" else 1)
+        if self.kind == "flat_cosine":
+            begin, end = self.milestones
+            now = max(step, self.total_steps * seconds / self.max_seconds)
+            done = (now - begin) / max(1, end - begin)
+            return FLAT_END + (1 - FLAT_END) * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, done))))
         if self.kind == "cosine":
             done = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
             return 0.5 * (1 + math.cos(math.pi * min(1.0, max(done, seconds / self.max_seconds))))

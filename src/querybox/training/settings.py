@@ -36,15 +36,19 @@ class TrainSettings(Settings):
     lr: PositiveFloat = 1e-4
     backbone_lr: PositiveFloat = 1e-5
     weight_decay: NonNegativeFloat = 1e-4
+    decay_norms: bool = True
+    """Apply weight decay to norms and biases too, that is, to parameters of one dimension."""
     clip: PositiveFloat | None = 0.1
     """Maximum total norm of the gradients; null for no clipping."""
-    schedule: Literal["step", "cosine"] = "step"
+    schedule: Literal["step", "cosine", "flat_cosine"] = "step"
     """`step` multiplies the learning rates by 0.1 at each milestone; `cosine` decreases them to 0 at the end of the
-    run, which is the last epoch or `max_time`."""
+    run, which is the last epoch or `max_time`; `flat_cosine` (DEIM) decreases them by half between two milestones."""
     milestones: tuple[PositiveInt, ...] | None = None
-    """Epochs after which `step` decays; null for once, after two thirds of the epochs."""
+    """Epochs after which `step` decays; null for once, after two thirds of the epochs. For `flat_cosine`, the epochs
+    after which the decrease begins and ends; null for half of the epochs and all of them."""
     warmup_steps: NonNegativeInt = 0
-    """Number of updates over which the learning rates increase linearly to their full value."""
+    """Number of updates over which the learning rates increase to their full value: linearly, or with the square of the
+    updates for `flat_cosine`."""
     precision: Annotated[Precision, BeforeValidator(present_name)] = "float32"
     """Precision of the computations; weights stay in float32. `auto` is bf16 if the device computes it natively,
     otherwise float32."""
@@ -52,6 +56,9 @@ class TrainSettings(Settings):
     """Compile the backbone with `torch.compile`, once for all image sizes; requires a C++ compiler."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of the exponential moving average of the weights, e.g. 0.9997, which is evaluated and saved."""
+    ema_warmup: PositiveInt | None = None
+    """Time constant of the decay in updates (RT-DETR): after n updates it is `ema` * (1 - exp(-n / `ema_warmup`)). null
+    for the smaller one of `ema` and (1 + n) / (10 + n)."""
     freeze: tuple[str, ...] = ()
     """Dotted names of frozen modules, such as `backbone` or `encoder.layers.0`."""
     evaluate_every: PositiveInt = 1
@@ -71,6 +78,12 @@ class TrainSettings(Settings):
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of accumulate = {self.accumulate}"
             )
+        if self.schedule == "flat_cosine" and self.milestones is not None:
+            ascending = sorted(set(self.milestones)) == list(self.milestones)
+            if len(self.milestones) != 2 or not ascending:
+                raise ValueError(
+                    f"milestones are {list(self.milestones)}; expected two for flat_cosine, in ascending order"
+                )
         return self
 
 
