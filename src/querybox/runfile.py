@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from querybox.errors import ConfigError
+from querybox.files import require_regular
 
 Values = dict[str, Any]
 
@@ -83,6 +84,7 @@ def read_run_file(path: Path, names: Collection[str] = ()) -> Values:
     Raises:
         ConfigError: The file cannot be read, is not YAML, or is not a mapping of settings.
     """
+    require_regular(path, ConfigError)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, features
 
-from querybox.data.image import ORIENTATION, examine_image, read_image, read_size
+from querybox.data.image import FORMATS, ORIENTATION, examine_image, read_image, read_size
 from querybox.data.locate import image_files
 from querybox.errors import ImageError
 
@@ -119,7 +120,7 @@ def test_what_is_no_image_is_an_error(tmp_path: Path, read: type) -> None:
         (tmp_path / "a.jpg").write_bytes(content)
         with pytest.raises(ImageError, match=r"a\.jpg: cannot be read as an image"):
             read(tmp_path / "a.jpg")
-    with pytest.raises(ImageError, match="cannot be read as an image"):
+    with pytest.raises(ImageError, match="is a folder; expected a regular file"):
         read(tmp_path)
 
 
@@ -221,3 +222,38 @@ def test_formats_that_cannot_be_read_are_to_be_converted(tmp_path: Path, name: s
     assert image_files(tmp_path) == [tmp_path / name]
     with pytest.raises(ImageError, match=r"cannot be read as an image .*; convert it to JPEG or PNG"):
         read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("EPS", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 6\n"),
+        ("WMF", b"\xd7\xcd\xc6\x9a" + bytes(40)),
+        ("PSD", b"8BPS\0\x01" + bytes(40)),
+        ("ICO", b"\0\0\x01\0" + bytes(40)),
+    ],
+)
+def test_other_formats_are_named(tmp_path: Path, name: str, content: bytes) -> None:
+    """Among them are those that start programs, as EPS does Ghostscript."""
+    (tmp_path / "a.png").write_bytes(content)
+    for read in (read_image, read_size, examine_image):
+        with pytest.raises(
+            ImageError, match=rf"a\.png: is {name}, which is not read; convert it to JPEG or PNG"
+        ):
+            read(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("name", sorted(name for name in FORMATS if name != "AVIF" or features.check("avif")))
+def test_every_format_is_read_whatever_the_name(tmp_path: Path, name: str) -> None:
+    Image.fromarray(gradient()).save(tmp_path / "a.png", name)
+    assert read_image(tmp_path / "a.png").size == (WIDTH, HEIGHT)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to("/dev/zero")
+    (tmp_path / "c.png").mkdir()
+    for name, kind in (("a", "a named pipe"), ("b", "a device"), ("c", "a folder")):
+        with pytest.raises(ImageError, match=rf"{name}\.png: is {kind}; expected a regular file"):
+            read_image(tmp_path / f"{name}.png")

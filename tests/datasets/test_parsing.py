@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from querybox.data import parsing
+from querybox.data import text
 from querybox.data.parsing import (
     csv_columns,
     json_head,
-    read_bounded,
     read_head,
     stated_size,
     xml_element,
     xml_root,
 )
+from querybox.data.text import read_bounded
 from querybox.errors import DataError
 
 
@@ -22,7 +22,7 @@ def test_large_files_are_refused_before_they_are_read(
 ) -> None:
     (tmp_path / "a.json").write_text("[1, 2, 3]")
     assert read_bounded(tmp_path / "a.json") == b"[1, 2, 3]"
-    monkeypatch.setattr(parsing, "MAX_BYTES", 8)
+    monkeypatch.setattr(text, "MAX_BYTES", 8)
     with pytest.raises(DataError, match=r"a\.json: has 9 bytes; expected at most 8: split the file"):
         read_bounded(tmp_path / "a.json")
 

@@ -150,7 +150,18 @@ def test_video_is_turned_upright(tmp_path: Path, rotation: int) -> None:
     assert frame.pixels.float().mean() < 60
 
 
-def test_broken_video(tmp_path: Path) -> None:
-    (tmp_path / "clip.mp4").write_bytes(b"no video")
+@pytest.mark.parametrize("name", ["12:30.mp4", "concat:a.mp4|a.mp4", "img%03d.mp4"])
+def test_the_name_of_a_video_is_not_an_address(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    video(tmp_path / "a.mp4").rename(name)
+    assert len(list(read_frames([Path(name)]))) == 5
+
+
+@pytest.mark.parametrize("content", [b"no video", b"ffconcat version 1.0\nfile a.mp4\n"])
+def test_broken_video(content: bytes, tmp_path: Path) -> None:
+    video(tmp_path / "a.mp4")
+    (tmp_path / "clip.mp4").write_bytes(content)
     with pytest.raises(ImageError, match=r"clip\.mp4: cannot be read as a video"):
         list(read_frames([tmp_path / "clip.mp4"]))

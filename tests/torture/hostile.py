@@ -23,6 +23,7 @@ from querybox.runfile import read_run_file
 from torture.case import Case
 from torture.malice import pickles, shards
 from torture.samples import write_coco, write_pictures, write_voc, write_yolo
+from torture.special import disguises, special_files
 from torture.watch import SECRET, Attempt, Ending, fresh, watched
 
 
@@ -202,6 +203,16 @@ CASES = [
             "paths that lead elsewhere",
             "nothing outside the dataset's folder opened or listed",
             paths,
+        ),
+        (
+            "pipes and devices in place of files",
+            "refused, reported or not used; none is waited for or read",
+            special_files,
+        ),
+        (
+            "formats that run programs or name files",
+            "refused, whatever the name; nothing executed or opened",
+            disguises,
         ),
         ("pickles in place of weights", "refused at every entrance; nothing executed", pickles),
         ("shards and data elsewhere", "refused; nothing outside the weights' folder opened", shards),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from querybox.checkpoints.hub import CONFIG, NAME, WEIGHTS, fetch, is_hub_name
 from querybox.errors import CheckpointError
+from querybox.files import require_regular
 
 if TYPE_CHECKING:
     from querybox.models import PublicWeights
@@ -100,7 +101,8 @@ def find_weights(path: str | Path) -> Path:
 
 
 def require_file(path: Path) -> None:
-    """Raise CheckpointError unless the file exists."""
+    """Raise CheckpointError unless the file exists and is a regular one."""
+    require_regular(path, CheckpointError)
     if not path.is_file():
         from querybox.models import PUBLIC_WEIGHTS
 

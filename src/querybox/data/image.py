@@ -5,15 +5,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from querybox.errors import ImageError
+from querybox.files import require_regular
 from querybox.structures import PixelRange
 
 MAX_PIXELS = 89_478_485
@@ -26,6 +28,13 @@ _UNSUPPORTED = (".dcm", ".heic", ".heif", ".jxl")
 SUFFIXES = frozenset({*_JPEG, *_OTHERS, *_MODERN, *_UNSUPPORTED})
 """File name extensions (lower case) of images when searching a folder. Those that Pillow cannot read (DICOM, JPEG XL,
 HEIC) are among them so that they are reported instead of ignored."""
+
+FORMATS = (
+    *("JPEG", "PNG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000"),
+    *(("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()),  # since Pillow 11.3
+    "TGA",  # has no signature, so it is tried last
+)
+"""Formats that are decoded, by Pillow's names. Pillow has others, some of which run programs: EPS runs Ghostscript."""
 
 JPEG_SUFFIXES = frozenset({".jpeg", ".jpg"})
 
@@ -163,10 +172,11 @@ def read_size(path: str | Path) -> tuple[int, int]:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
+    require_regular(Path(path), ImageError)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below
-            image = Image.open(path)
+            image = Image.open(path, formats=FORMATS)
         with image:
             _check_pixels(path, image.height, image.width)
             yield image
@@ -179,9 +189,20 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except FileNotFoundError:
         raise ImageError(f"{path}: no such image file", "missing_image") from None
     except Exception as error:  # noqa: BLE001 - Pillow's decoders raise all kinds of errors
+        if isinstance(error, UnidentifiedImageError) and (other := _other_format(Path(path))):
+            raise ImageError(f"{path}: is {other}, which is not read; convert it to JPEG or PNG") from None
         is_unsupported = Path(path).suffix.lower() in _UNSUPPORTED
         cure = "convert it to JPEG or PNG" if is_unsupported else "replace or remove it"
         raise ImageError(f"{path}: cannot be read as an image ({error}); {cure}") from None
+
+
+def _other_format(path: Path) -> str | None:
+    """Return Pillow's name of a format that is not among `FORMATS`, by the signature of the file; None if unknown."""
+    Image.init()
+    with path.open("rb") as file:
+        start = file.read(16).ljust(16, b"\xff")
+    known = ((name, accept) for name, (_, accept) in Image.OPEN.items() if name not in FORMATS and accept)
+    return next((name for name, accept in known if accept(start) is True), None)
 
 
 def _check_pixels(path: str | Path, height: int, width: int) -> None:

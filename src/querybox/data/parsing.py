@@ -16,8 +16,9 @@ from pydantic import Field, StringConstraints, ValidationError
 
 from querybox.data.findings import FindingCollector
 from querybox.data.image import MAX_PIXELS
-from querybox.data.text import decode, decode_head, encoding_of
+from querybox.data.text import decode, decode_head, encoding_of, read_bounded, read_start
 from querybox.errors import DataError
+from querybox.files import is_regular, require_regular
 
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
 """Name of a class or a file in annotations."""
@@ -25,8 +26,6 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 HEAD = 1 << 16
 """Number of bytes that are read to recognise a file."""
-MAX_BYTES = 1 << 31
-"""Maximum size of a file that is read into memory."""
 
 _ROOT_TAG = re.compile(rb"<([A-Za-z_][\w.-]*)")
 _COMMENT = re.compile(rb"<!--.*?-->", re.DOTALL)
@@ -48,25 +47,9 @@ def read_head(file: Path) -> str:
 
 def _first_bytes(file: Path) -> bytes:
     try:
-        with file.open("rb") as stream:
-            return stream.read(HEAD)
+        return read_start(file, HEAD)
     except OSError:
         return b""
-
-
-def read_bounded(file: Path) -> bytes:
-    """Return the content of a file.
-
-    Raises:
-        DataError: It cannot be read, or is larger than `MAX_BYTES`.
-    """
-    try:
-        size = file.stat().st_size
-        if size > MAX_BYTES:
-            raise DataError(f"{file}: has {size:,} bytes; expected at most {MAX_BYTES:,}: split the file")
-        return file.read_bytes()
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}") from None
 
 
 def json_head(file: Path) -> Any:
@@ -149,6 +132,7 @@ def read_csv(file: Path, findings: FindingCollector) -> Iterator[Row]:
 
 
 def _numbered_rows(file: Path, findings: FindingCollector) -> Iterator[tuple[int, list[str]]]:
+    require_regular(file, DataError)
     encoding = encoding_of(_first_bytes(file)) or "utf-8"
     if not encoding.startswith("utf"):
         findings.add("other_encoding", f"{file}: read as {encoding.lower()}")
@@ -189,6 +173,8 @@ def xml_element(file: Path, tag: str, *, before: frozenset[str]) -> Element | No
     Returns:
         None if there is none before an element of `before`, or if the file is not XML, which `read_xml` reports.
     """
+    if not is_regular(file):
+        return None
     try:
         for _, element in iterparse(file, forbid_dtd=True):
             if element.tag == tag:

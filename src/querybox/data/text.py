@@ -8,6 +8,10 @@ from pathlib import Path
 
 from querybox.data.findings import FindingCollector
 from querybox.errors import DataError
+from querybox.files import is_regular, require_regular
+
+MAX_BYTES = 1 << 31
+"""Maximum size of a file that is read into memory."""
 
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -16,17 +20,41 @@ _BYTE_ORDER_MARKS = (
 )
 
 
+def read_start(file: Path, count: int) -> bytes:
+    """Return the first `count` bytes of a file, by which it is recognised; nothing if it is not a regular file.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if not is_regular(file):
+        return b""
+    with file.open("rb") as stream:
+        return stream.read(count)
+
+
+def read_bounded(file: Path) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+        DataError: It cannot be read, is not a regular file, or is larger than `MAX_BYTES`.
+    """
+    require_regular(file, DataError)
+    try:
+        size = file.stat().st_size
+        if size > MAX_BYTES:
+            raise DataError(f"{file}: has {size:,} bytes; expected at most {MAX_BYTES:,}: split the file")
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from None
+
+
 def read_text(file: Path, findings: FindingCollector) -> str:
     """Return the content of a text file; see `decode`.
 
     Raises:
         DataError: The file cannot be read or is not text.
     """
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror})") from None
-    return decode(content, file, findings)
+    return decode(read_bounded(file), file, findings)
 
 
 def read_lines(file: Path, findings: FindingCollector) -> list[str]:

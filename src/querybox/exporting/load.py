@@ -7,6 +7,7 @@ from pathlib import Path
 from querybox.errors import CheckpointError
 from querybox.exporting import onnx, openvino, torch
 from querybox.exporting.engine import ExportedModel
+from querybox.files import require_regular
 
 
 def load_exported(path: str | Path, *, trusted: bool = False) -> ExportedModel:
@@ -21,6 +22,7 @@ def load_exported(path: str | Path, *, trusted: bool = False) -> ExportedModel:
         MissingExtraError: The package that runs the format is not installed.
     """
     path = Path(path)
+    require_regular(path, CheckpointError)
     if not path.is_file():
         raise CheckpointError(
             f"{path}: no such file; expected an exported model: check the path, or export it first"

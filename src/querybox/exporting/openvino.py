@@ -14,6 +14,7 @@ from querybox.errors import CheckpointError, MissingExtraError
 from querybox.exporting.card import INPUTS, KEY, OUTPUTS, Card, Precision
 from querybox.exporting.engine import ExportedModel, Outputs, Runner
 from querybox.exporting.graph import sizes_as_traced
+from querybox.files import require_regular
 
 if TYPE_CHECKING:
     import openvino
@@ -64,6 +65,7 @@ def load(path: Path) -> ExportedModel:
         import openvino
     except ImportError:
         raise missing_extra("running an OpenVINO file") from None
+    require_regular(path.with_suffix(".bin"), CheckpointError)
     try:
         model = openvino.Core().read_model(path)
     except RuntimeError as error:

@@ -21,6 +21,7 @@ from querybox.arguments import require_type
 from querybox.data.image import SUFFIXES as IMAGE_SUFFIXES
 from querybox.data.image import read_image
 from querybox.errors import DataError, ImageError
+from querybox.files import require_regular
 from querybox.pixels import as_pixels
 from querybox.structures import PixelRange
 
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
     from av import VideoStream
     from av.container import InputContainer
 
+VIDEO_OPTIONS = {
+    # Other formats, such as playlists and stream descriptions, name files and hosts that FFmpeg would open.
+    "format_whitelist": "asf,avi,flv,m4v,matroska,mov,mpeg,mpegts,mpegvideo",
+    "protocol_whitelist": "file",
+}
+"""Options of FFmpeg: the formats of videos by its names, and what it may open."""
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
 
 Pixels: TypeAlias = Image.Image | npt.NDArray[Any] | Tensor
@@ -88,6 +95,7 @@ def find_files(path: Path) -> list[Path]:
     if has_magic(str(path)):
         matches = glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob does not accept absolute patterns
         return select_images(path, map(Path, matches), "check the pattern")
+    require_regular(path, DataError)
     raise DataError(
         f"{path}: no such file or folder; expected an image, a video, a folder or a glob: check the path"
     )
@@ -194,10 +202,18 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """
     import av
 
+    require_regular(path, ImageError)
     try:
-        with av.open(path) as container:
+        with av.open(video_address(path), options=VIDEO_OPTIONS) as container:
             if not container.streams.video:
                 raise ImageError(f"{path}: has no video stream; expected a video: check the file")
             yield container, container.streams.video[0]
     except (av.FFmpegError, OSError) as error:
-        raise ImageError(f"{path}: cannot be read as a video ({error}); repair or remove it") from error
+        raise ImageError(
+            f"{path}: cannot be read as a video ({error.strerror}); repair or remove it"
+        ) from error
+
+
+def video_address(path: Path) -> str:
+    """Return the address of a file for FFmpeg, which takes the beginning of ``concat:a.mp4`` for a protocol."""
+    return f"file:{path}"

@@ -19,7 +19,7 @@ from querybox.errors import ConfigError, ImageError
 from querybox.files import write_text
 from querybox.inference.detections import Detections
 from querybox.inference.draw import draw
-from querybox.inference.sources import Frame, is_video, open_video, read_video
+from querybox.inference.sources import Frame, is_video, open_video, read_video, video_address
 from querybox.structures import Category
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def draw_video(source: Path, path: Path, results: Iterator[Detections]) -> None:
     with open_video(source) as (_, original):
         rate = original.average_rate or 25
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    with av.open(path, "w") as container:
+    with av.open(video_address(path), "w") as container:
         stream = cast("VideoStream", container.add_stream(codec, rate=rate))
         stream.pix_fmt = "yuv420p"
         frames = zip(

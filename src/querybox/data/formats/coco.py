@@ -28,6 +28,7 @@ from querybox.data.records import (
     require_any_image,
 )
 from querybox.data.splits import SPLITS, Format, Reader, by_split, split_name
+from querybox.files import is_regular
 from querybox.structures import Category
 
 _MAX_FILES = 100
@@ -74,7 +75,7 @@ def _is_coco(file: Path) -> bool:
 
     A file in its usual place may be corrupt, but it must not be a list, as in other formats.
     """
-    if file.suffix.lower() != ".json":
+    if file.suffix.lower() != ".json" or not is_regular(file):
         return False
     with file.open("rb") as stream:
         content = stream.read(_RECOGNISED)

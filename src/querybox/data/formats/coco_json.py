@@ -19,6 +19,7 @@ from querybox.data.image import MAX_PIXELS
 from querybox.data.parsing import validation_problem
 from querybox.data.text import decode
 from querybox.errors import DataError
+from querybox.files import require_regular
 
 Id = Annotated[Annotated[int, Field(ge=0, lt=2**63)] | str, Field(union_mode="left_to_right")]
 """An id as written; strings of digits are numbers."""
@@ -86,6 +87,7 @@ def parse_coco(file: Path, findings: FindingCollector) -> CocoFile:
     Raises:
         DataError: The file is not COCO JSON.
     """
+    require_regular(file, DataError)
     try:
         written: bytes | str = file.read_bytes()
     except OSError as error:

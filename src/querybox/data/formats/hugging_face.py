@@ -27,14 +27,13 @@ from querybox.data.parsing import (
     csv_columns,
     parse_json,
     partial_json,
-    read_bounded,
     read_csv,
     read_head,
     stated_size,
     validation_problem,
 )
 from querybox.data.splits import SPLITS, Format, Reader, split_name
-from querybox.data.text import decode
+from querybox.data.text import decode, read_bounded
 from querybox.errors import DataError
 from querybox.runfile import Loader
 from querybox.structures import Category

@@ -25,10 +25,10 @@ from querybox.data.annotated import (
 from querybox.data.findings import FindingCollector
 from querybox.data.layout import MAX_TRIED, dataset_root, split_folder, subfolders
 from querybox.data.locate import ImageLocator, list_files
-from querybox.data.parsing import Name, json_head, read_bounded, read_head, stated_size, validation_problem
+from querybox.data.parsing import Name, json_head, read_head, stated_size, validation_problem
 from querybox.data.shapes import Point, bounding_box
 from querybox.data.splits import Format, Reader
-from querybox.data.text import decode
+from querybox.data.text import decode, read_bounded
 from querybox.errors import DataError, ImageError
 
 _WITHOUT_EXTENT = frozenset({"point", "points", "line"})

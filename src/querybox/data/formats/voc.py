@@ -23,7 +23,7 @@ from querybox.data.records import (
     require_any_image,
 )
 from querybox.data.splits import SPLITS, Format, Reader, by_split, split_name
-from querybox.data.text import read_lines
+from querybox.data.text import read_lines, read_start
 from querybox.errors import DataError, ImageError
 from querybox.structures import Category
 from querybox.text import listed
@@ -106,8 +106,7 @@ def read_voc(
 
 
 def _is_voc(file: Path) -> bool:
-    with file.open("rb") as stream:
-        return _ROOT.search(stream.read(_RECOGNISED).replace(b"\0", b"")) is not None
+    return _ROOT.search(read_start(file, _RECOGNISED).replace(b"\0", b"")) is not None
 
 
 def _lists(root: Path) -> dict[str, list[Path]]:

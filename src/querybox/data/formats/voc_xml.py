@@ -14,7 +14,7 @@ from jaxtyping import Float64
 
 from querybox.data.findings import FindingCollector
 from querybox.data.parsing import parse_xml, stated_size
-from querybox.data.text import decode
+from querybox.data.text import decode, read_bounded
 from querybox.errors import DataError
 
 _ENCODING = re.compile(rb"""\s*<\?xml[^>]*encoding=["']([\w.-]+)["']""")
@@ -68,7 +68,7 @@ def _array(boxes: list[list[float]]) -> Float64[np.ndarray, "G 4"]:
 
 def _read(file: Path, findings: FindingCollector) -> bytes | str:
     """Return the content; as a string if it is in an encoding that the XML parser does not know, or in a wrong one."""
-    content = file.read_bytes()
+    content = read_bounded(file)
     declared = _ENCODING.match(content)
     encoding = declared[1].decode().lower() if declared else "utf-8"
     if encoding in {"utf-8", "utf8"}:

@@ -17,7 +17,7 @@ from querybox.data.locate import ImageLocator, image_files
 from querybox.data.parsing import validation_problem
 from querybox.data.records import DetectionData
 from querybox.data.splits import Reader
-from querybox.data.text import decode, read_lines
+from querybox.data.text import read_lines, read_start, read_text
 from querybox.errors import DataError
 from querybox.runfile import Loader
 from querybox.text import listed
@@ -62,8 +62,7 @@ def is_yolo_file(file: Path) -> bool:
     """Return whether a file looks like a `data.yaml` or `obj.data`, by the keys at its beginning."""
     if file.suffix.lower() not in SUFFIXES:
         return False
-    with file.open("rb") as stream:
-        content = stream.read(_RECOGNISED)
+    content = read_start(file, _RECOGNISED)
     separator = b"=" if file.suffix.lower() == ".data" else b":"
     keys = {line.partition(separator)[0].strip() for line in content.splitlines() if separator in line}
     return b"names" in keys and not keys.isdisjoint({b"train", b"val", b"valid", b"test"})
@@ -85,7 +84,7 @@ def yolo_file_splits(file: Path) -> dict[str, Reader]:
 
 def _read_yaml(file: Path, findings: FindingCollector) -> _Dataset:
     try:
-        text = decode(file.read_bytes(), file, findings)
+        text = read_text(file, findings)
         content = _DataFile.model_validate(yaml.load(text, Loader))  # noqa: S506 - a safe loader
     except ValidationError as error:
         problem = validation_problem(error)

@@ -23,7 +23,7 @@ from querybox.data.records import (
     read_size_or_note,
     require_any_image,
 )
-from querybox.data.text import read_lines
+from querybox.data.text import read_lines, read_start
 from querybox.errors import DataError
 from querybox.structures import Category
 from querybox.text import listed
@@ -110,8 +110,7 @@ def label_folder_of(images: Path) -> Path:
 def is_label_file(file: Path) -> bool:
     """Return whether a text file looks like labels, by its first line; an empty one does."""
     try:
-        with file.open("rb") as stream:
-            fields = stream.read(1024).split(b"\n", 1)[0].split()
+        fields = read_start(file, 1024).split(b"\n", 1)[0].split()
         return not fields or len([float(field) for field in fields]) >= 5
     except (OSError, ValueError):
         return False
