@@ -250,6 +250,8 @@ class Matches:
     """Index of the matched query in its image."""
     object: Int[Tensor, "L M"]
     """Index of the matched object among the objects of all images, concatenated."""
+    repeats: int = 1
+    """Number of queries that are matched to each object: 1, or the number of groups of denoising queries."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

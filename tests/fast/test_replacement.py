@@ -217,8 +217,8 @@ def test_hooks_call_the_same_object(trained: Change, answer: Callable[[Detector]
 class Mirrored(Detector):
     """A detector whose forward method is its own."""
 
-    def forward(self, batch: ImageBatch, targets: Any = None) -> DetectorOutput:
-        output = super().forward(batch, targets)
+    def forward(self, batch: ImageBatch, targets: Any = None, object_counts: Any = None) -> DetectorOutput:
+        output = super().forward(batch, targets, object_counts)
         layers = tuple(Predictions(logits=-layer.logits, boxes=layer.boxes) for layer in output.layers)
         return DetectorOutput(layers=layers)
 

@@ -80,7 +80,9 @@ class Criterion(nn.Module):
         self.auxiliary = auxiliary
         self.class_agnostic_proposals = class_agnostic_proposals
 
-    def forward(self, output: DetectorOutput, targets: Sequence[Target]) -> dict[str, Float[Tensor, ""]]:
+    def forward(
+        self, output: DetectorOutput, targets: Sequence[Target], object_counts: Sequence[int] | None = None
+    ) -> dict[str, Float[Tensor, ""]]:
         """Return the weighted losses by name; the total loss is their sum.
 
         Losses are computed in float32, or in float64 if the predictions are.
@@ -88,6 +90,8 @@ class Criterion(nn.Module):
         Args:
             output: Predictions of all decoder layers, and of the encoder's proposals and denoising queries if any.
             targets: Objects of each image of the batch.
+            object_counts: Number of objects of each image of the update, if the batch is only a part of it (gradient
+                accumulation): the losses of all parts add up to those of the whole. By default those of `targets`.
 
         Returns:
             ``loss_cls``, ``loss_bbox`` and ``loss_iou`` of the last decoder layer; ``d0.loss_cls`` ... of the
@@ -100,13 +104,15 @@ class Criterion(nn.Module):
             NonFiniteError: A prediction is NaN or infinite, so that it cannot be matched.
         """
         self.check_inputs(output, targets)
-        losses = self.layer_losses(output.layers if self.auxiliary else output.layers[-1:], targets)
+        counts = object_counts or [len(target.labels) for target in targets]
+        losses = self.layer_losses(output.layers if self.auxiliary else output.layers[-1:], targets, counts)
         if output.proposals is not None:
             if self.class_agnostic_proposals:
                 targets = [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]
-            losses |= self.layer_losses((output.proposals,), targets, prefix="enc_")
+            losses |= self.layer_losses((output.proposals,), targets, counts, prefix="enc_")
         if output.denoising_matches is not None:
-            losses |= self.layer_losses(output.denoising, targets, output.denoising_matches, prefix="dn_")
+            matches = output.denoising_matches
+            losses |= self.layer_losses(output.denoising, targets, counts, matches, prefix="dn_")
         return losses
 
     def check_inputs(self, output: DetectorOutput, targets: Sequence[Target]) -> None:
@@ -131,11 +137,15 @@ class Criterion(nn.Module):
         self,
         layers: Sequence[Predictions],
         targets: Sequence[Target],
+        object_counts: Sequence[int],
         matches: Matches | None = None,
         *,
         prefix: str = "",
     ) -> dict[str, Float[Tensor, ""]]:
-        """Return the losses of the predictions of some layers, which are matched here unless `matches` is given."""
+        """Return the losses of the predictions of some layers, which are matched here unless `matches` is given.
+
+        They are averaged over all images of the update, with `object_counts` objects each.
+        """
         logits = at_least_float32(torch.stack([layer.logits for layer in layers]))  # [L, B, Q, K]
         boxes = at_least_float32(torch.stack([layer.boxes for layer in layers]))  # [L, B, Q, 4]
         targets = on_class_rows(targets, layers[0].class_rows)
@@ -146,8 +156,10 @@ class Criterion(nn.Module):
         matched_objects = matches.object.expand(len(layers), -1)  # [L, M]
         matched_queries = matches.query + matches.image * logits.shape[2]  # indices into A = B Q queries
         matched_queries = matched_queries.expand_as(matched_objects)  # [L, M]
+        num_queries = logits.shape[2]
+        own_matched = matches.repeats * sum(min(count, num_queries) for count in object_counts)
         num_matched, num_unmatched = mean_over_processes(
-            len(matches.image), logits[0, ..., 0].numel() - len(matches.image), like=logits
+            own_matched, len(object_counts) * num_queries - own_matched, like=logits
         )
         matched_boxes = boxes.flatten(1, 2).gather(
             1, matched_queries[..., None].expand(-1, -1, 4)

@@ -45,13 +45,21 @@ class Denoising(nn.Module):
         self.label_noise = label_noise
         self.box_noise = box_noise
 
-    def forward(self, queries: Queries, targets: Sequence[Target]) -> Queries:
+    def forward(
+        self, queries: Queries, targets: Sequence[Target], object_counts: Sequence[int] | None = None
+    ) -> Queries:
         """Return the queries preceded by denoising queries, of which there are none if there are no objects.
 
         `Queries.denoising` is set in any case, so that all processes have the same losses, whatever their images.
+
+        Args:
+            queries: The queries that are matched.
+            targets: The objects of each image.
+            object_counts: Number of objects of each image of the update, if this batch is only a part of it: all parts
+                have the groups of the whole.
         """
         counts = [len(target.labels) for target in targets]
-        max_objects = max(counts)
+        max_objects = max(object_counts or counts)
         groups = max(1, self.count // max(1, max_objects))
         device = queries.content.device
         labels = torch.cat([target.labels for target in targets])  # [N]
@@ -79,6 +87,7 @@ class Denoising(nn.Module):
                 image=image.repeat(groups),
                 query=slot[::2].reshape(1, -1),
                 object=torch.arange(len(labels), device=device).repeat(groups)[None],
+                repeats=groups,
             ),
         )
 

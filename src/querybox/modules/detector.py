@@ -56,12 +56,19 @@ class DetectionTransformer(nn.Module):
         self.preprocessing = preprocessing
         self.recipe = recipe
 
-    def forward(self, batch: ImageBatch, targets: Sequence[Target] | None = None) -> DetectorOutput:
+    def forward(
+        self,
+        batch: ImageBatch,
+        targets: Sequence[Target] | None = None,
+        object_counts: Sequence[int] | None = None,
+    ) -> DetectorOutput:
         """Return the predictions of every decoder layer.
 
         Args:
             batch: The images.
             targets: The ground-truth objects, in training; used only for denoising queries, if the model has them.
+            object_counts: Number of objects of each image of the update, if `batch` is only a part of it (gradient
+                accumulation).
 
         Raises:
             ConfigError: `batch` is not an `ImageBatch`, or there is not a valid `Target` for each image.
@@ -80,7 +87,7 @@ class DetectionTransformer(nn.Module):
         memory = self.encode(features, batch)  # tokens [B, S, D]
         queries = self.queries(memory)  # [B, Q, D]
         if self.denoising is not None and targets is not None:
-            queries = self.denoising(queries, on_class_rows(targets, self.class_rows))
+            queries = self.denoising(queries, on_class_rows(targets, self.class_rows), object_counts)
         return DetectorOutput.of(self.decoder(queries, memory), queries, self.class_rows)
 
     def train(self, mode: bool = True) -> Self:

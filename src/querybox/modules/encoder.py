@@ -190,7 +190,13 @@ class DeformableEncoder(nn.Module):
 
 
 def to_tokens(feature: Float[Tensor, "B D h w"]) -> Float[Tensor, "B S D"]:
-    """Return the cells of a feature map as tokens, row by row."""
+    """Return the cells of a feature map as tokens, row by row.
+
+    The gradient of a single map is made contiguous: on CPUs, the batch norm before it would otherwise have wrong
+    gradients (PyTorch 2.14, unless the map is channels last).
+    """
+    if feature.requires_grad and len(feature) == 1:
+        feature.register_hook(Tensor.contiguous)
     return feature.flatten(2).transpose(1, 2)
 
 

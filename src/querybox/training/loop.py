@@ -29,7 +29,7 @@ from querybox.training.display import Display
 from querybox.training.ema import MovingAverage
 from querybox.training.folder import CHECKPOINT, METRICS
 from querybox.training.interrupt import StopRequest
-from querybox.training.loss import DetectionLoss
+from querybox.training.loss import DetectionLoss, object_counts
 from querybox.training.metrics import as_row, write_metrics
 from querybox.training.optim import Schedule, build_optimizer, freeze
 from querybox.training.processes import next_batches, synchronize_batch_norms
@@ -54,7 +54,7 @@ class Update:
     """The statistics of one update, over all processes."""
 
     losses: dict[str, float]
-    """Weighted losses by name, averaged over processes and micro-batches."""
+    """Weighted losses by name, averaged over processes."""
     grad_norm: float
     """Total norm of the gradients of all trained parameters, before clipping."""
     images: int
@@ -165,13 +165,13 @@ class Trainer:
         self.seed_dropout()
         self.optimizer.zero_grad()
         totals: dict[str, Tensor] = {}
-        count = len(micro_batches)
+        counts = object_counts(micro_batches)
         for batch in micro_batches:
             last = batch is micro_batches[-1]
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                losses = self.losses(batch)
-                self.accelerator.backward(sum(losses.values()) / count)
-            totals = {name: totals.get(name, 0) + loss.detach() / count for name, loss in losses.items()}
+                losses = self.losses(batch, counts)
+                self.accelerator.backward(sum(losses.values()))
+            totals = {name: totals.get(name, 0) + loss.detach() for name, loss in losses.items()}
         norm = self.accelerator.clip_grad_norm_(self.trained, self.settings.clip or math.inf)
         update = self.synchronize(totals, norm, micro_batches, request)
         if update.unreadable:
@@ -184,15 +184,17 @@ class Trainer:
             self.average.update(self.detector, self.progress.step + 1)
         return update
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Move a batch to the device and return its losses."""
+    def losses(self, batch: Batch, counts: Sequence[int] | None) -> dict[str, Tensor]:
+        """Move a batch to the device and return its losses; see `object_counts` for `counts`."""
         device = self.accelerator.device
         pixels, sizes = batch.pixels.to(device, non_blocking=True), batch.sizes.to(device, non_blocking=True)
         targets = [target.to(device, non_blocking=True) for target in batch.targets]
         images = ImageBatch.from_pixels(pixels, sizes, self.detector.preprocessing)
         try:
             with compiler_errors() if self.settings.compile else nullcontext():
-                losses: dict[str, Tensor] = self.model(images, targets, placeholder=not batch.image_ids)
+                losses: dict[str, Tensor] = self.model(
+                    images, targets, object_counts=counts, placeholder=not batch.image_ids
+                )
         except NonFiniteError as error:
             raise self.non_finite_error(str(error), batch.image_ids) from None
         return losses
