@@ -12,7 +12,13 @@ from torchvision.ops import box_iou, sigmoid_focal_loss
 
 from querybox import Criterion, DetectorOutput, HungarianMatcher, Predictions, Target
 from querybox.boxes import to_xyxy
-from querybox.losses.classification import DetachedVarifocalLoss, FocalLoss, VarifocalLoss
+from querybox.losses.classification import (
+    DetachedVarifocalLoss,
+    FocalLoss,
+    MatchabilityLoss,
+    VarifocalLoss,
+)
+from querybox.models import find
 from querybox.structures import Matches
 
 
@@ -85,6 +91,38 @@ def test_varifocal_loss_is_that_of_its_definition() -> None:
             else:
                 total -= 0.75 * p**2 * math.log(1 - p)
     assert_close(loss, torch.tensor([total / 2], dtype=torch.float64))
+
+
+def test_matchability_aware_loss_is_that_of_its_definition() -> None:
+    """DEIM: -q^gamma log p - (1 - q^gamma) log(1 - p) if matched, else -p^gamma log(1 - p)."""
+    logits = torch.randn(1, 3, 2, dtype=torch.float64)
+    iou = torch.tensor([[0.7, 0.0]], dtype=torch.float64)
+    matched = {(2, 1): 0.7, (0, 0): 0.0}
+    total, gradient = 0.0, torch.zeros(1, 3, 2, dtype=torch.float64)
+    for query in range(3):
+        for label in range(2):
+            p = 1 / (1 + math.exp(-logits[0, query, label]))
+            q = matched.get((query, label))
+            target, weight = (0.0, p**1.5) if q is None else (q**1.5, 1.0)
+            total -= weight * (target * math.log(p) + (1 - target) * math.log(1 - p))
+            gradient[0, query, label] = weight * (p - target) / 2
+    logits.requires_grad_()
+    loss = MatchabilityLoss().loss(
+        logits, torch.tensor([[2, 0]]), torch.tensor([[1, 0]]), torch.tensor(2.0), torch.tensor(1.0), iou
+    )
+    assert_close(loss, torch.tensor([total / 2], dtype=torch.float64))
+    assert_close(torch.autograd.grad(loss.sum(), logits)[0], gradient)  # none through the weights
+
+
+@pytest.mark.parametrize("recipe", ["dino_small", "dino_r50", "rtdetr_r18", "rtdetr_small"])
+def test_kinds_use_it_instead_of_their_own_loss(recipe: str) -> None:
+    plain, changed = (find(recipe).replace(matchability=value).criterion() for value in (False, True))
+    assert isinstance(changed.classification, MatchabilityLoss)
+    assert not isinstance(plain.classification, MatchabilityLoss)
+    assert isinstance(changed.matcher.classification, FocalLoss)
+    # DINO gives the class more weight where the target is the IoU.
+    costs = {"dino_small": (6, 6), "dino_r50": (2, 6), "rtdetr_r18": (2, 2), "rtdetr_small": (6, 6)}
+    assert (plain.matcher.class_cost, changed.matcher.class_cost) == costs[recipe]
 
 
 def test_varifocal_loss_is_least_where_the_score_is_the_iou() -> None:

@@ -130,6 +130,28 @@ class DetachedVarifocalLoss(VarifocalLoss):
         return (1 - self.alpha) * logits.detach().sigmoid() ** self.gamma * F.softplus(logits)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatchabilityLoss(FocalLoss):
+    """Matchability-aware loss (MAL; Huang et al. 2025, DEIM), a varifocal loss for matches of any quality.
+
+    The target of a matched query is a power of the IoU, and its weight is 1, so that matches with a low IoU are learned
+    from as well. The weight of a negative example is a power of its probability, without a gradient.
+    """
+
+    gamma: float = 1.5
+    """Exponent of the IoU in the target, and of the probability in the weight of negative examples."""
+
+    def matched_loss(
+        self, logits: Float[Tensor, "*shape"], iou: Float[Tensor, "*shape"]
+    ) -> Float[Tensor, "*shape"]:
+        """Return the cross-entropy with a power of the IoU as target."""
+        return F.binary_cross_entropy_with_logits(logits, iou**self.gamma, reduction="none")
+
+    def negative_loss(self, logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Return the loss of negative examples."""
+        return logits.detach().sigmoid() ** self.gamma * F.softplus(logits)
+
+
 ClassificationLoss = CrossEntropyLoss | FocalLoss
 
 

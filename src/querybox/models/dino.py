@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from querybox.losses.classification import FocalLoss, VarifocalLoss
+from querybox.losses.classification import FocalLoss, MatchabilityLoss, VarifocalLoss
 from querybox.losses.criterion import Criterion
 from querybox.losses.matcher import HungarianMatcher
 from querybox.models.deformable_detr import DeformableDETR
@@ -47,6 +47,7 @@ class DINO(DeformableDETR):
         "box_noise",
         "distinct",
         "varifocal",
+        "matchability",
         "class_cost",
     }
 
@@ -69,8 +70,11 @@ class DINO(DeformableDETR):
     learn from few images which of several queries on one object should detect it; see `RankPeaksFirst`."""
     varifocal: bool = False
     """Use varifocal loss, with the IoU of the box as the target score of a matched query."""
+    matchability: bool = False
+    """Use the matchability-aware loss of DEIM instead of varifocal or focal loss."""
     class_cost: Annotated[float, Field(ge=0)] | None = None
-    """Weight of the class cost in matching; null for 2, or 6 with `varifocal`, so that the same query stays matched."""
+    """Weight of the class cost in matching; null for 2, or 6 if the target score of a matched query is its IoU, so that
+    the same query stays matched."""
     token_content: bool = False
     """Use the tokens of the selected proposals as the content of queries, as RT-DETR does, rather than learned
     content."""
@@ -110,13 +114,19 @@ class DINO(DeformableDETR):
 
     def criterion(self) -> Criterion:
         """Return the criterion; the weight of the class loss is half that of the class cost or less."""
-        default = 6.0 if self.varifocal else 2.0
+        default = 6.0 if self.varifocal or self.matchability else 2.0
         class_cost = default if self.class_cost is None else self.class_cost
         return Criterion(
             HungarianMatcher(class_cost, 5.0, 2.0, classification=FocalLoss()),
-            classification=VarifocalLoss() if self.varifocal else FocalLoss(),
+            classification=self.build_classification_loss(),
             class_weight=1.0,
         )
+
+    def build_classification_loss(self) -> FocalLoss:
+        """Build the classification loss."""
+        if self.matchability:
+            return MatchabilityLoss()
+        return VarifocalLoss() if self.varifocal else FocalLoss()
 
     @property
     def rows_by_class(self) -> tuple[str, ...]:

@@ -212,9 +212,14 @@ class RTDETR(DINO):
         """Return the criterion."""
         return Criterion(
             HungarianMatcher(self.class_cost, 5.0, 2.0, classification=FocalLoss()),
-            classification=DetachedVarifocalLoss() if self.varifocal else FocalLoss(),
+            classification=self.build_classification_loss(),
             class_weight=1.0,
         )
+
+    def build_classification_loss(self) -> FocalLoss:
+        """Build the classification loss."""
+        varifocal = self.varifocal and not self.matchability
+        return DetachedVarifocalLoss() if varifocal else super().build_classification_loss()
 
     @classmethod
     def infer_specific(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
