@@ -8,7 +8,6 @@ A mutant that is neither read nor refused with one of the library's errors is ke
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import resource
 import shutil
@@ -26,6 +25,7 @@ from querybox.errors import QueryboxError
 from torture.case import Case, require
 from torture.mutations import spoil
 from torture.samples import SAMPLES, Sample
+from torture.server import fork_server
 
 CPU_SECONDS = 5.0
 WALL_SECONDS = 200.0
@@ -47,8 +47,7 @@ def fuzz(sample: Sample, folder: Path, long: bool) -> str:
         NotSurvivedError: Some were not survived.
     """
     count = sample.shares * (LONG if long else SHORT)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context = fork_server()
     told = context.RawArray("d", 4)
     for old in KEPT.glob(f"{slug(sample)}-*"):
         shutil.rmtree(old)

@@ -35,6 +35,7 @@ from querybox.training import RunSettings, loop, processes, train
 from querybox.training.checkpoint import RunCheckpoint
 from torture.case import require
 from torture.data_sets import MODEL
+from torture.server import fork_server
 
 SECONDS = 120.0
 """A run that has not ended by then hangs, or the machine is very busy."""
@@ -88,9 +89,9 @@ def settings_of(folder: Path, output: str, *, workers: int = 0, **train: Any) ->
 
 def start(settings: RunSettings, plan: Plan | None = None, *, resume: bool = False) -> ForkServerProcess:
     """Begin, or resume, a run; what it says goes to a file beside its folder."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "querybox.training.run", "matplotlib.pyplot"])
-    process = context.Process(target=run, args=(settings.model_dump(mode="json"), plan or Plan(), resume))
+    process = fork_server().Process(
+        target=run, args=(settings.model_dump(mode="json"), plan or Plan(), resume)
+    )
     process.start()
     return process
 

@@ -8,6 +8,7 @@ import pytest
 
 from torture.__main__ import PARTS, Outcome, main, with_section
 from torture.case import Case
+from torture.server import PRELOADED, fork_server
 
 
 @pytest.mark.parametrize(
@@ -15,6 +16,15 @@ from torture.case import Case
 )
 def test_it_is_survived(case: Case, tmp_path: Path) -> None:
     case.run(tmp_path, False)
+
+
+def test_processes_begin_with_everything_imported() -> None:
+    """The server ignores modules that it does not find."""
+    imported = f"import sys; sys.exit(not {set(PRELOADED)} <= set(sys.modules))"
+    process = fork_server().Process(target=exec, args=(imported,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
 def test_names_of_cases_are_unique() -> None:

@@ -7,7 +7,6 @@ see files that C opens by itself; for these, and for code that runs, there are c
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import shutil
 import sys
@@ -22,6 +21,7 @@ from malicious_files import CANARY
 from querybox.errors import QueryboxError
 from torture.case import require
 from torture.fuzz import limit_memory, silence
+from torture.server import fork_server
 
 HARMFUL = (
     "socket.",
@@ -107,8 +107,7 @@ def watched(attack: Attack, folder: Path, long: bool) -> str:
 
 def told(attack: Attack, folder: Path, long: bool) -> list[tuple[str, str]]:
     """Make all attempts in a process of their own; return the name and the problem of each, mostly none."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torture.hostile"])
+    context = fork_server()
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=make_attempts, args=(attack, folder, long, sending))
     process.start()
