@@ -78,9 +78,9 @@ def test_points_are_those_that_the_model_used(
 ) -> None:
     used: list[tuple[Tensor, Tensor]] = []
 
-    def noting(value: Tensor, shapes: Any, places: Tensor, weight: Tensor) -> Tensor:
+    def noting(value: Tensor, shapes: Any, places: Tensor, weight: Tensor, points: Any) -> Tensor:
         used.append((places[0].transpose(0, 1), weight[0].transpose(0, 1)))
-        return sample(value, shapes, places, weight)
+        return sample(value, shapes, places, weight, points)
 
     monkeypatch.setattr("querybox.modules.deformable_attention.sample", noting)
     trace = relative.trace(padded)
@@ -89,8 +89,9 @@ def test_points_are_those_that_the_model_used(
     for look, (places, weight) in zip(looks, used, strict=True):
         assert isinstance(look, AttentionPoints)
         mine, weights = look.points()
-        valid = look.levels.valid_ratios[0][:, None]  # theirs are in 0-1 of the padded maps
+        # Theirs are in 0-1 of the padded maps.
+        valid = look.levels.valid_ratios[0].repeat_interleave(weights.shape[2] // len(trace.grids), 0)
         assert_close(mine * valid, places, rtol=0, atol=1e-5)
         assert_close(weights, weight, rtol=0, atol=1e-5)
-        assert_close(weights.sum((2, 3)), torch.ones(weights.shape[:2]))
+        assert_close(weights.sum(2), torch.ones(weights.shape[:2]))
         assert_close(look.points(slice(3, 5))[0], mine[:, 3:5])

@@ -106,10 +106,8 @@ def test_points_are_the_attention(relative: Detector, tmp_path: Path) -> None:
     for layer, look in enumerate(trace.decoder_cross_attention):
         assert isinstance(look, AttentionPoints)
         places, exact = look.points(trace.ranking)
-        assert_close(
-            torch.from_numpy(points[layer]).float(), places.flatten(2, 3).clamp(-0.5, 1.5), rtol=0, atol=2e-5
-        )
-        assert np.abs(weights[layer] - exact.flatten(2).numpy()).max() <= 1 / 500
+        assert_close(torch.from_numpy(points[layer]).float(), places.clamp(-0.5, 1.5), rtol=0, atol=2e-5)
+        assert np.abs(weights[layer] - exact.numpy()).max() <= 1 / 500
     (cells,) = image["encoder"]
     assert unpacked(cells["steps"]).shape[2] == cells["cells"][0] * cells["cells"][1]
 

@@ -28,7 +28,7 @@ WIDTH = 32
 def make_decoder(refinement: Refinement, layers: int = 3) -> ReferenceDecoder:
     torch.manual_seed(0)
     decoder = ReferenceDecoder(
-        [DeformableDecoderLayer(WIDTH, 4, 1, 2, 64, 0.0) for _ in range(layers)],
+        [DeformableDecoderLayer(WIDTH, 4, (2,), 64, 0.0) for _ in range(layers)],
         [SigmoidClassHead(WIDTH, 3) for _ in range(layers)],
         [DeltaHead(WIDTH) for _ in range(layers)],
         refinement=refinement,

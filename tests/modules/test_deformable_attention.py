@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,12 +12,12 @@ from torch.testing import assert_close
 
 from querybox.fast.replacement import replace_leaves
 from querybox.fast.training import LEAVES
-from querybox.modules.deformable_attention import DeformableAttention, GridSample
+from querybox.modules.deformable_attention import DeformableAttention, GridSample, NearestSample
 from querybox.modules.encoder import cell_centres, levels_from_masks
 from querybox.modules.neck import PyramidProjection
 from querybox.structures import Levels
 
-WIDTH, HEADS, POINTS = 12, 3, 2
+WIDTH, HEADS, POINTS = 12, 3, (3, 1)
 
 
 def masks() -> list[Tensor]:
@@ -35,7 +36,7 @@ def levels() -> Levels:
 @pytest.fixture
 def attention() -> DeformableAttention:
     torch.manual_seed(0)
-    attention = DeformableAttention(WIDTH, HEADS, 2, POINTS).double()
+    attention = DeformableAttention(WIDTH, HEADS, POINTS).double()
     with torch.no_grad():
         for parameter in attention.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -52,7 +53,8 @@ def in_double(levels: Levels) -> Levels:
 
 
 def bilinear(cells: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Interpolate a map [h, w, channels] at one place in cells, whose middles are at 0, 1, ...; zero outside."""
+    """Interpolate a map [h, w, channels] at one place in cells, whose middles are at 0.5, 1.5, ...; zero outside."""
+    x, y = x - 0.5, y - 0.5
     height, width, channels = cells.shape
     result = cells.new_zeros(channels)
     left, top = math.floor(x.detach()), math.floor(y.detach())
@@ -63,33 +65,47 @@ def bilinear(cells: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return result
 
 
+def discrete(cells: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Take one cell of a map [h, w, channels], as RT-DETRv2 does."""
+    height, width, _ = cells.shape
+    x, y = x.detach(), y.detach()
+    column = min(max(math.floor(x + 0.5), 0), width - 1)
+    return cells[min(max(math.floor(y + 0.5), 0), height - 1), column]
+
+
 def by_loops(
-    attention: DeformableAttention, query: Tensor, reference: Tensor, tokens: Tensor, levels: Levels
+    attention: DeformableAttention,
+    query: Tensor,
+    reference: Tensor,
+    tokens: Tensor,
+    levels: Levels,
+    take: Callable[[Tensor, Tensor, Tensor], Tensor] = bilinear,
 ) -> Tensor:
     assert levels.padding_mask is not None
     value = attention.value(tokens) * ~levels.padding_mask[..., None]
     answers = []
     for image in range(len(query)):
         for which in range(query.shape[1]):
-            offset = attention.offset(query[image, which]).view(HEADS, 2, POINTS, 2)
-            weight = attention.weight(query[image, which]).view(HEADS, -1).softmax(1).view(HEADS, 2, POINTS)
+            offset = attention.offset(query[image, which]).view(HEADS, sum(POINTS), 2)
+            weight = attention.weight(query[image, which]).view(HEADS, sum(POINTS)).softmax(1)
             place = reference[image, which]
             mixed = []
             for head in range(HEADS):
                 total = torch.zeros(WIDTH // HEADS, dtype=torch.float64)
-                start = 0
+                start, point = 0, 0
                 for level, (h, w) in enumerate(levels.shapes):
                     cells = value[image, start : start + h * w].view(h, w, HEADS, -1)[:, :, head]
                     start += int(h * w)
                     size = torch.tensor([w, h], dtype=torch.float64)
-                    for point in range(POINTS):
+                    for _ in range(POINTS[level]):
                         at = place[:2] * levels.valid_ratios[image, level] * size
                         if len(place) == 2:
-                            at = at + offset[head, level, point]
+                            at = at + offset[head, point]
                         else:
                             extent = place[2:] * levels.valid_ratios[image, level] * size
-                            at = at + offset[head, level, point] * extent / POINTS / 2
-                        total = total + weight[head, level, point] * bilinear(cells, *(at - 0.5))
+                            at = at + offset[head, point] * extent / POINTS[level] / 2
+                        total = total + weight[head, point] * take(cells, *at)
+                        point += 1
                 mixed.append(total)
             answers.append(attention.output(torch.cat(mixed)))
     return torch.stack(answers).view(query.shape)
@@ -118,6 +134,24 @@ def test_values_and_gradients_are_those_of_the_definition(
     )
 
 
+def test_discrete_sampling_takes_one_cell(attention: DeformableAttention, levels: Levels) -> None:
+    levels = in_double(levels)
+    attention.sampling = NearestSample(POINTS)
+    query, tokens = (torch.randn(2, count, WIDTH, dtype=torch.float64, requires_grad=True) for count in (6, 47))
+    reference = torch.rand(2, 6, 4, dtype=torch.float64) * 1.5 - 0.2  # some points are outside
+    inputs = [query, tokens, attention.weight.weight, attention.value.weight]
+    ours = attention(query, reference, tokens, levels)
+    theirs = by_loops(attention, query, reference, tokens, levels, discrete)
+    assert_close(ours, theirs)
+    direction = torch.randn_like(ours)
+    assert_close(
+        torch.autograd.grad(ours, inputs, direction, retain_graph=True),
+        torch.autograd.grad(theirs, inputs, direction),
+    )
+    nowhere = torch.full_like(reference, torch.nan)
+    assert attention(query, nowhere, tokens, levels).isfinite().all()
+
+
 def test_padding_is_not_seen(attention: DeformableAttention, levels: Levels) -> None:
     levels = in_double(levels)
     query, reference = torch.randn(2, 6, WIDTH).double(), torch.rand(2, 6, 2).double()
@@ -133,10 +167,11 @@ def test_padding_is_not_seen(attention: DeformableAttention, levels: Levels) -> 
 
 
 def test_each_head_begins_in_a_direction_of_its_own() -> None:
-    offsets = DeformableAttention(16, 4, 1, 2).offset.bias.view(4, 2, 2)
+    offsets = DeformableAttention(16, 4, (2, 1)).offset.bias.view(4, 3, 2)
     wanted = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
     assert_close(offsets[:, 0], wanted, rtol=0, atol=1e-6)
     assert_close(offsets[:, 1], 2 * wanted, rtol=0, atol=1e-6)
+    assert_close(offsets[:, 2], wanted, rtol=0, atol=1e-6)  # the first point in the second map
 
 
 def test_cell_centres_are_relative_to_the_unpadded_image(levels: Levels) -> None:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from querybox.modules.deformable_attention import GridSample
+from querybox.modules.deformable_attention import GridSample, repeat_by_level
 from querybox.structures import Levels, Shapes
 
 
@@ -18,22 +18,26 @@ class TableSample(GridSample):
         self,
         value: Float[Tensor, "B S D"],
         levels: Levels,
-        sampling_locations: Float[Tensor, "B Q heads L P 2"],
-        attention_weights: Float[Tensor, "B Q heads L P"],
+        sampling_locations: Float[Tensor, "B Q heads K 2"],
+        attention_weights: Float[Tensor, "B Q heads K"],
     ) -> Float[Tensor, "B Q D"]:
         """Return the weighted sum over the sampling locations; see `GridSample.forward`."""
-        return sample(value.float(), levels, sampling_locations, attention_weights.float()).to(value.dtype)
+        weights = attention_weights.float()
+        return sample(value.float(), levels, sampling_locations, weights, self.points).to(value.dtype)
 
 
 def sample(
     value: Float[Tensor, "B S D"],
     levels: Levels,
-    sampling_locations: Float[Tensor, "B Q heads L P 2"],
-    attention_weights: Float[Tensor, "B Q heads L P"],
+    sampling_locations: Float[Tensor, "B Q heads K 2"],
+    attention_weights: Float[Tensor, "B Q heads K"],
+    points: tuple[int, ...],
 ) -> Float[Tensor, "B Q D"]:
     """Compute `querybox.modules.deformable_attention.sample` as weighted sums of table rows."""
     table = value_table(value, levels.shapes, heads=attention_weights.shape[2])
-    rows, weights = corners(sampling_locations, attention_weights, levels, image_stride=table.shape[1])
+    rows, weights = corners(
+        sampling_locations, attention_weights, levels, points, image_stride=table.shape[1]
+    )
     output = F.embedding_bag(
         rows.flatten(0, 2), table.flatten(0, 1), per_sample_weights=weights.flatten(0, 2), mode="sum"
     )  # [B Q heads, D / heads]
@@ -54,45 +58,47 @@ def value_table(value: Float[Tensor, "B S D"], shapes: Shapes, heads: int) -> Fl
 
 
 def corners(
-    sampling_locations: Float[Tensor, "B Q heads L P 2"],
-    attention_weights: Float[Tensor, "B Q heads L P"],
+    sampling_locations: Float[Tensor, "B Q heads K 2"],
+    attention_weights: Float[Tensor, "B Q heads K"],
     levels: Levels,
+    points: tuple[int, ...],
     *,
     image_stride: int,
-) -> tuple[Int32[Tensor, "B Q heads K"], Float[Tensor, "B Q heads K"]]:
-    """Return the table rows of the four cells around each sampling location, and their weights; K = 4 L P.
+) -> tuple[Int32[Tensor, "B Q heads _"], Float[Tensor, "B Q heads _"]]:
+    """Return the table rows of the four cells around each sampling location, and their weights, 4 K each.
 
     Args:
         sampling_locations: Sampling locations: x, y in 0-1 of the padded map.
         attention_weights: Attention weights.
         levels: The feature maps.
+        points: Sampling points of each head in each map; K in total.
         image_stride: Number of rows between the tables of consecutive images; 0 to count rows separately for each.
     """
-    batch, _, heads, _, points = attention_weights.shape
+    batch, _, heads, _ = attention_weights.shape
     sizes = levels.sizes  # [L, 2]
     pitch = sizes[:, 0] + 2  # number of cells in a row of the padded map
     counts = (sizes + 2).prod(1)
     start = counts.cumsum(0) - counts + pitch + 1  # index of each map's first cell in the table
-    # Levels, points and coordinates are one axis, because broadcasting along short axes is slow.
-    pitch, start = pitch.repeat_interleave(points), start.repeat_interleave(points)  # [L P]
-    sizes = sizes.repeat_interleave(points, 0).flatten()  # [L P 2]
+    by_point = repeat_by_level(torch.stack([*sizes.unbind(1), pitch, start], 1), points, 0)  # [K, 4]
+    pitch, start = by_point[:, 2], by_point[:, 3]  # [K]
+    # Points and coordinates are one axis, because broadcasting along short axes is slow.
+    sizes = by_point[:, :2].flatten()  # [K 2]
 
     cells = (sampling_locations.flatten(3) * sizes - 0.5).clamp(
         -torch.ones_like(sizes), sizes
-    )  # [B, Q, heads, L P 2]
+    )  # [B, Q, heads, K 2]
     # NaN locations give NaN weights, but need valid rows.
     first = cells.detach().floor().minimum(sizes - 1).nan_to_num(nan=-1)
-    left, top = first.unflatten(3, (-1, 2)).unbind(-1)  # [B, Q, heads, L P]
+    left, top = first.unflatten(3, (-1, 2)).unbind(-1)  # [B, Q, heads, K]
     right_weight, lower_weight = (cells - first).unflatten(3, (-1, 2)).unbind(-1)
     image = torch.arange(batch, dtype=torch.int32, device=attention_weights.device)[:, None, None, None]
     head = torch.arange(heads, dtype=torch.int32, device=attention_weights.device)[:, None]
     row = (top * pitch + left + start).int() * heads + (image * image_stride + head)
     below = (pitch * heads).int()
     right = torch.full_like(below, heads)
-    corner = torch.stack([torch.zeros_like(below), right, below, below + right])  # [4, L P]
-    rows = (row[..., None, :] + corner).flatten(3)  # [B, Q, heads, 4 L P]
+    corner = torch.stack([torch.zeros_like(below), right, below, below + right])  # [4, K]
+    rows = (row[..., None, :] + corner).flatten(3)  # [B, Q, heads, 4 K]
 
-    attention_weights = attention_weights.flatten(3)
     lower = attention_weights * lower_weight
     upper = attention_weights - lower
     upper_right, lower_right = upper * right_weight, lower * right_weight

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from querybox.inspect.calls import Call
 from querybox.modules.attention import Attention
-from querybox.modules.deformable_attention import DeformableAttention
+from querybox.modules.deformable_attention import DeformableAttention, repeat_by_level
 from querybox.structures import Levels
 
 Rows = slice | list[int]
@@ -82,16 +82,17 @@ class AttentionPoints:
     @torch.no_grad()
     def points(
         self, queries: Rows = ALL
-    ) -> tuple[Float[Tensor, "heads Q L P 2"], Float[Tensor, "heads Q L P"]]:
+    ) -> tuple[Float[Tensor, "heads Q K 2"], Float[Tensor, "heads Q K"]]:
         """Return the sampling points of some queries and their attention weights.
 
         Returns:
-            Sampling locations (x, y) in 0-1 of the unpadded image, possibly outside of it, P on each of L maps; and
-            their attention weights, which sum to 1 for every head and query.
+            Sampling locations (x, y) in 0-1 of the unpadded image, possibly outside of it, map by map; and their
+            attention weights, which sum to 1 for every head and query.
         """
         query = self.query[:, queries]
         locations = self.module.sampling_locations(query, self.reference[:, queries], self.levels)[0]
-        locations = locations / self.levels.valid_ratios[0][:, None]  # from 0-1 of the padded map
+        # From 0-1 of the padded map.
+        locations = locations / repeat_by_level(self.levels.valid_ratios[0], self.module.points, 0)
         return locations.transpose(0, 1), self.module.attention_weights(query)[0].transpose(0, 1)
 
 

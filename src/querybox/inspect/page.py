@@ -162,13 +162,11 @@ def encoder_attention_data(attention: LayerAttention, grids: Sequence[tuple[int,
 
 
 def points_data(
-    layers: Sequence[tuple[Float[Tensor, "heads N L P 2"], Float[Tensor, "heads N L P"]]],
+    layers: Sequence[tuple[Float[Tensor, "heads N K 2"], Float[Tensor, "heads N K"]]],
 ) -> dict[str, Any]:
     """Return sampled locations, in 65535 steps from -0.5 to 1.5 of the image's sides, and their attention weights."""
-    locations = torch.stack(
-        [locations.flatten(2, 3) for locations, _ in layers]
-    )  # [layers, heads, N, L P, 2]
-    steps, peaks = quantised(torch.stack([weights.flatten(2) for _, weights in layers]))
+    locations = torch.stack([locations for locations, _ in layers])  # [layers, heads, N, K, 2]
+    steps, peaks = quantised(torch.stack([weights for _, weights in layers]))
     return {
         "points": packed((locations.clamp(-0.5, 1.5) + 0.5) / 2 * 65535, "u2"),
         "steps": packed(steps, "u1"),

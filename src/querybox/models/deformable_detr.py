@@ -144,8 +144,13 @@ class DeformableDETR(Recipe):
 
     def build_layers(self, kind: Callable[..., Layer], count: int) -> list[Layer]:
         """Build the layers of the encoder or the decoder."""
-        sizes = (self.width, self.heads, self.levels, self.points, self.feedforward, self.dropout)
+        sizes = (self.width, self.heads, self.points_by_level, self.feedforward, self.dropout)
         return [kind(*sizes) for _ in range(count)]
+
+    @property
+    def points_by_level(self) -> tuple[int, ...]:
+        """Sampling points of each head in each level."""
+        return (self.points,) * self.levels
 
     def build_denoising(self, classes: int) -> nn.Module | None:  # noqa: ARG002 - used by DINO
         """Build the denoising module; None, because Deformable DETR has no denoising queries."""

@@ -142,11 +142,18 @@ class DeformableDecoderLayer(nn.Module):
     """Self-attention among queries, deformable cross-attention around their references, the feed-forward network."""
 
     def __init__(
-        self, width: int, heads: int, levels: int, points: int, feedforward: int, dropout: float
+        self,
+        width: int,
+        heads: int,
+        points: tuple[int, ...],
+        feedforward: int,
+        dropout: float,
+        *,
+        attention: Callable[[int, int, tuple[int, ...]], DeformableAttention] = DeformableAttention,
     ) -> None:
         super().__init__()
         self.self_attention = Attention(width, heads, dropout)
-        self.cross_attention = DeformableAttention(width, heads, levels, points)
+        self.cross_attention = attention(width, heads, points)
         self.feedforward = FeedForward(width, feedforward, dropout)
         self.self_attention_residual = Residual(width, dropout)
         self.cross_attention_residual = Residual(width, dropout)

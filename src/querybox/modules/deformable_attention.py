@@ -3,47 +3,59 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from querybox.structures import Levels, Shapes
+from querybox.structures import Levels, Shapes, at_least_float32
 
 
 class DeformableAttention(nn.Module):
     """Multi-scale deformable attention of Deformable DETR (Zhu et al. 2020, section 4.1, equation 3)."""
 
-    def __init__(self, width: int, heads: int, levels: int, points: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        points: tuple[int, ...],
+        *,
+        projection: type[nn.Module] = nn.Linear,
+        sampling: Callable[[tuple[int, ...]], nn.Module] | None = None,
+    ) -> None:
         """Create the projections. Initially, each head samples in a different direction.
 
         Args:
             width: Features of a token, D.
             heads: Attention heads, each with its own sampling points.
-            levels: Feature maps, L.
-            points: Sampling points of each head in each map, P.
+            points: Sampling points of each head in each map; K in total.
+            projection: Projects the values and the output: `torch.nn.Linear` or `torch.nn.Identity`.
+            sampling: Makes the module that samples values, from `points`; by default `GridSample`.
         """
         super().__init__()
-        self.heads, self.levels, self.points = heads, levels, points
-        self.offset = nn.Linear(width, heads * levels * points * 2)
-        self.weight = nn.Linear(width, heads * levels * points)
-        self.value = nn.Linear(width, width)
-        self.output = nn.Linear(width, width)
+        self.heads, self.points = heads, points
+        self.offset = nn.Linear(width, heads * sum(points) * 2)
+        self.weight = nn.Linear(width, heads * sum(points))
+        self.value = projection(width, width)
+        self.output = projection(width, width)
         self.softmax = nn.Softmax(dim=-1)
-        self.sampling = GridSample()
+        self.sampling = (sampling or GridSample)(points)
         angle = 2 * math.pi * torch.arange(heads) / heads
         direction = torch.stack([angle.cos(), angle.sin()], dim=1)  # [heads, 2]
         direction /= direction.abs().amax(1, keepdim=True)
-        distance = torch.arange(1, points + 1)[:, None]  # the p-th point of a head is p steps away
-        offsets = (direction[:, None, None] * distance).expand(-1, levels, -1, -1)  # [heads, L, P, 2]
+        # The p-th point of a head in a map is p steps away.
+        distance = torch.cat([torch.arange(1, count + 1) for count in points])[:, None]  # [K, 1]
+        offsets = direction[:, None] * distance  # [heads, K, 2]
         nn.init.zeros_(self.offset.weight)
-        self.offset.bias = nn.Parameter(offsets.flatten().clone())
+        self.offset.bias = nn.Parameter(offsets.flatten())
         nn.init.zeros_(self.weight.weight)
         nn.init.zeros_(self.weight.bias)
-        for projection in (self.value, self.output):
-            nn.init.xavier_uniform_(projection.weight)
-            nn.init.zeros_(projection.bias)
+        for each in (self.value, self.output):
+            if isinstance(each, nn.Linear):
+                nn.init.xavier_uniform_(each.weight)
+                nn.init.zeros_(each.bias)
 
     def forward(
         self,
@@ -69,59 +81,111 @@ class DeformableAttention(nn.Module):
 
     def sampling_locations(
         self, query: Float[Tensor, "B Q D"], reference: Float[Tensor, "B Q R"], levels: Levels
-    ) -> Float[Tensor, "B Q heads L P 2"]:
-        """Return the sampling locations of each query (x, y; in 0-1 of the padded map)."""
-        sampling_offsets = self.offset(query).unflatten(2, (self.heads, -1))  # [B, Q, heads, L P 2]
+    ) -> Float[Tensor, "B Q heads K 2"]:
+        """Return the sampling locations of each query, map by map (x, y; in 0-1 of the padded map)."""
+        sampling_offsets = self.offset(query).unflatten(2, (self.heads, -1))  # [B, Q, heads, K 2]
         valid_ratios = levels.valid_ratios[:, None]  # [B, 1, L, 2]
         if reference.shape[-1] == 2:
-            step = 1 / levels.sizes[None, None]  # the size of a cell
+            steps = (1 / levels.sizes[None, None]).unbind(2)  # the size of a cell
         else:
-            step = reference[:, :, None, 2:] * valid_ratios / (2 * self.points)  # [B, Q, L, 2]
+            sizes = (reference[:, :, None, 2:] * valid_ratios).unbind(2)  # L times [B, Q, 2]
+            steps = tuple(size / (2 * count) for size, count in zip(sizes, self.points, strict=True))
         centre = reference[:, :, None, :2] * valid_ratios  # [B, Q, L, 2]
         # Points and coordinates are one axis, because broadcasting along short axes is slow.
-        centre, step = (x.repeat_interleave(self.points, 2).flatten(2)[:, :, None] for x in (centre, step))
-        return (centre + sampling_offsets * step).unflatten(3, (self.levels, self.points, 2))
+        centre, step = (
+            repeat_by_level(x, self.points, 2).flatten(2)[:, :, None] for x in (centre, torch.stack(steps, 2))
+        )
+        return (centre + sampling_offsets * step).unflatten(3, (-1, 2))
 
-    def attention_weights(self, query: Float[Tensor, "B Q D"]) -> Float[Tensor, "B Q heads L P"]:
+    def attention_weights(self, query: Float[Tensor, "B Q D"]) -> Float[Tensor, "B Q heads K"]:
         """Return the attention weight of each sampling point; they sum to 1 for every query and head."""
-        weights = self.softmax(self.weight(query).unflatten(2, (self.heads, -1)))  # [B, Q, heads, L P]
-        return weights.unflatten(3, (self.levels, self.points))
+        weights: Tensor = self.softmax(self.weight(query).unflatten(2, (self.heads, -1)))
+        return weights
+
+
+def repeat_by_level(x: Tensor, points: tuple[int, ...], axis: int) -> Tensor:
+    """Repeat the values of each level along `axis`, one level after another, for each of its `points`."""
+    levels = zip(x.split(1, axis), points, strict=True)
+    return torch.cat([level.repeat_interleave(count, axis) for level, count in levels], axis)
 
 
 class GridSample(nn.Module):
     """Weighted sum of values at sampling locations, with `torch.nn.functional.grid_sample`."""
 
+    def __init__(self, points: tuple[int, ...]) -> None:
+        """Set the number of sampling points of each head in each map."""
+        super().__init__()
+        self.points = points
+
     def forward(
         self,
         value: Float[Tensor, "B S D"],
         levels: Levels,
-        sampling_locations: Float[Tensor, "B Q heads L P 2"],
-        attention_weights: Float[Tensor, "B Q heads L P"],
+        sampling_locations: Float[Tensor, "B Q heads K 2"],
+        attention_weights: Float[Tensor, "B Q heads K"],
     ) -> Float[Tensor, "B Q D"]:
         """Return the weighted sum over each query's points; each head sums its share of the features.
 
         Args:
             value: The cells of all feature maps.
             levels: The feature maps that the cells belong to.
-            sampling_locations: x, y in 0-1 of the padded map.
+            sampling_locations: x, y in 0-1 of the padded map, map by map.
             attention_weights: Weight of each point.
         """
         heads = attention_weights.shape[2]
-        return sample(value.unflatten(2, (heads, -1)), levels.shapes, sampling_locations, attention_weights)
+        return sample(
+            value.unflatten(2, (heads, -1)), levels.shapes, sampling_locations, attention_weights, self.points
+        )
+
+
+class NearestSample(nn.Module):
+    """Weighted sum of the values of single cells, without interpolation (discrete sampling of RT-DETRv2).
+
+    The cell of a location x in a map of W cells is floor(W x + 0.5), or the last one. Locations get no gradients.
+    """
+
+    def __init__(self, points: tuple[int, ...]) -> None:
+        """Set the number of sampling points of each head in each map."""
+        super().__init__()
+        self.points = points
+
+    def forward(
+        self,
+        value: Float[Tensor, "B S D"],
+        levels: Levels,
+        sampling_locations: Float[Tensor, "B Q heads K 2"],
+        attention_weights: Float[Tensor, "B Q heads K"],
+    ) -> Float[Tensor, "B Q D"]:
+        """Return the weighted sum over each query's points; see `GridSample.forward`."""
+        heads, total = attention_weights.shape[2:]
+        counts = levels.sizes.prod(1)
+        starts = counts.cumsum(0) - counts  # index of each map's first cell
+        by_point = repeat_by_level(torch.cat([levels.sizes, starts[:, None]], 1), self.points, 0)  # [K, 3]
+        sizes = by_point[:, :2]
+        cells = (at_least_float32(sampling_locations) * sizes + 0.5).floor().nan_to_num()
+        x, y = cells.clamp(torch.zeros_like(sizes), sizes - 1).unbind(-1)
+        index = (y * sizes[:, 0] + x + by_point[:, 2]).long()  # [B, Q, heads, K]
+        table = value.unflatten(2, (heads, -1)).transpose(1, 2)  # [B, heads, S, D / heads]
+        index = index.transpose(1, 2).flatten(2)[..., None].expand(-1, -1, -1, table.shape[3])
+        rows = table.gather(2, index).unflatten(2, (-1, total))  # [B, heads, Q, K, D / heads]
+        return (rows * attention_weights.transpose(1, 2)[..., None]).sum(3).transpose(1, 2).flatten(2)
 
 
 def sample(
     value: Float[Tensor, "B S heads head_width"],
     shapes: Shapes,
-    sampling_locations: Float[Tensor, "B Q heads L P 2"],
-    attention_weights: Float[Tensor, "B Q heads L P"],
+    sampling_locations: Float[Tensor, "B Q heads K 2"],
+    attention_weights: Float[Tensor, "B Q heads K"],
+    points: tuple[int, ...],
 ) -> Float[Tensor, "B Q D"]:
-    """Interpolate each map bilinearly at the sampling locations (see `GridSample.forward`) and return weighted sums."""
+    """Interpolate each map bilinearly at its sampling locations and return weighted sums; see `GridSample`."""
     batch, _, heads, _ = value.shape
     maps = value.permute(0, 2, 3, 1).flatten(0, 1).split([h * w for h, w in shapes], dim=2)
     # Queries are the last axis, so that sums over the points of a map are sums of contiguous rows.
-    grids = (2 * sampling_locations - 1).permute(3, 0, 2, 4, 1, 5).flatten(1, 2)  # [L, B heads, P, Q, 2]
-    weights = attention_weights.permute(3, 0, 2, 4, 1).flatten(1, 2)[:, :, None]  # [L, B heads, 1, P, Q]
+    grids = (2 * sampling_locations - 1).permute(0, 2, 3, 1, 4).flatten(0, 1)  # [B heads, K, Q, 2]
+    grids = grids.split(points, dim=1)  # L times [B heads, P, Q, 2]
+    weights = attention_weights.permute(0, 2, 3, 1).flatten(0, 1)[:, None]  # [B heads, 1, K, Q]
+    weights = weights.split(points, dim=2)
     output = torch.stack(
         [
             (F.grid_sample(cells.unflatten(2, shape), grid, align_corners=False) * weight).sum(2)

@@ -127,10 +127,10 @@ class DeformableEncoderLayer(nn.Module):
     """Deformable self-attention around each cell, then a feed-forward network."""
 
     def __init__(
-        self, width: int, heads: int, levels: int, points: int, feedforward: int, dropout: float
+        self, width: int, heads: int, points: tuple[int, ...], feedforward: int, dropout: float
     ) -> None:
         super().__init__()
-        self.self_attention = DeformableAttention(width, heads, levels, points)
+        self.self_attention = DeformableAttention(width, heads, points)
         self.self_attention_residual = Residual(width, dropout)
         self.feedforward = FeedForward(width, feedforward, dropout)
         self.feedforward_residual = Residual(width, dropout)
