@@ -76,12 +76,19 @@ def distinct() -> Detector:
 
 @pytest.fixture(scope="session")
 def rtdetr() -> Detector:
-    """RT-DETR, whose encoder fuses feature maps with convolutions."""
+    """RT-DETRv2, whose encoder fuses feature maps with convolutions, and whose decoder samples single cells."""
     return small(
-        "rtdetr_r18",
+        "rtdetrv2_s",
         0.2,
         queries=60,
-        **{**RELATIVE, "strides": (8, 16, 32), "levels": 3, "encoder_width": 16},
+        **{
+            **RELATIVE,
+            "strides": (8, 16, 32),
+            "levels": 3,
+            "points": (2, 3, 1),
+            "discrete": True,
+            "encoder_width": 16,
+        },
     )
 
 

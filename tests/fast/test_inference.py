@@ -74,6 +74,8 @@ def detector(trained: Change) -> Detector:
         ("rtdetr_r18", {"backbone": "resnet18d", "encoder_width": 16}),
         ("rtdetr_r50", {"encoder_width": 48, "inference_layers": 1, "distinct": True}),
         ("rtdetr_small", {"backbone": "test_efficientnet", "frozen_stride": 0}),
+        ("rtdetrv2_s", {"backbone": "resnet18d", "encoder_width": 16, "points": (3, 1, 2)}),
+        ("rtdetrv2_s", {"backbone": "resnet18d", "encoder_width": 16, "discrete": True}),
     ],
     ids=str,
 )

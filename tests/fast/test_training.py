@@ -124,6 +124,7 @@ def test_folded_backbones_equal_plain_ones(name: str) -> None:
         {"recipe": "dino_r50", "levels": 3, "points": 2, "distinct": True},
         {"recipe": "rtdetr_r50", "encoder_width": 16},
         {"recipe": "rtdetr_r18", "backbone": "resnet18d", "encoder_width": 16},
+        {"recipe": "rtdetrv2_s", "backbone": "resnet18d", "encoder_width": 16, "points": (3, 1, 2)},
     ],
 )
 def test_the_whole_detector_equals_the_plain_one(settings: dict[str, Any], batch: ImageBatch) -> None:

@@ -81,6 +81,12 @@ RTDETR_SMALL: dict[str, Any] = {
 }
 
 
+RTDETRS = {
+    "rtdetr": ("RTDetrConfig", RTDETR_SMALL),
+    "rtdetrv2": ("RTDetrV2Config", {**RTDETR_SMALL, "decoder_n_points": 2}),
+}
+
+
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
@@ -99,7 +105,7 @@ def their_model(config: str) -> Any:
     import transformers
 
     torch.manual_seed(0)
-    kind, values = ("RTDetrConfig", RTDETR_SMALL) if config == "rtdetr" else CONFIGS[config]
+    kind, values = RTDETRS.get(config) or CONFIGS[config]
     model: Any = transformers.AutoModelForObjectDetection.from_config(getattr(transformers, kind)(**values))
     for name, tensor in model.state_dict().items():
         if "query_position" in name:
@@ -111,7 +117,9 @@ def their_model(config: str) -> Any:
             tensor.normal_(std=gain * tensor.shape[1] ** -0.5)
         elif name.endswith(("bias", "running_mean")):
             tensor.normal_(std=0.1)
-        elif name.endswith("running_var") or (tensor.ndim == 1 and config == "rtdetr"):
+        elif name.endswith("points_scale"):
+            continue  # a constant
+        elif name.endswith("running_var") or (tensor.ndim == 1 and config in RTDETRS):
             tensor.uniform_(0.5, 1.5)  # RT-DETR's norms have weights of about 0.01 there at first
     return model.eval()
 
@@ -235,12 +243,12 @@ def test_fine_tuned_classes_and_image_sizes_survive(tmp_path: Path) -> None:
     assert_close(back.state_dict(), detector.state_dict(), rtol=0.0, atol=0.0)
 
 
-@pytest.mark.parametrize("frozen", [True, False])
-def test_rtdetr_in_both_directions(tmp_path: Path, *, frozen: bool) -> None:
+@pytest.mark.parametrize(("version", "frozen"), [("rtdetr", True), ("rtdetr", False), ("rtdetrv2", False)])
+def test_rtdetr_in_both_directions(version: str, tmp_path: Path, *, frozen: bool) -> None:
     """Images are not padded, because transformers ignores the padding of RT-DETR's."""
     from transformers import AutoImageProcessor, AutoModelForObjectDetection, RTDetrImageProcessor
 
-    model = their_model("rtdetr")
+    model = their_model(version)
     model.config.freeze_backbone_batch_norms = frozen  # its tensors are the same
     RTDetrImageProcessor(image_mean=[0.5, 0.5, 0.5], size={"height": 96, "width": 64}).save_pretrained(
         tmp_path / "theirs"  # do_normalize is false by default: the mean is not used
@@ -249,6 +257,11 @@ def test_rtdetr_in_both_directions(tmp_path: Path, *, frozen: bool) -> None:
     detector = Detector.load(tmp_path / "theirs")
     recipe = detector.recipe
     assert isinstance(recipe, RTDETR)
+    assert recipe.kind == version
+    assert (getattr(recipe, "discrete", None), recipe.points_by_level) in [
+        (None, (4, 4, 4)),
+        (False, (2, 2, 2)),
+    ]
     assert (recipe.frozen_batch_norms, recipe.queries, recipe.heads) == (frozen, 7, 4)
     assert [category.name for category in detector.categories] == ["cat", "dog", "red panda"]
     preprocessing = detector.preprocessing

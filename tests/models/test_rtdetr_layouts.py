@@ -1,4 +1,4 @@
-"""Files of RT-DETR in the layout of its authors, whose names are facts of the public source (lyuwenyu/RT-DETR)."""
+"""Files of RT-DETR and RT-DETRv2 in the layouts of their authors, whose names are facts of the public source."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from querybox.checkpoints.blueprint import restore
 from querybox.checkpoints.read import read_checkpoint
 from querybox.models import find
 from querybox.models.layouts.rtdetr import LYUWENYU, PREPROCESSING
+from querybox.models.layouts.rtdetrv2 import LYUWENYU_V2
 
 Names = Iterator[tuple[str, list[int]]]
 
@@ -59,13 +60,20 @@ def presnet(*, basic: bool) -> Names:
 
 
 def lyuwenyu(
-    *, basic: bool, layers: int, width: int = 256, hidden: int = 256, feedforward: int = 1024
+    *,
+    basic: bool,
+    layers: int,
+    width: int = 256,
+    hidden: int = 256,
+    feedforward: int = 1024,
+    second: bool = False,
 ) -> Names:
-    """The tensors of the published models, with 80 classes."""
+    """The tensors of the published models of the first or the second version, with 80 classes."""
     yield from presnet(basic=basic)
     for level, channels in enumerate((128, 256, 512) if basic else (512, 1024, 2048)):
-        yield f"encoder.input_proj.{level}.0.weight", [width, channels, 1, 1]
-        yield from norm(f"encoder.input_proj.{level}.1", width)
+        projection, follower = ("conv", "norm") if second else ("0", "1")
+        yield f"encoder.input_proj.{level}.{projection}.weight", [width, channels, 1, 1]
+        yield from norm(f"encoder.input_proj.{level}.{follower}", width)
         yield from conv(f"decoder.input_proj.{level}", width, 256, 1)
     layer = "encoder.encoder.0.layers.0"
     yield from attention(f"{layer}.self_attn", width)
@@ -83,15 +91,15 @@ def lyuwenyu(
             for number in range(3):
                 yield from conv(f"{block}.bottlenecks.{number}.conv1", hidden, hidden, 3)
                 yield from conv(f"{block}.bottlenecks.{number}.conv2", hidden, hidden, 1)
-    yield from decoder(layers)
+    yield from decoder(layers, second=second)
 
 
-def decoder(layers: int) -> Names:
+def decoder(layers: int, *, second: bool) -> Names:
     yield "decoder.denoising_class_embed.weight", [81, 256]
     yield from linear("decoder.query_pos_head.layers.0", 4, 512)
     yield from linear("decoder.query_pos_head.layers.1", 512, 256)
-    yield from linear("decoder.enc_output.0", 256, 256)
-    yield from layer_norms(256, "decoder.enc_output.1")
+    yield from linear(f"decoder.enc_output.{'proj' if second else 0}", 256, 256)
+    yield from layer_norms(256, f"decoder.enc_output.{'norm' if second else 1}")
     yield from linear("decoder.enc_score_head", 256, 80)
     yield from box_layers("decoder.enc_bbox_head")
     for index in range(layers):
@@ -101,6 +109,8 @@ def decoder(layers: int) -> Names:
         yield from attention(f"{layer}.self_attn", 256)
         yield from linear(f"{layer}.cross_attn.sampling_offsets", 256, 8 * 3 * 4 * 2)
         yield from linear(f"{layer}.cross_attn.attention_weights", 256, 8 * 3 * 4)
+        if second:
+            yield f"{layer}.cross_attn.num_points_scale", [12]
         yield from linear(f"{layer}.cross_attn.value_proj", 256, 256)
         yield from linear(f"{layer}.cross_attn.output_proj", 256, 256)
         yield from linear(f"{layer}.linear1", 256, 1024)
@@ -132,6 +142,8 @@ def random_file(names: Names) -> dict[str, Tensor]:
     for name in state:
         if name.endswith("num_batches_tracked"):
             state[name] = torch.tensor(1234)
+        elif name.endswith("num_points_scale"):
+            state[name].fill_(0.25)  # a constant
     state["decoder.denoising_class_embed.weight"][-1] = 0
     return state
 
@@ -140,6 +152,8 @@ PUBLISHED: dict[str, tuple[dict[str, Any], str]] = {
     "r18": ({"basic": True, "layers": 3, "hidden": 128}, "rtdetr_r18"),
     "r50": ({"basic": False, "layers": 6}, "rtdetr_r50"),
     "r50-m": ({"basic": False, "layers": 6, "hidden": 128}, "rtdetr_r50_m"),
+    "v2-s": ({"basic": True, "layers": 3, "hidden": 128, "second": True}, "rtdetrv2_s"),
+    "v2-m": ({"basic": False, "layers": 6, "hidden": 128, "second": True}, "rtdetrv2_m"),
 }
 
 
@@ -153,26 +167,28 @@ def test_a_file_of_the_authors_is_read_and_written_bit_for_bit(name: str, tmp_pa
     torch.save({"ema": average, "model": other, "last_epoch": 71}, tmp_path / "model.pth")
     checkpoint = read_checkpoint(tmp_path / "model.pth")
     blueprint = checkpoint.blueprint
-    assert checkpoint.layout == "lyuwenyu/RT-DETR"
+    second = sizes.get("second", False)
+    layout = LYUWENYU_V2 if second else LYUWENYU
+    assert checkpoint.layout == layout.name
     assert blueprint.recipe == find(recipe)
     assert blueprint.preprocessing == PREPROCESSING
     assert [category.name for category in blueprint.categories[:2]] == ["person", "bicycle"]
     restore(blueprint, checkpoint.state)  # every tensor fits
-    written = LYUWENYU.to_theirs(checkpoint.state)
+    written = layout.to_theirs({**checkpoint.state, **blueprint.recipe.computed_tensors()})
     assert written.keys() == state.keys()
     assert all(torch.equal(written[key], tensor) for key, tensor in state.items())
     told = " ".join(checkpoint.assumptions)
-    assert ("3 decoder layers, as in RT-DETR-R50-M" in told) == (name == "r50-m")
+    assert ("3 decoder layers, as in RT-DETR-R50-M" in told) == (name in ("r50-m", "v2-m"))
+    assert ("sampling with interpolation" in told) == second
     assert "300 queries" in told
 
 
 def test_files_of_relatives_are_refused(tmp_path: Path) -> None:
-    """RT-DETRv2 has the same names and more."""
     state = random_file(lyuwenyu(basic=True, layers=3, hidden=128))
-    state["decoder.decoder.layers.0.cross_attn.num_points_scale"] = torch.ones(12)
-    torch.save({"model": state}, tmp_path / "v2.pth")
-    with pytest.raises(QueryboxError, match="num_points_scale: expected none"):
-        Detector.load(tmp_path / "v2.pth")
+    state["decoder.decoder.layers.0.cross_attn.scale"] = torch.ones(12)
+    torch.save({"model": state}, tmp_path / "v3.pth")
+    with pytest.raises(QueryboxError, match=r"cross_attention.scale: expected none"):
+        Detector.load(tmp_path / "v3.pth")
 
 
 def test_a_file_without_denoising_is_read(tmp_path: Path) -> None:

@@ -137,9 +137,11 @@ def test_values_and_gradients_are_those_of_the_definition(
 def test_discrete_sampling_takes_one_cell(attention: DeformableAttention, levels: Levels) -> None:
     levels = in_double(levels)
     attention.sampling = NearestSample(POINTS)
-    query, tokens = (torch.randn(2, count, WIDTH, dtype=torch.float64, requires_grad=True) for count in (6, 47))
+    query, tokens = (
+        torch.randn(2, count, WIDTH, dtype=torch.float64, requires_grad=True) for count in (6, 47)
+    )
     reference = torch.rand(2, 6, 4, dtype=torch.float64) * 1.5 - 0.2  # some points are outside
-    inputs = [query, tokens, attention.weight.weight, attention.value.weight]
+    inputs = [query, tokens, attention.weight.weight, attention.get_parameter("value.weight")]
     ours = attention(query, reference, tokens, levels)
     theirs = by_loops(attention, query, reference, tokens, levels, discrete)
     assert_close(ours, theirs)

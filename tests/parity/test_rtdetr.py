@@ -1,4 +1,4 @@
-"""RT-DETR equals transformers' own, on random weights in float64: every stage and every decoder layer."""
+"""RT-DETR and RT-DETRv2 equal transformers' own, on random weights in float64: every stage and decoder layer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from querybox import Detector, ImageBatch
+from querybox.models.layouts.layout import Layout
 from querybox.models.layouts.rtdetr import HUGGINGFACE_RTDETR
+from querybox.models.layouts.rtdetrv2 import HUGGINGFACE_RTDETRV2
 from querybox.structures import Memory
 
 transformers = pytest.importorskip("transformers")
@@ -22,6 +24,19 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "r50": {"decoder_layers": 2, "hidden_expansion": 1.0, "encoder_hidden_dim": 48, "d_model": 32},
 }
 """The second has an encoder that is wider than the decoder, as the r101 has."""
+VERSIONS: dict[str, tuple[str, Layout, dict[str, Any], dict[str, Any]]] = {
+    "rtdetr_r18": ("RTDetr", HUGGINGFACE_RTDETR, {}, {}),
+    "rtdetr_r50": ("RTDetr", HUGGINGFACE_RTDETR, {}, {}),
+    "rtdetrv2_s": ("RTDetrV2", HUGGINGFACE_RTDETRV2, {"decoder_n_points": 2}, {"points": (2, 2, 2)}),
+    "rtdetrv2_l": (
+        "RTDetrV2",
+        HUGGINGFACE_RTDETRV2,
+        {"decoder_method": "discrete"},
+        {"discrete": True},
+    ),
+}
+"""By recipe: prefix of the classes in transformers, the layout, and further settings there and here."""
+SIZES = {"rtdetrv2_s": "r18", "rtdetrv2_l": "r50"}
 BACKBONES: dict[str, dict[str, Any]] = {
     "r18": {"hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2], "layer_type": "basic"},
     "r50": {"hidden_sizes": [256, 512, 1024, 2048], "depths": [3, 4, 6, 3], "layer_type": "bottleneck"},
@@ -31,10 +46,12 @@ BACKBONES: dict[str, dict[str, Any]] = {
 @cache
 def peer(name: str) -> Any:
     """Return a model of transformers, with statistics of batch norms that are not those of a new model."""
-    sizes = CONFIGS[name]
-    channels = BACKBONES[name]["hidden_sizes"][1:]
-    config = transformers.RTDetrConfig(
-        backbone_config=transformers.RTDetrResNetConfig(**BACKBONES[name], out_indices=[2, 3, 4]),
+    prefix, _, settings, _ = VERSIONS[name]
+    size = size_of(name)
+    sizes = CONFIGS[size]
+    channels = BACKBONES[size]["hidden_sizes"][1:]
+    config = getattr(transformers, f"{prefix}Config")(
+        backbone_config=transformers.RTDetrResNetConfig(**BACKBONES[size], out_indices=[2, 3, 4]),
         encoder_in_channels=channels,
         decoder_in_channels=[sizes["encoder_hidden_dim"]] * 3,
         encoder_attention_heads=4,
@@ -44,16 +61,17 @@ def peer(name: str) -> Any:
         num_queries=QUERIES,
         num_labels=CLASSES,
         **sizes,
+        **settings,
     )
     torch.manual_seed(0)
-    model = transformers.RTDetrForObjectDetection(config).eval()
+    model = getattr(transformers, f"{prefix}ForObjectDetection")(config).eval()
     with torch.no_grad():
         for tensor_name, tensor in model.state_dict().items():
             if tensor_name.endswith("running_var"):
                 tensor.uniform_(0.5, 2)
             elif tensor_name.endswith("running_mean"):
                 tensor.normal_(0, 0.1)
-            elif tensor.ndim == 1 and tensor.is_floating_point():
+            elif tensor.ndim == 1 and tensor.is_floating_point() and not tensor_name.endswith("points_scale"):
                 tensor.add_(0.1 * torch.randn_like(tensor))
                 if tensor_name.endswith("norm.weight") or ".enc_output.1.weight" in tensor_name:
                     tensor.uniform_(0.5, 1.5)
@@ -63,10 +81,15 @@ def peer(name: str) -> Any:
     return model.double()
 
 
+def size_of(name: str) -> str:
+    return SIZES.get(name, name.removeprefix("rtdetr_"))
+
+
 def detector_of(name: str) -> Detector:
-    sizes = CONFIGS[name]
+    _, layout, _, settings = VERSIONS[name]
+    sizes = CONFIGS[size_of(name)]
     detector = Detector.from_recipe(
-        f"rtdetr_{name}",
+        name,
         num_classes=CLASSES,
         width=sizes["d_model"],
         encoder_width=sizes["encoder_hidden_dim"],
@@ -75,8 +98,9 @@ def detector_of(name: str) -> Detector:
         encoder_feedforward=40,
         decoder_layers=sizes["decoder_layers"],
         queries=QUERIES,
+        **settings,
     )
-    detector.load_state_dict(HUGGINGFACE_RTDETR.to_ours(peer(name).state_dict()))
+    detector.load_state_dict(layout.to_ours(peer(name).state_dict()))
     return detector.double().eval()
 
 
@@ -94,7 +118,7 @@ def assert_same(ours: Tensor, theirs: Tensor) -> None:
 
 
 @pytest.mark.parametrize("size", [(96, 96), (64, 160)], ids=["square", "oblong"])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", VERSIONS)
 def test_all_stages_are_those_of_transformers(name: str, size: tuple[int, int]) -> None:
     model, detector, given = peer(name), detector_of(name), images(*size)
     stages: dict[str, Any] = {}
@@ -127,7 +151,7 @@ def test_all_stages_are_those_of_transformers(name: str, size: tuple[int, int]) 
     assert_same(queries.proposals.boxes, inner.enc_topk_bboxes)
     assert_same(queries.reference, inner.init_reference_points.sigmoid())
 
-    assert len(ours.layers) == CONFIGS[name]["decoder_layers"]
+    assert len(ours.layers) == CONFIGS[size_of(name)]["decoder_layers"]
     for index, layer in enumerate(ours.layers):
         assert_same(layer.logits, inner.intermediate_logits[:, index])
         assert_same(layer.boxes, inner.intermediate_reference_points[:, index])
@@ -137,11 +161,18 @@ def test_all_stages_are_those_of_transformers(name: str, size: tuple[int, int]) 
     assert_same(ours.layers[-1].boxes, theirs.pred_boxes)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", VERSIONS)
 def test_names_and_values_are_the_same_in_both_directions(name: str) -> None:
     state = {key: tensor.float() for key, tensor in peer(name).state_dict().items()}
-    written = HUGGINGFACE_RTDETR.to_theirs(HUGGINGFACE_RTDETR.to_ours(state))
-    in_files = {rename(key): tensor for key, tensor in state.items()}
+    recipe, layout = detector_of(name).recipe, VERSIONS[name][1]
+    assert recipe is not None
+    written = layout.to_theirs({**layout.to_ours(state), **recipe.computed_tensors()})
+    # Files do not repeat the heads, which version 2 has outside of the decoder as well.
+    in_files = {
+        rename(key): tensor
+        for key, tensor in state.items()
+        if not key.startswith(("class_embed", "bbox_embed"))
+    }
     assert written.keys() == in_files.keys()
     for key, tensor in in_files.items():
         assert torch.equal(written[key], tensor), key

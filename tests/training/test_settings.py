@@ -64,6 +64,7 @@ DEFORMABLE = {"epochs": 50, "milestones": (40,), "batch_size": 32, "lr": 2e-4, "
 CONDITIONAL = {"epochs": 50, "milestones": (40,)}
 DINO = {"epochs": 12, "milestones": (11,)}
 RTDETR = {"epochs": 72, "milestones": (), "decay_norms": False, "ema": 0.9999, "ema_warmup": 2000}
+RTDETRV2 = {**RTDETR, "warmup_steps": 2000}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -76,10 +77,15 @@ def test_a_recipe_is_trained_as_published_unless_it_is_for_few_images(recipe: st
         "conditional_detr_r50": CONDITIONAL,
         "conditional_detr_r50_dc5": CONDITIONAL,
         **dict.fromkeys((name for name in RECIPES if name.startswith("rtdetr_r")), RTDETR),
+        "rtdetrv2_s": {**RTDETRV2, "epochs": 120, "backbone_lr": 1e-4},
+        "rtdetrv2_ms": {**RTDETRV2, "epochs": 120, "backbone_lr": 5e-5},
+        "rtdetrv2_m": {**RTDETRV2, "epochs": 84},
+        "rtdetrv2_l": RTDETRV2,
+        "rtdetrv2_x": RTDETRV2,
     }
     resolved = resolve(RunSettings.parse({"recipe": recipe, "data": {"train": "x"}}))
     assert resolved.train == TrainSettings(**published.get(recipe, {}))
-    square = {"image_size": 640, "stretch": True} if recipe.startswith("rtdetr_r") else {}
+    square = {"image_size": 640, "stretch": True} if recipe.startswith(("rtdetr_r", "rtdetrv2")) else {}
     assert resolved.data == DataSettings(train="x", **square)
 
 

@@ -182,7 +182,8 @@ def write(checkpoint: Checkpoint, target: Path, to: System) -> None:
         native.write(target, state, blueprint.card())
         return
     recipe = blueprint.recipe
-    tensors, names = layout_of(recipe, to).to_theirs(state), row_names(blueprint)
+    tensors = layout_of(recipe, to).to_theirs({**state, **recipe.computed_tensors()})
+    names = row_names(blueprint)
     if to == "huggingface":
         files = {
             "config.json": model_config(recipe, names),

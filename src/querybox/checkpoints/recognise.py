@@ -9,7 +9,7 @@ from torch import Tensor
 
 from querybox.errors import CheckpointError
 from querybox.models import KINDS, Recipe
-from querybox.models.layouts.layout import Layout
+from querybox.models.layouts.layout import Layout, pattern
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def recognise(state: Mapping[str, Tensor]) -> tuple[type[Recipe], Layout]:
     # Relatives come before their parents, whose marks they have as well.
     known = [(kind, layout) for kind in reversed(KINDS.values()) for layout in kind.layouts.values()]
     for kind, layout in known:
-        if any(name.startswith(layout.modules[kind.identifying_tensor]) for name in state):
+        if any(map(pattern(layout.modules[kind.identifying_tensor]).match, state)):
             return kind, layout
     expected = ", ".join(
         f"'{layout.modules[kind.identifying_tensor]}' ({layout.name})" for kind, layout in known

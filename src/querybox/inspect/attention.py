@@ -80,9 +80,7 @@ class AttentionPoints:
         )
 
     @torch.no_grad()
-    def points(
-        self, queries: Rows = ALL
-    ) -> tuple[Float[Tensor, "heads Q K 2"], Float[Tensor, "heads Q K"]]:
+    def points(self, queries: Rows = ALL) -> tuple[Float[Tensor, "heads Q K 2"], Float[Tensor, "heads Q K"]]:
         """Return the sampling points of some queries and their attention weights.
 
         Returns:

@@ -18,6 +18,7 @@ from querybox.models.dino import DINO
 from querybox.models.public import PublicWeights
 from querybox.models.recipe import Recipe
 from querybox.models.rtdetr import RTDETR
+from querybox.models.rtdetrv2 import RTDETRv2
 
 __all__ = [
     "DETR",
@@ -30,6 +31,7 @@ __all__ = [
     "ConditionalDETR",
     "DeformableDETR",
     "PublicWeights",
+    "RTDETRv2",
     "Recipe",
     "data_defaults",
     "find",
@@ -40,7 +42,8 @@ __all__ = [
 ]
 
 KINDS: dict[str, type[Recipe]] = {
-    each.model_fields["kind"].default: each for each in (DETR, DeformableDETR, DINO, ConditionalDETR, RTDETR)
+    each.model_fields["kind"].default: each
+    for each in (DETR, DeformableDETR, DINO, ConditionalDETR, RTDETR, RTDETRv2)
 }
 """All kinds by name, with each parent before the kinds derived from it."""
 PUBLIC_WEIGHTS: dict[str, PublicWeights] = {
@@ -52,10 +55,22 @@ DETR_R50 = DETR()
 CONDITIONAL = ConditionalDETR()
 DEFORMABLE = DeformableDETR()
 DEFORMABLE_REFINE = DEFORMABLE.replace(refine=True)
-RTDETR_R50 = RTDETR()
-RTDETR_R18 = RTDETR_R50.replace(
-    backbone="resnet18d.ra2_in1k", frozen_stride=0, frozen_batch_norms=False, expansion=0.5, decoder_layers=3
-)
+R18: dict[str, Any] = {
+    "backbone": "resnet18d.ra2_in1k",
+    "frozen_stride": 0,
+    "frozen_batch_norms": False,
+    "expansion": 0.5,
+    "decoder_layers": 3,
+}
+RTDETR_SIZES: dict[str, dict[str, Any]] = {
+    "r18": R18,
+    "r34": {**R18, "backbone": "resnet34d.ra2_in1k", "decoder_layers": 4},
+    "r50_m": {"expansion": 0.5, "inference_layers": 3},
+    "r50": {},
+    "r101": {"backbone": "resnet101d.ra2_in1k", "encoder_width": 384, "encoder_feedforward": 2048},
+}
+RTDETRV2_SIZES = {"s": "r18", "ms": "r34", "m": "r50_m", "l": "r50", "x": "r101"}
+"""Names of the models of RT-DETRv2 (``ms`` is M*), with those of the models of RT-DETR of the same size."""
 SMALL: dict[str, Any] = {
     "backbone": "tf_efficientnet_lite0.in1k",
     "width": 128,
@@ -81,15 +96,10 @@ RECIPES: dict[str, Recipe] = {
     "deformable_detr_r50_two_stage": DEFORMABLE_REFINE.replace(two_stage=True),
     "deformable_detr_small": DEFORMABLE_REFINE.replace(**SMALL_PYRAMID),
     "dino_r50": DINO(),
-    "rtdetr_r50": RTDETR_R50,
-    "rtdetr_r18": RTDETR_R18,
-    "rtdetr_r34": RTDETR_R18.replace(backbone="resnet34d.ra2_in1k", decoder_layers=4),
-    "rtdetr_r50_m": RTDETR_R50.replace(expansion=0.5, inference_layers=3),
-    "rtdetr_r101": RTDETR_R50.replace(
-        backbone="resnet101d.ra2_in1k", encoder_width=384, encoder_feedforward=2048
-    ),
+    **{f"rtdetr_{size}": RTDETR().replace(**settings) for size, settings in RTDETR_SIZES.items()},
+    **{f"rtdetrv2_{name}": RTDETRv2().replace(**RTDETR_SIZES[size]) for name, size in RTDETRV2_SIZES.items()},
     "dino_small": DINO().replace(**SMALL_PYRAMID, denoising=30, distinct=True, varifocal=True),
-    "rtdetr_small": RTDETR_R50.replace(
+    "rtdetr_small": RTDETR().replace(
         **SMALL_PYRAMID,
         encoder_width=128,
         encoder_feedforward=512,
@@ -108,8 +118,8 @@ SMALL_RECIPES = ("detr_small", "deformable_detr_small", "dino_small", "rtdetr_sm
 
 def recipes_by_purpose() -> dict[str, list[str]]:
     """Return the names of all recipes by what they are for."""
-    best = ["dino_r50", "rtdetr_r50", "rtdetr_r101"]
-    fast = ["rtdetr_r18", "rtdetr_r34", "rtdetr_r50_m"]
+    best = ["dino_r50", "rtdetr_r50", "rtdetr_r101", "rtdetrv2_l", "rtdetrv2_x"]
+    fast = ["rtdetr_r18", "rtdetr_r34", "rtdetr_r50_m", "rtdetrv2_s", "rtdetrv2_ms", "rtdetrv2_m"]
     return {
         "few images, or a CPU": list(SMALL_RECIPES),
         "real-time detection, trained with a GPU": fast,
@@ -156,7 +166,7 @@ def training_defaults(recipe: Recipe, name: str | None = None) -> dict[str, Any]
         recipe: The recipe.
         name: Its name in `RECIPES`; None if it has none.
     """
-    return dict(DETR.training if name in SMALL_RECIPES else recipe.training)
+    return dict(DETR.training if name in SMALL_RECIPES else recipe.published_training())
 
 
 def data_defaults(recipe: Recipe, name: str | None = None) -> dict[str, Any]:

@@ -45,7 +45,8 @@ class Recipe(Settings):
     public_weights: ClassVar[Mapping[str, PublicWeights]]
     """Its public weights by their short names."""
     identifying_tensor: ClassVar[str]
-    """Name of a tensor or module that all models of this kind have, and none of the kinds before it in `KINDS`."""
+    """Name of a tensor or module that the files of all models of this kind have in other systems, and none of the kinds
+    before it in `KINDS`; ``*`` stands for a number."""
     class_head: ClassVar[str]
     """The linear layer whose bias has one row per class."""
     no_object: ClassVar[bool]
@@ -90,6 +91,10 @@ class Recipe(Settings):
     @abstractmethod
     def criterion(self) -> Criterion:
         """Return the criterion for training."""
+
+    def published_training(self) -> Mapping[str, Any]:
+        """Return the published training schedule of this model, which may depend on its settings; see `training`."""
+        return self.training
 
     @property
     def blind_queries_cure(self) -> str:
@@ -170,6 +175,11 @@ class Recipe(Settings):
         return kind
 
     @classmethod
+    def huggingface_processor(cls) -> str:
+        """Return the class of transformers that prepares images for this kind."""
+        return f"{cls.huggingface_prefix}ImageProcessor"
+
+    @classmethod
     def assumptions(cls, known: Mapping[str, Any], path: str) -> list[str]:  # noqa: ARG003 - used by kinds
         """Return what is assumed about settings of a checkpoint that cannot be determined, one sentence each.
 
@@ -204,6 +214,10 @@ class Recipe(Settings):
         """Return the names of settings whose values the layout's system does not support."""
         resnets = {name.partition(".")[0] for name in RESNETS.values()}
         return [] if self.backbone.partition(".")[0] in resnets else ["backbone"]
+
+    def computed_tensors(self) -> Mapping[str, Tensor]:
+        """Return tensors that files of other systems contain although they are computed, by names in the layouts."""
+        return {}
 
     def conversion_notes(self, layout: Layout, state: Mapping[str, Tensor]) -> list[str]:  # noqa: ARG002 - used by kinds
         """Return what has to be set in the layout's system before it can load `state`, one sentence each."""

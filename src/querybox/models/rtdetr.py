@@ -199,7 +199,7 @@ class RTDETR(DINO):
         """Build the decoder, which computes the positions of queries from the coordinates of their references."""
         heads = range(1 if self.share_heads else self.decoder_layers)
         return ReferenceDecoder(
-            self.build_layers(DeformableDecoderLayer, self.decoder_layers),
+            self.build_decoder_layers(),
             [SigmoidClassHead(self.width, classes) for _ in heads],
             [DeltaHead(self.width) for _ in heads],
             refinement=LookForwardTwice(),
@@ -207,6 +207,10 @@ class RTDETR(DINO):
             position=BoxPosition(self.width),
             inference_layers=self.inference_layers,
         )
+
+    def build_decoder_layers(self) -> list[DeformableDecoderLayer]:
+        """Build the layers of the decoder."""
+        return self.build_layers(DeformableDecoderLayer, self.decoder_layers)
 
     def criterion(self) -> Criterion:
         """Return the criterion."""
@@ -266,6 +270,11 @@ class RTDETR(DINO):
         return "rt_detr"
 
     @classmethod
+    def huggingface_processor(cls) -> str:
+        """Return the class of transformers that prepares images for this kind and its relatives."""
+        return "RTDetrImageProcessor"
+
+    @classmethod
     def settings_from_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings that cannot be inferred from shapes but are in a Hugging Face config."""
         for key, expected in SUPPORTED.items():
@@ -299,7 +308,7 @@ class RTDETR(DINO):
         )
         widths = [64, 128, 256, 512] if basic else [256, 512, 1024, 2048]
         return {
-            "architectures": ["RTDetrForObjectDetection"],
+            "architectures": [f"{self.huggingface_prefix}ForObjectDetection"],
             "model_type": self.huggingface_type(),
             "backbone_config": {
                 "model_type": "rt_detr_resnet",

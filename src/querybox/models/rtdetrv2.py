@@ -1,0 +1,132 @@
+"""RT-DETRv2 (Lv et al. 2024): RT-DETR with a number of sampling points for each level, and sampling of single cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from querybox.errors import ConfigError
+from querybox.models.layouts.layout import Layout, PublicSystem
+from querybox.models.layouts.rtdetrv2 import HUGGINGFACE_RTDETRV2, LYUWENYU_V2, SCALE
+from querybox.models.public import PublicWeights
+from querybox.models.recipe import Positive, require
+from querybox.models.rtdetr import MEDIUM, RTDETR
+from querybox.modules.decoder import DeformableDecoderLayer
+from querybox.modules.deformable_attention import DeformableAttention, NearestSample
+
+METHODS = {"default": False, "discrete": True}
+"""Values of `RTDETRv2.discrete` by the names of the sampling methods in a Hugging Face config."""
+
+
+BACKBONE_LR = {"resnet18d": 1e-4, "resnet34d": 5e-5}
+"""Published learning rates of backbones, where they are not a tenth of that of the other modules."""
+
+
+class RTDETRv2(RTDETR):
+    """The settings of RT-DETRv2; the defaults are its ResNet-50 model (L)."""
+
+    title: ClassVar[str] = "RT-DETRv2"
+    training: ClassVar[Mapping[str, Any]] = {**RTDETR.training, "warmup_steps": 2000}
+    layouts: ClassVar[Mapping[PublicSystem, Layout]] = {
+        "facebook": LYUWENYU_V2,
+        "huggingface": HUGGINGFACE_RTDETRV2,
+    }
+    public_weights: ClassVar[Mapping[str, PublicWeights]] = {
+        "rtdetrv2-s": PublicWeights("hf://PekingU/rtdetr_v2_r18vd", 48.1, 20, 60),
+        "rtdetrv2-ms": PublicWeights("hf://PekingU/rtdetr_v2_r34vd", 49.9, 31, 92),
+        "rtdetrv2-l": PublicWeights("hf://PekingU/rtdetr_v2_r50vd", 53.4, 42, 136),
+        "rtdetrv2-x": PublicWeights("hf://PekingU/rtdetr_v2_r101vd", 54.3, 76, 259),
+    }
+    identifying_tensor: ClassVar[str] = SCALE
+    adaptable: ClassVar[frozenset[str]] = RTDETR.adaptable | {"discrete"}
+    huggingface_prefix: ClassVar[str] = "RTDetrV2"
+
+    kind: Literal["rtdetrv2"] = "rtdetrv2"  # type: ignore[assignment]
+    points: tuple[Positive, ...] = (4, 4, 4)  # type: ignore[assignment]
+    """Sampling points of each head in each level."""
+    discrete: bool = False
+    """Sample single cells rather than interpolate between them, for runtimes that cannot. A model that was trained with
+    interpolation is fine-tuned for it, with the sampling offsets frozen."""
+
+    def check(self) -> None:
+        """Raise `ConfigError` if settings are inconsistent."""
+        super().check()
+        if len(self.points) != self.levels:
+            raise ConfigError(
+                f"setting 'points' is {list(self.points)}; expected a number for each of the {self.levels} 'levels'"
+            )
+
+    @property
+    def points_by_level(self) -> tuple[int, ...]:
+        """Sampling points of each head in each level."""
+        return self.points
+
+    def build_decoder_layers(self) -> list[DeformableDecoderLayer]:
+        """Build the layers of the decoder."""
+        if not self.discrete:
+            return super().build_decoder_layers()
+        attention = partial(DeformableAttention, sampling=NearestSample)
+        layers = self.build_layers(partial(DeformableDecoderLayer, attention=attention), self.decoder_layers)
+        for layer in layers:
+            layer.cross_attention.offset.requires_grad_(requires_grad=False)
+        return layers
+
+    def published_training(self) -> Mapping[str, Any]:
+        """Return the published training schedule, which depends on the size of the model."""
+        backbone = self.backbone.partition(".")[0]
+        if backbone in BACKBONE_LR:  # S and M*
+            return {**self.training, "epochs": 120, "backbone_lr": BACKBONE_LR[backbone]}
+        medium = self.expansion == MEDIUM["expansion"]
+        return {**self.training, "epochs": 84} if medium else self.training
+
+    def computed_tensors(self) -> Mapping[str, Tensor]:
+        """Return the tensors that files contain although they are computed; see `Recipe.computed_tensors`."""
+        scale = torch.tensor([1 / count for count in self.points for _ in range(count)])
+        return {SCALE.replace("*", str(layer)): scale for layer in range(self.decoder_layers)}
+
+    @classmethod
+    def infer_levels(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
+        """Infer the settings of feature maps, widths and deformable attention."""
+        inferred = super().infer_levels(state, heads)
+        return {**inferred, "points": (inferred["points"],) * inferred["levels"]}
+
+    @classmethod
+    def huggingface_type(cls) -> str:
+        """Return the ``model_type`` of this kind in transformers."""
+        return "rt_detr_v2"
+
+    @classmethod
+    def settings_from_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings that cannot be inferred from shapes but are in a Hugging Face config."""
+        require(config, "decoder_offset_scale", 0.5)
+        method = config.get("decoder_method", "default")
+        if method not in METHODS:
+            require(config, "decoder_method", "default")
+        return {**super().settings_from_config(config), "discrete": METHODS[method]}
+
+    @classmethod
+    def assumptions(cls, known: Mapping[str, Any], path: str) -> list[str]:
+        """Return what is assumed about settings that cannot be determined, one sentence each."""
+        sentences = super().assumptions(known, path)
+        if "discrete" not in known:
+            sentences.append("sampling with interpolation; set model.discrete=true if it was trained without")
+        return sentences
+
+    def huggingface_config(self) -> dict[str, Any]:
+        """Return the Hugging Face ``config.json`` of the model."""
+        methods = {discrete: method for method, discrete in METHODS.items()}
+        return {
+            **super().huggingface_config(),
+            "decoder_n_points": self.points[0],
+            "decoder_n_levels": self.levels,
+            "decoder_method": methods[self.discrete],
+        }
+
+    def unsupported_settings(self, layout: Layout) -> list[str]:
+        """Return the names of settings whose values the layout's system does not support."""
+        uneven = layout is HUGGINGFACE_RTDETRV2 and len(set(self.points)) > 1
+        return [*super().unsupported_settings(layout), *(["points"] if uneven else [])]

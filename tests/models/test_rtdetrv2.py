@@ -1,0 +1,96 @@
+"""What RT-DETRv2 changes in RT-DETR."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from querybox import Category, Detector, ImageBatch, QueryboxError, Target
+from querybox.checkpoints.convert import convert
+from querybox.models import find
+from querybox.models.layouts.rtdetrv2 import HUGGINGFACE_RTDETRV2, LYUWENYU_V2
+from querybox.models.rtdetrv2 import RTDETRv2
+
+TINY: dict[str, Any] = {
+    "width": 32,
+    "encoder_width": 16,
+    "heads": 4,
+    "feedforward": 24,
+    "encoder_feedforward": 20,
+    "decoder_layers": 2,
+    "queries": 7,
+}
+PETS = tuple(Category(id=number, name=name) for number, name in enumerate(("cat", "dog")))
+
+
+def make(**settings: Any) -> Detector:
+    torch.manual_seed(0)
+    return Detector.from_recipe("rtdetrv2_s", categories=PETS, **{**TINY, **settings}).eval()
+
+
+def batch(detector: Detector) -> ImageBatch:
+    pixels = torch.randint(256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return ImageBatch.from_images([pixels], detector.preprocessing)
+
+
+@pytest.mark.parametrize(
+    ("second", "first"), [("s", "r18"), ("ms", "r34"), ("m", "r50_m"), ("l", "r50"), ("x", "r101")]
+)
+def test_sizes_are_those_of_the_first_version(second: str, first: str) -> None:
+    ours, theirs = find(f"rtdetrv2_{second}").model_dump(), find(f"rtdetr_{first}").model_dump()
+    assert (ours.pop("kind"), ours.pop("points"), ours.pop("discrete")) == ("rtdetrv2", (4, 4, 4), False)
+    assert (theirs.pop("kind"), theirs.pop("points")) == ("rtdetr", 4)
+    assert ours == theirs
+
+
+def test_points_are_those_of_each_level() -> None:
+    detector = make(points=(3, 6, 1))
+    attention = detector.get_submodule("decoder.layers.0.cross_attention")
+    assert attention.weight.out_features == 4 * 10  # type: ignore[union-attr]
+    with pytest.raises(QueryboxError, match=r"'points' is \[3, 6\]; expected a number for each of the 3"):
+        make(points=(3, 6))
+    recipe = detector.recipe
+    assert recipe is not None
+    assert recipe.unsupported_settings(HUGGINGFACE_RTDETRV2) == ["points"]
+    assert recipe.unsupported_settings(LYUWENYU_V2) == []
+    scale = recipe.computed_tensors()["decoder.layers.1.cross_attention.scale"]
+    assert scale.tolist() == pytest.approx([1 / 3] * 3 + [1 / 6] * 6 + [1])
+
+
+def test_discrete_sampling_trains_all_but_the_offsets() -> None:
+    detector = make(discrete=True).train()
+    recipe = detector.recipe
+    assert recipe is not None
+    targets = [Target(boxes=torch.tensor([[0.4, 0.5, 0.3, 0.4]]), labels=torch.tensor([0]))]
+    losses = recipe.criterion()(detector(batch(detector), targets), targets)
+    sum(losses.values()).backward()
+    without = {name for name, parameter in detector.named_parameters() if parameter.grad is None}
+    offsets = {
+        f"decoder.layers.{layer}.cross_attention.offset.{part}"
+        for layer in range(2)
+        for part in ("weight", "bias")
+    }
+    assert without == offsets
+    assert not any(detector.get_parameter(name).requires_grad for name in offsets)
+
+
+def test_a_file_has_the_sampling(tmp_path: Path) -> None:
+    detector = make(discrete=True)
+    detector.save(tmp_path / "ours.safetensors")
+    convert(tmp_path / "ours.safetensors", tmp_path / "folder", to="huggingface")
+    convert(tmp_path / "ours.safetensors", tmp_path / "theirs.pth", to="facebook")
+    given = batch(detector)
+    with torch.no_grad():
+        expected = detector(given).layers[-1]
+        for file in ("ours.safetensors", "folder", "theirs.pth"):
+            loaded = Detector.load(tmp_path / file)
+            assert loaded.recipe == detector.recipe
+            assert torch.equal(loaded(given).layers[-1].boxes, expected.boxes)
+    assert isinstance(loaded.recipe, RTDETRv2)
+    with pytest.raises(QueryboxError, match=r"'decoder_offset_scale' is 1\.0; querybox supports only 0.5"):
+        RTDETRv2.settings_from_config({"decoder_offset_scale": 1.0})
+    with pytest.raises(QueryboxError, match="'decoder_method' is 'magic'; querybox supports only"):
+        RTDETRv2.settings_from_config({"decoder_method": "magic"})
