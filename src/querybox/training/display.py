@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from types import TracebackType
-from typing import Self, TextIO, cast
+from typing import Any, Self, TextIO, cast
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, TextColumn
@@ -177,8 +177,8 @@ class TolerantStream:
     A closed pipe, a terminal that is gone or a full disk that holds the log must not end a run.
     """
 
-    def __init__(self, stream: TextIO | None) -> None:
-        """Write to `stream`; nowhere if it is None, as `sys.stderr` is in a process without one."""
+    def __init__(self, stream: Any) -> None:
+        """Write to `stream`, any text stream; nowhere if it is None, as `sys.stderr` is in a process without one."""
         self.stream = stream
         self.encoding = getattr(stream, "encoding", None) or "utf-8"
 
