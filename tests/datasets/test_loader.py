@@ -14,7 +14,8 @@ from PIL import Image
 
 from querybox.data import Batch, DataSettings, DetectionData, read_dataset, train_loader
 from querybox.data.findings import FindingCollector
-from querybox.data.loader import TrainingImages, UnreadableImage, collate, decoded_bytes
+from querybox.data.loader import AugmentedImage, TrainingImages, UnreadableImage, collate, decoded_bytes
+from querybox.data.phases import Phases
 from querybox.data.records import ImageRecord, make_record
 from querybox.data.sampler import BatchSampler
 from querybox.errors import ConfigError
@@ -87,11 +88,84 @@ def test_batches_do_not_depend_on_workers_or_cache_and_change_with_the_epoch(sam
     assert any(a.pixels.shape != b.pixels.shape for a, b in zip(seen[0], seen[1], strict=True))
 
 
+STRONG = SMALL.replace(
+    stretch=True, mosaic=0.7, mixup=0.7, zoom_out=0.5, iou_crop=0.5, photometric=0.5, multi_scale=1
+)
+
+
+def test_strong_augmentation_does_not_depend_on_workers_or_cache(sample: DetectionData) -> None:
+    values = {"batch_size": 2, "epochs": 4}
+    for number in range(4):
+        alone = epoch(sample, STRONG, number, **values)
+        assert_same(alone, epoch(sample, STRONG.replace(cache=True), number, **values))
+    assert_same(alone, epoch(sample, STRONG.replace(workers=2), 3, **values))
+
+
+def test_all_images_of_a_batch_have_its_size(sample: DetectionData) -> None:
+    settings = SMALL.replace(stretch=True, multi_scale=2, zoom_out=0.5, mosaic=0.5)
+    assert settings.sizes().scales == (32, 64)  # multiples of 32 in 48 to 80, rounded down
+    images = replace(sample, images=sample.images[:2])
+    sizes = {
+        tuple(batch.sizes.unique(dim=0).flatten().tolist())
+        for number in range(10)
+        for batch in epoch(images, settings, number, epochs=10)
+    }
+    assert sizes == {(32, 32), (64, 64)}
+    oblong = SMALL.replace(scales=(40, 48), multi_scale=1, crop=0)
+    seen = {
+        tuple(batch.sizes.amin(1).tolist())
+        for number in range(10)
+        for batch in epoch(images, oblong, number, epochs=10)
+    }
+    assert seen == {(40, 40), (48, 48), (64, 64)}
+
+
+def test_sizes_of_multi_scale_batches_are_those_of_rtdetr() -> None:
+    published = DataSettings(image_size=640, stretch=True, multi_scale=3)
+    assert published.sizes().scales == (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    scales = Phases(published, 0, 1).scales
+    assert sorted(scales) == [480, 512, 544, 576, 608, 640, 640, 640, 672, 704, 736, 768, 800]
+    small = DataSettings(image_size=320, stretch=True, multi_scale=1)
+    assert small.sizes().scales == (224, 256, 288, 320, 352, 384)
+    odd = DataSettings(image_size=100, stretch=True, multi_scale=1)
+    assert odd.sizes().scales == (64, 96, 100)
+    assert odd.sizes().decoded_side == 200
+
+
+def test_mixed_images_have_the_objects_of_both(sample: DetectionData) -> None:
+    settings = SMALL.replace(stretch=True, crop=0, horizontal_flip=0)
+    (plain,) = epoch(sample, settings, batch_size=3)
+    (mixed,) = epoch(sample, settings.replace(mixup=1.0), batch_size=3)
+    assert mixed.image_ids == plain.image_ids
+    for number in range(3):
+        own, other = plain.targets[number], plain.targets[number - 1]
+        torch.testing.assert_close(mixed.targets[number].boxes, torch.cat([own.boxes, other.boxes]))
+        assert mixed.targets[number].labels.tolist() == [*own.labels.tolist(), *other.labels.tolist()]
+    mean = (plain.pixels[1].float() + plain.pixels[0].float()) / 2
+    assert (mixed.pixels[1] - mean).abs().max() <= 0.05 * 255 + 0.5
+
+
+def test_mixup_needs_two_images(sample: DetectionData) -> None:
+    with pytest.raises(ConfigError, match=r"each process trains on one image.*increase 'train.batch_size'"):
+        epoch(sample, SMALL.replace(mixup=0.5), batch_size=2, world_size=2)
+
+
+def test_an_image_that_is_gone_leaves_its_part_of_a_mosaic_empty(sample: DetectionData) -> None:
+    gone = [replace(image, path=Path("gone.jpg")) for image in sample.images[1:]]
+    data = replace(sample, images=(sample.images[0], *gone))
+    images = TrainingImages(data, SMALL.replace(mosaic=1.0, stretch=True), 0, fill=(0.0, 255.0, 0.0))
+    found = images[0, 3]
+    assert isinstance(found, AugmentedImage)
+    green = (found.sample.pixels.permute(1, 2, 0) == torch.tensor([0, 255, 0])).all(2)
+    assert 0.2 < green.float().mean() < 0.95
+    assert isinstance(images[1, 3], UnreadableImage)
+
+
 def test_an_image_varies_with_the_epoch_and_the_seed(sample: DetectionData) -> None:
     def pixels(seed: int, number: int) -> bytes:
         item = TrainingImages(sample, SMALL, seed)[0, number]
         assert not isinstance(item, UnreadableImage)
-        return item[0].pixels.numpy().tobytes()
+        return item.sample.pixels.numpy().tobytes()
 
     assert pixels(0, 0) == pixels(0, 0)
     assert len({pixels(0, 0), pixels(0, 1), pixels(0, 2), pixels(1, 0), pixels(2, 0)}) >= 4
@@ -183,7 +257,7 @@ def shapes(landscape: int, portrait: int) -> DetectionData:
 
 def batches(sampler: BatchSampler) -> Iterator[list[int]]:
     for batch in sampler:
-        yield [index for index, _ in batch]
+        yield [key.image_index for key in batch]
 
 
 @pytest.mark.parametrize(
@@ -215,9 +289,9 @@ def test_an_epoch_can_be_resumed() -> None:
     whole = list(sampler)
     sampler.set_epoch(3, skip=5)
     assert list(sampler) == whole[5:]
-    assert {number for batch in whole for _, number in batch} == {3}
+    assert {key.epoch for batch in whole for key in batch} == {3}
     sampler.set_epoch(4)
-    assert list(batches(sampler)) != [[index for index, _ in batch] for batch in whole]
+    assert list(batches(sampler)) != [[key.image_index for key in batch] for batch in whole]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

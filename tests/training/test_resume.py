@@ -122,8 +122,10 @@ def test_long_epochs_have_checkpoints_within(
     run_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "MAX_CHECKPOINT_SECONDS", 0.0)
-    whole = train(run_settings("whole", epochs=1, batch_size=2)).run_dir
-    settings = run_settings("parts", epochs=1, batch_size=2)
+    augmentation = {"mosaic": 0.5, "mixup": 0.5, "zoom_out": 0.5, "iou_crop": 0.5, "photometric": 0.5}
+    data = {**augmentation, "multi_scale": 1, "mosaic_until": 0.6, "strong_until": 0.9}
+    whole = train(run_settings("whole", epochs=1, batch_size=2, data=data)).run_dir
+    settings = run_settings("parts", epochs=1, batch_size=2, data=data)
     with monkeypatch.context() as patch:
         crash_in(patch, Trainer, "update", 4)
         with pytest.raises(Crash):

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -19,12 +20,14 @@ from torch.utils.data import DataLoader, Dataset
 from querybox.boxes import to_cxcywh
 from querybox.data.augment import augment
 from querybox.data.image import JPEG_SUFFIXES, read_image, reduction
+from querybox.data.mosaic import mixup
+from querybox.data.phases import Phases
 from querybox.data.records import DetectionData, ImageRecord
-from querybox.data.sampler import BatchSampler
+from querybox.data.sampler import BatchSampler, ImageKey
 from querybox.data.settings import DataSettings
 from querybox.data.transforms import Sample
 from querybox.data.windows import Fill
-from querybox.errors import ImageError
+from querybox.errors import ConfigError, ImageError
 from querybox.pixels import as_pixels, pad
 from querybox.structures import IMAGENET_MEAN, PixelRange, Target
 
@@ -37,6 +40,15 @@ class UnreadableImage(NamedTuple):
 
     image_id: int
     reason: str
+
+
+class AugmentedImage(NamedTuple):
+    """An image as it is trained on."""
+
+    sample: Sample
+    image_id: int
+    mixup: float | None = None
+    """See `BatchAugmentation`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,14 +79,14 @@ class Batch:
         )
 
 
-class TrainLoader(DataLoader[tuple[Sample, int] | UnreadableImage]):
+class TrainLoader(DataLoader[AugmentedImage | UnreadableImage]):
     """A DataLoader of `Batch` whose `batch_sampler` has `set_epoch`."""
 
     dataset: TrainingImages
     batch_sampler: BatchSampler
 
 
-class TrainingImages(Dataset[tuple[Sample, int] | UnreadableImage]):
+class TrainingImages(Dataset[AugmentedImage | UnreadableImage]):
     """The augmented images of a dataset, by (index, epoch). Augmentation depends on (seed, epoch, image id) alone."""
 
     def __init__(
@@ -87,26 +99,39 @@ class TrainingImages(Dataset[tuple[Sample, int] | UnreadableImage]):
         # Decoded before the workers are forked, so that they share the memory.
         self.cached = [self.read(record) for record in data.images] if settings.cache else None
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Sample, int] | UnreadableImage:
-        """Return the augmented image at `(index, epoch)` and its id, or the error if it cannot be read."""
-        index, epoch = key
+    def __getitem__(self, key: tuple[int, int] | ImageKey) -> AugmentedImage | UnreadableImage:
+        """Return the augmented image of a key, or the error if it cannot be read."""
+        index, epoch, batch = ImageKey(*key)
+        sample = self.load(index)
+        if isinstance(sample, UnreadableImage):
+            return sample
+        image_id = self.images[index].id
+        rng = np.random.default_rng((self.seed, epoch, image_id))
+        sample = augment(sample, self.settings, rng, batch, draw=partial(self.draw, rng), fill=self.fill)
+        return AugmentedImage(sample, image_id, batch.mixup)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def draw(self, rng: np.random.Generator) -> Sample | None:
+        """Return any image, for a part of a mosaic, or None if it cannot be read; its own turn reports this."""
+        sample = self.load(int(rng.integers(len(self))))
+        return None if isinstance(sample, UnreadableImage) else sample
+
+    def load(self, index: int) -> Sample | UnreadableImage:
+        """Return an image that is not augmented, or the error if it can no longer be read."""
         record = self.images[index]
-        pixels = self.cached[index] if self.cached is not None else self.read(record)
+        pixels = self.read(record) if self.cached is None else self.cached[index]
         if isinstance(pixels, UnreadableImage):
             return pixels
         objects = ~record.crowd
         height, width = pixels.shape[-2:]
         scale = np.array([width / record.width, height / record.height] * 2)  # 1 unless it was reduced
-        sample = Sample(
+        return Sample(
             pixels=pixels,
             boxes_xyxy=torch.from_numpy(record.boxes_xyxy[objects] * scale).float(),
             labels=torch.from_numpy(record.labels[objects]),
         )
-        rng = np.random.default_rng((self.seed, epoch, record.id))
-        return augment(sample, self.settings, rng, self.fill), record.id
-
-    def __len__(self) -> int:
-        return len(self.images)
 
     def read(self, record: ImageRecord) -> UInt8[Tensor, "3 h w"] | UnreadableImage:
         """Read an image, reduced if it is much larger than needed; return the error if it can no longer be read."""
@@ -146,16 +171,21 @@ def decoded_bytes(data: DetectionData, settings: DataSettings) -> int:
     )
 
 
-def collate(items: Sequence[tuple[Sample, int] | UnreadableImage]) -> Batch:
-    """Pad images to the same size and convert boxes to cxcywh in 0-1 of the unpadded image; skip unreadable images."""
+def collate(items: Sequence[AugmentedImage | UnreadableImage]) -> Batch:
+    """Mix images if this is their augmentation, pad them to the same size, and skip unreadable ones.
+
+    Boxes become cxcywh in 0-1 of the unpadded image.
+    """
     readable = [item for item in items if not isinstance(item, UnreadableImage)]
-    samples = [sample for sample, _ in readable] or [placeholder_sample()]
+    samples = [item.sample for item in readable] or [placeholder_sample()]
+    if len(readable) > 1 and readable[0].mixup is not None:
+        samples = mixup(samples, readable[0].mixup)
     pixels, sizes = pad([sample.pixels for sample in samples])
     return Batch(
         pixels=pixels,
         sizes=sizes,
         targets=tuple(map(to_target, samples)),
-        image_ids=tuple(image_id for _, image_id in readable),
+        image_ids=tuple(item.image_id for item in readable),
         unreadable=tuple(item for item in items if isinstance(item, UnreadableImage)),
     )
 
@@ -181,12 +211,14 @@ def train_loader(
     seed: int,
     rank: int = 0,
     world_size: int = 1,
+    epochs: int = 1,
     fill: Fill = IMAGENET_MEAN,
 ) -> TrainLoader:
     """Create a loader of training batches.
 
     Call `loader.batch_sampler.set_epoch(epoch)` before each epoch. Batches depend on `seed` and the epoch, but not on
-    the number of workers or of training processes, each of which gets its part of every batch.
+    the number of workers or of training processes, each of which gets its part of every batch. Only which images mixup
+    mixes depends on the processes: those of the same part.
 
     Args:
         data: The images to train on.
@@ -195,15 +227,24 @@ def train_loader(
         seed: Seed of the order and of the augmentation, at least 0.
         rank: Index of this training process, 0 ... world_size - 1.
         world_size: Number of training processes.
+        epochs: Number of epochs of the run, for augmentation that begins or ends during it.
         fill: RGB value, 0-255, of pixels that augmentation adds around images: the mean of the model's preprocessing.
 
     Raises:
-        ConfigError: `batch_size` is not a multiple of `world_size`, or there are fewer images than processes.
+        ConfigError: `batch_size` is not a multiple of `world_size`, or there are fewer images than processes, or
+            batches have too few images for mixup.
     """
+    if settings.mixup and batch_size < 2 * world_size:
+        raise ConfigError(
+            f"setting 'data.mixup' is {settings.mixup:g}, but each process trains on one image at a time; expected at "
+            "least two: increase 'train.batch_size', or decrease 'train.accumulate'"
+        )
     # A separate generator: the DataLoader would otherwise draw from the global one and so change dropout.
     return TrainLoader(
         TrainingImages(data, settings, seed, fill),
-        batch_sampler=BatchSampler(data, batch_size, seed, rank, world_size),
+        batch_sampler=BatchSampler(
+            data, batch_size, seed, rank, world_size, phases=Phases(settings, seed, epochs)
+        ),
         num_workers=settings.workers,
         persistent_workers=settings.workers > 0,
         collate_fn=collate,

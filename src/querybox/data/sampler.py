@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
 
+from querybox.data.phases import BatchAugmentation, Phases
 from querybox.data.records import DetectionData
 from querybox.errors import ConfigError
 
 
-class BatchSampler(Sampler[list[tuple[int, int]]]):
-    """Yield this process's part of every batch, as (index, epoch) of its images.
+class ImageKey(NamedTuple):
+    """One use of a training image."""
+
+    image_index: int
+    epoch: int
+    augmentation: BatchAugmentation = BatchAugmentation()
+
+
+class BatchSampler(Sampler[list[ImageKey]]):
+    """Yield this process's part of every batch, as the keys of its images.
 
     Every batch is full; the images left over, different ones in each epoch, are skipped. (If there are fewer images
     than `batch_size`, the only batch has all of them.) Landscape and portrait images are batched separately to reduce
@@ -25,13 +35,21 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
         seed: Seed of the order, at least 0.
         rank: Index of this process.
         world_size: Number of processes.
+        phases: The augmentation of every batch; None for the default one.
 
     Raises:
         ConfigError: `batch_size` is not a multiple of `world_size`, or there are fewer images than processes.
     """
 
     def __init__(
-        self, data: DetectionData, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        data: DetectionData,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        *,
+        phases: Phases | None = None,
     ) -> None:
         if batch_size < 1 or batch_size % world_size:
             raise ConfigError(
@@ -47,6 +65,7 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.phases = phases
         self.epoch = 0
         self.skip = 0
 
@@ -60,10 +79,17 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
         self.epoch = epoch
         self.skip = skip
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def set_time_share(self, share: float) -> None:
+        """Set the share of the time limit of the run that has passed, which phases may depend on."""
+        if self.phases:
+            self.phases.time_share = share
+
+    def __iter__(self) -> Iterator[list[ImageKey]]:
         epoch = self.epoch
-        for batch in self._batches(epoch)[self.skip :]:
-            yield [(index, epoch) for index in batch[self.rank :: self.world_size]]
+        for number, batch in list(enumerate(self._batches(epoch)))[self.skip :]:
+            phases = self.phases
+            augmentation = phases.batch(epoch, number, len(self)) if phases else BatchAugmentation()
+            yield [ImageKey(index, epoch, augmentation) for index in batch[self.rank :: self.world_size]]
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch, regardless of `skip`."""

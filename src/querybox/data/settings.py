@@ -26,6 +26,9 @@ _PAPER_LONG_SIDE = 1333
 _PAPER_SCALES = tuple(range(480, 801, 32))
 _PAPER_CROP_SCALES = (400, 500, 600)
 _PAPER_CROP_RANGE = (384, 600)
+# Sizes of multi-scale batches in RT-DETR, relative to the image size, and the step between them in pixels.
+_MULTI_SCALE = (0.75, 1.25)
+_STRIDE = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +74,7 @@ class DataSettings(Settings):
     width, by default `image_size`."""
     scales: tuple[Pixels, ...] | None = Field(default=None, min_length=1)
     """Short sides to choose from in training. 480, 512 ... 800 for image_size 800; `image_size` alone with `stretch`,
-    so that all images of a batch have the same size."""
+    so that all images of a batch have the same size; see also `multi_scale`."""
     crop_scales: tuple[Pixels, ...] | None = Field(default=None, min_length=1)
     """Short sides to choose from before cropping. 400, 500, 600 for image_size 800."""
     crop_range: tuple[Pixels, Pixels] | None = None
@@ -93,6 +96,24 @@ class DataSettings(Settings):
     iou_crop: Probability = 0.0
     """Probability of SSD's random crop, which has a minimum IoU, 0 to 0.9, with an object. 0.8 in RT-DETR. `crop` then
     applies to images that neither this nor `zoom_out` has changed."""
+    mosaic: Probability = 0.0
+    """Probability of a mosaic of the image and three others at half of their size, which is rotated by up to 10
+    degrees, translated by up to a tenth of the sides and scaled by 0.5 to 1.5. Mosaics are not zoomed out or cropped.
+    0.5 in DEIM."""
+    mixup: Probability = 0.0
+    """Probability of a batch in which every image is mixed with another one, at weights of 0.45 to 0.55, and has the
+    objects of both. 0.5 in DEIM."""
+    multi_scale: int = Field(default=0, ge=0)
+    """If positive, all images of a batch are resized to the same one of `scales`, among which `image_size` counts this
+    many times: 3 in RT-DETR. `scales` are then by default the multiples of 32 from 0.75 to 1.25 times `image_size`."""
+    strong_from: Probability = 0.0
+    """Share of the run (0-1) after which photometric distortion, zoom-out, IoU crop, mosaic and mixup begin. 4 of 58
+    epochs in DEIM."""
+    strong_until: Probability = 1.0
+    """Share of the run at which these and multi-scale batches end: 120 of 132 epochs in D-FINE S. With
+    `train.max_time` it is that of the time, if this is ahead."""
+    mosaic_until: Probability = 1.0
+    """Share of the run at which mosaic and mixup end: a half in DEIM."""
     workers: int = Field(default=2, ge=0)
     """Number of processes that load images; 0 to load them in the training process."""
     cache: bool = False
@@ -121,6 +142,11 @@ class DataSettings(Settings):
             raise ValueError(
                 f"depth is {self.depth}; expected a number of bits, or two numbers, the lower first"
             )
+        if self.strong_from > self.strong_until:
+            raise ValueError(
+                f"strong_from is {self.strong_from:g} and strong_until {self.strong_until:g}; expected the smaller one "
+                "first"
+            )
         return self
 
     @property
@@ -133,12 +159,20 @@ class DataSettings(Settings):
         return Sizes(
             short_side=self.image_size,
             long_side=self.long_side or (self.image_size if self.stretch else self._scaled(_PAPER_LONG_SIDE)),
-            scales=self.scales
-            or ((self.image_size,) if self.stretch else tuple(map(self._scaled, _PAPER_SCALES))),
+            scales=self._scales(),
             crop_scales=self.crop_scales or tuple(map(self._scaled, _PAPER_CROP_SCALES)),
             crop_range=self.crop_range
             or (self._scaled(_PAPER_CROP_RANGE[0]), self._scaled(_PAPER_CROP_RANGE[1])),
         )
+
+    def _scales(self) -> tuple[int, ...]:
+        if self.multi_scale:
+            low, high = (int(factor * self.image_size / _STRIDE) * _STRIDE for factor in _MULTI_SCALE)
+            scales = self.scales or range(max(low, _STRIDE), high + 1, _STRIDE)
+            return tuple(sorted({*scales, self.image_size}))
+        if self.scales:
+            return self.scales
+        return (self.image_size,) if self.stretch else tuple(map(self._scaled, _PAPER_SCALES))
 
     def _scaled(self, pixels: int) -> int:
         return max(1, round(pixels * self.image_size / _PAPER_SIZE))

@@ -96,9 +96,9 @@ def flip(sample: Sample, settings: DataSettings, rng: np.random.Generator) -> Sa
     return sample
 
 
-def resize_sample(sample: Sample, short_side: int, long_side: int, resizing: Resizing = "querybox") -> Sample:
-    """Resize an image, see `resize`, and its boxes."""
-    pixels = resize(sample.pixels, short_side, long_side, resizing)
+def resize_sample(sample: Sample, shape: tuple[int, int]) -> Sample:
+    """Resize an image and its boxes to this (height, width)."""
+    pixels = resize_to(sample.pixels, shape)
     height, width = (new / old for new, old in zip(pixels.shape[1:], sample.pixels.shape[1:], strict=True))
     return sample._replace(
         pixels=pixels, boxes_xyxy=sample.boxes_xyxy * torch.tensor([width, height, width, height])
@@ -111,8 +111,10 @@ def crop(sample: Sample, sizes: Sizes, rng: np.random.Generator) -> Sample:
     Boxes are clipped to the crop, and those outside it are dropped.
     """
     short_side = int(rng.choice(sizes.crop_scales))
-    sample = resize_sample(sample, short_side, _MAX_ASPECT_BEFORE_CROP * short_side)
     height, width = sample.pixels.shape[-2:]
+    shape = resized_shape(height, width, short_side, _MAX_ASPECT_BEFORE_CROP * short_side)
+    sample = resize_sample(sample, shape)
+    height, width = shape
     low, high = sizes.crop_range
     h = int(rng.integers(min(low, height), min(high, height), endpoint=True))
     w = int(rng.integers(min(low, width), min(high, width), endpoint=True))

@@ -261,10 +261,13 @@ class Trainer:
         if progress.epoch_steps == self.steps_per_epoch:
             return
         self.model.train()
-        self.loader.batch_sampler.set_epoch(progress.epoch, skip=progress.epoch_steps * accumulate)
+        sampler = self.loader.batch_sampler
+        sampler.set_epoch(progress.epoch, skip=progress.epoch_steps * accumulate)
+        sampler.set_time_share(progress.seconds / self.schedule.max_seconds)
         batches = iter(self.loader)
         while micro_batches := next_batches(batches, accumulate):
             yield micro_batches
+            sampler.set_time_share(progress.seconds / self.schedule.max_seconds)
 
     def seed_dropout(self) -> None:
         """Seed the random numbers of a step, such as dropout, from the seed, the step and the process alone."""

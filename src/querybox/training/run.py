@@ -166,6 +166,7 @@ def build_loader(
         seed=settings.train.seed,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
+        epochs=settings.train.epochs,
         fill=detector.preprocessing.mean,
     )
 
