@@ -1,8 +1,16 @@
-"""Formatting of messages."""
+"""Formatting of messages, and what may be printed."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
+
+UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters other than tabs and newlines, among them escape
+    "\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"  # line separators, and marks that reverse the direction of text
+    "\ud800-\udfff]"  # bytes of a file name that are not UTF-8
+)
 
 
 def listed(items: Sequence[object], limit: int = 10, separator: str = ", ") -> str:
@@ -14,3 +22,11 @@ def listed(items: Sequence[object], limit: int = 10, separator: str = ", ") -> s
 def counted(number: int, singular: str, plural: str | None = None) -> str:
     """Return a number of things, such as ``1 image`` or ``1,000 images``; the plural ends in ``s`` by default."""
     return f"{number:,} {singular if number == 1 else plural or f'{singular}s'}"
+
+
+def printable(text: str) -> str:
+    """Return `text` with the characters that control a terminal as the escapes that they have in JSON.
+
+    Names of classes and files may come from a stranger. JSON remains the same JSON.
+    """
+    return UNPRINTABLE.sub(lambda found: json.dumps(found[0])[1:-1], text)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from querybox.cli.streams import print_text
 from querybox.cli.tables import table
 from querybox.errors import ConfigError
 
@@ -43,10 +44,9 @@ def benchmark(
         as_json: Print JSON instead of a table.
         trust: Allow a .pt2 file to execute the code that it contains.
     """
-    from rich.console import Console
-
     from querybox.benchmark import benchmark as run
     from querybox.checkpoints.find import find_weights, is_exported
+    from querybox.terminal import Console
 
     if not models:
         raise ConfigError(
@@ -57,7 +57,7 @@ def benchmark(
     with Console(stderr=True).status("Measuring"):
         result = run(paths, size=shape, batch_size=batch_size, trusted=trust)
     if as_json:
-        print(json.dumps(dataclasses.asdict(result), indent=2))
+        print_text(json.dumps(dataclasses.asdict(result), indent=2))
     else:
         Console().print(results_table(result))
 

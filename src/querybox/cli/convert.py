@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from querybox.cli.streams import print_text
+
 
 def convert(
     model: Path,
@@ -42,4 +44,4 @@ def convert(
     from querybox.checkpoints.convert import convert as run
 
     run(model, target, to=to, rows=rows, dilation=dilation, heads=heads)
-    print(f"Wrote {target}")
+    print_text(f"Wrote {target}")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from querybox.cli.streams import print_text
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -32,13 +34,12 @@ def diagnose(
         run: The folder of a training run.
         as_json: Print JSON instead of text.
     """
-    from rich.console import Console
-
     from querybox.diagnosis import diagnose as find_causes
+    from querybox.terminal import Console
 
     diagnosis = find_causes(run)
     if as_json:
-        print(json.dumps(dataclasses.asdict(diagnosis), indent=2, ensure_ascii=False))
+        print_text(json.dumps(dataclasses.asdict(diagnosis), indent=2, ensure_ascii=False))
         return
     console = Console(soft_wrap=True, highlight=False, markup=False)
     for line in describe(diagnosis):

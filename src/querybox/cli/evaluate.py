@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from querybox.cli.streams import print_text
 from querybox.cli.tables import table
 from querybox.errors import ConfigError
 from querybox.files import require_own
@@ -59,8 +60,6 @@ def evaluate(
             computes it natively, otherwise float32. bf16 and fp16 are less accurate, and faster only on such devices.
         trust: Allow a .pt2 file to execute the code that it contains.
     """
-    from rich.console import Console
-
     from querybox.cli.model import load_model, require_order
     from querybox.cli.progress import progress_bar
     from querybox.data import read_dataset
@@ -68,6 +67,7 @@ def evaluate(
     from querybox.evaluation.evaluate import evaluate as run
     from querybox.files import write_text
     from querybox.report import WORST, write_report
+    from querybox.terminal import Console
 
     require_order("querybox evaluate", model, [data])
     if inspect < 0:
@@ -89,13 +89,11 @@ def evaluate(
     console = Console()
     console.print(metrics_table(evaluation), classes_table(evaluation), errors_table(evaluation))
     if inspect and inspected is None:
-        console.print(
+        print_text(
             f"{model} cannot be inspected: the report shows the worst images without inspector pages; evaluate a "
-            "checkpoint in float32 for these",
-            soft_wrap=True,
-            highlight=False,
+            "checkpoint in float32 for these"
         )
-    console.print(f"Results are in {output}, the report is {report}", soft_wrap=True, highlight=False)
+    print_text(f"Results are in {output}, the report is {report}")
 
 
 def check_output(output: Path) -> None:

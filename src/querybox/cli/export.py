@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from querybox.cli.streams import print_text
 from querybox.errors import ConfigError
 
 
@@ -39,13 +40,12 @@ def export(
         calibrate: For int8: a dataset with images like those to predict on. AP on it is measured before and after.
         split: Split of that dataset.
     """
-    from rich.console import Console
-
     from querybox.checkpoints.find import EXPORTED, find_weights
     from querybox.data import read_dataset
     from querybox.detector import Detector
     from querybox.exporting import export as run
     from querybox.files import require_own
+    from querybox.terminal import Console
 
     if split is not None and calibrate is None:
         raise ConfigError("--split got a split of the calibration data; expected --calibrate as well")
@@ -57,12 +57,12 @@ def export(
     with Console(stderr=True).status("loading") as status:
         done = run(detector, target, to=to, precision=precision, calibration=data, callback=status.update)
     checked = done.verification
-    print(
+    print_text(
         f"The predictions are those of the detector: on {checked.batches} batches scores differ by at most "
         f"{checked.scores:.1g}, boxes by {checked.boxes:.1g} of the image"
     )
     if done.AP is not None:
         before, after = done.AP
-        print(f"AP on {len(data.images) if data else 0} images: float32 {before:.4f}, int8 {after:.4f}")
+        print_text(f"AP on {len(data.images) if data else 0} images: float32 {before:.4f}, int8 {after:.4f}")
     sizes = ", ".join(f"{each} ({each.stat().st_size / 1e6:.1f} MB)" for each in done.files)
-    print(f"Wrote {sizes}. Run it: querybox predict {target} IMAGES")
+    print_text(f"Wrote {sizes}. Run it: querybox predict {target} IMAGES")

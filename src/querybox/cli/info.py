@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from querybox.checkpoints.find import find_public, find_weights, is_exported, is_model
+from querybox.cli.streams import print_text
 from querybox.cli.tables import table
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def info(
         trust: Allow a .pt2 file to execute the code that it contains.
         models: List the public weights that have a short name, which all commands take instead of a path.
     """
-    from rich.console import Console
+    from querybox.terminal import Console
 
     if models:
         print_public_weights()
@@ -113,8 +114,9 @@ def print_public_weights() -> None:
         line = f"  {name:{width}}  {each.AP:4.1f}  {each.parameters:3} M  {each.gflops:6}  {each.source}"
         groups.setdefault((each.trained_on, each.license), []).append(line)
     for (trained_on, license_name), lines in groups.items():
-        print(f"Trained on {trained_on}. Licence: {license_name}")
-        print(f"  {'name':{width}}  {'AP':>4}  {'params':>5}  {'GFLOPs'}  from", *lines, "", sep="\n")
+        print_text(f"Trained on {trained_on}. Licence: {license_name}")
+        print_text(f"  {'name':{width}}  {'AP':>4}  {'params':>5}  {'GFLOPs'}  from")
+        print_text("\n".join([*lines, ""]))
 
 
 def describe_model(path: Path, loaded: LoadedDetector, public: PublicWeights | None) -> Table:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from querybox.cli.streams import print_text
 from querybox.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def inspect(
             queries=queries,
             encoder_layers=read_layers(encoder_layers, len(getattr(detector.encoder, "layers", ()))),
         )
-    print(f"The page is {output}, {output.stat().st_size / 1e6:.1f} MB")
+    print_text(f"The page is {output}, {output.stat().st_size / 1e6:.1f} MB")
 
 
 def read_layers(text: str, count: int) -> list[int]:

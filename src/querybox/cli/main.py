@@ -180,8 +180,8 @@ class StderrHandler(logging.Handler):
     """Writes to the present stderr, which a progress bar replaces so that lines appear above it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a message."""
-        write_stderr(f"{self.format(record)}\n")
+        """Write a message in one line, whatever the names in it contain."""
+        write_stderr(" ".join(self.format(record).splitlines()) + "\n")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from querybox.cli.streams import write_stderr
+from querybox.cli.streams import print_text, write_stderr
 from querybox.errors import ConfigError
 from querybox.precision import Precision
 
@@ -119,7 +119,9 @@ def summarise(
     for error in unreadable:
         write_stderr(f"ImageError: {error}\n")
     skipped = f", {len(unreadable)} of {len(files)} files could not be read" if unreadable else ""
-    print(f"Found {tally['objects']} objects in {tally['images']} images{skipped}. Results are in {output}")
+    print_text(
+        f"Found {tally['objects']} objects in {tally['images']} images{skipped}. Results are in {output}"
+    )
     return UNREADABLE_FILES if unreadable else 0
 
 

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 @contextmanager
 def progress_bar(total: int | None, description: str = "Detecting") -> Iterator[Callable[[object], None]]:
     """Show on stderr how many of `total` images (None if unknown) are done; yield a function that advances the bar."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from querybox.terminal import Console
 
     columns = (TextColumn(description), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)

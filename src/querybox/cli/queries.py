@@ -7,6 +7,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from querybox.cli.streams import print_text
+
 
 def queries(
     model: Path,
@@ -53,4 +55,4 @@ def queries(
     with progress_bar(len(dataset.images)) as advance:
         view = query_view(detector, dataset, batch_size=batch_size, callback=advance)
     view.save(output, queries)
-    print(f"The picture is {output}")
+    print_text(f"The picture is {output}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from querybox.cli.streams import print_text
+
 
 def split(
     data: Path,
@@ -42,5 +44,5 @@ def split(
     folder = output or source.parent / f"{source.stem if source.is_file() else source.name}-split"
     parts = split_dataset(read_dataset(data, of), folder, val=val, test=test)
     for name, part in parts.items():
-        print(f"{name}: {len(part.images)} images, {part.num_objects} objects")
-    print(f"written to {folder}; train with: querybox train {folder}")
+        print_text(f"{name}: {len(part.images)} images, {part.num_objects} objects")
+    print_text(f"written to {folder}; train with: querybox train {folder}")

@@ -7,6 +7,8 @@ import os
 import sys
 from contextlib import suppress
 
+from querybox.text import printable
+
 CLOSED_OUTPUT = 141
 """Exit code if the reader of standard output has gone: 128 + SIGPIPE, as of programs that this signal ends."""
 
@@ -21,16 +23,21 @@ def prepare_streams() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def print_text(text: str) -> None:
+    """Print one or more lines, in which control characters are shown as escapes."""
+    print(printable(text))
+
+
 def write_stderr(text: str) -> None:
     """Write to the present stderr as far as possible: a message that cannot be shown must not end a command."""
     with suppress(OSError, ValueError):
-        sys.stderr.write(text)
+        sys.stderr.write(printable(text))
 
 
 def print_summary(line: str) -> None:
     """Print the last line of a command whose results are files; it does not fail if nobody can read the line."""
     try:
-        print(line, flush=True)
+        print(printable(line), flush=True)
     except OSError:
         discard_stdout()
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from querybox.cli.streams import print_text
 from querybox.cli.tables import table
 
 if TYPE_CHECKING:
@@ -47,12 +48,11 @@ def trace(
         queries: How many queries to show, the best first.
         as_json: Print all of it as JSON instead of tables.
     """
-    from rich.console import Console
-
     from querybox.cli.model import load_detector
     from querybox.data import read_dataset
     from querybox.inspect import trace as follow
     from querybox.inspect.annotated import find_record, trace_record
+    from querybox.terminal import Console
 
     detector = load_detector(model)
     if annotations is None:
@@ -61,7 +61,7 @@ def trace(
         data = read_dataset(annotations, split)
         traced = trace_record(detector, find_record(image, data), data)
     if as_json:
-        print(json.dumps(traced.to_dict(), ensure_ascii=False))
+        print_text(json.dumps(traced.to_dict(), ensure_ascii=False))
         return
     Console().print(*tables(traced, queries))
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from querybox.cli.streams import print_text
+
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
@@ -49,11 +51,10 @@ def validate(
         as_json: Print JSON instead of a table, with all places of every finding.
         report: HTML file to write, with pictures.
     """
-    from rich.console import Console
-
     from querybox.cli.progress import progress_bar
     from querybox.data.validate import validate as run
     from querybox.files import require_own
+    from querybox.terminal import Console
 
     if report is not None:
         require_own(report)
@@ -64,12 +65,11 @@ def validate(
 
         write_validation(report, result)
     if as_json:
-        print(json.dumps(result.to_json(), indent=2, ensure_ascii=False))
+        print_text(json.dumps(result.to_json(), indent=2, ensure_ascii=False))
     else:
-        console = Console()
-        console.print(*(findings_table(name, one) for name, one in result.splits.items()))
+        Console().print(*(findings_table(name, one) for name, one in result.splits.items()))
         verdict = "can be used" if result.usable else "cannot be used: there are errors"
-        console.print(f"{data} {verdict}", markup=False, highlight=False, soft_wrap=True)
+        print_text(f"{data} {verdict}")
     return 0 if result.usable else UNUSABLE
 
 

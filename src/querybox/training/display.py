@@ -16,6 +16,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+from querybox import terminal
 from querybox.training.checkpoint import Progress
 from querybox.training.duration import format_duration
 from querybox.training.settings import TrainSettings
@@ -208,7 +209,7 @@ class TolerantStream:
 
 def open_console() -> Console:
     """Return a console for stderr, whose errors are ignored."""
-    return Console(file=cast("TextIO", TolerantStream(sys.stderr)))
+    return terminal.Console(file=cast("TextIO", TolerantStream(sys.stderr)))
 
 
 def main_console() -> Console | None:
