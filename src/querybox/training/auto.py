@@ -203,7 +203,8 @@ def choose_model(
     if machine.device == "cuda" and facts.images >= MANY_IMAGES:
         reason = f"a GPU and at least {MANY_IMAGES:,} images: trained as published"
         return "dino_r50", find("dino_r50"), {}, ("dino_r50", reason)
-    return "dino_small", find("dino_small"), {}, ("dino_small", "learns fastest from few images and on CPUs")
+    reason = "learns fastest from few images and on CPUs"
+    return "rtdetr_small", find("rtdetr_small"), {}, ("rtdetr_small", reason)
 
 
 def choose_image_size(facts: Facts, machine: Machine, max_time: float | None) -> int:
