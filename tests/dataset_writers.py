@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from querybox.data import ImageRecord
+
 Box = tuple[float, float, float, float]
 
 
@@ -142,3 +144,9 @@ def write_boxes(
     categories = [{"id": 1, "name": "red"}, {"id": 2, "name": "blue"}]
     content = {"images": images, "annotations": annotations, "categories": categories}
     return write_json(folder / "boxes.json", content)
+
+
+def changed(record: ImageRecord, **values: Any) -> ImageRecord:
+    """Return a record with other `values` for some of its properties."""
+    names = ("id", "path", "width", "height", "boxes_xyxy", "labels", "crowd", "areas", "size_stated")
+    return ImageRecord(**{name: getattr(record, name) for name in names} | values)

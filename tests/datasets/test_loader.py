@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dataset_writers import changed
 from PIL import Image
 
 from querybox.data import Batch, DataSettings, DetectionData, read_dataset, train_loader
@@ -199,7 +200,7 @@ def test_processes_share_the_batches_of_one(sample: DetectionData) -> None:
 def test_an_image_that_is_gone_is_left_out_of_its_batch(
     sample: DetectionData, settings: dict[str, Any]
 ) -> None:
-    gone = replace(sample.images[0], path=Path("gone.jpg"))
+    gone = changed(sample.images[0], path=Path("gone.jpg"))
     data = replace(sample, images=(gone, *sample.images[1:]))
     (batch,) = epoch(data, SMALL.replace(**settings), batch_size=3)
     assert batch.unreadable == (UnreadableImage(204805, "gone.jpg: no such image file"),)
@@ -208,7 +209,7 @@ def test_an_image_that_is_gone_is_left_out_of_its_batch(
 
 
 def test_a_batch_without_any_image_has_a_placeholder(sample: DetectionData) -> None:
-    gone = [replace(image, path=Path("gone.jpg")) for image in sample.images]
+    gone = [changed(image, path=Path("gone.jpg")) for image in sample.images]
     (batch,) = epoch(replace(sample, images=tuple(gone)), SMALL, batch_size=3)
     assert batch.image_ids == ()
     assert len(batch.unreadable) == 3
@@ -218,7 +219,7 @@ def test_a_batch_without_any_image_has_a_placeholder(sample: DetectionData) -> N
 
 
 def test_the_loader_names_every_image_once_lost_or_not(sample: DetectionData) -> None:
-    gone = replace(sample.images[1], path=Path("gone.jpg"))
+    gone = changed(sample.images[1], path=Path("gone.jpg"))
     data = replace(sample, images=(sample.images[0], gone, sample.images[2]))
     seen = [
         batch.image_ids + tuple(lost.image_id for lost in batch.unreadable)

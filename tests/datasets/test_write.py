@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_writers import write_boxes
+from dataset_writers import changed, write_boxes
 
 from querybox.data import DetectionData, read_dataset
 from querybox.data.write import file_names, split_dataset
@@ -50,7 +50,7 @@ def test_repeated_names_are_told_apart(boxes: DetectionData) -> None:
     from dataclasses import replace
 
     paths = ("a/x/1.png", "b/x/1.png", "b/y/2.png", "b/y/1.PNG")
-    images = tuple(replace(image, path=Path(path)) for image, path in zip(boxes.images, paths, strict=False))
+    images = tuple(changed(image, path=Path(path)) for image, path in zip(boxes.images, paths, strict=False))
     names = list(file_names(replace(boxes, images=images)).values())
     assert names == ["a_x_1.png", "b_x_1.png", "2.png", "y_1.PNG"]
 

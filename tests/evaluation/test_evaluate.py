@@ -5,13 +5,13 @@ import io
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from dataset_writers import changed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -348,8 +348,8 @@ def test_evaluate_detects_in_every_image_as_it_was_annotated(
     exif[0x0112] = 6  # to be turned by a quarter; the boxes of the first image are those of the stored pixels
     for name in ("3.jpg", "1.jpg"):
         Image.new("RGB", (100, 60)).save(tmp_path / name, exif=exif)
-    stored = replace(record(3, [[10, 10, 50, 50]], [0]), path=tmp_path / "3.jpg", height=60)
-    turned = replace(record(1), path=tmp_path / "1.jpg", width=60)
+    stored = changed(record(3, [[10, 10, 50, 50]], [0]), path=tmp_path / "3.jpg", height=60)
+    turned = changed(record(1), path=tmp_path / "1.jpg", width=60)
     evaluation = evaluate(Named(), dataset(stored, turned), batch_size=2)
     assert asked == {"shapes": [(3, 60, 100), (3, 100, 60)], "top_k": 100, "batch_size": 2}
     assert list(evaluation.detections) == [3, 1]
@@ -364,8 +364,8 @@ def test_images_that_cannot_be_read_do_not_count(
     monkeypatch.setattr(MODULE, "detect_frames", detect_frames)
     Image.new("RGB", (100, 100)).save(tmp_path / "1.png")
     data = dataset(
-        replace(record(3, [[10, 10, 50, 50]], [0]), path=tmp_path / "gone.png"),
-        replace(record(1), path=tmp_path / "1.png"),
+        changed(record(3, [[10, 10, 50, 50]], [0]), path=tmp_path / "gone.png"),
+        changed(record(1), path=tmp_path / "1.png"),
     )
     evaluation = evaluate(Named(), data, max_corrupt=0.5)
     assert (evaluation.images, evaluation.objects) == (1, 0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from os.path import isfile as is_file  # Path.is_file raises for names that are too long
@@ -24,25 +26,81 @@ ROUNDING = 0.01
 """Pixels by which a box may extend beyond the image without counting as clipped, because formats round."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ImageRecord:
-    """An image and its objects. Images without objects are negative examples."""
+_OBJECTS = np.dtype(
+    [("box_xyxy", np.float64, 4), ("area", np.float64), ("label", np.int64), ("crowd", np.bool_)], align=True
+)
+_NO_OBJECTS = np.zeros(0, _OBJECTS)
 
-    id: int
-    path: Path
-    width: int
-    """Width of the image that the boxes refer to, in pixels."""
-    height: int
-    boxes_xyxy: Float64[np.ndarray, "G 4"]
-    """Corners in pixels, inside the image, with positive width and height."""
-    labels: Int64[np.ndarray, " G"]
-    """Class of each object, 0 ... C-1."""
-    crowd: Bool[np.ndarray, " G"]
-    """True = a region of many objects: not a training target, and ignored in evaluation as in COCO."""
-    areas: Float64[np.ndarray, " G"]
-    """Area in square pixels as given in the data (in COCO, of the segmentation), otherwise that of the box."""
-    size_stated: bool = True
-    """Whether the size comes from the annotations; otherwise from the image header, with EXIF orientation."""
+
+class ImageRecord:
+    """An image and its objects. Images without objects are negative examples.
+
+    A dataset of 100,000 images has as many records, so that they are compact: one array for all properties of the
+    objects, and one string for the folder of many images.
+
+    Args:
+        id: Its id in the dataset.
+        path: The image file.
+        width: Width of the image that the boxes refer to, in pixels.
+        height: Height of the image that the boxes refer to, in pixels.
+        boxes_xyxy: Corners of G objects in pixels, inside the image, with positive width and height.
+        labels: Class of each object, 0 ... C-1.
+        crowd: True = a region of many objects: not a training target, and ignored in evaluation as in COCO.
+        areas: Area in square pixels as given in the data (in COCO, of the segmentation), otherwise that of the box.
+        size_stated: Whether the size comes from the annotations; otherwise from the image header, with EXIF orientation.
+    """
+
+    __slots__ = ("_folder", "_name", "_objects", "height", "id", "size_stated", "width")
+
+    def __init__(
+        self,
+        *,
+        id: int,  # noqa: A002 - the attribute's name
+        path: Path,
+        width: int,
+        height: int,
+        boxes_xyxy: Float64[np.ndarray, "G 4"],
+        labels: Int64[np.ndarray, " G"],
+        crowd: Bool[np.ndarray, " G"],
+        areas: Float64[np.ndarray, " G"],
+        size_stated: bool = True,
+    ) -> None:
+        self.id = id
+        self.width = width
+        self.height = height
+        self.size_stated = size_stated
+        folder, self._name = os.path.split(path)
+        self._folder = sys.intern(folder)
+        self._objects = _NO_OBJECTS
+        if len(labels):
+            self._objects = np.empty(len(labels), _OBJECTS)
+            self._objects["box_xyxy"], self._objects["area"] = boxes_xyxy, areas
+            self._objects["label"], self._objects["crowd"] = labels, crowd
+
+    @property
+    def path(self) -> Path:
+        """The image file."""
+        return Path(self._folder, self._name)
+
+    @property
+    def boxes_xyxy(self) -> Float64[np.ndarray, "G 4"]:
+        """Corners in pixels, inside the image, with positive width and height."""
+        return self._objects["box_xyxy"]
+
+    @property
+    def labels(self) -> Int64[np.ndarray, " G"]:
+        """Class of each object, 0 ... C-1."""
+        return self._objects["label"]
+
+    @property
+    def crowd(self) -> Bool[np.ndarray, " G"]:
+        """True = a region of many objects: not a training target, and ignored in evaluation as in COCO."""
+        return self._objects["crowd"]
+
+    @property
+    def areas(self) -> Float64[np.ndarray, " G"]:
+        """Area in square pixels as given in the data (in COCO, of the segmentation), otherwise that of the box."""
+        return self._objects["area"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
