@@ -134,11 +134,11 @@ Change = Callable[[Document], object]
         (lambda d: d["annotations"][1].update(bbox=[1, 2, 3]), r"annotations\[1\].*bbox"),
         (
             lambda d: d["annotations"][1].update(bbox=None),
-            r"annotations\[1\] \(id 2\): has neither a bbox nor polygons",
+            r"annotations\[1\] \(id 2\): has neither a bbox nor polygons or a mask",
         ),
         (
             lambda d: d["annotations"][1].update(bbox=None, segmentation={"size": [3, 3], "counts": [9]}),
-            r"annotations\[1\] \(id 2\): has neither a bbox nor polygons",
+            r"annotations\[1\] \(id 2\): has neither a bbox nor polygons or a mask",
         ),
         (lambda d: d["images"][0].update(id=-1), r"images\[0\].id"),
         (lambda d: d["images"][0].update(width=0), r"images\[0\].width"),

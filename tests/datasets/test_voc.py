@@ -7,6 +7,10 @@ import pytest
 from dataset_writers import Drawn, voc_xml, write_voc
 
 from querybox.data import read_dataset
+from querybox.data.findings import FindingCollector
+from querybox.data.formats import voc
+from querybox.data.formats.voc import voc_splits
+from querybox.data.formats.voc_xml import Annotation, parse_voc
 from querybox.errors import DataError
 
 IMAGES = [
@@ -26,6 +30,26 @@ def test_every_split_has_the_categories_of_all(tmp_path: Path) -> None:
         categories = read_dataset(tmp_path, split).categories
         assert [(category.id, category.name) for category in categories] == [(1, "cat"), (2, "dog")]
     assert [image.path.name for image in read_dataset(tmp_path, "validation").images] == ["b.png"]
+
+
+def test_files_are_parsed_once_for_all_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_voc(tmp_path, "train", IMAGES[:1])
+    write_voc(tmp_path, "val", IMAGES[1:])
+    (tmp_path / "Annotations" / "c.xml").write_text("<annotation")
+    parsed: list[str] = []
+
+    def parse(file: Path, findings: FindingCollector) -> Annotation | None:
+        parsed.append(file.name)
+        return parse_voc(file, findings)
+
+    monkeypatch.setattr(voc, "parse_voc", parse)
+    splits = voc_splits(tmp_path)
+    for _ in range(2):  # a split can be read twice
+        for split, name in (("train", "a.png"), ("val", "b.png")):
+            data = splits[split]()
+            assert [image.path.name for image in data.images] == [name]
+            assert [finding.count for finding in data.findings if finding.kind == "malformed"] == [1]
+    assert parsed == ["a.xml", "b.xml", "c.xml"]
 
 
 def test_lists_of_single_classes_are_no_splits(tmp_path: Path) -> None:

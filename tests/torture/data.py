@@ -13,7 +13,7 @@ from querybox import evaluate, train, validate
 from querybox.cli import main as command_line
 from querybox.data import read_coco, read_dataset
 from querybox.data.findings import UNREADABLE
-from querybox.data.formats.voc import read_voc
+from querybox.data.formats.voc import VocFiles, read_voc
 from querybox.data.formats.yolo import yolo_splits
 from querybox.data.records import require_usable
 from querybox.data.validate import Report, SplitReport
@@ -176,7 +176,7 @@ def not_understood(folder: Path, _: bool) -> str:
     (folder / "classes.txt").write_text("red\nblue\n")
     readers = (
         partial(read_coco, folder / "data.json"),
-        partial(read_voc, folder, folder / "Annotations"),
+        lambda: read_voc(VocFiles(folder, folder / "Annotations")),
         yolo_splits(folder)["all"],
     )
     read = 0

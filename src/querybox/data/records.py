@@ -47,7 +47,7 @@ class ImageRecord:
         labels: Class of each object, 0 ... C-1.
         crowd: True = a region of many objects: not a training target, and ignored in evaluation as in COCO.
         areas: Area in square pixels as given in the data (in COCO, of the segmentation), otherwise that of the box.
-        size_stated: Whether the size comes from the annotations; otherwise from the image header, with EXIF orientation.
+        size_stated: Whether the size comes from the annotations; otherwise from the header, with EXIF orientation.
     """
 
     __slots__ = ("_folder", "_name", "_objects", "height", "id", "size_stated", "width")

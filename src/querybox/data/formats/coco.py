@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 from querybox.data.findings import FindingCollector
 from querybox.data.formats.coco_json import (
-    CocoAnnotation,
+    Annotations,
     CocoImage,
     Columns,
     Id,
@@ -126,7 +126,7 @@ def read_coco(file: Path, root: Path | None = None) -> DetectionData:
     _note_unknown_ids(content.annotations, labels, image_ids, findings)
     last = {image.id: index for index, image in enumerate(content.images)}  # the last one of a repeated id
     objects = Columns.of(content.annotations, labels, last)
-    content.annotations.clear()  # before the records are created, so that their memory is used for these
+    del content.annotations  # before the records are created, so that their memory is used for these
     reader = _RecordReader(image_locator(file, root), objects, findings)
     records = [
         reader.read(image_ids[image.id], image, index)
@@ -160,17 +160,18 @@ def image_locator(file: Path, root: Path | None = None) -> ImageLocator:
 
 
 def _note_unknown_ids(
-    annotations: Sequence[CocoAnnotation],
+    annotations: Annotations,
     labels: Mapping[Id, int],
     image_ids: Mapping[Id, int],
     findings: FindingCollector,
 ) -> None:
-    for index, item in enumerate(annotations):
-        if item.image_id not in image_ids:
-            findings.add("absent_image", f"{location(index, item.id)} of image {item.image_id}")
-        elif item.category_id not in labels:
-            what = f"{location(index, item.id)} has category id {item.category_id}"
-            findings.add("unknown_category", what, image_id=image_ids[item.image_id])
+    items = zip(annotations.ids, annotations.image_ids, annotations.category_ids, strict=True)
+    for index, (number, image_id, category_id) in enumerate(items):
+        if image_id not in image_ids:
+            findings.add("absent_image", f"{location(index, number)} of image {image_id}")
+        elif category_id not in labels:
+            what = f"{location(index, number)} has category id {category_id}"
+            findings.add("unknown_category", what, image_id=image_ids[image_id])
 
 
 class _RecordReader:

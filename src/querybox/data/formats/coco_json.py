@@ -15,16 +15,16 @@ from jaxtyping import Bool, Float64, Int64
 from pydantic import Field, TypeAdapter, ValidationError
 
 from querybox.data.findings import FindingCollector
+from querybox.data.formats.coco_mask import Box, mask_box
 from querybox.data.image import MAX_PIXELS
+from querybox.data.json_stream import stream_lists
 from querybox.data.parsing import validation_problem
-from querybox.data.text import decode
+from querybox.data.text import read_text
 from querybox.errors import DataError
-from querybox.files import require_regular
 
 Id = Annotated[Annotated[int, Field(ge=0, lt=2**63)] | str, Field(union_mode="left_to_right")]
 """An id as written; strings of digits are numbers."""
 Pixels = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
-Box = tuple[float, float, float, float]  # x, y, width, height
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,64 +53,123 @@ class CocoAnnotation:
     image_id: Id
     category_id: Id
     bbox: Box | None = None
+    segmentation: Any = None
     area: float | None = None
     iscrowd: bool | None = None
 
 
 @dataclass(slots=True, kw_only=True)
 class CocoFile:
-    """A COCO file."""
+    """The content of a COCO file, for messages about files that do not have it."""
 
     categories: list[CocoCategory]
     images: list[CocoImage]
     annotations: list[CocoAnnotation]
 
 
-@dataclass(slots=True, kw_only=True)
-class _Shape:
-    segmentation: Any = None
+class Annotations:
+    """All annotations of a file, as lists of what they have in common."""
+
+    def __init__(self) -> None:
+        self.ids: list[Id | None] = []
+        self.image_ids: list[Id] = []
+        self.category_ids: list[Id] = []
+        self.boxes_xywh = array("d")
+        """Four values each; NaN without a box."""
+        self.has_box = bytearray()
+        self.areas = array("d")
+        self.has_area = bytearray()
+        self.crowd = bytearray()
+        self.has_crowd = bytearray()
+
+    def add(self, item: CocoAnnotation) -> None:
+        """Add an annotation."""
+        self.ids.append(item.id)
+        self.image_ids.append(item.image_id)
+        self.category_ids.append(item.category_id)
+        self.boxes_xywh.extend(item.bbox or (math.nan,) * 4)
+        self.has_box.append(item.bbox is not None)
+        self.areas.append(math.nan if item.area is None else item.area)
+        self.has_area.append(item.area is not None)
+        self.crowd.append(bool(item.iscrowd))
+        self.has_crowd.append(item.iscrowd is not None)
 
 
 @dataclass(slots=True, kw_only=True)
-class _Shapes:
-    annotations: list[_Shape]
+class Content:
+    """The content of a COCO file."""
+
+    categories: list[CocoCategory]
+    images: list[CocoImage]
+    annotations: Annotations
 
 
 _FILE = TypeAdapter(CocoFile)
-_SHAPES = TypeAdapter(_Shapes)
-_POLYGONS = TypeAdapter(Annotated[list[Annotated[list[float], Field(min_length=6)]], Field(min_length=1)])
+_CATEGORY, _IMAGE, _ANNOTATION = (
+    TypeAdapter(CocoCategory),
+    TypeAdapter(CocoImage),
+    TypeAdapter(CocoAnnotation),
+)
 
 
-def parse_coco(file: Path, findings: FindingCollector) -> CocoFile:
-    """Parse a COCO file. Annotations without `bbox` get that of their polygons, or None if they have no polygons.
+def parse_coco(file: Path, findings: FindingCollector) -> Content:
+    """Parse a COCO file, one entry at a time, because the whole file takes ten times the memory of what is used of it.
+
+    Annotations without `bbox` get that of their polygons or mask, or none if they have neither.
 
     Raises:
         DataError: The file is not COCO JSON.
     """
-    require_regular(file, DataError)
+    text = read_text(file, findings)
     try:
-        written: bytes | str = file.read_bytes()
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}") from None
-    if isinstance(written, bytes) and not written.isascii():
-        written = decode(written, file, findings)
-    try:
-        content = _FILE.validate_json(written)
-    except ValidationError as error:
-        raise DataError(
-            f"{file}: {validation_problem(error)}; expected COCO JSON, an object with 'images', "
-            f"'annotations' and 'categories' ({error.error_count()} validation errors)"
-        ) from None
+        content = _parse(text, findings)
+    except (ValueError, RecursionError) as error:  # pydantic's ValidationError is a ValueError
+        raise _error(file, text, error) from None
     _check_ids(content, findings)
-    if any(item.bbox is None for item in content.annotations):
-        # Parsed only if necessary, because polygons take much more memory than all the rest.
-        _add_boxes(content.annotations, _SHAPES.validate_json(written).annotations, findings)
     return content
+
+
+def _parse(text: str, findings: FindingCollector) -> Content:
+    content: dict[str, Any] = {}
+    for name, items in stream_lists(text, {"categories", "images", "annotations"}):
+        if name == "annotations":
+            content[name] = Annotations()
+            for index, item in enumerate(items):
+                content[name].add(_with_box(index, _ANNOTATION.validate_python(item), findings))
+        else:
+            adapter: TypeAdapter[Any] = _CATEGORY if name == "categories" else _IMAGE
+            content[name] = [adapter.validate_python(item) for item in items]
+    if len(content) < 3:
+        raise ValueError("lists are missing")
+    return Content(**content)
+
+
+def _error(file: Path, text: str, error: Exception) -> DataError:
+    """Return the error about a malformed file: its first problem, with the place in the file as a whole."""
+    problem, count = str(error), ""
+    try:
+        _FILE.validate_json(text)
+    except ValidationError as found:
+        problem, count = validation_problem(found), f" ({found.error_count()} validation errors)"
+    return DataError(
+        f"{file}: {problem}; expected COCO JSON, an object with 'images', 'annotations' and 'categories'{count}"
+    )
+
+
+def _with_box(index: int, item: CocoAnnotation, findings: FindingCollector) -> CocoAnnotation:
+    if item.bbox is None:
+        item.bbox = mask_box(item.segmentation)
+        if item.bbox is None:
+            what = "has neither a bbox nor polygons or a mask in segmentation; expected bbox [x, y, width, height]"
+            findings.add("malformed", f"{location(index, item.id)}: {what}")
+        else:
+            findings.add("boxed_shape", location(index, item.id))
+    return item
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """All annotations of a file in arrays, which take a fifth of the memory of objects."""
+    """All annotations of a file in arrays, by image."""
 
     ids: Sequence[Id | None]
     boxes_xyxy: Float64[np.ndarray, "N 4"]
@@ -127,27 +186,22 @@ class Columns:
     """Where those of each image, and after the last one, begin in `order`."""
 
     @classmethod
-    def of(
-        cls, annotations: Sequence[CocoAnnotation], labels: Mapping[Id, int], images: Mapping[Id, int]
-    ) -> Self:
+    def of(cls, items: Annotations, labels: Mapping[Id, int], images: Mapping[Id, int]) -> Self:
         """Create the columns of annotations, given the label of each category id and the index of each image id."""
-        missing = (math.nan,) * 4
-        boxes = np.array([item.bbox or missing for item in annotations], dtype=np.float64).reshape(-1, 4)
-        of_label = np.array([labels.get(item.category_id, -1) for item in annotations], dtype=np.int64)
-        of_image = np.array([images.get(item.image_id, -1) for item in annotations], dtype=np.int64)
-        has_box = np.array([item.bbox is not None for item in annotations], dtype=bool)
-        of_image[(of_label < 0) | ~has_box] = -1
+        count = len(items.ids)
+        boxes = np.frombuffer(items.boxes_xywh, dtype=np.float64).reshape(-1, 4)
+        of_label = np.fromiter((labels.get(one, -1) for one in items.category_ids), np.int64, count)
+        of_image = np.fromiter((images.get(one, -1) for one in items.image_ids), np.int64, count)
+        of_image[(of_label < 0) | ~np.frombuffer(items.has_box, dtype=bool)] = -1
         order = np.argsort(of_image, kind="stable")
-        ids = [item.id for item in annotations]
-        numbered = [one for one in ids if isinstance(one, int)]
         return cls(
-            ids=array("q", numbered) if len(numbered) == len(ids) else ids,
+            ids=items.ids,
             boxes_xyxy=np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1),
             labels=of_label,
-            crowd=np.array([bool(item.iscrowd) for item in annotations], dtype=bool),
-            areas=np.array([item.area for item in annotations], dtype=np.float64),  # None -> NaN
-            no_area=np.array([item.area is None for item in annotations], dtype=bool),
-            no_iscrowd=np.array([item.iscrowd is None for item in annotations], dtype=bool),
+            crowd=np.frombuffer(items.crowd, dtype=bool),
+            areas=np.frombuffer(items.areas, dtype=np.float64),
+            no_area=~np.frombuffer(items.has_area, dtype=bool),
+            no_iscrowd=~np.frombuffer(items.has_crowd, dtype=bool),
             order=order,
             starts=np.searchsorted(of_image[order], np.arange(max(images.values(), default=-1) + 2)),
         )
@@ -176,36 +230,20 @@ def location(index: int, annotation_id: Id | None) -> str:
     return f"annotations[{index}]" + ("" if annotation_id is None else f" (id {annotation_id})")
 
 
-def _add_boxes(
-    annotations: Sequence[CocoAnnotation], shapes: Sequence[_Shape], findings: FindingCollector
-) -> None:
-    for index, (item, shape) in enumerate(zip(annotations, shapes, strict=True)):
-        if item.bbox is not None:
-            continue
-        try:
-            polygons = _POLYGONS.validate_python(shape.segmentation)
-        except ValidationError:
-            what = "has neither a bbox nor polygons in segmentation; expected bbox [x, y, width, height]"
-            findings.add("malformed", f"{location(index, item.id)}: {what}")
-            continue
-        x, y = ([value for polygon in polygons for value in polygon[start::2]] for start in (0, 1))
-        item.bbox = (min(x), min(y), max(x) - min(x), max(y) - min(y))
-        findings.add("boxed_shape", location(index, item.id))
-
-
-def _check_ids(content: CocoFile, findings: FindingCollector) -> None:
-    kinds: dict[str, Sequence[CocoCategory] | Sequence[CocoImage] | Sequence[CocoAnnotation]] = {
-        "category": content.categories,
-        "image": content.images,
-        "annotation": content.annotations,
+def _check_ids(content: Content, findings: FindingCollector) -> None:
+    kinds = {
+        "category": [category.id for category in content.categories],
+        "image": [image.id for image in content.images],
+        "annotation": [one for one in content.annotations.ids if one is not None],
     }
-    for kind, items in kinds.items():
-        counts = Counter(item.id for item in items)
-        for number, count in counts.items():
-            if number is not None and count > 1:
+    for kind, ids in kinds.items():
+        if len(set(ids)) == len(ids):  # before they are counted, which takes more memory
+            continue
+        for number, count in Counter(ids).items():
+            if count > 1:
                 findings.add(f"repeated_{kind}_id", f"{number} occurs {count} times")
     names = Counter(category.name for category in content.categories)
     for name, count in names.items():
         if count > 1:
-            ids = [str(category.id) for category in content.categories if category.name == name]
-            findings.add("repeated_category", f"{name!r} with ids {', '.join(ids)}")
+            repeated = [str(category.id) for category in content.categories if category.name == name]
+            findings.add("repeated_category", f"{name!r} with ids {', '.join(repeated)}")

@@ -6,11 +6,11 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path, PureWindowsPath
 
-from querybox.data.findings import FindingCollector
+from querybox.data.findings import DataFinding, FindingCollector
 from querybox.data.formats.voc_xml import Annotation, parse_voc
 from querybox.data.image import SUFFIXES
 from querybox.data.layout import split_folder
@@ -51,17 +51,36 @@ def voc_splits(path: Path) -> dict[str, Reader]:
     files = find_files(path, {".xml"})
     if not any(map(_is_voc, islice(files, 20))):
         return {}
+    dataset = VocFiles(root, path)
     if lists := _lists(root):
-        return by_split({name: partial(read_voc, root, path, lists=found) for name, found in lists.items()})
+        return by_split({name: partial(read_voc, dataset, lists=found) for name, found in lists.items()})
     folders = sorted({split for file in files if (split := split_folder(file.parent, root))})
     if not folders:
-        return {"all": partial(read_voc, root, path)}
-    return by_split({name: partial(read_voc, root, path, folder=name) for name in folders})
+        return {"all": partial(read_voc, dataset)}
+    return by_split({name: partial(read_voc, dataset, folder=name) for name in folders})
 
 
-def read_voc(
-    root: Path, annotations: Path, *, lists: Sequence[Path] = (), folder: str | None = None
-) -> DetectionData:
+class VocFiles:
+    """The XML files of a dataset, which are parsed once for all its splits.
+
+    Attributes:
+        root: Contains the XML files and the images.
+        folder: Contains the XML files, itself or in its subfolders.
+    """
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        self.root = root
+        self.folder = folder
+
+    @cached_property
+    def parsed(self) -> tuple[list[Annotation], tuple[DataFinding, ...]]:
+        """The content of all files in sorted order, and what was found in them."""
+        findings = FindingCollector(self.root)
+        annotations = [parse_voc(file, findings) for file in find_files(self.folder, {".xml"})]
+        return [annotation for annotation in annotations if annotation is not None], findings.by_kind()
+
+
+def read_voc(dataset: VocFiles, *, lists: Sequence[Path] = (), folder: str | None = None) -> DetectionData:
     """Read one split of a VOC folder.
 
     An image has the name of its XML file; if there is no such image, that in `<filename>`. The categories are the
@@ -71,31 +90,28 @@ def read_voc(
     marked `difficult` are treated like others.) Problems of files and objects are among the data's `findings`.
 
     Args:
-        root: Contains the XML files and the images.
-        annotations: Contains the XML files, itself or in its subfolders.
+        dataset: The XML files of all splits.
         lists: Text files with one image name per line; the split has the images in any of them.
         folder: Name of the folders that contain the split's files; None for all files.
 
     Raises:
         DataError: Listed XML files are missing, or all images are.
     """
+    root = dataset.root
     source = lists[0] if lists else (root / folder if folder and (root / folder).is_dir() else root)
-    findings = FindingCollector(source)
-    parsed = {
-        file: annotation
-        for file in find_files(annotations, {".xml"})
-        if (annotation := parse_voc(file, findings)) is not None
-    }
-    names = sorted({name for annotation in parsed.values() for name in annotation.names})
+    annotations, known = dataset.parsed
+    findings = FindingCollector(source, known)
+    names = sorted({name for annotation in annotations for name in annotation.names})
     if lists:
-        chosen = _listed_files(lists, list(parsed), root, findings)
+        chosen = _listed(lists, annotations, root, findings)
+    elif folder is not None:
+        chosen = [one for one in annotations if split_folder(one.file.parent, root) == folder]
     else:
-        chosen = [file for file in parsed if folder is None or split_folder(file.parent, root) == folder]
+        chosen = annotations
     locator = ImageLocator(root, [root / name for name in _IMAGE_FOLDERS])
     reader = _RecordReader(root, locator, {name: label for label, name in enumerate(names)}, findings)
-    reader.note_others(parsed.values(), folder)
-    # Annotations are given up one by one, so that their memory is used for the records.
-    records = [reader.read(number, parsed.pop(file)) for number, file in enumerate(chosen, start=1)]
+    reader.note_others(annotations, folder)
+    records = [reader.read(number, annotation) for number, annotation in enumerate(chosen, start=1)]
     data = DetectionData(
         source=source,
         categories=tuple(Category(id=number, name=name) for number, name in enumerate(names, start=1)),
@@ -125,14 +141,14 @@ def _lists(root: Path) -> dict[str, list[Path]]:
     return dict(lists)
 
 
-def _listed_files(
-    lists: Sequence[Path], files: Sequence[Path], root: Path, findings: FindingCollector
-) -> list[Path]:
+def _listed(
+    lists: Sequence[Path], annotations: Sequence[Annotation], root: Path, findings: FindingCollector
+) -> list[Annotation]:
     """Return the XML files of the images in the lists, which may state folders and suffixes, in their order."""
-    by_stem: defaultdict[str, list[Path]] = defaultdict(list)
-    for file in files:
-        by_stem[file.stem].append(file)
-    chosen: dict[Path, None] = {}
+    by_stem: defaultdict[str, list[Annotation]] = defaultdict(list)
+    for annotation in annotations:
+        by_stem[annotation.file.stem].append(annotation)
+    chosen: dict[str, Annotation] = {}
     missing = []
     for image_list in lists:
         names = [_FLAG.sub("", line) for line in read_lines(image_list, findings) if line]
@@ -147,19 +163,21 @@ def _listed_files(
             candidates = by_stem.get(stem.rpartition("/")[2], [])
             if len(candidates) > 1:
                 candidates = [
-                    file for file in candidates if file.with_suffix("").as_posix().endswith("/" + stem)
+                    one for one in candidates if one.file.with_suffix("").as_posix().endswith("/" + stem)
                 ]
             if len(candidates) == 1:
-                chosen[candidates[0]] = None
+                chosen[candidates[0].path] = candidates[0]
             else:
                 missing.append(
-                    name if not candidates else f"{name} (several, e.g. {candidates[0].relative_to(root)})"
+                    name
+                    if not candidates
+                    else f"{name} (several, e.g. {candidates[0].file.relative_to(root)})"
                 )
     if missing:
         raise DataError(
             f"{lists[0]}: {len(missing)} of {len(missing) + len(chosen)} XML files are missing: {listed(missing)}"
         )
-    return list(chosen)
+    return list(chosen.values())
 
 
 class _RecordReader:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import math
 import re
+import sys
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree.ElementTree import Element
@@ -24,15 +25,21 @@ _SIDES = ("xmin", "ymin", "xmax", "ymax")
 class Annotation(NamedTuple):
     """The content of one file."""
 
-    file: Path
+    path: str
+    """Path of the file, as a string because there may be 100,000 files."""
     file_name: str
     """The image's name in `<filename>`, possibly empty."""
     size: tuple[int, int] | None
     """(height, width) of the image, if they are stated."""
-    names: list[str]
+    names: tuple[str, ...]
     """The class of each object."""
     boxes_xyxy: Float64[np.ndarray, "G 4"]
     """Corners in pixels."""
+
+    @property
+    def file(self) -> Path:
+        """The file."""
+        return Path(self.path)
 
 
 def parse_voc(file: Path, findings: FindingCollector) -> Annotation | None:
@@ -48,10 +55,10 @@ def parse_voc(file: Path, findings: FindingCollector) -> Annotation | None:
             return None
         objects = list(enumerate(root.findall("object"), start=1))
         return Annotation(
-            file=file,
+            path=str(file),
             file_name=(root.findtext("filename") or "").strip(),
             size=stated_size(root.findtext("size/height"), root.findtext("size/width")),
-            names=[_name(file, number, item) for number, item in objects],
+            names=tuple(sys.intern(_name(file, number, item)) for number, item in objects),
             boxes_xyxy=_array([_box(file, number, item, findings) for number, item in objects]),
         )
     except DataError as error:
@@ -59,7 +66,7 @@ def parse_voc(file: Path, findings: FindingCollector) -> Annotation | None:
     except (OSError, ValueError, LookupError) as error:  # unreadable; unknown encodings
         problem = f"{file}: cannot be read as XML: {error}"
     findings.add("malformed", problem)
-    return Annotation(file=file, file_name="", size=None, names=[], boxes_xyxy=_array([]))
+    return Annotation(path=str(file), file_name="", size=None, names=(), boxes_xyxy=_array([]))
 
 
 def _array(boxes: list[list[float]]) -> Float64[np.ndarray, "G 4"]:
