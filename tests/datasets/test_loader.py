@@ -152,7 +152,7 @@ def test_mixup_needs_two_images(sample: DetectionData) -> None:
 
 
 def test_an_image_that_is_gone_leaves_its_part_of_a_mosaic_empty(sample: DetectionData) -> None:
-    gone = [replace(image, path=Path("gone.jpg")) for image in sample.images[1:]]
+    gone = [changed(image, path=Path("gone.jpg")) for image in sample.images[1:]]
     data = replace(sample, images=(sample.images[0], *gone))
     images = TrainingImages(data, SMALL.replace(mosaic=1.0, stretch=True), 0, fill=(0.0, 255.0, 0.0))
     found = images[0, 3]
