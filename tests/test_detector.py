@@ -99,7 +99,9 @@ def test_settings_that_the_file_lacks(detector: qb.Detector, tmp_path: Path) -> 
     detector.save(tmp_path / "own.safetensors")
     with pytest.raises(ConfigError, match="got dilation=True, but the file says False"):
         qb.load(tmp_path / "own.safetensors", dilation=True)
-    with pytest.raises(ConfigError, match="heads=2 for an exported model, which contains both; omit them"):
+    with pytest.raises(
+        ConfigError, match="heads=2 for an exported model, which contains such settings; omit them"
+    ):
         qb.load(tmp_path / "model.onnx", heads=2)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 
@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 
 
 def load(
-    path: str | Path, *, trusted: bool = False, dilation: bool | None = None, heads: int | None = None
+    path: str | Path,
+    *,
+    trusted: bool = False,
+    dilation: bool | None = None,
+    heads: int | None = None,
+    activation: Literal["relu", "silu"] | None = None,
 ) -> Detector | ExportedModel:
     """Load a model: weights of any supported layout, a run folder, a name on the Hub, or an exported model.
 
@@ -48,6 +53,8 @@ def load(
             tensors. None for the value in the file, or else False.
         heads: For weights: number of attention heads, which cannot be inferred from the tensors. None for the value in
             the file, or else 8.
+        activation: For weights: the decoder's activation, which cannot be inferred from the tensors: ``"silu"`` for
+            those of DEIM. None for the value in the file, or else ReLU.
 
     Returns:
         A `Detector` in float32, on the CPU, in evaluation mode; or an exported model, which has `predict` as well and
@@ -55,7 +62,7 @@ def load(
 
     Raises:
         CheckpointError: The file is missing, corrupt, not a model, requires code to be executed, or is not trusted.
-        ConfigError: `dilation` or `heads` contradicts the file, or is given for an exported model.
+        ConfigError: `dilation`, `heads` or `activation` contradicts the file, or is given for an exported model.
         MissingExtraError: The package that runs an exported model is not installed.
     """
     from querybox.checkpoints.find import is_exported
@@ -64,12 +71,14 @@ def load(
     if is_exported(path):
         from querybox.exporting import load_exported
 
-        if dilation is not None or heads is not None:
+        given = {"dilation": dilation, "heads": heads, "activation": activation}
+        if any(value is not None for value in given.values()):
+            values = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
             raise ConfigError(
-                f"{path}: got dilation={dilation}, heads={heads} for an exported model, which contains both; omit them"
+                f"{path}: got {values} for an exported model, which contains such settings; omit them"
             )
         return load_exported(path, trusted=trusted)
-    return Detector.load(path, dilation=dilation, heads=heads)
+    return Detector.load(path, dilation=dilation, heads=heads, activation=activation)
 
 
 class Detector(DetectionTransformer):
@@ -135,23 +144,31 @@ class Detector(DetectionTransformer):
         return cls.of(build(recipe, categories))
 
     @classmethod
-    def load(cls, path: str | Path, *, dilation: bool | None = None, heads: int | None = None) -> Self:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        dilation: bool | None = None,
+        heads: int | None = None,
+        activation: Literal["relu", "silu"] | None = None,
+    ) -> Self:
         """Load a detector like `querybox.load`, which also loads exported models.
 
         Args:
             path: Weights, as for `querybox.load`.
             dilation: As for `querybox.load`.
             heads: As for `querybox.load`.
+            activation: As for `querybox.load`.
 
         Raises:
             CheckpointError: The file is missing or corrupt, requires code to be executed, or is not a supported
                 detector.
-            ConfigError: `dilation` or `heads` contradicts the file.
+            ConfigError: `dilation`, `heads` or `activation` contradicts the file.
         """
         from querybox.checkpoints.read import load_detector
 
         path = require_path("Detector.load", path, "a model")
-        return cls.of(load_detector(path, dilation=dilation, heads=heads))
+        return cls.of(load_detector(path, dilation=dilation, heads=heads, activation=activation))
 
     def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write weights, settings, classes and preprocessing to a safetensors file, atomically.

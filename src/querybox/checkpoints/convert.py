@@ -43,6 +43,7 @@ def convert(
     rows: Rows | None = None,
     dilation: bool | None = None,
     heads: int | None = None,
+    activation: str | None = None,
 ) -> None:
     """Convert a checkpoint of any layout to that of another library.
 
@@ -64,6 +65,7 @@ def convert(
             zero, which changes no score. None keeps the rows.
         dilation: Whether the last stage is dilated, as in `querybox.load`.
         heads: Number of attention heads, as in `querybox.load`.
+        activation: Activation of the decoder, as in `querybox.load`.
 
     Raises:
         CheckpointError: `source` cannot be read.
@@ -75,7 +77,7 @@ def convert(
     check_choice("to", to, get_args(System))
     check_choice("rows", rows, (*get_args(Rows), None))
     check_target(target, to)
-    checkpoint = read_checkpoint(source, dilation=dilation, heads=heads)
+    checkpoint = read_checkpoint(source, dilation=dilation, heads=heads, activation=activation)
     for sentence in checkpoint.assumptions:
         logger.info("%s: assumed: %s", source, sentence)
     try:

@@ -54,20 +54,28 @@ class LoadedDetector:
 
 
 def load_detector(
-    path: str | Path, *, dilation: bool | None = None, heads: int | None = None
+    path: str | Path,
+    *,
+    dilation: bool | None = None,
+    heads: int | None = None,
+    activation: str | None = None,
 ) -> DetectionTransformer:
     """Load a detector; see `querybox.load`."""
-    loaded = load_checkpoint(path, dilation=dilation, heads=heads)
+    loaded = load_checkpoint(path, dilation=dilation, heads=heads, activation=activation)
     for sentence in loaded.assumptions:
         logger.info("%s: assumed: %s", path, sentence)
     return loaded.detector
 
 
 def load_checkpoint(
-    path: str | Path, *, dilation: bool | None = None, heads: int | None = None
+    path: str | Path,
+    *,
+    dilation: bool | None = None,
+    heads: int | None = None,
+    activation: str | None = None,
 ) -> LoadedDetector:
     """Load a detector, and return how its file was interpreted; see `querybox.load`."""
-    checkpoint = read_checkpoint(path, dilation=dilation, heads=heads)
+    checkpoint = read_checkpoint(path, dilation=dilation, heads=heads, activation=activation)
     try:
         detector = restore(checkpoint.blueprint, checkpoint.state)
     except CheckpointError as error:
@@ -76,11 +84,16 @@ def load_checkpoint(
 
 
 def read_checkpoint(
-    path: str | Path, *, dilation: bool | None = None, heads: int | None = None
+    path: str | Path,
+    *,
+    dilation: bool | None = None,
+    heads: int | None = None,
+    activation: str | None = None,
 ) -> Checkpoint:
     """Read a checkpoint of any layout without building the detector; see `querybox.load`."""
     path = find_weights(path)
-    given = {name: value for name, value in (("dilation", dilation), ("heads", heads)) if value is not None}
+    arguments = {"dilation": dilation, "heads": heads, "activation": activation}
+    given = {name: value for name, value in arguments.items() if value is not None}
     try:
         if is_native(path):
             state, card = native.read(path)
@@ -157,6 +170,10 @@ def infer_recipe(
     stated = {**stated_settings(metadata, kind), **given}
     if "dilation" not in kind.model_fields and stated.pop("dilation", False):
         raise CheckpointError(f"querybox has no {kind.title} with a dilated last stage (DC5)")
+    if "activation" in given and "activation" not in kind.model_fields:
+        raise ConfigError(
+            f"got activation='{given['activation']}' for {kind.title}, which always has ReLU; omit it"
+        )
     known = kind.infer(state, stated)
     return kind.parse(known), kind.assumptions(known, str(path))
 

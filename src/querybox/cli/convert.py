@@ -17,6 +17,7 @@ def convert(
     rows: Literal[80, 91] | None = None,
     dilation: bool | None = None,
     heads: int | None = None,
+    activation: Literal["relu", "silu"] | None = None,
 ) -> None:
     """Convert a checkpoint to the layout of another library.
 
@@ -40,8 +41,9 @@ def convert(
             probability zero, which changes no score. By default the rows are kept.
         dilation: The last stage is dilated (DC5), which cannot be inferred from the tensors.
         heads: Number of attention heads if it is not 8, which cannot be inferred from the tensors.
+        activation: silu for the weights of DEIM, which cannot be told from those of RT-DETRv2.
     """
     from querybox.checkpoints.convert import convert as run
 
-    run(model, target, to=to, rows=rows, dilation=dilation, heads=heads)
+    run(model, target, to=to, rows=rows, dilation=dilation, heads=heads, activation=activation)
     print_text(f"Wrote {target}")

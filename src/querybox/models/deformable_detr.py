@@ -127,7 +127,11 @@ class DeformableDETR(Recipe):
 
     def build_proposals(self, classes: int) -> Proposals:
         """Build the proposals that queries are selected from."""
-        return Proposals(self.width, SigmoidClassHead(self.width, classes), DeltaHead(self.width))
+        return Proposals(self.width, SigmoidClassHead(self.width, classes), self.build_box_head())
+
+    def build_box_head(self, size: float = 0.0) -> DeltaHead:
+        """Build a box head; for `size` see `DeltaHead`."""
+        return DeltaHead(self.width, size=size)
 
     def build_decoder(self, classes: int) -> ReferenceDecoder:
         """Build the decoder; with `refine`, every layer has its own heads."""
@@ -137,7 +141,7 @@ class DeformableDETR(Recipe):
         return ReferenceDecoder(
             self.build_layers(DeformableDecoderLayer, self.decoder_layers),
             [SigmoidClassHead(self.width, classes) for _ in heads],
-            [DeltaHead(self.width, size=size) for size in sizes],
+            [self.build_box_head(size) for size in sizes],
             refinement=Refine() if self.refine else KeepReference(),
             norm=nn.Identity(),
         )

@@ -19,7 +19,7 @@ from querybox.models.public import PublicWeights
 from querybox.models.recipe import Positive
 from querybox.modules.decoder import DeformableDecoderLayer, LookForwardTwice, ReferenceDecoder
 from querybox.modules.denoising import Denoising
-from querybox.modules.heads import DeltaHead, SigmoidClassHead
+from querybox.modules.heads import SigmoidClassHead
 from querybox.modules.position import SinePosition
 from querybox.modules.queries import MixedQueries, RankByScore, RankPeaksFirst, TokenQueries
 
@@ -99,7 +99,7 @@ class DINO(DeformableDETR):
         return ReferenceDecoder(
             self.build_layers(DeformableDecoderLayer, self.decoder_layers),
             [SigmoidClassHead(self.width, classes) for _ in heads],
-            [DeltaHead(self.width) for _ in heads],
+            [self.build_box_head() for _ in heads],
             refinement=LookForwardTwice(),
             norm=nn.LayerNorm(self.width),
             position=SinePosition(self.width),

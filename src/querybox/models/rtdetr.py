@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -57,6 +57,9 @@ SUPPORTED: dict[str, object] = {
     "eval_size": None,  # otherwise transformers has no positional encoding in evaluation mode
 }
 """Settings of a Hugging Face config of which querybox supports one value, that of all published models."""
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
 
 
 class RTDETR(DINO):
@@ -126,6 +129,10 @@ class RTDETR(DINO):
     """Weight of the class cost in matching."""
     token_content: bool = True
     """Use the tokens of the selected proposals as the content of queries."""
+    activation: Literal["relu", "silu"] = "relu"
+    """Activation of the decoder's feed-forward networks, the box heads and the positions of queries; SiLU in DEIM."""
+    position_layers: Literal[2, 3] = 2
+    """Linear layers that compute the position of a query from its box; 3 in DEIM's RT-DETRv2."""
     normalize: bool = False
     """Normalise images with the mean and standard deviation of the backbone's ImageNet weights; otherwise values are
     scaled to 0-1."""
@@ -201,16 +208,29 @@ class RTDETR(DINO):
         return ReferenceDecoder(
             self.build_decoder_layers(),
             [SigmoidClassHead(self.width, classes) for _ in heads],
-            [DeltaHead(self.width) for _ in heads],
+            [self.build_box_head() for _ in heads],
             refinement=LookForwardTwice(),
             norm=nn.Identity(),
-            position=BoxPosition(self.width),
+            position=self.build_position(),
             inference_layers=self.inference_layers,
         )
 
     def build_decoder_layers(self) -> list[DeformableDecoderLayer]:
         """Build the layers of the decoder."""
-        return self.build_layers(DeformableDecoderLayer, self.decoder_layers)
+        return self.build_layers(self.decoder_layer(), self.decoder_layers)
+
+    def decoder_layer(self) -> Callable[..., DeformableDecoderLayer]:
+        """Return what builds a layer of the decoder."""
+        return partial(DeformableDecoderLayer, activation=ACTIVATIONS[self.activation])
+
+    def build_box_head(self, size: float = 0.0) -> DeltaHead:
+        """Build a box head; for `size` see `DeltaHead`."""
+        return DeltaHead(self.width, size=size, activation=ACTIVATIONS[self.activation])
+
+    def build_position(self) -> BoxPosition:
+        """Build the positions of queries."""
+        hidden = (2 * self.width,) if self.position_layers == 2 else (self.width,) * 2
+        return BoxPosition(*hidden, self.width, activation=ACTIVATIONS[self.activation])
 
     def criterion(self) -> Criterion:
         """Return the criterion."""
@@ -234,6 +254,7 @@ class RTDETR(DINO):
             "frozen_stride": 2 if BOTTLENECK in state else 0,
             "fusion_blocks": count(state, r"encoder\.top_down\.0\.bottlenecks\.(\d+)"),
             "share_heads": "decoder.class_heads.1.bias" not in state,
+            "position_layers": count(state, r"decoder\.position\.layers\.(\d+)"),
         }
         layer = state.get("encoder.layers.0.feedforward.0.bias")
         return settings if layer is None else {**settings, "encoder_feedforward": len(layer)}
@@ -351,8 +372,10 @@ class RTDETR(DINO):
             "share_heads": False,
             "distinct": False,
             "token_content": True,
+            "activation": "relu",
+            "position_layers": 2,
         }
-        if layout is HUGGINGFACE_RTDETR:
+        if layout is self.layouts["huggingface"]:
             supported["inference_layers"] = None
         unsupported = [name for name, value in supported.items() if getattr(self, name) != value]
         known = {name.partition(".")[0] for name in VD.values()}

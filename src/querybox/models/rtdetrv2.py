@@ -70,7 +70,7 @@ class RTDETRv2(RTDETR):
         if not self.discrete:
             return super().build_decoder_layers()
         attention = partial(DeformableAttention, sampling=NearestSample)
-        layers = self.build_layers(partial(DeformableDecoderLayer, attention=attention), self.decoder_layers)
+        layers = self.build_layers(partial(self.decoder_layer(), attention=attention), self.decoder_layers)
         for layer in layers:
             layer.cross_attention.offset.requires_grad_(requires_grad=False)
         return layers
@@ -112,6 +112,9 @@ class RTDETRv2(RTDETR):
     def assumptions(cls, known: Mapping[str, Any], path: str) -> list[str]:
         """Return what is assumed about settings that cannot be determined, one sentence each."""
         sentences = super().assumptions(known, path)
+        if "activation" not in known:
+            doubt = ", although its name says DEIM" if "deim" in path.lower() else ""
+            sentences.append(f"ReLU in the decoder{doubt}; pass activation='silu' for weights of DEIM")
         if "discrete" not in known:
             sentences.append("sampling with interpolation; set model.discrete=true if it was trained without")
         return sentences
@@ -128,5 +131,16 @@ class RTDETRv2(RTDETR):
 
     def unsupported_settings(self, layout: Layout) -> list[str]:
         """Return the names of settings whose values the layout's system does not support."""
-        uneven = layout is HUGGINGFACE_RTDETRV2 and len(set(self.points)) > 1
-        return [*super().unsupported_settings(layout), *(["points"] if uneven else [])]
+        unsupported = super().unsupported_settings(layout)
+        if layout is LYUWENYU_V2:  # also that of DEIM
+            return [name for name in unsupported if name not in ("activation", "position_layers")]
+        return [*unsupported, *(["points"] if len(set(self.points)) > 1 else [])]
+
+    def conversion_notes(self, layout: Layout, state: Mapping[str, Tensor]) -> list[str]:
+        """Return what has to be set in the layout's system before it can load `state`, one sentence each."""
+        sentences = super().conversion_notes(layout, state)
+        if self.activation == "silu":
+            sentences.append(
+                "it has SiLU, which tensors do not show: set activation and mlp_act to silu in DEIM"
+            )
+        return sentences

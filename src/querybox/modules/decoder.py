@@ -150,11 +150,12 @@ class DeformableDecoderLayer(nn.Module):
         dropout: float,
         *,
         attention: Callable[[int, int, tuple[int, ...]], DeformableAttention] = DeformableAttention,
+        activation: type[nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
         self.self_attention = Attention(width, heads, dropout)
         self.cross_attention = attention(width, heads, points)
-        self.feedforward = FeedForward(width, feedforward, dropout)
+        self.feedforward = FeedForward(width, feedforward, dropout, activation=activation)
         self.self_attention_residual = Residual(width, dropout)
         self.cross_attention_residual = Residual(width, dropout)
         self.feedforward_residual = Residual(width, dropout)

@@ -31,10 +31,9 @@ class SigmoidClassHead(nn.Linear):
 class BoxLayers(nn.Sequential):
     """Multi-layer perceptron with two hidden layers and four outputs."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__(
-            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 4)
-        )
+    def __init__(self, width: int, activation: type[nn.Module] = nn.ReLU) -> None:
+        hidden = (nn.Linear(width, width), activation(), nn.Linear(width, width), activation())
+        super().__init__(*hidden, nn.Linear(width, 4))
 
 
 class BoxHead(BoxLayers):
@@ -50,9 +49,9 @@ class BoxHead(BoxLayers):
 class DeltaHead(BoxLayers):
     """Predicts the deltas of boxes relative to their references, before the sigmoid; initially zero."""
 
-    def __init__(self, width: int, *, size: float = 0.0) -> None:
+    def __init__(self, width: int, *, size: float = 0.0, activation: type[nn.Module] = nn.ReLU) -> None:
         """Initialise the deltas to zero, and those of width and height to `size`: -2 is 12 % of the image."""
-        super().__init__(width)
+        super().__init__(width, activation)
         last = self[-1]
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)

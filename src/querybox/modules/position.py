@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Float
@@ -130,12 +131,14 @@ class CellPositionEncoding(nn.Module):
 class BoxPosition(nn.Module):
     """Computes the positional embedding of a query from the coordinates of its reference box (RT-DETR)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, *widths: int, activation: type[nn.Module] = nn.ReLU) -> None:
+        """Create the embedding; `widths` are the outputs of its linear layers."""
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(4, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
-        for layer in (self.layers[0], self.layers[2]):
-            assert isinstance(layer, nn.Linear)
+        linears = [nn.Linear(*sizes) for sizes in pairwise((4, *widths))]
+        for layer in linears:
             nn.init.xavier_uniform_(layer.weight)
+        hidden = (module for layer in linears[:-1] for module in (layer, activation()))
+        self.layers = nn.Sequential(*hidden, linears[-1])
 
     def forward(
         self,

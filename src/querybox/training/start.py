@@ -103,7 +103,7 @@ def resolve_model(settings: RunSettings) -> tuple[Recipe, Preprocessing | None]:
 
 def not_inferable(model: Mapping[str, Any]) -> dict[str, Any]:
     """Return those settings of a model that cannot be inferred from its tensors."""
-    return {name: model[name] for name in ("dilation", "heads") if name in model}
+    return {name: model[name] for name in ("dilation", "heads", "activation") if name in model}
 
 
 def build_detector(settings: RunSettings, categories: tuple[Category, ...]) -> DetectionTransformer:

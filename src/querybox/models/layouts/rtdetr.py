@@ -122,6 +122,7 @@ LYUWENYU = Layout(
         **head_modules("queries.proposals.box_head", "decoder.enc_bbox_head"),
         "decoder.position.layers.0": "decoder.query_pos_head.layers.0",
         "decoder.position.layers.2": "decoder.query_pos_head.layers.1",
+        "decoder.position.layers.4": "decoder.query_pos_head.layers.2",
         f"{OURS_DECODER}.self_attention": f"{LAYERS}.self_attn",
         f"{OURS_DECODER}.self_attention_residual.norm": f"{LAYERS}.norm1",
         f"{OURS_DECODER}.cross_attention": f"{LAYERS}.cross_attn",

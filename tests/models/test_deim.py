@@ -1,0 +1,130 @@
+"""What DEIM changes in the models that it trains."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from querybox import Category, Detector, ImageBatch, QueryboxError, RunSettings, load
+from querybox.checkpoints.convert import convert
+from querybox.training.start import build_detector, resolve
+
+TINY: dict[str, Any] = {
+    "width": 32,
+    "encoder_width": 16,
+    "heads": 4,
+    "feedforward": 24,
+    "encoder_feedforward": 20,
+    "decoder_layers": 2,
+    "queries": 7,
+}
+DEIM: dict[str, Any] = {"activation": "silu", "position_layers": 3}
+PETS = tuple(Category(id=number, name=name) for number, name in enumerate(("cat", "dog")))
+
+
+def make(recipe: str = "rtdetrv2_s", **settings: Any) -> Detector:
+    torch.manual_seed(0)
+    detector = Detector.from_recipe(recipe, categories=PETS, **{**TINY, **settings})
+    for name, parameter in detector.named_parameters():
+        if "box_head" in name and name.endswith("4.weight"):
+            nn.init.normal_(parameter, 0, 0.1)
+    return detector.eval()
+
+
+@torch.no_grad()
+def answer(detector: Any) -> list[Tensor]:
+    pixels = torch.randint(256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    layer = detector(ImageBatch.from_images([pixels], detector.preprocessing)).layers[-1]
+    return [layer.logits, layer.boxes]
+
+
+def test_the_activation_is_that_of_the_decoder_and_of_all_heads() -> None:
+    detector = make(**DEIM)
+    kinds = {
+        name: type(module)
+        for name, module in detector.named_modules()
+        if isinstance(module, nn.ReLU | nn.SiLU | nn.GELU) and name.startswith(("queries", "decoder"))
+    }
+    assert set(kinds.values()) == {nn.SiLU}
+    parts = (
+        "queries.proposals.box_head",
+        "decoder.box_heads.1",
+        "decoder.position",
+        "decoder.layers.1.feedforward",
+    )
+    assert all(any(name.startswith(part) for name in kinds) for part in parts)
+    shapes = [
+        tuple(each.weight.shape)
+        for each in detector.get_submodule("decoder.position").modules()
+        if isinstance(each, nn.Linear)
+    ]
+    assert shapes == [(32, 4), (32, 32), (32, 32)]
+    fast = detector.optimize()
+    assert_close(answer(fast), answer(detector), rtol=0, atol=1e-4)
+    with pytest.raises(AssertionError):
+        assert_close(answer(make(position_layers=3)), answer(detector), rtol=0, atol=1e-3)
+
+
+def test_its_weights_are_read_if_the_activation_is_given(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="querybox")
+    detector = make(**DEIM, queries=300)
+    detector.save(tmp_path / "ours.safetensors")
+    convert(tmp_path / "ours.safetensors", tmp_path / "theirs.pth", to="facebook")
+    assert "set activation and mlp_act to silu in DEIM" in caplog.text
+    state = torch.load(tmp_path / "theirs.pth", weights_only=True)["model"]
+    assert "decoder.query_pos_head.layers.2.weight" in state
+    torch.save({"ema": {"module": state}}, tmp_path / "deim_s.pth")  # without the card of querybox
+    caplog.clear()
+    loaded = load(tmp_path / "deim_s.pth", activation="silu", heads=4)
+    assert isinstance(loaded, Detector)
+    assert_close(answer(loaded), answer(detector), rtol=0, atol=0)
+    assert "ReLU" not in caplog.text
+    load(tmp_path / "deim_s.pth", heads=4)
+    assert "ReLU in the decoder, although its name says DEIM; pass activation='silu'" in caplog.text
+    settings = {"heads": 4, "activation": "silu"}
+    run = resolve(
+        RunSettings.parse(
+            {"weights": str(tmp_path / "deim_s.pth"), "data": {"train": "x"}, "model": settings}
+        )
+    )
+    assert (run.model["activation"], run.model["position_layers"]) == ("silu", 3)
+    assert_close(answer(build_detector(run, loaded.categories).eval()), answer(detector), rtol=0, atol=0)
+
+
+def test_a_file_of_ones_own_states_it(tmp_path: Path) -> None:
+    make(**DEIM).save(tmp_path / "ours.safetensors")
+    loaded = load(tmp_path / "ours.safetensors")
+    assert loaded.recipe.activation == "silu"  # type: ignore[union-attr]
+    with pytest.raises(QueryboxError, match="got activation=relu, but the file says silu; omit activation"):
+        load(tmp_path / "ours.safetensors", activation="relu")
+    convert(tmp_path / "ours.safetensors", tmp_path / "theirs.pth", to="facebook")
+    assert load(tmp_path / "theirs.pth").recipe == loaded.recipe  # type: ignore[union-attr]
+    with pytest.raises(QueryboxError, match="activation='silu', position_layers=3"):
+        convert(tmp_path / "ours.safetensors", tmp_path / "folder", to="huggingface")
+
+
+def test_other_kinds_have_no_such_setting(tmp_path: Path) -> None:
+    make("rtdetr_r18", **DEIM).save(tmp_path / "first.safetensors")
+    with pytest.raises(QueryboxError, match="RT-DETR with activation='silu'"):
+        convert(tmp_path / "first.safetensors", tmp_path / "first.pth", to="facebook")
+    settings: dict[str, Any] = {
+        "width": 16,
+        "heads": 2,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "queries": 5,
+    }
+    Detector.from_recipe("detr_r18", num_classes=2, **settings).save(tmp_path / "detr.safetensors")
+    convert(tmp_path / "detr.safetensors", tmp_path / "detr.pth", to="facebook")
+    state = torch.load(tmp_path / "detr.pth", weights_only=True)
+    torch.save({"model": state["model"]}, tmp_path / "plain.pth")
+    with pytest.raises(QueryboxError, match="got activation='silu' for DETR, which always has ReLU; omit it"):
+        load(tmp_path / "plain.pth", activation="silu", heads=2)
