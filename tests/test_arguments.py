@@ -15,7 +15,7 @@ import pytest
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "blood_cells"
 PREPARE = f"""
-import io, json, sys
+import dataclasses, io, json, sys
 import numpy as np, torch
 from PIL import Image
 import querybox as qb
@@ -38,6 +38,13 @@ Image.fromarray(image).save(file, "jpeg")
 truncated = Image.open(io.BytesIO(file.getvalue()[:-9]))
 closed = Image.open(file)
 closed.close()
+
+def changed(change):
+    detector = qb.Detector.from_recipe("detr_r18", num_classes=2, **model).eval()
+    change(detector)
+    return detector
+
+poisoned = changed(lambda it: it.decoder.box_head[4].bias.data.fill_(float("nan")))
 
 def target(label):
     return qb.Target(boxes=torch.tensor([[0.5, 0.5, 0.2, 0.2]]), labels=torch.tensor([label]))
@@ -80,8 +87,25 @@ WRONG = {
     "qb.Detector.from_recipe('detr_r18', num_classes='2')": "got num_classes='2'; expected an integer, 1 or more",
     "qb.Detector.from_recipe('detr_r18', num_classes=2.5)": "got num_classes=2.5; expected an integer, 1 or more",
     "qb.Detector.from_recipe('detr_r18', num_classes=0)": "got num_classes=0; expected an integer, 1 or more",
-    "qb.Detector.from_recipe('detr_r18', categories=['cat'])": "got an object of type str; expected a Category(id=",
-    "qb.Detector.from_recipe('detr_r18', categories=3)": "got an object of type int; expected a sequence of Category",
+    "qb.Detector.from_recipe('detr_r18', categories=3)": "got an object of type int as categories; expected a sequence",
+    "qb.Detector.from_recipe('detr_r18', categories='cat')": "got an object of type str as categories; expected a seq",
+    "qb.Detector.from_recipe('detr_r18', categories=[])": "from_recipe got no categories; expected at least one class",
+    "qb.Detector.from_recipe('detr_r18', categories=[3])": "got an object of type int; expected a sequence of Categor",
+    "qb.Detector.from_recipe('detr_r18', categories=['a', 'a'])": "several categories have the same id or name (a); ma",
+    "setattr(detector, 'categories', 3)": "the detector got an object of type int as categories; expected a sequence",
+    "setattr(detector, 'categories', [qb.Category(id='1', name='a')])": "expected an integer as id and a str as name",
+    "changed(lambda it: setattr(it, 'categories', 'abc'))": "the detector got an object of type str as categories; exp",
+    "changed(lambda it: setattr(it, 'categories', ['a', 'b', 'c'])).predict(image)": "the class head has 2 rows for cl",
+    "changed(lambda it: it.half())(batch)": "the detector has parameters of torch.float16, which is too coarse for its",
+    "changed(lambda it: it.bfloat16())(batch)": "the detector has parameters of torch.bfloat16, which is too coarse f",
+    "changed(lambda it: it.to('meta'))(batch)": "the detector is on meta and the images are on cpu; expected the same",
+    "changed(lambda it: it.to('meta')).predict(image)": "the parameters of the detector are on the meta device, which ",
+    "changed(lambda it: it.to('meta')).save('a.safetensors')": "not written, because it could not be loaded again: its",
+    "detector(dataclasses.replace(batch, images=batch.images.byte()))": "the detector got images of torch.uint8; expe",
+    "poisoned.predict(image)": "an image in memory: the model predicts NaN or infinite values: its weights are unusab",
+    "poisoned.predict(image, threshold=1)": "an image in memory: the model predicts NaN or infinite values",
+    "poisoned.trace(image)": "an image in memory: the model predicts NaN or infinite values",
+    "poisoned.save('a.safetensors')": "could not be loaded again: 1 tensors have NaN or infinite values: decoder.box_",
     "detector.save(3)": "save got an object of type int; expected the path of the file to write",
     "detector.save('a.safetensors', dtype='fp16')": "save got dtype='fp16'; expected a floating-point type",
     "detector.predict(None)": "predict got None; expected a path, a PIL image, or a uint8 array or tensor, or",
@@ -159,6 +183,11 @@ WRONG = {
     "qb.RunSettings.parse(None)": "got None",
 }  # fmt: skip
 RIGHT = {
+    "changed(lambda it: it.double())(batch).layers[-1].logits.dtype": "torch.float64",
+    "changed(lambda it: it.half()).predict(image, threshold=0)": "[Detections(10 objects",
+    "changed(lambda it: it.bfloat16()).predict(image, threshold=0)": "[Detections(10 objects",
+    "changed(lambda it: setattr(it, 'categories', ['cat', 'dog'])).categories[1]": "Category(id=1, name='dog')",
+    "qb.Detector.from_recipe('detr_r18', categories=('cat', 'dog'), **model).categories[1]": "Category(id=1, name='dog",
     "detector.predict(image, threshold=np.float32(0), top_k=np.int64(3))": "[Detections(3 objects",
     "detector.predict((image, torch.from_numpy(image).permute(2, 0, 1)), threshold=1)": "[Detections(0 objects), Det",
     "detector.predict(iter([image]), threshold=1)": "[Detections(0 objects)]",

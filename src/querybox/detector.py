@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 
-from querybox.arguments import require_number, require_path, require_type
+from querybox.arguments import require_number, require_path
 from querybox.errors import ConfigError
 from querybox.modules.detector import DetectionTransformer
 from querybox.precision import Precision
-from querybox.structures import Category, ImageBatch, Target
+from querybox.structures import Category, ImageBatch, Target, as_categories
 from querybox.text import listed
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Detector(DetectionTransformer):
         name: str,
         *,
         num_classes: int | None = None,
-        categories: Sequence[Category] | None = None,
+        categories: Sequence[Category | str] | None = None,
         **settings: Any,
     ) -> Detector:
         """Create a model with new weights, e.g. ``Detector.from_recipe("detr_r50", num_classes=80)``.
@@ -115,7 +115,7 @@ class Detector(DetectionTransformer):
         Args:
             name: One of `querybox.models.RECIPES`.
             num_classes: Number of classes, whose names are then their labels.
-            categories: The classes.
+            categories: The classes, or their names: ``["cat", "dog"]``.
             settings: Settings of the recipe to change, e.g. ``width=128``.
 
         Raises:
@@ -131,17 +131,14 @@ class Detector(DetectionTransformer):
         if num_classes is not None:
             require_number("from_recipe", "num_classes", num_classes, 1, whole=True)
             categories = [Category(id=label, name=str(label)) for label in range(num_classes)]
-        require_type("from_recipe", categories, Sequence, "a sequence of Category")
-        if not categories:
-            raise ConfigError(f"recipe '{name}': got no categories; expected at least one class")
-        for category in categories:
-            require_type("from_recipe", category, Category, "a Category(id=..., name=...) for every class")
-        counts = Counter(value for each in categories for value in (each.id, each.name))
+        assert categories is not None
+        classes = as_categories("from_recipe", categories)
+        counts = Counter(value for each in classes for value in (each.id, each.name))
         if repeated := [value for value, count in counts.items() if count > 1]:
             raise ConfigError(
                 f"recipe '{name}': several categories have the same id or name ({listed(repeated)}); make them unique"
             )
-        return cls.of(build(recipe, categories))
+        return cls.of(build(recipe, classes))
 
     @classmethod
     def load(
@@ -178,7 +175,9 @@ class Detector(DetectionTransformer):
             dtype: Floating-point type on disk; ``torch.float16`` halves the size.
 
         Raises:
-            CheckpointError: The detector was composed manually, so there are no settings to rebuild it from.
+            CheckpointError: The detector was composed manually, so there are no settings to rebuild it from; or it was
+                changed, so that the file could not be loaded: its modules do not fit its settings and classes, or a
+                weight is NaN or infinite, maybe only in `dtype`. Nothing is written.
             ConfigError: `dtype` is not a floating-point type.
         """
         from querybox.checkpoints.blueprint import save

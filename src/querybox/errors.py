@@ -7,6 +7,7 @@ QueryboxError
 │   └── ImageError     an image cannot be read
 ├── CheckpointError    a weights or checkpoint file is missing, corrupt, or does not fit the model
 ├── ExportError        an exported model predicts differently from its detector
+├── PredictionError    a prediction is NaN or infinite
 ├── DiskFullError      there is no space to write a file
 ├── TrainingError      training cannot continue
 │   ├── NonFiniteError a loss, a matching cost or a gradient is NaN or infinite
@@ -49,6 +50,10 @@ class CheckpointError(QueryboxError, ValueError):
 
 class ExportError(QueryboxError, RuntimeError):
     """An exported model predicts differently from its detector; its file was removed."""
+
+
+class PredictionError(QueryboxError, RuntimeError):
+    """A prediction is NaN or infinite, so that there are no detections."""
 
 
 class DiskFullError(QueryboxError, OSError):

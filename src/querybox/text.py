@@ -1,10 +1,12 @@
-"""Formatting of messages, and what may be printed."""
+"""Formatting of messages and JSON, and what may be printed."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Sequence
+
+from querybox.errors import QueryboxError
 
 UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters other than tabs and newlines, among them escape
@@ -30,3 +32,17 @@ def printable(text: str) -> str:
     Names of classes and files may come from a stranger. JSON remains the same JSON.
     """
     return UNPRINTABLE.sub(lambda found: json.dumps(found[0])[1:-1], text)
+
+
+def to_json(value: object, *, indent: int | None = None) -> str:
+    """Return a value as standard JSON, which has neither NaN nor infinity.
+
+    Raises:
+        QueryboxError: A number is NaN or infinite.
+    """
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise QueryboxError(
+            f"a number to be written as JSON is NaN or infinite, which it cannot be ({error})"
+        ) from error

@@ -68,7 +68,15 @@ def save(detector: DetectionTransformer, path: str | Path, *, dtype: torch.dtype
     blueprint = Blueprint(
         recipe=detector.recipe, categories=detector.categories, preprocessing=detector.preprocessing
     )
-    native.write(Path(path), tensors, blueprint.card())
+    card = blueprint.card()
+    try:
+        without_tensors(Blueprint.from_card(card), tensors)
+    except (CheckpointError, ConfigError) as error:
+        raise CheckpointError(
+            f"{path}: not written, because it could not be loaded again: {error}; undo the change to the detector, or "
+            "set detector.categories to the classes of its head"
+        ) from error
+    native.write(Path(path), tensors, card)
 
 
 def restore(blueprint: Blueprint, state: Mapping[str, Tensor]) -> DetectionTransformer:
@@ -82,26 +90,51 @@ def restore(blueprint: Blueprint, state: Mapping[str, Tensor]) -> DetectionTrans
         The detector in evaluation mode.
 
     Raises:
-        CheckpointError: Tensors are missing, unexpected, or have another shape; the message lists them.
+        CheckpointError: Tensors are missing, unexpected, of another shape or type, NaN or infinite; the message lists
+            them.
+    """
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    detector = without_tensors(blueprint, state)
+    detector.load_state_dict(state, assign=True)
+    detector.preprocessing = blueprint.preprocessing
+    return detector.eval()
+
+
+def without_tensors(blueprint: Blueprint, state: Mapping[str, Tensor]) -> DetectionTransformer:
+    """Build a detector on the meta device, after checking that its tensors can be those in `state`.
+
+    Raises:
+        CheckpointError: Tensors are missing, unexpected, of another shape or type, NaN or infinite.
     """
     with torch.device("meta"):
         detector = blueprint.recipe.build(blueprint.categories)
     problems = shape_mismatches(detector.state_dict(), state)
     if problems:
         raise CheckpointError(f"tensors do not fit the model: {listed(problems)}")
-    detector.load_state_dict(
-        {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()},
-        assign=True,
-    )
-    detector.preprocessing = blueprint.preprocessing
-    return detector.eval()
+    if any(tensor.is_meta for tensor in state.values()):
+        raise CheckpointError("its tensors are on the meta device, which stores no values")
+    if unusable := [name for name, tensor in state.items() if not is_finite(tensor)]:
+        raise CheckpointError(f"{len(unusable)} tensors have NaN or infinite values: {listed(unusable)}")
+    return detector
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether no value is NaN or infinite."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    # Both are NaN if any value is. 8-bit types have no such operation.
+    low, high = (tensor if tensor.element_size() > 1 else tensor.float()).aminmax()
+    return bool(low.isfinite() and high.isfinite())
 
 
 def shape_mismatches(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> list[str]:
-    """Describe every tensor that is missing, unexpected or of another shape."""
+    """Describe every tensor that is missing, unexpected or of another shape, or that is no floating-point tensor."""
 
     def shape(state: Mapping[str, Tensor], name: str) -> str:
-        return str(list(state[name].shape)) if name in state else "none"
+        if name not in state:
+            return "none"
+        odd = name in expected and expected[name].is_floating_point() and not state[name].is_floating_point()
+        return f"{list(state[name].shape)}{f' of {state[name].dtype}' if odd else ''}"
 
     names = dict.fromkeys([*expected, *actual])
     shapes = {name: (shape(expected, name), shape(actual, name)) for name in names}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from querybox.checkpoints.files import save_tensors
 from querybox.files import atomic, write_text
 from querybox.models import Recipe
 from querybox.structures import Preprocessing
+from querybox.text import to_json
 
 
 def write_folder(folder: Path, tensors: Mapping[str, Tensor], files: Mapping[str, Mapping[str, Any]]) -> None:
@@ -33,7 +33,7 @@ def write_folder(folder: Path, tensors: Mapping[str, Tensor], files: Mapping[str
         with atomic(complete / "model.safetensors") as file:
             save_tensors(cloned, file, {"format": "pt"})  # required by transformers
         for name, values in files.items():
-            write_text(complete / name, json.dumps(values, indent=2) + "\n")
+            write_text(complete / name, to_json(values, indent=2) + "\n")
         if folder.exists():
             folder.rmdir()  # empty; Windows does not replace folders
         complete.replace(folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +11,7 @@ from cyclopts import Parameter
 from querybox.cli.streams import print_text
 from querybox.cli.tables import table
 from querybox.errors import ConfigError
+from querybox.text import to_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -57,7 +57,7 @@ def benchmark(
     with Console(stderr=True).status("Measuring"):
         result = run(paths, size=shape, batch_size=batch_size, trusted=trust)
     if as_json:
-        print_text(json.dumps(dataclasses.asdict(result), indent=2))
+        print_text(to_json(dataclasses.asdict(result), indent=2))
     else:
         Console().print(results_table(result))
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from querybox.cli.streams import print_text
+from querybox.text import to_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +39,7 @@ def diagnose(
 
     diagnosis = find_causes(run)
     if as_json:
-        print_text(json.dumps(dataclasses.asdict(diagnosis), indent=2, ensure_ascii=False))
+        print_text(to_json(dataclasses.asdict(diagnosis), indent=2))
         return
     console = Console(soft_wrap=True, highlight=False, markup=False)
     for line in describe(diagnosis):

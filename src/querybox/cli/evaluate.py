@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +13,7 @@ from querybox.errors import ConfigError
 from querybox.files import require_own
 from querybox.html import metric
 from querybox.precision import Precision
+from querybox.text import to_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -84,7 +84,7 @@ def evaluate(
             output, evaluation, dataset, worst=inspect or WORST, detector=inspected, callback=advance
         )
     evaluation.to_json(output / METRICS)
-    write_text(output / RESULTS, json.dumps(evaluation.to_coco()))
+    write_text(output / RESULTS, to_json(evaluation.to_coco()))
 
     console = Console()
     console.print(metrics_table(evaluation), classes_table(evaluation), errors_table(evaluation))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +10,7 @@ from cyclopts import Parameter
 
 from querybox.cli.streams import print_text
 from querybox.cli.tables import table
+from querybox.text import to_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -61,7 +61,7 @@ def trace(
         data = read_dataset(annotations, split)
         traced = trace_record(detector, find_record(image, data), data)
     if as_json:
-        print_text(json.dumps(traced.to_dict(), ensure_ascii=False))
+        print_text(to_json(traced.to_dict()))
         return
     Console().print(*tables(traced, queries))
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from querybox.cli.streams import print_text
+from querybox.text import to_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -65,7 +65,7 @@ def validate(
 
         write_validation(report, result)
     if as_json:
-        print_text(json.dumps(result.to_json(), indent=2, ensure_ascii=False))
+        print_text(to_json(result.to_json(), indent=2))
     else:
         Console().print(*(findings_table(name, one) for name, one in result.splits.items()))
         verdict = "can be used" if result.usable else "cannot be used: there are errors"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections import Counter
@@ -14,6 +13,7 @@ from querybox.data.holdout import hold_out
 from querybox.data.records import DetectionData, ImageRecord
 from querybox.errors import ConfigError
 from querybox.files import write_text
+from querybox.text import to_json
 
 ANNOTATIONS = "_annotations.coco.json"
 
@@ -73,7 +73,7 @@ def write_split(data: DetectionData, folder: Path) -> None:
             os.link(image.path, folder / names[image.id])
         except OSError:  # another file system, or one without links
             shutil.copy2(image.path, folder / names[image.id])
-    write_text(folder / ANNOTATIONS, json.dumps(coco_document(data, names), ensure_ascii=False) + "\n")
+    write_text(folder / ANNOTATIONS, to_json(coco_document(data, names)) + "\n")
 
 
 def file_names(data: DetectionData) -> dict[int, str]:

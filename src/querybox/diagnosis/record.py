@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from querybox.diagnosis.facts import EvaluationFacts, PartFacts, SplitFacts
 from querybox.errors import DataError
 from querybox.files import write_text
+from querybox.text import to_json
 
 RECORD = "record.json"
 
@@ -60,7 +60,7 @@ def read_record(folder: Path) -> Record:
 def add_to_record(folder: Path, **facts: Any) -> None:
     """Set some fields of the record of the run in `folder`."""
     record = dataclasses.replace(read_record(folder), **facts)
-    text = json.dumps(dataclasses.asdict(record), indent=1, ensure_ascii=False, allow_nan=False)
+    text = to_json(dataclasses.asdict(record), indent=1)
     write_text(folder / RECORD, text + "\n")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from querybox.files import write_text
 from querybox.html import metric, render
 from querybox.inference.detections import Detections
 from querybox.structures import Category
+from querybox.text import to_json
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """The 12 metrics of the COCO detection challenge, in its order.
@@ -149,7 +149,7 @@ class Evaluation:
                 "false_alarms": json_counts(self.false_positives),
             },
         }
-        text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
+        text = to_json(report, indent=2)
         write_text(Path(path), text + "\n")
 
 

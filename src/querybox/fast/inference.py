@@ -41,6 +41,10 @@ def optimize(
     """Return a faster copy of `detector` with the same predictions; see `Detector.optimize`."""
     if precision not in (expected := ("auto", *DTYPES)):
         raise ConfigError(f"optimize got precision={precision!r}; expected one of {listed(expected)}")
+    if detector.device.type == "meta":
+        raise ConfigError(
+            "the parameters of the detector are on the meta device, which stores no values; load its weights first"
+        )
     dtype = dtype_of(resolve_precision(precision, detector.device))
     return OptimizedDetector(detector, dtype=dtype, compiled=compile)
 

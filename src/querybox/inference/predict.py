@@ -11,7 +11,7 @@ from torch import Tensor
 
 from querybox.arguments import require_number
 from querybox.data.transforms import resize
-from querybox.errors import ImageError
+from querybox.errors import ImageError, PredictionError
 from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine, evaluating
 from querybox.inference.postprocess import postprocess
@@ -81,6 +81,7 @@ def predict(
         ConfigError: An argument is out of its range.
         DataError: A source does not exist or contains no image.
         ImageError: An image cannot be read and `on_error` is None; raised when the iterator reaches the image.
+        PredictionError: The predictions for an image are NaN or infinite.
     """
     require_number("predict", "threshold", threshold, 0, 1)
     if nms is not None:
@@ -170,7 +171,11 @@ def run_batch(engine: Engine, batch: Sequence[Input]) -> Predictions:
 def to_detections(
     engine: Engine, predictions: Predictions, batch: Sequence[Input], top_k: int
 ) -> list[Detections]:
-    """Convert the predictions for some inputs to detections in pixels of the original images."""
+    """Convert the predictions for some inputs to detections in pixels of the original images.
+
+    Raises:
+        PredictionError: A score or a box is NaN or infinite.
+    """
     original_sizes = torch.tensor([item.size for item in batch])  # [B, 2]
     outputs = postprocess(
         predictions,
@@ -179,6 +184,13 @@ def to_detections(
         clip_boxes=engine.preprocessing.clip_boxes,
     )
     scores, labels, boxes_xyxy = (tensor.cpu() for tensor in outputs)
+    for row, item in enumerate(batch):
+        # NaN scores are the highest to `topk`, so none is lost.
+        if not (scores[row].isfinite().all() and boxes_xyxy[row].isfinite().all()):
+            raise PredictionError(
+                f"{item.source or 'an image in memory'}: the model predicts NaN or infinite values: its weights are "
+                "unusable, or the precision is too low for them; use precision='float32', or other weights"
+            )
     return [
         Detections(
             boxes_xyxy=boxes_xyxy[row],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,6 +20,7 @@ from querybox.inference.detections import Detections
 from querybox.inference.draw import draw
 from querybox.inference.sources import Frame, is_video, open_video, read_video, video_address
 from querybox.structures import Category
+from querybox.text import to_json
 
 if TYPE_CHECKING:
     from av import VideoStream
@@ -60,7 +60,7 @@ def coco_file(path: Path, categories: Sequence[Category]) -> Iterator[AddDetecti
         "categories": [dataclasses.asdict(category) for category in categories],
         "annotations": annotations,
     }
-    write_text(path, json.dumps(content, ensure_ascii=False))
+    write_text(path, to_json(content))
 
 
 @contextmanager

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
 
 from querybox.arguments import require_type
+from querybox.errors import ConfigError
 from querybox.structures import (
     Category,
     DetectorOutput,
     ImageBatch,
     Memory,
+    Predictions,
     Preprocessing,
     Target,
+    as_categories,
 )
 from querybox.targets import check_targets, on_class_rows
 
@@ -27,7 +31,7 @@ class DetectionTransformer(nn.Module):
     """Predicts a class and a box for every object query. `querybox.Detector` adds loading, prediction and export.
 
     Attributes:
-        categories: The classes by label, 0 ... C-1.
+        categories: The classes by label, 0 ... C-1. They can be set, also to names such as ``["cat", "dog"]``.
         preprocessing: Resizing and normalisation of images.
         recipe: The settings it was built from; None if it was composed by hand, in which case it cannot be saved.
     """
@@ -41,7 +45,7 @@ class DetectionTransformer(nn.Module):
         decoder: nn.Module,
         *,
         denoising: nn.Module | None = None,
-        categories: Sequence[Category],
+        categories: Sequence[Category | str],
         preprocessing: Preprocessing,
         recipe: Recipe | None = None,
     ) -> None:
@@ -52,7 +56,7 @@ class DetectionTransformer(nn.Module):
         self.queries = queries
         self.decoder = decoder
         self.denoising = denoising
-        self.categories = tuple(categories)
+        self.categories = categories
         self.preprocessing = preprocessing
         self.recipe = recipe
 
@@ -71,7 +75,8 @@ class DetectionTransformer(nn.Module):
                 accumulation).
 
         Raises:
-            ConfigError: `batch` is not an `ImageBatch`, or there is not a valid `Target` for each image.
+            ConfigError: `batch` is not an `ImageBatch` for this detector; there is not a valid `Target` for each image;
+                the class head does not fit the categories; or the parameters are in half precision.
         """
         require_type("the detector", batch, ImageBatch, "an ImageBatch: ImageBatch.from_images(images)")
         if targets is not None:
@@ -82,13 +87,42 @@ class DetectionTransformer(nn.Module):
                 classes=len(self.categories),
                 device=batch.images.device,
             )
-        features = self.backbone(batch.images)  # maps [B, channels, h, w]
+        self.check_images(batch.images)
+        features = self.backbone(batch.images.to(self.dtype))  # maps [B, channels, h, w]
         features = self.neck(features)  # maps [B, D, h, w]
         memory = self.encode(features, batch)  # tokens [B, S, D]
         queries = self.queries(memory)  # [B, Q, D]
         if self.denoising is not None and targets is not None:
             queries = self.denoising(queries, on_class_rows(targets, self.class_rows), object_counts)
-        return DetectorOutput.of(self.decoder(queries, memory), queries, self.class_rows)
+        layers = self.decoder(queries, memory)
+        self.check_rows(layers[-1])
+        return DetectorOutput.of(layers, queries, self.class_rows)
+
+    def check_images(self, images: Tensor) -> None:
+        """Raise ConfigError unless images are on the device of the detector, and both have a usable type."""
+        if not images.is_floating_point():
+            raise ConfigError(
+                f"the detector got images of {images.dtype}; expected normalised ones: ImageBatch.from_images(images)"
+            )
+        if images.device != self.device:
+            raise ConfigError(
+                f"the detector is on {self.device} and the images are on {images.device}; expected the same device: "
+                "ImageBatch.from_images(images, device=detector.device)"
+            )
+        if self.dtype not in (torch.float32, torch.float64):
+            raise ConfigError(
+                f"the detector has parameters of {self.dtype}, which is too coarse for its positions; expected "
+                "torch.float32: use detector.float() with torch.autocast, or detector.optimize(precision=...)"
+            )
+
+    def check_rows(self, predictions: Predictions) -> None:
+        """Raise ConfigError unless the class head has a row for each class, as it may have been replaced."""
+        rows, expected = predictions.num_classes, len(self.categories) + len(self.unused_rows)
+        if rows != expected:
+            raise ConfigError(
+                f"the class head has {rows} rows for classes, but there are {len(self.categories)} categories and "
+                f"{len(self.unused_rows)} unused rows; set detector.categories to the classes of the head"
+            )
 
     def train(self, mode: bool = True) -> Self:
         """Set training or evaluation mode, except for batch norms whose parameters are frozen.
@@ -107,11 +141,24 @@ class DetectionTransformer(nn.Module):
         return memory
 
     @property
+    def categories(self) -> tuple[Category, ...]:
+        """The classes by label, 0 ... C-1."""
+        return self._categories
+
+    @categories.setter
+    def categories(self, classes: Sequence[Category | str]) -> None:
+        self._categories = as_categories("the detector", classes)
+
+    @property
+    def unused_rows(self) -> tuple[int, ...]:
+        """The rows of the class head that belong to no class."""
+        return self.recipe.unused_rows if self.recipe else ()
+
+    @property
     def class_rows(self) -> tuple[int, ...]:
         """The row of the class head of each class, by label."""
-        unused = self.recipe.unused_rows if self.recipe else ()
-        rows = range(len(self.categories) + len(unused))
-        return tuple(row for row in rows if row not in unused)
+        rows = range(len(self.categories) + len(self.unused_rows))
+        return tuple(row for row in rows if row not in self.unused_rows)
 
     @property
     def proposes_queries(self) -> bool:
@@ -122,3 +169,8 @@ class DetectionTransformer(nn.Module):
     def device(self) -> torch.device:
         """The device of the parameters."""
         return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the parameters of the queries; other parts of an optimised copy may be in half precision."""
+        return next(chain(self.queries.parameters(), self.parameters())).dtype

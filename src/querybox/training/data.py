@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from querybox.data.validate import VALIDATION, SplitReport, with_dataset_finding
 from querybox.errors import DataError
 from querybox.evaluation.evaluate import labels_by_name
 from querybox.files import write_text
-from querybox.text import listed
+from querybox.text import listed, to_json
 from querybox.training.settings import RunSettings
 
 if TYPE_CHECKING:
@@ -129,7 +128,7 @@ class RunData:
             name: {"fixed": asdict(self.fingerprints[name]), **report.to_json()}
             for name, report in self.reports.items()
         }
-        write_text(folder / VALIDATION, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_text(folder / VALIDATION, to_json(content, indent=1) + "\n")
 
 
 def read_splits(settings: RunSettings, *, resume: bool) -> Splits:

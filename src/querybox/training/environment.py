@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from querybox.files import write_text
+from querybox.text import to_json
 from querybox.training.git import commit
 
 PACKAGES = (
@@ -44,7 +44,7 @@ def describe_environment(processes: int) -> dict[str, Any]:
 
 def write_environment(path: Path, processes: int) -> None:
     """Write the environment to the JSON file `path`."""
-    write_text(path, json.dumps(describe_environment(processes), indent=2) + "\n")
+    write_text(path, to_json(describe_environment(processes), indent=2) + "\n")
 
 
 def installed(package: str) -> str | None:
