@@ -23,7 +23,7 @@ demo: $(INSTALLED)  ## Detect blood cells in test images with the shipped weight
 
 test: $(INSTALLED)  ## Run the tests, including the code in the documentation.
 	@echo "Running the tests (some minutes on two cores) ..."
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED)  ## Run everything that CI runs: lint, format, types, import directions, tests.
 	@echo "Linting ..."

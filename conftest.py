@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 # One thread a process, also in the processes that tests start: two workers share two cores, and sums come out the
 # same on every machine. PyTorch reads this when it is imported.
@@ -13,6 +14,7 @@ import accelerate  # noqa: F401
 import beartype  # noqa: F401
 import cyclopts  # noqa: F401
 import hypothesis
+import pytest
 import scipy.optimize  # noqa: F401
 import timm  # noqa: F401
 import torchvision.transforms.v2  # noqa: F401
@@ -26,6 +28,28 @@ install_import_hook("querybox", "shape_checks.check")
 # How long an example takes says more of the machine than of the code; the same examples every time.
 hypothesis.settings.register_profile("querybox", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("querybox")
+
+LONG_FILES = (
+    "tests/torture/test_torture.py",
+    "tests/exporting/test_relatives.py",
+    "docs/guides/export.md",
+    "tests/exporting/test_write.py",
+    "tests/training/test_resume.py",
+    "tests/test_gpu_benchmarks.py",
+    "tests/exporting/test_quantise.py",
+    "tests/models/test_conditional_detr.py",
+    "tests/training/test_processes.py",
+)
+"""Files that take more than 20 s, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long files: one that is left for the end keeps one worker busy while the other has no work."""
+    if absent := [name for name in LONG_FILES if not (Path(__file__).parent / name).exists()]:
+        raise pytest.UsageError(f"LONG_FILES in conftest.py names {', '.join(absent)}, which do not exist")
+    places = {name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))
+
 
 pytest_collect_file = Sybil(
     parsers=[
