@@ -16,6 +16,7 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -41,6 +42,7 @@ def enter(namespace: dict[str, Any]) -> None:
     page = namespace["page"] = contextlib.ExitStack()
     page.enter_context(contextlib.chdir(page.enter_context(tempfile.TemporaryDirectory())))
     page.enter_context(mock.patch("querybox.benchmark.MIN_SECONDS", 0.0))
+    page.enter_context(mock.patch("querybox.benchmark.ProcessPoolExecutor", in_this_process))
     copy_dataset(Path("examples/blood_cells"))
     copy_dataset(Path("my_data"))
     for folder, split in (("photos", "train"), ("new_photos", "test")):
@@ -55,6 +57,11 @@ def enter(namespace: dict[str, Any]) -> None:
     detector.preprocessing = Preprocessing(short_side=60, long_side=100)
     detector.save("model.safetensors")
     detector.save("examples/blood_cells/weights.safetensors")
+
+
+def in_this_process(workers: int, *, mp_context: object) -> ThreadPoolExecutor:
+    """Stand in for a pool of processes, each of which would import everything anew."""
+    return ThreadPoolExecutor(workers)
 
 
 def leave(namespace: dict[str, Any]) -> None:

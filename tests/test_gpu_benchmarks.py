@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report
+from benchmarks import measure, report
 from benchmarks.gpu.__main__ import line, main, without_time
 from benchmarks.measure import Row, RowResult, Side, SideResult
 
@@ -15,6 +15,8 @@ def test_all_rows_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(measure, "PAUSE", 0.0)
+    monkeypatch.setattr(measure, "SHORTEST", 0.0)
     rows = ["pipeline", "training*", "inference*", "memory*"]
     assert main(["--device", "cpu", "--quick", "--output", str(tmp_path), *rows]) == 0
     results = report.read(tmp_path / "results.json")
