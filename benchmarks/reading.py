@@ -60,6 +60,7 @@ def read(folder: Path) -> dict[str, float]:
     recognised = time.perf_counter()
     data = reader()
     end, end_cpu = time.perf_counter(), time.process_time()
+    del reader  # which has what all splits have in common
     gc.collect()
     release_freed_memory()  # as training does
     return {

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import re
+from pathlib import Path
 
+import pytest
+
+import querybox
 from querybox import errors
-from querybox.errors import QueryboxError
+from querybox.errors import DataError, DiskFullError, ImageError, QueryboxError
 
 
 def drawn() -> dict[str, str]:
@@ -39,3 +44,16 @@ def test_every_branch_says_what_it_means() -> None:
     assert errors.__doc__ is not None
     lines = errors.__doc__.split("```")[1].splitlines()[2:-1]
     assert all(re.search(r"Error +\w+", line) for line in lines)
+
+
+def test_paths_with_spaces_are_quoted(tmp_path: Path) -> None:
+    folder = tmp_path / "my photos"
+    with pytest.raises(DataError, match=f"^'{re.escape(str(folder))}': no such file"):
+        querybox.read_dataset(folder)
+    folder.mkdir()
+    with pytest.raises(DataError, match=f"^'{re.escape(str(folder))}': contains no dataset"):
+        querybox.read_dataset(folder)
+    for error in (ImageError(f"{folder}: is bad", "other_size"), DiskFullError(f"{folder}: is full")):
+        assert str(error).startswith(f"'{folder}': is ")
+        assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert str(DataError("setting 'x' of y: is bad")) == "setting 'x' of y: is bad"

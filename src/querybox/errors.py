@@ -19,9 +19,21 @@ QueryboxError
 
 from __future__ import annotations
 
+import os
+
 
 class QueryboxError(Exception):
-    """Base class of all exceptions that the library raises deliberately."""
+    """Base class of all exceptions that the library raises deliberately.
+
+    A path with spaces at the beginning of the message is quoted, so that it can be told from the text and copied.
+    """
+
+    def __init__(self, message: str) -> None:
+        path, colon, rest = message.partition(": ")
+        missing = rest.startswith("no such")
+        if colon and " " in path and (missing or os.path.exists(path)):  # noqa: PTH110 - raises no errors
+            message = f"'{path}'{colon}{rest}"
+        super().__init__(message)
 
 
 class ConfigError(QueryboxError, ValueError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from dataset_writers import write_boxes
+from dataset_writers import Drawn, write_boxes, write_yolo
 
 from querybox.cli.main import main
 from querybox.data import read_dataset
@@ -20,3 +20,15 @@ def test_split_writes_a_dataset_beside_the_old_one(
     assert "train: 4 images" in told or "train: 5 images" in told
     assert f"querybox train {tmp_path / 'boxes' / 'boxes-split'}" in told
     assert read_dataset(tmp_path / "boxes" / "boxes-split", "test").images
+
+
+def test_the_split_to_divide_has_to_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_yolo(
+        tmp_path / "two", "train", [Drawn(name=f"{number}.png", size=(40, 30)) for number in "abcde"], ["x"]
+    )
+    write_yolo(tmp_path / "two", "val", [Drawn(name="f.png", size=(40, 30))], ["x"])
+    (tmp_path / "two" / "data.yaml").unlink()
+    (tmp_path / "two" / "classes.txt").write_text("x")
+    assert main(["split", str(tmp_path / "two")]) == 2
+    assert "has several splits (train, val); name the one to divide: --of train" in capsys.readouterr().err
+    assert main(["split", str(tmp_path / "two"), "--of", "train"]) == 0

@@ -340,3 +340,17 @@ def test_boxes_of_reduced_images_are_where_the_objects_are(tmp_path: Path, cache
     white = batch.pixels[0].float().mean(0) > 127
     assert white[13:35, 33:47].all()
     assert white.sum() == pytest.approx(24 * 16, abs=20)
+
+
+def test_more_workers_than_cpus_are_kept_and_mentioned_once(
+    sample: DetectionData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("querybox.data.loader.available_cpus", lambda: 1)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0}, raising=False)  # as PyTorch counts them
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    for _ in range(2):  # warnings are errors
+        assert len(epoch(sample, SMALL.replace(workers=2), batch_size=3)) == 1
+    assert (
+        caplog.messages
+        == ["data.workers is 2, but this process may use 1 CPU; data.workers=1 may be faster"] * 2
+    )

@@ -129,3 +129,14 @@ def test_processes_that_are_forced_onto_the_cpu_train_there(monkeypatch: pytest.
     assert training_device() == torch.device("cuda")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert training_device() == torch.device("cpu")
+
+
+def test_workers_are_not_more_than_cpus_unless_set(
+    run_settings: Callable[..., RunSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = run_settings().replace(data={"train": "photos"})
+    for cpus, expected in ((1, 1), (2, 2), (64, 2)):
+        monkeypatch.setattr("querybox.training.start.available_cpus", lambda cpus=cpus: cpus)
+        assert resolve(settings).data.workers == expected
+    monkeypatch.setattr("querybox.training.start.available_cpus", lambda: 1)
+    assert resolve(settings.replace(data={"train": "photos", "workers": 4})).data.workers == 4

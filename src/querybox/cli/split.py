@@ -38,8 +38,17 @@ def split(
         of: Split of the dataset to divide; required if it has several.
     """
     from querybox.data import read_dataset
+    from querybox.data.read import as_data_errors, find_splits
     from querybox.data.write import split_dataset
+    from querybox.errors import ConfigError
 
+    if of is None:
+        with as_data_errors(data):
+            names = list(find_splits(data))
+        if len(names) > 1:
+            raise ConfigError(
+                f"{data}: has several splits ({', '.join(names)}); name the one to divide: --of {names[0]}"
+            )
     source = data.resolve()
     folder = output or source.parent / f"{source.stem if source.is_file() else source.name}-split"
     parts = split_dataset(read_dataset(data, of), folder, val=val, test=test)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -30,6 +31,9 @@ from querybox.data.windows import Fill
 from querybox.errors import ConfigError, ImageError
 from querybox.pixels import as_pixels, pad
 from querybox.structures import IMAGENET_MEAN, PixelRange, Target
+from querybox.text import counted
+
+log = logging.getLogger(__name__)
 
 PLACEHOLDER_SIDE = 64
 """Side in pixels of the placeholder image in a batch none of whose images can be read."""
@@ -84,6 +88,9 @@ class TrainLoader(DataLoader[AugmentedImage | UnreadableImage]):
 
     dataset: TrainingImages
     batch_sampler: BatchSampler
+
+    def check_worker_number_rationality(self) -> None:
+        """Do not warn of more workers than CPUs, as PyTorch does for every iterator; `train_loader` does, once."""
 
 
 class TrainingImages(Dataset[AugmentedImage | UnreadableImage]):
@@ -239,6 +246,13 @@ def train_loader(
             f"setting 'data.mixup' is {settings.mixup:g}, but each process trains on one image at a time; expected at "
             "least two: increase 'train.batch_size', or decrease 'train.accumulate'"
         )
+    if settings.workers > (cpus := available_cpus()) and rank == 0:
+        log.warning(
+            "data.workers is %d, but this process may use %s; data.workers=%d may be faster",
+            settings.workers,
+            counted(cpus, "CPU"),
+            cpus,
+        )
     # A separate generator: the DataLoader would otherwise draw from the global one and so change dropout.
     return TrainLoader(
         TrainingImages(data, settings, seed, fill),
@@ -252,6 +266,11 @@ def train_loader(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )
+
+
+def available_cpus() -> int:
+    """Return the number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def start_worker(worker: int) -> None:  # noqa: ARG001 - passed by the DataLoader

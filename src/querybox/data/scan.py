@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -12,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from querybox.data.findings import UNREADABLE, FindingCollector
 from querybox.data.image import DeepValues, Examination, examine_image
-from querybox.data.loader import start_worker
+from querybox.data.loader import available_cpus, start_worker
 from querybox.data.records import DetectionData, ImageRecord
 from querybox.errors import ImageError
 from querybox.structures import PixelRange
@@ -71,7 +70,7 @@ def examine_images(
         callback: Called with each image once it has been checked.
         pixel_range: See `Preprocessing.pixel_range`; with a range, images of float and 32-bit pixels can be read.
     """
-    workers = 0 if len(images) < FEW_IMAGES else os.cpu_count() or 1
+    workers = 0 if len(images) < FEW_IMAGES else available_cpus()
     batches = DataLoader(
         _Images(images, pixel_range),
         batch_size=BATCH_SIZE,

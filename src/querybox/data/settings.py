@@ -115,7 +115,8 @@ class DataSettings(Settings):
     mosaic_until: Probability = 1.0
     """Share of the run at which mosaic and mixup end: a half in DEIM."""
     workers: int = Field(default=2, ge=0)
-    """Number of processes that load images; 0 to load them in the training process."""
+    """Number of processes that load images; 0 to load them in the training process. By default not more than there are
+    CPUs."""
     cache: bool = False
     """Keep all decoded training images in memory (3 bytes per pixel) instead of decoding them every epoch. JPEGs whose
     sides are at least four times those needed are decoded, and kept, at 1/2, 1/4 or 1/8 of their size."""

@@ -256,7 +256,7 @@ def choose_augmentation(facts: Facts, image_size: int) -> dict[str, Any]:
 def choose_loading(decoded: int, machine: Machine) -> dict[str, Any]:
     """Return the settings of `data` for loading: the `decoded` bytes of all images are kept in memory if they fit."""
     cache = decoded <= CACHE_SHARE * machine.memory
-    workers = min(8, machine.cores) if machine.device != "cpu" else 0 if cache else 2
+    workers = min(8, machine.cores) if machine.device != "cpu" else 0 if cache else min(2, machine.cores)
     return {"cache": cache, "workers": workers}
 
 

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Self
 
+from querybox.data.loader import available_cpus
 from querybox.inference.engine import accelerator
 
 
@@ -27,10 +28,9 @@ class Machine:
         """Return the facts about this machine."""
         import psutil
 
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return cls(
             device=accelerator().type,
             memory=psutil.virtual_memory().available,
-            cores=cores,
+            cores=available_cpus(),
             processes=int(os.environ.get("WORLD_SIZE", "1")),  # set by torchrun and accelerate launch
         )

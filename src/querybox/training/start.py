@@ -12,6 +12,7 @@ from querybox.checkpoints.backbone import build
 from querybox.checkpoints.find import resolve_name
 from querybox.checkpoints.hub import fetch, is_hub_name
 from querybox.checkpoints.read import load_detector, read_checkpoint
+from querybox.data.loader import available_cpus
 from querybox.data.settings import NO_VALIDATION, DataSettings
 from querybox.errors import ConfigError
 from querybox.models import Recipe, data_defaults, find, parse, training_defaults
@@ -72,6 +73,7 @@ def resolve(settings: RunSettings) -> RunSettings:
     train = TrainSettings.parse({**training_defaults(recipe, settings.recipe), **explicit}, where="train")
     train = train.replace(precision=resolve_precision(train.precision, training_device()))
     data = settings.data.model_dump(exclude_unset=True)
+    data.setdefault("workers", min(settings.data.workers, available_cpus()))
     if preprocessing is not None and data.get("depth") is None:
         data["depth"] = preprocessing.pixel_range
     data = DataSettings.parse({**data_defaults(recipe, settings.recipe), **data}, where="data").model_dump()
