@@ -208,7 +208,7 @@ def test_broken_images_are_told_of_and_passed_over(detector: Detector, tmp_path:
 def test_sources_are_read_as_they_are_needed(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
 
-    def frames(sources: list[object], on_error: object) -> Iterator[object]:
+    def frames(sources: list[object], on_error: object, **_: object) -> Iterator[object]:
         from querybox.inference.sources import Frame
 
         for number in range(10_000):

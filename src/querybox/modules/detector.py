@@ -87,8 +87,7 @@ class DetectionTransformer(nn.Module):
                 classes=len(self.categories),
                 device=batch.images.device,
             )
-        self.check_images(batch.images)
-        features = self.backbone(batch.images.to(self.dtype))  # maps [B, channels, h, w]
+        features = self.backbone(self.checked_images(batch.images))  # maps [B, channels, h, w]
         features = self.neck(features)  # maps [B, D, h, w]
         memory = self.encode(features, batch)  # tokens [B, S, D]
         queries = self.queries(memory)  # [B, Q, D]
@@ -98,8 +97,12 @@ class DetectionTransformer(nn.Module):
         self.check_rows(layers[-1])
         return DetectorOutput.of(layers, queries, self.class_rows)
 
-    def check_images(self, images: Tensor) -> None:
-        """Raise ConfigError unless images are on the device of the detector, and both have a usable type."""
+    def checked_images(self, images: Tensor) -> Tensor:
+        """Return the images, in float64 if the parameters are.
+
+        Raises:
+            ConfigError: Images are not on the device of the detector, or either has an unusable type.
+        """
         if not images.is_floating_point():
             raise ConfigError(
                 f"the detector got images of {images.dtype}; expected normalised ones: ImageBatch.from_images(images)"
@@ -114,6 +117,7 @@ class DetectionTransformer(nn.Module):
                 f"the detector has parameters of {self.dtype}, which is too coarse for its positions; expected "
                 "torch.float32: use detector.float() with torch.autocast, or detector.optimize(precision=...)"
             )
+        return images.double() if self.dtype == torch.float64 else images
 
     def check_rows(self, predictions: Predictions) -> None:
         """Raise ConfigError unless the class head has a row for each class, as it may have been replaced."""
