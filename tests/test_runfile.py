@@ -86,7 +86,7 @@ def test_empty_run_file(tmp_path: Path) -> None:
 
 def test_overrides() -> None:
     assert read_overrides(
-        ["train.lr=2e-4", "train.freeze=[backbone]", "weights=", "data.val=a=b", "train.lr=1"]
+        ["train.lr=2e-4", "train.freeze=[backbone]", "weights=null", "data.val=a=b", "train.lr=1"]
     ) == {
         "train.freeze": ["backbone"],
         "weights": None,
@@ -110,3 +110,10 @@ def test_merge_leaves_its_arguments_alone() -> None:
     }
     assert base == {"train": {"lr": 1, "clip": 2}, "output": "a"}
     assert merge({"train": 1}, {"train": {"lr": 3}}) == {"train": {"lr": 3}}
+
+
+@pytest.mark.parametrize("override", ["weights=", "data.train= "])
+def test_an_override_without_a_value_is_refused(override: str) -> None:
+    """As of `weights=$W` where W is not set, which would train from scratch."""
+    with pytest.raises(ConfigError, match=f"got '{override}' without a value; expected one, such as .*=null"):
+        read_overrides([override])

@@ -9,6 +9,7 @@ QueryboxError
 ├── ExportError        an exported model predicts differently from its detector
 ├── PredictionError    a prediction is NaN or infinite
 ├── DiskFullError      there is no space to write a file
+├── OutOfMemoryError   there is not enough memory
 ├── TrainingError      training cannot continue
 │   ├── NonFiniteError a loss, a matching cost or a gradient is NaN or infinite
 │   ├── ProcessError   one of several training processes exited, or does not respond
@@ -70,6 +71,10 @@ class PredictionError(QueryboxError, RuntimeError):
 
 class DiskFullError(QueryboxError, OSError):
     """There is no space to write a file; an existing file is unchanged."""
+
+
+class OutOfMemoryError(QueryboxError, MemoryError):
+    """There is not enough memory, of the machine or of the GPU."""
 
 
 class TrainingError(QueryboxError, RuntimeError):

@@ -71,12 +71,14 @@ def require_own(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically.
+    r"""Write a UTF-8 text file atomically.
+
+    Bytes of file names that are not UTF-8 are written as ``\udcff``, which JSON reads back.
 
     Raises:
         DiskFullError: There is no space for it.
     """
-    content = text.encode()
+    content = text.encode(errors="backslashreplace")
     with atomic(path, size=len(content)) as temporary:
         temporary.write_bytes(content)
 

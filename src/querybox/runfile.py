@@ -121,13 +121,17 @@ def read_overrides(overrides: Iterable[str]) -> Values:
     """Convert ``["train.lr=2e-4", ...]`` to ``{"train.lr": 2e-4, ...}``; values are parsed as YAML.
 
     Raises:
-        ConfigError: An override has no ``=`` or no name, or its value is not YAML.
+        ConfigError: An override has no ``=``, no name or no value, or its value is not YAML.
     """
     values: Values = {}
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals or not all(name.split(".")):
             raise ConfigError(f"command line: got '{override}'; expected a setting such as train.lr=2e-4")
+        if not text.strip():
+            raise ConfigError(
+                f"command line: got '{override}' without a value; expected one, such as {name}=null"
+            )
         values.pop(name, None)  # the last one of a name takes precedence over all others
         values[name] = parse_yaml(text, f"command line: '{override}'")
     return values

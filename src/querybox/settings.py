@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from querybox.errors import ConfigError
+
+PathText = Annotated[str, Field(min_length=1)]
+"""A path or a name; an empty one would be the current folder."""
 
 
 class Settings(BaseModel):

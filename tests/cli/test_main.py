@@ -92,6 +92,12 @@ def test_a_wrong_command_line_is_told_in_one_line(run: Any, words: list[str], pa
         (PermissionError(13, "Permission denied", "/a/b"), 2, "/a/b: Permission denied; check"),
         (OSError(28, "No space left on device"), 2, "No space left on device"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
+        (MemoryError(), 2, "OutOfMemoryError: there is not enough memory (MemoryError); use smaller images"),
+        (
+            RuntimeError("CUDA out of memory.\nGPU 0"),
+            2,
+            "not enough memory (CUDA out of memory.); use smaller",
+        ),
     ],
 )
 def test_errors_become_one_line_and_a_code(

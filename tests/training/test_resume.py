@@ -312,7 +312,7 @@ def test_a_report_for_which_there_is_no_room_is_made_later(
     write_bytes = Path.write_bytes
 
     def full(self: Path, content: bytes) -> int:
-        if self.name.startswith(".report.html"):
+        if content.lower().startswith(b"<!doctype html>"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write_bytes(self, content)
 

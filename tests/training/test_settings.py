@@ -140,3 +140,12 @@ def test_workers_are_not_more_than_cpus_unless_set(
         assert resolve(settings).data.workers == expected
     monkeypatch.setattr("querybox.training.start.available_cpus", lambda: 1)
     assert resolve(settings.replace(data={"train": "photos", "workers": 4})).data.workers == 4
+
+
+@pytest.mark.parametrize("name", ["data.train", "data.val", "weights", "output"])
+def test_an_empty_path_is_not_the_current_folder(name: str) -> None:
+    values: dict[str, Any] = {"data": {"train": "photos"}}
+    section, _, leaf = name.rpartition(".")
+    (values[section] if section else values)[leaf] = ""
+    with pytest.raises(ConfigError, match=rf"setting '{name}' got ''"):
+        RunSettings.parse(values)

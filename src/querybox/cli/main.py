@@ -29,6 +29,7 @@ from querybox.cli.trace import trace
 from querybox.cli.train import setting_hint, train
 from querybox.cli.validate import validate
 from querybox.errors import QueryboxError
+from querybox.memory import first_line, is_out_of_memory
 
 HELP = """Object detection with DETR: train detectors on your own images, evaluate them, detect objects.
 
@@ -98,29 +99,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_platform()
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
+    if any(is_empty(word) for word in words):
+        return fail(
+            "ConfigError: an argument is empty; expected a path or another value: check for variables of the shell "
+            "that are not set",
+            debug,
+        )
     try:
         with log_to_stderr():
             code: int | None = app(
                 [word for word in words if word != "--debug"], exit_on_error=False, print_error=False
             )
-    except CycloptsError as error:
-        return fail(f"{error} Cure: {cure(error, words)}.", debug)
-    except QueryboxError as error:
-        return fail(f"{type(error).__name__}: {quote_paths(str(error), words)}", debug)
-    except OSError as error:
-        if (broken := stdout_error()) is not None:
-            return fail_to_print(broken, debug)
-        message = f"{error.filename or 'system'}: {error.strerror or error}"
-        return fail(f"{quote_paths(message, words)}; check the path, its permissions and the disk", debug)
     except KeyboardInterrupt:
         return fail("interrupted", debug, code=130)
     except SystemExit as error:
         if isinstance(error.__context__, BrokenPipeError):  # raised by rich
             return CLOSED_OUTPUT
         raise
-    if (broken := stdout_error()) is not None:
-        return fail_to_print(broken, debug)
-    return code or 0
+    except Exception as error:
+        if isinstance(error, OSError) and not error.filename and (broken := stdout_error()):
+            return fail_to_print(broken, debug)
+        if message := describe(error, words):
+            return fail(message, debug)
+        raise
+    broken = stdout_error()
+    return fail_to_print(broken, debug) if broken else code or 0
+
+
+def describe(error: Exception, words: Sequence[str]) -> str | None:
+    """Return the message for an error that the user can fix; None for others, which are bugs."""
+    if isinstance(error, CycloptsError):
+        return f"{error} Cure: {cure(error, words)}."
+    if isinstance(error, QueryboxError):
+        return f"{type(error).__name__}: {quote_paths(str(error), words)}"
+    if is_out_of_memory(error):
+        return (
+            f"OutOfMemoryError: there is not enough memory ({first_line(error)}); use smaller images, a smaller "
+            "--batch-size, or a smaller model"
+        )
+    if isinstance(error, OSError):
+        message = quote_paths(f"{error.filename or 'system'}: {error.strerror or error}", words)
+        return f"{message}; check the path, its permissions and the disk"
+    return None
+
+
+def is_empty(word: str) -> bool:
+    """Return whether an argument, or the value of an option, is empty; an empty path would be the current folder."""
+    return not word or (word.startswith("--") and word.endswith("="))
 
 
 def prepare_platform() -> None:

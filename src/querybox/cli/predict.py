@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from querybox.errors import ImageError
     from querybox.inference.detections import Detections
     from querybox.inference.writers import AddDetections
+    from querybox.structures import Category
 
 FORMATS = ("pictures", "coco", "csv")
 UNREADABLE_FILES = 1
@@ -74,33 +76,47 @@ def predict(
     from querybox.fast import fastest
     from querybox.inference.predict import predict as run
     from querybox.inference.sources import count_frames, find_files
-    from querybox.inference.writers import coco_file, csv_file, draw_files, drawing_paths
+    from querybox.inference.writers import draw_files, drawing_paths
 
     require_order("querybox predict", model, sources)
     files = [file for source in sources for file in find_files(Path(source))]
     pictures = drawing_paths(files, output) if "pictures" in formats else []
     check_output(output, overwrite=overwrite)
     detector = load_model(model, trusted=trust, precision=precision)
+    tables = table_writers(formats, detector.categories)
     unreadable: list[ImageError] = []
     options: dict[str, Any] = {"threshold": threshold, "top_k": top_k, "nms": nms, "batch_size": batch_size}
     results = run(fastest(detector), files, **options, on_error=unreadable.append)
     output.mkdir(parents=True, exist_ok=True)
+    for name in tables:  # an older one would be mistaken for that of a prediction that is interrupted
+        (output / name).unlink(missing_ok=True)
     tally: Counter[str] = Counter()
     with ExitStack() as stack:
         adders = [
             lambda detections: tally.update(images=1, objects=len(detections)),
             stack.enter_context(progress_bar(count_frames(files))),
         ]
-        if "coco" in formats:
-            adders.append(stack.enter_context(coco_file(output / "detections.json", detector.categories)))
-        if "csv" in formats:
-            adders.append(stack.enter_context(csv_file(output / "detections.csv")))
+        adders += [stack.enter_context(table(output / name)) for name, table in tables.items()]
         results = added(results, adders)
         if "pictures" in formats:
             draw_files(files, pictures, results)
         for _ in results:  # consume them if nothing is drawn
             pass
     return summarise(tally, files, unreadable, output)
+
+
+def table_writers(
+    formats: Collection[str], categories: Sequence[Category]
+) -> dict[str, Callable[[Path], AbstractContextManager[AddDetections]]]:
+    """Return the writer of each table by its name."""
+    from querybox.inference.writers import coco_file, csv_file
+
+    writers: dict[str, Callable[[Path], AbstractContextManager[AddDetections]]] = {}
+    if "coco" in formats:
+        writers["detections.json"] = partial(coco_file, categories=categories)
+    if "csv" in formats:
+        writers["detections.csv"] = csv_file
+    return writers
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:

@@ -43,7 +43,7 @@ def hold_out(data: DetectionData, fraction: float) -> tuple[DetectionData, Detec
     if not held_out or classes_in_one_part(data, held_out):
         held_out = choose(cut_into_blocks(sequences, max(1, target // BLOCKS)), target)
     if not held_out:  # there are only copies of one image
-        held_out = choose({str(image.path): [image] for image in data.images}, target)
+        held_out = choose({f"{image.path.name} {image.id}": [image] for image in data.images}, target)
     remaining = {image.id for image in data.images} - held_out
     return data.only(remaining), data.only(held_out)
 
@@ -88,7 +88,7 @@ def choose(groups: Groups, target: int) -> set[int]:
     Groups are taken in the order of a hash of their names: first one for each class, the rarest first, then others. No
     class is taken as a whole.
     """
-    order = sorted(groups, key=lambda key: hashlib.sha256(key.encode()).digest())
+    order = sorted(groups, key=lambda key: hashlib.sha256(key.encode(errors="surrogatepass")).digest())
     classes = {key: {int(label) for image in groups[key] for label in image.labels} for key in order}
     remaining = Counter(label for key in order for label in classes[key])
     groups_of: dict[int, list[str]] = defaultdict(list)

@@ -8,7 +8,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from querybox.settings import Settings
+from querybox.settings import PathText, Settings
 from querybox.structures import PixelRange
 
 Pixels = Annotated[int, Field(ge=1)]
@@ -53,11 +53,11 @@ class DataSettings(Settings):
     All sizes scale with `image_size`: those that are not set keep the proportions of the DETR paper.
     """
 
-    train: str | None = None
+    train: PathText | None = None
     """Dataset to train on: a folder, or a file that describes a dataset."""
     train_split: str | None = None
     """Split of `train`; required only if it has several and none is called train."""
-    val: str | None = None
+    val: PathText | None = None
     """Dataset to evaluate on; by default the val split of `train`, or, if it has none, a part of it that is held out.
     `none` trains on all images and does not evaluate."""
     val_split: str | None = None

@@ -14,6 +14,7 @@ from querybox.arguments import require_type
 from querybox.inference.detections import Detections
 from querybox.pixels import as_pixels
 from querybox.plotting import import_matplotlib
+from querybox.text import printable
 
 Colour = tuple[int, int, int]
 PixelBox = tuple[int, ...]  # left, top, right, bottom in integer pixels
@@ -125,6 +126,7 @@ def draw_caption(
     occupied: Sequence[PixelBox],
 ) -> PixelBox:
     """Draw a caption at a box, clear of the `occupied` areas if possible, and return the area that it covers."""
+    caption = printable(" ".join(caption.split()))  # a name may hold characters for which there is no layout
     text_left, text_top, text_right, text_bottom = pen.textbbox((0, 0), caption, font=font, anchor="la")
     size = (round(text_right - text_left) + 2 * margin, round(text_bottom - text_top) + 2 * margin)
     positions = caption_positions(box, size, pen.im.size)

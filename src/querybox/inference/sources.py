@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,25 +16,15 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from querybox.arguments import require_type
+from querybox.arguments import require_path, require_type
 from querybox.data.image import SUFFIXES as IMAGE_SUFFIXES
 from querybox.data.image import read_image
 from querybox.errors import DataError, ImageError
 from querybox.files import require_regular
+from querybox.inference.video import SUFFIXES as VIDEO_SUFFIXES
+from querybox.inference.video import decode_video, open_video
 from querybox.pixels import as_pixels
 from querybox.structures import PixelRange
-
-if TYPE_CHECKING:
-    from av import VideoStream
-    from av.container import InputContainer
-
-VIDEO_OPTIONS = {
-    # Other formats, such as playlists and stream descriptions, name files and hosts that FFmpeg would open.
-    "format_whitelist": "asf,avi,flv,m4v,matroska,mov,mpeg,mpegts,mpegvideo",
-    "protocol_whitelist": "file",
-}
-"""Options of FFmpeg: the formats of videos by its names, and what it may open."""
-VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
 
 Pixels: TypeAlias = Image.Image | npt.NDArray[Any] | Tensor
 """An RGB image in memory, 0-255: a PIL image, a uint8 array [h, w, 3] or a uint8 tensor [3, h, w]."""
@@ -76,7 +65,7 @@ def find_sources(sources: Source | Sequence[Source]) -> list[Path | Pixels]:
     for source in sources:
         require_type("predict", source, SOURCE_TYPES, EXPECTED)
         if isinstance(source, str | Path):
-            found += find_files(Path(source))
+            found += find_files(require_path("predict", source, "an image, a video or a folder"))
         else:
             found.append(source)
     return found
@@ -168,12 +157,9 @@ def read_file(path: Path, pixel_range: PixelRange | None = None) -> Iterator[Fra
 
 
 def read_video(path: Path) -> Iterator[Frame]:
-    """Decode every frame of a video, rotated upright as its header specifies."""
-    with open_video(path) as (container, _):
-        for number, frame in enumerate(container.decode(video=0)):
-            turns = round(frame.rotation / 90)  # counter-clockwise; stored by phones
-            pixels = np.rot90(frame.to_ndarray(format="rgb24"), turns)
-            yield Frame(source=f"{path}#{number}", pixels=as_pixels(pixels))
+    """Read every frame of a video; see `decode_video`."""
+    for number, pixels in enumerate(decode_video(path)):
+        yield Frame(source=f"{path}#{number}", pixels=as_pixels(pixels))
 
 
 def count_frames(sources: Iterable[Path]) -> int | None:
@@ -191,29 +177,3 @@ def count_frames(sources: Iterable[Path]) -> int | None:
             return None
         total += count
     return total
-
-
-@contextmanager
-def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a video file and its first video stream.
-
-    Raises:
-        ImageError: The file is not a video, or it is truncated.
-    """
-    import av
-
-    require_regular(path, ImageError)
-    try:
-        with av.open(video_address(path), options=VIDEO_OPTIONS) as container:
-            if not container.streams.video:
-                raise ImageError(f"{path}: has no video stream; expected a video: check the file")
-            yield container, container.streams.video[0]
-    except (av.FFmpegError, OSError) as error:
-        raise ImageError(
-            f"{path}: cannot be read as a video ({error.strerror}); repair or remove it"
-        ) from error
-
-
-def video_address(path: Path) -> str:
-    """Return the address of a file for FFmpeg, which takes the beginning of ``concat:a.mp4`` for a protocol."""
-    return f"file:{path}"

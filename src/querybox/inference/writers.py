@@ -15,10 +15,11 @@ import numpy as np
 
 from querybox.data.image import read_image
 from querybox.errors import ConfigError, ImageError
-from querybox.files import write_text
+from querybox.files import atomic, write_text
 from querybox.inference.detections import Detections
 from querybox.inference.draw import draw
-from querybox.inference.sources import Frame, is_video, open_video, read_video, video_address
+from querybox.inference.sources import Frame, is_video, read_video
+from querybox.inference.video import open_video, video_address
 from querybox.structures import Category
 from querybox.text import to_json
 
@@ -65,12 +66,14 @@ def coco_file(path: Path, categories: Sequence[Category]) -> Iterator[AddDetecti
 
 @contextmanager
 def csv_file(path: Path) -> Iterator[AddDetections]:
-    """Write a CSV file with the columns `CSV_COLUMNS` and a row per detection, as detections are added.
+    """Write a CSV file with the columns `CSV_COLUMNS` and a row per detection; the file appears on exit.
 
     Boxes are in pixels.
     """
-    path.unlink(missing_ok=True)  # the name alone, if it is a link to another file
-    with path.open("x", newline="", encoding="utf-8") as file:
+    with (
+        atomic(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         table = csv.writer(file)
         table.writerow(CSV_COLUMNS)
 

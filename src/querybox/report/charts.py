@@ -14,6 +14,7 @@ from querybox.evaluation.result import RECALLS, Evaluation
 from querybox.html import data_url
 from querybox.inference.draw import colour_of
 from querybox.plotting import default_style
+from querybox.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -143,6 +144,6 @@ def paint(place: int) -> str:
 
 def literal(name: str, limit: int = 28) -> str:
     """Return a name for matplotlib: one line of at most `limit` characters, ``$`` escaped, as it starts a formula."""
-    line = " ".join(name.split())
+    line = printable(" ".join(name.split()))
     short = line if len(line) <= limit else line[: limit - 1] + "…"
     return short.replace("$", r"\$")

@@ -21,7 +21,7 @@ from querybox.data.validate import VALIDATION, SplitReport, with_dataset_finding
 from querybox.errors import DataError
 from querybox.evaluation.evaluate import labels_by_name
 from querybox.files import write_text
-from querybox.text import listed, to_json
+from querybox.text import counted, listed, to_json
 from querybox.training.settings import RunSettings
 
 if TYPE_CHECKING:
@@ -42,11 +42,25 @@ class Fingerprint:
     classes: tuple[str, ...]
     left_out: tuple[int, ...]
     """Ids of the images that could not be read and are excluded."""
+    images: int | None = None
+    """Number of images that are used; None in early files."""
+    objects: int | None = None
+    """Number of their objects; None in early files."""
+    held_out: tuple[int, ...] = ()
+    """Ids of the images of a split that was held out of the training data; empty for others, and in early files."""
 
     @classmethod
-    def of(cls, data: DetectionData) -> Self:
+    def of(cls, data: DetectionData, *, held_out: bool) -> Self:
         """Compute the fingerprint of a split whose images have been checked."""
-        return cls(digest=digest(data), classes=class_names(data), left_out=tuple(sorted(data.excluded)))
+        ids = {image.id for image in data.images} | set(data.excluded)
+        return cls(
+            digest=digest(data),
+            classes=class_names(data),
+            left_out=tuple(sorted(data.excluded)),
+            images=len(data.images),
+            objects=data.num_objects,
+            held_out=tuple(sorted(ids)) if held_out else (),
+        )
 
     def restore(self, data: DetectionData, folder: Path) -> DetectionData:
         """Return the images of `data` that the run in `folder` uses, after reading the dataset again.
@@ -57,10 +71,15 @@ class Fingerprint:
         used = data.only({image.id for image in data.images} - set(self.left_out))
         if class_names(data) != self.classes:
             change = f"its classes were {listed(self.classes)} and are now {listed(class_names(data))}"
-        elif digest(used) != self.digest:
-            change = "its images or their objects are different"
-        else:
+        elif digest(used) == self.digest:
             return used
+        elif self.images is not None and (self.images, self.objects) != (len(used.images), used.num_objects):
+            change = (
+                f"it had {counted(self.images, 'image')} with {self.objects} objects and has now "
+                f"{counted(len(used.images), 'image')} with {used.num_objects}"
+            )
+        else:
+            change = "its images or their objects are different"
         raise DataError(
             f"{data.source}: has changed since the run in {folder} began: {change}; restore it, or start a new run "
             f"from the weights of this one, which keeps classes by name: --weights {folder / 'last.safetensors'}"
@@ -139,14 +158,32 @@ def read_splits(settings: RunSettings, *, resume: bool) -> Splits:
     Raises:
         DataError: A dataset cannot be read.
     """
+    if resume:
+        require_places(settings)
     training, validation = read_train_and_val(settings.data)
     known = read_fingerprints(settings.folder / VALIDATION) if resume else {}
     if validation is not None or settings.data.val == NO_VALIDATION or (known and "val" not in known):
         return Splits(training=training, validation=validation)
     if len(training.images) < 2:
         return Splits(training=training, validation=None)
-    training, validation = hold_out(training, settings.data.val_fraction)
+    if known and known["val"].held_out:
+        held_out = set(known["val"].held_out)
+        remaining = {image.id for image in training.images} - held_out
+        training, validation = training.only(remaining), training.only(held_out)
+    else:
+        training, validation = hold_out(training, settings.data.val_fraction)
     return Splits(training=training, validation=validation, held_out=True)
+
+
+def require_places(settings: RunSettings) -> None:
+    """Raise DataError if the data of a run to resume is no longer where it was."""
+    for name in ("train", "val"):
+        path = getattr(settings.data, name)
+        if path not in (None, NO_VALIDATION) and not Path(path).exists():
+            raise DataError(
+                f"{path}: no such file or folder, but the run was started with it; restore it, or set its new place: "
+                f"data.{name}=PLACE"
+            )
 
 
 def check_splits(read: Splits, settings: RunSettings, accelerator: Accelerator, *, resume: bool) -> RunData:
@@ -171,7 +208,10 @@ def check_splits(read: Splits, settings: RunSettings, accelerator: Accelerator, 
         checked = {name: check_images(data, settings, accelerator) for name, data in splits.items()}
         splits = {name: data for name, (data, _) in checked.items()}
         deep = checked["train"][1]
-        fingerprints = {name: Fingerprint.of(data) for name, data in splits.items()}
+        fingerprints = {
+            name: Fingerprint.of(data, held_out=read.held_out and name == "val")
+            for name, data in splits.items()
+        }
         reports = {name: SplitReport.of(data) for name, data in splits.items()}
     if "val" in splits:
         labels_by_name(splits["train"].categories, splits["val"].categories)
@@ -237,7 +277,8 @@ def digest(data: DetectionData) -> str:
     """Return a hash of all images' names, sizes and objects, which does not depend on their folder."""
     content_hash = hashlib.sha256()
     for image in data.images:
-        content_hash.update(f"{image.id} {image.path.name} {image.width} {image.height}".encode())
+        name = f"{image.id} {image.path.name} {image.width} {image.height}"
+        content_hash.update(name.encode(errors="surrogatepass"))  # of a file name that is not UTF-8
         for array in (image.boxes_xyxy, image.labels, image.crowd, image.areas):
             content_hash.update(array.tobytes())
     return content_hash.hexdigest()

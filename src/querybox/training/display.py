@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -19,6 +18,7 @@ from rich.text import Text
 from querybox import terminal
 from querybox.training.checkpoint import Progress
 from querybox.training.duration import format_duration
+from querybox.training.processes import is_main_process
 from querybox.training.settings import TrainSettings
 
 REFRESH_SECONDS = 0.25
@@ -214,7 +214,7 @@ def open_console() -> Console:
 
 def main_console() -> Console | None:
     """Return a console for stderr in the main process, None in the others, before the processes are connected."""
-    return open_console() if os.environ.get("RANK", "0") == "0" else None
+    return open_console() if is_main_process() else None
 
 
 def print_lines(console: Console | None, *lines: str) -> None:

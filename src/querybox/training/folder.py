@@ -11,10 +11,12 @@ import yaml
 
 from querybox.checkpoints import native
 from querybox.checkpoints.find import BEST, LAST
+from querybox.data.settings import NO_VALIDATION
 from querybox.diagnosis.record import RECORD
 from querybox.errors import CheckpointError, ConfigError
 from querybox.files import leftovers, write_text
 from querybox.training.checkpoint import RunCheckpoint
+from querybox.training.lock import LOCK
 from querybox.training.settings import RunSettings
 
 logger = logging.getLogger(__name__)
@@ -26,6 +28,8 @@ CHANGEABLE = {
     "data.workers",
     "data.cache",
     "data.max_corrupt",
+    "data.train",
+    "data.val",
     "output",
     "train.epochs",
     "train.evaluate_every",
@@ -33,7 +37,10 @@ CHANGEABLE = {
     "train.patience",
     "train.trackers",
 }
-"""Settings that a resumed run may change, because an update does not depend on them except by its learning rate."""
+"""Settings that a resumed run may change, because an update does not depend on them except by its learning rate.
+
+The data may be in another place: their content has to be the same, see `querybox.training.data.Fingerprint`.
+"""
 
 
 def check_folder(settings: RunSettings, *, resume: bool) -> RunCheckpoint | None:
@@ -69,18 +76,29 @@ def check_folder(settings: RunSettings, *, resume: bool) -> RunCheckpoint | None
 
 
 def is_unused(folder: Path) -> bool:
-    """Return whether a folder is empty, apart from temporary files of a killed run."""
-    return folder.is_dir() and set(folder.iterdir()) == set(leftovers(folder))
+    """Return whether a folder is empty, apart from its lock and temporary files of a killed run."""
+    return folder.is_dir() and set(folder.iterdir()) - {folder / LOCK} == set(leftovers(folder))
 
 
 def require_same_settings(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raise ConfigError if settings differ that a resumed run cannot change."""
-    changed = [key for key in old if key not in CHANGEABLE and old[key] != new.get(key)]
+    changed = [
+        key for key in old if old[key] != new.get(key) and not is_changeable(key, old[key], new.get(key))
+    ]
     if changed:
         changes = ", ".join(f"'{key}' from {old[key]!r} to {new.get(key)!r}" for key in changed)
         raise ConfigError(
             f"{folder}: a resumed run cannot change {changes}; restore them, or start a new run"
         )
+
+
+def is_changeable(key: str, old: Any, new: Any) -> bool:
+    """Return whether a resumed run may change a setting. Validation data may move, but not be added or removed."""
+    if key == "data.val":
+        return not {None, NO_VALIDATION} & {old, new}
+    if key == "train.milestones" and new is None:
+        return True  # see `keep_milestones`
+    return key in CHANGEABLE
 
 
 def check_best(folder: Path, checkpoint: RunCheckpoint) -> None:
@@ -117,7 +135,11 @@ def prepare_folder(settings: RunSettings, *, continued: bool) -> None:
     if not continued:  # new, or killed before the first checkpoint
         for name in (METRICS, RECORD):
             (folder / name).unlink(missing_ok=True)
-    text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    values = {
+        **settings.model_dump(mode="json"),
+        "output": ".",
+    }  # relative to the file: a copy is a run of its own
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     write_text(
         folder / "run.yaml", f"# Repeat this run: querybox train run.yaml --output ANOTHER_FOLDER\n{text}"
     )

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from querybox.errors import ConfigError
-from querybox.training.settings import TrainSettings
+from querybox.training.checkpoint import Progress
+from querybox.training.settings import RunSettings, TrainSettings
 
 
 def freeze(detector: nn.Module, names: Iterable[str]) -> None:
@@ -78,7 +80,7 @@ class Schedule:
         epochs = settings.milestones
         if epochs is None:
             flat = settings.schedule == "flat_cosine"
-            epochs = (settings.epochs // 2, settings.epochs) if flat else (max(1, settings.epochs * 2 // 3),)
+            epochs = (settings.epochs // 2, settings.epochs) if flat else default_milestones(settings.epochs)
         return cls(
             kind=settings.schedule,
             total_steps=settings.epochs * steps_per_epoch,
@@ -106,3 +108,43 @@ class Schedule:
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * self.factor(step, seconds)
         return float(optimizer.param_groups[0]["lr"])
+
+
+def default_milestones(epochs: int) -> tuple[int, ...]:
+    """Return the milestones in epochs of the schedule `step` if the settings have none."""
+    return (max(1, epochs * 2 // 3),)
+
+
+def keep_milestones(settings: RunSettings, old: Mapping[str, Any], epoch: int) -> RunSettings:
+    """Return the settings of a resumed run in which a milestone that was passed stays passed.
+
+    Otherwise more epochs would move it, and the learning rate would rise again.
+
+    Args:
+        settings: The settings to resume with.
+        old: The settings of the run so far, by dotted name.
+        epoch: Number of completed epochs.
+    """
+    if settings.train.milestones is not None:
+        return settings
+    milestones = old["train.milestones"]
+    if milestones is None:
+        milestones = default_milestones(old["train.epochs"])
+        moved = settings.train.schedule == "step" and old["train.epochs"] != settings.train.epochs
+        if not moved or epoch < milestones[0]:
+            return settings
+    return settings.replace(train={**settings.train.model_dump(exclude_unset=True), "milestones": milestones})
+
+
+def describe_rise(schedule: Schedule, initial_lr: float, progress: Progress) -> str:
+    """Return in one line that a resumed run raises the learning rate; empty if it does not.
+
+    More epochs or more time stretch a cosine.
+    """
+    new_lr = initial_lr * schedule.factor(progress.step, progress.seconds)
+    if progress.step < schedule.warmup_steps or not 0 < progress.lr < new_lr:
+        return ""
+    return (
+        f"the learning rate rises from {progress.lr:.2g} to {new_lr:.2g}, because the run now ends later than when it "
+        f"stopped (train.schedule = {schedule.kind})"
+    )

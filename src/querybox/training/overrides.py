@@ -58,6 +58,8 @@ def read_target(target: object, where: str) -> Values:
     path = require_path(where, target, "a dataset or a run file, or RunSettings")
     if path.suffix.lower() in RUN_FILES:
         values = read_run_file(path, names=PUBLIC_WEIGHTS)
+        if path.name == "run.yaml" and path.with_name("environment.json").is_file():
+            values["output"] = str(path.parent)  # that of the folder, which may have been copied or moved
         if "names" not in values:  # otherwise the data.yaml of a YOLO dataset
             return values
     if (path / "run.yaml").is_file() and (path / "environment.json").is_file():

@@ -14,12 +14,20 @@ from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 
 from querybox.data import Batch, DetectionData
-from querybox.errors import ConfigError, MissingExtraError, ProcessError, QueryboxError, WorkerError
+from querybox.errors import (
+    ConfigError,
+    MissingExtraError,
+    OutOfMemoryError,
+    ProcessError,
+    QueryboxError,
+    WorkerError,
+)
 from querybox.evaluation.evaluate import detect_records, measure
 from querybox.evaluation.result import Evaluation
 from querybox.fast import optimize
 from querybox.inference.detections import Detections
 from querybox.inference.engine import accelerator as default_device
+from querybox.memory import first_line, is_out_of_memory
 from querybox.modules.detector import DetectionTransformer
 from querybox.training.interrupt import StopRequest
 from querybox.training.settings import RunSettings
@@ -40,11 +48,12 @@ class StopRequested(Exception):  # noqa: N818 - not an error
 
 @contextmanager
 def translate_process_errors() -> Iterator[None]:
-    """Translate the errors that PyTorch raises when a process has exited.
+    """Translate the errors that PyTorch raises when a process has exited or there is not enough memory.
 
     Raises:
         WorkerError: A process that loads images exited.
         ProcessError: Another training process exited.
+        OutOfMemoryError: There is not enough memory.
     """
     from torch.distributed import DistError
 
@@ -52,8 +61,13 @@ def translate_process_errors() -> Iterator[None]:
         yield
     except QueryboxError:
         raise
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
+    except (MemoryError, RuntimeError) as error:
+        reason = first_line(error)
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(
+                f"there is not enough memory ({reason}); set a larger 'train.accumulate', or a smaller "
+                "'train.batch_size', 'data.image_size' or model"
+            ) from error
         if "DataLoader worker (pid" in reason:
             raise worker_error(reason) from error
         if isinstance(error, DistError) or re.search("gloo|NCCL", reason):
@@ -124,6 +138,14 @@ def training_device() -> torch.device:
     from accelerate.utils import parse_flag_from_env
 
     return torch.device("cpu") if parse_flag_from_env("ACCELERATE_USE_CPU") else default_device()
+
+
+def is_main_process() -> bool:
+    """Return whether this is the main process of a run, before `start_processes`."""
+    from accelerate.utils import get_int_from_env
+
+    ranks = ["RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"]  # as accelerate reads them
+    return bool(get_int_from_env(ranks, 0) == 0)
 
 
 def check_trackers(names: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,11 +27,14 @@ from querybox.training.display import Display, main_console, open_console, print
 from querybox.training.environment import write_environment
 from querybox.training.folder import check_folder, prepare_folder
 from querybox.training.interrupt import StopRequest
+from querybox.training.lock import folder_lock
 from querybox.training.loop import StopReason, Trainer
 from querybox.training.machine import Machine
+from querybox.training.optim import describe_rise, keep_milestones
 from querybox.training.overrides import read_settings
 from querybox.training.processes import (
     evaluate_together,
+    is_main_process,
     start_processes,
     start_trackers,
     translate_process_errors,
@@ -75,19 +79,29 @@ def train(target: RunSettings | str | Path, *, resume: bool = False, **overrides
 
     Raises:
         ConfigError: A setting is unknown or invalid; settings are inconsistent with each other, the data, or the run to
-            resume; or the folder is in use.
+            resume; or the folder is in use, possibly by another process.
         DataError: A dataset cannot be read or has no objects.
         CheckpointError: Weights or the checkpoint cannot be read or do not fit the model.
         MissingExtraError: A tracker is not installed.
         NonFiniteError: A loss or gradient is NaN or infinite. Here and below, the run can be resumed from its last
             checkpoint.
         DiskFullError: There is no space to write a file.
+        OutOfMemoryError: There is not enough memory.
         ProcessError: Another training process exited or does not respond.
         WorkerError: A process that loads images exited.
         KeyboardInterrupt: Ctrl-C was pressed.
         SystemExit: SIGTERM or SIGHUP was received.
     """
     settings = read_settings(target, overrides, where="train")
+    print_lines(main_console(), f"reading {settings.data.train}")
+    settings = locate(settings, resume=resume)
+    locks = is_main_process() and (settings.folder.is_dir() or not resume)
+    with folder_lock(settings.folder) if locks else nullcontext():
+        return run(settings, resume=resume)
+
+
+def run(settings: RunSettings, *, resume: bool) -> TrainResult:
+    """Train as `train` does, in a folder that no other process uses."""
     settings, checkpoint, splits, notes = prepare(settings, resume=resume)
     continued = checkpoint is not None
     accelerator = start_processes(settings)
@@ -107,6 +121,8 @@ def train(target: RunSettings | str | Path, *, resume: bool = False, **overrides
     if checkpoint is not None:
         trainer.resume(checkpoint)
         del checkpoint  # frees memory of the size of the model and the optimizer
+        if trainer.finished() is None:
+            print_lines(console, describe_rise(trainer.schedule, settings.train.lr, trainer.progress))
     accelerator.wait_for_everyone()  # all processes have checked the folder before it is written to
     if accelerator.is_main_process:
         prepare_folder(settings, continued=continued)
@@ -138,13 +154,13 @@ def prepare(settings: RunSettings, *, resume: bool) -> tuple[RunSettings, RunChe
         The settings, the checkpoint to resume from, the data, whose images have not been checked, and lines that say
         what was decided and why.
     """
-    print_lines(main_console(), f"reading {settings.data.train}")
-    settings = locate(settings, resume=resume)
     if resume:
         settings = with_values_of_run(settings)
     if not is_auto(settings):
         settings = resolve(settings)
     checkpoint = check_folder(settings, resume=resume)
+    if checkpoint is not None:
+        settings = keep_milestones(settings, checkpoint.settings, checkpoint.progress.epoch)
     splits = read_splits(settings, resume=resume)
     notes = [splits.describe(settings)]
     if is_auto(settings):

@@ -17,7 +17,7 @@ from pydantic import (
 
 from querybox.data import DataSettings
 from querybox.precision import Precision, present_name
-from querybox.settings import Settings
+from querybox.settings import PathText, Settings
 from querybox.training.duration import Duration
 
 
@@ -97,10 +97,10 @@ class RunSettings(Settings):
     """Settings of the recipe to change."""
     data: DataSettings
     train: TrainSettings = TrainSettings()
-    weights: str | None = None
+    weights: PathText | None = None
     """A checkpoint of any layout to start from: a file, a Hugging Face folder, a name on the Hub such as
     `hf://facebook/detr-resnet-50`, or the short name of public weights such as `detr-r50`."""
-    output: str | None = None
+    output: PathText | None = None
     """The run folder; by default a new one in `runs`, named after the dataset."""
 
     @property

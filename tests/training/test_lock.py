@@ -1,0 +1,136 @@
+"""A run folder belongs to one process at a time."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from querybox.errors import ConfigError
+from querybox.training import RunSettings, lock, train
+from querybox.training.lock import LOCK, folder_lock
+
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from querybox.training.lock import folder_lock
+with folder_lock(Path(sys.argv[1])):
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture(params=["flock", "file"])
+def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let the system lock folders, or let it not."""
+    if request.param == "file":
+        monkeypatch.setattr(lock, "lock_folder", lambda _: None)
+    elif sys.platform == "win32":
+        pytest.skip("Windows cannot lock folders")
+    return str(request.param)
+
+
+def test_a_second_run_is_refused_and_changes_nothing(
+    run_settings: Callable[..., RunSettings], system: str
+) -> None:
+    folder = run_settings().folder
+    folder.mkdir()
+    if system == "file":
+        (folder / LOCK).write_text(holder(process=os.getppid()))
+    with folder_lock(folder) if system == "flock" else nullcontext():
+        (folder / f".querybox-{os.getppid()}-0123abcd.tmp").write_bytes(b"half")
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        for resume in (False, True):
+            with pytest.raises(ConfigError, match=r"run: another process is training in this run folder"):
+                train(run_settings(), resume=resume)
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.usefixtures("system")
+def test_what_holds_nothing_is_removed_again(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError), folder_lock(tmp_path / "runs" / "first"):
+        raise ConfigError("the data cannot be read")
+    assert not (tmp_path / "runs").exists()
+    with folder_lock(tmp_path / "runs" / "first"):
+        (tmp_path / "runs" / "first" / "run.yaml").touch()
+    assert [path.name for path in (tmp_path / "runs" / "first").iterdir()] == ["run.yaml"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is a lock file instead")
+def test_a_killed_process_leaves_no_lock_though_its_children_live_on(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    try:
+        with pytest.raises(ConfigError), folder_lock(tmp_path):
+            pass
+        process.kill()
+        process.wait()
+        os.kill(child, 0)
+        with folder_lock(tmp_path):
+            pass
+    finally:
+        process.kill()
+        os.kill(child, 9)
+        process.stdout.close()
+
+
+def holder(**changes: Any) -> str:
+    return json.dumps(
+        {"host": platform.node(), "process": 2**22 + 1, **changes}
+    )  # no process has this number
+
+
+@pytest.mark.parametrize(
+    ("content", "stale"),
+    [
+        (holder(), True),
+        (holder(process=os.getpid()), True),  # of a process that was killed, in a restarted container
+        (holder(process=os.getppid()), False),
+        (holder(host="elsewhere"), False),
+        ("", False),  # just being written
+        ("[]", False),
+    ],
+)
+def test_the_file_of_a_process_that_has_ended_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, stale: bool
+) -> None:
+    monkeypatch.setattr(lock, "lock_folder", lambda _: None)
+    path = tmp_path / LOCK
+    path.write_text(content)
+    if stale:
+        with folder_lock(tmp_path):
+            assert json.loads(path.read_text())["process"] == os.getpid()
+        assert not path.exists()
+        return
+    with pytest.raises(ConfigError) as caught, folder_lock(tmp_path):
+        pass
+    assert f"or remove {path} if no training runs there: it names {content}" in str(caught.value)
+    assert path.read_text() == content
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no flock")
+def test_a_file_system_that_cannot_lock_folders_gets_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with folder_lock(tmp_path):
+        assert json.loads((tmp_path / LOCK).read_text()) == {
+            "host": platform.node(),
+            "process": os.getpid(),
+        }
+    assert not list(tmp_path.iterdir())

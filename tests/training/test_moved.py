@@ -1,0 +1,157 @@
+"""Runs whose folder or data is in another place, and what more epochs do to their schedule."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from querybox.errors import ConfigError, DataError
+from querybox.runfile import read_run_file
+from querybox.training import RunSettings, train
+from querybox.training.checkpoint import RunCheckpoint
+
+MakeSettings = Callable[..., RunSettings]
+
+
+@pytest.fixture
+def own_boxes(boxes_json: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny dataset, to be moved."""
+    return Path(shutil.copytree(boxes_json.parent, tmp_path / "boxes")) / boxes_json.name
+
+
+def epochs_of(folder: Path) -> int:
+    return RunCheckpoint.read(folder / "checkpoint.safetensors").progress.epoch
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def rates(folder: Path) -> list[float]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [float(row["lr"]) for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_copy_of_a_run_goes_on_by_itself(run_settings: MakeSettings, tmp_path: Path, early: bool) -> None:
+    original = train(run_settings(epochs=1)).run_dir
+    assert "\noutput: .\n" in (original / "run.yaml").read_text()
+    if early:  # run files had the path of the folder
+        text = (original / "run.yaml").read_text()
+        (original / "run.yaml").write_text(text.replace("\noutput: .\n", f"\noutput: {original}\n"))
+    copy = Path(shutil.copytree(original, tmp_path / "elsewhere" / "copy"))
+    before = contents(original)
+    assert train(copy / "run.yaml", resume=True, epochs=2).run_dir == copy
+    assert (epochs_of(copy), contents(original)) == (2, before)
+
+    moved = original.rename(tmp_path / "moved")
+    assert train(moved / "run.yaml", resume=True, epochs=2).run_dir == moved
+    assert epochs_of(moved) == 2
+    assert not original.exists()
+
+
+def test_a_run_file_is_repeated_elsewhere_and_never_over_its_run(
+    run_settings: MakeSettings, tmp_path: Path
+) -> None:
+    folder = train(run_settings(epochs=1)).run_dir
+    before = contents(folder)
+    with pytest.raises(ConfigError, match="the run folder is not empty"):
+        train(folder / "run.yaml")
+    assert train(folder / "run.yaml", output=tmp_path / "again").run_dir == tmp_path / "again"
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("val", ["held out", "own"])
+def test_data_may_be_moved_while_a_run_waits(
+    run_settings: MakeSettings, own_boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, val: str
+) -> None:
+    monkeypatch.setattr("querybox.training.run.write_report", lambda *_: "")
+    data = {"train": str(own_boxes), "val": None if val == "held out" else str(own_boxes)}
+    folder = train(run_settings(data=data, epochs=1)).run_dir
+    fingerprints = json.loads((folder / "validation.json").read_text())
+    moved = own_boxes.parent.rename(tmp_path / "archive") / own_boxes.name
+    with pytest.raises(DataError, match=r"boxes\.json: no such file .* data\.train=PLACE"):
+        train(folder / "run.yaml", resume=True)
+    places = {"data.train": moved} | ({} if val == "held out" else {"data.val": str(moved)})
+    train(folder / "run.yaml", resume=True, epochs=2, **places)
+    assert epochs_of(folder) == 2
+    assert json.loads((folder / "validation.json").read_text()) == fingerprints
+    assert read_run_file(folder / "run.yaml")["data"]["train"] == str(moved)
+    train(folder / "run.yaml", resume=True, epochs=3)  # it knows the new place
+
+
+def test_held_out_images_stay_the_same_in_a_folder_of_another_name(
+    run_settings: MakeSettings, own_boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The choice of a new run depends on the name of the folder, here made to be another one."""
+    monkeypatch.setattr("querybox.training.run.write_report", lambda *_: "")
+    data = {"train": str(own_boxes), "val": None}
+    folder = train(run_settings(data=data, epochs=1)).run_dir
+    ids = json.loads((folder / "validation.json").read_text())["val"]["fixed"]["held_out"]
+    assert len(ids) == 2
+
+    def other(*_: object) -> None:
+        raise AssertionError("chosen again")
+
+    monkeypatch.setattr("querybox.training.data.hold_out", other)
+    train(folder / "run.yaml", resume=True, epochs=2)
+
+
+def test_what_changed_in_the_data_is_told(run_settings: MakeSettings, own_boxes: Path) -> None:
+    folder = train(run_settings(data={"train": str(own_boxes)}, epochs=1)).run_dir
+    content = json.loads(own_boxes.read_text())
+    content["images"] = content["images"][:-1]
+    content["annotations"] = content["annotations"][1:]
+    own_boxes.write_text(json.dumps(content))
+    with pytest.raises(
+        DataError, match="it had 8 images with 13 objects and has now 7 images with 12; restore it"
+    ):
+        train(folder / "run.yaml", resume=True)
+
+
+@pytest.mark.parametrize(("before", "after"), [("none", "own"), ("own", "none")])
+def test_validation_data_are_neither_added_nor_removed(
+    run_settings: MakeSettings, own_boxes: Path, before: str, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("querybox.training.run.write_report", lambda *_: "")
+    values = {"none": "none", "own": str(own_boxes)}
+    folder = train(run_settings(data={"train": str(own_boxes), "val": values[before]}, epochs=1)).run_dir
+    with pytest.raises(ConfigError, match=r"a resumed run cannot change 'data\.val'"):
+        train(folder / "run.yaml", resume=True, epochs=2, **{"data.val": values[after]})
+
+
+def test_a_decayed_learning_rate_stays_low_with_more_epochs(
+    run_settings: MakeSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train(run_settings(epochs=3)).run_dir
+    assert rates(folder) == [1e-3, 1e-3, 1e-4]
+    for epochs in (6, 9):  # from the settings of the first run, and from its run file
+        train(run_settings(epochs=epochs) if epochs == 6 else folder / "run.yaml", resume=True, epochs=epochs)
+        assert rates(folder) == [1e-3, 1e-3, *[1e-4] * (epochs - 2)]
+    assert "learning rate rises" not in capsys.readouterr().err
+
+
+def test_a_milestone_that_lies_ahead_moves_with_the_epochs(run_settings: MakeSettings) -> None:
+    folder = train(run_settings(epochs=3, max_time=1e-3)).run_dir
+    train(folder / "run.yaml", resume=True, epochs=6, **{"train.max_time": None})
+    assert rates(folder) == [1e-3, 1e-3, 1e-3, 1e-3, 1e-4, 1e-4]
+
+
+def test_a_cosine_that_is_stretched_tells_both_rates(
+    run_settings: MakeSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = run_settings(epochs=2, schedule="cosine", warmup_steps=1)
+    folder = train(settings).run_dir
+    train(settings, resume=True)  # nothing changes
+    assert "learning rate" not in capsys.readouterr().err
+    train(folder / "run.yaml", resume=True, epochs=4)
+    last, rate = 1e-3 * 0.25, 1e-3 * 0.6112604669781572  # cos(pi 2/3), cos(pi 3/7)
+    assert rates(folder)[1] == pytest.approx(last)
+    assert (
+        f"the learning rate rises from {last:.2g} to {rate:.2g}, because the run" in capsys.readouterr().err
+    )
