@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from querybox.checkpoints.find import EXPORTED, Format
 from querybox.detector import Detector
-from querybox.exporting import Exported, export
+from querybox.exporting import Exported, ExportedModel, export, load_exported, write
+from querybox.exporting.graph import trace
 from querybox.structures import Category, Preprocessing
 
 Export = Callable[[Format], Exported]
@@ -44,7 +46,7 @@ def small(recipe: str, spread: float, **settings: Any) -> Detector:
 @pytest.fixture(scope="session")
 def detector() -> Detector:
     """DETR."""
-    return small("detr_r18", 0.3, width=16, queries=8)
+    return small("detr_r18", 0.3, backbone="test_resnet", width=16, queries=8)
 
 
 RELATIVE: dict[str, Any] = {
@@ -81,25 +83,28 @@ def rtdetr() -> Detector:
         "rtdetrv2_s",
         0.2,
         queries=60,
-        **{
-            **RELATIVE,
-            "strides": (8, 16, 32),
-            "levels": 3,
-            "points": (2, 3, 1),
-            "discrete": True,
-            "encoder_width": 16,
-        },
+        **{**RELATIVE, "strides": (16, 32), "points": (3, 1), "discrete": True, "encoder_width": 16},
     )
 
 
 @pytest.fixture(scope="session")
-def exported(detector: Detector, tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """Export the detector to a format, once."""
+def program(detector: Detector) -> ExportedProgram:
+    """The detector, traced."""
+    return trace(detector)
+
+
+@pytest.fixture(scope="session")
+def exported(
+    detector: Detector, program: ExportedProgram, tmp_path_factory: pytest.TempPathFactory
+) -> Export:
+    """Export the detector to a format, once; all formats are written from one trace."""
     done: dict[Format, Exported] = {}
 
     def exported_(to: Format) -> Exported:
         if to not in done:
-            done[to] = export(detector, tmp_path_factory.mktemp(to) / f"model{EXPORTED[to]}", to=to)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(write, "trace", lambda _: program)
+                done[to] = export(detector, tmp_path_factory.mktemp(to) / f"model{EXPORTED[to]}", to=to)
         return done[to]
 
     return exported_
@@ -109,3 +114,9 @@ def exported(detector: Detector, tmp_path_factory: pytest.TempPathFactory) -> Ex
 def file(request: pytest.FixtureRequest, exported: Export) -> Path:
     """The exported detector, in each format."""
     return exported(request.param).files[0]
+
+
+@pytest.fixture(scope="session")
+def engine(file: Path) -> ExportedModel:
+    """The exported detector in each format, loaded once."""
+    return load_exported(file, trusted=True)

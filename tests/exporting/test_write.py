@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from inspect import unwrap
@@ -10,17 +11,20 @@ import pytest
 import torch
 from comparisons import assert_same_detections
 from PIL import Image
+from torch.export import ExportedProgram
 
 from querybox.checkpoints.find import Format
 from querybox.detector import Detector
 from querybox.errors import ConfigError
-from querybox.exporting import Exported, export, load_exported, write
+from querybox.exporting import Exported, ExportedModel, export, load_exported, onnx, openvino, write
 from querybox.exporting.card import OUTPUTS, Card
 from querybox.exporting.check import check_detections
 from querybox.exporting.graph import Graph
 from querybox.exporting.write import resolve_precision
 from querybox.inference.predict import predict
 from querybox.structures import ImageBatch
+
+Export = Callable[[Format], Exported]
 
 BATCHES = [
     ([[64, 96]], (64, 96)),
@@ -34,10 +38,9 @@ BATCHES = [
 
 @pytest.mark.parametrize(("sizes", "shape"), BATCHES)
 def test_answers_as_the_detector_does_at_any_size(
-    file: Path, detector: Detector, sizes: list[list[int]], shape: tuple[int, int]
+    engine: ExportedModel, detector: Detector, sizes: list[list[int]], shape: tuple[int, int]
 ) -> None:
     pixels = torch.randint(0, 256, (len(sizes), 3, *shape), dtype=torch.uint8)
-    engine = load_exported(file, trusted=True)
     answers = engine.run(pixels, torch.tensor(sizes))
     with torch.inference_mode():
         expected = dict(zip(OUTPUTS, Graph(detector.eval())(pixels, torch.tensor(sizes)), strict=True))
@@ -47,8 +50,7 @@ def test_answers_as_the_detector_does_at_any_size(
     check_detections(answers, torch.tensor(sizes), engine)  # not the order of scores equal but for rounding
 
 
-def test_what_the_padding_holds_does_not_matter(file: Path) -> None:
-    engine = load_exported(file, trusted=True)
+def test_what_the_padding_holds_does_not_matter(engine: ExportedModel) -> None:
     sizes = torch.tensor([[70, 90]])
     pixels = torch.randint(0, 256, (1, 3, 96, 128), dtype=torch.uint8)
     other = pixels.clone()
@@ -58,24 +60,22 @@ def test_what_the_padding_holds_does_not_matter(file: Path) -> None:
         torch.testing.assert_close(one, two, rtol=0, atol=0)
 
 
-def test_the_file_says_what_it_is(file: Path, detector: Detector) -> None:
-    assert load_exported(file, trusted=True).card == Card.of(detector, "float32")
+def test_the_file_says_what_it_is(engine: ExportedModel, detector: Detector) -> None:
+    assert engine.card == Card.of(detector, "float32")
 
 
-def test_predicts_as_the_detector_does(file: Path, detector: Detector) -> None:
+def test_predicts_as_the_detector_does(engine: ExportedModel, detector: Detector) -> None:
     random = np.random.default_rng(0)
     pictures = [
         random.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in [(64, 96), (90, 60), (64, 96)]
     ]
-    engine = load_exported(file, trusted=True)
     for one, other in zip(
         predict(engine, pictures, threshold=0.0), predict(detector, pictures, threshold=0.0), strict=True
     ):
         assert_same_detections(one, other, pixels=0.02)
 
 
-def test_repeats_itself_and_keeps_earlier_answers(file: Path) -> None:
-    engine = load_exported(file, trusted=True)
+def test_repeats_itself_and_keeps_earlier_answers(engine: ExportedModel) -> None:
     pixels, sizes = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8), torch.tensor([[64, 96]])
     first = engine.run(pixels, sizes)
     kept = {name: answer.clone() for name, answer in first.items()}
@@ -85,24 +85,27 @@ def test_repeats_itself_and_keeps_earlier_answers(file: Path) -> None:
         torch.testing.assert_close(first[name], kept[name], rtol=0, atol=0)
 
 
-def test_a_normalised_batch_is_refused(exported: object, file: Path, detector: Detector) -> None:
-    engine = load_exported(file, trusted=True)
+def test_a_normalised_batch_is_refused(engine: ExportedModel, detector: Detector) -> None:
     picture = Image.effect_noise((96, 64), 80)
     with pytest.raises(ConfigError, match="normalises them itself"):
         engine(ImageBatch.from_images([picture], detector.preprocessing))
     assert engine(ImageBatch.from_images([picture], engine.preprocessing)).layers[-1].boxes.shape == (1, 8, 4)
 
 
-def test_the_detector_is_left_as_it_was(detector: Detector, tmp_path: Path) -> None:
+def test_the_detector_is_left_as_it_was(
+    detector: Detector, exported: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (written,) = exported("onnx").files
+    monkeypatch.setattr(onnx, "write", lambda program, path, card: shutil.copy(written, path))
     before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
     detector.train()
-    export(detector, tmp_path / "deep" / "model.pt2", to="torch")
+    export(detector, tmp_path / "deep" / "model.onnx", to="onnx")
     assert detector.training
     detector.eval()
     after = detector.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["model.pt2"]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["model.onnx"]
 
 
 @pytest.mark.parametrize(
@@ -151,9 +154,7 @@ def test_values_that_do_not_exist(
     assert not list(tmp_path.iterdir())
 
 
-def test_only_a_detector_can_be_exported(
-    detector: Detector, exported: Callable[[str], Exported], tmp_path: Path
-) -> None:
+def test_only_a_detector_can_be_exported(detector: Detector, exported: Export, tmp_path: Path) -> None:
     for model in (detector.optimize(), load_exported(exported("onnx").files[0])):
         with pytest.raises(
             ConfigError, match=f"type {type(model).__name__}; expected a Detector: pass the one"
@@ -164,9 +165,18 @@ def test_only_a_detector_can_be_exported(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mapped files are listed by Linux")
 def test_a_file_is_moved_once_it_is_no_longer_mapped(
-    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    detector: Detector,
+    program: ExportedProgram,
+    exported: Export,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Windows refuses to move a file that is mapped into memory, as OpenVINO's weights are while the model is used."""
+    from openvino import Core
+
+    model = Core().read_model(exported("openvino").files[0])
+    monkeypatch.setattr(write, "trace", lambda _: program)
+    monkeypatch.setattr(openvino, "convert", lambda _: model)
     real, mapped = Path.replace, {}
 
     def replace(self: Path, target: Path) -> Path:
