@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from querybox.checkpoints.files import save_tensors
 from querybox.errors import ConfigError, DataError
-from querybox.files import is_regular, leftovers, require_own, require_regular, write_text
+from querybox.files import atomic, is_regular, leftovers, require_own, require_regular, write_text
 
 
 def test_a_system_that_cannot_open_folders_can_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,9 +57,14 @@ def test_the_umask_gives_a_new_file_its_permissions(umask: int, mode: int, tmp_p
     former = os.umask(umask)
     try:
         write_text(tmp_path / "a.txt", "text")
+        with atomic(tmp_path / "a.safetensors") as temporary:
+            save_tensors(
+                {"a": torch.zeros(1)}, temporary, {}
+            )  # which creates a file of its own, for the owner alone
     finally:
         os.umask(former)
     assert (tmp_path / "a.txt").stat().st_mode & 0o777 == mode
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == mode
 
 
 @POSIX

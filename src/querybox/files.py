@@ -114,14 +114,15 @@ def replacement(path: Path) -> Iterator[Path]:
     require_regular(path, ConfigError)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".querybox-{os.getpid()}-{secrets.token_hex(4)}.tmp"
-    with temporary.open("xb"):
-        pass  # with the permissions that the umask gives a new file
+    with temporary.open("xb") as file:  # with the permissions that the umask gives a new file
+        mode = os.fstat(file.fileno()).st_mode
     try:
         yield temporary
         flush(temporary)
         with suppress(FileNotFoundError):
-            if stat.S_ISREG(mode := path.lstat().st_mode):
-                temporary.chmod(mode & 0o777)
+            if stat.S_ISREG(former := path.lstat().st_mode):
+                mode = former
+        temporary.chmod(stat.S_IMODE(mode) & 0o777)  # safetensors, for one, replaces it by a file of its own
         temporary.replace(path)  # the name alone: the target of a link is left as it is
         sync_folder(path.parent)
     finally:

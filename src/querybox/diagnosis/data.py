@@ -163,11 +163,16 @@ def mixed_up_labels(run: Run) -> Finding | None:
 
 
 def permuted(classes: Sequence[ClassFacts]) -> list[ClassFacts]:
-    """Return the classes most of whose objects are classified as one other class, each as a different one."""
+    """Return the classes most of whose objects are classified as one other class, each as a different one.
+
+    The other class must not be recognised itself: a class that is merely taken for a similar one is not permuted.
+    """
     moved = [
         each
         for each in classes
         if each.taken >= max(MIXED_OBJECTS, MIXED_FRACTION * each.located) and each.taken_for
     ]
     names = [each.taken_for for each in moved]
-    return [each for each in moved if names.count(each.taken_for) == 1] if len(moved) > 1 else []
+    recognised = {each.name for each in classes if 2 * each.right > each.located}
+    found = [each for each in moved if names.count(each.taken_for) == 1 and each.taken_for not in recognised]
+    return found if len(found) > 1 else []
