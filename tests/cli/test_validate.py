@@ -22,7 +22,7 @@ def test_tells_all_splits_in_tables(run: Any, own_photos: Path) -> None:
     code, out, err = run("validate", own_photos)
     assert (code, err) == (0, "")
     assert "train: 4 images, 4 objects" in out
-    assert "val: 2 images, 2 objects: no problems found" in out
+    assert "\nval: 2 images, 2 objects: no problems found\n" in out
     assert "boxes without width or height: dropped" in out
     assert "photos can be used" in out
 

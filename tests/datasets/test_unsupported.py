@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,12 @@ from querybox.errors import DataError
         ("dataset.zip", r"contains archives \(dataset\.zip\), which are not read: unpack them"),
         ("data.parquet", "contains tables of Hugging Face .*metadata.jsonl"),
         ("annotations.pkl", "contains pickled objects, which may execute code"),
+        ("ds0/ann/a.jpg.json", r"contains Supervisely annotations \(a\.jpg\.json\), .*: export"),
+        (
+            "via_region_data.json",
+            "contains a project of the VGG Image Annotator .*: export the annotations as COCO",
+        ),
+        ("label_2/000001.txt", "contains KITTI labels"),
         ("export.ndjson", "contains JSON lines"),
         ("tiles.geojson", "contains geographical data"),
         ("photos/a.jpg", "contains images, but no annotations that are recognised; expected COCO"),
@@ -29,9 +36,25 @@ from querybox.errors import DataError
 )
 def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, message: str) -> None:
     file = tmp_path / name
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.touch()
     with pytest.raises(DataError, match=message):
+        read_dataset(tmp_path)
+
+
+def test_folders_of_classes_are_told_from_detection(tmp_path: Path) -> None:
+    for name in ("train/cat/1.jpg", "train/dog/1.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(
+        DataError, match=r"folders such as cat, dog, but no annotations .*annotate the objects"
+    ):
+        read_dataset(tmp_path)
+    shutil.move(tmp_path / "train" / "cat", tmp_path / "val")
+    shutil.move(tmp_path / "train" / "dog", tmp_path / "test")
+    with pytest.raises(
+        DataError, match="contains images, but no annotations that are recognised; expected COCO"
+    ):
         read_dataset(tmp_path)
 
 

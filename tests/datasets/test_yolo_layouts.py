@@ -72,6 +72,48 @@ def test_layouts_of_yolo(tmp_path: Path, where: str) -> None:
         require_both(read_dataset(names))
 
 
+@pytest.mark.parametrize("name", ["labels.txt", "names.txt", "_darknet.labels", "obj.names"])
+def test_files_of_class_names(tmp_path: Path, name: str) -> None:
+    write_yolo(tmp_path, "train", IMAGES, NAMES).unlink()
+    (tmp_path / name).write_text("cat\ndog\n")
+    (data,) = splits(tmp_path).values()
+    require_both(data)
+
+
+@pytest.mark.parametrize("separator", [" ", ",", ", ", "\t"])
+@pytest.mark.parametrize("named", [False, True])
+def test_lines_as_people_write_them(tmp_path: Path, separator: str, named: bool) -> None:
+    write_yolo(tmp_path, "train", IMAGES, NAMES)
+    for file in (tmp_path / "labels" / "train").iterdir():
+        rows = [line.split() for line in file.read_text().splitlines()]
+        rows = [[NAMES[int(number)] if named else number, *box] for number, *box in rows]
+        file.write_text("".join(separator.join(row) + "\n" for row in rows))
+    require_both(read_dataset(tmp_path))
+    (tmp_path / "data.yaml").unlink()
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    require_both(read_dataset(tmp_path))  # recognised by the lines
+    file.write_text("owl 0.5 0.5 0.2 0.2\n")
+    with pytest.raises(
+        DataError, match=r"got 'owl 0.5 0.5 0.2 0.2'; expected numbers: class cx cy width height"
+    ):
+        read_dataset(tmp_path)
+
+
+def test_an_archive_that_was_unpacked_to_a_folder_in_a_folder(tmp_path: Path) -> None:
+    inner = tmp_path / "photos" / "photos-1"
+    for split in ("train", "val"):
+        write_yolo(inner, split, IMAGES, NAMES)
+    (inner / "data.yaml").unlink()
+    (inner / "classes.txt").write_text("cat\ndog\n")
+    (tmp_path / "photos" / "README.md").touch()
+    (tmp_path / "__MACOSX").mkdir()
+    read = splits(tmp_path)
+    assert read.keys() == {"train", "val"}
+    require_both(read["val"])
+    (tmp_path / "notes").mkdir()  # now the folder has two: what is in one is no longer all
+    assert read_dataset(tmp_path / "photos", "train").images
+
+
 def test_labels_beside_images_without_class_names_need_them(tmp_path: Path) -> None:
     write_images(tmp_path, IMAGES)
     (tmp_path / "a.txt").write_text("0 0.5 0.5 0.2 0.2\n")

@@ -67,7 +67,7 @@ def validate(
     if as_json:
         print_text(to_json(result.to_json(), indent=2))
     else:
-        Console().print(*(findings_table(name, one) for name, one in result.splits.items()))
+        Console().print(*(findings_table(name, one) for name, one in result.splits.items()), sep="\n")
         verdict = "can be used" if result.usable else "cannot be used: there are errors"
         print_text(f"{data} {verdict}")
     return 0 if result.usable else UNUSABLE

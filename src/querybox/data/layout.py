@@ -3,16 +3,54 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from querybox.data.image import SUFFIXES
-from querybox.data.locate import ImageLocator, iterate_files, list_files
+from querybox.data.locate import ImageLocator, is_junk, iterate_files, list_files
 from querybox.data.splits import SPLITS, split_name
 
 MAX_TRIED = 100
 """If none of so many files in a folder is recognised, the others are not tried; they are one for each image."""
+
+
+PARTS = frozenset(
+    {
+        "annotation",
+        "annotations",
+        "annots",
+        "data",
+        "image",
+        "images",
+        "img",
+        "imgs",
+        "jpegimages",
+        "label",
+        "labels",
+    }
+)
+"""Names of folders (lower case) that are a part of a dataset."""
+_DOCUMENTS = re.compile(r"(readme|license|licence)", re.IGNORECASE)
+"""Beginning of the names of files that say nothing about the layout."""
+
+
+def inner_folder(path: Path) -> Path:
+    """Return the only folder in `path`, if it has nothing else: archives are often unpacked to `photos/photos/`.
+
+    A folder that is named like a split or a part of a dataset stays where it is.
+    """
+    while path.is_dir():
+        with os.scandir(path) as entries:
+            inner = [entry for entry in entries if not (is_junk(entry.name) or _DOCUMENTS.match(entry.name))]
+        if len(inner) != 1 or not inner[0].is_dir():
+            break
+        name = inner[0].name
+        if name.lower() in PARTS or split_name(name) in SPLITS:
+            break
+        path = path / name
+    return path
 
 
 def split_files(path: Path, suffix: str, recognises: Callable[[Path], bool]) -> dict[str, Path]:

@@ -45,7 +45,7 @@ def list_files(folder: Path, *suffixes: str) -> list[Path]:
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if not _is_junk(entry.name) and entry.is_file()]
+        names = [entry.name for entry in entries if not is_junk(entry.name) and entry.is_file()]
     return [folder / name for name in sorted(names) if os.path.splitext(name)[1].lower() in suffixes]  # noqa: PTH122
 
 
@@ -165,7 +165,8 @@ def _parts(path: str) -> list[str]:
     return path.split(os.sep)  # noqa: PTH206 - a string
 
 
-def _is_junk(name: str) -> bool:
+def is_junk(name: str) -> bool:
+    """Return whether a file or folder is hidden, or what macOS adds to archives."""
     return name.startswith(".") or name == "__MACOSX"
 
 
@@ -181,7 +182,7 @@ def iterate_files(folder: Path) -> Iterator[str]:
         seen.add((status.st_dev, status.st_ino))
         with os.scandir(current) as entries:
             for entry in entries:
-                if _is_junk(entry.name):
+                if is_junk(entry.name):
                     continue
                 if entry.is_dir():
                     pending.append(entry.path)

@@ -12,6 +12,7 @@ from types import NoneType
 from querybox.arguments import require_number, require_path, require_type
 from querybox.data.findings import FindingCollector
 from querybox.data.formats import FORMATS
+from querybox.data.layout import inner_folder
 from querybox.data.plausibility import with_annotation_findings
 from querybox.data.records import DetectionData, log_warnings, require_image_files, require_usable
 from querybox.data.settings import MAX_CORRUPT, NO_VALIDATION, DataSettings
@@ -100,6 +101,7 @@ def find_splits(path: Path) -> dict[str, Reader]:
     expected = f"expected {'; '.join(format_.expected for format_ in FORMATS)}"
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; expected a dataset: check the path")
+    path = inner_folder(path)
     found = {format_.name: splits for format_ in FORMATS if (splits := format_.splits(path))}
     if not found:
         problem = describe_unsupported(path) or (

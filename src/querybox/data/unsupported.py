@@ -8,7 +8,10 @@ from itertools import islice
 from pathlib import Path
 
 from querybox.data.image import SUFFIXES
+from querybox.data.layout import PARTS
 from querybox.data.locate import iterate_files
+from querybox.data.splits import SPLITS, split_name
+from querybox.text import listed
 
 _MAX_FILES = 10_000
 """Number of files in a folder that are looked at."""
@@ -16,6 +19,13 @@ _EXPORT = "export the dataset as COCO JSON"
 
 _KINDS = (
     (r"\.(tfrecords?|record)(-\d+-of-\d+)?$", "TFRecords", _EXPORT),
+    (r"[/\\]ann[/\\][^/\\]+\.json$", "Supervisely annotations", _EXPORT),
+    (
+        r"[/\\]via_[^/\\]*\.(json|csv)$",
+        "a project of the VGG Image Annotator",
+        "export the annotations as COCO JSON",
+    ),
+    (r"[/\\]label_2[/\\][^/\\]+\.txt$", "KITTI labels", "convert them to COCO JSON"),
     (r"\.mat$", "MATLAB files", "convert them to COCO JSON"),
     (r"\.(zip|tar|tgz|gz|bz2|xz|7z|rar)$", "archives", "unpack them"),
     (r"\.(h5|hdf5|npy|npz|lmdb|mdb|db|sqlite)$", "binary tables", _EXPORT),
@@ -46,6 +56,13 @@ def describe_unsupported(path: Path) -> str | None:
     if found:
         (kind, cure), names = max(found.items(), key=lambda item: len(item[1]))
         return f"contains {kind} ({min(names)}), which are not read: {cure}"
-    if path.is_dir() and any(Path(file).suffix.lower() in SUFFIXES for file in files):
+    folders = {Path(file).parent for file in files if Path(file).suffix.lower() in SUFFIXES}
+    classes = {folder.name for folder in folders}
+    if len(classes) > 1 and not any(name.lower() in PARTS or split_name(name) in SPLITS for name in classes):
+        return (
+            f"contains images in folders such as {listed(sorted(classes), 3)}, but no annotations that are recognised; "
+            "if these are classes, as for image classification, annotate the objects with boxes"
+        )
+    if path.is_dir() and folders:
         return "contains images, but no annotations that are recognised"
     return None

@@ -3,7 +3,8 @@
 The label file of `images/a/b.jpg` is `labels/a/b.txt`; without such a file, or if no parent is named `images`, it is
 `b.txt` beside the image. An image without a label file, or with an empty one, is a negative example.
 
-A line may also have the corners of a polygon or of a rotated box, `class x1 y1 x2 y2 ...`, whose bounding box is used.
+A line may also have the name of the class, if that is one word, commas instead of spaces, or the corners of a polygon
+or of a rotated box, `class x1 y1 x2 y2 ...`, whose bounding box is used.
 """
 
 from __future__ import annotations
@@ -30,7 +31,14 @@ from querybox.text import listed
 
 Names = Mapping[int, str]
 
-NAMES_FILES = ("classes.txt", "obj.names", "predefined_classes.txt")
+NAMES_FILES = (
+    "classes.txt",
+    "obj.names",
+    "_darknet.labels",  # Roboflow
+    "names.txt",
+    "labels.txt",
+    "predefined_classes.txt",
+)
 """Files with one class name per line, which tools also write among the label files."""
 
 _MARGIN = 0.1
@@ -110,8 +118,10 @@ def label_folder_of(images: Path) -> Path:
 def is_label_file(file: Path) -> bool:
     """Return whether a text file looks like labels, by its first line; an empty one does."""
     try:
-        fields = read_start(file, 1024).split(b"\n", 1)[0].split()
-        return not fields or len([float(field) for field in fields]) >= 5
+        fields = read_start(file, 1024).split(b"\n", 1)[0].replace(b",", b" ").split()
+        numbers = [float(field) for field in fields[1:]]
+        is_named = len(fields) == 5 and all(0 <= number <= 1 for number in numbers)
+        return not fields or (len(fields) >= 5 and (is_named or math.isfinite(float(fields[0]))))
     except (OSError, ValueError):
         return False
 
@@ -119,6 +129,7 @@ def is_label_file(file: Path) -> bool:
 class _RecordReader:
     def __init__(self, names: Names, findings: FindingCollector, has_keypoints: bool) -> None:
         self.labels = {number: label for label, number in enumerate(sorted(names))}
+        self.numbers = {name: number for number, name in names.items() if not name.isdecimal()}
         self.findings = findings
         self.has_keypoints = has_keypoints
         self.label_files: set[str] = set()
@@ -188,19 +199,20 @@ class _RecordReader:
         return objects
 
     def _object(self, number: int, line: str) -> _Object:
-        fields = line.split()
+        name, *fields = line.replace(",", " ").split()
         try:
-            category, *values = map(float, fields)
+            category, *values = float(self.numbers.get(name, name)), *map(float, fields)
         except ValueError:
             raise _LineError(f"got {line[:80]!r}; expected numbers: class cx cy width height") from None
         if not category.is_integer():  # some tools write 0.0
-            raise _LineError(f"class {fields[0]}; expected a whole number")
+            raise _LineError(f"class {name}; expected a whole number")
         has_more = len(values) > 4
         if has_more and self.has_keypoints:
             values = values[:4]
         if len(values) != 4 and (len(values) < 6 or len(values) % 2):
             raise _LineError(
-                f"has {len(fields)} values; expected 5: class cx cy width height (or a class and corners of a polygon)"
+                f"has {1 + len(fields)} values; expected 5: class cx cy width height (or a class and corners of a "
+                "polygon)"
             )
         if any(math.isfinite(value) and not -_MARGIN <= value <= 1 + _MARGIN for value in values):
             shown = listed([f"{value:g}" for value in values], 8)
