@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from querybox.checkpoints.hub import Snapshot
 from querybox.detector import Detector
+from querybox.errors import ConfigError
 from querybox.structures import Preprocessing
 
 
@@ -44,6 +46,25 @@ def test_writes_beside_the_model(run: Any, model: Path, photos: Path, tmp_path: 
     assert code == 2
     assert "--trust" in err
     assert run("predict", "run/best.pt2", picture, "--trust")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("rtdetr-r18", "rtdetr-r18.onnx"), ("hf://PekingU/rtdetr_r18vd@main", "rtdetr_r18vd.onnx")],
+)
+def test_a_name_is_exported_to_the_current_folder(
+    run: Any, model: Path, monkeypatch: pytest.MonkeyPatch, name: str, file: str
+) -> None:
+    snapshot = Snapshot(name="hf://PekingU/rtdetr_r18vd@1", folder=model.parent)
+    monkeypatch.setattr("querybox.checkpoints.find.fetch", lambda _: snapshot)
+
+    def export(detector: Detector, target: Path, **_: object) -> None:
+        raise ConfigError(f"would write {target}")
+
+    monkeypatch.setattr("querybox.exporting.export", export)
+    assert f"would write {file}\n" in run("export", name, "--to", "onnx")[2]
+    beside = model.with_suffix(".onnx")
+    assert f"would write {beside}\n" in run("export", model, "--to", "onnx")[2]
 
 
 @pytest.mark.parametrize(

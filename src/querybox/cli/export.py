@@ -33,7 +33,8 @@ def export(
 
     Args:
         model: A checkpoint of any layout, or a run folder: its best model, or else its last.
-        file: The file to write; by default beside the model.
+        file: The file to write; by default beside the model, or in the current folder if it is a name on the Hub or a
+            short name.
         to: onnx (ONNX Runtime and others), openvino (the fastest on CPUs), or torch (torch.export).
         precision: Precision of the computations; bf16 and int8 require openvino. auto is bf16 for openvino if this
             machine's CPU computes it natively, otherwise float32.
@@ -50,7 +51,9 @@ def export(
     if split is not None and calibrate is None:
         raise ConfigError("--split got a split of the calibration data; expected --calibrate as well")
     source = find_weights(model)
-    target = file or source.with_suffix(EXPORTED[to])
+    # The file of a name is in the Hub's cache.
+    beside = source.with_suffix("") if model.exists() else Path(model.name.partition("@")[0])
+    target = file or beside.with_name(beside.name + EXPORTED[to])
     require_own(target)
     detector = Detector.load(source)
     data = None if calibrate is None else read_dataset(calibrate, split)
