@@ -15,7 +15,9 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
+from torchvision.transforms import v2
 
+from querybox.data.sampler import BatchSampler
 from querybox.diagnosis.record import read_record
 from querybox.errors import (
     CheckpointError,
@@ -124,12 +126,17 @@ def test_long_epochs_have_checkpoints_within(
     monkeypatch.setattr(loop, "MAX_CHECKPOINT_SECONDS", 0.0)
     augmentation = {"mosaic": 0.5, "mixup": 0.5, "zoom_out": 0.5, "iou_crop": 0.5, "photometric": 0.5}
     data = {**augmentation, "multi_scale": 1, "mosaic_until": 0.6, "strong_until": 0.9}
-    whole = train(run_settings("whole", epochs=1, batch_size=2, data=data)).run_dir
+    transform = v2.ColorJitter(0.3)
+    whole = train(run_settings("whole", epochs=1, batch_size=2, data=data), transform=transform).run_dir
     settings = run_settings("parts", epochs=1, batch_size=2, data=data)
     with monkeypatch.context() as patch:
         crash_in(patch, Trainer, "update", 4)
         with pytest.raises(Crash):
-            train(settings)
+            train(settings, transform=transform)
+    with pytest.raises(ConfigError, match=r"cannot change 'data.transform' from 'ColorJitter.*' to None"):
+        train(settings, resume=True)
+    with pytest.raises(ConfigError, match=r"cannot change 'data.transform' from .*0\.7.* to .*0\.6"):
+        train(settings, resume=True, transform=v2.ColorJitter(0.4))
     made = []
     update = Trainer.update
 
@@ -138,8 +145,11 @@ def test_long_epochs_have_checkpoints_within(
         return update(self, *arguments)
 
     monkeypatch.setattr(Trainer, "update", counting)
-    same(train(settings, resume=True).run_dir, whole, "checkpoint", "last")
+    same(train(settings, resume=True, transform=transform).run_dir, whole, "checkpoint", "last")
     assert made == [3]
+    run_file = whole / "run.yaml"
+    with pytest.raises(ConfigError, match=r"'data.transform' is 'ColorJitter.*expected the transform itself"):
+        train(run_file, output="other")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -173,8 +183,13 @@ def test_a_schedule_that_ends_with_the_time_goes_on_where_it_was(
 ) -> None:
     """By a clock that ticks with the updates."""
     monkeypatch.setattr(Trainer, "seconds", property(lambda self: 10.0 * self.progress.step))
+    shares = []
+    monkeypatch.setattr(BatchSampler, "set_time_share", lambda _, share: shares.append(share))
     made = {"epochs": 40, "schedule": "cosine", "max_time": 45}
     whole = train(run_settings("whole", **made)).run_dir
+    # Phases of augmentation go by the time, too: before each epoch of two updates and after each update but the last.
+    assert [45 * share for share in shares] == pytest.approx([0, 10, 20, 20, 30, 40, 40, 50])
+    shares.clear()
     settings = run_settings("parts", **made)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "MAX_CHECKPOINT_SECONDS", 5.0)
@@ -184,6 +199,7 @@ def test_a_schedule_that_ends_with_the_time_goes_on_where_it_was(
     parts = train(settings, resume=True).run_dir
     assert [row["step"] for row in rows(parts)] == ["2", "4", "6"]
     assert rows(parts)[-1]["lr"] == rows(whole)[-1]["lr"]
+    assert [45 * share for share in shares] == pytest.approx([0, 10, 20, 20, 30, 30, 40, 40, 50])
 
 
 @pytest.mark.usefixtures("checkpoint_each_epoch")

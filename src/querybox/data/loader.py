@@ -7,10 +7,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from querybox.data.records import DetectionData, ImageRecord
 from querybox.data.sampler import BatchSampler, ImageKey
 from querybox.data.settings import DataSettings
 from querybox.data.transforms import Sample
+from querybox.data.user_transform import UserTransform
 from querybox.data.windows import Fill
 from querybox.errors import ConfigError, ImageError
 from querybox.pixels import as_pixels, pad
@@ -97,23 +98,29 @@ class TrainingImages(Dataset[AugmentedImage | UnreadableImage]):
     """The augmented images of a dataset, by (index, epoch). Augmentation depends on (seed, epoch, image id) alone."""
 
     def __init__(
-        self, data: DetectionData, settings: DataSettings, seed: int, fill: Fill = IMAGENET_MEAN
+        self,
+        data: DetectionData,
+        settings: DataSettings,
+        seed: int,
+        fill: Fill = IMAGENET_MEAN,
+        transform: UserTransform | None = None,
     ) -> None:
         self.images = data.images
         self.settings = settings
         self.seed = seed
         self.fill = fill
+        self.transform = transform
         # Decoded before the workers are forked, so that they share the memory.
         self.cached = [self.read(record) for record in data.images] if settings.cache else None
 
     def __getitem__(self, key: tuple[int, int] | ImageKey) -> AugmentedImage | UnreadableImage:
         """Return the augmented image of a key, or the error if it cannot be read."""
         index, epoch, batch = ImageKey(*key)
-        sample = self.load(index)
-        if isinstance(sample, UnreadableImage):
-            return sample
         image_id = self.images[index].id
         rng = np.random.default_rng((self.seed, epoch, image_id))
+        sample = self.load(index, rng)
+        if isinstance(sample, UnreadableImage):
+            return sample
         sample = augment(sample, self.settings, rng, batch, draw=partial(self.draw, rng), fill=self.fill)
         return AugmentedImage(sample, image_id, batch.mixup)
 
@@ -122,11 +129,11 @@ class TrainingImages(Dataset[AugmentedImage | UnreadableImage]):
 
     def draw(self, rng: np.random.Generator) -> Sample | None:
         """Return any image, for a part of a mosaic, or None if it cannot be read; its own turn reports this."""
-        sample = self.load(int(rng.integers(len(self))))
+        sample = self.load(int(rng.integers(len(self))), rng)
         return None if isinstance(sample, UnreadableImage) else sample
 
-    def load(self, index: int) -> Sample | UnreadableImage:
-        """Return an image that is not augmented, or the error if it can no longer be read."""
+    def load(self, index: int, rng: np.random.Generator) -> Sample | UnreadableImage:
+        """Return an image after the user's transform, if any, or the error if it can no longer be read."""
         record = self.images[index]
         pixels = self.read(record) if self.cached is None else self.cached[index]
         if isinstance(pixels, UnreadableImage):
@@ -134,11 +141,12 @@ class TrainingImages(Dataset[AugmentedImage | UnreadableImage]):
         objects = ~record.crowd
         height, width = pixels.shape[-2:]
         scale = np.array([width / record.width, height / record.height] * 2)  # 1 unless it was reduced
-        return Sample(
+        sample = Sample(
             pixels=pixels,
             boxes_xyxy=torch.from_numpy(record.boxes_xyxy[objects] * scale).float(),
             labels=torch.from_numpy(record.labels[objects]),
         )
+        return self.transform(sample, rng, str(record.path)) if self.transform else sample
 
     def read(self, record: ImageRecord) -> UInt8[Tensor, "3 h w"] | UnreadableImage:
         """Read an image, reduced if it is much larger than needed; return the error if it can no longer be read."""
@@ -220,6 +228,7 @@ def train_loader(
     world_size: int = 1,
     epochs: int = 1,
     fill: Fill = IMAGENET_MEAN,
+    transform: Callable[..., Any] | None = None,
 ) -> TrainLoader:
     """Create a loader of training batches.
 
@@ -236,10 +245,11 @@ def train_loader(
         world_size: Number of training processes.
         epochs: Number of epochs of the run, for augmentation that begins or ends during it.
         fill: RGB value, 0-255, of pixels that augmentation adds around images: the mean of the model's preprocessing.
+        transform: Applied to every image before everything else; see `UserTransform`.
 
     Raises:
         ConfigError: `batch_size` is not a multiple of `world_size`, or there are fewer images than processes, or
-            batches have too few images for mixup.
+            batches have too few images for mixup; or `transform` cannot be used.
     """
     if settings.mixup and batch_size < 2 * world_size:
         raise ConfigError(
@@ -253,9 +263,12 @@ def train_loader(
             counted(cpus, "CPU"),
             cpus,
         )
+    user_transform = (
+        UserTransform(transform, len(data.categories), pickled=settings.workers > 0) if transform else None
+    )
     # A separate generator: the DataLoader would otherwise draw from the global one and so change dropout.
     return TrainLoader(
-        TrainingImages(data, settings, seed, fill),
+        TrainingImages(data, settings, seed, fill, user_transform),
         batch_sampler=BatchSampler(
             data, batch_size, seed, rank, world_size, phases=Phases(settings, seed, epochs)
         ),

@@ -114,6 +114,8 @@ class DataSettings(Settings):
     `train.max_time` it is that of the time, if this is ahead."""
     mosaic_until: Probability = 1.0
     """Share of the run at which mosaic and mixup end: a half in DEIM."""
+    transform: str | None = None
+    """Description of the transform that was given to `querybox.train` for augmentation, if any; set by it."""
     workers: int = Field(default=2, ge=0)
     """Number of processes that load images; 0 to load them in the training process. By default not more than there are
     CPUs."""

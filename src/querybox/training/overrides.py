@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from querybox.arguments import require_path
+from querybox.data.user_transform import describe
 from querybox.errors import ConfigError
 from querybox.inference.engine import accelerator
 from querybox.models import KINDS, PUBLIC_WEIGHTS
@@ -68,6 +69,21 @@ def read_target(target: object, where: str) -> Values:
             "(resume=True) to resume the run"
         )
     return {"data": {"train": str(path)}}
+
+
+def with_transform(settings: RunSettings, transform: Callable[..., Any] | None) -> RunSettings:
+    """Return `settings` with the description of the user's transform, or of none.
+
+    Raises:
+        ConfigError: The settings describe a transform, but none is given.
+    """
+    if transform is None and settings.data.transform is not None:
+        raise ConfigError(
+            f"setting 'data.transform' is {settings.data.transform!r}, the description of a transform; expected the "
+            "transform itself: querybox.train(..., transform=...), or data.transform=null to train without"
+        )
+    described = None if transform is None else describe(transform)
+    return settings.replace(data={**settings.data.model_dump(exclude_unset=True), "transform": described})
 
 
 def nested(overrides: Mapping[str, Any], where: str) -> Values:

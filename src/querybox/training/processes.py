@@ -82,10 +82,13 @@ def next_batches(batches: Iterator[Batch], count: int) -> tuple[Batch, ...]:
     """Return the next `count` batches, or those that are left.
 
     Raises:
+        ConfigError: The user's transform failed.
         WorkerError: A process that loads images exited while it passed on a batch.
     """
     try:
         return tuple(islice(batches, count))
+    except ConfigError as error:  # its text is the traceback in the worker
+        raise ConfigError(str(error).rstrip().rpartition("ConfigError: ")[2]) from error
     except (EOFError, ConnectionError, FileNotFoundError) as error:
         raise worker_error(repr(error)) from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +31,7 @@ from querybox.training.lock import folder_lock
 from querybox.training.loop import StopReason, Trainer
 from querybox.training.machine import Machine
 from querybox.training.optim import describe_rise, keep_milestones
-from querybox.training.overrides import read_settings
+from querybox.training.overrides import read_settings, with_transform
 from querybox.training.processes import (
     evaluate_together,
     is_main_process,
@@ -64,7 +64,13 @@ class TrainResult:
 
 
 @translate_process_errors()
-def train(target: RunSettings | str | Path, *, resume: bool = False, **overrides: Any) -> TrainResult:
+def train(
+    target: RunSettings | str | Path,
+    *,
+    resume: bool = False,
+    transform: Callable[..., Any] | None = None,
+    **overrides: Any,
+) -> TrainResult:
     """Train a detector, and write weights, metrics and a report to the run folder.
 
         querybox.train("photos", recipe="dino_small", max_time="10m")
@@ -74,6 +80,9 @@ def train(target: RunSettings | str | Path, *, resume: bool = False, **overrides
     Args:
         target: The path of a dataset or of a run file, or settings.
         resume: Resume the run in the folder.
+        transform: Applied to every training image before the augmentation of the settings: a transform of
+            `torchvision.transforms.v2` or a Compose of Albumentations; see docs/guides/augmentation.md. A resumed run
+            needs the same one.
         overrides: Settings to change, with the same names as on the command line: the last part of a name, such as
             ``epochs=5`` or ``output="runs/first"``, or the name in full, ``**{"train.epochs": 5}``.
 
@@ -92,15 +101,15 @@ def train(target: RunSettings | str | Path, *, resume: bool = False, **overrides
         KeyboardInterrupt: Ctrl-C was pressed.
         SystemExit: SIGTERM or SIGHUP was received.
     """
-    settings = read_settings(target, overrides, where="train")
+    settings = with_transform(read_settings(target, overrides, where="train"), transform)
     print_lines(main_console(), f"reading {settings.data.train}")
     settings = locate(settings, resume=resume)
     locks = is_main_process() and (settings.folder.is_dir() or not resume)
     with folder_lock(settings.folder) if locks else nullcontext():
-        return run(settings, resume=resume)
+        return run(settings, transform, resume=resume)
 
 
-def run(settings: RunSettings, *, resume: bool) -> TrainResult:
+def run(settings: RunSettings, transform: Callable[..., Any] | None, *, resume: bool) -> TrainResult:
     """Train as `train` does, in a folder that no other process uses."""
     settings, checkpoint, splits, notes = prepare(settings, resume=resume)
     continued = checkpoint is not None
@@ -115,7 +124,7 @@ def run(settings: RunSettings, *, resume: bool) -> TrainResult:
     detector = build_detector(settings, training.categories)
     assert detector.recipe is not None
     criterion = detector.recipe.criterion()
-    loader = build_loader(settings, training, detector, accelerator)
+    loader = build_loader(settings, training, detector, accelerator, transform)
     measure = None if validation is None else partial(evaluate_and_record, accelerator, settings, validation)
     trainer = Trainer(detector, criterion, loader, settings, accelerator=accelerator, evaluate=measure)
     if checkpoint is not None:
@@ -172,10 +181,18 @@ def prepare(settings: RunSettings, *, resume: bool) -> tuple[RunSettings, RunChe
 
 
 def build_loader(
-    settings: RunSettings, data: DetectionData, detector: DetectionTransformer, accelerator: Accelerator
+    settings: RunSettings,
+    data: DetectionData,
+    detector: DetectionTransformer,
+    accelerator: Accelerator,
+    transform: Callable[..., Any] | None,
 ) -> TrainLoader:
-    """Return the loader of this process's part of every training batch."""
-    return train_loader(
+    """Return the loader of this process's part of every training batch.
+
+    Raises:
+        ConfigError: The transform cannot be used.
+    """
+    loader = train_loader(
         data,
         settings.data,
         batch_size=settings.train.batch_size // settings.train.accumulate,
@@ -184,7 +201,11 @@ def build_loader(
         world_size=accelerator.num_processes,
         epochs=settings.train.epochs,
         fill=detector.preprocessing.mean,
+        transform=transform,
     )
+    if transform is not None:
+        loader.dataset[0, 0]  # raises its errors before the run begins
+    return loader
 
 
 def finish(
