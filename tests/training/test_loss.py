@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from querybox.detector import Detector
+from querybox.errors import ConfigError
 from querybox.modules.denoising import Denoising
 from querybox.structures import Category, ImageBatch, Target
 from querybox.training.loss import DetectionLoss
 
+TARGET = Target(boxes=torch.tensor([[0.5, 0.5, 0.2, 0.2]], dtype=torch.float64), labels=torch.tensor([0]))
 CATEGORIES = [Category(id=1, name="red"), Category(id=2, name="blue")]
 KINDS: dict[str, dict[str, Any]] = {
     "detr_r50": {},
@@ -97,3 +99,18 @@ def test_without_counts_a_batch_is_whole() -> None:
     assert_close(
         loss(batch(images), targets), loss(batch(images), targets, object_counts=[3, 1]), rtol=0, atol=0
     )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "model"),
+    [
+        ("rtdetr_r18", {"encoder_width": 32}),
+        ("dino_r50", {}),
+    ],  # a batch norm, a group norm with a group a channel
+)
+def test_a_map_of_a_single_cell_is_named(recipe: str, model: dict[str, Any]) -> None:
+    loss = loss_of(recipe, **model)
+    for module in loss.modules():
+        module.train()
+    with pytest.raises(ConfigError, match="1 x 32 x 32 pixels; expected larger images"):
+        loss(batch(torch.rand(1, 3, 32, 32, dtype=torch.float64)), [TARGET])

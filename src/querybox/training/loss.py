@@ -7,8 +7,12 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from querybox.data import Batch
+from querybox.errors import ConfigError
 from querybox.modules.detector import DetectionTransformer
 from querybox.structures import ImageBatch, Target
+
+SINGLE_VALUE = "Expected more than 1 value per channel"
+"""Beginning of PyTorch's error for a batch or group norm that has a single value to normalise."""
 
 
 class DetectionLoss(nn.Module):
@@ -39,11 +43,24 @@ class DetectionLoss(nn.Module):
             object_counts: Number of objects of each image of the update, if `batch` is only a part of it: the losses of
                 all parts add up to those of the whole.
             placeholder: Whether the batch is a placeholder, whose losses and gradients are 0.
+
+        Raises:
+            ConfigError: The images are so small that a feature map has a single cell, which cannot be normalised.
         """
         part = (
             () if object_counts is None else (object_counts,)
         )  # for detectors with a forward method of their own
-        output = self.detector(batch, targets, *part)
+        try:
+            output = self.detector(batch, targets, *part)
+        except ValueError as error:
+            if not str(error).startswith(SINGLE_VALUE):
+                raise
+            height, width = batch.images.shape[-2:]
+            raise ConfigError(
+                f"a feature map of a batch has a single cell, which the model cannot normalise: the batch is "
+                f"{len(batch.images)} x {height} x {width} pixels; expected larger images (data.image_size) or more "
+                "of them (train.batch_size)"
+            ) from error
         losses: dict[str, Tensor] = self.criterion(
             output.without_queries() if placeholder else output, targets, *part
         )
