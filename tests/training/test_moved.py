@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,7 +78,7 @@ def test_data_may_be_moved_while_a_run_waits(
     moved = own_boxes.parent.rename(tmp_path / "archive") / own_boxes.name
     with pytest.raises(DataError, match=r"boxes\.json: no such file .* data\.train=PLACE"):
         train(folder / "run.yaml", resume=True)
-    places = {"data.train": moved} | ({} if val == "held out" else {"data.val": str(moved)})
+    places: dict[str, Any] = {"data.train": moved} | ({} if val == "held out" else {"data.val": str(moved)})
     train(folder / "run.yaml", resume=True, epochs=2, **places)
     assert epochs_of(folder) == 2
     assert json.loads((folder / "validation.json").read_text()) == fingerprints
@@ -119,7 +120,7 @@ def test_validation_data_are_neither_added_nor_removed(
     run_settings: MakeSettings, own_boxes: Path, before: str, after: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("querybox.training.run.write_report", lambda *_: "")
-    values = {"none": "none", "own": str(own_boxes)}
+    values: dict[str, Any] = {"none": "none", "own": str(own_boxes)}
     folder = train(run_settings(data={"train": str(own_boxes), "val": values[before]}, epochs=1)).run_dir
     with pytest.raises(ConfigError, match=r"a resumed run cannot change 'data\.val'"):
         train(folder / "run.yaml", resume=True, epochs=2, **{"data.val": values[after]})
