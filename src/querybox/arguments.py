@@ -42,7 +42,11 @@ def require_number(
         ConfigError: It is of another type, out of this range, or NaN.
     """
     kinds, noun = (Integral, "an integer, ") if whole else (Real, "")
-    if not isinstance(value, kinds) or not low <= float(value) <= high:
+    try:
+        valid = isinstance(value, kinds) and low <= float(value) <= high
+    except OverflowError:  # of an integer with hundreds of digits
+        valid = False
+    if not valid:
         between = f"{low} {'or more' if high == math.inf else f'to {high}'}"
         raise ConfigError(f"{where} got {name}={value!r}; expected {noun}{between}")
 

@@ -15,10 +15,10 @@ PathText = Annotated[str, Field(min_length=1)]
 
 
 class Settings(BaseModel):
-    """Base class of settings: frozen, without unknown keys, with validated defaults."""
+    """Base class of settings: frozen, without unknown keys, with validated defaults and finite numbers."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
 
     @classmethod

@@ -7,6 +7,7 @@ G objects in one image, H W pixels of the padded batch. `boxes` are cxcywh in 0-
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
@@ -17,7 +18,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from querybox.arguments import kind_of, require_type
+from querybox.arguments import kind_of, require_number, require_type
 from querybox.errors import ConfigError
 from querybox.pixels import as_pixels, pad
 
@@ -25,6 +26,10 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 ROUNDING = 1e-3
 """Tolerance of the range of boxes, for rounding errors of those at the edge of an image."""
+MAX_AREA = 1 << 23
+"""Maximum product of the short and the long side of resized images in pixels, just above that of a 4K video frame."""
+STD_RANGE = (1e-2, 1e4)
+"""Range of standard deviations of pixels of 0-255."""
 Resizing = Literal["querybox", "facebook", "huggingface", "mmdet", "stretch"]
 PixelRange = tuple[float, float]
 """The pixel values that become 0 and 255."""
@@ -86,6 +91,33 @@ class Preprocessing:
     pixel_range: PixelRange | None = None
     """Pixel values of images with more than 8 bits that become 0 and 255; values beyond are clipped. None for the range
     that the file can have: 0 to 65535, or that of the bits that a TIFF states."""
+
+    def __post_init__(self) -> None:
+        """Check all numbers, which may be those of a file from a stranger.
+
+        Raises:
+            ConfigError: A number is of another type, not finite, or out of range.
+        """
+        where = "Preprocessing"
+        for name, side in (("short_side", self.short_side), ("long_side", self.long_side)):
+            require_number(where, name, side, 1, MAX_AREA, whole=True)
+        if self.short_side * self.long_side > MAX_AREA:
+            raise ConfigError(
+                f"{where} got short_side={self.short_side} and long_side={self.long_side}; expected a product of at "
+                f"most {MAX_AREA:,} pixels"
+            )
+        for name, values, low, high in (("mean", self.mean, 0, 255), ("std", self.std, *STD_RANGE)):
+            if not isinstance(values, tuple) or len(values) != 3:
+                raise ConfigError(f"{where} got {name}={values!r}; expected a tuple of three numbers")
+            for value in values:
+                require_number(where, name, value, low, high)
+        if (
+            self.pixel_range is not None
+            and not -math.inf < self.pixel_range[0] < self.pixel_range[1] < math.inf
+        ):
+            raise ConfigError(
+                f"{where} got pixel_range={self.pixel_range!r}; expected two finite numbers, the lower first"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

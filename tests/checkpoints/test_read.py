@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from querybox import Category, Detector, ImageBatch
-from querybox.checkpoints import coco
+from querybox.checkpoints import coco, native
 from querybox.errors import CheckpointError, ConfigError
 from querybox.models import DETR
 from querybox.models.layouts.facebook import FACEBOOK
@@ -186,6 +188,85 @@ def test_nonsense_beside_the_tensors_is_told(file: str, nonsense: dict[str, Any]
     (tmp_path / file).write_text(json.dumps(nonsense))
     with pytest.raises((CheckpointError, ConfigError), match=r"model\.safetensors: "):
         Detector.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        ("config", {"encoder_attention_heads": 0}, "config.json: setting 'heads' got 0"),
+        ("config", {"encoder_attention_heads": 2**30}, "config.json: setting 'heads' got 1073741824"),
+        ("config", {"dropout": math.nan}, "config.json: setting 'dropout' got nan"),
+        ("config", {"dropout": -1}, "config.json: setting 'dropout' got -1"),
+        (
+            "preprocessor_config",
+            {"size": 20_000, "max_size": 20_000},
+            "a product of at most 8,388,608 pixels",
+        ),
+        ("preprocessor_config", {"size": 10**300, "max_size": 1}, "short_side=1000"),
+        ("preprocessor_config", {"size": 0}, "short_side=0; expected an integer, 1 to 8388608"),
+        (
+            "preprocessor_config",
+            {"size": {"height": 1.5, "width": 9}},
+            "short_side: Input should be a valid integer",
+        ),
+        (
+            "preprocessor_config",
+            {"size": {"height": "x", "width": 9}},
+            "short_side: Input should be a valid integer",
+        ),
+        ("preprocessor_config", {"image_std": [0.2, 0, 0.2]}, "std=0.0; expected 0.01 to 10000.0"),
+        ("preprocessor_config", {"image_std": [0.2, -0.2, 0.2]}, "std=-51.0; expected"),
+        ("preprocessor_config", {"image_std": [math.inf] * 3}, "std=inf; expected"),
+        ("preprocessor_config", {"image_mean": [math.nan] * 3}, "mean=nan; expected 0 to 255"),
+        ("preprocessor_config", {"image_mean": [1e30] * 3}, "mean=2.55e+32; expected 0 to 255"),
+        ("preprocessor_config", {"image_mean": [10**400] * 3}, "mean[0]: Input should be a valid number"),
+        ("preprocessor_config", {"image_mean": [0.5]}, "mean[1]: Field required"),
+        ("preprocessor_config", {"image_mean": 0.5}, "'image_mean' is 0.5; expected three numbers"),
+        ("preprocessor_config", {"rescale_factor": 1 / 127.5}, "'rescale_factor' is 0.00784"),
+        ("preprocessor_config", {"do_resize": False}, "'do_resize' is False; querybox supports only True"),
+    ],
+)
+def test_every_number_beside_the_tensors_is_checked(
+    file: str, values: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    save_file(HUGGINGFACE.to_theirs(tiny().state_dict()), tmp_path / "model.safetensors")
+    content = {"model_type": "detr", "encoder_attention_heads": 2, "decoder_attention_heads": 2, **values}
+    content["decoder_attention_heads"] = content["encoder_attention_heads"]
+    (tmp_path / f"{file}.json").write_text(json.dumps(content))
+    with pytest.raises((CheckpointError, ConfigError), match=re.escape(message)) as caught:
+        Detector.load(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / 'model.safetensors'}: {file}.json: ")
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "value"),
+    [
+        ("preprocessing", "short_side", 20_000),
+        ("preprocessing", "long_side", 2**40),
+        ("preprocessing", "short_side", -1),
+        ("preprocessing", "mean", [0, 0, math.nan]),
+        ("preprocessing", "std", [1, 1, 0]),
+        ("preprocessing", "std", [1e-30, 1, 1]),
+        ("preprocessing", "pixel_range", [5, 5]),
+        ("preprocessing", "pixel_range", [0, math.inf]),
+        ("recipe", "queries", 2**20),
+        ("recipe", "heads", 0),
+        ("recipe", "decoder_layers", 10**9),
+        ("recipe", "width", 2**40),
+        ("recipe", "dropout", math.nan),
+        ("recipe", "stride", 10**9),
+        ("recipe", "backbone", "local-dir:/etc"),
+        ("recipe", "unused_rows", [10**9]),
+    ],
+)
+def test_every_number_of_a_card_is_checked(place: str, key: str, value: object, tmp_path: Path) -> None:
+    tiny().save(tmp_path / "model.safetensors")
+    tensors, card = native.read(tmp_path / "model.safetensors")
+    card[place][key] = value
+    native.write(tmp_path / "model.safetensors", tensors, card)
+    with pytest.raises((CheckpointError, ConfigError), match=key) as caught:
+        Detector.load(tmp_path / "model.safetensors")
+    assert str(caught.value).startswith(str(tmp_path / "model.safetensors"))
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,7 @@ def test_sizes_are_those_of_the_paper_and_scale_with_one_setting() -> None:
         {"workers": -1},
         {"crop_range": [600, 384]},
         {"image_size": 800, "long_side": 600},
+        {"image_size": 2300},
     ],
 )
 def test_settings_that_cannot_be_are_errors(values: dict[str, object]) -> None:

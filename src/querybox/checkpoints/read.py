@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from querybox.checkpoints.files import CheckpointFile, read_checkpoint_file
 from querybox.checkpoints.find import find_weights
 from querybox.checkpoints.native import is_native
 from querybox.checkpoints.recognise import detection_part, recognise
-from querybox.checkpoints.statements import stated_images, stated_names, stated_settings
+from querybox.checkpoints.statements import stated_names, stated_preprocessing, stated_settings
 from querybox.errors import CheckpointError, ConfigError, QueryboxError
 from querybox.models import Recipe
 from querybox.modules.detector import DetectionTransformer
@@ -78,8 +77,8 @@ def load_checkpoint(
     checkpoint = read_checkpoint(path, dilation=dilation, heads=heads, activation=activation)
     try:
         detector = restore(checkpoint.blueprint, checkpoint.state)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    except (CheckpointError, ConfigError) as error:
+        raise type(error)(f"{path}: {error}") from error
     return LoadedDetector(detector=detector, layout=checkpoint.layout, assumptions=checkpoint.assumptions)
 
 
@@ -146,7 +145,7 @@ def interpret(file: CheckpointFile, path: Path, given: Mapping[str, Any]) -> Che
     num_rows = count_class_rows(state, kind)
     categories, unused_rows, class_assumptions = infer_classes(num_rows, file.metadata)
     recipe = recipe.replace(unused_rows=unused_rows)
-    preprocessing = dataclasses.replace(layout.preprocessing, **stated_images(file.metadata))
+    preprocessing = stated_preprocessing(layout.preprocessing, file.metadata)
     return Checkpoint(
         blueprint=Blueprint(recipe=recipe, categories=tuple(categories), preprocessing=preprocessing),
         state=state,
@@ -174,6 +173,7 @@ def infer_recipe(
         raise ConfigError(
             f"got activation='{given['activation']}' for {kind.title}, which always has ReLU; omit it"
         )
+    kind.parse(stated, "config.json" if metadata.get("config") else "")  # shapes are divided by some of them
     known = kind.infer(state, stated)
     return kind.parse(known), kind.assumptions(known, str(path))
 

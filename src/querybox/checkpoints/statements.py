@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from querybox.data.parsing import validation_problem
 from querybox.errors import CheckpointError
 from querybox.models import Recipe
+from querybox.structures import Preprocessing
 
+PREPROCESSOR = "preprocessor_config.json"
+SUPPORTED: dict[str, object] = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255}
+"""Values in it of which querybox supports one."""
 ARGUMENTS = {"heads": "nheads", "dilation": "dilation", "dropout": "dropout", "queries": "num_queries"}
 """Settings, and their names among the arguments that the authors' code saves with the weights."""
 
@@ -43,30 +51,55 @@ def stated_names(metadata: Mapping[str, Any]) -> list[str] | None:
     return None if placeholders else names
 
 
-def stated_images(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of the image preprocessing in a Hugging Face folder.
+def stated_preprocessing(usual: Preprocessing, metadata: Mapping[str, Any]) -> Preprocessing:
+    """Return the image preprocessing of a checkpoint.
+
+    Args:
+        usual: The preprocessing of its layout, for what a Hugging Face folder does not state.
+        metadata: The metadata; see `querybox.checkpoints.files.CheckpointFile`.
+
+    Raises:
+        CheckpointError: A value is invalid, or images are preprocessed in an unsupported way.
+    """
+    config = metadata.get("preprocessor", {})
+    for key, expected in SUPPORTED.items():
+        if config.get(key, expected) != expected:
+            raise CheckpointError(
+                f"{PREPROCESSOR}: '{key}' is {config[key]!r}; querybox supports only {expected!r}"
+            )
+    try:
+        return TypeAdapter(Preprocessing).validate_python({**asdict(usual), **stated_images(config)})
+    except ValidationError as error:
+        raise CheckpointError(f"{PREPROCESSOR}: {validation_problem(error)}") from error
+
+
+def stated_images(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings in a Hugging Face ``preprocessor_config.json``.
 
     Raises:
         CheckpointError: Images are resized in an unsupported way.
     """
-    config = metadata.get("preprocessor", {})
-    stated: dict[str, Any] = {
-        field: tuple(255 * value for value in config[f"image_{field}"])
-        for field in ("mean", "std")
-        if f"image_{field}" in config
-    }
+    stated: dict[str, Any] = {}
+    for field in ("mean", "std"):
+        values = config.get(key := f"image_{field}")
+        if values is not None:
+            if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
+                raise CheckpointError(f"{PREPROCESSOR}: '{key}' is {values!r:.200}; expected three numbers")
+            stated[field] = tuple(255 * value for value in values)
     if not config.get("do_normalize", True):
         stated = {"mean": (0.0,) * 3, "std": (255.0,) * 3}
     size = config.get("size", {})
     if isinstance(size, int):  # early files
         size = {"shortest_edge": size, "longest_edge": config.get("max_size", 1333)}
+    if not isinstance(size, dict):
+        raise CheckpointError(f"{PREPROCESSOR}: 'size' is {size!r}; expected an object or a number")
     if size.keys() >= {"height", "width"}:
         stated |= {"short_side": size["height"], "long_side": size["width"], "resizing": "stretch"}
     elif size.keys() >= {"shortest_edge", "longest_edge"}:
         stated |= {"short_side": size["shortest_edge"], "long_side": size["longest_edge"]}
     elif size:
         raise CheckpointError(
-            f"preprocessor_config.json: 'size' is {size}; expected 'shortest_edge' and 'longest_edge', or 'height' and "
+            f"{PREPROCESSOR}: 'size' is {size}; expected 'shortest_edge' and 'longest_edge', or 'height' and "
             "'width'"
         )
     return stated

@@ -95,7 +95,8 @@ def validation_problem(error: ValidationError) -> str:
     """Return the first problem of a validation in one line: its place and what is wrong."""
     first = error.errors(include_url=False, include_context=False)[0]
     place = re.sub(r"\.(\d+)", r"[\1]", ".".join(str(part) for part in first["loc"]))
-    return f"{place}: {first['msg']}" if place else first["msg"]
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
 
 
 def csv_columns(file: Path) -> frozenset[str]:

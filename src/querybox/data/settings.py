@@ -9,7 +9,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from querybox.settings import PathText, Settings
-from querybox.structures import PixelRange
+from querybox.structures import MAX_AREA, PixelRange
 
 Pixels = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -137,6 +137,11 @@ class DataSettings(Settings):
         if sizes.long_side < sizes.short_side and not self.stretch:
             raise ValueError(
                 f"long_side is {sizes.long_side}; expected at least image_size, {sizes.short_side}"
+            )
+        if sizes.short_side * sizes.long_side > MAX_AREA:
+            raise ValueError(
+                f"image_size is {sizes.short_side} and long_side {sizes.long_side}; expected a product of at most "
+                f"{MAX_AREA:,} pixels"
             )
         if (
             self.pixel_range is not None

@@ -11,7 +11,7 @@ from querybox.losses.matcher import HungarianMatcher
 from querybox.models.layouts.conditional import ATTEN4VIS, HUGGINGFACE_CONDITIONAL, MMDET3_CONDITIONAL
 from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.public import PublicWeights
-from querybox.models.recipe import Positive, require
+from querybox.models.recipe import Queries, require
 from querybox.models.single_map import SingleMap
 from querybox.modules.conditional_decoder import (
     ConditionalDecoder,
@@ -49,7 +49,7 @@ class ConditionalDETR(SingleMap):
     huggingface_prefix: ClassVar[str] = "ConditionalDetr"
 
     kind: Literal["conditional_detr"] = "conditional_detr"
-    queries: Positive = 300
+    queries: Queries = 300
 
     def build(self, categories: Sequence[Category]) -> DetectionTransformer:
         """Build the detector; see `Recipe.build`."""

@@ -17,7 +17,7 @@ from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.layouts.mmdet3 import MMDET3_DEFORMABLE
 from querybox.models.layouts.relatives import FULLY_PROPOSED
 from querybox.models.public import PublicWeights
-from querybox.models.recipe import Depth, Positive, Recipe, require
+from querybox.models.recipe import Depth, Positive, Queries, Recipe, require
 from querybox.modules.decoder import DeformableDecoderLayer, KeepReference, ReferenceDecoder, Refine
 from querybox.modules.detector import DetectionTransformer
 from querybox.modules.encoder import DeformableEncoder, DeformableEncoderLayer
@@ -67,7 +67,7 @@ class DeformableDETR(Recipe):
 
     kind: Literal["deformable_detr"] = "deformable_detr"
     feedforward: Positive = 1024
-    queries: Positive = 300
+    queries: Queries = 300
     strides: tuple[Positive, ...] = (8, 16, 32)
     """Strides in pixels of the backbone's feature maps, fine to coarse."""
     levels: Depth = 4

@@ -16,7 +16,7 @@ from querybox.models.layouts.idea import IDEA
 from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.layouts.mmdet3 import MMDET3_DINO
 from querybox.models.public import PublicWeights
-from querybox.models.recipe import Positive
+from querybox.models.recipe import Positive, Queries
 from querybox.modules.decoder import DeformableDecoderLayer, LookForwardTwice, ReferenceDecoder
 from querybox.modules.denoising import Denoising
 from querybox.modules.heads import SigmoidClassHead
@@ -54,7 +54,7 @@ class DINO(DeformableDETR):
     kind: Literal["dino"] = "dino"  # type: ignore[assignment]
     feedforward: Positive = 2048
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    queries: Positive = 900
+    queries: Queries = 900
     refine: bool = True
     two_stage: bool = True
     share_heads: bool = True

@@ -25,6 +25,7 @@ from querybox.structures import Category, Preprocessing
 
 # Bounds far beyond any real model, so that an untrusted file cannot request an enormous one.
 Positive = Annotated[int, Field(gt=0, le=2**20)]
+Queries = Annotated[int, Field(gt=0, le=2**14)]
 Depth = Annotated[int, Field(gt=0, le=100)]
 """Number of layers or feature levels."""
 HEADS = 8
@@ -74,7 +75,7 @@ class Recipe(Settings):
     encoder_layers: Annotated[int, Field(ge=0, le=100)] = 6
     decoder_layers: Depth = 6
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    queries: Positive = 100
+    queries: Queries = 100
     """Number of object queries, the maximum number of objects detected in an image."""
     unused_rows: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Rows of the class head that belong to no class, as in models trained with COCO's category ids as rows. They are

@@ -18,7 +18,7 @@ from querybox.models.dino import DINO
 from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.layouts.rtdetr import HUGGINGFACE_RTDETR, LYUWENYU, PREPROCESSING
 from querybox.models.public import OBJECTS365, PublicWeights
-from querybox.models.recipe import HEADS, Depth, Positive, require
+from querybox.models.recipe import HEADS, Depth, Positive, Queries, require
 from querybox.models.tensors import BOTTLENECK, RESNETS, count, infer_backbone
 from querybox.modules.backbone import Backbone
 from querybox.modules.blocks import ConvNorm
@@ -120,7 +120,7 @@ class RTDETR(DINO):
     """Blocks in each fusion of two feature maps."""
     inference_layers: Depth | None = None
     """Decoder layers that are run in inference; null for all."""
-    queries: Positive = 300
+    queries: Queries = 300
     levels: Depth = 3
     share_heads: bool = False
     varifocal: bool = True
