@@ -166,4 +166,4 @@ def test_a_csv_file_made_from_xml_files_is_not_read(tmp_path: Path) -> None:
     data = read_dataset(tmp_path)
     assert [category.name for category in data.categories] == ["cat"]
     (note,) = (finding for finding in data.findings if finding.kind == "copied_annotations")
-    assert note.places[0].what == "TensorFlow CSV beside Pascal VOC"
+    assert note.places[0].what == "CSV beside Pascal VOC"

@@ -99,13 +99,13 @@ def validation_problem(error: ValidationError) -> str:
     return f"{place}: {message}" if place else message
 
 
-def csv_columns(file: Path) -> frozenset[str]:
+def csv_columns(file: Path) -> tuple[str, ...]:
     """Return the lower-case column names of a CSV file; empty if its first line is no CSV."""
     line = read_head(file).partition("\n")[0]
     try:
-        return frozenset(name.strip().lower() for name in next(csv.reader([line]), []))
+        return tuple(name.strip().lower() for name in next(csv.reader([line]), []))
     except csv.Error:
-        return frozenset()
+        return ()
 
 
 def csv_rows(file: Path, findings: FindingCollector) -> Iterator[list[str]]:
@@ -117,13 +117,17 @@ def csv_rows(file: Path, findings: FindingCollector) -> Iterator[list[str]]:
     yield from (row for _, row in _numbered_rows(file, findings))
 
 
-def read_csv(file: Path, findings: FindingCollector) -> Iterator[Row]:
-    """Yield the rows of a CSV file whose first row has the names of the columns; empty rows are left out.
+def read_csv(file: Path, findings: FindingCollector, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    """Yield the rows of a CSV file; empty rows are left out.
+
+    Args:
+        file: The file.
+        findings: Collects findings about its encoding.
+        columns: Names of the columns; None if they are in the first row.
 
     Raises:
         DataError: As for `csv_rows`.
     """
-    columns: list[str] | None = None
     for number, row in _numbered_rows(file, findings):
         if columns is None:
             columns = [name.strip().lower() for name in row]

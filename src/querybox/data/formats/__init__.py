@@ -2,12 +2,12 @@
 
 from querybox.data.formats.coco import COCO
 from querybox.data.formats.createml import CREATEML
+from querybox.data.formats.csv_boxes import CSV
 from querybox.data.formats.cvat import CVAT
 from querybox.data.formats.hugging_face import HUGGING_FACE
 from querybox.data.formats.label_studio import LABEL_STUDIO
 from querybox.data.formats.labelme import LABELME
 from querybox.data.formats.open_images import OPEN_IMAGES
-from querybox.data.formats.tensorflow_csv import TENSORFLOW_CSV
 from querybox.data.formats.voc import VOC
 from querybox.data.formats.yolo import YOLO
 from querybox.data.splits import Format
@@ -16,7 +16,7 @@ FORMATS: tuple[Format, ...] = (
     COCO,
     VOC,
     YOLO,
-    TENSORFLOW_CSV,
+    CSV,
     LABELME,
     CVAT,
     LABEL_STUDIO,

@@ -120,7 +120,7 @@ def _is_json_lines(file: Path) -> bool:
 
 
 def _is_csv(file: Path) -> bool:
-    return csv_columns(file) >= {"file_name", "objects"}
+    return set(csv_columns(file)) >= {"file_name", "objects"}
 
 
 def _parse_json_lines(root: Path, file: Path, findings: FindingCollector) -> list[AnnotatedImage]:

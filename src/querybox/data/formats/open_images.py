@@ -36,7 +36,7 @@ def _splits(path: Path) -> dict[str, Reader]:
 
 
 def _is_open_images(file: Path) -> bool:
-    return csv_columns(file) >= {"imageid", "labelname", *_BOX}
+    return set(csv_columns(file)) >= {"imageid", "labelname", *_BOX}
 
 
 def _parse(file: Path, locator: ImageLocator, findings: FindingCollector) -> list[AnnotatedImage]:

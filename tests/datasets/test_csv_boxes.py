@@ -59,12 +59,46 @@ def test_columns_may_have_another_order_and_sizes_may_be_missing(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("image_path,label,x_min,y_min,x_max,y_max\nsub/b.jpg,dog,1,2,11,22\na.jpg,,,,,\n", ["dog"]),
+        ("image,xmin,ymin,xmax,ymax\nb.jpg,1,2,11,22\na.jpg,,,,\n", ["object"]),
+        ("filename,label,x,y,width,height\nb.jpg,dog,1,2,10,20\na.jpg,,,,,\n", ["dog"]),
+        ("path,name,x,y,w,h\nb.jpg,dog,1,2,10,20\na.jpg,,,,,\n", ["dog"]),
+        ('image_id,width,height,bbox,source\nb,40,30,"[1.0, 2.0, 10.0, 20.0]",x\na,30,40,,x\n', ["object"]),
+        ("b.jpg,1,2,11,22,dog\na.jpg,,,,,\n", ["dog"]),
+        ("a.jpg,,,,,\nb.jpg,1,2,11,22,dog\n", ["dog"]),
+    ],
+)
+def test_columns_of_other_data(tmp_path: Path, text: str, names: list[str]) -> None:
+    write_images(tmp_path / "images", IMAGES)
+    (tmp_path / "boxes.csv").write_text(text)
+    data = read_dataset(tmp_path)
+    assert [category.name for category in data.categories] == names
+    found = {image.path.name: image.boxes_xyxy.tolist() for image in data.images}
+    assert found == {"b.jpg": [[1, 2, 11, 22]], "a.jpg": []}
+    assert not data.findings
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a,b\n1,2\n", "filename,class\nb.jpg,dog\n", "b.jpg,1,2,11,22\n", "b.jpg,1,2,x,22,dog\n", "cat,0\n", ""],
+)
+def test_other_tables_are_not_read(tmp_path: Path, text: str) -> None:
+    write_images(tmp_path, IMAGES)
+    (tmp_path / "boxes.csv").write_text(text)
+    with pytest.raises(DataError, match="contains images, but no annotations"):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("row", "message"),
     [
         ("b.jpg,40,30,dog,1,2,x,4", r"line 3: got the box \['1', '2', 'x', '4'\]; expected numbers in xmin"),
         ("b.jpg,40,30,dog,1,2,3", "line 3: got the box .* expected numbers"),
         ("b.jpg,40,30,,1,2,3,4", "line 3: has no class"),
         (",40,30,dog,1,2,3,4", "line 3: has no filename"),
+        ("b.jpg,40,30,dog,,,,", r"line 3: got the box \['', '', '', ''\]; expected numbers"),
         ("b.jpg,41,30,dog,1,2,3,4", "line 3: the size of 'b.jpg' differs from that in .*line 2"),
         (
             'b.jpg,40,30,"' + "d" * 200_000 + '",1,2,3,4',
