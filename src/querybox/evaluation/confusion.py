@@ -77,15 +77,17 @@ def best_operating_point(data: DetectionData, detections: Mapping[int, Detection
     for record in data.images:
         kept = detections[record.id].above(threshold)
         assignments[record.id] = assign(record, kept)
-        counts = confusion_matrix(record, kept, assignments[record.id], len(data.categories))
-        image_f1[record.id] = f1_score(counts, empty=1.0)
-        confusion += counts
-    true_positives, num_detections, num_objects = totals(confusion)
+        rows, columns = confusion_entries(record, kept, assignments[record.id], len(data.categories))
+        np.add.at(confusion, (rows, columns), 1)
+        image_f1[record.id] = f1_score(*totals(rows, columns, len(data.categories)), empty=1.0)
+    rows, columns = np.nonzero(confusion)
+    num_each = confusion[rows, columns]
+    true_positives, num_detections, num_objects = totals(rows, columns, len(data.categories), num_each)
     return OperatingPoint(
         threshold=threshold,
         precision=true_positives / num_detections if num_detections else math.nan,
         recall=true_positives / num_objects if num_objects else math.nan,
-        f1=f1_score(confusion, empty=math.nan) if num_objects else math.nan,
+        f1=f1_score(true_positives, num_detections, num_objects, empty=math.nan) if num_objects else math.nan,
         confusion=confusion,
         image_f1=image_f1,
         assignments=assignments,
@@ -111,18 +113,25 @@ def best_threshold(data: DetectionData, detections: Mapping[int, Detections]) ->
     return float(scores[f1.argmax()])
 
 
-def confusion_matrix(
+def confusion_entries(
     record: ImageRecord, detections: Detections, assignment: Assignment, num_classes: int
-) -> Int[np.ndarray, "K K"]:
-    """Return the confusion matrix of one image, K = C + 1."""
-    counts = np.zeros((num_classes + 1,) * 2, dtype=np.int64)
+) -> tuple[Int[np.ndarray, " E"], Int[np.ndarray, " E"]]:
+    """Return the row and the column in the confusion matrix of each detection and each missed object of an image.
+
+    A matrix for each image would take too long with thousands of classes.
+    """
     labels = detections.labels.numpy()
     matched, confused = assignment.matched >= 0, assignment.confused >= 0
-    np.add.at(counts, (labels[matched], labels[matched]), 1)
-    np.add.at(counts, (record.labels[assignment.confused[confused]], labels[confused]), 1)
-    np.add.at(counts[num_classes], labels[assignment.false_positive & ~confused], 1)
-    np.add.at(counts, (record.labels[assignment.unmatched], num_classes), 1)
-    return counts
+    false_positives = labels[assignment.false_positive & ~confused]
+    missed = record.labels[assignment.unmatched]
+    rows = (
+        labels[matched],
+        record.labels[assignment.confused[confused]],
+        np.full_like(false_positives, num_classes),
+        missed,
+    )
+    columns = (labels[matched], labels[confused], false_positives, np.full_like(missed, num_classes))
+    return np.concatenate(rows), np.concatenate(columns)
 
 
 def assign(record: ImageRecord, detections: Detections) -> Assignment:
@@ -177,13 +186,19 @@ def pairwise_iou(record: ImageRecord, detections: Detections) -> Float[np.ndarra
     return iou
 
 
-def f1_score(confusion: Int[np.ndarray, "K K"], *, empty: float) -> float:
+def f1_score(true_positives: int, num_detections: int, num_objects: int, *, empty: float) -> float:
     """Return 2 x true positives / (detections + objects); `empty` if there are neither."""
-    true_positives, num_detections, num_objects = totals(confusion)
     total = num_detections + num_objects
     return 2 * true_positives / total if total else empty
 
 
-def totals(confusion: Int[np.ndarray, "K K"]) -> tuple[int, int, int]:
-    """Return the numbers of true positives, of detections and of objects."""
-    return int(np.trace(confusion)), int(confusion[:, :-1].sum()), int(confusion[:-1].sum())
+def totals(
+    rows: Int[np.ndarray, " E"],
+    columns: Int[np.ndarray, " E"],
+    num_classes: int,
+    counts: Int[np.ndarray, " E"] | int = 1,
+) -> tuple[int, int, int]:
+    """Return the numbers of true positives, of detections and of objects among entries of a confusion matrix."""
+    kinds = rows == columns, columns < num_classes, rows < num_classes
+    true_positives, detections, objects = (int((kind * counts).sum()) for kind in kinds)
+    return true_positives, detections, objects

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from querybox.evaluation.confusion import OperatingPoint
 from querybox.evaluation.errors import ABBREVIATIONS, FalseNegativeType, FalsePositiveType, ImageErrors
@@ -37,6 +37,9 @@ JSON_KEYS = {
     "both": "wrong class and loose box",
 }
 """Error types whose name in ``metrics.json`` is an older one."""
+MAX_MATRIX = 500
+"""Maximum number of rows of a confusion matrix in ``metrics.json``; of a larger one, the entries that are not 0 are
+written as (row, column, count)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +145,7 @@ class Evaluation:
                 "precision": or_none(self.operating_point.precision),
                 "recall": or_none(self.operating_point.recall),
                 "f1": or_none(self.operating_point.f1),
-                "confusion": self.operating_point.confusion.tolist(),
+                **json_confusion(self.operating_point.confusion),
             },
             "mistakes": {
                 "misses": json_counts(self.false_negatives),
@@ -151,6 +154,15 @@ class Evaluation:
         }
         text = to_json(report, indent=2)
         write_text(Path(path), text + "\n")
+
+
+def json_confusion(confusion: Int[np.ndarray, "K K"]) -> dict[str, Any]:
+    """Return a confusion matrix for ``metrics.json``: in full, or only its entries if it has very many classes."""
+    if len(confusion) <= MAX_MATRIX:
+        return {"confusion": confusion.tolist()}
+    rows, columns = np.nonzero(confusion)
+    entries = np.stack([rows, columns, confusion[rows, columns]], 1).tolist()
+    return {"confusion": None, "confusion_entries": entries}
 
 
 def json_counts(counts: Mapping[str, int]) -> dict[str, int]:

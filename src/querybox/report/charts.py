@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Int
 
 from querybox.evaluation.result import RECALLS, Evaluation
 from querybox.html import data_url
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 INK = "#1d2733"
 FAINT = "#dde3ea"
 FEW = 12
-"""More classes than this are too many to tell apart by colour, or to label in a matrix."""
+"""More classes than this are too many to tell apart by colour, or to write numbers into a matrix."""
+MOST_CONFUSED = 80
+"""Maximum number of classes in the confusion matrix; beyond it, those that are confused most often are shown."""
+MOST_CURVES = 200
+"""Maximum number of classes with a curve of precision; beyond it, those with the most objects are shown."""
 CURVES = {
     "Loss, all decoder layers": ("loss",),
     "Loss, last decoder layer": ("loss_cls", "loss_bbox", "loss_iou"),
@@ -72,7 +77,8 @@ def precision_recall_chart(evaluation: Evaluation) -> str:
     precision = evaluation.precision[0]  # [101, C]
     measured = [label for label, one in enumerate(evaluation.categories) if one.objects]
     few = len(measured) <= FEW
-    for label in measured:
+    by_objects = sorted(measured, key=lambda label: -evaluation.categories[label].objects)
+    for label in sorted(by_objects[:MOST_CURVES]):
         one = evaluation.categories[label]
         name = literal(f"{one.category.name} {one.AP50:.3f}") if few else None
         colour = paint(label) if few else "#b8c2cc"
@@ -88,23 +94,36 @@ def precision_recall_chart(evaluation: Evaluation) -> str:
 
 @default_style()
 def confusion_chart(evaluation: Evaluation) -> str:
-    """Draw the confusion matrix; the shade is the share of the row."""
-    counts = evaluation.operating_point.confusion  # [K, K]
-    names = [literal(one.category.name) for one in evaluation.categories]
+    """Draw the confusion matrix, of many classes those that are confused most; the shade is the share of the row."""
+    confusion = evaluation.operating_point.confusion  # [K, K]
+    labels = most_confused(confusion, MOST_CONFUSED)
+    names = [literal(evaluation.categories[label].category.name) for label in labels]
     few = len(names) <= FEW
     side = 5.0 if few else min(18.0, 2.0 + 0.19 * len(names))
-    figure, axes = new_chart("True class (row) detected as (column)", (side + 0.6, side))
-    axes.imshow(counts / counts.sum(1, keepdims=True).clip(min=1), cmap="Blues", vmin=0, vmax=1)
+    title = "True class (row) detected as (column)"
+    if len(names) < len(evaluation.categories):
+        title += f": the {len(names)} classes that are confused most often, of {len(evaluation.categories):,}"
+    figure, axes = new_chart(title, (side + 0.6, side))
+    shown = [*labels, len(confusion) - 1]
+    counts, totals = confusion[np.ix_(shown, shown)], confusion[shown].sum(1, keepdims=True)
+    axes.imshow(counts / totals.clip(min=1), cmap="Blues", vmin=0, vmax=1)
     places, size = range(len(counts)), 9 if few else 8
     axes.set_xticks(places, [*names, "missed"], rotation=90, fontsize=size)
     axes.set_yticks(places, [*names, "background"], fontsize=size)
     axes.grid(visible=False)
     if few:
         for (row, column), number in np.ndenumerate(counts):
-            dark = number > 0.5 * counts[row].sum()
+            dark = number > 0.5 * totals[row, 0]
             text = f"{number:,}" if (row, column) != (len(counts) - 1,) * 2 else ""
             axes.text(column, row, text, ha="center", va="center", color="white" if dark else INK)
     return as_svg(figure)
+
+
+def most_confused(confusion: Int[np.ndarray, "K K"], limit: int) -> list[int]:
+    """Return the labels of at most `limit` classes that are most often confused with another one, in order of label."""
+    classes = confusion[:-1, :-1]
+    confused = classes.sum(0) + classes.sum(1) - 2 * classes.diagonal()
+    return sorted(np.argsort(-confused, kind="stable")[:limit].tolist())
 
 
 def new_chart(title: str, size: tuple[float, float]) -> tuple[Figure, Axes]:
