@@ -73,6 +73,23 @@ def test_folders_are_splits(tmp_path: Path) -> None:
     assert [image.path for image in val.images] == [tmp_path / "validation" / "b.jpg"]
 
 
+def test_one_file_for_all_splits(tmp_path: Path) -> None:
+    for split, image in zip(("train", "validation"), IMAGES, strict=True):
+        write_images(tmp_path / split, [image])
+    lines = [
+        {"file_name": "train/a.jpg", "objects": objects(["dog", "cat"])},
+        {"file_name": "validation/b.jpg", "objects": objects(["owl", "cat"])},
+        {"file_name": "c.jpg", "objects": objects(["owl", "cat"])},
+    ]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    train, val = (read_dataset(tmp_path, split) for split in ("train", "val"))
+    assert [image.path for image in train.images] == [tmp_path / "train" / "a.jpg"]
+    assert [image.path for image in val.images] == [tmp_path / "validation" / "b.jpg"]
+    assert train.categories == val.categories
+    assert [category.name for category in train.categories] == ["cat", "dog", "owl"]
+    assert {finding.kind: finding.count for finding in val.findings} == {"unread_file": 1, "clipped_box": 1}
+
+
 def test_numbers_of_classes_are_their_ids(tmp_path: Path) -> None:
     write_lines(tmp_path, {"file_name": "a.jpg", "objects": objects([10, 9])})
     data = read_dataset(tmp_path)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from querybox.data.findings import Corners, FindingCollector
-from querybox.data.layout import locator_for, split_files, split_folder
+from querybox.data.layout import folders_in_file, locator_for, split_files, split_folder
 from querybox.data.locate import ImageLocator
 from querybox.data.records import (
     DetectionData,
@@ -101,7 +101,9 @@ def splits_by_file(
     parse: Callable[[Path, FindingCollector], Sequence[AnnotatedImage]],
     categorize: Categorize = alphabetical,
 ) -> dict[str, Reader]:
-    """Return a reader for each split of a format with one annotation file for each split.
+    """Return a reader for each split of a format with one annotation file for each split, or one for all.
+
+    The splits of a single file are the folders beside it with names of splits, if it names images in them.
 
     Args:
         path: See `split_files`.
@@ -113,8 +115,29 @@ def splits_by_file(
     splits = {}
     for name, file in split_files(path, suffix, recognises).items():
         locator = locator_for(path, file)
-        splits[name] = AnnotatedSplit(file, locator, partial(parse, file), locator.root == path)
+        folders = folders_in_file(file)
+        parts = {part: partial(_parse_part, parse, file, part, folders) for part in folders}
+        for key, read in (parts or {name: partial(parse, file)}).items():
+            splits[key] = AnnotatedSplit(file, locator, read, locator.root == path)
     return annotated_splits(splits, categorize)
+
+
+def _parse_part(
+    parse: Callable[[Path, FindingCollector], Sequence[AnnotatedImage]],
+    file: Path,
+    folder: str,
+    folders: Collection[str],
+    findings: FindingCollector,
+) -> list[AnnotatedImage]:
+    """Return the images in a file that are in one folder; add a finding for those that are in none."""
+    images = []
+    for image in parse(file, findings):
+        parents = image.name.replace("\\", "/").split("/")[:-1]
+        if folder in parents:
+            images.append(image)
+        elif not set(parents).intersection(folders):
+            findings.add("unread_file", f"{image.where}: {image.name} is in no folder of a split")
+    return images
 
 
 class _SplitReader:

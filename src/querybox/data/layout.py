@@ -10,6 +10,7 @@ from pathlib import Path
 
 from querybox.data.image import SUFFIXES
 from querybox.data.locate import ImageLocator, is_junk, iterate_files, list_files
+from querybox.data.parsing import read_head
 from querybox.data.splits import SPLITS, split_name
 
 MAX_TRIED = 100
@@ -75,6 +76,18 @@ def split_files(path: Path, suffix: str, recognises: Callable[[Path], bool]) -> 
         name if counts[name] == 1 else file.relative_to(path).with_suffix("").as_posix(): file
         for name, file in zip(names, files, strict=True)
     }
+
+
+def folders_in_file(file: Path) -> list[str]:
+    """Return the names of the folders of splits beside a file whose images it names, by its beginning.
+
+    It has to name an image in one of them; then the images of the others may be further down.
+    """
+    names = [folder.name for folder in subfolders([file.parent]) if split_name(folder.name) in SPLITS]
+    if len(names) < 2 or split_name(file.stem) in SPLITS:
+        return []
+    head = read_head(file).replace("\\", "/")
+    return names if any(f"{name}/" in head for name in names) else []
 
 
 def subfolders(folders: Iterable[Path]) -> list[Path]:
