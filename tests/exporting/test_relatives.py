@@ -95,7 +95,7 @@ def test_bf16_is_verified_before_rounding_where_queries_are_chosen(
     monkeypatch.setattr(openvino, "convert", lambda program: None)
     monkeypatch.setattr(openvino, "write", lambda model, path, card: None)
     monkeypatch.setattr(openvino, "in_float32", lambda model, card: exact)
-    monkeypatch.setattr(write, "load_exported", lambda path, trusted: file)
+    monkeypatch.setattr(write, "read_exported", lambda path, trusted: file)
     path = Path("model.xml")
     assert write_model(program, path, card, dino, "openvino") is exact
     assert write_model(program, path, card, deformable, "openvino") is file

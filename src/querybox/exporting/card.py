@@ -11,10 +11,12 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from querybox import __version__
-from querybox.errors import CheckpointError
+from querybox.data.parsing import validation_problem
+from querybox.errors import CheckpointError, ConfigError
 from querybox.inference.engine import evaluating
 from querybox.modules.detector import DetectionTransformer
 from querybox.structures import Category, ImageBatch, Preprocessing
+from querybox.text import listed
 
 Precision = Literal["float32", "bf16", "int8"]
 
@@ -52,6 +54,20 @@ class Card:
     no_object: bool = True
     """Whether the last row of the class head is the "no object" class and probabilities are a softmax over all rows."""
 
+    def __post_init__(self) -> None:
+        """Check that every class has a row of its own.
+
+        Raises:
+            ConfigError: There is no class, or a row is missing, negative or repeated.
+        """
+        if not 0 < len(self.categories) == len(set(self.class_rows)) == len(self.class_rows):
+            raise ConfigError(
+                f"got {len(self.categories)} categories and the class_rows {listed(self.class_rows)}; expected a "
+                "different row for each"
+            )
+        if min(self.class_rows) < 0:
+            raise ConfigError(f"got the class_rows {listed(self.class_rows)}; expected 0 or more")
+
     @classmethod
     def of(cls, detector: DetectionTransformer, precision: Precision) -> Self:
         """Describe a detector. Runs it on a blank image, because `no_object` is known only from its predictions."""
@@ -86,8 +102,10 @@ class Card:
         """
         try:
             values: dict[str, Any] = json.loads(text or "{}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{where}: corrupt, its card is not JSON ({error})") from error
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{where}: corrupt, its card is no JSON object")
         if values.get("format") != FORMAT:
             got = values.get("format", "a file without a card")
             raise CheckpointError(
@@ -98,4 +116,5 @@ class Card:
             names = [field.name for field in dataclasses.fields(cls) if field.name in values]
             return TypeAdapter(cls).validate_python({name: values[name] for name in names})
         except ValidationError as error:
-            raise CheckpointError(f"{where}: corrupt, its card cannot be read ({error})") from error
+            problem = validation_problem(error)
+            raise CheckpointError(f"{where}: corrupt, its card cannot be read ({problem})") from error

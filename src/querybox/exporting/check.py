@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from querybox.errors import ExportError
+from querybox.errors import CheckpointError, ExportError
 from querybox.exporting.card import OUTPUTS, Precision
 from querybox.exporting.engine import ExportedModel, Outputs
 from querybox.exporting.graph import Graph
+from querybox.exporting.signature import CURE, check_outputs
 from querybox.inference.engine import evaluating
 from querybox.inference.postprocess import postprocess
+from querybox.memory import first_line, is_out_of_memory
 from querybox.modules.detector import DetectionTransformer
 from querybox.pixels import pad
 from querybox.structures import Memory
@@ -25,6 +27,10 @@ TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "bf16": 0.1}
 """Largest allowed difference of a class probability or a box coordinate (both 0-1), by precision."""
 DETECTION_TOLERANCE = 1e-5
 """Largest allowed difference between the detections of a model and those computed from its own logits and boxes."""
+PROBE = (128, 160)
+"""(height, width) of the image on which a model is run when it is loaded."""
+PROBE_TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "bf16": 0.02, "int8": 1e-3}
+"""The same for a model that is loaded, perhaps on another machine than it was written on."""
 TIE = 1e-6
 """Detections whose scores differ by no more may come in either order."""
 NOISE, TRIES = 3e-6, 16
@@ -126,6 +132,48 @@ def max_difference(actual: Tensor, expected: Tensor) -> Float[Tensor, " B"]:
 
 def check_detections(outputs: Outputs, sizes: Int[Tensor, "B 2"], model: ExportedModel) -> None:
     """Raise `ExportError` unless the model's detections equal those computed from its own logits and boxes."""
+    if not is_consistent(outputs, sizes, model, DETECTION_TOLERANCE, TIE):
+        raise ExportError(
+            "the exported model's detections do not match its own logits and boxes; nothing was written: try "
+            "another format, and please report this"
+        )
+
+
+def probe(model: ExportedModel, where: object) -> None:
+    """Run a model once on a small image, to compare its answer with its card.
+
+    Raises:
+        CheckpointError: It cannot be run, or its detections are not those that the card gives for its logits and boxes.
+    """
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (1, 3, *PROBE), dtype=torch.uint8, generator=generator)
+    sizes = torch.tensor([PROBE])
+    try:
+        outputs = model.run(pixels, sizes)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise CheckpointError(f"{where}: cannot be run ({first_line(error)}): {CURE}") from error
+    check_outputs(where, model.card, outputs, batch=1)
+    tolerance = PROBE_TOLERANCES[model.card.precision]
+    if not is_consistent(outputs, sizes, model, tolerance, 2 * tolerance):
+        raise CheckpointError(
+            f"{where}: its detections are not those of its logits, boxes and classes: {CURE}"
+        )
+
+
+def is_consistent(
+    outputs: Outputs, sizes: Int[Tensor, "B 2"], model: ExportedModel, tolerance: float, tie: float
+) -> bool:
+    """Return whether the model's detections equal those computed from its own logits and boxes.
+
+    Args:
+        outputs: The outputs of the model.
+        sizes: The sizes of the images.
+        model: The model.
+        tolerance: Largest allowed difference of a score (0-1), or of an edge in the longer side of the image.
+        tie: Detections whose scores differ by no more may come in either order.
+    """
     count = outputs["scores"].shape[1]
     best = postprocess(
         model.predictions(outputs),
@@ -134,15 +182,13 @@ def check_detections(outputs: Outputs, sizes: Int[Tensor, "B 2"], model: Exporte
         clip_boxes=model.preprocessing.clip_boxes,
     )
     gap = F.pad(-best[0].diff(dim=1), (1, 1), value=1.0)
-    untied = ((gap[:, 1:] > TIE) & (gap[:, :-1] > TIE))[:, :count]
+    untied = ((gap[:, 1:] > tie) & (gap[:, :-1] > tie))[:, :count]
     scores, labels, boxes_xyxy = (each[:, :count] for each in best)
     side = sizes.amax(1)[:, None, None]
-    if not (
-        (max_difference(outputs["scores"], scores) <= DETECTION_TOLERANCE).all()
+    return bool(
+        outputs["labels"].shape == labels.shape
+        and outputs["boxes_xyxy"].shape == boxes_xyxy.shape
+        and (max_difference(outputs["scores"], scores) <= tolerance).all()
         and torch.equal(outputs["labels"][untied], labels[untied])
-        and bool((((outputs["boxes_xyxy"] - boxes_xyxy) / side)[untied].abs() <= DETECTION_TOLERANCE).all())
-    ):
-        raise ExportError(
-            "the exported model's detections do not match its own logits and boxes; nothing was written: try "
-            "another format, and please report this"
-        )
+        and (((outputs["boxes_xyxy"] - boxes_xyxy) / side)[untied].abs() <= tolerance).all()
+    )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from querybox.errors import ConfigError
 from querybox.exporting.card import Card
+from querybox.exporting.signature import check_outputs
 from querybox.inference.predict import Predictor
 from querybox.structures import Category, DetectorOutput, ImageBatch, Predictions, Preprocessing
 
@@ -48,6 +49,7 @@ class ExportedModel(Predictor):
 
         Raises:
             ConfigError: The images are already normalised.
+            CheckpointError: The outputs do not fit the card.
         """
         corner = batch.images[:, :, 0]
         if not torch.equal(corner, corner.round().clamp(0, 255)):
@@ -56,6 +58,7 @@ class ExportedModel(Predictor):
                 "ImageBatch.from_images(images, engine.preprocessing)"
             )
         outputs = self.run(batch.images.to(torch.uint8), batch.sizes)
+        check_outputs("the exported model", self.card, outputs, len(batch.images))
         return DetectorOutput(layers=(self.predictions(outputs),))
 
     def predictions(self, outputs: Outputs) -> Predictions:

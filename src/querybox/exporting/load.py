@@ -6,22 +6,32 @@ from pathlib import Path
 
 from querybox.errors import CheckpointError
 from querybox.exporting import onnx, openvino, torch
+from querybox.exporting.check import probe
 from querybox.exporting.engine import ExportedModel
 from querybox.files import require_regular
 
 
 def load_exported(path: str | Path, *, trusted: bool = False) -> ExportedModel:
-    """Load an exported model. Its suffix determines the format: ``.onnx``, ``.xml`` (OpenVINO) or ``.pt2`` (PyTorch).
+    """Load an exported model, and run it once on a small image.
+
+    Its suffix determines the format: ``.onnx``, ``.xml`` (OpenVINO) or ``.pt2`` (PyTorch).
 
     Args:
         path: The file.
         trusted: Required for ``.pt2``, because PyTorch may execute code contained in such a file.
 
     Raises:
-        CheckpointError: The file is missing, corrupt, not exported by querybox, or not trusted.
+        CheckpointError: The file is missing, corrupt, not exported by querybox, or not trusted; or its answer is not
+            that of the classes in its card.
         MissingExtraError: The package that runs the format is not installed.
     """
-    path = Path(path)
+    model = read_exported(Path(path), trusted=trusted)
+    probe(model, path)
+    return model
+
+
+def read_exported(path: Path, *, trusted: bool) -> ExportedModel:
+    """Load an exported model without running it; see `load_exported`."""
     require_regular(path, CheckpointError)
     if not path.is_file():
         raise CheckpointError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +14,11 @@ from querybox.errors import CheckpointError, MissingExtraError
 from querybox.exporting.card import INPUTS, KEY, OUTPUTS, Card
 from querybox.exporting.engine import ExportedModel, Outputs
 from querybox.exporting.graph import sizes_as_traced
+from querybox.exporting.signature import Port, check_signature
 
 OPSET = 18
+TYPES = {"tensor(uint8)": "uint8", "tensor(int64)": "int64", "tensor(float)": "float32"}
+"""Names of types, by those of ONNX Runtime."""
 
 
 def write(program: ExportedProgram, path: Path, card: Card) -> None:
@@ -60,12 +65,25 @@ def load(path: Path) -> ExportedModel:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{path}: corrupt, or not an ONNX file ({reason})") from error
     card = Card.from_json(session.get_modelmeta().custom_metadata_map.get(KEY), path)
+    inputs, outputs = ports(session.get_inputs()), ports(session.get_outputs())
+    check_signature(path, card, inputs, outputs)
 
     def run(pixels: Tensor, sizes: Tensor) -> Outputs:
         values = session.run(list(OUTPUTS), {"pixels": pixels.contiguous().numpy(), "sizes": sizes.numpy()})
         return dict(zip(OUTPUTS, map(torch.from_numpy, values), strict=True))
 
     return ExportedModel(card, run)
+
+
+def ports(nodes: Iterable[Any]) -> dict[str, Port]:
+    """Return the inputs or the outputs of a session by name."""
+    return {
+        node.name: Port(
+            TYPES.get(node.type, node.type),
+            tuple(size if isinstance(size, int) else None for size in node.shape or ()),
+        )
+        for node in nodes
+    }
 
 
 def missing_extra(action: str) -> MissingExtraError:

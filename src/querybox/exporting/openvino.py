@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,14 @@ from querybox.errors import CheckpointError, MissingExtraError
 from querybox.exporting.card import INPUTS, KEY, OUTPUTS, Card, Precision
 from querybox.exporting.engine import ExportedModel, Outputs, Runner
 from querybox.exporting.graph import sizes_as_traced
+from querybox.exporting.signature import Port, check_signature
 from querybox.files import require_regular
 
 if TYPE_CHECKING:
     import openvino
+
+TYPES = {"u8": "uint8", "i64": "int64", "f32": "float32"}
+"""Names of types, by those of OpenVINO."""
 
 
 def convert(program: ExportedProgram) -> openvino.Model:
@@ -74,7 +79,21 @@ def load(path: Path) -> ExportedModel:
             f"{path}: corrupt, not an OpenVINO model, or its {path.with_suffix('.bin').name} is missing ({reason})"
         ) from error
     card = Card.from_json(model.get_rt_info(KEY).value if model.has_rt_info(KEY) else None, path)
+    check_signature(path, card, ports(model.inputs), ports(model.outputs))
     return ExportedModel(card, runner(model, card.precision))
+
+
+def ports(nodes: Iterable[Any]) -> dict[str, Port]:
+    """Return the inputs or the outputs of a model by name."""
+    return {
+        ", ".join(node.names): Port(
+            TYPES.get(node.element_type.get_type_name(), node.element_type.get_type_name()),
+            ()
+            if node.partial_shape.rank.is_dynamic
+            else tuple(None if size.is_dynamic else size.get_length() for size in node.partial_shape),
+        )
+        for node in nodes
+    }
 
 
 def in_float32(model: openvino.Model, card: Card) -> ExportedModel:

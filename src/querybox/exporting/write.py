@@ -21,7 +21,7 @@ from querybox.exporting.card import Card, Precision
 from querybox.exporting.check import Verification, verify
 from querybox.exporting.engine import ExportedModel
 from querybox.exporting.graph import decoder_nodes, trace
-from querybox.exporting.load import load_exported
+from querybox.exporting.load import read_exported
 from querybox.exporting.quantise import quantise
 from querybox.modules.detector import DetectionTransformer
 from querybox.precision import is_native
@@ -155,7 +155,7 @@ def write_model(
             if card.precision == "bf16" and detector.proposes_queries:
                 # Rounded scores select other proposals, so the outputs could not be compared.
                 return openvino.in_float32(model, card)
-    return load_exported(path, trusted=True)
+    return read_exported(path, trusted=True)
 
 
 def write_int8(

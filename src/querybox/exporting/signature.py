@@ -1,0 +1,108 @@
+"""Whether the graph of an exported model has the inputs and outputs that its card describes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from querybox.errors import CheckpointError
+from querybox.exporting.card import Card
+
+CURE = "it does not fit its card: export it again, or get the original file"
+
+
+class Port(NamedTuple):
+    """An input or an output."""
+
+    type: str
+    """Such as ``"float32"``."""
+    shape: tuple[int | None, ...]
+    """None for an axis of any size. Empty if unknown."""
+
+
+INPUTS = {"pixels": Port("uint8", (None, 3, None, None)), "sizes": Port("int64", (None, 2))}
+OUTPUTS = {
+    "scores": Port("float32", (None, None)),
+    "labels": Port("int64", (None, None)),
+    "boxes_xyxy": Port("float32", (None, None, 4)),
+    "logits": Port("float32", (None, None, None)),
+    "boxes": Port("float32", (None, None, 4)),
+}
+"""The types and axes of `querybox.exporting.card.INPUTS` and `OUTPUTS`."""
+
+
+def check_signature(
+    where: object, card: Card, inputs: Mapping[str, Port], outputs: Mapping[str, Port]
+) -> None:
+    """Check what a graph declares, before it is run.
+
+    Args:
+        where: The file, named in errors.
+        card: The card in it.
+        inputs: The inputs that the graph declares, by name.
+        outputs: Its outputs.
+
+    Raises:
+        CheckpointError: A name, a type, a shape, or the number of classes is not that of the card.
+    """
+    for kind, found, expected in (("inputs", inputs, INPUTS), ("outputs", outputs, OUTPUTS)):
+        if found.keys() != expected.keys():
+            raise CheckpointError(
+                f"{where}: has the {kind} {', '.join(found)}; expected {', '.join(expected)}: {CURE}"
+            )
+        for name, port in found.items():
+            # An input axis of any size must not be fixed; an output may say more than is required.
+            if not is_similar(port, expected[name], fixed=kind == "outputs"):
+                raise CheckpointError(f"{where}: '{name}' is {port}; expected {expected[name]}: {CURE}")
+    declared = {name: port.shape for name, port in outputs.items() if port.shape}
+    check_rows(where, card, declared["logits"][2] if "logits" in declared else None)
+    queries = {declared[name][1] for name in ("logits", "boxes") if name in declared} - {None}
+    if len(queries) > 1:
+        raise CheckpointError(
+            f"{where}: 'logits' and 'boxes' are of {queries} queries; expected as many: {CURE}"
+        )
+
+
+def is_similar(port: Port, expected: Port, *, fixed: bool) -> bool:
+    """Return whether a port has the expected type and axes; where `fixed`, an axis of any size may have one."""
+    if port.type != expected.type or (port.shape and len(port.shape) != len(expected.shape)):
+        return False
+    return all(
+        size == wanted or size is None or (fixed and wanted is None)
+        for size, wanted in zip(port.shape, expected.shape, strict=False)
+    )
+
+
+def check_rows(where: object, card: Card, rows: int | None) -> None:
+    """Raise CheckpointError unless a class head with this many rows, if known, has those of the card's classes."""
+    needed = 1 + max(card.class_rows) + card.no_object
+    if rows is not None and rows < needed:
+        raise CheckpointError(
+            f"{where}: its class head has {rows} rows; expected at least {needed} for {len(card.categories)} classes: "
+            f"{CURE}"
+        )
+
+
+def check_outputs(where: object, card: Card, outputs: Mapping[str, Tensor], batch: int) -> None:
+    """Check the outputs of a run, because a graph may declare sizes that it does not have.
+
+    Raises:
+        CheckpointError: A type or a shape is not that of the card.
+    """
+    for name, port in OUTPUTS.items():
+        tensor = outputs[name]
+        if tensor.dtype != getattr(torch, port.type) or not (
+            tensor.ndim == len(port.shape)
+            and len(tensor) == batch
+            and all(wanted in (None, size) for size, wanted in zip(tensor.shape, port.shape, strict=True))
+        ):
+            found = f"{tensor.dtype} {list(tensor.shape)}"
+            raise CheckpointError(
+                f"{where}: '{name}' is {found}, for {batch} images; expected {port}: {CURE}"
+            )
+    if outputs["logits"].shape[1] != outputs["boxes"].shape[1]:
+        raise CheckpointError(f"{where}: 'logits' and 'boxes' are of different numbers of queries: {CURE}")
+    check_rows(where, card, outputs["logits"].shape[2])

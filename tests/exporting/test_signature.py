@@ -1,0 +1,156 @@
+"""A card that does not fit its graph is an error when the file is loaded, and never another answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from querybox.checkpoints.find import Format
+from querybox.errors import CheckpointError
+from querybox.exporting import Exported, ExportedModel, load_exported
+from querybox.exporting.card import KEY, Card
+from querybox.exporting.check import probe
+from querybox.exporting.signature import INPUTS, OUTPUTS, Port, check_outputs, check_signature
+from querybox.structures import Category, Preprocessing
+
+CARD = Card(
+    categories=(Category(id=3, name="cat"), Category(id=9, name="dog")),
+    class_rows=(0, 2),
+    preprocessing=Preprocessing(),
+    precision="float32",
+)
+EDITS: dict[str, dict[str, Any]] = {
+    "a class more": {"categories": [{"id": i, "name": str(i)} for i in range(3)], "class_rows": [0, 2, 3]},
+    "rows in another order": {"class_rows": [2, 0]},
+    "the row of no-object": {"class_rows": [0, 3]},
+    "a row that it has not": {"class_rows": [0, 400]},
+    "a negative row": {"class_rows": [0, -2]},
+    "a row for two classes": {"class_rows": [0, 0]},
+    "a row less": {"class_rows": [0]},
+    "no classes": {"categories": [], "class_rows": []},
+    "a sigmoid": {"no_object": False},
+    "large images": {"preprocessing": {"short_side": 30_000, "long_side": 30_000}},
+    "another format": {"format": "querybox-export-0"},
+}
+"""What a card may be changed to; see `tests/exporting/conftest.py` for the detector."""
+
+
+def edited(file: Path, folder: Path, changes: dict[str, Any]) -> Path:
+    """Return a copy of an exported model with another card."""
+    copy = folder / file.name
+    if file.suffix == ".onnx":
+        import onnx
+
+        model = onnx.load(file)
+        (entry,) = (entry for entry in model.metadata_props if entry.key == KEY)
+        entry.value = json.dumps({**json.loads(entry.value), **changes})
+        onnx.save(model, copy)
+    else:
+        import openvino
+
+        model = openvino.Core().read_model(file)
+        model.set_rt_info(json.dumps({**json.loads(model.get_rt_info(KEY).value), **changes}), KEY)
+        openvino.save_model(model, copy, compress_to_fp16=False)
+    return copy
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_a_card_that_does_not_fit_is_refused(
+    to: Format, exported: Callable[[Format], Exported], tmp_path: Path
+) -> None:
+    file = exported(to).files[0]
+    assert load_exported(edited(file, tmp_path, {})).card.class_rows == (0, 2)
+    accepted = []
+    for name, changes in EDITS.items():
+        try:
+            load_exported(edited(file, tmp_path, changes))
+        except CheckpointError as error:
+            assert str(error).startswith(str(tmp_path / file.name))
+            assert "\n" not in str(error)
+        else:
+            accepted.append(name)
+    assert not accepted
+
+
+def test_a_program_that_does_not_fit_is_refused(exported: Callable[[Format], Exported]) -> None:
+    engine = load_exported(exported("torch").files[0], trusted=True)
+    probe(engine, "model.pt2")
+    card = Card.from_json(json.dumps({**json.loads(engine.card.to_json()), "class_rows": [2, 0]}), "a")
+    with pytest.raises(CheckpointError, match=r"model\.pt2: its detections are not those of its logits"):
+        probe(ExportedModel(card, engine.run), "model.pt2")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "port"),
+    [
+        ("inputs", "pixels", Port("float32", (None, 3, None, None))),
+        ("inputs", "pixels", Port("uint8", (None, None, None, 3))),
+        ("inputs", "pixels", Port("uint8", (None, 3, 640, 640))),
+        ("inputs", "pixels", Port("uint8", (None, 3, None))),
+        ("inputs", "sizes", Port("int32", (None, 2))),
+        ("inputs", "more", Port("int64", ())),
+        ("outputs", "boxes", Port("float32", (None, 8, 5))),
+        ("outputs", "boxes", Port("float32", (None, 9, 4))),
+        ("outputs", "logits", Port("float32", (None, 8, 3))),
+        ("outputs", "logits", Port("float64", (None, 8, 4))),
+        ("outputs", "labels", Port("float32", (None, 8))),
+        ("outputs", "more", Port("float32", ())),
+    ],
+)
+def test_a_declaration_that_does_not_fit_is_refused(kind: str, name: str, port: Port) -> None:
+    logits, boxes = Port("float32", (None, 8, 4)), Port("float32", (None, 8, 4))
+    ports = {"inputs": dict(INPUTS), "outputs": {**OUTPUTS, "logits": logits, "boxes": boxes}}
+    check_signature("a.onnx", CARD, ports["inputs"], ports["outputs"])
+    ports[kind][name] = port
+    with pytest.raises(CheckpointError, match=r"a\.onnx: .*it does not fit its card: export it again"):
+        check_signature("a.onnx", CARD, ports["inputs"], ports["outputs"])
+    del ports[kind][name]
+    if name != "more":
+        with pytest.raises(CheckpointError, match=rf"a\.onnx: has the {kind} .*; expected .*{name}"):
+            check_signature("a.onnx", CARD, ports["inputs"], ports["outputs"])
+
+
+def outputs(**changed: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the outputs of a run on two images."""
+    sizes = {
+        "scores": (2, 5),
+        "labels": (2, 5),
+        "boxes_xyxy": (2, 5, 4),
+        "logits": (2, 8, 4),
+        "boxes": (2, 8, 4),
+    }
+    return {
+        name: torch.zeros(size, dtype=getattr(torch, OUTPUTS[name].type)) for name, size in sizes.items()
+    } | changed
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("logits", torch.zeros(2, 8, 3)),
+        ("logits", torch.zeros(2, 7, 4)),
+        ("logits", torch.zeros(1, 8, 4)),
+        ("logits", torch.zeros(2, 4)),
+        ("logits", torch.zeros(2, 8, 4, dtype=torch.float64)),
+        ("boxes", torch.zeros(2, 8, 5)),
+        ("labels", torch.zeros(2, 5)),
+        ("scores", torch.zeros(())),
+    ],
+)
+def test_outputs_that_do_not_fit_are_refused(name: str, tensor: torch.Tensor) -> None:
+    check_outputs("a.onnx", CARD, outputs(), batch=2)
+    with pytest.raises(CheckpointError, match=r"a\.onnx: .*it does not fit its card"):
+        check_outputs("a.onnx", CARD, outputs(**{name: tensor}), batch=2)
+
+
+def test_a_graph_that_fails_is_named() -> None:
+    def run(*_: object) -> dict[str, torch.Tensor]:
+        raise RuntimeError("Non-zero status code\nof a node")
+
+    with pytest.raises(CheckpointError, match=r"^a\.onnx: cannot be run \(Non-zero status code\): "):
+        probe(ExportedModel(CARD, run), "a.onnx")
