@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from querybox.arguments import kind_of, require_number, require_type
+from querybox.edges import Edges
 from querybox.errors import ConfigError
 from querybox.pixels import as_pixels, pad
 
@@ -346,6 +347,10 @@ class Predictions:
     class_rows: tuple[int, ...] | None = None
     """Index into the last dimension of `logits` of each class, by label; None for all but no-object, in order.
     Proposals of objects of any class have one class, in row 0."""
+    edges: Edges | None = None
+    """The distributions that the boxes are the means of (D-FINE)."""
+    initial: Predictions | None = None
+    """Predictions of the same layer without distributions, whose boxes they start from (first layer of D-FINE)."""
 
     @property
     def num_classes(self) -> int:
@@ -364,7 +369,13 @@ class Predictions:
 
     def queries(self, index: slice) -> Predictions:
         """Return the predictions of a slice of the queries."""
-        return replace(self, logits=self.logits[:, index], boxes=self.boxes[:, index])
+        return replace(
+            self,
+            logits=self.logits[:, index],
+            boxes=self.boxes[:, index],
+            edges=self.edges and self.edges.queries(index),
+            initial=self.initial and self.initial.queries(index),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,11 +33,16 @@ def test_recipes_are_listed_by_purpose(run: Any) -> None:
     assert [line for line in order[start:] if line in RECIPES or line.startswith("Recipes")] == [
         "Recipes for few images, or a CPU", "detr_small", "deformable_detr_small", "dino_small", "rtdetr_small",
         "Recipes for real-time detection, trained with a GPU", "rtdetr_r18", "rtdetr_r34", "rtdetr_r50_m",
-        "rtdetrv2_s", "rtdetrv2_ms", "rtdetrv2_m", "deim_rtdetrv2_s", "deim_rtdetrv2_ms", "deim_rtdetrv2_m",
+        "rtdetrv2_s", "rtdetrv2_ms", "rtdetrv2_m", "dfine_n", "dfine_s", "dfine_m",
+        "deim_rtdetrv2_s", "deim_rtdetrv2_ms", "deim_rtdetrv2_m",
         "Recipes for the highest AP on COCO, with a GPU", "dino_r50", "rtdetr_r50", "rtdetr_r101",
-        "rtdetrv2_l", "rtdetrv2_x", "deim_rtdetrv2_l", "deim_rtdetrv2_x",
+        "rtdetrv2_l", "rtdetrv2_x", "dfine_l", "dfine_x", "deim_rtdetrv2_l", "deim_rtdetrv2_x",
         "Recipes for reproducing papers",
-        *(name for name in RECIPES if not name.endswith("small") and not name.startswith(("dino", "rtdetr", "deim"))),
+        *(
+            name
+            for name in RECIPES
+            if not name.endswith("small") and not name.startswith(("dino", "rtdetr", "dfine", "deim"))
+        ),
     ]  # fmt: skip
 
 

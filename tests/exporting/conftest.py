@@ -77,10 +77,10 @@ def distinct() -> Detector:
 
 
 @pytest.fixture(scope="session")
-def rtdetr() -> Detector:
-    """RT-DETRv2, whose encoder fuses feature maps with convolutions, and whose decoder samples single cells."""
+def dfine() -> Detector:
+    """D-FINE, whose encoder fuses maps, and whose boxes are means of distributions, with sampling of single cells."""
     return small(
-        "rtdetrv2_s",
+        "dfine_s",
         0.2,
         queries=60,
         **{**RELATIVE, "strides": (16, 32), "points": (3, 1), "discrete": True, "encoder_width": 16},

@@ -32,8 +32,8 @@ def distinct_program(distinct: Detector) -> ExportedProgram:
 
 
 @pytest.fixture(scope="module")
-def rtdetr_program(rtdetr: Detector) -> ExportedProgram:
-    return trace(rtdetr)
+def dfine_program(dfine: Detector) -> ExportedProgram:
+    return trace(dfine)
 
 
 def check(program: ExportedProgram, detector: Detector, path: Path, to: Format) -> None:
@@ -56,22 +56,22 @@ def check(program: ExportedProgram, detector: Detector, path: Path, to: Format) 
     assert_same_detections(ours, theirs, pixels=0.02)
 
 
-def test_branches_are_merged_and_batch_norms_are_folded(rtdetr_program: ExportedProgram) -> None:
-    names = {str(node.target) for node in rtdetr_program.graph.nodes}
+def test_branches_are_merged_and_batch_norms_are_folded(dfine_program: ExportedProgram) -> None:
+    names = {str(node.target) for node in dfine_program.graph.nodes}
     assert not [name for name in names if "batch_norm" in name]
-    assert len([node for node in rtdetr_program.graph.nodes if "conv2d" in str(node.target)]) == len(
+    assert len([node for node in dfine_program.graph.nodes if "conv2d" in str(node.target)]) == len(
         [
             name
-            for name in rtdetr_program.state_dict
-            if name.endswith("weight") and rtdetr_program.state_dict[name].ndim == 4
+            for name in dfine_program.state_dict
+            if name.endswith("weight") and dfine_program.state_dict[name].ndim == 4
         ]
     )
-    assert not [name for name in rtdetr_program.state_dict if "bottlenecks" in name and ".conv2." in name]
+    assert not [name for name in dfine_program.state_dict if "bottlenecks" in name and ".conv2." in name]
 
 
 @pytest.mark.parametrize("to", CONVERTED)
-def test_rtdetr(rtdetr_program: ExportedProgram, rtdetr: Detector, tmp_path: Path, to: Format) -> None:
-    check(rtdetr_program, rtdetr, tmp_path, to)
+def test_dfine(dfine_program: ExportedProgram, dfine: Detector, tmp_path: Path, to: Format) -> None:
+    check(dfine_program, dfine, tmp_path, to)
 
 
 @pytest.mark.parametrize("to", CONVERTED)

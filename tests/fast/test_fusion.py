@@ -14,7 +14,7 @@ from querybox.fast.convolution import FusedConv2d, use_fused_operators
 from querybox.fast.fusion import fuse
 from querybox.fast.replacement import copy_modules
 from querybox.modules.backbone import Backbone
-from querybox.modules.hybrid import CrossFusion, RepConv
+from querybox.modules.hybrid import CSPRepLayer, RepConv
 
 IMAGES = torch.randn(2, 3, 75, 96, generator=torch.Generator().manual_seed(1))
 Change = Callable[[nn.Module], None]
@@ -126,7 +126,7 @@ def test_stride_2_maps_are_not_overwritten(trained: Change) -> None:
 
 
 def test_branches_are_merged_into_one_convolution(trained: Change) -> None:
-    model = nn.Sequential(RepConv(8), CrossFusionOfOne(8)).eval()
+    model = nn.Sequential(RepConv(8), CSPRepLayer(8, 8, hidden=4, blocks=3)).eval()
     trained(model)
     fused = fused_copy(model)
     convolutions = [part for part in fused.modules() if isinstance(part, FusedConv2d)]
@@ -140,16 +140,6 @@ def test_branches_are_merged_into_one_convolution(trained: Change) -> None:
         for _ in range(2):
             assert_close(fused(images), expected, rtol=1e-4, atol=1e-5)
             use_fused_operators(fused)
-
-
-class CrossFusionOfOne(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fusion = CrossFusion(width, expansion=0.5, blocks=3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        fused: torch.Tensor = self.fusion(x, x.flip(3))
-        return fused
 
 
 def test_branches_with_hooks_are_not_merged(trained: Change) -> None:

@@ -125,6 +125,7 @@ def test_folded_backbones_equal_plain_ones(name: str) -> None:
         {"recipe": "rtdetr_r50", "encoder_width": 16},
         {"recipe": "rtdetr_r18", "backbone": "resnet18d", "encoder_width": 16},
         {"recipe": "rtdetrv2_s", "backbone": "resnet18d", "encoder_width": 16, "points": (3, 1, 2)},
+        {"recipe": "dfine_s", "backbone": "hgnetv2_b0", "encoder_width": 16},
     ],
 )
 def test_the_whole_detector_equals_the_plain_one(settings: dict[str, Any], batch: ImageBatch) -> None:

@@ -41,8 +41,10 @@ def test_every_recipe_detects(name: str) -> None:
     assert len(output.layers) == (getattr(recipe, "inference_layers", None) or recipe.decoder_layers)
     answer = output.layers[-1]
     assert answer.no_object == (recipe.kind == "detr")
-    levels = getattr(recipe, "levels", 1)
-    cells = sum((10 * 12, 5 * 6, 3 * 3, 2 * 2)[:levels])  # of strides 8 to 64: no more can be proposed
+    strides, levels = getattr(recipe, "strides", (32,)), getattr(recipe, "levels", 1)
+    strides = (*strides, *(strides[-1] * 2**extra for extra in range(1, levels + 1)))[:levels]
+    # No more can be proposed.
+    cells = sum({8: 10 * 12, 16: 5 * 6, 32: 3 * 3, 64: 2 * 2}[stride] for stride in strides)
     queries = min(recipe.queries, cells) if output.proposals is not None else recipe.queries
     assert answer.logits.shape == (2, queries, 8 if answer.no_object else 7)
     assert answer.boxes.shape == (2, queries, 4)
@@ -56,6 +58,7 @@ def test_published_sizes() -> None:
     assert millions("detr_r50") == pytest.approx(41, abs=0.6)
     assert millions("detr_r101") == pytest.approx(60, abs=0.6)
     published = {"rtdetr_r18": 20, "rtdetr_r34": 31, "rtdetr_r50_m": 36, "rtdetr_r50": 42, "rtdetr_r101": 76}
+    published |= {"dfine_s": 10, "dfine_m": 19, "dfine_l": 31, "dfine_x": 62}
     for name, size in published.items():
         assert int(millions(name)) == size
 

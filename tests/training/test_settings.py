@@ -65,6 +65,16 @@ CONDITIONAL = {"epochs": 50, "milestones": (40,)}
 DINO = {"epochs": 12, "milestones": (11,)}
 RTDETR = {"epochs": 72, "milestones": (), "decay_norms": False, "ema": 0.9999, "ema_warmup": 2000}
 RTDETRV2 = {**RTDETR, "warmup_steps": 2000}
+DFINE = {
+    **RTDETR,
+    "epochs": 80,
+    "batch_size": 32,
+    "lr": 2.5e-4,
+    "backbone_lr": 1.25e-5,
+    "weight_decay": 1.25e-4,
+    "warmup_steps": 500,
+    "ema_warmup": 1000,
+}
 
 
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if name not in DEIM_RECIPES])
@@ -82,10 +92,24 @@ def test_a_recipe_is_trained_as_published_unless_it_is_for_few_images(recipe: st
         "rtdetrv2_m": {**RTDETRV2, "epochs": 84},
         "rtdetrv2_l": RTDETRV2,
         "rtdetrv2_x": RTDETRV2,
+        "dfine_n": {
+            **DFINE,
+            "epochs": 160,
+            "batch_size": 128,
+            "lr": 8e-4,
+            "backbone_lr": 4e-4,
+            "weight_decay": 1e-4,
+        },
+        "dfine_s": {**DFINE, "epochs": 132, "lr": 2e-4, "backbone_lr": 1e-4, "weight_decay": 1e-4},
+        "dfine_m": {**DFINE, "epochs": 132, "lr": 2e-4, "backbone_lr": 2e-5, "weight_decay": 1e-4},
+        "dfine_l": DFINE,
+        "dfine_x": {**DFINE, "backbone_lr": 2.5e-6},
     }
     resolved = resolve(RunSettings.parse({"recipe": recipe, "data": {"train": "x"}}))
     assert resolved.train == TrainSettings(**published.get(recipe, {}))
-    square = {"image_size": 640, "stretch": True} if recipe.startswith(("rtdetr_r", "rtdetrv2")) else {}
+    square = (
+        {"image_size": 640, "stretch": True} if recipe.startswith(("rtdetr_r", "rtdetrv2", "dfine")) else {}
+    )
     assert resolved.data == DataSettings(train="x", **square)
 
 

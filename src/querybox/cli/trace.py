@@ -84,17 +84,24 @@ def predictions_table(traced: Trace, queries: Sequence[int]) -> Table:
     from querybox.boxes import to_xyxy
 
     height, width = traced.size
-    boxes = (to_xyxy(traced.boxes) * traced.boxes.new_tensor([width, height, width, height])).tolist()
+    sides = traced.boxes.new_tensor([width, height, width, height])
+    boxes = (to_xyxy(traced.boxes) * sides).tolist()
     scores, labels = traced.scores.max(-1)
+    deviations = None if traced.edge_deviations is None else (traced.edge_deviations * sides).tolist()
 
     def rows(query: int) -> Iterator[list[str]]:
         for layer in range(len(boxes)):
             name = traced.categories[int(labels[layer, query])].name
             edges = [f"{edge:.1f}" for edge in boxes[layer][query]]
+            if deviations is not None:
+                edges = [
+                    f"{edge} ± {each:.1f}" for edge, each in zip(edges, deviations[layer][query], strict=True)
+                ]
             first = str(query) if layer == 0 else ""
             yield [first, str(layer + 1), name, f"{scores[layer, query]:.3f}", *edges]
 
-    title = f"the best {len(queries)} queries; boxes in pixels of the image"
+    spread = "" if deviations is None else ", ± standard deviation of each edge"
+    title = f"the best {len(queries)} queries; boxes in pixels of the image{spread}"
     heads = ["query", "layer", "class", "score", "left", "top", "right", "bottom"]
     return table(title, heads, *map(rows, queries), numeric=range(3, 8))
 
@@ -132,16 +139,29 @@ def losses_table(comparison: Comparison) -> Table:
     """Show the losses of each layer under the names of the criterion."""
     layers = range(1, len(comparison.cost) + 1)
     prefixes = (
-        {"enc_": "proposals"} | {f"d{layer - 1}.": str(layer) for layer in layers} | {"": str(layers[-1])}
+        {"enc_": "proposals", "pre_": "start boxes"}
+        | {f"d{layer - 1}.": str(layer) for layer in layers}
+        | {"": str(layers[-1])}
     )
-    kinds = ["loss_cls", "loss_bbox", "loss_iou"]
+    kinds = [
+        name
+        for name in ("loss_cls", "loss_bbox", "loss_iou", "loss_fgl", "loss_ddf")
+        if name in comparison.losses
+    ]
     losses = {
-        layer: [comparison.losses[prefix + kind] for kind in kinds]
+        layer: [comparison.losses.get(prefix + kind) for kind in kinds]
         for prefix, layer in prefixes.items()
         if prefix + kinds[0] in comparison.losses
     }
-    rows = [[layer, *map(number, values), number(sum(values))] for layer, values in losses.items()]
-    return table("losses", ["layer", *kinds, "sum"], rows, numeric=range(1, 5))
+    rows = [
+        [
+            layer,
+            *("" if value is None else number(value) for value in values),
+            number(sum(filter(None, values))),
+        ]
+        for layer, values in losses.items()
+    ]
+    return table("losses", ["layer", *kinds, "sum"], rows, numeric=range(1, len(kinds) + 2))
 
 
 def number(value: float) -> str:

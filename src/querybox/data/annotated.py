@@ -112,22 +112,26 @@ def splits_by_file(
         parse: Reads a file.
         categorize: See `annotated_splits`.
     """
-    splits: dict[str, AnnotatedSplit] = {}
+    splits = {}
     for name, file in split_files(path, suffix, recognises).items():
         locator = locator_for(path, file)
         folders = folders_in_file(file)
-        whole = AnnotatedSplit(file, locator, partial(parse, file), locator.root == path)
-        parts = {part: whole._replace(parse=partial(_parse_part, whole, part, folders)) for part in folders}
-        splits |= parts or {name: whole}
+        parts = {part: partial(_parse_part, parse, file, part, folders) for part in folders}
+        for key, read in (parts or {name: partial(parse, file)}).items():
+            splits[key] = AnnotatedSplit(file, locator, read, locator.root == path)
     return annotated_splits(splits, categorize)
 
 
 def _parse_part(
-    whole: AnnotatedSplit, folder: str, folders: Collection[str], findings: FindingCollector
+    parse: Callable[[Path, FindingCollector], Sequence[AnnotatedImage]],
+    file: Path,
+    folder: str,
+    folders: Collection[str],
+    findings: FindingCollector,
 ) -> list[AnnotatedImage]:
     """Return the images in a file that are in one folder; add a finding for those that are in none."""
     images = []
-    for image in whole.parse(findings):
+    for image in parse(file, findings):
         parents = image.name.replace("\\", "/").split("/")[:-1]
         if folder in parents:
             images.append(image)

@@ -23,9 +23,9 @@ from torch import nn
 
 from querybox.fast.replacement import is_plain
 from querybox.modules.blocks import ConvNorm, FeedForward
-from querybox.modules.heads import BoxHead, DeltaHead
+from querybox.modules.heads import BoxHead, DeltaHead, EdgeHead
 
-SEQUENTIAL = (nn.Sequential, ConvNorm, FeedForward, BoxHead, DeltaHead)
+SEQUENTIAL = (nn.Sequential, ConvNorm, FeedForward, BoxHead, DeltaHead, EdgeHead)
 """Classes whose forward method calls their children in order."""
 
 CHAINS: dict[type[nn.Module], str] = {

@@ -82,6 +82,9 @@ def image_data(trace: Trace, queries: int, encoder_layers: Sequence[int]) -> dic
         if trace.no_object_scores is None
         else packed(trace.no_object_scores[:, chosen], "f4"),
         "boxes": packed(trace.boxes[:, chosen], "f4"),
+        "edge_deviations": None
+        if trace.edge_deviations is None
+        else packed(trace.edge_deviations[:, chosen], "f4"),
         "cross": cross_attention_data(trace, chosen),
         "encoder": [
             {"layer": layer, **encoder_attention_data(trace.encoder_attention[layer], trace.grids)}

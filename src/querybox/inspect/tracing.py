@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from querybox.arguments import require_type
+from querybox.edges import Edges
 from querybox.errors import ConfigError
 from querybox.html import PICTURE_SIDE, jpeg_url, render
 from querybox.inference.detections import Detections
@@ -59,6 +60,9 @@ class Trace:
     """Probability of "no object", 0-1; None if the classes are scored independently, with a sigmoid."""
     boxes: Float[Tensor, "L Q 4"]
     """Boxes of each layer: cxcywh in 0-1 of the image."""
+    edge_deviations: Float[Tensor, "L Q 4"] | None
+    """Standard deviation of the left, top, right and bottom edge of each box, in 0-1 of the image: how uncertain its
+    place is; None if boxes are not means of distributions (D-FINE)."""
     detections: Detections
     """The detections, one for each query, whatever its score."""
     encoder_attention: tuple[LayerAttention, ...]
@@ -95,6 +99,7 @@ class Trace:
                 for stage in self.stages
             ],
             "layers": [{"labels": a, "scores": b, "boxes": c} for a, b, c in layers],
+            "edge_deviations": None if self.edge_deviations is None else self.edge_deviations.tolist(),
             "comparison": comparison_dict(self.comparison) if self.comparison else None,
         }
 
@@ -166,12 +171,26 @@ def trace(detector: DetectionTransformer, image: Source | ImageBatch, target: Ta
         if output.layers[0].no_object
         else None,
         boxes=boxes,
+        edge_deviations=edge_deviations([layer.edges for layer in output.layers]),
         detections=detections,
         encoder_attention=attention_by_layer(modules, calls, "encoder.layers.{}.self_attention"),
         decoder_self_attention=attention_by_layer(modules, calls, "decoder.layers.{}.self_attention"),
         decoder_cross_attention=attention_by_layer(modules, calls, "decoder.layers.{}.cross_attention"),
         comparison=comparison,
     )
+
+
+def edge_deviations(layers: Sequence[Edges | None]) -> Float[Tensor, "L Q 4"] | None:
+    """Return the standard deviations of the edges of one image's boxes; None if a layer has no distributions."""
+    deviations = []
+    for edges in layers:
+        if edges is None:
+            return None
+        probabilities = edges.probabilities()[0]  # [Q, 4, N]
+        mean = (probabilities * edges.distances).sum(-1, keepdim=True)
+        variance = (probabilities * (edges.distances - mean) ** 2).sum(-1)
+        deviations.append(variance.sqrt() * edges.start[0, :, 2:].repeat(1, 2))
+    return torch.stack(deviations).float().cpu()
 
 
 def read_one(image: Source | ImageBatch, detector: DetectionTransformer) -> tuple[Input, ImageBatch]:

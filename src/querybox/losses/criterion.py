@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from querybox.arguments import require_number, require_type
@@ -139,12 +139,14 @@ class Criterion(nn.Module):
         targets: Sequence[Target],
         object_counts: Sequence[int],
         matches: Matches | None = None,
+        box_matches: Matches | None = None,
         *,
         prefix: str = "",
     ) -> dict[str, Float[Tensor, ""]]:
         """Return the losses of the predictions of some layers, which are matched here unless `matches` is given.
 
-        They are averaged over all images of the update, with `object_counts` objects each.
+        They are averaged over all images of the update, with `object_counts` objects each. Boxes may have matches of
+        their own.
         """
         logits = at_least_float32(torch.stack([layer.logits for layer in layers]))  # [L, B, Q, K]
         boxes = at_least_float32(torch.stack([layer.boxes for layer in layers]))  # [L, B, Q, 4]
@@ -154,18 +156,13 @@ class Criterion(nn.Module):
         matches = matches or self.matcher(logits, boxes, targets)
 
         matched_objects = matches.object.expand(len(layers), -1)  # [L, M]
-        matched_queries = matches.query + matches.image * logits.shape[2]  # indices into A = B Q queries
-        matched_queries = matched_queries.expand_as(matched_objects)  # [L, M]
+        matched_queries, matched_boxes = matched_rows(boxes, matches)
         num_queries = logits.shape[2]
         own_matched = matches.repeats * sum(min(count, num_queries) for count in object_counts)
         num_matched, num_unmatched = mean_over_processes(
             own_matched, len(object_counts) * num_queries - own_matched, like=logits
         )
-        matched_boxes = boxes.flatten(1, 2).gather(
-            1, matched_queries[..., None].expand(-1, -1, 4)
-        )  # [L, M, 4]
         target_boxes = objects[matched_objects]  # [L, M, 4]
-        l1 = F.l1_loss(matched_boxes, target_boxes, reduction="none").sum((1, 2))
         iou, giou = iou_and_giou(to_xyxy(matched_boxes), to_xyxy(target_boxes))  # [L, M]
         class_loss = self.classification.loss(
             logits.flatten(1, 2),
@@ -175,6 +172,12 @@ class Criterion(nn.Module):
             num_unmatched,
             iou.detach(),
         )
+        if box_matches is not None:
+            num_matched = num_pairs(box_matches, targets, object_counts, like=logits)
+            matched_boxes = matched_rows(boxes, box_matches)[1]
+            target_boxes = objects[box_matches.object.expand(len(layers), -1)]
+            giou = iou_and_giou(to_xyxy(matched_boxes), to_xyxy(target_boxes))[1]
+        l1 = F.l1_loss(matched_boxes, target_boxes, reduction="none").sum((1, 2))
         losses = {
             "loss_cls": self.class_weight * class_loss,
             "loss_bbox": self.box_weight * l1 / num_matched.clamp(min=1),
@@ -183,8 +186,30 @@ class Criterion(nn.Module):
         return split_by_layer({f"{prefix}{name}": values for name, values in losses.items()})
 
 
+def matched_rows(
+    boxes: Float[Tensor, "L B Q 4"], matches: Matches
+) -> tuple[Int[Tensor, "L M"], Float[Tensor, "L M 4"]]:
+    """Return the indices of the matched queries among the A = B Q of all images, and their boxes."""
+    queries = matches.query + matches.image * boxes.shape[2]
+    queries = queries.expand(len(boxes), -1)
+    return queries, boxes.flatten(1, 2).gather(1, queries[..., None].expand(-1, -1, 4))
+
+
+def num_pairs(
+    matches: Matches, targets: Sequence[Target], object_counts: Sequence[int], *, like: Tensor
+) -> Float[Tensor, ""]:
+    """Return the number of pairs, averaged over processes.
+
+    If the batch is only a part of the update, the pairs of the whole are not known; there are assumed to be as many for
+    each object.
+    """
+    own = sum(len(target.labels) for target in targets)
+    pairs = len(matches.image) * sum(object_counts) / max(1, own)
+    return mean_over_processes(pairs, 0, like=like)[0]
+
+
 def mean_over_processes(
-    num_matched: int, num_unmatched: int, *, like: Tensor
+    num_matched: float, num_unmatched: float, *, like: Tensor
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Average two counts over the processes of a distributed run, so that every object has the same weight.
 

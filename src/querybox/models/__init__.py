@@ -15,6 +15,7 @@ from querybox.models.conditional_detr import ConditionalDETR
 from querybox.models.deformable_detr import DeformableDETR
 from querybox.models.deim import DEIM_RECIPES
 from querybox.models.detr import DETR
+from querybox.models.dfine import DFINE
 from querybox.models.dino import DINO
 from querybox.models.public import PublicWeights
 from querybox.models.recipe import Recipe
@@ -24,6 +25,7 @@ from querybox.models.rtdetrv2 import RTDETRv2
 __all__ = [
     "DEIM_RECIPES",
     "DETR",
+    "DFINE",
     "DINO",
     "KINDS",
     "PUBLIC_WEIGHTS",
@@ -45,7 +47,7 @@ __all__ = [
 
 KINDS: dict[str, type[Recipe]] = {
     each.model_fields["kind"].default: each
-    for each in (DETR, DeformableDETR, DINO, ConditionalDETR, RTDETR, RTDETRv2)
+    for each in (DETR, DeformableDETR, DINO, ConditionalDETR, RTDETR, RTDETRv2, DFINE)
 }
 """All kinds by name, with each parent before the kinds derived from it."""
 PUBLIC_WEIGHTS: dict[str, PublicWeights] = {
@@ -73,6 +75,31 @@ RTDETR_SIZES: dict[str, dict[str, Any]] = {
 }
 RTDETRV2_SIZES = {"s": "r18", "ms": "r34", "m": "r50_m", "l": "r50", "x": "r101"}
 """Names of the models of RT-DETRv2 (``ms`` is M*), with those of the models of RT-DETR of the same size."""
+B0 = {"backbone": "hgnetv2_b0.ssld_stage2_ft_in1k", "frozen_stride": 0, "frozen_batch_norms": False}
+DFINE_SIZES: dict[str, dict[str, Any]] = {
+    "n": {
+        **B0,
+        "width": 128,
+        "feedforward": 512,
+        "strides": (16, 32),
+        "levels": 2,
+        "points": (6, 6),
+        "encoder_width": 128,
+        "encoder_feedforward": 512,
+        "expansion": 0.34,
+        "fusion_blocks": 2,
+        "decoder_layers": 3,
+    },
+    "s": {**B0, "expansion": 0.5, "fusion_blocks": 1, "decoder_layers": 3},
+    "m": {**B0, "backbone": "hgnetv2_b2.ssld_stage2_ft_in1k", "fusion_blocks": 2, "decoder_layers": 4},
+    "l": {},
+    "x": {
+        "backbone": "hgnetv2_b5.ssld_stage2_ft_in1k",
+        "encoder_width": 384,
+        "encoder_feedforward": 2048,
+        "reg_scale": 8.0,
+    },
+}
 SMALL: dict[str, Any] = {
     "backbone": "tf_efficientnet_lite0.in1k",
     "width": 128,
@@ -100,6 +127,7 @@ RECIPES: dict[str, Recipe] = {
     "dino_r50": DINO(),
     **{f"rtdetr_{size}": RTDETR().replace(**settings) for size, settings in RTDETR_SIZES.items()},
     **{f"rtdetrv2_{name}": RTDETRv2().replace(**RTDETR_SIZES[size]) for name, size in RTDETRV2_SIZES.items()},
+    **{f"dfine_{size}": DFINE().replace(**settings) for size, settings in DFINE_SIZES.items()},
     "dino_small": DINO().replace(**SMALL_PYRAMID, denoising=30, distinct=True, varifocal=True),
     "rtdetr_small": RTDETR().replace(
         **SMALL_PYRAMID,
@@ -122,8 +150,9 @@ SMALL_RECIPES = ("detr_small", "deformable_detr_small", "dino_small", "rtdetr_sm
 
 def recipes_by_purpose() -> dict[str, list[str]]:
     """Return the names of all recipes by what they are for."""
-    best = ["dino_r50", "rtdetr_r50", "rtdetr_r101", "rtdetrv2_l", "rtdetrv2_x"]
+    best = ["dino_r50", "rtdetr_r50", "rtdetr_r101", "rtdetrv2_l", "rtdetrv2_x", "dfine_l", "dfine_x"]
     fast = ["rtdetr_r18", "rtdetr_r34", "rtdetr_r50_m", "rtdetrv2_s", "rtdetrv2_ms", "rtdetrv2_m"]
+    fast += ["dfine_n", "dfine_s", "dfine_m"]
     for name in DEIM_RECIPES:
         (best if name.endswith(("_l", "_x")) else fast).append(name)
     return {

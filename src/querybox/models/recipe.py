@@ -141,7 +141,7 @@ class Recipe(Settings):
             return {
                 **stated,
                 "kind": cls.model_fields["kind"].default,
-                "backbone": infer_backbone(state),
+                "backbone": cls.infer_backbone(state),
                 "feedforward": state["decoder.layers.0.feedforward.0.weight"].shape[0],
                 "encoder_layers": count(state, r"encoder\.layers\.(\d+)"),
                 "decoder_layers": count(state, r"decoder\.layers\.(\d+)"),
@@ -150,6 +150,15 @@ class Recipe(Settings):
             }
         except KeyError as error:
             raise CheckpointError(f"incomplete checkpoint: '{error.args[0]}' is missing") from error
+
+    @classmethod
+    def infer_backbone(cls, state: Mapping[str, Tensor]) -> str:
+        """Return timm's name of the backbone with these tensors.
+
+        Raises:
+            CheckpointError: It is not a known one.
+        """
+        return infer_backbone(state)
 
     @classmethod
     def settings_from_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,13 +19,13 @@ from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.layouts.rtdetr import HUGGINGFACE_RTDETR, LYUWENYU, PREPROCESSING
 from querybox.models.public import OBJECTS365, PublicWeights
 from querybox.models.recipe import HEADS, Depth, Positive, Queries, require
-from querybox.models.tensors import BOTTLENECK, RESNETS, count, infer_backbone
+from querybox.models.tensors import BOTTLENECK, RESNETS, count
 from querybox.modules.backbone import Backbone
 from querybox.modules.blocks import ConvNorm
 from querybox.modules.decoder import DeformableDecoderLayer, LookForwardTwice, ReferenceDecoder
 from querybox.modules.encoder import EncoderLayer
 from querybox.modules.heads import DeltaHead, SigmoidClassHead
-from querybox.modules.hybrid import HybridEncoder
+from querybox.modules.hybrid import CSPRepLayer, HybridEncoder
 from querybox.modules.neck import InputProjection
 from querybox.modules.position import BoxPosition, CellPositionEncoding
 from querybox.modules.queries import Proposals
@@ -187,14 +187,18 @@ class RTDETR(DINO):
             for _ in range(self.encoder_layers)
         ]
         return HybridEncoder(
-            CellPositionEncoding(self.encoder_width),
-            layers,
-            levels=self.levels,
-            width=self.encoder_width,
-            output_width=self.width,
-            expansion=self.expansion,
-            blocks=self.fusion_blocks,
+            CellPositionEncoding(self.encoder_width), layers, levels=self.levels, **self.fusion_parts()
         )
+
+    def fusion_parts(self) -> dict[str, Callable[[], nn.Module]]:
+        """Return what makes the convolutions of the encoder; see `HybridEncoder`."""
+        width, hidden = self.encoder_width, round(self.encoder_width * self.expansion)
+        return {
+            "lateral": partial(ConvNorm, width, width, 1),
+            "fusion": partial(CSPRepLayer, 2 * width, width, hidden=hidden, blocks=self.fusion_blocks),
+            "down": partial(ConvNorm, width, width, 3, stride=2),
+            "output": partial(ConvNorm, width, self.width, 1, activation=nn.Identity),
+        }
 
     def build_proposals(self, classes: int) -> Proposals:
         """Build the proposals that queries are selected from."""
@@ -250,7 +254,6 @@ class RTDETR(DINO):
         """Infer the settings specific to RT-DETR; see `Recipe.infer_specific`."""
         settings = {
             **cls.infer_levels(state, heads),
-            "backbone": VD[infer_backbone(state)],
             "frozen_stride": 2 if BOTTLENECK in state else 0,
             "fusion_blocks": count(state, r"encoder\.top_down\.0\.bottlenecks\.(\d+)"),
             "share_heads": "decoder.class_heads.1.bias" not in state,
@@ -258,6 +261,11 @@ class RTDETR(DINO):
         }
         layer = state.get("encoder.layers.0.feedforward.0.bias")
         return settings if layer is None else {**settings, "encoder_feedforward": len(layer)}
+
+    @classmethod
+    def infer_backbone(cls, state: Mapping[str, Tensor]) -> str:
+        """Return timm's name of the ResNet-vd with these tensors."""
+        return VD[super().infer_backbone(state)]
 
     @classmethod
     def infer_levels(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
@@ -322,25 +330,13 @@ class RTDETR(DINO):
 
     def huggingface_config(self) -> dict[str, Any]:
         """Return the Hugging Face ``config.json`` of the model."""
-        basic, depths = next(
-            (not bottleneck, blocks)
-            for (bottleneck, blocks), plain in RESNETS.items()
-            if VD[plain].partition(".")[0] == self.backbone.partition(".")[0]
-        )
-        widths = [64, 128, 256, 512] if basic else [256, 512, 1024, 2048]
+        backbone = self.huggingface_backbone()
         return {
             "architectures": [f"{self.huggingface_prefix}ForObjectDetection"],
             "model_type": self.huggingface_type(),
-            "backbone_config": {
-                "model_type": "rt_detr_resnet",
-                "embedding_size": 64,
-                "hidden_sizes": widths,
-                "depths": list(depths),
-                "layer_type": "basic" if basic else "bottleneck",
-                "out_features": ["stage2", "stage3", "stage4"],
-            },
+            "backbone_config": backbone,
             "freeze_backbone_batch_norms": self.frozen_batch_norms,
-            "encoder_in_channels": widths[1:],
+            "encoder_in_channels": backbone["hidden_sizes"][-self.levels :],
             "feat_strides": list(self.strides),
             "encoder_hidden_dim": self.encoder_width,
             "encoder_layers": self.encoder_layers,
@@ -362,6 +358,22 @@ class RTDETR(DINO):
             "label_noise_ratio": self.label_noise,
             "box_noise_scale": self.box_noise,
             "initializer_bias_prior_prob": 0.01,
+        }
+
+    def huggingface_backbone(self) -> dict[str, Any]:
+        """Return the configuration of the backbone in a Hugging Face ``config.json``."""
+        basic, depths = next(
+            (not bottleneck, blocks)
+            for (bottleneck, blocks), plain in RESNETS.items()
+            if VD[plain].partition(".")[0] == self.backbone.partition(".")[0]
+        )
+        return {
+            "model_type": "rt_detr_resnet",
+            "embedding_size": 64,
+            "hidden_sizes": [64, 128, 256, 512] if basic else [256, 512, 1024, 2048],
+            "depths": list(depths),
+            "layer_type": "basic" if basic else "bottleneck",
+            "out_features": ["stage2", "stage3", "stage4"],
         }
 
     def unsupported_settings(self, layout: Layout) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -16,7 +16,7 @@ from querybox.models.public import PublicWeights
 from querybox.models.recipe import Positive, require
 from querybox.models.rtdetr import MEDIUM, RTDETR
 from querybox.modules.decoder import DeformableDecoderLayer
-from querybox.modules.deformable_attention import DeformableAttention, NearestSample
+from querybox.modules.deformable_attention import DeformableAttention, GridSample, NearestSample
 
 METHODS = {"default": False, "discrete": True}
 """Values of `RTDETRv2.discrete` by the names of the sampling methods in a Hugging Face config."""
@@ -66,14 +66,19 @@ class RTDETRv2(RTDETR):
         return self.points
 
     def build_decoder_layers(self) -> list[DeformableDecoderLayer]:
-        """Build the layers of the decoder."""
-        if not self.discrete:
-            return super().build_decoder_layers()
-        attention = partial(DeformableAttention, sampling=NearestSample)
-        layers = self.build_layers(partial(self.decoder_layer(), attention=attention), self.decoder_layers)
+        """Build the layers of the decoder; with discrete sampling, the offsets are frozen."""
+        layers = super().build_decoder_layers()
         for layer in layers:
-            layer.cross_attention.offset.requires_grad_(requires_grad=False)
+            layer.cross_attention.offset.requires_grad_(not self.discrete)
         return layers
+
+    def decoder_layer(self) -> Callable[..., DeformableDecoderLayer]:
+        """Return what builds a layer of the decoder."""
+        return partial(super().decoder_layer(), attention=self.attention())
+
+    def attention(self) -> Callable[..., DeformableAttention]:
+        """Return what builds the cross-attention of a layer."""
+        return partial(DeformableAttention, sampling=NearestSample if self.discrete else GridSample)
 
     def published_training(self) -> Mapping[str, Any]:
         """Return the published training schedule, which depends on the size of the model."""

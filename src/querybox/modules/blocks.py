@@ -56,9 +56,11 @@ class ConvNorm(nn.Sequential):
         kernel_size: int,
         *,
         stride: int = 1,
+        groups: int = 1,
         activation: type[nn.Module] = nn.SiLU,
     ) -> None:
-        conv = nn.Conv2d(inputs, outputs, kernel_size, stride, padding=kernel_size // 2, bias=False)
+        padding = kernel_size // 2
+        conv = nn.Conv2d(inputs, outputs, kernel_size, stride, padding, groups=groups, bias=False)
         super().__init__(OrderedDict(conv=conv, norm=nn.BatchNorm2d(outputs), activation=activation()))
 
 

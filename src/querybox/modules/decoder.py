@@ -151,14 +151,16 @@ class DeformableDecoderLayer(nn.Module):
         *,
         attention: Callable[[int, int, tuple[int, ...]], DeformableAttention] = DeformableAttention,
         activation: type[nn.Module] = nn.ReLU,
+        cross_attention_residual: Callable[[int, float], nn.Module] = Residual,
+        feedforward_residual: Callable[[int, float], nn.Module] = Residual,
     ) -> None:
         super().__init__()
         self.self_attention = Attention(width, heads, dropout)
         self.cross_attention = attention(width, heads, points)
         self.feedforward = FeedForward(width, feedforward, dropout, activation=activation)
         self.self_attention_residual = Residual(width, dropout)
-        self.cross_attention_residual = Residual(width, dropout)
-        self.feedforward_residual = Residual(width, dropout)
+        self.cross_attention_residual = cross_attention_residual(width, dropout)
+        self.feedforward_residual = feedforward_residual(width, dropout)
 
     def forward(
         self,
@@ -190,7 +192,8 @@ class DeformableDecoderLayer(nn.Module):
 
         content = self.self_attention_residual(content, self_attention)
         content = self.cross_attention_residual(content, cross_attention)
-        return self.feedforward_residual(content, self.feedforward)
+        output: Tensor = self.feedforward_residual(content, self.feedforward)
+        return output
 
 
 class ReferenceDecoder(nn.Module):

@@ -29,11 +29,11 @@ class SigmoidClassHead(nn.Linear):
 
 
 class BoxLayers(nn.Sequential):
-    """Multi-layer perceptron with two hidden layers and four outputs."""
+    """Multi-layer perceptron with two hidden layers, and four outputs or several for each of the four edges."""
 
-    def __init__(self, width: int, activation: type[nn.Module] = nn.ReLU) -> None:
+    def __init__(self, width: int, outputs: int = 4, *, activation: type[nn.Module] = nn.ReLU) -> None:
         hidden = (nn.Linear(width, width), activation(), nn.Linear(width, width), activation())
-        super().__init__(*hidden, nn.Linear(width, 4))
+        super().__init__(*hidden, nn.Linear(width, outputs))
 
 
 class BoxHead(BoxLayers):
@@ -51,8 +51,20 @@ class DeltaHead(BoxLayers):
 
     def __init__(self, width: int, *, size: float = 0.0, activation: type[nn.Module] = nn.ReLU) -> None:
         """Initialise the deltas to zero, and those of width and height to `size`: -2 is 12 % of the image."""
-        super().__init__(width, activation)
+        super().__init__(width, activation=activation)
         last = self[-1]
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
         last.bias = nn.Parameter(torch.tensor([0.0, 0.0, size, size]))
+
+
+class EdgeHead(BoxLayers):
+    """Predicts changes of the logits of each edge's distribution (D-FINE); initially zero."""
+
+    def __init__(self, width: int, bins: int, *, activation: type[nn.Module] = nn.ReLU) -> None:
+        """Create a head with this number of logits for each of the four edges."""
+        super().__init__(width, 4 * bins, activation=activation)
+        last = self[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)

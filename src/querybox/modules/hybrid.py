@@ -1,4 +1,4 @@
-"""The hybrid encoder of RT-DETR (Zhao et al. 2023, section 4.2).
+"""The hybrid encoder of RT-DETR (Zhao et al. 2023, section 4.2) and D-FINE.
 
 Self-attention runs within the coarsest feature map only (AIFI, attention-based intra-scale feature interaction), and
 convolutions fuse the maps top-down and bottom-up (CCFF, CNN-based cross-scale feature fusion).
@@ -6,7 +6,7 @@ convolutions fuse the maps top-down and bottom-up (CCFF, CNN-based cross-scale f
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -43,35 +43,60 @@ class RepConv(nn.Module):
         return nn.Sequential(main, self.activation)
 
 
-class CrossFusion(nn.Module):
-    """Fuses two feature maps of the same size with convolutions (the fusion block of CCFF)."""
+class CSPRepLayer(nn.Module):
+    """Two branches, one of which has RepVGG blocks, added (the fusion block of RT-DETR, for concatenated maps)."""
 
-    def __init__(self, width: int, *, expansion: float, blocks: int) -> None:
+    def __init__(self, inputs: int, outputs: int, *, hidden: int, blocks: int) -> None:
+        """Create the layer.
+
+        Args:
+            inputs: Channels of the map.
+            outputs: Channels of the result, D.
+            hidden: Channels of the branches.
+            blocks: Number of `RepConv`.
+        """
+        super().__init__()
+        self.conv1 = ConvNorm(inputs, hidden, 1)
+        self.conv2 = ConvNorm(inputs, hidden, 1)
+        self.bottlenecks = nn.Sequential(*(RepConv(hidden) for _ in range(blocks)))
+        self.conv3 = nn.Identity() if hidden == outputs else ConvNorm(hidden, outputs, 1)
+
+    def forward(self, x: Float[Tensor, "B _ h w"]) -> Float[Tensor, "B D h w"]:
+        """Return the result, of the same size."""
+        result: Tensor = self.conv3(self.bottlenecks(self.conv1(x)) + self.conv2(x))
+        return result
+
+
+class SplitFusion(nn.Module):
+    """Fuses two concatenated maps in a chain of layers, all of whose outputs are used (D-FINE's RepNCSPELAN4)."""
+
+    def __init__(self, width: int, *, hidden: int, blocks: int) -> None:
         """Create the block.
 
         Args:
             width: Channels of each map and of the result, D.
-            expansion: Channels of the convolutions between, relative to D.
-            blocks: Number of `RepConv`.
+            hidden: Channels of the layers of the chain.
+            blocks: Number of `RepConv` in each of its two `CSPRepLayer`.
         """
         super().__init__()
-        hidden = round(width * expansion)
-        self.conv1 = ConvNorm(2 * width, hidden, 1)
-        self.conv2 = ConvNorm(2 * width, hidden, 1)
-        self.bottlenecks = nn.Sequential(*(RepConv(hidden) for _ in range(blocks)))
-        self.conv3 = nn.Identity() if hidden == width else ConvNorm(hidden, width, 1)
+        self.conv1 = ConvNorm(2 * width, 2 * width, 1)
+        self.rep1 = CSPRepLayer(width, hidden, hidden=hidden, blocks=blocks)
+        self.conv2 = ConvNorm(hidden, hidden, 3)
+        self.rep2 = CSPRepLayer(hidden, hidden, hidden=hidden, blocks=blocks)
+        self.conv3 = ConvNorm(hidden, hidden, 3)
+        self.conv4 = ConvNorm(2 * width + 2 * hidden, width, 1)
 
-    def forward(
-        self, first: Float[Tensor, "B D h w"], second: Float[Tensor, "B D h w"]
-    ) -> Float[Tensor, "B D h w"]:
-        """Return the fused map."""
-        both = torch.cat([first, second], 1)  # [B, 2 D, h, w]
-        fused: Tensor = self.conv3(self.bottlenecks(self.conv1(both)) + self.conv2(both))
+    def forward(self, x: Float[Tensor, "B _ h w"]) -> Float[Tensor, "B D h w"]:
+        """Return the fused map, given two maps with D channels each."""
+        first, second = self.conv1(x).chunk(2, 1)
+        third = self.conv2(self.rep1(second))
+        fourth = self.conv3(self.rep2(third))
+        fused: Tensor = self.conv4(torch.cat([first, second, third, fourth], 1))
         return fused
 
 
 class HybridEncoder(nn.Module):
-    """Encoder of RT-DETR: self-attention within the coarsest map, and convolutions across maps."""
+    """Encoder of RT-DETR and D-FINE: self-attention within the coarsest map, and convolutions across maps."""
 
     def __init__(
         self,
@@ -79,10 +104,10 @@ class HybridEncoder(nn.Module):
         layers: list[EncoderLayer],
         *,
         levels: int,
-        width: int,
-        output_width: int,
-        expansion: float,
-        blocks: int,
+        lateral: Callable[[], nn.Module],
+        fusion: Callable[[], nn.Module],
+        down: Callable[[], nn.Module],
+        output: Callable[[], nn.Module],
     ) -> None:
         """Create the encoder.
 
@@ -90,23 +115,20 @@ class HybridEncoder(nn.Module):
             position: Positional encoding of the cells of the coarsest map.
             layers: Layers of self-attention.
             levels: Number of feature maps, each with half the resolution of the one before.
-            width: Channels of the maps, De.
-            output_width: Features of the memory tokens, D.
-            expansion: See `CrossFusion`.
-            blocks: See `CrossFusion`.
+            lateral: Makes the modules that a map with De channels passes before it is fused with the next finer one.
+            fusion: Makes the modules that fuse two maps of the same size, concatenated to 2 De channels, to De.
+            down: Makes the modules that halve the resolution of a map before it is fused with the next coarser one.
+            output: Makes the projections of the fused maps to the D features of the memory tokens.
         """
         super().__init__()
         steps = range(levels - 1)
-        fusion = partial(CrossFusion, width, expansion=expansion, blocks=blocks)
         self.position = position
         self.layers = nn.ModuleList(layers)
-        self.laterals = nn.ModuleList(ConvNorm(width, width, 1) for _ in steps)
+        self.laterals = nn.ModuleList(lateral() for _ in steps)
         self.top_down = nn.ModuleList(fusion() for _ in steps)
-        self.downs = nn.ModuleList(ConvNorm(width, width, 3, stride=2) for _ in steps)
+        self.downs = nn.ModuleList(down() for _ in steps)
         self.bottom_up = nn.ModuleList(fusion() for _ in steps)
-        self.outputs = nn.ModuleList(
-            ConvNorm(width, output_width, 1, activation=nn.Identity) for _ in range(levels)
-        )
+        self.outputs = nn.ModuleList(output() for _ in range(levels))
 
     def forward(
         self,
@@ -137,10 +159,10 @@ class HybridEncoder(nn.Module):
             laterals.append(lateral(current))
             # To the size of the finer map: twice its own, but for odd sizes.
             upsampled = F.interpolate(laterals[-1], size=feature.shape[-2:], mode="nearest")
-            current = fusion(upsampled, feature)
+            current = fusion(torch.cat([upsampled, feature], 1))
         maps = [current]
         for down, fusion, lateral in zip(self.downs, self.bottom_up, reversed(laterals), strict=True):
-            maps.append(fusion(down(maps[-1]), lateral))
+            maps.append(fusion(torch.cat([down(maps[-1]), lateral], 1)))
         return maps
 
     def locate(self, masks: list[Bool[Tensor, "B _ _"]]) -> Cells:

@@ -141,9 +141,13 @@ function showBoxes() {
     const box = boxOf(layer, state.query);
     const { name, score } = bestClass(layer, state.query);
     const sides = [box[0] * image.width, box[1] * image.height, box[2] * image.width, box[3] * image.height];
-    return { cells: [`${layer + 1}`, name, percent(score), ...sides.map((side) => side.toFixed(0))], selected: layer === state.layer };
+    const deviations = image.edge_deviations ? at(image.edge_deviations, layer, state.query) : [];
+    const spread = Array.from(deviations, (each, edge) => `± ${(each * (edge % 2 ? image.height : image.width)).toFixed(1)}`);
+    return { cells: [`${layer + 1}`, name, percent(score), ...sides.map((side) => side.toFixed(0)), ...spread], selected: layer === state.layer };
   });
-  fillTable($("boxes"), ["layer", "class", "score", "x", "y", "width", "height"], rows);
+  const heads = ["layer", "class", "score", "x", "y", "width", "height"];
+  if (image.edge_deviations) heads.push("left", "top", "right", "bottom");
+  fillTable($("boxes"), heads, rows);
 }
 
 /** One tile per layer and head, for mouse and touch only: the controls above do the same. */
@@ -233,11 +237,11 @@ function showObjects() {
 
 function showLosses() {
   const { losses } = image.objects;
-  const kinds = ["loss_cls", "loss_bbox", "loss_iou"];
-  const prefixes = [["enc_", "proposals"], ...Array.from({ length: layers() }, (_, layer) => [layer === layers() - 1 ? "" : `d${layer}.`, `${layer + 1}`])];
+  const kinds = ["loss_cls", "loss_bbox", "loss_iou", "loss_fgl", "loss_ddf"].filter((kind) => kind in losses);
+  const prefixes = [["enc_", "proposals"], ["pre_", "start boxes"], ...Array.from({ length: layers() }, (_, layer) => [layer === layers() - 1 ? "" : `d${layer}.`, `${layer + 1}`])];
   const rows = prefixes.filter(([prefix]) => prefix + kinds[0] in losses);
   fillTable($("losses"), ["layer", ...kinds], rows.map(([prefix, name]) => ({
-    cells: [name, ...kinds.map((kind) => digits(losses[prefix + kind]))], selected: name === `${state.layer + 1}`,
+    cells: [name, ...kinds.map((kind) => (prefix + kind in losses ? digits(losses[prefix + kind]) : ""))], selected: name === `${state.layer + 1}`,
   })));
 }
 

@@ -1,0 +1,91 @@
+"""The training criterion of D-FINE (Peng et al. 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from querybox.losses.criterion import Criterion, num_pairs, split_by_layer
+from querybox.losses.edges import EdgeLosses, distillation_shares
+from querybox.losses.union import union_of_matches
+from querybox.structures import DetectorOutput, Matches, Predictions, Target, at_least_float32
+from querybox.targets import on_class_rows
+
+
+class FineCriterion(Criterion):
+    """Classes are supervised with the matching of each layer, boxes and distributions with the union of all."""
+
+    def __init__(self, *args: Any, edges: EdgeLosses | None = None, **settings: Any) -> None:
+        """Create the criterion; `edges` are the losses of distributions, see `Criterion` for the other arguments."""
+        super().__init__(*args, **settings)
+        self.edges = edges or EdgeLosses()
+
+    def forward(
+        self, output: DetectorOutput, targets: Sequence[Target], object_counts: Sequence[int] | None = None
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Return the weighted losses by name; see `Criterion.forward`.
+
+        In addition to those there, ``loss_fgl`` and ``loss_ddf`` are the losses of distributions, and ``pre_loss_cls``
+        ... those of the start boxes, from which the distributions measure.
+        """
+        self.check_inputs(output, targets)
+        counts = object_counts or [len(target.labels) for target in targets]
+        layers = output.layers
+        others = {"pre_": layers[0].initial, "enc_": output.proposals}
+        own = self.match(layers, targets)
+        matched = {
+            prefix: (each, self.match((each,), targets))
+            for prefix, each in others.items()
+            if each is not None
+        }
+        union = union_of_matches(
+            [own, *(matches for _, matches in matched.values())],
+            layers[0].logits.shape[1],
+            sum(len(target.labels) for target in targets),
+        )
+        losses = self.layer_losses(layers, targets, counts, own, union)
+        for prefix, (each, matches) in matched.items():
+            losses |= self.layer_losses((each,), targets, counts, matches, union, prefix=prefix)
+        shares = distillation_shares(union, layers[0], len(targets) / len(counts))
+        losses |= self.edge_losses(layers, targets, counts, union, shares)
+        if output.denoising_matches is not None:
+            given, denoised = output.denoising_matches, output.denoising
+            losses |= self.layer_losses(denoised, targets, counts, given, prefix="dn_")
+            losses |= self.edge_losses(denoised, targets, counts, given, shares, prefix="dn_")
+            if denoised[0].initial is not None:
+                losses |= self.layer_losses((denoised[0].initial,), targets, counts, given, prefix="dn_pre_")
+        return losses
+
+    def match(self, layers: Sequence[Predictions], targets: Sequence[Target]) -> Matches:
+        """Match the predictions of some layers."""
+        logits, boxes = (
+            at_least_float32(torch.stack([getattr(layer, name) for layer in layers]))
+            for name in ("logits", "boxes")
+        )
+        matches: Matches = self.matcher(logits, boxes, on_class_rows(targets, layers[0].class_rows))
+        return matches
+
+    def edge_losses(
+        self,
+        layers: Sequence[Predictions],
+        targets: Sequence[Target],
+        object_counts: Sequence[int],
+        matches: Matches,
+        shares: tuple[Float[Tensor, ""], Float[Tensor, ""]],
+        *,
+        prefix: str = "",
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Return the losses of the distributions of some layers."""
+        boxes = layers[0].boxes
+        losses = self.edges(
+            layers,
+            torch.cat([target.boxes for target in targets]).to(at_least_float32(boxes).dtype),
+            matches,
+            num_matched=num_pairs(matches, targets, object_counts, like=at_least_float32(boxes)),
+            shares=shares,
+        )
+        return split_by_layer({f"{prefix}{name}": values for name, values in losses.items()})

@@ -1,0 +1,37 @@
+"""The union of the matchings of several layers (D-FINE's GO-union: global optimal matching over all layers)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from querybox.structures import Matches
+
+
+def union_of_matches(matchings: Sequence[Matches], num_queries: int, num_objects: int) -> Matches:
+    """Return all pairs of a query and an object that are matched in any layer.
+
+    A query that has different objects keeps the one it has in the most layers, of several the first. An object may have
+    several queries.
+
+    Args:
+        matchings: The matchings, all of the same images and queries.
+        num_queries: Queries of each image.
+        num_objects: Objects of all images.
+    """
+    pairs = torch.cat(
+        [
+            (((each.image * num_queries) + each.query) * max(1, num_objects) + each.object).flatten()
+            for each in matchings
+        ]
+    )
+    pairs, counts = pairs.unique(return_counts=True)  # sorted by query, then by object
+    pairs = pairs[counts.argsort(descending=True, stable=True)]
+    queries = pairs // max(1, num_objects)
+    order = queries.argsort(stable=True)  # by query, the most frequent object first
+    pairs, queries = pairs[order], queries[order]
+    first = torch.ones_like(queries, dtype=torch.bool)
+    first[1:] = queries[1:] != queries[:-1]
+    queries, objects = queries[first], pairs[first] % max(1, num_objects)
+    return Matches(image=queries // num_queries, query=(queries % num_queries)[None], object=objects[None])

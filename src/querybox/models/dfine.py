@@ -1,0 +1,282 @@
+"""D-FINE (Peng et al. 2024): RT-DETRv2 whose boxes are means of distributions, with an HGNetv2 backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+from timm.models.hgnet import model_cfgs
+from torch import Tensor, nn
+
+from querybox.errors import CheckpointError
+from querybox.losses.classification import FocalLoss
+from querybox.losses.fine import FineCriterion
+from querybox.losses.matcher import HungarianMatcher
+from querybox.models.layouts.dfine import HUGGINGFACE_DFINE, PETERANDE, REG_SCALE
+from querybox.models.layouts.layout import Layout, PublicSystem
+from querybox.models.public import OBJECTS365, PublicWeights
+from querybox.models.recipe import Positive, require
+from querybox.models.rtdetr import ACTIVATIONS
+from querybox.models.rtdetrv2 import RTDETRv2
+from querybox.models.tensors import count
+from querybox.modules.backbone import Backbone
+from querybox.modules.blocks import ConvNorm
+from querybox.modules.decoder import DeformableDecoderLayer
+from querybox.modules.deformable_attention import DeformableAttention
+from querybox.modules.fine import BINS, BoundedResidual, FineDecoder, Gate, Quality
+from querybox.modules.heads import EdgeHead, SigmoidClassHead
+from querybox.modules.hybrid import SplitFusion
+from querybox.modules.position import BoxPosition
+
+STEM = 2
+"""Value of `frozen_stride` that freezes the stem of HGNetv2, which has no feature map of its own in timm."""
+FROZEN = ("hgnetv2_b4", "hgnetv2_b5")
+"""Backbones of the published models (L, X) in which the stem and all batch norms are frozen."""
+POINTS = {(2, 12): (6, 6), (3, 12): (3, 6, 3)}
+"""Sampling points of the published models by the number of levels and of all points of a head."""
+EXPANSIONS = (1.0, 0.5, 0.34)
+"""Those of the published models; several give the same widths."""
+TRAINING: dict[str, dict[str, Any]] = {
+    "N": {"epochs": 160, "batch_size": 128, "lr": 8e-4, "backbone_lr": 4e-4, "weight_decay": 1e-4},
+    "S": {"epochs": 132, "lr": 2e-4, "backbone_lr": 1e-4, "weight_decay": 1e-4},
+    "M": {"epochs": 132, "lr": 2e-4, "backbone_lr": 2e-5, "weight_decay": 1e-4},
+    "X": {"backbone_lr": 2.5e-6},
+}
+"""Published training of each size, where it differs from that of L."""
+SUPPORTED: dict[str, object] = {
+    "max_num_bins": BINS - 1,
+    "top_prob_values": 4,
+    "lqe_hidden_dim": 64,
+    "lqe_layers": 2,
+    "eval_idx": -1,
+    "layer_scale": 1,
+}
+"""Settings of a Hugging Face config of which querybox supports one value, in addition to those of RT-DETR."""
+
+
+class DFINE(RTDETRv2):
+    """The settings of D-FINE; the defaults are its model L."""
+
+    title: ClassVar[str] = "D-FINE"
+    # The authors also reload the best average when strong augmentation ends, which we do not.
+    training: ClassVar[Mapping[str, Any]] = {
+        **RTDETRv2.training,
+        "epochs": 80,
+        "batch_size": 32,
+        "lr": 2.5e-4,
+        "backbone_lr": 1.25e-5,
+        "weight_decay": 1.25e-4,
+        "warmup_steps": 500,
+        "ema_warmup": 1000,
+    }
+    layouts: ClassVar[Mapping[PublicSystem, Layout]] = {
+        "facebook": PETERANDE,
+        "huggingface": HUGGINGFACE_DFINE,
+    }
+    public_weights: ClassVar[Mapping[str, PublicWeights]] = {
+        "dfine-n": PublicWeights("hf://ustc-community/dfine-nano-coco", 42.8, 4, 7),
+        "dfine-s": PublicWeights("hf://ustc-community/dfine-small-coco", 48.5, 10, 25),
+        "dfine-m": PublicWeights("hf://ustc-community/dfine-medium-coco", 52.3, 19, 57),
+        "dfine-l": PublicWeights("hf://ustc-community/dfine-large-coco", 54.0, 31, 91),
+        "dfine-x": PublicWeights("hf://ustc-community/dfine-xlarge-coco", 55.8, 62, 202),
+        "dfine-s-o365": PublicWeights(
+            "hf://ustc-community/dfine-small-obj2coco", 50.7, 10, 25, trained_on=OBJECTS365
+        ),
+        "dfine-m-o365": PublicWeights(
+            "hf://ustc-community/dfine-medium-obj2coco", 55.1, 19, 57, trained_on=OBJECTS365
+        ),
+        "dfine-l-o365": PublicWeights(
+            "hf://ustc-community/dfine-large-obj2coco-e25", 57.3, 31, 91, trained_on=OBJECTS365
+        ),
+        "dfine-x-o365": PublicWeights(
+            "hf://ustc-community/dfine-xlarge-obj2coco", 59.3, 62, 202, trained_on=OBJECTS365
+        ),
+    }
+    identifying_tensor: ClassVar[str] = "decoder.first_box.0"
+    huggingface_prefix: ClassVar[str] = "DFine"
+
+    kind: Literal["dfine"] = "dfine"  # type: ignore[assignment]
+    backbone: str = "hgnetv2_b4.ssld_stage2_ft_in1k"
+    points: tuple[Positive, ...] = (3, 6, 3)
+    reg_scale: Annotated[float, Field(gt=0, le=1000)] = 4.0
+    """Curvature of the distances of the distributions; larger values give smaller steps near zero."""
+
+    def build_backbone(self, strides: tuple[int, ...], *, dilation: bool = False) -> Backbone:
+        """Build the backbone; see `Recipe.build_backbone`."""
+        if not (self.backbone.startswith("hgnetv2") and self.frozen_stride == STEM):
+            return super().build_backbone(strides, dilation=dilation)
+        backbone = self.replace(frozen_stride=0).build_backbone(strides, dilation=dilation)
+        backbone.freeze("stem")
+        return backbone.train(backbone.training)
+
+    def fusion_parts(self) -> dict[str, Callable[[], nn.Module]]:
+        """Return what makes the convolutions of the encoder; see `HybridEncoder`."""
+        width, linear = self.encoder_width, partial(ConvNorm, activation=nn.Identity)
+        hidden = int(self.expansion * width // 2)
+        projected = width != self.width
+        return {
+            "lateral": partial(linear, width, width, 1),
+            "fusion": partial(SplitFusion, width, hidden=hidden, blocks=self.fusion_blocks),
+            "down": lambda: nn.Sequential(
+                linear(width, width, 1), linear(width, width, 3, stride=2, groups=width)
+            ),
+            "output": partial(linear, width, self.width, 1) if projected else nn.Identity,
+        }
+
+    def decoder_layer(self) -> Callable[..., DeformableDecoderLayer]:
+        """Return what builds a layer of the decoder."""
+        parts = {"cross_attention_residual": Gate, "feedforward_residual": BoundedResidual}
+        return partial(super().decoder_layer(), **parts)
+
+    def attention(self) -> Callable[..., DeformableAttention]:
+        """Return what builds the cross-attention of a layer, which projects neither values nor output."""
+        return partial(super().attention(), projection=nn.Identity)
+
+    def build_decoder(self, classes: int) -> nn.Module:  # type: ignore[override]
+        """Build the decoder, whose heads predict distributions."""
+        layers, activation = range(self.decoder_layers), ACTIVATIONS[self.activation]
+        return FineDecoder(
+            self.build_decoder_layers(),
+            [SigmoidClassHead(self.width, classes) for _ in layers],
+            [EdgeHead(self.width, BINS, activation=activation) for _ in layers],
+            qualities=[Quality(activation=activation) for _ in layers],
+            first_box=self.build_box_head(),
+            position=self.build_position(),
+            scale=self.reg_scale,
+            inference_layers=self.inference_layers,
+        )
+
+    def build_position(self) -> BoxPosition:
+        """Build the positions of queries, whose values are limited."""
+        position = super().build_position()
+        position.layers.append(nn.Hardtanh(-10, 10))
+        return position
+
+    def criterion(self) -> FineCriterion:
+        """Return the criterion, with the losses of distributions."""
+        return FineCriterion(
+            HungarianMatcher(self.class_cost, 5.0, 2.0, classification=FocalLoss()),
+            classification=self.build_classification_loss(),
+            class_weight=1.0,
+        )
+
+    @property
+    def size(self) -> str:
+        """Letter of the published model with this backbone and width; L for others."""
+        backbone = self.backbone.partition(".")[0]
+        if backbone == "hgnetv2_b0":
+            return "N" if self.width < type(self).model_fields["width"].default else "S"
+        return {"hgnetv2_b2": "M", "hgnetv2_b5": "X"}.get(backbone, "L")
+
+    def published_training(self) -> Mapping[str, Any]:
+        """Return the published training schedule, which depends on the size of the model."""
+        return {**self.training, **TRAINING.get(self.size, {})}
+
+    @classmethod
+    def infer_backbone(cls, state: Mapping[str, Tensor]) -> str:
+        """Return timm's name of the HGNetv2 with these tensors."""
+        stem = [len(state[f"backbone.body.stem.{conv}.conv.weight"]) for conv in ("stem1", "stem4")]
+        outputs = [name for name in state if ".aggregation.1.conv.weight" in name]
+        last = len(state[max(outputs)])
+        for name, settings in model_cfgs.items():
+            if name.startswith("hgnetv2") and (settings["stem_chs"], settings["stage4"][2]) == (stem, last):
+                return f"{name}.ssld_stage2_ft_in1k"
+        raise CheckpointError(
+            f"unknown backbone: expected an HGNetv2, got {stem} channels in its stem and {last} in its last map"
+        )
+
+    @classmethod
+    def infer_specific(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
+        """Infer the settings specific to D-FINE; see `Recipe.infer_specific`."""
+        return {
+            **super().infer_specific(state, heads),
+            "frozen_stride": STEM if cls.infer_backbone(state).startswith(FROZEN) else 0,
+            "fusion_blocks": count(state, r"encoder\.top_down\.0\.rep1\.bottlenecks\.(\d+)"),
+            "reg_scale": state[REG_SCALE].item(),
+        }
+
+    @classmethod
+    def infer_levels(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
+        """Infer the settings of feature maps, widths and deformable attention."""
+        levels = count(state, r"neck\.projections\.(\d+)")
+        inputs = [state[f"neck.projections.{level}.conv.weight"].shape[1] for level in range(levels)]
+        encoder_width = len(state["neck.projections.0.conv.weight"])
+        hidden = len(state["encoder.top_down.0.rep1.conv1.conv.weight"])
+        published = [each for each in EXPANSIONS if each * encoder_width // 2 == hidden]
+        points = len(state["decoder.layers.0.cross_attention.weight.bias"]) // heads
+        return {
+            "width": len(state["queries.proposals.projection.weight"]),
+            "encoder_width": encoder_width,
+            "expansion": published[0] if published else 2 * hidden / encoder_width,
+            "levels": levels,
+            "points": POINTS.get((levels, points), (points // levels,) * levels),
+            "strides": tuple(32 * channels // inputs[-1] for channels in inputs),
+        }
+
+    @classmethod
+    def infer(cls, state: Mapping[str, Tensor], stated: Mapping[str, Any]) -> dict[str, Any]:
+        """Infer the settings; see `Recipe.infer`."""
+        known = super().infer(state, stated)
+        known["points"] = stated.get("points", known["points"])
+        if "frozen_batch_norms" not in stated:
+            known["frozen_batch_norms"] = known["backbone"].startswith(FROZEN)
+        return known
+
+    @classmethod
+    def huggingface_type(cls) -> str:
+        """Return the ``model_type`` of this kind in transformers."""
+        return "d_fine"
+
+    @classmethod
+    def settings_from_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings that cannot be inferred from shapes but are in a Hugging Face config."""
+        for key, expected in SUPPORTED.items():
+            require(config, key, expected)
+        levels = config.get("num_feature_levels", 3)
+        require(config, "encode_proj_layers", [levels - 1])
+        settings = super().settings_from_config({**config, "encode_proj_layers": [2]})
+        points = config.get("decoder_n_points", 4)
+        return {**settings, "points": (points,) * levels if isinstance(points, int) else tuple(points)}
+
+    def huggingface_backbone(self) -> dict[str, Any]:
+        """Return the configuration of the backbone in a Hugging Face ``config.json``."""
+        settings = model_cfgs[self.backbone.partition(".")[0]]
+        stages = list(zip(*(settings[f"stage{stage}"] for stage in range(1, 5)), strict=True))
+        inputs, middle, outputs, blocks, downsample, light, kernel, layers = map(list, stages)
+        return {
+            "model_type": "hgnet_v2",
+            "stem_channels": [3, *settings["stem_chs"]],
+            "stage_in_channels": inputs,
+            "stage_mid_channels": middle,
+            "stage_out_channels": outputs,
+            "stage_num_blocks": blocks,
+            "stage_downsample": downsample,
+            "stage_light_block": light,
+            "stage_kernel_size": kernel,
+            "stage_numb_of_layers": layers,
+            "use_learnable_affine_block": not self.backbone.startswith(FROZEN),
+            "hidden_sizes": outputs,
+            "depths": blocks,
+            "out_features": ["stage2", "stage3", "stage4"][-self.levels :],
+        }
+
+    def huggingface_config(self) -> dict[str, Any]:
+        """Return the Hugging Face ``config.json`` of the model."""
+        return {
+            **super().huggingface_config(),
+            "encode_proj_layers": [self.levels - 1],
+            "decoder_n_points": list(self.points),
+            "depth_mult": self.fusion_blocks / 3,
+            "reg_scale": self.reg_scale,
+        }
+
+    def unsupported_settings(self, layout: Layout) -> list[str]:
+        """Return the names of settings whose values the layout's system does not support."""
+        supported: dict[str, object] = {"strides": (8, 16, 32)[-self.levels :], "distinct": False}
+        if layout is HUGGINGFACE_DFINE:
+            supported["inference_layers"] = None
+        unsupported = [name for name, value in supported.items() if getattr(self, name) != value]
+        known = self.backbone.partition(".")[0] in model_cfgs
+        return unsupported if known else ["backbone", *unsupported]

@@ -1,0 +1,173 @@
+"""The decoder of D-FINE (Peng et al. 2024), which predicts where the edges of a box are as distributions.
+
+Fine-grained distribution refinement (FDR, section 4.1): a plain head predicts a start box after the first layer. Every
+layer then changes the logits of distributions of the distances of the four edges from those of the start box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from querybox.edges import Edges
+from querybox.modules.decoder import DeformableDecoderLayer, apply_deltas
+from querybox.modules.heads import DeltaHead, EdgeHead, SigmoidClassHead
+from querybox.structures import Memory, Predictions, Queries, at_least_float32
+
+BINS = 33
+"""Distances of each distribution in all published models, N."""
+LARGEST = 65504.0
+"""The largest number in float16."""
+
+
+class Gate(nn.Module):
+    """Replaces the residual connection of cross-attention: learned gates weight a block's input and its output."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.gate = nn.Linear(2 * width, 2 * width)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+        self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x: Float[Tensor, "B N D"], block: Callable[[Float[Tensor, "B N D"]], Float[Tensor, "B N D"]]
+    ) -> Float[Tensor, "B N D"]:
+        """Return the norm of the weighted sum of `x` and the output of `block`."""
+        y = self.dropout(block(x))
+        first, second = self.gate(torch.cat([x, y], -1)).sigmoid().chunk(2, -1)
+        normalized: Tensor = self.norm(first * x + second * y)
+        return normalized
+
+
+class BoundedResidual(nn.Module):
+    """Residual connection that limits the sum to the range of float16 before normalising it."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x: Float[Tensor, "B N D"], block: Callable[[Float[Tensor, "B N D"]], Float[Tensor, "B N D"]]
+    ) -> Float[Tensor, "B N D"]:
+        """Return the norm of `x` plus the output of `block`."""
+        normalized: Tensor = self.norm((x + self.dropout(block(x))).clamp(-LARGEST, LARGEST))
+        return normalized
+
+
+class EdgeDistances(nn.Module):
+    """The weighting function W(n) of FDR: distances that lie close together near zero, and far apart at the ends."""
+
+    up: Tensor
+    scale: Tensor
+
+    def __init__(self, scale: float) -> None:
+        """Set the curvature; a larger `scale` (D-FINE's ``reg_scale``) gives smaller steps near zero."""
+        super().__init__()
+        self.register_buffer("up", torch.tensor([0.5]))
+        self.register_buffer("scale", torch.tensor([scale]))
+
+    def forward(self) -> Float[Tensor, " N"]:
+        """Return the N distances, relative to the width or height of the start box."""
+        limit = self.up.abs() * self.scale.abs()  # [1]
+        count = BINS // 2 - 1  # positive distances except for the largest
+        powers = torch.arange(1, count + 1, device=limit.device, dtype=limit.dtype) / count
+        steps = (limit + 1) ** powers - 1  # [15]
+        distances = torch.cat([-2 * limit, -steps.flip(0), torch.zeros_like(limit), steps, 2 * limit])
+        return distances / self.scale.abs()
+
+
+class Quality(nn.Module):
+    """Predicts from the shape of its edges' distributions how good a box is (location quality estimator, LQE)."""
+
+    TOP = 4
+    """Number of the largest probabilities of each edge that are used."""
+
+    def __init__(self, hidden: int = 64, *, activation: type[nn.Module] = nn.ReLU) -> None:
+        super().__init__()
+        last = nn.Linear(hidden, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.layers = nn.Sequential(nn.Linear(4 * (self.TOP + 1), hidden), activation(), last)
+
+    def forward(self, probabilities: Float[Tensor, "B Q 4 N"]) -> Float[Tensor, "B Q 1"]:
+        """Return a number that is added to all class logits of a query; initially zero."""
+        top = probabilities.topk(self.TOP, -1).values
+        quality: Tensor = self.layers(torch.cat([top, top.mean(-1, keepdim=True)], -1).flatten(2))
+        return quality
+
+
+class FineDecoder(nn.Module):
+    """Decoder of D-FINE.
+
+    Attributes:
+        last_only: Whether to return the predictions of the last layer only, which are enough for inference.
+    """
+
+    def __init__(
+        self,
+        layers: list[DeformableDecoderLayer],
+        class_heads: list[SigmoidClassHead],
+        box_heads: list[EdgeHead],
+        *,
+        qualities: list[Quality],
+        first_box: DeltaHead,
+        position: nn.Module,
+        scale: float,
+        inference_layers: int | None = None,
+    ) -> None:
+        """Create a decoder from its layers and heads.
+
+        Args:
+            layers: Decoder layers, at least one.
+            class_heads: One per layer.
+            box_heads: One per layer.
+            qualities: One per layer.
+            first_box: Predicts the start box from the output of the first layer.
+            position: Computes positional embeddings of the queries from their references, in every layer.
+            scale: See `EdgeDistances`.
+            inference_layers: Number of layers that are run in evaluation mode; None for all.
+        """
+        super().__init__()
+        self.last_only = False
+        self.inference_layers = inference_layers
+        self.layers = nn.ModuleList(layers)
+        self.class_heads = nn.ModuleList(class_heads)
+        self.box_heads = nn.ModuleList(box_heads)
+        self.quality = nn.ModuleList(qualities)
+        self.first_box = first_box
+        self.position = position
+        self.distances = EdgeDistances(scale)
+
+    def forward(self, queries: Queries, memory: Memory) -> tuple[Predictions, ...]:
+        """Return the predictions of every layer, first to last."""
+        assert queries.reference is not None
+        content, reference = queries.content, queries.reference
+        distances, previous = self.distances(), torch.zeros_like(content)
+        initial, edges = None, None
+        predictions = []
+        layers = list(self.layers)[: None if self.training else self.inference_layers]
+        for index, layer in enumerate(layers):
+            content = layer(content, self.position(reference, memory), reference, queries, memory)
+            if edges is None:
+                start = apply_deltas(reference, self.first_box(content))
+                if not self.last_only:
+                    initial = Predictions(logits=self.class_heads[0](content), boxes=start, no_object=False)
+            # In float32, because changes of all layers add up.
+            change = at_least_float32(self.box_heads[index](content + previous)).unflatten(-1, (4, BINS))
+            logits = change if edges is None else edges.logits + change
+            edges = Edges(logits=logits, start=start.detach(), distances=distances)
+            boxes = edges.boxes()
+            if not self.last_only or index == len(layers) - 1:
+                quality = self.quality[index](edges.probabilities())
+                scores = self.class_heads[index](content) + quality
+                predictions.append(
+                    Predictions(logits=scores, boxes=boxes, no_object=False, edges=edges, initial=initial)
+                )
+            initial, previous, reference = None, content.detach(), boxes.detach()
+        return tuple(predictions)

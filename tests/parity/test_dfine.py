@@ -1,0 +1,150 @@
+"""D-FINE equals transformers' own, on random weights in float64: memory, proposals and every decoder layer."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from querybox import Detector, ImageBatch
+from querybox.models.layouts.dfine import HUGGINGFACE_DFINE
+from querybox.structures import Memory
+
+transformers = pytest.importorskip("transformers")
+
+TINY: dict[str, Any] = {
+    "width": 32,
+    "encoder_width": 32,
+    "heads": 4,
+    "feedforward": 56,
+    "encoder_feedforward": 40,
+    "queries": 20,
+}
+SIZES: dict[str, dict[str, Any]] = {
+    "dfine_n": {"decoder_layers": 3},
+    "dfine_s": {"decoder_layers": 2, "points": (3, 6, 3)},
+    "dfine_x": {"decoder_layers": 2, "encoder_width": 48, "backbone": "hgnetv2_b4.ssld_stage2_ft_in1k"},
+}
+"""The last has an encoder that is wider than the decoder, and distances of another curvature."""
+CLASSES = 5
+
+
+def make(name: str) -> Detector:
+    return Detector.from_recipe(name, num_classes=CLASSES, **{**TINY, **SIZES[name]})
+
+
+@cache
+def peer(name: str) -> Any:
+    """Return a model of transformers with the config that is written for it, and weights that are not a new model's."""
+    recipe = make(name).recipe
+    assert recipe is not None
+    written = recipe.huggingface_config()
+    assert written.pop("architectures") == ["DFineForObjectDetection"]
+    config = transformers.DFineConfig(**written, num_labels=CLASSES)
+    torch.manual_seed(0)
+    model = transformers.DFineForObjectDetection(config).eval()
+    with torch.no_grad():
+        for key, tensor in model.state_dict().items():
+            if key.endswith(("points_scale", ".up", ".reg_scale")):
+                continue  # constants
+            if key.endswith("running_var"):
+                tensor.uniform_(0.5, 2)
+            elif key.endswith("running_mean"):
+                tensor.normal_(0, 0.1)
+            elif key.endswith("num_batches_tracked"):
+                tensor.fill_(7)
+            elif key.endswith(("norm.weight", "enc_output.1.weight", "normalization.weight")):
+                tensor.uniform_(0.5, 1.5)
+            elif tensor.ndim == 1 and tensor.is_floating_point():
+                tensor.add_(0.1 * torch.randn_like(tensor))
+            elif any(part in key for part in ("bbox", "score", "class_embed", "gate", "reg_conf")):
+                tensor.normal_(0, 0.2)
+        model.model.denoising_class_embed.weight[-1] = 0  # of no class; zero in published models
+    return model.double()
+
+
+def detector_of(name: str) -> Detector:
+    detector = make(name)
+    detector.load_state_dict(HUGGINGFACE_DFINE.to_ours(peer(name).state_dict()))
+    return detector.double().eval()
+
+
+def images(height: int, width: int) -> ImageBatch:
+    generator = torch.Generator().manual_seed(1)
+    return ImageBatch(
+        images=torch.randn(2, 3, height, width, dtype=torch.float64, generator=generator),
+        padding_mask=torch.zeros(2, height, width, dtype=torch.bool),
+        sizes=torch.tensor([[height, width]] * 2),
+    )
+
+
+def assert_same(ours: Tensor, theirs: Tensor) -> None:
+    assert theirs.std() > 1e-3
+    assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(128, 128), (64, 160)], ids=["square", "oblong"])
+@pytest.mark.parametrize("name", SIZES)
+def test_all_layers_are_those_of_transformers(name: str, size: tuple[int, int]) -> None:
+    model, detector, given = peer(name), detector_of(name), images(*size)
+    seen: dict[str, Any] = {}
+    for stage in ("encoder", "queries"):
+        getattr(detector, stage).register_forward_hook(
+            lambda _m, _i, output, stage=stage: seen.update({stage: output})
+        )
+    with torch.no_grad():
+        inner = model.model(given.images)
+        ours = detector(given)
+        # transformers computes the predictions of all layers in training, where nothing else is random.
+        model.model.decoder.training = True
+        every = model.model(given.images)
+        model.model.decoder.training = False
+
+    projected = [
+        model.model.decoder_input_proj[i](each) for i, each in enumerate(inner.encoder_last_hidden_state)
+    ]
+    assert isinstance(seen["encoder"], Memory)
+    assert_same(seen["encoder"].tokens, torch.cat([each.flatten(2).transpose(1, 2) for each in projected], 1))
+    assert_same(seen["queries"].proposals.logits, inner.enc_topk_logits)
+    assert_same(seen["queries"].proposals.boxes, inner.enc_topk_bboxes)
+
+    first = ours.layers[0].initial
+    assert first is not None
+    assert_same(first.logits, every.intermediate_logits[:, 0])
+    assert_same(first.boxes, every.intermediate_reference_points[:, 0])
+    for index, layer in enumerate(ours.layers):
+        assert layer.edges is not None
+        assert_same(layer.logits, every.intermediate_logits[:, index + 1])
+        assert_same(layer.boxes, every.intermediate_reference_points[:, index + 1])
+        assert_same(layer.edges.start, every.initial_reference_points[:, index])
+        assert_same(layer.edges.logits.flatten(2), every.intermediate_predicted_corners[:, index])
+    assert ours.layers[-1].logits.std() > 0.1
+    assert_same(ours.layers[-1].boxes, inner.intermediate_reference_points[:, -1])
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_names_and_values_are_the_same_in_both_directions(name: str) -> None:
+    state = {key: tensor.float() for key, tensor in peer(name).state_dict().items()}
+    recipe = make(name).recipe
+    assert recipe is not None
+    ours = HUGGINGFACE_DFINE.to_ours(state)
+    written = HUGGINGFACE_DFINE.to_theirs({**ours, **recipe.computed_tensors()})
+    # Files do not repeat the heads, which are outside of the decoder as well.
+    in_files = {
+        rename(key): tensor
+        for key, tensor in state.items()
+        if not key.startswith(("class_embed", "bbox_embed"))
+    }
+    assert written.keys() == in_files.keys()
+    for key, tensor in in_files.items():
+        assert torch.equal(written[key], tensor), key
+
+
+def rename(name: str) -> str:
+    """Return the name in files on the Hub of a tensor in memory (transformers 5)."""
+    name = name.replace("encoder.aifi.0", "encoder.encoder.0").replace(".o_proj.", ".out_proj.")
+    return name.replace(".mlp.layers.0", ".fc1").replace(".mlp.layers.1", ".fc2")
