@@ -18,27 +18,32 @@ from querybox.structures import Category
 from querybox.training import RunSettings, train
 from querybox.training.auto import choose, is_auto
 from querybox.training.machine import Machine
-from querybox.training.start import default_folder
+from querybox.training.start import default_folder, resolve
 
 LAPTOP = Machine(device="cpu", memory=8 << 30, cores=2)
 GPU = Machine(device="cuda", memory=64 << 30, cores=16)
 
 
 def dataset(
-    images: int = 200, side: float = 60.0, most: int = 3, names: tuple[str, ...] = ("cat",)
+    images: int = 200,
+    side: float = 60.0,
+    most: int = 3,
+    names: tuple[str, ...] = ("cat",),
+    size: tuple[int, int] = (640, 480),
+    others: int = 1,
 ) -> DetectionData:
-    """A dataset of 640x480 images with square objects; the first image has `most` of them, the others one."""
+    """Images of `size` (width, height) with square objects; the first has `most` of them, the others `others`."""
     records = []
     for number in range(1, images + 1):
-        count = most if number == 1 else 1
+        count = most if number == 1 else others
         records.append(
             ImageRecord(
                 id=number,
                 path=Path(f"{number}.jpg"),
-                width=640,
-                height=480,
+                width=size[0],
+                height=size[1],
                 boxes_xyxy=np.tile([[0.0, 0.0, side, side]], (count, 1)),
-                labels=np.zeros(count, dtype=np.int64),
+                labels=np.arange(count) % len(names),
                 crowd=np.zeros(count, dtype=bool),
                 areas=np.full(count, float(side * side)),
             )
@@ -73,6 +78,59 @@ def test_small_objects_get_large_images() -> None:
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1] == 640
     assert chosen(dataset(side=4)).data.image_size < 640  # a CPU would take too long
+
+
+def test_wide_images_keep_their_aspect_ratio() -> None:
+    assert "long_side" not in chosen(dataset(size=(1920, 1080))).data.model_fields_set
+    for size in ((10_000, 400), (400, 10_000)):
+        sizes = chosen(dataset(size=size, side=40), GPU).data.sizes()
+        assert sizes.long_side / sizes.short_side == pytest.approx(25, abs=0.1)
+        assert 40 * sizes.short_side / 400 > 16  # 4 pixels if the long side were 1066
+        assert sizes.short_side * sizes.long_side <= 1.01 * 640 * 1066
+    assert chosen(dataset(size=(20_000, 10))).data.image_size == 32
+    mine = chosen(dataset(size=(10_000, 400)), data={"image_size": 200})
+    assert mine.data.sizes().long_side == 333
+    assert chosen(dataset(size=(10_000, 400)), data={"long_side": 900}).data.sizes().long_side == 900
+
+
+@pytest.mark.parametrize("machine", [LAPTOP, GPU, Machine(device="cpu", memory=1 << 20, cores=1)])
+@pytest.mark.parametrize("max_time", [None, "10m"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        dataset(1),
+        dataset(3),
+        dataset(50, most=0, others=0),
+        dataset(200, most=5, others=0),  # few images with objects
+        dataset(50, most=300, others=300, side=20, size=(1920, 1080)),
+        dataset(50, most=2000),
+        dataset(300, names=tuple(map(str, range(1000))), others=9),
+        dataset(20, size=(1, 1), side=1),
+        dataset(20, size=(9000, 9000), side=9),
+    ],
+    ids=[
+        "one",
+        "three",
+        "no-objects",
+        "few-objects",
+        "crowded",
+        "more-than-queries",
+        "classes",
+        "pixels",
+        "huge",
+    ],
+)
+def test_unusual_data_get_usable_settings(
+    data: DetectionData, machine: Machine, max_time: str | None
+) -> None:
+    train = {} if max_time is None else {"max_time": max_time}
+    choice = choose(settings(train=train), data, machine)
+    found = resolve(choice.settings)
+    assert 32 <= found.data.image_size <= 640
+    assert found.data.workers <= machine.cores
+    assert found.train.evaluate_every * max(1, len(data.images) // found.train.batch_size) >= 150  # about 200
+    assert min(900, 2 * choice.facts.most) <= found.model["queries"] <= 900
+    assert choice.describe().startswith(f"recipe auto: {len(data.images):,} training image")
 
 
 def test_crowded_images_get_more_queries() -> None:

@@ -37,6 +37,10 @@ CPU_IMAGE_SIZE, SHORT_RUN_IMAGE_SIZE = 448, 320
 """Largest short sides on a CPU, in general and in short runs."""
 SHORT_RUN = 1200
 """Seconds of a short run."""
+USUAL_ASPECT, WIDE = 1333 / 800, 2.5
+"""Ratio of the sides that images are resized to at most, and the ratio from which they are wide."""
+MIN_SIDE = 32
+"""Smallest short side of wide images: one cell of the backbone's last feature map."""
 SCALES = (0.8, 0.9, 1.0)
 """Short sides of training images, relative to the chosen one."""
 CPU_BATCH_SIZE, BATCH_SIZE = 4, 16
@@ -66,6 +70,8 @@ class Facts:
     classes: tuple[str, ...]
     small_object: float
     """Side (square root of the area) that nine of ten objects have at least, relative to the image's short side."""
+    aspect: float
+    """Median ratio of the long side to the short side of an image."""
 
     @classmethod
     def of(cls, data: DetectionData) -> Self:
@@ -76,12 +82,14 @@ class Facts:
             for image in data.images
             for x0, y0, x1, y1 in image.boxes_xyxy[~image.crowd]
         ]
+        aspects = [max(each.width / each.height, each.height / each.width) for each in data.images]
         return cls(
             images=len(data.images),
             objects=sum(counts),
             most=max(counts, default=0),
             classes=tuple(category.name for category in data.categories),
             small_object=float(np.quantile(sizes, 0.1)) if sizes else 1.0,
+            aspect=float(np.median(aspects)) if aspects else 1.0,
         )
 
 
@@ -150,20 +158,23 @@ def choose(settings: RunSettings, data: DetectionData, machine: Machine) -> Choi
         chosen = settings.replace(recipe=name, data=given, train=train)
         return Choice(settings=chosen, facts=facts, machine=machine, reasons=reasons)
 
-    size = given.get("image_size") or choose_image_size(facts, machine, settings.train.max_time)
+    sizes = {**choose_sizes(facts, machine, settings.train.max_time), **given}
+    if "image_size" in given:
+        sizes = given
+    size = sizes["image_size"]
     queries = int(settings.model.get("queries", recipe.queries))
     if "queries" not in settings.model and facts.most > queries // 2:
         queries = min(900, 10 * math.ceil(2 * facts.most / 10))
     reasons["queries"] = f"{queries}", f"at most {counted(facts.most, 'object')} in an image"
     reasons["images"] = (
-        f"{size} pixels",
+        f"{size} x {sizes['long_side']} pixels" if sizes.get("long_side") else f"{size} pixels",
         f"short side; nine of ten objects are larger than {facts.small_object * size:.0f} pixels then",
     )
     train = {**choose_schedule(facts, machine, settings), **set_values(settings.train)}
     reasons["training"] = describe_schedule(train, facts)
     augmentation = choose_augmentation(facts, size)
     reasons["augmentation"] = describe_augmentation({**augmentation, **given}, facts)
-    values = {"image_size": size, **augmentation, **given}
+    values = {**augmentation, **sizes}
     loading = choose_loading(decoded_bytes(data, DataSettings.parse(values, where="data")), machine)
     chosen = settings.replace(
         recipe=name,
@@ -207,14 +218,23 @@ def choose_model(
     return "rtdetr_small", find("rtdetr_small"), {}, ("rtdetr_small", reason)
 
 
-def choose_image_size(facts: Facts, machine: Machine, max_time: float | None) -> int:
-    """Return the short side of the images in pixels: the smallest with `OBJECT_PIXELS`, within what time allows."""
-    large_enough = [size for size in IMAGE_SIZES if facts.small_object * size >= OBJECT_PIXELS]
+def choose_sizes(facts: Facts, machine: Machine, max_time: float | None) -> dict[str, int]:
+    """Return the size of the images in pixels: the smallest with `OBJECT_PIXELS`, within what time allows.
+
+    The long side of most images is at most `USUAL_ASPECT` times the short side. Images that are much wider (or higher)
+    keep their aspect ratio, with as many pixels; within the usual long side, objects in them would become tiny.
+    """
+    shrink = math.sqrt(USUAL_ASPECT / facts.aspect) if facts.aspect > WIDE else 1.0
+    large_enough = [size for size in IMAGE_SIZES if facts.small_object * size * shrink >= OBJECT_PIXELS]
     largest = IMAGE_SIZES[-1]
     if machine.device == "cpu":
         short = max_time is not None and max_time < SHORT_RUN
         largest = SHORT_RUN_IMAGE_SIZE if short else CPU_IMAGE_SIZE
-    return min(large_enough[0] if large_enough else IMAGE_SIZES[-1], largest)
+    size = min(large_enough[0] if large_enough else IMAGE_SIZES[-1], largest)
+    if facts.aspect <= WIDE:
+        return {"image_size": size}
+    short_side = max(MIN_SIDE, round(size * shrink))
+    return {"image_size": short_side, "long_side": round(short_side * facts.aspect)}
 
 
 def choose_schedule(facts: Facts, machine: Machine, settings: RunSettings) -> dict[str, Any]:
