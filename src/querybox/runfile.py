@@ -112,7 +112,7 @@ def resolve_paths(values: Values, folder: Path, prefix: str = "") -> Values:
         if isinstance(value, dict):
             value = resolve_paths(value, folder, f"{dotted}.")
         elif dotted in PATHS and isinstance(value, str) and value not in NOT_PATHS and "://" not in value:
-            value = str(folder / value)
+            value = value if value.startswith("~") else str(folder / value)
         result[name] = value
     return result
 

@@ -3,7 +3,9 @@ from __future__ import annotations
 import csv
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from PIL import Image
 from querybox.errors import ConfigError
 from querybox.inference.detections import Detections
 from querybox.inference.sources import read_frames
-from querybox.inference.writers import coco_file, csv_file, draw_files, drawing_paths
+from querybox.inference.writers import coco_file, csv_file, draw_files, draw_video, drawing_paths
 from querybox.structures import Category
 
 CATEGORIES = (Category(id=7, name='a, "b"'), Category(id=0, name="dög"))
@@ -147,3 +149,32 @@ def test_draws_every_frame_of_a_video(tmp_path: Path) -> None:
     assert (np.abs(np.asarray(Image.open(paths[1])).astype(int) - 90) > 50).any()
     with av.open(paths[0]) as container:
         assert container.streams.video[0].average_rate == 5
+
+
+@pytest.mark.parametrize("size", [(1, 1), (63, 47)])
+def test_a_video_of_any_size_is_drawn_and_appears_as_a_whole(tmp_path: Path, size: tuple[int, int]) -> None:
+    """Sizes of codecs are even."""
+    import av
+
+    width, height = size
+    source, path = tmp_path / "clip.mkv", tmp_path / "drawn.mp4"
+    with av.open(source, "w") as container:
+        stream: Any = container.add_stream("ffv1", rate=10)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv444p"
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame(width, height, "yuv444p")))
+        container.mux(stream.encode())
+
+    def results(number: int) -> Iterator[Detections]:
+        for frame in range(number):
+            assert not path.exists()
+            yield found(f"{source}#{frame}", size=(height, width))
+        if number < 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        draw_video(source, path, results(2))
+    assert sorted(tmp_path.iterdir()) == [source]
+    draw_video(source, path, results(3))
+    with av.open(path) as drawn:
+        assert len(list(drawn.decode(video=0))) == 3

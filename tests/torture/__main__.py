@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from torture import batches, crashes, data, disk, fuzz, hostile, processes
+from torture import batches, crashes, data, disk, folders, fuzz, hostile, processes
 from torture.case import Case
 
 PARTS: dict[str, Sequence[Case]] = {
@@ -26,6 +26,7 @@ PARTS: dict[str, Sequence[Case]] = {
     "hostile": hostile.CASES,
     "batches": batches.CASES,
     "crashes": crashes.CASES,
+    "folders": folders.CASES,
     "disk": disk.CASES,
     "processes": processes.CASES,
 }

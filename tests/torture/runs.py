@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from unittest import mock
 
 import torch
@@ -70,6 +70,8 @@ class Plan:
     slow: float = 0.0
     """Seconds that each image of an evaluation takes longer."""
     environment: dict[str, str] = field(default_factory=dict)
+    stderr: str | None = None
+    """What cannot be written to in place of the log: a ``pipe``, a ``terminal`` that is gone, or a ``full disk``."""
 
 
 def settings_of(folder: Path, output: str, *, workers: int = 0, **train: Any) -> RunSettings:
@@ -102,16 +104,27 @@ def run(values: dict[str, Any], plan: Plan, resume: bool) -> None:
     os.setsid()  # so that the processes it starts can be found
     settings = RunSettings.parse(values)
     os.environ.update(plan.environment)
-    sys.stderr = log_of(settings, plan.environment.get("RANK", "0")).open("a", buffering=1)
+    log = log_of(settings, plan.environment.get("RANK", "0"))
+    sys.stderr = log.open("a", buffering=1) if plan.stderr is None else broken_stream(plan.stderr)
     multiprocessing.set_start_method(plan.start_method, force=True)
     torch.set_num_threads(1)
     loop.MIN_CHECKPOINT_SECONDS = 0.0  # a checkpoint an epoch
     carry_out(plan, str(settings.folder))
     try:
         train(settings, resume=resume)
+        sys.stderr = log.open("a", buffering=1)  # multiprocessing flushes it
     except QueryboxError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         sys.exit(2)
+
+
+def broken_stream(kind: str) -> TextIO:
+    """Return a stream that cannot be written to; see `Plan.stderr`."""
+    if kind == "full disk":
+        return Path("/dev/full").open("w", buffering=1)
+    reader, writer = os.pipe() if kind == "pipe" else os.openpty()
+    os.close(reader)
+    return os.fdopen(writer, "w", buffering=1)
 
 
 def carry_out(plan: Plan, folder: str) -> None:

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from querybox.checkpoints import native
 from querybox.errors import ConfigError, DataError
 from querybox.runfile import read_run_file
 from querybox.training import RunSettings, train
 from querybox.training.checkpoint import RunCheckpoint
+from querybox.training.start import locate
 
 MakeSettings = Callable[..., RunSettings]
 
@@ -156,3 +159,34 @@ def test_a_cosine_that_is_stretched_tells_both_rates(
     assert (
         f"the learning rate rises from {last:.2g} to {rate:.2g}, because the run" in capsys.readouterr().err
     )
+
+
+def test_a_resumed_run_needs_its_folder_and_its_data_alone(
+    run_settings: MakeSettings, tmp_path: Path
+) -> None:
+    first = train(run_settings("first", epochs=1)).run_dir
+    weights = Path(shutil.copy(first / "last.safetensors", tmp_path / "downloaded.safetensors"))
+    whole = train(run_settings("whole", epochs=1).replace(weights=str(weights))).run_dir
+    parts = Path(shutil.copytree(whole, tmp_path / "parts"))
+    train(whole / "run.yaml", resume=True, epochs=2)
+    weights.unlink()
+    train(parts / "run.yaml", resume=True, epochs=2)
+    before, after = (
+        RunCheckpoint.read(folder / "checkpoint.safetensors").tensors for folder in (whole, parts)
+    )
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    before, after = (native.read(folder / "last.safetensors")[1] for folder in (whole, parts))
+    assert after == before  # the card, which has the preprocessing
+
+
+def test_a_tilde_is_the_home_directory(
+    run_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    path = tmp_path / "settings" / "mine.yaml"
+    path.parent.mkdir()
+    path.write_text("data: {train: ~/photos, val: none}\nweights: ~/w.pth\noutput: ~/runs/mine\n")
+    settings = locate(RunSettings.parse(read_run_file(path)), resume=False)
+    assert (settings.data.train, settings.data.val) == (str(tmp_path / "photos"), "none")
+    assert (settings.weights, settings.folder) == (str(tmp_path / "w.pth"), tmp_path / "runs" / "mine")

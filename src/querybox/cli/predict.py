@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from cyclopts import Parameter
 
 from querybox.cli.streams import print_text, write_stderr
 from querybox.errors import ConfigError
+from querybox.files import leftovers
 from querybox.precision import Precision
 
 if TYPE_CHECKING:
@@ -88,8 +89,7 @@ def predict(
     options: dict[str, Any] = {"threshold": threshold, "top_k": top_k, "nms": nms, "batch_size": batch_size}
     results = run(fastest(detector), files, **options, on_error=unreadable.append)
     output.mkdir(parents=True, exist_ok=True)
-    for name in tables:  # an older one would be mistaken for that of a prediction that is interrupted
-        (output / name).unlink(missing_ok=True)
+    remove_older(output, tables)
     tally: Counter[str] = Counter()
     with ExitStack() as stack:
         adders = [
@@ -121,11 +121,17 @@ def table_writers(
 
 def check_output(output: Path, *, overwrite: bool) -> None:
     """Raise ConfigError if the output folder exists and is not empty, unless `overwrite`."""
-    if not overwrite and output.is_dir() and any(output.iterdir()):
+    if not overwrite and output.is_dir() and set(output.iterdir()) != set(leftovers(output)):
         raise ConfigError(
             f"{output}: the folder is not empty; expected a new one, so that results are not mixed: set another "
             "--output, or replace files of the same names with --overwrite"
         )
+
+
+def remove_older(output: Path, tables: Iterable[str]) -> None:
+    """Remove older tables, which would be mistaken for those of a prediction that is interrupted, and its files."""
+    for path in [*leftovers(output), *(output / name for name in tables)]:
+        path.unlink(missing_ok=True)
 
 
 def summarise(

@@ -134,7 +134,7 @@ def draw_video(source: Path, path: Path, results: Iterator[Detections]) -> None:
     with open_video(source) as (_, original):
         rate = original.average_rate or 25
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    with av.open(video_address(path), "w") as container:
+    with atomic(path) as temporary, av.open(video_address(temporary), "w", format="mp4") as container:
         stream = cast("VideoStream", container.add_stream(codec, rate=rate))
         stream.pix_fmt = "yuv420p"
         frames = zip(
@@ -143,9 +143,8 @@ def draw_video(source: Path, path: Path, results: Iterator[Detections]) -> None:
         for number, (frame, detections) in enumerate(frames):
             picture = np.asarray(draw(frame.pixels.permute(1, 2, 0).numpy(), detections))
             if number == 0:
-                stream.height, stream.width = (
-                    side // 2 * 2 for side in picture.shape[:2]
-                )  # codecs require even sizes
+                # Codecs require even sizes.
+                stream.height, stream.width = (max(2, side // 2 * 2) for side in picture.shape[:2])
             even = picture[: stream.height, : stream.width]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
         container.mux(stream.encode())

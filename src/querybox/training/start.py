@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
 from querybox.checkpoints.backbone import build
-from querybox.checkpoints.find import resolve_name
+from querybox.checkpoints.find import LAST, resolve_name
 from querybox.checkpoints.hub import fetch, is_hub_name
 from querybox.checkpoints.read import load_detector, read_checkpoint
 from querybox.data.loader import available_cpus
@@ -33,16 +34,21 @@ def locate(settings: RunSettings, *, resume: bool) -> RunSettings:
     """
     if settings.data.train is None:
         raise ConfigError("setting 'data.train' is missing; expected the path of a dataset to train on")
-    train = Path(settings.data.train).resolve()
+    train = absolute(settings.data.train)
     paths = {"train": str(train)}
     if settings.data.val not in (None, NO_VALIDATION):
-        paths["val"] = str(Path(settings.data.val).resolve())
-    output = default_folder(train, resume=resume) if settings.output is None else Path(settings.output)
+        paths["val"] = str(absolute(settings.data.val))
+    output = default_folder(train, resume=resume) if settings.output is None else absolute(settings.output)
     return settings.replace(
         data={**settings.data.model_dump(exclude_unset=True), **paths},
         weights=None if settings.weights is None else resolve_weights(settings.weights),
         output=str(output.resolve()),
     )
+
+
+def absolute(path: str) -> Path:
+    """Return an absolute path; ``~`` is the home directory, which shells expand neither in YAML nor after ``=``."""
+    return Path(os.path.expanduser(path)).resolve()  # noqa: PTH111 - pathlib raises an error for unknown users
 
 
 def default_folder(dataset: Path, *, resume: bool) -> Path:
@@ -83,7 +89,7 @@ def resolve(settings: RunSettings) -> RunSettings:
 def resolve_weights(weights: str) -> str:
     """Return the absolute path of a checkpoint, or its name on the Hub with the commit."""
     weights = str(resolve_name(weights))
-    return fetch(weights).name if is_hub_name(weights) else str(Path(weights).resolve())
+    return fetch(weights).name if is_hub_name(weights) else str(absolute(weights))
 
 
 def resolve_model(settings: RunSettings) -> tuple[Recipe, Preprocessing | None]:
@@ -98,9 +104,18 @@ def resolve_model(settings: RunSettings) -> tuple[Recipe, Preprocessing | None]:
     values |= settings.model
     if settings.weights is None:
         return parse(values, where="model"), None
-    source = read_checkpoint(settings.weights, **not_inferable(values)).blueprint
+    source = read_checkpoint(weights_or_last(settings), **not_inferable(values)).blueprint
     values = {**source.recipe.model_dump(), "unused_rows": (), **values}
     return parse(values, where="model"), source.preprocessing
+
+
+def weights_or_last(settings: RunSettings) -> str:
+    """Return the checkpoint that a run starts from; if it is gone, the last detector in the folder of a resumed run."""
+    assert settings.weights is not None
+    if settings.output is None or is_hub_name(settings.weights) or Path(settings.weights).exists():
+        return settings.weights
+    last = settings.folder / LAST
+    return str(last) if last.is_file() else settings.weights
 
 
 def not_inferable(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,7 +135,7 @@ def build_detector(settings: RunSettings, categories: tuple[Category, ...]) -> D
     """
     detector = build(parse(settings.model, where="model"), categories)
     if settings.weights is not None:
-        source = load_detector(settings.weights, **not_inferable(settings.model))
+        source = load_detector(weights_or_last(settings), **not_inferable(settings.model))
         initialize_from(detector, source, settings.weights)
         detector.preprocessing = source.preprocessing
     sizes = settings.data.sizes()
