@@ -11,9 +11,9 @@ import torch
 
 from querybox.arguments import require_number, require_path
 from querybox.errors import ConfigError
-from querybox.modules.detector import DetectionTransformer
+from querybox.modules.detector import DetectionTransformer, as_categories
 from querybox.precision import Precision
-from querybox.structures import Category, ImageBatch, Target, as_categories
+from querybox.structures import Category, ImageBatch, Target
 from querybox.text import listed
 
 if TYPE_CHECKING:

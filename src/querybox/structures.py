@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from querybox.arguments import kind_of, require_number, require_type
+from querybox.arguments import require_number, require_type
 from querybox.edges import Edges
 from querybox.errors import ConfigError
 from querybox.pixels import as_pixels, pad
@@ -44,32 +44,6 @@ class Category:
 
     id: int
     name: str
-
-
-def as_categories(where: str, classes: Sequence[Category | str]) -> tuple[Category, ...]:
-    """Return classes that are given as categories, or by their names; the id of a name is its label.
-
-    Args:
-        where: The function that got them, for messages.
-        classes: The classes by label.
-
-    Raises:
-        ConfigError: There is none, or one is of another type.
-    """
-    expected = 'a sequence of Category, or of names such as ["cat", "dog"]'
-    if isinstance(classes, str) or not isinstance(classes, Sequence):
-        raise ConfigError(f"{where} got {kind_of(classes)} as categories; expected {expected}")
-    if not classes:
-        raise ConfigError(f"{where} got no categories; expected at least one class")
-    for each in classes:
-        require_type(where, each, (Category, str), f"{expected} as categories")
-    categories = tuple(
-        Category(id=label, name=each) if isinstance(each, str) else each for label, each in enumerate(classes)
-    )
-    for category in categories:
-        if not (isinstance(category.id, int) and isinstance(category.name, str)):
-            raise ConfigError(f"{where} got {category}; expected an integer as id and a str as name")
-    return categories
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from argparse import Namespace
@@ -21,6 +22,23 @@ from querybox.checkpoints.find import find_weights
 from querybox.checkpoints.pickled import read_pickled, unreadable_file
 from querybox.errors import CheckpointError
 from querybox.text import listed
+
+logger = logging.getLogger(__name__)
+
+WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "module", "net")
+"""Keys of the weights in training checkpoints."""
+AVERAGES = (
+    "ema",
+    "ema_model",
+    "model_ema",
+    "ema_state_dict",
+    "state_dict_ema",
+    "ema_state",
+    "model_ema_state_dict",
+)
+"""Keys of the averaged weights in training checkpoints."""
+MAX_WRAPPERS = 4
+"""Maximum number of dicts around the weights, because a pickle can contain itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +64,8 @@ def read_checkpoint_file(path: str | Path) -> CheckpointFile:
 
     Args:
         path: A path as for `find_weights`, to a ``.safetensors`` file; a ``.pth``, ``.pt`` or ``.bin`` file with
-            tensors by name, alone or under ``"model"``, ``"state_dict"`` or, preferred to these, the ``"module"`` of
-            ``"ema"``; or the ``.index.json`` of a sharded file.
+            tensors by name, alone or under one of `WRAPPERS` or, preferred to these, of `AVERAGES`; or the
+            ``.index.json`` of a sharded file.
 
     Raises:
         CheckpointError: The file is missing, truncated, corrupt, requires code to be executed, or has other content.
@@ -132,16 +150,20 @@ def unwrap(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]
     """
     metadata: dict[str, Any] = {}
     held = entries(content)
-    average = entries(held.get("ema")).get("module")
-    if isinstance(average, dict):  # RT-DETR's moving average, which is evaluated
-        held = {"model": average}
-    for wrapper in ("model", "state_dict"):
-        if isinstance(held.get(wrapper), dict):
-            if isinstance(held.get("meta"), dict):
-                metadata["meta"] = entries(held["meta"])
-            if isinstance(held.get("args"), Namespace):
-                metadata["args"] = vars(held["args"])
-            held = entries(held[wrapper])
+    if isinstance(held.get("meta"), dict):
+        metadata["meta"] = entries(held.pop("meta"))
+    if isinstance(held.get("args"), Namespace):
+        metadata["args"] = vars(held.pop("args"))
+    if average := find_average(held):
+        if wrapper := wrapper_of(held):
+            logger.info(
+                "%s: read the averaged weights '%s'; for those of the last step, save '%s' alone with torch.save",
+                path,
+                average,
+                wrapper,
+            )
+        held = entries(held[average])
+    held = weights_in(held)
     if not held:
         raise CheckpointError(f"{path}: expected a mapping of names to tensors, got {type(content).__name__}")
     odd = [str(name) for name, value in held.items() if not (isinstance(name, str) and is_plain(value))]
@@ -150,6 +172,32 @@ def unwrap(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]
             f"{path}: expected only names and dense tensors, got something else in {listed(odd)}"
         )
     return {name: tensor.detach() for name, tensor in held.items()}, metadata
+
+
+def find_average(held: Mapping[Any, Any]) -> str | None:
+    """Return the key of the averaged weights of a training, which are those that are evaluated; None if there are none.
+
+    MMEngine exchanges the two before it saves, so that its ``state_dict`` is the average.
+    """
+    for key in AVERAGES:
+        average = entries(held.get(key))
+        exchanged = key == "ema_state_dict" and "steps" in average and "state_dict" in held
+        if not exchanged and any(isinstance(each, Tensor) for each in weights_in(average).values()):
+            return key
+    return None
+
+
+def weights_in(held: dict[Any, Any]) -> dict[Any, Any]:
+    """Return the innermost dict in `WRAPPERS`."""
+    for _ in range(MAX_WRAPPERS):
+        if wrapper := wrapper_of(held):
+            held = entries(held[wrapper])
+    return held
+
+
+def wrapper_of(held: Mapping[Any, Any]) -> str | None:
+    """Return the first key in `WRAPPERS` of another dict; None if there is none."""
+    return next((key for key in WRAPPERS if isinstance(held.get(key), dict)), None)
 
 
 def entries(value: object) -> dict[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -102,8 +103,16 @@ def find_weights(path: str | Path) -> Path:
 
 def require_file(path: Path) -> None:
     """Raise CheckpointError unless the file exists and is a regular one."""
-    require_regular(path, CheckpointError)
-    if not path.is_file():
+    try:
+        require_regular(path, CheckpointError)
+        exists = path.is_file()
+    except PermissionError:
+        exists = True
+    if exists and not os.access(path, os.R_OK):
+        raise CheckpointError(
+            f"{path}: no permission to read it, or a folder that it is in: change its permissions"
+        )
+    if not exists:
         from querybox.models import PUBLIC_WEIGHTS
 
         near = difflib.get_close_matches(path.name.lower(), PUBLIC_WEIGHTS, n=1)

@@ -17,6 +17,8 @@ from querybox.checkpoints.find import require_file
 from querybox.errors import CheckpointError
 from querybox.files import atomic, flush
 
+FAMILY = "querybox-"
+"""Beginning of the identifiers of all file formats, also of those to come."""
 FORMAT = "querybox-1"
 """Identifier of a detector's file."""
 RUN = "querybox-run-1"
@@ -82,6 +84,11 @@ def read(
                 f"{path}: expected {kind}, got the training state of a run; open its folder, or best.safetensors or "
                 "last.safetensors beside it"
             )
+        if got.startswith(FAMILY) and got not in (FORMAT, RUN):
+            raise CheckpointError(
+                f"{path}: has the format '{got}' of a newer querybox, this one reads '{mark}'; upgrade it: "
+                "pip install --upgrade querybox"
+            )
         raise CheckpointError(
             f"{path}: expected {kind} ('{mark}'), got {got}: another kind of file, or corrupt"
         )
@@ -96,12 +103,12 @@ def read(
 
 
 def is_native(path: Path) -> bool:
-    """Return whether a file was written by `write` for a detector or a run, according to its header."""
+    """Return whether a file was written by `write`, also of a newer version, according to its header."""
     if path.suffix != ".safetensors":
         return False
     try:
         with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("format") in (FORMAT, RUN)
+            return (file.metadata() or {}).get("format", "").startswith(FAMILY)
     except (SafetensorError, OSError, ValueError):
         return False  # reading it raises a specific error
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from querybox.checkpoints import coco, native
@@ -19,6 +20,7 @@ from querybox.checkpoints.recognise import detection_part, recognise
 from querybox.checkpoints.statements import stated_names, stated_preprocessing, stated_settings
 from querybox.errors import CheckpointError, ConfigError, QueryboxError
 from querybox.models import Recipe
+from querybox.models.layouts.own import OWN
 from querybox.modules.detector import DetectionTransformer
 from querybox.structures import Category
 
@@ -146,6 +148,13 @@ def interpret(file: CheckpointFile, path: Path, given: Mapping[str, Any]) -> Che
     categories, unused_rows, class_assumptions = infer_classes(num_rows, file.metadata)
     recipe = recipe.replace(unused_rows=unused_rows)
     preprocessing = stated_preprocessing(layout.preprocessing, file.metadata)
+    if layout is OWN:
+        with torch.device("meta"):
+            preprocessing = recipe.build(categories).preprocessing
+        assumptions.append(
+            f"the preprocessing and the settings of a new {kind.title}, which a state_dict() has not; write files with "
+            "Detector.save"
+        )
     return Checkpoint(
         blueprint=Blueprint(recipe=recipe, categories=tuple(categories), preprocessing=preprocessing),
         state=state,

@@ -1,52 +1,93 @@
-"""Recognise the kind of detector and the public layout of a checkpoint by its tensor names."""
+"""Recognise the kind of detector and the layout of a checkpoint by its tensor names."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
 from querybox.errors import CheckpointError
 from querybox.models import KINDS, Recipe
 from querybox.models.layouts.layout import Layout, pattern
+from querybox.models.layouts.own import OWN
+from querybox.text import listed
 
 logger = logging.getLogger(__name__)
 
-WRAPPERS = ("module.", "_orig_mod.", "detr.")
-"""Prefixes of wrapped models: by DistributedDataParallel, by torch.compile, by a segmentation model around the
-detector."""
+AVERAGES = ("ema", "ema_model", "model_ema")
+"""Names of modules with averaged weights."""
+WRAPPERS = ("module", "model", "net", "network", "detector", "detr", *AVERAGES)
+"""Names of the module that a wrapped model is in: DistributedDataParallel and AveragedModel, modules of Lightning,
+segmentation models around the detector."""
+PREFIX = rf"((?:(?:{'|'.join(WRAPPERS)})\.)*)"
+INSIDE = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""Names that torch.compile, FSDP and activation checkpointing insert anywhere."""
 SEGMENTATION = ("mask_head.", "bbox_attention.")
 """Prefixes of the mask heads of a segmentation model."""
+CRITERION = "criterion."
+"""Prefix of the buffers of a criterion, in modules of Lightning."""
 
 
 def detection_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of the detector, without wrappers' prefixes and without the heads of a segmentation model."""
-    bare = {}
-    for name, tensor in state.items():
-        for wrapper in WRAPPERS:
-            name = name.removeprefix(wrapper)
-        bare[name] = tensor
-    masks = [name for name in bare if name.startswith(SEGMENTATION)]
+    """Return the tensors of the detector, without the prefixes of wrappers, and without what is beside it.
+
+    That may be the heads of a segmentation model, buffers of a criterion, or a copy of the weights without average.
+    """
+    bare = {INSIDE.sub("", name): tensor for name, tensor in state.items()}
+    prefix = find_prefix(bare)
+    part = {name.removeprefix(prefix): tensor for name, tensor in bare.items() if name.startswith(prefix)}
+    part = {name: tensor for name, tensor in part.items() if not name.startswith((*SEGMENTATION, CRITERION))}
+    beside = [name for name in bare if name.removeprefix(prefix) not in part]
+    masks = [name for name in beside if any(each in name for each in SEGMENTATION)]
     if masks:
         logger.warning("dropped %d tensors of a segmentation head: only boxes are detected", len(masks))
-    return {name: tensor for name, tensor in bare.items() if name not in masks}
+    if others := sorted({name.partition(".")[0] for name in beside if name not in masks}):
+        average = any(each in prefix.split(".") for each in AVERAGES)
+        what = f"the averaged weights '{prefix}'" if average else "the detector"
+        logger.info(
+            "read %s; dropped %d other tensors, in %s", what, len(beside) - len(masks), listed(others)
+        )
+    return part
 
 
-def recognise(state: Mapping[str, Tensor]) -> tuple[type[Recipe], Layout]:
+def find_prefix(state: Mapping[str, Tensor]) -> str:
+    """Return the prefix of the names of the detector; averaged weights are preferred to others."""
+    marks = [re.compile(PREFIX + pattern(mark).pattern) for _, _, mark in known_layouts()]
+    prefixes = {match[1] for mark in marks for name in state if (match := mark.match(name))}
+    if len(prefixes) < 2:
+        return next(iter(prefixes), "")
+
+    def rank(prefix: str) -> tuple[int, bool, int]:
+        names = [name.removeprefix(prefix) for name in state if name.startswith(prefix)]
+        unknown = recognise(dict.fromkeys(names))[1].unknown(names)
+        return len(unknown), not any(each in prefix.split(".") for each in AVERAGES), len(prefix)
+
+    return min(sorted(prefixes), key=rank)
+
+
+def known_layouts() -> Iterator[tuple[type[Recipe], Layout, str]]:
+    """Yield each kind with each of its layouts, and a module or tensor that only this kind has.
+
+    Relatives come before their parents, whose marks they have as well.
+    """
+    for kind in reversed(KINDS.values()):
+        for layout in kind.layouts.values():
+            yield kind, layout, layout.modules[kind.identifying_tensor]
+        yield kind, OWN, kind.identifying_tensor
+
+
+def recognise(state: Mapping[str, object]) -> tuple[type[Recipe], Layout]:
     """Return the kind and the layout of a checkpoint, by a tensor that only this kind has.
 
     Raises:
         CheckpointError: It is none of the known ones.
     """
-    # Relatives come before their parents, whose marks they have as well.
-    known = [(kind, layout) for kind in reversed(KINDS.values()) for layout in kind.layouts.values()]
-    for kind, layout in known:
-        if any(map(pattern(layout.modules[kind.identifying_tensor]).match, state)):
+    for kind, layout, mark in known_layouts():
+        if any(map(pattern(mark).match, state)):
             return kind, layout
-    expected = ", ".join(
-        f"'{layout.modules[kind.identifying_tensor]}' ({layout.name})" for kind, layout in known
-    )
+    expected = ", ".join(f"'{mark}' ({layout.name})" for _, layout, mark in known_layouts())
     raise CheckpointError(
         f"not a checkpoint of DETR or a relative: expected one of {expected}; got {len(state)} tensors, the first are "
         f"{', '.join(list(state)[:3]) or 'none'}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor, nn
 
-from querybox.arguments import require_type
+from querybox.arguments import kind_of, require_type
 from querybox.errors import ConfigError
 from querybox.structures import (
     Category,
@@ -19,7 +19,6 @@ from querybox.structures import (
     Predictions,
     Preprocessing,
     Target,
-    as_categories,
 )
 from querybox.targets import check_targets, on_class_rows
 
@@ -178,3 +177,29 @@ class DetectionTransformer(nn.Module):
     def dtype(self) -> torch.dtype:
         """The type of the parameters of the queries; other parts of an optimised copy may be in half precision."""
         return next(chain(self.queries.parameters(), self.parameters())).dtype
+
+
+def as_categories(where: str, classes: Sequence[Category | str]) -> tuple[Category, ...]:
+    """Return classes that are given as categories, or by their names; the id of a name is its label.
+
+    Args:
+        where: The function that got them, for messages.
+        classes: The classes by label.
+
+    Raises:
+        ConfigError: There is none, or one is of another type.
+    """
+    expected = 'a sequence of Category, or of names such as ["cat", "dog"]'
+    if isinstance(classes, str) or not isinstance(classes, Sequence):
+        raise ConfigError(f"{where} got {kind_of(classes)} as categories; expected {expected}")
+    if not classes:
+        raise ConfigError(f"{where} got no categories; expected at least one class")
+    for each in classes:
+        require_type(where, each, (Category, str), f"{expected} as categories")
+    categories = tuple(
+        Category(id=label, name=each) if isinstance(each, str) else each for label, each in enumerate(classes)
+    )
+    for category in categories:
+        if not (isinstance(category.id, int) and isinstance(category.name, str)):
+            raise ConfigError(f"{where} got {category}; expected an integer as id and a str as name")
+    return categories

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -88,30 +88,38 @@ class Layout:
         Raises:
             CheckpointError: The file has unknown names, which are listed, or two different values of one tensor.
         """
+        names = self.our_names(state)
+        if unknown := [name for name, ours in names.items() if ours is None]:
+            raise CheckpointError(f"{self.name} does not know {', '.join(unknown)}")
+        result: dict[str, Tensor] = {}
+        for name, ours in names.items():
+            parts = split_projection(ours or "", state[name])
+            if any(part in result and not torch.equal(result[part], rows) for part, rows in parts.items()):
+                raise CheckpointError(f"'{name}' differs from another copy of the same tensor in the file")
+            result |= parts
+        for name in [name for name in result if name.endswith(".running_var")]:
+            counter = name.removesuffix("running_var") + "num_batches_tracked"
+            result.setdefault(counter, torch.zeros((), dtype=torch.int64))
+        return self.conversion.to_ours(result)
+
+    def unknown(self, names: Iterable[str]) -> list[str]:
+        """Return the names that this layout does not have."""
+        return [name for name, ours in self.our_names(names).items() if ours is None]
+
+    def our_names(self, names: Iterable[str]) -> dict[str, str | None]:
+        """Return querybox's name of each tensor that is not computed, before projections are split; None if unknown."""
         aliases = [[(pattern(alias), name)] for alias, name in self.aliases.items()]
         rules = [(pattern(theirs), ours) for ours, theirs in self.modules.items()]
-        result: dict[str, Tensor] = {}
-        unknown: list[str] = []
         computed = [pattern(name) for name in self.computed]
-        for name, tensor in state.items():
+        result: dict[str, str | None] = {}
+        for name in names:
             if any(each.match(name) for each in computed):
                 continue
             canonical = name
             for alias in aliases:
                 canonical = rename(canonical, alias) or canonical
-            ours = rename(canonical, rules)
-            parts = {} if ours is None else split_projection(ours, tensor)
-            if ours is None:
-                unknown.append(name)
-            elif any(part in result and not torch.equal(result[part], rows) for part, rows in parts.items()):
-                raise CheckpointError(f"'{name}' differs from another copy of the same tensor in the file")
-            result |= parts
-        if unknown:
-            raise CheckpointError(f"{self.name} does not know {', '.join(unknown)}")
-        for name in [name for name in result if name.endswith(".running_var")]:
-            counter = name.removesuffix("running_var") + "num_batches_tracked"
-            result.setdefault(counter, torch.zeros((), dtype=torch.int64))
-        return self.conversion.to_ours(result)
+            result[name] = rename(canonical, rules)
+        return result
 
     def to_theirs(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Translate tensors to the names of this layout, fusing projections if the layout does.

@@ -23,6 +23,8 @@ FULLY_PROPOSED = "queries.norm.weight"
 """This tensor exists if queries are made entirely from proposals (two-stage Deformable DETR)."""
 CLASSES = "decoder.class_heads.0.bias"
 LABEL = "denoising.label.weight"
+CONTENT = "queries.content"
+"""This tensor exists in DINO alone, which has denoising."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +41,12 @@ class PyramidConversion(Conversion):
     def to_ours(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Convert the tensors of a file to those of the model."""
         state = gather_heads(join_neck(state))
-        if self.extra_label and LABEL in state and CLASSES in state:
-            state[LABEL] = state[LABEL][: len(state[CLASSES])].clone()
+        if CONTENT in state and CLASSES in state:
+            classes = len(state[CLASSES])
+            if LABEL not in state:  # a model that was trained without denoising
+                state[LABEL] = state[CONTENT].new_zeros(classes, state[CONTENT].shape[1])
+            elif self.extra_label:
+                state[LABEL] = state[LABEL][:classes].clone()
         return state
 
     def to_theirs(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
