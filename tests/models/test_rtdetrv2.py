@@ -10,9 +10,12 @@ import torch
 
 from querybox import Category, Detector, ImageBatch, QueryboxError, Target
 from querybox.checkpoints.convert import convert
+from querybox.data.phases import Phases
 from querybox.models import find
 from querybox.models.layouts.rtdetrv2 import HUGGINGFACE_RTDETRV2, LYUWENYU_V2
 from querybox.models.rtdetrv2 import RTDETRv2
+from querybox.training import RunSettings
+from querybox.training.start import resolve
 
 TINY: dict[str, Any] = {
     "width": 32,
@@ -44,6 +47,20 @@ def test_sizes_are_those_of_the_first_version(second: str, first: str) -> None:
     assert (ours.pop("kind"), ours.pop("points"), ours.pop("discrete")) == ("rtdetrv2", (4, 4, 4), False)
     assert (theirs.pop("kind"), theirs.pop("points")) == ("rtdetr", 4)
     assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("size", "epochs", "stop", "multi_scale"),
+    [("s", 120, 117, 0), ("ms", 120, 117, 3), ("m", 84, 81, 3), ("l", 72, 71, 3), ("x", 72, 71, 3)],
+)
+def test_strong_augmentation_ends_as_published(size: str, epochs: int, stop: int, multi_scale: int) -> None:
+    run = resolve(RunSettings.parse({"recipe": f"rtdetrv2_{size}", "data": {"train": "x"}}))
+    assert (run.train.epochs, run.data.multi_scale) == (epochs, multi_scale)
+    phases = Phases(run.data, 0, epochs)
+    strong = [epoch for epoch in range(epochs) if phases.batch(epoch, 0, 10).strong]
+    assert strong == list(range(stop))
+    assert phases.batch(stop, 0, 10).scale == (640 if multi_scale else None)
+    assert (run.data.photometric, run.data.zoom_out, run.data.iou_crop, run.data.crop) == (0.5, 0.5, 0.8, 0)
 
 
 def test_points_are_those_of_each_level() -> None:

@@ -215,4 +215,4 @@ def data_defaults(recipe: Recipe, name: str | None = None) -> dict[str, Any]:
     """
     if name in DEIM_RECIPES:
         return DEIM_RECIPES[name].data
-    return dict(DETR.data if name in SMALL_RECIPES else recipe.data)
+    return dict(DETR.data if name in SMALL_RECIPES else recipe.published_data())

@@ -97,6 +97,10 @@ class Recipe(Settings):
         """Return the published training schedule of this model, which may depend on its settings; see `training`."""
         return self.training
 
+    def published_data(self) -> Mapping[str, Any]:
+        """Return the published data settings of this model, which may depend on its settings; see `data`."""
+        return self.data
+
     @property
     def blind_queries_cure(self) -> str:
         """What helps if the predicted boxes are the same for every image."""

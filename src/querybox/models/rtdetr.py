@@ -73,7 +73,15 @@ class RTDETR(DINO):
         "ema": 0.9999,
         "ema_warmup": 2000,
     }
-    data: ClassVar[Mapping[str, Any]] = {"image_size": 640, "stretch": True}
+    data: ClassVar[Mapping[str, Any]] = {
+        "image_size": 640,
+        "stretch": True,
+        "crop": 0.0,
+        "photometric": 0.5,
+        "zoom_out": 0.5,
+        "iou_crop": 0.8,
+        "multi_scale": 3,
+    }
     layouts: ClassVar[Mapping[PublicSystem, Layout]] = {
         "facebook": LYUWENYU,
         "huggingface": HUGGINGFACE_RTDETR,

@@ -88,6 +88,13 @@ class RTDETRv2(RTDETR):
         medium = self.expansion == MEDIUM["expansion"]
         return {**self.training, "epochs": 84} if medium else self.training
 
+    def published_data(self) -> Mapping[str, Any]:
+        """Return the published data settings: strong augmentation ends, and S is trained with one image size."""
+        epochs = self.published_training()["epochs"]
+        plain = 1 if epochs == RTDETR.training["epochs"] else 3
+        data = {**self.data, "strong_until": (epochs - plain) / epochs}
+        return {**data, "multi_scale": 0} if self.backbone.startswith("resnet18d") else data
+
     def computed_tensors(self) -> Mapping[str, Tensor]:
         """Return the tensors that files contain although they are computed; see `Recipe.computed_tensors`."""
         scale = torch.tensor([1 / count for count in self.points for _ in range(count)])
