@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from figures import tables
+from figures.augmentation import KINDS, PICTURE, augmentations
 from figures.make import FIGURES, IMAGES, PAGES, digest
 from figures.sheet import DPI, save
 from figures.specimen import Specimen, specimen
@@ -51,6 +52,16 @@ def test_every_figure_can_be_made(name: str, made: Specimen) -> None:
     width, height = figure.get_size_inches()
     with Image.open(IMAGES / f"{name}.png") as shown:
         assert shown.size == (round(width * DPI), round(height * DPI)), "run: make figures"
+
+
+def test_the_figure_of_augmentations_can_be_made() -> None:
+    figure = augmentations()
+    assert [axes.get_title() for axes in figure.axes] == list(KINDS)
+    boxes = [len(axes.patches) for axes in figure.axes]
+    assert boxes[0] == boxes[1] == boxes[2]  # colours and zoom-out keep all boxes
+    assert boxes[4] > boxes[0] > boxes[3]
+    with Image.open(PICTURE) as shown:
+        assert shown.size == tuple(round(inches * DPI) for inches in figure.get_size_inches())
 
 
 def test_a_figure_is_the_same_byte_for_byte(made: Specimen, tmp_path: Path) -> None:

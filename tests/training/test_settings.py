@@ -75,6 +75,20 @@ DFINE = {
     "warmup_steps": 500,
     "ema_warmup": 1000,
 }
+SSD = {"photometric": 0.5, "zoom_out": 0.5, "iou_crop": 0.8}
+PHASES = {
+    "rtdetrv2_s": (3, 0),
+    "rtdetrv2_ms": (3, 3),
+    "rtdetrv2_m": (3, 3),
+    "rtdetrv2_l": (1, 3),
+    "rtdetrv2_x": (1, 3),
+    "dfine_n": (12, 0),
+    "dfine_s": (12, 20),
+    "dfine_m": (12, 6),
+    "dfine_l": (8, 4),
+    "dfine_x": (8, 3),
+}
+"""Epochs without strong augmentation at the end, and how often multi-scale batches have 640 pixels."""
 
 
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if name not in DEIM_RECIPES])
@@ -107,10 +121,13 @@ def test_a_recipe_is_trained_as_published_unless_it_is_for_few_images(recipe: st
     }
     resolved = resolve(RunSettings.parse({"recipe": recipe, "data": {"train": "x"}}))
     assert resolved.train == TrainSettings(**published.get(recipe, {}))
-    square = (
-        {"image_size": 640, "stretch": True} if recipe.startswith(("rtdetr_r", "rtdetrv2", "dfine")) else {}
-    )
-    assert resolved.data == DataSettings(train="x", **square)
+    data: dict[str, Any] = {}
+    if recipe.startswith(("rtdetr_r", "rtdetrv2", "dfine")):
+        plain, multi_scale = PHASES.get(recipe, (0, 3))
+        epochs = resolved.train.epochs
+        data = {"image_size": 640, "stretch": True, "crop": 0.0, "multi_scale": multi_scale, **SSD}
+        data |= {"strong_until": (epochs - plain) / epochs}
+    assert resolved.data == DataSettings(train="x", **data)
 
 
 def test_settings_that_were_given_overrule_those_of_the_kind() -> None:

@@ -45,6 +45,8 @@ TRAINING: dict[str, dict[str, Any]] = {
     "X": {"backbone_lr": 2.5e-6},
 }
 """Published training of each size, where it differs from that of L."""
+PHASES = {"N": (12, 0), "S": (12, 20), "M": (12, 6), "L": (8, 4), "X": (8, 3)}
+"""Epochs without strong augmentation at the end, and `DataSettings.multi_scale`, of each size."""
 SUPPORTED: dict[str, object] = {
     "max_num_bins": BINS - 1,
     "top_prob_values": 4,
@@ -173,6 +175,12 @@ class DFINE(RTDETRv2):
     def published_training(self) -> Mapping[str, Any]:
         """Return the published training schedule, which depends on the size of the model."""
         return {**self.training, **TRAINING.get(self.size, {})}
+
+    def published_data(self) -> Mapping[str, Any]:
+        """Return the published data settings, which depend on the size of the model."""
+        epochs = self.published_training()["epochs"]
+        plain, multi_scale = PHASES[self.size]
+        return {**self.data, "strong_until": (epochs - plain) / epochs, "multi_scale": multi_scale}
 
     @classmethod
     def infer_backbone(cls, state: Mapping[str, Tensor]) -> str:
