@@ -288,9 +288,7 @@ def test_a_run_from_a_file_stretches_images_as_it_says(tmp_path: Path) -> None:
     convert(tmp_path / "ours.safetensors", tmp_path / "folder", to="huggingface")
     begun = RunSettings.parse({"weights": str(tmp_path / "folder"), "data": {"train": "x"}})
     run = resolve(begun)
-    assert (run.data.stretch, run.data.image_size) == (True, 640)
-    assert (run.data.sizes().scales[0], run.data.sizes().scales[-1], run.data.multi_scale) == (480, 800, 3)
-    assert (run.data.photometric, run.data.zoom_out, run.data.iou_crop, run.data.crop) == (0.5, 0.5, 0.8, 0)
+    assert {name: getattr(run.data, name) for name in RTDETR.data} == RTDETR.data
     assert (run.train.epochs, run.train.milestones, run.train.ema) == (72, (), 0.9999)
     assert build_detector(run, PETS).preprocessing == Detector.load(tmp_path / "folder").preprocessing
     smaller = resolve(begun.replace(data={"train": "x", "image_size": 320}))

@@ -251,18 +251,7 @@ def train_loader(
         ConfigError: `batch_size` is not a multiple of `world_size`, or there are fewer images than processes, or
             batches have too few images for mixup; or `transform` cannot be used.
     """
-    if settings.mixup and batch_size < 2 * world_size:
-        raise ConfigError(
-            f"setting 'data.mixup' is {settings.mixup:g}, but each process trains on one image at a time; expected at "
-            "least two: increase 'train.batch_size', or decrease 'train.accumulate'"
-        )
-    if settings.workers > (cpus := available_cpus()) and rank == 0:
-        log.warning(
-            "data.workers is %d, but this process may use %s; data.workers=%d may be faster",
-            settings.workers,
-            counted(cpus, "CPU"),
-            cpus,
-        )
+    check_loading(settings, batch_size, rank, world_size)
     user_transform = (
         UserTransform(transform, len(data.categories), pickled=settings.workers > 0) if transform else None
     )
@@ -279,6 +268,26 @@ def train_loader(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )
+
+
+def check_loading(settings: DataSettings, batch_size: int, rank: int, world_size: int) -> None:
+    """Check that batches have enough images for mixup, and warn of more workers than CPUs; see `train_loader`.
+
+    Raises:
+        ConfigError: They have not.
+    """
+    if settings.mixup and batch_size < 2 * world_size:
+        raise ConfigError(
+            f"setting 'data.mixup' is {settings.mixup:g}, but each process trains on one image at a time; expected at "
+            "least two: increase 'train.batch_size', or decrease 'train.accumulate'"
+        )
+    if settings.workers > (cpus := available_cpus()) and rank == 0:
+        log.warning(
+            "data.workers is %d, but this process may use %s; data.workers=%d may be faster",
+            settings.workers,
+            counted(cpus, "CPU"),
+            cpus,
+        )
 
 
 def available_cpus() -> int:

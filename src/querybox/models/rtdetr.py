@@ -59,6 +59,8 @@ SUPPORTED: dict[str, object] = {
 """Settings of a Hugging Face config of which querybox supports one value, that of all published models."""
 
 
+SSD = {"photometric": 0.5, "zoom_out": 0.5, "iou_crop": 0.8, "crop": 0.0}
+"""Augmentation of SSD, with the published probabilities, in place of DETR's crops."""
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
 
 
@@ -73,15 +75,7 @@ class RTDETR(DINO):
         "ema": 0.9999,
         "ema_warmup": 2000,
     }
-    data: ClassVar[Mapping[str, Any]] = {
-        "image_size": 640,
-        "stretch": True,
-        "crop": 0.0,
-        "photometric": 0.5,
-        "zoom_out": 0.5,
-        "iou_crop": 0.8,
-        "multi_scale": 3,
-    }
+    data: ClassVar[Mapping[str, Any]] = {"image_size": 640, "stretch": True, "multi_scale": 3, **SSD}
     layouts: ClassVar[Mapping[PublicSystem, Layout]] = {
         "facebook": LYUWENYU,
         "huggingface": HUGGINGFACE_RTDETR,
