@@ -21,6 +21,7 @@ from benchmarks import (
     inference,
     memory,
     plots,
+    realtime,
     report,
     startup,
     training,
@@ -29,7 +30,18 @@ from benchmarks import (
 from benchmarks.measure import Row, RowResult, measure
 from benchmarks.setup import Setup
 
-FAMILIES = (inference, accuracy, training, training_small, criterion, memory, data, evaluator, startup)
+FAMILIES = (
+    inference,
+    realtime,
+    accuracy,
+    training,
+    training_small,
+    criterion,
+    memory,
+    data,
+    evaluator,
+    startup,
+)
 RESULTS = Path(__file__).parent / "results"
 
 

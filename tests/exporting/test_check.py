@@ -82,6 +82,41 @@ def test_proposals_that_are_equally_good_may_come_in_either_order(
         verify(one, other)
 
 
+def part(detector: Detector, gap: float) -> Detector:
+    """Return a copy whose best proposal leads the next one by `gap`, which is that of the first image of each size."""
+    changes: dict[torch.Size, Tensor] = {}
+
+    def shift(_: nn.Module, __: object, logits: Tensor) -> Tensor:
+        best, places = logits.amax(-1).topk(2, dim=1)
+        change = changes.setdefault(logits.shape, best[:, 0] - gap - best[:, 1])
+        return logits.index_put((torch.arange(len(logits)), places[:, 1]), change[:, None], accumulate=True)
+
+    parted = copy.deepcopy(detector)
+    parted.get_submodule("queries.proposals.class_head").register_forward_hook(shift)
+    return parted
+
+
+def test_rounding_grows_with_the_depth_of_a_model(dino: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proposals of a real backbone differ by some 1e-5 between two ways to compute them."""
+    one, other = part(dino, 1e-5), engine(part(dino, -1e-5))
+    assert verify(one, other).scores < 1e-4
+    monkeypatch.setattr(check, "NOISE", check.NOISE[:1])
+    with pytest.raises(ExportError, match="nothing was written"):
+        verify(one, other)
+
+
+def test_the_order_of_queries_is_not_compared_where_it_does_not_matter(dfine: Detector) -> None:
+    right = engine(dfine)
+
+    def run(pixels: Tensor, sizes: Tensor) -> Outputs:
+        answers = right.run(pixels, sizes)
+        return dict(answers) | {name: answers[name].flip(1) for name in ("logits", "boxes")}
+
+    assert verify(dfine, ExportedModel(right.card, run)).scores < 1e-6
+    with pytest.raises(ExportError, match="nothing was written"):
+        verify(dfine, engine(dfine, boxes=0.01))
+
+
 def test_other_weights_are_found_where_queries_are_chosen(dino: Detector) -> None:
     other = copy.deepcopy(dino)
     with torch.no_grad():

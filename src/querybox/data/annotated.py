@@ -116,7 +116,9 @@ def splits_by_file(
     for name, file in split_files(path, suffix, recognises).items():
         locator = locator_for(path, file)
         folders = folders_in_file(file)
-        parts = {part: partial(_parse_part, parse, file, part, folders) for part in folders}
+        parts: dict[str, Callable[[FindingCollector], Sequence[AnnotatedImage]]] = {
+            part: partial(_parse_part, parse, file, part, folders) for part in folders
+        }
         for key, read in (parts or {name: partial(parse, file)}).items():
             splits[key] = AnnotatedSplit(file, locator, read, locator.root == path)
     return annotated_splits(splits, categorize)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from querybox.errors import CheckpointError, ExportError
@@ -20,6 +22,7 @@ from querybox.inference.engine import evaluating
 from querybox.inference.postprocess import postprocess
 from querybox.memory import first_line, is_out_of_memory
 from querybox.modules.detector import DetectionTransformer
+from querybox.modules.queries import gather_rows
 from querybox.pixels import pad
 from querybox.structures import Memory
 
@@ -33,8 +36,9 @@ PROBE_TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "bf16": 0.02, "int8
 """The same for a model that is loaded, perhaps on another machine than it was written on."""
 TIE = 1e-6
 """Detections whose scores differ by no more may come in either order."""
-NOISE, TRIES = 3e-6, 16
-"""Standard deviation of the noise that simulates rounding in memory tokens, and the number of attempts with it."""
+NOISE, TRIES = (3e-6, 1e-5, 3e-5), 24
+"""Standard deviations of the noise that simulates rounding in memory tokens, which is larger the deeper the model, and
+the number of attempts with them, in turns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +57,8 @@ def verify(detector: DetectionTransformer, model: ExportedModel) -> Verification
     """Compare an exported model with its detector on batches of several sizes, with and without padding.
 
     If queries are made from the encoder's proposals, they are ranked by score, and proposals whose scores are equal up
-    to rounding may come in either order. Therefore each image may instead match the output of the detector with noise
-    of the magnitude of rounding added to its memory.
+    to rounding may come in either order. Queries whose order does not matter are compared with the closest ones.
+    Besides, each image may match the output of the detector with noise of the magnitude of rounding in its memory.
 
     Raises:
         ExportError: The outputs differ by more than `TOLERANCES` allows for the model's precision.
@@ -86,20 +90,25 @@ def differences(
     They are infinite if the outputs contain NaN or have the wrong shape.
     """
     graph, generator = Graph(detector), torch.Generator().manual_seed(0)
+    smallest = torch.full((2, len(pixels)), torch.inf)
+    attempt = 0
 
     def add_noise(_: nn.Module, __: object, memory: Memory) -> Memory:
-        noise = NOISE * torch.randn(memory.tokens.shape, generator=generator)
+        noise = NOISE[attempt % len(NOISE)] * torch.randn(memory.tokens.shape, generator=generator)
         return replace(memory, tokens=memory.tokens + noise.to(memory.tokens))
 
-    smallest = torch.full((2, len(pixels)), torch.inf)
     for attempt in range(1 + TRIES * detector.proposes_queries):
         noisy = detector.encoder.register_forward_hook(add_noise) if attempt else nullcontext()
         with evaluating(detector), torch.inference_mode(), noisy:
             values = graph(pixels.to(detector.device), sizes.to(detector.device))
         expected = {name: value.cpu() for name, value in zip(OUTPUTS, values, strict=True)}
-        scores = [model.predictions(each).scores() for each in (outputs, expected)]
+        scores, right_scores = (model.predictions(each).scores() for each in (outputs, expected))
+        boxes, right_boxes = outputs["boxes"], expected["boxes"]
+        if detector.exchanges_queries and scores.shape == right_scores.shape:
+            order = closest(torch.cat([scores, boxes], 2), torch.cat([right_scores, right_boxes], 2))
+            right_scores, right_boxes = gather_rows(right_scores, order), gather_rows(right_boxes, order)
         current = torch.stack(
-            [max_difference(*scores), max_difference(outputs["boxes"], expected["boxes"])]
+            [max_difference(scores, right_scores), max_difference(boxes, right_boxes)]
         )  # [2, B]
         smallest = torch.where(current.amax(0) < smallest.amax(0), current, smallest)  # NaN is never smaller
         if (smallest <= TOLERANCES[model.card.precision]).all():
@@ -121,6 +130,12 @@ def verification_batches(short_side: int) -> Iterator[tuple[UInt8[Tensor, "B 3 H
     height, width = side // 2 + 5, side // 2 + 38
     pixels, sizes = pad([image(height, width)])
     yield F.pad(pixels, (0, 45, 0, 70), value=255), sizes  # the content of the padding must not matter
+
+
+def closest(rows: Float[Tensor, "B Q N"], candidates: Float[Tensor, "B Q N"]) -> Int[Tensor, "B Q"]:
+    """Return the index of a candidate for each row, a different one each, so that all are close to each other."""
+    distances = torch.cdist(rows, candidates, p=math.inf).nan_to_num(nan=math.inf).clamp(max=1e9)
+    return torch.stack([torch.from_numpy(linear_sum_assignment(each)[1]) for each in distances.numpy()])
 
 
 def max_difference(actual: Tensor, expected: Tensor) -> Float[Tensor, " B"]:

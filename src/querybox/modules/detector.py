@@ -169,6 +169,11 @@ class DetectionTransformer(nn.Module):
         return hasattr(self.queries, "proposals")
 
     @property
+    def exchanges_queries(self) -> bool:
+        """Whether queries in another order give the same predictions in that order."""
+        return bool(getattr(self.queries, "exchangeable", False))
+
+    @property
     def device(self) -> torch.device:
         """The device of the parameters."""
         return next(self.parameters()).device

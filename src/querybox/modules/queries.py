@@ -203,6 +203,11 @@ class TokenQueries(nn.Module):
         self.count = count
         self.ranking = ranking
 
+    @property
+    def exchangeable(self) -> bool:
+        """Whether the order of the queries does not matter, because each attends to all others."""
+        return self.ranking.mask(1, torch.device("cpu")) is None
+
     def forward(self, memory: Memory) -> Queries:
         """Select the queries."""
         tokens, selected = self.proposals.top(memory, self.count, self.ranking)
