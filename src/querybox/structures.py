@@ -192,20 +192,16 @@ class Target:
             raise ConfigError(
                 f"Target got boxes on {self.boxes.device} and labels on {self.labels.device}; expected the same device"
             )
-        if self.boxes.device.type == "cpu" and len(self.labels):
-            self._check_values()
-
-    def _check_values(self) -> None:
+        if self.boxes.device.type != "cpu" or not len(self.labels):
+            return
         low, high = self.boxes.detach().aminmax()  # both are NaN if any value is
         if not -ROUNDING <= float(low) <= float(high) <= 1 + ROUNDING:
             raise ConfigError(
                 f"Target got boxes with values from {float(low):g} to {float(high):g}; expected (centre x, centre y, "
                 "width, height) from 0 to 1: divide pixels by the size of the image"
             )
-        if int(self.labels.min()) < 0:
-            raise ConfigError(
-                f"Target got the label {int(self.labels.min())}; expected 0 to C-1 for C classes"
-            )
+        if (lowest := int(self.labels.min())) < 0:
+            raise ConfigError(f"Target got the label {lowest}; expected 0 to C-1 for C classes")
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         """Copy to `device`."""
