@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from dataset_writers import write_boxes
 from rich.console import Console
 from torch import nn
 from torch.testing import assert_close
 
-from querybox import Category, Detector, ImageBatch, QueryboxError, Target
+from querybox import Category, Detector, ImageBatch, QueryboxError, RunSettings, Target, train
 from querybox.checkpoints.convert import convert
 from querybox.cli.trace import tables
+from querybox.data import read_dataset
+from querybox.diagnosis import diagnose
 from querybox.fast.training import for_training
+from querybox.inspect import query_view
 from querybox.inspect.attention import AttentionPoints
 from querybox.inspect.page import image_data
 from querybox.models import find
 from querybox.models.dfine import DFINE
 from querybox.modules.fine import BoundedResidual, FineDecoder, Gate
 from querybox.training.finetune import initialize_from
+from querybox.training.folder import METRICS
 
 TINY: dict[str, Any] = {
     "width": 32,
@@ -231,3 +238,25 @@ def test_a_trace_tells_how_sure_each_edge_is() -> None:
     assert "loss_fgl" in text.getvalue()
     losses = seen.comparison.losses if seen.comparison else {}
     assert {"pre_loss_cls", "loss_fgl", "d0.loss_ddf"} <= losses.keys()
+
+
+def test_a_run_trains_it(tmp_path: Path) -> None:
+    data = write_boxes(tmp_path / "boxes", (96, 64), sides=(16, 40))
+    settings: dict[str, Any] = {
+        "recipe": "dfine_s",
+        "model": {**TINY, "backbone": "test_resnet", "backbone_weights": None, "denoising": 4},
+        "data": {"train": str(data), "image_size": 64, "workers": 0, "multi_scale": 0},
+        "train": {"epochs": 2, "batch_size": 4, "accumulate": 2, "lr": 1e-3},
+        "output": str(tmp_path / "run"),
+    }
+    result = train(RunSettings.parse(settings))
+    with (tmp_path / "run" / METRICS).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2
+    assert all(math.isfinite(float(row[name])) for row in rows for name in ("loss_fgl", "d0.loss_ddf"))
+    (found,) = result.detector.predict(data.parent / "1.png", threshold=0.0)
+    assert found.size == (64, 96)
+    diagnose(tmp_path / "run")
+    view = query_view(result.detector, read_dataset(data))
+    assert view.proposed
+    assert view.boxes.shape[1:] == (7, 4)
