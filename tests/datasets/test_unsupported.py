@@ -28,6 +28,7 @@ from querybox.errors import DataError
             "contains a project of the VGG Image Annotator .*: export the annotations as COCO",
         ),
         ("label_2/000001.txt", "contains KITTI labels"),
+        ("train/_annotations.txt", "contains Roboflow's text format for Keras"),
         ("export.ndjson", "contains JSON lines"),
         ("tiles.geojson", "contains geographical data"),
         ("photos/a.jpg", "contains images, but no annotations that are recognised; expected COCO"),

@@ -72,6 +72,17 @@ def test_layouts_of_yolo(tmp_path: Path, where: str) -> None:
         require_both(read_dataset(names))
 
 
+@pytest.mark.parametrize("capital", [False, True])
+def test_folders_named_in_the_singular(tmp_path: Path, capital: bool) -> None:
+    write_yolo(tmp_path, "train", IMAGES, NAMES).unlink()
+    for name in ("images", "labels"):
+        (tmp_path / name).rename(tmp_path / (name[:-1].title() if capital else name[:-1]))
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    if capital:  # found where the file system tells cases apart, if a data.yaml names it
+        (tmp_path / "data.yaml").write_text("train: Image/train\nnames: [cat, dog]\n")
+    require_both(read_dataset(tmp_path, "train"))
+
+
 @pytest.mark.parametrize("name", ["labels.txt", "names.txt", "_darknet.labels", "obj.names"])
 def test_files_of_class_names(tmp_path: Path, name: str) -> None:
     write_yolo(tmp_path, "train", IMAGES, NAMES).unlink()

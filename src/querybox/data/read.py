@@ -111,7 +111,10 @@ def find_splits(path: Path) -> dict[str, Reader]:
     copies = [format_.name for format_ in FORMATS if format_.name in found and format_.made_from in found]
     found = {name: splits for name, splits in found.items() if name not in copies}
     if len(found) > 1:
-        raise DataError(f"{path}: could be {' or '.join(found)}; pass the path of the file or folder to read")
+        choices = "; ".join(format_.expected for format_ in FORMATS if format_.name in found)
+        raise DataError(
+            f"{path}: could be {' or '.join(found)}; pass the path of the file or folder to read ({choices})"
+        )
     ((name, splits),) = found.items()
     notes = [f"{copy} beside {name}" for copy in copies]
     return {split: partial(_read_checked, read, notes) for split, read in splits.items()}

@@ -26,6 +26,7 @@ _KINDS = (
         "export the annotations as COCO JSON",
     ),
     (r"[/\\]label_2[/\\][^/\\]+\.txt$", "KITTI labels", "convert them to COCO JSON"),
+    (r"[/\\]_annotations\.txt$", "Roboflow's text format for Keras", "export the dataset as COCO JSON"),
     (r"\.mat$", "MATLAB files", "convert them to COCO JSON"),
     (r"\.(zip|tar|tgz|gz|bz2|xz|7z|rar)$", "archives", "unpack them"),
     (r"\.(h5|hdf5|npy|npz|lmdb|mdb|db|sqlite)$", "binary tables", _EXPORT),

@@ -286,7 +286,8 @@ def describe_schedule(train: Mapping[str, Any], facts: Facts) -> tuple[str, str]
     if train.get("max_time"):
         return chosen, f"until {format_duration(train['max_time'])} have passed, or the AP no longer rises"
     updates = train["epochs"] * max(1, facts.images // train["batch_size"])
-    return chosen, f"{train['epochs']} epochs, {updates} updates, or until the AP no longer rises"
+    length = f"{counted(train['epochs'], 'epoch')}, {counted(updates, 'update')}"
+    return chosen, f"{length}, or until the AP no longer rises"
 
 
 def describe_augmentation(data: Mapping[str, Any], facts: Facts) -> tuple[str, str]:

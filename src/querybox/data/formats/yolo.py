@@ -8,7 +8,13 @@ from pathlib import Path
 
 from querybox.data.findings import FindingCollector
 from querybox.data.formats.yolo_files import SUFFIXES, is_yolo_file, read_names, yolo_file_splits
-from querybox.data.formats.yolo_labels import NAMES_FILES, is_label_file, label_folder_of, read_yolo
+from querybox.data.formats.yolo_labels import (
+    LABEL_FOLDERS,
+    NAMES_FILES,
+    is_label_file,
+    label_folder_of,
+    read_yolo,
+)
 from querybox.data.image import SUFFIXES as IMAGE_SUFFIXES
 from querybox.data.locate import find_files, image_files, list_files
 from querybox.data.records import DetectionData
@@ -51,10 +57,17 @@ def _folder_splits(folder: Path) -> dict[str, Reader]:
 
 def _image_folders(folder: Path) -> dict[str, Path]:
     """Return the folder of images of each split."""
-    if (folder / "images").is_dir() and _has_label_files(folder / "labels"):
-        names = {path.name for kind in ("images", "labels") for path in _subfolders(folder / kind)}
-        return {name: folder / "images" / name for name in sorted(names)} or {"all": folder / "images"}
-    inner = {path.name: path / "images" for path in _subfolders(folder) if _has_label_files(path / "labels")}
+    for kinds in LABEL_FOLDERS.items():
+        images, labels = (folder / kind for kind in kinds)
+        if images.is_dir() and _has_label_files(labels):
+            names = {path.name for kind in (images, labels) for path in _subfolders(kind)}
+            return {name: images / name for name in sorted(names)} or {"all": images}
+    inner = {
+        path.name: path / images
+        for path in _subfolders(folder)
+        for images, labels in LABEL_FOLDERS.items()
+        if _has_label_files(path / labels)
+    }
     if inner:
         return inner
     if _has_labels_beside(folder):
@@ -98,7 +111,7 @@ def _read_folder(root: Path, images: Path) -> DetectionData:
             f"{root}: class names not found; add a classes.txt with one name per line, or a data.yaml"
         )
     findings = FindingCollector(images)
-    if images.parent.name == "images":
+    if images.parent.name in LABEL_FOLDERS:
         for stray in list_files(images.parent, *IMAGE_SUFFIXES):
             findings.add("unread_file", str(stray))
     images_by_id = dict(enumerate(image_files(images), start=1))

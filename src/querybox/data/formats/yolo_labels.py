@@ -31,6 +31,9 @@ from querybox.text import listed
 
 Names = Mapping[int, str]
 
+LABEL_FOLDERS = {"images": "labels", "image": "label"}
+"""Names of the folders of label files by that of the images."""
+
 NAMES_FILES = (
     "classes.txt",
     "obj.names",
@@ -106,11 +109,14 @@ def read_yolo(
 
 
 def label_folder_of(images: Path) -> Path:
-    """Return the folder of the label files for a folder of images: `images` in its path is replaced by `labels`."""
+    """Return the folder of the label files for a folder of images: `images` in its path is replaced by `labels`.
+
+    `image` is replaced by `label`, and a capital letter is kept.
+    """
     parts = list(images.parts)
     for place in range(len(parts) - 1, -1, -1):
-        if parts[place].lower() == "images":
-            parts[place] = "Labels" if parts[place] == "Images" else "labels"
+        if (labels := LABEL_FOLDERS.get(parts[place].lower())) is not None:
+            parts[place] = labels.title() if parts[place].istitle() else labels
             break
     return Path(*parts)
 
