@@ -1,7 +1,7 @@
 """The values passed between the stages: frozen dataclasses whose types state their shapes.
 
-Legend: B images, Q queries, C classes, K = C + 1 with "no object", D width, S memory tokens, L decoder layers, G objects
-of an image, H W pixels of the padded batch. `boxes`: cxcywh in 0-1 of the unpadded image; `boxes_xyxy`: pixels.
+Legend: B images, Q queries, C classes, K = C + 1 with "no object", D width, S memory tokens, L decoder layers, G
+objects of an image, H W pixels of the padded batch. `boxes`: cxcywh in 0-1 of the unpadded image; `boxes_xyxy`: pixels.
 """
 
 from __future__ import annotations
