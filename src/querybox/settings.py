@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from querybox.errors import ConfigError
 
-PathText = Annotated[str, Field(min_length=1)]
-"""A path or a name; an empty one would be the current folder."""
+PathText = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
+"""A path or a name. An empty one would be the current folder, and the system knows none with a null character."""
 
 
 class Settings(BaseModel):

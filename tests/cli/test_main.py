@@ -92,6 +92,11 @@ def test_a_wrong_command_line_is_told_in_one_line(run: Any, words: list[str], pa
         (PermissionError(13, "Permission denied", "/a/b"), 2, "/a/b: Permission denied; check"),
         (OSError(28, "No space left on device"), 2, "No space left on device"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
+        (
+            UnicodeEncodeError("ascii", "d\xe4ta", 1, 2, "ordinal not in range(128)"),
+            2,
+            "ConfigError: the file name 'd\xe4ta' cannot be written in ASCII, the encoding of this process",
+        ),
         (MemoryError(), 2, "OutOfMemoryError: there is not enough memory (MemoryError); use smaller images"),
         (
             RuntimeError("CUDA out of memory.\nGPU 0"),

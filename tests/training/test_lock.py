@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from querybox.errors import ConfigError
+from querybox.errors import ConfigError, DiskFullError
 from querybox.training import RunSettings, lock, train
 from querybox.training.lock import LOCK, folder_lock
 
@@ -134,3 +134,20 @@ def test_a_file_system_that_cannot_lock_folders_gets_a_file(
             "process": os.getpid(),
         }
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["file", "file/run", "x" * 300])
+def test_a_folder_that_cannot_be_created_is_told(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigError, match="the run folder cannot be created"), folder_lock(tmp_path / name):
+        pass
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(DiskFullError, match="No space left"), folder_lock(tmp_path / "run"):
+        pass

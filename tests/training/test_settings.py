@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,10 +184,11 @@ def test_workers_are_not_more_than_cpus_unless_set(
     assert resolve(settings.replace(data={"train": "photos", "workers": 4})).data.workers == 4
 
 
+@pytest.mark.parametrize("path", ["", "a\0b"])
 @pytest.mark.parametrize("name", ["data.train", "data.val", "weights", "output"])
-def test_an_empty_path_is_not_the_current_folder(name: str) -> None:
+def test_a_path_is_neither_empty_nor_has_a_null_character(name: str, path: str) -> None:
     values: dict[str, Any] = {"data": {"train": "photos"}}
     section, _, leaf = name.rpartition(".")
-    (values[section] if section else values)[leaf] = ""
-    with pytest.raises(ConfigError, match=rf"setting '{name}' got ''"):
+    (values[section] if section else values)[leaf] = path
+    with pytest.raises(ConfigError, match=re.escape(f"setting '{name}' got {path!r}")):
         RunSettings.parse(values)

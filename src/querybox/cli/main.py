@@ -137,6 +137,11 @@ def describe(error: Exception, words: Sequence[str]) -> str | None:
             f"OutOfMemoryError: there is not enough memory ({first_line(error)}); use smaller images, a smaller "
             "--batch-size, or a smaller model"
         )
+    if isinstance(error, UnicodeEncodeError) and error.encoding == "ascii":
+        return (
+            f"ConfigError: the file name {error.object!r} cannot be written in ASCII, the encoding of this process; "
+            "set PYTHONUTF8=1, or a locale such as LC_ALL=C.UTF-8"
+        )
     if isinstance(error, OSError):
         message = quote_paths(f"{error.filename or 'system'}: {error.strerror or error}", words)
         return f"{message}; check the path, its permissions and the disk"

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from querybox.errors import ConfigError
-from querybox.files import is_other_process
+from querybox.errors import ConfigError, DiskFullError
+from querybox.files import NO_SPACE, is_other_process
 
 LOCK = ".lock"
 """Name of the lock file, which is used where the system cannot lock a folder."""
@@ -32,10 +32,18 @@ def folder_lock(folder: Path) -> Iterator[None]:
     that has ended is replaced.
 
     Raises:
-        ConfigError: Another process holds the lock.
+        ConfigError: Another process holds the lock, or the folder cannot be created.
+        DiskFullError: There is no space for the folder.
     """
-    created = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        created = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        kind = DiskFullError if error.errno in NO_SPACE else ConfigError
+        raise kind(
+            f"{folder}: the run folder cannot be created ({error.strerror}); expected a new folder, or that of a run: "
+            "set another 'output'"
+        ) from error
     try:
         descriptor = lock_folder(folder)
         try:
