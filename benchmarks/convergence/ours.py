@@ -25,6 +25,7 @@ OURS = {
     "deformable_detr_small": "querybox Deformable DETR",
     "dino_small": "querybox DINO",
     "rtdetr_small": "querybox RT-DETR",
+    "dfine_small": "querybox D-FINE",
 }
 """Titles by the names of the run files in this folder."""
 

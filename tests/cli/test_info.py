@@ -32,11 +32,14 @@ def test_recipes_are_listed_by_purpose(run: Any) -> None:
     start = order.index("Recipes for few images, or a CPU")
     assert [line for line in order[start:] if line in RECIPES or line.startswith("Recipes")] == [
         "Recipes for few images, or a CPU", "detr_small", "deformable_detr_small", "dino_small", "rtdetr_small",
+        "dfine_small",
         "Recipes for real-time detection, trained with a GPU", "rtdetr_r18", "rtdetr_r34", "rtdetr_r50_m",
         "rtdetrv2_s", "rtdetrv2_ms", "rtdetrv2_m", "dfine_n", "dfine_s", "dfine_m",
         "deim_rtdetrv2_s", "deim_rtdetrv2_ms", "deim_rtdetrv2_m",
+        "deim_dfine_n", "deim_dfine_s", "deim_dfine_m",
         "Recipes for the highest AP on COCO, with a GPU", "dino_r50", "rtdetr_r50", "rtdetr_r101",
         "rtdetrv2_l", "rtdetrv2_x", "dfine_l", "dfine_x", "deim_rtdetrv2_l", "deim_rtdetrv2_x",
+        "deim_dfine_l", "deim_dfine_x",
         "Recipes for reproducing papers",
         *(
             name

@@ -77,6 +77,7 @@ def detector(trained: Change) -> Detector:
         ("rtdetrv2_s", {"backbone": "resnet18d", "encoder_width": 16, "points": (3, 1, 2)}),
         ("rtdetrv2_s", {"backbone": "resnet18d", "encoder_width": 16, "discrete": True}),
         ("dfine_s", {"backbone": "hgnetv2_b0", "encoder_width": 16}),
+        ("dfine_small", {"backbone": "test_efficientnet", "frozen_stride": 0}),
     ],
     ids=str,
 )

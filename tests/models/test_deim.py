@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from querybox import Category, Detector, ImageBatch, QueryboxError, RunSettings, load
 from querybox.checkpoints.convert import convert
 from querybox.losses.classification import MatchabilityLoss
-from querybox.models import PUBLIC_WEIGHTS, PublicWeights, find
+from querybox.models import DEIM_RECIPES, PUBLIC_WEIGHTS, find
 from querybox.training.optim import Schedule
 from querybox.training.start import build_detector, resolve
 
@@ -28,8 +28,6 @@ TINY: dict[str, Any] = {
     "queries": 7,
 }
 DEIM: dict[str, Any] = {"activation": "silu", "position_layers": 3}
-NONE = PublicWeights("", 51.9, 0, 0)
-"""Of RT-DETRv2-M, whose weights are not on the Hub."""
 PETS = tuple(Category(id=number, name=name) for number, name in enumerate(("cat", "dog")))
 
 
@@ -50,34 +48,37 @@ def answer(detector: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("size", "epochs", "flat", "stop", "backbone_lr"),
+    ("parent", "epochs", "rates", "batch_size", "multi_scale"),
     [
-        ("s", 120, 64, 117, 2e-4),
-        ("ms", 120, 64, 117, 1e-4),
-        ("m", 60, 34, 58, 2e-5),
-        ("l", 60, 34, 58, 2e-5),
-        ("x", 60, 34, 58, 2e-6),
+        ("rtdetrv2_s", (120, 64, 117), (2e-4, 2e-4), 16, 0),
+        ("rtdetrv2_ms", (120, 64, 117), (2e-4, 1e-4), 16, 3),
+        ("rtdetrv2_m", (60, 34, 58), (2e-4, 2e-5), 16, 3),
+        ("rtdetrv2_l", (60, 34, 58), (2e-4, 2e-5), 16, 3),
+        ("rtdetrv2_x", (60, 34, 58), (2e-4, 2e-6), 16, 3),
+        ("dfine_n", (160, 78, 148), (8e-4, 4e-4), 128, 0),
+        ("dfine_s", (132, 64, 120), (4e-4, 2e-4), 32, 20),
+        ("dfine_m", (102, 49, 90), (4e-4, 4e-5), 32, 6),
+        ("dfine_l", (58, 29, 50), (5e-4, 2.5e-5), 32, 4),
+        ("dfine_x", (58, 29, 50), (5e-4, 5e-6), 32, 3),
     ],
 )
-def test_rtdetrv2_is_trained_as_the_authors_configure_it(
-    size: str, epochs: int, flat: int, stop: int, backbone_lr: float
+def test_models_are_trained_as_the_authors_configure_it(
+    parent: str,
+    epochs: tuple[int, int, int],
+    rates: tuple[float, float],
+    batch_size: int,
+    multi_scale: int,
 ) -> None:
-    recipe, parent = find(f"deim_rtdetrv2_{size}"), find(f"rtdetrv2_{size}")
-    ours, theirs = recipe.model_dump(), parent.model_dump()
-    changed = {name for name in ours if ours[name] != theirs[name]}
-    expected = {"matchability", "activation", "position_layers"}
-    if size == "m":
-        expected |= {"decoder_layers", "inference_layers"}
-    if size not in ("s", "ms"):  # whose backbones RT-DETRv2 trains too
-        expected |= {"frozen_stride", "frozen_batch_norms"}
-    assert changed == expected
-    assert isinstance(recipe.criterion().classification, MatchabilityLoss)
-    run = resolve(RunSettings.parse({"recipe": f"deim_rtdetrv2_{size}", "data": {"train": "x"}}))
+    run = resolve(RunSettings.parse({"recipe": f"deim_{parent}", "data": {"train": "x"}}))
     train, data = run.train, run.data
-    assert (train.epochs, train.milestones, train.batch_size) == (epochs, (flat, stop), 16)
-    assert (train.lr, train.backbone_lr, train.weight_decay, train.clip) == (2e-4, backbone_lr, 1e-4, 0.1)
-    factors = [Schedule.of(train, 100).factor(100 * epoch) for epoch in (10, 25, flat, stop, epochs - 1)]
-    assert_close(factors, [(1001 / 2000) ** 2, 1.0, 1.0, 0.5, 0.5])
+    assert (train.epochs, train.batch_size, (train.lr, train.backbone_lr)) == (epochs[0], batch_size, rates)
+    decay = 1.25e-4 if parent in ("dfine_l", "dfine_x") else 1e-4
+    assert (train.weight_decay, train.decay_norms, train.clip) == (decay, False, 0.1)
+    assert (train.ema, train.ema_warmup) == (0.9999, 1000 if parent.startswith("dfine") else 2000)
+    total, flat, stop = epochs
+    factors = [Schedule.of(train, 100).factor(100 * epoch) for epoch in (10, 25, flat, stop, total - 1)]
+    end = 1.0 if parent == "dfine_n" else 0.5
+    assert_close(factors, [(1001 / 2000) ** 2, 1.0, 1.0, end, end])
     assert (data.mosaic, data.mixup, data.photometric, data.zoom_out, data.iou_crop) == (
         0.5,
         0.5,
@@ -86,30 +87,47 @@ def test_rtdetrv2_is_trained_as_the_authors_configure_it(
         0.8,
     )
     shares = (data.strong_from, data.mosaic_until, data.strong_until)
-    assert [round(share * epochs) for share in shares] == [4, flat, stop]
-    assert (data.image_size, data.stretch, data.crop, data.multi_scale) == (
-        640,
-        True,
-        0.0,
-        0 if size == "s" else 3,
-    )
-    assert PUBLIC_WEIGHTS[f"deim-rtdetrv2-{size}"].AP > PUBLIC_WEIGHTS.get(f"rtdetrv2-{size}", NONE).AP
+    assert [round(share * total) for share in shares] == [4, flat, stop]
+    assert (data.image_size, data.stretch, data.crop, data.multi_scale) == (640, True, 0.0, multi_scale)
 
 
-def test_the_activation_is_that_of_the_decoder_and_of_all_heads() -> None:
-    detector = make(**DEIM)
+@pytest.mark.parametrize("name", DEIM_RECIPES)
+def test_models_are_those_of_the_parents(name: str) -> None:
+    parent = name.removeprefix("deim_")
+    recipe = find(name)
+    ours, theirs = recipe.model_dump(), find(parent).model_dump()
+    changed = {key for key in ours if ours[key] != theirs[key]}
+    expected = {"matchability", "activation"}
+    if parent.startswith("rtdetrv2"):
+        expected |= {"position_layers"}
+    if parent == "rtdetrv2_m":
+        expected |= {"decoder_layers", "inference_layers"}
+    if theirs["frozen_batch_norms"]:
+        expected |= {"frozen_stride", "frozen_batch_norms"}
+    assert changed == expected
+    assert isinstance(recipe.criterion().classification, MatchabilityLoss)
+    weights, old = (PUBLIC_WEIGHTS.get(each.replace("_", "-")) for each in (name, parent))
+    assert weights is not None
+    assert (51.9 if old is None else old.AP) < weights.AP  # RT-DETRv2-M has no weights on the Hub
+
+
+@pytest.mark.parametrize("recipe", ["rtdetrv2_s", "dfine_s"])
+def test_the_activation_is_that_of_the_decoder_and_of_all_heads(recipe: str) -> None:
+    detector = make(recipe, **DEIM)
     kinds = {
         name: type(module)
         for name, module in detector.named_modules()
         if isinstance(module, nn.ReLU | nn.SiLU | nn.GELU) and name.startswith(("queries", "decoder"))
     }
     assert set(kinds.values()) == {nn.SiLU}
-    parts = (
+    parts = {
         "queries.proposals.box_head",
         "decoder.box_heads.1",
         "decoder.position",
         "decoder.layers.1.feedforward",
-    )
+    }
+    if recipe == "dfine_s":
+        parts |= {"decoder.first_box", "decoder.quality.1"}
     assert all(any(name.startswith(part) for name in kinds) for part in parts)
     shapes = [
         tuple(each.weight.shape)
@@ -120,7 +138,7 @@ def test_the_activation_is_that_of_the_decoder_and_of_all_heads() -> None:
     fast = detector.optimize()
     assert_close(answer(fast), answer(detector), rtol=0, atol=1e-4)
     with pytest.raises(AssertionError):
-        assert_close(answer(make(position_layers=3)), answer(detector), rtol=0, atol=1e-3)
+        assert_close(answer(make(recipe, position_layers=3)), answer(detector), rtol=0, atol=1e-3)
 
 
 def test_its_weights_are_read_if_the_activation_is_given(

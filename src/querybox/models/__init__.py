@@ -110,6 +110,17 @@ SMALL: dict[str, Any] = {
 }
 """Settings shared by the small models, which are for few images and CPUs."""
 SMALL_PYRAMID = {**SMALL, "frozen_stride": 8, "heads": 4, "levels": 3, "queries": 100}
+SMALL_HYBRID = {
+    **SMALL_PYRAMID,
+    "encoder_width": 128,
+    "encoder_feedforward": 512,
+    "expansion": 0.5,
+    "fusion_blocks": 1,
+    "normalize": True,
+    "denoising": 30,
+    "distinct": True,
+    "class_cost": 6.0,
+}
 
 RECIPES: dict[str, Recipe] = {
     "detr_r50": DETR_R50,
@@ -129,22 +140,13 @@ RECIPES: dict[str, Recipe] = {
     **{f"rtdetrv2_{name}": RTDETRv2().replace(**RTDETR_SIZES[size]) for name, size in RTDETRV2_SIZES.items()},
     **{f"dfine_{size}": DFINE().replace(**settings) for size, settings in DFINE_SIZES.items()},
     "dino_small": DINO().replace(**SMALL_PYRAMID, denoising=30, distinct=True, varifocal=True),
-    "rtdetr_small": RTDETR().replace(
-        **SMALL_PYRAMID,
-        encoder_width=128,
-        encoder_feedforward=512,
-        expansion=0.5,
-        fusion_blocks=1,
-        normalize=True,
-        denoising=30,
-        distinct=True,
-        class_cost=6.0,
-    ),
+    "rtdetr_small": RTDETR().replace(**SMALL_HYBRID),
+    "dfine_small": DFINE().replace(**SMALL_HYBRID),
 }
 """All recipes by name: published models, DETR with a ResNet-18, and small models for few images and CPUs."""
-RECIPES |= {name: RECIPES[each.recipe].replace(**each.model) for name, each in DEIM_RECIPES.items()}
+RECIPES |= {name: RECIPES[each.parent].replace(**each.model) for name, each in DEIM_RECIPES.items()}
 PUBLIC_WEIGHTS |= {name.replace("_", "-"): each.weights for name, each in DEIM_RECIPES.items()}
-SMALL_RECIPES = ("detr_small", "deformable_detr_small", "dino_small", "rtdetr_small")
+SMALL_RECIPES = ("detr_small", "deformable_detr_small", "dino_small", "rtdetr_small", "dfine_small")
 """Recipes for few images, which have no published training schedule: it is chosen from the data."""
 
 
@@ -202,7 +204,7 @@ def training_defaults(recipe: Recipe, name: str | None = None) -> dict[str, Any]
         name: Its name in `RECIPES`; None if it has none.
     """
     if name in DEIM_RECIPES:
-        return DEIM_RECIPES[name].training
+        return {**recipe.published_training(), **DEIM_RECIPES[name].training}
     return dict(DETR.training if name in SMALL_RECIPES else recipe.published_training())
 
 
@@ -214,5 +216,5 @@ def data_defaults(recipe: Recipe, name: str | None = None) -> dict[str, Any]:
         name: Its name in `RECIPES`; None if it has none.
     """
     if name in DEIM_RECIPES:
-        return DEIM_RECIPES[name].data
+        return {**recipe.published_data(), **DEIM_RECIPES[name].data}
     return dict(DETR.data if name in SMALL_RECIPES else recipe.published_data())

@@ -7,134 +7,97 @@ from matches of any quality, so that fewer epochs are needed. docs/lineage/deim.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from querybox.models.public import PublicWeights
 
 PLAIN_EPOCHS = 4
 """Epochs at the beginning without strong augmentation."""
-DRIVE = "https://drive.google.com/file/d/"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class DEIM:
-    """The training of one model."""
+    """The training of one model. Settings that it does not name are those of the parent's training."""
 
-    recipe: str
+    parent: str
     """Name of the recipe that is trained."""
-    model: Mapping[str, Any]
-    """Settings of the model that differ."""
     lr: float
     backbone_lr: float
-    epochs: int
-    flat: int
-    """Epochs after which mosaic and mixup end, and the learning rate begins to fall."""
-    stop: int
-    """Epochs after which all strong augmentation ends, and the learning rate has fallen to half."""
-    multi_scale: int
-    """How often batches have the image size itself; see `DataSettings.multi_scale`."""
-    ema_warmup: int
-    more: Mapping[str, Any]
-    """Other settings of the training."""
+    epochs: tuple[int, int, int]
+    """All epochs; those after which mosaic and mixup end, and the learning rate begins to fall; and those after which
+    all strong augmentation ends, and the learning rate has fallen to half."""
     weights: PublicWeights
-    """The public weights, which are files of Google Drive."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the model that differ, besides those of all models."""
+    constant_lr: bool = False
+    """Keep the learning rate after the warm-up."""
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """Settings that differ from the parent. All of the backbone is trained."""
+        trained = {"frozen_stride": 0, "frozen_batch_norms": False}
+        return {"matchability": True, "activation": "silu", **trained, **self.settings}
 
     @property
     def training(self) -> dict[str, Any]:
-        """Settings that differ from the defaults of `querybox.training.TrainSettings`."""
+        """Settings that differ from the training of the parent."""
+        epochs, flat, stop = self.epochs
         return {
-            "epochs": self.epochs,
+            "epochs": epochs,
             "lr": self.lr,
             "backbone_lr": self.backbone_lr,
-            "decay_norms": False,
             "schedule": "flat_cosine",
-            "milestones": (self.flat, self.stop),
+            "milestones": (epochs, epochs + 1) if self.constant_lr else (flat, stop),
             "warmup_steps": 2000,
-            "ema": 0.9999,
-            "ema_warmup": self.ema_warmup,
-            **self.more,
         }
 
     @property
     def data(self) -> dict[str, Any]:
-        """Settings that differ from the defaults of `querybox.data.DataSettings`."""
+        """Settings of the data that differ from those of the parent."""
+        epochs, flat, stop = self.epochs
         return {
-            "image_size": 640,
-            "stretch": True,
-            "crop": 0.0,
-            "photometric": 0.5,
-            "zoom_out": 0.5,
-            "iou_crop": 0.8,
             "mosaic": 0.5,
             "mixup": 0.5,
-            "multi_scale": self.multi_scale,
-            "strong_from": PLAIN_EPOCHS / self.epochs,
-            "strong_until": self.stop / self.epochs,
-            "mosaic_until": self.flat / self.epochs,
+            "strong_from": PLAIN_EPOCHS / epochs,
+            "strong_until": stop / epochs,
+            "mosaic_until": flat / epochs,
         }
 
 
-TRAINED: dict[str, Any] = {
-    "matchability": True,
-    "activation": "silu",
-    "frozen_stride": 0,
-    "frozen_batch_norms": False,
-}
-"""Settings of all models: besides the loss and the activation, all of the backbone is trained."""
-RTDETRV2 = {**TRAINED, "position_layers": 3}
-
-
 def rtdetrv2(
-    size: str,
-    backbone_lr: float,
-    epochs: tuple[int, int, int],
-    *,
-    multi_scale: int = 3,
-    weights: PublicWeights,
-    **model: Any,
+    size: str, backbone_lr: float, epochs: tuple[int, int, int], *weights: Any, **settings: Any
 ) -> DEIM:
-    """Return the training of a model of RT-DETRv2; `epochs` are all, `DEIM.flat` and `DEIM.stop`."""
-    return DEIM(
-        recipe=f"rtdetrv2_{size}",
-        model={**RTDETRV2, **model},
-        lr=2e-4,
-        backbone_lr=backbone_lr,
-        epochs=epochs[0],
-        flat=epochs[1],
-        stop=epochs[2],
-        multi_scale=multi_scale,
-        ema_warmup=2000,
-        more={},
-        weights=weights,
-    )
+    """Return the training of a model of RT-DETRv2; `weights` are the arguments of `drive`."""
+    settings = {"position_layers": 3, **settings}
+    return DEIM(f"rtdetrv2_{size}", 2e-4, backbone_lr, epochs, drive(*weights), settings)
+
+
+def drive(file: str, AP: float, parameters: int, gflops: int) -> PublicWeights:
+    """Return public weights in a file of Google Drive."""
+    return PublicWeights(f"https://drive.google.com/file/d/{file}", AP, parameters, gflops)
 
 
 LONG, SHORT = (120, 64, 117), (60, 34, 58)
+THREE_LAYERS = {"decoder_layers": 3, "inference_layers": None}
+N = drive("1ZPEhiU9nhW4M5jLnYOFwTSLQC1Ugf62e", 43.0, 4, 7)
+S = drive("1tB8gVJNrfb6dhFvoHJECKOF5VpkthhfC", 49.0, 10, 25)
+M = drive("18Lj2a6UN6k_n_UzqnJyiaiLGpDzQQit8", 52.7, 19, 57)
+L = drive("1PIRf02XkrA2xAD3wEiKE2FaamZgSGTAr", 54.7, 31, 91)
+X = drive("1dPtbgtGgq1Oa7k_LgH1GXPelg1IVeu0j", 56.5, 62, 202)
 DEIM_RECIPES: dict[str, DEIM] = {
-    "deim_rtdetrv2_s": rtdetrv2(
-        "s",
-        2e-4,
-        LONG,
-        multi_scale=0,
-        weights=PublicWeights(f"{DRIVE}153_JKff6EpFgiLKaqkJsoDcLal_0ux_F", 49.0, 20, 60),
-    ),
-    "deim_rtdetrv2_ms": rtdetrv2(
-        "ms", 1e-4, LONG, weights=PublicWeights(f"{DRIVE}1O9RjZF6kdFWGv1Etn1Toml4r-YfdMDMM", 50.9, 31, 92)
-    ),
-    "deim_rtdetrv2_m": rtdetrv2(
-        "m",
-        2e-5,
-        SHORT,
-        decoder_layers=3,
-        inference_layers=None,
-        weights=PublicWeights(f"{DRIVE}10dLuqdBZ6H5ip9BbBiE6S7ZcmHkRbD0E", 53.2, 33, 100),
-    ),
-    "deim_rtdetrv2_l": rtdetrv2(
-        "l", 2e-5, SHORT, weights=PublicWeights(f"{DRIVE}1mWknAXD5JYknUQ94WCEvPfXz13jcNOTI", 54.3, 42, 136)
-    ),
-    "deim_rtdetrv2_x": rtdetrv2(
-        "x", 2e-6, SHORT, weights=PublicWeights(f"{DRIVE}1BIevZijOcBO17llTyDX32F_pYppBfnzu", 55.5, 76, 259)
-    ),
+    f"deim_{each.parent}": each
+    for each in (
+        rtdetrv2("s", 2e-4, LONG, "153_JKff6EpFgiLKaqkJsoDcLal_0ux_F", 49.0, 20, 60),
+        rtdetrv2("ms", 1e-4, LONG, "1O9RjZF6kdFWGv1Etn1Toml4r-YfdMDMM", 50.9, 31, 92),
+        rtdetrv2("m", 2e-5, SHORT, "10dLuqdBZ6H5ip9BbBiE6S7ZcmHkRbD0E", 53.2, 33, 100, **THREE_LAYERS),
+        rtdetrv2("l", 2e-5, SHORT, "1mWknAXD5JYknUQ94WCEvPfXz13jcNOTI", 54.3, 42, 136),
+        rtdetrv2("x", 2e-6, SHORT, "1BIevZijOcBO17llTyDX32F_pYppBfnzu", 55.5, 76, 259),
+        DEIM("dfine_n", 8e-4, 4e-4, (160, 78, 148), N, constant_lr=True),
+        DEIM("dfine_s", 4e-4, 2e-4, (132, 64, 120), S),
+        DEIM("dfine_m", 4e-4, 4e-5, (102, 49, 90), M),
+        DEIM("dfine_l", 5e-4, 2.5e-5, (58, 29, 50), L),
+        DEIM("dfine_x", 5e-4, 5e-6, (58, 29, 50), X),
+    )
 }
 """Trainings by the names of their recipes."""

@@ -284,7 +284,7 @@ class DFINE(RTDETRv2):
         """Return the names of settings whose values the layout's system does not support."""
         supported: dict[str, object] = {"strides": (8, 16, 32)[-self.levels :], "distinct": False}
         if layout is HUGGINGFACE_DFINE:
-            supported["inference_layers"] = None
+            supported |= {"inference_layers": None, "activation": "relu"}
         unsupported = [name for name, value in supported.items() if getattr(self, name) != value]
         known = self.backbone.partition(".")[0] in model_cfgs
         return unsupported if known else ["backbone", *unsupported]

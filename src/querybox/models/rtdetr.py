@@ -317,6 +317,7 @@ class RTDETR(DINO):
             "dropout": config.get("dropout", 0.0),
             "queries": config.get("num_queries", 300),
             "inference_layers": None,
+            "activation": "relu",
             "frozen_batch_norms": config.get("freeze_backbone_batch_norms", True),
         }
 
