@@ -26,9 +26,10 @@ from querybox.structures import ImageBatch
 
 THEIR_GRAPH = f"{TRANSFORMERS}, OpenVINO"
 THEIR_INT8 = f"{TRANSFORMERS}, OpenVINO int8"
-EXACT, ROUGHER = 1e-3, 2.0
-"""Tolerances of the scores in float32 and in int8, as logits."""
-SIDE, QUICK_SIDE = 640, 128
+EXACT, ROUGHER = 2e-2, 2.0
+"""Tolerances of the scores in float32 and in int8, as logits. With random weights, rounding decides about the last of the
+300 proposals that become queries; another one there changes the scores of all by some thousandths."""
+SIDE, QUICK_SIDE = 640, 320
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,12 +38,14 @@ class RealTime:
 
     model_class: str
     """Its class in transformers."""
-    torch_goal: float | None
+    torch_goal: float
     """Required speed of the torch engine relative to transformers."""
 
 
 MODELS = {
     "rtdetr_r18": RealTime(model_class="RTDetrForObjectDetection", torch_goal=2.0),
+    "dfine_n": RealTime(model_class="DFineForObjectDetection", torch_goal=2.5),
+    "dfine_s": RealTime(model_class="DFineForObjectDetection", torch_goal=2.0),
 }
 """The models that are measured, by recipe."""
 
@@ -70,8 +73,11 @@ def rows(setup: Setup) -> Iterator[Row]:
 
 def goals(facts: RealTime) -> list[Goal]:
     """Return the goals of a row."""
-    engine = [] if facts.torch_goal is None else [faster([OPTIMISED], TRANSFORMERS, facts.torch_goal)]
-    return [*engine, faster([OPENVINO], THEIR_GRAPH, 1.25), faster([INT8], THEIR_INT8, 1.5)]
+    return [
+        faster([OPTIMISED], TRANSFORMERS, facts.torch_goal),
+        faster([OPENVINO], THEIR_GRAPH, 1.25),
+        faster([INT8], THEIR_INT8, 1.5),
+    ]
 
 
 def detector_title(recipe: str) -> str:
@@ -80,7 +86,7 @@ def detector_title(recipe: str) -> str:
 
 
 def image_size(setup: Setup) -> tuple[int, int]:
-    """Return height and width of the image, multiples of 32 because transformers expects that."""
+    """Return height and width of the image, multiples of 32 with 300 cells or more, as transformers expects."""
     side = QUICK_SIDE if setup.quick else SIDE
     return side, side
 
