@@ -27,8 +27,8 @@ from querybox.structures import ImageBatch
 THEIR_GRAPH = f"{TRANSFORMERS}, OpenVINO"
 THEIR_INT8 = f"{TRANSFORMERS}, OpenVINO int8"
 EXACT, ROUGHER = 2e-2, 2.0
-"""Tolerances of the scores in float32 and in int8, as logits. With random weights, rounding decides about the last of the
-300 proposals that become queries; another one there changes the scores of all by some thousandths."""
+"""Tolerances of the scores in float32 and in int8, as logits. With random weights, rounding decides about the last of
+the 300 proposals that become queries; another one there changes the scores of all by some thousandths."""
 SIDE, QUICK_SIDE = 640, 320
 
 
