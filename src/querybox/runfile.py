@@ -133,7 +133,8 @@ def read_overrides(overrides: Iterable[str]) -> Values:
                 f"command line: got '{override}' without a value; expected one, such as {name}=null"
             )
         values.pop(name, None)  # the last one of a name takes precedence over all others
-        values[name] = parse_yaml(text, f"command line: '{override}'")
+        is_utf8 = text.isascii() or not re.search("[\ud800-\udfff]", text)  # YAML is
+        values[name] = parse_yaml(text, f"command line: '{override}'") if is_utf8 else text
     return values
 
 

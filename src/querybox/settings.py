@@ -78,5 +78,10 @@ def describe(problem: Mapping[str, Any], known: list[str]) -> str:
     if problem["type"] == "model_type" and key in known:
         settings = [name for name in known if name.startswith(f"{key}.")]
         return f"setting '{key}' got {problem['input']!r}; it is a group of settings: set one of {', '.join(settings)}"
+    if problem["type"] == "string_unicode":
+        return (
+            f"setting '{key}' got {problem['input']!r}, which is not UTF-8; expected a path in UTF-8: rename the file "
+            "or folder, or make a link to it"
+        )
     reason = problem["msg"].removeprefix("Value error, ")
     return f"setting '{key}' got {problem['input']!r}: {reason[0].lower()}{reason[1:]}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ from typing import Any
 import pytest
 
 from querybox.data.scan import examine_images
-from querybox.errors import DataError
+from querybox.errors import ConfigError, DataError
+from querybox.runfile import read_overrides
 from querybox.training import RunSettings, train
 
 MakeSettings = Callable[..., RunSettings]
@@ -98,3 +101,24 @@ def test_too_many_are_refused_before_anything_is_written(run_settings: MakeSetti
         train(settings)
     assert not settings.folder.exists()
     assert examine_images(()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are text elsewhere")
+def test_image_names_may_be_of_another_encoding(run_settings: MakeSettings, own_boxes: Path) -> None:
+    name = os.fsdecode(b"\xe4.png")
+    (own_boxes.parent / "3.png").rename(own_boxes.parent / name)
+    content = json.loads(own_boxes.read_text())
+    content["images"][2]["file_name"] = name
+    own_boxes.write_text(json.dumps(content))
+    data = {"train": str(own_boxes), "val": None}
+    folder = train(run_settings(data=data, epochs=1)).run_dir
+    train(run_settings(data=data, epochs=2), resume=True)
+    assert (folder / "report.html").is_file()
+
+
+def test_paths_in_settings_are_utf8(run_settings: MakeSettings) -> None:
+    with pytest.raises(
+        ConfigError, match=r"setting 'data\.train' got '.*', which is not UTF-8; .* rename the file"
+    ):
+        run_settings(data={"train": "d\udcff"})
+    assert read_overrides(["data.train=d\udcff"]) == {"data.train": "d\udcff"}
