@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from querybox.fast.convolution import FusedConv2d, use_fused_operators
+from querybox.fast.convolution import FusedAffine, FusedConv2d, use_fused_operators
 from querybox.fast.fusion import fuse
 from querybox.fast.replacement import copy_modules
 from querybox.modules.backbone import Backbone
@@ -153,3 +153,18 @@ def test_branches_with_hooks_are_not_merged(trained: Change) -> None:
     with torch.inference_mode():
         assert_close(fused(images), model(images), rtol=1e-4, atol=1e-5)
     assert len(calls) == 2
+
+
+def test_affine_blocks_take_one_pass(trained: Change) -> None:
+    backbone = Backbone("hgnetv2_b0", strides=(8, 16), frozen_stride=0)
+    trained(backbone)
+    with torch.no_grad():
+        for name, parameter in backbone.named_parameters():
+            if name.endswith(("lab.scale", "lab.bias")):
+                parameter.uniform_(-1.5, 1.5)
+    compare(backbone)
+    fused = fused_copy(backbone.eval())
+    use_fused_operators(fused)
+    blocks = [part for part in fused.modules() if isinstance(part, FusedAffine)]
+    assert len(blocks) > 10
+    assert all(block.factor == block.scale.item() for block in blocks)

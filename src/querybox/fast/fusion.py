@@ -13,13 +13,14 @@ from timm.models import _efficientnet_blocks as efficientnet
 from timm.models import byobnet, regnet, resnet
 from timm.models._features import FeatureDictNet, FeatureListNet
 from timm.models.efficientnet import EfficientNetFeatures
+from timm.models.hgnet import LearnableAffineBlock
 from timm.models.mobilenetv3 import MobileNetV3Features
 from timm.models.regnet import RegStage
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from querybox.fast.chains import Slot, chains, chains_of, flattened
-from querybox.fast.convolution import ACTIVATIONS, FusedConv2d, FusedLinear
+from querybox.fast.convolution import ACTIVATIONS, FusedAffine, FusedConv2d, FusedLinear
 from querybox.fast.replacement import has_hooks, is_plain, replace_leaves
 from querybox.modules.backbone import Backbone
 from querybox.modules.blocks import ConvNorm
@@ -31,8 +32,9 @@ FUSED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: FusedLinear,
     ClassHead: FusedLinear,
     SigmoidClassHead: FusedLinear,
+    LearnableAffineBlock: FusedAffine,
 }
-"""Layers that can be fused with the operations that follow them."""
+"""Layers that can be fused with the operations that follow them, or whose own operations can be fused."""
 CONVOLUTIONS = (FusedConv2d, nn.Conv2d, Conv2dSame)
 """Convolutions into which a batch norm can be folded."""
 NORMS = (nn.BatchNorm2d, BatchNormAct2d)
