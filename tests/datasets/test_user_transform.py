@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import random
 import re
 import sys
@@ -16,7 +17,7 @@ from torchvision.transforms import v2
 
 from querybox.data import DataSettings, read_dataset, train_loader
 from querybox.data.transforms import Sample
-from querybox.data.user_transform import UserTransform, describe
+from querybox.data.user_transform import UserTransform, call_albumentations, describe
 from querybox.errors import ConfigError
 from querybox.training.processes import next_batches
 
@@ -146,6 +147,32 @@ def test_an_error_in_a_worker_is_that_of_the_main_process(workers: int) -> None:
     assert re.fullmatch(message, str(raised.value))
 
 
+def blacken(image: Any, target: Any) -> Any:
+    image[:, :10] = 0
+    target["boxes"][:] = 0
+    target["labels"][:] = 0
+    return image, target
+
+
+def blackened(*, image: Any, bboxes: Any, labels: Any) -> dict[str, Any]:
+    image[:10] = 0
+    bboxes[:] = 0
+    labels[:] = 0
+    return {"image": image, "bboxes": bboxes, "labels": labels}
+
+
+def test_transforms_may_work_in_place(sample: Sample) -> None:
+    interleaved = sample.pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)  # as images are decoded
+    for transform, call in ((blacken, None), (blackened, call_albumentations)):
+        given = Sample(interleaved.clone(), sample.boxes_xyxy.clone(), sample.labels.clone())
+        user = UserTransform(transform, 4, pickled=True)
+        user.call = call or user.call
+        assert not user(given, np.random.default_rng(0), "a.jpg").pixels[:, :10].any()
+        torch.testing.assert_close(given.pixels, sample.pixels, rtol=0, atol=0)
+        torch.testing.assert_close(given.boxes_xyxy, sample.boxes_xyxy, rtol=0, atol=0)
+        torch.testing.assert_close(given.labels, sample.labels, rtol=0, atol=0)
+
+
 def test_what_cannot_be_trained_on_is_refused(sample: Sample) -> None:
     assert refused(lambda image, _: image, sample) == (
         "transform: on a.jpg: returned a Image; expected (image, target)"
@@ -180,6 +207,7 @@ def endless(image: Any, target: Any) -> Any:
 def test_transforms_that_workers_cannot_get_are_refused(sample: Sample) -> None:
     with pytest.raises(ConfigError, match=r"cannot be sent to the processes.*or set data.workers=0"):
         UserTransform(lambda image, target: (image, target), 4, pickled=True)
+    assert pickle.loads(pickle.dumps(UserTransform(v2.Grayscale(3), 4, pickled=True))).classes == 4
     alone = UserTransform(lambda image, target: (image, target), 4, pickled=False)
     assert alone(sample, np.random.default_rng(0), "a.jpg").labels.tolist() == [3, 1]
 

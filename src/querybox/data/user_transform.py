@@ -69,7 +69,8 @@ class UserTransform:
             with seeded(seed):
                 if hasattr(self.transform, "set_random_seed"):  # Albumentations 2 has generators of its own
                     self.transform.set_random_seed(seed)
-                transformed = self.call(self.transform, sample)
+                own = Sample(*(tensor.clone() for tensor in sample))  # may be changed in place
+                transformed = self.call(self.transform, own)
         except ConfigError as error:
             raise ConfigError(f"transform: on {where}: {error}") from error
         except Exception as error:
@@ -95,7 +96,7 @@ def call_torchvision(transform: Callable[..., Any], sample: Sample) -> Sample:
     boxes: Any = tv_tensors.BoundingBoxes(
         sample.boxes_xyxy, format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=shape
     )
-    result = transform(tv_tensors.Image(sample.pixels), {"boxes": boxes, "labels": sample.labels.clone()})
+    result = transform(tv_tensors.Image(sample.pixels), {"boxes": boxes, "labels": sample.labels})
     if not (isinstance(result, tuple | list) and len(result) == 2 and isinstance(result[1], dict)):
         raise ConfigError(f"returned a {type(result).__name__}; expected (image, target)")
     image, target = result
