@@ -19,11 +19,11 @@ import scipy.optimize  # noqa: F401
 import timm  # noqa: F401
 import torchvision.transforms.v2  # noqa: F401
 from documentation import enter, leave, run_commands, write_run_file
-from jaxtyping import install_import_hook
+from shape_checks import install
 from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
-install_import_hook("querybox", "shape_checks.check")
+install()
 
 # How long an example takes says more of the machine than of the code; the same examples every time.
 hypothesis.settings.register_profile("querybox", deadline=None, derandomize=True)

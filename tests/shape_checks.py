@@ -1,23 +1,57 @@
 """Shapes are types: under test, every annotated function and dataclass of querybox checks what it is given.
 
-The root `conftest.py` installs jaxtyping's import hook with `check`, so `Float[Tensor, "B Q 4"]` is enforced
-wherever it is written, and B means the same number throughout one call. Users never pay for this.
+`install` installs jaxtyping's import hook with `check`, so `Float[Tensor, "B Q 4"]` is enforced wherever it is written,
+and B means the same number throughout one call. Users never pay for this.
 """
 
 from __future__ import annotations
 
 import ast
+import builtins
 import re
 import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from types import FunctionType
+from typing import Any, TypeVar, get_args
+from unittest import mock
 
+import jaxtyping
 from beartype import BeartypeConf, beartype
 
 CONF = BeartypeConf(is_pep484_tower=True)  # an int is a fine float, as it is to mypy
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def install() -> None:
+    """Have querybox checked once it is imported."""
+    jaxtyped = jaxtyping.jaxtyped
+
+    def decorate(*, typechecker: Callable[[F], F]) -> Callable[[Any], Any]:
+        with_shapes = jaxtyped(typechecker=typechecker)
+        return lambda checked: check(checked) if is_without_shapes(checked) else with_shapes(checked)
+
+    # The hook decorates with this. Its bookkeeping of shapes costs many times what beartype does.
+    mock.patch.object(jaxtyping, "jaxtyped", decorate).start()
+    jaxtyping.install_import_hook("querybox", "shape_checks.check")
+
+
+def is_without_shapes(checked: object) -> bool:
+    """Whether `checked` is a function whose annotations have no shapes, as far as can be told before it is called."""
+    if not isinstance(checked, FunctionType):
+        return False
+    words = {
+        word for hint in checked.__annotations__.values() for word in re.findall(r"\b[A-Za-z_]\w*", str(hint))
+    }
+    names = {**vars(builtins), **checked.__globals__}
+    return all(word in names and not has_shapes(names[word]) for word in words)
+
+
+def has_shapes(hint: Any) -> bool:
+    """Whether a type, such as an alias of another one, has shapes in it."""
+    of_jaxtyping = str(getattr(hint, "__module__", "")).partition(".")[0] == "jaxtyping"
+    return of_jaxtyping or any(map(has_shapes, get_args(hint)))
 
 
 def check(function: F) -> F:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from jaxtyping import TypeCheckError
+from jaxtyping import Float, Int, TypeCheckError
+from shape_checks import is_without_shapes
+from torch import Tensor
 
 from querybox.pixels import pad
 from querybox.structures import Predictions, Target
+
+Pairs = list[tuple[Int[Tensor, " N"], Int[Tensor, " N"]]]
 
 
 def test_a_wrong_dtype_is_refused() -> None:
@@ -25,3 +29,16 @@ def test_a_method_that_returns_self_is_checked() -> None:
     assert target.to("cpu").labels.shape == (2,)
     with pytest.raises(TypeCheckError):
         target.to(3.5)  # type: ignore[arg-type]
+
+
+def test_functions_without_shapes_are_told_from_those_with() -> None:
+    def plain(number: int, texts: list[str] | None) -> None: ...
+
+    def direct(tensor: Float[Tensor, "B 4"]) -> None: ...
+
+    def by_an_alias(number: int) -> Pairs | None: ...
+
+    def unknown(number: NotYetDefined) -> None: ...  # type: ignore[name-defined]
+
+    assert is_without_shapes(plain)
+    assert not any(map(is_without_shapes, (direct, by_an_alias, unknown, Target)))
