@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dataset_writers import Drawn, coco, write_coco, write_images, write_json, write_voc
+from dataset_writers import Box, Drawn, coco, write_coco, write_images, write_json, write_voc, write_yolo
 from layouts import IMAGES, NAMES, kinds
 
-from querybox.data import read_dataset
+from querybox.data import DataSettings, read_dataset, read_train_and_val, validate
 from querybox.data.read import find_splits
 from querybox.data.records import DetectionData
 from querybox.errors import DataError
@@ -56,3 +56,27 @@ def test_an_image_under_two_ids_and_classes_without_names(tmp_path: Path) -> Non
     document = json.loads(path.read_text())
     document["categories"][0]["name"] = " "
     assert kinds(read_dataset(write_json(path, document))) == {"unnamed_category": 1}
+
+
+def test_classes_that_differ_in_case_or_separators_are_noticed(tmp_path: Path) -> None:
+    boxes: list[tuple[str, Box]] = [
+        (name, (1, 2, 9, 9)) for name in ("Cat", "cat", "hot dog", "hot_dog", "dog")
+    ]
+    write_voc(tmp_path, "train", [Drawn(name="a.png", size=(40, 30), objects=boxes)])
+    (finding,) = read_dataset(tmp_path).findings
+    assert (finding.kind, finding.count) == ("similar_category", 4)
+    assert [place.what for place in finding.places] == ["'Cat', 'cat'", "'hot dog', 'hot_dog'"]
+
+
+def test_images_in_two_splits_are_noticed(tmp_path: Path) -> None:
+    file = write_yolo(tmp_path, "train", IMAGES, NAMES)
+    file.write_text("train: images/train\nval: images/train\nnames: [cat, dog]\n")
+    train, val = read_train_and_val(DataSettings(train=str(file)))
+    assert val is not None
+    assert (kinds(train), kinds(val)) == ({}, {"shared_image": 2})
+    assert val.findings[0].places[0].what == f"{tmp_path / 'images' / 'train' / 'a.png'}: also in train"
+    splits = validate(file).splits
+    assert [finding.kind for finding in splits["train"].findings if finding.severity == "warning"] == []
+    assert [finding.kind for finding in splits["val"].findings if finding.severity == "warning"] == [
+        "shared_image"
+    ]

@@ -91,6 +91,24 @@ def test_files_of_class_names(tmp_path: Path, name: str) -> None:
     require_both(data)
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "0 0.5 0.5 0.2 0.2 0.87",
+            "has 6 values; expected 5: class cx cy width height, without a confidence",
+        ),
+        ("2 0.5 0.5 0.2 0.2", "class 2; the dataset defines 0, 1, the first of which is 0"),
+        ("7 0.5 0.5 0.2 0.2", "class 7; the dataset defines 0, 1[):;]"),
+    ],
+)
+def test_mistakes_in_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
+    write_yolo(tmp_path, "train", IMAGES, NAMES)
+    (tmp_path / "labels" / "train" / "a.txt").write_text(line)
+    with pytest.raises(DataError, match=message):
+        read_dataset(tmp_path)
+
+
 @pytest.mark.parametrize("separator", [" ", ",", ", ", "\t"])
 @pytest.mark.parametrize("named", [False, True])
 def test_lines_as_people_write_them(tmp_path: Path, separator: str, named: bool) -> None:

@@ -99,6 +99,16 @@ KINDS = {
     "unread_file": FindingKind(
         "warning", "files that are not read", "move them into the folder of a split, or remove them"
     ),
+    "shared_image": FindingKind(
+        "warning",
+        "images that are also in another split",
+        "used in both; results on them say nothing about new images: remove them from one split",
+    ),
+    "similar_category": FindingKind(
+        "warning",
+        "classes whose names differ in case, spaces, hyphens or underscores alone",
+        "used as different classes; give them the same name if they are one",
+    ),
     "unnamed_category": FindingKind("warning", "classes without a name", "used; name them"),
     "num_classes_mismatch": FindingKind(
         "warning",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from querybox.data.records import ROUNDING, DetectionData, ImageRecord
 
 _LARGE_IMAGE = 8
 """Side in pixels from which boxes of at most one pixel are not meant as pixels."""
+_SEPARATORS = re.compile(r"[\s_-]+")
 _MIN_OVERFLOWING = 3
 """Fewer overflowing boxes say nothing about the meaning of coordinates."""
 
@@ -31,7 +34,34 @@ def with_annotation_findings(data: DetectionData) -> DetectionData:
     for category in data.categories:
         if not category.name.strip():
             findings.add("unnamed_category", f"id {category.id}")
+    _note_similar_categories(data, findings)
     return replace(data, findings=findings.by_kind())
+
+
+def with_shared_images(data: DetectionData, others: Mapping[str, Collection[Path]]) -> DetectionData:
+    """Return a split with a finding for each of its images that is in another one, too.
+
+    Args:
+        data: The split.
+        others: The images of other splits, by their names.
+    """
+    findings = FindingCollector(data.source, known=data.findings)
+    for record in data.images:
+        path = record.path
+        names = [name for name, paths in others.items() if path in paths]
+        if names:
+            what = f"{path}: also in {', '.join(names)}"
+            findings.add("shared_image", what, image_id=record.id, path=path)
+    return replace(data, findings=findings.by_kind())
+
+
+def _note_similar_categories(data: DetectionData, findings: FindingCollector) -> None:
+    groups: defaultdict[str, set[str]] = defaultdict(set)
+    for category in data.categories:
+        groups[_SEPARATORS.sub("", category.name).casefold()].add(category.name)
+    for names in groups.values():
+        if len(names) > 1:
+            findings.add("similar_category", ", ".join(map(repr, sorted(names))), count=len(names))
 
 
 def _are_normalized(data: DetectionData) -> bool:

@@ -13,7 +13,7 @@ from querybox.arguments import require_number, require_path, require_type
 from querybox.data.findings import FindingCollector
 from querybox.data.formats import FORMATS
 from querybox.data.layout import inner_folder
-from querybox.data.plausibility import with_annotation_findings
+from querybox.data.plausibility import with_annotation_findings, with_shared_images
 from querybox.data.records import DetectionData, log_warnings, require_image_files, require_usable
 from querybox.data.settings import MAX_CORRUPT, NO_VALIDATION, DataSettings
 from querybox.data.splits import Reader, pick_split
@@ -74,7 +74,10 @@ def read_train_and_val(settings: DataSettings) -> tuple[DetectionData, Detection
         with as_data_errors(val):
             return train_data, _read_part(val, find_splits(val), settings.val_split, "val")
     if settings.val_split or (len(splits) > 1 and "val" in splits):
-        return train_data, _read_part(train, splits, settings.val_split, "val")
+        val_data = _read_part(train, splits, settings.val_split, "val")
+        return train_data, with_shared_images(
+            val_data, {"train": {image.path for image in train_data.images}}
+        )
     return train_data, None
 
 

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from querybox.arguments import require_number, require_path, require_type
 from querybox.data.findings import DataFinding, FindingCollector
+from querybox.data.plausibility import with_shared_images
 from querybox.data.read import as_data_errors, find_splits
 from querybox.data.records import DetectionData
 from querybox.data.scan import Callback, examine_images, with_observations
@@ -115,7 +116,8 @@ def validate(
         readers = find_splits(path)
         if split is not None:
             readers = {split: pick_split(readers, split, path)}
-    splits = {}
+    splits: dict[str, SplitReport] = {}
+    images: dict[str, set[Path]] = {}
     for name, read in readers.items():
         try:
             with as_data_errors(path):
@@ -124,6 +126,8 @@ def validate(
             data = unreadable_data(path, str(error))
         else:
             data = with_observations(data, examine_images(data.images, callback))
+            data = with_shared_images(data, images)
+            images[name] = {image.path for image in data.images}
         splits[name] = SplitReport.of(with_dataset_findings(data, max_corrupt))
     return Report(source=path, splits=splits)
 

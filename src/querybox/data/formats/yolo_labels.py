@@ -215,6 +215,8 @@ class _RecordReader:
         has_more = len(values) > 4
         if has_more and self.has_keypoints:
             values = values[:4]
+        if len(values) == 5:
+            raise _LineError("has 6 values; expected 5: class cx cy width height, without a confidence")
         if len(values) != 4 and (len(values) < 6 or len(values) % 2):
             raise _LineError(
                 f"has {1 + len(fields)} values; expected 5: class cx cy width height (or a class and corners of a "
@@ -225,6 +227,9 @@ class _RecordReader:
             raise _LineError(f"{shown} is outside 0-1; divide pixels by the image's width and height")
         if int(category) not in self.labels:
             what = f"class {int(category)}; the dataset defines {listed(list(self.labels))}"
+            what += (
+                ", the first of which is 0" if int(category) == len(self.labels) and 0 in self.labels else ""
+            )
             raise _LineError(what, "unknown_category")
         box = values if len(values) == 4 else _bounds(values)
         return _Object(number, self.labels[int(category)], box, has_more)
