@@ -94,6 +94,10 @@ def test_a_file_or_folder_of_the_name_takes_precedence(
         ("rtdetr-r19", "no such weights file; .*Did you mean the public weights 'rtdetr-r18'"),
         ("RTDETR-R18", "Did you mean the public weights 'rtdetr-r18'"),
         ("dino-r50", r"not on the Hugging Face Hub; download https://.*\.pth and pass the path of the file"),
+        (
+            "deim-dfine-s",
+            r"download https://drive\.google\.com/.* instead of the name, with activation='silu'$",
+        ),
         ("rtdetr-r18.pth", r"check the path$"),
     ],
 )

@@ -58,7 +58,7 @@ def resolve_name(path: str | Path) -> str | Path:
     if not weights.on_hub:
         raise CheckpointError(
             f"{path}: these weights are not on the Hugging Face Hub; download {weights.source} and pass the path of "
-            "the file instead of the name"
+            f"the file instead of the name{f', with {weights.not_stated}' if weights.not_stated else ''}"
         )
     return weights.source
 

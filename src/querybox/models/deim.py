@@ -75,7 +75,8 @@ def rtdetrv2(
 
 def drive(file: str, AP: float, parameters: int, gflops: int) -> PublicWeights:
     """Return public weights in a file of Google Drive."""
-    return PublicWeights(f"https://drive.google.com/file/d/{file}", AP, parameters, gflops)
+    source = f"https://drive.google.com/file/d/{file}"
+    return PublicWeights(source, AP, parameters, gflops, not_stated="activation='silu'")
 
 
 LONG, SHORT = (120, 64, 117), (60, 34, 58)

@@ -19,6 +19,8 @@ class PublicWeights:
     """GFLOPs for one image, counted as multiply-adds."""
     license: str = "Apache-2.0"
     trained_on: str = "COCO"
+    not_stated: str = ""
+    """Arguments of `querybox.load` that their file does not state."""
 
     @property
     def on_hub(self) -> bool:
