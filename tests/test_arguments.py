@@ -19,7 +19,7 @@ import dataclasses, io, json, sys
 import numpy as np, torch
 from PIL import Image
 import querybox as qb
-from querybox.losses.classification import FocalLoss
+from querybox.losses.classification import CrossEntropyLoss, FocalLoss
 
 model = dict(backbone="test_resnet", width=32, heads=4, feedforward=64, encoder_layers=1, decoder_layers=2, queries=10)
 detector = qb.Detector.from_recipe("detr_r18", num_classes=2, **model).eval()
@@ -169,10 +169,14 @@ WRONG = {
     "qb.Criterion(3)": "Criterion got an object of type int; expected a HungarianMatcher",
     "qb.Criterion(classification='focal')": "Criterion got an object of type str; expected a CrossEntropyLoss or a Foc",
     "qb.Criterion(qb.HungarianMatcher(), classification=FocalLoss())": "FocalLoss and a matcher with CrossEntropyLoss;",
-    "qb.Criterion(box_weight=float('nan'))": "Criterion got box_weight=nan; expected 0 or more",
+    "qb.Criterion(box_weight=float('nan'))": "Criterion got box_weight=nan; expected 0 to 1000000.0",
     "qb.Criterion(auxiliary='no')": "Criterion got an object of type str; expected True or False",
-    "qb.HungarianMatcher('1')": "HungarianMatcher got class_cost='1'; expected 0 or more",
-    "qb.HungarianMatcher(giou_cost=-2)": "HungarianMatcher got giou_cost=-2; expected 0 or more",
+    "qb.Criterion(class_weight=float('inf'))": "Criterion got class_weight=inf; expected 0 to 1000000.0",
+    "FocalLoss(gamma=float('nan'))": "FocalLoss got gamma=nan; expected 0 to 100",
+    "CrossEntropyLoss(no_object_weight='a')": "CrossEntropyLoss got no_object_weight='a'; expected 0 to 1000000.0",
+    "qb.ImageBatch.from_images([image], None)": "from_images got None; expected a Preprocessing, such as detector.",
+    "qb.HungarianMatcher('1')": "HungarianMatcher got class_cost='1'; expected 0 to 1000000.0",
+    "qb.HungarianMatcher(giou_cost=-2)": "HungarianMatcher got giou_cost=-2; expected 0 to 1000000.0",
     "qb.HungarianMatcher(classification=3)": "HungarianMatcher got an object of type int; expected a CrossEntropyLoss",
     "qb.Detector.of(composed).criterion()": "criterion: the detector was not built by a recipe, so its losses are not",
     "criterion(output, None)": "the criterion got None; expected a list with a Target for each image",
@@ -181,6 +185,10 @@ WRONG = {
     "criterion(None, [])": "the criterion got None; expected the DetectorOutput of a detector",
     "qb.models.find(['dino_small'])": "unknown recipe '['dino_small']'",
     "qb.RunSettings.parse(None)": "got None",
+    "qb.RunSettings(epochs=3)": "setting 'data' is missing; unknown setting 'epochs'. Did you mean 'train.epochs'?",
+    "qb.RunSettings(recipe=3, data='a', train=dict(epochs='x'))": "setting 'train.epochs' got 'x'",
+    "qb.models.DETR(width='x')": "setting 'width' got 'x'",
+    "qb.models.DETR(withd=64)": "unknown setting 'withd'. Did you mean 'width'?",
 }  # fmt: skip
 RIGHT = {
     "changed(lambda it: it.double())(batch).layers[-1].logits.dtype": "torch.float64",

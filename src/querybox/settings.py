@@ -21,6 +21,27 @@ class Settings(BaseModel):
         frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
 
+    def __init__(self, /, **values: Any) -> None:
+        """Create the settings from values by name.
+
+        Raises:
+            ConfigError: A name is unknown or a value is invalid; the message lists all of them.
+        """
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise self.config_error(error) from None
+
+    # Groups of settings inside others are validated together with them, so that one message lists all problems.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    @classmethod
+    def config_error(cls, error: ValidationError, where: str = "") -> ConfigError:
+        """Return an error that lists the problems that pydantic found."""
+        known = sorted(cls.keys())
+        problems = [describe(problem, known) for problem in error.errors()]
+        return ConfigError((f"{where}: " if where else "") + "; ".join(problems))
+
     @classmethod
     def parse(cls, values: Mapping[str, Any], where: str = "") -> Self:
         """Create the settings from nested values, such as a YAML mapping.
@@ -35,9 +56,7 @@ class Settings(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            known = sorted(cls.keys())
-            problems = [describe(problem, known) for problem in error.errors()]
-            raise ConfigError((f"{where}: " if where else "") + "; ".join(problems)) from None
+            raise cls.config_error(error, where) from None
 
     def replace(self, **values: Any) -> Self:
         """Return a copy in which the top-level settings `values` are replaced and validated.

@@ -126,6 +126,9 @@ class ImageBatch:
             ImageError: An image has another type, shape or depth.
         """
         require_type("from_images", images, Sequence, "a list of images")
+        require_type(
+            "from_images", preprocessing, Preprocessing, "a Preprocessing, such as detector.preprocessing"
+        )
         if not images:
             raise ConfigError("from_images got no images; expected at least one")
         pixels, sizes = pad([as_pixels(image) for image in images])

@@ -9,7 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from querybox.arguments import require_type
+from querybox.arguments import require_number, require_type
+
+MAX_WEIGHT = 1e6
+"""Largest weight of a loss or a cost, far beyond any sensible one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +24,10 @@ class CrossEntropyLoss:
 
     no_object_weight: float = 0.1
     """Weight of the no-object class (DETR's `eos_coef`)."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError if the weight is no number or negative."""
+        require_number("CrossEntropyLoss", "no_object_weight", self.no_object_weight, 0, MAX_WEIGHT)
 
     def cost(self, logits: Float[Tensor, "L B Q K"]) -> Float[Tensor, "L B Q _"]:
         """Return the cost of matching a query to an object of each class: the negative probability of the class."""
@@ -67,6 +74,11 @@ class FocalLoss:
     """Weight of positive examples; that of negative ones is 1 - alpha."""
     gamma: float = 2.0
     """Focusing parameter: the loss is multiplied by (1 - probability of the true label) ** gamma."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError if a parameter is out of its range."""
+        require_number("FocalLoss", "alpha", self.alpha, 0, 1)
+        require_number("FocalLoss", "gamma", self.gamma, 0, 100)
 
     def cost(self, logits: Float[Tensor, "L B Q K"]) -> Float[Tensor, "L B Q _"]:
         """Return the cost of matching a query to an object of each class: positive loss - negative loss."""

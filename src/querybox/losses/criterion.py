@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from querybox.arguments import require_number, require_type
 from querybox.boxes import iou_and_giou, to_xyxy
 from querybox.errors import ConfigError
-from querybox.losses.classification import ClassificationLoss, checked_classification
+from querybox.losses.classification import MAX_WEIGHT, ClassificationLoss, checked_classification
 from querybox.losses.matcher import HungarianMatcher
 from querybox.structures import (
     DetectorOutput,
@@ -71,7 +71,7 @@ class Criterion(nn.Module):
                 "give the matcher the same classification"
             )
         for name, weight in (("class", class_weight), ("box", box_weight), ("giou", giou_weight)):
-            require_number("Criterion", f"{name}_weight", weight, 0)
+            require_number("Criterion", f"{name}_weight", weight, 0, MAX_WEIGHT)
         for flag in (auxiliary, class_agnostic_proposals):
             require_type("Criterion", flag, bool, "True or False for auxiliary and class_agnostic_proposals")
         self.class_weight = class_weight

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from querybox.arguments import require_number
 from querybox.boxes import giou, to_xyxy
 from querybox.errors import NonFiniteError
-from querybox.losses.classification import ClassificationLoss, checked_classification
+from querybox.losses.classification import MAX_WEIGHT, ClassificationLoss, checked_classification
 from querybox.structures import ROUNDING, Matches, Target, at_least_float32
 from querybox.targets import check_labels
 
@@ -48,7 +48,7 @@ class HungarianMatcher(nn.Module):
         """
         super().__init__()
         for name, weight in (("class", class_cost), ("box", box_cost), ("giou", giou_cost)):
-            require_number("HungarianMatcher", f"{name}_cost", weight, 0)
+            require_number("HungarianMatcher", f"{name}_cost", weight, 0, MAX_WEIGHT)
         self.classification = checked_classification("HungarianMatcher", classification)
         self.class_cost = class_cost
         self.box_cost = box_cost
