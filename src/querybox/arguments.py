@@ -12,6 +12,9 @@ from pathlib import Path
 
 from querybox.errors import ConfigError
 
+ROUNDING = 1e-3
+"""Tolerance of the range of boxes, for rounding errors of those at the edge of an image."""
+
 
 def require_path(where: str, value: object, expected: str) -> Path:
     """Return `value` as a path.
@@ -49,6 +52,19 @@ def require_number(
     if not valid:
         between = f"{low} {'or more' if high == math.inf else f'to {high}'}"
         raise ConfigError(f"{where} got {name}={value!r}; expected {noun}{between}")
+
+
+def require_fractions(where: str, low: float, high: float) -> None:
+    """Check the lowest and the highest value of boxes, which are cxcywh in 0-1 of the image.
+
+    Raises:
+        ConfigError: One is out of this range, or NaN.
+    """
+    if not -ROUNDING <= low <= high <= 1 + ROUNDING:
+        raise ConfigError(
+            f"{where} got boxes with values from {low:g} to {high:g}; expected (centre x, centre y, width, height) "
+            "from 0 to 1: divide pixels by the size of the image"
+        )
 
 
 def require_type(where: str, value: object, kinds: type | tuple[type, ...], expected: str) -> None:

@@ -17,15 +17,13 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from querybox.arguments import require_number, require_type
+from querybox.arguments import require_fractions, require_number, require_type
 from querybox.edges import Edges
 from querybox.errors import ConfigError
 from querybox.pixels import as_pixels, pad
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
-ROUNDING = 1e-3
-"""Tolerance of the range of boxes, for rounding errors of those at the edge of an image."""
 MAX_AREA = 1 << 23
 """Maximum product of the short and the long side of resized images in pixels, just above that of a 4K video frame."""
 STD_RANGE = (1e-2, 1e4)
@@ -197,11 +195,7 @@ class Target:
         if self.boxes.device.type != "cpu" or not len(self.labels):
             return
         low, high = self.boxes.detach().aminmax()  # both are NaN if any value is
-        if not -ROUNDING <= float(low) <= float(high) <= 1 + ROUNDING:
-            raise ConfigError(
-                f"Target got boxes with values from {float(low):g} to {float(high):g}; expected (centre x, centre y, "
-                "width, height) from 0 to 1: divide pixels by the size of the image"
-            )
+        require_fractions("Target", float(low), float(high))
         if (lowest := int(self.labels.min())) < 0:
             raise ConfigError(f"Target got the label {lowest}; expected 0 to C-1 for C classes")
 

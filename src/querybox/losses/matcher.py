@@ -12,11 +12,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from querybox.arguments import require_number
+from querybox.arguments import ROUNDING, require_number
 from querybox.boxes import giou, to_xyxy
 from querybox.errors import NonFiniteError
 from querybox.losses.classification import MAX_WEIGHT, ClassificationLoss, checked_classification
-from querybox.structures import ROUNDING, Matches, Target, at_least_float32
+from querybox.structures import Matches, Target, at_least_float32
 from querybox.targets import check_labels
 
 
