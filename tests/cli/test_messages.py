@@ -38,8 +38,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         shutil.copytree(folder / "photos", folder / name)
         (folder / name / "boxes.json").write_text(json.dumps(content | changes))
-    (folder / "images").mkdir()
-    for name in ("photo.jpg", "images/a.jpg"):
+    for split in ("train", "val"):
+        shutil.copytree(folder / "photos", folder / "parts" / split)
+    for name in ("photo.jpg", "images/a.jpg", "pets/cat/a.jpg", "pets/dog/a.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (96, 64)).save(folder / name)
     with zipfile.ZipFile(folder / "photos.zip", "w") as archive:
         archive.write(photos, "photos/boxes.json")
