@@ -90,3 +90,12 @@ def test_the_exit_code_tells_the_signal(number: signal.Signals) -> None:
     with pytest.raises(SystemExit) as caught:
         request.reraise()
     assert caught.value.code == 128 + number
+
+
+def test_ctrl_c_is_handled_in_the_background_too() -> None:
+    """Shells let programs that a script starts in the background ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with StopRequest() as request:
+        signal.raise_signal(signal.SIGINT)
+    assert request.signal is signal.SIGINT
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN

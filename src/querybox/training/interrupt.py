@@ -14,11 +14,14 @@ SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )  # no SIGHUP on Windows
 
+ALWAYS_HANDLED = {signal.SIGINT, signal.SIGTERM}
+"""Signals that are handled even if they were ignored, as shells let programs in the background ignore SIGINT."""
+
 
 class StopRequest:
     """Context manager that records the first of `SIGNALS` in `signal`; a second one has its usual effect.
 
-    A signal that is ignored stays ignored, as SIGHUP is under nohup. Signals can only be handled in the main thread; in
+    A SIGHUP that is ignored stays ignored, as under nohup. Signals can only be handled in the main thread; in
     others this does nothing.
     """
 
@@ -30,7 +33,7 @@ class StopRequest:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                if signal.getsignal(number) is not signal.SIG_IGN:
+                if number in ALWAYS_HANDLED or signal.getsignal(number) is not signal.SIG_IGN:
                     self._previous[number] = signal.signal(number, self._record)
         return self
 
