@@ -32,7 +32,7 @@ def describe_environment(processes: int) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "packages": {name: installed(name) for name in PACKAGES},
-        "platform": platform.platform(),
+        "platform": describe_platform(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "processes": processes,
@@ -40,6 +40,13 @@ def describe_environment(processes: int) -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "commit": commit(Path.cwd()),
     }
+
+
+def describe_platform() -> str:
+    """Return operating system, release, machine and C library; `platform.platform` runs the program ``uname``."""
+    names = [platform.system(), platform.release(), platform.machine()]
+    libc = "".join(platform.libc_ver())
+    return "-".join([*names, "with", libc] if libc else names)
 
 
 def write_environment(path: Path, processes: int) -> None:

@@ -1,0 +1,88 @@
+"""Runs command lines under an audit hook, and prints as JSON what they did that a command must not do.
+
+Usage: ``python audited.py FOLDER COMMANDS``. FOLDER is the only one that may be written to, and COMMANDS is a list of
+lists of words as JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+FORBIDDEN = (
+    *("subprocess.", "os.system", "os.exec", "os.spawn", "os.posix_spawn", "os.fork", "pty.spawn"),
+    *("socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo", "urllib.", "http.client."),
+)
+"""Beginnings of the names of events of programs that are started and of connections."""
+CHANGES = (
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.chmod",
+    "os.truncate",
+)
+"""Events that change files; those of `open` are judged by their flags."""
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+class Auditor:
+    """Notes what is done outside of a folder."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = os.path.realpath(folder)
+        self.words: list[str] | None = None
+        self.violations: list[str] = []
+
+    def __call__(self, event: str, values: tuple[Any, ...]) -> None:
+        """Judge an event."""
+        if self.words is None:
+            return
+        if event.startswith(FORBIDDEN):
+            self.note(f"{event} {values!r:.200}")
+        elif event in CHANGES or (event == "open" and (values[2] or 0) & WRITES):
+            path = values[event in ("os.link", "os.symlink")]  # their second value is the new name
+            if isinstance(path, str | bytes | os.PathLike) and not self.allows(os.fsdecode(path)):
+                self.note(f"{event} {os.fsdecode(path)}")
+
+    def allows(self, path: str) -> bool:
+        """Return whether a path may be written to."""
+        real = os.path.realpath(path)
+        return real == os.devnull or os.path.commonpath([self.folder, real]) == self.folder
+
+    def note(self, what: str) -> None:
+        """Add a violation."""
+        self.violations.append(f"{' '.join(self.words or [])}: {what}")
+
+
+def main() -> None:
+    """Run the commands."""
+    auditor = Auditor(sys.argv[1])
+    sys.addaudithook(auditor)
+    auditor.words = ["control"]
+    with contextlib.suppress(OSError):
+        Path(sys.argv[1]).with_name("control").touch()
+    control = list(auditor.violations)
+    auditor.violations.clear()
+    codes = {}
+    for words in json.loads(sys.argv[2]):
+        auditor.words = words
+        from querybox.cli import main as run
+
+        messages = io.StringIO()
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(messages):
+            code = run(words)
+        codes[" ".join(words)] = f"{code} {messages.getvalue()[-300:]}" if code else ""
+    auditor.words = None
+    print(json.dumps({"control": control, "violations": auditor.violations, "failed": codes}))
+
+
+if __name__ == "__main__":
+    main()
