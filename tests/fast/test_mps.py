@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -68,13 +67,6 @@ def runs_on_mps(name: str) -> bool:
     return not keys or "MPS" in keys or any(key in keys for key in COMPOSITE)
 
 
-@pytest.fixture
-def on_gpu() -> Iterator[None]:
-    """Let `for_training` take a detector on the CPU for one on a GPU."""
-    with patch.object(Detector, "device", PropertyMock(return_value=torch.device("mps"))):
-        yield
-
-
 def test_the_list_of_operators_is_read() -> None:
     assert runs_on_mps("add.Tensor")
     assert not runs_on_mps("sparse_sampled_addmm.out")
@@ -83,12 +75,12 @@ def test_the_list_of_operators_is_read() -> None:
 @pytest.mark.parametrize(
     "recipe", ["detr_r50", "conditional_detr_r50", "deformable_detr_r50_two_stage", "dino_r50"]
 )
-@pytest.mark.usefixtures("on_gpu")
 def test_training_and_prediction_need_neither_float64_nor_a_missing_operator(recipe: str) -> None:
     detector = Detector.from_recipe(recipe, num_classes=2, **TRAINABLE)
     assert detector.recipe is not None
     criterion = detector.recipe.criterion()
-    model = for_training(detector.train())
+    with patch.object(Detector, "device", PropertyMock(return_value=torch.device("mps"))):
+        model = for_training(detector.train())
     pixels = [torch.full((3, *size), 90, dtype=torch.uint8) for size in ((96, 128), (64, 96))]
     batch = ImageBatch.from_images(pixels, detector.preprocessing, device=torch.device("cpu"))
     optimizer = AdamW(model.parameters(), fused=True)
