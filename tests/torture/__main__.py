@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from torture import batches, crashes, data, disk, folders, fuzz, hostile, processes
+from torture import batches, crashes, data, disk, folders, fuzz, hostile, processes, values
 from torture.case import Case
 
 PARTS: dict[str, Sequence[Case]] = {
@@ -29,6 +29,7 @@ PARTS: dict[str, Sequence[Case]] = {
     "folders": folders.CASES,
     "disk": disk.CASES,
     "processes": processes.CASES,
+    "values": values.CASES,
 }
 """By the name of the part; each module of this package has one."""
 PAGE = Path(__file__).parents[2] / "docs" / "torture.md"
