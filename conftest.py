@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 # One thread a process, also in the processes that tests start: two workers share two cores, and sums come out the
@@ -34,6 +35,7 @@ LONG_FILES = (
     "tests/exporting/test_relatives.py",
     "docs/guides/export.md",
     "tests/exporting/test_write.py",
+    "tests/cli/test_audit.py",
     "tests/training/test_resume.py",
     "tests/test_gpu_benchmarks.py",
     "tests/exporting/test_quantise.py",
@@ -49,6 +51,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError(f"LONG_FILES in conftest.py names {', '.join(absent)}, which do not exist")
     places = {name: place for place, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Escape what is not UTF-8 in captured output, which pytest-xdist cannot send to the main process."""
+    report = yield
+    report.sections = [
+        (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
 
 
 pytest_collect_file = Sybil(

@@ -38,8 +38,11 @@ def install() -> None:
 
 
 def is_without_shapes(checked: object) -> bool:
-    """Whether `checked` is a function whose annotations have no shapes, as far as can be told before it is called."""
-    if not isinstance(checked, FunctionType):
+    """Whether `checked` is a function whose annotations have no shapes, as far as can be told before it is called.
+
+    Closures do not count: beartype keeps them, and thus what they refer to, such as mapped files of exported models.
+    """
+    if not isinstance(checked, FunctionType) or checked.__closure__:
         return False
     words = {
         word for hint in checked.__annotations__.values() for word in re.findall(r"\b[A-Za-z_]\w*", str(hint))
