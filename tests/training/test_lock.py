@@ -102,7 +102,14 @@ def holder(**changes: Any) -> str:
         ("", False),  # just being written
         ("[]", False),
     ],
-    ids=["ended", "own", "running", "elsewhere", "empty", "list"],  # the same in all processes of pytest-xdist
+    ids=[
+        "ended",
+        "own",
+        "running",
+        "elsewhere",
+        "empty",
+        "list",
+    ],  # the same in all processes of pytest-xdist
 )
 def test_the_file_of_a_process_that_has_ended_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, stale: bool
