@@ -17,3 +17,13 @@ PUBLIC: dict[str, Any] = {**TINY, "backbone": "resnet18.tv_in1k"}
 """With a backbone that the public layouts know."""
 TRAINABLE: dict[str, Any] = {**TINY, "backbone": "test_efficientnet", "backbone_weights": None}
 """With the backbone whose training steps are the shortest."""
+HYBRID: dict[str, Any] = {
+    "width": 32,
+    "encoder_width": 16,
+    "heads": 4,
+    "feedforward": 24,
+    "encoder_feedforward": 20,
+    "decoder_layers": 2,
+    "queries": 7,
+}
+"""For RT-DETR and its relatives, with an encoder that is narrower than the decoder."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import HYBRID
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -18,22 +19,13 @@ from querybox.models import DEIM_RECIPES, PUBLIC_WEIGHTS, find
 from querybox.training.optim import Schedule
 from querybox.training.start import build_detector, resolve
 
-TINY: dict[str, Any] = {
-    "width": 32,
-    "encoder_width": 16,
-    "heads": 4,
-    "feedforward": 24,
-    "encoder_feedforward": 20,
-    "decoder_layers": 2,
-    "queries": 7,
-}
 DEIM: dict[str, Any] = {"activation": "silu", "position_layers": 3}
 PETS = tuple(Category(id=number, name=name) for number, name in enumerate(("cat", "dog")))
 
 
 def make(recipe: str = "rtdetrv2_s", **settings: Any) -> Detector:
     torch.manual_seed(0)
-    detector = Detector.from_recipe(recipe, categories=PETS, **{**TINY, **settings})
+    detector = Detector.from_recipe(recipe, categories=PETS, **{**HYBRID, **settings})
     for name, parameter in detector.named_parameters():
         if "box_head" in name and name.endswith("4.weight"):
             nn.init.normal_(parameter, 0, 0.1)

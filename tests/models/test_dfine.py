@@ -13,6 +13,7 @@ import pytest
 import torch
 from dataset_writers import write_boxes
 from rich.console import Console
+from tiny_models import HYBRID
 from torch import nn
 from torch.testing import assert_close
 
@@ -31,15 +32,6 @@ from querybox.modules.fine import BoundedResidual, FineDecoder, Gate
 from querybox.training.finetune import initialize_from
 from querybox.training.folder import METRICS
 
-TINY: dict[str, Any] = {
-    "width": 32,
-    "encoder_width": 16,
-    "heads": 4,
-    "feedforward": 24,
-    "encoder_feedforward": 20,
-    "decoder_layers": 2,
-    "queries": 7,
-}
 PETS = tuple(Category(id=number, name=name) for number, name in enumerate(("cat", "dog", "ant")))
 TARGETS = [
     Target(boxes=torch.tensor([[0.4, 0.5, 0.3, 0.4], [0.7, 0.3, 0.2, 0.2]]), labels=torch.tensor([0, 2])),
@@ -50,7 +42,7 @@ TARGETS = [
 def make(recipe: str = "dfine_n", categories: tuple[Category, ...] = PETS, **settings: Any) -> Detector:
     """A small detector whose weights and statistics are not those of a new one."""
     torch.manual_seed(0)
-    detector = Detector.from_recipe(recipe, categories=categories, **{**TINY, **settings})
+    detector = Detector.from_recipe(recipe, categories=categories, **{**HYBRID, **settings})
     with torch.no_grad():
         for module in detector.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -142,7 +134,7 @@ def test_a_step_of_training_reaches_every_weight() -> None:
 
 def test_it_learns_two_images() -> None:
     torch.manual_seed(1)
-    detector = Detector.from_recipe("dfine_n", categories=PETS, **{**TINY, "denoising": 4}).train()
+    detector = Detector.from_recipe("dfine_n", categories=PETS, **{**HYBRID, "denoising": 4}).train()
     batch, criterion = square(detector), detector.criterion()
     fast = for_training(detector)
     optimizer = torch.optim.AdamW(detector.parameters(), lr=2e-3)
@@ -244,7 +236,7 @@ def test_a_run_trains_it(tmp_path: Path) -> None:
     data = write_boxes(tmp_path / "boxes", (96, 64), sides=(16, 40))
     settings: dict[str, Any] = {
         "recipe": "dfine_s",
-        "model": {**TINY, "backbone": "test_resnet", "backbone_weights": None, "denoising": 4},
+        "model": {**HYBRID, "backbone": "test_resnet", "backbone_weights": None, "denoising": 4},
         "data": {"train": str(data), "image_size": 64, "workers": 0, "multi_scale": 0},
         "train": {"epochs": 2, "batch_size": 4, "accumulate": 2, "lr": 1e-3},
         "output": str(tmp_path / "run"),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from dataset_writers import write_boxes
 from run_records import make_run
+from tiny_models import HYBRID
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -32,22 +33,13 @@ from querybox.training.finetune import initialize_from
 from querybox.training.processes import synchronize_batch_norms
 from querybox.training.start import build_detector, resolve
 
-TINY: dict[str, Any] = {
-    "width": 32,
-    "encoder_width": 16,
-    "heads": 4,
-    "feedforward": 24,
-    "encoder_feedforward": 20,
-    "decoder_layers": 2,
-    "queries": 7,
-}
 PETS = tuple(Category(id=number, name=name) for number, name in enumerate(("cat", "dog", "ant")))
 
 
 def make(recipe: str = "rtdetr_r18", categories: tuple[Category, ...] = PETS, **settings: Any) -> Detector:
     """A small detector whose weights and statistics are not those of a new one."""
     torch.manual_seed(0)
-    detector = Detector.from_recipe(recipe, categories=categories, **{**TINY, **settings})
+    detector = Detector.from_recipe(recipe, categories=categories, **{**HYBRID, **settings})
     with torch.no_grad():
         for module in detector.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -379,7 +371,7 @@ def test_a_run_trains_stretched_images(tmp_path: Path) -> None:
     data = write_boxes(tmp_path / "boxes", (96, 64), sides=(16, 40))
     settings: dict[str, Any] = {
         "recipe": "rtdetr_r18",
-        "model": {**TINY, "backbone": "test_resnet", "backbone_weights": None, "denoising": 4},
+        "model": {**HYBRID, "backbone": "test_resnet", "backbone_weights": None, "denoising": 4},
         "data": {"train": str(data), "image_size": 64, "workers": 0},
         "train": {"epochs": 2, "batch_size": 4, "lr": 1e-3},
         "output": str(tmp_path / "run"),

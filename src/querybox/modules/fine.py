@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from querybox.edges import Edges
+from querybox.modules.blocks import Residual
 from querybox.modules.decoder import DeformableDecoderLayer, apply_deltas
 from querybox.modules.heads import DeltaHead, EdgeHead, SigmoidClassHead
 from querybox.structures import Memory, Predictions, Queries, at_least_float32
@@ -44,13 +45,8 @@ class Gate(nn.Module):
         return normalized
 
 
-class BoundedResidual(nn.Module):
+class BoundedResidual(Residual):
     """Residual connection that limits the sum to the range of float16 before normalising it."""
-
-    def __init__(self, width: int, dropout: float) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
 
     def forward(
         self, x: Float[Tensor, "B N D"], block: Callable[[Float[Tensor, "B N D"]], Float[Tensor, "B N D"]]
