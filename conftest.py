@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 from pathlib import Path
 
 # One thread a process, also in the processes that tests start: two workers share two cores, and sums come out the
 # same on every machine. PyTorch reads this when it is imported.
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+
+# Under nohup SIGHUP is ignored, and so it would be in all processes that tests start and hang up on.
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Before the hook below: it looks for compiled files of its own in all that the package imports, and finds none.
 import accelerate  # noqa: F401

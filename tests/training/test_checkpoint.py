@@ -144,6 +144,12 @@ def test_a_flipped_bit_is_found_or_of_no_account(path: Path) -> None:
     assert found > 390
 
 
+def test_only_a_version_number_is_of_a_newer_querybox(tmp_path: Path) -> None:
+    save_file({"x": torch.ones(1)}, tmp_path / "c.safetensors", {"format": "querybox-run,1"})
+    with pytest.raises(CheckpointError, match="got querybox-run,1: another kind of file, or corrupt"):
+        RunCheckpoint.read(tmp_path / "c.safetensors")
+
+
 def test_another_file_is_told_from_a_checkpoint(tmp_path: Path) -> None:
     save_file({"x": torch.ones(1)}, tmp_path / "c.safetensors")
     with pytest.raises(CheckpointError, match="expected a run's checkpoint"):

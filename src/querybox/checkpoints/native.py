@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -84,10 +85,10 @@ def read(
                 f"{path}: expected {kind}, got the training state of a run; open its folder, or best.safetensors or "
                 "last.safetensors beside it"
             )
-        if got.startswith(FAMILY) and got not in (FORMAT, RUN):
+        if re.fullmatch(rf"{FAMILY}[a-z-]*\d+", got) and got not in (FORMAT, RUN):
             raise CheckpointError(
                 f"{path}: has the format '{got}' of a newer querybox, this one reads '{mark}'; upgrade it: "
-                "pip install --upgrade querybox"
+                "pip install --upgrade querybox (or copy the file again: its header may be corrupt)"
             )
         raise CheckpointError(
             f"{path}: expected {kind} ('{mark}'), got {got}: another kind of file, or corrupt"
