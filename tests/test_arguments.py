@@ -49,6 +49,9 @@ poisoned = changed(lambda it: it.decoder.box_head[4].bias.data.fill_(float("nan"
 def target(label):
     return qb.Target(boxes=torch.tensor([[0.5, 0.5, 0.2, 0.2]]), labels=torch.tensor([label]))
 
+def masked(masks):
+    return dataclasses.replace(target(0), masks=masks)
+
 def outcome(code):
     try:
         return ["", repr(eval(code))]
@@ -161,6 +164,11 @@ WRONG = {
     "qb.Target(boxes=torch.full((1, 4), torch.inf), labels=label)": "got boxes with values from inf to inf; expected",
     "qb.Target(boxes=torch.zeros(1, 4), labels=label - 1)": "Target got the label -1; expected 0 to C-1 for C classes",
     "qb.Target(boxes=torch.zeros(1, 4), labels=label.to('meta'))": "boxes on cpu and labels on meta; expected the same",
+    "qb.Target(boxes=torch.zeros(1, 4), labels=label, masks=[1])": "Target.masks got an object of type list; expected",
+    "masked(torch.zeros(1, 9, 9))": "masks [1, 9, 9] of torch.float32 for 1 objects; expected [G, height, width]",
+    "masked(torch.zeros(2, 9, 9).bool())": "masks [2, 9, 9] of torch.bool for 1 objects; expected [G, height, width]",
+    "masked(torch.zeros(9, 9).bool())": "masks [9, 9] of torch.bool for 1 objects; expected [G, height, width]",
+    "masked(torch.zeros(1, 9, 9).bool().to('meta'))": "masks on meta and labels on cpu; expected the same device",
     "criterion(output, [target(2)])": "the criterion got the label 2 for 2 classes; expected labels from 0 to 1",
     "criterion(output, [target(0).to('meta')])": "got targets on meta and images on cpu; expected the same device: tar",
     "detector(batch, [target(2)])": "the detector got the label 2 for 2 classes; expected labels from 0 to 1",

@@ -20,6 +20,7 @@ from torch import Tensor
 from querybox.arguments import require_fractions, require_number, require_type
 from querybox.edges import Edges
 from querybox.errors import ConfigError
+from querybox.levels import Levels
 from querybox.pixels import as_pixels, pad
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -31,8 +32,6 @@ STD_RANGE = (1e-2, 1e4)
 Resizing = Literal["querybox", "facebook", "huggingface", "mmdet", "stretch"]
 PixelRange = tuple[float, float]
 """The pixel values that become 0 and 255."""
-Shapes = tuple[tuple[int | torch.SymInt, int | torch.SymInt], ...]
-"""(height, width) of several feature maps in cells; `SymInt` while a graph with dynamic sizes is traced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,14 +171,20 @@ class Target:
     """cxcywh in 0-1 of the unpadded image."""
     labels: Int[Tensor, " G"]
     """Class of each object, 0 ... C-1."""
+    masks: Bool[Tensor, "G h w"] | None = None
+    """Pixels of each object, at the size of the unpadded image in the batch. None if they are not known: the image is
+    then excluded from the mask losses."""
 
     def __post_init__(self) -> None:
         """Check types and shapes, and values that are on the CPU.
 
         Raises:
-            ConfigError: `boxes` or `labels` are not such tensors.
+            ConfigError: `boxes`, `labels` or `masks` are not such tensors.
         """
-        for name, value in (("boxes", self.boxes), ("labels", self.labels)):
+        given = {"boxes": self.boxes, "labels": self.labels}
+        if self.masks is not None:
+            given["masks"] = self.masks
+        for name, value in given.items():
             require_type(f"Target.{name}", value, Tensor, "a tensor: torch.tensor(...)")
         boxes, labels = list(self.boxes.shape), list(self.labels.shape)
         types = self.boxes.is_floating_point() and self.labels.dtype == torch.int64
@@ -188,10 +193,18 @@ class Target:
                 f"Target got boxes {boxes} of {self.boxes.dtype} and labels {labels} of {self.labels.dtype}; expected "
                 "[G, 4] floating-point numbers and G integers of torch.int64: boxes.float(), labels.long()"
             )
-        if self.boxes.device != self.labels.device:
+        if self.masks is not None and (
+            self.masks.dtype != torch.bool or self.masks.ndim != 3 or len(self.masks) != len(self.labels)
+        ):
             raise ConfigError(
-                f"Target got boxes on {self.boxes.device} and labels on {self.labels.device}; expected the same device"
+                f"Target got masks {list(self.masks.shape)} of {self.masks.dtype} for {len(self.labels)} objects; "
+                "expected [G, height, width] of torch.bool: masks.bool()"
             )
+        for name, value in given.items():
+            if value.device != self.labels.device:
+                raise ConfigError(
+                    f"Target got {name} on {value.device} and labels on {self.labels.device}; expected the same device"
+                )
         if self.boxes.device.type != "cpu" or not len(self.labels):
             return
         low, high = self.boxes.detach().aminmax()  # both are NaN if any value is
@@ -204,6 +217,7 @@ class Target:
         return type(self)(
             boxes=self.boxes.to(device, non_blocking=non_blocking),
             labels=self.labels.to(device, non_blocking=non_blocking),
+            masks=None if self.masks is None else self.masks.to(device, non_blocking=non_blocking),
         )
 
 
@@ -218,51 +232,6 @@ class Memory:
     """True = padding; None if nothing is padded."""
     levels: Levels | None = None
     """The feature maps that the tokens belong to; None if there is only one (DETR)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Levels:
-    """Multi-scale feature maps whose cells are concatenated in the memory, fine to coarse; S cells in total."""
-
-    shapes: Shapes
-    """(height, width) of each map in cells."""
-    sizes: Float[Tensor, "levels 2"]
-    """(width, height) of each map in cells, as a tensor on the device."""
-    valid_ratios: Float[Tensor, "B levels 2"]
-    """Fraction of each map's (width, height) that is not padding, 0-1."""
-    padding_mask: Bool[Tensor, "B S"] | None
-    """True = padding; None if nothing is padded."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cells:
-    """Properties of the cells of an encoder's feature maps that depend on their shapes and padding alone.
-
-    S cells: those of the coarsest map in RT-DETR, otherwise those of all maps.
-    """
-
-    position: Float[Tensor, "B S D"]
-    """Positional encoding."""
-    padding_mask: Bool[Tensor, "B S"] | None
-    """True = padding; None if nothing is padded."""
-    reference: Float[Tensor, "B S 2"] | None = None
-    """Centre (x, y) of every cell, in 0-1 of the unpadded image; None if no layer uses it (DETR, RT-DETR)."""
-    levels: Levels | None = None
-    """The feature maps that the cells belong to; None if there is only one (DETR)."""
-
-    def unpadded(self) -> Cells:
-        """Return the cells without masks, for images that are known to have no padding."""
-        levels = self.levels and replace(self.levels, padding_mask=None)
-        return replace(self, padding_mask=None, levels=levels)
-
-    def expand(self, batch: int) -> Cells:
-        """Expand the cells of one unpadded image to a batch."""
-        levels = self.levels and replace(
-            self.levels, valid_ratios=self.levels.valid_ratios.expand(batch, -1, -1)
-        )
-        reference = None if self.reference is None else self.reference.expand(batch, -1, -1)
-        position = self.position.expand(batch, -1, -1)
-        return replace(self, position=position, reference=reference, levels=levels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

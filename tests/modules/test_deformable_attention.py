@@ -12,10 +12,10 @@ from torch.testing import assert_close
 
 from querybox.fast.replacement import replace_leaves
 from querybox.fast.training import LEAVES
+from querybox.levels import Levels
 from querybox.modules.deformable_attention import DeformableAttention, GridSample, NearestSample
 from querybox.modules.encoder import cell_centres, levels_from_masks
 from querybox.modules.neck import PyramidProjection
-from querybox.structures import Levels
 
 WIDTH, HEADS, POINTS = 12, 3, (3, 1)
 

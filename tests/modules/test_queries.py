@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from querybox.levels import Shapes
 from querybox.modules.queries import prefer_local_maxima, top_k_indices
-from querybox.structures import Shapes
 
 SHAPES: Shapes = ((5, 7), (3, 4), (1, 1))
 

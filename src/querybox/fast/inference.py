@@ -19,11 +19,12 @@ from querybox.fast.replacement import copy_modules, has_hooks, replace_leaves
 from querybox.fast.sampling import TableSample
 from querybox.inference.engine import Engine
 from querybox.inference.predict import Predictor
+from querybox.levels import Cells, Shapes
 from querybox.modules.deformable_attention import DeformableAttention, GridSample
 from querybox.modules.detector import DetectionTransformer
 from querybox.modules.encoder import shrink_masks
 from querybox.precision import DTYPES, Precision, dtype_of, resolve_precision
-from querybox.structures import Cells, DetectorOutput, ImageBatch, Memory, Shapes
+from querybox.structures import DetectorOutput, ImageBatch, Memory
 from querybox.text import listed
 
 SIZES = 16

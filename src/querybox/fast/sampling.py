@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int32
 from torch import Tensor
 
+from querybox.levels import Levels, Shapes
 from querybox.modules.deformable_attention import GridSample, repeat_by_level
-from querybox.structures import Levels, Shapes
 
 
 class TableSample(GridSample):

@@ -26,12 +26,13 @@ from querybox.fast.kernels import (
 )
 from querybox.fast.replacement import copy_modules, is_plain, replace_leaves
 from querybox.fast.sampling import corners, value_table
+from querybox.levels import Levels
 from querybox.modules.attention import ScaledDotProduct
 from querybox.modules.backbone import Backbone
 from querybox.modules.deformable_attention import GridSample
 from querybox.modules.detector import DetectionTransformer
 from querybox.modules.heads import ClassHead, SigmoidClassHead
-from querybox.structures import Levels, at_least_float32
+from querybox.structures import at_least_float32
 
 
 def for_training(detector: DetectionTransformer) -> DetectionTransformer:

@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from querybox.inspect.calls import Call
+from querybox.levels import Levels
 from querybox.modules.attention import Attention
 from querybox.modules.deformable_attention import DeformableAttention, repeat_by_level
-from querybox.structures import Levels
 
 Rows = slice | list[int]
 ALL = slice(None)

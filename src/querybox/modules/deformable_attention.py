@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from querybox.structures import Levels, Shapes, at_least_float32
+from querybox.levels import Levels, Shapes
+from querybox.structures import at_least_float32
 
 
 class DeformableAttention(nn.Module):

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from querybox.levels import Cells, Levels
 from querybox.modules.attention import Attention
 from querybox.modules.blocks import FeedForward, Residual, ResidualType
 from querybox.modules.deformable_attention import DeformableAttention
-from querybox.structures import Cells, Levels, Memory
+from querybox.structures import Memory
 
 
 def shrink_mask(

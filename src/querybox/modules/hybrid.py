@@ -14,9 +14,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from querybox.levels import Cells
 from querybox.modules.blocks import ConvNorm
 from querybox.modules.encoder import EncoderLayer, levels_from_masks, shrink_masks, to_tokens
-from querybox.structures import Cells, Memory
+from querybox.structures import Memory
 
 
 class RepConv(nn.Module):

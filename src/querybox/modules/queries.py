@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from querybox.levels import Levels, Shapes
 from querybox.modules.encoder import cell_centres
 from querybox.modules.heads import DeltaHead, SigmoidClassHead
 from querybox.modules.position import SinePositionEncoding, sine_boxes
-from querybox.structures import Levels, Memory, Predictions, Queries, Shapes
+from querybox.structures import Memory, Predictions, Queries
 
 
 class LearnedQueries(nn.Module):
