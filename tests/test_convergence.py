@@ -17,7 +17,7 @@ from benchmarks.convergence import __main__ as program
 from benchmarks.convergence import curves, ours, pages
 from benchmarks.convergence.curves import Curve, Point, Watch, marks
 from benchmarks.convergence.one_class import one_class
-from benchmarks.convergence.theirs import THEIRS, PeerModel
+from benchmarks.convergence.theirs import PeerModel, pad, peer_model
 from benchmarks.small import Kind
 from querybox import Category, Detector, ImageBatch, Target, read_dataset
 
@@ -91,10 +91,10 @@ def test_one_class_of_a_folder(coco: Path, tmp_path: Path) -> None:
         one_class(tmp_path, "WBC", tmp_path / "other")
 
 
-@pytest.mark.parametrize("kind", ["detr", "deformable_detr"])
+@pytest.mark.parametrize("kind", ["detr", "deformable_detr", "rtdetr", "dfine"])
 def test_transformers_models_answer_as_an_engine_and_learn_all_layers(kind: Kind) -> None:
     categories = (Category(id=1, name="a"), Category(id=2, name="b"))
-    model = PeerModel(kind, categories, 64, 96, weights=None).train()
+    model = peer_model(kind, categories, 64, 96, weights=None).train()
     batch = ImageBatch(
         images=torch.randn(2, 3, 64, 96),
         padding_mask=torch.zeros(2, 64, 96, dtype=torch.bool),
@@ -107,6 +107,20 @@ def test_transformers_models_answer_as_an_engine_and_learn_all_layers(kind: Kind
     model.loss(batch, [objects, objects]).backward()
     lacking = [name for name, each in model.named_parameters() if each.requires_grad and each.grad is None]
     assert not lacking
+
+
+def test_boxes_of_models_without_padding_mask_are_those_of_the_images() -> None:
+    """In batches with padding, and padded further: 60x90 in 64x96."""
+    model = peer_model("rtdetr", (Category(id=1, name="a"),), 64, 96, weights=None).eval()
+    sizes = torch.tensor([[60, 90], [48, 60]])
+    given = ImageBatch(
+        images=torch.randn(2, 3, 60, 90), padding_mask=torch.zeros(2, 60, 90, dtype=torch.bool), sizes=sizes
+    )
+    with torch.no_grad():
+        (answer,) = model(given).layers
+        theirs = model.model(pixel_values=pad(given.images)).pred_boxes
+    pixels = answer.boxes * torch.tensor([[[90, 60, 90, 60]], [[60, 48, 60, 48]]])
+    torch.testing.assert_close(pixels, theirs * torch.tensor([96, 64, 96, 64]))
 
 
 def test_transformers_backbone_keeps_its_activations() -> None:
@@ -144,7 +158,6 @@ def test_other_settings_decide_otherwise() -> None:
     assert json.loads(json.dumps(decisive)) == decisive
     assert decisive["model"]["denoising"] > 0, "the recipe's own values count"
     assert program.decisive_settings("dino_small", ours.settings("dino_small", 6)) != decisive
-    assert set(THEIRS) == {"transformers_detr", "transformers_deformable_detr"}
 
 
 def curve(name: str, **values: Any) -> Curve:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.convergence.curves import Watch
 from benchmarks.peers import transformers_targets
-from benchmarks.small import Kind, transformers_small
+from benchmarks.small import HYBRID, Kind, transformers_small
 from benchmarks.training import groups
 from querybox.data import Batch, DetectionData, train_loader
 from querybox.data.loader import TrainLoader
@@ -44,6 +44,8 @@ THEIRS = {
         backbone_lr=2e-5,
         slow=("sampling_offsets", "reference_points"),
     ),
+    "transformers_rtdetr": Peer(title="transformers RT-DETR", kind="rtdetr", lr=1e-4, backbone_lr=1e-5),
+    "transformers_dfine": Peer(title="transformers D-FINE", kind="dfine", lr=2e-4, backbone_lr=1e-4),
 }
 
 
@@ -79,6 +81,46 @@ class PeerModel(nn.Module):
         return loss
 
 
+class HybridPeer(PeerModel):
+    """RT-DETR or D-FINE of transformers.
+
+    They have no padding mask: their boxes are relative to the padded image, whose sides must be multiples of 32.
+    """
+
+    def forward(self, batch: ImageBatch) -> DetectorOutput:
+        """Detect objects."""
+        images = pad(batch.images)
+        outputs = self.model(pixel_values=images)
+        boxes = outputs.pred_boxes / fractions(batch.sizes, images)[:, None]
+        predictions = Predictions(logits=outputs.logits, boxes=boxes, no_object=False)
+        return DetectorOutput(layers=(predictions,))
+
+    def loss(self, batch: ImageBatch, targets: Sequence[Target]) -> Tensor:
+        """Return transformers' own loss."""
+        images = pad(batch.images)
+        pairs = zip(targets, fractions(batch.sizes, images), strict=True)
+        relative = [Target(boxes=target.boxes * fraction, labels=target.labels) for target, fraction in pairs]
+        loss: Tensor = self.model(pixel_values=images, labels=transformers_targets(relative)).loss
+        return loss
+
+
+def pad(images: Tensor) -> Tensor:
+    """Return images with sides that are multiples of 32."""
+    height, width = images.shape[-2:]
+    return nn.functional.pad(images, (0, -width % 32, 0, -height % 32))
+
+
+def fractions(sizes: Tensor, images: Tensor) -> Tensor:
+    """Return which part of the padded images each image is, as (width, height, width, height)."""
+    height, width = images.shape[-2:]
+    return (sizes / sizes.new_tensor([height, width])).flip(-1).repeat(1, 2)
+
+
+def peer_model(kind: Kind, *arguments: Any, **options: Any) -> PeerModel:
+    """Return a model of transformers; the arguments are those of `PeerModel`."""
+    return (HybridPeer if kind in HYBRID else PeerModel)(kind, *arguments, **options)
+
+
 def train_theirs(peer: Peer, run: RunSettings, training: DetectionData, watch: Watch, **options: Any) -> None:
     """Train one of transformers' models with the data, batches, seed and time limit of `run`.
 
@@ -91,7 +133,7 @@ def train_theirs(peer: Peer, run: RunSettings, training: DetectionData, watch: W
     """
     torch.manual_seed(run.train.seed)
     sizes = run.data.sizes()
-    model = PeerModel(peer.kind, training.categories, sizes.short_side, sizes.long_side, **options).train()
+    model = peer_model(peer.kind, training.categories, sizes.short_side, sizes.long_side, **options).train()
     loader = train_loader(training, run.data, batch_size=run.train.batch_size, seed=run.train.seed)
     optimizer = torch.optim.AdamW(
         groups(model, ("backbone", *peer.slow), peer.backbone_lr),
