@@ -67,6 +67,7 @@ def test_models_are_trained_as_the_authors_configure_it(
     decay = 1.25e-4 if parent in ("dfine_l", "dfine_x") else 1e-4
     assert (train.weight_decay, train.decay_norms, train.clip) == (decay, False, 0.1)
     assert (train.ema, train.ema_warmup) == (0.9999, 1000 if parent.startswith("dfine") else 2000)
+    assert train.ema_restart == (0.9998 if parent == "dfine_x" else 0.9999)
     total, flat, stop = epochs
     factors = [Schedule.of(train, 100).factor(100 * epoch) for epoch in (10, 25, flat, stop, total - 1)]
     end = 1.0 if parent == "dfine_n" else 0.5

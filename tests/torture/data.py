@@ -19,7 +19,8 @@ from querybox.data.records import require_usable
 from querybox.data.validate import Report, SplitReport
 from querybox.diagnosis.record import read_record
 from querybox.errors import ConfigError
-from querybox.training.loop import Trainer, Update
+from querybox.training.loop import Trainer
+from querybox.training.update import Update
 from torture import images
 from torture.case import Case, require
 from torture.data_sets import (

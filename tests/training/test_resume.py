@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import os
 import signal
@@ -13,8 +12,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
-from torch import Tensor
+from crashes import Crash, crash_in, rows, same, weights
 from torchvision.transforms import v2
 
 from querybox.data.sampler import BatchSampler
@@ -37,42 +35,6 @@ from querybox.training.loop import Trainer
 from querybox.training.processes import start_processes, translate_process_errors
 
 MakeSettings = Callable[..., RunSettings]
-
-
-class Crash(BaseException):
-    """Ends a run where it is raised."""
-
-
-def weights(folder: Path, name: str = "checkpoint") -> dict[str, Tensor]:
-    return load_file(folder / f"{name}.safetensors")
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open(newline="") as file:
-        return [
-            {name: value for name, value in row.items() if "second" not in name}
-            for row in csv.DictReader(file)
-        ]
-
-
-def same(folder: Path, expected: Path, *names: str) -> None:
-    """Hold one run's files against another's."""
-    for name in names:
-        torch.testing.assert_close(weights(folder, name), weights(expected, name), rtol=0, atol=0)
-    assert rows(folder) == rows(expected)
-
-
-def crash_in(monkeypatch: pytest.MonkeyPatch, place: type, name: str, call: int) -> None:
-    """Crash in the n-th call of a method, 1, 2, ..."""
-    method, calls = getattr(place, name), []
-
-    def crashing(*arguments: Any, **keywords: Any) -> Any:
-        calls.append(name)
-        if len(calls) == call:
-            raise Crash
-        return method(*arguments, **keywords)
-
-    monkeypatch.setattr(place, name, crashing)
 
 
 @pytest.fixture

@@ -25,8 +25,9 @@ from querybox.errors import CheckpointError, ConfigError, MissingExtraError, Non
 from querybox.evaluation.result import METRICS, Evaluation
 from querybox.runfile import read_run_file
 from querybox.training import RunSettings, train
-from querybox.training.loop import Trainer, Update
+from querybox.training.loop import Trainer
 from querybox.training.processes import start_processes
+from querybox.training.update import Update
 
 MakeSettings = Callable[..., RunSettings]
 

@@ -75,6 +75,7 @@ DFINE = {
     "weight_decay": 1.25e-4,
     "warmup_steps": 500,
     "ema_warmup": 1000,
+    "ema_restart": 0.9999,
 }
 SSD = {"photometric": 0.5, "zoom_out": 0.5, "iou_crop": 0.8}
 PHASES = {
@@ -118,7 +119,7 @@ def test_a_recipe_is_trained_as_published_unless_it_is_for_few_images(recipe: st
         "dfine_s": {**DFINE, "epochs": 132, "lr": 2e-4, "backbone_lr": 1e-4, "weight_decay": 1e-4},
         "dfine_m": {**DFINE, "epochs": 132, "lr": 2e-4, "backbone_lr": 2e-5, "weight_decay": 1e-4},
         "dfine_l": DFINE,
-        "dfine_x": {**DFINE, "backbone_lr": 2.5e-6},
+        "dfine_x": {**DFINE, "backbone_lr": 2.5e-6, "ema_restart": 0.9998},
     }
     resolved = resolve(RunSettings.parse({"recipe": recipe, "data": {"train": "x"}}))
     assert resolved.train == TrainSettings(**published.get(recipe, {}))

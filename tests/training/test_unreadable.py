@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from querybox.diagnosis.record import read_record
 from querybox.errors import TrainingError
 from querybox.training import RunSettings, train
-from querybox.training.loop import Trainer, Update
+from querybox.training.loop import Trainer
+from querybox.training.update import Update
 
 MakeSettings = Callable[..., RunSettings]
 

@@ -32,6 +32,8 @@ class DEIM:
     """Settings of the model that differ, besides those of all models."""
     constant_lr: bool = False
     """Keep the learning rate after the warm-up."""
+    ema_restart: float = 0.9999
+    """Decay of the average after strong augmentation has ended."""
 
     @property
     def model(self) -> dict[str, Any]:
@@ -50,6 +52,7 @@ class DEIM:
             "schedule": "flat_cosine",
             "milestones": (epochs, epochs + 1) if self.constant_lr else (flat, stop),
             "warmup_steps": 2000,
+            "ema_restart": self.ema_restart,
         }
 
     @property
@@ -98,7 +101,7 @@ DEIM_RECIPES: dict[str, DEIM] = {
         DEIM("dfine_s", 4e-4, 2e-4, (132, 64, 120), S),
         DEIM("dfine_m", 4e-4, 4e-5, (102, 49, 90), M),
         DEIM("dfine_l", 5e-4, 2.5e-5, (58, 29, 50), L),
-        DEIM("dfine_x", 5e-4, 5e-6, (58, 29, 50), X),
+        DEIM("dfine_x", 5e-4, 5e-6, (58, 29, 50), X, ema_restart=0.9998),
     )
 }
 """Trainings by the names of their recipes."""

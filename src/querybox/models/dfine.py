@@ -42,7 +42,7 @@ TRAINING: dict[str, dict[str, Any]] = {
     "N": {"epochs": 160, "batch_size": 128, "lr": 8e-4, "backbone_lr": 4e-4, "weight_decay": 1e-4},
     "S": {"epochs": 132, "lr": 2e-4, "backbone_lr": 1e-4, "weight_decay": 1e-4},
     "M": {"epochs": 132, "lr": 2e-4, "backbone_lr": 2e-5, "weight_decay": 1e-4},
-    "X": {"backbone_lr": 2.5e-6},
+    "X": {"backbone_lr": 2.5e-6, "ema_restart": 0.9998},
 }
 """Published training of each size, where it differs from that of L."""
 PHASES = {"N": (12, 0), "S": (12, 20), "M": (12, 6), "L": (8, 4), "X": (8, 3)}
@@ -62,7 +62,6 @@ class DFINE(RTDETRv2):
     """The settings of D-FINE; the defaults are its model L."""
 
     title: ClassVar[str] = "D-FINE"
-    # The authors also reload the best average when strong augmentation ends, which we do not.
     training: ClassVar[Mapping[str, Any]] = {
         **RTDETRv2.training,
         "epochs": 80,
@@ -72,6 +71,7 @@ class DFINE(RTDETRv2):
         "weight_decay": 1.25e-4,
         "warmup_steps": 500,
         "ema_warmup": 1000,
+        "ema_restart": 0.9999,
     }
     layouts: ClassVar[Mapping[PublicSystem, Layout]] = {
         "facebook": PETERANDE,

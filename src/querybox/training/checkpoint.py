@@ -41,6 +41,8 @@ class Progress:
     best_step: int | None = None
     """Number of updates before that evaluation."""
     evaluations_since_best: int = 0
+    restarted: bool = False
+    """Whether strong augmentation has ended, and `TrainSettings.ema_restart` applies."""
     rows: list[dict[str, str]] = dataclasses.field(default_factory=list)
     """Rows of ``metrics.csv``, one per epoch."""
 

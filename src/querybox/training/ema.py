@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from querybox.checkpoints import native
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -45,6 +48,16 @@ class MovingAverage(Generic[M]):
             else:
                 old.copy_(new)
         torch._foreach_lerp_(average, latest, 1 - decay)  # one kernel for all of them
+
+    def restart(self, model: nn.Module, path: Path) -> None:
+        """Set both the average and `model` to the weights in a file of `querybox.checkpoints.blueprint.save`.
+
+        Raises:
+            CheckpointError: The file is missing or corrupt.
+        """
+        tensors, _ = native.read(path)
+        self.model.load_state_dict(tensors)
+        model.load_state_dict(tensors)
 
     def decay_after(self, step: int) -> float:
         """Return the decay in update number `step`, from 1."""

@@ -6,8 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -35,11 +34,10 @@ from querybox.training.optim import Schedule, build_optimizer, freeze
 from querybox.training.processes import next_batches, synchronize_batch_norms
 from querybox.training.settings import RunSettings
 from querybox.training.unreadable import UnreadableImages
+from querybox.training.update import StopReason, Update
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-StopReason = Literal["epochs", "patience", "time", "signal"]
 
 MIN_CHECKPOINT_SECONDS = 60.0
 """No checkpoint is written after an epoch if the last one is more recent, because large ones take seconds to write."""
@@ -47,24 +45,6 @@ MAX_CHECKPOINT_SECONDS = 600.0
 """Within an epoch, a checkpoint is written if the last one is older."""
 RELEASE_MEMORY_STEPS = 16
 """Number of updates after which unused memory is returned to the system."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Update:
-    """The statistics of one update, over all processes."""
-
-    losses: dict[str, float]
-    """Weighted losses by name, averaged over processes."""
-    grad_norm: float
-    """Total norm of the gradients of all trained parameters, before clipping."""
-    images: int
-    """Number of images."""
-    unreadable: int
-    """Number of images that could not be read."""
-    seconds: float
-    """Duration of the run so far, averaged over processes, so that all use the same learning rate."""
-    stop: StopReason | None
-    """Set if any process received a stop request or exceeded the time limit."""
 
 
 class Trainer:
@@ -133,6 +113,7 @@ class Trainer:
         self.saved_at = elapsed = progress.seconds
         stop = self.finished()
         while stop is None:
+            self.restart_if_due(elapsed)
             for micro_batches in self.remaining_batches():
                 progress.lr = self.schedule.apply(self.adamw, progress.step, elapsed)
                 update = self.update(micro_batches, request)
@@ -154,6 +135,21 @@ class Trainer:
             if stop or improved or self.seconds - self.saved_at > MIN_CHECKPOINT_SECONDS:
                 self.save()
         return stop
+
+    def restart_if_due(self, elapsed: float) -> None:
+        """Continue from the best average, with another decay, once strong augmentation has ended (D-FINE)."""
+        progress, end = self.progress, self.run.data.strong_until
+        if not self.average or not self.settings.ema_restart or end == 1:
+            return
+        if not progress.restarted:
+            share = max(progress.epoch / self.settings.epochs, elapsed / self.schedule.max_seconds)
+            if share < end:
+                return
+            self.accelerator.wait_for_everyone()  # the main process may still be writing the file
+            if progress.best_step is not None:
+                self.average.restart(self.detector, self.folder / BEST)
+            progress.restarted = True
+        self.average.decay = self.settings.ema_restart
 
     def update(self, micro_batches: Sequence[Batch], request: StopRequest) -> Update:
         """Perform one update, accumulating the gradients of `micro_batches`.

@@ -13,9 +13,10 @@ from querybox.evaluation.result import Evaluation
 from querybox.modules.detector import DetectionTransformer
 from querybox.training.display import Display
 from querybox.training.interrupt import StopRequest
-from querybox.training.loop import StopReason, Trainer
+from querybox.training.loop import Trainer
 from querybox.training.processes import evaluate_together, translate_process_errors
 from querybox.training.settings import RunSettings
+from querybox.training.update import StopReason
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -28,7 +28,7 @@ from querybox.training.environment import write_environment
 from querybox.training.folder import check_folder, prepare_folder
 from querybox.training.interrupt import StopRequest
 from querybox.training.lock import folder_lock
-from querybox.training.loop import StopReason, Trainer
+from querybox.training.loop import Trainer
 from querybox.training.machine import Machine
 from querybox.training.optim import describe_rise, keep_milestones
 from querybox.training.overrides import read_settings, with_transform
@@ -42,6 +42,7 @@ from querybox.training.processes import (
 from querybox.training.record import evaluate_and_record, fit_and_record, record_start
 from querybox.training.settings import RunSettings
 from querybox.training.start import build_detector, locate, resolve
+from querybox.training.update import StopReason
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

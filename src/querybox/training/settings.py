@@ -59,6 +59,9 @@ class TrainSettings(Settings):
     ema_warmup: PositiveInt | None = None
     """Time constant of the decay in updates (RT-DETR): after n updates it is `ema` * (1 - exp(-n / `ema_warmup`)). null
     for the smaller one of `ema` and (1 + n) / (10 + n)."""
+    ema_restart: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay after strong augmentation has ended (`data.strong_until`), from when on the weights and their average
+    continue from the best average so far (D-FINE); null to go on as before."""
     freeze: tuple[str, ...] = ()
     """Dotted names of frozen modules, such as `backbone` or `encoder.layers.0`."""
     evaluate_every: PositiveInt = 1

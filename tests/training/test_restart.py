@@ -1,0 +1,63 @@
+"""Training that goes on from the best average when strong augmentation ends."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from crashes import Crash, crash_in, same
+from safetensors.torch import load_file
+from torch import nn
+
+from querybox.training import RunSettings, loop, train
+from querybox.training.checkpoint import RunCheckpoint
+from querybox.training.ema import MovingAverage
+from querybox.training.loop import Trainer
+
+
+@pytest.mark.parametrize("update", [5, 6], ids=["before", "after"])
+def test_the_best_average_goes_on_when_strong_augmentation_ends(
+    run_settings: Callable[..., RunSettings],
+    boxes_json: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    update: int,
+) -> None:
+    """After two of three epochs; also in a run that goes on from a checkpoint before or after that."""
+    monkeypatch.setattr(loop, "MIN_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "MAX_CHECKPOINT_SECONDS", 0.0)
+    measure, restart, restarts = Trainer.measure, MovingAverage.restart, []
+
+    def first_is_best(trainer: Trainer, *arguments: Any) -> dict[str, float] | None:
+        progress = trainer.progress
+        progress.best = -1.0 if progress.step == trainer.steps_per_epoch else 2.0
+        return measure(trainer, *arguments)
+
+    def noted(average: MovingAverage[nn.Module], model: nn.Module, path: Path) -> None:
+        before = copy.deepcopy(model.state_dict())
+        restart(average, model, path)
+        best = load_file(path)
+        for weights in (model.state_dict(), average.model.state_dict()):
+            torch.testing.assert_close(weights, best, rtol=0, atol=0)
+        restarts.append(any(not torch.equal(before[name], best[name]) for name in best))
+
+    monkeypatch.setattr(Trainer, "measure", first_is_best)
+    monkeypatch.setattr(MovingAverage, "restart", noted)
+
+    def settings(output: str) -> RunSettings:
+        data = {"val": str(boxes_json), "strong_until": 0.6}
+        return run_settings(output, epochs=3, ema=0.5, ema_restart=0.9, data=data)
+
+    whole = train(settings("whole")).run_dir
+    progress = RunCheckpoint.read(whole / "checkpoint.safetensors").progress
+    assert (restarts, progress.restarted, progress.best_step) == ([True], True, 2)
+    with monkeypatch.context() as patch:
+        crash_in(patch, Trainer, "update", update)
+        with pytest.raises(Crash):
+            train(settings("parts"))
+    parts = train(settings("parts"), resume=True).run_dir
+    assert len(restarts) == (3 if update == 5 else 2)
+    same(parts, whole, "checkpoint", "last", "best")
