@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 import querybox
-from querybox.data.image import DeepValues
+from querybox.data.deep import DeepValues
 from querybox.data.settings import DataSettings, Depth
 from querybox.errors import ConfigError
 from querybox.exporting.card import Card

@@ -9,11 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.TiffImagePlugin import TiffImageFile
 
+from querybox.data.deep import NARROW, DeepValues, load, to_8_bits, value_range
 from querybox.errors import ImageError
 from querybox.files import require_regular
 from querybox.structures import PixelRange
@@ -38,25 +37,11 @@ FORMATS = (
 
 JPEG_SUFFIXES = frozenset({".jpeg", ".jpg"})
 
-_TOP = 65535
-"""Largest value of 16 bits."""
 ORIENTATION = 0x0112  # EXIF tag
-BITS_PER_SAMPLE = 258  # TIFF tag
 ROTATED = frozenset(range(2, 9))
 """Orientations that rotate or mirror an image."""
-NARROW = 0.25
-"""Fraction of the range of more than 8 bits; images whose values use less are nearly black, or of one gray."""
 SIDEWAYS = frozenset({5, 6, 7, 8})
 """Orientations that swap height and width."""
-
-
-class DeepValues(NamedTuple):
-    """The pixel values of images with more than 8 bits."""
-
-    low: float
-    high: float
-    top: float
-    """Largest value that their bits can have."""
 
 
 class Examination(NamedTuple):
@@ -98,13 +83,18 @@ def read_image(
         if min_side is not None and isinstance(image, JpegImageFile):
             factor = reduction(min(stored), min_side)
             image.draft(image.mode, (image.width // factor, image.height // factor))
-        image.load()
+        values = load(image, path)
         if image.format == "TIFF":  # Pillow has applied the orientation while loading
             stored = rotated = (image.height, image.width)
         _check_size(path, size, rotated, stored)
+        if values is not None:
+            orientation = image.getexif().get(ORIENTATION, 1)
+            limits = pixel_range or (0.0, value_range(values, image, path, None).top)
+            image = Image.fromarray(to_8_bits(values, limits))
+            image.getexif()[ORIENTATION] = orientation
         if size is None or size == rotated:
             ImageOps.exif_transpose(image, in_place=True)
-        return _to_rgb(image, path, pixel_range)
+        return _to_rgb(image)
 
 
 def reduction(short_side: int, min_side: int) -> int:
@@ -133,14 +123,14 @@ def examine_image(
         stored, rotated = (image.height, image.width), _rotated_size(image)
         if image.format == "JPEG":
             image.draft(image.mode, (1, 1))
-        image.load()
+        values = load(image, path)
         if image.format == "TIFF":  # Pillow has applied the orientation while loading
             stored = rotated = (image.height, image.width)
         _check_size(path, size, rotated, stored)
         if orientation in ROTATED and (size is None or stored == rotated):
             notes.append(("ambiguous_orientation", f"{path}: EXIF orientation {orientation}"))
-        if _is_deep(image):
-            deep = _deep_values(image, path, pixel_range)
+        if values is not None:
+            deep = value_range(values, image, path, pixel_range)
             notes.append(("deep_image", str(path)))
             if pixel_range is None and 0 < deep.high < NARROW * deep.top:
                 seen = f"{deep.low:g} to {deep.high:g} of 0 to {deep.top:g}"
@@ -231,38 +221,7 @@ def _rotated_size(image: Image.Image) -> tuple[int, int]:
     return (image.width, image.height) if sideways else (image.height, image.width)
 
 
-def _to_rgb(image: Image.Image, path: str | Path, pixel_range: PixelRange | None) -> Image.Image:
-    if _is_deep(image):
-        low, high = pixel_range or (0.0, _deep_values(image, path, None).top)
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64).clip(low, high), nan=low) - low
-        image = Image.fromarray(np.round(values / ((high - low) / 255)).astype(np.uint8))
+def _to_rgb(image: Image.Image) -> Image.Image:
     if "transparency" in image.info:  # of a palette image: resolve the palette before dropping transparency
         image = image.convert("RGBA")
     return image.convert("RGB")
-
-
-def _is_deep(image: Image.Image) -> bool:
-    return image.mode == "F" or image.mode.startswith("I")
-
-
-def _deep_values(image: Image.Image, path: str | Path, pixel_range: PixelRange | None) -> DeepValues:
-    """Return the range of the pixel values of an image with more than 8 bits.
-
-    The number of bits is 16 unless a TIFF states fewer, as those of 10 and 12-bit cameras do.
-
-    Raises:
-        ImageError: The values can be of any range, and `pixel_range` is None.
-    """
-    values = np.asarray(image)
-    low, high = float(values.min()), float(values.max())
-    if pixel_range is None and (image.mode == "F" or low < 0 or high > _TOP):
-        kind = "float" if image.mode == "F" else "32-bit"
-        raise ImageError(
-            f"{path}: has {kind} pixels of unknown range; set data.depth=[LOW,HIGH] in training, or save it with 8 or "
-            "16 bits",
-            "unknown_range",
-        )
-    stated = image.tag_v2.get(BITS_PER_SAMPLE) if isinstance(image, TiffImageFile) else None
-    bits = stated[0] if isinstance(stated, tuple) and stated else 16
-    top = 2**bits - 1 if 8 < bits < 16 else _TOP
-    return DeepValues(low, high, top if high <= top else _TOP)

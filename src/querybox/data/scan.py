@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from querybox.data.deep import DeepValues
 from querybox.data.findings import UNREADABLE, FindingCollector
-from querybox.data.image import DeepValues, Examination, examine_image
+from querybox.data.image import Examination, examine_image
 from querybox.data.loader import available_cpus, start_worker
 from querybox.data.records import DetectionData, ImageRecord
 from querybox.errors import ImageError

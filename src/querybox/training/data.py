@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Self
 from pydantic import TypeAdapter, ValidationError
 
 from querybox.data import DetectionData, read_train_and_val
+from querybox.data.deep import DeepValues
 from querybox.data.holdout import hold_out
-from querybox.data.image import DeepValues
 from querybox.data.records import log_warnings, require_usable
 from querybox.data.scan import examine_images, with_observations
 from querybox.data.settings import NO_VALIDATION

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from querybox.data import DetectionData
-from querybox.data.image import NARROW, DeepValues
+from querybox.data.deep import NARROW, DeepValues
 from querybox.data.settings import Depth
 from querybox.text import counted
 from querybox.training.settings import RunSettings

@@ -1,0 +1,132 @@
+"""Pixels of more than 8 bits: their values, the range of these, and the 8 bits that they become."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from jaxtyping import Shaped, UInt8
+from PIL import Image
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+
+from querybox.errors import ImageError
+from querybox.structures import PixelRange
+
+Values: TypeAlias = Shaped[np.ndarray, "h w"] | Shaped[np.ndarray, "h w 3"]
+"""Values of gray or RGB pixels: integers of 16 or 32 bits, or floats."""
+
+NARROW = 0.25
+"""Fraction of the range of more than 8 bits; images whose values use less are nearly black, or of one gray."""
+
+_TOP = 65535
+"""Largest value of 16 bits."""
+_BITS_PER_SAMPLE, _PLANAR_CONFIGURATION = 258, 284  # TIFF tags
+_GRAY_WITH_ALPHA = "LA;16B"
+_LOWER_BYTES = {_GRAY_WITH_ALPHA: "RGBA"} | {
+    f"{mode};16{order}": f"{mode};16{other}"
+    for mode in ("RGB", "RGBX", "RGBA")
+    for order, other in (("B", "L"), ("L", "B"), ("N", "B" if sys.byteorder == "little" else "L"))
+}
+"""Raw modes with which Pillow decodes the upper byte of each 16-bit value, and those that decode the lower one: that of
+the other byte order. Gray with alpha is decoded as its four bytes. (CMYK and premultiplied alpha stay at 8 bits.)"""
+
+
+class DeepValues(NamedTuple):
+    """The range of the pixel values of images with more than 8 bits."""
+
+    low: float
+    high: float
+    top: float
+    """Largest value that their bits can have."""
+
+
+def load(image: Image.Image, path: str | Path) -> Values | None:
+    """Decode an image, and return its pixel values if they have more than 8 bits.
+
+    Pillow decodes 16-bit gray as it is, but of 16-bit colours only the upper bytes, so that the file is decoded a
+    second time for the lower ones.
+
+    Args:
+        image: The image, opened but not decoded yet.
+        path: Its file.
+
+    Raises:
+        ImageError: It is a TIFF with 16-bit colours in separate planes, which Pillow decodes wrongly.
+    """
+    if _has_deep_planes(image):
+        raise ImageError(f"{path}: has 16-bit colours in separate planes, which are not read; save it as PNG")
+    raw_mode = _raw_mode(image)
+    assert image.format is not None
+    image.load()
+    if image.mode == "F" or image.mode.startswith("I"):
+        return np.asarray(image)
+    if raw_mode not in _LOWER_BYTES:
+        return None
+    upper = np.asarray(image)[..., :3].astype(np.uint16)
+    with Image.open(path, formats=[image.format]) as again:
+        again.tile = [
+            tile._replace(args=_with_raw_mode(tile.args, _LOWER_BYTES[raw_mode])) for tile in again.tile
+        ]
+        lower = np.asarray(again)
+    return upper << 8 | (lower[..., [1, 1, 1]] if raw_mode == _GRAY_WITH_ALPHA else lower[..., :3])
+
+
+def _has_deep_planes(image: Image.Image) -> bool:
+    return (
+        isinstance(image, TiffImageFile)
+        and image.tag_v2.get(_PLANAR_CONFIGURATION) == 2
+        and len(image.getbands()) > 1
+        and _stated_bits(image) > 8
+    )
+
+
+def _raw_mode(image: Image.Image) -> str | None:
+    """Return how Pillow will decode an image that is not decoded yet; None if its format has no such mode."""
+    args = image.tile[0].args if isinstance(image, ImageFile) and image.tile else None
+    first = args[0] if isinstance(args, tuple) and args else args
+    return first if isinstance(first, str) else None
+
+
+def _with_raw_mode(args: Any, raw_mode: str) -> Any:
+    return raw_mode if isinstance(args, str) else (raw_mode, *args[1:])
+
+
+def value_range(
+    values: Values, image: Image.Image, path: str | Path, pixel_range: PixelRange | None
+) -> DeepValues:
+    """Return the range of the pixel values of an image with more than 8 bits.
+
+    The number of bits is 16 unless a TIFF states fewer, as those of 10 and 12-bit cameras do.
+
+    Raises:
+        ImageError: The values can be of any range, and `pixel_range` is None.
+    """
+    low, high = float(values.min()), float(values.max())
+    if pixel_range is None and (image.mode == "F" or low < 0 or high > _TOP):
+        kind = "float" if image.mode == "F" else "32-bit"
+        raise ImageError(
+            f"{path}: has {kind} pixels of unknown range; set data.depth=[LOW,HIGH] in training, or save it with 8 or "
+            "16 bits",
+            "unknown_range",
+        )
+    bits = _stated_bits(image)
+    top = 2**bits - 1 if 8 < bits < 16 else _TOP
+    return DeepValues(low, high, top if high <= top else _TOP)
+
+
+def _stated_bits(image: Image.Image) -> int:
+    """Return the bits of a channel that a TIFF states; 16 for other images."""
+    stated = image.tag_v2.get(_BITS_PER_SAMPLE) if isinstance(image, TiffImageFile) else None
+    return stated[0] if isinstance(stated, tuple) and stated else 16
+
+
+def to_8_bits(values: Shaped[np.ndarray, "*shape"], pixel_range: PixelRange) -> UInt8[np.ndarray, "*shape"]:
+    """Scale values so that the lower end of the range becomes 0 and the upper 255; values beyond it are clipped."""
+    if values.dtype.itemsize == 2:  # a table is faster, and takes less memory than floats
+        return to_8_bits(np.arange(_TOP + 1, dtype=np.float64), pixel_range)[values]
+    low, high = pixel_range
+    offset = np.nan_to_num(values.astype(np.float64).clip(low, high), nan=low) - low
+    return np.round(offset / ((high - low) / 255)).astype(np.uint8)
