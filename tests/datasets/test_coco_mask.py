@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from querybox.data.formats.coco_mask import decompress, mask_box
+from querybox.data.formats.coco_mask import mask_box
 
 
 def runs_of(pixels: np.ndarray) -> list[int]:
@@ -25,7 +25,6 @@ def test_masks_have_the_boxes_of_pycocotools(seed: int) -> None:
     compressed = coco_mask.encode(np.asfortranarray(pixels))
     expected = tuple(coco_mask.toBbox(compressed).tolist())
     runs = runs_of(pixels)
-    assert decompress(compressed["counts"].decode()) == runs
     assert mask_box({"size": [int(height), int(width)], "counts": runs}) == expected
     assert mask_box({"size": compressed["size"], "counts": compressed["counts"].decode()}) == expected
 

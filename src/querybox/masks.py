@@ -1,0 +1,205 @@
+"""Masks of objects in COCO's run-length encoding (RLE): encoding, area, bounding box, IoU.
+
+The format is that of https://github.com/cocodataset/cocoapi (common/maskApi.h): the lengths of runs of pixels outside
+and inside the object alternate, down the columns of the image, and the first run is outside. Compressed, a length is in
+groups of 5 bits, one character each; from the fourth on, it is the difference to the last but one.
+
+Legend: R runs, N masks, G objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+
+from querybox.errors import DataError
+from querybox.polygons import Polygons, fill, trace
+
+_ZERO = 48
+"""Code of the character of the group 0."""
+_MAX_GROUPS = 7
+"""Groups of 5 bits that a length can take, because no image has 2^32 pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rle:
+    """The mask of an object."""
+
+    size: tuple[int, int]
+    """(height, width) of the image in pixels."""
+    counts: bytes
+    """Compressed lengths of runs."""
+
+    @classmethod
+    def of(cls, mask: Bool[np.ndarray, "H W"]) -> Self:
+        """Encode a mask."""
+        height, width = mask.shape
+        flat = mask.T.ravel()
+        changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+        return cls.of_changes(changes if not flat[0] else np.concatenate([[0], changes]), (height, width))
+
+    @classmethod
+    def of_changes(cls, changes: Int64[np.ndarray, " T"], size: tuple[int, int]) -> Self:
+        """Encode a mask given the positions at which it changes, ascending, counted down the columns of the image."""
+        height, width = size
+        inner = changes[changes < height * width]
+        return cls(size, compress(np.diff(inner, prepend=0, append=height * width)))
+
+    @classmethod
+    def of_polygons(cls, polygons: Polygons, size: tuple[int, int]) -> Self:
+        """Rasterise polygons, as pycocotools does."""
+        changes = [fill(vertices, size) for vertices in polygons.vertices()]
+        return cls.of_changes(changes[0] if len(changes) == 1 else _union(changes), size)
+
+    def runs(self) -> Int64[np.ndarray, " R"]:
+        """Return the lengths of the runs.
+
+        Raises:
+            DataError: They are malformed, or do not add up to the size of the image.
+        """
+        runs = decompress(self.counts)
+        height, width = self.size
+        if (total := int(runs.sum())) != height * width:
+            raise DataError(
+                f"the run lengths of a mask add up to {total} pixels; expected those of {height}x{width} (height x "
+                f"width), {height * width}: write the size of the image that was annotated"
+            )
+        return runs
+
+    def mask(self) -> Bool[np.ndarray, "H W"]:
+        """Decode the mask: True = inside."""
+        runs = self.runs()
+        inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+        return np.ascontiguousarray(inside.reshape(self.size[::-1]).T)
+
+    @property
+    def area(self) -> int:
+        """Number of pixels inside."""
+        return int(self.runs()[1::2].sum())
+
+    @property
+    def box_xyxy(self) -> tuple[float, float, float, float] | None:
+        """The smallest box around the pixels inside, in pixels; None for an empty mask."""
+        height = self.size[0]
+        starts, stops = self.stretches()
+        if not len(starts):
+            return None
+        left, right = int(starts[0]) // height, (int(stops[-1]) - 1) // height
+        if (starts // height < (stops - 1) // height).any():  # a run into the next column touches both sides
+            return float(left), 0.0, float(right + 1), float(height)
+        top, bottom = int((starts % height).min()), int(((stops - 1) % height).max())
+        return float(left), float(top), float(right + 1), float(bottom + 1)
+
+    def stretches(self) -> tuple[Int64[np.ndarray, " R"], Int64[np.ndarray, " R"]]:
+        """Return the first positions of the runs inside, and the positions behind them."""
+        ends = np.cumsum(self.runs())
+        starts, stops = ends[:-1:2], ends[1::2]
+        return starts[starts < stops], stops[starts < stops]
+
+    def polygons(self) -> list[list[float]]:
+        """Return the outline of every part of the mask, x1, y1, x2, y2 ... in pixels, in COCO's form.
+
+        Rasterised, they are the same mask. A hole is joined to the outline of its part by a line there and back.
+        """
+        return [outline.ravel().astype(float).tolist() for outline in trace(self.mask())]
+
+    def to_coco(self) -> dict[str, Any]:
+        """Return the mask as the value of ``segmentation`` in COCO's JSON files."""
+        return {"size": list(self.size), "counts": self.counts.decode("ascii")}
+
+
+def _union(changes: Sequence[Int64[np.ndarray, " _"]]) -> Int64[np.ndarray, " T"]:
+    """Return the positions at which the union of masks changes."""
+    positions = np.concatenate(changes)
+    signs = np.concatenate([1 - 2 * (np.arange(len(one)) % 2) for one in changes])
+    order = np.argsort(positions, kind="stable")
+    positions, covered = positions[order], np.cumsum(signs[order])
+    last = np.flatnonzero(np.diff(positions, append=-1))  # of several changes at one position
+    inside = covered[last] > 0
+    return positions[last][inside != np.concatenate([[False], inside[:-1]])]
+
+
+def mask_iou(
+    masks: Sequence[Rle], objects: Sequence[Rle], crowd: Bool[np.ndarray, " G"]
+) -> Float64[np.ndarray, "N G"]:
+    """Return the IoU of all pairs of masks, 0-1; for a crowd region, the fraction of the mask inside it, as in COCO.
+
+    Args:
+        masks: Detected masks.
+        objects: Masks of the objects, of the same image.
+        crowd: Which objects are crowd regions.
+
+    Raises:
+        DataError: The masks have different sizes, or one is malformed.
+    """
+    sizes = {one.size for one in (*masks, *objects)}
+    if len(sizes) > 1:
+        raise DataError(
+            f"masks of one image have the sizes {sorted(sizes)}; expected the same (height, width)"
+        )
+    stretches = [one.stretches() for one in masks]
+    owner = np.repeat(np.arange(len(masks)), [len(starts) for starts, _ in stretches])
+    empty = np.zeros(0, dtype=np.int64)
+    starts, stops = (
+        np.concatenate([empty, *sides]) for sides in zip((empty, empty), *stretches, strict=True)
+    )
+    area = np.bincount(owner, stops - starts, minlength=len(masks))
+    iou = np.zeros((len(masks), len(objects)))
+    for index, one in enumerate(objects):
+        knots = np.stack(one.stretches(), 1)  # [R, 2]
+        if not len(knots):
+            continue
+        # Number of pixels of the object before a position: linear between the ends of its runs.
+        lengths = np.diff(knots)
+        before = (np.cumsum(lengths)[:, None] - lengths * [1, 0]).ravel()
+        covered = np.interp(stops, knots.ravel(), before) - np.interp(starts, knots.ravel(), before)
+        intersection = np.bincount(owner, covered, minlength=len(masks))
+        union = area if crowd[index] else area + before[-1] - intersection
+        iou[:, index] = intersection / np.where(intersection > 0, union, 1)
+    return iou
+
+
+def compress(runs: Int64[np.ndarray, " R"]) -> bytes:
+    """Return lengths of runs as a compressed string."""
+    values = np.asarray(runs, dtype=np.int64).copy()
+    values[3:] -= runs[1:-2]
+    # A number takes the groups that hold it and its sign.
+    magnitude = np.where(values < 0, ~values, values)
+    groups = np.ones(len(values), dtype=np.int64)
+    for group in range(1, _MAX_GROUPS):
+        groups += magnitude >= 1 << (5 * group - 1)
+    place = np.arange(_MAX_GROUPS)
+    codes = (values[:, None] >> 5 * place & 31) + np.where(place < groups[:, None] - 1, 32, 0) + _ZERO
+    return codes[place < groups[:, None]].astype(np.uint8).tobytes()
+
+
+def decompress(counts: bytes) -> Int64[np.ndarray, " R"]:
+    """Return the lengths of runs in a compressed string.
+
+    Raises:
+        DataError: The string is malformed.
+    """
+    codes = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - _ZERO
+    last = codes & 32 == 0  # no group follows
+    ends = np.flatnonzero(last)
+    groups = np.diff(ends, prepend=-1)
+    if not len(codes) or codes.min() < 0 or codes.max() > 63 or not last[-1] or groups.max() > _MAX_GROUPS:
+        raise _malformed(counts)
+    firsts = ends - groups + 1
+    place = np.arange(len(codes)) - np.repeat(firsts, groups)
+    runs = np.add.reduceat((codes & 31) << 5 * place, firsts)
+    runs -= np.where(codes[ends] & 16, 1 << 5 * groups, 0)  # negative
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    if runs.min() < 0:
+        raise _malformed(counts)
+    return runs
+
+
+def _malformed(counts: bytes) -> DataError:
+    shown = counts[:40].decode("ascii", errors="replace")
+    return DataError(f"got the run lengths {shown!r}, which are malformed; expected COCO's compressed RLE")
