@@ -84,18 +84,20 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def atomic(path: Path, *, size: int | None = None) -> Iterator[Path]:
-    """Context manager that yields a temporary path in the same folder, which durably replaces `path` on success.
+def atomic(path: Path, *, size: int | None = None, durable: bool = True) -> Iterator[Path]:
+    """Context manager that yields a temporary path in the same folder, which replaces `path` on success.
 
     Args:
         path: The file; it is unchanged until it is replaced.
         size: Size of the new file in bytes if known, for the message.
+        durable: Write the file to the disk before it replaces `path`, so that it survives a loss of power. Without it,
+            writing many files is much faster.
 
     Raises:
         DiskFullError: There is no space for it.
     """
     try:
-        with replacement(path) as temporary:
+        with replacement(path, durable=durable) as temporary:
             yield temporary
     except OSError as error:
         if error.errno not in NO_SPACE:
@@ -109,7 +111,7 @@ def atomic(path: Path, *, size: int | None = None) -> Iterator[Path]:
 
 
 @contextmanager
-def replacement(path: Path) -> Iterator[Path]:
+def replacement(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Implement `atomic`, without translating errors."""
     require_regular(path, ConfigError)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,13 +120,15 @@ def replacement(path: Path) -> Iterator[Path]:
         mode = os.fstat(file.fileno()).st_mode
     try:
         yield temporary
-        flush(temporary)
+        if durable:
+            flush(temporary)
         with suppress(FileNotFoundError):
             if stat.S_ISREG(former := path.lstat().st_mode):
                 mode = former
         temporary.chmod(stat.S_IMODE(mode) & 0o777)  # safetensors, for one, replaces it by a file of its own
         temporary.replace(path)  # the name alone: the target of a link is left as it is
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

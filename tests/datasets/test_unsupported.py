@@ -20,7 +20,7 @@ from querybox.errors import DataError
         ("pets_train.record", "contains TFRecords"),
         ("digitStruct.MAT", r"contains MATLAB files \(digitStruct\.MAT\), which are not read: convert them"),
         ("dataset.zip", r"contains archives \(dataset\.zip\), which are not read: unpack them"),
-        ("data.parquet", "contains tables of Hugging Face .*metadata.jsonl"),
+        ("data.parquet", r"contains tables without a column of boxes .*metadata\.jsonl"),
         ("annotations.pkl", "contains pickled objects, which may execute code"),
         ("ds0/ann/a.jpg.json", r"contains Supervisely annotations \(a\.jpg\.json\), .*: export"),
         (

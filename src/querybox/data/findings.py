@@ -160,6 +160,9 @@ KINDS = {
     "string_id": FindingKind(
         "note", "ids that are not numbers", "numbered 1, 2 ... in the order of the file"
     ),
+    "embedded_image": FindingKind(
+        "note", "images inside of Parquet files", "written once to files in a hidden folder beside them"
+    ),
     "copied_annotations": FindingKind("note", "copies of the annotations in another format", "not read"),
     "ignored_key": FindingKind("note", "settings of the dataset that are not used", "ignored"),
     "moved_path": FindingKind(

@@ -32,7 +32,7 @@ _KINDS = (
     (r"\.(h5|hdf5|npy|npz|lmdb|mdb|db|sqlite)$", "binary tables", _EXPORT),
     (
         r"\.(parquet|arrow)$",
-        "tables of Hugging Face",
+        "tables without a column of boxes (`bbox`), or Arrow tables",
         "load them with `datasets`, save each image as a file, and write `file_name` and `objects` to metadata.jsonl",
     ),
     (r"\.(rec|idx|lst)$", "MXNet RecordIO files", _EXPORT),

@@ -8,6 +8,7 @@ from querybox.data.formats.hugging_face import HUGGING_FACE
 from querybox.data.formats.label_studio import LABEL_STUDIO
 from querybox.data.formats.labelme import LABELME
 from querybox.data.formats.open_images import OPEN_IMAGES
+from querybox.data.formats.parquet import PARQUET
 from querybox.data.formats.voc import VOC
 from querybox.data.formats.yolo import YOLO
 from querybox.data.splits import Format
@@ -23,5 +24,6 @@ FORMATS: tuple[Format, ...] = (
     CREATEML,
     OPEN_IMAGES,
     HUGGING_FACE,
+    PARQUET,
 )
 """All formats, in the order of messages."""

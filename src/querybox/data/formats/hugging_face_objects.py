@@ -1,0 +1,140 @@
+"""What Hugging Face's formats of detection datasets have in common: `objects` of an image, and names of their classes.
+
+`objects` has `bbox` (x, y, width, height in pixels) and `categories`, `category`, `label` or `labels`, as numbers or
+names: lists by key, or a list of objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AliasChoices, BaseModel, Field, ValidationError
+
+from querybox.data.annotated import AnnotatedImage, AnnotatedObject, alphabetical
+from querybox.data.parsing import Name, read_head, stated_size, validation_problem
+from querybox.errors import DataError
+from querybox.runfile import Loader
+from querybox.structures import Category
+
+EXPECTED = "'file_name', and 'objects' with 'bbox' and 'categories'"
+CATEGORY = ("categories", "category", "label", "labels")
+_Id = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class _Objects(BaseModel):
+    bbox: list[tuple[float, float, float, float]]  # x, y, width, height
+    categories: list[_Id | Name] = Field(validation_alias=AliasChoices(*CATEGORY))
+    area: list[float | None] | None = None
+    iscrowd: list[bool | None] | None = None
+
+
+class _ClassLabel(BaseModel):
+    names: list[Name] | dict[_Id, Name]
+
+    @property
+    def by_id(self) -> dict[int, str]:
+        return self.names if isinstance(self.names, dict) else dict(enumerate(self.names))
+
+
+class _Image(BaseModel):
+    file_name: Name
+    objects: dict[str, Any] | list[dict[str, Any]] | None = None
+    width: float | None = None
+    height: float | None = None
+
+
+def categories(known: Mapping[int, str], names: Collection[str]) -> tuple[Category, ...]:
+    """Return the categories of a dataset: those that it defines, or with the ids that are the names, or without ids.
+
+    Args:
+        known: Names of classes by number, as the dataset defines them; empty if it does not.
+        names: The names that occur in it.
+    """
+    ids = {name: number for number, name in known.items()}
+    if not ids and all(name.isascii() and name.isdecimal() for name in names):
+        ids = {name: int(name) for name in names}
+    if not ids.keys() >= set(names):
+        return alphabetical(names)
+    return tuple(Category(id=ids[name], name=name) for name in sorted(ids, key=lambda name: ids[name]))
+
+
+def names_in_readme(root: Path) -> dict[int, str]:
+    """Return the names of the class label of objects in the YAML head of `README.md`; empty without one."""
+    _, _, rest = read_head(root / "README.md").replace("\r\n", "\n").partition("---\n")
+    try:
+        content = yaml.load(rest.partition("\n---")[0], Loader)  # noqa: S506 - a safe loader
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    labels = (_class_label(content, name) for name in CATEGORY)
+    return class_names(next((label for label in labels if label is not None), None))
+
+
+def class_names(label: object) -> dict[int, str]:
+    """Return the names of classes by number that a class label has, a mapping with `names`; empty if it has none."""
+    try:
+        return _ClassLabel.model_validate(label).by_id
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _class_label(content: object, feature: str) -> object:
+    """Return the first `class_label` of a feature with this name."""
+    pending: list[tuple[str, object]] = [("", content)]
+    seen = set()
+    while pending:
+        name, node = pending.pop()
+        if id(node) in seen:  # by an alias
+            continue
+        seen.add(id(node))
+        if isinstance(node, list):
+            pending += [(name, item) for item in node]
+        elif isinstance(node, dict):
+            name = str(node.get("name", name))
+            if "class_label" in node and name == feature:
+                return node["class_label"]
+            pending += [(name, item) for item in node.values()]
+    return None
+
+
+def parse_image(where: str, content: Any, names: Mapping[int, str]) -> AnnotatedImage:
+    """Return an image with its objects, whose classes are names or numbers in `names`.
+
+    Raises:
+        DataError: It is malformed.
+    """
+    try:
+        image = _Image.model_validate(content)
+        objects = _Objects.model_validate(_columns(image.objects)) if image.objects else None
+    except ValidationError as error:
+        raise DataError(f"{where}: {validation_problem(error)}; expected {EXPECTED}") from None
+    return AnnotatedImage(
+        name=image.file_name,
+        where=where,
+        size=stated_size(image.height, image.width),
+        objects=[] if objects is None else list(_named_objects(where, objects, names)),
+    )
+
+
+def _columns(objects: dict[str, Any] | list[dict[str, Any]]) -> dict[str, Any]:
+    """Return lists by key, also of a list of objects."""
+    if isinstance(objects, dict):
+        return objects
+    return {key: [item.get(key) for item in objects] for key in objects[0]}
+
+
+def _named_objects(where: str, objects: _Objects, names: Mapping[int, str]) -> Iterator[AnnotatedObject]:
+    count = len(objects.bbox)
+    columns = (objects.categories, objects.iscrowd or [None] * count, objects.area or [None] * count)
+    if any(len(column) != count for column in columns):
+        raise DataError(
+            f"{where}: lists in 'objects' differ in length; expected a value for each of {count} boxes"
+        )
+    for number, ((x, y, width, height), category, crowd, area) in enumerate(
+        zip(objects.bbox, *columns, strict=True), start=1
+    ):
+        box = (x, y, x + width, y + height)
+        name = names.get(category, str(category)) if isinstance(category, int) else category
+        yield AnnotatedObject(f"{where}, object {number}", name, box, bool(crowd), area)

@@ -1,0 +1,182 @@
+"""Images that are embedded in a Parquet file, unpacked once to a folder beside it.
+
+The folder is hidden, `.images/<file>-<digest>/`, with the digest of the file's footer, which states the place and the
+size of every chunk of it. Images are written one after the other and moved into place, so that an interrupted
+unpacking is continued, and several processes may unpack the same file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from querybox.data.image import SUFFIXES
+from querybox.errors import DataError, DiskFullError, MissingExtraError, QueryboxError
+from querybox.files import atomic, is_regular
+from querybox.text import counted
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
+
+log = logging.getLogger(__name__)
+
+_MAGIC = b"PAR1"
+_END = struct.Struct("<I4s")
+"""End of a file: the length of the footer, and the magic number."""
+_BATCH = 8
+"""Number of images in memory at a time."""
+_BUFFER = 1 << 20
+_UNSAFE = re.compile(r"[^\w.,+@() -]")
+"""Characters that are not kept in file names."""
+_SIGNATURES = (
+    (b"\xff\xd8\xff", ".jpg"),
+    (b"\x89PNG", ".png"),
+    (b"RIFF", ".webp"),
+    (b"GIF8", ".gif"),
+    (b"BM", ".bmp"),
+    (b"II*\0", ".tif"),
+    (b"MM\0*", ".tif"),
+    (b"", ".bin"),
+)
+"""File name extensions by the first bytes."""
+
+
+def read_footer(file: Path, limit: int = -1) -> bytes:
+    """Return the footer of a Parquet file, of which the schema is the first part; nothing if it is not one.
+
+    Args:
+        file: The file.
+        limit: Number of bytes after which it is cut; -1 for none.
+    """
+    if not is_regular(file) or (size := file.stat().st_size) < _END.size:
+        return b""
+    with file.open("rb") as stream:
+        stream.seek(size - _END.size)
+        length, magic = _END.unpack(stream.read(_END.size))
+        if magic != _MAGIC or length > size - _END.size:
+            return b""
+        stream.seek(size - _END.size - length)
+        return stream.read(length if limit < 0 else min(length, limit))
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[ParquetFile]:
+    """Open a Parquet file.
+
+    Raises:
+        MissingExtraError: pyarrow is not installed.
+        DataError: It cannot be read, also later.
+    """
+    try:
+        import pyarrow as pa
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise MissingExtraError(
+            f"{file}: reading Parquet needs pyarrow, which is not installed: pip install 'querybox[parquet]'"
+        ) from None
+    try:
+        with ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False) as parquet:
+            _check_rows(file, parquet.metadata.num_rows)
+            yield parquet
+    except QueryboxError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{file}: cannot be read as Parquet ({reason}); download it again") from None
+
+
+def _check_rows(file: Path, count: int) -> None:
+    if count > file.stat().st_size:
+        raise DataError(f"{file}: is corrupt: it states {count:,} rows, more than bytes; download it again")
+
+
+def image_folder(file: Path) -> Path:
+    """Return the folder of the images of a file."""
+    return file.parent / ".images" / f"{file.stem}-{hashlib.sha256(read_footer(file)).hexdigest()[:8]}"
+
+
+def image_paths(parquet: ParquetFile, column: str) -> list[str | None]:
+    """Return the paths beside the images in a column, one for each row; None where there is none."""
+    paths: list[str | None] = []
+    for batch in parquet.iter_batches(columns=[f"{column}.path"], use_threads=False):
+        paths += [(row[column] or {}).get("path") for row in batch.to_pylist()] if batch.num_columns else []
+    return paths or [None] * parquet.metadata.num_rows
+
+
+def image_stems(paths: Sequence[str | None]) -> list[str]:
+    """Return the names without extension that images are unpacked under, by their paths.
+
+    They are those of the paths if no two are the same, otherwise these after the number of the row, from 0.
+    """
+    stems = [_stem(path) for path in paths]
+    counts = Counter(stem.casefold() for stem in stems)
+    if "" not in counts and max(counts.values(), default=1) == 1:
+        return stems
+    return [f"{row:06d}_{stem}".rstrip("_") for row, stem in enumerate(stems)]
+
+
+def _stem(path: Any) -> str:
+    """Return the last part of a path without extension, as it can be used on any system; empty if there is none."""
+    name = PurePosixPath(path.replace("\\", "/")).name if isinstance(path, str) else ""
+    stem, suffix = os.path.splitext(name)  # noqa: PTH122 - a name such as `.jpg` has no suffix
+    return _UNSAFE.sub("_", stem if suffix.lower() in SUFFIXES else name)[-100:].strip(" .")
+
+
+def unpacked_names(file: Path) -> dict[str, str]:
+    """Return the names of the images of a file that have been unpacked, by name without extension."""
+    folder = image_folder(file)
+    names = os.listdir(folder) if folder.is_dir() else []  # noqa: PTH208 - of many images
+    return {os.path.splitext(name)[0]: name for name in names}  # noqa: PTH122
+
+
+def unpack_images(file: Path, parquet: ParquetFile, column: str) -> None:
+    """Write the images in a column to `image_folder`, except for those that are there.
+
+    Raises:
+        DataError: The folder cannot be written.
+        DiskFullError: There is no space for it.
+    """
+    folder, done = image_folder(file), unpacked_names(file)
+    stems = image_stems(image_paths(parquet, column))
+    if all(stem in done for stem in stems):
+        return
+    log.info("%s: writing its %s to %s, once", file, counted(len(stems), "image"), folder)
+    row = 0
+    for group in range(parquet.num_row_groups):
+        rows = range(row, row + parquet.metadata.row_group(group).num_rows)
+        row = rows.stop
+        if not all(stem in done for stem in stems[rows.start : rows.stop]):
+            for stem, content in zip(
+                stems[rows.start : rows.stop], _contents(parquet, group, column), strict=False
+            ):
+                if content and stem not in done:
+                    _write(folder, stem, content)
+
+
+def _contents(parquet: ParquetFile, group: int, column: str) -> Iterator[bytes | None]:
+    batches = parquet.iter_batches(_BATCH, row_groups=[group], columns=[f"{column}.bytes"], use_threads=False)
+    for batch in batches:
+        for row in batch.to_pylist():
+            yield (row[column] or {}).get("bytes")
+
+
+def _write(folder: Path, stem: str, content: bytes) -> None:
+    suffix = next(suffix for start, suffix in _SIGNATURES if content.startswith(start))
+    try:
+        with atomic(folder / f"{stem}{suffix}", size=len(content), durable=False) as temporary:
+            temporary.write_bytes(content)
+    except DiskFullError:
+        raise
+    except OSError as error:
+        raise DataError(
+            f"{folder}: images cannot be written to it ({error.strerror}); copy the dataset to a folder that can be "
+            "written"
+        ) from None
