@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.measure import Absent
 from benchmarks.setup import NUM_CLASSES
+from querybox.checkpoints.convert import convert
 from querybox.detector import Detector
 from querybox.models.layouts.facebook import FACEBOOK as FACEBOOK_LAYOUT
 from querybox.models.layouts.huggingface import HUGGINGFACE
@@ -90,6 +91,17 @@ def transformers_config() -> Any:
         "attn_implementation": "sdpa",
     }
     return DetrConfig(**options)
+
+
+def transformers_from_files(detector: Detector, model_class: str, folder: Path) -> Any:
+    """Return a model of transformers with the detector's weights, read from `folder`, which is written if missing."""
+    import transformers
+
+    if not folder.exists():
+        source = folder.with_suffix(".safetensors")
+        detector.save(source)
+        convert(source, folder, to="huggingface")
+    return getattr(transformers, model_class).from_pretrained(folder).eval()
 
 
 def transformers_targets(targets: Sequence[Target]) -> list[dict[str, torch.Tensor]]:

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from benchmarks.engines import INT8, ONNX, OPENVINO, OPTIMISED, PLAIN, calibration
 from benchmarks.goals import Goal, faster
 from benchmarks.measure import Row, Side, Work
-from benchmarks.peers import TRANSFORMERS
+from benchmarks.peers import TRANSFORMERS, transformers_from_files
 from benchmarks.setup import NUM_CLASSES, Setup, pixels
-from querybox.checkpoints.convert import convert
 from querybox.checkpoints.find import EXPORTED, Format
 from querybox.detector import Detector
 from querybox.exporting import export, load_exported
@@ -214,10 +213,4 @@ def their_inputs(setup: Setup, recipe: str) -> Tensor:
 
 def peer(recipe: str, folder: Path) -> Any:
     """Return transformers' model with our weights, read from its own files."""
-    import transformers
-
-    if not folder.exists():
-        source = folder.with_suffix(".safetensors")
-        detector(recipe).save(source)
-        convert(source, folder, to="huggingface")
-    return getattr(transformers, MODELS[recipe].model_class).from_pretrained(folder).eval()
+    return transformers_from_files(detector(recipe), MODELS[recipe].model_class, folder)

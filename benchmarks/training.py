@@ -77,7 +77,10 @@ def ours(setup: Setup, precision: Any) -> Work:
 
 
 def update(setup: Setup, model: Detector, criterion: Criterion, batch: Batch, precision: Any) -> Work:
-    """Return an update of `model` by querybox's training loop, without dropout at the first call and with it later."""
+    """Return an update of `model` by querybox's training loop, without dropout at the first call and with it later.
+
+    The loss in its result leaves out denoising queries, which are random.
+    """
     settings = TrainSettings(batch_size=len(batch.image_ids), precision=precision)
     run = RunSettings.parse({"data": {"train": "none", "workers": 0}, "output": str(setup.folder)}).replace(
         train=settings
@@ -90,7 +93,7 @@ def update(setup: Setup, model: Detector, criterion: Criterion, batch: Batch, pr
     def work() -> tuple[float, float]:
         done = trainer.update([batch], StopRequest())
         trainer.model.train()
-        return sum(done.losses.values()), done.grad_norm
+        return sum(loss for name, loss in done.losses.items() if "dn_" not in name), done.grad_norm
 
     return work
 

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import measure, report
 from benchmarks.gpu.__main__ import line, main, without_time
+from benchmarks.gpu.models import MODELS
 from benchmarks.measure import Row, RowResult, Side, SideResult
 
 
@@ -21,7 +22,7 @@ def test_all_rows_work(
     assert main(["--device", "cpu", "--quick", "--output", str(tmp_path), *rows]) == 0
     results = report.read(tmp_path / "results.json")
     sides = {(row.name, side.name): side for row in results for side in row.sides}
-    assert len(results) == 1 + 3 + 3 + 3 + 3 + 3
+    assert len(results) == 1 + 2 * len(MODELS) + 3
     for (row, name), side in sides.items():
         if "CUDA graph" in name or row.startswith("memory"):
             assert side.status == "absent"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks import setup
+from benchmarks import peers, setup
 from benchmarks.measure import Absent
 from benchmarks.setup import NUM_CLASSES
 from querybox.detector import Detector
@@ -22,20 +24,23 @@ from querybox.losses.matcher import HungarianMatcher
 from querybox.models.layouts.huggingface import HUGGINGFACE, HUGGINGFACE_DEFORMABLE
 from querybox.models.layouts.layout import Layout
 from querybox.modules.decoder import ReferenceDecoder
-from querybox.structures import ImageBatch, Preprocessing
+from querybox.structures import ImageBatch
 
 T = TypeVar("T")
 Precision = Literal["float32", "tf32", "bf16"]
 """`tf32` is float32 whose matrix products and convolutions round their inputs to 10 bits on the tensor cores."""
 QUICK: dict[str, Any] = {
-    "backbone": "resnet18",
     "width": 64,
     "feedforward": 64,
     "encoder_layers": 1,
     "decoder_layers": 2,
     "queries": 20,
 }
-"""Settings of the models of a quick run."""
+"""Settings of all models of a quick run."""
+QUICK_RESNET = {"backbone": "resnet18"}
+QUICK_HYBRID: dict[str, Any] = {"encoder_width": 64, "encoder_feedforward": 64}
+CELL = 32
+"""Pixels of a side of the cells of the coarsest map; transformers' RT-DETR needs images that are multiples of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +56,12 @@ class Model:
     """Whether queries are ranked by scores of the encoder, so that rounding may change their order."""
     criterion: Callable[[], Criterion] | None = None
     """The criterion of the counterpart; None: the recipe's own."""
+    same_losses: bool = True
+    """Whether the counterpart has all losses of the criterion."""
+    trained: tuple[str, ...] = ("layer2", "layer3", "layer4")
+    """Parts of the names of those parameters of the counterpart's backbone that are trained."""
+    quick: Mapping[str, Any] = field(hash=False)
+    """Settings of the model of a quick run, in addition to `QUICK`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +74,8 @@ class Run:
 
     def size(self, pixels: int) -> tuple[int, int]:
         """Return height and width of the images whose full size is `pixels` a side."""
-        return (pixels // 8, pixels // 8) if self.quick else (pixels, pixels)
+        side = pixels // 8 // CELL * CELL if self.quick else pixels
+        return side, side
 
     def batch(self, count: int) -> int:
         """Return how many images to take instead of the full count."""
@@ -97,6 +109,12 @@ def transformers_deformable_detr(detector: Detector) -> Any:
     options = {**peer_options(detector), "num_feature_levels": 4, "with_box_refine": True}
     model = DeformableDetrForObjectDetection(DeformableDetrConfig(**options))
     return with_weights(model, HUGGINGFACE_DEFORMABLE, detector)
+
+
+def transformers_hybrid(model_class: str, detector: Detector) -> Any:
+    """Return transformers' RT-DETR or D-FINE."""
+    with TemporaryDirectory() as folder:
+        return peers.transformers_from_files(detector, model_class, Path(folder) / "model")
 
 
 def peer_options(detector: Detector) -> dict[str, Any]:
@@ -135,15 +153,44 @@ def focal_criterion() -> Criterion:
 
 
 MODELS = (
-    Model(name="detr", title="DETR R50", recipe="detr_r50", peer=transformers_detr, criterion=Criterion),
+    Model(
+        name="detr",
+        title="DETR R50",
+        recipe="detr_r50",
+        peer=transformers_detr,
+        criterion=Criterion,
+        quick=QUICK_RESNET,
+    ),
     Model(
         name="deformable-detr",
         title="Deformable DETR R50, refined boxes",
         recipe="deformable_detr_r50_refine",
         peer=transformers_deformable_detr,
         criterion=focal_criterion,
+        quick=QUICK_RESNET,
     ),
-    Model(name="dino", title="DINO R50, 4 maps", recipe="dino_r50", peer=None, ranked=True),
+    Model(
+        name="dino", title="DINO R50, 4 maps", recipe="dino_r50", peer=None, ranked=True, quick=QUICK_RESNET
+    ),
+    Model(
+        name="rtdetr",
+        title="RT-DETR R50",
+        recipe="rtdetr_r50",
+        peer=partial(transformers_hybrid, "RTDetrForObjectDetection"),
+        ranked=True,
+        trained=("stages",),
+        quick={**QUICK_HYBRID, "backbone": "resnet18d.ra2_in1k"},
+    ),
+    Model(
+        name="dfine",
+        title="D-FINE L",
+        recipe="dfine_l",
+        peer=partial(transformers_hybrid, "DFineForObjectDetection"),
+        ranked=True,
+        same_losses=False,  # transformers has none for the initial boxes and the last layer's distributions
+        trained=("stages",),
+        quick={**QUICK_HYBRID, "backbone": "hgnetv2_b0.ssld_stage2_ft_in1k"},
+    ),
 )
 """A line a model."""
 
@@ -154,19 +201,27 @@ def detector(model: Model, *, quick: bool) -> Detector:
     if model.recipe == "detr_r50" and not quick:
         return setup.detector()
     torch.manual_seed(0)
-    found = Detector.from_recipe(model.recipe, num_classes=NUM_CLASSES, **(QUICK if quick else {}))
-    norms = [module for module in found.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    changes = {**QUICK, **model.quick} if quick else {}
+    found = Detector.from_recipe(model.recipe, num_classes=NUM_CLASSES, **changes)
+    norms = [module for module in found.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.train()
         norm.momentum = 1.0
     with torch.no_grad():
-        found.backbone(setup.images(2, (240, 320)).images)
         if isinstance(found.decoder, ReferenceDecoder):
             first = found.decoder.class_heads[0].state_dict()
             for head in found.decoder.class_heads:
-                head.load_state_dict(first)  # transformers has one for all layers
+                head.load_state_dict(first)  # transformers' Deformable DETR has one for all layers
             for parameter in found.decoder.box_heads.parameters():
                 parameter.add_(0.02 * torch.randn_like(parameter))  # fresh ones answer the same to everything
+        for name, parameter in found.named_parameters():
+            if name.endswith("proposals.class_head.weight"):
+                parameter.normal_(0, 0.05)  # or rounding would decide which proposals become queries
+        found(setup.images(2, (64, 64) if quick else (256, 320)))
+    for norm in norms:
+        norm.momentum = 0.1
+        assert norm.num_batches_tracked is not None
+        norm.num_batches_tracked.zero_()  # frozen ones have no counter in files
     return found.eval()
 
 
@@ -176,22 +231,27 @@ def ours(model: Model, run: Run) -> Detector:
 
 
 def theirs(model: Model, run: Run) -> Any:
-    """Return the model of transformers on the device, in evaluation mode.
+    """Return a copy of the model of transformers on the device, in evaluation mode.
 
     Raises:
         Absent: transformers has no such model.
     """
+    return copy.deepcopy(counterpart(model, quick=run.quick)).to(run.device)
+
+
+@cache
+def counterpart(model: Model, *, quick: bool) -> Any:
+    """Return the model of transformers on the CPU with the weights of the detector."""
     if model.peer is None:
         raise Absent(f"transformers has no {model.title}")
-    return model.peer(detector(model, quick=run.quick)).to(run.device).eval()
+    return model.peer(detector(model, quick=quick)).eval()
 
 
-def batch_on(run: Run, count: int, pixels: int) -> ImageBatch:
-    """Return so many square images on the device, normalised; none is padded."""
+def batch_on(run: Run, model: Model, count: int, pixels: int) -> ImageBatch:
+    """Return so many square images on the device, normalised for `model`; none is padded."""
     contents, sizes = pixels_of(count, run.size(pixels))
-    return ImageBatch.from_pixels(
-        contents.to(run.device), sizes.to(run.device), Preprocessing(), padded=False
-    )
+    preprocessing = detector(model, quick=run.quick).preprocessing
+    return ImageBatch.from_pixels(contents.to(run.device), sizes.to(run.device), preprocessing, padded=False)
 
 
 @cache
