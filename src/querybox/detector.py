@@ -94,6 +94,7 @@ class Detector(DetectionTransformer):
             model.queries,
             model.decoder,
             denoising=model.denoising,
+            mask_head=model.mask_head,
             categories=model.categories,
             preprocessing=model.preprocessing,
             recipe=model.recipe,

@@ -21,6 +21,7 @@ from querybox.arguments import require_fractions, require_number, require_type
 from querybox.edges import Edges
 from querybox.errors import ConfigError
 from querybox.levels import Levels
+from querybox.mask_embeddings import MaskEmbeddings
 from querybox.pixels import as_pixels, pad
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -286,6 +287,10 @@ class Predictions:
     """The distributions that the boxes are the means of (D-FINE)."""
     initial: Predictions | None = None
     """Predictions of the same layer without distributions, whose boxes they start from (first layer of D-FINE)."""
+    content: Float[Tensor, "B Q D"] | None = None
+    """Content of the queries that the heads were given; None for proposals and exported models."""
+    masks: MaskEmbeddings | None = None
+    """Masks of the objects; None if the detector has no mask head."""
 
     @property
     def num_classes(self) -> int:
@@ -310,6 +315,8 @@ class Predictions:
             boxes=self.boxes[:, index],
             edges=self.edges and self.edges.queries(index),
             initial=self.initial and self.initial.queries(index),
+            content=None if self.content is None else self.content[:, index],
+            masks=self.masks and self.masks.queries(index),
         )
 
 

@@ -35,6 +35,14 @@ def test_maps(name: str, stride: int, *, dilation: bool, shape: tuple[int, ...])
     assert backbone.channels == [shape[1]]
 
 
+def test_strides_may_repeat() -> None:
+    backbone = Backbone("test_resnet", strides=(4, 4, 8))
+    first, second, last = backbone(IMAGES)
+    assert torch.equal(first, second)
+    assert [first.shape[1], second.shape[1], last.shape[1]] == backbone.channels
+    assert last.shape[-2:] == (8, 12)
+
+
 def trained(backbone: Backbone) -> list[str]:
     return [name for name, p in backbone.body.named_parameters() if p.requires_grad]
 

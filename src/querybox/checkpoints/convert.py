@@ -119,7 +119,8 @@ def check_model(checkpoint: Checkpoint, to: System) -> None:
         return
     recipe = checkpoint.blueprint.recipe
     layout = layout_of(recipe, to)
-    unsupported = [f"{name}={getattr(recipe, name)!r}" for name in recipe.unsupported_settings(layout)]
+    names = [*recipe.unsupported_settings(layout), *(["masks"] if recipe.masks else [])]
+    unsupported = [f"{name}={getattr(recipe, name)!r}" for name in names]
     if unsupported:
         raise ConfigError(
             f"{layout.name} has no {recipe.title} with {', '.join(unsupported)}; only the format of querybox "

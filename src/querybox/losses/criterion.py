@@ -14,6 +14,7 @@ from querybox.arguments import require_number, require_type
 from querybox.boxes import iou_and_giou, to_xyxy
 from querybox.errors import ConfigError
 from querybox.losses.classification import MAX_WEIGHT, ClassificationLoss, checked_classification
+from querybox.losses.masks import MaskLosses
 from querybox.losses.matcher import HungarianMatcher
 from querybox.structures import (
     DetectorOutput,
@@ -41,6 +42,7 @@ class Criterion(nn.Module):
         giou_weight: float = 2.0,
         auxiliary: bool = True,
         class_agnostic_proposals: bool = False,
+        masks: MaskLosses | None = None,
     ) -> None:
         """Create the criterion.
 
@@ -54,6 +56,7 @@ class Criterion(nn.Module):
             auxiliary: Whether the decoder layers before the last have losses too.
             class_agnostic_proposals: Whether the encoder's proposals are trained to detect any object with their first
                 logit (Deformable DETR) rather than to classify it (DINO).
+            masks: The losses of masks, for detectors with a mask head; by default with the weights of Mask DINO.
 
         Raises:
             ConfigError: An argument has another type or range, or `matcher` and `classification` are for different
@@ -79,6 +82,9 @@ class Criterion(nn.Module):
         self.giou_weight = giou_weight
         self.auxiliary = auxiliary
         self.class_agnostic_proposals = class_agnostic_proposals
+        if masks is not None:
+            require_type("Criterion", masks, MaskLosses, "a MaskLosses")
+        self.masks = masks or MaskLosses()
 
     def forward(
         self, output: DetectorOutput, targets: Sequence[Target], object_counts: Sequence[int] | None = None
@@ -96,7 +102,7 @@ class Criterion(nn.Module):
         Returns:
             ``loss_cls``, ``loss_bbox`` and ``loss_iou`` of the last decoder layer; ``d0.loss_cls`` ... of the
             earlier layers, ``enc_loss_cls`` ... of the encoder's proposals, ``dn_loss_cls``, ``d0.dn_loss_cls`` ... of
-            denoising.
+            denoising. With masks also ``loss_mask`` and ``loss_dice``, of decoder layers and denoising.
 
         Raises:
             ConfigError: There is not a valid `Target` for each image, or the criterion is for other scores than those
@@ -172,17 +178,20 @@ class Criterion(nn.Module):
             num_unmatched,
             iou.detach(),
         )
+        num_boxes = num_matched
         if box_matches is not None:
-            num_matched = num_pairs(box_matches, targets, object_counts, like=logits)
+            num_boxes = num_pairs(box_matches, targets, object_counts, like=logits)
             matched_boxes = matched_rows(boxes, box_matches)[1]
             target_boxes = objects[box_matches.object.expand(len(layers), -1)]
             giou = iou_and_giou(to_xyxy(matched_boxes), to_xyxy(target_boxes))[1]
         l1 = F.l1_loss(matched_boxes, target_boxes, reduction="none").sum((1, 2))
         losses = {
             "loss_cls": self.class_weight * class_loss,
-            "loss_bbox": self.box_weight * l1 / num_matched.clamp(min=1),
-            "loss_iou": self.giou_weight * (1 - giou).sum(1) / num_matched.clamp(min=1),
+            "loss_bbox": self.box_weight * l1 / num_boxes.clamp(min=1),
+            "loss_iou": self.giou_weight * (1 - giou).sum(1) / num_boxes.clamp(min=1),
         }
+        if layers[0].masks is not None:
+            losses |= self.masks(layers, targets, matches, num_matched=num_matched)
         return split_by_layer({f"{prefix}{name}": values for name, values in losses.items()})
 
 

@@ -70,7 +70,7 @@ class ConditionalDETR(SingleMap):
         )
         return self.compose(
             backbone,
-            InputProjection(backbone.channels, self.width),
+            InputProjection(self.neck_channels(backbone), self.width),
             encoder,
             ConditionalQueries(self.queries, self.width),
             decoder,

@@ -96,7 +96,7 @@ class DeformableDETR(Recipe):
         backbone = self.build_backbone(self.strides)
         return self.compose(
             backbone,
-            self.build_neck(backbone.channels),
+            self.build_neck(self.neck_channels(backbone)),
             self.build_encoder(),
             self.build_queries(classes),
             self.build_decoder(classes),

@@ -91,7 +91,7 @@ class DETR(SingleMap):
             dropout=self.dropout,
             residual=PreNormResidual if self.norm_first else Residual,
         )
-        neck = InputProjection(backbone.channels, self.width)
+        neck = InputProjection(self.neck_channels(backbone), self.width)
         fine = fine_encoding(self.width) if self.local_start else None
         encoder = Encoder(
             fine or self.build_position(),

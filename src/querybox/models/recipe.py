@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from querybox.errors import CheckpointError, ConfigError
 from querybox.losses.criterion import Criterion
+from querybox.mask_embeddings import MASK_STRIDE
 from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.public import PublicWeights
 from querybox.models.tensors import RESNETS, count, infer_backbone
 from querybox.modules.backbone import Backbone
 from querybox.modules.detector import DetectionTransformer
+from querybox.modules.masks import MaskHead
 from querybox.settings import Settings
 from querybox.structures import Category, Preprocessing
 
@@ -55,7 +57,7 @@ class Recipe(Settings):
     steps_to_learn: ClassVar[int]
     """Approximate number of updates after which few images begin to be learned; see docs/blood-cells.md."""
     adaptable: ClassVar[frozenset[str]] = frozenset(
-        {"backbone_weights", "dropout", "frozen_stride", "queries", "unused_rows"}
+        {"backbone_weights", "dropout", "frozen_stride", "masks", "queries", "unused_rows"}
     )
     """Settings in which a fine-tuned model may differ from its checkpoint."""
     huggingface_prefix: ClassVar[str]
@@ -80,6 +82,9 @@ class Recipe(Settings):
     unused_rows: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Rows of the class head that belong to no class, as in models trained with COCO's category ids as rows. They are
     never detected, and are not needed for training a new model."""
+
+    masks: bool = False
+    """Predict the mask of each object as well."""
 
     @abstractmethod
     def build(self, categories: Sequence[Category]) -> DetectionTransformer:
@@ -265,7 +270,21 @@ class Recipe(Settings):
             raise ConfigError(
                 f"setting 'width' is {self.width}, expected a multiple of 'heads', {self.heads}"
             )
-        return Backbone(self.backbone, strides=strides, frozen_stride=self.frozen_stride, dilation=dilation)
+        return Backbone(
+            self.backbone,
+            strides=(*self.mask_strides, *strides),
+            frozen_stride=self.frozen_stride,
+            dilation=dilation,
+        )
+
+    @property
+    def mask_strides(self) -> tuple[int, ...]:
+        """Strides of the backbone's feature maps that are for the mask head alone, and come first."""
+        return (MASK_STRIDE,) if self.masks else ()
+
+    def neck_channels(self, backbone: Backbone) -> list[int]:
+        """Return the channels of the feature maps that the neck gets: all but the one for masks."""
+        return backbone.channels[len(self.mask_strides) :]
 
     def preprocessing(self, backbone: Backbone) -> Preprocessing:
         """Return the image preprocessing of a new model."""
@@ -278,11 +297,15 @@ class Recipe(Settings):
         categories: Sequence[Category],
         denoising: nn.Module | None = None,
     ) -> DetectionTransformer:
-        """Combine the modules, given in the order of the forward pass."""
+        """Combine the modules, given in the order of the forward pass, with a mask head if `masks` is set."""
+        mask_head = (
+            MaskHead(backbone.channels[0], self.width, stride=self.finest_stride) if self.masks else None
+        )
         return DetectionTransformer(
             backbone,
             *parts,
             denoising=denoising,
+            mask_head=mask_head,
             categories=categories,
             preprocessing=self.preprocessing(backbone),
             recipe=self,

@@ -144,7 +144,7 @@ class RTDETR(DINO):
         self.check()
         return Backbone(
             self.backbone,
-            strides=strides,
+            strides=(*self.mask_strides, *strides),
             frozen_stride=self.frozen_stride,
             dilation=dilation,
             frozen_batch_norms=self.frozen_batch_norms,

@@ -42,7 +42,7 @@ class Backbone(nn.Module):
 
         Args:
             name: A timm model.
-            strides: Pixels per feature cell of each map; the deepest map of each stride is used.
+            strides: Pixels per feature cell of each map; the deepest map of each stride is used. They may repeat.
             frozen_stride: Freeze all layers up to the map of this stride: 4 freezes the stem and stage 1 of a ResNet,
                 0 nothing, 32 everything.
             dilation: Dilate the last stage instead of downsampling in it (DC5), so that its stride is 16.
@@ -62,11 +62,13 @@ class Backbone(nn.Module):
                 raise ConfigError(
                     f"backbone '{name}' has no feature map of stride {stride}; it has {sorted(deepest)}: {cure}"
                 )
-        indices = tuple(deepest[stride] for stride in strides)
+        indices = sorted({deepest[stride] for stride in strides})
         body: Any = timm.create_model(
             name, features_only=True, pretrained=False, out_indices=indices, **options
         )
-        self.channels: list[int] = body.feature_info.channels()
+        self.order = [indices.index(deepest[stride]) for stride in strides]
+        channels = body.feature_info.channels()
+        self.channels: list[int] = [channels[index] for index in self.order]
         red, green, blue = body.pretrained_cfg["mean"]
         self.mean = (255 * red, 255 * green, 255 * blue)
         red, green, blue = body.pretrained_cfg["std"]
@@ -114,7 +116,7 @@ class Backbone(nn.Module):
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
         """Return one feature map per stride."""
         features: list[Tensor] = self.body(images)
-        return features
+        return [features[index] for index in self.order]
 
 
 def add_first_shortcut(block: Any) -> None:

@@ -191,6 +191,6 @@ class ConditionalDecoder(nn.Module):
         outputs = self.norm(torch.stack(states[-1:] if self.last_only else states))  # [L, B, Q, D]
         logits, deltas = self.class_head(outputs), self.box_head(outputs)  # [L, B, Q, C], [L, B, Q, 4]
         return tuple(
-            Predictions(logits=a, boxes=apply_deltas(reference, b), no_object=False)
-            for a, b in zip(logits, deltas, strict=True)
+            Predictions(logits=a, boxes=apply_deltas(reference, b), no_object=False, content=c)
+            for a, b, c in zip(logits, deltas, outputs, strict=True)
         )

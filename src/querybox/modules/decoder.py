@@ -96,7 +96,9 @@ class Decoder(nn.Module):
         states = states[-1:] if self.last_only else states
         outputs = self.normalization.before_heads(states, self.norm)  # [L, B, Q, D]
         logits, boxes = self.class_head(outputs), self.box_head(outputs)  # [L, B, Q, K], [L, B, Q, 4]
-        return tuple(Predictions(logits=a, boxes=b) for a, b in zip(logits, boxes, strict=True))
+        return tuple(
+            Predictions(logits=a, boxes=b, content=c) for a, b, c in zip(logits, boxes, outputs, strict=True)
+        )
 
 
 class Normalization(Protocol):
@@ -256,7 +258,10 @@ class ReferenceDecoder(nn.Module):
             normalized = self.norm(content)
             boxes = predict_boxes(base, normalized)
             if not self.last_only or index == len(layers) - 1:
-                predictions.append(Predictions(logits=class_head(normalized), boxes=boxes, no_object=False))
+                logits = class_head(normalized)
+                predictions.append(
+                    Predictions(logits=logits, boxes=boxes, no_object=False, content=normalized)
+                )
             reference, base = self.refinement(reference, boxes, content, predict_boxes)
         return tuple(predictions)
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class DetectionTransformer(nn.Module):
-    """Predicts a class and a box for every object query. `querybox.Detector` adds loading, prediction and export.
+    """Predicts a class, a box and possibly a mask for every query; `querybox.Detector` adds loading and prediction.
 
     Attributes:
         categories: The classes by label, 0 ... C-1. They can be set, also to names such as ``["cat", "dog"]``.
@@ -44,6 +44,7 @@ class DetectionTransformer(nn.Module):
         decoder: nn.Module,
         *,
         denoising: nn.Module | None = None,
+        mask_head: nn.Module | None = None,
         categories: Sequence[Category | str],
         preprocessing: Preprocessing,
         recipe: Recipe | None = None,
@@ -55,6 +56,7 @@ class DetectionTransformer(nn.Module):
         self.queries = queries
         self.decoder = decoder
         self.denoising = denoising
+        self.mask_head = mask_head
         self.categories = categories
         self.preprocessing = preprocessing
         self.recipe = recipe
@@ -86,14 +88,17 @@ class DetectionTransformer(nn.Module):
                 classes=len(self.categories),
                 device=batch.images.device,
             )
-        features = self.backbone(self.checked_images(batch.images))  # maps [B, channels, h, w]
-        features = self.neck(features)  # maps [B, D, h, w]
+        maps = self.backbone(self.checked_images(batch.images))  # [B, channels, h, w]
+        # The first one is for masks alone.
+        features = self.neck(maps if self.mask_head is None else maps[1:])  # maps [B, D, h, w]
         memory = self.encode(features, batch)  # tokens [B, S, D]
         queries = self.queries(memory)  # [B, Q, D]
         if self.denoising is not None and targets is not None:
             queries = self.denoising(queries, on_class_rows(targets, self.class_rows), object_counts)
         layers = self.decoder(queries, memory)
         self.check_rows(layers[-1])
+        if self.mask_head is not None:
+            layers = self.mask_head(layers, maps[0], memory, features[0].shape[-2:])
         return DetectorOutput.of(layers, queries, self.class_rows)
 
     def checked_images(self, images: Tensor) -> Tensor:

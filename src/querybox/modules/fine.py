@@ -163,7 +163,14 @@ class FineDecoder(nn.Module):
                 quality = self.quality[index](edges.probabilities())
                 scores = self.class_heads[index](content) + quality
                 predictions.append(
-                    Predictions(logits=scores, boxes=boxes, no_object=False, edges=edges, initial=initial)
+                    Predictions(
+                        logits=scores,
+                        boxes=boxes,
+                        no_object=False,
+                        edges=edges,
+                        initial=initial,
+                        content=content,
+                    )
                 )
             initial, previous, reference = None, content.detach(), boxes.detach()
         return tuple(predictions)

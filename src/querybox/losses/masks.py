@@ -1,0 +1,143 @@
+"""Losses of masks at sampled points (Kirillov et al. 2020, PointRend; Cheng et al. 2022, Mask2Former, section 3.3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from querybox.arguments import require_number
+from querybox.losses.classification import MAX_WEIGHT
+from querybox.mask_embeddings import MASK_STRIDE
+from querybox.structures import Matches, Predictions, Target, at_least_float32
+
+POINTS = 49 / 256
+"""Number of points at which a mask is compared, per cell of its map: 12,544 for an image of 1024 x 1024 pixels."""
+OVERSAMPLING = 3
+"""Number of candidates per point, of which the most uncertain are used."""
+UNCERTAIN = 0.75
+"""Fraction of the points that are chosen so. The others are random."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskLosses:
+    """Weights of the losses of masks."""
+
+    mask_weight: float = 5.0
+    """Weight of the binary cross-entropy, averaged over the points."""
+    dice_weight: float = 5.0
+    """Weight of the dice loss."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError if a weight is no number or out of its range."""
+        for name in ("mask_weight", "dice_weight"):
+            require_number("MaskLosses", name, getattr(self, name), 0, MAX_WEIGHT)
+
+    def __call__(
+        self,
+        layers: Sequence[Predictions],
+        targets: Sequence[Target],
+        matches: Matches,
+        *,
+        num_matched: Float[Tensor, ""],
+    ) -> dict[str, Float[Tensor, " L"]]:
+        """Return the losses of every layer by name, summed over the matched pairs and divided by `num_matched`.
+
+        Pairs of images whose masks are not known are excluded. The points are drawn for each image, with the random
+        numbers of its device; the masks of an image choose the most uncertain among the same candidates.
+
+        Args:
+            layers: Predictions with masks, of B images with Q queries each.
+            targets: The objects of each image.
+            matches: The matched pairs, for each image `Matches.repeats` x min(Q, number of objects).
+            num_matched: Number of pairs that the losses are divided by.
+        """
+        predicted = [layer.masks for layer in layers if layer.masks is not None]
+        embeddings = torch.stack([each.embeddings for each in predicted])  # [L, B, Q, D]
+        cells = predicted[0].cells  # [B, D, h, w], the same in every layer
+        height, width = cells.shape[2:]
+        num_points = math.ceil(POINTS * height * width)
+        num_random = num_points - round(UNCERTAIN * num_points)
+        points = torch.rand(
+            len(cells), OVERSAMPLING * num_points + num_random, 2, device=cells.device
+        )  # (x, y) in 0-1 of the unpadded images, the random ones last
+        at_points = sample_cells(cells, points, targets)  # [B, D, P]
+        order = matches.image.argsort(stable=True)
+        counts = [matches.repeats * min(len(target.labels), embeddings.shape[2]) for target in targets]
+        queries, objects = (
+            each.expand(len(layers), -1)[:, order].split(counts, 1)
+            for each in (matches.query, matches.object)
+        )
+        first, losses = 0, []
+        for image, target in enumerate(targets):
+            index, masks = objects[image] - first, target.masks
+            if masks is None:  # no pair, but a gradient, because other processes may have some
+                index, masks = index[:, :0], cells.new_zeros(0, 1, 1, dtype=torch.bool)
+            query = queries[image][:, : index.shape[1], None].expand(-1, -1, embeddings.shape[3])
+            logits = at_least_float32(embeddings[:, image].gather(1, query) @ at_points[image])  # [L, M, P]
+            truth = sample_masks(masks, points[image])[index]  # [L, M, P]
+            chosen = most_uncertain(logits.detach(), num_points, num_random)
+            logits, wanted = logits.gather(2, chosen), truth.gather(2, chosen).to(logits)
+            losses.append(
+                torch.stack([each(logits, wanted).sum(1) for each in (binary_cross_entropy, dice_loss)])
+            )
+            first += len(target.labels)
+        cross_entropy, dice = torch.stack(losses).sum(0) / num_matched.clamp(min=1)  # [L]
+        return {
+            "loss_mask": self.mask_weight * cross_entropy,
+            "loss_dice": self.dice_weight * dice,
+        }
+
+
+def sample_cells(
+    cells: Float[Tensor, "B D h w"], points: Float[Tensor, "B P 2"], targets: Sequence[Target]
+) -> Float[Tensor, "B D P"]:
+    """Return the cells at points in 0-1 of the unpadded images, bilinearly interpolated.
+
+    The size of an image is that of its masks; without masks, it is that of the map, which does not matter.
+    """
+    map_height, map_width = cells.shape[2:]
+    sizes = [(target.masks.shape[1:] if target.masks is not None else None) for target in targets]
+    fractions = [
+        (size[1] / MASK_STRIDE / map_width, size[0] / MASK_STRIDE / map_height) if size else (1.0, 1.0)
+        for size in sizes
+    ]
+    # non_blocking, so that the host does not wait for a GPU.
+    scale = torch.tensor(fractions).to(points, non_blocking=True)[:, None]  # [B, 1, 2]
+    grid = (2 * points * scale - 1).to(cells.dtype)[:, None]  # [B, 1, P, 2]
+    return F.grid_sample(cells, grid, padding_mode="border", align_corners=False)[:, :, 0]
+
+
+def sample_masks(masks: Bool[Tensor, "G h w"], points: Float[Tensor, "P 2"]) -> Bool[Tensor, "G P"]:
+    """Return the pixels in which points lie, which are (x, y) in 0-1 of the image."""
+    height, width = masks.shape[1:]
+    x, y = points.unbind(1)
+    columns, rows = (x * width).long().clamp(max=width - 1), (y * height).long().clamp(max=height - 1)
+    return masks[:, rows, columns]
+
+
+def most_uncertain(logits: Float[Tensor, "L M P"], num_points: int, num_random: int) -> Tensor:
+    """Return the indices [L, M, `num_points`] of the points to use: the last `num_random`, and the most uncertain."""
+    candidates = logits[..., : logits.shape[2] - num_random].abs()
+    uncertain = candidates.topk(num_points - num_random, largest=False, sorted=False).indices
+    last = torch.arange(candidates.shape[2], logits.shape[2], device=logits.device)
+    return torch.cat([uncertain, last.expand(*logits.shape[:2], -1)], 2)
+
+
+def binary_cross_entropy(
+    logits: Float[Tensor, "L M P"], truth: Float[Tensor, "L M P"]
+) -> Float[Tensor, "L M"]:
+    """Return the binary cross-entropy of each mask, averaged over its points."""
+    return F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(2)
+
+
+def dice_loss(logits: Float[Tensor, "L M P"], truth: Float[Tensor, "L M P"]) -> Float[Tensor, "L M"]:
+    """Return the dice loss of each mask (Milletari et al. 2016), with 1 added to numerator and denominator."""
+    probabilities = logits.sigmoid()
+    overlap = 2 * (probabilities * truth).sum(2) + 1
+    return 1 - overlap / (probabilities.sum(2) + truth.sum(2) + 1)

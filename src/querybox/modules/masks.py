@@ -1,0 +1,89 @@
+"""The mask head, which predicts the pixels of the object of each query."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from querybox.mask_embeddings import MASK_STRIDE, MaskEmbeddings
+from querybox.modules.heads import BoxLayers
+from querybox.structures import Memory, Predictions
+
+
+class MaskHead(nn.Module):
+    """Predicts masks as products of embeddings of queries and of the cells of a map with stride 4.
+
+    As in Mask DINO (Li et al. 2022, section 3.3), the cells are those of the backbone's map with stride 4, to which the
+    finest map of the encoder is added. They then pass one block of depthwise and pointwise convolution, which costs a
+    tenth of a full 3x3 convolution.
+    """
+
+    def __init__(self, channels: int, width: int, *, stride: int) -> None:
+        """Create the head.
+
+        Args:
+            channels: Channels of the backbone's map with a stride of `MASK_STRIDE`.
+            width: Features of a token and of a query, D.
+            stride: Stride in pixels of the finest map of the encoder, a multiple of `MASK_STRIDE`.
+        """
+        super().__init__()
+        self.scale = stride // MASK_STRIDE
+        self.lateral = nn.Conv2d(channels, width, kernel_size=1)
+        self.block = CellBlock(width)
+        self.embedding = BoxLayers(width, width)
+
+    def forward(
+        self,
+        layers: tuple[Predictions, ...],
+        feature: Float[Tensor, "B _ h w"],
+        memory: Memory,
+        shape: tuple[int | torch.SymInt, int | torch.SymInt],
+    ) -> tuple[Predictions, ...]:
+        """Return the predictions of every layer with masks.
+
+        Args:
+            layers: Predictions of every layer.
+            feature: The backbone's map with a stride of `MASK_STRIDE`.
+            memory: The output of the encoder.
+            shape: (height, width) in cells of its finest map.
+        """
+        height, width = shape
+        coarse = memory.tokens[:, : height * width].transpose(1, 2).unflatten(2, shape)  # [B, D, _, _]
+        cells = self.block(self.lateral(feature) + self.enlarged(coarse, feature))  # [B, D, h, w]
+        contents = [layer.content for layer in layers if layer.content is not None]
+        embeddings = self.embedding(torch.stack(contents))  # [L, B, Q, D]
+        return tuple(
+            replace(layer, masks=MaskEmbeddings(embeddings=each, cells=cells))
+            for layer, each in zip(layers, embeddings, strict=True)
+        )
+
+    def enlarged(
+        self, coarse: Float[Tensor, "B D _ _"], feature: Float[Tensor, "B _ h w"]
+    ) -> Float[Tensor, "B D h w"]:
+        """Enlarge the encoder's map to the size of `feature`.
+
+        By its stride, not to that size, which is not always a multiple: cells stay where they are in the image, however
+        much it is padded.
+        """
+        if self.scale > 1:
+            coarse = F.interpolate(coarse, scale_factor=float(self.scale), mode="bilinear")
+        return coarse[:, :, : feature.shape[2], : feature.shape[3]]
+
+
+class CellBlock(nn.Module):
+    """Depthwise 3x3 convolution, layer norm, linear layer and GELU, with a residual connection (as in RF-DETR)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(width, width, kernel_size=3, padding=1, groups=width)
+        self.norm = nn.LayerNorm(width)
+        self.pointwise = nn.Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D h w"]:
+        """Return the updated cells."""
+        updated = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        return x + F.gelu(self.pointwise(updated)).permute(0, 3, 1, 2)

@@ -1,0 +1,172 @@
+"""The losses of masks against their definition, written as loops over layers, pairs and points."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import HYBRID, TINY
+from torch import Tensor
+from torch.testing import assert_close
+
+from querybox import Criterion, Detector, DetectorOutput, ImageBatch, Predictions, Target
+from querybox.losses.masks import MaskLosses, sample_masks
+from querybox.mask_embeddings import MaskEmbeddings
+from querybox.structures import Matches
+
+SIZES = [(13, 22), (20, 17)]
+"""Of the images, which are padded to 20 x 22 pixels, so that the map has 5 x 6 cells."""
+POINTS = 6
+"""49 / 256 of the cells, rounded up. Two of them are random."""
+
+
+def layers_of(masks: list[tuple[int, int]], counts: list[int]) -> tuple[list[Predictions], list[Target]]:
+    generator = torch.Generator().manual_seed(0)
+    cells = torch.randn(2, 4, 5, 6, dtype=torch.float64, generator=generator, requires_grad=True)
+    layers = []
+    for _ in range(2):
+        embeddings = torch.randn(2, 7, 4, dtype=torch.float64, generator=generator, requires_grad=True)
+        logits = torch.randn(2, 7, 3, dtype=torch.float64, generator=generator)
+        boxes = torch.rand(2, 7, 4, dtype=torch.float64, generator=generator) / 2
+        layers.append(
+            Predictions(logits=logits, boxes=boxes, masks=MaskEmbeddings(embeddings=embeddings, cells=cells))
+        )
+    targets = [
+        Target(
+            boxes=torch.rand(count, 4, generator=generator) / 2,
+            labels=torch.randint(2, (count,), generator=generator),
+            masks=torch.rand(count, *size, generator=generator) < 0.5,
+        )
+        for count, size in zip(counts, masks, strict=True)
+    ]
+    return layers, targets
+
+
+def logit(embedding: Tensor, cells: Tensor, x: float, y: float) -> Tensor:
+    """The product at a place in pixels, between the four closest cells; those at the edge go on beyond it."""
+    _, height, width = cells.shape
+    total = torch.zeros((), dtype=torch.float64)
+    for row in range(height):
+        for column in range(width):
+            weight_y = max(0.0, 1 - abs(min(max(y / 4 - 0.5, 0), height - 1) - row))
+            weight_x = max(0.0, 1 - abs(min(max(x / 4 - 0.5, 0), width - 1) - column))
+            total = total + weight_y * weight_x * (embedding @ cells[:, row, column])
+    return total
+
+
+def defined(embedding: Tensor, cells: Tensor, mask: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and dice loss of a mask, given all candidates, the random points last."""
+    height, width = mask.shape
+    places = [(x * width, y * height) for x, y in points.tolist()]
+    logits = [logit(embedding, cells, x, y) for x, y in places]
+    ranked = sorted(range(3 * POINTS), key=lambda index: logits[index].abs().item())
+    chosen = [*ranked[: POINTS - 2], *range(3 * POINTS, len(places))]
+    assert len(chosen) == POINTS
+    cross_entropy, overlap, total = [torch.zeros((), dtype=torch.float64) for _ in range(3)]
+    for index in chosen:
+        x, y = places[index]
+        inside = float(mask[math.floor(y), math.floor(x)])
+        probability = logits[index].sigmoid()
+        cross_entropy = cross_entropy - (inside * probability.log() + (1 - inside) * (1 - probability).log())
+        overlap = overlap + probability * inside
+        total = total + probability + inside
+    return cross_entropy / POINTS, 1 - (2 * overlap + 1) / (total + 1)
+
+
+@pytest.mark.parametrize("known", [(True, True), (True, False), (False, False)])
+def test_the_losses_are_their_definition(known: tuple[bool, bool]) -> None:
+    layers, targets = layers_of(SIZES, [2, 1])
+    targets = [
+        each if with_masks else replace(each, masks=None)
+        for each, with_masks in zip(targets, known, strict=True)
+    ]
+    # Two groups, whose pairs are not sorted by image, as in denoising.
+    matches = Matches(
+        image=torch.tensor([0, 0, 1, 0, 0, 1]),
+        query=torch.tensor([[0, 1, 0, 2, 3, 2]]),
+        object=torch.tensor([[0, 1, 2, 0, 1, 2]]),
+        repeats=2,
+    )
+    torch.manual_seed(1)
+    losses = MaskLosses(mask_weight=2.0, dice_weight=3.0)(
+        layers, targets, matches, num_matched=torch.tensor(4.0)
+    )
+    torch.manual_seed(1)
+    points = torch.rand(2, 3 * POINTS + 2, 2)
+    for index, layer in enumerate(layers):
+        assert layer.masks is not None
+        wanted = torch.zeros(2, dtype=torch.float64)
+        for image, query, number in zip(
+            matches.image.tolist(), matches.query[0].tolist(), matches.object[0].tolist(), strict=True
+        ):
+            masks = targets[image].masks
+            if masks is not None:
+                pair = layer.masks.embeddings[image, query], layer.masks.cells[image]
+                both = defined(*pair, masks[number - [0, 2][image]], points[image])
+                wanted = wanted + torch.stack(both)
+        assert_close(losses["loss_mask"][index], 2 * wanted[0] / 4)
+        assert_close(losses["loss_dice"][index], 3 * wanted[1] / 4)
+    (losses["loss_mask"].sum() + losses["loss_dice"].sum()).backward()
+    for layer in layers:
+        assert layer.masks is not None
+        assert layer.masks.embeddings.grad is not None
+        assert bool(layer.masks.embeddings.grad.any()) == any(known)
+        assert layer.masks.cells.grad is not None
+
+
+def test_the_criterion_weights_masks_like_boxes() -> None:
+    layers, targets = layers_of(SIZES, [2, 9])  # more objects than queries
+    output = DetectorOutput(layers=tuple(layers))
+    torch.manual_seed(1)
+    losses = Criterion()(output, targets)
+    matches = Criterion().matcher(
+        torch.stack([each.logits for each in layers]), torch.stack([each.boxes for each in layers]), targets
+    )
+    torch.manual_seed(1)
+    alone = MaskLosses()(layers, targets, matches, num_matched=torch.tensor(2 + 7.0))
+    for name, values in alone.items():
+        assert_close(torch.stack([losses[f"d0.{name}"], losses[name]]), values)
+    boxes = Criterion()(DetectorOutput(layers=tuple(replace(each, masks=None) for each in layers)), targets)
+    for name, value in boxes.items():
+        assert torch.equal(value, losses[name])
+    half = Criterion()(output, targets, [2, 9, 2, 9])
+    assert_close(half["loss_cls"].new_tensor(2.0), losses["loss_bbox"] / half["loss_bbox"])
+    assert not {name for name in losses if "mask" in name} - set(half)
+    nothing = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
+    empty = Criterion()(output.without_queries(), [nothing, nothing])
+    assert all(value == 0 for value in empty.values())
+
+
+def test_a_point_is_in_the_pixel_around_it() -> None:
+    masks = torch.zeros(1, 2, 3, dtype=torch.bool)
+    masks[0, 1, 2] = True
+    points = torch.tensor([[0.7, 0.6], [0.66, 0.6], [0.7, 0.49], [1.0, 1.0]])  # 1 by rounding alone
+    assert sample_masks(masks, points).tolist() == [[True, False, False, True]]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [
+        ("detr_r50", TINY),
+        ("dino_r50", {**TINY, "levels": 2, "strides": (8, 16), "denoising": 4}),
+        ("dfine_s", {**HYBRID, "backbone": "test_resnet", "denoising": 4}),
+    ],
+)
+def test_masks_are_learned(recipe: str, settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    detector = Detector.from_recipe(recipe, num_classes=2, masks=True, frozen_stride=0, **settings).train()
+    images = [torch.randint(256, (3, 64, 80), dtype=torch.uint8)] * 2
+    masks = torch.zeros(1, 64, 80, dtype=torch.bool)
+    masks[:, 20:50, 10:40] = True
+    target = Target(boxes=torch.tensor([[0.3, 0.55, 0.4, 0.5]]), labels=torch.tensor([1]), masks=masks)
+    targets = [target, replace(target, masks=None)]
+    losses = detector.criterion()(detector(ImageBatch.from_images(images), targets), targets)
+    assert {"loss_mask", "d0.loss_dice"} <= set(losses)
+    assert ("dn_loss_mask" in losses) == (recipe != "detr_r50")
+    assert "enc_loss_mask" not in losses
+    torch.stack(list(losses.values())).sum().backward()
+    assert detector.mask_head is not None
+    assert not [name for name, p in detector.named_parameters() if p.requires_grad and p.grad is None]
