@@ -114,8 +114,14 @@ def test_the_training_state_of_a_run_is_no_detector(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        ({"num_classes": 0}, "got num_classes=0; expected an integer, 1 or more"),
-        ({"num_classes": -1}, "got num_classes=-1; expected an integer, 1 or more"),
+        ({"num_classes": 0}, "got num_classes=0; expected an integer, 1 to 65536"),
+        ({"num_classes": -1}, "got num_classes=-1; expected an integer, 1 to 65536"),
+        ({"num_classes": 2**40}, "got num_classes=1099511627776; expected an integer, 1 to 65536"),
+        (
+            {"categories": [str(number) for number in range(2**16 + 1)]},
+            "got 65,537 categories; expected at most 65,536",
+        ),
+        ({"categories": ["a", " "]}, "got ' ' as the name of a class; expected one that is not empty"),
         ({"categories": []}, "got no categories; expected at least one class"),
         ({"categories": [Category(id=1, name="a"), Category(id=1, name="b")]}, r"same id or name \(1\)"),
         ({"categories": [Category(id=1, name="a"), Category(id=2, name="a")]}, r"same id or name \(a\)"),

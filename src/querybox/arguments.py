@@ -9,8 +9,13 @@ import math
 import os
 from numbers import Integral, Real
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from querybox.errors import ConfigError
+from querybox.memory import first_line
+
+if TYPE_CHECKING:
+    import torch
 
 ROUNDING = 1e-3
 """Tolerance of the range of boxes, for rounding errors of those at the edge of an image."""
@@ -65,6 +70,28 @@ def require_fractions(where: str, low: float, high: float) -> None:
             f"{where} got boxes with values from {low:g} to {high:g}; expected (centre x, centre y, width, height) "
             "from 0 to 1: divide pixels by the size of the image"
         )
+
+
+def require_device(where: str, device: torch.device | str) -> torch.device:
+    """Return a device by its name in PyTorch.
+
+    Args:
+        where: The function that got it, for messages.
+        device: The device or its name.
+
+    Raises:
+        ConfigError: PyTorch knows no such device, or finds none here.
+    """
+    import torch
+
+    require_type(where, device, (torch.device, str), "a device, such as 'cpu'")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # the latter from PyTorch without CUDA
+        raise ConfigError(
+            f"{where} got device={str(device)!r}, which PyTorch cannot use ({first_line(error)}); expected 'cpu', or "
+            "the accelerator that PyTorch finds here: 'cuda' for GPUs of NVIDIA and AMD, 'mps' for those of Apple"
+        ) from None
 
 
 def require_type(where: str, value: object, kinds: type | tuple[type, ...], expected: str) -> None:

@@ -13,7 +13,7 @@ from querybox.arguments import require_number, require_path
 from querybox.errors import ConfigError
 from querybox.modules.detector import DetectionTransformer, as_categories
 from querybox.precision import Precision
-from querybox.structures import Category, ImageBatch, Target
+from querybox.structures import MAX_CLASSES, Category, ImageBatch, Target
 from querybox.text import listed
 
 if TYPE_CHECKING:
@@ -115,13 +115,14 @@ class Detector(DetectionTransformer):
 
         Args:
             name: One of `querybox.models.RECIPES`.
-            num_classes: Number of classes, whose names are then their labels.
+            num_classes: Number of classes, at most 65,536, whose names are then their labels.
             categories: The classes, or their names: ``["cat", "dog"]``.
             settings: Settings of the recipe to change, e.g. ``width=128``.
 
         Raises:
-            ConfigError: Unknown recipe or setting, not exactly one of `num_classes` and `categories`, no class, or two
-                classes with the same id or name.
+            ConfigError: Unknown recipe or setting, not exactly one of `num_classes` and `categories`, no class, too
+                many, or two with the same id or name.
+            OutOfMemoryError: There is not enough memory for the weights.
         """
         from querybox.checkpoints.backbone import build
         from querybox.models import find
@@ -130,7 +131,7 @@ class Detector(DetectionTransformer):
             raise ConfigError(f"recipe '{name}': pass either num_classes or categories")
         recipe = find(name).replace(**settings)
         if num_classes is not None:
-            require_number("from_recipe", "num_classes", num_classes, 1, whole=True)
+            require_number("from_recipe", "num_classes", num_classes, 1, MAX_CLASSES, whole=True)
             categories = [Category(id=label, name=str(label)) for label in range(num_classes)]
         assert categories is not None
         classes = as_categories("from_recipe", categories)
@@ -177,13 +178,14 @@ class Detector(DetectionTransformer):
 
         Raises:
             CheckpointError: The detector was composed manually, so there are no settings to rebuild it from; or it was
-                changed, so that the file could not be loaded: its modules do not fit its settings and classes, or a
-                weight is NaN or infinite, maybe only in `dtype`. Nothing is written.
-            ConfigError: `dtype` is not a floating-point type.
+                changed, so that another one would be loaded from the file, or none: its modules do not fit its
+                settings and classes, it was quantised, or a weight is NaN or infinite, maybe only in `dtype`. Nothing
+                is written.
+            ConfigError: `dtype` is not a floating-point type that safetensors stores.
         """
-        from querybox.checkpoints.blueprint import save
+        from querybox.checkpoints.blueprint import STORABLE, save
 
-        if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        if dtype not in STORABLE:
             raise ConfigError(
                 f"save got dtype={dtype!r}; expected a floating-point type such as torch.float16"
             )

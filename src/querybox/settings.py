@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, NoReturn, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -34,6 +34,17 @@ class Settings(BaseModel):
 
     # Groups of settings inside others are validated together with them, so that one message lists all problems.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    def __setattr__(self, name: str, _: object) -> NoReturn:
+        """Raise an error, because settings are immutable.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError(
+            f"{type(self).__name__}: got a new value for '{name}', but settings cannot be changed; make a copy with "
+            f"other values: settings.replace({name}=...)"
+        )
 
     @classmethod
     def config_error(cls, error: ValidationError, where: str = "") -> ConfigError:

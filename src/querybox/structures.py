@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from querybox.arguments import require_fractions, require_number, require_type
+from querybox.arguments import require_device, require_fractions, require_number, require_type
 from querybox.edges import Edges
 from querybox.errors import ConfigError
 from querybox.levels import Levels
@@ -28,6 +28,8 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 MAX_AREA = 1 << 23
 """Maximum product of the short and the long side of resized images in pixels, just above that of a 4K video frame."""
+MAX_CLASSES = 2**16
+"""Maximum number of classes of a detector, three times those of ImageNet-21k."""
 STD_RANGE = (1e-2, 1e4)
 """Range of standard deviations of pixels of 0-255."""
 Resizing = Literal["querybox", "facebook", "huggingface", "mmdet", "stretch"]
@@ -105,6 +107,25 @@ class ImageBatch:
     padded: bool = True
     """Whether any image may be padded; if False, the mask need not be evaluated."""
 
+    def __post_init__(self) -> None:
+        """Check types and shapes.
+
+        Raises:
+            ConfigError: `images`, `padding_mask` or `sizes` are not such tensors.
+        """
+        images, mask, sizes = self.images, self.padding_mask, self.sizes
+        for name, value in (("images", images), ("padding_mask", mask), ("sizes", sizes)):
+            require_type(f"ImageBatch.{name}", value, Tensor, "a tensor: use ImageBatch.from_images(images)")
+        shapes = images.shape[1:2] == (3,) and mask.shape == (*images.shape[:1], *images.shape[2:])
+        if not (
+            images.is_floating_point() and mask.dtype == torch.bool and images.ndim == 4 and shapes
+        ) or sizes.shape != (*images.shape[:1], 2):
+            raise ConfigError(
+                f"ImageBatch got images {list(images.shape)} of {images.dtype}, a padding mask {list(mask.shape)} of "
+                f"{mask.dtype} and sizes {list(sizes.shape)}; expected normalised images [B, 3, H, W], a mask "
+                "[B, H, W] of torch.bool and sizes [B, 2]: use ImageBatch.from_images(images)"
+            )
+
     @classmethod
     def from_images(
         cls,
@@ -120,7 +141,7 @@ class ImageBatch:
             device: Where the batch is made.
 
         Raises:
-            ConfigError: `images` is not a sequence, or empty.
+            ConfigError: `images` is not a sequence, or empty; or PyTorch has no such device.
             ImageError: An image has another type, shape or depth.
         """
         require_type("from_images", images, Sequence, "a list of images")
@@ -129,6 +150,7 @@ class ImageBatch:
         )
         if not images:
             raise ConfigError("from_images got no images; expected at least one")
+        device = require_device("from_images", device)
         pixels, sizes = pad([as_pixels(image) for image in images])
         padded = bool((sizes != sizes[0]).any())
         return cls.from_pixels(pixels.to(device), sizes.to(device), preprocessing, padded=padded)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_models import PUBLIC, TINY
+from torch import nn
 
 import querybox as qb
 from querybox.checkpoints import native
@@ -30,6 +31,16 @@ def new_class(detector: qb.Detector) -> None:
     detector.categories = (*detector.categories, qb.Category(id=2, name="new"))
 
 
+def heads(detector: qb.Detector) -> None:
+    assert detector.recipe is not None
+    detector.recipe = detector.recipe.replace(heads=2)
+
+
+def activation(detector: qb.Detector) -> None:
+    assert isinstance(detector.decoder.box_head, nn.Sequential)
+    detector.decoder.box_head[1] = nn.SiLU()
+
+
 def weight(value: float) -> Callable[[qb.Detector], None]:
     def change(detector: qb.Detector) -> None:
         assert isinstance(detector.decoder.class_head, ClassHead)
@@ -45,6 +56,8 @@ def weight(value: float) -> Callable[[qb.Detector], None]:
         (new_head, r"class_head\.weight: expected \[3, 32\], got \[6, 32\]"),
         (new_class, r"class_head\.weight: expected \[4, 32\], got \[3, 32\]"),
         (weight(math.nan), r"1 tensors have NaN or infinite values: decoder\.class_head\.weight"),
+        (heads, r"modules do not fit the recipe: encoder\.layers\.0\.self_attention\.heads is 4, expected 2"),
+        (activation, r"modules do not fit the recipe: decoder\.box_head\.1 is SiLU, expected ReLU"),
         (weight(-math.inf), r"1 tensors have NaN or infinite values: decoder\.class_head\.weight"),
     ],
 )
@@ -69,6 +82,25 @@ def test_a_new_head_with_its_classes_is_written(detector: qb.Detector, tmp_path:
     loaded = qb.Detector.load(tmp_path / "best.safetensors")
     assert [category.name for category in loaded.categories] == list("abcde")
     torch.testing.assert_close(loaded.state_dict(), detector.state_dict(), rtol=0, atol=0)
+
+
+def test_settings_that_matter_to_training_alone_may_differ(detector: qb.Detector, tmp_path: Path) -> None:
+    for module in detector.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.3
+    detector.save(tmp_path / "best.safetensors")
+
+
+@pytest.mark.filterwarnings(
+    "ignore:torch.ao.quantization:DeprecationWarning", "ignore:torch.quantize_per_tensor"
+)
+def test_a_quantised_detector_is_not_written(detector: qb.Detector, tmp_path: Path) -> None:
+    quantised = torch.ao.quantization.quantize_dynamic(detector, {nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(
+        CheckpointError, match=r"a\.safetensors: not written, because .* are not plain tensors, as after q"
+    ):
+        quantised.save(tmp_path / "a.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_weight_too_large_for_half_precision_is_not_written(detector: qb.Detector, tmp_path: Path) -> None:

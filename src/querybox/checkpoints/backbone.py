@@ -12,7 +12,8 @@ from torch import Tensor
 
 from querybox.checkpoints.files import read_checkpoint_file
 from querybox.checkpoints.hub import fetch
-from querybox.errors import CheckpointError
+from querybox.errors import CheckpointError, OutOfMemoryError
+from querybox.memory import first_line, is_out_of_memory
 from querybox.models import Recipe
 from querybox.modules.backbone import Backbone
 from querybox.modules.detector import DetectionTransformer
@@ -28,8 +29,17 @@ def build(recipe: Recipe, categories: Sequence[Category]) -> DetectionTransforme
     Raises:
         ConfigError: The settings are inconsistent.
         CheckpointError: The backbone's weights cannot be obtained, or do not fit.
+        OutOfMemoryError: There is not enough memory for the weights.
     """
-    model = recipe.build(categories)
+    try:
+        model = recipe.build(categories)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            f"there is not enough memory for the weights of this {recipe.title} ({first_line(error)}); set a smaller "
+            "width, feedforward or number of layers"
+        ) from error
     if recipe.backbone_weights is not None:
         assert isinstance(model.backbone, Backbone)
         load_backbone(model.backbone, recipe.backbone, recipe.backbone_weights)

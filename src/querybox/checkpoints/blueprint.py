@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from querybox.checkpoints import native
 from querybox.errors import CheckpointError, ConfigError
@@ -18,6 +18,16 @@ from querybox.models.recipe import Recipe
 from querybox.modules.detector import DetectionTransformer
 from querybox.structures import Category, Preprocessing
 from querybox.text import listed
+
+STORABLE = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz),
+)
+"""Floating-point types in which weights can be stored; safetensors has no others with a sign."""
+TRAINING_ONLY = frozenset(
+    {"training", "dropout", "p", "drop_prob", "drop_rate", "inplace", "momentum", "grad_checkpointing"}
+)
+"""Attributes of modules that do not affect predictions."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,16 +71,21 @@ def save(detector: DetectionTransformer, path: str | Path, *, dtype: torch.dtype
             f"{path}: the detector was not built by a recipe, so there are no settings to rebuild it from; build it "
             "with Detector.from_recipe, or save its state_dict() with torch.save"
         )
+    state: dict[str, Any] = detector.state_dict()
+    if odd := [name for name, value in state.items() if not isinstance(value, Tensor) or value.is_quantized]:
+        raise CheckpointError(
+            f"{path}: not written, because {len(odd)} of its values are not plain tensors, as after quantisation "
+            f"({listed(odd)}); save the detector before it is quantised, or export it with precision='int8'"
+        )
     tensors = {
-        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in detector.state_dict().items()
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()
     }
     blueprint = Blueprint(
         recipe=detector.recipe, categories=detector.categories, preprocessing=detector.preprocessing
     )
     card = blueprint.card()
     try:
-        without_tensors(Blueprint.from_card(card), tensors)
+        require_same_modules(without_tensors(Blueprint.from_card(card), tensors), detector)
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(
             f"{path}: not written, because it could not be loaded again: {error}; undo the change to the detector, or "
@@ -116,6 +131,34 @@ def without_tensors(blueprint: Blueprint, state: Mapping[str, Tensor]) -> Detect
     if unusable := [name for name, tensor in state.items() if not is_finite(tensor)]:
         raise CheckpointError(f"{len(unusable)} tensors have NaN or infinite values: {listed(unusable)}")
     return detector
+
+
+def require_same_modules(expected: nn.Module, actual: nn.Module) -> None:
+    """Compare the types and constants of modules, such as the number of attention heads, which no tensor shows.
+
+    Raises:
+        CheckpointError: A module differs from the one of the same name.
+    """
+    modules = dict(actual.named_modules())
+    pairs = [(name, module, modules.get(name)) for name, module in expected.named_modules() if name]
+    differences = [
+        f"{name} is {type(other).__name__}, expected {type(module).__name__}"
+        for name, module, other in pairs
+        if type(module) is not type(other)
+    ] or [
+        f"{name}.{key} is {vars(other).get(key)!r}, expected {value!r}"
+        for name, module, other in pairs
+        for key, value in vars(module).items()
+        if not (key.startswith("_") or key in TRAINING_ONLY)
+        if comparable(vars(other).get(key)) != comparable(value)
+    ]
+    if differences:
+        raise CheckpointError(f"modules do not fit the recipe: {listed(differences)}")
+
+
+def comparable(value: object) -> object:
+    """Return a constant, or the type of any other attribute of a module."""
+    return value if isinstance(value, bool | int | float | str | tuple) else type(value)
 
 
 def is_finite(tensor: Tensor) -> bool:

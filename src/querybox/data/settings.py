@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from querybox.settings import PathText, Settings
 from querybox.structures import MAX_AREA, PixelRange
 
-Pixels = Annotated[int, Field(ge=1)]
+Pixels = Annotated[int, Field(ge=1, le=2**13)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Depth = Annotated[int, Field(ge=1, le=32)] | tuple[float, float]
 """A number of bits, or the values that become 0 and 255."""
@@ -69,7 +69,7 @@ class DataSettings(Settings):
     stretch: bool = False
     """Stretch images to a height of `image_size` and a width of `long_side` instead of keeping their aspect ratio, as
     RT-DETR does."""
-    long_side: Pixels | None = None
+    long_side: Annotated[int, Field(ge=1)] | None = None
     """Maximum long side in pixels; the short side is reduced if necessary. 1333 for image_size 800. With `stretch` the
     width, by default `image_size`."""
     scales: tuple[Pixels, ...] | None = Field(default=None, min_length=1)
@@ -103,7 +103,7 @@ class DataSettings(Settings):
     mixup: Probability = 0.0
     """Probability of a batch in which every image is mixed with another one, at weights of 0.45 to 0.55, and has the
     objects of both. 0.5 in DEIM."""
-    multi_scale: int = Field(default=0, ge=0)
+    multi_scale: int = Field(default=0, ge=0, le=100)
     """If positive, all images of a batch are resized to the same one of `scales`, among which `image_size` counts this
     many times: 3 in RT-DETR. `scales` are then by default the multiples of 32 from 0.75 to 1.25 times `image_size`."""
     strong_from: Probability = 0.0
@@ -116,7 +116,7 @@ class DataSettings(Settings):
     """Share of the run at which mosaic and mixup end: a half in DEIM."""
     transform: str | None = None
     """Description of the transform that was given to `querybox.train` for augmentation, if any; set by it."""
-    workers: int = Field(default=2, ge=0)
+    workers: int = Field(default=2, ge=0, le=1024)
     """Number of processes that load images; 0 to load them in the training process. By default not more than there are
     CPUs."""
     cache: bool = False

@@ -72,7 +72,7 @@ class DeformableDETR(Recipe):
     """Strides in pixels of the backbone's feature maps, fine to coarse."""
     levels: Depth = 4
     """Number of feature levels; each one beyond the backbone's has twice the stride of the one before."""
-    points: Positive = 4
+    points: Depth = 4
     """Sampling points of each head in each level."""
     refine: bool = False
     """Iterative box refinement: each decoder layer predicts boxes relative to those of the layer before."""

@@ -17,7 +17,7 @@ from querybox.losses.matcher import HungarianMatcher
 from querybox.models.layouts.dfine import HUGGINGFACE_DFINE, PETERANDE, REG_SCALE
 from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.public import OBJECTS365, PublicWeights
-from querybox.models.recipe import Positive, require
+from querybox.models.recipe import Depth, require
 from querybox.models.rtdetr import ACTIVATIONS
 from querybox.models.rtdetrv2 import RTDETRv2
 from querybox.models.tensors import count
@@ -101,7 +101,7 @@ class DFINE(RTDETRv2):
 
     kind: Literal["dfine"] = "dfine"  # type: ignore[assignment]
     backbone: str = "hgnetv2_b4.ssld_stage2_ft_in1k"
-    points: tuple[Positive, ...] = (3, 6, 3)
+    points: tuple[Depth, ...] = (3, 6, 3)
     reg_scale: Annotated[float, Field(gt=0, le=1000)] = 4.0
     """Curvature of the distances of the distributions; larger values give smaller steps near zero."""
 

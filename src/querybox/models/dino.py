@@ -59,7 +59,7 @@ class DINO(DeformableDETR):
     two_stage: bool = True
     share_heads: bool = True
     """Share one class head and one box head between all decoder layers."""
-    denoising: Positive = 100
+    denoising: Queries = 100
     """Approximate number of positive denoising queries in training, and of negative ones."""
     label_noise: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Twice the fraction of denoising queries that get a random class."""

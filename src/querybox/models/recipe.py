@@ -25,11 +25,12 @@ from querybox.modules.masks import MaskHead
 from querybox.settings import Settings
 from querybox.structures import Category, Preprocessing
 
-# Bounds far beyond any real model, so that an untrusted file cannot request an enormous one.
-Positive = Annotated[int, Field(gt=0, le=2**20)]
+# Bounds far beyond any real model, so that neither a typing error nor an untrusted file can request an enormous one.
+Width = Annotated[int, Field(gt=0, le=2**12, multiple_of=4)]
+Positive = Annotated[int, Field(gt=0, le=2**16)]
 Queries = Annotated[int, Field(gt=0, le=2**14)]
 Depth = Annotated[int, Field(gt=0, le=100)]
-"""Number of layers or feature levels."""
+"""Number of layers, feature levels, or sampling points of a head and level."""
 HEADS = 8
 """Number of attention heads of all published models, whatever their width."""
 
@@ -71,7 +72,7 @@ class Recipe(Settings):
     """"imagenet", or a file with torchvision's or timm's names, or null for random weights."""
     frozen_stride: Annotated[int, Field(ge=0)] = 4
     """Stride up to which the backbone is frozen; 0 trains all of it."""
-    width: Annotated[int, Field(gt=0, le=2**20, multiple_of=4)] = 256
+    width: Width = 256
     heads: Positive = HEADS
     feedforward: Positive = 2048
     encoder_layers: Annotated[int, Field(ge=0, le=100)] = 6

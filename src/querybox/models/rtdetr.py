@@ -18,7 +18,7 @@ from querybox.models.dino import DINO
 from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.layouts.rtdetr import HUGGINGFACE_RTDETR, LYUWENYU, PREPROCESSING
 from querybox.models.public import OBJECTS365, PublicWeights
-from querybox.models.recipe import HEADS, Depth, Positive, Queries, require
+from querybox.models.recipe import HEADS, Depth, Positive, Queries, Width, require
 from querybox.models.tensors import BOTTLENECK, RESNETS, count
 from querybox.modules.backbone import Backbone
 from querybox.modules.blocks import ConvNorm
@@ -113,7 +113,7 @@ class RTDETR(DINO):
     feedforward: Positive = 1024
     encoder_layers: Annotated[int, Field(ge=0, le=100)] = 1
     """Layers of self-attention within the coarsest feature map."""
-    encoder_width: Annotated[int, Field(gt=0, le=2**20, multiple_of=4)] = 256
+    encoder_width: Width = 256
     """Channels of the feature maps in the encoder."""
     encoder_feedforward: Positive = 1024
     expansion: Annotated[float, Field(gt=0, le=16)] = 1.0

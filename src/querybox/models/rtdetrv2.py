@@ -13,7 +13,7 @@ from querybox.errors import ConfigError
 from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.layouts.rtdetrv2 import HUGGINGFACE_RTDETRV2, LYUWENYU_V2, SCALE
 from querybox.models.public import PublicWeights
-from querybox.models.recipe import Positive, require
+from querybox.models.recipe import Depth, require
 from querybox.models.rtdetr import MEDIUM, RTDETR
 from querybox.modules.decoder import DeformableDecoderLayer
 from querybox.modules.deformable_attention import DeformableAttention, GridSample, NearestSample
@@ -46,7 +46,7 @@ class RTDETRv2(RTDETR):
     huggingface_prefix: ClassVar[str] = "RTDetrV2"
 
     kind: Literal["rtdetrv2"] = "rtdetrv2"  # type: ignore[assignment]
-    points: tuple[Positive, ...] = (4, 4, 4)  # type: ignore[assignment]
+    points: tuple[Depth, ...] = (4, 4, 4)  # type: ignore[assignment]
     """Sampling points of each head in each level."""
     discrete: bool = False
     """Sample single cells rather than interpolate between them, for runtimes that cannot. A model that was trained with

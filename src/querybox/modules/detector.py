@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Self
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from querybox.arguments import kind_of, require_type
 from querybox.errors import ConfigError
+from querybox.memory import first_line
+from querybox.settings import Settings
 from querybox.structures import (
+    MAX_CLASSES,
     Category,
     DetectorOutput,
     ImageBatch,
@@ -25,13 +30,16 @@ from querybox.targets import check_targets, on_class_rows
 if TYPE_CHECKING:
     from querybox.models import Recipe
 
+MIXED_DTYPES = re.compile(r"dtype|scalar type|bias type")
+"""Part of PyTorch's messages about operands of different types."""
+
 
 class DetectionTransformer(nn.Module):
     """Predicts a class, a box and possibly a mask for every query; `querybox.Detector` adds loading and prediction.
 
     Attributes:
         categories: The classes by label, 0 ... C-1. They can be set, also to names such as ``["cat", "dog"]``.
-        preprocessing: Resizing and normalisation of images.
+        preprocessing: Resizing and normalisation of images. It can be set.
         recipe: The settings it was built from; None if it was composed by hand, in which case it cannot be saved.
     """
 
@@ -101,16 +109,31 @@ class DetectionTransformer(nn.Module):
             layers = self.mask_head(layers, maps[0], memory, features[0].shape[-2:])
         return DetectorOutput.of(layers, queries, self.class_rows)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> DetectorOutput:
+        """Run the forward pass.
+
+        Raises:
+            ConfigError: See `forward`; or some parameters are in another precision than the others.
+        """
+        try:
+            output: DetectorOutput = super().__call__(*args, **kwargs)
+        except RuntimeError as error:
+            dtypes = {str(each.dtype) for each in self.parameters() if each.is_floating_point()}
+            if len(dtypes) > 1 and MIXED_DTYPES.search(str(error)):
+                raise ConfigError(
+                    f"the detector has parameters of {' and '.join(sorted(dtypes))}, which cannot be combined "
+                    f"({first_line(error)}); expected torch.float32: use detector.float() with torch.autocast, or "
+                    "detector.optimize(precision=...)"
+                ) from error
+            raise
+        return output
+
     def checked_images(self, images: Tensor) -> Tensor:
         """Return the images, in float64 if the parameters are.
 
         Raises:
-            ConfigError: Images are not on the device of the detector, or either has an unusable type.
+            ConfigError: Images are not on the device of the detector, or its parameters are in half precision.
         """
-        if not images.is_floating_point():
-            raise ConfigError(
-                f"the detector got images of {images.dtype}; expected normalised ones: ImageBatch.from_images(images)"
-            )
         if images.device != self.device:
             raise ConfigError(
                 f"the detector is on {self.device} and the images are on {images.device}; expected the same device: "
@@ -156,6 +179,28 @@ class DetectionTransformer(nn.Module):
     @categories.setter
     def categories(self, classes: Sequence[Category | str]) -> None:
         self._categories = as_categories("the detector", classes)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Resizing and normalisation of images."""
+        return self._preprocessing
+
+    @preprocessing.setter
+    def preprocessing(self, value: Preprocessing) -> None:
+        require_type("the detector", value, Preprocessing, "a Preprocessing as preprocessing")
+        self._preprocessing = value
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """The settings it was built from; None if it was composed by hand."""
+        return self._recipe
+
+    @recipe.setter
+    def recipe(self, value: Recipe | None) -> None:
+        require_type(
+            "the detector", value, (Settings, NoneType), "the Recipe that it was built from, or None"
+        )
+        self._recipe = value
 
     @property
     def unused_rows(self) -> tuple[int, ...]:
@@ -204,8 +249,12 @@ def as_categories(where: str, classes: Sequence[Category | str]) -> tuple[Catego
         raise ConfigError(f"{where} got {kind_of(classes)} as categories; expected {expected}")
     if not classes:
         raise ConfigError(f"{where} got no categories; expected at least one class")
+    if len(classes) > MAX_CLASSES:
+        raise ConfigError(f"{where} got {len(classes):,} categories; expected at most {MAX_CLASSES:,}")
     for each in classes:
         require_type(where, each, (Category, str), f"{expected} as categories")
+        if isinstance(each, str) and not each.strip():  # datasets with a class without a name have a finding
+            raise ConfigError(f"{where} got {each!r} as the name of a class; expected one that is not empty")
     categories = tuple(
         Category(id=label, name=each) if isinstance(each, str) else each for label, each in enumerate(classes)
     )

@@ -70,7 +70,7 @@ class TrainSettings(Settings):
     """Stop after this many evaluations without an improvement of the AP."""
     max_time: Duration | None = None
     """Time limit, such as `30m` or `1h30m`, including the parts before resuming."""
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     trackers: tuple[str, ...] = ()
     """Experiment trackers of accelerate, such as `tensorboard`."""
 
