@@ -45,6 +45,42 @@ def test_val_and_valid(tmp_path: Path) -> None:
         require_both(read["val"](), {"ignored_key": 1})
 
 
+def test_a_test_split_that_does_not_exist(tmp_path: Path) -> None:
+    file = write_yolo(tmp_path, "train", IMAGES, NAMES)
+    file.write_text(f"train: images/train\ntest: ../test/images\nnames: {NAMES}\n")
+    read = find_splits(file)
+    assert read.keys() == {"train"}
+    require_both(read["train"](), {"ignored_key": 1})
+    file.write_text(f"test: ../test/images\nnames: {NAMES}\n")
+    with pytest.raises(DataError, match=r"'\.\./test/images' does not exist"):
+        read_dataset(file)
+
+
+def test_labels_with_a_suffix_in_capitals(tmp_path: Path) -> None:
+    file = write_yolo(tmp_path, "train", IMAGES, NAMES)
+    for label in (tmp_path / "labels" / "train").iterdir():
+        label.rename(label.with_suffix(".TXT"))
+    require_both(read_dataset(file), {})
+
+
+def test_the_layout_of_darknet(tmp_path: Path) -> None:
+    """Entries and images are named relative to the folder above `data`."""
+    write_images(tmp_path / "data" / "obj", [IMAGES[0]])
+    texts = {
+        "obj.data": "classes = 3\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/\n",
+        "obj.names": "\n".join(NAMES),
+        "train.txt": f"data/obj/{IMAGES[0].name}\n",
+        f"obj/{Path(IMAGES[0].name).stem}.txt": "1 0.5 0.5 0.2 0.4\n",
+    }
+    for name, text in texts.items():
+        (tmp_path / "data" / name).write_text(text)
+    (image,) = read_dataset(tmp_path).images
+    width, height = IMAGES[0].size
+    assert image.path == tmp_path / "data" / "obj" / IMAGES[0].name
+    np.testing.assert_allclose(image.boxes_xyxy, [[0.4 * width, 0.3 * height, 0.6 * width, 0.7 * height]])
+    assert image.labels.tolist() == [1]
+
+
 @pytest.mark.parametrize("where", ["beside", "beside in splits", "beside in images", "names among labels"])
 def test_layouts_of_yolo(tmp_path: Path, where: str) -> None:
     write_yolo(tmp_path, "train", IMAGES, NAMES).unlink()

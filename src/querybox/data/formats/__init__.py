@@ -9,6 +9,7 @@ from querybox.data.formats.label_studio import LABEL_STUDIO
 from querybox.data.formats.labelme import LABELME
 from querybox.data.formats.open_images import OPEN_IMAGES
 from querybox.data.formats.parquet import PARQUET
+from querybox.data.formats.via import VIA
 from querybox.data.formats.voc import VOC
 from querybox.data.formats.yolo import YOLO
 from querybox.data.splits import Format
@@ -25,5 +26,6 @@ FORMATS: tuple[Format, ...] = (
     OPEN_IMAGES,
     HUGGING_FACE,
     PARQUET,
+    VIA,
 )
 """All formats, in the order of messages."""

@@ -43,8 +43,11 @@ def yolo_splits(path: Path) -> dict[str, Reader]:
 
 
 def _data_file(folder: Path) -> Path | None:
-    """Return the file that describes the dataset: by its name, or the only one that looks like it."""
-    files = list_files(folder, *SUFFIXES)
+    """Return the file that describes the dataset: by its name, or the only one that looks like it.
+
+    It is in the folder, or, as in Darknet's own layout, in `data`.
+    """
+    files = list_files(folder, *SUFFIXES) or list_files(folder / "data", ".data")
     named = [file for name in _DATA_FILES for file in files if file.name.lower() == name]
     recognised = named or [file for file in files if is_yolo_file(file)]
     return recognised[0] if named or len(recognised) == 1 else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from querybox.data.formats.yolo_labels import Names, label_folder_of, read_yolo
 from querybox.data.locate import ImageLocator, image_files
 from querybox.data.parsing import validation_problem
 from querybox.data.records import DetectionData
-from querybox.data.splits import Reader
+from querybox.data.splits import SPLITS, Reader, split_name
 from querybox.data.text import read_lines, read_start, read_text
 from querybox.errors import DataError
 from querybox.runfile import Loader
@@ -78,8 +79,22 @@ def yolo_file_splits(file: Path) -> dict[str, Reader]:
     dataset = _read_darknet(file, findings) if file.suffix.lower() == ".data" else _read_yaml(file, findings)
     if not dataset.splits:
         raise DataError(f"{file}: lists no images; add image folders as 'train', 'val' or 'test'")
+    splits = dict(dataset.splits)
+    if len(splits) > 1 and not _exists(dataset, splits.get("test", ())):
+        splits.pop("test", None)
+    if len(splits) < len(dataset.splits):
+        findings.add("ignored_key", f"{file}: test, which does not exist")
     known = findings.by_kind()
-    return {name: partial(_read_split, dataset, entries, known) for name, entries in dataset.splits.items()}
+    return {name: partial(_read_split, dataset, entries, known) for name, entries in splits.items()}
+
+
+def _exists(dataset: _Dataset, entries: Sequence[str]) -> bool:
+    """Return whether one of the entries exists. Roboflow names a test split in every file."""
+    for entry in entries:
+        with suppress(DataError):
+            _existing(dataset.file, dataset.base, entry, FindingCollector(dataset.file))
+            return True
+    return False
 
 
 def _read_yaml(file: Path, findings: FindingCollector) -> _Dataset:
@@ -180,7 +195,9 @@ def _existing(file: Path, base: Path, entry: str, findings: FindingCollector) ->
     if existing:
         return next((path for path in existing if _is_inside(path, file.parent)), existing[0])
     parts = Path(entry).parts
-    moved = (Path(*parts[start:]) for start in range(1, len(parts)) if ".." not in parts[start:])
+    named = [number for number, part in enumerate(parts) if split_name(part) in SPLITS]
+    last = named[-1] if named else len(parts) - 1  # test/images is not read from images
+    moved = (Path(*parts[start:]) for start in range(1, last + 1) if ".." not in parts[start:])
     for path in (file.parent / ending for ending in moved):
         if path.exists():
             findings.add("moved_path", f"{file}: {entry}, read from {path}")

@@ -132,6 +132,13 @@ def is_label_file(file: Path) -> bool:
         return False
 
 
+def _label_file(image: Path) -> Path | None:
+    """Return the label file of an image; None if there is none."""
+    stems = (label_folder_of(image.parent) / image.stem, image.parent / image.stem)
+    files = (stem.with_name(f"{stem.name}{suffix}") for stem in stems for suffix in (".txt", ".TXT"))
+    return next((file for file in files if file.is_file()), None)
+
+
 class _RecordReader:
     def __init__(self, names: Names, findings: FindingCollector, has_keypoints: bool) -> None:
         self.labels = {number: label for label, number in enumerate(sorted(names))}
@@ -143,19 +150,16 @@ class _RecordReader:
 
     def read(self, number: int, image: Path) -> ImageRecord | None:
         """Create the record of an image; None if it is excluded."""
-        file = label_folder_of(image.parent) / f"{image.stem}.txt"
-        if not file.is_file():
-            file = image.with_suffix(".txt")
-        has_file = file.is_file()
-        if has_file:
+        file = _label_file(image)
+        if file is not None:
             self.label_files.add(str(file))
         size = read_size_or_note(image, number, self.findings)
         if size is None:
             return None
-        if not has_file:
+        if file is None:
             self.unlabeled.append((number, image))
         height, width = size
-        objects = self._objects(file, number) if has_file else []
+        objects = [] if file is None else self._objects(file, number)
         return make_record(
             id=number,
             path=image,

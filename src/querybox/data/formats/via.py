@@ -1,0 +1,184 @@
+"""VGG Image Annotator 1 and 2: its project, and its annotations as JSON or CSV; regions in pixels.
+
+Every shape with an extent becomes its bounding box. The class of a region is the value of its attribute `class`,
+`label` or the like, otherwise of its only attribute; without any, it is `object`. Images without regions are negative
+examples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from querybox.data.annotated import AnnotatedImage, AnnotatedObject, splits_by_file
+from querybox.data.findings import Corners, FindingCollector
+from querybox.data.parsing import (
+    Finite,
+    Name,
+    csv_columns,
+    json_head,
+    parse_json,
+    read_csv,
+    read_json,
+    validation_problem,
+)
+from querybox.data.shapes import bounding_box, ellipse_box
+from querybox.data.splits import Format, Reader
+from querybox.errors import DataError
+
+_ATTRIBUTES = ("class", "label", "name", "category", "type", "object")
+"""Names of the attribute with the class, in lower case, by precedence."""
+_ONLY_CLASS = "object"
+_PROJECT = "_via_img_metadata"
+
+
+class _Shape(BaseModel):
+    """A shape: a point, a rectangle, a circle, an ellipse, a polygon or a polyline."""
+
+    name: str
+    x: float = math.nan
+    y: float = math.nan
+    width: float = math.nan
+    height: float = math.nan
+    cx: Finite = 0
+    cy: Finite = 0
+    r: Finite = 0
+    rx: Finite = 0
+    ry: Finite = 0
+    theta: Finite = 0  # radians
+    xs: list[float] = Field(default=[], validation_alias="all_points_x")
+    ys: list[float] = Field(default=[], validation_alias="all_points_y")
+
+    @property
+    def box(self) -> Corners | None:
+        """The bounding box in pixels; None if the shape has no extent."""
+        match self.name:
+            case "rect":
+                return self.x, self.y, self.x + self.width, self.y + self.height
+            case "circle":
+                return ellipse_box((self.cx, self.cy), (self.r, self.r), 0)
+            case "ellipse":
+                return ellipse_box((self.cx, self.cy), (self.rx, self.ry), math.degrees(self.theta))
+            case "polygon" | "polyline":
+                return bounding_box(list(zip(self.xs, self.ys, strict=True)))
+            case _:
+                return None
+
+    @model_validator(mode="after")
+    def _has_points(self) -> _Shape:
+        if self.name.startswith("poly") and not 0 < len(self.xs) == len(self.ys):
+            raise ValueError("all_points_x and all_points_y differ in length, or are empty")
+        return self
+
+
+class _Region(BaseModel):
+    shape: _Shape = Field(validation_alias="shape_attributes")
+    attributes: dict[str, Any] = Field(default={}, validation_alias="region_attributes")
+
+
+class _Image(BaseModel):
+    filename: Name
+    regions: list[Any] | dict[str, Any] = []  # a mapping in version 1
+
+
+def _splits(path: Path) -> dict[str, Reader]:
+    return splits_by_file(path, ".json", _is_json, _parse_json) or splits_by_file(
+        path, ".csv", _is_csv, _parse_csv
+    )
+
+
+def _is_json(file: Path) -> bool:
+    content = json_head(file)
+    if not isinstance(content, dict):
+        return False
+    entry = next(iter(content.values()), None)
+    return _PROJECT in content or (isinstance(entry, dict) and entry.keys() >= {"filename", "regions"})
+
+
+def _is_csv(file: Path) -> bool:
+    return "region_shape_attributes" in csv_columns(file)
+
+
+def _parse_json(file: Path, findings: FindingCollector) -> list[AnnotatedImage]:
+    content = read_json(file, "an object with an entry for each image", findings)
+    images = []
+    for key, entry in content.get(_PROJECT, content).items():
+        where = f"{file}, {key[:200]!r}"
+        try:
+            parsed = _Image.model_validate(entry)
+        except ValidationError as error:
+            findings.add(
+                "malformed", f"{where}: {validation_problem(error)}; expected 'filename' and 'regions'"
+            )
+            continue
+        image = AnnotatedImage(name=parsed.filename, where=where)
+        regions = parsed.regions.values() if isinstance(parsed.regions, dict) else parsed.regions
+        for number, region in enumerate(regions):
+            _add_object(image, f"{where}, region {number}", region, findings)
+        images.append(image)
+    return images
+
+
+def _parse_csv(file: Path, findings: FindingCollector) -> list[AnnotatedImage]:
+    images: dict[str, AnnotatedImage] = {}
+    for where, row in read_csv(file, findings):
+        name = row.get("filename") or row.get("#filename", "")  # in version 1
+        if not name:
+            findings.add("malformed", f"{where}: has no filename; expected the name of an image")
+            continue
+        image = images.setdefault(name, AnnotatedImage(name=name, where=where))
+        try:
+            shape, attributes = (
+                parse_json(row.get(column) or "{}", where, f"JSON in {column}")
+                for column in ("region_shape_attributes", "region_attributes")
+            )
+        except DataError as error:
+            findings.add("malformed", str(error))
+            continue
+        if shape:  # otherwise an image without regions
+            region = {"shape_attributes": shape, "region_attributes": attributes}
+            _add_object(image, where, region, findings)
+    return list(images.values())
+
+
+def _add_object(image: AnnotatedImage, where: str, region: Any, findings: FindingCollector) -> None:
+    try:
+        parsed = _Region.model_validate(region)
+    except ValidationError as error:
+        findings.add("malformed", f"{where}: {validation_problem(error)}; expected 'shape_attributes'")
+        return
+    if (box := parsed.shape.box) is None:
+        findings.add("unsupported_shape", f"{where}, {parsed.shape.name}")
+    elif (category := _category(parsed.attributes)) is None:
+        found = ", ".join(sorted(parsed.attributes))
+        findings.add(
+            "malformed", f"{where}: has no class in its attributes ({found}); expected it in 'class'"
+        )
+    else:
+        if parsed.shape.name != "rect":
+            findings.add("boxed_shape", where)
+        image.objects.append(AnnotatedObject(where, category, box))
+
+
+def _category(attributes: Mapping[str, Any]) -> str | None:
+    """Return the class of a region; None if it has attributes of which none is one."""
+    if not attributes:
+        return _ONLY_CLASS
+    values = {name.strip().lower(): value for name, value in attributes.items()}
+    names = [name for name in _ATTRIBUTES if name in values]
+    value = values[names[0]] if names else next(iter(values.values())) if len(values) == 1 else None
+    if isinstance(value, dict):  # of check boxes
+        checked = [name for name, is_checked in value.items() if is_checked]
+        value = checked[0] if len(checked) == 1 else None
+    return str(value).strip() or None if isinstance(value, str | int) else None
+
+
+VIA = Format(
+    name="VGG Image Annotator",
+    expected="VGG Image Annotator: a .json or .csv file with 'filename' and 'regions'",
+    splits=_splits,
+)
