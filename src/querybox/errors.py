@@ -21,6 +21,8 @@ QueryboxError
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class QueryboxError(Exception):
@@ -95,3 +97,22 @@ class WorkerError(TrainingError):
 
 class MissingExtraError(QueryboxError, ImportError):
     """An optional package is required; the message names the extra that installs it."""
+
+
+@contextmanager
+def requires_extra(extra: str, action: str) -> Iterator[None]:
+    """Context manager around the imports of optional packages.
+
+    Args:
+        extra: The extra of querybox that installs them.
+        action: What they are needed for; begins the message.
+
+    Raises:
+        MissingExtraError: One of them is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{action} needs the package {error.name}, which is not installed: pip install 'querybox[{extra}]'"
+        ) from None

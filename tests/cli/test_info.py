@@ -95,6 +95,7 @@ def test_of_a_dataset(run: Any, photos: Path) -> None:
         ("missing", "DataError: missing: no such file or folder"),
         ("missing.safetensors", "CheckpointError: missing.safetensors: no such weights file"),
         (".", "DataError: .: contains no dataset"),
+        ("dfin-s", "the folder of a run: check the path. Did you mean the public weights 'dfine-s'?"),
     ],
 )
 def test_bad_input_is_told_in_one_line(run: Any, target: str, message: str) -> None:

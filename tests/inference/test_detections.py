@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-import builtins
 import dataclasses
+import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -78,14 +77,7 @@ def test_to_supervision(three: Detections) -> None:
 
 
 def test_supervision_is_an_extra(three: Detections, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *arguments: Any, **keywords: Any) -> Any:
-        if name == "supervision":
-            raise ImportError(name)
-        return real(name, *arguments, **keywords)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "supervision", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'querybox\[supervision\]'"):
         three.to_supervision()
 

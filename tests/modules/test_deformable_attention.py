@@ -136,7 +136,7 @@ def test_values_and_gradients_are_those_of_the_definition(
 
 def test_discrete_sampling_takes_one_cell(attention: DeformableAttention, levels: Levels) -> None:
     levels = in_double(levels)
-    attention.sampling = NearestSample(POINTS)
+    attention.sampling = NearestSample()
     query, tokens = (
         torch.randn(2, count, WIDTH, dtype=torch.float64, requires_grad=True) for count in (6, 47)
     )

@@ -46,6 +46,16 @@ def find_public(path: str | Path) -> PublicWeights | None:
     return PUBLIC_WEIGHTS.get(str(path))
 
 
+def nearest_public(path: str | Path) -> str | None:
+    """Return the short name of public weights that is most similar to a path that does not exist, if any is."""
+    path = Path(path)
+    if path.exists() or path.suffix:
+        return None
+    from querybox.models import PUBLIC_WEIGHTS
+
+    return next(iter(difflib.get_close_matches(path.name.lower(), PUBLIC_WEIGHTS, n=1)), None)
+
+
 def resolve_name(path: str | Path) -> str | Path:
     """Return the name on the Hub that a short name of public weights stands for, or the path unchanged.
 
@@ -113,10 +123,8 @@ def require_file(path: Path) -> None:
             f"{path}: no permission to read it, or a folder that it is in: change its permissions"
         )
     if not exists:
-        from querybox.models import PUBLIC_WEIGHTS
-
-        near = difflib.get_close_matches(path.name.lower(), PUBLIC_WEIGHTS, n=1)
-        hint = f". Did you mean the public weights '{near[0]}'?" if near and not path.suffix else ""
+        near = nearest_public(path)
+        hint = f". Did you mean the public weights '{near}'?" if near else ""
         raise CheckpointError(
             f"{path}: no such weights file; expected a checkpoint, or the folder of a run: check the path{hint}"
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from querybox.checkpoints.find import find_public, find_weights, is_exported, is_model
+from querybox.checkpoints.find import find_public, find_weights, is_exported, is_model, nearest_public
 from querybox.cli.streams import print_text
 from querybox.cli.tables import table
 
@@ -57,7 +57,7 @@ def info(
         from querybox.exporting import load_exported
 
         tables = [describe_exported(target, load_exported(target, trusted=trust).card)]
-    elif is_model(target):
+    elif is_model(target) or nearest_public(target):
         from querybox.checkpoints.read import load_checkpoint
 
         path = find_weights(target)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from querybox.errors import CheckpointError, MissingExtraError
+from querybox.errors import CheckpointError, requires_extra
 from querybox.exporting.card import INPUTS, KEY, OUTPUTS, Card
 from querybox.exporting.engine import ExportedModel, Outputs
 from querybox.exporting.graph import sizes_as_traced
@@ -27,10 +27,8 @@ def write(program: ExportedProgram, path: Path, card: Card) -> None:
     Raises:
         MissingExtraError: The packages of the extra ``onnx`` are not installed.
     """
-    try:
+    with requires_extra("onnx", "writing an ONNX file"):
         import onnxscript  # noqa: F401 - PyTorch's exporter needs it
-    except ImportError:
-        raise missing_extra("writing an ONNX file") from None
     with sizes_as_traced():
         converted = torch.onnx.export(
             program,
@@ -52,10 +50,8 @@ def load(path: Path) -> ExportedModel:
         CheckpointError: The file is corrupt or not exported by querybox.
         MissingExtraError: ONNX Runtime is not installed.
     """
-    try:
+    with requires_extra("onnx", "running an ONNX file"):
         import onnxruntime
-    except ImportError:
-        raise missing_extra("running an ONNX file") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
@@ -84,10 +80,3 @@ def ports(nodes: Iterable[Any]) -> dict[str, Port]:
         )
         for node in nodes
     }
-
-
-def missing_extra(action: str) -> MissingExtraError:
-    """Return the error for packages that are not installed, with the extra that installs them."""
-    return MissingExtraError(
-        f"{action} needs onnx, onnxruntime and onnxscript, which are not all installed: pip install 'querybox[onnx]'"
-    )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from querybox.errors import CheckpointError, MissingExtraError
+from querybox.errors import CheckpointError, requires_extra
 from querybox.exporting.card import INPUTS, KEY, OUTPUTS, Card, Precision
 from querybox.exporting.engine import ExportedModel, Outputs, Runner
 from querybox.exporting.graph import sizes_as_traced
@@ -31,12 +31,10 @@ def convert(program: ExportedProgram) -> openvino.Model:
     Raises:
         MissingExtraError: OpenVINO is not installed.
     """
-    try:
+    with requires_extra("openvino", "writing an OpenVINO file"):
         import openvino
         from openvino import opset14
         from openvino.frontend.pytorch import ConversionExtension
-    except ImportError:
-        raise missing_extra("writing an OpenVINO file") from None
 
     def minimum(node: Any) -> Any:
         """Convert `torch.sym_min`, which the converter does not support."""
@@ -66,10 +64,8 @@ def load(path: Path) -> ExportedModel:
         CheckpointError: The file is corrupt or not exported by querybox, or its ``.bin`` is missing.
         MissingExtraError: OpenVINO is not installed.
     """
-    try:
+    with requires_extra("openvino", "running an OpenVINO file"):
         import openvino
-    except ImportError:
-        raise missing_extra("running an OpenVINO file") from None
     require_regular(path.with_suffix(".bin"), CheckpointError)
     try:
         model = openvino.Core().read_model(path)
@@ -119,10 +115,3 @@ def runner(model: openvino.Model, precision: Precision) -> Runner:
         return {name: torch.from_numpy(values[name].copy()) for name in OUTPUTS}
 
     return run
-
-
-def missing_extra(action: str) -> MissingExtraError:
-    """Return the error for packages that are not installed, with the extra that installs them."""
-    return MissingExtraError(
-        f"{action} needs openvino and nncf, which are not all installed: pip install 'querybox[openvino]'"
-    )

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from querybox.data import DetectionData, read_pixels
-from querybox.errors import DataError
-from querybox.exporting.openvino import missing_extra
+from querybox.errors import DataError, requires_extra
 from querybox.inference.predict import prepare
 from querybox.inference.sources import Frame
 from querybox.structures import Preprocessing
@@ -40,10 +39,8 @@ def quantise(
         DataError: The dataset has no images.
         MissingExtraError: NNCF is not installed.
     """
-    try:
+    with requires_extra("openvino", "int8"):
         import nncf
-    except ImportError:
-        raise missing_extra("int8") from None
     if not data.images:
         raise DataError(f"{data.source}: has no images to calibrate int8 with")
     ignored: set[str] = set()

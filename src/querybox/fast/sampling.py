@@ -20,10 +20,11 @@ class TableSample(GridSample):
         levels: Levels,
         sampling_locations: Float[Tensor, "B Q heads K 2"],
         attention_weights: Float[Tensor, "B Q heads K"],
+        points: tuple[int, ...],
     ) -> Float[Tensor, "B Q D"]:
         """Return the weighted sum over the sampling locations; see `GridSample.forward`."""
         weights = attention_weights.float()
-        return sample(value.float(), levels, sampling_locations, weights, self.points).to(value.dtype)
+        return sample(value.float(), levels, sampling_locations, weights, points).to(value.dtype)
 
 
 def sample(

@@ -184,11 +184,12 @@ class SparseSample(GridSample):
         levels: Levels,
         sampling_locations: Float[Tensor, "B Q heads K 2"],
         attention_weights: Float[Tensor, "B Q heads K"],
+        points: tuple[int, ...],
     ) -> Float[Tensor, "B Q D"]:
         """Return the weighted sum over the sampling locations; see `GridSample.forward`."""
         table = value_table(at_least_float32(value), levels.shapes, attention_weights.shape[2])
         locations = at_least_float32(sampling_locations)
-        rows, weights = corners(locations, attention_weights, levels, self.points, image_stride=0)
+        rows, weights = corners(locations, attention_weights, levels, points, image_stride=0)
         output = WeightedRows.apply(
             rows.flatten(1, 2), table, weights.flatten(1, 2)
         )  # [B, Q heads, D / heads]

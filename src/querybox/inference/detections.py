@@ -14,7 +14,7 @@ from torchvision.ops import batched_nms
 
 from querybox.arguments import require_number
 from querybox.data.image import read_image
-from querybox.errors import ImageError, MissingExtraError
+from querybox.errors import ImageError, requires_extra
 from querybox.html import PICTURE_SIDE, jpeg_url, render
 from querybox.structures import Category, PixelRange
 from querybox.text import listed
@@ -99,13 +99,8 @@ class Detections:
         Raises:
             MissingExtraError: The package supervision is not installed.
         """
-        try:
+        with requires_extra("supervision", "Detections.to_supervision"):
             import supervision
-        except ImportError:
-            raise MissingExtraError(
-                "Detections.to_supervision needs the package supervision, which is not installed: "
-                "pip install 'querybox[supervision]'"
-            ) from None
         return supervision.Detections(
             xyxy=self.boxes_xyxy.numpy(),
             confidence=self.scores.numpy(),

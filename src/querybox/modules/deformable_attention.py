@@ -24,7 +24,7 @@ class DeformableAttention(nn.Module):
         points: tuple[int, ...],
         *,
         projection: type[nn.Module] = nn.Linear,
-        sampling: Callable[[tuple[int, ...]], nn.Module] | None = None,
+        sampling: Callable[[], nn.Module] | None = None,
     ) -> None:
         """Create the projections. Initially, each head samples in a different direction.
 
@@ -33,7 +33,7 @@ class DeformableAttention(nn.Module):
             heads: Attention heads, each with its own sampling points.
             points: Sampling points of each head in each map; K in total.
             projection: Projects the values and the output: `torch.nn.Linear` or `torch.nn.Identity`.
-            sampling: Makes the module that samples values, from `points`; by default `GridSample`.
+            sampling: Makes the module that samples values; by default `GridSample`.
         """
         super().__init__()
         self.heads, self.points = heads, points
@@ -42,7 +42,7 @@ class DeformableAttention(nn.Module):
         self.value = projection(width, width)
         self.output = projection(width, width)
         self.softmax = nn.Softmax(dim=-1)
-        self.sampling = (sampling or GridSample)(points)
+        self.sampling = (sampling or GridSample)()
         angle = 2 * math.pi * torch.arange(heads) / heads
         direction = torch.stack([angle.cos(), angle.sin()], dim=1)  # [heads, 2]
         direction /= direction.abs().amax(1, keepdim=True)
@@ -78,7 +78,7 @@ class DeformableAttention(nn.Module):
         if levels.padding_mask is not None:
             value = value.masked_fill(levels.padding_mask[..., None], 0.0)
         locations, weights = self.sampling_locations(query, reference, levels), self.attention_weights(query)
-        return self.output(self.sampling(value, levels, locations, weights))
+        return self.output(self.sampling(value, levels, locations, weights, self.points))
 
     def sampling_locations(
         self, query: Float[Tensor, "B Q D"], reference: Float[Tensor, "B Q R"], levels: Levels
@@ -113,17 +113,13 @@ def repeat_by_level(x: Tensor, points: tuple[int, ...], axis: int) -> Tensor:
 class GridSample(nn.Module):
     """Weighted sum of values at sampling locations, with `torch.nn.functional.grid_sample`."""
 
-    def __init__(self, points: tuple[int, ...]) -> None:
-        """Set the number of sampling points of each head in each map."""
-        super().__init__()
-        self.points = points
-
     def forward(
         self,
         value: Float[Tensor, "B S D"],
         levels: Levels,
         sampling_locations: Float[Tensor, "B Q heads K 2"],
         attention_weights: Float[Tensor, "B Q heads K"],
+        points: tuple[int, ...],
     ) -> Float[Tensor, "B Q D"]:
         """Return the weighted sum over each query's points; each head sums its share of the features.
 
@@ -132,10 +128,11 @@ class GridSample(nn.Module):
             levels: The feature maps that the cells belong to.
             sampling_locations: x, y in 0-1 of the padded map, map by map.
             attention_weights: Weight of each point.
+            points: Sampling points of each head in each map; K in total.
         """
         heads = attention_weights.shape[2]
         return sample(
-            value.unflatten(2, (heads, -1)), levels.shapes, sampling_locations, attention_weights, self.points
+            value.unflatten(2, (heads, -1)), levels.shapes, sampling_locations, attention_weights, points
         )
 
 
@@ -145,23 +142,19 @@ class NearestSample(nn.Module):
     The cell of a location x in a map of W cells is floor(W x + 0.5), or the last one. Locations get no gradients.
     """
 
-    def __init__(self, points: tuple[int, ...]) -> None:
-        """Set the number of sampling points of each head in each map."""
-        super().__init__()
-        self.points = points
-
     def forward(
         self,
         value: Float[Tensor, "B S D"],
         levels: Levels,
         sampling_locations: Float[Tensor, "B Q heads K 2"],
         attention_weights: Float[Tensor, "B Q heads K"],
+        points: tuple[int, ...],
     ) -> Float[Tensor, "B Q D"]:
         """Return the weighted sum over each query's points; see `GridSample.forward`."""
         heads, total = attention_weights.shape[2:]
         counts = levels.sizes.prod(1)
         starts = counts.cumsum(0) - counts  # index of each map's first cell
-        by_point = repeat_by_level(torch.cat([levels.sizes, starts[:, None]], 1), self.points, 0)  # [K, 3]
+        by_point = repeat_by_level(torch.cat([levels.sizes, starts[:, None]], 1), points, 0)  # [K, 3]
         sizes = by_point[:, :2]
         cells = (at_least_float32(sampling_locations) * sizes + 0.5).floor().nan_to_num()
         x, y = cells.clamp(torch.zeros_like(sizes), sizes - 1).unbind(-1)
