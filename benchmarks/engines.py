@@ -11,8 +11,8 @@ from querybox.checkpoints.find import EXPORTED, Format
 from querybox.data import DetectionData, read_dataset
 from querybox.exporting import export, load_exported
 from querybox.exporting.card import Precision
-from querybox.fast import optimize
 from querybox.inference.engine import Engine
+from querybox.inference.optimized import optimize
 
 PLAIN = "querybox plain"
 OPTIMISED = "querybox"

@@ -19,8 +19,8 @@ from benchmarks.setup import NUM_CLASSES, Setup, pixels
 from querybox.checkpoints.find import EXPORTED, Format
 from querybox.detector import Detector
 from querybox.exporting import export, load_exported
-from querybox.fast import optimize
 from querybox.inference.engine import Engine
+from querybox.inference.optimized import optimize
 from querybox.structures import ImageBatch
 
 THEIR_GRAPH = f"{TRANSFORMERS}, OpenVINO"

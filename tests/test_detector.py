@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import querybox as qb
 from querybox.checkpoints import native
 from querybox.errors import CheckpointError, ConfigError
 from querybox.exporting import ExportedModel
+from querybox.inference.optimized import OptimizedDetector
 from querybox.models.layouts.facebook import FACEBOOK
 from querybox.structures import Category
 
@@ -83,10 +85,30 @@ def test_all_that_runs_a_model_predicts_alike(detector: qb.Detector, tmp_path: P
     picture = default_rng(0).integers(0, 255, (64, 96, 3), dtype="uint8")
     options: dict[str, Any] = {"threshold": 0.1, "top_k": 3, "nms": 0.9, "batch_size": 2}
     (plain,) = detector.predict(picture, **options)
+    (yielded,) = qb.predict(detector, picture, **options)
+    assert torch.equal(yielded.boxes_xyxy, plain.boxes_xyxy)
+    assert torch.equal(yielded.scores, plain.scores)
     for model in (detector.optimize(), exported):
         (found,) = model.predict(picture, **options)
         assert_same_detections(found, plain, pixels=1e-2)
     assert len(plain) > 0
+
+
+def test_predict_has_the_same_arguments_everywhere() -> None:
+    functions = (qb.predict, qb.Detector.predict, OptimizedDetector.predict, ExportedModel.predict)
+    arguments = [
+        [(each.name, each.default) for each in signature(function).parameters.values()][1:]
+        for function in functions
+    ]
+    assert all(each == arguments[0] for each in arguments)
+    assert [name for name, _ in arguments[0]] == [
+        "sources",
+        "threshold",
+        "top_k",
+        "nms",
+        "batch_size",
+        "on_error",
+    ]
 
 
 def test_settings_that_the_file_lacks(detector: qb.Detector, tmp_path: Path) -> None:

@@ -9,9 +9,12 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from pkgutil import resolve_name
+from types import ModuleType
 from typing import Any
 
 import yaml
+
+import querybox
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -63,3 +66,16 @@ def test_every_reference_names_something_documented() -> None:
     }
     assert references
     assert not [name for name in sorted(references) if not resolve_name(name).__doc__]
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    text = "".join(page.read_text() for page in PAGES if page.parent.name == "reference")
+    documented = [resolve_name(name) for name in re.findall(r"^::: (\S+)$", text, re.MULTILINE)]
+    modules = {each.__name__ for each in documented if isinstance(each, ModuleType)}
+    public = {name: getattr(querybox, name) for name in querybox.__all__}
+    absent = [
+        name
+        for name, value in public.items()
+        if not any(value is each for each in documented) and value.__module__ not in modules
+    ]
+    assert not absent

@@ -50,6 +50,7 @@ def test_the_public_api_is_exact() -> None:
         "export",
         "load",
         "models",
+        "predict",
         "read_dataset",
         "train",
         "validate",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from querybox.exporting import export
     from querybox.inference.detections import Detections
     from querybox.inference.draw import draw
+    from querybox.inference.predict import predict
     from querybox.losses.criterion import Criterion
     from querybox.losses.matcher import HungarianMatcher
     from querybox.structures import Category, DetectorOutput, ImageBatch, Predictions, Preprocessing, Target
@@ -52,6 +53,7 @@ __all__ = [
     "export",
     "load",
     "models",
+    "predict",
     "read_dataset",
     "train",
     "validate",
@@ -77,6 +79,7 @@ _MODULES = {
     "evaluate": "evaluation.evaluate",
     "export": "exporting",
     "load": "detector",
+    "predict": "inference.predict",
     "read_dataset": "data",
     "train": "training",
     "validate": "data",

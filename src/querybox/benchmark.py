@@ -23,8 +23,8 @@ from querybox.checkpoints.find import EXPORTED, is_exported
 from querybox.checkpoints.read import load_detector
 from querybox.errors import ConfigError
 from querybox.exporting import load_exported
-from querybox.fast import optimize
 from querybox.inference.engine import Engine, accelerator
+from querybox.inference.optimized import optimize
 from querybox.inference.predict import Input, detect
 from querybox.modules.detector import DetectionTransformer
 from querybox.structures import ImageBatch, Preprocessing

@@ -11,6 +11,7 @@ import torch
 
 from querybox.arguments import require_number, require_path
 from querybox.errors import ConfigError
+from querybox.inference.engine import Predictor
 from querybox.modules.detector import DetectionTransformer, as_categories
 from querybox.precision import Precision
 from querybox.structures import MAX_CLASSES, Category, ImageBatch, Target
@@ -18,8 +19,7 @@ from querybox.text import listed
 
 if TYPE_CHECKING:
     from querybox.exporting import ExportedModel
-    from querybox.fast import OptimizedDetector
-    from querybox.inference.detections import Detections
+    from querybox.inference.optimized import OptimizedDetector
     from querybox.inference.sources import Source
     from querybox.inspect import Trace
     from querybox.losses.criterion import Criterion
@@ -81,7 +81,7 @@ def load(
     return Detector.load(path, dilation=dilation, heads=heads, activation=activation)
 
 
-class Detector(DetectionTransformer):
+class Detector(DetectionTransformer, Predictor):
     """A `DetectionTransformer` with methods to load, save, predict, optimise and trace."""
 
     @classmethod
@@ -229,23 +229,9 @@ class Detector(DetectionTransformer):
         Raises:
             ConfigError: `precision` is unknown.
         """
-        from querybox.fast import optimize
+        from querybox.inference.optimized import optimize
 
         return optimize(self, precision=precision, compile=compile)
-
-    def predict(
-        self,
-        sources: Source | Sequence[Source],
-        *,
-        threshold: float = 0.5,
-        top_k: int = 100,
-        nms: float | None = None,
-        batch_size: int = 8,
-    ) -> list[Detections]:
-        """Detect objects with an optimised copy; see `querybox.inference.predict.predict`."""
-        return self.optimize().predict(
-            sources, threshold=threshold, top_k=top_k, nms=nms, batch_size=batch_size
-        )
 
     def trace(self, image: Source | ImageBatch, target: Target | None = None) -> Trace:
         """Trace one image through the detector: the output of every stage, and the attention of every layer.

@@ -19,8 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from querybox import Detector, ImageBatch
 from querybox.errors import CheckpointError, ConfigError
-from querybox.fast import convolution, optimize
+from querybox.fast import convolution
 from querybox.fast.inference import SIZES, CachedCells
+from querybox.inference.optimized import optimize
 from querybox.modules.encoder import Encoder
 from querybox.precision import Precision
 from querybox.structures import Predictions

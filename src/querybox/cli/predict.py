@@ -74,7 +74,6 @@ def predict(
 
     from querybox.cli.model import load_model, require_order
     from querybox.cli.progress import progress_bar
-    from querybox.fast import fastest
     from querybox.inference.predict import predict as run
     from querybox.inference.sources import count_frames, find_files
     from querybox.inference.writers import draw_files, drawing_paths
@@ -87,7 +86,7 @@ def predict(
     tables = table_writers(formats, detector.categories)
     unreadable: list[ImageError] = []
     options: dict[str, Any] = {"threshold": threshold, "top_k": top_k, "nms": nms, "batch_size": batch_size}
-    results = run(fastest(detector), files, **options, on_error=unreadable.append)
+    results = run(detector, files, **options, on_error=unreadable.append)
     output.mkdir(parents=True, exist_ok=True)
     remove_older(output, tables)
     tally: Counter[str] = Counter()

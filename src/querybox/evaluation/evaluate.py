@@ -20,9 +20,9 @@ from querybox.evaluation.average_precision import average_precision
 from querybox.evaluation.confusion import best_operating_point
 from querybox.evaluation.errors import find_errors
 from querybox.evaluation.result import CategoryResult, Evaluation
-from querybox.fast import fastest
 from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine
+from querybox.inference.optimized import fastest
 from querybox.inference.predict import detect_frames
 from querybox.inference.sources import Frame
 from querybox.structures import Category

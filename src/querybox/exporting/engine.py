@@ -12,7 +12,7 @@ from torch import Tensor
 from querybox.errors import ConfigError
 from querybox.exporting.card import Card
 from querybox.exporting.signature import check_outputs
-from querybox.inference.predict import Predictor
+from querybox.inference.engine import Predictor
 from querybox.structures import Category, DetectorOutput, ImageBatch, Predictions, Preprocessing
 
 Outputs = Mapping[str, Tensor]

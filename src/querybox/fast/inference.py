@@ -1,31 +1,25 @@
-"""The optimised copy of a detector."""
+"""A copy of a detector for inference, with its own weights and faster modules."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache, partial
 from inspect import signature
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from querybox.errors import CheckpointError, ConfigError
 from querybox.fast.convolution import use_fused_operators
 from querybox.fast.fusion import fuse
 from querybox.fast.replacement import copy_modules, has_hooks, replace_leaves
 from querybox.fast.sampling import TableSample
-from querybox.inference.engine import Engine
-from querybox.inference.predict import Predictor
 from querybox.levels import Cells, Shapes
 from querybox.modules.deformable_attention import DeformableAttention, GridSample
 from querybox.modules.detector import DetectionTransformer
 from querybox.modules.encoder import shrink_masks
-from querybox.precision import DTYPES, Precision, dtype_of, resolve_precision
-from querybox.structures import DetectorOutput, ImageBatch, Memory
-from querybox.text import listed
+from querybox.structures import ImageBatch, Memory
 
 SIZES = 16
 """Number of recent feature map sizes whose cells are cached: 14 MB for DETR R50 at full size."""
@@ -33,92 +27,38 @@ LEAVES: dict[type[nn.Module], type[nn.Module]] = {GridSample: TableSample}
 """Modules that are replaced, in addition to those that are fused."""
 
 
-def optimize(
-    detector: DetectionTransformer,
-    *,
-    precision: Precision = "float32",
-    compile: bool = False,  # noqa: A002 - as in torch
-) -> OptimizedDetector:
-    """Return a faster copy of `detector` with the same predictions; see `Detector.optimize`."""
-    if precision not in (expected := ("auto", *DTYPES)):
-        raise ConfigError(f"optimize got precision={precision!r}; expected one of {listed(expected)}")
-    if detector.device.type == "meta":
-        raise ConfigError(
-            "the parameters of the detector are on the meta device, which stores no values; load its weights first"
-        )
-    dtype = dtype_of(resolve_precision(precision, detector.device))
-    return OptimizedDetector(detector, dtype=dtype, compiled=compile)
+def for_inference(
+    detector: DetectionTransformer, dtype: torch.dtype, *, compiled: bool
+) -> DetectionTransformer:
+    """Return a faster copy of `detector` in evaluation mode, with copies of its parameters and buffers.
 
-
-class OptimizedDetector(Predictor):
-    """A detector for inference only: an `Engine` with a copy of the weights, on the same device.
-
-    It cannot be trained, moved or saved; do this with the original detector and optimise it again. It can be
-    pickled, and used by several threads at once.
-
-    Attributes:
-        model: The copy, whose modules have been replaced by faster ones.
-        categories: The classes by label, 0 ... C-1.
-        preprocessing: Resizing and normalisation of images.
-        device: The device of the model and its inputs.
+    Args:
+        detector: The detector, in training or evaluation mode.
         dtype: The dtype of the computations.
+        compiled: Whether the copy will be compiled, so that operators need not be replaced by fused ones.
     """
-
-    def __init__(self, detector: DetectionTransformer, *, dtype: torch.dtype, compiled: bool) -> None:
-        """Copy and optimise `detector`, in training or evaluation mode; see `Detector.optimize`."""
-        self.categories = detector.categories
-        self.preprocessing = detector.preprocessing
-        self.device = detector.device
-        self.dtype = dtype
-        self.compiled = compiled
-        self.model = copy_modules(detector)
-        for module in self.model.modules():
-            module.training = False
-        fuse(self.model)
-        replace_leaves(self.model, LEAVES)
-        copy_shared_tensors(self.model, {id(each) for each in (*detector.parameters(), *detector.buffers())})
-        set_last_only(self.model)
-        cache_cells(self.model, dtype)
-        convert(self.model, dtype)
-        self.compile() if compiled else use_fused_operators(self.model)
-
-    def compile(self) -> None:
-        """Compile the expensive parts once for all sizes; positions and masks are computed outside of them.
-
-        Parts with deformable attention are not compiled, because they would be recompiled for each size.
-        """
-        for part in (self.model.backbone, self.model.encoder, self.model.decoder):
-            if not any(isinstance(module, DeformableAttention) for module in part.modules()):
-                part.compile(dynamic=True)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Compile again after unpickling, because compiled code is not pickled."""
-        vars(self).update(state)
-        if self.compiled:
-            self.compile()
-
-    @torch.inference_mode()
-    def __call__(self, batch: ImageBatch, /) -> DetectorOutput:
-        """Return the predictions for a batch, of the last decoder layer only."""
-        images = batch.images.to(self.dtype, memory_format=torch.channels_last)
-        output: DetectorOutput = self.model(replace(batch, images=images))
-        return output
-
-    def save(self, path: str | Path, **_: object) -> NoReturn:
-        """Raise an error, because fused weights can be neither trained nor loaded.
-
-        Raises:
-            CheckpointError: Always.
-        """
-        raise CheckpointError(
-            f"{path}: an optimised copy cannot be saved, because its weights are fused; "
-            "save the original detector"
-        )
+    fast = copy_modules(detector)
+    for module in fast.modules():
+        module.training = False
+    fuse(fast)
+    replace_leaves(fast, LEAVES)
+    copy_shared_tensors(fast, {id(each) for each in (*detector.parameters(), *detector.buffers())})
+    set_last_only(fast)
+    cache_cells(fast, dtype)
+    convert(fast, dtype)
+    if not compiled:
+        use_fused_operators(fast)
+    return fast
 
 
-def fastest(engine: Engine) -> Engine:
-    """Return the optimised copy of a detector; return any other engine unchanged."""
-    return optimize(engine) if isinstance(engine, DetectionTransformer) else engine
+def compile_parts(model: DetectionTransformer) -> None:
+    """Compile the expensive parts once for all sizes, in place; positions and masks are computed outside of them.
+
+    Parts with deformable attention are not compiled, because they would be recompiled for each size.
+    """
+    for part in (model.backbone, model.encoder, model.decoder):
+        if not any(isinstance(module, DeformableAttention) for module in part.modules()):
+            part.compile(dynamic=True)
 
 
 def copy_shared_tensors(model: nn.Module, shared: set[int]) -> None:

@@ -14,25 +14,10 @@ from querybox.data.transforms import resize
 from querybox.errors import ImageError, PredictionError
 from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine, evaluating
+from querybox.inference.optimized import fastest
 from querybox.inference.postprocess import postprocess
 from querybox.inference.sources import Frame, Source, find_sources, read_frames
 from querybox.structures import ImageBatch, Predictions, Preprocessing
-
-
-class Predictor:
-    """Mixin that adds `predict` to an `Engine`: a detector, its optimised copy, an exported model."""
-
-    def predict(
-        self: Engine,
-        sources: Source | Sequence[Source],
-        *,
-        threshold: float = 0.5,
-        top_k: int = 100,
-        nms: float | None = None,
-        batch_size: int = 8,
-    ) -> list[Detections]:
-        """Detect objects in files, folders, videos or images in memory; see `querybox.inference.predict.predict`."""
-        return list(predict(self, sources, threshold=threshold, top_k=top_k, nms=nms, batch_size=batch_size))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +34,7 @@ class Input:
 
 
 def predict(
-    engine: Engine,
+    model: Engine,
     sources: Source | Sequence[Source],
     *,
     threshold: float = 0.5,
@@ -58,15 +43,18 @@ def predict(
     batch_size: int = 8,
     on_error: Callable[[ImageError], object] | None = None,
 ) -> Iterator[Detections]:
-    """Detect objects in images and videos.
+    """Detect objects in images and videos, and yield the detections of one image after the other.
 
-    The detections of an image do not depend on the other images. On a CPU images are processed one at a time (see
-    `effective_batch_size`); on an accelerator, images share a batch only if they have the same size after resizing, so
-    that none is padded. At most ``8 * batch_size`` resized images wait for others of their size, so the memory does not
-    grow with the number of images.
+        for detections in querybox.predict(detector, "video.mp4"):
+            print(detections.source, detections.names)
+
+    A detector is optimised first; see `querybox.Detector.optimize`. The detections of an image do not depend on the
+    other images. On a CPU images are processed one at a time (see `effective_batch_size`); on an accelerator, images
+    share a batch only if they have the same size after resizing, so that none is padded. At most ``8 * batch_size``
+    resized images wait for others of their size, so the memory does not grow with the number of images.
 
     Args:
-        engine: The model: a `Detector` or another `Engine`. Its training mode is restored afterwards.
+        model: A `Detector`, its optimised copy, an exported model, or another `Engine`.
         sources: Files, folders, globs, videos or images in memory; see `querybox.inference.sources.find_sources`.
         threshold: Minimum score of detections (0-1).
         top_k: Maximum number of detections per image.
@@ -86,8 +74,8 @@ def predict(
     require_number("predict", "threshold", threshold, 0, 1)
     if nms is not None:
         require_number("predict", "nms", nms, 0, 1)
-    frames = read_frames(find_sources(sources), on_error, pixel_range=engine.preprocessing.pixel_range)
-    results = detect_frames(engine, frames, top_k=top_k, batch_size=batch_size)
+    frames = read_frames(find_sources(sources), on_error, pixel_range=model.preprocessing.pixel_range)
+    results = detect_frames(fastest(model), frames, top_k=top_k, batch_size=batch_size)
     results = (detections.above(threshold) for detections in results)
     return results if nms is None else (detections.nms(nms) for detections in results)
 

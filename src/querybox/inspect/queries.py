@@ -19,9 +19,9 @@ from torch import Tensor
 
 from querybox.data import DetectionData, ImageRecord, read_pixels
 from querybox.errors import ConfigError
-from querybox.fast import optimize
 from querybox.files import atomic
 from querybox.html import data_url, render
+from querybox.inference.optimized import optimize
 from querybox.inference.predict import batch_by_shape, effective_batch_size, prepare, run_batch
 from querybox.inference.sources import Frame
 from querybox.modules.detector import DetectionTransformer

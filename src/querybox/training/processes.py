@@ -24,9 +24,9 @@ from querybox.errors import (
 )
 from querybox.evaluation.evaluate import detect_records, measure
 from querybox.evaluation.result import Evaluation
-from querybox.fast import optimize
 from querybox.inference.detections import Detections
 from querybox.inference.engine import accelerator as default_device
+from querybox.inference.optimized import optimize
 from querybox.memory import first_line, is_out_of_memory
 from querybox.modules.detector import DetectionTransformer
 from querybox.training.interrupt import StopRequest
