@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from querybox.data.findings import Corners, FindingCollector
-from querybox.data.layout import folders_in_file, locator_for, split_files, split_folder
+from querybox.data.layout import (
+    dataset_root,
+    files_by_split,
+    folders_in_file,
+    locator_for,
+    split_files,
+    split_folder,
+)
 from querybox.data.locate import ImageLocator
 from querybox.data.records import (
     DetectionData,
@@ -122,6 +129,40 @@ def splits_by_file(
         for key, read in (parts or {name: partial(parse, file)}).items():
             splits[key] = AnnotatedSplit(file, locator, read, locator.root == path)
     return annotated_splits(splits, categorize)
+
+
+def splits_by_image(
+    path: Path,
+    suffix: str,
+    recognises: Callable[[Path], bool],
+    parse: Callable[[Path, ImageLocator, FindingCollector], AnnotatedImage | None],
+    categorize: Categorize = alphabetical,
+) -> dict[str, Reader]:
+    """Return a reader for each split of a format with an annotation file for each image.
+
+    Args:
+        path: See `files_by_split`.
+        suffix: See `files_by_split`.
+        recognises: See `files_by_split`.
+        parse: Reads a file; returns None if it is malformed, after adding a finding.
+        categorize: See `annotated_splits`.
+    """
+    splits = {}
+    for name, files in files_by_split(path, suffix, recognises).items():
+        locator = ImageLocator(dataset_root(path))
+        read = partial(_parse_each, parse, files, locator)
+        splits[name] = AnnotatedSplit(path, locator, read, locator.root == path)
+    return annotated_splits(splits, categorize)
+
+
+def _parse_each(
+    parse: Callable[[Path, ImageLocator, FindingCollector], AnnotatedImage | None],
+    files: Sequence[Path],
+    locator: ImageLocator,
+    findings: FindingCollector,
+) -> list[AnnotatedImage]:
+    images = (parse(file, locator, findings) for file in files)
+    return [image for image in images if image is not None]
 
 
 def _parse_part(

@@ -126,6 +126,9 @@ KINDS = {
         "shapes without an extent, such as points, lines and tags",
         "not read; draw boxes, polygons or ellipses",
     ),
+    "ignored_region": FindingKind(
+        "note", "regions in which objects are not annotated, and invalid objects", "not read"
+    ),
     "several_annotations": FindingKind(
         "warning", "tasks with several annotations", "the first is used; remove the others"
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from querybox.data.locate import ImageLocator, is_junk, iterate_files, list_file
 from querybox.data.parsing import read_head
 from querybox.data.splits import SPLITS, split_name
 
-MAX_TRIED = 100
+_MAX_TRIED = 100
 """If none of so many files in a folder is recognised, the others are not tried; they are one for each image."""
 
 
@@ -78,6 +78,24 @@ def split_files(path: Path, suffix: str, recognises: Callable[[Path], bool]) -> 
     }
 
 
+def files_by_split(path: Path, suffix: str, recognises: Callable[[Path], bool]) -> dict[str, list[Path]]:
+    """Return the annotation files at `path` by split, for formats with a file for each image.
+
+    Args:
+        path: A file, or a folder: files in it and in two levels of subfolders, all those with the suffix in folders
+            where one is recognised. Outside of folders named after splits, the split is `all`.
+        suffix: The suffix of the files (lower case).
+        recognises: Returns whether a file has the format, from a bounded number of its bytes.
+    """
+    if path.is_file():
+        return {path.stem: [path]} if path.suffix.lower() == suffix and recognises(path) else {}
+    children = subfolders([path])
+    files: defaultdict[str, list[Path]] = defaultdict(list)
+    for folder in (path, *children, *subfolders(children)):
+        files[split_folder(folder, path) or "all"] += _files_of_format(folder, suffix, recognises)
+    return {name: found for name, found in files.items() if found}
+
+
 def folders_in_file(file: Path) -> list[str]:
     """Return the names of the folders of splits beside a file whose images it names, by its beginning.
 
@@ -106,8 +124,13 @@ def split_folder(folder: Path, root: Path) -> str | None:
 
 
 def _recognised(folder: Path, suffix: str, recognises: Callable[[Path], bool]) -> list[Path]:
+    return [file for file in _files_of_format(folder, suffix, recognises) if recognises(file)]
+
+
+def _files_of_format(folder: Path, suffix: str, recognises: Callable[[Path], bool]) -> list[Path]:
+    """Return all files with the suffix in a folder, if one of the first is recognised."""
     files = list_files(folder, suffix)
-    return [file for file in files if recognises(file)] if any(map(recognises, files[:MAX_TRIED])) else []
+    return files if any(map(recognises, files[:_MAX_TRIED])) else []
 
 
 def dataset_root(path: Path) -> Path:

@@ -19,16 +19,12 @@ _EXPORT = "export the dataset as COCO JSON"
 
 _KINDS = (
     (r"\.(tfrecords?|record)(-\d+-of-\d+)?$", "TFRecords", _EXPORT),
-    (r"[/\\]ann[/\\][^/\\]+\.json$", "Supervisely annotations", _EXPORT),
     (r"[/\\]labelTxt[/\\][^/\\]+\.txt$", "DOTA labels", "convert them to COCO JSON"),
     (r"[/\\]gt[/\\]gt\.txt$", "tracks of the MOT Challenge", "convert them to COCO JSON"),
     (r"[/\\](?-i:Label)[/\\][^/\\]+\.txt$", "labels of OIDv4_ToolKit", "convert them to COCO JSON"),
-    (r"[/\\]wider_face_[^/\\]*_gt\.txt$", "lists of WIDER FACE", "convert them to COCO JSON"),
-    (r"[/\\]VisDrone[^/\\]*[/\\]annotations[/\\]", "VisDrone labels", "convert them to COCO JSON"),
     (r"[/\\]bdd100k_[^/\\]*\.json$", "BDD100K labels", "convert them to COCO JSON"),
     (r"-export\.json$", "an export of VoTT", "export the project as Pascal VOC"),
     (r"[/\\]_classes\.csv$", "classes or masks without boxes of Roboflow", _EXPORT),
-    (r"[/\\]label_2[/\\][^/\\]+\.txt$", "KITTI labels", "convert them to COCO JSON"),
     (r"[/\\]_annotations\.txt$", "Roboflow's text format for Keras", "export the dataset as COCO JSON"),
     (r"\.mat$", "MATLAB files", "convert them to COCO JSON"),
     (r"\.(zip|tar|tgz|gz|bz2|xz|7z|rar)$", "archives", "unpack them"),

@@ -5,12 +5,16 @@ from querybox.data.formats.createml import CREATEML
 from querybox.data.formats.csv_boxes import CSV
 from querybox.data.formats.cvat import CVAT
 from querybox.data.formats.hugging_face import HUGGING_FACE
+from querybox.data.formats.kitti import KITTI
 from querybox.data.formats.label_studio import LABEL_STUDIO
 from querybox.data.formats.labelme import LABELME
 from querybox.data.formats.open_images import OPEN_IMAGES
 from querybox.data.formats.parquet import PARQUET
+from querybox.data.formats.supervisely import SUPERVISELY
 from querybox.data.formats.via import VIA
+from querybox.data.formats.visdrone import VISDRONE
 from querybox.data.formats.voc import VOC
+from querybox.data.formats.wider_face import WIDER_FACE
 from querybox.data.formats.yolo import YOLO
 from querybox.data.splits import Format
 
@@ -27,5 +31,9 @@ FORMATS: tuple[Format, ...] = (
     HUGGING_FACE,
     PARQUET,
     VIA,
+    SUPERVISELY,
+    KITTI,
+    VISDRONE,
+    WIDER_FACE,
 )
 """All formats, in the order of messages."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import posixpath
-from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,18 +15,12 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from querybox.data.annotated import (
-    AnnotatedImage,
-    AnnotatedObject,
-    AnnotatedSplit,
-    annotated_splits,
-)
+from querybox.data.annotated import AnnotatedImage, AnnotatedObject, splits_by_image
 from querybox.data.findings import FindingCollector
-from querybox.data.layout import MAX_TRIED, dataset_root, split_folder, subfolders
-from querybox.data.locate import ImageLocator, list_files
+from querybox.data.locate import ImageLocator
 from querybox.data.parsing import Name, json_head, read_head, stated_size, validation_problem
 from querybox.data.shapes import Point, bounding_box
-from querybox.data.splits import Format, Reader
+from querybox.data.splits import Format
 from querybox.data.text import decode, read_bounded
 from querybox.errors import DataError, ImageError
 
@@ -48,52 +41,25 @@ class _File(BaseModel):
     width: float | None = Field(None, validation_alias="imageWidth")
 
 
-def _splits(path: Path) -> dict[str, Reader]:
-    if path.is_file():
-        files = {path.stem: [path]} if path.suffix.lower() == ".json" and _is_labelme(path) else {}
-    else:
-        files = _files_by_split(path)
-    splits = {}
-    for name, group in files.items():
-        locator = ImageLocator(dataset_root(path))
-        splits[name] = AnnotatedSplit(path, locator, partial(_parse, group, locator), locator.root == path)
-    return annotated_splits(splits)
-
-
 def _is_labelme(file: Path) -> bool:
     content = json_head(file)
     # In old files the image data precedes the shapes.
     return isinstance(content, dict) and ("shapes" in content or '"imageData"' in read_head(file))
 
 
-def _files_by_split(root: Path) -> dict[str, list[Path]]:
-    """Return the files in `root` and two levels of subfolders; outside of folders named after splits, it is `all`."""
-    children = subfolders([root])
-    files: defaultdict[str, list[Path]] = defaultdict(list)
-    for folder in (root, *children, *subfolders(children)):
-        found = list_files(folder, ".json")
-        if any(map(_is_labelme, found[:MAX_TRIED])):
-            files[split_folder(folder, root) or "all"] += found
-    return dict(files)
-
-
-def _parse(files: Sequence[Path], locator: ImageLocator, findings: FindingCollector) -> list[AnnotatedImage]:
-    images = []
-    for file in files:
-        try:
-            content = _File.model_validate_json(decode(read_bounded(file), file, findings))
-        except (DataError, ValidationError) as error:
-            problem = validation_problem(error) if isinstance(error, ValidationError) else str(error)
-            findings.add("malformed", f"{file}: {problem}; expected labelme JSON, an object with 'shapes'")
-            continue
-        image = AnnotatedImage(
-            name=_image_name(file, content.path, locator),
-            where=str(file),
-            size=stated_size(content.height, content.width),
-            objects=_objects(file, content.shapes, findings),
-        )
-        images.append(image)
-    return images
+def _parse(file: Path, locator: ImageLocator, findings: FindingCollector) -> AnnotatedImage | None:
+    try:
+        content = _File.model_validate_json(decode(read_bounded(file), file, findings))
+    except (DataError, ValidationError) as error:
+        problem = validation_problem(error) if isinstance(error, ValidationError) else str(error)
+        findings.add("malformed", f"{file}: {problem}; expected labelme JSON, an object with 'shapes'")
+        return None
+    return AnnotatedImage(
+        name=_image_name(file, content.path, locator),
+        where=str(file),
+        size=stated_size(content.height, content.width),
+        objects=_objects(file, content.shapes, findings),
+    )
 
 
 def _image_name(file: Path, written: str | None, locator: ImageLocator) -> str:
@@ -143,5 +109,5 @@ def _corners(shape: _Shape) -> list[Point]:
 LABELME = Format(
     name="labelme",
     expected="labelme: a folder with a .json file for each image",
-    splits=_splits,
+    splits=partial(splits_by_image, suffix=".json", recognises=_is_labelme, parse=_parse),
 )

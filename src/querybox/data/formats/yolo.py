@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 from querybox.data.findings import FindingCollector
@@ -90,17 +90,19 @@ def _has_label_files(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     files = [file for file in find_files(folder, {".txt"}) if file.name not in NAMES_FILES]
-    return (
-        any(map(is_label_file, islice(files, 20)))
-        if files
-        else not list_files(folder, ".csv", ".json", ".xml")
-    )
+    return _are_labels(files) if files else not list_files(folder, ".csv", ".json", ".xml")
 
 
 def _has_labels_beside(folder: Path) -> bool:
     images = {file.stem for file in list_files(folder, *IMAGE_SUFFIXES)}
     files = [file for file in list_files(folder, ".txt") if file.stem in images]
-    return any(map(is_label_file, islice(files, 20)))
+    return _are_labels(files)
+
+
+def _are_labels(files: Sequence[Path]) -> bool:
+    """Return whether one of the first files looks like labels; empty ones do if there are no others."""
+    first = files[:20]
+    return any(map(is_label_file, [file for file in first if file.stat().st_size] or first))
 
 
 def _read_folder(root: Path, images: Path) -> DetectionData:
