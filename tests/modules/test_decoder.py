@@ -9,17 +9,10 @@ from torch.testing import assert_close
 
 from querybox import Detector, ImageBatch, Target
 from querybox.boxes import inverse_sigmoid
-from querybox.modules.decoder import (
-    DeformableDecoderLayer,
-    KeepReference,
-    LookForwardTwice,
-    ReferenceDecoder,
-    Refine,
-    Refinement,
-    apply_deltas,
-)
+from querybox.modules.decoder import DeformableDecoderLayer, ReferenceDecoder, apply_deltas
 from querybox.modules.encoder import levels_from_masks
 from querybox.modules.heads import DeltaHead, SigmoidClassHead
+from querybox.modules.refinement import KeepReference, LookForwardTwice, Refine, Refinement
 from querybox.structures import Memory, Queries
 
 WIDTH = 32

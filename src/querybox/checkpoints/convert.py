@@ -167,7 +167,7 @@ def with_rows(checkpoint: Checkpoint, rows: Rows) -> Checkpoint:
             "class head: %d unused rows are dropped; each class keeps its logit%s",
             len(before),
             ", and the softmax assigns the probability of the dropped rows to the others, so scores increase slightly"
-            if blueprint.recipe.no_object
+            if blueprint.recipe.class_head_type.no_object
             else "",
         )
     recipe = blueprint.recipe.replace(unused_rows=after)
@@ -220,7 +220,7 @@ def required_settings(checkpoint: Checkpoint, to: System) -> list[str]:
         return []  # so does the folder
     sentences = []
     if rows != layout.class_rows:
-        beside = ' beside "no object"' if recipe.no_object else ""
+        beside = ' beside "no object"' if recipe.class_head_type.no_object else ""
         settings = " and ".join(f"{setting}={rows}" for setting in layout.class_settings)
         sentences.append(
             f"its class head has {rows} rows{beside}, but {layout.name}'s own config has {layout.class_rows}: "

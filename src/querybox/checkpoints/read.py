@@ -196,7 +196,7 @@ def count_class_rows(state: Mapping[str, Tensor], kind: type[Recipe]) -> int:
     name = f"{kind.class_head}.bias"
     if name not in state:
         raise CheckpointError(f"incomplete checkpoint: '{name}' is missing")
-    return len(state[name]) - kind.no_object
+    return len(state[name]) - kind.class_head_type.no_object
 
 
 def infer_classes(

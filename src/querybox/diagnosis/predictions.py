@@ -68,7 +68,7 @@ def no_object_collapse(run: Run) -> Finding | None:
         )
     enough = max(10, 3 * training.most_objects) if training else 10
     crowded = (
-        run.recipe.no_object
+        run.recipe.class_head_type.no_object
         and run.recipe.queries > max(QUERIES_PER_OBJECT * objects, enough)
         and objects > 0
     )

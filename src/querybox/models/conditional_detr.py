@@ -44,7 +44,7 @@ class ConditionalDETR(SingleMap):
     }
     identifying_tensor: ClassVar[str] = "decoder.query_scale.0"
     class_head: ClassVar[str] = "decoder.class_head"
-    no_object: ClassVar[bool] = False
+    class_head_type: ClassVar[type[SigmoidClassHead]] = SigmoidClassHead
     steps_to_learn: ClassVar[int] = 500  # a tenth of DETR's, like its number of epochs on COCO
     huggingface_prefix: ClassVar[str] = "ConditionalDetr"
 
@@ -64,7 +64,7 @@ class ConditionalDETR(SingleMap):
         )
         decoder = ConditionalDecoder(
             [self.build_layer(index) for index in range(self.decoder_layers)],
-            SigmoidClassHead(self.width, self.num_rows(categories)),
+            self.class_head_type(self.width, self.num_rows(categories)),
             DeltaHead(self.width),
             width=self.width,
         )

@@ -18,13 +18,14 @@ from querybox.models.layouts.mmdet3 import MMDET3_DEFORMABLE
 from querybox.models.layouts.relatives import FULLY_PROPOSED
 from querybox.models.public import PublicWeights
 from querybox.models.recipe import Depth, Positive, Queries, Recipe, require
-from querybox.modules.decoder import DeformableDecoderLayer, KeepReference, ReferenceDecoder, Refine
+from querybox.modules.decoder import DeformableDecoderLayer, ReferenceDecoder
 from querybox.modules.detector import DetectionTransformer
 from querybox.modules.encoder import DeformableEncoder, DeformableEncoderLayer
 from querybox.modules.heads import DeltaHead, SigmoidClassHead
 from querybox.modules.neck import PyramidProjection
 from querybox.modules.position import SinePositionEncoding
 from querybox.modules.queries import PointQueries, Proposals, ProposedQueries
+from querybox.modules.refinement import KeepReference, Refine
 from querybox.structures import Category
 
 Layer = TypeVar("Layer", DeformableEncoderLayer, DeformableDecoderLayer)
@@ -61,7 +62,7 @@ class DeformableDETR(Recipe):
     }
     identifying_tensor: ClassVar[str] = "encoder.level"
     class_head: ClassVar[str] = "decoder.class_heads.0"
-    no_object: ClassVar[bool] = False
+    class_head_type: ClassVar[type[SigmoidClassHead]] = SigmoidClassHead
     steps_to_learn: ClassVar[int] = 500
     huggingface_prefix: ClassVar[str] = "DeformableDetr"
 
@@ -127,7 +128,7 @@ class DeformableDETR(Recipe):
 
     def build_proposals(self, classes: int) -> Proposals:
         """Build the proposals that queries are selected from."""
-        return Proposals(self.width, SigmoidClassHead(self.width, classes), self.build_box_head())
+        return Proposals(self.width, self.class_head_type(self.width, classes), self.build_box_head())
 
     def build_box_head(self, size: float = 0.0) -> DeltaHead:
         """Build a box head; for `size` see `DeltaHead`."""
@@ -140,7 +141,7 @@ class DeformableDETR(Recipe):
         sizes = [-2.0 if head == 0 and not self.two_stage else 0.0 for head in heads]
         return ReferenceDecoder(
             self.build_layers(DeformableDecoderLayer, self.decoder_layers),
-            [SigmoidClassHead(self.width, classes) for _ in heads],
+            [self.class_head_type(self.width, classes) for _ in heads],
             [self.build_box_head(size) for size in sizes],
             refinement=Refine() if self.refine else KeepReference(),
             norm=nn.Identity(),

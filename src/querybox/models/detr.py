@@ -58,7 +58,7 @@ class DETR(SingleMap):
     }
     identifying_tensor: ClassVar[str] = "queries.position"
     class_head: ClassVar[str] = "decoder.class_head"
-    no_object: ClassVar[bool] = True
+    class_head_type: ClassVar[type[ClassHead]] = ClassHead
     steps_to_learn: ClassVar[int] = 5000
     huggingface_prefix: ClassVar[str] = "Detr"
 
@@ -103,7 +103,7 @@ class DETR(SingleMap):
         )
         queries = PlacedQueries(self.queries, fine) if fine else LearnedQueries(self.queries, self.width)
         decoder = Decoder(
-            ClassHead(self.width, self.num_rows(categories)),
+            self.class_head_type(self.width, self.num_rows(categories)),
             BoxHead(self.width),
             layers=self.decoder_layers,
             normalization=NormBetweenLayers() if self.norm_between else NormBeforeHeads(),

@@ -26,7 +26,7 @@ from querybox.modules.blocks import ConvNorm
 from querybox.modules.decoder import DeformableDecoderLayer
 from querybox.modules.deformable_attention import DeformableAttention
 from querybox.modules.fine import BINS, BoundedResidual, FineDecoder, Gate, Quality
-from querybox.modules.heads import EdgeHead, SigmoidClassHead
+from querybox.modules.heads import EdgeHead
 from querybox.modules.hybrid import SplitFusion
 from querybox.modules.position import BoxPosition
 
@@ -141,7 +141,7 @@ class DFINE(RTDETRv2):
         layers, activation = range(self.decoder_layers), ACTIVATIONS[self.activation]
         return FineDecoder(
             self.build_decoder_layers(),
-            [SigmoidClassHead(self.width, classes) for _ in layers],
+            [self.class_head_type(self.width, classes) for _ in layers],
             [EdgeHead(self.width, BINS, activation=activation) for _ in layers],
             qualities=[Quality(activation=activation) for _ in layers],
             first_box=self.build_box_head(),

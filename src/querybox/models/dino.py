@@ -17,11 +17,11 @@ from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.layouts.mmdet3 import MMDET3_DINO
 from querybox.models.public import PublicWeights
 from querybox.models.recipe import Positive, Queries
-from querybox.modules.decoder import DeformableDecoderLayer, LookForwardTwice, ReferenceDecoder
+from querybox.modules.decoder import DeformableDecoderLayer, ReferenceDecoder
 from querybox.modules.denoising import Denoising
-from querybox.modules.heads import SigmoidClassHead
 from querybox.modules.position import SinePosition
 from querybox.modules.queries import MixedQueries, RankByScore, RankPeaksFirst, TokenQueries
+from querybox.modules.refinement import LookForwardTwice
 
 
 class DINO(DeformableDETR):
@@ -98,7 +98,7 @@ class DINO(DeformableDETR):
         heads = range(1 if self.share_heads else self.decoder_layers)
         return ReferenceDecoder(
             self.build_layers(DeformableDecoderLayer, self.decoder_layers),
-            [SigmoidClassHead(self.width, classes) for _ in heads],
+            [self.class_head_type(self.width, classes) for _ in heads],
             [self.build_box_head() for _ in heads],
             refinement=LookForwardTwice(),
             norm=nn.LayerNorm(self.width),

@@ -21,6 +21,7 @@ from querybox.models.public import PublicWeights
 from querybox.models.tensors import RESNETS, count, infer_backbone
 from querybox.modules.backbone import Backbone
 from querybox.modules.detector import DetectionTransformer
+from querybox.modules.heads import ClassHead, SigmoidClassHead
 from querybox.modules.masks import MaskHead
 from querybox.settings import Settings
 from querybox.structures import Category, Preprocessing
@@ -53,8 +54,8 @@ class Recipe(Settings):
     before it in `KINDS`; ``*`` stands for a number."""
     class_head: ClassVar[str]
     """The linear layer whose bias has one row per class."""
-    no_object: ClassVar[bool]
-    """Whether the class head has an additional last row for the no-object class."""
+    class_head_type: ClassVar[type[ClassHead | SigmoidClassHead]]
+    """Type of all class heads, which also determines whether there is a no-object class."""
     steps_to_learn: ClassVar[int]
     """Approximate number of updates after which few images begin to be learned; see docs/blood-cells.md."""
     adaptable: ClassVar[frozenset[str]] = frozenset(

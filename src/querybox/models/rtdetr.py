@@ -22,13 +22,14 @@ from querybox.models.recipe import HEADS, Depth, Positive, Queries, Width, requi
 from querybox.models.tensors import BOTTLENECK, RESNETS, count
 from querybox.modules.backbone import Backbone
 from querybox.modules.blocks import ConvNorm
-from querybox.modules.decoder import DeformableDecoderLayer, LookForwardTwice, ReferenceDecoder
+from querybox.modules.decoder import DeformableDecoderLayer, ReferenceDecoder
 from querybox.modules.encoder import EncoderLayer
-from querybox.modules.heads import DeltaHead, SigmoidClassHead
+from querybox.modules.heads import DeltaHead
 from querybox.modules.hybrid import CSPRepLayer, HybridEncoder
 from querybox.modules.neck import InputProjection
 from querybox.modules.position import BoxPosition, CellPositionEncoding
 from querybox.modules.queries import Proposals
+from querybox.modules.refinement import LookForwardTwice
 from querybox.structures import Preprocessing
 
 VD = {name: f"{name.partition('.')[0]}d.ra2_in1k" for name in RESNETS.values()}
@@ -213,7 +214,7 @@ class RTDETR(DINO):
         heads = range(1 if self.share_heads else self.decoder_layers)
         return ReferenceDecoder(
             self.build_decoder_layers(),
-            [SigmoidClassHead(self.width, classes) for _ in heads],
+            [self.class_head_type(self.width, classes) for _ in heads],
             [self.build_box_head() for _ in heads],
             refinement=LookForwardTwice(),
             norm=nn.Identity(),

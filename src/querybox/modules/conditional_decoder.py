@@ -176,6 +176,7 @@ class ConditionalDecoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.class_head = class_head
         self.box_head = box_head
+        self.no_object = class_head.no_object
 
     def forward(self, queries: Queries, memory: Memory) -> tuple[Predictions, ...]:
         """Return the predictions of every layer, first to last."""
@@ -191,6 +192,6 @@ class ConditionalDecoder(nn.Module):
         outputs = self.norm(torch.stack(states[-1:] if self.last_only else states))  # [L, B, Q, D]
         logits, deltas = self.class_head(outputs), self.box_head(outputs)  # [L, B, Q, C], [L, B, Q, 4]
         return tuple(
-            Predictions(logits=a, boxes=apply_deltas(reference, b), no_object=False, content=c)
+            Predictions(logits=a, boxes=apply_deltas(reference, b), no_object=self.no_object, content=c)
             for a, b, c in zip(logits, deltas, outputs, strict=True)
         )

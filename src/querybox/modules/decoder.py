@@ -7,6 +7,7 @@ a box) around which they attend and relative to which they predict their box.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from querybox.modules.attention import Attention
 from querybox.modules.blocks import FeedForward, Residual, ResidualType
 from querybox.modules.deformable_attention import DeformableAttention
 from querybox.modules.heads import BoxHead, ClassHead, DeltaHead, SigmoidClassHead
+from querybox.modules.refinement import Refinement, run_layers
 from querybox.structures import Memory, Predictions, Queries
 
 
@@ -86,6 +88,7 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.class_head = class_head
         self.box_head = box_head
+        self.no_object = class_head.no_object
 
     def forward(self, queries: Queries, memory: Memory) -> tuple[Predictions, ...]:
         """Return the predictions of every layer, first to last."""
@@ -97,7 +100,8 @@ class Decoder(nn.Module):
         outputs = self.normalization.before_heads(states, self.norm)  # [L, B, Q, D]
         logits, boxes = self.class_head(outputs), self.box_head(outputs)  # [L, B, Q, K], [L, B, Q, 4]
         return tuple(
-            Predictions(logits=a, boxes=b, content=c) for a, b, c in zip(logits, boxes, outputs, strict=True)
+            Predictions(logits=a, boxes=b, no_object=self.no_object, content=c)
+            for a, b, c in zip(logits, boxes, outputs, strict=True)
         )
 
 
@@ -198,6 +202,20 @@ class DeformableDecoderLayer(nn.Module):
         return output
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefinedBoxes:
+    """What a layer of a `ReferenceDecoder` predicted, and what the next one starts from."""
+
+    reference: Float[Tensor, "B Q R"]
+    """References around which the next layer attends."""
+    base: Float[Tensor, "B Q R"]
+    """References to which the boxes of the next layer are relative; may have a gradient."""
+    boxes: Float[Tensor, "B Q 4"] | None = None
+    """Boxes predicted by the layer; None before the first one."""
+    normalized: Float[Tensor, "B Q D"] | None = None
+    """Output of the layer, normalised for the heads; None before the first one."""
+
+
 class ReferenceDecoder(nn.Module):
     """Decoder whose layers predict boxes relative to the references of their queries.
 
@@ -240,108 +258,38 @@ class ReferenceDecoder(nn.Module):
         self.norm = norm
         self.position = position
         self.eps = eps
+        self.no_object = class_heads[0].no_object
 
     def forward(self, queries: Queries, memory: Memory) -> tuple[Predictions, ...]:
         """Return the predictions of every layer, first to last."""
+        return run_layers(self, queries, memory)
+
+    def start(self, queries: Queries) -> RefinedBoxes:
+        """Return the state before the first layer; see `RefiningDecoder`."""
         assert queries.reference is not None
-        content, position = queries.content, queries.position
-        # Layers attend around `reference`; boxes are relative to `base`, which may have a gradient.
-        reference = base = queries.reference
-        predictions = []
-        layers = list(self.layers)[: None if self.training else self.inference_layers]
-        for index, layer in enumerate(layers):
-            class_head = self.class_heads[index % len(self.class_heads)]
-            predict_boxes = partial(self.predict_boxes, self.box_heads[index % len(self.box_heads)])
-            if self.position is not None:
-                position = self.position(reference, memory)
-            content = layer(content, position, reference, queries, memory)
-            normalized = self.norm(content)
-            boxes = predict_boxes(base, normalized)
-            if not self.last_only or index == len(layers) - 1:
-                logits = class_head(normalized)
-                predictions.append(
-                    Predictions(logits=logits, boxes=boxes, no_object=False, content=normalized)
-                )
-            reference, base = self.refinement(reference, boxes, content, predict_boxes)
-        return tuple(predictions)
+        return RefinedBoxes(reference=queries.reference, base=queries.reference)
+
+    def refine(self, index: int, content: Float[Tensor, "B Q D"], state: RefinedBoxes) -> RefinedBoxes:
+        """Predict boxes relative to those of the layer before; see `RefiningDecoder`."""
+        predict_boxes = partial(self.predict_boxes, self.box_heads[index % len(self.box_heads)])
+        normalized = self.norm(content)
+        boxes = predict_boxes(state.base, normalized)
+        reference, base = self.refinement(state.reference, boxes, content, predict_boxes)
+        return RefinedBoxes(reference=reference, base=base, boxes=boxes, normalized=normalized)
+
+    def predict(self, index: int, state: RefinedBoxes) -> Predictions:
+        """Return the predictions of a layer; see `RefiningDecoder`."""
+        assert state.boxes is not None
+        logits = self.class_heads[index % len(self.class_heads)](state.normalized)
+        return Predictions(
+            logits=logits, boxes=state.boxes, no_object=self.no_object, content=state.normalized
+        )
 
     def predict_boxes(
         self, box_head: nn.Module, base: Float[Tensor, "B Q R"], content: Float[Tensor, "B Q D"]
     ) -> Float[Tensor, "B Q 4"]:
         """Return the boxes that a head predicts relative to `base`."""
         return apply_deltas(base, box_head(content), self.eps)
-
-
-PredictBoxes = Callable[[Tensor, Tensor], Tensor]
-"""Returns the boxes predicted by a head, given references and content."""
-
-
-class Refinement(Protocol):
-    """How the references of a `ReferenceDecoder` change after a layer, and where gradients stop."""
-
-    def __call__(
-        self,
-        reference: Float[Tensor, "B Q R"],
-        boxes: Float[Tensor, "B Q 4"],
-        content: Float[Tensor, "B Q D"],
-        predict_boxes: PredictBoxes,
-    ) -> tuple[Float[Tensor, "B Q R"], Float[Tensor, "B Q R"]]:
-        """Return the references around which the next layer attends, and those to which its boxes are relative.
-
-        Args:
-            reference: References around which the layer attended.
-            boxes: Boxes that it predicted.
-            content: Its output, before the norm of the heads.
-            predict_boxes: Calls the layer's box head.
-        """
-
-
-class KeepReference:
-    """References do not change (Deformable DETR without refinement)."""
-
-    def __call__(
-        self,
-        reference: Tensor,
-        boxes: Tensor,  # noqa: ARG002 - protocol
-        content: Tensor,  # noqa: ARG002 - protocol
-        predict_boxes: PredictBoxes,  # noqa: ARG002 - protocol
-    ) -> tuple[Tensor, Tensor]:
-        """Return the references unchanged."""
-        return reference, reference
-
-
-class Refine:
-    """The predicted boxes, detached, become the references (Deformable DETR, appendix A.4)."""
-
-    def __call__(
-        self,
-        reference: Tensor,  # noqa: ARG002 - protocol
-        boxes: Tensor,
-        content: Tensor,  # noqa: ARG002 - protocol
-        predict_boxes: PredictBoxes,  # noqa: ARG002 - protocol
-    ) -> tuple[Tensor, Tensor]:
-        """Return the boxes, detached."""
-        boxes = boxes.detach()
-        return boxes, boxes
-
-
-class LookForwardTwice:
-    """The predicted boxes become the references; gradients of the next layer's boxes flow through them (DINO, 3.5).
-
-    Gradients stop at the references around which the next layer attends, and at those from which the new ones are
-    predicted.
-    """
-
-    def __call__(
-        self,
-        reference: Tensor,
-        boxes: Tensor,  # noqa: ARG002 - protocol
-        content: Tensor,
-        predict_boxes: PredictBoxes,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the boxes predicted from content without the norm, detached and not detached."""
-        refined = predict_boxes(reference, content)
-        return refined.detach(), refined
 
 
 def apply_deltas(

@@ -7,6 +7,7 @@ layer then changes the logits of distributions of the distances of the four edge
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from querybox.edges import Edges
 from querybox.modules.blocks import Residual
 from querybox.modules.decoder import DeformableDecoderLayer, apply_deltas
 from querybox.modules.heads import DeltaHead, EdgeHead, SigmoidClassHead
+from querybox.modules.refinement import run_layers
 from querybox.structures import Memory, Predictions, Queries, at_least_float32
 
 BINS = 33
@@ -98,6 +100,25 @@ class Quality(nn.Module):
         return quality
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefinedEdges:
+    """What a layer of a `FineDecoder` predicted, and what the next one starts from."""
+
+    content: Float[Tensor, "B Q D"]
+    """Output of the layer; zero before the first one."""
+    boxes: Float[Tensor, "B Q 4"]
+    """Boxes predicted by the layer; the references of the queries before the first one."""
+    edges: Edges | None = None
+    """The distributions of the edges of the boxes; None before the first layer."""
+    first_boxes: Float[Tensor, "B Q 4"] | None = None
+    """The start boxes of the distributions, with gradient; after the first layer only."""
+
+    @property
+    def reference(self) -> Float[Tensor, "B Q 4"]:
+        """References around which the next layer attends."""
+        return self.boxes.detach()
+
+
 class FineDecoder(nn.Module):
     """Decoder of D-FINE.
 
@@ -139,38 +160,40 @@ class FineDecoder(nn.Module):
         self.first_box = first_box
         self.position = position
         self.distances = EdgeDistances(scale)
+        self.no_object = class_heads[0].no_object
 
     def forward(self, queries: Queries, memory: Memory) -> tuple[Predictions, ...]:
         """Return the predictions of every layer, first to last."""
+        return run_layers(self, queries, memory)
+
+    def start(self, queries: Queries) -> RefinedEdges:
+        """Return the state before the first layer; see `RefiningDecoder`."""
         assert queries.reference is not None
-        content, reference = queries.content, queries.reference
-        distances, previous = self.distances(), torch.zeros_like(content)
-        initial, edges = None, None
-        predictions = []
-        layers = list(self.layers)[: None if self.training else self.inference_layers]
-        for index, layer in enumerate(layers):
-            content = layer(content, self.position(reference, memory), reference, queries, memory)
-            if edges is None:
-                start = apply_deltas(reference, self.first_box(content))
-                if not self.last_only:
-                    initial = Predictions(logits=self.class_heads[0](content), boxes=start, no_object=False)
-            # In float32, because changes of all layers add up.
-            change = at_least_float32(self.box_heads[index](content + previous)).unflatten(-1, (4, BINS))
-            logits = change if edges is None else edges.logits + change
-            edges = Edges(logits=logits, start=start.detach(), distances=distances)
-            boxes = edges.boxes()
-            if not self.last_only or index == len(layers) - 1:
-                quality = self.quality[index](edges.probabilities())
-                scores = self.class_heads[index](content) + quality
-                predictions.append(
-                    Predictions(
-                        logits=scores,
-                        boxes=boxes,
-                        no_object=False,
-                        edges=edges,
-                        initial=initial,
-                        content=content,
-                    )
-                )
-            initial, previous, reference = None, content.detach(), boxes.detach()
-        return tuple(predictions)
+        return RefinedEdges(content=torch.zeros_like(queries.content), boxes=queries.reference)
+
+    def refine(self, index: int, content: Float[Tensor, "B Q D"], state: RefinedEdges) -> RefinedEdges:
+        """Predict changes of the distributions of the layer before; see `RefiningDecoder`."""
+        # In float32, because changes of all layers add up.
+        change = at_least_float32(self.box_heads[index](content + state.content.detach()))
+        logits, first_boxes = change.unflatten(-1, (4, BINS)), None
+        if state.edges is None:
+            first_boxes = apply_deltas(state.reference, self.first_box(content))
+            edges = Edges(logits=logits, start=first_boxes.detach(), distances=self.distances())
+        else:
+            edges = replace(state.edges, logits=state.edges.logits + logits)
+        return RefinedEdges(content=content, boxes=edges.boxes(), edges=edges, first_boxes=first_boxes)
+
+    def predict(self, index: int, state: RefinedEdges) -> Predictions:
+        """Return the predictions of a layer; see `RefiningDecoder`."""
+        assert state.edges is not None
+        logits, initial = self.class_heads[index](state.content), None
+        if state.first_boxes is not None and not self.last_only:
+            initial = Predictions(logits=logits, boxes=state.first_boxes, no_object=self.no_object)
+        return Predictions(
+            logits=logits + self.quality[index](state.edges.probabilities()),
+            boxes=state.boxes,
+            no_object=self.no_object,
+            edges=state.edges,
+            initial=initial,
+            content=state.content,
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 
 class ClassHead(nn.Linear):
     """Linear layer to the logits of the classes and, last, the no-object class, for a softmax."""
+
+    no_object: ClassVar[bool] = True
+    """Whether the last logit is that of the no-object class; see `Predictions.no_object`."""
 
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__(width, num_classes + 1)
@@ -22,6 +26,9 @@ class SigmoidClassHead(nn.Linear):
     The bias is initialised to a probability of 1 % for every class, as focal loss requires (Lin et al. 2017,
     section 3.3).
     """
+
+    no_object: ClassVar[bool] = False
+    """See `ClassHead.no_object`."""
 
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__(width, num_classes)

@@ -108,6 +108,7 @@ class Proposals(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.class_head = class_head
         self.box_head = box_head
+        self.no_object = class_head.no_object
 
     def forward(
         self, memory: Memory
@@ -136,7 +137,8 @@ class Proposals(nn.Module):
         indices = top_k_indices(scores, count)  # [B, Q]
         tokens = gather_rows(tokens, indices)
         boxes = self.boxes(tokens, gather_rows(anchors, indices))
-        return tokens, Predictions(logits=gather_rows(logits, indices), boxes=boxes, no_object=False)
+        logits = gather_rows(logits, indices)
+        return tokens, Predictions(logits=logits, boxes=boxes, no_object=self.no_object)
 
     def boxes(
         self, tokens: Float[Tensor, "B Q D"], anchors: Float[Tensor, "B Q 4"]
@@ -160,7 +162,10 @@ class ProposedQueries(nn.Module):
         tokens, logits, anchors = self.proposals(memory)
         # Boxes of all proposals, because all of them are matched in training.
         proposals = Predictions(
-            logits=logits, boxes=self.proposals.boxes(tokens, anchors), no_object=False, class_rows=(0,)
+            logits=logits,
+            boxes=self.proposals.boxes(tokens, anchors),
+            no_object=self.proposals.no_object,
+            class_rows=(0,),
         )
         selected = top_k_indices(logits[..., 0], self.count)  # [B, Q]
         reference = gather_rows(proposals.boxes, selected).detach()

@@ -47,7 +47,7 @@ def initialize_from(detector: DetectionTransformer, source: DetectionTransformer
         if own[name].shape[1:] != loaded[name].shape[1:]:
             continue  # reported below
         if name in by_class:
-            last = [-1] if recipe.no_object else []
+            last = [-1] if recipe.class_head_type.no_object else []
             loaded[name] = replace_rows(own[name], rows + last, loaded[name][source_rows + last])
         elif name in first_rows:
             count = min(len(own[name]), len(loaded[name]))
