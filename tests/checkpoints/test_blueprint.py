@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,6 +103,22 @@ def test_a_quantised_detector_is_not_written(detector: qb.Detector, tmp_path: Pa
     ):
         quantised.save(tmp_path / "a.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are Unicode")
+def test_a_path_that_is_not_utf8_is_told(detector: qb.Detector, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff.safetensors")
+    with pytest.raises(
+        CheckpointError, match="is not UTF-8, as paths of safetensors files have to be; rename"
+    ):
+        detector.save(path)
+    assert not list(tmp_path.iterdir())
+    detector.save(tmp_path / "a.safetensors")
+    (tmp_path / "a.safetensors").rename(path)
+    with pytest.raises(
+        CheckpointError, match="is not UTF-8, as paths of safetensors files have to be; rename"
+    ):
+        qb.load(path)
 
 
 def test_a_weight_too_large_for_half_precision_is_not_written(detector: qb.Detector, tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ def test_faulty_boxes_are_dropped_or_cut_and_counted(
     boxes = [
         [float("nan"), 0, 5, 5],
         [0, 0, float("inf"), 5],
+        [1e308, 0, 1e308, 5],  # whose right edge is infinite
         [3, 3, 0, 5],
         [9, 9, -4, 5],
         [50, 50, 5, 5],
@@ -99,13 +100,13 @@ def test_faulty_boxes_are_dropped_or_cut_and_counted(
     with caplog.at_level(logging.WARNING, "querybox"):
         data = read_dataset(write(tmp_path, document))
     assert data.faulty_boxes == {
-        "nan_box": 1, "infinite_box": 1, "zero_size_box": 1, "negative_size_box": 1, "outside_box": 1, "clipped_box": 1,
+        "nan_box": 1, "infinite_box": 2, "zero_size_box": 1, "negative_size_box": 1, "outside_box": 1, "clipped_box": 1,
     }  # fmt: skip
     places = {found.kind: found.places[0] for found in data.findings}
-    assert places["negative_size_box"].what == "annotations[3] (id 3), image 1: corners 9, 9, 5, 14 in 40x30"
+    assert places["negative_size_box"].what == "annotations[4] (id 4), image 1: corners 9, 9, 5, 14 in 40x30"
     assert places["negative_size_box"].box_xyxy == (9.0, 9.0, 5.0, 14.0)
     assert places["clipped_box"].image_id == 1
-    assert places["absent_image"].what == "annotations[7] (id 99) of image 12345"
+    assert places["absent_image"].what == "annotations[8] (id 99) of image 12345"
     assert data.images[0].boxes_xyxy.tolist() == [[0, 0, 5, 5], [10, 10, 15, 15]]
     assert len(caplog.messages) == 1
     assert "1 boxes with a NaN (annotations[0] (id 0), image 1" in caplog.messages[0]

@@ -257,3 +257,35 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     for name, kind in (("a", "a named pipe"), ("b", "a device"), ("c", "a folder")):
         with pytest.raises(ImageError, match=rf"{name}\.png: is {kind}; expected a regular file"):
             read_image(tmp_path / f"{name}.png")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"P6\n#" + b"x" * 70_000 + b"\n2 2\n255\n",
+        b"P5 2 2\n" + b"#x\r" * 40_000 + b"255\n",
+        b"P4" + b" " * 70_000 + b"2 2\n",
+        b"P3#" + b"x" * 70_000,
+        b"PyRGBA" + b"\n" * 70_000 + b"2 2\n255\n",
+    ],
+)
+def test_the_header_of_a_ppm_is_bounded(tmp_path: Path, header: bytes) -> None:
+    """Pillow reads it byte by byte: 50 MB took 8 s."""
+    (tmp_path / "a.png").write_bytes(header + bytes(12))
+    with pytest.raises(
+        ImageError, match=r"a\.png: has a header of more than 65,536 bytes; save it without comments"
+    ):
+        read_size(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("header", "pixel"),
+    [
+        (b"P6\n# made by hand\n256 256\n255\n", b"\n\n "),
+        (b"P4\n256 2560\n", b" "),
+        (b"P5 256 256 # gray\n255\n", b"#"),
+    ],
+)
+def test_a_ppm_of_white_space_is_read(tmp_path: Path, header: bytes, pixel: bytes) -> None:
+    (tmp_path / "a.ppm").write_bytes(header + pixel * 256 * 320)
+    assert read_image(tmp_path / "a.ppm").width == 256

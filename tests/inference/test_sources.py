@@ -63,6 +63,26 @@ def test_glob_reaches_folders_within(tmp_path: Path) -> None:
     assert find_sources(f"{tmp_path}/**/*.jpg") == [first, second]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("**/*.jpg", ["a.jpg", "x/b.jpg", "x/y/images/c.jpg"]),
+        ("x/**/*.jpg", ["x/b.jpg", "x/up/a.jpg", "x/y/images/c.jpg"]),
+        ("**/images/*", ["x/y/images/c.jpg"]),
+        ("**/y/**/?.jpg", ["x/y/images/c.jpg"]),
+        ("*/**/[bc].jpg", ["x/b.jpg", "x/y/images/c.jpg"]),
+        ("x/**", ["x/b.jpg", "x/up/a.jpg", "x/y/images/c.jpg"]),
+        ("*/*.jpg", ["x/b.jpg"]),
+    ],
+)
+def test_a_glob_lists_no_folder_twice(pattern: str, expected: list[str], tmp_path: Path) -> None:
+    """Links to a folder above, of which /proc has one for each process, have no end."""
+    for name in ("a.jpg", "x/b.jpg", "x/y/images/c.jpg", ".hidden/d.jpg"):
+        picture(tmp_path / name)
+    (tmp_path / "x" / "up").symlink_to(tmp_path)
+    assert find_sources(f"{tmp_path}/{pattern}") == [tmp_path / name for name in expected]
+
+
 def test_brackets_in_a_file_name_are_no_pattern(tmp_path: Path) -> None:
     path = picture(tmp_path / "a[1].jpg")
     assert find_sources(str(path)) == [path]

@@ -91,6 +91,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         CheckpointError: The file is truncated, corrupt, or of another kind.
     """
+    require_utf8(path)
     try:
         with safe_open(path, framework="pt") as file:
             # Clones, because the tensors are memory-mapped and would change with the file.
@@ -98,6 +99,17 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return tensors, file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise unreadable_file(path, error) from error
+
+
+def require_utf8(path: Path) -> None:
+    """Raise `CheckpointError` if a path is not UTF-8, because the safetensors library opens no other."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(
+            f"{path}: is not UTF-8, as paths of safetensors files have to be; rename the file or folder, or make a "
+            "link to it"
+        ) from None
 
 
 def read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

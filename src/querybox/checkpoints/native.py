@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from querybox.checkpoints.files import read_safetensors, save_tensors
+from querybox.checkpoints.files import read_safetensors, require_utf8, save_tensors
 from querybox.checkpoints.find import require_file
 from querybox.errors import CheckpointError
 from querybox.files import atomic, flush
@@ -37,8 +37,9 @@ def write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any], *,
 
     Raises:
         DiskFullError: There is no space for it.
-        CheckpointError: Reading the file back gave different content.
+        CheckpointError: Reading the file back gave different content, or the path is not UTF-8.
     """
+    require_utf8(path)
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(card)
     expected = checksum(sorted(contiguous.items()), text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,11 @@ FORMATS = (
     "TGA",  # has no signature, so it is tried last
 )
 """Formats that are decoded, by Pillow's names. Pillow has others, some of which run programs: EPS runs Ghostscript."""
+
+MAX_PPM_HEADER = 65_536
+"""Maximum size of the header of a PPM, with its comments, in bytes. Pillow reads it byte by byte."""
+_PPM_KINDS = tuple(kind.encode() for kind in "0123456fy")
+_PPM_COMMENT = re.compile(rb"#[^\r\n]*")
 
 JPEG_SUFFIXES = frozenset({".jpeg", ".jpg"})
 
@@ -164,6 +170,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     require_regular(Path(path), ImageError)
     try:
+        _check_ppm_header(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below
             image = Image.open(path, formats=FORMATS)
@@ -184,6 +191,20 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         is_unsupported = Path(path).suffix.lower() in _UNSUPPORTED
         cure = "convert it to JPEG or PNG" if is_unsupported else "replace or remove it"
         raise ImageError(f"{path}: cannot be read as an image ({error}); {cure}") from None
+
+
+def _check_ppm_header(path: str | Path) -> None:
+    with open(path, "rb") as file:  # noqa: PTH123 - half the time of Path.open
+        start = file.read(3)
+        if not (start.startswith(b"P") and start[1:2] in _PPM_KINDS):
+            return
+        start += file.read(MAX_PPM_HEADER - 3)
+    expected = 3 if start[1:2] in b"14" else 4  # kind, width, height, and the largest value except of bitmaps
+    values = _PPM_COMMENT.sub(b"", start).split(maxsplit=expected)[:expected]
+    if len(start) == MAX_PPM_HEADER and len(values) < expected:
+        raise ImageError(
+            f"{path}: has a header of more than {MAX_PPM_HEADER:,} bytes; save it without comments"
+        )
 
 
 def _other_format(path: Path) -> str | None:

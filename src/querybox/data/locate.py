@@ -170,24 +170,34 @@ def is_junk(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def iterate_files(folder: Path) -> Iterator[str]:
-    """Yield the paths of all files in `folder` and its subfolders."""
+def iterate_files(folder: Path, on_error: Callable[[OSError], object] | None = None) -> Iterator[str]:
+    """Yield the paths of all files in `folder` and its subfolders, each of which is listed once.
+
+    Args:
+        folder: The folder.
+        on_error: Called with the error of each folder that cannot be listed, which is skipped; None to raise it.
+    """
     pending = [os.fspath(folder)]
     seen = set()
     while pending:
         current = pending.pop()
-        status = os.stat(current)  # noqa: PTH116 - a string
-        if (status.st_dev, status.st_ino) in seen:  # a link to a folder that has been listed
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        with os.scandir(current) as entries:
-            for entry in entries:
-                if is_junk(entry.name):
-                    continue
-                if entry.is_dir():
-                    pending.append(entry.path)
-                else:
-                    yield entry.path
+        try:
+            status = os.stat(current)  # noqa: PTH116 - a string
+            if (status.st_dev, status.st_ino) in seen:  # a link to a folder that has been listed
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(current) as entries:
+                for entry in entries:
+                    if is_junk(entry.name):
+                        continue
+                    if entry.is_dir():
+                        pending.append(entry.path)
+                    else:
+                        yield entry.path
+        except OSError as error:
+            if on_error is None:
+                raise
+            on_error(error)
 
 
 def _by_stem(root: Path) -> dict[str, list[str]]:

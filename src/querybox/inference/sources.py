@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,12 +20,14 @@ from torch import Tensor
 from querybox.arguments import require_path, require_type
 from querybox.data.image import SUFFIXES as IMAGE_SUFFIXES
 from querybox.data.image import read_image
+from querybox.data.locate import iterate_files
 from querybox.errors import DataError, ImageError
 from querybox.files import require_regular
 from querybox.inference.video import SUFFIXES as VIDEO_SUFFIXES
 from querybox.inference.video import decode_video, open_video
 from querybox.pixels import as_pixels
 from querybox.structures import PixelRange
+from querybox.text import listed
 
 Pixels: TypeAlias = Image.Image | npt.NDArray[Any] | Tensor
 """An RGB image in memory, 0-255: a PIL image, a uint8 array [h, w, 3] or a uint8 tensor [3, h, w]."""
@@ -82,12 +85,40 @@ def find_files(path: Path) -> list[Path]:
             f"subfolders are not searched; to search them, use '{path / '**' / '*.jpg'}'",
         )
     if has_magic(str(path)):
-        matches = glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob does not accept absolute patterns
-        return select_images(path, map(Path, matches), "check the pattern")
+        return select_images(path, map(Path, matching_files(path)), "check the pattern")
     require_regular(path, DataError)
     raise DataError(
         f"{path}: no such file or folder; expected an image, a video, a folder or a glob: check the path"
     )
+
+
+def matching_files(pattern: Path) -> Iterator[str]:
+    """Yield the files that match a glob, in which ``**`` stands for any number of folders.
+
+    Unlike `glob.glob`, links to a folder that has been searched are not followed: in ``/proc`` they have no end.
+    """
+    recursion = pattern.parts.index("**") if "**" in pattern.parts else None
+    matches = glob(str(Path(*pattern.parts[:recursion])))  # noqa: PTH207 - Path.glob does not accept absolute patterns
+    if recursion is None:
+        yield from matches
+        return
+    unreadable: list[OSError] = []
+    for folder in map(Path, matches):
+        for file in iterate_files(folder, on_error=unreadable.append):
+            if matches_parts(Path(file).relative_to(folder).parts, pattern.parts[recursion:]):
+                yield file
+    if unreadable:
+        folders = listed([str(error.filename) for error in unreadable])
+        logger.warning("%s: skipped %d folders that cannot be read: %s", pattern, len(unreadable), folders)
+
+
+def matches_parts(parts: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Return whether the parts of a path match those of a glob."""
+    if not patterns:
+        return not parts
+    if patterns[0] == "**":
+        return any(matches_parts(parts[count:], patterns[1:]) for count in range(len(parts) + 1))
+    return bool(parts) and fnmatch(parts[0], patterns[0]) and matches_parts(parts[1:], patterns[1:])
 
 
 def select_images(source: Path, paths: Iterable[Path], hint: str) -> list[Path]:

@@ -190,13 +190,15 @@ class Columns:
         """Create the columns of annotations, given the label of each category id and the index of each image id."""
         count = len(items.ids)
         boxes = np.frombuffer(items.boxes_xywh, dtype=np.float64).reshape(-1, 4)
+        with np.errstate(over="ignore"):  # infinite boxes are dropped, with a finding
+            boxes_xyxy = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
         of_label = np.fromiter((labels.get(one, -1) for one in items.category_ids), np.int64, count)
         of_image = np.fromiter((images.get(one, -1) for one in items.image_ids), np.int64, count)
         of_image[(of_label < 0) | ~np.frombuffer(items.has_box, dtype=bool)] = -1
         order = np.argsort(of_image, kind="stable")
         return cls(
             ids=items.ids,
-            boxes_xyxy=np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1),
+            boxes_xyxy=boxes_xyxy,
             labels=of_label,
             crowd=np.frombuffer(items.crowd, dtype=bool),
             areas=np.frombuffer(items.areas, dtype=np.float64),
