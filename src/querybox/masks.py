@@ -112,6 +112,35 @@ class Rle:
         return {"size": list(self.size), "counts": self.counts.decode("ascii")}
 
 
+Region = Rle | Polygons
+"""The region of an object as a dataset has it."""
+
+
+def rasterised(region: Region, size: tuple[int, int]) -> Rle:
+    """Return the mask of a region in an image of this (height, width)."""
+    return Rle.of_polygons(region, size) if isinstance(region, Polygons) else region
+
+
+def resized(region: Region, size: tuple[int, int], shape: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
+    """Return the pixels of a region after its image has been resized; run lengths by the nearest pixel.
+
+    Args:
+        region: The region.
+        size: (height, width) of the image that it refers to.
+        shape: (height, width) of the resized image.
+    """
+    vertical, horizontal = (new / old for new, old in zip(shape, size, strict=True))
+    if isinstance(region, Polygons) and shape != size:
+        return Rle.of_polygons(region.scaled(horizontal, vertical), shape).mask()
+    mask = rasterised(region, size).mask()
+    if shape == size:
+        return mask
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(np.int64) for new, old in zip(shape, size, strict=True)
+    )
+    return mask[rows[:, None], columns]
+
+
 def _union(changes: Sequence[Int64[np.ndarray, " _"]]) -> Int64[np.ndarray, " T"]:
     """Return the positions at which the union of masks changes."""
     positions = np.concatenate(changes)

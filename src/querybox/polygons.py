@@ -38,7 +38,7 @@ class Polygons:
     """Whether the integers have 32 bits instead of 16."""
 
     @classmethod
-    def of(cls, polygons: Iterable[Sequence[float]]) -> Self:
+    def of(cls, polygons: Iterable[Sequence[float] | Float64[np.ndarray, " _"]]) -> Self:
         """Pack polygons, each of which is x1, y1, x2, y2 ... in pixels.
 
         Raises:
@@ -60,6 +60,18 @@ class Polygons:
         lengths, coordinates = numbers[1 : 1 + count], numbers[1 + count :]
         return [part.reshape(-1, 2) for part in np.split(coordinates, np.cumsum(lengths)[:-1])]
 
+    def scaled(self, horizontal: float, vertical: float) -> Self:
+        """Return the polygons in an image that was resized by these factors."""
+        factors = np.array([horizontal, vertical]) / STEPS
+        return type(self).of([(vertices * factors).ravel() for vertices in self.vertices()])
+
+    def to_coco(self) -> list[list[float]]:
+        """Return x1, y1, x2, y2 ... of each polygon, as in COCO's JSON files; `of` packs the same polygons."""
+        inside = (
+            vertices - np.where(vertices < 0, 0.75, 0) for vertices in self.vertices()
+        )  # negative: rounded up
+        return [np.round(vertices / STEPS, 2).ravel().tolist() for vertices in inside]
+
     @property
     def box_xyxy(self) -> tuple[float, float, float, float]:
         """The smallest box around all vertices, in pixels, up to their rounding to fifths."""
@@ -68,7 +80,7 @@ class Polygons:
         return x0, y0, x1, y1
 
 
-def _in_steps(polygon: Sequence[float]) -> Float64[np.ndarray, " N"]:
+def _in_steps(polygon: Sequence[float] | Float64[np.ndarray, " N"]) -> Float64[np.ndarray, " N"]:
     values = np.asarray(polygon, dtype=np.float64)
     if len(values) < 6 or len(values) % 2 or not np.isfinite(values).all():
         raise DataError(

@@ -121,6 +121,11 @@ KINDS = {
     "negative_size_box": FindingKind("warning", "boxes with a negative width or height", _NO_BOX),
     "outside_box": FindingKind("warning", "boxes outside their image", _NO_BOX),
     "clipped_box": FindingKind("warning", "boxes that extend beyond their image", "clipped to the image"),
+    "malformed_mask": FindingKind(
+        "warning",
+        "masks that are malformed or of another size than their image",
+        "dropped; correct or remove the mask",
+    ),
     "unsupported_shape": FindingKind(
         "warning",
         "shapes without an extent, such as points, lines and tags",

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -30,6 +30,7 @@ from querybox.data.transforms import Sample
 from querybox.data.user_transform import UserTransform
 from querybox.data.windows import Fill
 from querybox.errors import ConfigError, ImageError
+from querybox.masks import resized
 from querybox.pixels import as_pixels, pad
 from querybox.structures import IMAGENET_MEAN, PixelRange, Target
 from querybox.text import counted
@@ -78,7 +79,11 @@ class Batch:
             pixels=self.pixels.pin_memory(),
             sizes=self.sizes.pin_memory(),
             targets=tuple(
-                Target(boxes=target.boxes.pin_memory(), labels=target.labels.pin_memory())
+                Target(
+                    boxes=target.boxes.pin_memory(),
+                    labels=target.labels.pin_memory(),
+                    masks=None if target.masks is None else target.masks.pin_memory(),
+                )
                 for target in self.targets
             ),
         )
@@ -104,12 +109,15 @@ class TrainingImages(Dataset[AugmentedImage | UnreadableImage]):
         seed: int,
         fill: Fill = IMAGENET_MEAN,
         transform: UserTransform | None = None,
+        *,
+        masks: bool = False,
     ) -> None:
         self.images = data.images
         self.settings = settings
         self.seed = seed
         self.fill = fill
         self.transform = transform
+        self.masks = masks
         # Decoded before the workers are forked, so that they share the memory.
         self.cached = [self.read(record) for record in data.images] if settings.cache else None
 
@@ -145,6 +153,7 @@ class TrainingImages(Dataset[AugmentedImage | UnreadableImage]):
             pixels=pixels,
             boxes_xyxy=torch.from_numpy(record.boxes_xyxy[objects] * scale).float(),
             labels=torch.from_numpy(record.labels[objects]),
+            masks=load_masks(record, (height, width)) if self.masks else None,
         )
         return self.transform(sample, rng, str(record.path)) if self.transform else sample
 
@@ -173,6 +182,22 @@ def read_pixels(
     """
     size = (record.height, record.width)
     return as_pixels(read_image(record.path, size, min_side=min_side, pixel_range=pixel_range))
+
+
+def load_masks(record: ImageRecord, shape: tuple[int, int]) -> Bool[Tensor, "G H W"] | None:
+    """Return the pixels of the objects of an image, without crowd regions; None if those of one are not known.
+
+    Args:
+        record: The image.
+        shape: (height, width) of the image that they are for, which may have been resized.
+    """
+    objects = np.flatnonzero(~record.crowd).tolist()
+    regions = [record.masks[index] if record.masks else None for index in objects]
+    size = (record.height, record.width)
+    masks = [resized(region, size, shape) for region in regions if region is not None]
+    if len(masks) < len(objects):
+        return None
+    return torch.from_numpy(np.stack(masks)) if masks else torch.zeros(0, *shape, dtype=torch.bool)
 
 
 def decoded_bytes(data: DetectionData, settings: DataSettings) -> int:
@@ -215,7 +240,7 @@ def to_target(sample: Sample) -> Target:
     """Return the objects of `sample`, with boxes as cxcywh in 0-1."""
     height, width = sample.pixels.shape[-2:]
     boxes = to_cxcywh(sample.boxes_xyxy) / torch.tensor([width, height, width, height])
-    return Target(boxes=boxes, labels=sample.labels)
+    return Target(boxes=boxes, labels=sample.labels, masks=sample.masks)
 
 
 def train_loader(
@@ -229,6 +254,7 @@ def train_loader(
     epochs: int = 1,
     fill: Fill = IMAGENET_MEAN,
     transform: Callable[..., Any] | None = None,
+    masks: bool = False,
 ) -> TrainLoader:
     """Create a loader of training batches.
 
@@ -246,6 +272,7 @@ def train_loader(
         epochs: Number of epochs of the run, for augmentation that begins or ends during it.
         fill: RGB value, 0-255, of pixels that augmentation adds around images: the mean of the model's preprocessing.
         transform: Applied to every image before everything else; see `UserTransform`.
+        masks: Whether targets have masks, of the images all of whose objects have one.
 
     Raises:
         ConfigError: `batch_size` is not a multiple of `world_size`, or there are fewer images than processes, or
@@ -257,7 +284,7 @@ def train_loader(
     )
     # A separate generator: the DataLoader would otherwise draw from the global one and so change dropout.
     return TrainLoader(
-        TrainingImages(data, settings, seed, fill, user_transform),
+        TrainingImages(data, settings, seed, fill, user_transform, masks=masks),
         batch_sampler=BatchSampler(
             data, batch_size, seed, rank, world_size, phases=Phases(settings, seed, epochs)
         ),

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
-from querybox.data.transforms import Sample, resize_to
+from querybox.data.transforms import Sample, mask_boxes, resize_masks, resize_to
 from querybox.data.windows import Fill, blank, clipped
 from querybox.pixels import as_pixels
 
@@ -45,7 +45,7 @@ def tile(samples: Sequence[Sample], shape: tuple[int, int], *, stretch: bool, fi
     """Return up to four images side by side, each at the top left of its quarter; see `mosaic`."""
     half_height, half_width = shape[0] // 2, shape[1] // 2
     canvas = blank(shape, fill)
-    boxes = []
+    boxes, masks = [], []
     for number, sample in enumerate(samples):
         top, left = number // 2 * half_height, number % 2 * half_width
         height, width = sample.pixels.shape[-2:]
@@ -56,14 +56,34 @@ def tile(samples: Sequence[Sample], shape: tuple[int, int], *, stretch: bool, fi
         canvas[:, top : top + h, left : left + w] = resize_to(sample.pixels, (h, w))
         ratios = torch.tensor([w / width, h / height] * 2)
         boxes.append(sample.boxes_xyxy * ratios + torch.tensor([left, top] * 2))
-    return Sample(canvas, torch.cat(boxes), torch.cat([sample.labels for sample in samples]))
+        masks.append(
+            None if sample.masks is None else placed(resize_masks(sample.masks, (h, w)), (top, left), shape)
+        )
+    return Sample(canvas, torch.cat(boxes), torch.cat([sample.labels for sample in samples]), joined(masks))
+
+
+def placed(
+    masks: Bool[Tensor, "G h w"], corner: tuple[int, int], shape: tuple[int, int]
+) -> Bool[Tensor, "G H W"]:
+    """Return masks of an image that is a part of a larger one of this `shape`, from the (top, left) `corner`."""
+    top, left = corner
+    height, width = masks.shape[1:]
+    canvas = torch.zeros(len(masks), *shape, dtype=torch.bool)
+    canvas[:, top : top + height, left : left + width] = masks
+    return canvas
+
+
+def joined(masks: Sequence[Bool[Tensor, "_ H W"] | None]) -> Bool[Tensor, "G H W"] | None:
+    """Return the masks of the objects of several images; None if those of one are not known."""
+    known = [one for one in masks if one is not None]
+    return torch.cat(known) if len(known) == len(masks) else None
 
 
 def warp(sample: Sample, angle: float, scale: float, translation: Float[np.ndarray, 2], fill: Fill) -> Sample:
     """Rotate and scale an image about its centre, and translate it.
 
-    A box becomes the smallest box around its rotated corners, is clipped to the image, and is dropped if a side is then
-    below `windows.MIN_OBJECT` pixels.
+    A box becomes the smallest box around its rotated corners, or around its rotated mask if there is one, is clipped to
+    the image, and is dropped if a side is then below `windows.MIN_OBJECT` pixels.
 
     Args:
         sample: The image and its objects.
@@ -90,7 +110,22 @@ def warp(sample: Sample, angle: float, scale: float, translation: Float[np.ndarr
     corners = sample.boxes_xyxy[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2).double()
     corners = corners @ torch.from_numpy(matrix).T + torch.from_numpy(offset)  # [G, 4, 2]
     boxes = torch.cat([corners.amin(1), corners.amax(1)], 1).float()
-    return clipped(Sample(as_pixels(warped), boxes, sample.labels))
+    masks = None if sample.masks is None else warp_masks(sample.masks, inverse, offset)
+    return clipped(
+        Sample(as_pixels(warped), boxes if masks is None else mask_boxes(masks), sample.labels, masks)
+    )
+
+
+def warp_masks(
+    masks: Bool[Tensor, "G H W"], inverse: Float[np.ndarray, "2 2"], offset: Float[np.ndarray, 2]
+) -> Bool[Tensor, "G H W"]:
+    """Return masks of which pixel p shows the one that is nearest to `inverse` (p - `offset`)."""
+    height, width = masks.shape[1:]
+    pixels = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1) + 0.5 - offset  # [H, W, 2]
+    x, y = np.moveaxis(np.floor(pixels @ inverse.T).astype(np.int64), -1, 0)
+    inside = torch.from_numpy((x >= 0) & (x < width) & (y >= 0) & (y < height))
+    index = torch.from_numpy(y.clip(0, height - 1) * width + x.clip(0, width - 1))
+    return masks.flatten(1)[:, index] & inside
 
 
 def mixup(samples: Sequence[Sample], weight: float) -> list[Sample]:
@@ -116,4 +151,10 @@ def mix(first: Sample, second: Sample, weight: float) -> Sample:
         mixed.round_().to(torch.uint8),
         torch.cat([first.boxes_xyxy, second.boxes_xyxy]),
         torch.cat([first.labels, second.labels]),
+        joined(
+            [
+                sample.masks if sample.masks is None else placed(sample.masks, (0, 0), (height, width))
+                for sample in (first, second)
+            ]
+        ),
     )

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float64, Int64
 from querybox.data.findings import BOXES, UNREADABLE, DataFinding, FindingCollector
 from querybox.data.image import read_size
 from querybox.errors import DataError, ImageError
+from querybox.masks import Region, Rle
 from querybox.structures import Category
 from querybox.text import listed
 
@@ -48,9 +49,10 @@ class ImageRecord:
         crowd: True = a region of many objects: not a training target, and ignored in evaluation as in COCO.
         areas: Area in square pixels as given in the data (in COCO, of the segmentation), otherwise that of the box.
         size_stated: Whether the size comes from the annotations; otherwise from the header, with EXIF orientation.
+        masks: The region of each object, None for those of which only the box is known; None if this holds for all.
     """
 
-    __slots__ = ("_folder", "_name", "_objects", "height", "id", "size_stated", "width")
+    __slots__ = ("_folder", "_name", "_objects", "height", "id", "masks", "size_stated", "width")
 
     def __init__(
         self,
@@ -64,11 +66,13 @@ class ImageRecord:
         crowd: Bool[np.ndarray, " G"],
         areas: Float64[np.ndarray, " G"],
         size_stated: bool = True,
+        masks: Sequence[Region | None] | None = None,
     ) -> None:
         self.id = id
         self.width = width
         self.height = height
         self.size_stated = size_stated
+        self.masks = None if masks is None or all(mask is None for mask in masks) else tuple(masks)
         folder, self._name = os.path.split(path)
         self._folder = sys.intern(folder)
         self._objects = _NO_OBJECTS
@@ -159,6 +163,7 @@ def make_record(
     crowd: Sequence[bool] | Bool[np.ndarray, " G"] | None = None,
     areas: Sequence[float | None] | Float64[np.ndarray, " G"] | None = None,
     size_stated: bool = True,
+    masks: Sequence[Region | None] | None = None,
 ) -> ImageRecord:
     """Create the record of an image: drop invalid boxes and clip the others to the image.
 
@@ -174,27 +179,25 @@ def make_record(
         crowd: Which boxes are crowd regions; None if none are.
         areas: Area of each object in square pixels; where it is None or not positive, the area of the box is used.
         size_stated: Whether width and height come from the annotations; see `ImageRecord`.
+        masks: The region of each object; those that do not fit the image are dropped.
     """
     boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
     inside = np.clip(boxes, 0.0, (width, height, width, height))
-    finite = np.isfinite(boxes).all(1)
-    sized = finite & (boxes[:, 2:] > boxes[:, :2]).all(1)
-    keep = sized & (inside[:, 2:] > inside[:, :2]).all(1)
-    nan = np.isnan(boxes).any(1)
-    negative = finite & (boxes[:, 2:] < boxes[:, :2]).any(1)
-    faults = {
-        "nan_box": nan,
-        "infinite_box": ~finite & ~nan,
-        "zero_size_box": finite & ~sized & ~negative,
-        "negative_size_box": negative,
-        "outside_box": sized & ~keep,
-        "clipped_box": keep & (np.abs(inside - boxes) > ROUNDING).any(1),
-    }
+    keep, faults = _box_faults(boxes, inside)
     for kind, faulty in faults.items():
         for number in np.nonzero(faulty)[0].tolist():
             box = tuple(boxes[number].tolist())
             what = f"{locate(number)}, image {id}: corners {', '.join(f'{side:g}' for side in box)} in {width}x{height}"
             findings.add(kind, what, image_id=id, path=path, box_xyxy=box)
+
+    if masks is not None:
+        problems = [_mask_problem(mask, (height, width)) for mask in masks]
+        for number, problem in enumerate(problems):
+            if problem:
+                findings.add(
+                    "malformed_mask", f"{locate(number)}, image {id}: {problem}", image_id=id, path=path
+                )
+        masks = [None if problem else mask for mask, problem in zip(masks, problems, strict=True)]
 
     stated = np.asarray(areas if areas is not None else [None] * len(boxes), dtype=np.float64)  # None -> NaN
     sides = inside[:, 2:] - inside[:, :2]
@@ -209,7 +212,46 @@ def make_record(
         crowd=np.asarray(crowd if crowd is not None else [False] * len(boxes), dtype=bool)[keep],
         areas=np.where(valid, stated, sides[:, 0] * sides[:, 1])[keep],
         size_stated=size_stated,
+        masks=None
+        if masks is None
+        else [mask for mask, kept in zip(masks, keep.tolist(), strict=True) if kept],
     )
+
+
+def _box_faults(
+    boxes: Float64[np.ndarray, "G 4"], inside: Float64[np.ndarray, "G 4"]
+) -> tuple[Bool[np.ndarray, " G"], dict[str, Bool[np.ndarray, " G"]]]:
+    """Return which boxes are kept, and which have each kind of finding.
+
+    Args:
+        boxes: Corners in pixels.
+        inside: The corners, clipped to the image.
+    """
+    finite = np.isfinite(boxes).all(1)
+    sized = finite & (boxes[:, 2:] > boxes[:, :2]).all(1)
+    keep = sized & (inside[:, 2:] > inside[:, :2]).all(1)
+    nan = np.isnan(boxes).any(1)
+    negative = finite & (boxes[:, 2:] < boxes[:, :2]).any(1)
+    return keep, {
+        "nan_box": nan,
+        "infinite_box": ~finite & ~nan,
+        "zero_size_box": finite & ~sized & ~negative,
+        "negative_size_box": negative,
+        "outside_box": sized & ~keep,
+        "clipped_box": keep & (np.abs(inside - boxes) > ROUNDING).any(1),
+    }
+
+
+def _mask_problem(mask: Region | None, size: tuple[int, int]) -> str:
+    """Return what is wrong with the mask of an object in an image of this (height, width); nothing if it is fine."""
+    if isinstance(mask, Rle):
+        try:
+            mask.runs()
+        except DataError as error:
+            return str(error)
+        if mask.size != size:
+            return f"a mask of {mask.size[0]}x{mask.size[1]} in {size[0]}x{size[1]} (height x width)"
+    return ""
 
 
 def read_size_or_note(path: Path, image_id: int, findings: FindingCollector) -> tuple[int, int] | None:

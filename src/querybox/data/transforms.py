@@ -6,11 +6,11 @@ passed in.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
@@ -29,6 +29,16 @@ class Sample(NamedTuple):
     boxes_xyxy: Float[Tensor, "G 4"]
     """Corners in pixels of this image."""
     labels: Int[Tensor, " G"]
+    masks: Bool[Tensor, "G H W"] | None = None
+    """Pixels of each object; None if they are not known or not needed."""
+
+    def objects(self, index: Bool[Tensor, " G"] | Int[Tensor, " K"]) -> Self:
+        """Return the image with some of its objects."""
+        return self._replace(
+            boxes_xyxy=self.boxes_xyxy[index],
+            labels=self.labels[index],
+            masks=None if self.masks is None else self.masks[index],
+        )
 
 
 def resized_shape(
@@ -92,23 +102,35 @@ def flip(sample: Sample, settings: DataSettings, rng: np.random.Generator) -> Sa
             size = sample.pixels.shape[-1 - axis]
             boxes = sample.boxes_xyxy.clone()
             boxes[:, [axis, axis + 2]] = size - boxes[:, [axis + 2, axis]]
-            sample = Sample(sample.pixels.flip(-1 - axis), boxes, sample.labels)
+            masks = None if sample.masks is None else sample.masks.flip(-1 - axis)
+            sample = Sample(sample.pixels.flip(-1 - axis), boxes, sample.labels, masks)
     return sample
 
 
 def resize_sample(sample: Sample, shape: tuple[int, int]) -> Sample:
-    """Resize an image and its boxes to this (height, width)."""
+    """Resize an image, its boxes and its masks to this (height, width)."""
     pixels = resize_to(sample.pixels, shape)
     height, width = (new / old for new, old in zip(pixels.shape[1:], sample.pixels.shape[1:], strict=True))
     return sample._replace(
-        pixels=pixels, boxes_xyxy=sample.boxes_xyxy * torch.tensor([width, height, width, height])
+        pixels=pixels,
+        boxes_xyxy=sample.boxes_xyxy * torch.tensor([width, height, width, height]),
+        masks=None if sample.masks is None else resize_masks(sample.masks, shape),
     )
+
+
+def resize_masks(masks: Bool[Tensor, "G h w"], shape: tuple[int, int]) -> Bool[Tensor, "G H W"]:
+    """Resize masks to this (height, width), by the nearest pixel."""
+    rows, columns = (
+        ((torch.arange(new) + 0.5) * (old / new)).long().clamp(max=old - 1)
+        for new, old in zip(shape, masks.shape[1:], strict=True)
+    )
+    return masks[:, rows[:, None], columns]
 
 
 def crop(sample: Sample, sizes: Sizes, rng: np.random.Generator) -> Sample:
     """Resize an image to one of `crop_scales` and crop it to a random size and position, as DETR does.
 
-    Boxes are clipped to the crop, and those outside it are dropped.
+    Boxes are clipped to the crop, and those outside it are dropped; see `clip`.
     """
     short_side = int(rng.choice(sizes.crop_scales))
     height, width = sample.pixels.shape[-2:]
@@ -121,6 +143,26 @@ def crop(sample: Sample, sizes: Sizes, rng: np.random.Generator) -> Sample:
     top = int(rng.integers(height - h, endpoint=True))
     left = int(rng.integers(width - w, endpoint=True))
     boxes = sample.boxes_xyxy - torch.tensor([left, top, left, top])
-    boxes = boxes.clamp(min=0).minimum(torch.tensor([w, h, w, h]))  # clip to the crop
-    visible = (boxes[:, 2:] > boxes[:, :2]).all(1)
-    return Sample(sample.pixels[:, top : top + h, left : left + w], boxes[visible], sample.labels[visible])
+    masks = None if sample.masks is None else sample.masks[:, top : top + h, left : left + w]
+    sample = clip(Sample(sample.pixels[:, top : top + h, left : left + w], boxes, sample.labels, masks))
+    return sample.objects((sample.boxes_xyxy[:, 2:] > sample.boxes_xyxy[:, :2]).all(1))
+
+
+def clip(sample: Sample) -> Sample:
+    """Clip the boxes of `sample` to its image; a box that is cut becomes that of the visible part of its mask."""
+    height, width = sample.pixels.shape[-2:]
+    boxes = sample.boxes_xyxy.clamp(min=0).minimum(torch.tensor([width, height] * 2))
+    if sample.masks is not None:
+        cut = (boxes != sample.boxes_xyxy).any(1)
+        boxes[cut] = mask_boxes(sample.masks[cut])
+    return sample._replace(boxes_xyxy=boxes)
+
+
+def mask_boxes(masks: Bool[Tensor, "G H W"]) -> Float[Tensor, "G 4"]:
+    """Return the corners of the smallest box around each mask, in pixels; zeros for an empty mask."""
+    first, last = [], []
+    for dim in (1, 2):  # over the rows for x, over the columns for y
+        occupied = masks.any(dim).byte()  # argmax is the first place
+        first.append(occupied.argmax(1))
+        last.append((occupied.shape[1] - occupied.flip(1).argmax(1)) * occupied.amax(1))
+    return torch.stack([*first, *last], 1).float()

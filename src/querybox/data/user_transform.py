@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import random
 from collections.abc import Callable, Iterator
@@ -69,7 +70,7 @@ class UserTransform:
             with seeded(seed):
                 if hasattr(self.transform, "set_random_seed"):  # Albumentations 2 has generators of its own
                     self.transform.set_random_seed(seed)
-                own = Sample(*(tensor.clone() for tensor in sample))  # may be changed in place
+                own = copy.deepcopy(sample)  # may be changed in place
                 transformed = self.call(self.transform, own)
         except ConfigError as error:
             raise ConfigError(f"transform: on {where}: {error}") from error
@@ -96,7 +97,10 @@ def call_torchvision(transform: Callable[..., Any], sample: Sample) -> Sample:
     boxes: Any = tv_tensors.BoundingBoxes(
         sample.boxes_xyxy, format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=shape
     )
-    result = transform(tv_tensors.Image(sample.pixels), {"boxes": boxes, "labels": sample.labels})
+    given = {"boxes": boxes, "labels": sample.labels}
+    if sample.masks is not None:
+        given["masks"] = tv_tensors.Mask(sample.masks)
+    result = transform(tv_tensors.Image(sample.pixels), given)
     if not (isinstance(result, tuple | list) and len(result) == 2 and isinstance(result[1], dict)):
         raise ConfigError(f"returned a {type(result).__name__}; expected (image, target)")
     image, target = result
@@ -107,7 +111,8 @@ def call_torchvision(transform: Callable[..., Any], sample: Sample) -> Sample:
             "remove ToPureTensor, and wrap what your own functions return"
         )
     boxes = F.convert_bounding_box_format(boxes, new_format=tv_tensors.BoundingBoxFormat.XYXY)
-    return as_sample(image, boxes.as_subclass(torch.Tensor), labels, boxes.canvas_size)
+    masks = None if sample.masks is None else target.get("masks")
+    return as_sample(image, boxes.as_subclass(torch.Tensor), labels, boxes.canvas_size, masks)
 
 
 def call_albumentations(transform: Callable[..., Any], sample: Sample) -> Sample:
@@ -119,13 +124,28 @@ def call_albumentations(transform: Callable[..., Any], sample: Sample) -> Sample
     pixels = np.ascontiguousarray(sample.pixels.permute(1, 2, 0).numpy())
     height, width = pixels.shape[:2]
     corners = sample.boxes_xyxy.double().numpy().clip(0, [width, height] * 2)
-    result = transform(image=pixels, bboxes=corners, labels=sample.labels.numpy())
+    masks = {} if sample.masks is None else {"masks": list(sample.masks.byte().numpy())}
+    # With masks, of which it drops none, the labels are indices of the objects.
+    labels = sample.labels.numpy() if sample.masks is None else np.arange(len(sample.labels))
+    result = transform(image=pixels, bboxes=corners, labels=labels, **masks)
     boxes = torch.from_numpy(np.array(result["bboxes"], dtype=np.float64).reshape(-1, 4))
-    labels = torch.from_numpy(np.array(result["labels"], dtype=np.int64).reshape(-1))
-    return as_sample(result["image"], boxes, labels, None)
+    kept = torch.from_numpy(np.array(result["labels"], dtype=np.int64).reshape(-1))
+    if sample.masks is None:
+        return as_sample(result["image"], boxes, kept, None)
+    shape = (0, *result["image"].shape[:2])
+    stacked = torch.from_numpy(
+        np.stack(result["masks"]) if len(result["masks"]) else np.zeros(shape, dtype=bool)
+    )
+    return as_sample(result["image"], boxes, sample.labels[kept], None, stacked[kept].bool())
 
 
-def as_sample(image: Any, boxes: torch.Tensor, labels: Any, canvas_size: tuple[int, int] | None) -> Sample:
+def as_sample(
+    image: Any,
+    boxes: torch.Tensor,
+    labels: Any,
+    canvas_size: tuple[int, int] | None,
+    masks: Any = None,
+) -> Sample:
     """Check what a transform returned, and return it as a sample.
 
     Args:
@@ -133,10 +153,11 @@ def as_sample(image: Any, boxes: torch.Tensor, labels: Any, canvas_size: tuple[i
         boxes: Corners in pixels.
         labels: The labels.
         canvas_size: (height, width) of the image that the boxes belong to, if it is known.
+        masks: Pixels of each object, if the image has them.
 
     Raises:
-        ConfigError: The image is not 8-bit RGB, the boxes belong to an image of another size, or their number is not
-            that of the labels.
+        ConfigError: The image is not 8-bit RGB, the boxes or the masks belong to an image of another size, or their
+            number is not that of the labels.
     """
     try:
         pixels = as_pixels(image.as_subclass(torch.Tensor) if isinstance(image, torch.Tensor) else image)
@@ -158,7 +179,14 @@ def as_sample(image: Any, boxes: torch.Tensor, labels: Any, canvas_size: tuple[i
         )
     if not boxes.isfinite().all():
         raise ConfigError("returned boxes that are NaN or infinite")
-    return Sample(pixels, boxes.float(), labels.long())
+    if masks is not None:
+        masks = torch.as_tensor(masks).as_subclass(torch.Tensor).bool()
+        if masks.shape != (len(boxes), height, width):
+            raise ConfigError(
+                f"returned masks {list(masks.shape)} with {len(boxes)} boxes and an image of {height}x{width}; "
+                "expected a mask for each box, of the size of the image: transform and drop them with the boxes"
+            )
+    return Sample(pixels, boxes.float(), labels.long(), masks)
 
 
 def check_albumentations(transform: Any) -> None:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from querybox.data.transforms import Sample, resize_to
+from querybox.data.transforms import Sample, clip, resize_masks, resize_to
 
 MAX_ZOOM_OUT = 4.0
 """Maximum ratio of the sides of the canvas to those of the image."""
@@ -134,6 +134,11 @@ def show(sample: Sample, window: Window, shape: tuple[int, int], fill: Fill) -> 
     (x0, y0), (x1, y1) = seen.tolist()
     (left, top), (right, bottom) = shown.tolist()
     pixels = resize_to(sample.pixels[:, y0:y1, x0:x1], (bottom - top, right - left))
+    masks = sample.masks
+    if masks is not None:
+        visible = resize_masks(masks[:, y0:y1, x0:x1], (bottom - top, right - left))
+        masks = torch.zeros(len(masks), *shape, dtype=torch.bool)
+        masks[:, top:bottom, left:right] = visible
     if pixels.shape[-2:] != shape:
         canvas = blank(shape, fill)
         canvas[:, top:bottom, left:right] = pixels
@@ -142,15 +147,13 @@ def show(sample: Sample, window: Window, shape: tuple[int, int], fill: Fill) -> 
     boxes = (sample.boxes_xyxy - torch.from_numpy(corner).repeat(2)) * torch.from_numpy(scale).repeat(2)
     center = (boxes[:, :2] + boxes[:, 2:]) / 2
     inside = ((center > 0) & (center < torch.tensor([width, height]))).all(1)
-    return clipped(Sample(pixels, boxes[inside].float(), sample.labels[inside]))
+    return clipped(Sample(pixels, boxes.float(), sample.labels, masks).objects(inside))
 
 
 def clipped(sample: Sample) -> Sample:
-    """Clip the boxes of `sample` to its image, and drop those with a side below `MIN_OBJECT` pixels."""
-    height, width = sample.pixels.shape[-2:]
-    boxes = sample.boxes_xyxy.clamp(min=0).minimum(torch.tensor([width, height] * 2))
-    kept = (boxes[:, 2:] - boxes[:, :2] >= MIN_OBJECT).all(1)
-    return sample._replace(boxes_xyxy=boxes[kept], labels=sample.labels[kept])
+    """Clip the boxes of `sample` to its image, and drop those with a side below `MIN_OBJECT` pixels; see `clip`."""
+    sample = clip(sample)
+    return sample.objects((sample.boxes_xyxy[:, 2:] - sample.boxes_xyxy[:, :2] >= MIN_OBJECT).all(1))
 
 
 def blank(shape: tuple[int, int], fill: Fill) -> UInt8[Tensor, "3 H W"]:

@@ -109,6 +109,7 @@ def coco_document(data: DetectionData, names: Mapping[int, str]) -> dict[str, An
 
 def coco_annotations(image: ImageRecord, data: DetectionData) -> list[dict[str, Any]]:
     """Return the objects of an image in COCO's format, without ids."""
+    masks = image.masks or [None] * len(image.labels)
     return [
         {
             "image_id": image.id,
@@ -116,12 +117,14 @@ def coco_annotations(image: ImageRecord, data: DetectionData) -> list[dict[str, 
             "bbox": [x0, y0, x1 - x0, y1 - y0],
             "area": area,
             "iscrowd": int(crowd),
+            **({} if mask is None else {"segmentation": mask.to_coco()}),
         }
-        for (x0, y0, x1, y1), label, area, crowd in zip(
+        for (x0, y0, x1, y1), label, area, crowd, mask in zip(
             image.boxes_xyxy.tolist(),
             image.labels.tolist(),
             image.areas.tolist(),
             image.crowd.tolist(),
+            masks,
             strict=True,
         )
     ]

@@ -207,6 +207,7 @@ class _RecordReader:
             findings=self.findings,
             locate=lambda place: objects.location(int(rows[place])),
             size_stated=stated is not None,
+            masks=[objects.masks.get(row) for row in rows.tolist()] if objects.masks else None,
         )
 
 

@@ -15,12 +15,13 @@ from jaxtyping import Bool, Float64, Int64
 from pydantic import Field, TypeAdapter, ValidationError
 
 from querybox.data.findings import FindingCollector
-from querybox.data.formats.coco_mask import Box, mask_box
+from querybox.data.formats.coco_mask import Box, mask_box, read_mask
 from querybox.data.image import MAX_PIXELS
 from querybox.data.json_stream import stream_lists
 from querybox.data.parsing import validation_problem
 from querybox.data.text import read_text
 from querybox.errors import DataError
+from querybox.masks import Region
 
 Id = Annotated[Annotated[int, Field(ge=0, lt=2**63)] | str, Field(union_mode="left_to_right")]
 """An id as written; strings of digits are numbers."""
@@ -81,9 +82,13 @@ class Annotations:
         self.has_area = bytearray()
         self.crowd = bytearray()
         self.has_crowd = bytearray()
+        self.masks: dict[int, Region] = {}
+        """The regions of those that have one, by index."""
 
-    def add(self, item: CocoAnnotation) -> None:
+    def add(self, item: CocoAnnotation, mask: Region | None) -> None:
         """Add an annotation."""
+        if mask is not None:
+            self.masks[len(self.ids)] = mask
         self.ids.append(item.id)
         self.image_ids.append(item.image_id)
         self.category_ids.append(item.category_id)
@@ -135,7 +140,8 @@ def _parse(text: str, findings: FindingCollector) -> Content:
         if name == "annotations":
             content[name] = Annotations()
             for index, item in enumerate(items):
-                content[name].add(_with_box(index, _ANNOTATION.validate_python(item), findings))
+                annotation = _with_box(index, _ANNOTATION.validate_python(item), findings)
+                content[name].add(annotation, _mask(index, annotation, findings))
         else:
             adapter: TypeAdapter[Any] = _CATEGORY if name == "categories" else _IMAGE
             content[name] = [adapter.validate_python(item) for item in items]
@@ -167,6 +173,15 @@ def _with_box(index: int, item: CocoAnnotation, findings: FindingCollector) -> C
     return item
 
 
+def _mask(index: int, item: CocoAnnotation, findings: FindingCollector) -> Region | None:
+    try:
+        return read_mask(item.segmentation)
+    except DataError as error:
+        if item.bbox is not None:  # otherwise the annotation is malformed as a whole
+            findings.add("malformed_mask", f"{location(index, item.id)}: {error}")
+        return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
     """All annotations of a file in arrays, by image."""
@@ -180,6 +195,8 @@ class Columns:
     """Whether the annotation has no area."""
     no_iscrowd: Bool[np.ndarray, " N"]
     """Whether the annotation has no iscrowd."""
+    masks: Mapping[int, Region]
+    """The regions of the annotations that have one, by index."""
     order: Int64[np.ndarray, " M"]
     """The annotations that have an image, a category and a box, by image."""
     starts: Int64[np.ndarray, " I"]
@@ -204,6 +221,7 @@ class Columns:
             areas=np.frombuffer(items.areas, dtype=np.float64),
             no_area=~np.frombuffer(items.has_area, dtype=bool),
             no_iscrowd=~np.frombuffer(items.has_crowd, dtype=bool),
+            masks=items.masks,
             order=order,
             starts=np.searchsorted(of_image[order], np.arange(max(images.values(), default=-1) + 2)),
         )

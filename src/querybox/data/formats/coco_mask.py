@@ -8,13 +8,16 @@ import numpy as np
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from querybox.data.image import MAX_PIXELS
+from querybox.data.parsing import validation_problem
 from querybox.errors import DataError
-from querybox.masks import Rle, compress
+from querybox.masks import Region, Rle, compress
+from querybox.polygons import Polygons
 
 Box = tuple[float, float, float, float]  # x, y, width, height
 
 _Count = Annotated[int, Field(ge=0, le=MAX_PIXELS)]
 _Side = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
+_PARTS = TypeAdapter(list[list[float]])
 _POLYGONS = TypeAdapter(Annotated[list[Annotated[list[float], Field(min_length=6)]], Field(min_length=1)])
 
 
@@ -44,6 +47,31 @@ def mask_box(segmentation: object) -> Box | None:
         return None
     x, y = ([value for polygon in polygons for value in polygon[start::2]] for start in (0, 1))
     return min(x), min(y), max(x) - min(x), max(y) - min(y)
+
+
+def read_mask(segmentation: object) -> Region | None:
+    """Return the region of an object; None if there is none.
+
+    Polygons with less than three vertices, which have no inside, are left out.
+
+    Args:
+        segmentation: The value of the key in the file.
+
+    Raises:
+        DataError: It is neither polygons nor a mask, or a mask of too many pixels.
+    """
+    if not segmentation:
+        return None
+    try:
+        if isinstance(segmentation, dict):
+            return _rle(_RunLengths.model_validate(segmentation))
+        polygons = _PARTS.validate_python(segmentation)
+    except (ValidationError, UnicodeEncodeError) as error:
+        problem = validation_problem(error) if isinstance(error, ValidationError) else str(error)
+        raise DataError(
+            f"segmentation: {problem}; expected polygons, or a mask with 'size' and 'counts'"
+        ) from None
+    return Polygons.of([polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0])
 
 
 def _rle(mask: _RunLengths) -> Rle:
