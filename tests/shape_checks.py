@@ -30,11 +30,22 @@ def install() -> None:
 
     def decorate(*, typechecker: Callable[[F], F]) -> Callable[[Any], Any]:
         with_shapes = jaxtyped(typechecker=typechecker)
-        return lambda checked: check(checked) if is_without_shapes(checked) else with_shapes(checked)
+
+        def decorated(checked: Any) -> Any:
+            if is_kernel(checked):
+                return checked
+            return check(checked) if is_without_shapes(checked) else with_shapes(checked)
+
+        return decorated
 
     # The hook decorates with this. Its bookkeeping of shapes costs many times what beartype does.
     mock.patch.object(jaxtyping, "jaxtyped", decorate).start()
     jaxtyping.install_import_hook("querybox", "shape_checks.check")
+
+
+def is_kernel(checked: object) -> bool:
+    """Whether `checked` is a function that Triton compiles, from its source and what that refers to."""
+    return isinstance(checked, FunctionType) and "tl.tensor" in checked.__annotations__.values()
 
 
 def is_without_shapes(checked: object) -> bool:

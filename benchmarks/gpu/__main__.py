@@ -95,7 +95,7 @@ def all_rows(run: Run) -> Iterator[Row]:
 
 def run_tests(path: Path) -> bool:
     """Run the tests marked `device`, keep what they print, and return whether they passed."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "device", "tests/training"]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "device", "tests/training", "tests/fast"]
     with path.open("w", encoding="utf-8") as output:
         done = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, check=False)
     print(path.read_text(encoding="utf-8"), flush=True)

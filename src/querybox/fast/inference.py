@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from querybox.fast.convolution import use_fused_operators
 from querybox.fast.fusion import fuse
 from querybox.fast.replacement import copy_modules, has_hooks, replace_leaves
-from querybox.fast.sampling import TableSample
+from querybox.fast.sampling import TableSample, TritonSample, runs_triton
 from querybox.levels import Cells, Shapes
 from querybox.modules.deformable_attention import DeformableAttention, GridSample
 from querybox.modules.detector import DetectionTransformer
@@ -23,8 +23,6 @@ from querybox.structures import ImageBatch, Memory
 
 SIZES = 16
 """Number of recent feature map sizes whose cells are cached: 14 MB for DETR R50 at full size."""
-LEAVES: dict[type[nn.Module], type[nn.Module]] = {GridSample: TableSample}
-"""Modules that are replaced, in addition to those that are fused."""
 
 
 def for_inference(
@@ -41,7 +39,7 @@ def for_inference(
     for module in fast.modules():
         module.training = False
     fuse(fast)
-    replace_leaves(fast, LEAVES)
+    replace_leaves(fast, {GridSample: TritonSample if runs_triton(detector.device) else TableSample})
     copy_shared_tensors(fast, {id(each) for each in (*detector.parameters(), *detector.buffers())})
     set_last_only(fast)
     cache_cells(fast, dtype)

@@ -1,6 +1,9 @@
-"""Sampling of deformable attention as weighted sums of table rows."""
+"""Sampling of deformable attention as weighted sums of table rows, or with Triton on a GPU."""
 
 from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +12,7 @@ from torch import Tensor
 
 from querybox.levels import Levels, Shapes
 from querybox.modules.deformable_attention import GridSample, repeat_by_level
+from querybox.structures import at_least_float32
 
 
 class TableSample(GridSample):
@@ -25,6 +29,46 @@ class TableSample(GridSample):
         """Return the weighted sum over the sampling locations; see `GridSample.forward`."""
         weights = attention_weights.float()
         return sample(value.float(), levels, sampling_locations, weights, points).to(value.dtype)
+
+
+class TritonSample(GridSample):
+    """Sampling by one Triton kernel, with sums in float32 or more; only where `runs_triton`."""
+
+    def forward(
+        self,
+        value: Float[Tensor, "B S D"],
+        levels: Levels,
+        sampling_locations: Float[Tensor, "B Q heads K 2"],
+        attention_weights: Float[Tensor, "B Q heads K"],
+        points: tuple[int, ...],
+    ) -> Float[Tensor, "B Q D"]:
+        """Return the weighted sum over the sampling locations, in the dtype of `value`; see `GridSample.forward`."""
+        from querybox.fast.triton_sampling import deformable_sample
+
+        cells = value.unflatten(2, (attention_weights.shape[2], -1))
+        locations = at_least_float32(sampling_locations)
+        weights = attention_weights.to(locations.dtype)
+        output: Tensor = deformable_sample(cells, levels.sizes, locations, weights, points)
+        return output.flatten(2)
+
+
+@cache
+def runs_triton(device: torch.device) -> bool:
+    """Return whether Triton's kernels run on a device, by running one.
+
+    They need Triton, a GPU that it supports, and a C compiler.
+    """
+    if device.type != "cuda" or find_spec("triton") is None:
+        return False
+    try:
+        from querybox.fast.triton_sampling import deformable_sample
+
+        value = torch.zeros(1, 1, 1, 32, device=device)
+        locations, weights = value.new_zeros(1, 1, 1, 1, 2), value.new_zeros(1, 1, 1, 1)
+        deformable_sample(value, value.new_ones(1, 2), locations, weights, (1,))
+    except Exception:  # noqa: BLE001 - whatever is missing, there is another way
+        return False
+    return True
 
 
 def sample(

@@ -25,7 +25,7 @@ from querybox.fast.kernels import (
     linear,
 )
 from querybox.fast.replacement import copy_modules, is_plain, replace_leaves
-from querybox.fast.sampling import corners, value_table
+from querybox.fast.sampling import TritonSample, corners, runs_triton, value_table
 from querybox.levels import Levels
 from querybox.modules.attention import ScaledDotProduct
 from querybox.modules.backbone import Backbone
@@ -45,6 +45,8 @@ def for_training(detector: DetectionTransformer) -> DetectionTransformer:
         for part in (fast.neck, fast.encoder, fast.decoder):
             join_dropout(part)
             replace_leaves(part, LEAVES)
+    elif runs_triton(detector.device):
+        replace_leaves(fast, {GridSample: TritonSample})
     return fast
 
 
