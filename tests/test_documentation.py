@@ -4,6 +4,7 @@ see documentation.py.
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from collections.abc import Iterator
@@ -43,6 +44,24 @@ def test_every_local_link_leads_somewhere() -> None:
         if "://" not in link and not (page.parent / link.partition("#")[0]).exists()
     ]
     assert not broken
+
+
+def test_the_tests_of_the_25_faults_exist() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \|.*\| ([^|]+) \|$", page, re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, 26))
+    named = [re.findall(r"`([\w/]+\.py)::(\w+)`", tests) for _, tests in rows]
+    assert all(named)
+    functions = {
+        file: {
+            node.name
+            for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8")))
+            if isinstance(node, ast.FunctionDef)
+        }
+        for tests in named
+        for file, _ in tests
+    }
+    assert [(file, test) for tests in named for file, test in tests if test not in functions[file]] == []
 
 
 def test_every_decision_is_in_the_index() -> None:
