@@ -205,6 +205,13 @@ def test_other_and_damaged_tables(tmp_path: Path) -> None:
         read_dataset(tmp_path)
 
 
+def test_text_that_is_not_utf8(tmp_path: Path) -> None:
+    file = write(tmp_path / "train.parquet", [row(IMAGES[0])], features())
+    file.write_bytes(file.read_bytes().replace(b"a.jpg", b"\xff.jpg"))
+    with pytest.raises(DataError, match=r"cannot be read as Parquet \('utf-8' codec"):
+        read_dataset(tmp_path)
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     write(tmp_path / "train.parquet", [row(image) for image in IMAGES], features())
     (tmp_path / ".images").write_text("")

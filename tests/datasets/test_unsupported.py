@@ -25,8 +25,9 @@ from querybox.errors import DataError
         ("train/labelTxt/P0001.txt", "contains DOTA labels"),
         ("MOT17-02/gt/gt.txt", "contains tracks of the MOT Challenge"),
         ("train/Apple/Label/0a1b.txt", "contains labels of OIDv4_ToolKit"),
-        ("labels/bdd100k_labels_images_train.json", "contains BDD100K labels"),
-        ("pets-export.json", "contains an export of VoTT .*: export the project as Pascal VOC"),
+        ("output.manifest", "contains manifests of SageMaker Ground Truth"),
+        ("dataset/_annotations.train.jsonl", "contains Roboflow's format for language models"),
+        ("pets-export.json", "contains exports of VoTT .*: export the project as Pascal VOC"),
         ("train/_classes.csv", "contains classes or masks without boxes of Roboflow"),
         ("train/_annotations.txt", "contains Roboflow's text format for Keras"),
         ("export.ndjson", "contains JSON lines"),
@@ -56,6 +57,34 @@ def test_folders_of_classes_are_told_from_detection(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match="contains images, but no annotations that are recognised; expected COCO"
     ):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "annotations/train.json",
+            '{"info": {}, "categories": {"label": {}}, "items": []}',
+            "Datumaro annotations",
+        ),
+        ("labels.json", '[{"name": "a.jpg", "labels": [{"box2d": {"x1": 1}}]}]', "BDD100K labels"),
+        (
+            "results.json",
+            '[{"image_id": 1, "bbox": [1, 2, 3, 4], "score": 0.9}]',
+            "detections .*: pass the annotations",
+        ),
+        (
+            "faces.xml",
+            "<dataset>\n<images>\n<image file='a.jpg'/></images></dataset>",
+            "annotations of dlib's imglab",
+        ),
+    ],
+)
+def test_content_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=f"contains {message}"):
         read_dataset(tmp_path)
 
 

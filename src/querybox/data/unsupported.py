@@ -10,6 +10,7 @@ from pathlib import Path
 from querybox.data.image import SUFFIXES
 from querybox.data.layout import PARTS
 from querybox.data.locate import iterate_files
+from querybox.data.parsing import read_head
 from querybox.data.splits import SPLITS, split_name
 from querybox.text import listed
 
@@ -22,8 +23,9 @@ _KINDS = (
     (r"[/\\]labelTxt[/\\][^/\\]+\.txt$", "DOTA labels", "convert them to COCO JSON"),
     (r"[/\\]gt[/\\]gt\.txt$", "tracks of the MOT Challenge", "convert them to COCO JSON"),
     (r"[/\\](?-i:Label)[/\\][^/\\]+\.txt$", "labels of OIDv4_ToolKit", "convert them to COCO JSON"),
-    (r"[/\\]bdd100k_[^/\\]*\.json$", "BDD100K labels", "convert them to COCO JSON"),
-    (r"-export\.json$", "an export of VoTT", "export the project as Pascal VOC"),
+    (r"-export\.json$", "exports of VoTT", "export the project as Pascal VOC"),
+    (r"\.manifest$", "manifests of SageMaker Ground Truth", "convert them to COCO JSON"),
+    (r"[/\\]_annotations\.[^/\\]*\.jsonl$", "Roboflow's format for language models", _EXPORT),
     (r"[/\\]_classes\.csv$", "classes or masks without boxes of Roboflow", _EXPORT),
     (r"[/\\]_annotations\.txt$", "Roboflow's text format for Keras", "export the dataset as COCO JSON"),
     (r"\.mat$", "MATLAB files", "convert them to COCO JSON"),
@@ -43,6 +45,19 @@ _KINDS = (
         "cut it into image tiles with boxes in pixels, as COCO JSON",
     ),
 )
+_CONTENTS = (
+    (r'"categories"\s*:\s*\{\s*"label"', "Datumaro annotations", _EXPORT),
+    (r'"box2d"\s*:', "BDD100K labels", "convert them to COCO JSON"),
+    (
+        r'^\s*\[\s*\{[^}]*"score"\s*:',
+        "detections in COCO's format of results",
+        "pass the annotations instead",
+    ),
+    (r"<dataset>.*<images>", "annotations of dlib's imglab", "convert them to COCO JSON"),
+)
+"""The same for the beginning of JSON and XML files."""
+_MAX_READ = 100
+"""Number of these that are read."""
 
 
 def describe_unsupported(path: Path) -> str | None:
@@ -52,6 +67,12 @@ def describe_unsupported(path: Path) -> str | None:
     for file in files:
         for pattern, kind, cure in _KINDS:
             if re.search(pattern, file, re.IGNORECASE):
+                found[kind, cure].append(Path(file).name)
+    documents = [file for file in files if file.lower().endswith((".json", ".xml"))]
+    for file in documents[:_MAX_READ]:
+        head = read_head(Path(file))
+        for pattern, kind, cure in _CONTENTS:
+            if re.search(pattern, head, re.DOTALL):
                 found[kind, cure].append(Path(file).name)
     if found:
         (kind, cure), names = max(found.items(), key=lambda item: len(item[1]))

@@ -36,6 +36,7 @@ _MAX_FILES = 100
 _RECOGNISED = 2**16
 """Number of bytes at the beginning and the end of a file by which it is recognised."""
 _LISTS = re.compile(rb'"(images|annotations|categories)"\s*:')
+_DATUMARO = re.compile(rb'"categories"\s*:\s*\{\s*"label"')
 
 
 def coco_splits(path: Path) -> dict[str, Reader]:
@@ -86,6 +87,8 @@ def _is_coco(file: Path) -> bool:
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         content = content.replace(b"\0", b"")[2:]
     content = content.removeprefix(codecs.BOM_UTF8).lstrip()
+    if _DATUMARO.search(content):
+        return False
     in_place = file.parent.name == "annotations" and split_name(file.stem) in SPLITS
     if in_place or file.name == "_annotations.coco.json":
         return not content.startswith(b"[")

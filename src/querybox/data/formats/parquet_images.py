@@ -88,7 +88,7 @@ def opened(file: Path) -> Iterator[ParquetFile]:
             yield parquet
     except QueryboxError:
         raise
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).partition("\n")[0]
         raise DataError(f"{file}: cannot be read as Parquet ({reason}); download it again") from None
 
