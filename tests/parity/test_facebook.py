@@ -49,7 +49,7 @@ def test_five_training_steps(
 
 
 def test_detections(run: Run, golden: dict[str, Any]) -> None:
-    scores, labels, boxes_xyxy = postprocess(
+    scores, labels, boxes_xyxy, _ = postprocess(
         replace(run.output.layers[-1], class_rows=None),  # theirs are rows of the head
         torch.from_numpy(golden["valid_sizes"]),
         clip_boxes=False,
@@ -66,7 +66,7 @@ def test_detections_are_of_real_classes(run: Run, golden: dict[str, Any]) -> Non
     last, sizes = run.output.layers[-1], torch.from_numpy(golden["valid_sizes"])
     rows = torch.tensor(run.detector.class_rows)
     assert [run.detector.categories[label].id for label in range(80)] == rows.tolist()
-    scores, labels, _ = postprocess(last, sizes)
+    scores, labels, *_ = postprocess(last, sizes)
     wanted, best = last.logits.softmax(-1)[..., rows].max(
         -1
     )  # the softmax is over all rows, as it was trained

@@ -111,7 +111,9 @@ def test_five_training_steps(
 
 
 def test_detections(run: Run, golden: dict[str, Any]) -> None:
-    scores, labels, boxes_xyxy = postprocess(run.output.layers[-1], torch.from_numpy(golden["valid_sizes"]))
+    scores, labels, boxes_xyxy, _ = postprocess(
+        run.output.layers[-1], torch.from_numpy(golden["valid_sizes"])
+    )
     for i in range(2):
         wanted = torch.from_numpy(golden[f"detections_{i}"])
         assert torch.equal(labels[i], torch.from_numpy(golden[f"detection_labels_{i}"]))

@@ -198,7 +198,7 @@ def is_consistent(
     )
     gap = F.pad(-best[0].diff(dim=1), (1, 1), value=1.0)
     untied = ((gap[:, 1:] > tie) & (gap[:, :-1] > tie))[:, :count]
-    scores, labels, boxes_xyxy = (each[:, :count] for each in best)
+    scores, labels, boxes_xyxy = (each[:, :count] for each in best[:3])
     side = sizes.amax(1)[:, None, None]
     return bool(
         outputs["labels"].shape == labels.shape

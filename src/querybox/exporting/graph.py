@@ -39,13 +39,13 @@ class Graph(nn.Module):
         """Return the values that `querybox.exporting.card.OUTPUTS` describes."""
         preprocessing = self.detector.preprocessing
         predictions = self.detector(ImageBatch.from_pixels(pixels, sizes, preprocessing)).layers[-1]
-        detections = postprocess(
+        scores, labels, boxes_xyxy, _ = postprocess(
             predictions,
             sizes,
             top_k=predictions.logits.shape[1],
             clip_boxes=preprocessing.clip_boxes,
         )
-        return *detections, predictions.logits, predictions.boxes
+        return scores, labels, boxes_xyxy, predictions.logits, predictions.boxes
 
 
 class OpenConv2dSame(Conv2dSame):

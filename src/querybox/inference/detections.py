@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchvision.ops import batched_nms
 
 from querybox.arguments import require_number
 from querybox.data.image import read_image
-from querybox.errors import ImageError, requires_extra
+from querybox.errors import ConfigError, ImageError, requires_extra
 from querybox.html import PICTURE_SIDE, jpeg_url, render
+from querybox.masks import Rle
 from querybox.structures import Category, PixelRange
 from querybox.text import listed
 
@@ -44,6 +46,8 @@ class Detections:
     """Path of the image, ``"video.mp4#12"`` for frame 12 of a video, or ``""`` for an image in memory."""
     pixel_range: PixelRange | None = None
     """How the image was read if it has more than 8 bits; see `Preprocessing.pixel_range`."""
+    masks: tuple[Rle, ...] | None = None
+    """Mask of each object within its box, at the size of the original image; None without a mask head."""
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -84,14 +88,59 @@ class Detections:
         kept = batched_nms(self.boxes_xyxy, self.scores, self.labels, iou)
         return self._where(kept.sort().values)
 
+    def polygons(self) -> list[list[list[float]]]:
+        """Return the outlines of each object, x1, y1, x2, y2 ... in pixels: one for each part of its mask.
+
+        Raises:
+            ConfigError: The detector has no mask head.
+        """
+        return [mask.polygons() for mask in self.known_masks("polygons")]
+
+    def known_masks(self, where: str) -> tuple[Rle, ...]:
+        """Return the masks.
+
+        Args:
+            where: What needs them, for messages.
+
+        Raises:
+            ConfigError: The detector has no mask head.
+        """
+        if self.masks is None:
+            raise ConfigError(
+                f"{where}: the detections have no masks; expected those of a detector trained with model.masks=true"
+            )
+        return self.masks
+
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """Return the detections as COCO results; ``bbox`` is (x, y, width, height) in pixels."""
+        """Return the detections as COCO results.
+
+        ``bbox`` is (x, y, width, height) in pixels; ``segmentation`` is a compressed RLE, if there are masks.
+        """
         corners = self.boxes_xyxy.double()  # float64, so that x + width is the right edge exactly
         boxes_xywh = (corners - corners[:, [0, 1, 0, 1]] * corners.new_tensor([0, 0, 1, 1])).tolist()
-        return [
+        results: list[dict[str, Any]] = [
             {"image_id": image_id, "category_id": self.categories[label].id, "bbox": box, "score": score}
             for box, score, label in zip(boxes_xywh, self.scores.tolist(), self.labels.tolist(), strict=True)
         ]
+        for result, mask in zip(results, self.masks or (), strict=self.masks is not None):
+            result["segmentation"] = mask.to_coco()
+        return results
+
+    def to_yolo(self) -> str:
+        """Return the text of a YOLO segmentation label file: a line per object, with its label and one polygon in 0-1.
+
+        The parts of a mask are joined by lines there and back. An object with an empty mask has no line.
+
+        Raises:
+            ConfigError: The detector has no mask head.
+        """
+        height, width = self.size
+        lines = []
+        for label, parts in zip(self.labels.tolist(), self.polygons(), strict=True):
+            corners = np.reshape(joined(parts), (-1, 2)) / (width, height)
+            if len(corners):
+                lines.append(" ".join([str(label), *(f"{edge:.6g}" for edge in corners.ravel().tolist())]))
+        return "".join(f"{line}\n" for line in lines)
 
     def to_supervision(self) -> supervision.Detections:
         """Convert to ``supervision.Detections``, with the class names in ``data["class_name"]``.
@@ -103,6 +152,7 @@ class Detections:
             import supervision
         return supervision.Detections(
             xyxy=self.boxes_xyxy.numpy(),
+            mask=None if self.masks is None else self.pixel_masks(),
             confidence=self.scores.numpy(),
             class_id=self.labels.numpy(),
             data={"class_name": np.array(self.names, dtype=str)},
@@ -131,10 +181,33 @@ class Detections:
         except ImageError:  # an image in memory, a video frame, or a file that no longer exists
             return None
 
+    def pixel_masks(self) -> Bool[np.ndarray, "N H W"]:
+        """Return the masks decoded: True = inside.
+
+        Raises:
+            ConfigError: The detector has no mask head.
+        """
+        masks = [mask.mask() for mask in self.known_masks("pixel_masks")]
+        return np.stack(masks) if masks else np.zeros((0, *self.size), dtype=bool)
+
     def _where(self, index: Bool[Tensor, " N"] | Int[Tensor, " K"]) -> Self:
+        kept = torch.arange(len(self))[index].tolist()
         return dataclasses.replace(
-            self, boxes_xyxy=self.boxes_xyxy[index], scores=self.scores[index], labels=self.labels[index]
+            self,
+            boxes_xyxy=self.boxes_xyxy[index],
+            scores=self.scores[index],
+            labels=self.labels[index],
+            masks=None if self.masks is None else tuple(self.masks[row] for row in kept),
         )
+
+
+def joined(parts: list[list[float]]) -> list[float]:
+    """Return several polygons as one, which goes from the first point to each of the others and back."""
+    if len(parts) < 2:
+        return [edge for part in parts for edge in part]
+    start = parts[0][:2]
+    others = [edge for part in parts[1:] for edge in part + part[:2] + start]
+    return parts[0] + start + others
 
 
 def score_range(scores: Sequence[float]) -> str:

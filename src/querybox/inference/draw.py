@@ -9,13 +9,18 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import binary_erosion
 
 from querybox.arguments import require_type
+from querybox.errors import ConfigError
 from querybox.inference.detections import Detections
+from querybox.masks import Rle
 from querybox.pixels import as_pixels
 from querybox.plotting import import_matplotlib
 from querybox.text import printable
 
+OPACITY = 0.4
+"""Of masks within their contour."""
 Colour = tuple[int, int, int]
 PixelBox = tuple[int, ...]  # left, top, right, bottom in integer pixels
 
@@ -32,7 +37,7 @@ PALETTE: tuple[Colour, ...] = (
 
 
 def draw(image: Image.Image | UInt8[np.ndarray, "h w 3"], detections: Detections) -> Image.Image:
-    """Return a copy of the image with every detection's box, class name and score.
+    """Return a copy of the image with every detection's box, class name and score, and its mask if there is one.
 
     To draw only some of them, filter first: ``draw(image, detections.above(0.7))``.
 
@@ -41,7 +46,7 @@ def draw(image: Image.Image | UInt8[np.ndarray, "h w 3"], detections: Detections
         detections: Its detections.
 
     Raises:
-        ConfigError: `detections` are not those of one image.
+        ConfigError: `detections` are not those of one image, or its masks are of another size.
         ImageError: `image` is not a PIL image or a uint8 array.
     """
     require_type("draw", detections, Detections, "the Detections of one image")
@@ -51,7 +56,44 @@ def draw(image: Image.Image | UInt8[np.ndarray, "h w 3"], detections: Detections
         f"{name} {score:.2f}"
         for name, score in zip(detections.names, detections.scores.tolist(), strict=True)
     ]
-    return draw_boxes(image, detections.boxes_xyxy.double().numpy(), detections.labels.numpy(), captions)
+    labels = detections.labels.numpy()
+    if detections.masks is not None:
+        image = draw_masks(image, detections.masks, labels)
+    return draw_boxes(image, detections.boxes_xyxy.double().numpy(), labels, captions)
+
+
+def draw_masks(
+    image: Image.Image | UInt8[np.ndarray, "h w 3"], masks: Sequence[Rle], labels: Int[np.ndarray, " N"]
+) -> Image.Image:
+    """Return a copy of the image with translucent masks that have an opaque contour; the first one is on top.
+
+    Args:
+        image: RGB.
+        masks: Masks at the size of the image.
+        labels: Class of each mask, which determines its colour.
+
+    Raises:
+        ConfigError: A mask is of another size.
+    """
+    pixels = np.array(image.convert("RGB") if isinstance(image, Image.Image) else image)  # a copy
+    size = (pixels.shape[0], pixels.shape[1])
+    line = max(1, round((size[0] * size[1]) ** 0.5 / 380))
+    for mask, label in reversed(list(zip(masks, labels.tolist(), strict=True))):
+        if mask.size != size:
+            raise ConfigError(
+                f"draw got masks of {mask.size[0]}x{mask.size[1]} (height x width) for an image of "
+                f"{size[0]}x{size[1]}; expected the image that was predicted on"
+            )
+        if mask.box_xyxy is None:
+            continue
+        left, top, right, bottom = map(int, mask.box_xyxy)
+        window = pixels[top:bottom, left:right]
+        inside = mask.mask()[top:bottom, left:right]
+        contour = inside & ~binary_erosion(inside, iterations=line)
+        colour = np.array(colour_of(label))
+        window[inside] = ((1 - OPACITY) * window[inside] + OPACITY * colour).round()
+        window[contour] = colour
+    return Image.fromarray(pixels)
 
 
 def draw_boxes(

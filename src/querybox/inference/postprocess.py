@@ -16,7 +16,7 @@ def postprocess(
     top_k: int | torch.SymInt = 100,
     *,
     clip_boxes: bool = True,
-) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"], Float[Tensor, "B K 4"]]:
+) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"], Float[Tensor, "B K 4"], Int[Tensor, "B K"]]:
     """Select the `top_k` highest-scoring detections of each image.
 
     With a no-object class, a query yields one detection, of its most probable class (DETR); with sigmoid scores it may
@@ -29,7 +29,7 @@ def postprocess(
         clip_boxes: Clip boxes to the image, as MMDetection does and facebookresearch does not.
 
     Returns:
-        Scores in descending order, labels, and boxes_xyxy in pixels.
+        Scores in descending order, labels, boxes_xyxy in pixels, and the index of the query of each detection.
     """
     scores, labels, query = select_top_k(predictions, top_k)
     height, width = sizes.to(scores).unbind(1)
@@ -38,7 +38,7 @@ def postprocess(
     boxes_xyxy = to_xyxy(boxes).gather(1, query[..., None].expand(-1, -1, 4)) * limits
     if clip_boxes:
         boxes_xyxy = boxes_xyxy.clamp(min=0).minimum(limits)
-    return scores, labels, boxes_xyxy
+    return scores, labels, boxes_xyxy, query
 
 
 def select_top_k(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import UInt8
@@ -14,10 +14,11 @@ from querybox.data.transforms import resize
 from querybox.errors import ImageError, PredictionError
 from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine, evaluating
+from querybox.inference.masks import detection_masks
 from querybox.inference.optimized import fastest
 from querybox.inference.postprocess import postprocess
 from querybox.inference.sources import Frame, Source, find_sources, read_frames
-from querybox.structures import ImageBatch, Predictions, Preprocessing
+from querybox.structures import ImageBatch, Predictions, Preprocessing, at_least_float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,11 @@ class Input:
     """(height, width) of the original image in pixels."""
     pixels: UInt8[Tensor, "3 h w"]
     """Resized RGB image."""
+
+    @property
+    def resized(self) -> tuple[int, int]:
+        """(height, width) of the resized image in pixels."""
+        return self.pixels.shape[1], self.pixels.shape[2]
 
 
 def predict(
@@ -75,15 +81,21 @@ def predict(
     if nms is not None:
         require_number("predict", "nms", nms, 0, 1)
     frames = read_frames(find_sources(sources), on_error, pixel_range=model.preprocessing.pixel_range)
-    results = detect_frames(fastest(model), frames, top_k=top_k, batch_size=batch_size)
-    results = (detections.above(threshold) for detections in results)
+    results = detect_frames(fastest(model), frames, top_k=top_k, batch_size=batch_size, threshold=threshold)
     return results if nms is None else (detections.nms(nms) for detections in results)
 
 
 def detect_frames(
-    engine: Engine, frames: Iterable[Frame], *, top_k: int, batch_size: int
+    engine: Engine, frames: Iterable[Frame], *, top_k: int, batch_size: int, threshold: float = 0.0
 ) -> Iterator[Detections]:
-    """Detect the objects in each frame, in order, whatever their score; shared by `predict` and `evaluate`.
+    """Detect the objects in each frame, in order; shared by `predict` and `evaluate`.
+
+    Args:
+        engine: The model.
+        frames: The images.
+        top_k: Maximum number of detections per image.
+        batch_size: Maximum number of images in one forward pass on an accelerator.
+        threshold: Minimum score of detections (0-1). Masks of others are not computed.
 
     Raises:
         ConfigError: An argument is out of its range.
@@ -92,7 +104,7 @@ def detect_frames(
     require_number("predict", "batch_size", batch_size, 1, whole=True)
     inputs = prepare(frames, engine.preprocessing)
     batches = batch_by_shape(inputs, effective_batch_size(engine, batch_size))
-    return in_order(detect_batches(engine, batches, top_k))
+    return in_order(detect_batches(engine, batches, top_k, threshold))
 
 
 def effective_batch_size(engine: Engine, batch_size: int) -> int:
@@ -133,17 +145,20 @@ def batch_by_shape(inputs: Iterable[Input], batch_size: int) -> Iterator[list[In
 
 
 def detect_batches(
-    engine: Engine, batches: Iterable[list[Input]], top_k: int
+    engine: Engine, batches: Iterable[list[Input]], top_k: int, threshold: float
 ) -> Iterator[tuple[int, Detections]]:
     """Yield the detections of every input with its position in the order of the sources."""
     for batch in batches:
-        yield from zip((item.position for item in batch), detect(engine, batch, top_k), strict=True)
+        yield from zip(
+            (item.position for item in batch), detect(engine, batch, top_k, threshold), strict=True
+        )
 
 
-def detect(engine: Engine, batch: Sequence[Input], top_k: int) -> list[Detections]:
+def detect(engine: Engine, batch: Sequence[Input], top_k: int, threshold: float = 0.0) -> list[Detections]:
     """Detect the objects in inputs of one shape."""
     with evaluating(engine), torch.inference_mode():
-        return to_detections(engine, run_batch(engine, batch), batch, top_k)
+        predictions = run_batch(engine, batch)
+    return to_detections(engine, predictions, batch, top_k, threshold)
 
 
 def run_batch(engine: Engine, batch: Sequence[Input]) -> Predictions:
@@ -157,15 +172,15 @@ def run_batch(engine: Engine, batch: Sequence[Input]) -> Predictions:
 
 
 def to_detections(
-    engine: Engine, predictions: Predictions, batch: Sequence[Input], top_k: int
+    engine: Engine, predictions: Predictions, batch: Sequence[Input], top_k: int, threshold: float = 0.0
 ) -> list[Detections]:
-    """Convert the predictions for some inputs to detections in pixels of the original images.
+    """Convert the predictions for some inputs to detections that score at least `threshold`, in original pixels.
 
     Raises:
         PredictionError: A score or a box is NaN or infinite.
     """
     original_sizes = torch.tensor([item.size for item in batch])  # [B, 2]
-    outputs = postprocess(
+    *outputs, query = postprocess(
         predictions,
         original_sizes.to(engine.device),
         top_k,
@@ -179,7 +194,7 @@ def to_detections(
                 f"{item.source or 'an image in memory'}: the model predicts NaN or infinite values: its weights are "
                 "unusable, or the precision is too low for them; use precision='float32', or other weights"
             )
-    return [
+    found = [
         Detections(
             boxes_xyxy=boxes_xyxy[row],
             scores=scores[row],
@@ -188,8 +203,16 @@ def to_detections(
             size=item.size,
             source=item.source,
             pixel_range=engine.preprocessing.pixel_range,
-        )
+        ).above(threshold)
         for row, item in enumerate(batch)
+    ]
+    if predictions.masks is None:
+        return found
+    most = max(map(len, found), default=0)
+    logits = at_least_float32(predictions.masks.logits(query[:, :most])).cpu()  # [B, most, h, w]
+    return [
+        replace(each, masks=detection_masks(rows[: len(each)], each.boxes_xyxy, item.size, item.resized))
+        for each, rows, item in zip(found, logits, batch, strict=True)
     ]
 
 

@@ -51,8 +51,10 @@ def coco_file(path: Path, categories: Sequence[Category]) -> Iterator[AddDetecti
                 "height": height,
             }
         )
-        for result in detections.to_coco(len(images)):
-            area = result["bbox"][2] * result["bbox"][3]
+        for index, result in enumerate(detections.to_coco(len(images))):
+            area = float(result["bbox"][2] * result["bbox"][3])
+            if detections.masks is not None:
+                area = float(detections.masks[index].area)
             annotations.append({"id": len(annotations) + 1, **result, "area": area, "iscrowd": 0})
 
     yield add
