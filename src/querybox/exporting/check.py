@@ -30,10 +30,10 @@ TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "bf16": 0.1}
 """Largest allowed difference of a class probability or a box coordinate (both 0-1), by precision."""
 DETECTION_TOLERANCE = 1e-5
 """Largest allowed difference between the detections of a model and those computed from its own logits and boxes."""
+PROBE_TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "bf16": 0.02, "int8": 1e-3}
+"""The same for a model that is loaded, perhaps on another machine than it was written on, by precision."""
 PROBE = (128, 160)
 """(height, width) of the image on which a model is run when it is loaded."""
-PROBE_TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "bf16": 0.02, "int8": 1e-3}
-"""The same for a model that is loaded, perhaps on another machine than it was written on."""
 TIE = 1e-6
 """Detections whose scores differ by no more may come in either order."""
 NOISE, TRIES = (3e-6, 1e-5, 3e-5), 24

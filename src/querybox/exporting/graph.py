@@ -48,7 +48,7 @@ class Graph(nn.Module):
         return scores, labels, boxes_xyxy, predictions.logits, predictions.boxes
 
 
-class OpenConv2dSame(Conv2dSame):
+class DynamicConv2dSame(Conv2dSame):
     """TensorFlow's "same" convolution for dynamic image sizes.
 
     timm computes the padding with a maximum and a ceiling, which a trace turns into constraints on the image size.
@@ -71,9 +71,9 @@ class OpenConv2dSame(Conv2dSame):
 
 @contextmanager
 def sizes_as_traced() -> Iterator[None]:
-    """Have PyTorch decompose a traced program without asking again of every size whether it is 1.
+    """Have PyTorch decompose a traced program without checking again for every size whether it is 1.
 
-    The questions were answered when the program was traced, and most of the time of a conversion would go into them.
+    The trace has established that already, and the checks would take most of the time of a conversion.
     """
     if not hasattr(_config, "backed_size_oblivious"):  # in PyTorch 2.6
         yield
@@ -84,22 +84,25 @@ def sizes_as_traced() -> Iterator[None]:
 
 def trace(detector: DetectionTransformer) -> ExportedProgram:
     """Trace a detector in evaluation mode with dynamic batch size, height and width."""
-    # Sizes that are not multiples of each other or of a stride, because the trace takes accidental equality for a rule.
+    # Sizes that are not multiples of each other or of a stride, because the trace would take accidental equality as a
+    # constraint.
     pixels = torch.zeros(2, 3, 165, 229, dtype=torch.uint8)
     sizes = torch.tensor([[165, 229], [140, 201]])
-    open_sizes = {"pixels": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, "sizes": {0: Dim.DYNAMIC}}
+    dynamic_sizes = {"pixels": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, "sizes": {0: Dim.DYNAMIC}}
     detector = copy.deepcopy(detector).cpu().eval()
     for part in (detector.backbone, detector.neck, detector.encoder):
         fuse(part)  # batch norms folded
     detector.to(memory_format=torch.contiguous_format)
     for part in detector.modules():
         if type(part) is Conv2dSame:
-            part.__class__ = OpenConv2dSame
+            part.__class__ = DynamicConv2dSame
         if hasattr(part, "inplace"):
             # Otherwise it would be made functional later, node by node.
             part.inplace = False  # type: ignore[assignment]
     with torch.no_grad():
-        return torch.export.export(Graph(detector), (pixels, sizes), dynamic_shapes=open_sizes, strict=False)
+        return torch.export.export(
+            Graph(detector), (pixels, sizes), dynamic_shapes=dynamic_sizes, strict=False
+        )
 
 
 def decoder_nodes(program: ExportedProgram) -> frozenset[str]:
