@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from references import Run, assert_losses, assert_stage, assert_training_steps, build, unweighted
+from references import Run, assert_five_training_steps, assert_losses, assert_stage, build, unweighted
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -45,7 +45,7 @@ def test_all_losses(run: Run, golden: dict[str, Any]) -> None:
 def test_five_training_steps(
     theirs: dict[str, Tensor], batch: ImageBatch, targets: list[Target], golden: dict[str, Any]
 ) -> None:
-    assert_training_steps(build(FACEBOOK, theirs, num_classes=91), batch, targets, golden, steps=5)
+    assert_five_training_steps(build(FACEBOOK, theirs, num_classes=91), batch, targets, golden)
 
 
 def test_detections(run: Run, golden: dict[str, Any]) -> None:

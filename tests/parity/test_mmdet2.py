@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from references import Run, assert_losses, assert_stage, assert_training_steps, build
+from references import Run, assert_five_training_steps, assert_losses, assert_stage, build
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -104,10 +104,10 @@ def test_float32(
     assert_gradient_norms(run, golden, tolerance=6e-4)
 
 
-def test_three_training_steps(
+def test_five_training_steps(
     theirs: dict[str, Tensor], batch: ImageBatch, targets: list[Target], golden: dict[str, Any]
 ) -> None:
-    assert_training_steps(build(MMDET2, theirs, num_classes=80), batch, targets, golden, steps=3)
+    assert_five_training_steps(build(MMDET2, theirs, num_classes=80), batch, targets, golden)
 
 
 def test_detections(run: Run, golden: dict[str, Any]) -> None:
