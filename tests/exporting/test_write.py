@@ -175,7 +175,7 @@ def test_a_file_is_moved_once_it_is_no_longer_mapped(
     from openvino import Core
 
     model = Core().read_model(exported("openvino").files[0])
-    monkeypatch.setattr(write, "trace", lambda _: program)
+    monkeypatch.setattr(write, "trace", lambda *_, **__: program)
     monkeypatch.setattr(openvino, "convert", lambda _: model)
     real, mapped = Path.replace, {}
 
