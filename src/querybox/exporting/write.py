@@ -109,6 +109,12 @@ def check_values(detector: object, to: object, precision: object) -> None:
     """Raise `ConfigError` if an argument of `export` is of another type, or not one of the choices."""
     cure = "a Detector: pass the one that it was made from, or load its checkpoint with querybox.load"
     require_type("export", detector, DetectionTransformer, cure)
+    assert isinstance(detector, DetectionTransformer)
+    if detector.mask_head is not None:
+        raise ConfigError(
+            "export got a detector with a mask head, which cannot be exported yet; expected one that was trained with "
+            "model.masks=false"
+        )
     for name, value, choices in (
         ("to", to, EXPORTED),
         ("precision", precision, ("auto", *get_args(Precision))),

@@ -203,6 +203,7 @@ def build_loader(
         epochs=settings.train.epochs,
         fill=detector.preprocessing.mean,
         transform=transform,
+        masks=detector.mask_head is not None,
     )
     if transform is not None:
         loader.dataset[0, 0]  # raises its errors before the run begins
