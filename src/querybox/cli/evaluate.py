@@ -16,6 +16,8 @@ from querybox.precision import Precision
 from querybox.text import to_json
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.table import Table
 
     from querybox.evaluation.result import Evaluation
@@ -87,7 +89,7 @@ def evaluate(
     write_text(output / RESULTS, to_json(evaluation.to_coco()))
 
     console = Console()
-    console.print(metrics_table(evaluation), classes_table(evaluation), errors_table(evaluation))
+    console.print(*metrics_tables(evaluation), classes_table(evaluation), errors_table(evaluation))
     if inspect and inspected is None:
         print_text(
             f"{model} cannot be inspected: the report shows the worst images without inspector pages; evaluate a "
@@ -110,12 +112,21 @@ def check_output(output: Path) -> None:
         )
 
 
-def metrics_table(evaluation: Evaluation) -> Table:
+def metrics_tables(evaluation: Evaluation) -> list[Table]:
+    """Show the 12 COCO metrics, of boxes and, if there are masks, of masks."""
+    title = f"{evaluation.objects:,} objects in {evaluation.images:,} images"
+    tables = [metrics_table(title, evaluation.metrics)]
+    if (masks := evaluation.masks) is not None:
+        objects = sum(one.objects for one in masks.categories)
+        tables.append(metrics_table(f"{objects:,} masks in {masks.images:,} images", masks.metrics))
+    return tables
+
+
+def metrics_table(title: str, metrics: Mapping[str, float]) -> Table:
     """Show the 12 COCO metrics, precision on the left and recall on the right."""
-    numbers = [(name, metric(value)) for name, value in evaluation.metrics.items()]
+    numbers = [(name, metric(value)) for name, value in metrics.items()]
     half = len(numbers) // 2
     rows = [precision + recall for precision, recall in zip(numbers[:half], numbers[half:], strict=True)]
-    title = f"{evaluation.objects:,} objects in {evaluation.images:,} images"
     return table(title, ["precision", "", "recall", ""], rows, numeric=[1, 3])
 
 

@@ -41,6 +41,8 @@ class Objects(NamedTuple):
     """Crowd regions, and objects outside the area range: a detection matched to one is not counted."""
     crowd: Bool[np.ndarray, " G"]
     """Crowd regions, which any number of detections may be matched to."""
+    place: Int[np.ndarray, " G"]
+    """Index of each object among those of all images, which are in ascending order of their ids."""
 
 
 class DetectionTable(NamedTuple):
@@ -53,6 +55,8 @@ class DetectionTable(NamedTuple):
     """Index within the group, from 0."""
     outside: Bool[np.ndarray, "A N"]
     """Detections outside the area range: not a false positive if unmatched."""
+    place: Int[np.ndarray, " N"]
+    """Index of each detection among those of all images, which are in ascending order of their ids."""
 
 
 class Pairs(NamedTuple):
@@ -77,7 +81,14 @@ def average_precision(
         no object.
     """
     objects, table = gather_objects(data), gather_detections(data, detections)
-    outcome = match(table, objects, overlapping_pairs(table, objects))
+    return summarise(data, objects, table, overlapping_pairs(table, objects))
+
+
+def summarise(
+    data: DetectionData, objects: Objects, table: DetectionTable, pairs: Pairs
+) -> tuple[dict[str, float], Float[np.ndarray, "T R C"]]:
+    """Compute the COCO metrics from the IoUs of detections and objects; see `average_precision`."""
+    outcome = match(table, objects, pairs)
     first_groups = np.arange(len(data.categories) + 1) * len(data.images)  # of each label
     counts = np.stack(
         [np.diff(np.searchsorted(objects.group[~ignored], first_groups)) for ignored in objects.ignored]
@@ -109,6 +120,7 @@ def gather_objects(data: DetectionData) -> Objects:
         boxes_xyxy=np.concatenate([np.zeros((0, 4)), *(image.boxes_xyxy for image in images)])[order],
         ignored=crowd | outside_areas(areas),
         crowd=crowd,
+        place=order,
     )
 
 
@@ -129,6 +141,7 @@ def gather_detections(data: DetectionData, detections: Mapping[int, Detections])
         scores=scores[order],
         rank=rank,
         outside=outside_areas((boxes[order, 2:] - boxes[order, :2]).prod(1)),
+        place=order,
     )
 
 

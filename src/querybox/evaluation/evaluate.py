@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from querybox.arguments import require_type
@@ -19,7 +19,8 @@ from querybox.errors import ConfigError, DataError, ImageError
 from querybox.evaluation.average_precision import average_precision
 from querybox.evaluation.confusion import best_operating_point
 from querybox.evaluation.errors import find_errors
-from querybox.evaluation.result import CategoryResult, Evaluation
+from querybox.evaluation.mask_precision import mask_average_precision, with_masks
+from querybox.evaluation.result import CategoryResult, Evaluation, MaskMetrics
 from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine
 from querybox.inference.optimized import fastest
@@ -173,23 +174,9 @@ def coco_metrics(data: DetectionData, detections: Mapping[int, Detections]) -> E
     }
     metrics, precision = average_precision(data, aligned)
     operating_point = best_operating_point(data, aligned)
-    counts = np.bincount(
-        np.concatenate(
-            [np.zeros(0, dtype=np.int64), *(record.labels[~record.crowd] for record in data.images)]
-        ),
-        minlength=len(data.categories),
-    )
     return Evaluation(
         metrics=metrics,
-        categories=tuple(
-            CategoryResult(
-                category=category,
-                objects=int(counts[label]),
-                AP=float(precision[:, :, label].mean()),
-                AP50=float(precision[0, :, label].mean()),
-            )
-            for label, category in enumerate(data.categories)
-        ),
+        categories=category_results(data, precision),
         precision=precision,
         operating_point=operating_point,
         errors={
@@ -204,6 +191,48 @@ def coco_metrics(data: DetectionData, detections: Mapping[int, Detections]) -> E
         images=len(data.images),
         objects=data.num_objects,
         crowds=sum(int(record.crowd.sum()) for record in data.images),
+        masks=mask_metrics(data, aligned),
+    )
+
+
+def mask_metrics(data: DetectionData, detections: Mapping[int, Detections]) -> MaskMetrics | None:
+    """Compute the metrics of masks, on the images whose objects all have one; None if there are no masks to compare.
+
+    Args:
+        data: The images and their objects.
+        detections: Detections of every image by image id, with the labels of `data`.
+    """
+    known = with_masks(data, detections)
+    if known is None:
+        return None
+    metrics, precision = mask_average_precision(known, detections)
+    return MaskMetrics(
+        metrics=metrics,
+        categories=category_results(known, precision),
+        precision=precision,
+        images=len(known.images),
+    )
+
+
+def category_results(
+    data: DetectionData, precision: Float[np.ndarray, "T R C"]
+) -> tuple[CategoryResult, ...]:
+    """Return the metrics of each class.
+
+    Args:
+        data: The images and their objects.
+        precision: Interpolated precision by IoU threshold, recall and label.
+    """
+    labels = [np.zeros(0, dtype=np.int64), *(record.labels[~record.crowd] for record in data.images)]
+    counts = np.bincount(np.concatenate(labels), minlength=len(data.categories))
+    return tuple(
+        CategoryResult(
+            category=category,
+            objects=int(counts[label]),
+            AP=float(precision[:, :, label].mean()),
+            AP50=float(precision[0, :, label].mean()),
+        )
+        for label, category in enumerate(data.categories)
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -56,6 +56,20 @@ class CategoryResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MaskMetrics:
+    """The metrics of masks."""
+
+    metrics: Mapping[str, float]
+    """The values of `METRICS` with the IoU of masks, 0-1; NaN where the data have no such object."""
+    categories: tuple[CategoryResult, ...]
+    """Metrics of each class, in order of label."""
+    precision: Float[np.ndarray, "10 101 C"]
+    """See `Evaluation.precision`."""
+    images: int
+    """Number of images all of whose objects have a mask; only these count."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
     """The result of comparing detections with the objects of a dataset."""
 
@@ -80,6 +94,8 @@ class Evaluation:
     """Number of crowd regions; as in COCO, detections on them are ignored."""
     unreadable: Mapping[int, str] = field(default_factory=dict)
     """Images that could not be read and are not evaluated: the reason, by image id."""
+    masks: MaskMetrics | None = None
+    """The metrics of masks; None if the detections or the data have none."""
 
     @property
     def false_negatives(self) -> dict[str, int]:
@@ -130,16 +146,7 @@ class Evaluation:
             "crowds": self.crowds,
             "unreadable": {str(image_id): reason for image_id, reason in self.unreadable.items()},
             "detections": sum(map(len, self.detections.values())),
-            "categories": [
-                {
-                    "id": result.category.id,
-                    "name": result.category.name,
-                    "objects": result.objects,
-                    "AP": or_none(result.AP),
-                    "AP50": or_none(result.AP50),
-                }
-                for result in self.categories
-            ],
+            "categories": json_categories(self.categories),
             "agreement": {
                 "threshold": self.operating_point.threshold,
                 "precision": or_none(self.operating_point.precision),
@@ -152,6 +159,12 @@ class Evaluation:
                 "false_alarms": json_counts(self.false_positives),
             },
         }
+        if self.masks is not None:
+            report["masks"] = {
+                "metrics": {name: or_none(value) for name, value in self.masks.metrics.items()},
+                "images": self.masks.images,
+                "categories": json_categories(self.masks.categories),
+            }
         text = to_json(report, indent=2)
         write_text(Path(path), text + "\n")
 
@@ -163,6 +176,20 @@ def json_confusion(confusion: Int[np.ndarray, "K K"]) -> dict[str, Any]:
     rows, columns = np.nonzero(confusion)
     entries = np.stack([rows, columns, confusion[rows, columns]], 1).tolist()
     return {"confusion": None, "confusion_entries": entries}
+
+
+def json_categories(categories: Sequence[CategoryResult]) -> list[dict[str, Any]]:
+    """Return the metrics of each class for ``metrics.json``."""
+    return [
+        {
+            "id": one.category.id,
+            "name": one.category.name,
+            "objects": one.objects,
+            "AP": or_none(one.AP),
+            "AP50": or_none(one.AP50),
+        }
+        for one in categories
+    ]
 
 
 def json_counts(counts: Mapping[str, int]) -> dict[str, int]:

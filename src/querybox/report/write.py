@@ -89,7 +89,7 @@ def write_report(
         finding_rows=[finding.row() for finding in diagnosis.findings] if diagnosis else [],
         unreadable=unreadable_images(run_dir, evaluation),
         history=charts.training_charts(read_history(run_dir / "metrics.csv")),
-        metric_rows=[(name, metric(value), MEANINGS[name]) for name, value in evaluation.metrics.items()],
+        metric_rows=metric_rows(evaluation),
         match_iou=MATCH_IOU,
         precision_recall=charts.precision_recall_chart(evaluation),
         confusion=charts.confusion_chart(evaluation),
@@ -109,6 +109,14 @@ def write_report(
     path = run_dir / "report.html"
     write_text(path, html)
     return path
+
+
+def metric_rows(evaluation: Evaluation) -> list[list[str]]:
+    """Return table rows: name, value for boxes, value for masks if there are masks, meaning."""
+    columns = [evaluation.metrics, *([] if evaluation.masks is None else [evaluation.masks.metrics])]
+    return [
+        [name, *(metric(column[name]) for column in columns), MEANINGS[name]] for name in evaluation.metrics
+    ]
 
 
 def unreadable_images(run_dir: Path, evaluation: Evaluation) -> list[tuple[str, str]]:
