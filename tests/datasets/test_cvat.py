@@ -77,7 +77,7 @@ def test_subsets_of_a_project_are_splits(tmp_path: Path) -> None:
         ('<box label="dog" xtl="20" ytl="20" xbr="40" ybr="30" rotation="90"/>', [25, 15, 35, 35]),
         ('<ellipse label="dog" cx="40" cy="30" rx="20" ry="10"/>', [20, 20, 60, 40]),
         ('<ellipse label="dog" cx="40" cy="30" rx="20" ry="10" rotation="90"/>', [30, 10, 50, 50]),
-        ('<mask label="dog" rle="1, 2" left="3" top="4" width="10" height="20"/>', [3, 4, 13, 24]),
+        ('<mask label="dog" rle="1, 199" left="3" top="4" width="10" height="20"/>', [3, 4, 13, 24]),
         (
             '<cuboid label="dog" xtl1="10" ytl1="11" xbl1="10" ybl1="30" xtr1="20" ytr1="11" xbr1="20" ybr1="30" '
             'xtl2="15" ytl2="5" xbl2="15" ybl2="25" xtr2="27" ytr2="5" xbr2="27" ybr2="25"/>',

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from annotation_writers import cvat, cvat_image, labelme
+from dataset_writers import Drawn, write_images, write_json, write_yolo
 from PIL import Image
 from pycocotools import mask as coco_mask
 from torchvision import tv_tensors
@@ -260,3 +262,75 @@ def test_masks_are_flipped_and_resized_by_hand() -> None:
     torch.testing.assert_close(
         doubled.masks, sample.masks.repeat_interleave(2, 1).repeat_interleave(2, 2), rtol=0, atol=0
     )
+
+
+IMAGE = Drawn(name="a.png", size=(16, 12))
+
+
+def masks_of(data: DetectionData) -> list[np.ndarray | None]:
+    """Return the masks of the only image."""
+    (record,) = data.images
+    size = (record.height, record.width)
+    return [None if one is None else rasterised(one, size).mask() for one in record.masks or ()]
+
+
+def test_polygons_of_yolo_are_masks(tmp_path: Path) -> None:
+    write_yolo(tmp_path, "train", [IMAGE], ["cell"])
+    (labels,) = tmp_path.rglob("a.txt")
+    corners = [2 / 16, 2 / 12, 14 / 16, 2 / 12, 2 / 16, 10 / 12]
+    lines = ["0 " + " ".join(map(str, corners)), "0 0.5 0.5 0.25 0.5", "0 0.1 0.1 0.9 0.1 0.1 nan"]
+    labels.write_text("\n".join(lines[:2]), encoding="utf-8")
+    polygon, box = masks_of(read_dataset(tmp_path))
+    np.testing.assert_array_equal(polygon, pixels_of(TRIANGLE, 12, 16))
+    assert box is None
+    labels.write_text("\n".join(lines[1:]), encoding="utf-8")
+    data = read_dataset(tmp_path)
+    assert data.images[0].masks is None
+    assert "nan_box" in kinds(data)
+
+
+def test_polygons_circles_and_groups_of_labelme_are_masks(tmp_path: Path) -> None:
+    shapes: list[Any] = [
+        {"label": "cell", "points": [[2, 2], [14, 2], [2, 10]], "shape_type": "polygon"},
+        {"label": "cell", "points": [[8, 6], [8, 10]], "shape_type": "circle"},
+        {"label": "cell", "points": [[1, 1], [9, 9]], "shape_type": "rectangle"},
+        {"label": "cell", "points": [[0, 0], [4, 0], [4, 4], [0, 4]], "shape_type": "polygon", "group_id": 1},
+        {
+            "label": "cell",
+            "points": [[8, 8], [12, 8], [12, 12], [8, 12]],
+            "shape_type": "polygon",
+            "group_id": 1,
+        },
+    ]
+    write_images(tmp_path, [IMAGE])
+    write_json(tmp_path / "a.json", labelme(IMAGE, shapes))
+    polygon, circle, rectangle, group = masks_of(read_dataset(tmp_path))
+    np.testing.assert_array_equal(polygon, pixels_of(TRIANGLE, 12, 16))
+    np.testing.assert_array_equal(circle, disc(12, 16, center=(8, 6), radius=4).masks[0])  # type: ignore[index]
+    assert rectangle is None
+    expected = np.zeros((12, 16), dtype=bool)
+    expected[:4, :4] = expected[8:, 8:12] = True
+    np.testing.assert_array_equal(group, expected)
+
+
+def test_polygons_ellipses_and_masks_of_cvat_are_masks(tmp_path: Path) -> None:
+    write_images(tmp_path, [IMAGE])
+    shapes: list[Any] = [
+        '<polygon label="cell" points="2,2;14,2;2,10"/>',
+        '<ellipse label="cell" cx="8" cy="6" rx="4" ry="4"/>',
+        '<mask label="cell" rle="1, 2, 3" left="4" top="5" width="3" height="2"/>',
+        '<box label="cell" xtl="1" ytl="1" xbr="5" ybr="5"/>',
+        '<mask label="cell" rle="1, 2" left="4" top="5" width="3" height="2"/>',
+        '<mask label="cell" rle="2, 4" left="14" top="5" width="3" height="2"/>',
+        '<mask label="cell" rle="x" left="4" top="5" width="3" height="2"/>',
+    ]
+    (tmp_path / "annotations.xml").write_text(cvat(cvat_image(IMAGE, shapes)), encoding="utf-8")
+    data = read_dataset(tmp_path)
+    polygon, ellipse, mask, *others = masks_of(data)
+    np.testing.assert_array_equal(polygon, pixels_of(TRIANGLE, 12, 16))
+    np.testing.assert_array_equal(ellipse, disc(12, 16, center=(8, 6), radius=4).masks[0])  # type: ignore[index]
+    expected = np.zeros((12, 16), dtype=bool)
+    expected[5, 5:7] = True  # of six pixels in two rows, the second and the third
+    np.testing.assert_array_equal(mask, expected)
+    assert others == [None] * 4
+    assert [one.count for one in data.findings if one.kind == "malformed_mask"] == [3]

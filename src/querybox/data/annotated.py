@@ -29,6 +29,7 @@ from querybox.data.records import (
 )
 from querybox.data.splits import Reader, by_split, split_name
 from querybox.errors import ImageError
+from querybox.masks import Region
 from querybox.structures import Category
 
 
@@ -43,6 +44,7 @@ class AnnotatedObject(NamedTuple):
     crowd: bool = False
     area: float | None = None
     """Area in square pixels; None for that of the box."""
+    mask: Region | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -246,6 +248,7 @@ class _SplitReader:
             labels=[labels[item.category] for item in image.objects],
             crowd=[item.crowd for item in image.objects],
             areas=[item.area for item in image.objects],
+            masks=[item.mask for item in image.objects],
             findings=self.findings,
             locate=lambda index: image.objects[index].where,
             size_stated=image.size is not None,

@@ -1,4 +1,4 @@
-"""Bounding boxes of the shapes that annotation tools draw."""
+"""Bounding boxes and regions of the shapes that annotation tools draw."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from querybox.data.findings import Corners
+from querybox.errors import DataError
+from querybox.polygons import Polygons
 
 Point = tuple[float, float]
+_ELLIPSE = 72
+"""Number of vertices of an ellipse."""
 
 
 def bounding_box(points: Sequence[Point]) -> Corners:
@@ -17,6 +21,21 @@ def bounding_box(points: Sequence[Point]) -> Corners:
     array = np.asarray(points, dtype=np.float64)
     (x0, y0), (x1, y1) = array.min(axis=0), array.max(axis=0)
     return float(x0), float(y0), float(x1), float(y1)
+
+
+def region(parts: Sequence[Sequence[Point]]) -> Polygons | None:
+    """Return the region of an object whose parts are polygons; None if one of them has no inside."""
+    try:
+        return Polygons.of([[side for point in part for side in point] for part in parts])
+    except DataError:
+        return None
+
+
+def ellipse(center: Point, radii: Point, degrees: float) -> list[Point]:
+    """Return points on an ellipse with radii along x and y, rotated about its center by a finite angle."""
+    angles = np.linspace(0, 2 * np.pi, _ELLIPSE, endpoint=False)
+    points = np.stack([center[0] + radii[0] * np.cos(angles), center[1] + radii[1] * np.sin(angles)], 1)
+    return rotated([(x, y) for x, y in points.tolist()], center, degrees)
 
 
 def rectangle(x: float, y: float, width: float, height: float) -> list[Point]:

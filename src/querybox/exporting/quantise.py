@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from querybox.data import DetectionData, read_pixels
 from querybox.errors import DataError, requires_extra
-from querybox.exporting.card import Card
-from querybox.exporting.engine import pad_to
 from querybox.inference.predict import prepare
 from querybox.inference.sources import Frame
+from querybox.structures import Preprocessing
 
 if TYPE_CHECKING:
     import openvino
@@ -24,7 +22,7 @@ CALIBRATION_IMAGES = 100
 
 
 def quantise(
-    model: openvino.Model, float_nodes: frozenset[str], data: DetectionData, card: Card
+    model: openvino.Model, float_nodes: frozenset[str], data: DetectionData, preprocessing: Preprocessing
 ) -> openvino.Model:
     """Return the model in int8, except for operations that are sensitive and cheap.
 
@@ -35,7 +33,7 @@ def quantise(
         model: The model in float32, see `querybox.exporting.openvino.convert`.
         float_nodes: Names of the nodes of the traced graph whose matrix products stay in float.
         data: Images representative of those that the model will be used on; their boxes are not used.
-        card: The preprocessing and the size of the images.
+        preprocessing: The preprocessing of the detector.
 
     Raises:
         DataError: The dataset has no images.
@@ -57,7 +55,7 @@ def quantise(
     try:
         return nncf.quantize(
             model,
-            nncf.Dataset(list(calibration_inputs(data, card))),
+            nncf.Dataset(list(calibration_inputs(data, preprocessing))),
             preset=nncf.QuantizationPreset.PERFORMANCE,
             ignored_scope=nncf.IgnoredScope(names=sorted(ignored)),
             subset_size=min(len(data.images), CALIBRATION_IMAGES),
@@ -66,17 +64,15 @@ def quantise(
         logger.setLevel(level)
 
 
-def calibration_inputs(data: DetectionData, card: Card) -> Iterator[dict[str, np.ndarray]]:
+def calibration_inputs(data: DetectionData, preprocessing: Preprocessing) -> Iterator[dict[str, np.ndarray]]:
     """Yield the model's inputs for `CALIBRATION_IMAGES` images, evenly spaced over the dataset."""
     count = len(data.images)
     indices = np.linspace(0, count - 1, min(count, CALIBRATION_IMAGES)).round().astype(int)
     records = (data.images[index] for index in indices)
     frames = (
-        Frame(source=str(record.path), pixels=read_pixels(record, pixel_range=card.preprocessing.pixel_range))
+        Frame(source=str(record.path), pixels=read_pixels(record, pixel_range=preprocessing.pixel_range))
         for record in records
     )
-    for each in prepare(frames, card.preprocessing):
-        pixels, sizes = each.pixels[None], torch.tensor([each.pixels.shape[1:]])
-        if card.size is not None:
-            pixels = pad_to(pixels, sizes, card)
-        yield {"pixels": pixels.contiguous().numpy(), "sizes": sizes.numpy()}
+    for each in prepare(frames, preprocessing):
+        pixels = each.pixels[None].contiguous()
+        yield {"pixels": pixels.numpy(), "sizes": np.array([pixels.shape[2:]], dtype=np.int64)}

@@ -1,7 +1,8 @@
 """CVAT XML 1.1, for images and for video: https://docs.cvat.ai/docs/manual/advanced/xml_format/.
 
 A file has images with shapes, or tracks with shapes in the frames of a video, whose images are named `frame_000000` and
-so on. Every shape with an extent becomes its bounding box. Subsets of a project are splits.
+so on. Every shape with an extent becomes its bounding box; polygons, ellipses and masks are masks, too. Subsets of a
+project are splits.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
+import numpy as np
+
 from querybox.data.annotated import (
     AnnotatedImage,
     AnnotatedObject,
@@ -23,8 +26,9 @@ from querybox.data.annotated import (
 from querybox.data.findings import Corners, FindingCollector
 from querybox.data.layout import locator_for, split_files
 from querybox.data.parsing import read_xml, stated_size, xml_element, xml_root
-from querybox.data.shapes import Point, bounding_box, ellipse_box, rectangle, rotated
+from querybox.data.shapes import Point, bounding_box, ellipse, ellipse_box, rectangle, region, rotated
 from querybox.data.splits import Format, Reader
+from querybox.masks import Region, Rle
 from querybox.structures import Category
 
 _WITHOUT_EXTENT = frozenset({"points", "skeleton", "tag"})
@@ -92,7 +96,7 @@ def _parse(
                 for number, shape in enumerate(element, start=1)
             ]
             size = stated_size(element.get("height"), element.get("width"))
-            objects = _objects(locations, findings)
+            objects = _objects(locations, size, findings)
             images.append(AnnotatedImage(name=name, where=where, size=size, objects=objects))
     return images + _frames(file, root, findings)
 
@@ -117,17 +121,21 @@ def _frames(file: Path, root: Element, findings: FindingCollector) -> list[Annot
             name=f"frame_{frame:06d}",
             where=f"{file}, frame {frame}",
             size=size,
-            objects=_objects(frames[frame], findings),
+            objects=_objects(frames[frame], size, findings),
         )
         for frame in sorted(frames)
     ]
 
 
-def _objects(locations: Sequence[_Location], findings: FindingCollector) -> list[AnnotatedObject]:
-    return list(_boxes(locations, findings))
+def _objects(
+    locations: Sequence[_Location], size: tuple[int, int] | None, findings: FindingCollector
+) -> list[AnnotatedObject]:
+    return list(_boxes(locations, size, findings))
 
 
-def _boxes(locations: Sequence[_Location], findings: FindingCollector) -> Iterator[AnnotatedObject]:
+def _boxes(
+    locations: Sequence[_Location], size: tuple[int, int] | None, findings: FindingCollector
+) -> Iterator[AnnotatedObject]:
     for where, label, shape in locations:
         try:
             box = _box(shape)
@@ -141,7 +149,44 @@ def _boxes(locations: Sequence[_Location], findings: FindingCollector) -> Iterat
         else:
             if shape.tag != "box" or _rotation(shape):
                 findings.add("boxed_shape", where)
-            yield AnnotatedObject(where, label, box)
+            yield AnnotatedObject(where, label, box, mask=_mask(where, shape, size, findings))
+
+
+def _mask(
+    where: str, shape: Element, size: tuple[int, int] | None, findings: FindingCollector
+) -> Region | None:
+    """Return the region of a shape in an image of this (height, width); None if only its box is known."""
+    match shape.tag:
+        case "polygon":
+            return region([[_point(text) for text in shape.get("points", "").split(";")]])
+        case "ellipse":
+            cx, cy, rx, ry = _numbers(shape, "cx", "cy", "rx", "ry")
+            return region([ellipse((cx, cy), (rx, ry), _rotation(shape))])
+        case "mask" if size is not None:
+            try:
+                return _rle(shape, size)
+            except ValueError as error:
+                findings.add("malformed_mask", f"{where}: {error}")
+    return None
+
+
+def _rle(shape: Element, size: tuple[int, int]) -> Rle:
+    """Return the mask of an element, whose run lengths are along the rows of its box, the first one outside.
+
+    Raises:
+        ValueError: The run lengths are malformed, or the box is not in the image.
+    """
+    left, top, width, height = (int(number) for number in _numbers(shape, "left", "top", "width", "height"))
+    runs = np.array([int(text) for text in shape.get("rle", "").split(",")])
+    if min(left, top) < 0 or left + width > size[1] or top + height > size[0] or min(width, height) < 1:
+        raise ValueError(f"its box is not in the image of {size[0]}x{size[1]} (height x width)")
+    if runs.min() < 0 or runs.max() > width * height or runs.sum() != width * height:
+        raise ValueError(f"its run lengths do not add up to {width * height} pixels")
+    mask = np.zeros(size, dtype=bool)
+    mask[top : top + height, left : left + width] = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(
+        height, width
+    )
+    return Rle.of(mask)
 
 
 def _box(shape: Element) -> Corners | None:

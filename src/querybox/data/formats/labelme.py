@@ -1,7 +1,8 @@
-"""labelme JSON: a file for each image, with shapes in pixels. Every shape with an extent becomes its bounding box.
+"""labelme JSON: a file for each image, with shapes in pixels.
 
-The files are beside the images, in `<split>/` folders, or in a folder of their own. Embedded image data is not read.
-Shapes of one class with the same `group_id` are parts of one object.
+Every shape with an extent becomes its bounding box; polygons and circles are masks, too. The files are beside the
+images, in `<split>/` folders, or in a folder of their own. Embedded image data is not read. Shapes of one class with
+the same `group_id` are parts of one object.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from querybox.data.annotated import AnnotatedImage, AnnotatedObject, splits_by_i
 from querybox.data.findings import FindingCollector
 from querybox.data.locate import ImageLocator
 from querybox.data.parsing import Name, json_head, read_head, stated_size, validation_problem
-from querybox.data.shapes import Point, bounding_box
+from querybox.data.shapes import Point, bounding_box, ellipse, region
 from querybox.data.splits import Format
 from querybox.data.text import decode, read_bounded
 from querybox.errors import DataError, ImageError
@@ -78,6 +79,7 @@ def _image_name(file: Path, written: str | None, locator: ImageLocator) -> str:
 def _objects(file: Path, shapes: Sequence[Any], findings: FindingCollector) -> list[AnnotatedObject]:
     points: dict[tuple[object, ...], list[Point]] = {}
     places: dict[tuple[object, ...], str] = {}
+    outlines: dict[tuple[object, ...], list[list[Point]]] = {}
     for number, shape in enumerate(shapes, start=1):
         where = f"{file}, shape {number}"
         try:
@@ -94,7 +96,19 @@ def _objects(file: Path, shapes: Sequence[Any], findings: FindingCollector) -> l
         group = number if parsed.group_id is None else f"group {parsed.group_id}"
         points.setdefault((parsed.label, group), []).extend(_corners(parsed))
         places.setdefault((parsed.label, group), where)
-    return [AnnotatedObject(places[key], str(key[0]), bounding_box(points[key])) for key in points]
+        outlines.setdefault((parsed.label, group), []).append(_outline(parsed))
+    return [
+        AnnotatedObject(places[key], str(key[0]), bounding_box(points[key]), mask=region(outlines[key]))
+        for key in points
+    ]
+
+
+def _outline(shape: _Shape) -> list[Point]:
+    """Return the polygon around a shape; no points if it is not known which pixels are inside."""
+    if shape.shape_type == "circle" and len(shape.points) == 2:
+        center, edge = shape.points
+        return ellipse(center, (math.dist(center, edge),) * 2, 0)
+    return shape.points if shape.shape_type in {"polygon", None} else []
 
 
 def _corners(shape: _Shape) -> list[Point]:

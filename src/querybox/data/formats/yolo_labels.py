@@ -4,7 +4,7 @@ The label file of `images/a/b.jpg` is `labels/a/b.txt`; without such a file, or 
 `b.txt` beside the image. An image without a label file, or with an empty one, is a negative example.
 
 A line may also have the name of the class, if that is one word, commas instead of spaces, or the corners of a polygon
-or of a rotated box, `class x1 y1 x2 y2 ...`, whose bounding box is used.
+or of a rotated box, `class x1 y1 x2 y2 ...`, which is its mask, and whose bounding box is used.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from querybox.data.records import (
     read_size_or_note,
     require_any_image,
 )
+from querybox.data.shapes import Point, region
 from querybox.data.text import read_lines, read_start
 from querybox.errors import DataError
 from querybox.structures import Category
@@ -53,6 +54,7 @@ class _Object(NamedTuple):
     label: int
     box: list[float]  # cx, cy, width, height
     has_more: bool  # whether the line has corners or keypoints
+    corners: list[float]  # x1, y1, x2, y2 ... of a polygon, or nothing
 
 
 class _LineError(Exception):
@@ -145,15 +147,14 @@ class _RecordReader:
         self.numbers = {name: number for number, name in names.items() if not name.isdecimal()}
         self.findings = findings
         self.has_keypoints = has_keypoints
-        self.label_files: set[Path] = set()
-        """Without suffix, whose case some systems ignore."""
+        self.label_files: set[str] = set()
         self.unlabeled: list[tuple[int, Path]] = []
 
     def read(self, number: int, image: Path) -> ImageRecord | None:
         """Create the record of an image; None if it is excluded."""
         file = _label_file(image)
         if file is not None:
-            self.label_files.add(file.with_suffix(""))
+            self.label_files.add(str(file))
         size = read_size_or_note(image, number, self.findings)
         if size is None:
             return None
@@ -174,6 +175,7 @@ class _RecordReader:
             findings=self.findings,
             locate=lambda index: f"{file}, line {objects[index].line}",
             size_stated=False,
+            masks=[region([_pixels(one.corners, width, height)]) if one.corners else None for one in objects],
         )
 
     def note_files(self, source: Path, label_folder: Path | None) -> None:
@@ -187,8 +189,7 @@ class _RecordReader:
                 self.findings.add("unlabeled_negative", str(image), image_id=number, path=image)
         if label_folder is not None and label_folder.is_dir():
             for file in find_files(label_folder, {".txt"}):
-                is_read = file.with_suffix("") in self.label_files
-                if not is_read and file.name not in NAMES_FILES and is_label_file(file):
+                if str(file) not in self.label_files and file.name not in NAMES_FILES and is_label_file(file):
                     self.findings.add("unmatched_label", str(file))
 
     def _objects(self, file: Path, image_id: int) -> list[_Object]:
@@ -237,8 +238,14 @@ class _RecordReader:
                 ", the first of which is 0" if int(category) == len(self.labels) and 0 in self.labels else ""
             )
             raise _LineError(what, "unknown_category")
-        box = values if len(values) == 4 else _bounds(values)
-        return _Object(number, self.labels[int(category)], box, has_more)
+        if len(values) == 4:
+            return _Object(number, self.labels[int(category)], values, has_more, [])
+        return _Object(number, self.labels[int(category)], _bounds(values), has_more, values)
+
+
+def _pixels(corners: Sequence[float], width: int, height: int) -> list[Point]:
+    """Return the vertices of a polygon in pixels."""
+    return [(x * width, y * height) for x, y in zip(corners[::2], corners[1::2], strict=True)]
 
 
 def _bounds(corners: Sequence[float]) -> list[float]:
