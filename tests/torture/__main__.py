@@ -17,7 +17,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from torture import batches, crashes, data, disk, folders, fuzz, hostile, processes, values
+from torture import (
+    batches,
+    crashes,
+    data,
+    disk,
+    folders,
+    fuzz,
+    hostile,
+    predictions,
+    processes,
+    values,
+    videos,
+)
 from torture.case import Case
 
 PARTS: dict[str, Sequence[Case]] = {
@@ -30,6 +42,8 @@ PARTS: dict[str, Sequence[Case]] = {
     "disk": disk.CASES,
     "processes": processes.CASES,
     "values": values.CASES,
+    "videos": videos.CASES,
+    "predictions": predictions.CASES,
 }
 """By the name of the part; each module of this package has one."""
 PAGE = Path(__file__).parents[2] / "docs" / "torture.md"

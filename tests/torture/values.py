@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import accumulate as accumulated
 from pathlib import Path
+from random import Random
 
 import torch
+from torch import Tensor
 
 from querybox import Detector, ImageBatch, Target
 from querybox.errors import QueryboxError
+from querybox.training.loss import DetectionLoss
 from torture.case import Case, require
-from torture.data_sets import tiny_detector
+from torture.data_sets import MODEL, tiny_detector
 
+ACCUMULATED = ("detr_r50", "conditional_detr_r50", "deformable_detr_r50_two_stage")
+"""Kinds without denoising queries, whose noise differs in parts."""
+BATCHES = 20, 2
+"""Random batches of each kind, in the long and in the short form."""
 PIXELS = torch.zeros(3, 64, 64, dtype=torch.uint8)
 
 
@@ -71,7 +79,49 @@ def answered(detector: Detector) -> None:
     require(bool(found.scores.isfinite().all() and found.boxes_xyxy.isfinite().all()), "NaN answers")
 
 
+def accumulate(__: Path, long: bool) -> str:
+    """Compute the gradient of random batches as a whole and in random parts, in which objects are few or none."""
+    random, worst = Random(0), 0.0
+    kinds = ACCUMULATED if long else ACCUMULATED[:1]
+    for recipe in kinds:
+        torch.manual_seed(0)
+        detector = Detector.from_recipe(recipe, num_classes=2, **{**MODEL, "dropout": 0.0}).double().eval()
+        loss = DetectionLoss(detector, detector.criterion())
+        for _ in range(BATCHES[not long]):
+            counts = [random.choice((0, 0, 1, 2, 20)) for _ in range(4)]
+            whole = gradient(loss, counts, [len(counts)])
+            parts = gradient(loss, counts, random.choice(([1, 1, 1, 1], [3, 1], [2, 2], [1, 2, 1])))
+            difference = float((parts - whole).norm() / whole.norm())
+            require(difference < 1e-6, f"{recipe}, {counts} objects: gradients differ by {difference:.1e}")
+            worst = max(worst, difference)
+    return (
+        f"{len(kinds) * BATCHES[not long]} batches of {len(kinds)} kinds: the same gradient up to {worst:.1e}"
+    )
+
+
+def gradient(loss: DetectionLoss, counts: list[int], parts: list[int]) -> Tensor:
+    """Return the gradient of all parameters for images with these numbers of objects, in parts of these sizes."""
+    loss.zero_grad()
+    torch.manual_seed(1)
+    images = torch.randn(len(counts), 3, 64, 64, dtype=torch.float64)
+    targets = [
+        Target(boxes=torch.rand(count, 4) * 0.3 + 0.2, labels=torch.randint(0, 2, (count,)))
+        for count in counts
+    ]
+    for first, size in zip(accumulated(parts, initial=0), parts, strict=False):
+        part = slice(first, first + size)
+        mask, sizes = torch.zeros(size, 64, 64, dtype=torch.bool), torch.tensor([[64, 64]] * size)
+        batch = ImageBatch(images=images[part], padding_mask=mask, sizes=sizes)
+        sum(loss(batch, targets[part], object_counts=counts).values()).backward()
+    return torch.cat([each.grad.flatten() for each in loss.parameters() if each.grad is not None])
+
+
 CASES = [
+    Case(
+        name="accumulated gradients",
+        required="those of the whole batch, however it is divided",
+        run=accumulate,
+    ),
     Case(name="labels and boxes that cannot be", required="told before the losses", run=targets),
     Case(name="NaN and infinite weights", required="not saved; told, or finite answers", run=weights),
 ]
