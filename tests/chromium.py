@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import importlib.util
 import json
 import os
@@ -167,11 +166,6 @@ class Page:
             pytest.skip("needs axe-core: pip install axe-core-python")
         self.run(Path(package.origin).with_name("axe.min.js").read_text() + "; 0")
         return list(self.run("axe.run().then(({ violations }) => violations)"))
-
-    def screenshot(self, path: Path) -> None:
-        """Take a picture of the whole page."""
-        data = self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
-        path.write_bytes(base64.b64decode(data))
 
 
 @contextmanager

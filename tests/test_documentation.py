@@ -71,7 +71,7 @@ def test_every_decision_is_in_the_index() -> None:
     assert [note for note in notes if f"({note})" not in index] == []
 
 
-def test_the_rooms_are_those_that_the_linter_knows() -> None:
+def test_the_packages_are_those_that_the_linter_knows() -> None:
     contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
     layers = [set(layer.split(" | ")) for layer in contract["layers"] if layer != "__main__"]
     page = (ROOT / "docs" / "architecture.md").read_text().partition("## The walk")[0]

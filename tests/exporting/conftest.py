@@ -103,7 +103,7 @@ def exported(
     def exported_(to: Format) -> Exported:
         if to not in done:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(write, "trace", lambda _: program)
+                patch.setattr(write, "trace", lambda *_, **__: program)
                 done[to] = export(detector, tmp_path_factory.mktemp(to) / f"model{EXPORTED[to]}", to=to)
         return done[to]
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from comparisons import assert_same_detections
 from PIL import Image
+from tiny_models import TINY
 from torch.export import ExportedProgram
 
 from querybox.checkpoints.find import Format
@@ -163,6 +164,13 @@ def test_only_a_detector_can_be_exported(detector: Detector, exported: Export, t
     assert not list(tmp_path.iterdir())
 
 
+def test_a_detector_with_masks_is_refused(tmp_path: Path) -> None:
+    detector = Detector.from_recipe("detr_r50", num_classes=2, masks=True, **TINY)
+    with pytest.raises(ConfigError, match=r"a mask head, which cannot be exported yet; .*model\.masks=false"):
+        export(detector, tmp_path / "a.onnx", to="onnx")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="mapped files are listed by Linux")
 def test_a_file_is_moved_once_it_is_no_longer_mapped(
     detector: Detector,
@@ -175,7 +183,7 @@ def test_a_file_is_moved_once_it_is_no_longer_mapped(
     from openvino import Core
 
     model = Core().read_model(exported("openvino").files[0])
-    monkeypatch.setattr(write, "trace", lambda _: program)
+    monkeypatch.setattr(write, "trace", lambda *_, **__: program)
     monkeypatch.setattr(openvino, "convert", lambda _: model)
     real, mapped = Path.replace, {}
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from batch_norms import randomize_batch_norms
 from torch import nn
 
 
@@ -14,13 +15,9 @@ def trained() -> Callable[[nn.Module], None]:
     @torch.no_grad()
     def change(module: nn.Module) -> None:
         generator = torch.Generator().manual_seed(0)
+        randomize_batch_norms(module, generator)
         for part in module.modules():
-            if isinstance(part, nn.BatchNorm2d):
-                part.running_mean.uniform_(-0.2, 0.2, generator=generator)  # type: ignore[union-attr]
-                part.running_var.uniform_(0.5, 2.0, generator=generator)  # type: ignore[union-attr]
-                part.weight.uniform_(0.5, 1.2, generator=generator)
-                part.bias.uniform_(-0.2, 0.2, generator=generator)
-            elif isinstance(part, nn.LayerNorm | nn.Linear) and part.bias is not None:
+            if isinstance(part, nn.LayerNorm | nn.Linear) and part.bias is not None:
                 part.bias.uniform_(-0.2, 0.2, generator=generator)
 
     return change

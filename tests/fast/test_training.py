@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from batch_norms import randomize_batch_norms
 from tiny_models import TINY
 from torch import Tensor, nn
 from torch.autograd import gradcheck
@@ -38,20 +39,8 @@ def detector(backbone: str = "test_resnet", *, recipe: str = "detr_r50", **setti
         recipe, num_classes=3, **{**TINY, "backbone": backbone, "dropout": 0.0, **settings}
     )
     assert isinstance(found.backbone, Backbone)
-    shake(found.backbone)
+    randomize_batch_norms(found.backbone, torch.Generator().manual_seed(0))
     return found.train()
-
-
-def shake(backbone: Backbone) -> None:
-    """Give batch norms numbers as training leaves them."""
-    for norm in backbone.batch_norms():
-        assert isinstance(norm, nn.BatchNorm2d)
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        norm.running_mean.normal_(0, 0.1)
-        norm.running_var.uniform_(0.8, 1.2)
-        norm.weight.data.uniform_(0.8, 1.2)
-        norm.bias.data.normal_(0, 0.1)
 
 
 @pytest.fixture
@@ -98,7 +87,7 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
 def test_folded_backbones_equal_plain_ones(name: str) -> None:
     torch.manual_seed(0)
     backbone = Backbone(name, frozen_stride=4).double().train()
-    shake(backbone)
+    randomize_batch_norms(backbone)
     folded = folded_copy(backbone)
     has_norms = any(True for _ in backbone.batch_norms())
     assert any(isinstance(module, FoldedConv2d) for module in folded.modules()) == has_norms

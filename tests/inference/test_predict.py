@@ -9,6 +9,7 @@ import pytest
 import torch
 from comparisons import assert_same_detections
 from PIL import Image
+from tiny_models import PUBLIC
 
 from querybox.detector import Detector
 from querybox.errors import ConfigError, DataError, ImageError
@@ -25,12 +26,7 @@ def detector() -> Detector:
     detector = Detector.from_recipe(
         "detr_r18",
         categories=[Category(id=3, name="cat"), Category(id=9, name="dog")],
-        width=32,
-        heads=4,
-        feedforward=64,
-        encoder_layers=1,
-        decoder_layers=2,
-        queries=12,
+        **{**PUBLIC, "queries": 12},
     )
     detector.preprocessing = Preprocessing(short_side=64, long_side=96)
     return detector

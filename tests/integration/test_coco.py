@@ -1,4 +1,4 @@
-"""The whole way on COCO images: 80 classes, the full ResNet-50 model, at a small scale."""
+"""The whole way on COCO images and their 80 classes, with a tiny model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tiny_models import TRAINABLE
 
 import querybox as qb
 from querybox.training import RunSettings
@@ -34,7 +35,7 @@ def coco(tmp_path: Path) -> Path:
 def test_trains_resumes_evaluates_and_predicts(coco: Path, tmp_path: Path) -> None:
     values = {
         "recipe": "detr_r50",
-        "model": {"backbone_weights": None},
+        "model": {**TRAINABLE, "queries": 100},
         "data": {"train": str(coco), "image_size": 96, "workers": 0},
         "train": {"epochs": 1, "batch_size": 2},
         "output": str(tmp_path / "run"),

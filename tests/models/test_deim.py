@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import HYBRID
+from hybrid_models import make, square
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from querybox import Category, Detector, ImageBatch, QueryboxError, RunSettings, load
+from querybox import Detector, QueryboxError, RunSettings, load
 from querybox.checkpoints.convert import convert
 from querybox.losses.classification import MatchabilityLoss
 from querybox.models import DEIM_RECIPES, PUBLIC_WEIGHTS, find
@@ -20,22 +20,11 @@ from querybox.training.optim import Schedule
 from querybox.training.start import build_detector, resolve
 
 DEIM: dict[str, Any] = {"activation": "silu", "position_layers": 3}
-PETS = tuple(Category(id=number, name=name) for number, name in enumerate(("cat", "dog")))
-
-
-def make(recipe: str = "rtdetrv2_s", **settings: Any) -> Detector:
-    torch.manual_seed(0)
-    detector = Detector.from_recipe(recipe, categories=PETS, **{**HYBRID, **settings})
-    for name, parameter in detector.named_parameters():
-        if "box_head" in name and name.endswith("4.weight"):
-            nn.init.normal_(parameter, 0, 0.1)
-    return detector.eval()
 
 
 @torch.no_grad()
 def answer(detector: Any) -> list[Tensor]:
-    pixels = torch.randint(256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    layer = detector(ImageBatch.from_images([pixels], detector.preprocessing)).layers[-1]
+    layer = detector(square(1)).layers[-1]
     return [layer.logits, layer.boxes]
 
 
@@ -138,7 +127,7 @@ def test_its_weights_are_read_if_the_activation_is_given(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="querybox")
-    detector = make(**DEIM, queries=300)
+    detector = make("rtdetrv2_s", **DEIM, queries=300)
     detector.save(tmp_path / "ours.safetensors")
     convert(tmp_path / "ours.safetensors", tmp_path / "theirs.pth", to="facebook")
     assert "set activation and mlp_act to silu in DEIM" in caplog.text
@@ -163,7 +152,7 @@ def test_its_weights_are_read_if_the_activation_is_given(
 
 
 def test_a_file_of_ones_own_states_it(tmp_path: Path) -> None:
-    make(**DEIM).save(tmp_path / "ours.safetensors")
+    make("rtdetrv2_s", **DEIM).save(tmp_path / "ours.safetensors")
     loaded = load(tmp_path / "ours.safetensors")
     assert loaded.recipe.activation == "silu"  # type: ignore[union-attr]
     with pytest.raises(QueryboxError, match="got activation=relu, but the file says silu; omit activation"):

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 from dataset_writers import write_boxes
+from hybrid_models import PETS, make, square
 from rich.console import Console
 from tiny_models import HYBRID
 from torch import nn
 from torch.testing import assert_close
 
-from querybox import Category, Detector, ImageBatch, QueryboxError, RunSettings, Target, train
+from querybox import Category, Detector, QueryboxError, RunSettings, Target, train
 from querybox.checkpoints.convert import convert
 from querybox.cli.trace import tables
 from querybox.data import read_dataset
@@ -32,36 +33,10 @@ from querybox.modules.fine import BoundedResidual, FineDecoder, Gate
 from querybox.training.finetune import initialize_from
 from querybox.training.folder import METRICS
 
-PETS = tuple(Category(id=number, name=name) for number, name in enumerate(("cat", "dog", "ant")))
 TARGETS = [
     Target(boxes=torch.tensor([[0.4, 0.5, 0.3, 0.4], [0.7, 0.3, 0.2, 0.2]]), labels=torch.tensor([0, 2])),
     Target(boxes=torch.tensor([[0.5, 0.5, 0.6, 0.2]]), labels=torch.tensor([1])),
 ]
-
-
-def make(recipe: str = "dfine_n", categories: tuple[Category, ...] = PETS, **settings: Any) -> Detector:
-    """A small detector whose weights and statistics are not those of a new one."""
-    torch.manual_seed(0)
-    detector = Detector.from_recipe(recipe, categories=categories, **{**HYBRID, **settings})
-    with torch.no_grad():
-        for module in detector.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                assert module.running_mean is not None
-                assert module.running_var is not None
-                module.running_mean.normal_(0, 0.1)
-                module.running_var.uniform_(0.8, 1.2)
-        for name, parameter in detector.named_parameters():
-            if re.search(r"box_heads?\.(\d+\.)?4\.weight|first_box\.4|quality\.\d+\.layers\.2|gate", name):
-                parameter.normal_(0, 0.1)
-    return detector.eval()
-
-
-def square(detector: Detector, count: int = 2, side: int = 64) -> ImageBatch:
-    generator = torch.Generator().manual_seed(0)
-    images = [
-        torch.randint(256, (3, side, side), dtype=torch.uint8, generator=generator) for _ in range(count)
-    ]
-    return ImageBatch.from_images(images, detector.preprocessing)
 
 
 def test_published_settings() -> None:
@@ -77,7 +52,7 @@ def test_published_settings() -> None:
     assert [each.decoder_layers for each in (nano, small, medium, large, extra)] == [3, 3, 4, 6, 6]
     assert (medium.fusion_blocks, large.fusion_blocks) == (2, 3)
     assert (extra.width, extra.encoder_width, extra.reg_scale, large.reg_scale) == (256, 384, 8.0, 4.0)
-    assert make().preprocessing.std == (255.0,) * 3
+    assert make("dfine_n").preprocessing.std == (255.0,) * 3
 
 
 def test_what_is_frozen_is_as_published() -> None:
@@ -105,21 +80,21 @@ def test_a_gate_is_at_first_the_mean_of_both() -> None:
 
 
 def test_distributions_are_in_float32_under_autocast() -> None:
-    detector = make()
+    detector = make("dfine_n")
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        layers = detector(square(detector)).layers
+        layers = detector(square()).layers
     for layer in layers:
         assert layer.edges is not None
         assert layer.edges.logits.dtype == layer.boxes.dtype == torch.float32
     with torch.no_grad():
-        exact = detector(square(detector)).layers[0]
+        exact = detector(square()).layers[0]
     assert exact.edges is not None
     assert_close(exact.boxes, exact.edges.boxes())
 
 
 def test_a_step_of_training_reaches_every_weight() -> None:
-    detector = make(reg_scale=8.0).train()
-    losses = detector.criterion()(detector(square(detector), TARGETS), TARGETS)
+    detector = make("dfine_n", reg_scale=8.0).train()
+    losses = detector.criterion()(detector(square(), TARGETS), TARGETS)
     assert {
         "loss_fgl",
         "d0.loss_ddf",
@@ -135,7 +110,7 @@ def test_a_step_of_training_reaches_every_weight() -> None:
 def test_it_learns_two_images() -> None:
     torch.manual_seed(1)
     detector = Detector.from_recipe("dfine_n", categories=PETS, **{**HYBRID, "denoising": 4}).train()
-    batch, criterion = square(detector), detector.criterion()
+    batch, criterion = square(), detector.criterion()
     fast = for_training(detector)
     optimizer = torch.optim.AdamW(detector.parameters(), lr=2e-3)
     history = []
@@ -154,7 +129,7 @@ def test_files_of_all_layouts_give_the_same_model(tmp_path: Path) -> None:
     detector = make("dfine_s", reg_scale=8.0, points=(2, 4, 2))
     detector.save(tmp_path / "ours.safetensors")
     convert(tmp_path / "ours.safetensors", tmp_path / "folder", to="huggingface")
-    given = square(detector)
+    given = square()
     with torch.no_grad():
         expected = detector(given).layers[-1]
         for name in ("ours.safetensors", "folder"):
@@ -179,8 +154,10 @@ def test_a_config_that_the_model_does_not_follow_is_refused() -> None:
 
 
 def test_classes_are_kept_by_name_in_fine_tuning() -> None:
-    source, names = make(), ("dog", "emu", "cat")
-    tuned = make(categories=tuple(Category(id=number, name=name) for number, name in enumerate(names)))
+    source, names = make("dfine_n"), ("dog", "emu", "cat")
+    tuned = make(
+        "dfine_n", categories=tuple(Category(id=number, name=name) for number, name in enumerate(names))
+    )
     initialize_from(tuned, source, "source")
     for name, row in (("dog", 1), ("cat", 0)):
         for module in ("decoder.class_heads.1", "queries.proposals.class_head", "denoising.label"):
@@ -189,8 +166,8 @@ def test_classes_are_kept_by_name_in_fine_tuning() -> None:
 
 
 def test_inference_needs_only_the_last_layer() -> None:
-    detector = make(decoder_layers=3, inference_layers=2)
-    given = square(detector)
+    detector = make("dfine_n", decoder_layers=3, inference_layers=2)
+    given = square()
     with torch.no_grad():
         layers = detector(given).layers
     assert len(layers) == 2
@@ -202,7 +179,7 @@ def test_inference_needs_only_the_last_layer() -> None:
 
 def test_a_trace_tells_how_sure_each_edge_is() -> None:
     detector = make("dfine_s")
-    seen = detector.trace(square(detector, 1), TARGETS[1])
+    seen = detector.trace(square(1), TARGETS[1])
     assert seen.grids == ((8, 8), (4, 4), (2, 2))
     assert [
         attention.points()[0].shape[2]
@@ -212,7 +189,7 @@ def test_a_trace_tells_how_sure_each_edge_is() -> None:
     deviations = seen.edge_deviations
     assert deviations is not None
     with torch.no_grad():
-        edges = detector(square(detector, 1)).layers[1].edges
+        edges = detector(square(1)).layers[1].edges
     assert edges is not None
     probabilities, distances = edges.logits[0, 3, 2].softmax(-1), edges.distances
     mean = sum(float(p * d) for p, d in zip(probabilities, distances, strict=True))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from public_files import Names, attention, conv, layer_norms, linear, norm, random_file
 
 from querybox.checkpoints.blueprint import restore
 from querybox.checkpoints.read import read_checkpoint
@@ -17,7 +16,6 @@ from querybox.models import find
 from querybox.models.layouts.dfine import PETERANDE
 from querybox.models.layouts.rtdetr import PREPROCESSING
 
-Names = Iterator[tuple[str, list[int]]]
 Stage = tuple[int, int, int, int, bool, bool, int, int]
 B0: tuple[Stage, ...] = (
     (16, 16, 64, 1, False, False, 3, 3),
@@ -33,17 +31,6 @@ B5: tuple[Stage, ...] = (
 )
 """Channels before, within and after each stage, its blocks, whether it halves the map, whether its layers are light,
 side of the kernel, and layers of a block."""
-
-
-def norm(name: str, width: int) -> Names:
-    for part in ("weight", "bias", "running_mean", "running_var"):
-        yield f"{name}.{part}", [width]
-    yield f"{name}.num_batches_tracked", []
-
-
-def conv(name: str, inputs: int, outputs: int, side: int, *, groups: int = 1) -> Names:
-    yield f"{name}.conv.weight", [outputs, inputs // groups, side, side]
-    yield from norm(f"{name}.norm", outputs)
 
 
 def unit(name: str, inputs: int, outputs: int, side: int, *, groups: int = 1, affine: bool) -> Names:
@@ -76,23 +63,6 @@ def hgnetv2(stem: tuple[int, int], stages: tuple[Stage, ...], *, affine: bool) -
             total = before + layers * middle
             yield from unit(f"{block}.aggregation.0", total, outputs // 2, 1, affine=affine)
             yield from unit(f"{block}.aggregation.1", outputs // 2, outputs, 1, affine=affine)
-
-
-def linear(name: str, inputs: int, outputs: int) -> Names:
-    yield f"{name}.weight", [outputs, inputs]
-    yield f"{name}.bias", [outputs]
-
-
-def layer_norms(width: int, *names: str) -> Names:
-    for name in names:
-        yield f"{name}.weight", [width]
-        yield f"{name}.bias", [width]
-
-
-def attention(name: str, width: int) -> Names:
-    yield f"{name}.in_proj_weight", [3 * width, width]
-    yield f"{name}.in_proj_bias", [3 * width]
-    yield from linear(f"{name}.out_proj", width, width)
 
 
 def perceptron(name: str, *widths: int) -> Names:
@@ -175,24 +145,11 @@ FILES: dict[str, tuple[Any, float, list[int]]] = {
 }
 
 
-def tensors(names: Names, scale: float, points: list[int]) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    state = {name: torch.rand(shape, generator=generator) for name, shape in names}
-    for name in state:
-        if name.endswith("num_batches_tracked"):
-            state[name] = torch.tensor(1234)
-        elif name.endswith("num_points_scale"):
-            state[name] = torch.tensor([1 / count for count in points for _ in range(count)])
-        elif name.endswith(("up", "reg_scale")):
-            state[name].fill_(scale if name.endswith("scale") else 0.5)
-    state["decoder.denoising_class_embed.weight"][-1] = 0  # of no class
-    return state
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_of_the_authors_is_read_and_written_bit_for_bit(name: str, tmp_path: Path) -> None:
     names, scale, points = FILES[name]
-    state = tensors(names(), scale, points)
+    shares = torch.tensor([1 / count for count in points for _ in range(count)])
+    state = random_file(names(), {"num_points_scale": shares, ".up": 0.5, "reg_scale": scale})
     computed = {"decoder.anchors": torch.rand(1, 8400, 4), "decoder.valid_mask": torch.ones(1, 8400, 1)}
     average = {"module": {**state, **computed}, "updates": 5}
     torch.save({"ema": average, "last_epoch": 71}, tmp_path / "model.pth")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from dataset_writers import write_boxes
+from hybrid_models import PETS, make, square
 from run_records import make_run
 from tiny_models import HYBRID
 from torch import Tensor, nn
@@ -33,35 +33,6 @@ from querybox.training.finetune import initialize_from
 from querybox.training.processes import synchronize_batch_norms
 from querybox.training.start import build_detector, resolve
 
-PETS = tuple(Category(id=number, name=name) for number, name in enumerate(("cat", "dog", "ant")))
-
-
-def make(recipe: str = "rtdetr_r18", categories: tuple[Category, ...] = PETS, **settings: Any) -> Detector:
-    """A small detector whose weights and statistics are not those of a new one."""
-    torch.manual_seed(0)
-    detector = Detector.from_recipe(recipe, categories=categories, **{**HYBRID, **settings})
-    with torch.no_grad():
-        for module in detector.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                assert module.running_mean is not None
-                assert module.running_var is not None
-                module.running_mean.normal_(0, 0.1)
-                module.running_var.uniform_(0.8, 1.2)
-                module.weight.uniform_(0.8, 1.2)
-                module.bias.normal_(0, 0.1)
-        for name, parameter in detector.named_parameters():
-            if re.search(r"box_heads?\.(\d+\.)?4\.weight", name):
-                parameter.normal_(0, 0.1)
-    return detector.eval()
-
-
-def square(count: int = 2, side: int = 64, seed: int = 0) -> ImageBatch:
-    generator = torch.Generator().manual_seed(seed)
-    images = [
-        torch.randint(256, (3, side, side), dtype=torch.uint8, generator=generator) for _ in range(count)
-    ]
-    return ImageBatch.from_images(images, make().preprocessing)
-
 
 def test_published_settings() -> None:
     r18, r50, medium, r101 = (find(f"rtdetr_{name}") for name in ("r18", "r50", "r50_m", "r101"))
@@ -82,7 +53,7 @@ def test_published_settings() -> None:
         1024,
     )
     assert r50.queries == 300
-    preprocessing = make().preprocessing
+    preprocessing = make("rtdetr_r18").preprocessing
     assert (preprocessing.resizing, preprocessing.short_side, preprocessing.long_side) == (
         "stretch",
         640,
@@ -111,7 +82,7 @@ def test_arithmetic_is_that_of_the_published_models(recipe: str, gflops: int) ->
 )
 def test_inconsistent_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(QueryboxError, match=message):
-        make(**settings)
+        make("rtdetr_r18", **settings)
 
 
 def test_what_is_frozen_is_as_published() -> None:
@@ -128,7 +99,7 @@ def test_what_is_frozen_is_as_published() -> None:
 
 
 def test_batch_norms_of_a_frozen_encoder_keep_their_statistics() -> None:
-    detector = make()
+    detector = make("rtdetr_r18")
     detector.encoder.requires_grad_(requires_grad=False)
     before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
     detector.train()(square())
@@ -150,7 +121,7 @@ def test_the_first_shortcut_is_the_identity_for_timms_weights() -> None:
 
 
 def test_content_of_queries_is_the_best_tokens_without_gradient() -> None:
-    detector = make().train()
+    detector = make("rtdetr_r18").train()
     seen: dict[str, Any] = {}
     detector.get_submodule("queries.proposals").register_forward_hook(
         lambda _m, _i, output: seen.update(proposals=output)
@@ -168,19 +139,19 @@ def test_content_of_queries_is_the_best_tokens_without_gradient() -> None:
 
 
 def test_inference_runs_fewer_layers_than_training() -> None:
-    detector = make(decoder_layers=3, inference_layers=2)
-    full = make(decoder_layers=3)
+    detector = make("rtdetr_r18", decoder_layers=3, inference_layers=2)
+    full = make("rtdetr_r18", decoder_layers=3)
     with torch.no_grad():
         ours, theirs = detector(square()), full(square())
         assert len(ours.layers) == 2
         assert_close(ours.layers[-1].boxes, theirs.layers[1].boxes, rtol=0, atol=0)
     assert len(detector.train()(square()).layers) == 3
-    fast = make(decoder_layers=3, inference_layers=2).optimize()
+    fast = make("rtdetr_r18", decoder_layers=3, inference_layers=2).optimize()
     assert_close(fast(square()).layers[-1].boxes, theirs.layers[1].boxes, rtol=0, atol=1e-4)
 
 
 def test_a_step_of_training_reaches_every_weight() -> None:
-    detector = make().train()
+    detector = make("rtdetr_r18").train()
     assert detector.recipe is not None
     targets = [
         Target(boxes=torch.tensor([[0.4, 0.5, 0.3, 0.4], [0.7, 0.3, 0.2, 0.2]]), labels=torch.tensor([0, 2])),
@@ -194,7 +165,7 @@ def test_a_step_of_training_reaches_every_weight() -> None:
 
 def test_predictions_on_padded_images_are_close_to_those_without_padding() -> None:
     """Images of published models are never padded; positions and references are still those of the image."""
-    detector = make()
+    detector = make("rtdetr_r18")
     image = torch.randint(256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     other = torch.zeros(3, 96, 128, dtype=torch.uint8)
     padded = ImageBatch.from_images([image, other], detector.preprocessing)
@@ -244,7 +215,7 @@ def test_a_hugging_face_folder_is_written_and_read(recipe: str, tmp_path: Path) 
 
 
 def test_a_config_that_the_model_does_not_follow_is_refused(tmp_path: Path) -> None:
-    make().save(tmp_path / "ours.safetensors")
+    make("rtdetr_r18").save(tmp_path / "ours.safetensors")
     convert(tmp_path / "ours.safetensors", tmp_path / "folder", to="huggingface")
     path = tmp_path / "folder" / "config.json"
     config = json.loads(path.read_text())
@@ -259,10 +230,12 @@ def test_a_config_that_the_model_does_not_follow_is_refused(tmp_path: Path) -> N
 
 
 def test_classes_are_kept_by_name_in_fine_tuning() -> None:
-    source = make()
+    source = make("rtdetr_r18")
     names = ("dog", "emu", "cat")
     tuned = make(
-        categories=tuple(Category(id=number, name=name) for number, name in enumerate(names)), queries=4
+        "rtdetr_r18",
+        categories=tuple(Category(id=number, name=name) for number, name in enumerate(names)),
+        queries=4,
     )
     initialize_from(tuned, source, "source")
     with torch.no_grad():
@@ -276,7 +249,7 @@ def test_classes_are_kept_by_name_in_fine_tuning() -> None:
 
 
 def test_a_run_from_a_file_stretches_images_as_it_says(tmp_path: Path) -> None:
-    make().save(tmp_path / "ours.safetensors")
+    make("rtdetr_r18").save(tmp_path / "ours.safetensors")
     convert(tmp_path / "ours.safetensors", tmp_path / "folder", to="huggingface")
     begun = RunSettings.parse({"weights": str(tmp_path / "folder"), "data": {"train": "x"}})
     run = resolve(begun)
@@ -297,7 +270,7 @@ def test_a_run_from_a_file_stretches_images_as_it_says(tmp_path: Path) -> None:
 
 
 def test_a_trace_has_the_attention_that_was_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    detector = make(encoder_layers=2)
+    detector = make("rtdetr_r18", encoder_layers=2)
     maps: list[Tensor] = []
     points: list[Tensor] = []
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from public_files import Names, attention, conv, layer_norms, linear, norm, random_file
 
 from querybox import Detector, QueryboxError
 from querybox.checkpoints.blueprint import restore
@@ -16,25 +15,6 @@ from querybox.checkpoints.read import read_checkpoint
 from querybox.models import find
 from querybox.models.layouts.rtdetr import LYUWENYU, PREPROCESSING
 from querybox.models.layouts.rtdetrv2 import LYUWENYU_V2
-
-Names = Iterator[tuple[str, list[int]]]
-
-
-def norm(name: str, width: int, *, frozen: bool = False) -> Names:
-    for part in ("weight", "bias", "running_mean", "running_var"):
-        yield f"{name}.{part}", [width]
-    if not frozen:
-        yield f"{name}.num_batches_tracked", []
-
-
-def conv(name: str, inputs: int, outputs: int, side: int, *, frozen: bool = False) -> Names:
-    yield f"{name}.conv.weight", [outputs, inputs, side, side]
-    yield from norm(f"{name}.norm", outputs, frozen=frozen)
-
-
-def linear(name: str, inputs: int, outputs: int) -> Names:
-    yield f"{name}.weight", [outputs, inputs]
-    yield f"{name}.bias", [outputs]
 
 
 def presnet(*, basic: bool) -> Names:
@@ -118,34 +98,9 @@ def decoder(layers: int, *, second: bool) -> Names:
         yield from layer_norms(256, *(f"{layer}.norm{number}" for number in (1, 2, 3)))
 
 
-def attention(name: str, width: int) -> Names:
-    yield f"{name}.in_proj_weight", [3 * width, width]
-    yield f"{name}.in_proj_bias", [3 * width]
-    yield from linear(f"{name}.out_proj", width, width)
-
-
-def layer_norms(width: int, *names: str) -> Names:
-    for name in names:
-        yield f"{name}.weight", [width]
-        yield f"{name}.bias", [width]
-
-
 def box_layers(name: str) -> Names:
     for step, outputs in enumerate((256, 256, 4)):
         yield from linear(f"{name}.layers.{step}", 256, outputs)
-
-
-def random_file(names: Names) -> dict[str, Tensor]:
-    """Return random tensors with these names and shapes; the denoising label of no class is zero."""
-    generator = torch.Generator().manual_seed(0)
-    state = {name: torch.rand(shape, generator=generator) for name, shape in names}
-    for name in state:
-        if name.endswith("num_batches_tracked"):
-            state[name] = torch.tensor(1234)
-        elif name.endswith("num_points_scale"):
-            state[name].fill_(0.25)  # a constant
-    state["decoder.denoising_class_embed.weight"][-1] = 0
-    return state
 
 
 PUBLISHED: dict[str, tuple[dict[str, Any], str]] = {
@@ -160,7 +115,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_file_of_the_authors_is_read_and_written_bit_for_bit(name: str, tmp_path: Path) -> None:
     sizes, recipe = PUBLISHED[name]
-    state = random_file(lyuwenyu(**sizes))
+    state = random_file(lyuwenyu(**sizes), {"num_points_scale": 0.25})
     computed = {"decoder.anchors": torch.rand(1, 8400, 4), "decoder.valid_mask": torch.ones(1, 8400, 1)}
     average = {"module": {**state, **computed}, "updates": 5}
     other = {key: torch.zeros_like(tensor) for key, tensor in state.items()}
@@ -184,7 +139,7 @@ def test_a_file_of_the_authors_is_read_and_written_bit_for_bit(name: str, tmp_pa
 
 
 def test_files_of_relatives_are_refused(tmp_path: Path) -> None:
-    state = random_file(lyuwenyu(basic=True, layers=3, hidden=128))
+    state = random_file(lyuwenyu(basic=True, layers=3, hidden=128), {"num_points_scale": 0.25})
     state["decoder.decoder.layers.0.cross_attn.scale"] = torch.ones(12)
     torch.save({"model": state}, tmp_path / "v3.pth")
     with pytest.raises(QueryboxError, match=r"cross_attention.scale: expected none"):
@@ -192,7 +147,7 @@ def test_files_of_relatives_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_without_denoising_is_read(tmp_path: Path) -> None:
-    state = random_file(lyuwenyu(basic=True, layers=3, hidden=128))
+    state = random_file(lyuwenyu(basic=True, layers=3, hidden=128), {"num_points_scale": 0.25})
     del state["decoder.denoising_class_embed.weight"]
     torch.save({"model": state}, tmp_path / "model.pth")
     labels = Detector.load(tmp_path / "model.pth").get_parameter("denoising.label.weight")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from hybrid_models import make, square
 
-from querybox import Category, Detector, ImageBatch, QueryboxError, Target
+from querybox import Detector, QueryboxError, Target
 from querybox.checkpoints.convert import convert
 from querybox.data.phases import Phases
 from querybox.models import find
@@ -16,27 +16,6 @@ from querybox.models.layouts.rtdetrv2 import HUGGINGFACE_RTDETRV2, LYUWENYU_V2
 from querybox.models.rtdetrv2 import RTDETRv2
 from querybox.training import RunSettings
 from querybox.training.start import resolve
-
-TINY: dict[str, Any] = {
-    "width": 32,
-    "encoder_width": 16,
-    "heads": 4,
-    "feedforward": 24,
-    "encoder_feedforward": 20,
-    "decoder_layers": 2,
-    "queries": 7,
-}
-PETS = tuple(Category(id=number, name=name) for number, name in enumerate(("cat", "dog")))
-
-
-def make(**settings: Any) -> Detector:
-    torch.manual_seed(0)
-    return Detector.from_recipe("rtdetrv2_s", categories=PETS, **{**TINY, **settings}).eval()
-
-
-def batch(detector: Detector) -> ImageBatch:
-    pixels = torch.randint(256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return ImageBatch.from_images([pixels], detector.preprocessing)
 
 
 @pytest.mark.parametrize(
@@ -64,11 +43,11 @@ def test_strong_augmentation_ends_as_published(size: str, epochs: int, stop: int
 
 
 def test_points_are_those_of_each_level() -> None:
-    detector = make(points=(3, 6, 1))
+    detector = make("rtdetrv2_s", points=(3, 6, 1))
     attention = detector.get_submodule("decoder.layers.0.cross_attention")
     assert attention.weight.out_features == 4 * 10  # type: ignore[union-attr]
     with pytest.raises(QueryboxError, match=r"'points' is \[3, 6\]; expected a number for each of the 3"):
-        make(points=(3, 6))
+        make("rtdetrv2_s", points=(3, 6))
     recipe = detector.recipe
     assert recipe is not None
     assert recipe.unsupported_settings(HUGGINGFACE_RTDETRV2) == ["points"]
@@ -78,11 +57,11 @@ def test_points_are_those_of_each_level() -> None:
 
 
 def test_discrete_sampling_trains_all_but_the_offsets() -> None:
-    detector = make(discrete=True).train()
+    detector = make("rtdetrv2_s", discrete=True).train()
     recipe = detector.recipe
     assert recipe is not None
     targets = [Target(boxes=torch.tensor([[0.4, 0.5, 0.3, 0.4]]), labels=torch.tensor([0]))]
-    losses = recipe.criterion()(detector(batch(detector), targets), targets)
+    losses = recipe.criterion()(detector(square(1), targets), targets)
     sum(losses.values()).backward()
     without = {name for name, parameter in detector.named_parameters() if parameter.grad is None}
     offsets = {
@@ -95,11 +74,11 @@ def test_discrete_sampling_trains_all_but_the_offsets() -> None:
 
 
 def test_a_file_has_the_sampling(tmp_path: Path) -> None:
-    detector = make(discrete=True)
+    detector = make("rtdetrv2_s", discrete=True)
     detector.save(tmp_path / "ours.safetensors")
     convert(tmp_path / "ours.safetensors", tmp_path / "folder", to="huggingface")
     convert(tmp_path / "ours.safetensors", tmp_path / "theirs.pth", to="facebook")
-    given = batch(detector)
+    given = square(1)
     with torch.no_grad():
         expected = detector(given).layers[-1]
         for file in ("ours.safetensors", "folder", "theirs.pth"):

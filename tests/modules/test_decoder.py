@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_models import PUBLIC
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -87,19 +88,8 @@ def test_points_move_their_centre_alone() -> None:
 
 
 def small_dino(*, distinct: bool = False) -> Detector:
-    return Detector.from_recipe(
-        "dino_r50",
-        num_classes=3,
-        backbone="resnet18.tv_in1k",
-        width=32,
-        heads=4,
-        feedforward=64,
-        encoder_layers=1,
-        decoder_layers=2,
-        queries=12,
-        denoising=6,
-        distinct=distinct,
-    ).eval()
+    settings = {**PUBLIC, "queries": 12, "denoising": 6, "distinct": distinct}
+    return Detector.from_recipe("dino_r50", num_classes=3, **settings).eval()
 
 
 def image_batch() -> tuple[ImageBatch, list[Target]]:

@@ -6,75 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.testing import assert_close
+from peers import LAYERS, WIDTH, assert_same, like_peer, padded_batch, peer
+from torch import Tensor
 
 from querybox import Detector, DetectorOutput, ImageBatch, Target
 from querybox.models.layouts.conditional import HUGGINGFACE_CONDITIONAL
 from querybox.structures import Memory
 
-transformers = pytest.importorskip("transformers")
-
-LAYERS, WIDTH, QUERIES, CLASSES = 3, 64, 15, 5
-
-
-def peer(**settings: Any) -> Any:
-    backbone = transformers.ResNetConfig(
-        embedding_size=8,
-        hidden_sizes=[8, 16, 24, 32],
-        depths=[1, 1, 1, 1],
-        layer_type="basic",
-        out_features=["stage4"],
-    )
-    config = transformers.ConditionalDetrConfig(
-        backbone_config=backbone,
-        d_model=WIDTH,
-        encoder_layers=2,
-        decoder_layers=LAYERS,
-        encoder_ffn_dim=96,
-        decoder_ffn_dim=96,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        num_queries=QUERIES,
-        num_labels=CLASSES,
-        **settings,
-    )
-    torch.manual_seed(0)
-    model = transformers.ConditionalDetrForObjectDetection(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" not in name:
-                parameter.add_(0.05 * torch.randn_like(parameter))
-    return model.double()
-
-
-class Given(nn.Module):
-    """Stands in for the backbone: the features are the peer's own."""
-
-    def __init__(self, features: list[Tensor]) -> None:
-        super().__init__()
-        self.features = features
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        return self.features
-
-
-def assert_same(ours: Tensor, theirs: Tensor) -> None:
-    assert_close(ours, theirs, rtol=0, atol=1e-5)
-
-
-def batch(*sizes: tuple[int, int]) -> ImageBatch:
-    """Return images of these (height, width), padded to the largest."""
-    height, width = (max(sides) for sides in zip(*sizes, strict=True))
-    padding_mask = torch.ones(len(sizes), height, width, dtype=torch.bool)
-    for mask, (h, w) in zip(padding_mask, sizes, strict=True):
-        mask[:h, :w] = False
-    images = torch.randn(len(sizes), 3, height, width, dtype=torch.float64)
-    return ImageBatch(
-        images=images.masked_fill(padding_mask[:, None], 0.0),
-        padding_mask=padding_mask,
-        sizes=torch.tensor(sizes),
-    )
+pytest.importorskip("transformers")
 
 
 def answers(model: Any, given: ImageBatch, labels: list[dict[str, Tensor]] | None = None) -> Any:
@@ -98,19 +37,8 @@ def answers(model: Any, given: ImageBatch, labels: list[dict[str, Tensor]] | Non
 
 
 def detector_of(model: Any, features: list[Tensor]) -> Detector:
-    detector = Detector.from_recipe(
-        "conditional_detr_r50",
-        num_classes=CLASSES,
-        backbone="resnet18.tv_in1k",
-        width=WIDTH,
-        heads=4,
-        feedforward=96,
-        encoder_layers=2,
-        decoder_layers=LAYERS,
-        queries=QUERIES,
-    )
+    detector = like_peer("conditional_detr_r50", features)
     detector.neck = type(detector.neck)([each.shape[1] for each in features], WIDTH)
-    detector.backbone = Given(features)
     state = {
         name: tensor for name, tensor in model.state_dict().items() if not name.startswith("model.backbone.")
     }
@@ -124,7 +52,7 @@ def detector_of(model: Any, features: list[Tensor]) -> Detector:
     ids=["square", "oblong", "padded"],
 )
 def test_all_layers_are_those_of_transformers(sizes: list[tuple[int, int]]) -> None:
-    model, given = peer(), batch(*sizes)
+    model, given = peer("ConditionalDetr", (4,)), padded_batch(*sizes)
     theirs, states, features = answers(model, given)
     detector = detector_of(model, features)
     seen: dict[str, Any] = {}
@@ -150,7 +78,7 @@ def test_all_layers_are_those_of_transformers(sizes: list[tuple[int, int]]) -> N
 
 
 def test_losses_are_those_of_transformers() -> None:
-    model, given = peer(), batch((96, 128), (70, 100))
+    model, given = peer("ConditionalDetr", (4,)), padded_batch((96, 128), (70, 100))
     boxes = torch.rand(5, 4, dtype=torch.float64) * 0.3 + 0.2
     labels = torch.tensor([0, 3, 1, 4, 4])
     targets = [Target(boxes=boxes[:2], labels=labels[:2]), Target(boxes=boxes[2:], labels=labels[2:])]

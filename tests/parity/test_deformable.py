@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.testing import assert_close
+from peers import LAYERS, QUERIES, WIDTH, assert_same, like_peer, padded_batch, peer
+from torch import Tensor
 
-from querybox import Detector, ImageBatch
+from querybox import Detector
 from querybox.structures import Memory, Predictions, Queries
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 
-LAYERS, WIDTH, QUERIES, CLASSES = 3, 64, 15, 5
 VARIANTS: dict[str, dict[str, bool]] = {
     "deformable_detr_r50": {},
     "deformable_detr_r50_refine": {"with_box_refine": True},
@@ -48,37 +47,6 @@ RULES = (
 )
 
 
-def peer(variant: dict[str, bool]) -> Any:
-    backbone = transformers.ResNetConfig(
-        embedding_size=8,
-        hidden_sizes=[8, 16, 24, 32],
-        depths=[1, 1, 1, 1],
-        layer_type="basic",
-        out_features=["stage2", "stage3", "stage4"],
-    )
-    config = transformers.DeformableDetrConfig(
-        backbone_config=backbone,
-        d_model=WIDTH,
-        encoder_layers=2,
-        decoder_layers=LAYERS,
-        encoder_ffn_dim=96,
-        decoder_ffn_dim=96,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        num_queries=QUERIES,
-        two_stage_num_proposals=QUERIES,
-        num_labels=CLASSES,
-        **variant,
-    )
-    torch.manual_seed(0)
-    model = transformers.DeformableDetrForObjectDetection(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" not in name:
-                parameter.add_(0.05 * torch.randn_like(parameter))
-    return model.double()
-
-
 def translate(state: dict[str, Tensor], *, refine: bool) -> dict[str, Tensor]:
     """Give the peer's tensors our names; heads that it lists once a layer although they are one come out once."""
     result = {}
@@ -103,52 +71,18 @@ def translate(state: dict[str, Tensor], *, refine: bool) -> dict[str, Tensor]:
     return result
 
 
-class Given(nn.Module):
-    """Stands in for the backbone: the features are the peer's own."""
-
-    def __init__(self, features: list[Tensor]) -> None:
-        super().__init__()
-        self.features = features
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        return self.features
-
-
-def assert_same(ours: Tensor, theirs: Tensor) -> None:
-    assert_close(ours, theirs, rtol=0, atol=1e-5)
-
-
-def padded_batch() -> ImageBatch:
-    """Return two images, the second of which is padded."""
-    images = torch.randn(2, 3, 96, 128, dtype=torch.float64)
-    padding_mask = torch.zeros(2, 96, 128, dtype=torch.bool)
-    padding_mask[1, 70:], padding_mask[1, :, 100:] = True, True
-    images = images.masked_fill(padding_mask[:, None], 0.0)
-    return ImageBatch(images=images, padding_mask=padding_mask, sizes=torch.tensor([[96, 128], [70, 100]]))
-
-
 def detector_of(model: Any, name: str, features: list[Tensor]) -> Detector:
     """Return our detector with the weights of the peer, whose backbone gave these features."""
-    detector = Detector.from_recipe(
-        name,
-        num_classes=CLASSES,
-        backbone="resnet18.tv_in1k",
-        width=WIDTH,
-        heads=4,
-        feedforward=96,
-        encoder_layers=2,
-        decoder_layers=LAYERS,
-        queries=QUERIES,
-    )
+    detector = like_peer(name, features)
     detector.neck = type(detector.neck)([each.shape[1] for each in features], WIDTH, 4)
-    detector.backbone = Given(features)
     detector.load_state_dict(translate(model.state_dict(), refine="with_box_refine" in VARIANTS[name]))
     return detector.double().eval()
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_all_layers_are_those_of_transformers(name: str) -> None:
-    model, batch = peer(VARIANTS[name]), padded_batch()
+    settings = {"two_stage_num_proposals": QUERIES, **VARIANTS[name]}
+    model, batch = peer("DeformableDetr", (2, 3, 4), **settings), padded_batch((96, 128), (70, 100))
     features: list[Tensor] = []
     model.model.backbone.register_forward_hook(
         lambda _module, _inputs, maps: features.extend(each for each, _ in maps)

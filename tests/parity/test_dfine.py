@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.testing import assert_close
+from peers import assert_same, images, in_file, randomized
 
-from querybox import Detector, ImageBatch
+from querybox import Detector
 from querybox.models.layouts.dfine import HUGGINGFACE_DFINE
 from querybox.structures import Memory
 
@@ -47,44 +46,13 @@ def peer(name: str) -> Any:
     config = transformers.DFineConfig(**written, num_labels=CLASSES)
     torch.manual_seed(0)
     model = transformers.DFineForObjectDetection(config).eval()
-    with torch.no_grad():
-        for key, tensor in model.state_dict().items():
-            if key.endswith(("points_scale", ".up", ".reg_scale")):
-                continue  # constants
-            if key.endswith("running_var"):
-                tensor.uniform_(0.5, 2)
-            elif key.endswith("running_mean"):
-                tensor.normal_(0, 0.1)
-            elif key.endswith("num_batches_tracked"):
-                tensor.fill_(7)
-            elif key.endswith(("norm.weight", "enc_output.1.weight", "normalization.weight")):
-                tensor.uniform_(0.5, 1.5)
-            elif tensor.ndim == 1 and tensor.is_floating_point():
-                tensor.add_(0.1 * torch.randn_like(tensor))
-            elif any(part in key for part in ("bbox", "score", "class_embed", "gate", "reg_conf")):
-                tensor.normal_(0, 0.2)
-        model.model.denoising_class_embed.weight[-1] = 0  # of no class; zero in published models
-    return model.double()
+    return randomized(model)
 
 
 def detector_of(name: str) -> Detector:
     detector = make(name)
     detector.load_state_dict(HUGGINGFACE_DFINE.to_ours(peer(name).state_dict()))
     return detector.double().eval()
-
-
-def images(height: int, width: int) -> ImageBatch:
-    generator = torch.Generator().manual_seed(1)
-    return ImageBatch(
-        images=torch.randn(2, 3, height, width, dtype=torch.float64, generator=generator),
-        padding_mask=torch.zeros(2, height, width, dtype=torch.bool),
-        sizes=torch.tensor([[height, width]] * 2),
-    )
-
-
-def assert_same(ours: Tensor, theirs: Tensor) -> None:
-    assert theirs.std() > 1e-3
-    assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(128, 128), (64, 160)], ids=["square", "oblong"])
@@ -133,18 +101,7 @@ def test_names_and_values_are_the_same_in_both_directions(name: str) -> None:
     assert recipe is not None
     ours = HUGGINGFACE_DFINE.to_ours(state)
     written = HUGGINGFACE_DFINE.to_theirs({**ours, **recipe.computed_tensors()})
-    # Files do not repeat the heads, which are outside of the decoder as well.
-    in_files = {
-        rename(key): tensor
-        for key, tensor in state.items()
-        if not key.startswith(("class_embed", "bbox_embed"))
-    }
+    in_files = in_file(state)
     assert written.keys() == in_files.keys()
     for key, tensor in in_files.items():
         assert torch.equal(written[key], tensor), key
-
-
-def rename(name: str) -> str:
-    """Return the name in files on the Hub of a tensor in memory (transformers 5)."""
-    name = name.replace("encoder.aifi.0", "encoder.encoder.0").replace(".o_proj.", ".out_proj.")
-    return name.replace(".mlp.layers.0", ".fc1").replace(".mlp.layers.1", ".fc2")

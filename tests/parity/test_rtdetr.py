@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.testing import assert_close
+from peers import assert_same, images, in_file, randomized
 
-from querybox import Detector, ImageBatch
+from querybox import Detector
 from querybox.models.layouts.layout import Layout
 from querybox.models.layouts.rtdetr import HUGGINGFACE_RTDETR
 from querybox.models.layouts.rtdetrv2 import HUGGINGFACE_RTDETRV2
@@ -65,20 +64,7 @@ def peer(name: str) -> Any:
     )
     torch.manual_seed(0)
     model = getattr(transformers, f"{prefix}ForObjectDetection")(config).eval()
-    with torch.no_grad():
-        for tensor_name, tensor in model.state_dict().items():
-            if tensor_name.endswith("running_var"):
-                tensor.uniform_(0.5, 2)
-            elif tensor_name.endswith("running_mean"):
-                tensor.normal_(0, 0.1)
-            elif tensor.ndim == 1 and tensor.is_floating_point() and not tensor_name.endswith("points_scale"):
-                tensor.add_(0.1 * torch.randn_like(tensor))
-                if tensor_name.endswith("norm.weight") or ".enc_output.1.weight" in tensor_name:
-                    tensor.uniform_(0.5, 1.5)
-            elif "bbox" in tensor_name or "score" in tensor_name or "class_embed" in tensor_name:
-                tensor.normal_(0, 0.2)
-        model.model.denoising_class_embed.weight[-1] = 0  # of no class; zero in published models
-    return model.double()
+    return randomized(model)
 
 
 def size_of(name: str) -> str:
@@ -102,19 +88,6 @@ def detector_of(name: str) -> Detector:
     )
     detector.load_state_dict(layout.to_ours(peer(name).state_dict()))
     return detector.double().eval()
-
-
-def images(height: int, width: int) -> ImageBatch:
-    generator = torch.Generator().manual_seed(1)
-    return ImageBatch(
-        images=torch.randn(2, 3, height, width, dtype=torch.float64, generator=generator),
-        padding_mask=torch.zeros(2, height, width, dtype=torch.bool),
-        sizes=torch.tensor([[height, width]] * 2),
-    )
-
-
-def assert_same(ours: Tensor, theirs: Tensor) -> None:
-    assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(96, 96), (64, 160)], ids=["square", "oblong"])
@@ -167,18 +140,7 @@ def test_names_and_values_are_the_same_in_both_directions(name: str) -> None:
     recipe, layout = detector_of(name).recipe, VERSIONS[name][1]
     assert recipe is not None
     written = layout.to_theirs({**layout.to_ours(state), **recipe.computed_tensors()})
-    # Files do not repeat the heads, which version 2 has outside of the decoder as well.
-    in_files = {
-        rename(key): tensor
-        for key, tensor in state.items()
-        if not key.startswith(("class_embed", "bbox_embed"))
-    }
+    in_files = in_file(state)
     assert written.keys() == in_files.keys()
     for key, tensor in in_files.items():
         assert torch.equal(written[key], tensor), key
-
-
-def rename(name: str) -> str:
-    """Return the name in files on the Hub of a tensor in memory (transformers 5)."""
-    name = name.replace("encoder.aifi.0", "encoder.encoder.0").replace(".o_proj.", ".out_proj.")
-    return name.replace(".mlp.fc", ".fc")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 from dataset_writers import write_boxes
 from tiny_models import TRAINABLE
@@ -18,6 +19,14 @@ from querybox.training import RunSettings
 def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the charts of reports empty: they take a third of a tiny run's time, and are tested in `tests/report`."""
     monkeypatch.setattr(charts, "as_svg", lambda figure: "data:,")
+
+
+@pytest.fixture
+def without_shape_checks() -> Iterator[None]:
+    """Check no shapes: that takes a third of a tiny run's time, and other tests check those of the same code."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_models import TINY
 from torch import Tensor
 
 from querybox.data import Batch, read_dataset, train_loader
@@ -70,18 +71,7 @@ def full_float32() -> Iterator[None]:
 def detector(recipe: str) -> Detector:
     """Return a tiny detector whose fresh weights are noisy, or all of its boxes would be the same."""
     torch.manual_seed(0)
-    found = Detector.from_recipe(
-        recipe,
-        num_classes=3,
-        backbone="test_resnet",
-        width=32,
-        heads=4,
-        feedforward=64,
-        encoder_layers=1,
-        decoder_layers=2,
-        dropout=0.0,
-        queries=10,
-    )
+    found = Detector.from_recipe(recipe, num_classes=3, dropout=0.0, **TINY)
     with torch.no_grad():
         for parameter in found.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

@@ -196,6 +196,7 @@ def test_a_relative_of_which_no_class_is_known() -> None:
     assert_close(tuned.queries.content[10:], fresh["queries.content"][10:])  # type: ignore[index]
 
 
+@pytest.mark.usefixtures("without_shape_checks")
 def test_training_with_more_queries_stays_finite(
     run_settings: Callable[..., RunSettings], tmp_path: Path
 ) -> None:

@@ -63,7 +63,10 @@ def broken_data(boxes_json: Path) -> Callable[[str], str]:
 
 @pytest.fixture
 def diagnosed(
-    run_settings: MakeSettings, boxes_json: Path, monkeypatch: pytest.MonkeyPatch
+    run_settings: MakeSettings,
+    boxes_json: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    without_shape_checks: None,
 ) -> Callable[..., Diagnosis]:
     """Train, evaluating on the training images unless `data` say otherwise, and diagnose."""
     monkeypatch.setattr("querybox.training.run.write_report", lambda folder, *_: folder)  # it takes a second

@@ -35,6 +35,7 @@ from querybox.training.loop import Trainer
 from querybox.training.processes import start_processes, translate_process_errors
 
 MakeSettings = Callable[..., RunSettings]
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
 
 
 @pytest.fixture

@@ -16,18 +16,20 @@ def export(
     *,
     to: Literal["onnx", "openvino", "torch"],
     precision: Literal["auto", "float32", "bf16", "int8"] = "float32",
+    size: str | None = None,
     calibrate: Path | None = None,
     split: str | None = None,
 ) -> None:
     """Export a model for another runtime, and verify that its predictions are those of the model.
 
-    The exported model takes RGB images of any size in batches of any size; it includes normalisation, padding mask and
-    postprocessing. `querybox predict` and `querybox evaluate` accept it as a model.
+    The exported model takes RGB images of any size in batches of any size, unless --size fixes it. It includes
+    normalisation, padding mask and postprocessing. `querybox predict` and `querybox evaluate` accept it as a model.
 
     ```
     querybox export run --to onnx                           # the run's best model, as best.onnx beside it
     querybox export model.safetensors fast.xml --to openvino --precision bf16
     querybox export run small.xml --to openvino --precision int8 --calibrate photos/ --split train
+    querybox export run fixed.xml --to openvino --size 640x640  # lower latency, for images of this size
     querybox predict small.xml photos/
     ```
 
@@ -38,31 +40,44 @@ def export(
         to: onnx (ONNX Runtime and others), openvino (the fastest on CPUs), or torch (torch.export).
         precision: Precision of the computations; bf16 and int8 require openvino. auto is bf16 for openvino if this
             machine's CPU computes it natively, otherwise float32.
+        size: Fixed height x width of the images, which are resized to it, or to fit and padded, and run one at a time;
+            by default the model takes images and batches of any size.
         calibrate: For int8: a dataset with images like those to predict on. AP on it is measured before and after.
         split: Split of that dataset.
     """
     from querybox.checkpoints.find import EXPORTED, find_weights
+    from querybox.cli.benchmark import parse_size
     from querybox.data import read_dataset
     from querybox.detector import Detector
     from querybox.exporting import export as run
     from querybox.files import require_own
     from querybox.terminal import Console
+    from querybox.text import counted
 
     if split is not None and calibrate is None:
         raise ConfigError("--split got a split of the calibration data; expected --calibrate as well")
     source = find_weights(model)
     # The file of a name is in the Hub's cache.
     beside = source.with_suffix("") if model.exists() else Path(model.name.partition("@")[0])
+    shape = None if size is None else parse_size(size)
     target = file or beside.with_name(beside.name + EXPORTED[to])
     require_own(target)
     detector = Detector.load(source)
     data = None if calibrate is None else read_dataset(calibrate, split)
     with Console(stderr=True).status("loading") as status:
-        done = run(detector, target, to=to, precision=precision, calibration=data, callback=status.update)
+        done = run(
+            detector,
+            target,
+            to=to,
+            precision=precision,
+            size=shape,
+            calibration=data,
+            callback=status.update,
+        )
     checked = done.verification
     print_text(
-        f"The predictions are those of the detector: on {checked.batches} batches scores differ by at most "
-        f"{checked.scores:.1g}, boxes by {checked.boxes:.1g} of the image"
+        f"The predictions are those of the detector: on {counted(checked.batches, 'batch', 'batches')} scores "
+        f"differ by at most {checked.scores:.1g}, boxes by {checked.boxes:.1g} of the image"
     )
     if done.AP is not None:
         before, after = done.AP

@@ -146,6 +146,7 @@ def describe_exported(path: Path, card: Card) -> Table:
             "file": f"{path.stat().st_size / 1e6:.1f} MB",
             "format": "an exported model",
             "precision": card.precision,
+            "input size": "any" if card.size is None else "{}x{}, one image at a time".format(*card.size),
             **describe_use(card.categories, card.preprocessing),
         },
     )

@@ -15,7 +15,7 @@ from querybox.data.parsing import validation_problem
 from querybox.errors import CheckpointError, ConfigError
 from querybox.inference.engine import evaluating
 from querybox.modules.detector import DetectionTransformer
-from querybox.structures import Category, ImageBatch, Preprocessing
+from querybox.structures import MAX_AREA, Category, ImageBatch, Preprocessing
 from querybox.text import listed
 
 Precision = Literal["float32", "bf16", "int8"]
@@ -53,13 +53,19 @@ class Card:
     """Precision in which to compute the model."""
     no_object: bool = True
     """Whether the last row of the class head is the "no object" class and probabilities are a softmax over all rows."""
+    size: tuple[int, int] | None = None
+    """(height, width) of `pixels`, of which there is one image at a time; None for batches and images of any size."""
 
     def __post_init__(self) -> None:
-        """Check that every class has a row of its own.
+        """Check that every class has a row of its own, and the size.
 
         Raises:
-            ConfigError: There is no class, or a row is missing, negative or repeated.
+            ConfigError: There is no class, a row is missing, negative or repeated, or the size is out of range.
         """
+        if self.size is not None and not (min(self.size) > 0 and self.size[0] * self.size[1] <= MAX_AREA):
+            raise ConfigError(
+                f"got the size {self.size}; expected (height, width) of at most {MAX_AREA:,} pixels"
+            )
         if not 0 < len(self.categories) == len(set(self.class_rows)) == len(self.class_rows):
             raise ConfigError(
                 f"got {len(self.categories)} categories and the class_rows {listed(self.class_rows)}; expected a "
@@ -68,26 +74,57 @@ class Card:
         if min(self.class_rows) < 0:
             raise ConfigError(f"got the class_rows {listed(self.class_rows)}; expected 0 or more")
 
+    @property
+    def padded(self) -> bool:
+        """Whether images may be padded. Those that are stretched fill a fixed size."""
+        return self.size is None or self.preprocessing.resizing != "stretch"
+
     @classmethod
-    def of(cls, detector: DetectionTransformer, precision: Precision) -> Self:
-        """Describe a detector. Runs it on a blank image, because `no_object` is known only from its predictions."""
+    def of(
+        cls, detector: DetectionTransformer, precision: Precision, size: tuple[int, int] | None = None
+    ) -> Self:
+        """Describe a detector. Runs it on a blank image, because `no_object` is known only from its predictions.
+
+        Args:
+            detector: The model.
+            precision: Precision in which to compute it.
+            size: Fixed (height, width) of the images, to which the preprocessing is adapted; None for any size.
+        """
         blank = ImageBatch.from_images([torch.zeros(3, 64, 64, dtype=torch.uint8)], device=detector.device)
         with evaluating(detector), torch.inference_mode():
             predictions = detector(blank).layers[-1]
         return cls(
             categories=detector.categories,
             class_rows=detector.class_rows,
-            preprocessing=detector.preprocessing,
+            preprocessing=resized_to_fit(detector.preprocessing, size),
             precision=precision,
             no_object=predictions.no_object,
+            size=size,
         )
 
     def to_json(self) -> str:
         """Return the card as JSON, including the descriptions of inputs and outputs."""
         values = dataclasses.asdict(self)
         return json.dumps(
-            {"format": FORMAT, "version": __version__, **values, "inputs": INPUTS, "outputs": OUTPUTS}
+            {
+                "format": FORMAT,
+                "version": __version__,
+                **values,
+                "inputs": self.describe_inputs(),
+                "outputs": OUTPUTS,
+            }
         )
+
+    def describe_inputs(self) -> dict[str, str]:
+        """Return what the inputs are, in words."""
+        if self.size is None:
+            return INPUTS
+        height, width = self.size
+        filled = f"padded at the right and bottom to {height}x{width}" if self.padded else "not padded"
+        return {
+            "pixels": f"uint8 [1, 3, {height}, {width}]: an RGB image, 0-255, resized, {filled}",
+            "sizes": "int64 [1, 2]: (height, width) of the image before padding, in pixels",
+        }
 
     @classmethod
     def from_json(cls, text: str | None, where: object) -> Self:
@@ -118,3 +155,18 @@ class Card:
         except ValidationError as error:
             problem = validation_problem(error)
             raise CheckpointError(f"{where}: corrupt, its card cannot be read ({problem})") from error
+
+
+def resized_to_fit(preprocessing: Preprocessing, size: tuple[int, int] | None) -> Preprocessing:
+    """Return a preprocessing that resizes images of the orientation of `size` to at most this (height, width)."""
+    if size is None:
+        return preprocessing
+    if preprocessing.resizing == "stretch":
+        return dataclasses.replace(preprocessing, short_side=size[0], long_side=size[1])
+    return dataclasses.replace(
+        preprocessing,
+        short_side=min(preprocessing.short_side, *size),
+        long_side=min(preprocessing.long_side, max(size)),
+        # facebookresearch's long side may exceed its limit by a pixel; ours is the same otherwise.
+        resizing="querybox" if preprocessing.resizing == "facebook" else preprocessing.resizing,
+    )

@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from querybox.errors import CheckpointError, ExportError
-from querybox.exporting.card import OUTPUTS, Precision
+from querybox.exporting.card import OUTPUTS, Card, Precision
 from querybox.exporting.engine import ExportedModel, Outputs
 from querybox.exporting.graph import Graph
 from querybox.exporting.signature import CURE, check_outputs
@@ -30,10 +30,10 @@ TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "bf16": 0.1}
 """Largest allowed difference of a class probability or a box coordinate (both 0-1), by precision."""
 DETECTION_TOLERANCE = 1e-5
 """Largest allowed difference between the detections of a model and those computed from its own logits and boxes."""
-PROBE = (128, 160)
-"""(height, width) of the image on which a model is run when it is loaded."""
 PROBE_TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "bf16": 0.02, "int8": 1e-3}
-"""The same for a model that is loaded, perhaps on another machine than it was written on."""
+"""The same for a model that is loaded, perhaps on another machine than it was written on, by precision."""
+PROBE = (128, 160)
+"""(height, width) of the image on which a model of any size is run when it is loaded."""
 TIE = 1e-6
 """Detections whose scores differ by no more may come in either order."""
 NOISE, TRIES = (3e-6, 1e-5, 3e-5), 24
@@ -65,7 +65,7 @@ def verify(detector: DetectionTransformer, model: ExportedModel) -> Verification
     """
     tolerance = TOLERANCES[model.card.precision]
     largest = []
-    for pixels, sizes in verification_batches(detector.preprocessing.short_side):
+    for pixels, sizes in verification_batches(model.card):
         outputs = model.run(pixels, sizes)
         largest.append(differences(detector, model, pixels, sizes, outputs).amax(1))
         check_detections(outputs, sizes, model)
@@ -116,15 +116,25 @@ def differences(
     return smallest
 
 
-def verification_batches(short_side: int) -> Iterator[tuple[UInt8[Tensor, "B 3 H W"], Int[Tensor, "B 2"]]]:
-    """Yield one image, two images that pad each other, and a small odd-sized one padded at the right and bottom."""
-    side = max(short_side, 128)
+def verification_batches(card: Card) -> Iterator[tuple[UInt8[Tensor, "B 3 H W"], Int[Tensor, "B 2"]]]:
+    """Yield one image, two images that pad each other, and a small odd-sized one padded at the right and bottom.
+
+    For a fixed size, yield one image and, if images may be padded, a smaller one.
+    """
+    side = max(card.preprocessing.short_side, 128)
     generator = torch.Generator().manual_seed(0)
 
     def image(height: int, width: int) -> UInt8[Tensor, "3 h w"]:
         coarse = torch.rand(1, 3, 9, 9, generator=generator)
         return (255 * F.interpolate(coarse, size=(height, width), mode="bilinear")[0]).byte()
 
+    if card.size is not None:
+        yield pad([image(*card.size)])
+        if card.padded:
+            height, width = card.size
+            pixels, sizes = pad([image(height - 13, width - 7)])
+            yield F.pad(pixels, (0, 7, 0, 13), value=255), sizes
+        return
     yield pad([image(side, 4 * side // 3)])
     yield pad([image(3 * side // 4, side), image(side, 3 * side // 4 + 7)])
     height, width = side // 2 + 5, side // 2 + 38
@@ -161,8 +171,9 @@ def probe(model: ExportedModel, where: object) -> None:
         CheckpointError: It cannot be run, or its detections are not those that the card gives for its logits and boxes.
     """
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (1, 3, *PROBE), dtype=torch.uint8, generator=generator)
-    sizes = torch.tensor([PROBE])
+    size = PROBE if model.card.size is None else model.card.size
+    pixels = torch.randint(256, (1, 3, *size), dtype=torch.uint8, generator=generator)
+    sizes = torch.tensor([size])
     try:
         outputs = model.run(pixels, sizes)
     except Exception as error:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from querybox.exporting.card import Card
 from querybox.exporting.signature import check_outputs
 from querybox.inference.engine import Predictor
 from querybox.structures import Category, DetectorOutput, ImageBatch, Predictions, Preprocessing
+from querybox.text import listed
 
 Outputs = Mapping[str, Tensor]
 """The outputs of an exported model, by the names of `querybox.exporting.card.OUTPUTS`."""
@@ -31,7 +33,7 @@ class ExportedModel(Predictor):
 
     def __init__(self, card: Card, run: Runner) -> None:
         self.card = card
-        self.run = run
+        self.run = run if card.size is None else at_fixed_size(run, card)
         self.device = torch.device("cpu")
 
     @property
@@ -69,3 +71,38 @@ class ExportedModel(Predictor):
             no_object=self.card.no_object,
             class_rows=self.card.class_rows,
         )
+
+
+def at_fixed_size(run: Runner, card: Card) -> Runner:
+    """Return a runner for batches of a model that takes one image of a fixed size.
+
+    Smaller images are padded, unless the model has no padding mask.
+    """
+
+    def run_each(pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> Outputs:
+        padded = pad_to(pixels, sizes, card)
+        answers = [run(*image) for image in zip(padded.split(1), sizes.split(1), strict=True)]
+        return {name: torch.cat([answer[name] for answer in answers]) for name in answers[0]}
+
+    return run_each
+
+
+def pad_to(
+    pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"], card: Card
+) -> UInt8[Tensor, "B 3 h w"]:
+    """Pad images to the fixed size of a model.
+
+    Raises:
+        ConfigError: They are larger, or smaller although the model takes no padded images.
+    """
+    assert card.size is not None
+    height, width = card.size
+    below, right = height - pixels.shape[2], width - pixels.shape[3]
+    if min(below, right) < 0 or not (card.padded or (sizes == torch.tensor(card.size)).all()):
+        found = listed(sorted({f"{h}x{w}" for h, w in sizes.tolist()}))
+        raise ConfigError(
+            f"an exported model of the fixed size {height}x{width} got images of {found} pixels; expected "
+            f"{'at most this' if card.padded else 'this'} size (height x width): resize them, or export the model "
+            "without a size"
+        )
+    return F.pad(pixels, (0, right, 0, below))

@@ -1,4 +1,4 @@
-"""The exported graph: a detector with its pre- and postprocessing, with dynamic batch and image size."""
+"""The exported graph: a detector with its pre- and postprocessing, with dynamic or fixed sizes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config
 
 from querybox.fast.fusion import fuse
+from querybox.fast.inference import cache_cells
 from querybox.inference.postprocess import postprocess
 from querybox.modules.detector import DetectionTransformer
 from querybox.structures import ImageBatch
@@ -23,9 +24,16 @@ from querybox.structures import ImageBatch
 class Graph(nn.Module):
     """A detector with pre- and postprocessing: padded uint8 images in, detections and raw predictions out."""
 
-    def __init__(self, detector: DetectionTransformer) -> None:
+    def __init__(self, detector: DetectionTransformer, unpadded: tuple[int, int] | None = None) -> None:
+        """Wrap a detector.
+
+        Args:
+            detector: The model.
+            unpadded: (height, width) of all images, none of which is padded; None if they may be.
+        """
         super().__init__()
         self.detector = detector
+        self.unpadded = unpadded
 
     def forward(
         self, pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]
@@ -38,7 +46,9 @@ class Graph(nn.Module):
     ]:
         """Return the values that `querybox.exporting.card.OUTPUTS` describes."""
         preprocessing = self.detector.preprocessing
-        predictions = self.detector(ImageBatch.from_pixels(pixels, sizes, preprocessing)).layers[-1]
+        unpadded = sizes if self.unpadded is None else torch.tensor([self.unpadded])
+        batch = ImageBatch.from_pixels(pixels, unpadded, preprocessing, padded=self.unpadded is None)
+        predictions = self.detector(batch).layers[-1]
         scores, labels, boxes_xyxy, _ = postprocess(
             predictions,
             sizes,
@@ -48,7 +58,7 @@ class Graph(nn.Module):
         return scores, labels, boxes_xyxy, predictions.logits, predictions.boxes
 
 
-class OpenConv2dSame(Conv2dSame):
+class DynamicConv2dSame(Conv2dSame):
     """TensorFlow's "same" convolution for dynamic image sizes.
 
     timm computes the padding with a maximum and a ceiling, which a trace turns into constraints on the image size.
@@ -71,9 +81,9 @@ class OpenConv2dSame(Conv2dSame):
 
 @contextmanager
 def sizes_as_traced() -> Iterator[None]:
-    """Have PyTorch decompose a traced program without asking again of every size whether it is 1.
+    """Have PyTorch decompose a traced program without checking again for every size whether it is 1.
 
-    The questions were answered when the program was traced, and most of the time of a conversion would go into them.
+    The trace has established that already, and the checks would take most of the time of a conversion.
     """
     if not hasattr(_config, "backed_size_oblivious"):  # in PyTorch 2.6
         yield
@@ -82,24 +92,41 @@ def sizes_as_traced() -> Iterator[None]:
         yield
 
 
-def trace(detector: DetectionTransformer) -> ExportedProgram:
-    """Trace a detector in evaluation mode with dynamic batch size, height and width."""
-    # Sizes that are not multiples of each other or of a stride, because the trace takes accidental equality for a rule.
-    pixels = torch.zeros(2, 3, 165, 229, dtype=torch.uint8)
-    sizes = torch.tensor([[165, 229], [140, 201]])
-    open_sizes = {"pixels": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, "sizes": {0: Dim.DYNAMIC}}
+def trace(
+    detector: DetectionTransformer, size: tuple[int, int] | None = None, *, padded: bool = True
+) -> ExportedProgram:
+    """Trace a detector in evaluation mode.
+
+    Args:
+        detector: The model.
+        size: Fixed (height, width) of a single image; None for a dynamic batch size, height and width.
+        padded: Whether an image may be smaller than `size`. Otherwise masks are left out and positions are constants.
+    """
     detector = copy.deepcopy(detector).cpu().eval()
+    if not padded:
+        cache_cells(detector, torch.float32)
     for part in (detector.backbone, detector.neck, detector.encoder):
         fuse(part)  # batch norms folded
     detector.to(memory_format=torch.contiguous_format)
     for part in detector.modules():
         if type(part) is Conv2dSame:
-            part.__class__ = OpenConv2dSame
+            part.__class__ = DynamicConv2dSame
         if hasattr(part, "inplace"):
             # Otherwise it would be made functional later, node by node.
             part.inplace = False  # type: ignore[assignment]
+    graph = Graph(detector, None if padded else size)
     with torch.no_grad():
-        return torch.export.export(Graph(detector), (pixels, sizes), dynamic_shapes=open_sizes, strict=False)
+        if size is not None:
+            inputs = torch.zeros(1, 3, *size, dtype=torch.uint8), torch.tensor([size])
+            return torch.export.export(graph, inputs, strict=False)
+        # Sizes that are not multiples of each other or of a stride, because the trace would take accidental equality
+        # as a constraint.
+        inputs = torch.zeros(2, 3, 165, 229, dtype=torch.uint8), torch.tensor([[165, 229], [140, 201]])
+        dynamic_sizes = {
+            "pixels": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},
+            "sizes": {0: Dim.DYNAMIC},
+        }
+        return torch.export.export(graph, inputs, dynamic_shapes=dynamic_sizes, strict=False)
 
 
 def decoder_nodes(program: ExportedProgram) -> frozenset[str]:

@@ -25,8 +25,12 @@ TYPES = {"u8": "uint8", "i64": "int64", "f32": "float32"}
 """Names of types, by those of OpenVINO."""
 
 
-def convert(program: ExportedProgram) -> openvino.Model:
+def convert(program: ExportedProgram, size: tuple[int, int] | None = None) -> openvino.Model:
     """Convert a traced detector to an OpenVINO model.
+
+    Args:
+        program: The detector.
+        size: The fixed (height, width) that it was traced with; None if it is dynamic.
 
     Raises:
         MissingExtraError: OpenVINO is not installed.
@@ -44,8 +48,9 @@ def convert(program: ExportedProgram) -> openvino.Model:
         model = openvino.convert_model(program, extension=[ConversionExtension(str(torch.sym_min), minimum)])
     for port, name in zip([*model.inputs, *model.outputs], [*INPUTS, *OUTPUTS], strict=True):
         port.get_tensor().set_names({name})
-    # The converter makes every axis dynamic; a fixed number of channels gives faster kernels.
-    model.reshape({"pixels": [-1, 3, -1, -1], "sizes": [-1, 2]})
+    # The converter makes every axis dynamic; those that are fixed give faster kernels.
+    batch, height, width = (-1, -1, -1) if size is None else (1, *size)
+    model.reshape({"pixels": [batch, 3, height, width], "sizes": [batch, 2]})
     return model
 
 
@@ -105,6 +110,7 @@ def runner(model: openvino.Model, precision: Precision) -> Runner:
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "ENABLE_CPU_PINNING": False,  # pinned threads of several processes would share cores while others are idle
     }
     request = openvino.Core().compile_model(model, "CPU", hints).create_infer_request()
 

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from querybox.data import DetectionData, read_pixels
 from querybox.errors import DataError, requires_extra
+from querybox.exporting.card import Card
+from querybox.exporting.engine import pad_to
 from querybox.inference.predict import prepare
 from querybox.inference.sources import Frame
-from querybox.structures import Preprocessing
 
 if TYPE_CHECKING:
     import openvino
@@ -22,7 +24,7 @@ CALIBRATION_IMAGES = 100
 
 
 def quantise(
-    model: openvino.Model, float_nodes: frozenset[str], data: DetectionData, preprocessing: Preprocessing
+    model: openvino.Model, float_nodes: frozenset[str], data: DetectionData, card: Card
 ) -> openvino.Model:
     """Return the model in int8, except for operations that are sensitive and cheap.
 
@@ -33,7 +35,7 @@ def quantise(
         model: The model in float32, see `querybox.exporting.openvino.convert`.
         float_nodes: Names of the nodes of the traced graph whose matrix products stay in float.
         data: Images representative of those that the model will be used on; their boxes are not used.
-        preprocessing: The preprocessing of the detector.
+        card: The preprocessing and the size of the images.
 
     Raises:
         DataError: The dataset has no images.
@@ -55,7 +57,7 @@ def quantise(
     try:
         return nncf.quantize(
             model,
-            nncf.Dataset(list(calibration_inputs(data, preprocessing))),
+            nncf.Dataset(list(calibration_inputs(data, card))),
             preset=nncf.QuantizationPreset.PERFORMANCE,
             ignored_scope=nncf.IgnoredScope(names=sorted(ignored)),
             subset_size=min(len(data.images), CALIBRATION_IMAGES),
@@ -64,15 +66,17 @@ def quantise(
         logger.setLevel(level)
 
 
-def calibration_inputs(data: DetectionData, preprocessing: Preprocessing) -> Iterator[dict[str, np.ndarray]]:
+def calibration_inputs(data: DetectionData, card: Card) -> Iterator[dict[str, np.ndarray]]:
     """Yield the model's inputs for `CALIBRATION_IMAGES` images, evenly spaced over the dataset."""
     count = len(data.images)
     indices = np.linspace(0, count - 1, min(count, CALIBRATION_IMAGES)).round().astype(int)
     records = (data.images[index] for index in indices)
     frames = (
-        Frame(source=str(record.path), pixels=read_pixels(record, pixel_range=preprocessing.pixel_range))
+        Frame(source=str(record.path), pixels=read_pixels(record, pixel_range=card.preprocessing.pixel_range))
         for record in records
     )
-    for each in prepare(frames, preprocessing):
-        pixels = each.pixels[None].contiguous()
-        yield {"pixels": pixels.numpy(), "sizes": np.array([pixels.shape[2:]], dtype=np.int64)}
+    for each in prepare(frames, card.preprocessing):
+        pixels, sizes = each.pixels[None], torch.tensor([each.pixels.shape[1:]])
+        if card.size is not None:
+            pixels = pad_to(pixels, sizes, card)
+        yield {"pixels": pixels.contiguous().numpy(), "sizes": sizes.numpy()}

@@ -31,7 +31,7 @@ OUTPUTS = {
     "logits": Port("float32", (None, None, None)),
     "boxes": Port("float32", (None, None, 4)),
 }
-"""The types and axes of `querybox.exporting.card.INPUTS` and `OUTPUTS`."""
+"""The types and axes of `querybox.exporting.card.INPUTS` and `OUTPUTS`, for images of any size."""
 
 
 def check_signature(
@@ -48,13 +48,13 @@ def check_signature(
     Raises:
         CheckpointError: A name, a type, a shape, or the number of classes is not that of the card.
     """
-    for kind, found, expected in (("inputs", inputs, INPUTS), ("outputs", outputs, OUTPUTS)):
+    for kind, found, expected in (("inputs", inputs, input_ports(card)), ("outputs", outputs, OUTPUTS)):
         if found.keys() != expected.keys():
             raise CheckpointError(
                 f"{where}: has the {kind} {', '.join(found)}; expected {', '.join(expected)}: {CURE}"
             )
         for name, port in found.items():
-            # An input axis of any size must not be fixed; an output may say more than is required.
+            # An input has to have the axes of the card; an output may say more than is required.
             if not is_similar(port, expected[name], fixed=kind == "outputs"):
                 raise CheckpointError(f"{where}: '{name}' is {port}; expected {expected[name]}: {CURE}")
     declared = {name: port.shape for name, port in outputs.items() if port.shape}
@@ -64,6 +64,13 @@ def check_signature(
         raise CheckpointError(
             f"{where}: 'logits' and 'boxes' are of {queries} queries; expected as many: {CURE}"
         )
+
+
+def input_ports(card: Card) -> dict[str, Port]:
+    """Return the inputs of a model with this card."""
+    if card.size is None:
+        return INPUTS
+    return {"pixels": Port("uint8", (1, 3, *card.size)), "sizes": Port("int64", (1, 2))}
 
 
 def is_similar(port: Port, expected: Port, *, fixed: bool) -> bool:

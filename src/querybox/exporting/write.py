@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from torch import device
 from torch.export import ExportedProgram
 
-from querybox.arguments import require_path, require_type
+from querybox.arguments import require_number, require_path, require_type
 from querybox.checkpoints.find import EXPORTED, Format
 from querybox.data import DetectionData
 from querybox.errors import ConfigError
@@ -25,6 +25,10 @@ from querybox.exporting.load import read_exported
 from querybox.exporting.quantise import quantise
 from querybox.modules.detector import DetectionTransformer
 from querybox.precision import is_native
+from querybox.structures import MAX_AREA
+
+SMALLEST = 64
+"""Smallest side of a fixed size in pixels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +50,15 @@ def export(
     *,
     to: Format,
     precision: Precision | Literal["auto"] = "float32",
+    size: tuple[int, int] | None = None,
     calibration: DetectionData | None = None,
     callback: Callable[[str], object] = lambda _: None,
 ) -> Exported:
     """Export a detector to a file that runs without querybox, and verify that its outputs equal the detector's.
 
-    The exported model accepts images and batches of any size. It includes normalisation, the padding mask and
-    postprocessing; see `querybox.exporting.card` for its inputs and outputs. Its metadata contain the classes and the
-    size to which images are resized.
+    The exported model accepts images and batches of any size, or one image of a fixed size. It includes normalisation,
+    the padding mask and postprocessing; see `querybox.exporting.card` for its inputs and outputs. Its metadata contain
+    the classes and the size to which images are resized.
 
     Args:
         detector: The model; its training mode does not change.
@@ -61,6 +66,8 @@ def export(
         to: The format.
         precision: Precision of the computations. ``"bf16"`` and ``"int8"`` require ``to="openvino"``. ``"auto"`` is
             bf16 for OpenVINO if this machine's CPU computes it natively, otherwise float32.
+        size: Fixed (height, width) of the images, for the lowest latency: each is resized to this size if the detector
+            stretches images, otherwise to fit and padded. None for any size.
         calibration: For ``"int8"``: labelled images representative of those that the model will be used on.
         callback: Called with the name of each stage as it begins, e.g. to show progress: ``"tracing"``, ``"writing"``,
             ``"verifying"``; for int8 also ``"evaluating in float32"``, ``"quantising"``, ``"evaluating in int8"``.
@@ -75,8 +82,10 @@ def export(
     check_values(detector, to, precision)
     precision = resolve_precision(precision, to)
     check_arguments(path, to, precision, calibration)
+    check_size(size)
     callback("tracing")
-    program, card = trace(detector), Card.of(detector, precision)
+    card = Card.of(detector, precision, size)
+    program = trace(detector, size, padded=card.padded)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         draft = Path(folder) / path.name
@@ -100,6 +109,12 @@ def check_values(detector: object, to: object, precision: object) -> None:
     """Raise `ConfigError` if an argument of `export` is of another type, or not one of the choices."""
     cure = "a Detector: pass the one that it was made from, or load its checkpoint with querybox.load"
     require_type("export", detector, DetectionTransformer, cure)
+    assert isinstance(detector, DetectionTransformer)
+    if detector.mask_head is not None:
+        raise ConfigError(
+            "export got a detector with a mask head, which cannot be exported yet; expected one that was trained with "
+            "model.masks=false"
+        )
     for name, value, choices in (
         ("to", to, EXPORTED),
         ("precision", precision, ("auto", *get_args(Precision))),
@@ -120,6 +135,18 @@ def check_arguments(path: Path, to: Format, precision: Precision, calibration: D
         raise ConfigError(
             "export: precision 'int8' requires calibration data, and calibration data require 'int8'"
         )
+
+
+def check_size(size: object) -> None:
+    """Raise `ConfigError` unless `size` is None or (height, width) in pixels."""
+    if size is None:
+        return
+    if not isinstance(size, tuple) or len(size) != 2:
+        raise ConfigError(f"export got size={size!r}; expected (height, width) in pixels, such as (640, 640)")
+    for side in size:
+        require_number("export", "size", side, SMALLEST, MAX_AREA // SMALLEST, whole=True)
+    if size[0] * size[1] > MAX_AREA:
+        raise ConfigError(f"export got size={size!r}; expected at most {MAX_AREA:,} pixels")
 
 
 def write_verified(
@@ -150,7 +177,7 @@ def write_model(
         case "torch":
             torch.write(program, path, card)
         case "openvino":
-            model = openvino.convert(program)
+            model = openvino.convert(program, card.size)
             openvino.write(model, path, card)
             if card.precision == "bf16" and detector.proposes_queries:
                 # Rounded scores select other proposals, so the outputs could not be compared.
@@ -168,13 +195,13 @@ def write_int8(
 ) -> tuple[Verification, tuple[float, float]]:
     """Write the model in int8; return the verification in float32, and AP before and after quantisation."""
     callback("writing")
-    model = openvino.convert(program)
+    model = openvino.convert(program, card.size)
     before = openvino.in_float32(model, card)
     callback("verifying")
     verification = verify(detector, before)
     callback("evaluating in float32")
     AP_before = evaluate(before, data).metrics["AP"]
     callback("quantising")
-    openvino.write(quantise(model, decoder_nodes(program), data, card.preprocessing), path, card)
+    openvino.write(quantise(model, decoder_nodes(program), data, card), path, card)
     callback("evaluating in int8")
     return verification, (AP_before, evaluate(openvino.load(path), data).metrics["AP"])

@@ -186,8 +186,7 @@ class DFINE(RTDETRv2):
     def infer_backbone(cls, state: Mapping[str, Tensor]) -> str:
         """Return timm's name of the HGNetv2 with these tensors."""
         stem = [len(state[f"backbone.body.stem.{conv}.conv.weight"]) for conv in ("stem1", "stem4")]
-        outputs = [name for name in state if ".aggregation.1.conv.weight" in name]
-        last = len(state[max(outputs)])
+        last = cls.deepest_channels(state)
         for name, settings in model_cfgs.items():
             if name.startswith("hgnetv2") and (settings["stem_chs"], settings["stage4"][2]) == (stem, last):
                 return f"{name}.ssld_stage2_ft_in1k"
@@ -208,20 +207,22 @@ class DFINE(RTDETRv2):
     @classmethod
     def infer_levels(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
         """Infer the settings of feature maps, widths and deformable attention."""
-        levels = count(state, r"neck\.projections\.(\d+)")
-        inputs = [state[f"neck.projections.{level}.conv.weight"].shape[1] for level in range(levels)]
-        encoder_width = len(state["neck.projections.0.conv.weight"])
+        inferred = super().infer_levels(state, heads)
+        points = inferred["points"]
+        return {**inferred, "points": POINTS.get((len(points), sum(points)), points)}
+
+    @classmethod
+    def infer_expansion(cls, state: Mapping[str, Tensor]) -> float:
+        """Infer the setting `expansion`, if possible one of a published model."""
         hidden = len(state["encoder.top_down.0.rep1.conv1.conv.weight"])
-        published = [each for each in EXPANSIONS if each * encoder_width // 2 == hidden]
-        points = len(state["decoder.layers.0.cross_attention.weight.bias"]) // heads
-        return {
-            "width": len(state["queries.proposals.projection.weight"]),
-            "encoder_width": encoder_width,
-            "expansion": published[0] if published else 2 * hidden / encoder_width,
-            "levels": levels,
-            "points": POINTS.get((levels, points), (points // levels,) * levels),
-            "strides": tuple(32 * channels // inputs[-1] for channels in inputs),
-        }
+        width = len(state["neck.projections.0.conv.weight"])
+        published = [each for each in EXPANSIONS if each * width // 2 == hidden]
+        return published[0] if published else 2 * hidden / width
+
+    @classmethod
+    def deepest_channels(cls, state: Mapping[str, Tensor]) -> int:
+        """Return the number of channels of the backbone's last feature map."""
+        return len(state[max(name for name in state if ".aggregation.1.conv.weight" in name)])
 
     @classmethod
     def infer(cls, state: Mapping[str, Tensor], stated: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from querybox.models.public import PublicWeights
 from querybox.models.recipe import Positive, Queries
 from querybox.modules.decoder import DeformableDecoderLayer, ReferenceDecoder
 from querybox.modules.denoising import Denoising
+from querybox.modules.heads import DeltaHead, SigmoidClassHead
 from querybox.modules.position import SinePosition
 from querybox.modules.queries import MixedQueries, RankByScore, RankPeaksFirst, TokenQueries
 from querybox.modules.refinement import LookForwardTwice
@@ -95,16 +96,20 @@ class DINO(DeformableDETR):
 
     def build_decoder(self, classes: int) -> ReferenceDecoder:
         """Build the decoder, which computes the positions of queries from their references."""
-        heads = range(1 if self.share_heads else self.decoder_layers)
         return ReferenceDecoder(
             self.build_layers(DeformableDecoderLayer, self.decoder_layers),
-            [self.class_head_type(self.width, classes) for _ in heads],
-            [self.build_box_head() for _ in heads],
+            *self.build_heads(classes),
             refinement=LookForwardTwice(),
             norm=nn.LayerNorm(self.width),
             position=SinePosition(self.width),
             eps=1e-3,
         )
+
+    def build_heads(self, classes: int) -> tuple[list[SigmoidClassHead], list[DeltaHead]]:
+        """Build the class heads and the box heads, one of each per layer or one for all."""
+        heads = range(1 if self.share_heads else self.decoder_layers)
+        class_heads = [self.class_head_type(self.width, classes) for _ in heads]
+        return class_heads, [self.build_box_head() for _ in heads]
 
     def build_denoising(self, classes: int) -> nn.Module:
         """Build the denoising module."""

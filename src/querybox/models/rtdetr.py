@@ -38,12 +38,7 @@ WITHOUT_FIRST_SHORTCUT = ("resnet18d", "resnet34d")
 """Models of timm that lack the convolution that ResNet-vd has in the shortcut of its first block."""
 FUSION_BLOCKS = 3
 """Blocks of each fusion in all published models."""
-MEDIUM = {
-    "backbone": "resnet50d.ra2_in1k",
-    "encoder_width": 256,
-    "expansion": 0.5,
-    "decoder_layers": 6,
-}
+MEDIUM = {"backbone": "resnet50d.ra2_in1k", "encoder_width": 256, "expansion": 0.5, "decoder_layers": 6}
 """Settings that only RT-DETR-R50-M has, which is trained with six decoder layers and evaluated with three."""
 SUPPORTED: dict[str, object] = {
     "encoder_activation_function": "gelu",
@@ -58,8 +53,6 @@ SUPPORTED: dict[str, object] = {
     "eval_size": None,  # otherwise transformers has no positional encoding in evaluation mode
 }
 """Settings of a Hugging Face config of which querybox supports one value, that of all published models."""
-
-
 SSD = {"photometric": 0.5, "zoom_out": 0.5, "iou_crop": 0.8, "crop": 0.0}
 """Augmentation of SSD, with the published probabilities, in place of DETR's crops."""
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
@@ -211,11 +204,9 @@ class RTDETR(DINO):
 
     def build_decoder(self, classes: int) -> ReferenceDecoder:
         """Build the decoder, which computes the positions of queries from the coordinates of their references."""
-        heads = range(1 if self.share_heads else self.decoder_layers)
         return ReferenceDecoder(
             self.build_decoder_layers(),
-            [self.class_head_type(self.width, classes) for _ in heads],
-            [self.build_box_head() for _ in heads],
+            *self.build_heads(classes),
             refinement=LookForwardTwice(),
             norm=nn.Identity(),
             position=self.build_position(),
@@ -275,17 +266,28 @@ class RTDETR(DINO):
         """Infer the settings of feature maps, widths and deformable attention."""
         levels = count(state, r"neck\.projections\.(\d+)")
         inputs = [state[f"neck.projections.{level}.conv.weight"].shape[1] for level in range(levels)]
-        # Each map of the backbone has half as many channels as the next deeper one.
-        deepest = state["backbone.body.layer4.0.downsample.1.weight"].shape[0]
-        width, encoder_width, *_ = state["encoder.outputs.0.conv.weight"].shape
         return {
-            "width": width,
-            "encoder_width": encoder_width,
-            "expansion": state["encoder.top_down.0.conv1.conv.weight"].shape[0] / encoder_width,
+            "width": len(state["queries.proposals.projection.weight"]),
+            "encoder_width": len(state["neck.projections.0.conv.weight"]),
+            "expansion": cls.infer_expansion(state),
             "levels": levels,
             "points": len(state["decoder.layers.0.cross_attention.weight.bias"]) // (heads * levels),
-            "strides": tuple(32 * channels // deepest for channels in inputs),
+            # Each map of the backbone has half as many channels as the next deeper one.
+            "strides": tuple(32 * channels // cls.deepest_channels(state) for channels in inputs),
         }
+
+    @classmethod
+    def infer_expansion(cls, state: Mapping[str, Tensor]) -> float:
+        """Infer the setting `expansion`."""
+        hidden, width = (
+            state[f"{name}.conv.weight"] for name in ("encoder.top_down.0.conv1", "neck.projections.0")
+        )
+        return len(hidden) / len(width)
+
+    @classmethod
+    def deepest_channels(cls, state: Mapping[str, Tensor]) -> int:
+        """Return the number of channels of the backbone's last feature map."""
+        return len(state["backbone.body.layer4.0.downsample.1.weight"])
 
     @classmethod
     def infer(cls, state: Mapping[str, Tensor], stated: Mapping[str, Any]) -> dict[str, Any]:

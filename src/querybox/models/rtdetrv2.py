@@ -20,8 +20,6 @@ from querybox.modules.deformable_attention import DeformableAttention, GridSampl
 
 METHODS = {"default": False, "discrete": True}
 """Values of `RTDETRv2.discrete` by the names of the sampling methods in a Hugging Face config."""
-
-
 BACKBONE_LR = {"resnet18d": 1e-4, "resnet34d": 5e-5}
 """Published learning rates of backbones, where they are not a tenth of that of the other modules."""
 

@@ -147,14 +147,15 @@ class _RecordReader:
         self.numbers = {name: number for number, name in names.items() if not name.isdecimal()}
         self.findings = findings
         self.has_keypoints = has_keypoints
-        self.label_files: set[str] = set()
+        self.label_files: set[Path] = set()
+        """Without suffix, whose case some systems ignore."""
         self.unlabeled: list[tuple[int, Path]] = []
 
     def read(self, number: int, image: Path) -> ImageRecord | None:
         """Create the record of an image; None if it is excluded."""
         file = _label_file(image)
         if file is not None:
-            self.label_files.add(str(file))
+            self.label_files.add(file.with_suffix(""))
         size = read_size_or_note(image, number, self.findings)
         if size is None:
             return None
@@ -189,7 +190,8 @@ class _RecordReader:
                 self.findings.add("unlabeled_negative", str(image), image_id=number, path=image)
         if label_folder is not None and label_folder.is_dir():
             for file in find_files(label_folder, {".txt"}):
-                if str(file) not in self.label_files and file.name not in NAMES_FILES and is_label_file(file):
+                is_read = file.with_suffix("") in self.label_files
+                if not is_read and file.name not in NAMES_FILES and is_label_file(file):
                     self.findings.add("unmatched_label", str(file))
 
     def _objects(self, file: Path, image_id: int) -> list[_Object]:

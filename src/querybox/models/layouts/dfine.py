@@ -7,13 +7,13 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from querybox.models.layouts.parts import box_head
 from querybox.models.layouts.rtdetr import (
     HF_DECODER,
     HF_ENCODER,
     LAYERS,
     OURS_DECODER,
     RTDETRConversion,
-    head_modules,
 )
 from querybox.models.layouts.rtdetrv2 import HUGGINGFACE_RTDETRV2, LYUWENYU_V2, SCALE
 
@@ -64,7 +64,7 @@ def decoder_modules(decoder: str) -> dict[str, str]:
     return {
         UP: f"{decoder}.up",
         REG_SCALE: f"{decoder}.reg_scale",
-        **head_modules("decoder.first_box", f"{decoder}.pre_bbox_head"),
+        **box_head("decoder.first_box", f"{decoder}.pre_bbox_head"),
     }
 
 

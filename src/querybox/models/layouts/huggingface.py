@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from querybox.models.layouts.layout import Layout
+from querybox.models.layouts.parts import box_head, huggingface_layers
 from querybox.models.layouts.relatives import PyramidConversion
 from querybox.structures import Preprocessing
 
@@ -34,23 +35,10 @@ HUGGINGFACE = Layout(
         "queries.position": "model.query_position_embeddings.weight",
         "encoder.position.rows": "model.position_embedding.row_embeddings.weight",
         "encoder.position.columns": "model.position_embedding.column_embeddings.weight",
-        "encoder.layers.*.self_attention": f"{ENCODER}.self_attn",
-        "encoder.layers.*.self_attention_residual.norm": f"{ENCODER}.self_attn_layer_norm",
-        "encoder.layers.*.feedforward.0": f"{ENCODER}.fc1",
-        "encoder.layers.*.feedforward.3": f"{ENCODER}.fc2",
-        "encoder.layers.*.feedforward_residual.norm": f"{ENCODER}.final_layer_norm",
-        "decoder.layers.*.self_attention": f"{DECODER}.self_attn",
-        "decoder.layers.*.self_attention_residual.norm": f"{DECODER}.self_attn_layer_norm",
-        "decoder.layers.*.cross_attention": f"{DECODER}.encoder_attn",
-        "decoder.layers.*.cross_attention_residual.norm": f"{DECODER}.encoder_attn_layer_norm",
-        "decoder.layers.*.feedforward.0": f"{DECODER}.fc1",
-        "decoder.layers.*.feedforward.3": f"{DECODER}.fc2",
-        "decoder.layers.*.feedforward_residual.norm": f"{DECODER}.final_layer_norm",
+        **huggingface_layers(ENCODER, DECODER),
         "decoder.norm": "model.decoder.layernorm",
         "decoder.class_head": "class_labels_classifier",
-        "decoder.box_head.0": "bbox_predictor.layers.0",
-        "decoder.box_head.2": "bbox_predictor.layers.1",
-        "decoder.box_head.4": "bbox_predictor.layers.2",
+        **box_head("decoder.box_head", "bbox_predictor"),
     },
     aliases={
         "model.backbone.position_embedding": "model.position_embedding",  # transformers 4
@@ -79,9 +67,7 @@ HUGGINGFACE_DEFORMABLE = HUGGINGFACE.relative(
         "queries.projection": "model.pos_trans",
         "queries.norm": "model.pos_trans_norm",
         "decoder.class_heads.*": "class_embed.*",
-        "decoder.box_heads.*.0": "bbox_embed.*.layers.0",
-        "decoder.box_heads.*.2": "bbox_embed.*.layers.1",
-        "decoder.box_heads.*.4": "bbox_embed.*.layers.2",
+        **box_head("decoder.box_heads.*", "bbox_embed.*"),
     },
     aliases={
         **HUGGINGFACE.aliases,

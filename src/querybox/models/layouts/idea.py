@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from querybox.models.layouts.facebook import DECODER
 from querybox.models.layouts.fundamentalvision import FUNDAMENTALVISION
+from querybox.models.layouts.parts import box_head
 from querybox.models.layouts.relatives import PyramidConversion
 
 IDEA = FUNDAMENTALVISION.relative(
     {
         "queries.content": "transformer.tgt_embed.weight",
         "queries.proposals.class_head": "transformer.enc_out_class_embed",
-        "queries.proposals.box_head.0": "transformer.enc_out_bbox_embed.layers.0",
-        "queries.proposals.box_head.2": "transformer.enc_out_bbox_embed.layers.1",
-        "queries.proposals.box_head.4": "transformer.enc_out_bbox_embed.layers.2",
+        **box_head("queries.proposals.box_head", "transformer.enc_out_bbox_embed"),
         "decoder.position.layers.0": f"{DECODER}.ref_point_head.layers.0",
         "decoder.position.layers.2": f"{DECODER}.ref_point_head.layers.1",
         "denoising.label": "label_enc",

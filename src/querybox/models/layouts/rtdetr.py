@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from querybox.models.layouts.layout import Conversion, Layout
+from querybox.models.layouts.parts import box_head, huggingface_layers, torch_layer
 from querybox.structures import Preprocessing
 
 PREPROCESSING = Preprocessing(
@@ -92,12 +93,7 @@ def fusion_modules(encoder: str) -> dict[str, str]:
     }
 
 
-def head_modules(ours: str, theirs: str) -> dict[str, str]:
-    """Return the layers of a box head."""
-    return {f"{ours}.{2 * layer}": f"{theirs}.layers.{layer}" for layer in range(3)}
-
-
-LAYERS, OURS_ENCODER, OURS_DECODER = "decoder.decoder.layers.*", "encoder.layers.*", "decoder.layers.*"
+LAYERS, OURS_DECODER = "decoder.decoder.layers.*", "decoder.layers.*"
 
 LYUWENYU = Layout(
     name="lyuwenyu/RT-DETR",
@@ -109,29 +105,19 @@ LYUWENYU = Layout(
             first=1,
         ),
         **pairs("neck.projections.*", "encoder.input_proj.*"),
-        f"{OURS_ENCODER}.self_attention": "encoder.encoder.0.layers.*.self_attn",
-        f"{OURS_ENCODER}.self_attention_residual.norm": "encoder.encoder.0.layers.*.norm1",
-        f"{OURS_ENCODER}.feedforward.0": "encoder.encoder.0.layers.*.linear1",
-        f"{OURS_ENCODER}.feedforward.3": "encoder.encoder.0.layers.*.linear2",
-        f"{OURS_ENCODER}.feedforward_residual.norm": "encoder.encoder.0.layers.*.norm2",
+        **torch_layer("encoder.layers.*", "encoder.encoder.0.layers.*"),
         **fusion_modules("encoder"),
         "encoder.outputs": "decoder.input_proj",
         "queries.proposals.projection": "decoder.enc_output.0",
         "queries.proposals.norm": "decoder.enc_output.1",
         "queries.proposals.class_head": "decoder.enc_score_head",
-        **head_modules("queries.proposals.box_head", "decoder.enc_bbox_head"),
+        **box_head("queries.proposals.box_head", "decoder.enc_bbox_head"),
         "decoder.position.layers.0": "decoder.query_pos_head.layers.0",
         "decoder.position.layers.2": "decoder.query_pos_head.layers.1",
         "decoder.position.layers.4": "decoder.query_pos_head.layers.2",
-        f"{OURS_DECODER}.self_attention": f"{LAYERS}.self_attn",
-        f"{OURS_DECODER}.self_attention_residual.norm": f"{LAYERS}.norm1",
-        f"{OURS_DECODER}.cross_attention": f"{LAYERS}.cross_attn",
-        f"{OURS_DECODER}.cross_attention_residual.norm": f"{LAYERS}.norm2",
-        f"{OURS_DECODER}.feedforward.0": f"{LAYERS}.linear1",
-        f"{OURS_DECODER}.feedforward.3": f"{LAYERS}.linear2",
-        f"{OURS_DECODER}.feedforward_residual.norm": f"{LAYERS}.norm3",
+        **torch_layer(OURS_DECODER, LAYERS, "cross_attn"),
         "decoder.class_heads.*": "decoder.dec_score_head.*",
-        **head_modules("decoder.box_heads.*", "decoder.dec_bbox_head.*"),
+        **box_head("decoder.box_heads.*", "decoder.dec_bbox_head.*"),
         "denoising.label": "decoder.denoising_class_embed",
     },
     computed=("decoder.anchors", "decoder.valid_mask", *(f"encoder.pos_embed{level}" for level in range(4))),
@@ -158,28 +144,17 @@ HUGGINGFACE_RTDETR = Layout(
             first=0,
         ),
         **pairs("neck.projections.*", "model.encoder_input_proj.*"),
-        f"{OURS_ENCODER}.self_attention": f"{HF_ENCODER}.self_attn",
-        f"{OURS_ENCODER}.self_attention_residual.norm": f"{HF_ENCODER}.self_attn_layer_norm",
-        f"{OURS_ENCODER}.feedforward.0": f"{HF_ENCODER}.fc1",
-        f"{OURS_ENCODER}.feedforward.3": f"{HF_ENCODER}.fc2",
-        f"{OURS_ENCODER}.feedforward_residual.norm": f"{HF_ENCODER}.final_layer_norm",
+        **huggingface_layers(HF_ENCODER, HF_DECODER),
         **fusion_modules("model.encoder"),
         **pairs("encoder.outputs.*", "model.decoder_input_proj.*"),
         "queries.proposals.projection": "model.enc_output.0",
         "queries.proposals.norm": "model.enc_output.1",
         "queries.proposals.class_head": "model.enc_score_head",
-        **head_modules("queries.proposals.box_head", "model.enc_bbox_head"),
+        **box_head("queries.proposals.box_head", "model.enc_bbox_head"),
         "decoder.position.layers.0": "model.decoder.query_pos_head.layers.0",
         "decoder.position.layers.2": "model.decoder.query_pos_head.layers.1",
-        f"{OURS_DECODER}.self_attention": f"{HF_DECODER}.self_attn",
-        f"{OURS_DECODER}.self_attention_residual.norm": f"{HF_DECODER}.self_attn_layer_norm",
-        f"{OURS_DECODER}.cross_attention": f"{HF_DECODER}.encoder_attn",
-        f"{OURS_DECODER}.cross_attention_residual.norm": f"{HF_DECODER}.encoder_attn_layer_norm",
-        f"{OURS_DECODER}.feedforward.0": f"{HF_DECODER}.fc1",
-        f"{OURS_DECODER}.feedforward.3": f"{HF_DECODER}.fc2",
-        f"{OURS_DECODER}.feedforward_residual.norm": f"{HF_DECODER}.final_layer_norm",
         "decoder.class_heads.*": "model.decoder.class_embed.*",
-        **head_modules("decoder.box_heads.*", "model.decoder.bbox_embed.*"),
+        **box_head("decoder.box_heads.*", "model.decoder.bbox_embed.*"),
         "denoising.label": "model.denoising_class_embed",
     },
     aliases={

@@ -1,0 +1,47 @@
+"""Names of parts that several layouts have in common: layers of the transformer, and box heads."""
+
+from __future__ import annotations
+
+
+def torch_layer(ours: str, theirs: str, cross_attention: str | None = None) -> dict[str, str]:
+    """Return the modules of a transformer layer with the names of `torch.nn.Transformer`, as the authors of DETR use.
+
+    Args:
+        ours: The layer in querybox.
+        theirs: The layer in the layout.
+        cross_attention: Name of the cross-attention of a decoder layer; None for an encoder layer.
+    """
+    norm = 2 if cross_attention is None else 3
+    modules = {
+        f"{ours}.self_attention": f"{theirs}.self_attn",
+        f"{ours}.self_attention_residual.norm": f"{theirs}.norm1",
+        f"{ours}.feedforward.0": f"{theirs}.linear1",
+        f"{ours}.feedforward.3": f"{theirs}.linear2",
+        f"{ours}.feedforward_residual.norm": f"{theirs}.norm{norm}",
+    }
+    if cross_attention is not None:
+        modules[f"{ours}.cross_attention"] = f"{theirs}.{cross_attention}"
+        modules[f"{ours}.cross_attention_residual.norm"] = f"{theirs}.norm2"
+    return modules
+
+
+def huggingface_layers(encoder: str, decoder: str) -> dict[str, str]:
+    """Return the modules of the encoder and decoder layers of transformers, given the names of a layer of each."""
+    modules = {
+        "decoder.layers.*.cross_attention": f"{decoder}.encoder_attn",
+        "decoder.layers.*.cross_attention_residual.norm": f"{decoder}.encoder_attn_layer_norm",
+    }
+    for ours, theirs in (("encoder.layers.*", encoder), ("decoder.layers.*", decoder)):
+        modules |= {
+            f"{ours}.self_attention": f"{theirs}.self_attn",
+            f"{ours}.self_attention_residual.norm": f"{theirs}.self_attn_layer_norm",
+            f"{ours}.feedforward.0": f"{theirs}.fc1",
+            f"{ours}.feedforward.3": f"{theirs}.fc2",
+            f"{ours}.feedforward_residual.norm": f"{theirs}.final_layer_norm",
+        }
+    return modules
+
+
+def box_head(ours: str, theirs: str) -> dict[str, str]:
+    """Return the layers of a box head, which most systems number without the activations."""
+    return {f"{ours}.{2 * layer}": f"{theirs}.layers.{layer}" for layer in range(3)}

@@ -1,0 +1,135 @@
+"""Exports for images of one size."""
+
+from __future__ import annotations
+
+import json
+from inspect import unwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from querybox.detector import Detector
+from querybox.errors import CheckpointError, ConfigError
+from querybox.exporting import ExportedModel, export, load_exported
+from querybox.exporting.card import OUTPUTS, Card
+from querybox.exporting.check import verify
+from querybox.exporting.graph import Graph, trace
+from querybox.exporting.signature import OUTPUTS as OUTPUT_PORTS
+from querybox.exporting.signature import Port, check_signature
+from querybox.inference.predict import predict
+from querybox.structures import Preprocessing
+
+noise = torch.Generator().manual_seed(0)
+
+
+def random_pixels(count: int, height: int, width: int) -> torch.Tensor:
+    return torch.randint(256, (count, 3, height, width), dtype=torch.uint8, generator=noise)
+
+
+def answers(detector: Detector, pixels: torch.Tensor, sizes: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the outputs of the detector itself."""
+    with torch.inference_mode():
+        return dict(zip(OUTPUTS, Graph(detector.eval())(pixels, sizes), strict=True))
+
+
+def traced(detector: Detector, size: tuple[int, int]) -> ExportedModel:
+    """Return the model that a file of this size would be made from."""
+    card = Card.of(detector, "float32", size)
+    program = torch.inference_mode()(trace(detector, size, padded=card.padded).module())
+    return ExportedModel(card, lambda *inputs: dict(zip(OUTPUTS, program(*inputs), strict=True)))
+
+
+@pytest.fixture(scope="module")
+def stretching(dfine: Detector) -> Detector:
+    """D-FINE for stretched images, as published."""
+    dfine.preprocessing = Preprocessing(short_side=640, long_side=640, resizing="stretch")
+    return dfine
+
+
+def test_stretched_images_fill_the_size(stretching: Detector) -> None:
+    engine = traced(stretching, (96, 128))
+    assert (engine.preprocessing.short_side, engine.preprocessing.long_side) == (96, 128)
+    assert verify(stretching, engine).batches == 1
+    pixels, sizes = random_pixels(2, 96, 128), torch.tensor([[96, 128]] * 2)
+    scores = answers(stretching, pixels, sizes)["scores"]
+    torch.testing.assert_close(engine.run(pixels, sizes)["scores"], scores, rtol=0, atol=1e-4)
+    message = "of the fixed size 96x128 got images of {} pixels; expected this size"
+    with pytest.raises(ConfigError, match=message.format("64x96")):
+        engine.run(random_pixels(1, 64, 96), torch.tensor([[64, 96]]))
+    with pytest.raises(ConfigError, match=message.format("90x128, 96x128")):
+        engine.run(pixels, torch.tensor([[90, 128], [96, 128]]))
+
+
+def test_other_images_are_padded_to_the_size(detector: Detector, tmp_path: Path) -> None:
+    done = export(detector, tmp_path / "model.xml", to="openvino", size=(80, 104))
+    assert done.verification.batches == 2
+    engine = load_exported(done.files[0])
+    assert engine.card == Card.of(detector, "float32", (80, 104))
+    pixels, sizes = random_pixels(2, 72, 90), torch.tensor([[72, 81], [60, 90]])
+    expected = answers(detector, F.pad(pixels, (0, 14, 0, 8)), sizes)
+    for name in ("logits", "boxes"):
+        torch.testing.assert_close(engine.run(pixels, sizes)[name], expected[name], rtol=0, atol=1e-4)
+    with pytest.raises(ConfigError, match="80x104 got images of 96x64 pixels; expected at most this size"):
+        engine.run(random_pixels(1, 96, 64), torch.tensor([[96, 64]]))
+    picture = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    (found,) = predict(engine, picture, threshold=0.0)
+    assert found.size == (60, 90)
+    assert found.boxes_xyxy.shape == (8, 4)
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "expected"),
+    [
+        ({"short_side": 800, "long_side": 1333}, {"short_side": 480, "long_side": 640}),
+        (
+            {"short_side": 320, "long_side": 500, "resizing": "facebook"},
+            {"short_side": 320, "long_side": 500},
+        ),
+        (
+            {"short_side": 640, "long_side": 640, "resizing": "stretch"},
+            {"short_side": 480, "long_side": 640, "resizing": "stretch"},
+        ),
+    ],
+)
+def test_images_are_resized_to_the_size(
+    detector: Detector, preprocessing: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    before = detector.preprocessing
+    detector.preprocessing = Preprocessing(**preprocessing)
+    card = Card.of(detector, "float32", (480, 640))
+    detector.preprocessing = before
+    assert card.preprocessing == Preprocessing(**expected)
+    assert card.padded == ("resizing" not in expected)
+
+
+def test_the_card_says_the_size(detector: Detector) -> None:
+    card = Card.of(detector, "float32", (96, 128))
+    text = json.loads(card.to_json())
+    assert text["size"] == [96, 128]
+    assert text["inputs"]["pixels"].startswith("uint8 [1, 3, 96, 128]: an RGB image")
+    assert Card.from_json(card.to_json(), "a.onnx") == card
+    inputs = {"pixels": Port("uint8", (1, 3, 96, 128)), "sizes": Port("int64", (1, 2))}
+    check_signature("a.onnx", card, inputs, OUTPUT_PORTS)
+    other = {**inputs, "pixels": Port("uint8", (1, 3, 96, 64))}
+    with pytest.raises(CheckpointError, match=r"a\.onnx: 'pixels' is .*it does not fit its card"):
+        check_signature("a.onnx", card, other, OUTPUT_PORTS)
+    with pytest.raises(CheckpointError, match=r"a\.onnx: corrupt, its card cannot be read"):
+        Card.from_json(json.dumps({**text, "size": [30_000, 30_000]}), "a.onnx")
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (640, r"got size=640; expected \(height, width\)"),
+        ((640, 32), "got size=32; expected an integer, 64 to"),
+        ((8192, 8192), "expected at most 8,388,608 pixels"),
+    ],
+)
+def test_sizes_that_cannot_be(detector: Detector, tmp_path: Path, size: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        unwrap(export)(detector, tmp_path / "a.xml", to="openvino", size=size)
+    assert not list(tmp_path.iterdir())
