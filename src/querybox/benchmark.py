@@ -23,6 +23,7 @@ from querybox.checkpoints.find import EXPORTED, is_exported
 from querybox.checkpoints.read import load_detector
 from querybox.errors import ConfigError
 from querybox.exporting import load_exported
+from querybox.exporting.openvino import without_telemetry
 from querybox.inference.engine import Engine, accelerator
 from querybox.inference.optimized import optimize
 from querybox.inference.predict import Input, detect
@@ -148,7 +149,7 @@ def measure(
     path: Path, name: str, size: tuple[int, int], batch_size: int, *, seconds: float, trusted: bool = False
 ) -> EngineResult:
     """Load an engine and time detection in random images, for at least this many `seconds` in all."""
-    with suppress(ImportError):
+    with suppress(ImportError), without_telemetry():
         packages = {EXPORTED["onnx"]: "onnxruntime", EXPORTED["openvino"]: "openvino"}
         import_module(packages.get(path.suffix.lower(), "querybox.checkpoints"))
     before = reset_peak()

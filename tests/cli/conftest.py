@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -15,7 +15,15 @@ from querybox.detector import Detector
 from querybox.structures import Category, Preprocessing
 
 CATEGORIES = [Category(id=3, name="cat"), Category(id=9, name="dog")]
-TINY = {"width": 16, "heads": 2, "feedforward": 32, "encoder_layers": 1, "decoder_layers": 2, "queries": 8}
+TINY: dict[str, Any] = {
+    "backbone": "test_resnet",
+    "width": 16,
+    "heads": 2,
+    "feedforward": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "queries": 8,
+}
 """Settings of the recipe that make a model for tests."""
 
 Run: TypeAlias = Callable[..., tuple[int, str, str]]
@@ -24,12 +32,22 @@ Run: TypeAlias = Callable[..., tuple[int, str, str]]
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved detector with random weights that knows cats and dogs."""
+    return save(tmp_path_factory.mktemp("model"), TINY)
+
+
+@pytest.fixture(scope="session")
+def public_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a backbone that the public layouts know."""
+    return save(tmp_path_factory.mktemp("public_model"), {**TINY, "backbone": "resnet18.tv_in1k"})
+
+
+def save(folder: Path, settings: dict[str, Any]) -> Path:
+    """Save a detector with random weights, and return its file."""
     torch.manual_seed(0)
-    detector = Detector.from_recipe("detr_r18", categories=CATEGORIES, **TINY)
+    detector = Detector.from_recipe("detr_r18", categories=CATEGORIES, **settings)
     detector.preprocessing = Preprocessing(short_side=32, long_side=64)
-    path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    detector.save(path)
-    return path
+    detector.save(folder / "model.safetensors")
+    return folder / "model.safetensors"
 
 
 @pytest.fixture(scope="session")

@@ -57,6 +57,7 @@ def command_lines(model: Path, photos: Path) -> list[list[str]]:
         ["convert", weights, "out/model.safetensors", "--to", "querybox"],
         ["benchmark", weights, "--size", "32x64"],
         ["export", weights, "out/model.pt2", "--to", "torch"],
+        ["export", weights, "out/model.xml", "--to", "openvino"],
     ]
 
 

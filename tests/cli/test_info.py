@@ -52,7 +52,13 @@ def test_recipes_are_listed_by_purpose(run: Any) -> None:
 def test_of_a_model(run: Any, model: Path, tmp_path: Path) -> None:
     code, out, _ = run("info", model)
     assert code == 0
-    for part in ("11.", "2: cat, dog", "short side 32, long side at most 64 pixels", "123.675", "queries=8"):
+    for part in (
+        "0.38 M",
+        "2: cat, dog",
+        "short side 32, long side at most 64 pixels",
+        "123.675",
+        "queries=8",
+    ):
         assert part in out
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "last.safetensors").symlink_to(model)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +37,7 @@ def convert(program: ExportedProgram, size: tuple[int, int] | None = None) -> op
     Raises:
         MissingExtraError: OpenVINO is not installed.
     """
-    with requires_extra("openvino", "writing an OpenVINO file"):
+    with requires_extra("openvino", "writing an OpenVINO file"), without_telemetry():
         import openvino
         from openvino import opset14
         from openvino.frontend.pytorch import ConversionExtension
@@ -69,7 +71,7 @@ def load(path: Path) -> ExportedModel:
         CheckpointError: The file is corrupt or not exported by querybox, or its ``.bin`` is missing.
         MissingExtraError: OpenVINO is not installed.
     """
-    with requires_extra("openvino", "running an OpenVINO file"):
+    with requires_extra("openvino", "running an OpenVINO file"), without_telemetry():
         import openvino
     require_regular(path.with_suffix(".bin"), CheckpointError)
     try:
@@ -121,3 +123,21 @@ def runner(model: openvino.Model, precision: Precision) -> Runner:
         return {name: torch.from_numpy(values[name].copy()) for name in OUTPUTS}
 
     return run
+
+
+@contextmanager
+def without_telemetry() -> Iterator[None]:
+    """Let OpenVINO and NNCF be imported without their telemetry, which both do without if it cannot be imported.
+
+    It would start a process that opens a connection for each event, the import included, and write an identifier to
+    the home directory.
+    """
+    name = "openvino_telemetry"
+    imported = sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        if imported is not None:
+            sys.modules[name] = imported

@@ -13,6 +13,7 @@ from querybox.data import DetectionData, read_pixels
 from querybox.errors import DataError, requires_extra
 from querybox.exporting.card import Card
 from querybox.exporting.engine import pad_to
+from querybox.exporting.openvino import without_telemetry
 from querybox.inference.predict import prepare
 from querybox.inference.sources import Frame
 
@@ -41,7 +42,7 @@ def quantise(
         DataError: The dataset has no images.
         MissingExtraError: NNCF is not installed.
     """
-    with requires_extra("openvino", "int8"):
+    with requires_extra("openvino", "int8"), without_telemetry():
         import nncf
     if not data.images:
         raise DataError(f"{data.source}: has no images to calibrate int8 with")
