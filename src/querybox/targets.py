@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from querybox.arguments import require_type
 from querybox.errors import ConfigError
@@ -42,6 +44,17 @@ def check_targets(
             )
     if device.type == "cpu":
         check_labels(where, targets, classes)
+
+
+def check_masks(where: str, targets: Sequence[Target], sizes: Int[Tensor, "B 2"]) -> None:
+    """Raise ConfigError unless masks have the (height, width) of their image in the batch, which is on the CPU."""
+    for target, size in zip(targets, sizes.tolist(), strict=True):
+        if target.masks is not None and list(target.masks.shape[1:]) != size:
+            height, width = target.masks.shape[1:]
+            raise ConfigError(
+                f"{where} got masks of {height}x{width} (height x width) for an image of {size[0]}x{size[1]}; expected "
+                "the same size: resize them with their image"
+            )
 
 
 def check_labels(where: str, targets: Sequence[Target], classes: int) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from querybox import Criterion, Detector, DetectorOutput, ImageBatch, Predictions, Target
+from querybox.errors import ConfigError
 from querybox.losses.masks import MaskLosses, sample_masks
 from querybox.mask_embeddings import MaskEmbeddings
 from querybox.structures import Matches
@@ -163,6 +164,9 @@ def test_masks_are_learned(recipe: str, settings: dict[str, Any]) -> None:
     masks[:, 20:50, 10:40] = True
     target = Target(boxes=torch.tensor([[0.3, 0.55, 0.4, 0.5]]), labels=torch.tensor([1]), masks=masks)
     targets = [target, replace(target, masks=None)]
+    wrong = [replace(target, masks=masks[:, :32]), target]
+    with pytest.raises(ConfigError, match=r"masks of 32x80 .* for an image of 64x80; expected the same size"):
+        detector(ImageBatch.from_images(images), wrong)
     losses = detector.criterion()(detector(ImageBatch.from_images(images), targets), targets)
     assert {"loss_mask", "d0.loss_dice"} <= set(losses)
     assert ("dn_loss_mask" in losses) == (recipe != "detr_r50")

@@ -145,7 +145,7 @@ def losses_table(comparison: Comparison) -> Table:
     )
     kinds = [
         name
-        for name in ("loss_cls", "loss_bbox", "loss_iou", "loss_fgl", "loss_ddf")
+        for name in ("loss_cls", "loss_bbox", "loss_iou", "loss_fgl", "loss_ddf", "loss_mask", "loss_dice")
         if name in comparison.losses
     ]
     losses = {

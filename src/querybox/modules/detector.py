@@ -25,7 +25,7 @@ from querybox.structures import (
     Preprocessing,
     Target,
 )
-from querybox.targets import check_targets, on_class_rows
+from querybox.targets import check_masks, check_targets, on_class_rows
 
 if TYPE_CHECKING:
     from querybox.models import Recipe
@@ -84,8 +84,9 @@ class DetectionTransformer(nn.Module):
                 accumulation).
 
         Raises:
-            ConfigError: `batch` is not an `ImageBatch` for this detector; there is not a valid `Target` for each image;
-                the class head does not fit the categories; or the parameters are in half precision.
+            ConfigError: `batch` is not an `ImageBatch` for this detector; there is not a valid `Target` for each image,
+                with masks of its size; the class head does not fit the categories; or the parameters are in half
+                precision.
         """
         require_type("the detector", batch, ImageBatch, "an ImageBatch: ImageBatch.from_images(images)")
         if targets is not None:
@@ -96,6 +97,8 @@ class DetectionTransformer(nn.Module):
                 classes=len(self.categories),
                 device=batch.images.device,
             )
+            if batch.sizes.device.type == "cpu":
+                check_masks("the detector", targets, batch.sizes)
         maps = self.backbone(self.checked_images(batch.images))  # [B, channels, h, w]
         # The first one is for masks alone.
         features = self.neck(maps if self.mask_head is None else maps[1:])  # maps [B, D, h, w]

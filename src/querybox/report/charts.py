@@ -31,7 +31,7 @@ MOST_CURVES = 200
 """Maximum number of classes with a curve of precision; beyond it, those with the most objects are shown."""
 CURVES = {
     "Loss, all decoder layers": ("loss",),
-    "Loss, last decoder layer": ("loss_cls", "loss_bbox", "loss_iou"),
+    "Loss, last decoder layer": ("loss_cls", "loss_bbox", "loss_iou", "loss_mask", "loss_dice"),
     "Average precision": ("AP", "AP50", "AP75"),
     "Average precision by object size": ("APs", "APm", "APl"),
     "Learning rate": ("lr",),
