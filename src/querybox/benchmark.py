@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import multiprocessing
-import platform
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -27,6 +26,7 @@ from querybox.exporting.openvino import without_telemetry
 from querybox.inference.engine import Engine, accelerator
 from querybox.inference.optimized import optimize
 from querybox.inference.predict import Input, detect
+from querybox.memory import peak_memory, reset_peak
 from querybox.modules.detector import DetectionTransformer
 from querybox.structures import ImageBatch, Preprocessing
 
@@ -34,7 +34,6 @@ ENGINES = ("plain", "optimised", "bf16")
 """How a checkpoint is run: the plain detector, the optimised copy as in `predict`, and that in bfloat16."""
 MIN_SECONDS, MIN_REPEATS = 2.0, 5
 """Minimum duration of the timing, and minimum number of timed calls."""
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +151,7 @@ def measure(
     with suppress(ImportError), without_telemetry():
         packages = {EXPORTED["onnx"]: "onnxruntime", EXPORTED["openvino"]: "openvino"}
         import_module(packages.get(path.suffix.lower(), "querybox.checkpoints"))
-    before = reset_peak()
+    before = reset_peak(accelerator())
     start = time.perf_counter()
     engine = load(path, name, trusted=trusted)
     load_seconds = time.perf_counter() - start
@@ -172,7 +171,7 @@ def measure(
         seconds=median(samples),
         quartiles=(low, high),
         images_per_second=batch_size / median(samples),
-        peak_memory=peak_memory(before),
+        peak_memory=peak_memory(accelerator(), before),
     )
 
 
@@ -184,31 +183,3 @@ def load(path: Path, name: str, *, trusted: bool) -> Engine:
     if name == "plain":
         return detector
     return optimize(detector, precision="bf16" if name == "bf16" else "float32")
-
-
-def reset_peak() -> int:
-    """Reset the peak of the memory in use, and return the bytes in use now."""
-    gc.collect()
-    if accelerator().type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    if platform.system() == "Linux":
-        RESET.write_text("5", encoding="utf-8")  # resets VmHWM
-    return process_memory("VmRSS")
-
-
-def peak_memory(before: int) -> int | None:
-    """Return the peak of the memory in use minus `before`, in bytes; None if the system does not report it."""
-    if accelerator().type == "cuda":
-        return torch.cuda.max_memory_allocated() - before
-    return process_memory("VmHWM") - before if STATUS.exists() else None
-
-
-def process_memory(field: str) -> int:
-    """Return VmRSS (memory in use) or VmHWM (its peak) of this process in bytes; 0 on systems other than Linux."""
-    if not STATUS.exists():
-        return 0
-    (line,) = (
-        line for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith(f"{field}:")
-    )
-    return 1024 * int(line.split()[1])

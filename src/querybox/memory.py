@@ -1,8 +1,15 @@
-"""Recognise errors that mean a lack of memory, which every library raises in its own way."""
+"""Memory of this process and machine, and errors that mean a lack of it, which every library raises in its own way."""
 
 from __future__ import annotations
 
 import errno
+import gc
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 PATTERNS = (
     "out of memory",  # CUDA and MPS
@@ -26,3 +33,56 @@ def is_out_of_memory(error: BaseException) -> bool:
 def first_line(error: BaseException) -> str:
     """Return the first line of the message of an error, or its type if it has none."""
     return str(error).partition("\n")[0] or type(error).__name__
+
+
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+CGROUP = Path("/sys/fs/cgroup")
+"""The control group of a container, which may have a limit below the memory of the machine."""
+
+
+def available_memory() -> int:
+    """Return the main memory that this process can still use in bytes, within the limit of its container."""
+    import psutil
+
+    available = int(psutil.virtual_memory().available)
+    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
+    if (
+        not (limit.is_file() and used.is_file())
+        or (most := limit.read_text(encoding="utf-8").strip()) == "max"
+    ):
+        return available
+    lines = (CGROUP / "memory.stat").read_text(encoding="utf-8").splitlines()
+    caches = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+    return min(available, max(0, int(most) - int(used.read_text(encoding="utf-8")) + caches))
+
+
+def reset_peak(device: torch.device) -> int:
+    """Reset the peak of the memory in use, and return the bytes in use now."""
+    gc.collect()
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    if platform.system() == "Linux":
+        RESET.write_text("5", encoding="utf-8")  # resets VmHWM
+    return process_memory("VmRSS")
+
+
+def peak_memory(device: torch.device, before: int) -> int | None:
+    """Return the peak of the memory in use minus `before`, in bytes; None if the system does not report it."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device) - before
+    return process_memory("VmHWM") - before if STATUS.exists() else None
+
+
+def process_memory(field: str) -> int:
+    """Return VmRSS (memory in use) or VmHWM (its peak) of this process in bytes; 0 on systems other than Linux."""
+    if not STATUS.exists():
+        return 0
+    (line,) = (
+        line for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith(f"{field}:")
+    )
+    return 1024 * int(line.split()[1])

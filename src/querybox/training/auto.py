@@ -125,15 +125,19 @@ def is_auto(settings: RunSettings) -> bool:
 def with_values_of_run(settings: RunSettings) -> RunSettings:
     """Return `settings` with what the data decided taken from the run in the folder, if there is one; to resume it.
 
-    That is everything that is not set if the recipe is chosen, otherwise `data.depth`.
+    That is everything that is not set if the recipe is chosen, otherwise `data.depth` and the number of micro-batches.
     """
     path = settings.folder / "run.yaml"
     if not path.is_file():
         return settings
     given = settings.model_dump(exclude_unset=True)
     run = read_run_file(path)
+    measured = {}
+    if settings.train.accumulate == AUTO:
+        del given["train"]["accumulate"]
+        measured = {"train": {"accumulate": run.get("train", {}).get("accumulate", AUTO)}}
     if not is_auto(settings):
-        run = {"data": {"depth": run.get("data", {}).get("depth")}}
+        run = {"data": {"depth": run.get("data", {}).get("depth")}, **measured}
     elif given.get("recipe") == AUTO:
         del given["recipe"]
     return RunSettings.parse(merge(run, given), where=str(path))
@@ -242,7 +246,8 @@ def choose_schedule(facts: Facts, machine: Machine, settings: RunSettings) -> di
     if "batch_size" in settings.train.model_fields_set:
         batch_size = settings.train.batch_size
     else:
-        parts = machine.processes * settings.train.accumulate
+        accumulate = settings.train.accumulate
+        parts = machine.processes * (accumulate if isinstance(accumulate, int) else 1)
         size = CPU_BATCH_SIZE if machine.device == "cpu" else BATCH_SIZE
         batch_size = parts * math.ceil(size / parts)
     epochs = min(MAX_EPOCHS, max(MIN_EPOCHS, round(IMAGES_SEEN / max(1, facts.images))))

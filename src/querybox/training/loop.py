@@ -70,7 +70,7 @@ class Trainer:
         Args:
             detector: The detector, which is trained in place.
             criterion: Returns the weighted losses by name, from the detector's output and the targets.
-            loader: Yields this process's part of every batch, in `settings.accumulate` micro-batches per update.
+            loader: Yields this process's part of every batch, in `settings.micro_batches` parts per update.
             run: Settings of the run; its folder must exist.
             accelerator: The accelerator of the run.
             evaluate: Evaluates a detector, or returns None if a stop was requested; called in every process. None to
@@ -99,7 +99,7 @@ class Trainer:
             compile_backbone(fast)
         self.model, self.optimizer = accelerator.prepare(DetectionLoss(fast, criterion), self.adamw)
         self.trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
-        self.steps_per_epoch = math.ceil(len(loader) / settings.accumulate)
+        self.steps_per_epoch = math.ceil(len(loader) / settings.micro_batches)
         self.schedule = Schedule.of(settings, self.steps_per_epoch)
         self.progress = Progress()
         self.best: Evaluation | None = None
@@ -253,7 +253,7 @@ class Trainer:
 
     def remaining_batches(self) -> Iterator[tuple[Batch, ...]]:
         """Yield the micro-batches of each remaining update of the current epoch."""
-        progress, accumulate = self.progress, self.settings.accumulate
+        progress, accumulate = self.progress, self.settings.micro_batches
         if progress.epoch_steps == self.steps_per_epoch:
             return
         self.model.train()

@@ -8,6 +8,7 @@ from typing import Self
 
 from querybox.data.loader import available_cpus
 from querybox.inference.engine import accelerator
+from querybox.memory import available_memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,11 +27,9 @@ class Machine:
     @classmethod
     def here(cls) -> Self:
         """Return the facts about this machine."""
-        import psutil
-
         return cls(
             device=accelerator().type,
-            memory=psutil.virtual_memory().available,
+            memory=available_memory(),
             cores=available_cpus(),
             processes=int(os.environ.get("WORLD_SIZE", "1")),  # set by torchrun and accelerate launch
         )

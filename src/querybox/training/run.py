@@ -30,6 +30,7 @@ from querybox.training.interrupt import StopRequest
 from querybox.training.lock import folder_lock
 from querybox.training.loop import Trainer
 from querybox.training.machine import Machine
+from querybox.training.micro_batches import with_micro_batches
 from querybox.training.optim import describe_rise, keep_milestones
 from querybox.training.overrides import read_settings, with_transform
 from querybox.training.processes import (
@@ -125,6 +126,8 @@ def run(settings: RunSettings, transform: Callable[..., Any] | None, *, resume: 
     detector = build_detector(settings, training.categories)
     assert detector.recipe is not None
     criterion = detector.recipe.criterion()
+    settings, note = with_micro_batches(settings, training, detector, criterion, accelerator)
+    print_lines(console, note)
     loader = build_loader(settings, training, detector, accelerator, transform)
     measure = None if validation is None else partial(evaluate_and_record, accelerator, settings, validation)
     trainer = Trainer(detector, criterion, loader, settings, accelerator=accelerator, evaluate=measure)
@@ -196,7 +199,7 @@ def build_loader(
     loader = train_loader(
         data,
         settings.data,
-        batch_size=settings.train.batch_size // settings.train.accumulate,
+        batch_size=settings.train.batch_size // settings.train.micro_batches,
         seed=settings.train.seed,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,

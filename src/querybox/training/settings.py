@@ -31,8 +31,9 @@ class TrainSettings(Settings):
     epochs: PositiveInt = 150
     batch_size: PositiveInt = 16
     """Number of images per update, over all processes and micro-batches."""
-    accumulate: PositiveInt = 1
-    """Number of micro-batches per update, whose gradients are accumulated to save memory."""
+    accumulate: PositiveInt | Literal["auto"] = 1
+    """Number of micro-batches per update, whose gradients are accumulated to save memory. `auto` measures the memory of
+    a step and takes as few as fit; `run.yaml` holds their number."""
     lr: PositiveFloat = 1e-4
     backbone_lr: PositiveFloat = 1e-5
     weight_decay: NonNegativeFloat = 1e-4
@@ -74,10 +75,16 @@ class TrainSettings(Settings):
     trackers: tuple[str, ...] = ()
     """Experiment trackers of accelerate, such as `tensorboard`."""
 
+    @property
+    def micro_batches(self) -> int:
+        """Number of micro-batches per update of resolved settings."""
+        assert self.accumulate != "auto"
+        return self.accumulate
+
     @model_validator(mode="after")
     def check(self) -> Self:
         """Reject inconsistent settings."""
-        if self.batch_size % self.accumulate:
+        if self.accumulate != "auto" and self.batch_size % self.accumulate:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of accumulate = {self.accumulate}"
             )

@@ -1,0 +1,98 @@
+"""As few micro-batches as fit into memory."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from querybox import memory
+from querybox.data import DataSettings
+from querybox.errors import ConfigError, OutOfMemoryError
+from querybox.fast.training import for_training
+from querybox.memory import available_memory
+from querybox.runfile import read_run_file
+from querybox.structures import Category
+from querybox.training import RunSettings, micro_batches, train
+from querybox.training.loss import DetectionLoss
+from querybox.training.micro_batches import StepMemory, fewest_micro_batches, measure_step, step_memory
+from querybox.training.processes import start_processes
+from querybox.training.start import build_detector
+
+MakeSettings = Callable[..., RunSettings]
+STEP = StepMemory(one=100, each=30)
+
+
+@pytest.mark.parametrize(
+    ("available", "expected"),
+    [(430, 1), (429, 2), (250, 2), (249, 3), (189, 4), (159, 6), (129, 12), (100, 12)],
+)
+def test_the_largest_equal_parts_that_fit_are_taken(available: int, expected: int) -> None:
+    """12 images take 430 bytes, 6 take 250, 4 take 190, 3 take 160, 2 take 130, 1 takes 100."""
+    assert fewest_micro_batches(STEP, 12, available, smallest=1) == expected
+
+
+def test_an_image_that_does_not_fit_is_an_error() -> None:
+    with pytest.raises(OutOfMemoryError, match=r"a step with 1 image takes 0\.0 GB"):
+        fewest_micro_batches(STEP, 12, 99, smallest=1)
+    with pytest.raises(OutOfMemoryError, match="a step with 2 images"):
+        fewest_micro_batches(STEP, 12, 100, smallest=2)  # mixup
+
+
+def test_the_number_is_kept_in_the_run_and_changes_nothing_else(
+    run_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(micro_batches, "available_memory", lambda: 200)  # of which 150 can be used
+    monkeypatch.setattr(micro_batches, "step_memory", lambda model, data, images, *_: 70 + 30 * images)
+    monkeypatch.setattr(micro_batches, "STATES", 0)
+    chosen = run_settings("chosen", accumulate="auto", epochs=1)
+    train(chosen)
+    assert "2 micro-batches of 2 images per update (train.accumulate)" in capsys.readouterr().err
+    assert read_run_file(chosen.folder / "run.yaml")["train"]["accumulate"] == 2
+    given = run_settings("given", accumulate=2, epochs=1)
+    train(given)
+    ours, theirs = (load_file(each.folder / "last.safetensors") for each in (chosen, given))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+    monkeypatch.setattr(micro_batches, "available_memory", lambda: 0)
+    train(run_settings("chosen", accumulate="auto", epochs=2), resume=True)
+    assert read_run_file(chosen.folder / "run.yaml")["train"]["accumulate"] == 2
+
+
+@pytest.mark.skipif(not memory.STATUS.exists(), reason="counts as Linux does")
+def test_the_memory_of_a_larger_batch_follows_from_that_of_two(run_settings: MakeSettings) -> None:
+    settings = run_settings()
+    detector = build_detector(settings, (Category(id=0, name="cell"),))
+    assert detector.recipe is not None
+    before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
+    data = DataSettings(train="none", image_size=256)
+    accelerator = start_processes(settings)
+    criterion = detector.recipe.criterion()
+    measured = measure_step(detector, criterion, data, 3, accelerator)
+    model = DetectionLoss(for_training(copy.deepcopy(detector).train()), criterion)
+    assert all(torch.equal(before[name], tensor) for name, tensor in detector.state_dict().items())
+    _, actual = (step_memory(model, data, 6, 3, accelerator) for _ in range(2))
+    assert 0.7 * actual < measured.of(6) < 1.4 * actual
+
+
+def test_a_system_that_does_not_report_memory_is_an_error(
+    run_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(micro_batches, "peak_memory", lambda device, before: None)
+    with pytest.raises(ConfigError, match="set a number"):
+        train(run_settings(accumulate="auto"))
+
+
+def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = available_memory()
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("7000000\n")
+    (tmp_path / "memory.stat").write_text("anon 5000000\ninactive_file 2000000\n")
+    assert available_memory() > 0.5 * machine
+    (tmp_path / "memory.max").write_text("8000000\n")
+    assert available_memory() == 3_000_000
