@@ -334,3 +334,16 @@ def test_polygons_ellipses_and_masks_of_cvat_are_masks(tmp_path: Path) -> None:
     np.testing.assert_array_equal(mask, expected)
     assert others == [None] * 4
     assert [one.count for one in data.findings if one.kind == "malformed_mask"] == [3]
+
+
+def test_missing_masks_and_masks_of_other_places_are_reported(tmp_path: Path) -> None:
+    far = [[15, 11, 16, 11, 16, 12, 15, 12]]
+    data = read_dataset(write(tmp_path, TRIANGLE, None, far, [[0, 0, 16, 0, 16, 12, 0, 12]]))
+    found = {one.kind: one for one in data.findings}
+    assert found["no_mask"].count == 1
+    assert found["no_mask"].places[0].what == "image 1: 1 of 4"
+    # The box is 2, 2 to 14, 10: half of the image.
+    assert [place.what for place in found["misplaced_mask"].places] == [
+        "image 1, object 3: mask within 15, 11, 16, 12, box 2, 2, 14, 10"
+    ]
+    assert not kinds(read_dataset(write(tmp_path, TRIANGLE))) & {"no_mask", "misplaced_mask"}

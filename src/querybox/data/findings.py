@@ -126,6 +126,11 @@ KINDS = {
         "masks that are malformed or of another size than their image",
         "dropped; correct or remove the mask",
     ),
+    "misplaced_mask": FindingKind(
+        "warning",
+        "masks whose bounding box is for more than a half outside the box of their object",
+        "used; correct the mask or the box",
+    ),
     "unsupported_shape": FindingKind(
         "warning",
         "shapes without an extent, such as points, lines and tags",
@@ -187,6 +192,9 @@ KINDS = {
         "note", "annotated images that are not in the dataset's folder", "left out"
     ),
     "unused_category": FindingKind("note", "classes without objects", "kept"),
+    "no_mask": FindingKind(
+        "note", "objects without a mask in a dataset with masks", "their images train boxes alone"
+    ),
     "crowd": FindingKind("note", "crowd regions", "not used in training, ignored in evaluation"),
     "negative": FindingKind("note", "images without objects", "used as negative examples"),
 }

@@ -30,6 +30,9 @@ def with_annotation_findings(data: DetectionData) -> DetectionData:
             _note_subpixel_boxes(record, findings)
     if count := _num_overflowing(data):
         findings.add("xyxy_boxes", str(data.source), count=count)
+    if any(record.masks is not None for record in data.images):
+        for record in data.images:
+            _note_masks(record, findings)
     _note_repeated_images(data, findings)
     for category in data.categories:
         if not category.name.strip():
@@ -77,6 +80,26 @@ def _note_subpixel_boxes(record: ImageRecord, findings: FindingCollector) -> Non
         width, height = sides[small[0]].tolist()
         what = f"image {record.id}: {width:g}x{height:g} pixels"
         findings.add("subpixel_box", what, image_id=record.id, path=record.path, count=len(small))
+
+
+def _note_masks(record: ImageRecord, findings: FindingCollector) -> None:
+    """Add findings for objects without a mask, and for masks and boxes of different places."""
+    masks = record.masks or (None,) * len(record.labels)
+    missing = sum(mask is None for mask, crowd in zip(masks, record.crowd.tolist(), strict=True) if not crowd)
+    if missing:
+        what = f"image {record.id}: {missing} of {len(masks)}"
+        findings.add("no_mask", what, image_id=record.id, path=record.path, count=missing)
+    for index, mask in enumerate(masks):
+        around = None if mask is None else mask.box_xyxy
+        if around is None:
+            continue
+        part, box = np.array(around), record.boxes_xyxy[index]
+        part = part.clip(0, [record.width, record.height] * 2)
+        shared = (np.minimum(part[2:], box[2:]) - np.maximum(part[:2], box[:2])).clip(min=0).prod()
+        if 2 * shared < (part[2:] - part[:2]).prod():
+            corners = [", ".join(f"{side:g}" for side in sides.tolist()) for sides in (part, box)]
+            what = f"image {record.id}, object {index + 1}: mask within {corners[0]}, box {corners[1]}"
+            findings.add("misplaced_mask", what, image_id=record.id, path=record.path)
 
 
 def _num_overflowing(data: DetectionData) -> int:
