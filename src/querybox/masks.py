@@ -23,6 +23,8 @@ _ZERO = 48
 """Code of the character of the group 0."""
 _MAX_GROUPS = 7
 """Groups of 5 bits that a length can take, because no image has 2^32 pixels."""
+_CHUNK = 1 << 18
+"""Number of lengths that are compressed at once; it bounds the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +198,11 @@ def compress(runs: Int64[np.ndarray, " R"]) -> bytes:
     """Return lengths of runs as a compressed string."""
     values = np.asarray(runs, dtype=np.int64).copy()
     values[3:] -= runs[1:-2]
-    # A number takes the groups that hold it and its sign.
+    return b"".join(_characters(values[start : start + _CHUNK]) for start in range(0, len(values), _CHUNK))
+
+
+def _characters(values: Int64[np.ndarray, " R"]) -> bytes:
+    """Return numbers as characters, in as many groups of 5 bits as hold the number and its sign."""
     magnitude = np.where(values < 0, ~values, values)
     groups = np.ones(len(values), dtype=np.int64)
     for group in range(1, _MAX_GROUPS):
