@@ -85,7 +85,11 @@ def accumulate(__: Path, long: bool) -> str:
     kinds = ACCUMULATED if long else ACCUMULATED[:1]
     for recipe in kinds:
         torch.manual_seed(0)
-        detector = Detector.from_recipe(recipe, num_classes=2, **{**MODEL, "dropout": 0.0}).double().eval()
+        detector = (
+            Detector.from_recipe(recipe, num_classes=2, **{**MODEL, "width": 32, "dropout": 0.0})
+            .double()
+            .eval()
+        )
         loss = DetectionLoss(detector, detector.criterion())
         for _ in range(BATCHES[not long]):
             counts = [random.choice((0, 0, 1, 2, 20)) for _ in range(4)]
@@ -103,14 +107,14 @@ def gradient(loss: DetectionLoss, counts: list[int], parts: list[int]) -> Tensor
     """Return the gradient of all parameters for images with these numbers of objects, in parts of these sizes."""
     loss.zero_grad()
     torch.manual_seed(1)
-    images = torch.randn(len(counts), 3, 64, 64, dtype=torch.float64)
+    images = torch.randn(len(counts), 3, 96, 96, dtype=torch.float64)
     targets = [
         Target(boxes=torch.rand(count, 4) * 0.3 + 0.2, labels=torch.randint(0, 2, (count,)))
         for count in counts
     ]
     for first, size in zip(accumulated(parts, initial=0), parts, strict=False):
         part = slice(first, first + size)
-        mask, sizes = torch.zeros(size, 64, 64, dtype=torch.bool), torch.tensor([[64, 64]] * size)
+        mask, sizes = torch.zeros(size, 96, 96, dtype=torch.bool), torch.tensor([[96, 96]] * size)
         batch = ImageBatch(images=images[part], padding_mask=mask, sizes=sizes)
         sum(loss(batch, targets[part], object_counts=counts).values()).backward()
     return torch.cat([each.grad.flatten() for each in loss.parameters() if each.grad is not None])
