@@ -10,7 +10,7 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "querybox"
 CALLS = {
-    "Image.open": ["data/image.py"],  # with a list of formats, of regular files only
+    "Image.open": ["data/deep.py", "data/image.py"],  # with a list of formats, of regular files only
     "av.open": ["inference/video.py", "inference/writers.py"],  # with lists of formats and protocols
     "print": ["cli/streams.py"],  # without control characters
     "sys.stdout.write": [],
@@ -21,7 +21,7 @@ CALLS = {
     ],  # with `weights_only`; `exporting.torch.load`
     "torch.export.load": ["exporting/torch.py"],  # of trusted files
     "yaml.load": [
-        "data/formats/hugging_face.py",
+        "data/formats/hugging_face_objects.py",
         "data/formats/yolo_files.py",
         "runfile.py",
     ],  # with a safe loader

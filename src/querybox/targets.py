@@ -48,12 +48,14 @@ def check_targets(
 
 def check_masks(where: str, targets: Sequence[Target], sizes: Int[Tensor, "B 2"]) -> None:
     """Raise ConfigError unless masks have the (height, width) of their image in the batch, which is on the CPU."""
-    for target, size in zip(targets, sizes.tolist(), strict=True):
-        if target.masks is not None and list(target.masks.shape[1:]) != size:
-            height, width = target.masks.shape[1:]
+    for target, size in zip(targets, sizes, strict=True):
+        if target.masks is None:
+            continue
+        got, expected = tuple(target.masks.shape[1:]), tuple(size.tolist())
+        if got != expected:
             raise ConfigError(
-                f"{where} got masks of {height}x{width} (height x width) for an image of {size[0]}x{size[1]}; expected "
-                "the same size: resize them with their image"
+                "{} got masks of {}x{} (height x width) for an image of {}x{}; expected the same size: resize them "
+                "with their image".format(where, *got, *expected)
             )
 
 

@@ -75,7 +75,9 @@ def test_polygons_of_several_parts_are_one_object(tmp_path: Path) -> None:
     del document["annotations"][0]["bbox"]
     document["annotations"][0]["segmentation"] = [[1, 2, 5, 2, 5, 9], [11, 22, 4, 22, 4, 10, 9, 10]]
     write_images(tmp_path, IMAGES)
-    require_both(read_dataset(write_json(tmp_path / "train.json", document)), {"boxed_shape": 1})
+    require_both(
+        read_dataset(write_json(tmp_path / "train.json", document)), {"boxed_shape": 1, "no_mask": 2}
+    )
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "gbk"])

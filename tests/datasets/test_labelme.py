@@ -119,6 +119,7 @@ def test_points_and_lines_are_counted(tmp_path: Path) -> None:
     assert {finding.kind: finding.count for finding in data.findings} == {
         "unsupported_shape": 2,
         "boxed_shape": 1,
+        "no_mask": 1,
     }
     assert data.num_objects == 2
 

@@ -92,7 +92,7 @@ def test_bf16_is_verified_before_rounding_where_queries_are_chosen(
     program = torch.export.export(torch.nn.Identity(), (torch.zeros(1),))
     card = Card.of(dino, "bf16")
     file, exact = (ExportedModel(card, lambda pixels, sizes: {}) for _ in range(2))
-    monkeypatch.setattr(openvino, "convert", lambda program: None)
+    monkeypatch.setattr(openvino, "convert", lambda program, size: None)
     monkeypatch.setattr(openvino, "write", lambda model, path, card: None)
     monkeypatch.setattr(openvino, "in_float32", lambda model, card: exact)
     monkeypatch.setattr(write, "read_exported", lambda path, trusted: file)

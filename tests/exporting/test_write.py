@@ -184,7 +184,7 @@ def test_a_file_is_moved_once_it_is_no_longer_mapped(
 
     model = Core().read_model(exported("openvino").files[0])
     monkeypatch.setattr(write, "trace", lambda *_, **__: program)
-    monkeypatch.setattr(openvino, "convert", lambda _: model)
+    monkeypatch.setattr(openvino, "convert", lambda *_: model)
     real, mapped = Path.replace, {}
 
     def replace(self: Path, target: Path) -> Path:
