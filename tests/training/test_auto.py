@@ -61,9 +61,9 @@ def chosen(images: DetectionData, machine: Machine = LAPTOP, **values: Any) -> R
 
 
 def test_few_images_get_a_small_model() -> None:
-    assert chosen(dataset()).recipe == "rtdetr_small"
-    assert chosen(dataset(), GPU).recipe == "rtdetr_small"
-    assert chosen(dataset(6000)).recipe == "rtdetr_small"
+    assert chosen(dataset()).recipe == "dino_small"
+    assert chosen(dataset(), GPU).recipe == "dino_small"
+    assert chosen(dataset(6000)).recipe == "dino_small"
 
 
 def test_many_images_and_a_gpu_get_a_published_model_as_published() -> None:
@@ -225,7 +225,7 @@ def test_weights_of_a_published_model_are_trained_as_published(tmp_path: Path) -
 def test_the_choices_are_explained() -> None:
     text = choose(settings(), dataset(), LAPTOP).describe()
     assert "200 training images" in text
-    assert "rtdetr_small" in text
+    assert "dino_small" in text
     assert "pixels" in text
     assert len(text.splitlines()) <= 7
 
@@ -253,7 +253,7 @@ def test_a_run_keeps_what_was_chosen(boxes: Path, tmp_path: Path, capsys: pytest
     assert (folder / "best.safetensors").is_file()
     assert (folder / "report.html").is_file()
     kept = read_run_file(folder / "run.yaml")
-    assert kept["recipe"] == "rtdetr_small"
+    assert kept["recipe"] == "dino_small"
     assert kept["data"]["image_size"] == 64  # as set
     assert kept["train"]["schedule"] == "cosine"  # as chosen
     assert "auto" not in (folder / "run.yaml").read_text()

@@ -219,7 +219,7 @@ def choose_model(
         reason = f"a GPU and at least {MANY_IMAGES:,} images: trained as published"
         return "dino_r50", find("dino_r50"), {}, ("dino_r50", reason)
     reason = "learns fastest from few images and on CPUs"
-    return "rtdetr_small", find("rtdetr_small"), {}, ("rtdetr_small", reason)
+    return "dino_small", find("dino_small"), {}, ("dino_small", reason)
 
 
 def choose_sizes(facts: Facts, machine: Machine, max_time: float | None) -> dict[str, int]:
