@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import jaxtyping
 import pytest
@@ -14,7 +15,7 @@ from querybox.losses.criterion import Criterion, num_pairs
 from querybox.losses.matcher import HungarianMatcher
 from querybox.structures import DetectorOutput, Matches, Predictions, Target
 
-LARGEST = {
+LARGEST: dict[tuple[type[Any], str], float] = {
     (CrossEntropyLoss, "no_object_weight"): 1e6,
     (FocalLoss, "alpha"): 1,
     (FocalLoss, "gamma"): 100,
@@ -32,14 +33,14 @@ def _without_shape_checks() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("make", "name"), LARGEST)
-def test_numbers_have_a_range(make: Callable[..., object], name: str) -> None:
+def test_numbers_have_a_range(make: type[Any], name: str) -> None:
     largest = LARGEST[make, name]
     for value in (0, 0.5, largest):
         make(**{name: value})
-    for value in (-1e-3, largest + 0.5, float("nan"), "1"):
+    for wrong in (-1e-3, largest + 0.5, float("nan"), "1"):
         with pytest.raises(ConfigError) as caught:
-            make(**{name: value})
-        assert str(caught.value) == f"{make.__name__} got {name}={value!r}; expected 0 to {largest}"
+            make(**{name: wrong})
+        assert str(caught.value) == f"{make.__name__} got {name}={wrong!r}; expected 0 to {largest}"
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_numbers_have_a_range(make: Callable[..., object], name: str) -> None:
         (Criterion, "masks", "a MaskLosses"),
     ],
 )
-def test_objects_have_a_type(make: Callable[..., object], name: str, expected: str) -> None:
+def test_objects_have_a_type(make: type[Any], name: str, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         make(**{name: 3})
     assert str(caught.value) == f"{make.__name__} got an object of type int; expected {expected}"
