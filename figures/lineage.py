@@ -29,6 +29,7 @@ from querybox.data.transforms import resize
 from querybox.edges import Edges
 from querybox.inspect import AttentionPoints
 from querybox.inspect.annotated import trace_record
+from querybox.inspect.tracing import edge_deviations
 from querybox.structures import DetectorOutput, Predictions
 
 PAGES = Path(__file__).parent.parent / "docs" / "lineage"
@@ -121,7 +122,9 @@ def edges(detector: Detector) -> Figure:
     last = output.layers[-1]
     scores, labels = last.logits[0].sigmoid().max(1)
     shown = (scores > SHOWN).nonzero().flatten().tolist()
-    deviations = deviation(last.edges)
+    of_layers = edge_deviations([last.edges])
+    assert of_layers is not None
+    deviations = of_layers[0]
     query = max(shown, key=lambda each: float(deviations[each].max() / deviations[each].min()))
     show(picture, pixels, grey=True)
     for each in shown:
@@ -141,15 +144,6 @@ def edges(detector: Detector) -> Figure:
     for axes in grid[2]:
         axes.set_xlabel("pixels outwards")
     return figure
-
-
-def deviation(found: Edges | None) -> Float[Tensor, "Q 4"]:
-    """Return the standard deviations of the edges in 0-1 of the image."""
-    assert found is not None
-    probabilities = found.probabilities()[0]
-    mean = (probabilities * found.distances).sum(-1, keepdim=True)
-    variance = (probabilities * (found.distances - mean) ** 2).sum(-1)
-    return variance.sqrt() * found.start[0, :, 2:].repeat(1, 2)
 
 
 def distribution(
