@@ -50,8 +50,14 @@ class Settings(BaseModel):
     def config_error(cls, error: ValidationError, where: str = "") -> ConfigError:
         """Return an error that lists the problems that pydantic found."""
         known = sorted(cls.keys())
-        problems = [describe(problem, known) for problem in error.errors()]
-        return ConfigError((f"{where}: " if where else "") + "; ".join(problems))
+        problems: dict[tuple[int | str, ...], str] = {}
+        for problem in error.errors():
+            place = without_alternatives(problem["loc"], known)
+            if place in problems:  # another alternative of a union
+                problems[place] += f", or {reason(problem)}"
+            else:
+                problems[place] = describe({**problem, "loc": place}, known)
+        return ConfigError((f"{where}: " if where else "") + "; ".join(problems.values()))
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], where: str = "") -> Self:
@@ -113,5 +119,19 @@ def describe(problem: Mapping[str, Any], known: list[str]) -> str:
             f"setting '{key}' got {problem['input']!r}, which is not UTF-8; expected a path in UTF-8: rename the file "
             "or folder, or make a link to it"
         )
-    reason = problem["msg"].removeprefix("Value error, ")
-    return f"setting '{key}' got {problem['input']!r}: {reason[0].lower()}{reason[1:]}"
+    return f"setting '{key}' got {problem['input']!r}: {reason(problem)}"
+
+
+def reason(problem: Mapping[str, Any]) -> str:
+    """Return what pydantic says of a value, as the end of a sentence."""
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{message[0].lower()}{message[1:]}"
+
+
+def without_alternatives(location: tuple[int | str, ...], known: list[str]) -> tuple[int | str, ...]:
+    """Drop the names of the alternatives of a union, which pydantic appends to the name of a setting."""
+    for length in range(1, len(location)):
+        name = ".".join(map(str, location[:length]))
+        if name in known and not any(each.startswith(f"{name}.") for each in known):
+            return (*location[:length], *(part for part in location[length:] if isinstance(part, int)))
+    return location

@@ -56,6 +56,19 @@ def test_wrong_settings_are_named(values: dict[str, object], message: str) -> No
         RunSettings.parse({"data": {"train": "x"}, **values})
 
 
+def test_alternatives_of_a_setting_are_told_in_one() -> None:
+    """Without the names that pydantic gives them."""
+    with pytest.raises(ConfigError) as caught:
+        RunSettings.parse(
+            {"data": {"train": "x", "depth": "deep"}, "train": {"accumulate": "maybe"}}, where="run.yaml"
+        )
+    assert str(caught.value) == (
+        "run.yaml: setting 'data.depth' got 'deep': input should be a valid integer, unable to parse string as an "
+        "integer, or input should be a valid tuple; setting 'train.accumulate' got 'maybe': input should be a valid "
+        "integer, unable to parse string as an integer, or input should be 'auto'"
+    )
+
+
 def test_settings_survive_their_own_yaml(run_settings: Callable[..., RunSettings]) -> None:
     settings = run_settings(max_time="1h", milestones=[3, 4], freeze=["backbone"])
     assert RunSettings.parse(settings.model_dump(mode="json")) == settings
