@@ -143,11 +143,7 @@ def losses_table(comparison: Comparison) -> Table:
         | {f"d{layer - 1}.": str(layer) for layer in layers}
         | {"": str(layers[-1])}
     )
-    kinds = [
-        name
-        for name in ("loss_cls", "loss_bbox", "loss_iou", "loss_fgl", "loss_ddf", "loss_mask", "loss_dice")
-        if name in comparison.losses
-    ]
+    kinds = [name for name in comparison.losses if name.startswith("loss_")]  # those of the last layer
     losses = {
         layer: [comparison.losses.get(prefix + kind) for kind in kinds]
         for prefix, layer in prefixes.items()

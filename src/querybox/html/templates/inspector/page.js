@@ -237,7 +237,7 @@ function showObjects() {
 
 function showLosses() {
   const { losses } = image.objects;
-  const kinds = ["loss_cls", "loss_bbox", "loss_iou", "loss_fgl", "loss_ddf", "loss_mask", "loss_dice"].filter((kind) => kind in losses);
+  const kinds = Object.keys(losses).filter((name) => name.startsWith("loss_")); // those of the last layer
   const prefixes = [["enc_", "proposals"], ["pre_", "start boxes"], ...Array.from({ length: layers() }, (_, layer) => [layer === layers() - 1 ? "" : `d${layer}.`, `${layer + 1}`])];
   const rows = prefixes.filter(([prefix]) => prefix + kinds[0] in losses);
   fillTable($("losses"), ["layer", ...kinds], rows.map(([prefix, name]) => ({
