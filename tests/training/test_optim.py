@@ -5,6 +5,7 @@ import torch
 
 from querybox.detector import Detector
 from querybox.errors import ConfigError
+from querybox.modules.deformable_attention import DeformableAttention
 from querybox.training.optim import Schedule, build_optimizer, freeze
 from querybox.training.settings import TrainSettings
 
@@ -42,6 +43,21 @@ def test_norms_and_biases_are_exempt_from_weight_decay_if_set(detector: Detector
     }
     grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(grouped) == sorted(names)
+
+
+def test_sampling_offsets_and_reference_points_have_a_learning_rate_of_their_own_if_set() -> None:
+    detector = Detector.from_recipe(
+        "deformable_detr_small", num_classes=2, backbone="test_efficientnet", width=32, heads=4, feedforward=64
+    )
+    names = {id(p): name for name, p in detector.named_parameters() if p.requires_grad}
+    rest, backbone, sampling = build_optimizer(detector, TrainSettings(sampling_lr=3e-6)).param_groups
+    assert (rest["lr"], backbone["lr"], sampling["lr"]) == (1e-4, 1e-5, 3e-6)
+    found = {names[id(p)] for p in sampling["params"]}
+    assert "queries.reference.weight" in found
+    assert all(name.split(".")[-2] in ("offset", "reference") for name in found)
+    attentions = sum(isinstance(module, DeformableAttention) for module in detector.modules())
+    assert len(found) == 2 * (attentions + 1)
+    assert len(build_optimizer(detector, TrainSettings()).param_groups) == 2
 
 
 def test_a_frozen_part_is_not_trained_and_the_rest_is(detector: Detector) -> None:

@@ -74,7 +74,14 @@ def test_settings_survive_their_own_yaml(run_settings: Callable[..., RunSettings
     assert RunSettings.parse(settings.model_dump(mode="json")) == settings
 
 
-DEFORMABLE = {"epochs": 50, "milestones": (40,), "batch_size": 32, "lr": 2e-4, "backbone_lr": 2e-5}
+DEFORMABLE = {
+    "epochs": 50,
+    "milestones": (40,),
+    "batch_size": 32,
+    "lr": 2e-4,
+    "backbone_lr": 2e-5,
+    "sampling_lr": 2e-5,
+}
 CONDITIONAL = {"epochs": 50, "milestones": (40,)}
 DINO = {"epochs": 12, "milestones": (11,)}
 RTDETR = {"epochs": 72, "milestones": (), "decay_norms": False, "ema": 0.9999, "ema_warmup": 2000}

@@ -35,13 +35,13 @@ class DeformableDETR(Recipe):
     """The settings of Deformable DETR; the defaults are its ResNet-50 model."""
 
     title: ClassVar[str] = "Deformable DETR"
-    # The authors also divide the learning rate of sampling offsets and reference points by 10, which we do not.
     training: ClassVar[Mapping[str, Any]] = {
         "epochs": 50,
         "milestones": (40,),
         "batch_size": 32,
         "lr": 2e-4,
         "backbone_lr": 2e-5,
+        "sampling_lr": 2e-5,
     }
     layouts: ClassVar[Mapping[PublicSystem, Layout]] = {
         "facebook": FUNDAMENTALVISION,

@@ -36,20 +36,27 @@ def freeze(detector: nn.Module, names: Iterable[str]) -> None:
         raise ConfigError("setting 'train.freeze' leaves nothing to train; remove a module from it")
 
 
+SAMPLING_LAYERS = "offset", "reference"
+"""Names of the layers that predict sampling offsets (`DeformableAttention`) and reference points (`PointQueries`)."""
+
+
 def build_optimizer(detector: nn.Module, settings: TrainSettings) -> AdamW:
     """Return AdamW over every trained parameter.
 
-    The backbone's have a learning rate of their own, and those of norms and biases may be exempt from weight decay.
+    The backbone's have a learning rate of their own, and those of sampling layers may have one. Norms and biases may be
+    exempt from weight decay.
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    rates = settings.lr, settings.backbone_lr, settings.sampling_lr or settings.lr
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in detector.named_parameters():
         if parameter.requires_grad:
+            samples = settings.sampling_lr is not None and name.split(".")[-2] in SAMPLING_LAYERS
+            rate = 1 if name.startswith("backbone.") else 2 if samples else 0
             decays = settings.decay_norms or parameter.ndim > 1
-            groups.setdefault((name.startswith("backbone."), not decays), []).append(parameter)
+            groups.setdefault((rate, not decays), []).append(parameter)
     options = []
-    for (in_backbone, exempt), parameters in sorted(groups.items(), key=lambda group: group[0]):
-        lr = settings.backbone_lr if in_backbone else settings.lr
-        decay = 0.0 if exempt else settings.weight_decay
+    for (rate, exempt), parameters in sorted(groups.items(), key=lambda group: group[0]):
+        lr, decay = rates[rate], 0.0 if exempt else settings.weight_decay
         options.append({"params": parameters, "lr": lr, "initial_lr": lr, "weight_decay": decay})
     return AdamW(options, fused=True)
 

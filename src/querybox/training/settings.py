@@ -36,6 +36,8 @@ class TrainSettings(Settings):
     a step and takes as few as fit; `run.yaml` holds their number."""
     lr: PositiveFloat = 1e-4
     backbone_lr: PositiveFloat = 1e-5
+    sampling_lr: PositiveFloat | None = None
+    """Learning rate of the layers that predict sampling offsets and reference points (Deformable DETR); null for `lr`."""
     weight_decay: NonNegativeFloat = 1e-4
     decay_norms: bool = True
     """Apply weight decay to norms and biases too, that is, to parameters of one dimension."""
