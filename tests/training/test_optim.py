@@ -47,7 +47,12 @@ def test_norms_and_biases_are_exempt_from_weight_decay_if_set(detector: Detector
 
 def test_sampling_offsets_and_reference_points_have_a_learning_rate_of_their_own_if_set() -> None:
     detector = Detector.from_recipe(
-        "deformable_detr_small", num_classes=2, backbone="test_efficientnet", width=32, heads=4, feedforward=64
+        "deformable_detr_small",
+        num_classes=2,
+        backbone="test_efficientnet",
+        width=32,
+        heads=4,
+        feedforward=64,
     )
     names = {id(p): name for name, p in detector.named_parameters() if p.requires_grad}
     rest, backbone, sampling = build_optimizer(detector, TrainSettings(sampling_lr=3e-6)).param_groups

@@ -37,7 +37,7 @@ class TrainSettings(Settings):
     lr: PositiveFloat = 1e-4
     backbone_lr: PositiveFloat = 1e-5
     sampling_lr: PositiveFloat | None = None
-    """Learning rate of the layers that predict sampling offsets and reference points (Deformable DETR); null for `lr`."""
+    """Learning rate of the layers that predict sampling offsets and reference points; null for `lr`."""
     weight_decay: NonNegativeFloat = 1e-4
     decay_norms: bool = True
     """Apply weight decay to norms and biases too, that is, to parameters of one dimension."""
