@@ -27,6 +27,13 @@ def test_prints_tables_and_writes_files(run: Any, model: Path, photos: Path, tmp
     assert "<html" in (tmp_path / "scores" / "report.html").read_text(encoding="utf-8")
 
 
+def test_with_tiles(run: Any, model: Path, photos: Path, tmp_path: Path) -> None:
+    code, _, err = run("evaluate", model, photos, "--split", "val", "--tile", "32", "--overlap", "0.3")
+    assert (code, err) == (0, "")
+    metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    assert metrics["detections"] > 16  # without tiles
+
+
 def test_worst_images_with_pages_to_look_inside(run: Any, model: Path, photos: Path, tmp_path: Path) -> None:
     code, out, err = run("evaluate", model, photos, "--split", "val", "--inspect", "1")
     assert (code, err) == (0, "")

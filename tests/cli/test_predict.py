@@ -27,6 +27,20 @@ def test_writes_pictures_coco_and_csv(run: Any, model: Path, photos: Path, tmp_p
     assert out == f"Found {len(content['annotations'])} objects in 6 images. Results are in found\n"
 
 
+def test_tiles(run: Any, model: Path, photos: Path, tmp_path: Path) -> None:
+    """An image of 60 x 40 pixels has two tiles of 32 in one direction, three in the other, and the whole."""
+    counts = []
+    for words in ((), ("--tile", "64"), ("--tile", "32", "--overlap", "0.3")):
+        arguments = ("--threshold", "0", "--format", "csv", "--overwrite", *words)
+        code, _, err = run("predict", model, photos / "images" / "val2.jpg", *arguments)
+        assert (code, err) == (0, "")
+        with (tmp_path / "predictions" / "detections.csv").open() as file:
+            counts.append(len(list(csv.DictReader(file))))
+    assert counts[2] > counts[1] == counts[0]
+    code, _, err = run("predict", model, photos / "images" / "val2.jpg", "--tile", "5", "--overwrite")
+    assert (code, "tile=5; expected an integer, 32 or more" in err) == (2, True)
+
+
 def test_draws_a_video(run: Any, model: Path, tmp_path: Path) -> None:
     import av
 

@@ -33,6 +33,8 @@ def evaluate(
     split: str | None = None,
     output: Path = Path("evaluation"),
     inspect: int = 0,
+    tile: int | None = None,
+    overlap: float = 0.2,
     batch_size: int = 8,
     precision: Precision = "float32",
     trust: Annotated[bool, Parameter(negative="")] = False,
@@ -47,6 +49,7 @@ def evaluate(
     querybox evaluate run photos/ --split val      # a run's best model
     querybox evaluate model.safetensors test.json  # weights, a COCO file
     querybox evaluate run photos/ --inspect 20     # with inspector pages of the 20 worst images
+    querybox evaluate run aerial/ --tile 640       # small objects in large images
     ```
 
     Args:
@@ -57,6 +60,9 @@ def evaluate(
         output: Folder for the results.
         inspect: Number of worst images, those with the lowest F1, to show in the report, each with an inspector page.
             Inspector pages require a checkpoint in float32.
+        tile: Side in pixels of the tiles in which larger images are searched for objects as well as in a whole. No
+            tiles by default.
+        overlap: Minimum overlap of neighbouring tiles, as a fraction of their side (0-0.9).
         batch_size: Images per forward pass on an accelerator; the result does not depend on it.
         precision: Precision of a checkpoint's computations: float32, bf16, fp16, or auto. auto is bf16 if the device
             computes it natively, otherwise float32. bf16 and fp16 are less accurate, and faster only on such devices.
@@ -79,7 +85,9 @@ def evaluate(
     dataset = read_dataset(data, split)
     output.mkdir(parents=True, exist_ok=True)
     with progress_bar(len(dataset.images)) as advance:
-        evaluation = run(detector, dataset, batch_size=batch_size, callback=advance)
+        evaluation = run(
+            detector, dataset, tile=tile, overlap=overlap, batch_size=batch_size, callback=advance
+        )
     inspected = detector if inspect and isinstance(detector, Detector) else None
     with progress_bar(inspect, "Inspecting") as advance:
         report = write_report(

@@ -36,6 +36,8 @@ def predict(
     threshold: float = 0.5,
     top_k: int = 100,
     nms: float | None = None,
+    tile: int | None = None,
+    overlap: float = 0.2,
     format: str = ",".join(FORMATS),  # noqa: A002 - the option's name
     batch_size: int = 8,
     precision: Precision = "float32",
@@ -51,6 +53,7 @@ def predict(
     querybox predict run a.jpg clip.mp4 --threshold 0.3  # files
     querybox predict model.safetensors 'photos/**/*.png' # a pattern
     querybox predict run photos/ --format csv            # only the table
+    querybox predict run aerial/ --tile 640              # small objects in large images
     ```
 
     Args:
@@ -60,8 +63,11 @@ def predict(
         output: Folder for the results: a new or an empty one.
         overwrite: Allow a folder that is not empty; files in it with the names of new ones are replaced.
         threshold: Minimum score of detections (0-1).
-        top_k: Maximum number of detections per image.
+        top_k: Maximum number of detections per image; with --tile, of each tile and of the whole image.
         nms: IoU threshold (0-1) of class-wise non-maximum suppression; off by default.
+        tile: Side in pixels of the tiles in which larger images are searched for objects as well as in a whole. No
+            tiles by default.
+        overlap: Minimum overlap of neighbouring tiles, as a fraction of their side (0-0.9).
         format: Outputs to write: pictures, coco and csv, separated by commas.
         batch_size: Maximum number of images per forward pass on an accelerator.
         precision: Precision of a checkpoint's computations: float32, bf16, fp16, or auto. auto is bf16 if the device
@@ -86,7 +92,7 @@ def predict(
     tables = table_writers(formats, detector.categories)
     unreadable: list[ImageError] = []
     options: dict[str, Any] = {"threshold": threshold, "top_k": top_k, "nms": nms, "batch_size": batch_size}
-    results = run(detector, files, **options, on_error=unreadable.append)
+    results = run(detector, files, **options, tile=tile, overlap=overlap, on_error=unreadable.append)
     output.mkdir(parents=True, exist_ok=True)
     remove_older(output, tables)
     tally: Counter[str] = Counter()

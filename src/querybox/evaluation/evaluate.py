@@ -25,7 +25,8 @@ from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine
 from querybox.inference.optimized import fastest
 from querybox.inference.predict import detect_frames
-from querybox.inference.sources import Frame
+from querybox.inference.sources import Frame, views
+from querybox.inference.tiles import Tile, Tiling
 from querybox.structures import Category
 from querybox.text import listed
 
@@ -37,26 +38,30 @@ def evaluate(
     data: DetectionData | str | Path,
     *,
     split: str | None = None,
+    tile: Tile = None,
+    overlap: float = 0.2,
     batch_size: int = 8,
     max_corrupt: float = MAX_CORRUPT,
     callback: Callable[[Detections], object] | None = None,
 ) -> Evaluation:
     """Run a model on every image of a dataset and compute the COCO metrics.
 
-    The 100 highest-scoring detections of each image are evaluated, whatever their score. Images that cannot be read are
-    excluded and listed in `Evaluation.unreadable`.
+    The 100 highest-scoring detections of each image are evaluated, whatever their score; with tiles, the merged ones of
+    the 100 of each tile. Images that cannot be read are excluded and listed in `Evaluation.unreadable`.
 
     Args:
         engine: The model: a `Detector` or another `Engine`. Its class names must be those of the data, in any order.
         data: A dataset, or the path of one in a format supported by `read_dataset`.
         split: The part of the dataset at the path to evaluate, such as ``"val"``.
+        tile: Side in pixels of tiles, as for `querybox.predict`.
+        overlap: Minimum overlap of neighbouring tiles, as for `querybox.predict`.
         batch_size: Images per forward pass on an accelerator; the result does not depend on it.
         max_corrupt: Fraction of the images (0-1) that may be unreadable.
         callback: Called with the detections of each image as they are computed, e.g. to show progress.
 
     Raises:
-        ConfigError: The model and the data have different classes, `split` is given for data already read, or
-            `batch_size` is less than 1.
+        ConfigError: The model and the data have different classes, `split` is given for data already read, or a number
+            is out of its range.
         DataError: The dataset, or more than `max_corrupt` of its images, cannot be read.
     """
     require_type("evaluate", engine, Engine, "a model: load it with querybox.load")
@@ -67,7 +72,9 @@ def evaluate(
             f"evaluate got split={split!r} with data already read; pass the path, or omit split"
         )
     labels_by_name(engine.categories, data.categories)  # fail before the work is done, not after
-    detections, unreadable = detect_records(engine, data.images, batch_size=batch_size, callback=callback)
+    detections, unreadable = detect_records(
+        engine, data.images, tiling=Tiling.of(tile, overlap), batch_size=batch_size, callback=callback
+    )
     return measure(data, detections, data.excluded | unreadable, max_corrupt)
 
 
@@ -107,6 +114,7 @@ def detect_records(
     engine: Engine,
     images: Sequence[ImageRecord],
     *,
+    tiling: Tiling | None = None,
     batch_size: int = 8,
     callback: Callable[[Detections], object] | None = None,
 ) -> tuple[dict[int, Detections], dict[int, str]]:
@@ -115,12 +123,13 @@ def detect_records(
     Args:
         engine: The model.
         images: The images.
+        tiling: The tiles that each image is divided into; None for none.
         batch_size: Images per forward pass on an accelerator.
         callback: Called with the detections of each image as they are computed.
 
     Returns:
-        The 100 highest-scoring detections of each image by image id, in pixels of the image as it was annotated; and
-        why each other image could not be read, by image id.
+        The detections of each image by image id, in pixels of the image as it was annotated: the 100 that score
+        highest, or the merged ones of its tiles; and why each other image could not be read, by image id.
     """
     readable: list[int] = []
     unreadable: dict[int, str] = {}
@@ -134,7 +143,7 @@ def detect_records(
                 unreadable[record.id] = str(error)
             else:
                 readable.append(record.id)
-                yield Frame(source=str(record.path), pixels=pixels)
+                yield from views(Frame(source=str(record.path), pixels=pixels), tiling)
 
     by_id = {}
     for index, detections in enumerate(

@@ -74,7 +74,7 @@ class Detections:
             ConfigError: `threshold` is not within 0-1.
         """
         require_number("above", "threshold", threshold, 0, 1)
-        return self._where(self.scores >= threshold)
+        return self.where(self.scores >= threshold)
 
     def nms(self, iou: float) -> Self:
         """Apply class-wise non-maximum suppression with the IoU threshold `iou` (0-1).
@@ -86,7 +86,7 @@ class Detections:
         """
         require_number("nms", "iou", iou, 0, 1)
         kept = batched_nms(self.boxes_xyxy, self.scores, self.labels, iou)
-        return self._where(kept.sort().values)
+        return self.where(kept.sort().values)
 
     def polygons(self) -> list[list[list[float]]]:
         """Return the outlines of each object, x1, y1, x2, y2 ... in pixels: one for each part of its mask.
@@ -190,7 +190,8 @@ class Detections:
         masks = [mask.mask() for mask in self.known_masks("pixel_masks")]
         return np.stack(masks) if masks else np.zeros((0, *self.size), dtype=bool)
 
-    def _where(self, index: Bool[Tensor, " N"] | Int[Tensor, " K"]) -> Self:
+    def where(self, index: Bool[Tensor, " N"] | Int[Tensor, " K"]) -> Self:
+        """Return some of the detections, by a mask or by indices in ascending order."""
         kept = torch.arange(len(self))[index].tolist()
         return dataclasses.replace(
             self,

@@ -15,6 +15,7 @@ from querybox.structures import Category, DetectorOutput, ImageBatch, Preprocess
 if TYPE_CHECKING:
     from querybox.inference.detections import Detections
     from querybox.inference.sources import Source
+    from querybox.inference.tiles import Tile
 
 
 @runtime_checkable
@@ -47,6 +48,8 @@ class Predictor:
         threshold: float = 0.5,
         top_k: int = 100,
         nms: float | None = None,
+        tile: Tile = None,
+        overlap: float = 0.2,
         batch_size: int = 8,
         on_error: Callable[[ImageError], object] | None = None,
     ) -> list[Detections]:
@@ -62,6 +65,8 @@ class Predictor:
             threshold=threshold,
             top_k=top_k,
             nms=nms,
+            tile=tile,
+            overlap=overlap,
             batch_size=batch_size,
             on_error=on_error,
         )

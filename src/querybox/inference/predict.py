@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import UInt8
@@ -18,7 +19,10 @@ from querybox.inference.masks import detection_masks
 from querybox.inference.optimized import fastest
 from querybox.inference.postprocess import postprocess
 from querybox.inference.sources import Frame, Source, find_sources, read_frames
+from querybox.inference.tiles import Tile, Tiling, View, merged
 from querybox.structures import ImageBatch, Predictions, Preprocessing, at_least_float32
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +33,9 @@ class Input:
     """Index in the order of the sources, from 0."""
     source: str
     size: tuple[int, int]
-    """(height, width) of the original image in pixels."""
+    """(height, width) of the original image, or of its tile, in pixels."""
+    view: View | None = None
+    """See `Frame.view`."""
     pixels: UInt8[Tensor, "3 h w"]
     """Resized RGB image."""
 
@@ -46,6 +52,8 @@ def predict(
     threshold: float = 0.5,
     top_k: int = 100,
     nms: float | None = None,
+    tile: Tile = None,
+    overlap: float = 0.2,
     batch_size: int = 8,
     on_error: Callable[[ImageError], object] | None = None,
 ) -> Iterator[Detections]:
@@ -63,8 +71,12 @@ def predict(
         model: A `Detector`, its optimised copy, an exported model, or another `Engine`.
         sources: Files, folders, globs, videos or images in memory; see `querybox.inference.sources.find_sources`.
         threshold: Minimum score of detections (0-1).
-        top_k: Maximum number of detections per image.
+        top_k: Maximum number of detections per image, or with `tile` of each tile and of the whole image.
         nms: IoU threshold (0-1) of class-wise non-maximum suppression; None for no suppression.
+        tile: Side in pixels of the tiles in which an image is searched for objects as well as in a whole, for small
+            objects in large images; see `querybox.inference.tiles`. None for no tiles. An image that fits one tile is
+            not divided.
+        overlap: Minimum overlap of neighbouring tiles, as a fraction of their side (0-0.9).
         batch_size: Maximum number of images in one forward pass on an accelerator.
         on_error: Called with the error of each file that cannot be read, which is skipped; None to raise it.
 
@@ -80,7 +92,12 @@ def predict(
     require_number("predict", "threshold", threshold, 0, 1)
     if nms is not None:
         require_number("predict", "nms", nms, 0, 1)
-    frames = read_frames(find_sources(sources), on_error, pixel_range=model.preprocessing.pixel_range)
+    frames = read_frames(
+        find_sources(sources),
+        on_error,
+        pixel_range=model.preprocessing.pixel_range,
+        tiling=Tiling.of(tile, overlap),
+    )
     results = detect_frames(fastest(model), frames, top_k=top_k, batch_size=batch_size, threshold=threshold)
     return results if nms is None else (detections.nms(nms) for detections in results)
 
@@ -88,12 +105,12 @@ def predict(
 def detect_frames(
     engine: Engine, frames: Iterable[Frame], *, top_k: int, batch_size: int, threshold: float = 0.0
 ) -> Iterator[Detections]:
-    """Detect the objects in each frame, in order; shared by `predict` and `evaluate`.
+    """Detect the objects in each image, in order; shared by `predict` and `evaluate`.
 
     Args:
         engine: The model.
-        frames: The images.
-        top_k: Maximum number of detections per image.
+        frames: The images, or all views of each.
+        top_k: Maximum number of detections per frame.
         batch_size: Maximum number of images in one forward pass on an accelerator.
         threshold: Minimum score of detections (0-1). Masks of others are not computed.
 
@@ -104,7 +121,7 @@ def detect_frames(
     require_number("predict", "batch_size", batch_size, 1, whole=True)
     inputs = prepare(frames, engine.preprocessing)
     batches = batch_by_shape(inputs, effective_batch_size(engine, batch_size))
-    return in_order(detect_batches(engine, batches, top_k, threshold))
+    return merged(in_order(detect_batches(engine, batches, top_k, threshold)))
 
 
 def effective_batch_size(engine: Engine, batch_size: int) -> int:
@@ -123,7 +140,9 @@ def prepare(frames: Iterable[Frame], preprocessing: Preprocessing) -> Iterator[I
         resized = resize(
             frame.pixels, preprocessing.short_side, preprocessing.long_side, preprocessing.resizing
         )
-        yield Input(position=position, source=frame.source, size=(height, width), pixels=resized)
+        yield Input(
+            position=position, source=frame.source, size=(height, width), view=frame.view, pixels=resized
+        )
 
 
 def batch_by_shape(inputs: Iterable[Input], batch_size: int) -> Iterator[list[Input]]:
@@ -146,12 +165,11 @@ def batch_by_shape(inputs: Iterable[Input], batch_size: int) -> Iterator[list[In
 
 def detect_batches(
     engine: Engine, batches: Iterable[list[Input]], top_k: int, threshold: float
-) -> Iterator[tuple[int, Detections]]:
-    """Yield the detections of every input with its position in the order of the sources."""
+) -> Iterator[tuple[int, tuple[View | None, Detections]]]:
+    """Yield the view and the detections of every input, with its position in the order of the sources."""
     for batch in batches:
-        yield from zip(
-            (item.position for item in batch), detect(engine, batch, top_k, threshold), strict=True
-        )
+        for item, detections in zip(batch, detect(engine, batch, top_k, threshold), strict=True):
+            yield item.position, (item.view, detections)
 
 
 def detect(engine: Engine, batch: Sequence[Input], top_k: int, threshold: float = 0.0) -> list[Detections]:
@@ -216,12 +234,12 @@ def to_detections(
     ]
 
 
-def in_order(results: Iterable[tuple[int, Detections]]) -> Iterator[Detections]:
+def in_order(results: Iterable[tuple[int, T]]) -> Iterator[T]:
     """Yield results in order of their positions 0, 1, 2 ..., keeping early ones until they are due."""
-    waiting: dict[int, Detections] = {}
+    waiting: dict[int, T] = {}
     due = 0
-    for position, detections in results:
-        waiting[position] = detections
+    for position, result in results:
+        waiting[position] = result
         while due in waiting:
             yield waiting.pop(due)
             due += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from glob import glob, has_magic
 from pathlib import Path
@@ -23,6 +23,7 @@ from querybox.data.image import read_image
 from querybox.data.locate import iterate_files
 from querybox.errors import DataError, ImageError
 from querybox.files import require_regular
+from querybox.inference.tiles import Tiling, View
 from querybox.inference.video import SUFFIXES as VIDEO_SUFFIXES
 from querybox.inference.video import decode_video, open_video
 from querybox.pixels import as_pixels
@@ -41,12 +42,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """An image, or one frame of a video."""
+    """An image, one frame of a video, or a part of one of these."""
 
     source: str
     """Path of the image, ``"video.mp4#12"`` for frame 12 (the first is 0), or ``""`` for an image in memory."""
     pixels: UInt8[Tensor, "3 h w"]
     """RGB."""
+    view: View | None = None
+    """Which part of the image this is; None for all of an image without tiles."""
 
 
 def find_sources(sources: Source | Sequence[Source]) -> list[Path | Pixels]:
@@ -156,6 +159,7 @@ def read_frames(
     on_error: Callable[[ImageError], object] | None = None,
     *,
     pixel_range: PixelRange | None = None,
+    tiling: Tiling | None = None,
 ) -> Iterator[Frame]:
     """Read frames lazily, one at a time; a video is never in memory as a whole.
 
@@ -163,20 +167,38 @@ def read_frames(
         sources: Files and images in memory.
         on_error: Called with the error of each file that cannot be read, which is skipped; None to raise it.
         pixel_range: See `Preprocessing.pixel_range`.
+        tiling: The tiles that each image is divided into; None for none.
 
     Raises:
         ImageError: An image or a video cannot be read, or an image in memory is not uint8 RGB.
     """
     for source in sources:
         if not isinstance(source, Path):
-            yield Frame(source="", pixels=as_pixels(source).cpu())  # the EXIF orientation is not applied
+            pixels = as_pixels(source).cpu()  # the EXIF orientation is not applied
+            yield from views(Frame(source="", pixels=pixels), tiling)
             continue
         try:
-            yield from read_file(source, pixel_range)
+            for frame in read_file(source, pixel_range):
+                yield from views(frame, tiling)
         except ImageError as error:
             if on_error is None:
                 raise
             on_error(error)
+
+
+def views(frame: Frame, tiling: Tiling | None) -> Iterator[Frame]:
+    """Yield the whole image and its tiles, or the image alone if it fits one tile."""
+    height, width = frame.pixels.shape[1:]
+    windows = () if tiling is None else tiling.windows((height, width))
+    if len(windows) < 2:
+        yield frame
+        return
+    for index, (left, top, across, down) in enumerate(windows):
+        yield replace(
+            frame,
+            pixels=frame.pixels[:, top : top + down, left : left + across],
+            view=View((height, width), windows, index),
+        )
 
 
 def read_file(path: Path, pixel_range: PixelRange | None = None) -> Iterator[Frame]:

@@ -1,0 +1,202 @@
+"""Merging of the detections in the tiles of an image, so that an object on a seam is detected once.
+
+Non-maximum suppression fails at seams: of an object that two tiles show, the part in one tile may score higher than the
+whole in the other, and their IoU is low. Here two detections of different views are compared within the area that both
+views show: there the boxes are equal if the object is the same, even if one of them goes on beyond. A detection that
+ends at the border of its tile then gives way to one that does not; what no view shows whole is joined from its parts.
+Detections of one view do not suppress each other, because DETR detects each object once. `docs/guides/tiles.md`
+compares this with NMS and NMM.
+
+Legend: V views, N detections in all of them, E pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Int64
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from querybox.data.windows import Window
+from querybox.inference.detections import Detections
+from querybox.inference.masks import changes
+from querybox.masks import Rle
+
+SAME_OBJECT = 0.4
+"""Minimum IoU, in the area that both views show, of two detections of one object."""
+BORDER = 0.01
+"""Distance from the border of a tile, as a fraction of its side, within which a box is cut by it."""
+
+
+def merge(parts: Sequence[Detections], windows: Sequence[Window], size: tuple[int, int]) -> Detections:
+    """Return the detections of an image from those of its views.
+
+    Of the detections of one object, the one that is kept is not cut by a border, rather of a tile than of the whole
+    image, whose resolution is lower, and has the highest score. If all are cut, the object has the box around them,
+    their highest score, and the union of their masks. In the whole image, objects that some tile is certain to show
+    whole are ignored.
+
+    Args:
+        parts: The detections of each view, in pixels of the view. The first view is the whole image.
+        windows: The part of the image that each view shows.
+        size: (height, width) of the image in pixels.
+    """
+    whole = parts[0].boxes_xyxy
+    large = (whole[:, 2:] - whole[:, :2] > torch.tensor(shown_whole(windows[1:]))).any(1)
+    parts = [parts[0].where(large), *parts[1:]]
+    counts = torch.tensor([len(part) for part in parts])
+    view = torch.arange(len(parts)).repeat_interleave(counts)  # [N]
+    shown = corners(windows)  # [V, 4]
+    boxes_xyxy = torch.cat([part.boxes_xyxy for part in parts]) + shown[view][:, [0, 1, 0, 1]]
+    scores = torch.cat([part.scores for part in parts])
+    labels = torch.cat([part.labels for part in parts])
+    cut = cut_by_border(boxes_xyxy, shown[view], size)
+    order = np.lexsort([-scores.numpy(), (view == 0).numpy(), cut.numpy()])
+    groups = group(order, cut.numpy(), partners(boxes_xyxy, labels, counts, shown))
+    groups.sort(key=lambda members: -float(scores[members[0]]))
+    first = torch.tensor([members[0] for members in groups], dtype=torch.long)
+    boxes = [torch.cat([boxes_xyxy[each, :2].amin(0), boxes_xyxy[each, 2:].amax(0)]) for each in groups]
+    masks = None
+    if all(part.masks is not None for part in parts):
+        every = [
+            (mask, place) for part, place in zip(parts, windows, strict=True) for mask in part.masks or ()
+        ]
+        masks = tuple(united([every[member] for member in members], size) for members in groups)
+    return replace(
+        parts[0],
+        boxes_xyxy=torch.stack(boxes) if boxes else boxes_xyxy,
+        scores=scores[first],
+        labels=labels[first],
+        size=size,
+        masks=masks,
+    )
+
+
+def shown_whole(tiles: Sequence[Window]) -> tuple[float, float]:
+    """Return the maximum width and height of objects that are whole in at least one tile, wherever they are."""
+    limits = []
+    for axis in (0, 1):
+        starts = sorted({tile[axis] for tile in tiles})
+        overlaps = [start + tiles[0][2 + axis] - following for start, following in pairwise(starts)]
+        limits.append(float(min(overlaps, default=math.inf)))
+    return limits[0], limits[1]
+
+
+def corners(windows: Sequence[Window]) -> Float[Tensor, "V 4"]:
+    """Return windows as corners (x1, y1, x2, y2) in pixels."""
+    rows = [(each.left, each.top, each.left + each.width, each.top + each.height) for each in windows]
+    return torch.tensor(rows, dtype=torch.float32)
+
+
+def cut_by_border(
+    boxes_xyxy: Float[Tensor, "N 4"], shown: Float[Tensor, "N 4"], size: tuple[int, int]
+) -> Bool[Tensor, " N"]:
+    """Return which boxes end at a border of their view that is not one of the image.
+
+    Args:
+        boxes_xyxy: Boxes in pixels of the image.
+        shown: The corners of the view of each box.
+        size: (height, width) of the image in pixels.
+    """
+    height, width = size
+    margin = BORDER * (shown[:, 2:] - shown[:, :2])
+    low = (boxes_xyxy[:, :2] <= shown[:, :2] + margin) & (shown[:, :2] > 0)
+    high = (boxes_xyxy[:, 2:] >= shown[:, 2:] - margin) & (shown[:, 2:] < torch.tensor([width, height]))
+    return (low | high).any(1)
+
+
+def partners(
+    boxes_xyxy: Float[Tensor, "N 4"],
+    labels: Int[Tensor, " N"],
+    counts: Int[Tensor, " V"],
+    shown: Float[Tensor, "V 4"],
+) -> list[Int64[np.ndarray, " _"]]:
+    """Return, for each detection, those of other views that are the same object.
+
+    Args:
+        boxes_xyxy: Boxes of all views, one view after the other, in pixels of the image.
+        labels: Their classes.
+        counts: Number of detections of each view.
+        shown: The corners of each view.
+    """
+    stops = counts.cumsum(0).tolist()
+    rows = [slice(stop - count, stop) for stop, count in zip(stops, counts.tolist(), strict=True)]
+    pairs = [torch.zeros(0, 2, dtype=torch.long)]
+    occupied = [index for index, count in enumerate(counts.tolist()) if count]
+    for place, one in enumerate(occupied):
+        others = torch.tensor(occupied[place + 1 :], dtype=torch.long)
+        common = torch.cat(
+            [
+                torch.maximum(shown[one, :2], shown[others, :2]),
+                torch.minimum(shown[one, 2:], shown[others, 2:]),
+            ],
+            1,
+        )
+        overlapping = (common[:, :2] < common[:, 2:]).all(1)
+        for other, area in zip(others[overlapping].tolist(), common[overlapping], strict=True):
+            first, second = rows[one], rows[other]
+            iou = box_iou(within(boxes_xyxy[first], area), within(boxes_xyxy[second], area))
+            same = (iou >= SAME_OBJECT) & (labels[first, None] == labels[second])
+            pairs.append(same.nonzero() + torch.tensor([first.start, second.start]))
+    edges = torch.cat(pairs)
+    source, target = torch.cat([edges, edges.flip(1)]).numpy().T
+    order = np.argsort(source, kind="stable")
+    ends = np.bincount(source, minlength=len(boxes_xyxy)).cumsum()
+    return np.split(target[order], ends[:-1])
+
+
+def within(boxes_xyxy: Float[Tensor, "N 4"], area: Float[Tensor, " 4"]) -> Float[Tensor, "N 4"]:
+    """Return the parts of boxes in a rectangle; those outside have no area."""
+    return torch.maximum(torch.minimum(boxes_xyxy, area[[2, 3, 2, 3]]), area[[0, 1, 0, 1]])
+
+
+def group(
+    order: Int64[np.ndarray, " N"], cut: Bool[np.ndarray, " N"], partners: Sequence[Int64[np.ndarray, " _"]]
+) -> list[list[int]]:
+    """Return the objects: the detections that each is made of, the one that gives its score first.
+
+    Args:
+        order: All detections, the ones to keep first; those that are cut come last.
+        cut: Which of them are cut by a border of their view.
+        partners: For each detection, those of other views that are the same object.
+    """
+    free = np.ones(len(order), dtype=bool)
+    groups = []
+    for first in order.tolist():
+        if not free[first]:
+            continue
+        free[first] = False
+        members = [first]
+        for member in members:  # grows: the parts of an object may lie in a chain of tiles
+            found = partners[member][free[partners[member]]]
+            free[found] = False
+            if cut[first]:
+                members += found.tolist()
+        groups.append(members)
+    return groups
+
+
+def united(parts: Sequence[tuple[Rle, Window]], size: tuple[int, int]) -> Rle:
+    """Return the union of masks of views as a mask of the image.
+
+    Args:
+        parts: Masks, each with the part of the image that its view shows.
+        size: (height, width) of the image in pixels.
+    """
+    if parts[0][0].size == size:  # of the whole image, whose objects no border cuts
+        return parts[0][0]
+    left, top = (min(window[axis] for _, window in parts) for axis in (0, 1))
+    right = max(window.left + window.width for _, window in parts)
+    bottom = max(window.top + window.height for _, window in parts)
+    inside = np.zeros((bottom - top, right - left), dtype=bool)
+    for mask, window in parts:
+        rows = slice(window.top - top, window.top - top + window.height)
+        columns = slice(window.left - left, window.left - left + window.width)
+        inside[rows, columns] |= mask.mask()
+    return Rle.of_changes(changes(inside, (top, left), size), size)
