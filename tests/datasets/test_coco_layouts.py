@@ -36,6 +36,14 @@ def test_images_beside_a_file_of_a_split(tmp_path: Path) -> None:
         assert {image.path.parent.name for image in data.images} == {f"{name}2017"}
 
 
+def test_a_folder_of_annotations_beside_the_images(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", IMAGES)
+    write_json(tmp_path / "coco" / "train.json", coco(IMAGES, NAMES))
+    (data,) = splits(tmp_path / "coco").values()
+    require_both(data)
+    require_both(read_dataset(tmp_path / "coco" / "train.json"))
+
+
 def test_a_large_file_is_recognised_by_its_ends(tmp_path: Path) -> None:
     write_images(tmp_path / "images", IMAGES)
     write_json(tmp_path / "a.json", {"big": "x" * 300_000})

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from querybox.data import DataSettings, read_dataset, read_train_and_val
 from querybox.data.splits import split_name
 from querybox.errors import ConfigError, DataError
+from querybox.masks import Rle
 
 NAMES = ["ant", "bee", "cow"]
 IMAGES = [Drawn(name="a.png", size=(40, 30), objects=[("ant", (1, 2, 11, 22))])]
@@ -69,6 +70,19 @@ def test_the_blood_cells_are_as_published() -> None:
     }
     assert sum(data.num_objects for data in read.values()) == 4886
     assert [category.name for category in read["test"].categories] == ["RBC", "WBC", "Platelets"]
+
+
+def test_the_nuclei_have_masks_in_their_boxes() -> None:
+    read = {split: read_dataset(EXAMPLE / "nuclei", split) for split in ("train", "val", "test")}
+    assert {split: len(data.images) for split, data in read.items()} == {"train": 183, "val": 75, "test": 63}
+    assert {split: data.num_objects for split, data in read.items()} == {"train": 191, "val": 74, "test": 62}
+    assert not any(data.findings for data in read.values())
+    for image in (image for data in read.values() for image in data.images):
+        masks = [mask for mask in image.masks or () if isinstance(mask, Rle)]
+        assert len(masks) == len(image.labels)
+        for mask, box, area in zip(masks, image.boxes_xyxy.tolist(), image.areas.tolist(), strict=True):
+            assert mask.box_xyxy == tuple(box)
+            assert mask.area == area > 0
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,24 @@ RELATIVES: dict[str, tuple[str, ...]] = {  # and the classes of the tuned model
 }
 
 
+def test_a_mask_head_starts_from_its_initial_weights_or_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="querybox")
+    plain, masked = (pretrained(num_classes=2, **SMALL, masks=masks) for masks in (False, True))
+    initial = {name: values.clone() for name, values in masked.state_dict().items() if "mask_head" in name}
+    assert initial
+    for values in plain.parameters():
+        values.data.mul_(1.5)
+    initialize_from(masked, plain, "plain.safetensors")
+    assert "plain.safetensors: has no mask head; it starts from random weights" in caplog.text
+    for name, values in masked.state_dict().items():
+        assert_close(values, initial.get(name, plain.state_dict().get(name)), rtol=0, atol=0)
+
+    fresh = pretrained(num_classes=2, **SMALL)
+    initialize_from(fresh, masked, "masked.safetensors")
+    assert "masked.safetensors: has a mask head, which is dropped; model.masks=true keeps it" in caplog.text
+    assert_close(dict(fresh.state_dict()), dict(plain.state_dict()), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("recipe", RELATIVES)
 def test_relatives_keep_classes_by_name(recipe: str) -> None:
     source = pretrained(recipe, categories=(Category(id=9, name="gnu"), *PETS), unused_rows=(0,), **TRAINABLE)

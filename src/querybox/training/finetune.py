@@ -18,6 +18,9 @@ from querybox.text import listed
 
 logger = logging.getLogger(__name__)
 
+MASK_HEAD = "mask_head."
+"""Beginning of the names of its tensors."""
+
 
 @torch.no_grad()
 def initialize_from(detector: DetectionTransformer, source: DetectionTransformer, where: str) -> None:
@@ -25,7 +28,8 @@ def initialize_from(detector: DetectionTransformer, source: DetectionTransformer
 
     Rows of class heads and of denoising labels are matched by class name; no-object keeps its row, and the rows of new
     classes keep their random initial values. Queries in excess of those of `source` keep their initial values; if there
-    are fewer, the first ones are used. All other tensors must have the same shape.
+    are fewer, the first ones are used. A mask head that only one of them has keeps its initial values, or is dropped.
+    All other tensors must have the same shape.
 
     Args:
         detector: The detector, which is modified in place.
@@ -52,6 +56,9 @@ def initialize_from(detector: DetectionTransformer, source: DetectionTransformer
         elif name in first_rows:
             count = min(len(own[name]), len(loaded[name]))
             loaded[name] = replace_rows(own[name], range(count), loaded[name][:count])
+    if detector.mask_head is None or source.mask_head is None:
+        heads = {name: values for name, values in own.items() if name.startswith(MASK_HEAD)}
+        loaded = {name: values for name, values in loaded.items() if not name.startswith(MASK_HEAD)} | heads
     if problems := shape_mismatches(own, loaded):
         differences = describe_differences(detector, source)
         raise CheckpointError(
@@ -108,7 +115,7 @@ def describe_differences(detector: DetectionTransformer, source: DetectionTransf
 def log_summary(
     detector: DetectionTransformer, source: DetectionTransformer, kept: dict[int, int], where: str
 ) -> None:
-    """Log which classes and queries are kept, and which start from random weights."""
+    """Log which classes, queries and mask heads are kept, and which start from random weights."""
     names = [category.name for category in detector.categories]
     new = [name for label, name in enumerate(names) if label not in kept]
     logger.info(
@@ -120,6 +127,10 @@ def log_summary(
     )
     if new:
         logger.warning("%s: lacks %s; these classes start from random weights", where, ", ".join(new))
+    if detector.mask_head is not None and source.mask_head is None:
+        logger.info("%s: has no mask head; it starts from random weights", where)
+    elif detector.mask_head is None and source.mask_head is not None:
+        logger.info("%s: has a mask head, which is dropped; model.masks=true keeps it", where)
     assert detector.recipe is not None
     assert source.recipe is not None
     if not detector.recipe.rows_by_query:

@@ -18,7 +18,7 @@ from querybox.data.formats.coco_json import (
     numbers,
     parse_coco,
 )
-from querybox.data.layout import subfolders
+from querybox.data.layout import dataset_root, subfolders
 from querybox.data.locate import ImageLocator, list_files
 from querybox.data.records import (
     DetectionData,
@@ -113,8 +113,8 @@ def read_coco(file: Path, root: Path | None = None) -> DetectionData:
 
     Args:
         file: The JSON file.
-        root: The dataset's folder, which contains the images; by default that of the file, or its parent if the folder
-            is named `annotations`. For the location of images see `image_locator`.
+        root: The dataset's folder, which contains the images; see `dataset_root` for the default, and `image_locator`
+            for the location of images.
 
     Raises:
         DataError: The file is not COCO JSON.
@@ -147,12 +147,12 @@ def read_coco(file: Path, root: Path | None = None) -> DetectionData:
 def image_locator(file: Path, root: Path | None = None) -> ImageLocator:
     """Return the locator of the images of a COCO file.
 
-    Of the file's folder, or its parent if it is named `annotations`, these folders come first, in this order:
-    `images/<split>`, `<split>`, `images`, and the folder itself, where `<split>` is the file name without extension,
+    Of the dataset's folder (see `dataset_root`), these folders come first, in this order: `images/<split>`, `<split>`,
+    `images`, and the folder itself, where `<split>` is the file name without extension,
     its part after the last `_` (`train2017`), or a folder of the same split (`train2017` for `train.json`). For other
     places see `ImageLocator`.
     """
-    base = file.parent.parent if file.parent.name == "annotations" else file.parent
+    base = dataset_root(file)
     names = [file.stem, file.stem.rpartition("_")[2]]
     if (split := split_name(file.stem)) in SPLITS:
         names += [path.name for path in subfolders([base / "images", base]) if split_name(path.name) == split]
