@@ -33,6 +33,7 @@ BATCHES = [
     ([[100, 131], [77, 140]], (100, 140)),
     ([[65, 33], [35, 71]], (97, 80)),
     ([[224, 160]], (250, 333)),
+    ([[180, 240], [240, 150]], (240, 240)),  # images that end between two cells
 ]
 """Sizes of the images, and of the batch that they are padded to."""
 

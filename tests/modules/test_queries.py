@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from querybox.levels import Shapes
-from querybox.modules.queries import prefer_local_maxima, top_k_indices
+from querybox.modules.queries import RankByScore, RankPeaksFirst, prefer_local_maxima, top_k_indices
 
 SHAPES: Shapes = ((5, 7), (3, 4), (1, 1))
 
@@ -38,3 +38,21 @@ def test_peaks_are_the_cells_that_no_neighbour_exceeds() -> None:
 def test_equals_are_all_peaks() -> None:
     scores = torch.zeros(1, 48)
     assert torch.equal(prefer_local_maxima(scores, SHAPES), scores)
+
+
+def test_cells_outside_of_the_image_rank_last_and_hide_no_peak() -> None:
+    """Their tokens are equal, so that their scores are too, up to rounding that differs between engines."""
+    torch.manual_seed(0)
+    scores, inside = torch.randn(1, 35), torch.ones(1, 5, 7, dtype=torch.bool)
+    inside[:, 3:] = inside[:, :, 5:] = False  # 3 x 5 cells are left
+    scores[~inside.flatten(1)] = 4.0
+    rounded = torch.where(inside.flatten(1), scores, scores + 1e-6 * torch.randn(1, 35))
+    orders = [
+        top_k_indices(RankPeaksFirst().scores(each, inside.flatten(1), ((5, 7),)), 15)
+        for each in (scores, rounded)
+    ]
+    assert torch.equal(*orders)
+    assert inside.flatten(1).gather(1, orders[0]).all()
+    cropped = top_k_indices(prefer_local_maxima(scores.view(1, 5, 7)[:, :3, :5].flatten(1), ((3, 5),)), 15)
+    assert torch.equal(orders[0], cropped // 5 * 7 + cropped % 5)
+    assert torch.equal(RankByScore().scores(scores, inside.flatten(1), ((5, 7),)), scores)

@@ -7,7 +7,6 @@ few points around its own position in all maps.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -21,8 +20,15 @@ from querybox.structures import Memory
 def shrink_mask(
     padding_mask: Bool[Tensor, "B H W"], size: torch.Size | tuple[int, int]
 ) -> Bool[Tensor, "B h w"]:
-    """Resize the padding mask to the size of a feature map by nearest-neighbour interpolation."""
-    return F.interpolate(padding_mask[:, None].float(), size=list(size)).bool()[:, 0]
+    """Resize the padding mask to the size of a feature map by nearest-neighbour interpolation.
+
+    As `F.interpolate`, but with integers: other runtimes divide by an inexact scale, and differ where an image ends
+    between two cells.
+    """
+    for axis, count in enumerate(size, start=1):
+        places = torch.arange(count, device=padding_mask.device) * padding_mask.shape[axis] // count
+        padding_mask = padding_mask.index_select(axis, places)
+    return padding_mask
 
 
 def shrink_masks(

@@ -133,7 +133,8 @@ class Proposals(nn.Module):
         """
         assert memory.levels is not None
         tokens, logits, anchors = self(memory)
-        scores = ranking.scores(logits.amax(-1), memory.levels.shapes)  # [B, S]
+        inside = anchors.isfinite().all(-1)  # [B, S]
+        scores = ranking.scores(logits.amax(-1), inside, memory.levels.shapes)  # [B, S]
         indices = top_k_indices(scores, count)  # [B, Q]
         tokens = gather_rows(tokens, indices)
         boxes = self.boxes(tokens, gather_rows(anchors, indices))
@@ -231,8 +232,16 @@ class TokenQueries(nn.Module):
 class Ranking(Protocol):
     """How proposals are ranked, of which the first become queries."""
 
-    def scores(self, scores: Float[Tensor, "B S"], shapes: Shapes) -> Float[Tensor, "B S"]:
-        """Return ranking scores of cells, given the logits of their best classes and the shapes of the maps."""
+    def scores(
+        self, scores: Float[Tensor, "B S"], inside: Bool[Tensor, "B S"], shapes: Shapes
+    ) -> Float[Tensor, "B S"]:
+        """Return the ranking scores of cells.
+
+        Args:
+            scores: The logits of their best classes.
+            inside: Whether they are neither padding nor at the edge of the image.
+            shapes: The shapes of the maps.
+        """
 
     def mask(self, count: int | torch.SymInt, device: torch.device) -> Bool[Tensor, "Q Q"] | None:
         """Return the self-attention mask of the queries: True = may not attend; None if all attend to all."""
@@ -241,7 +250,12 @@ class Ranking(Protocol):
 class RankByScore:
     """As in DINO: proposals are ranked by score, and queries attend to all others."""
 
-    def scores(self, scores: Float[Tensor, "B S"], shapes: Shapes) -> Float[Tensor, "B S"]:  # noqa: ARG002 - protocol
+    def scores(
+        self,
+        scores: Float[Tensor, "B S"],
+        inside: Bool[Tensor, "B S"],  # noqa: ARG002 - protocol
+        shapes: Shapes,  # noqa: ARG002
+    ) -> Float[Tensor, "B S"]:
         """Return the scores unchanged."""
         return scores
 
@@ -256,9 +270,14 @@ class RankPeaksFirst:
     2019, section 3). Of two queries on one object, only the lower-ranked one sees the other, so it can be suppressed.
     """
 
-    def scores(self, scores: Float[Tensor, "B S"], shapes: Shapes) -> Float[Tensor, "B S"]:
-        """Return scores in which local maxima rank before all other cells."""
-        return prefer_local_maxima(scores, shapes)
+    def scores(
+        self, scores: Float[Tensor, "B S"], inside: Bool[Tensor, "B S"], shapes: Shapes
+    ) -> Float[Tensor, "B S"]:
+        """Return scores in which local maxima rank before all other cells, and cells outside of the image last.
+
+        Those outside have equal tokens, so that rounding would decide which of them are maxima.
+        """
+        return prefer_local_maxima(torch.where(inside, scores, scores - 200), shapes)
 
     def mask(self, count: int | torch.SymInt, device: torch.device) -> Bool[Tensor, "Q Q"]:
         """Return a causal mask."""
