@@ -52,10 +52,30 @@ class Rle:
         return cls(size, compress(np.diff(inner, prepend=0, append=height * width)))
 
     @classmethod
+    def of_part(cls, part: Bool[np.ndarray, "h w"], corner: tuple[int, int], size: tuple[int, int]) -> Self:
+        """Encode a mask that is empty outside of a part of the image.
+
+        Args:
+            part: The part of the mask, inside the image.
+            corner: (top, left) of the part.
+            size: (height, width) of the image.
+        """
+        (top, left), height = corner, size[0]
+        columns, rows = np.nonzero(np.diff(part.T, prepend=False, append=False, axis=1))
+        positions, counts = np.unique((left + columns) * height + top + rows, return_counts=True)
+        # A column inside at the bottom of the image is continued by one inside at its top: two changes are none.
+        return cls.of_changes(positions[counts == 1], size)
+
+    @classmethod
     def of_polygons(cls, polygons: Polygons, size: tuple[int, int]) -> Self:
         """Rasterise polygons, as pycocotools does."""
         changes = [fill(vertices, size) for vertices in polygons.vertices()]
         return cls.of_changes(changes[0] if len(changes) == 1 else _union(changes), size)
+
+    @classmethod
+    def union(cls, masks: Sequence[Rle]) -> Self:
+        """Return the pixels that are in any of at least one mask, of one image."""
+        return cls.of_changes(_union([np.cumsum(one.runs())[:-1] for one in masks]), masks[0].size)
 
     def runs(self) -> Int64[np.ndarray, " R"]:
         """Return the lengths of the runs.

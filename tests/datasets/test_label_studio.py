@@ -118,15 +118,14 @@ def test_without_sizes_boxes_are_relative_to_the_image(tmp_path: Path) -> None:
     assert (image.width, image.height, image.size_stated) == (80, 60, False)
 
 
-def test_keypoints_and_brushes_are_counted(tmp_path: Path) -> None:
+def test_keypoints_are_counted(tmp_path: Path) -> None:
     write_regions(
         tmp_path,
         region("keypointlabels", {"x": 10, "y": 20, "width": 0.5, "keypointlabels": ["dog"]}),
-        region("brushlabels", {"format": "rle", "rle": [0, 1], "brushlabels": ["dog"]}),
         label_studio_box(A, "dog", (1, 2, 11, 22)),
     )
     data = read_split(tmp_path, None)
-    assert [(finding.kind, finding.count) for finding in data.findings] == [("unsupported_shape", 2)]
+    assert [(finding.kind, finding.count) for finding in data.findings] == [("unsupported_shape", 1)]
     assert data.num_objects == 1
 
 

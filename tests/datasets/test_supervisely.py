@@ -68,6 +68,7 @@ def test_shapes_of_a_project(tmp_path: Path) -> None:
     assert {finding.kind: finding.count for finding in data.findings} == {
         "boxed_shape": 2,
         "unsupported_shape": 1,
+        "no_mask": 1,
     }
 
 

@@ -46,7 +46,7 @@ def test_json(tmp_path: Path, kind: str) -> None:
     assert data.images[0].boxes_xyxy.tolist() == [[10, 20, 50, 50], [5, 6, 25, 30]]
     assert data.images[0].labels.tolist() == [1, 0]
     assert len(data.images[1].labels) == 0
-    assert {finding.kind: finding.count for finding in data.findings} == {"boxed_shape": 1}
+    assert {finding.kind: finding.count for finding in data.findings} == {"boxed_shape": 1, "no_mask": 1}
 
 
 @pytest.mark.parametrize("name", ["filename", "#filename"])
@@ -84,6 +84,7 @@ def test_boxes_of_shapes(tmp_path: Path) -> None:
     assert {finding.kind: finding.count for finding in data.findings} == {
         "unsupported_shape": 1,
         "boxed_shape": 4,
+        "no_mask": 1,
     }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from querybox.data.findings import Corners
 from querybox.errors import DataError
+from querybox.masks import Region, Rle
 from querybox.polygons import Polygons
 
 Point = tuple[float, float]
@@ -23,12 +24,30 @@ def bounding_box(points: Sequence[Point]) -> Corners:
     return float(x0), float(y0), float(x1), float(y1)
 
 
-def region(parts: Sequence[Sequence[Point]]) -> Polygons | None:
+def polygon_region(parts: Sequence[Sequence[Point]]) -> Polygons | None:
     """Return the region of an object whose parts are polygons; None if one of them has no inside."""
     try:
         return Polygons.of([[side for point in part for side in point] for part in parts])
     except DataError:
         return None
+
+
+def union(parts: Sequence[Region | None]) -> Region | None:
+    """Return the region of an object with these parts, of one image; None if one of them is not known."""
+    known = [part for part in parts if part is not None]
+    polygons = [part for part in known if isinstance(part, Polygons)]
+    masks = [part for part in known if isinstance(part, Rle)]
+    if len(known) < len(parts):
+        return None
+    if not masks:
+        return Polygons.of(polygon for part in polygons for polygon in part.to_coco())
+    return Rle.union([*masks, *(Rle.of_polygons(part, masks[0].size) for part in polygons)])
+
+
+def with_holes(exterior: Sequence[Point], holes: Sequence[Sequence[Point]]) -> list[Point]:
+    """Return a polygon with holes as one, whose line leads to each hole and back, by the even-odd rule."""
+    start = exterior[:1]
+    return [*exterior, *(point for hole in holes for point in (*start, *hole, *hole[:1])), *start]
 
 
 def ellipse(center: Point, radii: Point, degrees: float) -> list[Point]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from querybox.mask_embeddings import MASK_STRIDE
@@ -44,7 +43,7 @@ def box_mask(
     for axis, (start, stop, full, short) in enumerate(axes):
         places = (torch.arange(start, stop) + 0.5) * (short / full / MASK_STRIDE) - 0.5
         logits = interpolate(logits, places, axis)
-    return Rle.of_changes(changes((logits > 0).numpy(), (axes[0][0], axes[1][0]), size), size)
+    return Rle.of_part((logits > 0).numpy(), (axes[0][0], axes[1][0]), size)
 
 
 def interpolate(x: Float[Tensor, "h w"], places: Float[Tensor, " P"], axis: int) -> Float[Tensor, "_ _"]:
@@ -54,20 +53,3 @@ def interpolate(x: Float[Tensor, "h w"], places: Float[Tensor, " P"], axis: int)
     below = places.long()
     weight = (places - below).to(x).unsqueeze(1 - axis)
     return torch.lerp(x.index_select(axis, below), x.index_select(axis, (below + 1).clamp(max=last)), weight)
-
-
-def changes(
-    inside: Bool[np.ndarray, "h w"], corner: tuple[int, int], size: tuple[int, int]
-) -> Int64[np.ndarray, " T"]:
-    """Return the positions, counted down the columns of the image, at which a mask changes.
-
-    Args:
-        inside: The part of the mask that is not empty.
-        corner: (top, left) of this part.
-        size: (height, width) of the image.
-    """
-    (top, left), height = corner, size[0]
-    columns, rows = np.nonzero(np.diff(inside.T, prepend=False, append=False, axis=1))
-    positions, counts = np.unique((left + columns) * height + top + rows, return_counts=True)
-    # A column inside at the bottom of the image is continued by one inside at its top: two changes are none.
-    return positions[counts == 1]

@@ -25,7 +25,6 @@ from torchvision.ops import box_iou
 
 from querybox.data.windows import Window
 from querybox.inference.detections import Detections
-from querybox.inference.masks import changes
 from querybox.masks import Rle
 
 SAME_OBJECT = 0.4
@@ -199,4 +198,4 @@ def united(parts: Sequence[tuple[Rle, Window]], size: tuple[int, int]) -> Rle:
         rows = slice(window.top - top, window.top - top + window.height)
         columns = slice(window.left - left, window.left - left + window.width)
         inside[rows, columns] |= mask.mask()
-    return Rle.of_changes(changes(inside, (top, left), size), size)
+    return Rle.of_part(inside, (top, left), size)

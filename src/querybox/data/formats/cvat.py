@@ -24,9 +24,10 @@ from querybox.data.annotated import (
     annotated_splits,
 )
 from querybox.data.findings import Corners, FindingCollector
+from querybox.data.image import MAX_PIXELS
 from querybox.data.layout import locator_for, split_files
 from querybox.data.parsing import read_xml, stated_size, xml_element, xml_root
-from querybox.data.shapes import Point, bounding_box, ellipse, ellipse_box, rectangle, region, rotated
+from querybox.data.shapes import Point, bounding_box, ellipse, ellipse_box, polygon_region, rectangle, rotated
 from querybox.data.splits import Format, Reader
 from querybox.masks import Region, Rle
 from querybox.structures import Category
@@ -158,10 +159,10 @@ def _mask(
     """Return the region of a shape in an image of this (height, width); None if only its box is known."""
     match shape.tag:
         case "polygon":
-            return region([[_point(text) for text in shape.get("points", "").split(";")]])
+            return polygon_region([[_point(text) for text in shape.get("points", "").split(";")]])
         case "ellipse":
             cx, cy, rx, ry = _numbers(shape, "cx", "cy", "rx", "ry")
-            return region([ellipse((cx, cy), (rx, ry), _rotation(shape))])
+            return polygon_region([ellipse((cx, cy), (rx, ry), _rotation(shape))])
         case "mask" if size is not None:
             try:
                 return _rle(shape, size)
@@ -180,13 +181,13 @@ def _rle(shape: Element, size: tuple[int, int]) -> Rle:
     runs = np.array([int(text) for text in shape.get("rle", "").split(",")])
     if min(left, top) < 0 or left + width > size[1] or top + height > size[0] or min(width, height) < 1:
         raise ValueError(f"its box is not in the image of {size[0]}x{size[1]} (height x width)")
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"it has {width * height} pixels; expected at most {MAX_PIXELS:,}")
     if runs.min() < 0 or runs.max() > width * height or runs.sum() != width * height:
         raise ValueError(f"its run lengths do not add up to {width * height} pixels")
-    mask = np.zeros(size, dtype=bool)
-    mask[top : top + height, left : left + width] = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(
-        height, width
+    return Rle.of_part(
+        np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width), (top, left), size
     )
-    return Rle.of(mask)
 
 
 def _box(shape: Element) -> Corners | None:

@@ -1,8 +1,8 @@
 """Label Studio JSON and JSON-MIN: a list of tasks with regions in percent of the image.
 
-Rectangles, polygons and ellipses become their bounding box. A rectangle is rotated about its upper left corner
-(https://labelstud.io/templates/image_bbox). Tasks without an annotation are left out; an annotation without regions is
-a negative example. Predictions are not read.
+Rectangles, polygons, ellipses and brushes become their bounding box; all but rectangles are masks, too. A rectangle is
+rotated about its upper left corner (https://labelstud.io/templates/image_bbox). Tasks without an annotation are left
+out; an annotation without regions is a negative example. Predictions are not read.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from querybox.data.annotated import AnnotatedImage, AnnotatedObject, splits_by_file
 from querybox.data.findings import Corners, FindingCollector
+from querybox.data.formats.label_studio_brush import read_brush
 from querybox.data.image import SUFFIXES
 from querybox.data.parsing import Finite, Name, json_head, read_json, stated_size, validation_problem
-from querybox.data.shapes import Point, bounding_box, ellipse_box, rectangle, rotated
+from querybox.data.shapes import Point, bounding_box, ellipse, ellipse_box, polygon_region, rectangle, rotated
 from querybox.data.splits import Format
+from querybox.errors import DataError
+from querybox.masks import Region, Rle
 
 _UNLABELLED = frozenset({"rectangle", "polygon", "ellipse", "brush", "keypoint"})
 """Types of regions whose class is in another region with the same id."""
@@ -39,6 +42,7 @@ class _Value(BaseModel):
     radius_y: float | None = Field(None, validation_alias="radiusY")
     rotation: Finite = 0
     points: list[Point] | None = Field(None, min_length=1)
+    rle: list[int] | None = None  # of a brush
 
 
 class _Region(BaseModel):
@@ -186,13 +190,37 @@ def _objects(
     if value.rotation and size is None:
         findings.add("malformed", f"{where}: is rotated; expected 'original_width' and 'original_height'")
         return []
-    box = _box(value, size or (1, 1))
+    try:
+        mask = _region(value, size)
+    except DataError as error:
+        findings.add("malformed", f"{where}: {error}")
+        return []
+    box = mask.box_xyxy if isinstance(mask, Rle) else _box(value, size or (1, 1))
     if box is None:
         findings.add("unsupported_shape", f"{where}, {region.type}")
         return []
-    if value.rotation or value.width is None:
+    if value.rotation or value.width is None or value.rle is not None:
         findings.add("boxed_shape", where)
-    return [AnnotatedObject(where, label, box) for label in labels]
+    return [AnnotatedObject(where, label, box, mask=mask) for label in labels]
+
+
+def _region(value: _Value, size: tuple[int, int] | None) -> Region | None:
+    """Return the pixels of a shape in an image of this (height, width); None if only its box is known.
+
+    Raises:
+        DataError: A brush is malformed, or that of an image of another size.
+    """
+    if size is None:
+        return None
+    if value.rle is not None:
+        return read_brush(value.rle, size)
+    height, width = size[0] / 100, size[1] / 100
+    if value.points is not None:
+        return polygon_region([[(x * width, y * height) for x, y in value.points]])
+    if value.x is None or value.y is None or value.radius_x is None or value.radius_y is None:
+        return None
+    center, radii = (value.x * width, value.y * height), (value.radius_x * width, value.radius_y * height)
+    return polygon_region([ellipse(center, radii, value.rotation)])
 
 
 def _box(value: _Value, size: tuple[int, int]) -> Corners | None:

@@ -1,12 +1,13 @@
 """labelme JSON: a file for each image, with shapes in pixels.
 
-Every shape with an extent becomes its bounding box; polygons and circles are masks, too. The files are beside the
-images, in `<split>/` folders, or in a folder of their own. Embedded image data is not read. Shapes of one class with
-the same `group_id` are parts of one object.
+Every shape with an extent becomes its bounding box; polygons, circles and masks are masks, too. The files are beside
+the images, in `<split>/` folders, or in a folder of their own. Embedded image data is not read. Shapes of one class
+with the same `group_id` are parts of one object.
 """
 
 from __future__ import annotations
 
+import base64
 import math
 import posixpath
 from collections.abc import Sequence
@@ -17,13 +18,15 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from querybox.data.annotated import AnnotatedImage, AnnotatedObject, splits_by_image
+from querybox.data.bitmaps import place_bitmap, read_bitmap
 from querybox.data.findings import FindingCollector
 from querybox.data.locate import ImageLocator
 from querybox.data.parsing import Name, json_head, read_head, stated_size, validation_problem
-from querybox.data.shapes import Point, bounding_box, ellipse, region
+from querybox.data.shapes import Point, bounding_box, ellipse, polygon_region, union
 from querybox.data.splits import Format
 from querybox.data.text import decode, read_bounded
 from querybox.errors import DataError, ImageError
+from querybox.masks import Region
 
 _WITHOUT_EXTENT = frozenset({"point", "points", "line"})
 
@@ -33,6 +36,7 @@ class _Shape(BaseModel):
     points: list[Point] = Field(min_length=1)
     shape_type: str | None = "polygon"  # before labelme 4, all shapes are polygons
     group_id: int | str | None = None
+    mask: str | None = None  # a PNG in base64, whose upper left corner is the first of the points
 
 
 class _File(BaseModel):
@@ -55,11 +59,12 @@ def _parse(file: Path, locator: ImageLocator, findings: FindingCollector) -> Ann
         problem = validation_problem(error) if isinstance(error, ValidationError) else str(error)
         findings.add("malformed", f"{file}: {problem}; expected labelme JSON, an object with 'shapes'")
         return None
+    size = stated_size(content.height, content.width)
     return AnnotatedImage(
         name=_image_name(file, content.path, locator),
         where=str(file),
-        size=stated_size(content.height, content.width),
-        objects=_objects(file, content.shapes, findings),
+        size=size,
+        objects=_objects(file, content.shapes, size, findings),
     )
 
 
@@ -76,10 +81,12 @@ def _image_name(file: Path, written: str | None, locator: ImageLocator) -> str:
     return posixpath.join(folder, file.stem)
 
 
-def _objects(file: Path, shapes: Sequence[Any], findings: FindingCollector) -> list[AnnotatedObject]:
+def _objects(
+    file: Path, shapes: Sequence[Any], size: tuple[int, int] | None, findings: FindingCollector
+) -> list[AnnotatedObject]:
     points: dict[tuple[object, ...], list[Point]] = {}
     places: dict[tuple[object, ...], str] = {}
-    outlines: dict[tuple[object, ...], list[list[Point]]] = {}
+    regions: dict[tuple[object, ...], list[Region | None]] = {}
     for number, shape in enumerate(shapes, start=1):
         where = f"{file}, shape {number}"
         try:
@@ -96,19 +103,35 @@ def _objects(file: Path, shapes: Sequence[Any], findings: FindingCollector) -> l
         group = number if parsed.group_id is None else f"group {parsed.group_id}"
         points.setdefault((parsed.label, group), []).extend(_corners(parsed))
         places.setdefault((parsed.label, group), where)
-        outlines.setdefault((parsed.label, group), []).append(_outline(parsed))
+        try:
+            regions.setdefault((parsed.label, group), []).append(_region(parsed, size))
+        except (DataError, ValueError) as error:
+            findings.add("malformed_mask", f"{where}: {error}")
+            regions[parsed.label, group].append(None)
     return [
-        AnnotatedObject(places[key], str(key[0]), bounding_box(points[key]), mask=region(outlines[key]))
+        AnnotatedObject(places[key], str(key[0]), bounding_box(points[key]), mask=union(regions[key]))
         for key in points
     ]
 
 
-def _outline(shape: _Shape) -> list[Point]:
-    """Return the polygon around a shape; no points if it is not known which pixels are inside."""
-    if shape.shape_type == "circle" and len(shape.points) == 2:
-        center, edge = shape.points
-        return ellipse(center, (math.dist(center, edge),) * 2, 0)
-    return shape.points if shape.shape_type in {"polygon", None} else []
+def _region(shape: _Shape, size: tuple[int, int] | None) -> Region | None:
+    """Return the pixels of a shape in an image of this (height, width); None if they are not known.
+
+    Raises:
+        DataError: Its mask is no PNG, or not in the image.
+        ValueError: It is not in base64.
+    """
+    match shape.shape_type:
+        case "circle" if len(shape.points) == 2:
+            center, edge = shape.points
+            return polygon_region([ellipse(center, (math.dist(center, edge),) * 2, 0)])
+        case "polygon" | None:
+            return polygon_region([shape.points])
+        case "mask" if shape.mask is not None and size is not None:
+            left, top = map(int, shape.points[0])
+            return place_bitmap(read_bitmap(base64.b64decode(shape.mask)), (top, left), size)
+        case _:
+            return None
 
 
 def _corners(shape: _Shape) -> list[Point]:

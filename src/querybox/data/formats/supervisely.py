@@ -1,11 +1,12 @@
 """Supervisely JSON: `ann/photo.jpg.json` for `img/photo.jpg`, in a folder for each dataset of a project.
 
-Rectangles, polygons, lines and bitmaps, in pixels, become their bounding box.
+Rectangles, polygons, lines and bitmaps, in pixels, become their bounding box; polygons and bitmaps are masks, too.
 """
 
 from __future__ import annotations
 
 import base64
+import math
 import struct
 import zlib
 from functools import partial
@@ -15,13 +16,16 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from querybox.data.annotated import AnnotatedImage, AnnotatedObject, splits_by_image
+from querybox.data.bitmaps import place_bitmap, read_bitmap
 from querybox.data.findings import Corners, FindingCollector
+from querybox.data.image import MAX_PIXELS
 from querybox.data.locate import ImageLocator
 from querybox.data.parsing import Name, json_head, stated_size, validation_problem
-from querybox.data.shapes import Point, bounding_box
+from querybox.data.shapes import Point, bounding_box, polygon_region, with_holes
 from querybox.data.splits import Format
 from querybox.data.text import decode, read_bounded
 from querybox.errors import DataError
+from querybox.masks import Region, Rle
 
 _PNG_SIZE = slice(16, 24)
 """Bytes of a PNG with its width and height."""
@@ -29,6 +33,7 @@ _PNG_SIZE = slice(16, 24)
 
 class _Points(BaseModel):
     exterior: list[Point] = Field(min_length=1)
+    interior: list[list[Point]] = []  # holes
 
 
 class _Bitmap(BaseModel):
@@ -49,6 +54,18 @@ class _Bitmap(BaseModel):
             raise ValueError(str(error)) from None
         x, y = self.origin
         return x, y, x + width, y + height
+
+    def mask(self, size: tuple[int, int]) -> Rle:
+        """Return the mask in an image of this (height, width).
+
+        Raises:
+            DataError: The PNG is malformed or too large, or not in the image.
+        """
+        png = zlib.decompressobj().decompress(base64.b64decode(self.data), MAX_PIXELS)
+        if not all(map(math.isfinite, self.origin)):
+            raise DataError(f"a bitmap has the origin {self.origin}; expected finite numbers")
+        left, top = map(int, self.origin)
+        return place_bitmap(read_bitmap(png), (top, left), size)
 
 
 class _Object(BaseModel):
@@ -103,7 +120,25 @@ def _add_object(image: AnnotatedImage, where: str, item: Any, findings: FindingC
         return
     if parsed.geometry != "rectangle":
         findings.add("boxed_shape", where)
-    image.objects.append(AnnotatedObject(where, parsed.category, box))
+    try:
+        mask = _region(parsed, image.size)
+    except DataError as error:
+        findings.add("malformed_mask", f"{where}: {error}")
+        mask = None
+    image.objects.append(AnnotatedObject(where, parsed.category, box, mask=mask))
+
+
+def _region(item: _Object, size: tuple[int, int] | None) -> Region | None:
+    """Return the pixels of an object in an image of this (height, width); None if only its box is known.
+
+    Raises:
+        DataError: See `_Bitmap.mask`.
+    """
+    if item.bitmap is not None:
+        return None if size is None else item.bitmap.mask(size)
+    if item.points is None or item.geometry != "polygon":
+        return None
+    return polygon_region([with_holes(item.points.exterior, item.points.interior)])
 
 
 def _box(item: _Object) -> Corners | None:

@@ -1,8 +1,8 @@
 """VGG Image Annotator 1 and 2: its project, and its annotations as JSON or CSV; regions in pixels.
 
-Every shape with an extent becomes its bounding box. The class of a region is the value of its attribute `class`,
-`label` or the like, otherwise of its only attribute; without any, it is `object`. Images without regions are negative
-examples.
+Every shape with an extent becomes its bounding box; polygons, circles and ellipses are masks, too. The class of a
+region is the value of its attribute `class`, `label` or the like, otherwise of its only attribute; without any, it is
+`object`. Images without regions are negative examples.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from querybox.data.parsing import (
     read_json,
     validation_problem,
 )
-from querybox.data.shapes import bounding_box, ellipse_box
+from querybox.data.shapes import bounding_box, ellipse, ellipse_box, polygon_region
 from querybox.data.splits import Format, Reader
 from querybox.errors import DataError
+from querybox.masks import Region
 
 _ATTRIBUTES = ("class", "label", "name", "category", "type", "object")
 """Names of the attribute with the class, in lower case, by precedence."""
@@ -65,6 +66,21 @@ class _Shape(BaseModel):
                 return ellipse_box((self.cx, self.cy), (self.rx, self.ry), math.degrees(self.theta))
             case "polygon" | "polyline":
                 return bounding_box(list(zip(self.xs, self.ys, strict=True)))
+            case _:
+                return None
+
+    @property
+    def region(self) -> Region | None:
+        """The pixels inside; None for other shapes than polygons, circles and ellipses."""
+        match self.name:
+            case "circle":
+                return polygon_region([ellipse((self.cx, self.cy), (self.r, self.r), 0)])
+            case "ellipse":
+                return polygon_region(
+                    [ellipse((self.cx, self.cy), (self.rx, self.ry), math.degrees(self.theta))]
+                )
+            case "polygon":
+                return polygon_region([list(zip(self.xs, self.ys, strict=True))])
             case _:
                 return None
 
@@ -161,7 +177,7 @@ def _add_object(image: AnnotatedImage, where: str, region: Any, findings: Findin
     else:
         if parsed.shape.name != "rect":
             findings.add("boxed_shape", where)
-        image.objects.append(AnnotatedObject(where, category, box))
+        image.objects.append(AnnotatedObject(where, category, box, mask=parsed.shape.region))
 
 
 def _category(attributes: Mapping[str, Any]) -> str | None:

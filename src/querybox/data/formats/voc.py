@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path, PureWindowsPath
 
 from querybox.data.findings import DataFinding, FindingCollector
+from querybox.data.formats.voc_masks import MASKS, read_masks
 from querybox.data.formats.voc_xml import Annotation, parse_voc
 from querybox.data.image import SUFFIXES
 from querybox.data.layout import split_folder
@@ -25,6 +26,7 @@ from querybox.data.records import (
 from querybox.data.splits import SPLITS, Format, Reader, by_split, split_name
 from querybox.data.text import read_lines, read_start
 from querybox.errors import DataError, ImageError
+from querybox.masks import Rle
 from querybox.structures import Category
 from querybox.text import listed
 
@@ -87,7 +89,7 @@ def read_voc(dataset: VocFiles, *, lists: Sequence[Path] = (), folder: str | Non
     names in all XML files in alphabetical order, so they are the same in every split; because VOC has no ids, they get
     1 ... C. Image ids are 1, 2 ... in order. Corners are read as written, with pixels counted from 0 as by LabelImg and
     similar tools. (The challenge's own files count pixels from 1, so their boxes are shifted by one pixel. Objects
-    marked `difficult` are treated like others.) Problems of files and objects are among the data's `findings`.
+    marked `difficult` are treated like others.) For masks see `voc_masks`. Problems are among the data's `findings`.
 
     Args:
         dataset: The XML files of all splits.
@@ -188,6 +190,8 @@ class _RecordReader:
         self.locator = locator
         self.labels = labels
         self.findings = findings
+        folder = root / MASKS
+        self.masks = folder if folder.is_dir() else None
 
     def read(self, number: int, annotation: Annotation) -> ImageRecord | None:
         """Create the record of an image; None if it is excluded."""
@@ -209,7 +213,18 @@ class _RecordReader:
             findings=self.findings,
             locate=lambda index: f"{annotation.file}, object {index + 1}",
             size_stated=annotation.size is not None,
+            masks=self._masks(annotation, number, image),
         )
+
+    def _masks(self, annotation: Annotation, number: int, image: Path) -> list[Rle | None] | None:
+        """Return the masks of the objects of an image; None without any."""
+        if self.masks is None:
+            return None
+
+        def report(problem: str) -> None:
+            self.findings.add("malformed_mask", problem, image_id=number, path=image)
+
+        return read_masks(self.masks / f"{image.stem}.png", annotation.boxes_xyxy, report)
 
     def note_others(self, annotations: Iterable[Annotation], folder: str | None) -> None:
         """Add findings for the files that belong to no split, and for images without an XML file."""

@@ -24,7 +24,7 @@ from querybox.data.records import (
     read_size_or_note,
     require_any_image,
 )
-from querybox.data.shapes import Point, region
+from querybox.data.shapes import Point, polygon_region
 from querybox.data.text import read_lines, read_start
 from querybox.errors import DataError
 from querybox.structures import Category
@@ -176,7 +176,10 @@ class _RecordReader:
             findings=self.findings,
             locate=lambda index: f"{file}, line {objects[index].line}",
             size_stated=False,
-            masks=[region([_pixels(one.corners, width, height)]) if one.corners else None for one in objects],
+            masks=[
+                polygon_region([_pixels(one.corners, width, height)]) if one.corners else None
+                for one in objects
+            ],
         )
 
     def note_files(self, source: Path, label_folder: Path | None) -> None:
