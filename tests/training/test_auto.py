@@ -69,7 +69,7 @@ def test_few_images_get_a_small_model() -> None:
 def test_many_images_and_a_gpu_get_a_published_model_as_published() -> None:
     found = chosen(dataset(6000), GPU)
     assert found.recipe == "dino_r50"
-    assert found.train.model_dump(exclude_unset=True) == {"precision": "auto"}
+    assert found.train.model_dump(exclude_unset=True) == {"precision": "auto", "accumulate": "auto"}
     assert found.data.model_dump(exclude_unset=True) == {"train": "photos"}
 
 
@@ -215,11 +215,38 @@ def test_weights_of_a_small_model_keep_their_image_size(tmp_path: Path) -> None:
     assert chosen(dataset(), weights=str(path), data={"image_size": 300}).data.long_side is None
 
 
-def test_weights_of_a_published_model_are_trained_as_published(tmp_path: Path) -> None:
+def test_weights_of_a_published_model_are_fine_tuned_on_few_images(tmp_path: Path) -> None:
+    """As published the schedule would be too long or, in updates, too short, and its batches too large for a laptop."""
     path = save(tmp_path / "detr.safetensors", "detr_r50", 600, **TINY)
     found = chosen(dataset(), weights=str(path))
     assert (found.data.image_size, found.data.long_side) == (600, 1200)
-    assert found.train.model_dump(exclude_unset=True) == {"precision": "auto"}
+    assert (found.train.batch_size, found.train.accumulate) == (4, "auto")
+    assert (found.train.lr, found.train.backbone_lr) == (
+        5e-5,
+        5e-6,
+    )  # of 16 images 1e-4 and 1e-5: times sqrt(4 / 16)
+    assert (found.train.schedule, found.train.epochs, found.train.clip) == ("cosine", 120, 0.1)
+    assert found.train.ema == 0.998
+    assert found.data.cache
+    assert resolve(found).data.crop == 0.5  # augmentation is as published
+    assert (chosen(dataset(), GPU, weights=str(path)).train.batch_size) == 16
+    assert chosen(dataset(), weights=str(path), train={"accumulate": 2}).train.accumulate == 2
+    unmeasured = replace(LAPTOP, reports_memory=False)
+    assert chosen(dataset(), unmeasured, weights=str(path)).train.accumulate == 1
+
+
+def test_the_slow_average_and_second_phase_of_a_published_training_end_with_it(tmp_path: Path) -> None:
+    path = save(tmp_path / "dfine.safetensors", "dfine_n", 640, backbone_weights=None)
+    found = resolve(chosen(dataset(), weights=str(path))).train
+    assert (found.ema, found.ema_warmup, found.ema_restart) == (0.998, None, None)
+    assert (found.lr, found.weight_decay, found.decay_norms) == (1.4e-4, 1e-4, False)  # 8e-4 for 128 images
+
+
+def test_weights_of_a_published_model_are_trained_as_published_on_many_images(tmp_path: Path) -> None:
+    path = save(tmp_path / "detr.safetensors", "detr_r50", 600, **TINY)
+    found = chosen(dataset(6000), GPU, weights=str(path))
+    assert found.train.model_dump(exclude_unset=True) == {"precision": "auto", "accumulate": "auto"}
+    assert chosen(dataset(6000), weights=str(path)).train.batch_size == 4
 
 
 def test_the_choices_are_explained() -> None:

@@ -18,17 +18,17 @@ import numpy as np
 from querybox.checkpoints.read import read_checkpoint
 from querybox.data import DataSettings, DetectionData
 from querybox.data.loader import decoded_bytes
-from querybox.models import SMALL_RECIPES, Recipe, find, is_small
+from querybox.models import SMALL_RECIPES, Recipe, data_defaults, find, is_small, training_defaults
 from querybox.runfile import merge, read_run_file
 from querybox.text import counted
 from querybox.training.duration import format_duration
 from querybox.training.machine import Machine
-from querybox.training.settings import RunSettings
+from querybox.training.settings import RunSettings, TrainSettings
 from querybox.training.start import not_inferable
 
 AUTO = "auto"
 MANY_IMAGES = 5000
-"""With a GPU and at least this many images, a published model is trained as published."""
+"""With a GPU and at least this many images, a published model is trained as published; see `is_published`."""
 IMAGE_SIZES = (256, 320, 384, 448, 512, 640)
 """Short sides to choose from, in pixels."""
 OBJECT_PIXELS = 20
@@ -159,6 +159,15 @@ def choose(settings: RunSettings, data: DetectionData, machine: Machine) -> Choi
         given |= sizes
     if not is_small(recipe):
         train = {"precision": "auto", **set_values(settings.train)}
+        if machine.reports_memory:
+            train.setdefault("accumulate", AUTO)
+        if not is_published(facts, machine):
+            train = {**choose_fine_tuning(recipe, facts, machine, settings), **train}
+            reasons["training"] = describe_schedule(train, facts)
+            given = {
+                **choose_loading(decoded_size(data, {**data_defaults(recipe), **given}), machine),
+                **given,
+            }
         chosen = settings.replace(recipe=name, data=given, train=train)
         return Choice(settings=chosen, facts=facts, machine=machine, reasons=reasons)
 
@@ -179,7 +188,7 @@ def choose(settings: RunSettings, data: DetectionData, machine: Machine) -> Choi
     augmentation = choose_augmentation(facts, size)
     reasons["augmentation"] = describe_augmentation({**augmentation, **given}, facts)
     values = {**augmentation, **sizes}
-    loading = choose_loading(decoded_bytes(data, DataSettings.parse(values, where="data")), machine)
+    loading = choose_loading(decoded_size(data, values), machine)
     chosen = settings.replace(
         recipe=name,
         model={"queries": queries, **settings.model},
@@ -215,11 +224,16 @@ def choose_model(
         return None, source.recipe, sizes, (source.recipe.title, f"that of {Path(settings.weights).name}")
     if settings.recipe is not None and settings.recipe != AUTO:
         return settings.recipe, find(settings.recipe), {}, (settings.recipe, "as set")
-    if machine.device == "cuda" and facts.images >= MANY_IMAGES:
+    if is_published(facts, machine):
         reason = f"a GPU and at least {MANY_IMAGES:,} images: trained as published"
         return "dino_r50", find("dino_r50"), {}, ("dino_r50", reason)
     reason = "learns fastest from few images and on CPUs"
     return "dino_small", find("dino_small"), {}, ("dino_small", reason)
+
+
+def is_published(facts: Facts, machine: Machine) -> bool:
+    """Return whether a model is trained as published: with a GPU and many images."""
+    return machine.device == "cuda" and facts.images >= MANY_IMAGES
 
 
 def choose_sizes(facts: Facts, machine: Machine, max_time: float | None) -> dict[str, int]:
@@ -267,6 +281,28 @@ def choose_schedule(facts: Facts, machine: Machine, settings: RunSettings) -> di
     }
 
 
+def choose_fine_tuning(
+    recipe: Recipe, facts: Facts, machine: Machine, settings: RunSettings
+) -> dict[str, Any]:
+    """Return the settings of `train` for the weights of a published model and few images.
+
+    Its schedule is made for 118,000 images: with 200 it would end before its warm-up. The published learning rates are
+    multiplied by the square root of the ratio of the batch sizes, the rule for Adam (Malladi et al. 2022).
+    """
+    schedule = choose_schedule(facts, machine, settings)
+    published = TrainSettings.parse(training_defaults(recipe), where="train")
+    factor = math.sqrt(schedule["batch_size"] / published.batch_size)
+    rates = {"lr": published.lr, "backbone_lr": published.backbone_lr, "sampling_lr": published.sampling_lr}
+    return {
+        **schedule,
+        **{name: None if rate is None else float(f"{rate * factor:.2g}") for name, rate in rates.items()},
+        "clip": published.clip,
+        "milestones": None,
+        "ema_warmup": None,
+        "ema_restart": None,
+    }
+
+
 def choose_augmentation(facts: Facts, image_size: int) -> dict[str, Any]:
     """Return the settings of `data` for augmentation."""
     mirrored = any(SIDES.search(name) for name in facts.classes)
@@ -276,6 +312,11 @@ def choose_augmentation(facts: Facts, image_size: int) -> dict[str, Any]:
         "horizontal_flip": 0.0 if mirrored else 0.5,
         "color_jitter": 0.2,
     }
+
+
+def decoded_size(data: DetectionData, settings: Mapping[str, Any]) -> int:
+    """Return the bytes of all images as they are kept in memory with these settings of `data`."""
+    return decoded_bytes(data, DataSettings.parse(settings, where="data"))
 
 
 def choose_loading(decoded: int, machine: Machine) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Self
 
 from querybox.data.loader import available_cpus
 from querybox.inference.engine import accelerator
-from querybox.memory import available_memory
+from querybox.memory import available_memory, peak_memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,13 +23,17 @@ class Machine:
     """CPU cores that this process may use."""
     processes: int = 1
     """Number of training processes."""
+    reports_memory: bool = True
+    """Whether the memory of a training step can be measured."""
 
     @classmethod
     def here(cls) -> Self:
         """Return the facts about this machine."""
+        device = accelerator()
         return cls(
-            device=accelerator().type,
+            device=device.type,
             memory=available_memory(),
             cores=available_cpus(),
             processes=int(os.environ.get("WORLD_SIZE", "1")),  # set by torchrun and accelerate launch
+            reports_memory=peak_memory(device, 0) is not None,
         )
