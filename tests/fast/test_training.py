@@ -25,9 +25,10 @@ from querybox.fast.kernels import (
     linear,
 )
 from querybox.fast.replacement import copy_modules
-from querybox.fast.training import FoldedConv2d, fold_batch_norms, for_training
+from querybox.fast.training import FastLinear, FoldedConv2d, fold_batch_norms, for_training
 from querybox.losses.criterion import Criterion
 from querybox.modules.backbone import Backbone
+from querybox.modules.heads import ClassHead
 from querybox.structures import ImageBatch, Target
 from querybox.training.optim import build_optimizer
 from querybox.training.settings import TrainSettings
@@ -280,6 +281,16 @@ def test_linear_equals_pytorchs() -> None:
     x, weight, bias = torch.randn(2, 3, 5), torch.randn(4, 5), torch.randn(4)
     assert_close(linear(x, weight, bias), nn.functional.linear(x, weight, bias))
     assert linear(x.double(), weight.double(), bias.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize(("instructions", "faster"), [("AVX512", True), ("AVX2", False), ("DEFAULT", False)])
+def test_linear_layers_are_convolutions_where_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch, instructions: str, *, faster: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
+    fast = for_training(detector())
+    kinds = {type(module) for module in fast.decoder.modules() if isinstance(module, nn.Linear)}
+    assert kinds == ({FastLinear} if faster else {nn.Linear, ClassHead})
 
 
 def test_an_optimised_copy_leaves_what_is_trained_alone() -> None:

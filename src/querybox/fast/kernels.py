@@ -36,12 +36,24 @@ def drop(x: Float[Tensor, "*shape"], dropout: float) -> Float[Tensor, "*shape"]:
 def linear(
     x: Float[Tensor, "*shape in"], weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None
 ) -> Float[Tensor, "*shape out"]:
-    """Apply a linear layer; in float32 as a 1x1 convolution, because PyTorch uses oneDNN for it, and MKL otherwise."""
+    """Apply a linear layer; in float32 as a 1x1 convolution, because PyTorch uses oneDNN for it, and MKL otherwise.
+
+    Whether this is faster depends on the processor, see `convolution_is_faster`.
+    """
     if weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
     column = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # [1, in, N, 1], channels last
     y = F.conv2d(column, weight[:, :, None, None], bias)  # [1, out, N, 1]
     return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+
+
+def convolution_is_faster() -> bool:
+    """Return whether `linear` takes less time than PyTorch's linear layer on this processor.
+
+    It does with AVX-512 instructions, and takes longer with AVX2 alone. The instructions decide, not a timing, which
+    load on the machine could change: a resumed run has to compute the same, bit for bit.
+    """
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 class ReLUDropout(Function):

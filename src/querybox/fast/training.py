@@ -21,6 +21,7 @@ from querybox.fast.kernels import (
     ReLUDropout,
     ShortSoftmax,
     WeightedRows,
+    convolution_is_faster,
     drop,
     linear,
 )
@@ -42,9 +43,10 @@ def for_training(detector: DetectionTransformer) -> DetectionTransformer:
         if isinstance(module, Backbone):
             fold_batch_norms(module)
     if detector.device.type == "cpu":
+        leaves = LEAVES | LINEAR if convolution_is_faster() else LEAVES
         for part in (fast.neck, fast.encoder, fast.decoder):
             join_dropout(part)
-            replace_leaves(part, LEAVES)
+            replace_leaves(part, leaves)
     elif runs_triton(detector.device):
         replace_leaves(fast, {GridSample: TritonSample})
     return fast
@@ -199,12 +201,13 @@ class SparseSample(GridSample):
 
 
 LEAVES: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Linear: FastLinear,
-    ClassHead: FastLinear,
-    SigmoidClassHead: FastLinear,
     nn.Dropout: FastDropout,
     nn.Softmax: FastSoftmax,
     ScaledDotProduct: FastScaledDotProduct,
     GridSample: SparseSample,
 }
 """Modules of the neck, encoder and decoder that are replaced on a CPU."""
+LINEAR: dict[type[nn.Module], type[nn.Module]] = dict.fromkeys(
+    (nn.Linear, ClassHead, SigmoidClassHead), FastLinear
+)
+"""Those that are replaced as well where `convolution_is_faster`."""
