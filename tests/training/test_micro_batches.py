@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from querybox.errors import ConfigError, OutOfMemoryError
 from querybox.fast.training import for_training
 from querybox.memory import available_memory
 from querybox.runfile import read_run_file
-from querybox.structures import Category
+from querybox.structures import Category, Target
 from querybox.training import RunSettings, micro_batches, train
 from querybox.training.loss import DetectionLoss
 from querybox.training.micro_batches import StepMemory, fewest_micro_batches, measure_step, step_memory
@@ -69,7 +69,7 @@ def test_the_memory_of_a_larger_batch_follows_from_that_of_two(run_settings: Mak
     detector = build_detector(settings, (Category(id=0, name="cell"),))
     assert detector.recipe is not None
     before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
-    data = DataSettings(train="none", image_size=256)
+    data = DataSettings(train="none", image_size=512)
     accelerator = start_processes(settings)
     criterion = detector.recipe.criterion()
     measured = measure_step(detector, criterion, data, 3, accelerator)
@@ -77,6 +77,20 @@ def test_the_memory_of_a_larger_batch_follows_from_that_of_two(run_settings: Mak
     assert all(torch.equal(before[name], tensor) for name, tensor in detector.state_dict().items())
     _, actual = (step_memory(model, data, 6, 3, accelerator) for _ in range(2))
     assert 0.7 * actual < measured.of(6) < 1.4 * actual
+
+
+def test_masks_are_part_of_the_measured_step(run_settings: MakeSettings) -> None:
+    settings = run_settings(model={"masks": True})
+    detector = build_detector(settings, (Category(id=0, name="cell"),))
+    assert detector.recipe is not None
+    criterion = detector.recipe.criterion()
+    seen: list[Sequence[Target]] = []
+    criterion.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
+    measure_step(detector, criterion, DataSettings(train="none", image_size=64), 3, start_processes(settings))
+    assert [len(targets) for targets in seen] == [1, 1, 2]
+    masks = seen[0][0].masks
+    assert masks is not None
+    assert masks.shape == (3, 64, 107)
 
 
 def test_a_system_that_does_not_report_memory_is_an_error(

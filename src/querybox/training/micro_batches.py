@@ -153,6 +153,9 @@ def step_memory(
     target = Target(
         boxes=torch.full((objects, 4), 0.5, device=device),
         labels=torch.zeros(objects, dtype=torch.int64, device=device),
+        masks=None
+        if detector.mask_head is None
+        else torch.ones(objects, short, long, dtype=torch.bool, device=device),
     )
     release_freed_memory()
     before = reset_peak(device)
