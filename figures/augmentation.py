@@ -1,4 +1,4 @@
-"""The figure of docs/guides/augmentation.md: one training image after each kind of augmentation, with its boxes."""
+"""The figures of docs/guides/augmentation.md: training images after each kind of augmentation, with their boxes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from figures.sheet import COLOURS, DASHES, frame, save, sheet, show
 from figures.specimen import EXAMPLE
 from querybox.data import DataSettings, read_dataset, train_loader
 
-PICTURE = Path(__file__).parent.parent / "docs" / "images" / "augmentation.png"
+IMAGES = Path(__file__).parent.parent / "docs" / "images"
+PICTURE = IMAGES / "augmentation.png"
 KINDS: dict[str, dict[str, Any]] = {
     "as annotated": {},
     "photometric": {"photometric": 1.0},
@@ -39,6 +40,27 @@ def augmentations() -> Figure:
     return figure
 
 
+def pasted() -> Figure:
+    """Draw three images into which nuclei of other images have been pasted, with their masks."""
+    figure, grid = sheet(1.8, nrows=1, ncols=3)
+    data = read_dataset(EXAMPLE / "nuclei", "train").only(range(1, 25))
+    settings = DataSettings(
+        image_size=240, scales=(240,), horizontal_flip=0, crop=0, workers=0, copy_paste=1.0
+    )
+    batch = next(iter(train_loader(data, settings, batch_size=3, seed=SEED, masks=True)))
+    for axes, pixels, size, target in zip(
+        grid.flat, batch.pixels, batch.sizes.tolist(), batch.targets, strict=True
+    ):
+        height, width = size
+        show(axes, pixels[:, :height, :width], "copy_paste")
+        assert target.masks is not None
+        for box, mask in zip(target.boxes.tolist(), target.masks, strict=True):
+            frame(axes, box, COLOURS[1], dashes=DASHES[1])
+            axes.contour(mask, levels=[0.5], colors=COLOURS[1], linewidths=0.8, extent=(0, 1, 0, 1))
+    return figure
+
+
 def main() -> None:
-    """Write the figure."""
+    """Write the figures."""
     save(augmentations(), PICTURE, "examples/blood_cells")
+    save(pasted(), IMAGES / "copy_paste.png", "examples/blood_cells/nuclei")

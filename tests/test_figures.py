@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from figures import tables
-from figures.augmentation import KINDS, PICTURE, augmentations
+from figures.augmentation import IMAGES as IMAGES_OF_GUIDES
+from figures.augmentation import KINDS, PICTURE, augmentations, pasted
 from figures.make import FIGURES, IMAGES, PAGES, digest
 from figures.sheet import DPI, save
 from figures.specimen import Specimen, specimen
@@ -61,6 +62,13 @@ def test_the_figure_of_augmentations_can_be_made() -> None:
     assert boxes[0] == boxes[1] == boxes[2]  # colours and zoom-out keep all boxes
     assert boxes[4] > boxes[0] > boxes[3]
     with Image.open(PICTURE) as shown:
+        assert shown.size == tuple(round(inches * DPI) for inches in figure.get_size_inches())
+
+
+def test_the_figure_of_copy_paste_can_be_made() -> None:
+    figure = pasted()
+    assert all(len(axes.patches) >= 2 for axes in figure.axes)
+    with Image.open(IMAGES_OF_GUIDES / "copy_paste.png") as shown:
         assert shown.size == tuple(round(inches * DPI) for inches in figure.get_size_inches())
 
 

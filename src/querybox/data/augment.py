@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from querybox.data.color import distort_colors, jitter_colors
+from querybox.data.copy_paste import copy_paste
 from querybox.data.mosaic import mosaic
 from querybox.data.phases import BatchAugmentation
 from querybox.data.settings import DataSettings
@@ -28,19 +29,24 @@ def augment(
 ) -> Sample:
     """Augment a training image, and resize it to the size that the model is trained with.
 
-    An image may become one of four in a mosaic. Its colours are distorted, and it is flipped, each with its
-    probability. All but mosaics are then zoomed out, cropped and resized; see `frame`. An image whose objects are all
-    dropped is a negative example.
+    Objects of another image may be pasted into an image, and it may become one of four in a mosaic. Its colours are
+    distorted, and it is flipped, each with its probability. All but mosaics are then zoomed out, cropped and resized;
+    see `frame`. An image whose objects are all dropped is a negative example.
 
     Args:
         sample: The image and its objects.
         settings: Sizes and probabilities.
         rng: Source of all random numbers.
         batch: What the images of the batch have in common.
-        draw: Returns another image of the dataset, for mosaics, or None if it cannot be read; None for no mosaics.
+        draw: Returns another image of the dataset, for copy-paste and mosaics, or None if it cannot be read; None for
+            neither.
         fill: RGB value, 0-255, of pixels without an image.
     """
-    in_mosaic = draw is not None and batch.mosaic and settings.mosaic > 0 and rng.random() < settings.mosaic
+    draw = draw if batch.mosaic else None
+    if draw is not None and settings.copy_paste and rng.random() < settings.copy_paste:
+        source = draw()
+        sample = sample if source is None else copy_paste(sample, source, settings, rng)
+    in_mosaic = draw is not None and settings.mosaic > 0 and rng.random() < settings.mosaic
     if in_mosaic:
         assert draw is not None
         others = [draw() for _ in range(3)]

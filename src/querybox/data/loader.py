@@ -130,13 +130,15 @@ class TrainingImages(Dataset[AugmentedImage | UnreadableImage]):
         if isinstance(sample, UnreadableImage):
             return sample
         sample = augment(sample, self.settings, rng, batch, draw=partial(self.draw, rng), fill=self.fill)
+        if not self.masks:  # they were read for copy-paste
+            sample = sample._replace(masks=None)
         return AugmentedImage(sample, image_id, batch.mixup)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def draw(self, rng: np.random.Generator) -> Sample | None:
-        """Return any image, for a part of a mosaic, or None if it cannot be read; its own turn reports this."""
+        """Return any image, for copy-paste or a mosaic, or None if it cannot be read; its own turn reports this."""
         sample = self.load(int(rng.integers(len(self))), rng)
         return None if isinstance(sample, UnreadableImage) else sample
 
@@ -153,7 +155,7 @@ class TrainingImages(Dataset[AugmentedImage | UnreadableImage]):
             pixels=pixels,
             boxes_xyxy=torch.from_numpy(record.boxes_xyxy[objects] * scale).float(),
             labels=torch.from_numpy(record.labels[objects]),
-            masks=load_masks(record, (height, width)) if self.masks else None,
+            masks=load_masks(record, (height, width)) if self.masks or self.settings.copy_paste else None,
         )
         return self.transform(sample, rng, str(record.path)) if self.transform else sample
 
@@ -276,9 +278,14 @@ def train_loader(
 
     Raises:
         ConfigError: `batch_size` is not a multiple of `world_size`, or there are fewer images than processes, or
-            batches have too few images for mixup; or `transform` cannot be used.
+            batches have too few images for mixup; or there are no masks for copy-paste, or `transform` cannot be used.
     """
     check_loading(settings, batch_size, rank, world_size)
+    if settings.copy_paste and not any(image.masks for image in data.images):
+        raise ConfigError(
+            f"setting 'data.copy_paste' is {settings.copy_paste:g}, but {data.source} has no masks; expected a dataset "
+            "with masks, or 0"
+        )
     user_transform = (
         UserTransform(transform, len(data.categories), pickled=settings.workers > 0) if transform else None
     )

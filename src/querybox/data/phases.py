@@ -20,7 +20,7 @@ class BatchAugmentation(NamedTuple):
     strong: bool = True
     """Whether photometric distortion, zoom-out and IoU crop are applied, with their probabilities."""
     mosaic: bool = True
-    """Whether mosaic is applied, with its probability."""
+    """Whether mosaic and copy-paste are applied, with their probabilities."""
     mixup: float | None = None
     """Weight of each image, 0-1, which is mixed with another one; None for no mixup."""
 

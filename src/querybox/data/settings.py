@@ -103,17 +103,20 @@ class DataSettings(Settings):
     mixup: Probability = 0.0
     """Probability of a batch in which every image is mixed with another one, at weights of 0.45 to 0.55, and has the
     objects of both. 0.5 in DEIM."""
+    copy_paste: Probability = 0.0
+    """Probability of pasting objects of another image into an image by their masks, as in Simple Copy-Paste. Images of
+    which an object has no mask neither give nor receive objects."""
     multi_scale: int = Field(default=0, ge=0, le=100)
     """If positive, all images of a batch are resized to the same one of `scales`, among which `image_size` counts this
     many times: 3 in RT-DETR. `scales` are then by default the multiples of 32 from 0.75 to 1.25 times `image_size`."""
     strong_from: Probability = 0.0
-    """Share of the run (0-1) after which photometric distortion, zoom-out, IoU crop, mosaic and mixup begin. 4 of 58
-    epochs in DEIM."""
+    """Share of the run (0-1) after which photometric distortion, zoom-out, IoU crop, mosaic, copy-paste and mixup
+    begin. 4 of 58 epochs in DEIM."""
     strong_until: Probability = 1.0
     """Share of the run at which these and multi-scale batches end: 120 of 132 epochs in D-FINE S. With
     `train.max_time` it is that of the time, if this is ahead."""
     mosaic_until: Probability = 1.0
-    """Share of the run at which mosaic and mixup end: a half in DEIM."""
+    """Share of the run at which mosaic, copy-paste and mixup end: a half in DEIM."""
     transform: str | None = None
     """Description of the transform that was given to `querybox.train` for augmentation, if any; set by it."""
     workers: int = Field(default=2, ge=0, le=1024)
