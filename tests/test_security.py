@@ -10,7 +10,8 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "querybox"
 CALLS = {
-    "Image.open": ["data/deep.py", "data/image.py"],  # with a list of formats, of regular files only
+    # With a list of formats, of regular files only.
+    "Image.open": ["data/bitmaps.py", "data/deep.py", "data/image.py", "data/tiff.py"],
     "av.open": ["inference/video.py", "inference/writers.py"],  # with lists of formats and protocols
     "print": ["cli/streams.py"],  # without control characters
     "sys.stdout.write": [],

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from jaxtyping import Float
 from PIL import Image
@@ -15,13 +16,14 @@ from torch import Tensor
 from querybox.data import DetectionData, ImageRecord
 from querybox.data.windows import Window
 from querybox.detector import Detector
-from querybox.errors import ConfigError
+from querybox.errors import ConfigError, ImageError
 from querybox.evaluation.evaluate import evaluate
 from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine
 from querybox.inference.merge import merge
 from querybox.inference.predict import predict
 from querybox.inference.tiles import Tiling, View, merged
+from querybox.inference.writers import draw_files
 from querybox.masks import Rle
 from querybox.structures import Category, DetectorOutput, ImageBatch, Predictions, Preprocessing
 
@@ -241,6 +243,67 @@ def test_batches_of_tiles_give_the_same(batch_size: int, monkeypatch: pytest.Mon
     found = list(predict(Oracle(), images, tile=TILE, batch_size=batch_size))
     assert [rounded(each.boxes_xyxy) for each in found] == [[[69, 69, 111, 111]], [], [[9, 9, 20, 20]]]
     assert [each.size for each in found] == [(300, 300), (50, 50), (80, 300)]
+
+
+BOXES: list[Box] = [(32, 32, 272, 272), (180, 300, 204, 312), (8, 8, 20, 20), (390, 390, 399, 399)]
+
+
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A TIFF of 400 x 400 pixels, where only 300 x 300 may be decoded at once."""
+    for module in ("querybox.data.image", "querybox.inference.writers"):
+        monkeypatch.setattr(f"{module}.MAX_PIXELS", 90_000)
+    pixels = scene((400, 400), BOXES).permute(1, 2, 0).numpy()
+    tifffile.imwrite(tmp_path / "large.tif", pixels, photometric="rgb", tile=(64, 64), compression="deflate")
+    return tmp_path / "large.tif"
+
+
+@pytest.mark.parametrize("reduced", [160_000, 40_000])
+def test_a_large_file_is_read_in_tiles(large: Path, reduced: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("querybox.data.tiff.MAX_REDUCED", reduced)
+    (found,) = predict(Oracle(), large, tile=TILE)
+    (expected,) = predict(Oracle(), scene((400, 400), BOXES), tile=TILE)
+    assert (found.source, found.size) == (str(large), (400, 400))
+    assert rounded(found.boxes_xyxy) == rounded(expected.boxes_xyxy) == sorted(map(list, BOXES))
+
+
+def test_a_large_file_is_drawn_reduced(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("querybox.data.tiff.MAX_REDUCED", 40_000)
+    (found,) = predict(Oracle(), large, tile=TILE)
+    draw_files([large], [tmp_path / "drawn.png"], iter([found]))
+    with Image.open(tmp_path / "drawn.png") as picture:
+        assert picture.size == (200, 200)
+        row = {picture.getpixel((x, 100)) for x in range(14, 19)}  # across the left edge of the first box
+    assert row - {(0, 0, 0), (200, 10, 0), (100, 5, 0)}
+
+
+def test_large_files_that_cannot_be_read(
+    large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without tiles, in another format, damaged in its last part, and with tiles that are too many."""
+    with pytest.raises(
+        ImageError, match=r"large\.tif: .* expected at most 90,000: .* save it as a TIFF with tiles"
+    ):
+        list(predict(Oracle(), large))
+    Image.fromarray(scene((400, 400), []).permute(1, 2, 0).numpy()).save(tmp_path / "large.png")
+    with pytest.raises(ImageError, match=r"large\.png: .* expected at most 90,000"):
+        list(predict(Oracle(), tmp_path / "large.png", tile=TILE))
+    monkeypatch.setattr("querybox.inference.tiles.MAX_TILES", 24)
+    with pytest.raises(ConfigError, match="into 25 tiles; expected at most 24: set a larger tile"):
+        list(predict(Oracle(), large, tile=TILE))
+
+
+def test_a_file_that_breaks_off_is_skipped(large: Path, tmp_path: Path) -> None:
+    """Its last part is read when most tiles have been detected."""
+    with tifffile.TiffFile(large) as file:
+        offset, count = (getattr(file.pages.first, name)[-1] for name in ("dataoffsets", "databytecounts"))
+    content = large.read_bytes()
+    broken = tmp_path / "broken.tif"
+    broken.write_bytes(content[:offset] + bytes(count) + content[offset + count :])
+    errors: list[ImageError] = []
+    found = list(predict(Oracle(), [large, broken, large], tile=TILE, on_error=errors.append))
+    assert [each.source for each in found] == [str(large)] * 2
+    assert "broken.tif: cannot be read as a TIFF" in str(errors[0])
 
 
 def test_evaluation_finds_small_objects_with_tiles(tmp_path: Path) -> None:

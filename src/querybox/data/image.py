@@ -20,6 +20,7 @@ from querybox.structures import PixelRange
 
 MAX_PIXELS = 89_478_485
 """Maximum number of pixels of an image, 256 MiB as RGB. Larger images are rejected without decoding them."""
+_TOO_LARGE = "make it smaller, or save it as a TIFF with tiles, which prediction with tile=640 reads in parts"
 
 _JPEG = (".jfif", ".jpe", ".jpeg", ".jpg", ".mpo")
 _OTHERS = (".bmp", ".dib", ".gif", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp")
@@ -180,9 +181,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageError(
-            f"{path}: has too many pixels ({error}); make it smaller", "too_large_image"
-        ) from None
+        raise ImageError(f"{path}: has too many pixels ({error}); {_TOO_LARGE}", "too_large_image") from None
     except FileNotFoundError:
         raise ImageError(f"{path}: no such image file", "missing_image") from None
     except Exception as error:  # noqa: BLE001 - Pillow's decoders raise all kinds of errors
@@ -220,7 +219,7 @@ def _check_pixels(path: str | Path, height: int, width: int) -> None:
     if height * width > MAX_PIXELS:
         raise ImageError(
             f"{path}: {height}x{width} is {height * width:,} pixels; expected at most {MAX_PIXELS:,}: "
-            "make it smaller or cut it into tiles",
+            f"{_TOO_LARGE}",
             "too_large_image",
         )
 

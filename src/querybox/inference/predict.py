@@ -136,13 +136,10 @@ def effective_batch_size(engine: Engine, batch_size: int) -> int:
 def prepare(frames: Iterable[Frame], preprocessing: Preprocessing) -> Iterator[Input]:
     """Resize frames for the model."""
     for position, frame in enumerate(frames):
-        height, width = frame.pixels.shape[1:]
         resized = resize(
             frame.pixels, preprocessing.short_side, preprocessing.long_side, preprocessing.resizing
         )
-        yield Input(
-            position=position, source=frame.source, size=(height, width), view=frame.view, pixels=resized
-        )
+        yield Input(position=position, source=frame.source, size=frame.size, view=frame.view, pixels=resized)
 
 
 def batch_by_shape(inputs: Iterable[Input], batch_size: int) -> Iterator[list[Input]]:

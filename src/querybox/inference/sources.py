@@ -21,6 +21,7 @@ from querybox.arguments import require_path, require_type
 from querybox.data.image import SUFFIXES as IMAGE_SUFFIXES
 from querybox.data.image import read_image
 from querybox.data.locate import iterate_files
+from querybox.data.tiff import is_tiff, open_tiff
 from querybox.errors import DataError, ImageError
 from querybox.files import require_regular
 from querybox.inference.tiles import Tiling, View
@@ -47,9 +48,16 @@ class Frame:
     source: str
     """Path of the image, ``"video.mp4#12"`` for frame 12 (the first is 0), or ``""`` for an image in memory."""
     pixels: UInt8[Tensor, "3 h w"]
-    """RGB."""
+    """RGB; reduced if the image is too large."""
     view: View | None = None
     """Which part of the image this is; None for all of an image without tiles."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the image, or of this part of it, in pixels of the original."""
+        if self.view is None:
+            return self.pixels.shape[1], self.pixels.shape[2]
+        return self.view.window.height, self.view.window.width
 
 
 def find_sources(sources: Source | Sequence[Source]) -> list[Path | Pixels]:
@@ -178,8 +186,7 @@ def read_frames(
             yield from views(Frame(source="", pixels=pixels), tiling)
             continue
         try:
-            for frame in read_file(source, pixel_range):
-                yield from views(frame, tiling)
+            yield from read_file(source, pixel_range, tiling)
         except ImageError as error:
             if on_error is None:
                 raise
@@ -201,12 +208,32 @@ def views(frame: Frame, tiling: Tiling | None) -> Iterator[Frame]:
         )
 
 
-def read_file(path: Path, pixel_range: PixelRange | None = None) -> Iterator[Frame]:
-    """Read the frames of a video, or the single frame of an image."""
+def large_views(path: Path, pixel_range: PixelRange | None, tiling: Tiling) -> Iterator[Frame]:
+    """Yield the views of a TIFF that is too large to be decoded as a whole; that of the whole image is reduced."""
+    with open_tiff(path, pixel_range) as image:
+        windows = tiling.windows(image.size)
+        for index, window in enumerate(windows):
+            pixels = image.read(window) if index else image.reduced()
+            yield Frame(source=str(path), pixels=as_pixels(pixels), view=View(image.size, windows, index))
+
+
+def read_file(
+    path: Path, pixel_range: PixelRange | None = None, tiling: Tiling | None = None
+) -> Iterator[Frame]:
+    """Read the frames of a video, or the single frame of an image, in tiles if `tiling` is given."""
     if is_video(path):
-        yield from read_video(path)
+        for frame in read_video(path):
+            yield from views(frame, tiling)
+        return
+    try:
+        pixels = as_pixels(read_image(path, pixel_range=pixel_range))
+    except ImageError as error:
+        if tiling is None or error.kind != "too_large_image" or not is_tiff(path):
+            raise
     else:
-        yield Frame(source=str(path), pixels=as_pixels(read_image(path, pixel_range=pixel_range)))
+        yield from views(Frame(source=str(path), pixels=pixels), tiling)
+        return
+    yield from large_views(path, pixel_range, tiling)
 
 
 def read_video(path: Path) -> Iterator[Frame]:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Self, TypeAlias
 
 from querybox.arguments import require_number
 from querybox.data.windows import Window
+from querybox.errors import ConfigError
 from querybox.inference.detections import Detections
 from querybox.inference.merge import merge
 
 Tile: TypeAlias = int | None
 """Side of a tile in pixels; None for no tiles."""
 
-MIN_TILE = 32
-"""Smallest side of a tile in pixels."""
+MIN_TILE, MAX_TILE = 32, 8192
+"""Sides of tiles in pixels; the largest are decoded in 256 MiB."""
 MAX_OVERLAP = 0.9
+MAX_TILES = 100_000
+"""Maximum number of tiles of an image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ class Tiling:
         Raises:
             ConfigError: One is out of its range.
         """
-        require_number("tiles", "tile", self.tile, MIN_TILE, whole=True)
+        require_number("tiles", "tile", self.tile, MIN_TILE, MAX_TILE, whole=True)
         require_number("tiles", "overlap", self.overlap, 0, MAX_OVERLAP)
 
     @classmethod
@@ -54,27 +58,33 @@ class Tiling:
 
         Args:
             size: (height, width) of the image in pixels.
+
+        Raises:
+            ConfigError: There are more than `MAX_TILES`.
         """
         height, width = size
         whole = Window(0, 0, width, height)
         if max(size) <= self.tile:
             return (whole,)
-        return (
-            whole,
-            *(
-                Window(left, top, min(self.tile, width), min(self.tile, height))
-                for top in self.starts(height)
-                for left in self.starts(width)
-            ),
-        )
+        count = (self.steps(height) + 1) * (self.steps(width) + 1)
+        if count > MAX_TILES:
+            raise ConfigError(
+                f"tile={self.tile} and overlap={self.overlap:g} divide an image of {height}x{width} pixels (height x "
+                f"width) into {count:,} tiles; expected at most {MAX_TILES:,}: set a larger tile"
+            )
+        shape = min(self.tile, width), min(self.tile, height)
+        corners = product(self.starts(height), self.starts(width))
+        return (whole, *(Window(left, top, *shape) for top, left in corners))
 
     def starts(self, length: int) -> list[int]:
         """Return the first pixel of each tile along an axis of `length` pixels."""
-        if length <= self.tile:
-            return [0]
+        steps = self.steps(length)
+        return [step * (length - self.tile) // max(1, steps) for step in range(steps + 1)]
+
+    def steps(self, length: int) -> int:
+        """Return the number of tiles along an axis of `length` pixels after the first."""
         stride = self.tile - math.ceil(self.tile * self.overlap)
-        steps = math.ceil((length - self.tile) / stride)
-        return [step * (length - self.tile) // steps for step in range(steps + 1)]
+        return max(0, math.ceil((length - self.tile) / stride))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
+import torch
+from PIL import Image
 
-from querybox.data.image import read_image
+from querybox.data.image import MAX_PIXELS, read_image
+from querybox.data.tiff import open_tiff
 from querybox.errors import ConfigError, ImageError
 from querybox.files import atomic, write_text
 from querybox.inference.detections import Detections
@@ -60,7 +63,7 @@ def coco_file(path: Path, categories: Sequence[Category]) -> Iterator[AddDetecti
     yield add
     content = {
         "images": images,
-        "categories": [dataclasses.asdict(category) for category in categories],
+        "categories": [asdict(category) for category in categories],
         "annotations": annotations,
     }
     write_text(path, to_json(content))
@@ -125,8 +128,19 @@ def draw_files(sources: Sequence[Path], paths: Sequence[Path], results: Iterator
         if is_video(source):
             draw_video(source, path, chain([detections], results))
         else:
-            image = read_image(source, pixel_range=detections.pixel_range)
-            draw(image, detections).save(path, quality=95)
+            draw_image(source, detections).save(path, quality=95)
+
+
+def draw_image(source: Path, detections: Detections) -> Image.Image:
+    """Draw the detections on their image; on one that is too large for `read_image`, reduced and without masks."""
+    height, width = detections.size
+    if height * width <= MAX_PIXELS:
+        return draw(read_image(source, pixel_range=detections.pixel_range), detections)
+    with open_tiff(source, detections.pixel_range) as image:
+        reduced = Image.fromarray(image.reduced())
+    scale = torch.tensor([reduced.width / width, reduced.height / height] * 2)
+    size = (reduced.height, reduced.width)
+    return draw(reduced, replace(detections, boxes_xyxy=detections.boxes_xyxy * scale, size=size, masks=None))
 
 
 def draw_video(source: Path, path: Path, results: Iterator[Detections]) -> None:

@@ -1,0 +1,209 @@
+"""Parts of TIFFs that are too large to be decoded as a whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Shaped, UInt8
+from PIL import Image
+
+from querybox.data.deep import to_8_bits
+from querybox.data.image import ORIENTATION
+from querybox.data.windows import Window
+from querybox.errors import ImageError, QueryboxError, requires_extra
+from querybox.structures import PixelRange
+
+if TYPE_CHECKING:
+    from tifffile import TiffPage
+
+MAX_TIFF_PIXELS = 2**32 - 1
+"""Maximum number of pixels of a TIFF that is read in parts, which is that of COCO's run-length encoding."""
+MAX_TIFF_SIDE = 2**20
+"""Maximum width and height of a TIFF that is read in parts; it bounds the memory of a row."""
+MAX_REDUCED = 2**24
+"""Maximum number of pixels of the reduced image."""
+CACHE = 2**28
+"""Size of the decoded segments (strips or tiles of the file) that are kept for the next part, in bytes."""
+
+SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""First bytes of TIFF and BigTIFF."""
+COMPRESSIONS = {
+    1: "none",
+    5: "LZW",
+    7: "JPEG",
+    8: "deflate",
+    32773: "PackBits",
+    32946: "deflate",
+    50000: "Zstandard",
+}
+"""Compressions that are read, by their number in the file."""
+_JPEG = 7
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _YCBCR = 0, 1, 2, 6
+
+
+def is_tiff(path: Path) -> bool:
+    """Return whether a file has the signature of a TIFF."""
+    with path.open("rb") as file:
+        return file.read(4) in SIGNATURES
+
+
+@contextmanager
+def open_tiff(path: Path, pixel_range: PixelRange | None = None) -> Iterator[TiffParts]:
+    """Context manager that opens a TIFF for reading in parts.
+
+    Args:
+        path: The file.
+        pixel_range: See `Preprocessing.pixel_range`.
+
+    Raises:
+        ImageError: The file is corrupt, or of a kind that is not read in parts. Also raised if a part cannot be read.
+        MissingExtraError: The package tifffile is not installed.
+    """
+    with requires_extra("tiff", f"{path}: reading it in tiles"):
+        import imagecodecs  # noqa: F401 - tifffile imports it when it is needed
+        import tifffile
+    try:
+        with tifffile.TiffFile(path) as file:
+            yield TiffParts(path, file.pages.first, pixel_range)
+    except (QueryboxError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - decoders raise all kinds of errors
+        raise ImageError(f"{path}: cannot be read as a TIFF ({error}); replace or remove it") from None
+
+
+class TiffParts:
+    """A TIFF of which parts are decoded. Like `read_image` it gives 8-bit RGB of the first page.
+
+    Attributes:
+        size: (height, width) in pixels.
+        segment: (height, width) of the strips or tiles of the file in pixels.
+        limits: The values that become 0 and 255; None for pixels of 8 bits.
+    """
+
+    def __init__(self, path: Path, page: TiffPage, pixel_range: PixelRange | None) -> None:
+        self.path = path
+        self.page = page
+        self.size = (page.imagelength, page.imagewidth)
+        strip = (min(page.rowsperstrip, page.imagelength), page.imagewidth)
+        self.segment = (page.tilelength, page.tilewidth) if page.is_tiled else strip
+        self.check()
+        self.limits = self.value_limits(pixel_range)
+        self.decode = lru_cache(max(1, CACHE // (3 * math.prod(self.segment))))(self.decode_segment)
+
+    def check(self) -> None:
+        """Raise ImageError if the file is of a kind that is not read in parts."""
+        page, (height, width) = self.page, self.size
+        compressions = ", ".join(dict.fromkeys(COMPRESSIONS.values()))
+        if height * width > MAX_TIFF_PIXELS or not 0 < min(self.size) <= max(self.size) <= MAX_TIFF_SIDE:
+            limits = f"at most {MAX_TIFF_PIXELS:,} pixels, and {MAX_TIFF_SIDE:,} along a side"
+            raise self.error(f"{height}x{width} pixels (height x width)", limits)
+        if page.compression not in COMPRESSIONS:
+            raise self.error(f"compression {page.compression}", compressions)
+        channels = page.samplesperpixel
+        if (
+            page.photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _YCBCR)
+            or not 1 <= channels <= 4
+            or page.imagedepth != 1
+        ):
+            raise self.error(f"colours {page.photometric} in {channels} channels", "gray or RGB")
+        bits = page.bitspersample
+        if page.dtype is None or not isinstance(bits, int) or bits < 8:
+            raise self.error(f"{bits} bits a channel", "8 or more")
+        if page.planarconfig != 1 and channels > 1:
+            raise self.error("colours in separate planes", "the colours of a pixel together")
+        if (orientation := page.tags.valueof(ORIENTATION, 1)) != 1:
+            raise self.error(f"orientation {orientation}", "1 (upright)")
+        segment = math.prod(self.segment) * channels * page.dtype.itemsize
+        if not 0 < segment <= CACHE:
+            raise self.error(f"strips or tiles of {segment:,} bytes", f"at most {CACHE:,}")
+
+    def error(self, found: str, expected: str) -> ImageError:
+        """Return the error of a file that is not read in parts."""
+        return ImageError(
+            f"{self.path}: has {found}, which is not read in parts; expected {expected}: save it as a TIFF of 8-bit "
+            "RGB with tiles"
+        )
+
+    def value_limits(self, pixel_range: PixelRange | None) -> PixelRange | None:
+        """Return the values that become 0 and 255; None if the pixels have 8 bits.
+
+        Raises:
+            ImageError: They can have any value, and `pixel_range` is None.
+        """
+        dtype = self.page.dtype
+        if dtype == np.uint8:
+            return None
+        if pixel_range is None and dtype != np.uint16:
+            raise ImageError(
+                f"{self.path}: has {dtype} pixels of unknown range; set data.depth=[LOW,HIGH] in training, or save it "
+                "with 8 or 16 bits",
+                "unknown_range",
+            )
+        return pixel_range or (0.0, 2.0**self.page.bitspersample - 1)
+
+    def read(self, window: Window) -> UInt8[np.ndarray, "h w 3"]:
+        """Decode a window, which lies within the image."""
+        left, top, width, height = window
+        tall, wide = self.segment
+        columns = math.ceil(self.size[1] / wide)
+        pixels = np.zeros((height, width, 3), np.uint8)
+        for row in range(top // tall, (top + height - 1) // tall + 1):
+            for column in range(left // wide, (left + width - 1) // wide + 1):
+                y, x = row * tall - top, column * wide - left  # of the segment, in the window
+                part = self.decode(row * columns + column)[max(0, -y) : height - y, max(0, -x) : width - x]
+                y, x = max(0, y), max(0, x)
+                pixels[y : y + part.shape[0], x : x + part.shape[1]] = part
+        return pixels
+
+    def decode_segment(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        """Decode a strip or a tile of the file; one that is empty is black."""
+        page, file = self.page, self.page.parent.filehandle
+        count = page.databytecounts[index]
+        if count > file.size:
+            raise ImageError(
+                f"{self.path}: is truncated: a part has {count:,} bytes, but the file {file.size:,}; copy it again"
+            )
+        if count == 0:
+            return np.zeros((*self.segment, 3), np.uint8)
+        file.seek(page.dataoffsets[index])
+        data = file.read(count)
+        if page.compression == _JPEG:
+            self.check_jpeg(data)
+        values, _, _ = page.decode(data, index, jpegtables=page.jpegtables)
+        assert values is not None  # there are data
+        return self.to_rgb(values[0])
+
+    def check_jpeg(self, data: bytes) -> None:
+        """Raise ImageError if a JPEG is larger than a strip or a tile; other decoders stop at its size themselves."""
+        with Image.open(BytesIO(data), formats=["JPEG"]) as image:
+            if image.height > self.segment[0] or image.width > self.segment[1]:
+                raise ImageError(
+                    f"{self.path}: a part is {image.height}x{image.width}; expected at most "
+                    f"{self.segment[0]}x{self.segment[1]} (height x width): save it again"
+                )
+
+    def to_rgb(self, values: Shaped[np.ndarray, "h w S"]) -> UInt8[np.ndarray, "h w 3"]:
+        """Return values as 8-bit RGB: gray is repeated, and alpha dropped."""
+        values = values[..., : 3 if values.shape[2] >= 3 else 1]
+        pixels = values if self.limits is None else to_8_bits(values, self.limits)
+        if self.page.photometric == _WHITE_IS_ZERO:
+            pixels = 255 - pixels
+        return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+
+    def reduced(self) -> UInt8[np.ndarray, "h w 3"]:
+        """Return the whole image, each pixel the mean of a square of pixels, with at most `MAX_REDUCED` pixels."""
+        height, width = self.size
+        factor = math.ceil(math.sqrt(height * width / MAX_REDUCED))
+        rows = factor * max(1, MAX_REDUCED // (factor * width))
+        bands = [
+            Image.fromarray(self.read(Window(0, top, width, min(rows, height - top)))).reduce(factor)
+            for top in range(0, height, rows)
+        ]
+        return np.concatenate([np.asarray(band) for band in bands])
