@@ -17,6 +17,8 @@ PUBLIC: dict[str, Any] = {**TINY, "backbone": "resnet18.tv_in1k"}
 """With a backbone that the public layouts know."""
 TRAINABLE: dict[str, Any] = {**TINY, "backbone": "test_efficientnet", "backbone_weights": None}
 """With the backbone whose training steps are the shortest."""
+SEGMENTATION: dict[str, Any] = {**PUBLIC, "width": 128, "heads": 8, "masks": "attention"}
+"""With DETR's own mask head, whose smallest width this is."""
 HYBRID: dict[str, Any] = {
     "width": 32,
     "encoder_width": 16,

@@ -21,7 +21,7 @@ from querybox.arguments import require_device, require_fractions, require_number
 from querybox.edges import Edges
 from querybox.errors import ConfigError
 from querybox.levels import Levels
-from querybox.mask_embeddings import MaskEmbeddings
+from querybox.mask_embeddings import Masks
 from querybox.pixels import as_pixels, pad
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -311,8 +311,8 @@ class Predictions:
     """Predictions of the same layer without distributions, whose boxes they start from (first layer of D-FINE)."""
     content: Float[Tensor, "B Q D"] | None = None
     """Content of the queries that the heads were given; None for proposals and exported models."""
-    masks: MaskEmbeddings | None = None
-    """Masks of the objects; None if the detector has no mask head."""
+    masks: Masks | None = None
+    """Masks of the objects; None if the detector has no mask head, or one for the last layer alone."""
 
     @property
     def num_classes(self) -> int:

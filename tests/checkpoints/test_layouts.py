@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import re
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conversions import random_state
 from torch import Tensor
 
 from querybox import Detector
 from querybox.checkpoints import coco
+from querybox.checkpoints.blueprint import restore
+from querybox.checkpoints.read import read_checkpoint
 from querybox.checkpoints.recognise import detection_part, recognise
 from querybox.errors import CheckpointError
-from querybox.models import DETR
+from querybox.models import DETR, ConditionalDETR
+from querybox.models.layouts.conditional import ATTEN4VIS
 from querybox.models.layouts.facebook import FACEBOOK
 from querybox.models.layouts.huggingface import HUGGINGFACE
 from querybox.models.layouts.layout import Layout
@@ -119,15 +124,58 @@ def test_a_part_of_a_checkpoint_is_renamed() -> None:
     assert HUGGINGFACE.to_theirs(head).keys() == {"class_labels_classifier.weight"}
 
 
-def test_the_detector_within_a_segmentation_model(caplog: pytest.LogCaptureFixture) -> None:
-    theirs = FACEBOOK.to_theirs(state())
-    wrapped = {f"module.detr.{name}": tensor for name, tensor in theirs.items()}
-    wrapped |= {
-        "module.mask_head.lay1.weight": torch.ones(1),
-        "module.bbox_attention.q_linear.bias": torch.ones(1),
-    }
+def mask_head(
+    width: int = 128, heads: int = 8, channels: tuple[int, ...] = (256, 128, 64)
+) -> dict[str, Tensor]:
+    """The tensors of facebookresearch's ``DETRsegm`` beside the detector, for maps of stride 16, 8 and 4."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in ("q_linear", "k_linear"):
+        shapes[f"bbox_attention.{name}.weight"] = (width, width)
+        shapes[f"bbox_attention.{name}.bias"] = (width,)
+    inputs = width + heads
+    for number, outputs in enumerate((inputs, width // 2, width // 4, width // 8, width // 16), 1):
+        shapes[f"mask_head.lay{number}.weight"] = (outputs, inputs, 3, 3)
+        for name in (f"lay{number}.bias", f"gn{number}.weight", f"gn{number}.bias"):
+            shapes[f"mask_head.{name}"] = (outputs,)
+        inputs = outputs
+    shapes["mask_head.out_lay.weight"], shapes["mask_head.out_lay.bias"] = (1, inputs, 3, 3), (1,)
+    for number, inputs in enumerate(channels, 1):
+        outputs = width // 2**number
+        shapes[f"mask_head.adapter{number}.weight"] = (outputs, inputs, 1, 1)
+        shapes[f"mask_head.adapter{number}.bias"] = (outputs,)
+    return {name: torch.randn(shape) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("wrapper", ["", "module."])
+def test_a_panoptic_model(wrapper: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recipe = DETR(**{**TINY, "width": 128, "heads": 8, "backbone": "resnet18.tv_in1k"})
+    detector = FACEBOOK.to_theirs(random_state(recipe, 250))
+    head = mask_head()
+    model = {f"detr.{name}": tensor for name, tensor in detector.items()} | head
+    wrapped = {f"{wrapper}{name}": tensor for name, tensor in model.items()}
+    assert_same(detection_part(wrapped), detector | head)
+    torch.save({"model": wrapped}, tmp_path / "panoptic.pth")
+    checkpoint = read_checkpoint(tmp_path / "panoptic.pth")
+    assert "dropped" not in caplog.text
+    loaded = restore(checkpoint.blueprint, checkpoint.state)
+    assert loaded.mask_head is not None
+    names = [category.name for category in loaded.categories]
+    assert (len(names), names[0], names[79], names[80], names[-1]) == (
+        133, "person", "toothbrush", "banner", "rug-merged",
+    )  # fmt: skip
+    assert [loaded.class_rows[label] for label in (0, 79, 80, 132)] == [1, 90, 92, 200]
+    assert [category.id for category in loaded.categories] == list(loaded.class_rows)
+    assert loaded.recipe is not None
+    assert len(loaded.recipe.unused_rows) == 250 - 133
+    assert_same(FACEBOOK.to_theirs(checkpoint.state), model)
+
+
+def test_the_mask_head_of_a_relative_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    recipe = ConditionalDETR(**TINY)
+    theirs = ATTEN4VIS.to_theirs(random_state(recipe, 3, tiny_backbone=True))
+    wrapped = {f"detr.{name}": tensor for name, tensor in theirs.items()} | mask_head()
     assert_same(detection_part(wrapped), theirs)
-    assert "dropped 2 tensors" in caplog.text
+    assert f"dropped {len(mask_head())} tensors of a segmentation head" in caplog.text
 
 
 def test_strangers_are_named() -> None:
@@ -144,3 +192,4 @@ def test_coco_has_80_classes_and_11_unused_rows() -> None:
     assert len(coco.CATEGORIES) == 80
     assert coco.UNUSED_ROWS == (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
     assert (coco.CATEGORIES[0].id, coco.CATEGORIES[-1].id) == (1, 90)
+    assert len(coco.STUFF) == 53

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import HYBRID, TINY
+from tiny_models import HYBRID, SEGMENTATION, TINY
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -98,7 +98,7 @@ def test_the_losses_are_their_definition(known: tuple[bool, bool]) -> None:
     torch.manual_seed(1)
     points = torch.rand(2, 3 * POINTS + 2, 2)
     for index, layer in enumerate(layers):
-        assert layer.masks is not None
+        assert isinstance(layer.masks, MaskEmbeddings)
         wanted = torch.zeros(2, dtype=torch.float64)
         for image, query, number in zip(
             matches.image.tolist(), matches.query[0].tolist(), matches.object[0].tolist(), strict=True
@@ -112,7 +112,7 @@ def test_the_losses_are_their_definition(known: tuple[bool, bool]) -> None:
         assert_close(losses["loss_dice"][index], 3 * wanted[1] / 4)
     (losses["loss_mask"].sum() + losses["loss_dice"].sum()).backward()
     for layer in layers:
-        assert layer.masks is not None
+        assert isinstance(layer.masks, MaskEmbeddings)
         assert layer.masks.embeddings.grad is not None
         assert bool(layer.masks.embeddings.grad.any()) == any(known)
         assert layer.masks.cells.grad is not None
@@ -151,14 +151,15 @@ def test_a_point_is_in_the_pixel_around_it() -> None:
 @pytest.mark.parametrize(
     ("recipe", "settings"),
     [
-        ("detr_r50", TINY),
-        ("dino_r50", {**TINY, "levels": 2, "strides": (8, 16), "denoising": 4}),
-        ("dfine_s", {**HYBRID, "backbone": "test_resnet", "denoising": 4}),
+        ("detr_r50", {**TINY, "masks": True}),
+        ("detr_r50", {**SEGMENTATION, "backbone": "test_resnet"}),
+        ("dino_r50", {**TINY, "levels": 2, "strides": (8, 16), "denoising": 4, "masks": True}),
+        ("dfine_s", {**HYBRID, "backbone": "test_resnet", "denoising": 4, "masks": True}),
     ],
 )
 def test_masks_are_learned(recipe: str, settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    detector = Detector.from_recipe(recipe, num_classes=2, masks=True, frozen_stride=0, **settings).train()
+    detector = Detector.from_recipe(recipe, num_classes=2, frozen_stride=0, **settings).train()
     images = [torch.randint(256, (3, 64, 80), dtype=torch.uint8)] * 2
     masks = torch.zeros(1, 64, 80, dtype=torch.bool)
     masks[:, 20:50, 10:40] = True
@@ -168,7 +169,8 @@ def test_masks_are_learned(recipe: str, settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"masks of 32x80 .* for an image of 64x80; expected the same size"):
         detector(ImageBatch.from_images(images), wrong)
     losses = detector.criterion()(detector(ImageBatch.from_images(images), targets), targets)
-    assert {"loss_mask", "d0.loss_dice"} <= set(losses)
+    assert {"loss_mask", "loss_dice"} <= set(losses)
+    assert ("d0.loss_dice" in losses) == (settings["masks"] is True)
     assert ("dn_loss_mask" in losses) == (recipe != "detr_r50")
     assert "enc_loss_mask" not in losses
     torch.stack(list(losses.values())).sum().backward()

@@ -43,6 +43,12 @@ def test_strides_may_repeat() -> None:
     assert last.shape[-2:] == (8, 12)
 
 
+def test_the_map_before_a_dilated_stage() -> None:
+    backbone = Backbone("resnet18", strides=(4, 16, 16), dilation=True)
+    assert [tuple(each.shape[1:]) for each in backbone(IMAGES)] == [(64, 16, 24), (256, 4, 6), (512, 4, 6)]
+    assert backbone.channels == [64, 256, 512]
+
+
 def trained(backbone: Backbone) -> list[str]:
     return [name for name, p in backbone.body.named_parameters() if p.requires_grad]
 

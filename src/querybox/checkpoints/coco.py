@@ -1,4 +1,4 @@
-"""COCO's 80 classes by category id (cocodataset.org), which most public checkpoints were trained on."""
+"""COCO's classes by category id (cocodataset.org), which most public checkpoints were trained on."""
 
 from __future__ import annotations
 
@@ -19,8 +19,26 @@ NAMES = {
     87: "scissors", 88: "teddy bear", 89: "hair drier", 90: "toothbrush",
 }  # fmt: skip
 
+STUFF = {
+    92: "banner", 93: "blanket", 95: "bridge", 100: "cardboard", 107: "counter", 109: "curtain",
+    112: "door-stuff", 118: "floor-wood", 119: "flower", 122: "fruit", 125: "gravel", 128: "house",
+    130: "light", 133: "mirror-stuff", 138: "net", 141: "pillow", 144: "platform", 145: "playingfield",
+    147: "railroad", 148: "river", 149: "road", 151: "roof", 154: "sand", 155: "sea", 156: "shelf",
+    159: "snow", 161: "stairs", 166: "tent", 168: "towel", 171: "wall-brick", 175: "wall-stone",
+    176: "wall-tile", 177: "wall-wood", 178: "water-other", 180: "window-blind", 181: "window-other",
+    184: "tree-merged", 185: "fence-merged", 186: "ceiling-merged", 187: "sky-other-merged",
+    188: "cabinet-merged", 189: "table-merged", 190: "floor-other-merged", 191: "pavement-merged",
+    192: "mountain-merged", 193: "grass-merged", 194: "dirt-merged", 195: "paper-merged",
+    196: "food-other-merged", 197: "building-other-merged", 198: "rock-merged", 199: "wall-other-merged",
+    200: "rug-merged",
+}  # fmt: skip
+"""The classes of COCO's panoptic annotations that are no objects."""
+
 CATEGORIES = tuple(Category(id=row, name=name) for row, name in NAMES.items())
 """The classes of an 80-row head, by row."""
 
 UNUSED_ROWS = tuple(row for row in range(91) if row not in NAMES)
 """The unused rows of a 91-row head, whose rows are category ids."""
+
+NAMES_BY_ROW = {91: NAMES, 250: NAMES | STUFF}
+"""The classes of heads whose rows are category ids, by number of rows: detectors and DETR's panoptic models."""

@@ -119,7 +119,7 @@ def check_model(checkpoint: Checkpoint, to: System) -> None:
         return
     recipe = checkpoint.blueprint.recipe
     layout = layout_of(recipe, to)
-    names = [*recipe.unsupported_settings(layout), *(["masks"] if recipe.masks else [])]
+    names = [*recipe.unsupported_settings(layout), *(["masks"] if recipe.masks is True else [])]
     unsupported = [f"{name}={getattr(recipe, name)!r}" for name in names]
     if unsupported:
         raise ConfigError(

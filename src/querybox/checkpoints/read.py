@@ -204,12 +204,14 @@ def infer_classes(
 ) -> tuple[list[Category], tuple[int, ...], list[str]]:
     """Return the classes of a head with this many `rows` without no-object, the unused rows, and the assumptions."""
     names = stated_names(metadata)
+    by_row = coco.NAMES_BY_ROW.get(rows, {})
     assumptions = []
     if names is not None and len(names) != rows:
         assumptions.append(f"the {len(names)} class names in the file are not those of its {rows} classes")
         names = None
-    if rows == 91 and (names is None or all(names[row] == name for row, name in coco.NAMES.items())):
-        categories, unused_rows = list(coco.CATEGORIES), coco.UNUSED_ROWS
+    if by_row and (names is None or all(names[row] == name for row, name in by_row.items())):
+        categories = [Category(id=row, name=name) for row, name in by_row.items()]
+        unused_rows = tuple(row for row in range(rows) if row not in by_row)
     elif rows == 80 and (names is None or names == list(coco.NAMES.values())):
         categories, unused_rows = list(coco.CATEGORIES), ()
     else:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from querybox.errors import CheckpointError
 from querybox.models import KINDS, Recipe
-from querybox.models.layouts.layout import Layout, pattern
+from querybox.models.layouts.layout import DETECTOR, MASK_HEADS, Layout, pattern
 from querybox.models.layouts.own import OWN
 from querybox.text import listed
 
@@ -24,8 +24,6 @@ segmentation models around the detector."""
 PREFIX = rf"((?:(?:{'|'.join(WRAPPERS)})\.)*)"
 INSIDE = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """Names that torch.compile, FSDP and activation checkpointing insert anywhere."""
-SEGMENTATION = ("mask_head.", "bbox_attention.")
-"""Prefixes of the mask heads of a segmentation model."""
 CRITERION = "criterion."
 """Prefix of the buffers of a criterion, in modules of Lightning."""
 
@@ -33,14 +31,28 @@ CRITERION = "criterion."
 def detection_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of the detector, without the prefixes of wrappers, and without what is beside it.
 
-    That may be the heads of a segmentation model, buffers of a criterion, or a copy of the weights without average.
+    That may be the buffers of a criterion, a copy of the weights without average, or the mask head of a segmentation
+    model, if the layout has no names for it.
+
+    Raises:
+        CheckpointError: It is none of the known kinds of detectors.
     """
     bare = {INSIDE.sub("", name): tensor for name, tensor in state.items()}
     prefix = find_prefix(bare)
-    part = {name.removeprefix(prefix): tensor for name, tensor in bare.items() if name.startswith(prefix)}
-    part = {name: tensor for name, tensor in part.items() if not name.startswith((*SEGMENTATION, CRITERION))}
-    beside = [name for name in bare if name.removeprefix(prefix) not in part]
-    masks = [name for name in beside if any(each in name for each in SEGMENTATION)]
+    around = prefix.removesuffix(DETECTOR)
+    names = {name: name.removeprefix(prefix) for name in bare if name.startswith(prefix)}
+    names |= {
+        name: name.removeprefix(around)
+        for name in bare
+        if name.startswith(tuple(f"{around}{each}" for each in MASK_HEADS))
+    }
+    _, layout = recognise(dict.fromkeys(names.values()))
+    unknown = set(layout.unknown(name for name in names.values() if name.startswith(MASK_HEADS)))
+    names = {
+        name: inner for name, inner in names.items() if not (inner.startswith(CRITERION) or inner in unknown)
+    }
+    beside = [name for name in bare if name not in names]
+    masks = [name for name in beside if any(each in name for each in MASK_HEADS)]
     if masks:
         logger.warning("dropped %d tensors of a segmentation head: only boxes are detected", len(masks))
     if others := sorted({name.partition(".")[0] for name in beside if name not in masks}):
@@ -49,7 +61,7 @@ def detection_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         logger.info(
             "read %s; dropped %d other tensors, in %s", what, len(beside) - len(masks), listed(others)
         )
-    return part
+    return {inner: bare[name] for name, inner in names.items()}
 
 
 def find_prefix(state: Mapping[str, Tensor]) -> str:

@@ -190,7 +190,7 @@ class Criterion(nn.Module):
             "loss_bbox": self.box_weight * l1 / num_boxes.clamp(min=1),
             "loss_iou": self.giou_weight * (1 - giou).sum(1) / num_boxes.clamp(min=1),
         }
-        if layers[0].masks is not None:
+        if layers[-1].masks is not None:
             losses |= self.masks(layers, targets, matches, num_matched=num_matched)
         return split_by_layer({f"{prefix}{name}": values for name, values in losses.items()})
 
@@ -232,12 +232,18 @@ def mean_over_processes(
     return mean[0], mean[1]
 
 
-def split_by_layer(losses: dict[str, Float[Tensor, " L"]]) -> dict[str, Float[Tensor, ""]]:
-    """Split losses by layer: the last layer keeps the plain name, earlier ones get the prefix ``d0.``, ``d1.`` ..."""
+def split_by_layer(losses: dict[str, Float[Tensor, " _"]]) -> dict[str, Float[Tensor, ""]]:
+    """Split losses by layer: the last layer keeps the plain name, earlier ones get the prefix ``d0.``, ``d1.`` ...
+
+    Some losses may be those of the last layers alone.
+    """
     by_layer = {name: values.unbind() for name, values in losses.items()}
-    num_layers = len(next(iter(by_layer.values())))
+    num_layers = max(map(len, by_layer.values()))
     last = {name: values[-1] for name, values in by_layer.items()}
     earlier = {
-        f"d{layer}.{name}": by_layer[name][layer] for layer in range(num_layers - 1) for name in losses
+        f"d{layer}.{name}": values[layer - num_layers]
+        for layer in range(num_layers - 1)
+        for name, values in by_layer.items()
+        if len(values) >= num_layers - layer
     }
     return last | earlier

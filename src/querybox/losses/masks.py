@@ -45,41 +45,46 @@ class MaskLosses:
         matches: Matches,
         *,
         num_matched: Float[Tensor, ""],
-    ) -> dict[str, Float[Tensor, " L"]]:
-        """Return the losses of every layer by name, summed over the matched pairs and divided by `num_matched`.
+    ) -> dict[str, Float[Tensor, " _"]]:
+        """Return the losses of every layer with masks by name: sums over the matched pairs, divided by `num_matched`.
 
         Pairs of images whose masks are not known are excluded. The points are drawn for each image, with the random
         numbers of its device; the masks of an image choose the most uncertain among the same candidates.
 
         Args:
-            layers: Predictions with masks, of B images with Q queries each.
+            layers: Predictions for B images with Q queries each, of which all or the last ones have masks.
             targets: The objects of each image.
             matches: The matched pairs, for each image `Matches.repeats` x min(Q, number of objects).
             num_matched: Number of pairs that the losses are divided by.
         """
         predicted = [layer.masks for layer in layers if layer.masks is not None]
-        embeddings = torch.stack([each.embeddings for each in predicted])  # [L, B, Q, D]
-        cells = predicted[0].cells  # [B, D, h, w], the same in every layer
-        height, width = cells.shape[2:]
+        device, (height, width) = layers[0].boxes.device, predicted[0].shape
         num_points = math.ceil(POINTS * height * width)
         num_random = num_points - round(UNCERTAIN * num_points)
         points = torch.rand(
-            len(cells), OVERSAMPLING * num_points + num_random, 2, device=cells.device
+            len(targets), OVERSAMPLING * num_points + num_random, 2, device=device
         )  # (x, y) in 0-1 of the unpadded images, the random ones last
-        at_points = sample_cells(cells, points, targets)  # [B, D, P]
         order = matches.image.argsort(stable=True)
-        counts = [matches.repeats * min(len(target.labels), embeddings.shape[2]) for target in targets]
+        counts = [matches.repeats * min(len(target.labels), layers[0].boxes.shape[1]) for target in targets]
         queries, objects = (
-            each.expand(len(layers), -1)[:, order].split(counts, 1)
+            each[-len(predicted) :].expand(len(predicted), -1)[:, order].split(counts, 1)
             for each in (matches.query, matches.object)
         )
+        # Without masks no pair, but a gradient, because other processes may have some.
+        queries = tuple(
+            query if target.masks is not None else query[:, :0]
+            for query, target in zip(queries, targets, strict=True)
+        )
+        # non_blocking, so that the host does not wait for a GPU.
+        scale = padded_fractions(targets, (height, width)).to(points, non_blocking=True)[:, None]  # [B, 1, 2]
+        at_points = predicted[0].at_points(predicted, queries, 2 * points * scale - 1)
         first, losses = 0, []
-        for image, target in enumerate(targets):
-            index, masks = objects[image] - first, target.masks
-            if masks is None:  # no pair, but a gradient, because other processes may have some
-                index, masks = index[:, :0], cells.new_zeros(0, 1, 1, dtype=torch.bool)
-            query = queries[image][:, : index.shape[1], None].expand(-1, -1, embeddings.shape[3])
-            logits = at_least_float32(embeddings[:, image].gather(1, query) @ at_points[image])  # [L, M, P]
+        for image, logits in enumerate(at_points):  # [L, M, P]
+            target, index = targets[image], objects[image] - first
+            masks = target.masks
+            if masks is None:
+                index, masks = index[:, :0], torch.zeros(0, 1, 1, dtype=torch.bool, device=device)
+            logits = at_least_float32(logits)
             truth = sample_masks(masks, points[image])[index]  # [L, M, P]
             chosen = most_uncertain(logits.detach(), num_points, num_random)
             logits, wanted = logits.gather(2, chosen), truth.gather(2, chosen).to(logits)
@@ -94,23 +99,19 @@ class MaskLosses:
         }
 
 
-def sample_cells(
-    cells: Float[Tensor, "B D h w"], points: Float[Tensor, "B P 2"], targets: Sequence[Target]
-) -> Float[Tensor, "B D P"]:
-    """Return the cells at points in 0-1 of the unpadded images, bilinearly interpolated.
+def padded_fractions(targets: Sequence[Target], shape: tuple[int, int]) -> Float[Tensor, "B 2"]:
+    """Return the (width, height) of each image as a fraction of the map of masks, which has `shape` cells.
 
     The size of an image is that of its masks; without masks, it is that of the map, which does not matter.
     """
-    map_height, map_width = cells.shape[2:]
+    height, width = shape
     sizes = [(target.masks.shape[1:] if target.masks is not None else None) for target in targets]
-    fractions = [
-        (size[1] / MASK_STRIDE / map_width, size[0] / MASK_STRIDE / map_height) if size else (1.0, 1.0)
-        for size in sizes
-    ]
-    # non_blocking, so that the host does not wait for a GPU.
-    scale = torch.tensor(fractions).to(points, non_blocking=True)[:, None]  # [B, 1, 2]
-    grid = (2 * points * scale - 1).to(cells.dtype)[:, None]  # [B, 1, P, 2]
-    return F.grid_sample(cells, grid, padding_mode="border", align_corners=False)[:, :, 0]
+    return torch.tensor(
+        [
+            (size[1] / MASK_STRIDE / width, size[0] / MASK_STRIDE / height) if size else (1.0, 1.0)
+            for size in sizes
+        ]
+    )
 
 
 def sample_masks(masks: Bool[Tensor, "G h w"], points: Float[Tensor, "P 2"]) -> Bool[Tensor, "G P"]:

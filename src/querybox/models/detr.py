@@ -16,11 +16,14 @@ from querybox.models.layouts.mmdet2 import MMDET2
 from querybox.models.layouts.mmdet3 import MMDET3
 from querybox.models.public import PublicWeights
 from querybox.models.single_map import SingleMap
+from querybox.modules.attention_masks import GROUPS, AttentionMaskHead
+from querybox.modules.backbone import Backbone
 from querybox.modules.blocks import PreNormResidual, Residual, ResidualType
 from querybox.modules.decoder import Decoder, NormBeforeHeads, NormBetweenLayers, init_similarity_attention
 from querybox.modules.detector import DetectionTransformer
 from querybox.modules.encoder import Encoder
 from querybox.modules.heads import BoxHead, ClassHead
+from querybox.modules.masks import MaskHead
 from querybox.modules.neck import InputProjection
 from querybox.modules.position import fine_encoding
 from querybox.modules.queries import LearnedQueries, PlacedQueries
@@ -69,6 +72,8 @@ class DETR(SingleMap):
     """Also normalise between decoder layers, as transformers does if ``auxiliary_loss`` is set."""
     local_start: bool = False
     """Initialise queries to attend to different positions, for small datasets; see `PlacedQueries`."""
+    masks: bool | Literal["attention"] = False  # type: ignore[assignment]
+    """Predict the mask of each object as well; "attention" with the head of DETR's panoptic models."""
 
     @property
     def blind_queries_cure(self) -> str:
@@ -113,6 +118,27 @@ class DETR(SingleMap):
             init_similarity_attention(decoder)
         return self.compose(backbone, neck, encoder, queries, decoder, categories=categories)
 
+    @property
+    def mask_strides(self) -> tuple[int, ...]:
+        """Strides of the backbone's feature maps that are for the mask head alone, and come first."""
+        return AttentionMaskHead.strides if self.masks == "attention" else super().mask_strides
+
+    def build_mask_head(self, backbone: Backbone) -> MaskHead | AttentionMaskHead | None:
+        """Build the mask head; None if `masks` is not set.
+
+        Raises:
+            ConfigError: The features of tokens or the attention maps cannot be divided into groups.
+        """
+        if self.masks != "attention":
+            return super().build_mask_head(backbone)
+        for name, factor in (("width", 16 * GROUPS), ("heads", GROUPS)):
+            if getattr(self, name) % factor:
+                raise ConfigError(
+                    f"setting 'masks' is 'attention', which requires a '{name}' that is a multiple of {factor}, got "
+                    f"{getattr(self, name)}"
+                )
+        return AttentionMaskHead(backbone.channels[: len(self.mask_strides)], self.width, self.heads)
+
     def criterion(self) -> Criterion:
         """Return the criterion, with cross-entropy over classes and no-object."""
         return Criterion()
@@ -120,7 +146,10 @@ class DETR(SingleMap):
     @classmethod
     def infer_specific(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
         """Infer the settings specific to DETR; see `Recipe.infer_specific`."""
-        return {**super().infer_specific(state, heads), "norm_first": "encoder.norm.weight" in state}
+        own: dict[str, Any] = {"norm_first": "encoder.norm.weight" in state}
+        if "mask_head.attention_map.query.weight" in state:
+            own["masks"] = "attention"
+        return {**super().infer_specific(state, heads), **own}
 
     @classmethod
     def settings_from_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,7 +158,10 @@ class DETR(SingleMap):
 
     def huggingface_config(self) -> dict[str, Any]:
         """Return the Hugging Face ``config.json`` of the model."""
-        return {**super().huggingface_config(), "auxiliary_loss": self.norm_between}
+        config = {**super().huggingface_config(), "auxiliary_loss": self.norm_between}
+        if self.masks:
+            config["architectures"] = ["DetrForSegmentation"]
+        return config
 
     def unsupported_settings(self, layout: Layout) -> list[str]:
         """Return the names of settings whose values the layout's system does not support."""
@@ -140,4 +172,13 @@ class DETR(SingleMap):
             unsupported.append("norm_between")
         if self.local_start:
             unsupported.append("local_start")
+        if self.masks == "attention" and not layout.mask_head:
+            unsupported.append("masks")
         return unsupported
+
+    def conversion_notes(self, layout: Layout, state: Mapping[str, Tensor]) -> list[str]:
+        """Return what has to be set in the layout's system before it can load `state`, one sentence each."""
+        sentences = super().conversion_notes(layout, state)
+        if self.masks:
+            sentences.append("it has a mask head: pass --masks there")
+        return sentences

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from querybox.errors import CheckpointError, ConfigError
 from querybox.losses.criterion import Criterion
-from querybox.mask_embeddings import MASK_STRIDE
 from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.public import PublicWeights
 from querybox.models.tensors import RESNETS, count, infer_backbone
+from querybox.modules.attention_masks import AttentionMaskHead
 from querybox.modules.backbone import Backbone
 from querybox.modules.detector import DetectionTransformer
 from querybox.modules.heads import ClassHead, SigmoidClassHead
@@ -156,6 +156,7 @@ class Recipe(Settings):
                 "feedforward": state["decoder.layers.0.feedforward.0.weight"].shape[0],
                 "encoder_layers": count(state, r"encoder\.layers\.(\d+)"),
                 "decoder_layers": count(state, r"decoder\.layers\.(\d+)"),
+                "masks": "mask_head.lateral.weight" in state,
                 # Tensors of deformable attention only give the number of points of all heads together.
                 **cls.infer_specific(state, stated.get("heads", HEADS)),
             }
@@ -282,10 +283,14 @@ class Recipe(Settings):
     @property
     def mask_strides(self) -> tuple[int, ...]:
         """Strides of the backbone's feature maps that are for the mask head alone, and come first."""
-        return (MASK_STRIDE,) if self.masks else ()
+        return MaskHead.strides if self.masks else ()
+
+    def build_mask_head(self, backbone: Backbone) -> MaskHead | AttentionMaskHead | None:
+        """Build the mask head; None if `masks` is not set."""
+        return MaskHead(backbone.channels[0], self.width, stride=self.finest_stride) if self.masks else None
 
     def neck_channels(self, backbone: Backbone) -> list[int]:
-        """Return the channels of the feature maps that the neck gets: all but the one for masks."""
+        """Return the channels of the feature maps that the neck gets: all but those for masks."""
         return backbone.channels[len(self.mask_strides) :]
 
     def preprocessing(self, backbone: Backbone) -> Preprocessing:
@@ -300,14 +305,11 @@ class Recipe(Settings):
         denoising: nn.Module | None = None,
     ) -> DetectionTransformer:
         """Combine the modules, given in the order of the forward pass, with a mask head if `masks` is set."""
-        mask_head = (
-            MaskHead(backbone.channels[0], self.width, stride=self.finest_stride) if self.masks else None
-        )
         return DetectionTransformer(
             backbone,
             *parts,
             denoising=denoising,
-            mask_head=mask_head,
+            mask_head=self.build_mask_head(backbone),
             categories=categories,
             preprocessing=self.preprocessing(backbone),
             recipe=self,

@@ -45,7 +45,8 @@ class Backbone(nn.Module):
             strides: Pixels per feature cell of each map; the deepest map of each stride is used. They may repeat.
             frozen_stride: Freeze all layers up to the map of this stride: 4 freezes the stem and stage 1 of a ResNet,
                 0 nothing, 32 everything.
-            dilation: Dilate the last stage instead of downsampling in it (DC5), so that its stride is 16.
+            dilation: Dilate the last stage instead of downsampling in it (DC5), so that its stride is 16, which is also
+                that of the stage before. Then only the last of `strides` can be the map of the last stage.
             frozen_batch_norms: Freeze every batch norm, not only those of frozen layers.
             first_shortcut: Add a convolution to the first shortcut of a ResNet; see `add_first_shortcut`.
 
@@ -62,11 +63,15 @@ class Backbone(nn.Module):
                 raise ConfigError(
                     f"backbone '{name}' has no feature map of stride {stride}; it has {sorted(deepest)}: {cure}"
                 )
-        indices = sorted({deepest[stride] for stride in strides})
+        chosen = [deepest[stride] for stride in strides]
+        if dilation:
+            before = {reduction: index for index, reduction in enumerate(levels.reduction()[:-1])}
+            chosen[:-1] = [before.get(stride, deepest[stride]) for stride in strides[:-1]]
+        indices = sorted(set(chosen))
         body: Any = timm.create_model(
             name, features_only=True, pretrained=False, out_indices=indices, **options
         )
-        self.order = [indices.index(deepest[stride]) for stride in strides]
+        self.order = [indices.index(index) for index in chosen]
         channels = body.feature_info.channels()
         self.channels: list[int] = [channels[index] for index in self.order]
         red, green, blue = body.pretrained_cfg["mean"]

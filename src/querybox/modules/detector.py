@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from querybox.arguments import kind_of, require_type
 from querybox.errors import ConfigError
 from querybox.memory import first_line
+from querybox.modules.attention_masks import AttentionMaskHead
+from querybox.modules.masks import MaskHead
 from querybox.settings import Settings
 from querybox.structures import (
     MAX_CLASSES,
@@ -52,7 +54,7 @@ class DetectionTransformer(nn.Module):
         decoder: nn.Module,
         *,
         denoising: nn.Module | None = None,
-        mask_head: nn.Module | None = None,
+        mask_head: MaskHead | AttentionMaskHead | None = None,
         categories: Sequence[Category | str],
         preprocessing: Preprocessing,
         recipe: Recipe | None = None,
@@ -100,8 +102,9 @@ class DetectionTransformer(nn.Module):
             if batch.sizes.device.type == "cpu":
                 check_masks("the detector", targets, batch.sizes)
         maps = self.backbone(self.checked_images(batch.images))  # [B, channels, h, w]
-        # The first one is for masks alone.
-        features = self.neck(maps if self.mask_head is None else maps[1:])  # maps [B, D, h, w]
+        # The first ones are for masks alone.
+        for_masks = 0 if self.mask_head is None else len(self.mask_head.strides)
+        features = self.neck(maps[for_masks:])  # maps [B, D, h, w]
         memory = self.encode(features, batch)  # tokens [B, S, D]
         queries = self.queries(memory)  # [B, Q, D]
         if self.denoising is not None and targets is not None:
@@ -109,7 +112,7 @@ class DetectionTransformer(nn.Module):
         layers = self.decoder(queries, memory)
         self.check_rows(layers[-1])
         if self.mask_head is not None:
-            layers = self.mask_head(layers, maps[0], memory, features[0].shape[-2:])
+            layers = self.mask_head(layers, maps[:for_masks], features, memory)
         return DetectorOutput.of(layers, queries, self.class_rows)
 
     def __call__(self, *args: Any, **kwargs: Any) -> DetectorOutput:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,9 @@ class MaskHead(nn.Module):
     tenth of a full 3x3 convolution.
     """
 
+    strides: ClassVar[tuple[int, ...]] = (MASK_STRIDE,)
+    """Strides of the backbone's maps that the head is given."""
+
     def __init__(self, channels: int, width: int, *, stride: int) -> None:
         """Create the head.
 
@@ -39,18 +43,19 @@ class MaskHead(nn.Module):
     def forward(
         self,
         layers: tuple[Predictions, ...],
-        feature: Float[Tensor, "B _ h w"],
+        maps: list[Float[Tensor, "B _ h w"]],
+        features: list[Float[Tensor, "B D _ _"]],
         memory: Memory,
-        shape: tuple[int | torch.SymInt, int | torch.SymInt],
     ) -> tuple[Predictions, ...]:
         """Return the predictions of every layer with masks.
 
         Args:
             layers: Predictions of every layer.
-            feature: The backbone's map with a stride of `MASK_STRIDE`.
+            maps: The backbone's map with a stride of `MASK_STRIDE`.
+            features: The feature maps that the encoder was given, the finest one first.
             memory: The output of the encoder.
-            shape: (height, width) in cells of its finest map.
         """
+        (feature,), shape = maps, features[0].shape[-2:]
         height, width = shape
         coarse = memory.tokens[:, : height * width].transpose(1, 2).unflatten(2, shape)  # [B, D, _, _]
         cells = self.block(self.lateral(feature) + self.enlarged(coarse, feature))  # [B, D, h, w]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from querybox.models.layouts.layout import Layout
-from querybox.models.layouts.parts import box_head, torch_layer
+from querybox.models.layouts.parts import MASK_HEAD, box_head, torch_layer
 from querybox.structures import Preprocessing
 
 ENCODER, DECODER = "transformer.encoder", "transformer.decoder"
@@ -23,6 +23,7 @@ FACEBOOK = Layout(
         "decoder.class_head": "class_embed",
         **box_head("decoder.box_head", "bbox_embed"),
     },
+    mask_head=MASK_HEAD,
     has_num_batches_tracked=False,
     class_rows=91,
     preprocessing=Preprocessing(resizing="facebook", clip_boxes=False),

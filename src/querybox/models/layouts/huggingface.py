@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from querybox.models.layouts.layout import Layout
-from querybox.models.layouts.parts import box_head, huggingface_layers
+from querybox.models.layouts.parts import MASK_HEAD, box_head, huggingface_layers
 from querybox.models.layouts.relatives import PyramidConversion
 from querybox.structures import Preprocessing
 
 ENCODER, DECODER = "model.encoder.layers.*", "model.decoder.layers.*"
 BACKBONE = "model.backbone.conv_encoder.model"
+
+
+def mask_head_in_memory() -> dict[str, str]:
+    """Return the names of DETR's mask head in memory (transformers 5), with the corresponding names in files."""
+    blocks = ["conv1", "conv2", *(f"fpn_stages.{stage}.refine" for stage in range(3))]
+    names = {
+        "bbox_attention.q_proj": "bbox_attention.q_linear",
+        "bbox_attention.k_proj": "bbox_attention.k_linear",
+        "mask_head.output_conv": "mask_head.out_lay",
+    }
+    for number, block in enumerate(blocks, 1):
+        names[f"mask_head.{block}.conv"] = f"mask_head.lay{number}"
+        names[f"mask_head.{block}.norm"] = f"mask_head.gn{number}"
+    for stage in range(3):
+        names[f"mask_head.fpn_stages.{stage}.fpn_adapter"] = f"mask_head.adapter{stage + 1}"
+    return names
 
 
 def without_timm() -> dict[str, str]:
@@ -40,6 +56,7 @@ HUGGINGFACE = Layout(
         "decoder.class_head": "class_labels_classifier",
         **box_head("decoder.box_head", "bbox_predictor"),
     },
+    mask_head=MASK_HEAD,
     aliases={
         "model.backbone.position_embedding": "model.position_embedding",  # transformers 4
         # Names in memory, which transformers 5 translates when it reads and writes files.
@@ -50,6 +67,7 @@ HUGGINGFACE = Layout(
         f"{ENCODER}.mlp": ENCODER,
         f"{DECODER}.mlp": DECODER,
         **without_timm(),
+        **mask_head_in_memory(),
     },
     fused=False,
     has_num_batches_tracked=False,

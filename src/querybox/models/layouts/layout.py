@@ -28,6 +28,12 @@ SAMPLING = {
 """Projections of deformable attention in querybox and in all other layouts."""
 
 
+MASK_HEADS = ("mask_head.", "bbox_attention.")
+"""Prefixes of the names of a mask head, which is beside the detector in DETR's segmentation models."""
+DETECTOR = "detr."
+"""Prefix of the names of the detector in these models."""
+
+
 class Conversion:
     """Converts tensors whose values or number differ between files and models. The base class changes nothing.
 
@@ -57,6 +63,8 @@ class Layout:
     name: str
     modules: Mapping[str, str]
     """Names of modules in this layout by those in querybox; ``*`` stands for the number of a layer."""
+    mask_head: Mapping[str, str] = field(default_factory=dict)
+    """Names of the modules of a mask head, each with one of `MASK_HEADS`; empty if the system has none."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Alternative names in some files, with the name in `modules`; applied in order."""
     preprocessing: Preprocessing
@@ -77,10 +85,10 @@ class Layout:
     """Rows of the class head, without no-object, in the system's config for COCO; None if files have their settings."""
 
     def relative(self, modules: Mapping[str, str], **changes: Any) -> Layout:
-        """Return the layout of a relative, with different or additional `modules`."""
+        """Return the layout of a relative, with different or additional `modules`, and without a mask head."""
         inherited = {ours: theirs for ours, theirs in self.modules.items() if ours not in modules}
         # The first match is used.
-        return replace(self, modules={**modules, **inherited}, **changes)
+        return replace(self, modules={**modules, **inherited}, mask_head={}, **changes)
 
     def to_ours(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Translate the tensors of a file to querybox's names, splitting fused projections.
@@ -109,7 +117,8 @@ class Layout:
     def our_names(self, names: Iterable[str]) -> dict[str, str | None]:
         """Return querybox's name of each tensor that is not computed, before projections are split; None if unknown."""
         aliases = [[(pattern(alias), name)] for alias, name in self.aliases.items()]
-        rules = [(pattern(theirs), ours) for ours, theirs in self.modules.items()]
+        modules = {**self.modules, **self.mask_head}
+        rules = [(pattern(theirs), ours) for ours, theirs in modules.items()]
         computed = [pattern(name) for name in self.computed]
         result: dict[str, str | None] = {}
         for name in names:
@@ -124,10 +133,12 @@ class Layout:
     def to_theirs(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Translate tensors to the names of this layout, fusing projections if the layout does.
 
+        With a mask head, the names of the detector have the prefix `DETECTOR`, which `to_ours` expects without.
+
         Raises:
             CheckpointError: The layout has no names for some tensors, which are listed.
         """
-        rules = [(pattern(ours), theirs) for ours, theirs in self.modules.items()]
+        rules = [(pattern(ours), theirs) for ours, theirs in {**self.modules, **self.mask_head}.items()]
         result: dict[str, Tensor] = {}
         unknown: list[str] = []
         duplicated = [
@@ -148,7 +159,13 @@ class Layout:
                     duplicates[f"{self.duplicates_in}.{theirs}"] = tensor
         if unknown:
             raise CheckpointError(f"{self.name} has no name for {', '.join(unknown)}")
-        return result | duplicates
+        result |= duplicates
+        if not (self.mask_head and any(name.startswith(MASK_HEADS) for name in result)):
+            return result
+        return {
+            name if name.startswith(MASK_HEADS) else f"{DETECTOR}{name}": tensor
+            for name, tensor in result.items()
+        }
 
     def fuse(self, name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Translate the name of an attention projection; if fused, key and value are combined with the query."""

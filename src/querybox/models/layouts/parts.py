@@ -1,6 +1,16 @@
-"""Names of parts that several layouts have in common: layers of the transformer, and box heads."""
+"""Names of parts that several layouts have in common: layers of the transformer, box heads, DETR's mask head."""
 
 from __future__ import annotations
+
+MASK_HEAD = {
+    "mask_head.attention_map.query": "bbox_attention.q_linear",
+    "mask_head.attention_map.key": "bbox_attention.k_linear",
+    **{f"mask_head.blocks.{index}.0": f"mask_head.lay{index + 1}" for index in range(5)},
+    **{f"mask_head.blocks.{index}.1": f"mask_head.gn{index + 1}" for index in range(5)},
+    **{f"mask_head.laterals.{index}": f"mask_head.adapter{index + 1}" for index in range(3)},
+    "mask_head.output": "mask_head.out_lay",
+}
+"""DETR's mask head (`querybox.modules.attention_masks`), in its authors' code and in Hugging Face."""
 
 
 def torch_layer(ours: str, theirs: str, cross_attention: str | None = None) -> dict[str, str]:
