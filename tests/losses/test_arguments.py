@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from querybox.errors import ConfigError
-from querybox.losses.classification import CrossEntropyLoss, FocalLoss
+from querybox.losses.classification import CrossEntropyLoss, FocalLoss, checked_classification
 from querybox.losses.criterion import Criterion, num_pairs
 from querybox.losses.matcher import HungarianMatcher
 from querybox.structures import DetectorOutput, Matches, Predictions, Target
@@ -25,8 +26,13 @@ LARGEST: dict[tuple[type[Any], str], float] = {
 
 
 @pytest.fixture(autouse=True)
-def _without_shape_checks() -> Iterator[None]:
+def _without_shape_checks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let the library's own checks see arguments of other types."""
+    for module in ("criterion", "matcher"):
+        monkeypatch.setattr(
+            f"querybox.losses.{module}.checked_classification", inspect.unwrap(checked_classification)
+        )
+    monkeypatch.setattr(Criterion, "check_inputs", inspect.unwrap(Criterion.check_inputs))
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -50,6 +56,8 @@ def test_numbers_have_a_range(make: type[Any], name: str) -> None:
         (Criterion, "auxiliary", "True or False for auxiliary and class_agnostic_proposals"),
         (Criterion, "class_agnostic_proposals", "True or False for auxiliary and class_agnostic_proposals"),
         (Criterion, "masks", "a MaskLosses"),
+        (Criterion, "classification", "a CrossEntropyLoss or a FocalLoss"),
+        (HungarianMatcher, "classification", "a CrossEntropyLoss or a FocalLoss"),
     ],
 )
 def test_objects_have_a_type(make: type[Any], name: str, expected: str) -> None:
@@ -86,6 +94,20 @@ def test_scores_are_those_of_the_criterion(
     assert str(caught.value) == (
         f"the criterion has {name}, but the scores of the detector are {scores}; use detector.criterion()"
     )
+
+
+def test_the_criterion_takes_an_output_and_a_target_for_each_image() -> None:
+    wrong: Any = 3
+    with pytest.raises(ConfigError) as caught:
+        Criterion()(wrong, [])
+    assert str(caught.value) == (
+        "the criterion got an object of type int; expected the DetectorOutput of a detector"
+    )
+    layer = Predictions(logits=torch.zeros(2, 2, 3), boxes=torch.full((2, 2, 4), 0.5))
+    target = Target(boxes=torch.full((1, 4), 0.5), labels=torch.tensor([0]))
+    with pytest.raises(ConfigError) as caught:
+        Criterion()(DetectorOutput(layers=(layer,)), [target])
+    assert str(caught.value) == "the criterion got 1 targets for 2 images; expected one for each"
 
 
 def test_pairs_of_a_part_are_extrapolated_to_the_update() -> None:

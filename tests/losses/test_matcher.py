@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
+from querybox.arguments import ROUNDING
 from querybox.boxes import to_xyxy
 from querybox.errors import ConfigError, NonFiniteError
 from querybox.losses.matcher import HungarianMatcher
@@ -93,18 +94,33 @@ def test_costs_are_weighted_as_asked() -> None:
 def test_a_cost_that_is_not_finite_stops(bad: float) -> None:
     logits, boxes, targets = random_case(0, [2], 5)
     boxes[0, 0, 3] = bad
-    with pytest.raises(NonFiniteError, match="NaN or infinite"):
+    with pytest.raises(NonFiniteError) as caught:
         HungarianMatcher()(logits, boxes, targets)
+    assert str(caught.value) == "matching cost is NaN or infinite, because predictions or targets are"
 
 
 def test_targets_that_only_the_matcher_sees_are_refused() -> None:
     """Those of an accelerator are not read before the costs arrive on the host."""
     logits, boxes, targets = random_case(0, [2, 3], 5)
-    high = replace(targets[1], labels=torch.tensor([0, 3, 1]))
-    with pytest.raises(ConfigError, match="label 3 for 3 classes"):
-        HungarianMatcher()(logits, boxes, [targets[0], high])
+    for label in (3, 9):
+        high = replace(targets[1], labels=torch.tensor([0, label, 1]))
+        with pytest.raises(ConfigError, match=f"^the matcher got the label {label} for 3 classes"):
+            HungarianMatcher()(logits, boxes, [targets[0], high])
     targets[0].boxes[1] *= 640
     with pytest.raises(
         ConfigError, match=r"boxes with values from .* expected .* from 0 to 1: divide pixels"
     ):
         HungarianMatcher()(logits, boxes, targets)
+
+
+@pytest.mark.parametrize(
+    ("value", "possible"),
+    [(-ROUNDING, True), (-2 * ROUNDING, False), (1 + ROUNDING, True), (1 + 2 * ROUNDING, False)],
+)
+def test_boxes_may_exceed_the_image_by_rounding(value: float, possible: bool) -> None:
+    logits, boxes, targets = random_case(0, [2], 5)
+    targets[0].boxes[1, 0] = value
+    terms = HungarianMatcher().terms(logits, boxes, targets)
+    for name in ("box", "giou"):
+        assert terms[name][:, 0, 0].isfinite().all()
+        assert terms[name][:, 0, 1].isfinite().all() == possible

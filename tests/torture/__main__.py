@@ -6,6 +6,7 @@ The long form writes the table of each part that was run to `docs/torture.md`.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -70,6 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if unknown := [part for part in options.parts if part not in PARTS]:
         parser.error(f"unknown: {', '.join(unknown)}; expected some of {', '.join(PARTS)}")
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(
+            signal.SIGHUP, signal.SIG_DFL
+        )  # which nohup ignores, also in processes that are started here
     console = Console()
     outcomes = []
     for part in options.parts or PARTS:

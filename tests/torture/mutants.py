@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
+import hypothesis
 import pytest
 from rich.console import Console
 
@@ -143,11 +144,19 @@ def is_noticed(mutant: Mutant | None) -> bool:
             os.dup2(1, 2)
             if mutant is not None:
                 replace_source(mutant)
-            code = int(pytest.main([*OPTIONS, str(TESTS)]))
+            code = run_tests(mutant)
         finally:
             os._exit(code)
     _, status = os.waitpid(child, 0)
     return status != 0
+
+
+def run_tests(mutant: Mutant | None) -> int:
+    """Run the tests up to the first that fails; those most likely to fail first, before the others are collected."""
+    first = [] if mutant is None else [TESTS / f"test_{mutant.file.name}", TESTS / "test_arguments.py"]
+    others = [file for file in sorted(TESTS.glob("test_*.py")) if file not in first]
+    codes = (pytest.main([*OPTIONS, *map(str, files)]) for files in (first, others) if files)
+    return next((int(code) for code in codes if code), 0)
 
 
 def replace_source(mutant: Mutant) -> None:
@@ -172,6 +181,10 @@ def main() -> int:
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     sys.dont_write_bytecode = True
     importlib.import_module("conftest")  # checks shapes in what is imported from here on
+    # Without shrinking: that a test fails is enough.
+    phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+    hypothesis.settings.register_profile("mutants", deadline=None, derandomize=True, phases=phases)
+    hypothesis.settings.load_profile("mutants")
     for name in READY:
         importlib.import_module(name)
     console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
