@@ -26,6 +26,7 @@ from torture import (
     folders,
     fuzz,
     hostile,
+    masks,
     predictions,
     processes,
     values,
@@ -35,6 +36,7 @@ from torture.case import Case
 
 PARTS: dict[str, Sequence[Case]] = {
     "data": data.CASES,
+    "masks": masks.CASES,
     "fuzz": fuzz.CASES,
     "hostile": hostile.CASES,
     "batches": batches.CASES,
