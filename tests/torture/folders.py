@@ -43,8 +43,8 @@ def settings_in(folder: Path) -> RunSettings:
 def start_twice(folder: Path, long: bool) -> str:
     """A second run, new or resumed, in the folder of one that is alive."""
     expected, _ = reference()
-    settings = settings_of(folder, "twice")
-    first, begun, log = start(settings, Plan(slow=0.5)), time.monotonic(), log_of(settings)
+    settings, refused = settings_of(folder, "twice"), folder / "refused"
+    first, begun, log = start(settings, Plan(waits_for=refused)), time.monotonic(), log_of(settings)
     while not (log.exists() and EVALUATES in log.read_text()):
         require(time.monotonic() - begun < DEATH_SECONDS and first.is_alive(), "the first run has not begun")
         time.sleep(0.02)
@@ -58,6 +58,7 @@ def start_twice(folder: Path, long: bool) -> str:
         )
     require(temporary.exists(), "the second run removed a temporary file of the first")
     temporary.unlink()
+    refused.touch()
     require(end_of(first) == 0, "the first run did not end well")
     require_equal(settings, expected, "started twice")
     return "a new and a resumed one refused; the first ends as if alone"

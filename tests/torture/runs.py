@@ -69,6 +69,8 @@ class Plan:
     """Where to write down how many operations and saves there were."""
     slow: float = 0.0
     """Seconds that each image of an evaluation takes longer."""
+    waits_for: Path | None = None
+    """A file without which no evaluation begins."""
     environment: dict[str, str] = field(default_factory=dict)
     stderr: str | None = None
     """What cannot be written to in place of the log: a ``pipe``, a ``terminal`` that is gone, or a ``full disk``."""
@@ -134,8 +136,8 @@ def carry_out(plan: Plan, folder: str) -> None:
     mock.patch.object(charts, "as_svg", return_value="data:,").start()  # a third of the time of such a run
     if plan.timeout is not None:
         mock.patch.object(processes, "TIMEOUT", timedelta(seconds=plan.timeout)).start()
-    if plan.slow:
-        look_at_all_slowly(plan.slow)
+    if plan.slow or plan.waits_for is not None:
+        evaluate_slowly(plan.slow, plan.waits_for)
     if plan.signal_in_step is not None:
         signal_in_step(*plan.signal_in_step)
 
@@ -179,11 +181,15 @@ def make_up_ap() -> None:
     mock.patch.object(processes, "measure", measured).start()
 
 
-def look_at_all_slowly(seconds: float) -> None:
-    """Make each image of an evaluation take longer."""
+def evaluate_slowly(seconds: float, waits_for: Path | None) -> None:
+    """Make each image of an evaluation take longer, and let no evaluation begin before there is a file."""
 
     def slowly(engine: Any, images: Any, *, callback: Callable[[Any], object]) -> Any:
         sys.stderr.write(f"{EVALUATES}\n")
+        begun = time.monotonic()
+        while waits_for is not None and not waits_for.exists():
+            require(time.monotonic() - begun < SECONDS, f"{waits_for} has not appeared")
+            time.sleep(0.02)
 
         def late(found: Any) -> None:
             time.sleep(seconds)
