@@ -51,8 +51,13 @@ def enter(namespace: dict[str, Any]) -> None:
         shutil.copy(run_file, "examples/blood_cells")
     for name in ("a.jpg", "b.jpg"):
         Image.new("RGB", (80, 60), "pink").save(name)
+    import torch
+    from traces import trace_once
+
     from querybox import Detector, Preprocessing, read_dataset
 
+    page.enter_context(mock.patch("querybox.exporting.write.trace", trace_once))
+    torch.manual_seed(0)  # so that one trace serves the exports of all pages
     detector = Detector.from_recipe("detr_r50", categories=read_dataset("my_data", "val").categories, **MODEL)
     detector.preprocessing = Preprocessing(short_side=60, long_side=100)
     detector.save("model.safetensors")

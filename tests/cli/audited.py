@@ -11,6 +11,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,21 @@ def benchmarked_here() -> contextlib.AbstractContextManager[object]:
     )
 
 
+def traced_once() -> contextlib.AbstractContextManager[object]:
+    """Have `querybox export` trace the model for its first format alone; the others are written from that trace."""
+    sys.path.append(str(Path(__file__).parents[1]))
+    from traces import trace_once
+
+    return mock.patch("querybox.exporting.write.trace", trace_once)
+
+
+PATCHES: dict[str, Callable[[], contextlib.AbstractContextManager[object]]] = {
+    "benchmark": benchmarked_here,
+    "export": traced_once,
+}
+"""What a command needs here, by its name."""
+
+
 def main() -> None:
     """Run the commands."""
     auditor = Auditor(sys.argv[1])
@@ -95,7 +111,7 @@ def main() -> None:
         with (
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(messages),
-            benchmarked_here() if words[0] == "benchmark" else contextlib.nullcontext(),
+            PATCHES.get(words[0], contextlib.nullcontext)(),
         ):
             code = run(words)
         codes[" ".join(words)] = f"{code} {messages.getvalue()[-300:]}" if code else ""
