@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 # One thread a process, also in the processes that tests start: two workers share two cores, and sums come out the
 # same on every machine. PyTorch reads this when it is imported.
@@ -29,6 +31,11 @@ from shape_checks import install
 from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
+# Compiled modules, and tests with rewritten assertions, are kept beside their sources even where Python is told not to
+# write them, as in many container images; every process would compile them anew.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 install()
 
 # How long an example takes says more of the machine than of the code; the same examples every time.
@@ -48,12 +55,31 @@ LONG_FILES = (
     "tests/training/test_processes.py",
 )
 """Files that take more than 20 s, the longest first."""
+EXPORTS = (
+    "tests/exporting/test_write.py",
+    "tests/exporting/test_load.py",
+    "tests/exporting/test_signature.py",
+)
+"""Files whose tests share exported models, which take longer to make than the tests."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand out tests to the workers file by file, those that share exported models to one worker."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return EXPORTS[0] if file in EXPORTS else file
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the long files: one that is left for the end keeps one worker busy while the other has no work."""
-    if absent := [name for name in LONG_FILES if not (Path(__file__).parent / name).exists()]:
-        raise pytest.UsageError(f"LONG_FILES in conftest.py names {', '.join(absent)}, which do not exist")
+    if absent := [name for name in (*LONG_FILES, *EXPORTS) if not (Path(__file__).parent / name).exists()]:
+        raise pytest.UsageError(f"conftest.py names {', '.join(absent)}, which do not exist")
     places = {name: place for place, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))
 
