@@ -80,13 +80,41 @@ class MaskEmbeddings(Masks):
         The cells are interpolated instead of the logits, which is the same.
         """
         embeddings = torch.stack([layer.embeddings for layer in layers])  # [L, B, Q, D]
-        cells = sample(layers[0].cells, points)  # [B, D, P]
+        # Unbound once: the gradient of an index of the batch is as large as all of it.
+        cells = sample_rows(layers[0].cells, points).unbind()  # B x [P, D]
         for image, query in enumerate(queries):
             rows = query[..., None].expand(-1, -1, embeddings.shape[3])
-            yield embeddings[:, image].gather(1, rows) @ cells[image]
+            yield embeddings[:, image].gather(1, rows) @ cells[image].T
 
 
 def sample(maps: Float[Tensor, "B _ h w"], points: Float[Tensor, "B P 2"]) -> Float[Tensor, "B _ P"]:
     """Return maps at points (x, y) in -1 to 1, bilinearly interpolated; beyond an edge, the cells at it go on."""
     grid = points.to(maps.dtype)[:, None]  # [B, 1, P, 2]
     return F.grid_sample(maps, grid, padding_mode="border", align_corners=False)[:, :, 0]
+
+
+def sample_rows(maps: Float[Tensor, "B D h w"], points: Float[Tensor, "B P 2"]) -> Float[Tensor, "B P D"]:
+    """Return the same as `sample`, with the features last: of a map that has them last in memory, it is a sum of rows.
+
+    Its gradient has them last, too, and takes half as long as that of `grid_sample`.
+    """
+    height, width = maps.shape[2:]
+    x, y = points.unbind(2)
+    columns, right = neighbours(x, width)  # [B, P, 2]
+    rows, lower = neighbours(y, height)
+    first = torch.arange(len(maps), device=maps.device)[:, None, None, None] * (height * width)
+    index = first + rows[..., None] * width + columns[..., None, :]  # [B, P, 2, 2]
+    weights = (lower[..., None] * right[..., None, :]).to(maps.dtype)
+    table = maps.permute(0, 2, 3, 1).flatten(0, 2)  # [B h w, D]
+    sums = F.embedding_bag(index.view(-1, 4), table, per_sample_weights=weights.view(-1, 4), mode="sum")
+    return sums.unflatten(0, points.shape[:2])
+
+
+def neighbours(
+    places: Float[Tensor, "B P"], size: int
+) -> tuple[Int[Tensor, "B P 2"], Float[Tensor, "B P 2"]]:
+    """Return the two cells around places in -1 to 1 on an axis with `size` cells, and their weights."""
+    cells = ((places + 1) * (size / 2) - 0.5).clamp(0, size - 1)
+    weight = cells - cells.floor()
+    first = cells.long()
+    return torch.stack([first, (first + 1).clamp(max=size - 1)], 2), torch.stack([1 - weight, weight], 2)

@@ -18,15 +18,15 @@ from querybox.losses.masks import MaskLosses, sample_masks
 from querybox.mask_embeddings import MaskEmbeddings
 from querybox.structures import Matches
 
-SIZES = [(13, 22), (20, 17)]
-"""Of the images, which are padded to 20 x 22 pixels, so that the map has 5 x 6 cells."""
-POINTS = 6
-"""49 / 256 of the cells, rounded up. Two of them are random."""
+SIZES = [(26, 30), (36, 21)]
+"""Of the images, which are padded to 36 x 30 pixels, so that the map has 9 x 8 cells."""
+POINTS = 5
+"""A sixteenth of the cells, rounded up. One of them is random."""
 
 
 def layers_of(masks: list[tuple[int, int]], counts: list[int]) -> tuple[list[Predictions], list[Target]]:
     generator = torch.Generator().manual_seed(0)
-    cells = torch.randn(2, 4, 5, 6, dtype=torch.float64, generator=generator, requires_grad=True)
+    cells = torch.randn(2, 4, 9, 8, dtype=torch.float64, generator=generator, requires_grad=True)
     layers = []
     for _ in range(2):
         embeddings = torch.randn(2, 7, 4, dtype=torch.float64, generator=generator, requires_grad=True)
@@ -64,7 +64,7 @@ def defined(embedding: Tensor, cells: Tensor, mask: Tensor, points: Tensor) -> t
     places = [(x * width, y * height) for x, y in points.tolist()]
     logits = [logit(embedding, cells, x, y) for x, y in places]
     ranked = sorted(range(3 * POINTS), key=lambda index: logits[index].abs().item())
-    chosen = [*ranked[: POINTS - 2], *range(3 * POINTS, len(places))]
+    chosen = [*ranked[: POINTS - 1], *range(3 * POINTS, len(places))]
     assert len(chosen) == POINTS
     cross_entropy, overlap, total = [torch.zeros((), dtype=torch.float64) for _ in range(3)]
     for index in chosen:
@@ -96,7 +96,7 @@ def test_the_losses_are_their_definition(known: tuple[bool, bool]) -> None:
         layers, targets, matches, num_matched=torch.tensor(4.0)
     )
     torch.manual_seed(1)
-    points = torch.rand(2, 3 * POINTS + 2, 2)
+    points = torch.rand(2, 3 * POINTS + 1, 2)
     for index, layer in enumerate(layers):
         assert isinstance(layer.masks, MaskEmbeddings)
         wanted = torch.zeros(2, dtype=torch.float64)

@@ -36,7 +36,7 @@ def cell(feature: Tensor, coarse: Tensor, head: MaskHead, row: int, column: int)
     _, height, width = coarse.shape
     bias = head.lateral.bias
     assert bias is not None
-    total: Tensor = head.lateral.weight[:, :, 0, 0] @ feature[:, row, column] + bias
+    total: Tensor = head.lateral.weight @ feature[:, row, column] + bias
     y, x = ((place + 0.5) / head.scale - 0.5 for place in (row, column))
     for i in range(height):
         for j in range(width):

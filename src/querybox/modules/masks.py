@@ -36,7 +36,7 @@ class MaskHead(nn.Module):
         """
         super().__init__()
         self.scale = stride // MASK_STRIDE
-        self.lateral = nn.Conv2d(channels, width, kernel_size=1)
+        self.lateral = nn.Linear(channels, width)
         self.block = CellBlock(width)
         self.embedding = BoxLayers(width, width)
 
@@ -58,7 +58,9 @@ class MaskHead(nn.Module):
         (feature,), shape = maps, features[0].shape[-2:]
         height, width = shape
         coarse = memory.tokens[:, : height * width].transpose(1, 2).unflatten(2, shape)  # [B, D, _, _]
-        cells = self.block(self.lateral(feature) + self.enlarged(coarse, feature))  # [B, D, h, w]
+        # Features come last in memory, as in tokens: none of the large maps is transposed, forward or backward.
+        lateral = self.lateral(feature.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        cells = self.block(lateral + self.enlarged(coarse, feature))  # [B, D, h, w]
         contents = [layer.content for layer in layers if layer.content is not None]
         embeddings = self.embedding(torch.stack(contents))  # [L, B, Q, D]
         return tuple(
