@@ -1,9 +1,10 @@
-"""Regenerate all figures and tables of shapes of the anatomy, and that of augmentations: ``python -m figures``."""
+"""Regenerate all figures and tables of shapes of the anatomy, and those of guides: ``python -m figures``."""
 
 from __future__ import annotations
 
-from figures import augmentation, make
+from figures import augmentation, make, tiles
 
 if __name__ == "__main__":
     make.main()
     augmentation.main()
+    tiles.main()

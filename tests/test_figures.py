@@ -15,6 +15,8 @@ from figures.augmentation import KINDS, PICTURE, augmentations, pasted
 from figures.make import FIGURES, IMAGES, PAGES, digest
 from figures.sheet import DPI, save
 from figures.specimen import Specimen, specimen
+from figures.tiles import PICTURE as TILES
+from figures.tiles import tiles
 
 FIGURE = re.compile(r"!\[([^\]]*)\]\(images/(\w+)\.png\)")
 
@@ -69,6 +71,16 @@ def test_the_figure_of_copy_paste_can_be_made() -> None:
     figure = pasted()
     assert all(len(axes.patches) >= 2 for axes in figure.axes)
     with Image.open(IMAGES_OF_GUIDES / "copy_paste.png") as shown:
+        assert shown.size == tuple(round(inches * DPI) for inches in figure.get_size_inches())
+
+
+def test_the_figure_of_tiles_can_be_made() -> None:
+    figure = tiles()
+    views, suppressed, merged = (
+        len(axes.patches) - 4 for axes in figure.axes
+    )  # without the outlines of four tiles
+    assert views > suppressed > merged > 10
+    with Image.open(TILES) as shown:
         assert shown.size == tuple(round(inches * DPI) for inches in figure.get_size_inches())
 
 
