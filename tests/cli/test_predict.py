@@ -3,12 +3,15 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+
+from querybox.data import read_dataset
 
 
 def test_writes_pictures_coco_and_csv(run: Any, model: Path, photos: Path, tmp_path: Path) -> None:
@@ -121,6 +124,23 @@ def test_writes_only_what_is_asked_for(run: Any, model: Path, photos: Path, tmp_
         "detections.csv",
         "detections.json",
     ]
+
+
+def test_labels_of_yolo_can_be_read_as_a_dataset(run: Any, model: Path, photos: Path, tmp_path: Path) -> None:
+    words = ("predict", model, photos / "images", "--threshold", "0.2", "--format")
+    code, out, _ = run(*words, "yolo", "--output", "found")
+    assert code == 0
+    assert sorted(path.name for path in (tmp_path / "found").iterdir()) == ["classes.txt", "labels"]
+    shutil.copytree(photos / "images", tmp_path / "found" / "images")
+    data = read_dataset(tmp_path / "found")
+    assert len(data.images) == 6
+    assert f"Found {data.num_objects} objects" in out
+    assert [category.name for category in data.categories] == ["cat", "dog"]
+    code, _, err = run(*words, "masks", "--output", "other")
+    assert code == 2
+    assert err.startswith(
+        "ConfigError: masks: the detections have no masks; expected those of a detector trained with"
+    )
 
 
 def test_options_reach_the_detector(run: Any, model: Path, photos: Path) -> None:

@@ -19,7 +19,7 @@ from querybox.errors import ConfigError
 from querybox.inference.draw import colour_of
 from querybox.inference.masks import detection_masks
 from querybox.inference.predict import predict
-from querybox.inference.writers import coco_file
+from querybox.inference.writers import coco_file, mask_images, yolo_labels
 from querybox.mask_embeddings import MaskEmbeddings
 from querybox.masks import Rle
 from querybox.polygons import Polygons
@@ -154,6 +154,50 @@ def test_yolo_labels_are_the_masks() -> None:
         assert Rle.of_polygons(Polygons.of([polygon]), (50, 100)) == mask
 
 
+def test_files_of_yolo_and_of_masks(tmp_path: Path) -> None:
+    first, second, third = found().pixel_masks()
+    masks = (first, first | second, third)  # the first is on top
+    three = dataclasses.replace(found(), source="photos/a.b.png", masks=tuple(map(Rle.of, masks)))
+    frame = dataclasses.replace(three, source="clip.mp4#7")
+    names = {"photos/a.b.png": "a.b", "clip.mp4": "clip"}
+    for add in (yolo_labels(tmp_path, names, CATEGORIES), mask_images(tmp_path, names)):
+        add(three)
+        add(frame)
+    assert (tmp_path / "classes.txt").read_text() == "cat\ndog\n"
+    assert sorted(path.name for path in (tmp_path / "labels").iterdir()) == ["a.b.txt", "clip_000007.txt"]
+    assert (tmp_path / "labels" / "a.b.txt").read_text() == three.to_yolo()
+    for name in ("a.b", "clip_000007"):
+        with Image.open(tmp_path / "masks" / f"{name}.png") as image:
+            assert image.mode == "P"
+            indices = np.asarray(image)
+        assert (indices == np.where(first, 1, np.where(second, 2, np.where(third, 3, 0)))).all()
+
+
+def test_masks_of_more_detections_than_a_palette_has_colours(tmp_path: Path) -> None:
+    three = found()
+    assert three.masks is not None
+    masks = (three.masks[2],) * 299 + (three.masks[0],)
+    repeated = three.where(torch.zeros(300, dtype=torch.long))
+    many = dataclasses.replace(repeated, masks=masks, source="a.png")
+    mask_images(tmp_path, {"a.png": "a"})(many)
+    indices = np.asarray(Image.open(tmp_path / "masks" / "a.png"))
+    assert (indices == 300 * three.masks[0].mask()).all()
+
+
+def test_labels_without_masks_are_boxes() -> None:
+    plain = dataclasses.replace(
+        found(),
+        masks=None,
+        boxes_xyxy=torch.tensor([[10.0, 10, 60, 40], [0, 0, 5.5, 6.25], [0, 0, 100, 50]]),
+    )
+    assert [line.split()[1:] for line in plain.to_yolo().splitlines()] == [
+        ["0.35", "0.5", "0.5", "0.6"],
+        ["0.0275", "0.0625", "0.055", "0.125"],
+        ["0.5", "0.5", "1", "1"],
+    ]
+    assert [line.split()[0] for line in plain.to_yolo().splitlines()] == list(map(str, plain.labels.tolist()))
+
+
 def test_masks_are_drawn_translucent_with_a_contour() -> None:
     grey = np.full((50, 100, 3), 128, dtype=np.uint8)
     picture = np.asarray(draw(grey, dataclasses.replace(found(), boxes_xyxy=torch.zeros(3, 4))))
@@ -170,6 +214,6 @@ def test_without_a_mask_head_there_are_no_polygons() -> None:
     plain = dataclasses.replace(found(), masks=None)
     assert "segmentation" not in plain.to_coco(1)[0]
     assert plain.to_supervision().mask is None
-    for call in (plain.polygons, plain.to_yolo, plain.pixel_masks):
+    for call in (plain.polygons, plain.pixel_masks):
         with pytest.raises(ConfigError, match=r"have no masks; .*model\.masks=true"):
             call()

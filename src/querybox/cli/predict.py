@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from querybox.inference.writers import AddDetections
     from querybox.structures import Category
 
-FORMATS = ("pictures", "coco", "csv")
+FORMATS = ("pictures", "coco", "csv", "yolo", "masks")
+DEFAULT_FORMATS = FORMATS[:3]
 UNREADABLE_FILES = 1
 """Exit code if some of the files could not be read."""
 
@@ -38,7 +39,7 @@ def predict(
     nms: float | None = None,
     tile: int | None = None,
     overlap: float = 0.2,
-    format: str = ",".join(FORMATS),  # noqa: A002 - the option's name
+    format: str = ",".join(DEFAULT_FORMATS),  # noqa: A002 - the option's name
     batch_size: int = 8,
     precision: Precision = "float32",
     trust: Annotated[bool, Parameter(negative="")] = False,
@@ -68,7 +69,8 @@ def predict(
         tile: Side in pixels of the tiles in which larger images are searched for objects as well as in a whole. No
             tiles by default.
         overlap: Minimum overlap of neighbouring tiles, as a fraction of their side (0-0.9).
-        format: Outputs to write: pictures, coco and csv, separated by commas.
+        format: Outputs to write, separated by commas: pictures, coco and csv; yolo for label files in labels/, with
+            polygons if the model has masks; masks for a PNG of the masks of each image in masks/.
         batch_size: Maximum number of images per forward pass on an accelerator.
         precision: Precision of a checkpoint's computations: float32, bf16, fp16, or auto. auto is bf16 if the device
             computes it natively, otherwise float32. bf16 and fp16 are less accurate, and faster only on such devices.
@@ -102,7 +104,7 @@ def predict(
             stack.enter_context(progress_bar(count_frames(files))),
         ]
         adders += [stack.enter_context(table(output / name)) for name, table in tables.items()]
-        results = added(results, adders)
+        results = added(results, [*adders, *image_writers(formats, output, files, detector.categories)])
         if "pictures" in formats:
             draw_files(files, pictures, results)
         for _ in results:  # consume them if nothing is drawn
@@ -122,6 +124,20 @@ def table_writers(
     if "csv" in formats:
         writers["detections.csv"] = csv_file
     return writers
+
+
+def image_writers(
+    formats: Collection[str], output: Path, files: Sequence[Path], categories: Sequence[Category]
+) -> Iterator[AddDetections]:
+    """Yield what writes a file for each image."""
+    from querybox.inference.writers import mask_images, numbered, yolo_labels
+
+    labels = numbered([f"{file.stem}.txt" for file in files])
+    names = {str(file): Path(label).stem for file, label in zip(files, labels, strict=True)}
+    if "yolo" in formats:
+        yield yolo_labels(output, names, categories)
+    if "masks" in formats:
+        yield mask_images(output, names)
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from querybox.arguments import require_number
+from querybox.boxes import to_cxcywh
 from querybox.data.image import read_image
 from querybox.errors import ConfigError, ImageError, requires_extra
 from querybox.html import PICTURE_SIDE, jpeg_url, render
@@ -127,20 +128,24 @@ class Detections:
         return results
 
     def to_yolo(self) -> str:
-        """Return the text of a YOLO segmentation label file: a line per object, with its label and one polygon in 0-1.
+        """Return the text of a YOLO label file: a line per object, with its label and its box or polygon in 0-1.
 
-        The parts of a mask are joined by lines there and back. An object with an empty mask has no line.
-
-        Raises:
-            ConfigError: The detector has no mask head.
+        Without masks it is the centre, width and height of the box. With masks it is one polygon, as in segmentation
+        labels: the parts of a mask are joined by lines there and back, and an object with an empty mask has no line.
         """
         height, width = self.size
-        lines = []
-        for label, parts in zip(self.labels.tolist(), self.polygons(), strict=True):
-            corners = np.reshape(joined(parts), (-1, 2)) / (width, height)
-            if len(corners):
-                lines.append(" ".join([str(label), *(f"{edge:.6g}" for edge in corners.ravel().tolist())]))
-        return "".join(f"{line}\n" for line in lines)
+        if self.masks is None:
+            boxes = to_cxcywh(self.boxes_xyxy.double()) / torch.tensor([width, height] * 2)
+            values = boxes.tolist()
+        else:
+            sides = np.array([width, height])
+            values = [
+                (np.reshape(joined(parts), (-1, 2)) / sides).ravel().tolist() for parts in self.polygons()
+            ]
+        lines = zip(self.labels.tolist(), values, strict=True)
+        return "".join(
+            f"{label} {' '.join(f'{value:.6g}' for value in line)}\n" for label, line in lines if line
+        )
 
     def to_supervision(self) -> supervision.Detections:
         """Convert to ``supervision.Detections``, with the class names in ``data["class_name"]``.

@@ -1,10 +1,10 @@
-"""Write detections to files: COCO JSON, CSV, drawn images and videos."""
+"""Write detections to files: COCO JSON, CSV, YOLO labels, images of masks, drawn images and videos."""
 
 from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from itertools import chain
@@ -20,7 +20,7 @@ from querybox.data.tiff import open_tiff
 from querybox.errors import ConfigError, ImageError
 from querybox.files import atomic, write_text
 from querybox.inference.detections import Detections
-from querybox.inference.draw import draw
+from querybox.inference.draw import PALETTE, draw
 from querybox.inference.sources import Frame, is_video, read_video
 from querybox.inference.video import open_video, video_address
 from querybox.structures import Category
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 AddDetections: TypeAlias = Callable[[Detections], None]
 """Adds the detections of the next image."""
 
+MAX_PALETTE = 255
+"""Number of colours of a palette, without that of the background."""
 CSV_COLUMNS = ("source", "category_id", "name", "score", "left", "top", "right", "bottom")
 
 
@@ -91,6 +93,71 @@ def csv_file(path: Path) -> Iterator[AddDetections]:
         yield add
 
 
+def yolo_labels(folder: Path, names: Mapping[str, str], categories: Sequence[Category]) -> AddDetections:
+    """Write `classes.txt` to a folder, and `labels/NAME.txt` for every image; see `Detections.to_yolo`.
+
+    Args:
+        folder: The folder, which exists.
+        names: The name of each source.
+        categories: The classes by label.
+    """
+    write_text(folder / "classes.txt", "".join(f"{category.name}\n" for category in categories))
+    (folder / "labels").mkdir(exist_ok=True)
+
+    def add(detections: Detections) -> None:
+        write_text(folder / "labels" / f"{name_of(detections, names)}.txt", detections.to_yolo())
+
+    return add
+
+
+def mask_images(folder: Path, names: Mapping[str, str]) -> AddDetections:
+    """Write `masks/NAME.png` for every image: a palette image, as in Pascal VOC.
+
+    The index n is the n-th detection of the image, by descending score; 0 is the background. Where masks overlap, that
+    with the highest score is on top. With more than `MAX_PALETTE` detections it is a 16-bit image without a palette.
+
+    Args:
+        folder: The folder, which exists.
+        names: The name of each source.
+    """
+    (folder / "masks").mkdir(exist_ok=True)
+    colours = [value for index in range(MAX_PALETTE) for value in PALETTE[index % len(PALETTE)]]
+
+    def add(detections: Detections) -> None:
+        masks = detections.known_masks("masks")
+        has_palette = len(masks) <= MAX_PALETTE
+        indices = np.zeros(detections.size, dtype=np.uint8 if has_palette else np.uint16)
+        for index in range(len(masks), 0, -1):
+            indices[masks[index - 1].mask()] = index
+        image = Image.fromarray(indices)
+        if has_palette:
+            image.putpalette([0, 0, 0, *colours])
+        with atomic(folder / "masks" / f"{name_of(detections, names)}.png") as temporary:
+            image.save(temporary, format="PNG")
+
+    return add
+
+
+def name_of(detections: Detections, names: Mapping[str, str]) -> str:
+    """Return the name of an image, or of a frame of a video: that of the video and its number, `clip_000012`."""
+    if detections.source in names:
+        return names[detections.source]
+    video, _, number = detections.source.rpartition("#")
+    return f"{names[video]}_{int(number):06d}"
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Return names of files, of which those that are equal but for case are numbered."""
+    used: dict[str, str] = {}  # in the order of the names, by name in lower case
+    for name in names:
+        path, free, number = Path(name), name, 1
+        while free.lower() in used:
+            number += 1
+            free = f"{path.stem}-{number}{path.suffix}"
+        used[free.lower()] = free
+    return list(used.values())
+
+
 def drawing_paths(sources: Sequence[Path], folder: Path) -> list[Path]:
     """Return the path in `folder` of the drawing of each source; names that are equal but for case are numbered.
 
@@ -98,17 +165,12 @@ def drawing_paths(sources: Sequence[Path], folder: Path) -> list[Path]:
         ConfigError: A drawing would overwrite a source.
     """
     originals = {source.resolve() for source in sources}
-    paths: dict[str, Path] = {}  # in the order of the sources, by name in lower case
-    for source in sources:
-        suffix = ".mp4" if is_video(source) else ".jpg"
-        path, number = folder / f"{source.stem}{suffix}", 1
-        while path.name.lower() in paths:
-            number += 1
-            path = folder / f"{source.stem}-{number}{suffix}"
+    names = [f"{source.stem}{'.mp4' if is_video(source) else '.jpg'}" for source in sources]
+    paths = [folder / name for name in numbered(names)]
+    for path in paths:
         if path.resolve() in originals:
             raise ConfigError(f"{path}: the drawing would overwrite a source; expected another output folder")
-        paths[path.name.lower()] = path
-    return list(paths.values())
+    return paths
 
 
 def draw_files(sources: Sequence[Path], paths: Sequence[Path], results: Iterator[Detections]) -> None:
