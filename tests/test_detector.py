@@ -106,6 +106,8 @@ def test_predict_has_the_same_arguments_everywhere() -> None:
         "threshold",
         "top_k",
         "nms",
+        "tile",
+        "overlap",
         "batch_size",
         "on_error",
     ]
