@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,41 +43,36 @@ MODULES = {
 """Modules, and the files of the library that may import them."""
 
 
-def trees() -> Iterator[tuple[str, ast.AST]]:
+@cache
+def calls_and_imports() -> tuple[dict[str, set[str]], list[tuple[str, str, list[str]]]]:
+    """Return the files by what they call, and (file, module, names) of every import."""
+    calls: dict[str, set[str]] = defaultdict(set)
+    imports = []
     for path in sorted(SOURCE.rglob("*.py")):
-        yield path.relative_to(SOURCE).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+        file = path.relative_to(SOURCE).as_posix()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                calls[ast.unparse(node.func)].add(file)
+            elif isinstance(node, ast.ImportFrom):
+                imports.append((file, node.module or "", [alias.name for alias in node.names]))
+            elif isinstance(node, ast.Import):
+                imports += [(file, alias.name, []) for alias in node.names]
+    return calls, imports
 
 
 @pytest.mark.parametrize("call", CALLS)
 def test_calls_are_made_in_their_places_alone(call: str) -> None:
-    found = {
-        name
-        for name, tree in trees()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == call
-    }
-    assert sorted(found) == CALLS[call]
+    calls, _ = calls_and_imports()
+    assert sorted(calls.get(call, ())) == CALLS[call]
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_modules_are_imported_in_their_places_alone(module: str) -> None:
-    found = {
-        name
-        for name, tree in trees()
-        for node in ast.walk(tree)
-        if (isinstance(node, ast.Import) and module in [alias.name for alias in node.names])
-        or (isinstance(node, ast.ImportFrom) and node.module == module)
-    }
-    assert sorted(found) == MODULES[module]
+    _, imports = calls_and_imports()
+    assert sorted({file for file, name, _ in imports if name == module}) == MODULES[module]
 
 
 def test_consoles_are_those_that_show_control_characters() -> None:
-    made = [
-        name
-        for name, tree in trees()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom)
-        and node.module == "rich.console"
-        and "Console" in [alias.name for alias in node.names]
-    ]
+    _, imports = calls_and_imports()
+    made = [file for file, module, names in imports if module == "rich.console" and "Console" in names]
     assert made == ["terminal.py", "training/display.py"]  # the second as a type
