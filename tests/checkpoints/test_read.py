@@ -260,7 +260,7 @@ def test_every_number_beside_the_tensors_is_checked(
     ],
 )
 def test_every_number_of_a_card_is_checked(place: str, key: str, value: object, tmp_path: Path) -> None:
-    tiny().save(tmp_path / "model.safetensors")
+    tiny(backbone="test_resnet").save(tmp_path / "model.safetensors")
     tensors, card = native.read(tmp_path / "model.safetensors")
     card[place][key] = value
     native.write(tmp_path / "model.safetensors", tensors, card)
