@@ -20,6 +20,7 @@ from querybox.data import DetectionData, read_dataset
 from querybox.data.bitmaps import place_bitmap, read_bitmap
 from querybox.data.formats.label_studio_brush import read_brush
 from querybox.data.read import read_split
+from querybox.data.write import write_split
 from querybox.errors import DataError
 from querybox.masks import Rle, rasterised
 
@@ -290,6 +291,8 @@ def test_masks_of_voc(tmp_path: Path) -> None:
     first, second = masks_of(data)
     np.testing.assert_array_equal(first, indices == 1)
     np.testing.assert_array_equal(second, indices == 2)
+    write_split(data, tmp_path / "part")
+    assert read_dataset(tmp_path / "part").images[0].masks == data.images[0].masks
 
 
 @pytest.mark.parametrize(
