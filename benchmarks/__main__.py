@@ -25,6 +25,7 @@ from benchmarks import (
     report,
     startup,
     training,
+    training_dfine,
     training_small,
 )
 from benchmarks.measure import Row, RowResult, measure
@@ -36,6 +37,7 @@ FAMILIES = (
     accuracy,
     training,
     training_small,
+    training_dfine,
     criterion,
     memory,
     data,
@@ -50,7 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = parser().parse_args(words)
     folder = options.output or (RESULTS.with_name("quick") if options.quick else RESULTS)
-    setup = Setup(facebook=options.facebook, quick=options.quick, folder=folder / "models")
+    setup = Setup(
+        facebook=options.facebook,
+        ultralytics=options.ultralytics,
+        quick=options.quick,
+        folder=folder / "models",
+    )
     every = list(all_rows(setup))
     wanted = [row for row in every if matches(row.name, options.rows)]
     if options.list or not wanted:
@@ -75,6 +82,12 @@ def parser() -> argparse.ArgumentParser:
         "rows", nargs="*", metavar="ROW", help="names, or patterns such as 'inference*'; all by default"
     )
     result.add_argument("--facebook", type=Path, metavar="PATH", help="a checkout of facebookresearch/detr")
+    result.add_argument(
+        "--ultralytics",
+        type=Path,
+        metavar="PATH",
+        help="a Python interpreter that has ultralytics, for YOLO26",
+    )
     result.add_argument(
         "--output", type=Path, metavar="FOLDER", help="where results are saved; benchmarks/results"
     )

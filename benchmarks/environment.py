@@ -21,7 +21,7 @@ PEERS = (
 )
 
 
-WITH_PATH = ("--coco", "--facebook", "--output")
+WITH_PATH = ("--coco", "--facebook", "--output", "--ultralytics")
 
 
 def command(words: Sequence[str], program: str = "python -m benchmarks") -> str:

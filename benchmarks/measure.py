@@ -33,6 +33,8 @@ class Side:
     """Prepares the work; not timed."""
     tolerance: float = 0.0
     """Largest allowed difference from the result of the first side."""
+    compared: bool = True
+    """Whether its result is compared; False for another model, of which only the time is of interest."""
     within: Callable[[], AbstractContextManager[None]] = nullcontext
     """Context in which it is built and run if it has its own process."""
 
@@ -124,7 +126,7 @@ def compare(row: Row, results: Sequence[SideResult]) -> list[tuple[SideResult, W
             answer = work()
             if result is first:
                 reference = answer
-            if row.difference is not None:
+            if row.difference is not None and side.compared:
                 result.difference = row.difference(reference, answer)
             if result.difference is not None and not result.difference <= side.tolerance:  # also true for NaN
                 result.status = "differs"

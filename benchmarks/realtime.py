@@ -1,4 +1,4 @@
-"""Inference of the real-time detectors, one image of 640x640, with every engine, and transformers' model."""
+"""Inference of the real-time detectors, one image of 640x640, with every engine, and the models of others."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks import yolo
 from benchmarks.engines import INT8, ONNX, OPENVINO, OPTIMISED, PLAIN, calibration
 from benchmarks.goals import Goal, faster
 from benchmarks.measure import Row, Side, Work
@@ -19,12 +20,17 @@ from benchmarks.setup import NUM_CLASSES, Setup, pixels
 from querybox.checkpoints.find import EXPORTED, Format
 from querybox.detector import Detector
 from querybox.exporting import export, load_exported
+from querybox.exporting.card import Precision
 from querybox.inference.engine import Engine
 from querybox.inference.optimized import optimize
 from querybox.structures import ImageBatch
 
+FIXED = "querybox, OpenVINO, fixed size"
+FIXED_INT8 = "querybox, OpenVINO int8, fixed size"
+"""Exported with `querybox export --size 640x640`."""
 THEIR_GRAPH = f"{TRANSFORMERS}, OpenVINO"
 THEIR_INT8 = f"{TRANSFORMERS}, OpenVINO int8"
+OWN = (PLAIN, OPTIMISED, ONNX, OPENVINO, FIXED, INT8, FIXED_INT8)
 EXACT, ROUGHER = 2e-2, 2.0
 """Tolerances of the scores in float32 and in int8, as logits. With random weights, rounding decides about the last of
 the 300 proposals that become queries; another one there changes the scores of all by some thousandths."""
@@ -39,12 +45,14 @@ class RealTime:
     """Its class in transformers."""
     torch_goal: float
     """Required speed of the torch engine relative to transformers."""
+    yolo: str | None = None
+    """The YOLO26 of similar AP."""
 
 
 MODELS = {
     "rtdetr_r18": RealTime(model_class="RTDetrForObjectDetection", torch_goal=2.0),
-    "dfine_n": RealTime(model_class="DFineForObjectDetection", torch_goal=2.5),
-    "dfine_s": RealTime(model_class="DFineForObjectDetection", torch_goal=2.0),
+    "dfine_n": RealTime(model_class="DFineForObjectDetection", torch_goal=2.5, yolo="yolo26n"),
+    "dfine_s": RealTime(model_class="DFineForObjectDetection", torch_goal=2.0, yolo="yolo26s"),
 }
 """The models that are measured, by recipe."""
 
@@ -57,11 +65,13 @@ def rows(setup: Setup) -> Iterator[Row]:
             Side(name=THEIR_GRAPH, build=partial(their_graph, setup, recipe), tolerance=EXACT),
             Side(name=THEIR_INT8, build=partial(their_graph, setup, recipe, int8=True), tolerance=ROUGHER),
         ]
+        if facts.yolo is not None:
+            theirs += yolo.sides(setup, facts.yolo, image_size(setup)[0])
         yield Row(
             name=f"real-time-{recipe}",
             title=f"{detector_title(recipe)}, one image of {SIDE}x{SIDE}",
             sides=[
-                *(own_side(setup, recipe, name) for name in (PLAIN, OPTIMISED, ONNX, OPENVINO, INT8)),
+                *(own_side(setup, recipe, name) for name in OWN),
                 *theirs,
             ],
             difference=furthest,
@@ -74,8 +84,8 @@ def goals(facts: RealTime) -> list[Goal]:
     """Return the goals of a row."""
     return [
         faster([OPTIMISED], TRANSFORMERS, facts.torch_goal),
-        faster([OPENVINO], THEIR_GRAPH, 1.25),
-        faster([INT8], THEIR_INT8, 1.5),
+        faster([OPENVINO, FIXED], THEIR_GRAPH, 1.25),
+        faster([INT8, FIXED_INT8], THEIR_INT8, 1.5),
     ]
 
 
@@ -128,7 +138,7 @@ def own_side(setup: Setup, recipe: str, name: str) -> Side:
     return Side(
         name=name,
         build=partial(ours, setup, recipe, name),
-        tolerance=ROUGHER if name == INT8 else EXACT,
+        tolerance=ROUGHER if name in (INT8, FIXED_INT8) else EXACT,
     )
 
 
@@ -151,11 +161,11 @@ def build(setup: Setup, recipe: str, name: str) -> Engine:
     if name == OPTIMISED:
         return optimize(detector(recipe))
     to: Format = "onnx" if name == ONNX else "openvino"
-    path = setup.folder / f"{recipe}-{'int8' if name == INT8 else 'float32'}{EXPORTED[to]}"
-    if name == INT8:
-        export(detector(recipe), path, to=to, precision="int8", calibration=calibration())
-    else:
-        export(detector(recipe), path, to=to)
+    size = image_size(setup) if name in (FIXED, FIXED_INT8) else None
+    precision: Precision = "int8" if name in (INT8, FIXED_INT8) else "float32"
+    path = setup.folder / f"{recipe}-{precision}{'' if size is None else '-fixed'}{EXPORTED[to]}"
+    images = calibration() if precision == "int8" else None
+    export(detector(recipe), path, to=to, precision=precision, size=size, calibration=images)
     return load_exported(path)
 
 

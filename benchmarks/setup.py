@@ -25,6 +25,8 @@ class Setup:
 
     facebook: Path | None = None
     """A checkout of facebookresearch/detr."""
+    ultralytics: Path | None = None
+    """A Python interpreter that has ultralytics."""
     quick: bool = False
     """Use small inputs and few samples, only to check that all rows work."""
     folder: Path

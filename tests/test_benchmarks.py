@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from environments import ENVIRONMENT
 
 from benchmarks import measure as module
-from benchmarks import plots, report, training_small
+from benchmarks import plots, report, training_small, yolo
 from benchmarks.__main__ import main, matches
 from benchmarks.environment import command
 from benchmarks.goals import beyond, faster, ratio, smaller, spread, under, within
@@ -253,6 +254,46 @@ def test_small_models_have_the_loss_of_transformers(kind: Kind, tmp_path: Path) 
     ours, _ = training_small.ours(setup, kind, "float32")()
     theirs, _ = training_small.transformers(setup, kind, 0)()
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=0.0)
+
+
+def test_another_model_is_timed_and_not_compared() -> None:
+    clock = Clock()
+    other = measure(row(clock.side("ours", 1), clock.side("theirs", 2, 9.0, compared=False)), clock).sides[1]
+    assert (other.status, other.difference, other.samples) == ("measured", None, [2.0] * 3)
+
+
+ULTRALYTICS = """
+import torch
+
+class YOLO:
+    def __init__(self, name):
+        assert name == "yolo26n.yaml"
+        print("a message of ultralytics")
+        self.model = Model()
+
+class Model(torch.nn.Module):
+    def fuse(self):
+        return self
+
+    def forward(self, image):
+        assert image.shape == (1, 3, 64, 64) and not self.training and torch.get_num_threads() == 1
+        return image.mean()
+"""
+
+
+def test_yolo_runs_in_the_interpreter_that_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ultralytics.py").write_text(ULTRALYTICS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    torch.set_num_threads(1)
+    setup = Setup(quick=True, folder=tmp_path, ultralytics=Path(sys.executable))
+    side, _ = yolo.sides(setup, "yolo26n", 64)
+    assert (side.name, side.compared) == ("yolo26n, torch", False)
+    work = side.build()
+    work()
+    work()
+    absent = yolo.sides(Setup(quick=True, folder=tmp_path), "yolo26n", 64)[0]
+    with pytest.raises(Absent, match="--ultralytics PATH"):
+        absent.build()
 
 
 def test_a_row_is_measured_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

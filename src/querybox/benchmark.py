@@ -6,10 +6,11 @@ import copy
 import gc
 import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from statistics import median, quantiles
@@ -34,6 +35,8 @@ ENGINES = ("plain", "optimised", "bf16")
 """How a checkpoint is run: the plain detector, the optimised copy as in `predict`, and that in bfloat16."""
 MIN_SECONDS, MIN_REPEATS = 2.0, 5
 """Minimum duration of the timing, and minimum number of timed calls."""
+PAUSE = 0.05
+"""Seconds to wait before another engine is timed, because thread pools spin for a while after their work is done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,12 +161,7 @@ def measure(
     gc.collect()
     pixels = torch.randint(256, (3, *size), dtype=torch.uint8)
     batch = [Input(position=place, source="", size=size, pixels=pixels) for place in range(batch_size)]
-    detect(engine, batch, top_k=100)  # warm-up
-    samples: list[float] = []
-    while len(samples) < MIN_REPEATS or sum(samples) < seconds:
-        start = time.perf_counter()
-        detect(engine, batch, top_k=100)
-        samples.append(time.perf_counter() - start)
+    (samples,) = take_samples([partial(detect, engine, batch, top_k=100)], seconds)
     low, _, high = quantiles(samples, n=4, method="inclusive")
     return EngineResult(
         name=f"{path.name} {name}" if name in ENGINES else path.name,
@@ -173,6 +171,32 @@ def measure(
         images_per_second=batch_size / median(samples),
         peak_memory=peak_memory(accelerator(), before),
     )
+
+
+def take_samples(
+    works: Sequence[Callable[[], object]],
+    seconds: float,
+    callback: Callable[[float], object] = lambda _: None,
+) -> list[list[float]]:
+    """Return the durations of works that are called in turns, after one call each that is not timed.
+
+    Args:
+        works: What is timed.
+        seconds: Minimum duration of all timed calls together; each work is called `MIN_REPEATS` times at least.
+        callback: Called with the seconds that were timed after each round.
+    """
+    for work in works:
+        work()
+    samples: list[list[float]] = [[] for _ in works]
+    while len(samples[0]) < MIN_REPEATS or sum(map(sum, samples)) < seconds:
+        for work, times in zip(works, samples, strict=True):
+            if len(works) > 1:
+                time.sleep(PAUSE)
+            start = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - start)
+        callback(sum(map(sum, samples)))
+    return samples
 
 
 def load(path: Path, name: str, *, trusted: bool) -> Engine:

@@ -11,7 +11,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -69,13 +69,27 @@ class Auditor:
         self.violations.append(f"{' '.join(self.words or [])}: {what}")
 
 
-def benchmarked_here() -> contextlib.AbstractContextManager[object]:
-    """Have `querybox benchmark` measure in this process, whose events are seen, and not for long."""
-    return mock.patch.multiple(
-        "querybox.benchmark",
-        MIN_SECONDS=0.0,
-        ProcessPoolExecutor=lambda workers, mp_context: ThreadPoolExecutor(workers),
-    )
+@contextlib.contextmanager
+def benchmarked_here() -> Iterator[None]:
+    """Have `querybox benchmark` measure in this process, whose events are seen, and not for long.
+
+    Tuning exports nothing, as `querybox export` is another command of the list.
+    """
+    from querybox.errors import MissingExtraError
+
+    with (
+        mock.patch.multiple(
+            "querybox.benchmark",
+            MIN_SECONDS=0.0,
+            ProcessPoolExecutor=lambda workers, mp_context: ThreadPoolExecutor(workers),
+        ),
+        mock.patch.multiple(
+            "querybox.tuning.search",
+            SECONDS=0.0,
+            export=mock.Mock(side_effect=MissingExtraError("not exported")),
+        ),
+    ):
+        yield
 
 
 def traced_once() -> contextlib.AbstractContextManager[object]:

@@ -56,6 +56,8 @@ def command_lines(model: Path, photos: Path) -> list[list[str]]:
         ["queries", weights, data, "--split", "val", "-o", "out/queries.png"],
         ["convert", weights, "out/model.safetensors", "--to", "querybox"],
         ["benchmark", weights, "--size", "32x64"],
+        ["benchmark", weights, "--tune", "--size", "32x64"],
+        ["predict", weights, image, "--output", "out/tuned", "--threshold", "0", "--tuned"],
         ["export", weights, "out/model.pt2", "--to", "torch"],
         ["export", weights, "out/model.xml", "--to", "openvino"],
     ]

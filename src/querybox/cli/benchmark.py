@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from querybox.benchmark import BenchmarkResult
+    from querybox.tuning import Tuning
 
 
 def benchmark(
@@ -25,6 +27,7 @@ def benchmark(
     batch_size: int = 1,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     trust: Annotated[bool, Parameter(negative="")] = False,
+    tune: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Measure how fast models run on this machine, and their memory.
 
@@ -35,6 +38,7 @@ def benchmark(
     querybox benchmark model.safetensors
     querybox benchmark run model.onnx model.xml  # compare with its exported models
     querybox benchmark run --size 480x640 --batch-size 8 --json > speed.json
+    querybox benchmark run --tune                  # find the fastest engine, for querybox predict --tuned
     ```
 
     Args:
@@ -43,6 +47,10 @@ def benchmark(
         batch_size: Images per forward pass.
         as_json: Print JSON instead of a table.
         trust: Allow a .pt2 file to execute the code that it contains.
+        tune: Find the fastest engine (PyTorch, ONNX Runtime, OpenVINO), precision (float32; bf16 where the CPU computes
+            it natively) and number of threads for the first model, and remember them in the user's cache folder for
+            --tuned of other commands. Further models are exports of the first to measure as well, such as one in
+            int8. It takes one minute, besides the time for exporting the model.
     """
     from querybox.benchmark import benchmark as run
     from querybox.checkpoints.find import find_weights, is_exported
@@ -52,6 +60,13 @@ def benchmark(
         raise ConfigError(
             "querybox benchmark got no model; expected a checkpoint, a run folder or an exported model"
         )
+    if tune:
+        if batch_size != 1:
+            raise ConfigError(
+                f"--tune got --batch-size {batch_size}; it measures single images: omit --batch-size"
+            )
+        tune_model(models[0], models[1:], size, as_json=as_json)
+        return
     paths = [path if is_exported(path) else find_weights(path) for path in models]
     shape = None if size is None else parse_size(size)
     with Console(stderr=True).status("Measuring"):
@@ -60,6 +75,45 @@ def benchmark(
         print_text(to_json(dataclasses.asdict(result), indent=2))
     else:
         Console().print(results_table(result))
+
+
+def tune_model(model: Path, exported: Sequence[Path], size: str | None, *, as_json: bool) -> None:
+    """Find the fastest engine for a model and print what was measured."""
+    from pydantic import TypeAdapter
+
+    from querybox.checkpoints.find import find_weights
+    from querybox.terminal import Console
+    from querybox.tuning import Tuning, tune
+
+    shape = None if size is None else parse_size(size)
+    with Console(stderr=True).status("loading") as status:
+        tuning = tune(find_weights(model), exported, size=shape, callback=status.update)
+    if as_json:
+        print_text(to_json(TypeAdapter(Tuning).dump_python(tuning, mode="json"), indent=2))
+        return
+    Console().print(tuning_table(tuning))
+    for each in tuning.measurements:
+        if each.note:
+            print_text(f"{each.candidate}: not chosen: {each.note}")
+    print_text(f"Chosen: {tuning.choice.candidate}. Use it: querybox predict {model} IMAGES --tuned")
+
+
+def tuning_table(tuning: Tuning) -> Table:
+    """Show one row per engine that was measured."""
+    height, width = tuning.choice.size
+    rows = [
+        (
+            str(each.candidate),
+            f"{1e3 * each.seconds:.1f}",
+            f"{each.ratio:.2f}x",
+            f"{each.scores:.1g}",
+            f"{each.boxes:.1g}",
+        )
+        for each in tuning.measurements
+        if each.seconds is not None
+    ]
+    heads = ["engine", "ms per image", "speed", "difference of scores", "of boxes"]
+    return table(f"one image of {height}x{width}", heads, rows, numeric=range(1, 5))
 
 
 def parse_size(text: str) -> tuple[int, int]:

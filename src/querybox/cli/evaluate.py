@@ -37,6 +37,7 @@ def evaluate(
     overlap: float = 0.2,
     batch_size: int = 8,
     precision: Precision = "float32",
+    tuned: Annotated[bool, Parameter(negative="")] = False,
     trust: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Evaluate a model on an annotated dataset.
@@ -66,6 +67,8 @@ def evaluate(
         batch_size: Images per forward pass on an accelerator; the result does not depend on it.
         precision: Precision of a checkpoint's computations: float32, bf16, fp16, or auto. auto is bf16 if the device
             computes it natively, otherwise float32. bf16 and fp16 are less accurate, and faster only on such devices.
+        tuned: Run a checkpoint with the engine, precision and number of threads that `querybox benchmark --tune` found
+            to be the fastest on this machine.
         trust: Allow a .pt2 file to execute the code that it contains.
     """
     from querybox.cli.model import load_model, require_order
@@ -81,7 +84,7 @@ def evaluate(
     if inspect < 0:
         raise ConfigError(f"--inspect got {inspect}; expected a number of images, 0 or more")
     check_output(output)
-    detector = load_model(model, trusted=trust, precision=precision)
+    detector = load_model(model, trusted=trust, precision=precision, tuned=tuned)
     dataset = read_dataset(data, split)
     output.mkdir(parents=True, exist_ok=True)
     with progress_bar(len(dataset.images)) as advance:
@@ -95,7 +98,6 @@ def evaluate(
         )
     evaluation.to_json(output / METRICS)
     write_text(output / RESULTS, to_json(evaluation.to_coco()))
-
     console = Console()
     console.print(*metrics_tables(evaluation), classes_table(evaluation), errors_table(evaluation))
     if inspect and inspected is None:

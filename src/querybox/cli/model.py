@@ -41,21 +41,32 @@ def load_detector(path: Path) -> Detector:
     return Detector.load(path).to(accelerator())
 
 
-def load_model(path: Path, *, trusted: bool, precision: Precision = "float32") -> Engine:
+def load_model(path: Path, *, trusted: bool, precision: Precision = "float32", tuned: bool = False) -> Engine:
     """Load anything that `querybox.load` reads.
 
     Args:
         path: The file or folder.
         trusted: Whether code in the file may be executed.
         precision: Precision of a detector's computations; an exported model has its own.
+        tuned: Whether to run a detector as `querybox.tuning.load_tuned` does.
 
     Raises:
         CheckpointError: The file cannot be read.
-        ConfigError: `precision` is bf16 or fp16 for an exported model.
+        ConfigError: `precision` is bf16 or fp16 for an exported model, or `tuned` is True for one or with another
+            precision.
     """
     from querybox.checkpoints.find import is_exported
     from querybox.detector import load
 
+    if tuned:
+        if is_exported(path) or precision != "float32":
+            given = "an exported model" if is_exported(path) else f"--precision {precision}"
+            raise ConfigError(
+                f"{path}: --tuned got {given}; expected a checkpoint without --precision, because it decides about both"
+            )
+        from querybox.tuning import load_tuned
+
+        return load_tuned(path)
     if not is_exported(path):
         detector = load_detector(path)
         if precision == "auto":

@@ -42,6 +42,7 @@ def predict(
     format: str = ",".join(DEFAULT_FORMATS),  # noqa: A002 - the option's name
     batch_size: int = 8,
     precision: Precision = "float32",
+    tuned: Annotated[bool, Parameter(negative="")] = False,
     trust: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Detect objects in images and videos.
@@ -74,12 +75,13 @@ def predict(
         batch_size: Maximum number of images per forward pass on an accelerator.
         precision: Precision of a checkpoint's computations: float32, bf16, fp16, or auto. auto is bf16 if the device
             computes it natively, otherwise float32. bf16 and fp16 are less accurate, and faster only on such devices.
+        tuned: Run a checkpoint with the engine, precision and number of threads that `querybox benchmark --tune` found
+            to be the fastest on this machine.
         trust: Allow a .pt2 file to execute the code that it contains.
     """
     formats = read_formats(format)
     if not sources:
         raise ConfigError("querybox predict got no sources; expected images, videos, folders or patterns")
-
     from querybox.cli.model import load_model, require_order
     from querybox.cli.progress import progress_bar
     from querybox.inference.predict import predict as run
@@ -90,7 +92,7 @@ def predict(
     files = [file for source in sources for file in find_files(Path(source))]
     pictures = drawing_paths(files, output) if "pictures" in formats else []
     check_output(output, overwrite=overwrite)
-    detector = load_model(model, trusted=trust, precision=precision)
+    detector = load_model(model, trusted=trust, precision=precision, tuned=tuned)
     tables = table_writers(formats, detector.categories)
     unreadable: list[ImageError] = []
     options: dict[str, Any] = {"threshold": threshold, "top_k": top_k, "nms": nms, "batch_size": batch_size}

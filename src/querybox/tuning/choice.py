@@ -1,0 +1,193 @@
+"""The engine that was found to be the fastest for a model, kept in the user's cache folder.
+
+Each model has a folder in `cache_folder`, named by the digest of its weights. It holds ``choice.json`` and, if the
+engine runs a model that was exported for it, the files of that model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from querybox.checkpoints.find import Format, find_weights
+from querybox.data.parsing import validation_problem
+from querybox.detector import Detector
+from querybox.errors import ConfigError
+from querybox.exporting import load_exported
+from querybox.exporting.card import Precision
+from querybox.files import require_regular, write_text
+from querybox.inference.engine import Engine, accelerator
+from querybox.text import counted, to_json
+from querybox.tuning.machine import Machine
+
+logger = logging.getLogger(__name__)
+
+TITLES: dict[Format, str] = {"torch": "PyTorch", "onnx": "ONNX Runtime", "openvino": "OpenVINO"}
+CHOICE, DRAFTS = "choice.json", ".drafts-"
+"""Name of a choice, and beginning of the name of a folder with exported models that are being measured."""
+MODELS = 8
+"""Number of models whose choices are kept, those that were tuned last."""
+DAY = 86_400
+"""Age in seconds at which drafts belong to no running process any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A way to run a model."""
+
+    engine: Format
+    precision: Precision = "float32"
+    threads: int
+    file: Path | None = None
+    """The exported model; None for PyTorch."""
+
+    def __str__(self) -> str:
+        """Return its description for people."""
+        return f"{TITLES[self.engine]}, {self.precision}, {counted(self.threads, 'thread')}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The fastest way to run a model, and where it was found."""
+
+    candidate: Candidate
+    size: tuple[int, int]
+    """(height, width) in pixels of the images with which it was measured."""
+    digest: str | None
+    """SHA-256 of the exported model; None for PyTorch."""
+    machine: Machine
+
+
+def cache_folder() -> Path:
+    """Return the folder of all choices, ``querybox`` in the user's cache folder, as the Hugging Face Hub finds it."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "querybox"
+
+
+def files_of(exported: Path) -> list[Path]:
+    """Return the files of an exported model: for OpenVINO also its weights."""
+    return [exported, *([exported.with_suffix(".bin")] if exported.suffix.lower() == ".xml" else [])]
+
+
+def digest_of(*paths: Path) -> str:
+    """Return the SHA-256 of the contents of files.
+
+    Raises:
+        ConfigError: One of them is not a regular file.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        require_regular(path, ConfigError)
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def remember(candidate: Candidate, size: tuple[int, int], weights: Path, drafts: Path) -> Choice:
+    """Write the choice for a model, replacing an earlier one; its files are moved from `drafts` if they are there.
+
+    The oldest choices of other models are removed if there are more than `MODELS`.
+    """
+    folder = cache_folder() / digest_of(weights)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    file = candidate.file
+    if file is not None and file.is_relative_to(drafts):
+        for each in files_of(file):
+            each.replace(folder / each.name)
+        file = folder / file.name
+    choice = Choice(
+        candidate=dataclasses.replace(candidate, file=file),
+        size=size,
+        digest=None if file is None else digest_of(*files_of(file)),
+        machine=Machine.here(),
+    )
+    values = TypeAdapter(Choice).dump_python(choice, mode="json")
+    write_text(folder / CHOICE, to_json(values, indent=2) + "\n")
+    remove_old()
+    return choice
+
+
+def remove_old() -> None:
+    """Remove the folders of models beyond the `MODELS` tuned last, and drafts that an interrupted process left."""
+    choices = sorted(cache_folder().glob(f"*/{CHOICE}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    drafts = [path for path in cache_folder().glob(f"{DRAFTS}*") if time.time() - path.stat().st_mtime > DAY]
+    for folder in (*(path.parent for path in choices[MODELS:]), *drafts):
+        shutil.rmtree(folder)
+
+
+def recall(weights: Path) -> Choice:
+    """Read the choice for a model.
+
+    Raises:
+        ConfigError: There is none, it was found on another machine or with other versions, its file is corrupt, or the
+            exported model is missing or was changed.
+    """
+    path = cache_folder() / digest_of(weights) / CHOICE
+    cure = f"run querybox benchmark {weights} --tune"
+    require_regular(path, ConfigError)
+    if not path.exists():
+        raise ConfigError(f"{weights}: has not been tuned on this machine: {cure}")
+    try:
+        choice = TypeAdapter(Choice).validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ConfigError(f"{path}: corrupt ({validation_problem(error)}); {cure} again") from error
+    if differing := differences(choice.machine, Machine.here()):
+        raise ConfigError(f"{weights}: was tuned with another {', '.join(differing)}: {cure} again")
+    file = choice.candidate.file
+    if file is not None:
+        found = None
+        with suppress(FileNotFoundError):
+            found = digest_of(*files_of(file))
+        if found != choice.digest:
+            raise ConfigError(
+                f"{file}: is missing, or not the file with which {weights} was tuned: {cure} again"
+            )
+    return choice
+
+
+def differences(tuned: Machine, here: Machine) -> Sequence[str]:
+    """Return what differs between two machines, in words."""
+    fields = [
+        name for name in ("processor", "cores", "device") if getattr(tuned, name) != getattr(here, name)
+    ]
+    names = sorted(tuned.packages.keys() | here.packages.keys())
+    return [{"cores": "number of cores"}.get(field, field) for field in fields] + [
+        f"version of {name}" for name in names if tuned.packages.get(name) != here.packages.get(name)
+    ]
+
+
+def load_tuned(path: str | Path) -> Engine:
+    """Load a model as the engine that `querybox benchmark --tune` found to be the fastest, and log which it is.
+
+    The number of threads of PyTorch is set for the whole process.
+
+    Args:
+        path: Weights of any layout, or a run folder, as for `querybox.load`.
+
+    Raises:
+        CheckpointError: The model cannot be read.
+        ConfigError: It has not been tuned on this machine with these versions.
+    """
+    weights = find_weights(path)
+    choice = recall(weights)
+    candidate = choice.candidate
+    height, width = choice.size
+    logger.info("%s: runs with %s, as tuned for %dx%d pixels", weights, candidate, height, width)
+    torch.set_num_threads(candidate.threads)
+    if candidate.file is not None:
+        return load_exported(candidate.file)
+    detector = Detector.load(path).to(accelerator())
+    if candidate.precision == "bf16":
+        return detector.optimize(precision="bf16")
+    return detector

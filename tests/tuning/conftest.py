@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from querybox.detector import Detector
+from querybox.structures import Category, Preprocessing
+from querybox.tuning import machine, search
+from querybox.tuning.choice import Candidate
+from querybox.tuning.machine import Machine
+
+HERE = Machine(processor="one", cores=4, device="cpu", packages={"torch": "2.8", "openvino": None})
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of choices, which is empty, on a machine that does not change."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(machine.Machine, "here", lambda: HERE)
+    return tmp_path / "cache" / "querybox"
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A saved detector with random weights."""
+    torch.manual_seed(0)
+    detector = Detector.from_recipe(
+        "detr_r18",
+        categories=[Category(id=3, name="cat"), Category(id=9, name="dog")],
+        backbone="test_resnet",
+        width=16,
+        heads=2,
+        feedforward=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        queries=8,
+    )
+    detector.preprocessing = Preprocessing(short_side=64, long_side=96)
+    detector.save(tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tuning measures the engines of PyTorch alone, for a moment, with one thread."""
+    monkeypatch.setattr(search, "SECONDS", 0.0)
+    monkeypatch.setattr(search, "thread_counts", lambda: [1])
+    monkeypatch.setattr(search, "candidates", lambda *_: [Candidate(engine="torch", threads=1)])
