@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,8 @@ def test_a_file_has_the_head(detector: Detector, tmp_path: Path) -> None:
         convert(path, tmp_path / "mmdet.pth", to="mmdet3")
 
 
-def test_fine_tuning_keeps_the_head(detector: Detector) -> None:
+def test_fine_tuning_keeps_the_head(detector: Detector, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="querybox")
     new = Detector.from_recipe("detr_r50", categories=["cow", "hen"], **SEGMENTATION)
     initialize_from(new, detector, "masks.safetensors")
     assert new.mask_head is not None
@@ -85,6 +87,14 @@ def test_fine_tuning_keeps_the_head(detector: Detector) -> None:
     assert_close(new.mask_head.state_dict(), detector.mask_head.state_dict(), rtol=0, atol=0)
     head, source = (each.state_dict()["decoder.class_head.bias"] for each in (new, detector))
     assert torch.equal(head[[0, 2]], source[[2, 3]])  # cow, and no object
+    assert "mask head" not in caplog.text
+
+    other = Detector.from_recipe("detr_r50", categories=["cow"], **{**SEGMENTATION, "masks": True})
+    assert other.mask_head is not None
+    initial = {name: tensor.clone() for name, tensor in other.mask_head.state_dict().items()}
+    initialize_from(other, detector, "masks.safetensors")
+    assert_close(other.mask_head.state_dict(), initial, rtol=0, atol=0)
+    assert "has a mask head, which is dropped; model.masks=attention keeps it" in caplog.text
 
 
 @pytest.mark.parametrize(("name", "value", "factor"), [("width", 64, 128), ("heads", 4, 8)])

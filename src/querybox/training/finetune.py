@@ -56,7 +56,7 @@ def initialize_from(detector: DetectionTransformer, source: DetectionTransformer
         elif name in first_rows:
             count = min(len(own[name]), len(loaded[name]))
             loaded[name] = replace_rows(own[name], range(count), loaded[name][:count])
-    if detector.mask_head is None or source.mask_head is None:
+    if type(detector.mask_head) is not type(source.mask_head):
         heads = {name: values for name, values in own.items() if name.startswith(MASK_HEAD)}
         loaded = {name: values for name, values in loaded.items() if not name.startswith(MASK_HEAD)} | heads
     if problems := shape_mismatches(own, loaded):
@@ -129,10 +129,11 @@ def log_summary(
         logger.warning("%s: lacks %s; these classes start from random weights", where, ", ".join(new))
     if detector.mask_head is not None and source.mask_head is None:
         logger.info("%s: has no mask head; it starts from random weights", where)
-    elif detector.mask_head is None and source.mask_head is not None:
-        logger.info("%s: has a mask head, which is dropped; model.masks=true keeps it", where)
     assert detector.recipe is not None
     assert source.recipe is not None
+    if source.mask_head is not None and type(detector.mask_head) is not type(source.mask_head):
+        setting = str(source.recipe.masks).lower()
+        logger.info("%s: has a mask head, which is dropped; model.masks=%s keeps it", where, setting)
     if not detector.recipe.rows_by_query:
         return  # queries are not learned parameters
     surplus = detector.recipe.queries - source.recipe.queries
