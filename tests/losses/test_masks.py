@@ -18,6 +18,7 @@ from querybox.losses.masks import MaskLosses, sample_masks
 from querybox.mask_embeddings import MaskEmbeddings
 from querybox.structures import Matches
 
+PYRAMID = {**TINY, "levels": 2, "strides": (8, 16)}
 SIZES = [(26, 30), (36, 21)]
 """Of the images, which are padded to 36 x 30 pixels, so that the map has 9 x 8 cells."""
 POINTS = 5
@@ -153,7 +154,7 @@ def test_a_point_is_in_the_pixel_around_it() -> None:
     [
         ("detr_r50", {**TINY, "masks": True}),
         ("detr_r50", {**SEGMENTATION, "backbone": "test_resnet"}),
-        ("dino_r50", {**TINY, "levels": 2, "strides": (8, 16), "denoising": 4, "masks": True}),
+        ("dino_r50", {**PYRAMID, "denoising": 4, "masks": True}),
         ("dfine_s", {**HYBRID, "backbone": "test_resnet", "denoising": 4, "masks": True}),
     ],
 )
@@ -176,3 +177,40 @@ def test_masks_are_learned(recipe: str, settings: dict[str, Any]) -> None:
     torch.stack(list(losses.values())).sum().backward()
     assert detector.mask_head is not None
     assert not [name for name, p in detector.named_parameters() if p.requires_grad and p.grad is None]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [
+        ("detr_r50", {**TINY, "masks": True}),
+        ("detr_r50", {**SEGMENTATION, "backbone": "test_resnet"}),
+        ("deformable_detr_r50", {**PYRAMID, "masks": True}),
+        ("dino_r50", {**PYRAMID, "denoising": 4, "masks": True}),
+        ("rtdetr_r18", {**HYBRID, "backbone": "test_resnet", "masks": True}),
+        ("dfine_s", {**HYBRID, "backbone": "test_resnet", "masks": True}),
+    ],
+)
+def test_the_losses_of_masks_fall(recipe: str, settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    detector = Detector.from_recipe(recipe, num_classes=1, frozen_stride=0, dropout=0.0, **settings).train()
+    pixels = torch.zeros(3, 64, 80, dtype=torch.uint8)
+    pixels[:, 20:50, 10:40] = 255
+    target = Target(
+        boxes=torch.tensor([[25 / 80, 35 / 64, 30 / 80, 30 / 64]]),
+        labels=torch.tensor([0]),
+        masks=pixels[:1] > 0,
+    )
+    batch, criterion = ImageBatch.from_images([pixels]), detector.criterion()
+
+    def losses() -> Tensor:
+        torch.manual_seed(1)  # the same points
+        found = criterion(detector(batch, [target]), [target])
+        return found["loss_mask"] + found["loss_dice"]
+
+    optimizer = torch.optim.AdamW(detector.parameters(), lr=2e-3)
+    first = losses().detach()
+    for _ in range(10):
+        optimizer.zero_grad()
+        losses().backward()
+        optimizer.step()
+    assert losses() < 0.85 * first
