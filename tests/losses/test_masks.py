@@ -12,10 +12,11 @@ from tiny_models import HYBRID, SEGMENTATION, TINY
 from torch import Tensor
 from torch.testing import assert_close
 
-from querybox import Criterion, Detector, DetectorOutput, ImageBatch, Predictions, Target
+from querybox import Criterion, Detector, DetectorOutput, HungarianMatcher, ImageBatch, Predictions, Target
 from querybox.errors import ConfigError
 from querybox.losses.masks import MaskLosses, sample_masks
 from querybox.mask_embeddings import MaskEmbeddings
+from querybox.models import find
 from querybox.structures import Matches
 
 PYRAMID = {**TINY, "levels": 2, "strides": (8, 16)}
@@ -140,6 +141,81 @@ def test_the_criterion_weights_masks_like_boxes() -> None:
     nothing = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
     empty = Criterion()(output.without_queries(), [nothing, nothing])
     assert all(value == 0 for value in empty.values())
+
+
+def test_the_costs_of_masks_are_their_definition() -> None:
+    layers, targets = layers_of(SIZES, [2, 1])
+    targets[1] = replace(targets[1], masks=None)
+    logits, boxes = (torch.stack([getattr(each, name) for each in layers]) for name in ("logits", "boxes"))
+    matcher, masks = HungarianMatcher(mask_cost=2.0, dice_cost=3.0), [each.masks for each in layers]
+    torch.manual_seed(1)
+    terms = matcher.terms(logits, boxes, targets, masks)
+    torch.manual_seed(1)
+    points = torch.rand(2, POINTS, 2, dtype=torch.float64)
+    assert targets[0].masks is not None
+    for index, each in enumerate(masks):
+        assert isinstance(each, MaskEmbeddings)
+        for query, embedding in enumerate(each.embeddings[0]):
+            for number, mask in enumerate(targets[0].masks):
+                pair = cost(embedding, each.cells[0], mask, points[0])
+                assert_close(terms["mask"][index, 0, number, query], 2 * pair[0])
+                assert_close(terms["dice"][index, 0, number, query], 3 * pair[1])
+    assert not terms["mask"][:, 1].any()  # masks that are not known
+    assert not terms["dice"][:, 1].any()
+    without = HungarianMatcher().cost(logits, boxes, targets)
+    torch.manual_seed(1)
+    total = matcher.cost(logits, boxes, targets, masks)
+    assert_close(total[:, 0], (without + terms["mask"] + terms["dice"])[:, 0])
+    last = matcher.terms(logits, boxes, targets, [None, masks[1]])  # a head for the last layer alone
+    assert not last["mask"][0].any()
+    assert last["mask"][1, 0].all()
+    state = torch.get_rng_state()
+    assert set(HungarianMatcher().terms(logits, boxes, targets, masks)) == {"class", "box", "giou"}
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def cost(embedding: Tensor, cells: Tensor, mask: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and dice loss of a mask at all points."""
+    height, width = mask.shape
+    cross_entropy, overlap, total = [torch.zeros((), dtype=torch.float64) for _ in range(3)]
+    for x, y in [(x * width, y * height) for x, y in points.tolist()]:
+        inside = float(mask[math.floor(y), math.floor(x)])
+        probability = logit(embedding, cells, x, y).detach().sigmoid()
+        cross_entropy = cross_entropy - (inside * probability.log() + (1 - inside) * (1 - probability).log())
+        overlap = overlap + probability * inside
+        total = total + probability + inside
+    return cross_entropy / len(points), 1 - (2 * overlap + 1) / (total + 1)
+
+
+@pytest.mark.parametrize(
+    "recipe", ["detr_r50", "conditional_detr_r50", "deformable_detr_r50", "dino_r50", "rtdetr_r18", "dfine_s"]
+)
+def test_mask_costs_are_settings_of_every_kind(recipe: str) -> None:
+    found = find(recipe).replace(masks=True, mask_cost=4.0, dice_cost=3.0).criterion().matcher
+    assert (found.mask_cost, found.dice_cost, found.box_cost, found.giou_cost) == (4.0, 3.0, 5.0, 2.0)
+    off = find(recipe).criterion().matcher
+    assert (off.mask_cost, off.dice_cost, off.box_cost, off.giou_cost) == (0.0, 0.0, 5.0, 2.0)
+
+
+@pytest.mark.parametrize(("mask_cost", "dice_cost"), [(1.0, 0.0), (0.0, 1.0)])
+def test_the_criterion_matches_by_masks(mask_cost: float, dice_cost: float) -> None:
+    """Two queries with the same class and box, of which the second has the mask of the object."""
+    mask = torch.zeros(1, 32, 32, dtype=torch.bool)
+    mask[:, :, :16] = True
+    cells = torch.ones(1, 1, 8, 8)
+    cells[..., 4:] = -1
+    layer = Predictions(
+        logits=torch.zeros(1, 2, 3),
+        boxes=torch.full((1, 2, 4), 0.5),
+        masks=MaskEmbeddings(embeddings=torch.tensor([[[-9.0], [9.0]]], requires_grad=True), cells=cells),
+    )
+    target = Target(boxes=torch.full((1, 4), 0.5), labels=torch.tensor([0]), masks=mask)
+    matchers = HungarianMatcher(), HungarianMatcher(mask_cost=mask_cost, dice_cost=dice_cost)
+    losses = [
+        Criterion(each)(DetectorOutput(layers=(layer,)), [target])["loss_mask"].item() for each in matchers
+    ]
+    assert losses[0] > 10  # the first of two queries with the same cost
+    assert losses[1] < 5
 
 
 def test_a_point_is_in_the_pixel_around_it() -> None:

@@ -22,7 +22,7 @@ class Comparison:
     target: Target
     """The objects, G of them."""
     terms: Mapping[str, Float[Tensor, "L G Q"]]
-    """Weighted terms of the matching cost of every object and query: ``class``, ``box`` and ``giou``."""
+    """Weighted terms of the matching cost of every object and query, by the names of `HungarianMatcher.terms`."""
     cost: Float[Tensor, "L G Q"]
     """Matching cost, the sum of the terms."""
     matched: Int[Tensor, "L G"]

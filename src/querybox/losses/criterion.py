@@ -159,7 +159,7 @@ class Criterion(nn.Module):
         targets = on_class_rows(targets, layers[0].class_rows)
         labels = torch.cat([target.labels for target in targets])  # [N]
         objects = torch.cat([target.boxes for target in targets]).to(boxes.dtype)  # [N, 4]
-        matches = matches or self.matcher(logits, boxes, targets)
+        matches = matches or self.matcher(logits, boxes, targets, [layer.masks for layer in layers])
 
         matched_objects = matches.object.expand(len(layers), -1)  # [L, M]
         matched_queries, matched_boxes = matched_rows(boxes, matches)

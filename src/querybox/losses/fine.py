@@ -66,7 +66,12 @@ class FineCriterion(Criterion):
             at_least_float32(torch.stack([getattr(layer, name) for layer in layers]))
             for name in ("logits", "boxes")
         )
-        matches: Matches = self.matcher(logits, boxes, on_class_rows(targets, layers[0].class_rows))
+        matches: Matches = self.matcher(
+            logits,
+            boxes,
+            on_class_rows(targets, layers[0].class_rows),
+            [layer.masks for layer in layers],
+        )
         return matches
 
     def edge_losses(

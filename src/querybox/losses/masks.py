@@ -13,7 +13,7 @@ from torch import Tensor
 
 from querybox.arguments import require_number
 from querybox.losses.classification import MAX_WEIGHT
-from querybox.mask_embeddings import MASK_STRIDE
+from querybox.mask_embeddings import MASK_STRIDE, Masks
 from querybox.structures import Matches, Predictions, Target, at_least_float32
 
 POINTS = 1 / 16
@@ -59,11 +59,10 @@ class MaskLosses:
             num_matched: Number of pairs that the losses are divided by.
         """
         predicted = [layer.masks for layer in layers if layer.masks is not None]
-        device, (height, width) = layers[0].boxes.device, predicted[0].shape
-        num_points = math.ceil(POINTS * height * width)
-        num_random = num_points - round(UNCERTAIN * num_points)
+        device, chosen_points = layers[0].boxes.device, num_points(predicted[0].shape)
+        num_random = chosen_points - round(UNCERTAIN * chosen_points)
         points = torch.rand(
-            len(targets), OVERSAMPLING * num_points + num_random, 2, device=device
+            len(targets), OVERSAMPLING * chosen_points + num_random, 2, device=device
         )  # (x, y) in 0-1 of the unpadded images, the random ones last
         order = matches.image.argsort(stable=True)
         counts = [matches.repeats * min(len(target.labels), layers[0].boxes.shape[1]) for target in targets]
@@ -76,9 +75,8 @@ class MaskLosses:
             query if target.masks is not None else query[:, :0]
             for query, target in zip(queries, targets, strict=True)
         )
-        # non_blocking, so that the host does not wait for a GPU.
-        scale = padded_fractions(targets, (height, width)).to(points, non_blocking=True)[:, None]  # [B, 1, 2]
-        at_points = predicted[0].at_points(predicted, queries, 2 * points * scale - 1)
+        padded = in_padded_images(points, targets, predicted[0].shape)
+        at_points = predicted[0].at_points(predicted, queries, padded)
         first, losses = 0, []
         for image, logits in enumerate(at_points):  # [L, M, P]
             target, index = targets[image], objects[image] - first
@@ -87,7 +85,7 @@ class MaskLosses:
                 index, masks = index[:, :0], torch.zeros(0, 1, 1, dtype=torch.bool, device=device)
             logits = at_least_float32(logits)
             truth = sample_masks(masks, points[image])[index]  # [L, M, P]
-            chosen = most_uncertain(logits.detach(), num_points, num_random)
+            chosen = most_uncertain(logits.detach(), chosen_points, num_random)
             logits, wanted = logits.gather(2, chosen), truth.gather(2, chosen).to(logits)
             losses.append(
                 torch.stack([each(logits, wanted).sum(1) for each in (binary_cross_entropy, dice_loss)])
@@ -98,6 +96,66 @@ class MaskLosses:
             "loss_mask": self.mask_weight * cross_entropy,
             "loss_dice": self.dice_weight * dice,
         }
+
+
+def mask_costs(
+    layers: Sequence[Masks | None], targets: Sequence[Target], boxes: Float[Tensor, "L B Q 4"]
+) -> tuple[Float[Tensor, "L B G Q"], Float[Tensor, "L B G Q"]]:
+    """Return the binary cross-entropy and the dice loss of every object with every query of its image.
+
+    They are those at random points of the image, the same for all pairs (Mask2Former, section 3.3), and 0 in layers
+    without masks and images whose masks are not known. G is the largest number of objects in an image; those of images
+    with fewer are padded with empty masks.
+
+    Args:
+        layers: The masks of every layer.
+        targets: The objects of each image.
+        boxes: The boxes of the same queries, whose shape and dtype the costs have.
+    """
+    num_layers, _, num_queries, _ = boxes.shape
+    objects = max(len(target.labels) for target in targets)
+    costs = boxes.new_zeros(2, num_layers, len(targets), objects, num_queries)
+    predicted = [each for each in layers if each is not None]
+    if not predicted:
+        return costs[0], costs[1]
+    points = torch.rand(
+        len(targets), num_points(predicted[0].shape), 2, device=boxes.device, dtype=boxes.dtype
+    )
+    every = torch.arange(num_queries, device=boxes.device).expand(len(predicted), -1)
+    at_points = predicted[0].at_points(
+        predicted, [every] * len(targets), in_padded_images(points, targets, predicted[0].shape)
+    )
+    for image, (logits, target) in enumerate(zip(at_points, targets, strict=True)):
+        if target.masks is not None:
+            truth = sample_masks(target.masks, points[image]).to(boxes)  # [G, P]
+            both = pairwise_losses(logits.transpose(1, 2).to(boxes), truth)  # 2 x [L, G, Q]
+            costs[:, num_layers - len(predicted) :, image, : len(truth)] = torch.stack(both)
+    return costs[0], costs[1]
+
+
+def pairwise_losses(
+    logits: Float[Tensor, "L P Q"], truth: Float[Tensor, "G P"]
+) -> tuple[Float[Tensor, "L G Q"], Float[Tensor, "L G Q"]]:
+    """Return the `binary_cross_entropy` and the `dice_loss` of every pair of a true and a predicted mask."""
+    cross_entropy = (F.softplus(logits).sum(1, keepdim=True) - truth @ logits) / logits.shape[1]
+    probabilities = logits.sigmoid()
+    total = probabilities.sum(1, keepdim=True) + truth.sum(1, keepdim=True)
+    return cross_entropy, 1 - (2 * (truth @ probabilities) + 1) / (total + 1)
+
+
+def num_points(shape: tuple[int, int]) -> int:
+    """Return the number of points at which masks on a map of this size are compared."""
+    height, width = shape
+    return math.ceil(POINTS * height * width)
+
+
+def in_padded_images(
+    points: Float[Tensor, "B P 2"], targets: Sequence[Target], shape: tuple[int, int]
+) -> Float[Tensor, "B P 2"]:
+    """Return points in -1 to 1 of the padded images, given those in 0-1 of the unpadded ones."""
+    # non_blocking, so that the host does not wait for a GPU.
+    scale = padded_fractions(targets, shape).to(points, non_blocking=True)[:, None]  # [B, 1, 2]
+    return 2 * points * scale - 1
 
 
 def padded_fractions(targets: Sequence[Target], shape: tuple[int, int]) -> Float[Tensor, "B 2"]:

@@ -16,6 +16,8 @@ from querybox.arguments import ROUNDING, require_number
 from querybox.boxes import giou, to_xyxy
 from querybox.errors import NonFiniteError
 from querybox.losses.classification import MAX_WEIGHT, ClassificationLoss, checked_classification
+from querybox.losses.masks import mask_costs
+from querybox.mask_embeddings import Masks
 from querybox.structures import Matches, Target, at_least_float32
 from querybox.targets import check_labels
 
@@ -24,7 +26,9 @@ class HungarianMatcher(nn.Module):
     """Find the one-to-one assignment of objects to queries with the lowest cost, for each image and decoder layer.
 
     The cost of a pair is ``class_cost`` x (cost of the object's class, by default its negative probability) +
-    ``box_cost`` x (L1 distance of normalised cxcywh boxes) + ``giou_cost`` x (-GIoU).
+    ``box_cost`` x (L1 distance of normalised cxcywh boxes) + ``giou_cost`` x (-GIoU). If masks are predicted,
+    ``mask_cost`` x (their binary cross-entropy) + ``dice_cost`` x (their dice loss), at random points, can be added
+    (Mask2Former, Cheng et al. 2022).
     """
 
     def __init__(
@@ -33,6 +37,8 @@ class HungarianMatcher(nn.Module):
         box_cost: float = 5.0,
         giou_cost: float = 2.0,
         *,
+        mask_cost: float = 0.0,
+        dice_cost: float = 0.0,
         classification: ClassificationLoss | None = None,
     ) -> None:
         """Create the matcher.
@@ -41,31 +47,44 @@ class HungarianMatcher(nn.Module):
             class_cost: Weight of the class cost.
             box_cost: Weight of the L1 distance.
             giou_cost: Weight of the negative GIoU.
+            mask_cost: Weight of the binary cross-entropy of masks.
+            dice_cost: Weight of the dice loss of masks.
             classification: Defines the class cost; by default cross-entropy with a no-object class.
 
         Raises:
             ConfigError: An argument has another type or range.
         """
         super().__init__()
-        for name, weight in (("class", class_cost), ("box", box_cost), ("giou", giou_cost)):
-            require_number("HungarianMatcher", f"{name}_cost", weight, 0, MAX_WEIGHT)
+        weights = {
+            "class_cost": class_cost,
+            "box_cost": box_cost,
+            "giou_cost": giou_cost,
+            "mask_cost": mask_cost,
+            "dice_cost": dice_cost,
+        }
+        for name, weight in weights.items():
+            require_number("HungarianMatcher", name, weight, 0, MAX_WEIGHT)
         self.classification = checked_classification("HungarianMatcher", classification)
         self.class_cost = class_cost
         self.box_cost = box_cost
         self.giou_cost = giou_cost
+        self.mask_cost = mask_cost
+        self.dice_cost = dice_cost
 
     def cost(
         self,
         logits: Float[Tensor, "L B Q K"],
         boxes: Float[Tensor, "L B Q 4"],
         targets: Sequence[Target],
+        masks: Sequence[Masks | None] = (),
     ) -> Float[Tensor, "L B G Q"]:
         """Return the matching cost of every object with every query of its image.
 
         G is the largest number of objects in an image; the rows of images with fewer are padded with undefined values.
         """
-        terms = self.terms(logits, boxes, targets)
-        return terms["box"] + terms["class"] + terms["giou"]
+        terms = self.terms(logits, boxes, targets, masks)
+        total = terms.pop("box") + terms.pop("class") + terms.pop("giou")
+        return sum(terms.values(), total)
 
     @torch.no_grad()
     def terms(
@@ -73,8 +92,9 @@ class HungarianMatcher(nn.Module):
         logits: Float[Tensor, "L B Q K"],
         boxes: Float[Tensor, "L B Q 4"],
         targets: Sequence[Target],
+        masks: Sequence[Masks | None] = (),
     ) -> dict[str, Float[Tensor, "L B G Q"]]:
-        """Return the weighted terms of the cost: ``class``, ``box`` and ``giou``.
+        """Return the weighted terms of the cost: ``class``, ``box`` and ``giou``; with masks ``mask`` and ``dice``.
 
         Those of an object with an impossible label or box are NaN, so that `forward` finds it without another transfer.
         """
@@ -92,25 +112,36 @@ class HungarianMatcher(nn.Module):
         class_cost = class_cost.gather(2, index)  # [L, B, G, Q]
         l1 = torch.cdist(target_boxes, boxes, p=1)  # [L, B, G, Q]
         pairwise_giou = giou(to_xyxy(target_boxes)[:, :, None], to_xyxy(boxes)[:, :, None])  # [L, B, G, Q]
-        return {
+        terms = {
             "class": self.class_cost * class_cost,
             "box": self.box_cost * l1,
             "giou": -self.giou_cost * pairwise_giou,
         }
+        if (self.mask_cost or self.dice_cost) and any(each is not None for each in masks):
+            cross_entropy, dice = mask_costs(masks, targets, boxes)
+            terms |= {"mask": self.mask_cost * cross_entropy, "dice": self.dice_cost * dice}
+        return terms
 
     def forward(
         self,
         logits: Float[Tensor, "L B Q K"],
         boxes: Float[Tensor, "L B Q 4"],
         targets: Sequence[Target],
+        masks: Sequence[Masks | None] = (),
     ) -> Matches:
         """Match all layers at once, with one transfer to the host and one back.
+
+        Args:
+            logits: Class logits.
+            boxes: cxcywh in 0-1 of the unpadded images.
+            targets: The objects of each image.
+            masks: The masks of every layer, if the detector has a mask head.
 
         Raises:
             NonFiniteError: A cost is NaN or infinite.
             ConfigError: A target on an accelerator has an impossible label or box.
         """
-        cost = self.cost(logits, boxes, targets).cpu().numpy()  # [L, B, G, Q]
+        cost = self.cost(logits, boxes, targets, masks).cpu().numpy()  # [L, B, G, Q]
         if not np.isfinite(cost).all():
             on_host = [target.to("cpu") for target in targets]  # which checks boxes
             check_labels("the matcher", on_host, logits.shape[3] - self.classification.no_object)

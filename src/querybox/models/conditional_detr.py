@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal
 
 from querybox.losses.classification import FocalLoss
 from querybox.losses.criterion import Criterion
-from querybox.losses.matcher import HungarianMatcher
 from querybox.models.layouts.conditional import ATTEN4VIS, HUGGINGFACE_CONDITIONAL, MMDET3_CONDITIONAL
 from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.public import PublicWeights
@@ -92,7 +91,7 @@ class ConditionalDETR(SingleMap):
     def criterion(self) -> Criterion:
         """Return the criterion, with focal loss for each class."""
         return Criterion(
-            HungarianMatcher(2.0, 5.0, 2.0, classification=FocalLoss()),
+            self.build_matcher(2.0, FocalLoss()),
             classification=FocalLoss(),
             class_weight=2.0,
         )

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from querybox.errors import ConfigError
 from querybox.losses.classification import FocalLoss
 from querybox.losses.criterion import Criterion
-from querybox.losses.matcher import HungarianMatcher
 from querybox.models.layouts.fundamentalvision import FUNDAMENTALVISION
 from querybox.models.layouts.huggingface import HUGGINGFACE_DEFORMABLE
 from querybox.models.layouts.layout import Layout, PublicSystem
@@ -164,7 +163,7 @@ class DeformableDETR(Recipe):
     def criterion(self) -> Criterion:
         """Return the criterion, with focal loss for each class."""
         return Criterion(
-            HungarianMatcher(2.0, 5.0, 2.0, classification=FocalLoss()),
+            self.build_matcher(2.0, FocalLoss()),
             classification=FocalLoss(),
             class_weight=2.0,
             class_agnostic_proposals=True,

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, TypedDict
 from torch import Tensor, nn
 
 from querybox.errors import ConfigError
+from querybox.losses.classification import CrossEntropyLoss
 from querybox.losses.criterion import Criterion
 from querybox.models.layouts.facebook import FACEBOOK
 from querybox.models.layouts.huggingface import HUGGINGFACE
@@ -141,7 +142,7 @@ class DETR(SingleMap):
 
     def criterion(self) -> Criterion:
         """Return the criterion, with cross-entropy over classes and no-object."""
-        return Criterion()
+        return Criterion(self.build_matcher(1.0, CrossEntropyLoss()))
 
     @classmethod
     def infer_specific(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:

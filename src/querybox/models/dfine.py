@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from querybox.errors import CheckpointError
 from querybox.losses.classification import FocalLoss
 from querybox.losses.fine import FineCriterion
-from querybox.losses.matcher import HungarianMatcher
 from querybox.models.layouts.dfine import HUGGINGFACE_DFINE, PETERANDE, REG_SCALE
 from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.public import OBJECTS365, PublicWeights
@@ -159,7 +158,7 @@ class DFINE(RTDETRv2):
     def criterion(self) -> FineCriterion:
         """Return the criterion, with the losses of distributions."""
         return FineCriterion(
-            HungarianMatcher(self.class_cost, 5.0, 2.0, classification=FocalLoss()),
+            self.build_matcher(self.class_cost, FocalLoss()),
             classification=self.build_classification_loss(),
             class_weight=1.0,
         )

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from querybox.losses.classification import FocalLoss, MatchabilityLoss, VarifocalLoss
 from querybox.losses.criterion import Criterion
-from querybox.losses.matcher import HungarianMatcher
 from querybox.models.deformable_detr import DeformableDETR
 from querybox.models.layouts.idea import IDEA
 from querybox.models.layouts.layout import Layout, PublicSystem
@@ -122,7 +121,7 @@ class DINO(DeformableDETR):
         default = 6.0 if self.varifocal or self.matchability else 2.0
         class_cost = default if self.class_cost is None else self.class_cost
         return Criterion(
-            HungarianMatcher(class_cost, 5.0, 2.0, classification=FocalLoss()),
+            self.build_matcher(class_cost, FocalLoss()),
             classification=self.build_classification_loss(),
             class_weight=1.0,
         )

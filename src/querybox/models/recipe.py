@@ -14,7 +14,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from querybox.errors import CheckpointError, ConfigError
+from querybox.losses.classification import MAX_WEIGHT, ClassificationLoss
 from querybox.losses.criterion import Criterion
+from querybox.losses.matcher import HungarianMatcher
 from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.public import PublicWeights
 from querybox.models.tensors import RESNETS, count, infer_backbone
@@ -59,7 +61,16 @@ class Recipe(Settings):
     steps_to_learn: ClassVar[int]
     """Approximate number of updates after which few images begin to be learned; see docs/blood-cells.md."""
     adaptable: ClassVar[frozenset[str]] = frozenset(
-        {"backbone_weights", "dropout", "frozen_stride", "masks", "queries", "unused_rows"}
+        {
+            "backbone_weights",
+            "dice_cost",
+            "dropout",
+            "frozen_stride",
+            "mask_cost",
+            "masks",
+            "queries",
+            "unused_rows",
+        }
     )
     """Settings in which a fine-tuned model may differ from its checkpoint."""
     huggingface_prefix: ClassVar[str]
@@ -87,6 +98,10 @@ class Recipe(Settings):
 
     masks: bool = False
     """Predict the mask of each object as well."""
+    mask_cost: Annotated[float, Field(ge=0, le=MAX_WEIGHT)] = 0.0
+    """Weight of the cross-entropy of masks in matching; 5 in Mask DINO."""
+    dice_cost: Annotated[float, Field(ge=0, le=MAX_WEIGHT)] = 0.0
+    """Weight of the dice loss of masks in matching; 5 in Mask DINO."""
 
     @abstractmethod
     def build(self, categories: Sequence[Category]) -> DetectionTransformer:
@@ -99,6 +114,12 @@ class Recipe(Settings):
     @abstractmethod
     def criterion(self) -> Criterion:
         """Return the criterion for training."""
+
+    def build_matcher(self, class_cost: float, classification: ClassificationLoss) -> HungarianMatcher:
+        """Build the matcher; the weights of boxes are the same in all kinds."""
+        return HungarianMatcher(
+            class_cost, mask_cost=self.mask_cost, dice_cost=self.dice_cost, classification=classification
+        )
 
     def published_training(self) -> Mapping[str, Any]:
         """Return the published training schedule of this model, which may depend on its settings; see `training`."""

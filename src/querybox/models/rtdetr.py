@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from querybox.errors import ConfigError
 from querybox.losses.classification import DetachedVarifocalLoss, FocalLoss
 from querybox.losses.criterion import Criterion
-from querybox.losses.matcher import HungarianMatcher
 from querybox.models.dino import DINO
 from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.layouts.rtdetr import HUGGINGFACE_RTDETR, LYUWENYU, PREPROCESSING
@@ -233,7 +232,7 @@ class RTDETR(DINO):
     def criterion(self) -> Criterion:
         """Return the criterion."""
         return Criterion(
-            HungarianMatcher(self.class_cost, 5.0, 2.0, classification=FocalLoss()),
+            self.build_matcher(self.class_cost, FocalLoss()),
             classification=self.build_classification_loss(),
             class_weight=1.0,
         )

@@ -214,7 +214,7 @@ function showMatching(heatmap, marks) {
   return `Decoder layer ${layer + 1}: object ${objectName(object)} and query ${image.queries[query]} are ${paired ? "" : "not "}matched; the pair costs ${cost}.`;
 }
 
-const TERMS = { class: "class", box: "distance of the boxes (L1)", giou: "overlap (GIoU)" };
+const TERMS = { class: "class", box: "distance of the boxes (L1)", giou: "overlap (GIoU)", mask: "mask (cross-entropy)", dice: "mask (dice)" };
 
 function showPair() {
   const { object, query, layer } = state;
