@@ -66,14 +66,14 @@ def test_the_file_says_what_it_is(engine: ExportedModel, detector: Detector) -> 
     assert engine.card == Card.of(detector, "float32")
 
 
-def test_predicts_as_the_detector_does(engine: ExportedModel, detector: Detector) -> None:
+@pytest.mark.parametrize("tile", [None, 64])
+def test_predicts_as_the_detector_does(engine: ExportedModel, detector: Detector, tile: int | None) -> None:
     random = np.random.default_rng(0)
     pictures = [
         random.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in [(64, 96), (90, 60), (64, 96)]
     ]
-    for one, other in zip(
-        predict(engine, pictures, threshold=0.0), predict(detector, pictures, threshold=0.0), strict=True
-    ):
+    ours, theirs = (predict(each, pictures, threshold=0.0, tile=tile) for each in (engine, detector))
+    for one, other in zip(ours, theirs, strict=True):
         assert_same_detections(one, other, pixels=0.02)
 
 
