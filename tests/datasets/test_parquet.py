@@ -17,6 +17,8 @@ from dataset_writers import Drawn, write_coco, write_images
 from PIL import Image
 
 from querybox.data import read_dataset
+from querybox.data.formats import parquet, parquet_images
+from querybox.data.formats.parquet_images import image_folder
 from querybox.data.read import read_split
 from querybox.errors import DataError, MissingExtraError
 from querybox.training.data import digest
@@ -192,7 +194,7 @@ def test_other_and_damaged_tables(tmp_path: Path) -> None:
         read_dataset(tmp_path)
     write(file, [{"text": "a", "objects": {"bbox": [[1, 2, 3, 4]]}}])
     with pytest.raises(
-        DataError, match=r"has the columns text, objects; expected 'image', and 'objects' with"
+        DataError, match=r"has the columns text, objects; expected 'image', with binary 'bytes' or a path"
     ):
         read_dataset(tmp_path)
     write(file, [row(image) for image in IMAGES], features())
@@ -203,6 +205,60 @@ def test_other_and_damaged_tables(tmp_path: Path) -> None:
         DataError, match=r"train\.parquet: cannot be read as Parquet \(.*\); download it again"
     ):
         read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("unit", ["us", "ns"])
+def test_dates_that_cannot_be(tmp_path: Path, unit: str) -> None:
+    file = tmp_path / "train.parquet"
+    table = pa.Table.from_pylist([row(IMAGES[0])])
+    pq.write_table(table.append_column("width", pa.array([2**62 + 1], pa.timestamp(unit))), file)
+    with pytest.raises(DataError, match=r"train\.parquet: cannot be read as Parquet \(.*; download it again"):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("image", [{"bytes": "text"}, {"bytes": 5}, [{"bytes": b"of several"}]])
+def test_images_of_other_types_are_refused(tmp_path: Path, image: object) -> None:
+    file = write(tmp_path / "train.parquet", [row(IMAGES[0], image=image)], features())
+    with pytest.raises(DataError) as caught:
+        read_dataset(tmp_path)
+    assert str(caught.value) == (
+        f"{file}: has the columns image, objects; expected 'image', with binary 'bytes' or a path, and 'objects' with "
+        "'bbox'"
+    )
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_images_are_not_written_through_a_link(tmp_path: Path, whole: bool) -> None:
+    file = write(tmp_path / "data" / "train.parquet", [row(IMAGES[0])], features())
+    outside, folder = tmp_path / "outside", image_folder(file)
+    outside.mkdir()
+    link = folder.parent if whole else folder
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(outside)
+    with pytest.raises(DataError) as caught:
+        read_dataset(tmp_path / "data")
+    assert str(caught.value) == (
+        f"{link}: is a link; images are written to a folder of the dataset alone: remove it"
+    )
+    assert not list(outside.iterdir())
+
+
+def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (parquet, parquet_images):
+        monkeypatch.setattr(module, "MAX_CONTENT", 1 << 16)
+    file = write(tmp_path / "train.parquet", [row(IMAGES[0])], features())
+    assert len(read_dataset(tmp_path).images) == 1
+    zeros = row(IMAGES[0], image={"bytes": bytes(1 << 22), "path": "a.jpg"})
+    many = row(IMAGES[0], objects={"bbox": [[0.0, 0.0, 1.0, 1.0]] * 10_000, "category": [0] * 10_000})
+    for bomb, message in (
+        (zeros, "states 4,19.,... bytes of content"),
+        (many, "bytes of annotations in 1 row,"),
+    ):
+        table = pa.Table.from_pylist([bomb])
+        pq.write_table(table, file, compression="zstd")
+        with pytest.raises(DataError, match=rf"train\.parquet: .*{message}.* as a decompression bomb"):
+            read_dataset(tmp_path)
+    assert not [path for path in (tmp_path / ".images").glob("*/*") if path.stat().st_size > 1 << 20]
 
 
 def test_text_that_is_not_utf8(tmp_path: Path) -> None:

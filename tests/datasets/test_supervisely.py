@@ -12,6 +12,7 @@ from PIL import Image
 
 from querybox.data import read_dataset
 from querybox.data.read import read_split
+from querybox.errors import DataError
 
 IMAGE = Drawn(name="a.jpg", size=(100, 80))
 
@@ -92,6 +93,25 @@ def test_faults_are_findings_with_their_place(tmp_path: Path, item: dict[str, An
     annotate(tmp_path / "ds1")
     (finding,) = [each for each in read_split(tmp_path, None).findings if each.kind == "malformed"]
     assert finding.places[0].what.startswith(f"{file}, {message}")
+
+
+def test_a_bitmap_that_is_damaged_after_its_head_is_a_box_alone(tmp_path: Path) -> None:
+    data = bytearray(zlib.compress(png(30, 20)))
+    data[-1] ^= 1  # of the checksum
+    file = annotate(tmp_path / "ds0", bitmap("cat", bytes(data)))
+    (image,) = read_dataset(tmp_path).images
+    assert image.boxes_xyxy.tolist() == [[7, 9, 37, 29]]
+    (finding,) = [each for each in read_split(tmp_path, None).findings if each.kind == "malformed_mask"]
+    assert finding.places[0].what == (
+        f"{file}, object 1: a bitmap: Error -3 while decompressing data: incorrect data check; expected a PNG, "
+        "compressed by zlib"
+    )
+
+
+def test_the_folder_of_annotations_by_itself(tmp_path: Path) -> None:
+    annotate(tmp_path / "ds0", shape("cat", "rectangle", [10, 20], [50, 60]))
+    with pytest.raises(DataError, match=r"the first is 'a\.jpg'; searched .*ann;"):
+        read_dataset(tmp_path / "ds0" / "ann")
 
 
 def test_a_file_that_is_no_json(tmp_path: Path) -> None:

@@ -94,6 +94,21 @@ def test_wider_face(tmp_path: Path) -> None:
             "expected 8 whole numbers of VisDrone",
         ),
         (
+            "annotations/a.txt",
+            "10,20,40,30,1,4,0,0",
+            f"{'9' * 5000},20,40,30,1,4,0,0",
+            "expected 8 whole numbers of VisDrone",
+        ),
+        *(
+            (
+                "faces.txt",
+                "a.jpg\n1\n10 20 40 30 0 0 0 0 0 0",
+                f"{'9' * digits} 20 40 30 0 0 0 0 0 0",
+                "expected an image, a number of faces, or",
+            )
+            for digits in (400, 5000)
+        ),
+        (
             "faces.txt",
             "a.jpg\n1\n10 20 40 30 0 0 0 0 0 0",
             "10 20 40",

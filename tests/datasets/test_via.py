@@ -12,6 +12,7 @@ from dataset_writers import Drawn, write_images, write_json
 
 from querybox.data import read_dataset
 from querybox.data.read import read_split
+from querybox.errors import DataError
 
 IMAGES = [Drawn(name="a.jpg", size=(100, 80)), Drawn(name="b.jpg", size=(30, 40))]
 RECT = {"name": "rect", "x": 10, "y": 20, "width": 40, "height": 30}
@@ -123,6 +124,25 @@ def test_faults_are_findings_with_their_place(tmp_path: Path, item: dict[str, An
     (finding,) = [each for each in read_split(tmp_path, None).findings if each.kind == "malformed"]
     assert re.search(message, finding.places[0].what)
     assert finding.places[0].what.startswith(f"{file}, 'a.jpg123', region 0: ")
+
+
+@pytest.mark.parametrize(("entries_", "kind"), [([1], "an object of type list"), (None, "None")])
+def test_a_project_without_entries_is_refused(tmp_path: Path, entries_: object, kind: str) -> None:
+    write_images(tmp_path, IMAGES)
+    file = write_json(tmp_path / "via.json", {"_via_settings": {}, "_via_img_metadata": entries_})
+    with pytest.raises(DataError) as caught:
+        read_dataset(tmp_path)
+    assert str(caught.value) == (
+        f"{file}: _via_img_metadata is {kind}; expected an object with an entry for each image"
+    )
+
+
+@pytest.mark.parametrize("theta", [math.pi / 2, 5 * math.pi / 2, 1e308])
+def test_angles_of_any_size(tmp_path: Path, theta: float) -> None:
+    write_images(tmp_path, IMAGES)
+    ellipse = {"name": "ellipse", "cx": 50, "cy": 40, "rx": 20, "ry": 20, "theta": theta}
+    write_json(tmp_path / "via.json", entries(region(ellipse)))
+    assert read_dataset(tmp_path).images[0].boxes_xyxy[0].tolist() == pytest.approx([30, 20, 70, 60])
 
 
 def test_other_faults_are_findings(tmp_path: Path) -> None:

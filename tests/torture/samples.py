@@ -27,6 +27,7 @@ from querybox.models.layouts.huggingface import HUGGINGFACE
 from querybox.models.layouts.idea import IDEA
 from querybox.structures import Category, Preprocessing
 from querybox.training.checkpoint import Progress, RunCheckpoint
+from torture import more_samples
 
 MODEL = {**PUBLIC, "feedforward": 8, "queries": 5}
 NAMES = ("cat", "dog")
@@ -336,6 +337,12 @@ SAMPLES = (
             "CreateML": write_createml,
             "Open Images": write_open_images,
             "Hugging Face imagefolder": write_hugging_face,
+            "VGG Image Annotator": more_samples.write_via,
+            "Supervisely": more_samples.write_supervisely,
+            "KITTI": more_samples.write_kitti,
+            "VisDrone": more_samples.write_visdrone,
+            "WIDER FACE": more_samples.write_wider_face,
+            "Parquet": more_samples.write_parquet,
         }.items()
     ),
     Sample(

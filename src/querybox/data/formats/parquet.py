@@ -27,6 +27,7 @@ from querybox.data.formats.hugging_face_objects import (
     parse_image,
 )
 from querybox.data.formats.parquet_images import (
+    MAX_CONTENT,
     image_folder,
     image_paths,
     image_stems,
@@ -42,7 +43,7 @@ from querybox.data.records import DetectionData
 from querybox.data.splits import Format, Reader
 from querybox.errors import DataError
 from querybox.structures import Category
-from querybox.text import listed
+from querybox.text import counted, listed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -111,17 +112,31 @@ def _find_columns(file: Path, schema: pa.Schema) -> _Columns:
     import pyarrow as pa
 
     fields = {field.name: field.type for field in schema}
-    embedded = [name for name, type_ in fields.items() if "bytes" in _keys(type_)]
+    embedded = [name for name, type_ in fields.items() if _has_content(type_)]
     paths = [name for name in _IMAGES if name in fields and pa.types.is_string(fields[name])]
     objects = next((name for name, type_ in fields.items() if "bbox" in _keys(type_)), None)
     if not (embedded or paths) or (objects is None and "bbox" not in fields):
         raise DataError(
-            f"{file}: has the columns {listed(list(fields))}; expected 'image', and 'objects' with 'bbox'"
+            f"{file}: has the columns {listed(list(fields))}; expected 'image', with binary 'bytes' or a path, and "
+            "'objects' with 'bbox'"
         )
     image = (embedded or paths)[0]
     lists = ("bbox", *CATEGORY, "iscrowd", "area") if objects is None else (objects,)
     others = [name for name in (*lists, "width", "height") if name in fields]
     return _Columns(image, bool(embedded), objects, (f"{image}.path" if embedded else image, *others))
+
+
+def _has_content(type_: pa.DataType) -> bool:
+    """Tell a structure with the content of an image file."""
+    import pyarrow as pa
+
+    fields = list(type_) if pa.types.is_struct(type_) else []
+    binary = [
+        field.name
+        for field in fields
+        if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)
+    ]
+    return "bytes" in binary
 
 
 def _keys(type_: pa.DataType) -> set[str]:
@@ -144,7 +159,7 @@ def _parse_file(
     with opened(file) as parquet:
         columns = _find_columns(file, parquet.schema_arrow)
         paths = _unpacked_paths(file, parquet, columns, root, findings) if columns.embedded else None
-        for number, row in enumerate(_rows(parquet, columns)):
+        for number, row in enumerate(_rows(file, parquet, columns)):
             where = f"{file}, row {number}"
             content = {
                 "file_name": paths[number] if paths else row[columns.image],
@@ -160,8 +175,13 @@ def _parse_file(
                 yield image
 
 
-def _rows(parquet: ParquetFile, columns: _Columns) -> Iterator[dict[str, Any]]:
+def _rows(file: Path, parquet: ParquetFile, columns: _Columns) -> Iterator[dict[str, Any]]:
     for batch in parquet.iter_batches(_ROWS, columns=list(columns.names), use_threads=False):
+        if batch.nbytes > MAX_CONTENT:
+            raise DataError(
+                f"{file}: has {batch.nbytes:,} bytes of annotations in {counted(batch.num_rows, 'row')}, which is "
+                "refused as a decompression bomb; expected lists of boxes and categories"
+            )
         yield from batch.to_pylist()
 
 

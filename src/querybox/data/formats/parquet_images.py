@@ -24,7 +24,7 @@ from querybox.files import atomic, is_regular
 from querybox.text import counted
 
 if TYPE_CHECKING:
-    from pyarrow.parquet import ParquetFile
+    from pyarrow.parquet import FileMetaData, ParquetFile
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,10 @@ _END = struct.Struct("<I4s")
 _BATCH = 8
 """Number of images in memory at a time."""
 _BUFFER = 1 << 20
+MAX_CONTENT = 1 << 28
+"""Number of bytes that any file may contain, and the rows without images that are read at a time."""
+_MAX_RATIO = 100
+"""Ratio by which larger files may be compressed."""
 _UNSAFE = re.compile(r"[^\w.,+@() -]")
 """Characters that are not kept in file names."""
 _SIGNATURES = (
@@ -84,23 +88,41 @@ def opened(file: Path) -> Iterator[ParquetFile]:
         ) from None
     try:
         with ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False) as parquet:
-            _check_rows(file, parquet.metadata.num_rows)
+            _check_sizes(file, parquet.metadata)
             yield parquet
     except QueryboxError:
         raise
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # also of texts and dates
         reason = str(error).partition("\n")[0]
         raise DataError(f"{file}: cannot be read as Parquet ({reason}); download it again") from None
 
 
-def _check_rows(file: Path, count: int) -> None:
-    if count > file.stat().st_size:
-        raise DataError(f"{file}: is corrupt: it states {count:,} rows, more than bytes; download it again")
+def _check_sizes(file: Path, metadata: FileMetaData) -> None:
+    """Raise DataError if a file states more content than it can be expected to have."""
+    size = file.stat().st_size
+    if metadata.num_rows > size:
+        raise DataError(
+            f"{file}: is corrupt: it states {metadata.num_rows:,} rows, more than bytes; download it again"
+        )
+    # Not the metadata of columns, at whose damage pyarrow ends the process.
+    content = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+    if content > max(MAX_CONTENT, _MAX_RATIO * size):
+        raise DataError(
+            f"{file}: states {content:,} bytes of content in a file of {size:,} bytes, which is refused as a "
+            "decompression bomb; write its images as JPEG or PNG"
+        )
 
 
 def image_folder(file: Path) -> Path:
-    """Return the folder of the images of a file."""
-    return file.parent / ".images" / f"{file.stem}-{hashlib.sha256(read_footer(file)).hexdigest()[:8]}"
+    """Return the folder of the images of a file.
+
+    Raises:
+        DataError: It is a link, which may lead out of the dataset.
+    """
+    folder = file.parent / ".images" / f"{file.stem}-{hashlib.sha256(read_footer(file)).hexdigest()[:8]}"
+    if link := next((path for path in (folder.parent, folder) if path.is_symlink()), None):
+        raise DataError(f"{link}: is a link; images are written to a folder of the dataset alone: remove it")
+    return folder
 
 
 def image_paths(parquet: ParquetFile, column: str) -> list[str | None]:

@@ -61,7 +61,10 @@ class _Bitmap(BaseModel):
         Raises:
             DataError: The PNG is malformed or too large, or not in the image.
         """
-        png = zlib.decompressobj().decompress(base64.b64decode(self.data), MAX_PIXELS)
+        try:
+            png = zlib.decompressobj().decompress(base64.b64decode(self.data), MAX_PIXELS)
+        except zlib.error as error:
+            raise DataError(f"a bitmap: {error}; expected a PNG, compressed by zlib") from None
         if not all(map(math.isfinite, self.origin)):
             raise DataError(f"a bitmap has the origin {self.origin}; expected finite numbers")
         left, top = map(int, self.origin)
@@ -97,8 +100,10 @@ def _parse(file: Path, locator: ImageLocator, findings: FindingCollector) -> Ann
         problem = validation_problem(error) if isinstance(error, ValidationError) else str(error)
         findings.add("malformed", f"{file}: {problem}; expected Supervisely JSON, with 'size' and 'objects'")
         return None
+    folder = file.parent.relative_to(locator.root)
+    images = folder.with_name("img") if folder.name else folder
     image = AnnotatedImage(
-        name=(file.parent.relative_to(locator.root).with_name("img") / file.stem).as_posix(),
+        name=(images / file.stem).as_posix(),
         where=str(file),
         size=stated_size(content.size.height, content.size.width),
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from querybox.arguments import kind_of
 from querybox.data.annotated import AnnotatedImage, AnnotatedObject, splits_by_file
 from querybox.data.findings import Corners, FindingCollector
 from querybox.data.parsing import (
@@ -55,6 +56,11 @@ class _Shape(BaseModel):
     ys: list[float] = Field(default=[], validation_alias="all_points_y")
 
     @property
+    def degrees(self) -> float:
+        """The angle of an ellipse, less than a turn, so that it is finite in degrees as well."""
+        return math.degrees(math.fmod(self.theta, math.tau))
+
+    @property
     def box(self) -> Corners | None:
         """The bounding box in pixels; None if the shape has no extent."""
         match self.name:
@@ -63,7 +69,7 @@ class _Shape(BaseModel):
             case "circle":
                 return ellipse_box((self.cx, self.cy), (self.r, self.r), 0)
             case "ellipse":
-                return ellipse_box((self.cx, self.cy), (self.rx, self.ry), math.degrees(self.theta))
+                return ellipse_box((self.cx, self.cy), (self.rx, self.ry), self.degrees)
             case "polygon" | "polyline":
                 return bounding_box(list(zip(self.xs, self.ys, strict=True)))
             case _:
@@ -76,9 +82,7 @@ class _Shape(BaseModel):
             case "circle":
                 return polygon_region([ellipse((self.cx, self.cy), (self.r, self.r), 0)])
             case "ellipse":
-                return polygon_region(
-                    [ellipse((self.cx, self.cy), (self.rx, self.ry), math.degrees(self.theta))]
-                )
+                return polygon_region([ellipse((self.cx, self.cy), (self.rx, self.ry), self.degrees)])
             case "polygon":
                 return polygon_region([list(zip(self.xs, self.ys, strict=True))])
             case _:
@@ -122,7 +126,12 @@ def _is_csv(file: Path) -> bool:
 def _parse_json(file: Path, findings: FindingCollector) -> list[AnnotatedImage]:
     content = read_json(file, "an object with an entry for each image", findings)
     images = []
-    for key, entry in content.get(_PROJECT, content).items():
+    entries = content.get(_PROJECT, content)
+    if not isinstance(entries, dict):
+        raise DataError(
+            f"{file}: {_PROJECT} is {kind_of(entries)}; expected an object with an entry for each image"
+        )
+    for key, entry in entries.items():
         where = f"{file}, {key[:200]!r}"
         try:
             parsed = _Image.model_validate(entry)

@@ -33,7 +33,7 @@ _NAMES = (
     "motor",
 )
 """Names of the categories 1 to 10; 0 are ignored regions, and 11 others."""
-_LINE = re.compile(r"(-?\d+),(-?\d+),(-?\d+),(-?\d+),([01]),(\d|10|11),-?\d+,-?\d+,?")
+_LINE = re.compile(r"(-?\d{1,9}),(-?\d{1,9}),(-?\d{1,9}),(-?\d{1,9}),([01]),(\d|10|11),-?\d+,-?\d+,?")
 
 
 def _is_visdrone(file: Path) -> bool:

@@ -17,7 +17,7 @@ from querybox.data.parsing import read_head
 from querybox.data.splits import Format
 from querybox.data.text import read_lines
 
-_FACE = re.compile(r"(-?\d+\s+){9}-?\d+")
+_FACE = re.compile(r"(-?\d{1,9}\s+){9}-?\d{1,9}")
 _INVALID = 3
 """Index of the attribute."""
 
