@@ -23,7 +23,7 @@ from querybox.checkpoints.find import EXPORTED, is_exported
 from querybox.checkpoints.read import load_detector
 from querybox.errors import ConfigError
 from querybox.exporting import load_exported
-from querybox.exporting.openvino import without_telemetry
+from querybox.exporting.telemetry import without_telemetry
 from querybox.inference.engine import Engine, accelerator
 from querybox.inference.optimized import optimize
 from querybox.inference.predict import Input, detect

@@ -15,6 +15,7 @@ from querybox.exporting.card import INPUTS, KEY, OUTPUTS, Card
 from querybox.exporting.engine import ExportedModel, Outputs
 from querybox.exporting.graph import sizes_as_traced
 from querybox.exporting.signature import Port, check_signature
+from querybox.exporting.telemetry import without_telemetry
 
 OPSET = 18
 TYPES = {"tensor(uint8)": "uint8", "tensor(int64)": "int64", "tensor(float)": "float32"}
@@ -50,7 +51,7 @@ def load(path: Path) -> ExportedModel:
         CheckpointError: The file is corrupt or not exported by querybox.
         MissingExtraError: ONNX Runtime is not installed.
     """
-    with requires_extra("onnx", "running an ONNX file"):
+    with requires_extra("onnx", "running an ONNX file"), without_telemetry():
         import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +16,7 @@ from querybox.exporting.card import INPUTS, KEY, OUTPUTS, Card, Precision
 from querybox.exporting.engine import ExportedModel, Outputs, Runner
 from querybox.exporting.graph import sizes_as_traced
 from querybox.exporting.signature import Port, check_signature
+from querybox.exporting.telemetry import without_telemetry
 from querybox.files import require_regular
 
 if TYPE_CHECKING:
@@ -123,21 +122,3 @@ def runner(model: openvino.Model, precision: Precision) -> Runner:
         return {name: torch.from_numpy(values[name].copy()) for name in OUTPUTS}
 
     return run
-
-
-@contextmanager
-def without_telemetry() -> Iterator[None]:
-    """Let OpenVINO and NNCF be imported without their telemetry, which both do without if it cannot be imported.
-
-    It would start a process that opens a connection for each event, the import included, and write an identifier to
-    the home directory.
-    """
-    name = "openvino_telemetry"
-    imported = sys.modules.get(name)
-    sys.modules[name] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules[name]
-        if imported is not None:
-            sys.modules[name] = imported

@@ -13,7 +13,7 @@ from querybox.data import DetectionData, read_pixels
 from querybox.errors import DataError, requires_extra
 from querybox.exporting.card import Card
 from querybox.exporting.engine import pad_to
-from querybox.exporting.openvino import without_telemetry
+from querybox.exporting.telemetry import without_telemetry
 from querybox.inference.predict import prepare
 from querybox.inference.sources import Frame
 
