@@ -179,7 +179,6 @@ def main() -> int:
     """Test all mutants, tell which no test noticed; return 1 if these are too many."""
     os.chdir(ROOT)
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-    sys.dont_write_bytecode = True
     importlib.import_module("conftest")  # checks shapes in what is imported from here on
     # Without shrinking: that a test fails is enough.
     phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
