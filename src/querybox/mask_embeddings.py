@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from querybox.errors import ConfigError
+
 MASK_STRIDE = 4
 """Stride in pixels of the map of masks."""
 
@@ -85,6 +87,57 @@ class MaskEmbeddings(Masks):
         for image, query in enumerate(queries):
             rows = query[..., None].expand(-1, -1, embeddings.shape[3])
             yield embeddings[:, image].gather(1, rows) @ cells[image].T
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskLogits(Masks):
+    """Mask logits of some of the queries, as an exported model computes them."""
+
+    maps: Float[Tensor, "B M h w"]
+    """Mask logits of M queries."""
+    index: Int[Tensor, "B Q"]
+    """Index into `maps` of each query; -1 for one without a mask."""
+
+    @classmethod
+    def of(cls, maps: Float[Tensor, "B M h w"], query: Int[Tensor, "B M"], queries: int) -> Self:
+        """Create the masks from the index of the query of each, of `queries` in all; one may occur repeatedly."""
+        index = torch.full((len(maps), queries), -1, dtype=torch.long, device=maps.device)
+        order = torch.arange(maps.shape[1], device=maps.device).expand_as(query)
+        return cls(maps=maps, index=index.scatter(1, query, order))
+
+    def logits(self, query: Int[Tensor, "B K"]) -> Float[Tensor, "B K h w"]:
+        """Return the mask logits of some queries of each image; see `Masks.logits`.
+
+        Raises:
+            ConfigError: A query has no mask.
+        """
+        rows = self.index.gather(1, query)
+        if (rows < 0).any():
+            raise ConfigError(
+                f"the exported model has masks of the {self.maps.shape[1]} highest-scoring detections of an image, and "
+                "more were to be returned: pass top_k=100, or a higher threshold"
+            )
+        return self.maps[torch.arange(len(rows), device=rows.device)[:, None], rows]
+
+    def queries(self, index: slice) -> Self:
+        """Return the masks of a slice of the queries."""
+        return replace(self, index=self.index[:, index])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) of the map in cells."""
+        return self.maps.shape[2], self.maps.shape[3]
+
+    @classmethod
+    def at_points(
+        cls, layers: Sequence[Self], queries: Sequence[Int[Tensor, "L _"]], points: Float[Tensor, "B P 2"]
+    ) -> Iterator[Float[Tensor, "L _ P"]]:
+        """Yield for each image the logits of some of its queries at points; see `Masks.at_points`."""
+        for image, each in enumerate(queries):
+            maps = [
+                layer.maps[image, layer.index[image, rows]] for layer, rows in zip(layers, each, strict=True)
+            ]
+            yield sample(torch.stack(maps), points[image].expand(len(maps), -1, -1))
 
 
 def sample(maps: Float[Tensor, "B _ h w"], points: Float[Tensor, "B P 2"]) -> Float[Tensor, "B _ P"]:

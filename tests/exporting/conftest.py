@@ -45,8 +45,8 @@ def small(recipe: str, spread: float, **settings: Any) -> Detector:
 
 @pytest.fixture(scope="session")
 def detector() -> Detector:
-    """DETR."""
-    return small("detr_r18", 0.3, backbone="test_resnet", width=16, queries=8)
+    """DETR with masks."""
+    return small("detr_r18", 0.3, backbone="test_resnet", width=16, queries=8, masks=True)
 
 
 RELATIVE: dict[str, Any] = {
@@ -72,8 +72,8 @@ def dino() -> Detector:
 
 @pytest.fixture(scope="session")
 def distinct() -> Detector:
-    """DINO whose proposals are peaks, and whose queries see only those before them."""
-    return small("dino_r50", 0.2, queries=60, distinct=True, **RELATIVE)
+    """DINO whose proposals are peaks, and whose queries see only those before them, with masks."""
+    return small("dino_r50", 0.2, queries=60, distinct=True, masks=True, **RELATIVE)
 
 
 @pytest.fixture(scope="session")

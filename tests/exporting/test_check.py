@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from querybox.detector import Detector
 from querybox.errors import ExportError
 from querybox.exporting import check, export, write
-from querybox.exporting.card import OUTPUTS, Card
+from querybox.exporting.card import Card
 from querybox.exporting.check import verify
 from querybox.exporting.engine import ExportedModel, Outputs
 from querybox.exporting.graph import Graph
@@ -18,22 +18,22 @@ from querybox.exporting.graph import Graph
 
 def engine(detector: Detector, **spoiled: float) -> ExportedModel:
     """Run the detector itself as if it were a file, with something added to some of its answers."""
-    graph = Graph(copy.deepcopy(detector).eval())
+    graph, card = Graph(copy.deepcopy(detector).eval()), Card.of(detector, "float32")
 
     def run(pixels: Tensor, sizes: Tensor) -> Outputs:
         with torch.inference_mode():
-            answers = dict(zip(OUTPUTS, graph(pixels, sizes), strict=True))
+            answers = dict(zip(card.outputs, graph(pixels, sizes), strict=True))
         return {name: answer + spoiled.get(name, 0) for name, answer in answers.items()}
 
-    return ExportedModel(Card.of(detector, "float32"), run)
+    return ExportedModel(card, run)
 
 
 def test_verifies_what_is_equal(detector: Detector) -> None:
     result = verify(detector, engine(detector))
-    assert (result.batches, result.scores, result.boxes) == (3, 0.0, 0.0)
+    assert (result.batches, result.scores, result.boxes, result.masks) == (3, 0.0, 0.0, 0.0)
 
 
-@pytest.mark.parametrize("name", ["boxes", "scores", "labels", "boxes_xyxy"])
+@pytest.mark.parametrize("name", ["boxes", "scores", "labels", "boxes_xyxy", "masks"])
 @pytest.mark.parametrize("error", [1.0, float("nan")])
 def test_finds_what_differs(detector: Detector, name: str, error: float) -> None:
     with pytest.raises(ExportError, match="nothing was written"):

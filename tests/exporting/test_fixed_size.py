@@ -14,12 +14,11 @@ import torch.nn.functional as F
 
 from querybox.detector import Detector
 from querybox.errors import CheckpointError, ConfigError
-from querybox.exporting import ExportedModel, export, load_exported
-from querybox.exporting.card import OUTPUTS, Card
+from querybox.exporting import ExportedModel, export, graph, load_exported
+from querybox.exporting.card import Card
 from querybox.exporting.check import verify
 from querybox.exporting.graph import Graph, trace
-from querybox.exporting.signature import OUTPUTS as OUTPUT_PORTS
-from querybox.exporting.signature import Port, check_signature
+from querybox.exporting.signature import Port, check_signature, output_ports
 from querybox.inference.predict import predict
 from querybox.structures import Preprocessing
 
@@ -33,14 +32,15 @@ def random_pixels(count: int, height: int, width: int) -> torch.Tensor:
 def answers(detector: Detector, pixels: torch.Tensor, sizes: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return the outputs of the detector itself."""
     with torch.inference_mode():
-        return dict(zip(OUTPUTS, Graph(detector.eval())(pixels, sizes), strict=True))
+        values = Graph(detector.eval())(pixels, sizes)
+    return dict(zip(Card.of(detector, "float32").outputs, values, strict=True))
 
 
 def traced(detector: Detector, size: tuple[int, int]) -> ExportedModel:
     """Return the model that a file of this size would be made from."""
     card = Card.of(detector, "float32", size)
     program = torch.inference_mode()(trace(detector, size, padded=card.padded).module())
-    return ExportedModel(card, lambda *inputs: dict(zip(OUTPUTS, program(*inputs), strict=True)))
+    return ExportedModel(card, lambda *inputs: dict(zip(card.outputs, program(*inputs), strict=True)))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_other_images_are_padded_to_the_size(detector: Detector, tmp_path: Path)
     assert engine.card == Card.of(detector, "float32", (80, 104))
     pixels, sizes = random_pixels(2, 72, 90), torch.tensor([[72, 81], [60, 90]])
     expected = answers(detector, F.pad(pixels, (0, 14, 0, 8)), sizes)
-    for name in ("logits", "boxes"):
+    for name in ("logits", "boxes", "masks"):
         torch.testing.assert_close(engine.run(pixels, sizes)[name], expected[name], rtol=0, atol=1e-4)
     with pytest.raises(ConfigError, match="80x104 got images of 96x64 pixels; expected at most this size"):
         engine.run(random_pixels(1, 96, 64), torch.tensor([[96, 64]]))
@@ -79,6 +79,24 @@ def test_other_images_are_padded_to_the_size(detector: Detector, tmp_path: Path)
     (found,) = predict(engine, picture, threshold=0.0)
     assert found.size == (60, 90)
     assert found.boxes_xyxy.shape == (8, 4)
+    assert found.masks is not None
+    assert len(found.masks) == 8
+
+
+def test_the_best_detections_have_masks(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels, sizes = random_pixels(1, 80, 104), torch.tensor([[60, 90]])
+    masks = answers(detector, pixels, sizes)["masks"]
+    monkeypatch.setattr(graph, "MAX_MASKS", 5)
+    engine = traced(detector, (80, 104))
+    torch.testing.assert_close(engine.run(pixels, sizes)["masks"], masks[:, :5], rtol=0, atol=1e-4)
+    picture = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    (best,) = predict(engine, picture, threshold=0.0, top_k=5)
+    assert best.masks is not None
+    assert len(best.masks) == 5
+    with pytest.raises(
+        ConfigError, match=r"masks of the 5 highest-scoring detections .*: pass top_k=100, or"
+    ):
+        list(predict(engine, picture, threshold=0.0))
 
 
 @pytest.mark.parametrize(
@@ -113,10 +131,10 @@ def test_the_card_says_the_size(detector: Detector) -> None:
     assert text["inputs"]["pixels"].startswith("uint8 [1, 3, 96, 128]: an RGB image")
     assert Card.from_json(card.to_json(), "a.onnx") == card
     inputs = {"pixels": Port("uint8", (1, 3, 96, 128)), "sizes": Port("int64", (1, 2))}
-    check_signature("a.onnx", card, inputs, OUTPUT_PORTS)
+    check_signature("a.onnx", card, inputs, output_ports(card))
     other = {**inputs, "pixels": Port("uint8", (1, 3, 96, 64))}
     with pytest.raises(CheckpointError, match=r"a\.onnx: 'pixels' is .*it does not fit its card"):
-        check_signature("a.onnx", card, other, OUTPUT_PORTS)
+        check_signature("a.onnx", card, other, output_ports(card))
     with pytest.raises(CheckpointError, match=r"a\.onnx: corrupt, its card cannot be read"):
         Card.from_json(json.dumps({**text, "size": [30_000, 30_000]}), "a.onnx")
 

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from querybox.checkpoints.find import EXPORTED, Format
 from querybox.detector import Detector
 from querybox.exporting import openvino, write
-from querybox.exporting.card import OUTPUTS, Card
+from querybox.exporting.card import Card
 from querybox.exporting.check import check_detections, differences, verify
 from querybox.exporting.engine import ExportedModel
 from querybox.exporting.graph import trace
@@ -42,13 +42,14 @@ def check(program: ExportedProgram, detector: Detector, path: Path, to: Format) 
     engine = write_model(program, path, Card.of(detector, "float32"), detector, to)
     assert engine.card == Card.of(detector, "float32")
     assert not engine.card.no_object
+    assert engine.card.masks == (detector.mask_head is not None)
     assert verify(detector, engine).scores < 1e-4
     noise = torch.Generator().manual_seed(1)
     for image_sizes, shape in BATCHES:
         sizes = torch.tensor(image_sizes)
         pixels = torch.randint(256, (len(sizes), 3, *shape), dtype=torch.uint8, generator=noise)
         answers = engine.run(pixels, sizes)
-        assert answers.keys() == set(OUTPUTS)
+        assert answers.keys() == set(engine.card.outputs)
         assert differences(detector, engine, pixels, sizes, answers).max() < 1e-4
         check_detections(answers, sizes, engine)  # not the order of scores that are equal but for rounding
     picture = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,7 @@ EDITS: dict[str, dict[str, Any]] = {
     "a row less": {"class_rows": [0]},
     "no classes": {"categories": [], "class_rows": []},
     "a sigmoid": {"no_object": False},
+    "no masks": {"masks": False},
     "large images": {"preprocessing": {"short_side": 30_000, "long_side": 30_000}},
     "another format": {"format": "querybox-export-0"},
 }
@@ -141,6 +143,25 @@ def test_outputs_that_do_not_fit_are_refused(name: str, tensor: torch.Tensor) ->
     check_outputs("a.onnx", CARD, outputs(), batch=2)
     with pytest.raises(CheckpointError, match=r"a\.onnx: .*it does not fit its card"):
         check_outputs("a.onnx", CARD, outputs(**{name: tensor}), batch=2)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"masks": torch.zeros(2, 5, 3, 4)},
+        {"masks": torch.zeros(2, 6, 0, 4)},
+        {"masks": torch.zeros(2, 6, 3)},
+        {"queries": torch.zeros(2, 5, dtype=torch.long)},
+        {"queries": torch.full((2, 6), 8)},
+        {"queries": torch.full((2, 6), -1)},
+    ],
+)
+def test_masks_that_do_not_fit_are_refused(changed: dict[str, torch.Tensor]) -> None:
+    card = dataclasses.replace(CARD, masks=True)
+    right = {"queries": torch.full((2, 6), 7), "masks": torch.zeros(2, 6, 3, 4)}
+    check_outputs("a.onnx", card, outputs(**right), batch=2)
+    with pytest.raises(CheckpointError, match=r"a\.onnx: '(masks|queries)' .*it does not fit its card"):
+        check_outputs("a.onnx", card, outputs(**{**right, **changed}), batch=2)
 
 
 def test_a_graph_that_fails_is_named() -> None:

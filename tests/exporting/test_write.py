@@ -18,7 +18,7 @@ from querybox.checkpoints.find import Format
 from querybox.detector import Detector
 from querybox.errors import ConfigError
 from querybox.exporting import Exported, ExportedModel, export, load_exported, onnx, openvino, write
-from querybox.exporting.card import OUTPUTS, Card
+from querybox.exporting.card import Card
 from querybox.exporting.check import check_detections
 from querybox.exporting.graph import Graph
 from querybox.exporting.write import resolve_precision
@@ -45,8 +45,10 @@ def test_answers_as_the_detector_does_at_any_size(
     pixels = torch.randint(0, 256, (len(sizes), 3, *shape), dtype=torch.uint8)
     answers = engine.run(pixels, torch.tensor(sizes))
     with torch.inference_mode():
-        expected = dict(zip(OUTPUTS, Graph(detector.eval())(pixels, torch.tensor(sizes)), strict=True))
+        values = Graph(detector.eval())(pixels, torch.tensor(sizes))
+    expected = dict(zip(engine.card.outputs, values, strict=True))
     assert answers.keys() == expected.keys()
+    assert answers["masks"].shape == (len(sizes), 8, -(-shape[0] // 4), -(-shape[1] // 4))
     for name in ("logits", "boxes"):
         torch.testing.assert_close(answers[name], expected[name], rtol=0, atol=1e-4)
     check_detections(answers, torch.tensor(sizes), engine)  # not the order of scores equal but for rounding
@@ -73,8 +75,11 @@ def test_predicts_as_the_detector_does(engine: ExportedModel, detector: Detector
         random.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in [(64, 96), (90, 60), (64, 96)]
     ]
     ours, theirs = (predict(each, pictures, threshold=0.0, tile=tile) for each in (engine, detector))
+    areas: list[int] = []
     for one, other in zip(ours, theirs, strict=True):
         assert_same_detections(one, other, pixels=0.02)
+        areas += [mask.area for mask in other.masks or ()]
+    assert max(areas) > 0
 
 
 def test_repeats_itself_and_keeps_earlier_answers(engine: ExportedModel) -> None:
@@ -165,9 +170,11 @@ def test_only_a_detector_can_be_exported(detector: Detector, exported: Export, t
     assert not list(tmp_path.iterdir())
 
 
-def test_a_detector_with_masks_is_refused(tmp_path: Path) -> None:
-    detector = Detector.from_recipe("detr_r50", num_classes=2, masks=True, **TINY)
-    with pytest.raises(ConfigError, match=r"a mask head, which cannot be exported yet; .*model\.masks=false"):
+def test_the_mask_head_of_detr_is_refused(tmp_path: Path) -> None:
+    detector = Detector.from_recipe(
+        "detr_r50", num_classes=2, masks="attention", **{**TINY, "width": 128, "heads": 8}
+    )
+    with pytest.raises(ConfigError, match=r"DETR's own mask head, .*: train with model.masks=true or false"):
         export(detector, tmp_path / "a.onnx", to="onnx")
     assert not list(tmp_path.iterdir())
 

@@ -20,7 +20,7 @@ from querybox.inference.draw import colour_of
 from querybox.inference.masks import detection_masks
 from querybox.inference.predict import predict
 from querybox.inference.writers import coco_file, mask_images, yolo_labels
-from querybox.mask_embeddings import MaskEmbeddings
+from querybox.mask_embeddings import MaskEmbeddings, MaskLogits
 from querybox.masks import Rle
 from querybox.polygons import Polygons
 from querybox.structures import Category, DetectorOutput, Predictions, Preprocessing
@@ -89,6 +89,25 @@ def test_predicted_masks_are_those_of_their_queries() -> None:
     assert some.masks == everything.masks[:4] == everything.above(threshold).masks
     (none,) = predict(engine, image, threshold=1)
     assert none.masks == ()
+
+
+def test_masks_of_some_queries_are_those_of_all() -> None:
+    masks = Stub().last.masks
+    assert isinstance(masks, MaskEmbeddings)
+    query = torch.tensor([[7, 2, 7, 9]])
+    some = MaskLogits.of(masks.logits(query), query, 10)
+    assert some.shape == masks.shape
+    wanted = torch.tensor([[9, 7]])
+    assert_close(some.logits(wanted), masks.logits(wanted))
+    assert_close(some.queries(slice(5, 10)).logits(wanted - 5), masks.logits(wanted))
+    points = 2 * torch.rand(1, 30, 2, generator=torch.Generator().manual_seed(0)) - 1
+    (ours,) = MaskLogits.at_points([some], [wanted], points)
+    (theirs,) = MaskEmbeddings.at_points([masks], [wanted], points)
+    assert_close(ours, theirs)
+    with pytest.raises(
+        ConfigError, match=r"masks of the 4 highest-scoring detections .*: pass top_k=100, or"
+    ):
+        some.logits(torch.tensor([[9, 3]]))
 
 
 def test_an_optimised_copy_has_the_masks_of_its_detector() -> None:

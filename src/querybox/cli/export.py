@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from querybox.cli.streams import print_text
 from querybox.errors import ConfigError
+from querybox.text import counted
+
+if TYPE_CHECKING:
+    from querybox.exporting import Exported
 
 
 def export(
@@ -52,7 +56,6 @@ def export(
     from querybox.exporting import export as run
     from querybox.files import require_own
     from querybox.terminal import Console
-    from querybox.text import counted
 
     if split is not None and calibrate is None:
         raise ConfigError("--split got a split of the calibration data; expected --calibrate as well")
@@ -74,13 +77,25 @@ def export(
             calibration=data,
             callback=status.update,
         )
+    print_comparison(done, len(data.images) if data else 0)
+    sizes = ", ".join(f"{each} ({each.stat().st_size / 1e6:.1f} MB)" for each in done.files)
+    print_text(f"Wrote {sizes}. Run it: querybox predict {target} IMAGES")
+
+
+def print_comparison(done: Exported, images: int) -> None:
+    """Print how far the predictions of an exported model are from the detector's.
+
+    Args:
+        done: The result of the export.
+        images: Number of calibration images.
+    """
     checked = done.verification
     print_text(
         f"The predictions are those of the detector: on {counted(checked.batches, 'batch', 'batches')} scores "
         f"differ by at most {checked.scores:.1g}, boxes by {checked.boxes:.1g} of the image"
+        f"{'' if checked.masks is None else f', masks by {checked.masks:.1g} on average'}"
     )
-    if done.AP is not None:
-        before, after = done.AP
-        print_text(f"AP on {len(data.images) if data else 0} images: float32 {before:.4f}, int8 {after:.4f}")
-    sizes = ", ".join(f"{each} ({each.stat().st_size / 1e6:.1f} MB)" for each in done.files)
-    print_text(f"Wrote {sizes}. Run it: querybox predict {target} IMAGES")
+    for name, precisions in (("AP", done.AP), ("Mask AP", done.AP_masks)):
+        if precisions is not None:
+            before, after = precisions
+            print_text(f"{name} on {images} images: float32 {before:.4f}, int8 {after:.4f}")

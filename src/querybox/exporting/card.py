@@ -37,6 +37,12 @@ OUTPUTS = {
     "boxes": "float32 [B, Q, 4]: centre x, centre y, width, height in 0-1 of the image, in query order",
 }
 """Inputs and outputs by name, in order; the same in every format."""
+MASK_OUTPUTS = {
+    "queries": "int64 [B, M]: index of the query of each of the M highest-scoring detections in `logits` and `boxes`",
+    "masks": "float32 [B, M, H/4, W/4]: mask logits of these detections, in the order of `scores`: positive where the "
+    "object is. Sides are rounded up, and a cell has 4 x 4 pixels of the padded input image. Masks are cut to boxes",
+}
+"""The further outputs of a detector with masks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +59,8 @@ class Card:
     """Precision in which to compute the model."""
     no_object: bool = True
     """Whether the last row of the class head is the "no object" class and probabilities are a softmax over all rows."""
+    masks: bool = False
+    """Whether the model has masks, which are further outputs."""
     size: tuple[int, int] | None = None
     """(height, width) of `pixels`, of which there is one image at a time; None for batches and images of any size."""
 
@@ -79,11 +87,16 @@ class Card:
         """Whether images may be padded. Those that are stretched fill a fixed size."""
         return self.size is None or self.preprocessing.resizing != "stretch"
 
+    @property
+    def outputs(self) -> dict[str, str]:
+        """The outputs by name, in order, and what they are."""
+        return {**OUTPUTS, **MASK_OUTPUTS} if self.masks else OUTPUTS
+
     @classmethod
     def of(
         cls, detector: DetectionTransformer, precision: Precision, size: tuple[int, int] | None = None
     ) -> Self:
-        """Describe a detector. Runs it on a blank image, because `no_object` is known only from its predictions.
+        """Describe a detector. Runs it on a blank image, because only its predictions tell `no_object` and `masks`.
 
         Args:
             detector: The model.
@@ -99,6 +112,7 @@ class Card:
             preprocessing=resized_to_fit(detector.preprocessing, size),
             precision=precision,
             no_object=predictions.no_object,
+            masks=predictions.masks is not None,
             size=size,
         )
 
@@ -111,7 +125,7 @@ class Card:
                 "version": __version__,
                 **values,
                 "inputs": self.describe_inputs(),
-                "outputs": OUTPUTS,
+                "outputs": self.outputs,
             }
         )
 

@@ -9,17 +9,18 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from querybox.errors import CheckpointError, ExportError
-from querybox.exporting.card import OUTPUTS, Card, Precision
+from querybox.exporting.card import Card, Precision
 from querybox.exporting.engine import ExportedModel, Outputs
 from querybox.exporting.graph import Graph
 from querybox.exporting.signature import CURE, check_outputs
 from querybox.inference.engine import evaluating
 from querybox.inference.postprocess import postprocess
+from querybox.mask_embeddings import MaskLogits
 from querybox.memory import first_line, is_out_of_memory
 from querybox.modules.detector import DetectionTransformer
 from querybox.modules.queries import gather_rows
@@ -51,6 +52,8 @@ class Verification:
     """Largest difference of a class probability, 0-1."""
     boxes: float
     """Largest difference of a box coordinate, in 0-1 of the image."""
+    masks: float | None = None
+    """Largest difference of a mask: the mean of that of its probabilities, 0-1; None without masks."""
 
 
 def verify(detector: DetectionTransformer, model: ExportedModel) -> Verification:
@@ -69,13 +72,14 @@ def verify(detector: DetectionTransformer, model: ExportedModel) -> Verification
         outputs = model.run(pixels, sizes)
         largest.append(differences(detector, model, pixels, sizes, outputs).amax(1))
         check_detections(outputs, sizes, model)
-    scores, boxes = torch.stack(largest).amax(0).tolist()
-    if max(scores, boxes) > tolerance:
+    scores, boxes, *masks = torch.stack(largest).amax(0).tolist()
+    if max(scores, boxes, *masks) > tolerance:
+        found = "".join(f", masks by {each:.2g}" for each in masks)
         raise ExportError(
-            f"the exported model differs from its detector: scores by {scores:.2g}, boxes by {boxes:.2g} of the image; "
-            f"expected at most {tolerance:g}; nothing was written: try another format, and please report this"
+            f"the exported model differs from its detector: scores by {scores:.2g}, boxes by {boxes:.2g} of the image"
+            f"{found}; expected at most {tolerance:g}; nothing was written: try another format, and please report this"
         )
-    return Verification(batches=len(largest), scores=scores, boxes=boxes)
+    return Verification(batches=len(largest), scores=scores, boxes=boxes, masks=masks[0] if masks else None)
 
 
 def differences(
@@ -84,13 +88,13 @@ def differences(
     pixels: UInt8[Tensor, "B 3 H W"],
     sizes: Int[Tensor, "B 2"],
     outputs: Outputs,
-) -> Float[Tensor, "2 B"]:
-    """Return each image's largest differences of class probabilities and of boxes from the detector's outputs.
+) -> Float[Tensor, "_ B"]:
+    """Return each image's largest differences of class probabilities, boxes and any masks from the detector's outputs.
 
     They are infinite if the outputs contain NaN or have the wrong shape.
     """
     graph, generator = Graph(detector), torch.Generator().manual_seed(0)
-    smallest = torch.full((2, len(pixels)), torch.inf)
+    smallest = torch.full((2 + model.card.masks, len(pixels)), torch.inf)
     attempt = 0
 
     def add_noise(_: nn.Module, __: object, memory: Memory) -> Memory:
@@ -101,15 +105,18 @@ def differences(
         noisy = detector.encoder.register_forward_hook(add_noise) if attempt else nullcontext()
         with evaluating(detector), torch.inference_mode(), noisy:
             values = graph(pixels.to(detector.device), sizes.to(detector.device))
-        expected = {name: value.cpu() for name, value in zip(OUTPUTS, values, strict=True)}
-        scores, right_scores = (model.predictions(each).scores() for each in (outputs, expected))
-        boxes, right_boxes = outputs["boxes"], expected["boxes"]
+        expected = {name: value.cpu() for name, value in zip(model.card.outputs, values, strict=True)}
+        predictions, right = model.predictions(outputs), model.predictions(expected)
+        scores, right_scores = predictions.scores(), right.scores()
+        boxes, right_boxes = predictions.boxes, right.boxes
+        order = torch.arange(boxes.shape[1]).expand(len(boxes), -1)
         if detector.exchanges_queries and scores.shape == right_scores.shape:
             order = closest(torch.cat([scores, boxes], 2), torch.cat([right_scores, right_boxes], 2))
             right_scores, right_boxes = gather_rows(right_scores, order), gather_rows(right_boxes, order)
-        current = torch.stack(
-            [max_difference(scores, right_scores), max_difference(boxes, right_boxes)]
-        )  # [2, B]
+        largest = [max_difference(scores, right_scores), max_difference(boxes, right_boxes)]
+        if isinstance(predictions.masks, MaskLogits) and isinstance(right.masks, MaskLogits):
+            largest.append(mask_difference(predictions.masks, right.masks, order))
+        current = torch.stack(largest)  # [2 or 3, B]
         smallest = torch.where(current.amax(0) < smallest.amax(0), current, smallest)  # NaN is never smaller
         if (smallest <= TOLERANCES[model.card.precision]).all():
             break
@@ -153,6 +160,28 @@ def max_difference(actual: Tensor, expected: Tensor) -> Float[Tensor, " B"]:
     if actual.shape != expected.shape:
         return torch.full((len(expected),), torch.nan)
     return (actual - expected).abs().flatten(1).amax(1)
+
+
+def mask_difference(
+    actual: MaskLogits, expected: MaskLogits, order: Int[Tensor, "B Q"]
+) -> Float[Tensor, " B"]:
+    """Return each image's largest mean difference of the probabilities of a mask; NaN if the shapes differ.
+
+    Args:
+        actual: The masks to compare.
+        expected: Masks of the same queries, of which a few may be of others whose scores are equal up to rounding.
+        order: The query of `expected` for each query of `actual`.
+    """
+    if actual.maps.shape != expected.maps.shape:
+        return torch.full((len(expected.maps),), torch.nan)
+    largest = []
+    for index, right_index, maps, right_maps in zip(
+        actual.index, expected.index.gather(1, order), actual.maps, expected.maps, strict=True
+    ):
+        both = (index >= 0) & (right_index >= 0)
+        difference = maps[index[both]].sigmoid() - right_maps[right_index[both]].sigmoid()
+        largest.append(difference.abs().mean((1, 2)).amax())
+    return torch.stack(largest)
 
 
 def check_detections(outputs: Outputs, sizes: Int[Tensor, "B 2"], model: ExportedModel) -> None:
@@ -209,12 +238,19 @@ def is_consistent(
     )
     gap = F.pad(-best[0].diff(dim=1), (1, 1), value=1.0)
     untied = ((gap[:, 1:] > tie) & (gap[:, :-1] > tie))[:, :count]
-    scores, labels, boxes_xyxy = (each[:, :count] for each in best[:3])
+    scores, labels, boxes_xyxy, queries = (each[:, :count] for each in best)
     side = sizes.amax(1)[:, None, None]
     return bool(
         outputs["labels"].shape == labels.shape
         and outputs["boxes_xyxy"].shape == boxes_xyxy.shape
         and (max_difference(outputs["scores"], scores) <= tolerance).all()
         and torch.equal(outputs["labels"][untied], labels[untied])
+        and (not model.card.masks or is_same(outputs["queries"][:, :count], queries, untied))
         and (((outputs["boxes_xyxy"] - boxes_xyxy) / side)[untied].abs() <= tolerance).all()
     )
+
+
+def is_same(actual: Int[Tensor, "B M"], expected: Int[Tensor, "B K"], untied: Bool[Tensor, "B K"]) -> bool:
+    """Return whether the first values of `expected` are those of `actual` where they are `untied`."""
+    count = actual.shape[1]
+    return torch.equal(actual[untied[:, :count]], expected[:, :count][untied[:, :count]])

@@ -14,11 +14,12 @@ from querybox.errors import ConfigError
 from querybox.exporting.card import Card
 from querybox.exporting.signature import check_outputs
 from querybox.inference.engine import Predictor
+from querybox.mask_embeddings import MaskLogits
 from querybox.structures import Category, DetectorOutput, ImageBatch, Predictions, Preprocessing
 from querybox.text import listed
 
 Outputs = Mapping[str, Tensor]
-"""The outputs of an exported model, by the names of `querybox.exporting.card.OUTPUTS`."""
+"""The outputs of an exported model, by the names of `querybox.exporting.card.Card.outputs`."""
 Runner = Callable[[UInt8[Tensor, "B 3 H W"], Int[Tensor, "B 2"]], Outputs]
 """Runs an exported model on ``pixels`` and ``sizes``, see `querybox.exporting.card.INPUTS`."""
 
@@ -65,11 +66,16 @@ class ExportedModel(Predictor):
 
     def predictions(self, outputs: Outputs) -> Predictions:
         """Return the raw predictions in the outputs of the model."""
+        masks = None
+        if self.card.masks:
+            queries = outputs["logits"].shape[1]
+            masks = MaskLogits.of(outputs["masks"], outputs["queries"], queries)
         return Predictions(
             logits=outputs["logits"],
             boxes=outputs["boxes"],
             no_object=self.card.no_object,
             class_rows=self.card.class_rows,
+            masks=masks,
         )
 
 

@@ -16,9 +16,13 @@ from torch.fx.experimental import _config
 
 from querybox.fast.fusion import fuse
 from querybox.fast.inference import cache_cells
-from querybox.inference.postprocess import postprocess
+from querybox.inference.postprocess import postprocess, select_top_k
 from querybox.modules.detector import DetectionTransformer
+from querybox.modules.masks import MaskHead
 from querybox.structures import ImageBatch
+
+MAX_MASKS = 120
+"""Number of detections of an image with masks: the 100 that are evaluated, and more whose scores may equal theirs."""
 
 
 class Graph(nn.Module):
@@ -35,16 +39,8 @@ class Graph(nn.Module):
         self.detector = detector
         self.unpadded = unpadded
 
-    def forward(
-        self, pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]
-    ) -> tuple[
-        Float[Tensor, "B Q"],
-        Int[Tensor, "B Q"],
-        Float[Tensor, "B Q 4"],
-        Float[Tensor, "B Q K"],
-        Float[Tensor, "B Q 4"],
-    ]:
-        """Return the values that `querybox.exporting.card.OUTPUTS` describes."""
+    def forward(self, pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> tuple[Tensor, ...]:
+        """Return the values that `querybox.exporting.card.Card.outputs` describes."""
         preprocessing = self.detector.preprocessing
         unpadded = sizes if self.unpadded is None else torch.tensor([self.unpadded])
         batch = ImageBatch.from_pixels(pixels, unpadded, preprocessing, padded=self.unpadded is None)
@@ -55,7 +51,14 @@ class Graph(nn.Module):
             top_k=predictions.logits.shape[1],
             clip_boxes=preprocessing.clip_boxes,
         )
-        return scores, labels, boxes_xyxy, predictions.logits, predictions.boxes
+        outputs = scores, labels, boxes_xyxy, predictions.logits, predictions.boxes
+        if predictions.masks is None:
+            return outputs
+        found = predictions.logits.shape[1] * (1 if predictions.no_object else predictions.num_classes)
+        _, _, queries = select_top_k(
+            predictions, torch.sym_min(MAX_MASKS, found)
+        )  # sigmoids find more than Q
+        return *outputs, queries, predictions.masks.logits(queries)
 
 
 class DynamicConv2dSame(Conv2dSame):
@@ -77,6 +80,20 @@ class DynamicConv2dSame(Conv2dSame):
             missing = (size - 1) // stride * stride + reach + 1 - size if reach else 0
             padding += [missing // 2, missing - missing // 2]
         return F.conv2d(F.pad(x, padding), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class DynamicMaskHead(MaskHead):
+    """A mask head for dynamic image sizes.
+
+    A trace turns whether a slice is as large as the map into a constraint on the image size.
+    """
+
+    def cut(
+        self, x: Float[Tensor, "B D _ _"], height: int | torch.SymInt, width: int | torch.SymInt
+    ) -> Float[Tensor, "B D h w"]:
+        """Return the top left cells of a map, selected by their indices."""
+        rows, columns = (torch.arange(side, device=x.device) for side in (height, width))
+        return x.index_select(2, rows).index_select(3, columns)
 
 
 @contextmanager
@@ -111,6 +128,8 @@ def trace(
     for part in detector.modules():
         if type(part) is Conv2dSame:
             part.__class__ = DynamicConv2dSame
+        if type(part) is MaskHead:
+            part.__class__ = DynamicMaskHead
         if hasattr(part, "inplace"):
             # Otherwise it would be made functional later, node by node.
             part.inplace = False  # type: ignore[assignment]

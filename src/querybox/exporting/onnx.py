@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from querybox.errors import CheckpointError, requires_extra
-from querybox.exporting.card import INPUTS, KEY, OUTPUTS, Card
+from querybox.exporting.card import INPUTS, KEY, Card
 from querybox.exporting.engine import ExportedModel, Outputs
 from querybox.exporting.graph import sizes_as_traced
 from querybox.exporting.signature import Port, check_signature
@@ -36,7 +36,7 @@ def write(program: ExportedProgram, path: Path, card: Card) -> None:
             dynamo=True,
             opset_version=OPSET,
             input_names=list(INPUTS),
-            output_names=list(OUTPUTS),
+            output_names=list(card.outputs),
             verbose=False,
         )
     assert converted is not None
@@ -66,8 +66,10 @@ def load(path: Path) -> ExportedModel:
     check_signature(path, card, inputs, outputs)
 
     def run(pixels: Tensor, sizes: Tensor) -> Outputs:
-        values = session.run(list(OUTPUTS), {"pixels": pixels.contiguous().numpy(), "sizes": sizes.numpy()})
-        return dict(zip(OUTPUTS, map(torch.from_numpy, values), strict=True))
+        values = session.run(
+            list(card.outputs), {"pixels": pixels.contiguous().numpy(), "sizes": sizes.numpy()}
+        )
+        return dict(zip(card.outputs, map(torch.from_numpy, values), strict=True))
 
     return ExportedModel(card, run)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from querybox.errors import CheckpointError, requires_extra
-from querybox.exporting.card import INPUTS, KEY, OUTPUTS, Card, Precision
+from querybox.exporting.card import INPUTS, KEY, Card
 from querybox.exporting.engine import ExportedModel, Outputs, Runner
 from querybox.exporting.graph import sizes_as_traced
 from querybox.exporting.signature import Port, check_signature
@@ -26,12 +26,12 @@ TYPES = {"u8": "uint8", "i64": "int64", "f32": "float32"}
 """Names of types, by those of OpenVINO."""
 
 
-def convert(program: ExportedProgram, size: tuple[int, int] | None = None) -> openvino.Model:
+def convert(program: ExportedProgram, card: Card) -> openvino.Model:
     """Convert a traced detector to an OpenVINO model.
 
     Args:
         program: The detector.
-        size: The fixed (height, width) that it was traced with; None if it is dynamic.
+        card: Its card.
 
     Raises:
         MissingExtraError: OpenVINO is not installed.
@@ -47,10 +47,10 @@ def convert(program: ExportedProgram, size: tuple[int, int] | None = None) -> op
 
     with sizes_as_traced():
         model = openvino.convert_model(program, extension=[ConversionExtension(str(torch.sym_min), minimum)])
-    for port, name in zip([*model.inputs, *model.outputs], [*INPUTS, *OUTPUTS], strict=True):
+    for port, name in zip([*model.inputs, *model.outputs], [*INPUTS, *card.outputs], strict=True):
         port.get_tensor().set_names({name})
     # The converter makes every axis dynamic; those that are fixed give faster kernels.
-    batch, height, width = (-1, -1, -1) if size is None else (1, *size)
+    batch, height, width = (-1, -1, -1) if card.size is None else (1, *card.size)
     model.reshape({"pixels": [batch, 3, height, width], "sizes": [batch, 2]})
     return model
 
@@ -82,7 +82,7 @@ def load(path: Path) -> ExportedModel:
         ) from error
     card = Card.from_json(model.get_rt_info(KEY).value if model.has_rt_info(KEY) else None, path)
     check_signature(path, card, ports(model.inputs), ports(model.outputs))
-    return ExportedModel(card, runner(model, card.precision))
+    return ExportedModel(card, runner(model, card))
 
 
 def ports(nodes: Iterable[Any]) -> dict[str, Port]:
@@ -100,15 +100,16 @@ def ports(nodes: Iterable[Any]) -> dict[str, Port]:
 
 def in_float32(model: openvino.Model, card: Card) -> ExportedModel:
     """Return a model that is computed in float32, whatever its card says."""
-    return ExportedModel(dataclasses.replace(card, precision="float32"), runner(model, "float32"))
+    card = dataclasses.replace(card, precision="float32")
+    return ExportedModel(card, runner(model, card))
 
 
-def runner(model: openvino.Model, precision: Precision) -> Runner:
+def runner(model: openvino.Model, card: Card) -> Runner:
     """Compile the model once for all sizes: compiling for each size would gain 2-7 % and take a second each."""
     import openvino
 
     hints = {
-        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+        "INFERENCE_PRECISION_HINT": "bf16" if card.precision == "bf16" else "f32",
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "ENABLE_CPU_PINNING": False,  # pinned threads of several processes would share cores while others are idle
@@ -119,6 +120,6 @@ def runner(model: openvino.Model, precision: Precision) -> Runner:
         values = request.infer(
             {"pixels": pixels.contiguous().numpy(), "sizes": sizes.numpy()}, share_inputs=True
         )
-        return {name: torch.from_numpy(values[name].copy()) for name in OUTPUTS}
+        return {name: torch.from_numpy(values[name].copy()) for name in card.outputs}
 
     return run

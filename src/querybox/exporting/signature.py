@@ -31,7 +31,11 @@ OUTPUTS = {
     "logits": Port("float32", (None, None, None)),
     "boxes": Port("float32", (None, None, 4)),
 }
-"""The types and axes of `querybox.exporting.card.INPUTS` and `OUTPUTS`, for images of any size."""
+MASK_OUTPUTS = {
+    "queries": Port("int64", (None, None)),
+    "masks": Port("float32", (None, None, None, None)),
+}
+"""The types and axes of what has these names in `querybox.exporting.card`, for images of any size."""
 
 
 def check_signature(
@@ -48,7 +52,10 @@ def check_signature(
     Raises:
         CheckpointError: A name, a type, a shape, or the number of classes is not that of the card.
     """
-    for kind, found, expected in (("inputs", inputs, input_ports(card)), ("outputs", outputs, OUTPUTS)):
+    for kind, found, expected in (
+        ("inputs", inputs, input_ports(card)),
+        ("outputs", outputs, output_ports(card)),
+    ):
         if found.keys() != expected.keys():
             raise CheckpointError(
                 f"{where}: has the {kind} {', '.join(found)}; expected {', '.join(expected)}: {CURE}"
@@ -71,6 +78,11 @@ def input_ports(card: Card) -> dict[str, Port]:
     if card.size is None:
         return INPUTS
     return {"pixels": Port("uint8", (1, 3, *card.size)), "sizes": Port("int64", (1, 2))}
+
+
+def output_ports(card: Card) -> dict[str, Port]:
+    """Return the outputs of a model with this card."""
+    return {**OUTPUTS, **MASK_OUTPUTS} if card.masks else OUTPUTS
 
 
 def is_similar(port: Port, expected: Port, *, fixed: bool) -> bool:
@@ -99,7 +111,7 @@ def check_outputs(where: object, card: Card, outputs: Mapping[str, Tensor], batc
     Raises:
         CheckpointError: A type or a shape is not that of the card.
     """
-    for name, port in OUTPUTS.items():
+    for name, port in output_ports(card).items():
         tensor = outputs[name]
         if tensor.dtype != getattr(torch, port.type) or not (
             tensor.ndim == len(port.shape)
@@ -113,3 +125,13 @@ def check_outputs(where: object, card: Card, outputs: Mapping[str, Tensor], batc
     if outputs["logits"].shape[1] != outputs["boxes"].shape[1]:
         raise CheckpointError(f"{where}: 'logits' and 'boxes' are of different numbers of queries: {CURE}")
     check_rows(where, card, outputs["logits"].shape[2])
+    if not card.masks:
+        return
+    queries, masks = outputs["queries"], outputs["masks"]
+    if queries.shape != masks.shape[:2] or not masks.numel():
+        raise CheckpointError(
+            f"{where}: 'masks' is {list(masks.shape)} and 'queries' is {list(queries.shape)}; expected a query of each "
+            f"mask: {CURE}"
+        )
+    if not 0 <= queries.min() <= queries.max() < outputs["boxes"].shape[1]:
+        raise CheckpointError(f"{where}: 'queries' has indices beyond those of 'boxes': {CURE}")

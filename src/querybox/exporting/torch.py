@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from querybox.errors import CheckpointError, ConfigError
-from querybox.exporting.card import KEY, OUTPUTS, Card
+from querybox.exporting.card import KEY, Card
 from querybox.exporting.engine import ExportedModel, Outputs
 
 FILE = f"{KEY}.json"
@@ -44,7 +44,7 @@ def load(path: Path, *, trusted: bool) -> ExportedModel:
     def run(pixels: Tensor, sizes: Tensor) -> Outputs:
         try:
             with torch.inference_mode():
-                return dict(zip(OUTPUTS, module(pixels, sizes), strict=True))
+                return dict(zip(card.outputs, module(pixels, sizes), strict=True))
         except AssertionError as error:  # raised by the constraints of the trace
             raise ConfigError(
                 f"{path}: cannot run images of {list(pixels.shape[2:])} pixels ({error}); "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -16,6 +16,7 @@ from querybox.checkpoints.find import EXPORTED, Format
 from querybox.data import DetectionData
 from querybox.errors import ConfigError
 from querybox.evaluation.evaluate import evaluate
+from querybox.evaluation.result import Evaluation
 from querybox.exporting import onnx, openvino, torch
 from querybox.exporting.card import Card, Precision
 from querybox.exporting.check import Verification, verify
@@ -23,6 +24,7 @@ from querybox.exporting.engine import ExportedModel
 from querybox.exporting.graph import decoder_nodes, trace
 from querybox.exporting.load import read_exported
 from querybox.exporting.quantise import quantise
+from querybox.modules.attention_masks import AttentionMaskHead
 from querybox.modules.detector import DetectionTransformer
 from querybox.precision import is_native
 from querybox.structures import MAX_AREA
@@ -42,6 +44,8 @@ class Exported:
     the model in float32, before rounding."""
     AP: tuple[float, float] | None = None
     """For int8: average precision on the calibration data in float32 and in int8, 0-1."""
+    AP_masks: tuple[float, float] | None = None
+    """The same of masks, if the detector and the data have them."""
 
 
 def export(
@@ -90,12 +94,23 @@ def export(
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         draft = Path(folder) / path.name
         if to == "openvino" and calibration is not None:
-            verification, precisions = write_int8(program, draft, card, detector, calibration, callback)
+            verification, evaluations = write_int8(program, draft, card, detector, calibration, callback)
         else:
             verification = write_verified(program, draft, card, detector, to, callback)
-            precisions = None
+            evaluations = None
         written = [file.replace(path.parent / file.name) for file in sorted(draft.parent.iterdir())]
-    return Exported(files=tuple(sorted(written, key=path.__ne__)), verification=verification, AP=precisions)
+    return Exported(
+        files=tuple(sorted(written, key=path.__ne__)),
+        verification=verification,
+        AP=evaluations and average_precisions([each.metrics for each in evaluations]),
+        AP_masks=evaluations
+        and average_precisions([each.masks.metrics for each in evaluations if each.masks]),
+    )
+
+
+def average_precisions(metrics: Sequence[Mapping[str, float]]) -> tuple[float, float] | None:
+    """Return the AP of the two evaluations, or None if there are none."""
+    return (metrics[0]["AP"], metrics[1]["AP"]) if metrics else None
 
 
 def resolve_precision(precision: Precision | Literal["auto"], to: Format) -> Precision:
@@ -110,10 +125,10 @@ def check_values(detector: object, to: object, precision: object) -> None:
     cure = "a Detector: pass the one that it was made from, or load its checkpoint with querybox.load"
     require_type("export", detector, DetectionTransformer, cure)
     assert isinstance(detector, DetectionTransformer)
-    if detector.mask_head is not None:
+    if isinstance(detector.mask_head, AttentionMaskHead):
         raise ConfigError(
-            "export got a detector with a mask head, which cannot be exported yet; expected one that was trained with "
-            "model.masks=false"
+            "export got a detector with DETR's own mask head, which is too expensive for a fixed number of detections; "
+            "expected another one: train with model.masks=true or false"
         )
     for name, value, choices in (
         ("to", to, EXPORTED),
@@ -177,7 +192,7 @@ def write_model(
         case "torch":
             torch.write(program, path, card)
         case "openvino":
-            model = openvino.convert(program, card.size)
+            model = openvino.convert(program, card)
             openvino.write(model, path, card)
             if card.precision == "bf16" and detector.proposes_queries:
                 # Rounded scores select other proposals, so the outputs could not be compared.
@@ -192,16 +207,16 @@ def write_int8(
     detector: DetectionTransformer,
     data: DetectionData,
     callback: Callable[[str], object],
-) -> tuple[Verification, tuple[float, float]]:
-    """Write the model in int8; return the verification in float32, and AP before and after quantisation."""
+) -> tuple[Verification, tuple[Evaluation, Evaluation]]:
+    """Write the model in int8; return the verification in float32, and evaluations before and after quantisation."""
     callback("writing")
-    model = openvino.convert(program, card.size)
+    model = openvino.convert(program, card)
     before = openvino.in_float32(model, card)
     callback("verifying")
     verification = verify(detector, before)
     callback("evaluating in float32")
-    AP_before = evaluate(before, data).metrics["AP"]
+    evaluation = evaluate(before, data)
     callback("quantising")
     openvino.write(quantise(model, decoder_nodes(program), data, card), path, card)
     callback("evaluating in int8")
-    return verification, (AP_before, evaluate(openvino.load(path), data).metrics["AP"])
+    return verification, (evaluation, evaluate(openvino.load(path), data))

@@ -78,7 +78,13 @@ class MaskHead(nn.Module):
         """
         if self.scale > 1:
             coarse = F.interpolate(coarse, scale_factor=float(self.scale), mode="bilinear")
-        return coarse[:, :, : feature.shape[2], : feature.shape[3]]
+        return self.cut(coarse, feature.shape[2], feature.shape[3])
+
+    def cut(
+        self, x: Float[Tensor, "B D _ _"], height: int | torch.SymInt, width: int | torch.SymInt
+    ) -> Float[Tensor, "B D h w"]:
+        """Return the top left cells of a map; a separate method, which an export replaces."""
+        return x[:, :, :height, :width]
 
 
 class CellBlock(nn.Module):
