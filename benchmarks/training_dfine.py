@@ -40,7 +40,7 @@ def rows(setup: Setup) -> Iterator[Row]:
             title=f"Training step of D-FINE S, {BATCH} images of {SIZE[0]}x{SIZE[1]} with {OBJECTS} objects",
             sides=sides,
             difference=None,
-            goals=[faster([FULL], TRANSFORMERS, 2.0), faster([BEST], THEIR_BF16, 2.0)],
+            goals=[faster([FULL], TRANSFORMERS, 1.5), faster([BEST], THEIR_BF16, 1.5)],
             seconds=setup.seconds(60),
         )
     )

@@ -16,7 +16,12 @@ def build(model: str, engine: str, size: int, threads: int) -> Callable[[], obje
     """Return a function that runs the model on one square image, in evaluation mode and with fused batch norms."""
     torch.set_num_threads(threads)
     image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    network = YOLO(f"{model}.yaml").model.eval().fuse()
+    network = YOLO(f"{model}.yaml").model.eval()
+    head = network.model[-1]
+    head.end2end, head.export = True, True  # without NMS; detections alone, as exported models have them
+    network = network.fuse()
+    with torch.no_grad():
+        network(image)  # computes the anchors, which a trace would otherwise take for a difference
     if engine == "torch":
         return torch.inference_mode()(lambda: network(image))
     import openvino

@@ -272,10 +272,15 @@ class YOLO:
         self.model = Model()
 
 class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Identity()])
+
     def fuse(self):
         return self
 
     def forward(self, image):
+        assert self.model[-1].end2end and self.model[-1].export
         assert image.shape == (1, 3, 64, 64) and not self.training and torch.get_num_threads() == 1
         return image.mean()
 """
