@@ -121,10 +121,12 @@ def test_left_over_files_are_those_of_processes_that_ended(tmp_path: Path) -> No
         "running": f".querybox-{os.getppid()}-01234567.tmp",
         "stranger": ".a.tmp",
         "similar": f".querybox-{ended.pid}-01234567.tmp.bak",
+        "same id": f".querybox-{os.getppid()}-89abcdef.tmp",
     }
     for name in names.values():
         (tmp_path / name).touch()
-    assert {path.name for path in leftovers(tmp_path)} == {names["ended"], names["own"]}
+    os.utime(tmp_path / names["same id"], (0, 0))  # written before the process with this id started
+    assert {path.name for path in leftovers(tmp_path)} == {names["ended"], names["own"], names["same id"]}
 
 
 def test_only_files_of_querybox_are_overwritten(tmp_path: Path) -> None:

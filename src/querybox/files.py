@@ -152,10 +152,31 @@ def flush(path: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+CLOCK_ERROR = 2.0
+"""Seconds by which the start of a process may be reported too late; Linux counts from a boot time in whole seconds."""
+
+
 def leftovers(folder: Path) -> list[Path]:
     """Return the temporary files in a folder that were left by a process killed in `atomic`."""
     named = ((path, TEMPORARY.fullmatch(path.name)) for path in folder.iterdir())
-    return sorted(path for path, found in named if found and not is_other_process(int(found[1])))
+    return sorted(path for path, found in named if found and not may_be_written(path, int(found[1])))
+
+
+def may_be_written(path: Path, process: int) -> bool:
+    """Return whether `process`, whose id is in the name of a temporary file, is another one that may be writing it.
+
+    A process that started after the last change of the file has only got the same id again.
+    """
+    if not is_other_process(process):
+        return False
+    import psutil
+
+    try:
+        return bool(psutil.Process(process).create_time() <= path.stat().st_mtime + CLOCK_ERROR)
+    except psutil.AccessDenied:
+        return True
+    except (psutil.NoSuchProcess, FileNotFoundError):
+        return False
 
 
 def is_other_process(process: int) -> bool:
