@@ -13,7 +13,15 @@ import torch
 
 from querybox.checkpoints.files import save_tensors
 from querybox.errors import ConfigError, DataError
-from querybox.files import atomic, is_regular, leftovers, require_own, require_regular, write_text
+from querybox.files import (
+    atomic,
+    is_regular,
+    leftovers,
+    remove_leftovers,
+    require_own,
+    require_regular,
+    write_text,
+)
 
 
 def test_a_system_that_cannot_open_folders_can_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,7 +29,7 @@ def test_a_system_that_cannot_open_folders_can_save(tmp_path: Path, monkeypatch:
     real = os.open
 
     def refuse(path: Any, *arguments: Any, **options: Any) -> int:
-        if Path(path).is_dir():
+        if Path(path).is_dir() and "dir_fd" not in options:  # with which `rmtree` opens folders, but not on Windows
             raise PermissionError(13, "Permission denied", str(path))
         return real(path, *arguments, **options)
 
@@ -124,9 +132,30 @@ def test_left_over_files_are_those_of_processes_that_ended(tmp_path: Path) -> No
         "same id": f".querybox-{os.getppid()}-89abcdef.tmp",
     }
     for name in names.values():
-        (tmp_path / name).touch()
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").touch()
     os.utime(tmp_path / names["same id"], (0, 0))  # written before the process with this id started
-    assert {path.name for path in leftovers(tmp_path)} == {names["ended"], names["own"], names["same id"]}
+    left = {names["ended"], names["own"], names["same id"]}
+    assert {path.name for path in leftovers(tmp_path)} == left
+    remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*names.values()} - left
+
+
+@POSIX
+def test_a_link_is_no_left_over_folder(tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "own.txt").touch()
+    (tmp_path / f".querybox-{os.getpid()}-01234567.tmp").symlink_to("target")
+    remove_leftovers(tmp_path)
+    assert (tmp_path / "target" / "own.txt").exists()
+
+
+def test_what_a_library_writes_beside_a_temporary_file_is_found_after_a_kill(tmp_path: Path) -> None:
+    """safetensors writes to a temporary file of its own, which it renames at the end."""
+    with atomic(tmp_path / "a.safetensors") as temporary:
+        (temporary.parent / ".tmpAbCdEf").write_bytes(b"half")
+        assert leftovers(tmp_path) == list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 def test_only_files_of_querybox_are_overwritten(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from querybox.errors import ConfigError, DiskFullError, QueryboxError
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """Error numbers for lack of space: on the disk, in a quota, or by a limit on the file size."""
 TEMPORARY = re.compile(r"\.querybox-(\d+)-[0-9a-f]{8}\.tmp")
-"""Name of a temporary file, with the id of the process that writes it."""
+"""Name of a folder for temporary files, with the id of the process that writes them."""
 SPECIAL = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -85,7 +85,10 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def atomic(path: Path, *, size: int | None = None, durable: bool = True) -> Iterator[Path]:
-    """Context manager that yields a temporary path in the same folder, which replaces `path` on success.
+    """Context manager that yields a temporary path on the same disk, which replaces `path` on success.
+
+    The temporary file has a folder of its own, beside `path`: libraries such as safetensors write yet another temporary
+    file beside it, which is then found and removed with it if the process is killed.
 
     Args:
         path: The file; it is unchanged until it is replaced.
@@ -115,10 +118,12 @@ def replacement(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Implement `atomic`, without translating errors."""
     require_regular(path, ConfigError)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".querybox-{os.getpid()}-{secrets.token_hex(4)}.tmp"
-    with temporary.open("xb") as file:  # with the permissions that the umask gives a new file
-        mode = os.fstat(file.fileno()).st_mode
+    folder = path.parent / f".querybox-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    folder.mkdir()
     try:
+        temporary = folder / "new.tmp"
+        with temporary.open("xb") as file:  # with the permissions that the umask gives a new file
+            mode = os.fstat(file.fileno()).st_mode
         yield temporary
         if durable:
             flush(temporary)
@@ -130,7 +135,7 @@ def replacement(path: Path, *, durable: bool = True) -> Iterator[Path]:
         if durable:
             sync_folder(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder)
 
 
 def sync_folder(folder: Path) -> None:
@@ -157,15 +162,25 @@ CLOCK_ERROR = 2.0
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Return the temporary files in a folder that were left by a process killed in `atomic`."""
+    """Return the folders of temporary files in a folder that were left by a process killed in `atomic`."""
     named = ((path, TEMPORARY.fullmatch(path.name)) for path in folder.iterdir())
-    return sorted(path for path, found in named if found and not may_be_written(path, int(found[1])))
+    return sorted(
+        path
+        for path, found in named
+        if found and path.is_dir() and not path.is_symlink() and not may_be_written(path, int(found[1]))
+    )
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what `leftovers` returns."""
+    for path in leftovers(folder):
+        shutil.rmtree(path)
 
 
 def may_be_written(path: Path, process: int) -> bool:
-    """Return whether `process`, whose id is in the name of a temporary file, is another one that may be writing it.
+    """Return whether `process`, whose id is in the name of `path`, is another one that may be writing into it.
 
-    A process that started after the last change of the file has only got the same id again.
+    A process that started after the last change of `path` has only got the same id again.
     """
     if not is_other_process(process):
         return False

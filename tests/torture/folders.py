@@ -49,15 +49,15 @@ def start_twice(folder: Path, long: bool) -> str:
         require(time.monotonic() - begun < DEATH_SECONDS and first.is_alive(), "the first run has not begun")
         time.sleep(0.02)
     temporary = settings.folder / f".querybox-{first.pid}-0123abcd.tmp"
-    temporary.write_bytes(b"half")
+    temporary.mkdir()
     for resume in (False, True):
         code = end_of(start(settings, resume=resume))
         words = next((line for line in reversed(log.read_text().splitlines()) if "Error" in line), "nothing")
         require(
             code == 2 and "another process is training" in words, f"the second ended with {code}: {words}"
         )
-    require(temporary.exists(), "the second run removed a temporary file of the first")
-    temporary.unlink()
+    require(temporary.exists(), "the second run removed a temporary folder of the first")
+    temporary.rmdir()
     refused.touch()
     require(end_of(first) == 0, "the first run did not end well")
     require_equal(settings, expected, "started twice")

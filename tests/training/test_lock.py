@@ -41,6 +41,10 @@ def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return str(request.param)
 
 
+def content_of(folder: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.iterdir()}
+
+
 def test_a_second_run_is_refused_and_changes_nothing(
     run_settings: Callable[..., RunSettings], system: str
 ) -> None:
@@ -49,12 +53,12 @@ def test_a_second_run_is_refused_and_changes_nothing(
     if system == "file":
         (folder / LOCK).write_text(holder(process=os.getppid()))
     with folder_lock(folder) if system == "flock" else nullcontext():
-        (folder / f".querybox-{os.getppid()}-0123abcd.tmp").write_bytes(b"half")
-        before = {path: path.read_bytes() for path in folder.iterdir()}
+        (folder / f".querybox-{os.getppid()}-0123abcd.tmp").mkdir()
+        before = content_of(folder)
         for resume in (False, True):
             with pytest.raises(ConfigError, match=r"run: another process is training in this run folder"):
                 train(run_settings(), resume=resume)
-        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+        assert content_of(folder) == before
 
 
 @pytest.mark.usefixtures("system")

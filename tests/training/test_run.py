@@ -115,7 +115,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(run_sett
     folder = train(run_settings(epochs=1)).run_dir
     (folder / "checkpoint.safetensors").unlink()
     (folder / "last.safetensors").unlink()
-    (folder / f".querybox-{os.getpid()}-01234567.tmp").write_bytes(b"half")
+    (folder / f".querybox-{os.getpid()}-01234567.tmp").mkdir()
     (folder / "record.json").write_bytes(b"")
     train(run_settings(epochs=1), resume=True)
     assert (folder / "checkpoint.safetensors").exists()
@@ -126,7 +126,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(run_sett
 def test_a_run_that_was_killed_as_it_made_its_folder_starts(run_settings: MakeSettings, resume: bool) -> None:
     settings = run_settings(epochs=1)
     settings.folder.mkdir()
-    (settings.folder / f".querybox-{os.getpid()}-01234567.tmp").write_bytes(b"half")
+    (settings.folder / f".querybox-{os.getpid()}-01234567.tmp").mkdir()
     assert rows(train(settings, resume=resume).run_dir)
 
 

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from querybox.cli.streams import print_text, write_stderr
 from querybox.errors import ConfigError
-from querybox.files import leftovers
+from querybox.files import leftovers, remove_leftovers
 from querybox.precision import Precision
 
 if TYPE_CHECKING:
@@ -153,8 +153,9 @@ def check_output(output: Path, *, overwrite: bool) -> None:
 
 def remove_older(output: Path, tables: Iterable[str]) -> None:
     """Remove older tables, which would be mistaken for those of a prediction that is interrupted, and its files."""
-    for path in [*leftovers(output), *(output / name for name in tables)]:
-        path.unlink(missing_ok=True)
+    remove_leftovers(output)
+    for name in tables:
+        (output / name).unlink(missing_ok=True)
 
 
 def summarise(

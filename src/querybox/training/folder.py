@@ -14,7 +14,7 @@ from querybox.checkpoints.find import BEST, LAST
 from querybox.data.settings import NO_VALIDATION
 from querybox.diagnosis.record import RECORD
 from querybox.errors import CheckpointError, ConfigError
-from querybox.files import leftovers, write_text
+from querybox.files import leftovers, remove_leftovers, write_text
 from querybox.training.checkpoint import RunCheckpoint
 from querybox.training.lock import LOCK
 from querybox.training.settings import RunSettings
@@ -130,8 +130,7 @@ def prepare_folder(settings: RunSettings, *, continued: bool) -> None:
     """Create the run folder, write the settings to it, and remove unfinished files of a killed run."""
     folder = settings.folder
     folder.mkdir(parents=True, exist_ok=True)
-    for path in leftovers(folder):
-        path.unlink()
+    remove_leftovers(folder)
     if not continued:  # new, or killed before the first checkpoint
         for name in (METRICS, RECORD):
             (folder / name).unlink(missing_ok=True)
