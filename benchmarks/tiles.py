@@ -18,6 +18,7 @@ from torchvision.ops import batched_nms, box_area
 
 from benchmarks.setup import EXAMPLE
 from querybox.data import DetectionData, ImageRecord, read_dataset, read_pixels
+from querybox.data.tiling import Tiling
 from querybox.data.windows import Window
 from querybox.detector import Detector
 from querybox.evaluation.evaluate import coco_metrics
@@ -25,7 +26,6 @@ from querybox.inference.detections import Detections
 from querybox.inference.merge import merge
 from querybox.inference.predict import detect_frames
 from querybox.inference.sources import Frame
-from querybox.inference.tiles import Tiling
 
 ROWS = COLUMNS = 2
 TILES = ((480, 0.2), (480, 0.1), (640, 0.2), (320, 0.2))

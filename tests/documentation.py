@@ -55,11 +55,13 @@ def enter(namespace: dict[str, Any]) -> None:
     from traces import trace_once
 
     from querybox import Detector, Preprocessing, read_dataset
+    from querybox.object_sides import ObjectSides
 
     page.enter_context(mock.patch("querybox.exporting.write.trace", trace_once))
     torch.manual_seed(0)  # so that one trace serves the exports of all pages
     detector = Detector.from_recipe("detr_r50", categories=read_dataset("my_data", "val").categories, **MODEL)
-    detector.preprocessing = Preprocessing(short_side=60, long_side=100)
+    sides = ObjectSides(original=12.0, resized=12.0)
+    detector.preprocessing = Preprocessing(short_side=60, long_side=100, object_sides=sides)
     detector.save("model.safetensors")
     detector.save("examples/blood_cells/weights.safetensors")
 

@@ -22,6 +22,7 @@ from querybox.edges import Edges
 from querybox.errors import ConfigError
 from querybox.levels import Levels
 from querybox.mask_embeddings import Masks
+from querybox.object_sides import ObjectSides
 from querybox.pixels import as_pixels, pad
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -65,6 +66,8 @@ class Preprocessing:
     pixel_range: PixelRange | None = None
     """Pixel values of images with more than 8 bits that become 0 and 255; values beyond are clipped. None for the range
     that the file can have: 0 to 65535, or that of the bits that a TIFF states."""
+    object_sides: ObjectSides | None = None
+    """Sizes of the objects that the model was trained on; None if they are not known."""
 
     def __post_init__(self) -> None:
         """Check all numbers, which may be those of a file from a stranger.

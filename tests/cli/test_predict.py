@@ -42,6 +42,10 @@ def test_tiles(run: Any, model: Path, photos: Path, tmp_path: Path) -> None:
     assert counts[2] > counts[1] == counts[0]
     code, _, err = run("predict", model, photos / "images" / "val2.jpg", "--tile", "5", "--overwrite")
     assert (code, "tile=5; expected an integer, 32 to 8192" in err) == (2, True)
+    code, _, err = run("predict", model, photos / "images" / "val2.jpg", "--tile", "auto", "--overwrite")
+    assert (code, "tile='auto' needs the sizes of the objects" in err) == (2, True)
+    code, _, err = run("predict", model, photos / "images" / "val2.jpg", "--tile", "some", "--overwrite")
+    assert (code, "--tile" in err) == (2, True)
 
 
 def test_draws_a_video(run: Any, model: Path, tmp_path: Path) -> None:

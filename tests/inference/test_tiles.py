@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tiny_models import PUBLIC
 from torch import Tensor
 
 from querybox.data import DetectionData, ImageRecord
+from querybox.data.tiling import Tile, Tiling, suitable_tile
 from querybox.data.windows import Window
 from querybox.detector import Detector
 from querybox.errors import ConfigError, ImageError
@@ -22,9 +24,10 @@ from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine
 from querybox.inference.merge import merge
 from querybox.inference.predict import predict
-from querybox.inference.tiles import Tiling, View, merged
+from querybox.inference.tiles import View, merged
 from querybox.inference.writers import draw_files
 from querybox.masks import Rle
+from querybox.object_sides import ObjectSides
 from querybox.structures import Category, DetectorOutput, ImageBatch, Predictions, Preprocessing
 
 TILE = 100
@@ -75,7 +78,7 @@ def scene(size: tuple[int, int], boxes: list[Box]) -> Tensor:
 
 
 def search(
-    engine: Engine, pixels: Tensor, tile: int | None = TILE, overlap: float = 0.2, threshold: float = 0.5
+    engine: Engine, pixels: Tensor, tile: Tile = TILE, overlap: float = 0.2, threshold: float = 0.5
 ) -> Detections:
     (found,) = predict(engine, pixels, tile=tile, overlap=overlap, threshold=threshold)
     return found
@@ -288,7 +291,7 @@ def test_large_files_that_cannot_be_read(
     Image.fromarray(scene((400, 400), []).permute(1, 2, 0).numpy()).save(tmp_path / "large.png")
     with pytest.raises(ImageError, match=r"large\.png: .* expected at most 90,000"):
         list(predict(Oracle(), tmp_path / "large.png", tile=TILE))
-    monkeypatch.setattr("querybox.inference.tiles.MAX_TILES", 24)
+    monkeypatch.setattr("querybox.data.tiling.MAX_TILES", 24)
     with pytest.raises(ConfigError, match="into 25 tiles; expected at most 24: set a larger tile"):
         list(predict(Oracle(), large, tile=TILE))
 
@@ -327,3 +330,44 @@ def test_evaluation_finds_small_objects_with_tiles(tmp_path: Path) -> None:
     engine = Oracle(smallest=12)
     assert evaluate(engine, data).metrics["AP"] == 0
     assert evaluate(engine, data, tile=TILE).metrics["AP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("original", "resized", "sizes", "expected"),
+    [
+        (97.0, 64.667, {"short_side": 320, "long_side": 533}, 480),  # photos of 640 x 480
+        (
+            97.0,
+            64.667,
+            {"short_side": 160, "long_side": 266},
+            240,
+        ),  # the same model, exported for smaller images
+        (20.0, 20.0, {"short_side": 640, "long_side": 640, "resizing": "stretch"}, 640),
+        (
+            30.0,
+            10.0,
+            {"short_side": 200, "long_side": 800, "resizing": "stretch"},
+            1200,
+        ),  # 200 x 800 is 400 squared
+        (30.0, 1.0, {"short_side": 640, "long_side": 1066}, 8192),
+        (2.0, 64.0, {"short_side": 320, "long_side": 533}, 32),
+    ],
+)
+def test_automatic_tiles_show_objects_as_in_the_training(
+    original: float, resized: float, sizes: dict[str, Any], expected: int
+) -> None:
+    sides = ObjectSides(original=original, resized=resized)
+    assert suitable_tile(Preprocessing(**sizes, object_sides=sides)) == expected
+
+
+def test_a_model_that_does_not_state_sizes_has_no_automatic_tiles() -> None:
+    with pytest.raises(
+        ConfigError, match=r"tile='auto' needs the sizes of the objects .*; set a number, such as"
+    ):
+        search(Oracle(), scene((200, 200), []), "auto")
+
+
+@pytest.mark.parametrize("side", [0.0, -1.0, float("nan"), float("inf")])
+def test_sizes_of_objects_are_checked(side: float) -> None:
+    with pytest.raises(ConfigError, match=r"ObjectSides got resized=.*; expected"):
+        ObjectSides(original=10.0, resized=side)

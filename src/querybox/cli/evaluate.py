@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -33,7 +33,7 @@ def evaluate(
     split: str | None = None,
     output: Path = Path("evaluation"),
     inspect: int = 0,
-    tile: int | None = None,
+    tile: int | Literal["auto"] | None = None,
     overlap: float = 0.2,
     batch_size: int = 8,
     precision: Precision = "float32",
@@ -61,8 +61,8 @@ def evaluate(
         output: Folder for the results.
         inspect: Number of worst images, those with the lowest F1, to show in the report, each with an inspector page.
             Inspector pages require a checkpoint in float32.
-        tile: Side in pixels of the tiles in which larger images are searched for objects as well as in a whole. No
-            tiles by default.
+        tile: Side in pixels of the tiles in which larger images are searched for objects as well as in a whole; auto
+            for that at which objects are shown as large as in the training. No tiles by default.
         overlap: Minimum overlap of neighbouring tiles, as a fraction of their side (0-0.9).
         batch_size: Images per forward pass on an accelerator; the result does not depend on it.
         precision: Precision of a checkpoint's computations: float32, bf16, fp16, or auto. auto is bf16 if the device

@@ -158,6 +158,7 @@ def describe_use(categories: Sequence[Category], preprocessing: Preprocessing) -
         "classes": f"{len(categories)}: {', '.join(each.name for each in categories)}",
         **describe_size(preprocessing),
         **describe_depth(preprocessing),
+        **describe_object_sides(preprocessing),
         "boxes": "clipped to the image" if preprocessing.clip_boxes else "not clipped to the image",
         "mean": ", ".join(f"{value:g}" for value in preprocessing.mean),
         "std": ", ".join(f"{value:g}" for value in preprocessing.std),
@@ -181,6 +182,14 @@ def describe_depth(preprocessing: Preprocessing) -> dict[str, str]:
         return {}
     low, high = preprocessing.pixel_range
     return {"over 8 bits": f"pixel values {low:g} to {high:g} become 0 to 255"}
+
+
+def describe_object_sides(preprocessing: Preprocessing) -> dict[str, str]:
+    """Return the sizes of the objects that a model was trained on in words, if they are known."""
+    sides = preprocessing.object_sides
+    if sides is None:
+        return {}
+    return {"objects": f"median side of {sides.original:.4g} pixels, resized {sides.resized:.4g}"}
 
 
 def describe_data(path: Path, split: str | None) -> list[Table]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -37,7 +37,7 @@ def predict(
     threshold: float = 0.5,
     top_k: int = 100,
     nms: float | None = None,
-    tile: int | None = None,
+    tile: int | Literal["auto"] | None = None,
     overlap: float = 0.2,
     format: str = ",".join(DEFAULT_FORMATS),  # noqa: A002 - the option's name
     batch_size: int = 8,
@@ -56,6 +56,7 @@ def predict(
     querybox predict model.safetensors 'photos/**/*.png' # a pattern
     querybox predict run photos/ --format csv            # only the table
     querybox predict run aerial/ --tile 640              # small objects in large images
+    querybox predict run aerial/ --tile auto             # the same, in tiles that suit the objects of the training
     ```
 
     Args:
@@ -67,8 +68,8 @@ def predict(
         threshold: Minimum score of detections (0-1).
         top_k: Maximum number of detections per image; with --tile, of each tile and of the whole image.
         nms: IoU threshold (0-1) of class-wise non-maximum suppression; off by default.
-        tile: Side in pixels of the tiles in which larger images are searched for objects as well as in a whole. No
-            tiles by default.
+        tile: Side in pixels of the tiles in which larger images are searched for objects as well as in a whole; auto
+            for that at which objects are shown as large as in the training. No tiles by default.
         overlap: Minimum overlap of neighbouring tiles, as a fraction of their side (0-0.9).
         format: Outputs to write, separated by commas: pictures, coco and csv; yolo for label files in labels/, with
             polygons if the model has masks; masks for a PNG of the masks of each image in masks/.

@@ -15,6 +15,7 @@ from torch import Tensor
 from querybox.arguments import require_type
 from querybox.data import DetectionData, ImageRecord, read_dataset, read_pixels
 from querybox.data.settings import MAX_CORRUPT
+from querybox.data.tiling import Tile, Tiling
 from querybox.errors import ConfigError, DataError, ImageError
 from querybox.evaluation.average_precision import average_precision
 from querybox.evaluation.confusion import best_operating_point
@@ -26,7 +27,6 @@ from querybox.inference.engine import Engine
 from querybox.inference.optimized import fastest
 from querybox.inference.predict import detect_frames
 from querybox.inference.sources import Frame, views
-from querybox.inference.tiles import Tile, Tiling
 from querybox.structures import Category
 from querybox.text import listed
 
@@ -53,15 +53,15 @@ def evaluate(
         engine: The model: a `Detector` or another `Engine`. Its class names must be those of the data, in any order.
         data: A dataset, or the path of one in a format supported by `read_dataset`.
         split: The part of the dataset at the path to evaluate, such as ``"val"``.
-        tile: Side in pixels of tiles, as for `querybox.predict`.
+        tile: Side in pixels of tiles, or "auto", as for `querybox.predict`.
         overlap: Minimum overlap of neighbouring tiles, as for `querybox.predict`.
         batch_size: Images per forward pass on an accelerator; the result does not depend on it.
         max_corrupt: Fraction of the images (0-1) that may be unreadable.
         callback: Called with the detections of each image as they are computed, e.g. to show progress.
 
     Raises:
-        ConfigError: The model and the data have different classes, `split` is given for data already read, or a number
-            is out of its range.
+        ConfigError: The model and the data have different classes, `split` is given for data already read, a number is
+            out of its range, or `tile` is "auto" and the model does not state the sizes of objects.
         DataError: The dataset, or more than `max_corrupt` of its images, cannot be read.
     """
     require_type("evaluate", engine, Engine, "a model: load it with querybox.load")
@@ -73,7 +73,11 @@ def evaluate(
         )
     labels_by_name(engine.categories, data.categories)  # fail before the work is done, not after
     detections, unreadable = detect_records(
-        engine, data.images, tiling=Tiling.of(tile, overlap), batch_size=batch_size, callback=callback
+        engine,
+        data.images,
+        tiling=Tiling.of(tile, overlap, engine.preprocessing),
+        batch_size=batch_size,
+        callback=callback,
     )
     return measure(data, detections, data.excluded | unreadable, max_corrupt)
 

@@ -13,9 +13,9 @@ from querybox.errors import ImageError
 from querybox.structures import Category, DetectorOutput, ImageBatch, Preprocessing
 
 if TYPE_CHECKING:
+    from querybox.data.tiling import Tile
     from querybox.inference.detections import Detections
     from querybox.inference.sources import Source
-    from querybox.inference.tiles import Tile
 
 
 @runtime_checkable

@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from querybox.arguments import require_number
+from querybox.data.tiling import Tile, Tiling
 from querybox.data.transforms import resize
 from querybox.errors import ImageError, PredictionError
 from querybox.inference.detections import Detections
@@ -19,7 +20,7 @@ from querybox.inference.masks import detection_masks
 from querybox.inference.optimized import fastest
 from querybox.inference.postprocess import postprocess
 from querybox.inference.sources import Frame, Source, find_sources, read_frames
-from querybox.inference.tiles import Tile, Tiling, View, merged
+from querybox.inference.tiles import View, merged
 from querybox.structures import ImageBatch, Predictions, Preprocessing, at_least_float32
 
 T = TypeVar("T")
@@ -74,8 +75,9 @@ def predict(
         top_k: Maximum number of detections per image, or with `tile` of each tile and of the whole image.
         nms: IoU threshold (0-1) of class-wise non-maximum suppression; None for no suppression.
         tile: Side in pixels of the tiles in which an image is searched for objects as well as in a whole, for small
-            objects in large images; see `querybox.inference.tiles`. None for no tiles. An image that fits one tile is
-            not divided.
+            objects in large images; see `querybox.data.tiling`. "auto" for the side at which objects of the size of
+            those of the training are shown as in the training. None for no tiles. An image that fits one tile is not
+            divided.
         overlap: Minimum overlap of neighbouring tiles, as a fraction of their side (0-0.9).
         batch_size: Maximum number of images in one forward pass on an accelerator.
         on_error: Called with the error of each file that cannot be read, which is skipped; None to raise it.
@@ -84,7 +86,8 @@ def predict(
         The detections of each image, or of each frame of a video, in the order of the sources.
 
     Raises:
-        ConfigError: An argument is out of its range.
+        ConfigError: An argument is out of its range, or `tile` is "auto" and the model does not state the sizes of
+            objects.
         DataError: A source does not exist or contains no image.
         ImageError: An image cannot be read and `on_error` is None; raised when the iterator reaches the image.
         PredictionError: The predictions for an image are NaN or infinite.
@@ -96,7 +99,7 @@ def predict(
         find_sources(sources),
         on_error,
         pixel_range=model.preprocessing.pixel_range,
-        tiling=Tiling.of(tile, overlap),
+        tiling=Tiling.of(tile, overlap, model.preprocessing),
     )
     results = detect_frames(fastest(model), frames, top_k=top_k, batch_size=batch_size, threshold=threshold)
     return results if nms is None else (detections.nms(nms) for detections in results)

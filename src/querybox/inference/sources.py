@@ -22,9 +22,10 @@ from querybox.data.image import SUFFIXES as IMAGE_SUFFIXES
 from querybox.data.image import read_image
 from querybox.data.locate import iterate_files
 from querybox.data.tiff import is_tiff, open_tiff
+from querybox.data.tiling import Tiling
 from querybox.errors import DataError, ImageError
 from querybox.files import require_regular
-from querybox.inference.tiles import Tiling, View
+from querybox.inference.tiles import View
 from querybox.inference.video import SUFFIXES as VIDEO_SUFFIXES
 from querybox.inference.video import decode_video, open_video
 from querybox.pixels import as_pixels

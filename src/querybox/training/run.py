@@ -31,6 +31,7 @@ from querybox.training.lock import folder_lock
 from querybox.training.loop import Trainer
 from querybox.training.machine import Machine
 from querybox.training.micro_batches import with_micro_batches
+from querybox.training.object_sides import with_object_sides
 from querybox.training.optim import describe_rise, keep_milestones
 from querybox.training.overrides import read_settings, with_transform
 from querybox.training.processes import (
@@ -124,6 +125,7 @@ def run(settings: RunSettings, transform: Callable[..., Any] | None, *, resume: 
     torch.manual_seed(settings.train.seed)
     print_lines(console, note, f"loading weights: {settings.initial_weights}")
     detector = build_detector(settings, training.categories)
+    detector.preprocessing = with_object_sides(detector.preprocessing, training)
     assert detector.recipe is not None
     criterion = detector.recipe.criterion()
     settings, note = with_micro_batches(settings, training, detector, criterion, accelerator)
