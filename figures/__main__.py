@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from figures import augmentation, make, tiles
+from figures import augmentation, make, tiles, tracking
 
 if __name__ == "__main__":
     make.main()
     augmentation.main()
     tiles.main()
+    tracking.main()

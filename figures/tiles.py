@@ -13,12 +13,12 @@ from figures.sheet import COLOURS, DASHES, frame, save, sheet, show
 from figures.specimen import DINO_WEIGHTS, EXAMPLE, IMAGE
 from querybox.boxes import to_cxcywh
 from querybox.data.image import read_image
+from querybox.data.tiling import Tiling
 from querybox.detector import Detector
 from querybox.inference.detections import Detections
 from querybox.inference.merge import merge
 from querybox.inference.predict import detect_frames
 from querybox.inference.sources import Frame, views
-from querybox.inference.tiles import Tiling
 from querybox.pixels import as_pixels
 
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "tiles.png"

@@ -23,6 +23,7 @@ from unittest import mock
 
 import yaml
 from PIL import Image
+from squares import crossing, write
 from sybil import Example
 from tiny_models import TINY
 
@@ -51,6 +52,7 @@ def enter(namespace: dict[str, Any]) -> None:
         shutil.copy(run_file, "examples/blood_cells")
     for name in ("a.jpg", "b.jpg"):
         Image.new("RGB", (80, 60), "pink").save(name)
+    write(Path("clip.mp4"), crossing(5), codec="mpeg4")
     import torch
     from traces import trace_once
 

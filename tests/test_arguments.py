@@ -197,6 +197,7 @@ WRONG = {
     "qb.Criterion(classification='focal')": "Criterion got an object of type str; expected a CrossEntropyLoss or a Foc",
     "qb.Criterion(qb.HungarianMatcher(), classification=FocalLoss())": "FocalLoss and a matcher with CrossEntropyLoss;",
     "qb.Criterion(box_weight=float('nan'))": "Criterion got box_weight=nan; expected 0 to 1000000.0",
+    "detector.predict([], track='deepsort')": "predict got track='deepsort'; expected one of bytetrack, sort, ocsort",
     "qb.Criterion(auxiliary='no')": "Criterion got an object of type str; expected True or False",
     "qb.Criterion(class_weight=float('inf'))": "Criterion got class_weight=inf; expected 0 to 1000000.0",
     "FocalLoss(gamma=float('nan'))": "FocalLoss got gamma=nan; expected 0 to 100",

@@ -17,6 +17,8 @@ from figures.sheet import DPI, save
 from figures.specimen import Specimen, specimen
 from figures.tiles import PICTURE as TILES
 from figures.tiles import tiles
+from figures.tracking import PICTURE as TRACKING
+from figures.tracking import tracking
 
 FIGURE = re.compile(r"!\[([^\]]*)\]\(images/(\w+)\.png\)")
 
@@ -81,6 +83,15 @@ def test_the_figure_of_tiles_can_be_made() -> None:
     )  # without the outlines of four tiles
     assert views > suppressed > merged > 10
     with Image.open(TILES) as shown:
+        assert shown.size == tuple(round(inches * DPI) for inches in figure.get_size_inches())
+
+
+def test_the_figure_of_tracking_can_be_made() -> None:
+    """At least four cells are in all of its frames, with the same numbers."""
+    figure = tracking()
+    numbers = [{text.get_text() for text in axes.texts} for axes in figure.axes]
+    assert len(set.intersection(*numbers)) >= 4
+    with Image.open(TRACKING) as shown:
         assert shown.size == tuple(round(inches * DPI) for inches in figure.get_size_inches())
 
 

@@ -278,3 +278,47 @@ def test_an_empty_path_is_not_the_current_folder(
         "ConfigError: an argument is empty; expected a path or another value: check for variables of the shell that "
         "are not set\n"
     )
+
+
+def test_tracks_the_objects_of_a_video(
+    run: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import av
+    from squares import SquareEngine, crossing, picture, write
+
+    monkeypatch.setattr("querybox.cli.model.load_model", lambda *_, **__: SquareEngine())
+    write(tmp_path / "crossing.mkv", crossing(20))
+    words = ("predict", model, "crossing.mkv", "--overwrite")
+    assert run(*words, "--track", "--format", "pictures,coco,csv,mot")[0] == 0
+    folder = tmp_path / "predictions"
+    with (folder / "detections.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["name"], row["track_id"]) for row in rows[2:]} in (
+        {("red", "1"), ("blue", "2")},
+        {("red", "2"), ("blue", "1")},
+    )
+    assert len((folder / "mot" / "crossing.txt").read_text().splitlines()) == 38
+    annotations = json.loads((folder / "detections.json").read_text())["annotations"]
+    assert {each.get("track_id") for each in annotations} == {None, 1, 2}
+    with av.open(folder / "crossing.mp4") as container:
+        drawn = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert run(*words)[0] == 0
+    with av.open(folder / "crossing.mp4") as container:
+        plain = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    with (folder / "detections.csv").open() as file:
+        assert "track_id" not in file.readline()
+    assert len(drawn) == len(plain) == 20
+    assert (abs(drawn[10].astype(int) - plain[10]) > 100).any()
+    assert run(*words, "--tracker", "sort", "--format", "mot")[0] == 0
+    assert len((folder / "mot" / "crossing.txt").read_text().splitlines()) == 36
+    code, _, err = run(*words, "--format", "mot")
+    assert (code, err) == (
+        2,
+        "ConfigError: --format got 'mot', the format of tracks, without tracking; add --track\n",
+    )
+    Image.fromarray(picture(10, 50)).save("a.png")
+    code, _, err = run("predict", model, "crossing.mkv", "a.png", "--track", "--output", "new")
+    assert (code, "a.png: objects are tracked from frame to frame of a video" in err) == (2, True)
+    assert not Path("new").exists()
+    code, _, err = run(*words, "--tracker", "deepsort")
+    assert (code, "bytetrack" in err) == (2, True)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from cyclopts import Parameter
 
 from querybox.cli.streams import print_text, write_stderr
 from querybox.errors import ConfigError
 from querybox.files import leftovers, remove_leftovers
+from querybox.inference.trackers import TrackerName
 from querybox.precision import Precision
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from querybox.inference.writers import AddDetections
     from querybox.structures import Category
 
-FORMATS = ("pictures", "coco", "csv", "yolo", "masks")
+    TableWriter: TypeAlias = Callable[[Path], AbstractContextManager[AddDetections]]
+
+FORMATS = ("pictures", "coco", "csv", "yolo", "masks", "mot")
 DEFAULT_FORMATS = FORMATS[:3]
 UNREADABLE_FILES = 1
 """Exit code if some of the files could not be read."""
@@ -39,6 +42,8 @@ def predict(
     nms: float | None = None,
     tile: int | Literal["auto"] | None = None,
     overlap: float = 0.2,
+    track: Annotated[bool, Parameter(negative="")] = False,
+    tracker: TrackerName | None = None,
     format: str = ",".join(DEFAULT_FORMATS),  # noqa: A002 - the option's name
     batch_size: int = 8,
     precision: Precision = "float32",
@@ -57,6 +62,7 @@ def predict(
     querybox predict run photos/ --format csv            # only the table
     querybox predict run aerial/ --tile 640              # small objects in large images
     querybox predict run aerial/ --tile auto             # the same, in tiles that suit the objects of the training
+    querybox predict run clip.mp4 --track                # number the objects of a video
     ```
 
     Args:
@@ -71,8 +77,13 @@ def predict(
         tile: Side in pixels of the tiles in which larger images are searched for objects as well as in a whole; auto
             for that at which objects are shown as large as in the training. No tiles by default.
         overlap: Minimum overlap of neighbouring tiles, as a fraction of their side (0-0.9).
+        track: Number the objects of each video: an object keeps its number from frame to frame. The numbers are drawn,
+            and in the tables as track_id.
+        tracker: Track with this algorithm: bytetrack (the default of --track), sort or ocsort. bytetrack also finds
+            objects whose score sinks below the threshold, down to 0.1, while it tracks them.
         format: Outputs to write, separated by commas: pictures, coco and csv; yolo for label files in labels/, with
-            polygons if the model has masks; masks for a PNG of the masks of each image in masks/.
+            polygons if the model has masks; masks for a PNG of the masks of each image in masks/; mot for a text
+            file of the tracks in each video in mot/, as in the MOT Challenge.
         batch_size: Maximum number of images per forward pass on an accelerator.
         precision: Precision of a checkpoint's computations: float32, bf16, fp16, or auto. auto is bf16 if the device
             computes it natively, otherwise float32. bf16 and fp16 are less accurate, and faster only on such devices.
@@ -80,24 +91,53 @@ def predict(
             to be the fastest on this machine.
         trust: Allow a .pt2 file to execute the code that it contains.
     """
-    formats = read_formats(format)
+    algorithm = tracker or ("bytetrack" if track else None)
+    formats = read_formats(format, tracking=algorithm is not None)
     if not sources:
         raise ConfigError("querybox predict got no sources; expected images, videos, folders or patterns")
     from querybox.cli.model import load_model, require_order
-    from querybox.cli.progress import progress_bar
     from querybox.inference.predict import predict as run
-    from querybox.inference.sources import count_frames, find_files
-    from querybox.inference.writers import draw_files, drawing_paths
+    from querybox.inference.sources import find_files
+    from querybox.inference.writers import drawing_paths
 
     require_order("querybox predict", model, sources)
     files = [file for source in sources for file in find_files(Path(source))]
     pictures = drawing_paths(files, output) if "pictures" in formats else []
     check_output(output, overwrite=overwrite)
     detector = load_model(model, trusted=trust, precision=precision, tuned=tuned)
-    tables = table_writers(formats, detector.categories)
     unreadable: list[ImageError] = []
     options: dict[str, Any] = {"threshold": threshold, "top_k": top_k, "nms": nms, "batch_size": batch_size}
-    results = run(detector, files, **options, tile=tile, overlap=overlap, on_error=unreadable.append)
+    options |= {"tile": tile, "overlap": overlap, "track": algorithm}
+    results = run(detector, files, **options, on_error=unreadable.append)
+    writers = table_writers(formats, detector.categories, tracking=algorithm is not None)
+    tally = write_results(results, writers, formats, files, pictures, output, detector.categories)
+    return summarise(tally, files, unreadable, output)
+
+
+def write_results(
+    results: Iterator[Detections],
+    tables: Mapping[str, TableWriter],
+    formats: Collection[str],
+    files: Sequence[Path],
+    pictures: Sequence[Path],
+    output: Path,
+    categories: Sequence[Category],
+) -> Counter[str]:
+    """Write the detections in all formats; return the numbers of images and objects.
+
+    Args:
+        results: The detections of every file that can be read, in order.
+        tables: The writer of each table by its name.
+        formats: Names of `FORMATS`.
+        files: The images and videos.
+        pictures: Path of the drawing of each file, if they are drawn.
+        output: Folder for the results.
+        categories: The classes by label.
+    """
+    from querybox.cli.progress import progress_bar
+    from querybox.inference.sources import count_frames
+    from querybox.inference.writers import draw_files
+
     output.mkdir(parents=True, exist_ok=True)
     remove_older(output, tables)
     tally: Counter[str] = Counter()
@@ -107,33 +147,37 @@ def predict(
             stack.enter_context(progress_bar(count_frames(files))),
         ]
         adders += [stack.enter_context(table(output / name)) for name, table in tables.items()]
-        results = added(results, [*adders, *image_writers(formats, output, files, detector.categories)])
+        results = added(results, [*adders, *image_writers(formats, output, files, categories, stack)])
         if "pictures" in formats:
             draw_files(files, pictures, results)
         for _ in results:  # consume them if nothing is drawn
             pass
-    return summarise(tally, files, unreadable, output)
+    return tally
 
 
 def table_writers(
-    formats: Collection[str], categories: Sequence[Category]
-) -> dict[str, Callable[[Path], AbstractContextManager[AddDetections]]]:
+    formats: Collection[str], categories: Sequence[Category], *, tracking: bool
+) -> dict[str, TableWriter]:
     """Return the writer of each table by its name."""
     from querybox.inference.writers import coco_file, csv_file
 
-    writers: dict[str, Callable[[Path], AbstractContextManager[AddDetections]]] = {}
+    writers: dict[str, TableWriter] = {}
     if "coco" in formats:
         writers["detections.json"] = partial(coco_file, categories=categories)
     if "csv" in formats:
-        writers["detections.csv"] = csv_file
+        writers["detections.csv"] = partial(csv_file, tracking=tracking)
     return writers
 
 
 def image_writers(
-    formats: Collection[str], output: Path, files: Sequence[Path], categories: Sequence[Category]
+    formats: Collection[str],
+    output: Path,
+    files: Sequence[Path],
+    categories: Sequence[Category],
+    stack: ExitStack,
 ) -> Iterator[AddDetections]:
-    """Yield what writes a file for each image."""
-    from querybox.inference.writers import mask_images, numbered, yolo_labels
+    """Yield what writes a file for each image or video; the last one is complete when `stack` is closed."""
+    from querybox.inference.writers import mask_images, mot_files, numbered, yolo_labels
 
     labels = numbered([f"{file.stem}.txt" for file in files])
     names = {str(file): Path(label).stem for file, label in zip(files, labels, strict=True)}
@@ -141,6 +185,8 @@ def image_writers(
         yield yolo_labels(output, names, categories)
     if "masks" in formats:
         yield mask_images(output, names)
+    if "mot" in formats:
+        yield stack.enter_context(mot_files(output, names))
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:
@@ -172,11 +218,11 @@ def summarise(
     return UNREADABLE_FILES if unreadable else 0
 
 
-def read_formats(text: str) -> list[str]:
+def read_formats(text: str, *, tracking: bool) -> list[str]:
     """Split a comma-separated list of formats.
 
     Raises:
-        ConfigError: A format is unknown.
+        ConfigError: A format is unknown, or is that of tracks without tracking.
     """
     formats = [part.strip() for part in text.split(",")]
     for name in formats:
@@ -184,6 +230,8 @@ def read_formats(text: str) -> list[str]:
             raise ConfigError(
                 f"--format got '{name}'; expected one or more of {', '.join(FORMATS)}, separated by commas"
             )
+    if "mot" in formats and not tracking:
+        raise ConfigError("--format got 'mot', the format of tracks, without tracking; add --track")
     return formats
 
 

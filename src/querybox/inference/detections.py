@@ -49,6 +49,8 @@ class Detections:
     """How the image was read if it has more than 8 bits; see `Preprocessing.pixel_range`."""
     masks: tuple[Rle, ...] | None = None
     """Mask of each object within its box, at the size of the original image; None without a mask head."""
+    track_ids: Int[Tensor, " N"] | None = None
+    """Number of the track of each object, 1, 2 ... in each video; 0 = in no track (yet). None without tracking."""
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -115,7 +117,8 @@ class Detections:
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """Return the detections as COCO results.
 
-        ``bbox`` is (x, y, width, height) in pixels; ``segmentation`` is a compressed RLE, if there are masks.
+        ``bbox`` is (x, y, width, height) in pixels; ``segmentation`` is a compressed RLE, if there are masks;
+        ``track_id`` is the number of the track, if the object is in one.
         """
         corners = self.boxes_xyxy.double()  # float64, so that x + width is the right edge exactly
         boxes_xywh = (corners - corners[:, [0, 1, 0, 1]] * corners.new_tensor([0, 0, 1, 1])).tolist()
@@ -125,7 +128,14 @@ class Detections:
         ]
         for result, mask in zip(results, self.masks or (), strict=self.masks is not None):
             result["segmentation"] = mask.to_coco()
+        for result, track in zip(results, self.tracks(), strict=True):
+            if track:
+                result["track_id"] = track
         return results
+
+    def tracks(self) -> list[int]:
+        """Return `track_ids` as a list; without tracking, all are 0."""
+        return [0] * len(self) if self.track_ids is None else self.track_ids.tolist()
 
     def to_yolo(self) -> str:
         """Return the text of a YOLO label file: a line per object, with its label and its box or polygon in 0-1.
@@ -160,6 +170,7 @@ class Detections:
             mask=None if self.masks is None else self.pixel_masks(),
             confidence=self.scores.numpy(),
             class_id=self.labels.numpy(),
+            tracker_id=None if self.track_ids is None else self.track_ids.numpy() - 1,  # -1 = in no track
             data={"class_name": np.array(self.names, dtype=str)},
         )
 
@@ -204,6 +215,7 @@ class Detections:
             scores=self.scores[index],
             labels=self.labels[index],
             masks=None if self.masks is None else tuple(self.masks[row] for row in kept),
+            track_ids=None if self.track_ids is None else self.track_ids[index],
         )
 
 

@@ -37,7 +37,7 @@ PALETTE: tuple[Colour, ...] = (
 
 
 def draw(image: Image.Image | UInt8[np.ndarray, "h w 3"], detections: Detections) -> Image.Image:
-    """Return a copy of the image with every detection's box, class name and score, and its mask if there is one.
+    """Return a copy of the image with every detection's box, class name and score, and its mask and track if any.
 
     To draw only some of them, filter first: ``draw(image, detections.above(0.7))``.
 
@@ -53,8 +53,10 @@ def draw(image: Image.Image | UInt8[np.ndarray, "h w 3"], detections: Detections
     if not isinstance(image, Image.Image):
         as_pixels(image)  # checks it
     captions = [
-        f"{name} {score:.2f}"
-        for name, score in zip(detections.names, detections.scores.tolist(), strict=True)
+        f"{f'#{track} ' if track else ''}{name} {score:.2f}"
+        for track, name, score in zip(
+            detections.tracks(), detections.names, detections.scores.tolist(), strict=True
+        )
     ]
     labels = detections.labels.numpy()
     if detections.masks is not None:

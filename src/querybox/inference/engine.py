@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from querybox.data.tiling import Tile
     from querybox.inference.detections import Detections
     from querybox.inference.sources import Source
+    from querybox.inference.trackers import TrackerName
 
 
 @runtime_checkable
@@ -50,6 +51,7 @@ class Predictor:
         nms: float | None = None,
         tile: Tile = None,
         overlap: float = 0.2,
+        track: TrackerName | None = None,
         batch_size: int = 8,
         on_error: Callable[[ImageError], object] | None = None,
     ) -> list[Detections]:
@@ -67,6 +69,7 @@ class Predictor:
             nms=nms,
             tile=tile,
             overlap=overlap,
+            track=track,
             batch_size=batch_size,
             on_error=on_error,
         )

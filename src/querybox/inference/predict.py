@@ -21,6 +21,8 @@ from querybox.inference.optimized import fastest
 from querybox.inference.postprocess import postprocess
 from querybox.inference.sources import Frame, Source, find_sources, read_frames
 from querybox.inference.tiles import View, merged
+from querybox.inference.trackers import TrackerName, lowest_score
+from querybox.inference.tracking import require_tracking, tracked
 from querybox.structures import ImageBatch, Predictions, Preprocessing, at_least_float32
 
 T = TypeVar("T")
@@ -55,6 +57,7 @@ def predict(
     nms: float | None = None,
     tile: Tile = None,
     overlap: float = 0.2,
+    track: TrackerName | None = None,
     batch_size: int = 8,
     on_error: Callable[[ImageError], object] | None = None,
 ) -> Iterator[Detections]:
@@ -79,6 +82,8 @@ def predict(
             those of the training are shown as in the training. None for no tiles. An image that fits one tile is not
             divided.
         overlap: Minimum overlap of neighbouring tiles, as a fraction of their side (0-0.9).
+        track: Tracker that numbers the objects of a video in `Detections.track_ids`: ``"bytetrack"``, ``"sort"`` or
+            ``"ocsort"``. With ``"bytetrack"``, detections that continue a track may score less than `threshold`.
         batch_size: Maximum number of images in one forward pass on an accelerator.
         on_error: Called with the error of each file that cannot be read, which is skipped; None to raise it.
 
@@ -86,23 +91,31 @@ def predict(
         The detections of each image, or of each frame of a video, in the order of the sources.
 
     Raises:
-        ConfigError: An argument is out of its range, or `tile` is "auto" and the model does not state the sizes of
-            objects.
+        ConfigError: An argument is out of its range; `tile` is "auto" and the model does not state the sizes of
+            objects; or objects are to be tracked in an image.
         DataError: A source does not exist or contains no image.
         ImageError: An image cannot be read and `on_error` is None; raised when the iterator reaches the image.
+        MissingExtraError: The package trackers is not installed.
         PredictionError: The predictions for an image are NaN or infinite.
     """
     require_number("predict", "threshold", threshold, 0, 1)
     if nms is not None:
         require_number("predict", "nms", nms, 0, 1)
+    found = find_sources(sources)
+    lowest = threshold
+    if track is not None:
+        require_tracking(track, found)
+        lowest = lowest_score(track, threshold)
     frames = read_frames(
-        find_sources(sources),
+        found,
         on_error,
         pixel_range=model.preprocessing.pixel_range,
         tiling=Tiling.of(tile, overlap, model.preprocessing),
     )
-    results = detect_frames(fastest(model), frames, top_k=top_k, batch_size=batch_size, threshold=threshold)
-    return results if nms is None else (detections.nms(nms) for detections in results)
+    results = detect_frames(fastest(model), frames, top_k=top_k, batch_size=batch_size, threshold=lowest)
+    if nms is not None:
+        results = (detections.nms(nms) for detections in results)
+    return results if track is None else tracked(results, track, threshold)
 
 
 def detect_frames(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TextIO, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from querybox.files import atomic, write_text
 from querybox.inference.detections import Detections
 from querybox.inference.draw import PALETTE, draw
 from querybox.inference.sources import Frame, is_video, read_video
-from querybox.inference.video import open_video, video_address
+from querybox.inference.video import frame_rate, video_address
 from querybox.structures import Category
 from querybox.text import to_json
 
@@ -34,7 +34,8 @@ AddDetections: TypeAlias = Callable[[Detections], None]
 
 MAX_PALETTE = 255
 """Number of colours of a palette, without that of the background."""
-CSV_COLUMNS = ("source", "category_id", "name", "score", "left", "top", "right", "bottom")
+CSV_COLUMNS = ("source", "category_id", "name", "score", "left", "top", "right", "bottom", "track_id")
+"""The last one only with tracking."""
 
 
 @contextmanager
@@ -72,23 +73,63 @@ def coco_file(path: Path, categories: Sequence[Category]) -> Iterator[AddDetecti
 
 
 @contextmanager
-def csv_file(path: Path) -> Iterator[AddDetections]:
+def csv_file(path: Path, *, tracking: bool = False) -> Iterator[AddDetections]:
     """Write a CSV file with the columns `CSV_COLUMNS` and a row per detection; the file appears on exit.
 
-    Boxes are in pixels.
+    Boxes are in pixels. The track is empty for detections that are in none.
     """
+    columns = CSV_COLUMNS if tracking else CSV_COLUMNS[:-1]
     with (
         atomic(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
         table = csv.writer(file)
-        table.writerow(CSV_COLUMNS)
+        table.writerow(columns)
 
         def add(detections: Detections) -> None:
             ids = [detections.categories[label].id for label in detections.labels.tolist()]
             scores, boxes = detections.scores.tolist(), detections.boxes_xyxy.tolist()
-            rows = zip(ids, detections.names, scores, boxes, strict=True)
-            table.writerows([detections.source, *rest, *box] for *rest, box in rows)
+            rows = zip(ids, detections.names, scores, boxes, detections.tracks(), strict=True)
+            table.writerows(
+                [detections.source, *rest, *box, track or ""][: len(columns)] for *rest, box, track in rows
+            )
+
+        yield add
+
+
+@contextmanager
+def mot_files(folder: Path, names: Mapping[str, str]) -> Iterator[AddDetections]:
+    """Write `mot/NAME.txt` for every video, in the format of results of the MOT Challenge; each appears when complete.
+
+    Older files of these names are removed first.
+
+    A line per object that is in a track: frame, track, left, top, width, height, score, -1, -1, -1. Frames, tracks and
+    pixels count from 1, as the format requires: the corner of the image is (1, 1). The format has no classes.
+
+    Args:
+        folder: The folder, which exists.
+        names: The name of each source.
+    """
+    paths = {source: folder / "mot" / f"{name}.txt" for source, name in names.items()}
+    for path in paths.values():
+        path.unlink(missing_ok=True)
+    with ExitStack() as stack:
+        files: dict[str, TextIO] = {}  # that of the present video
+
+        def add(detections: Detections) -> None:
+            video, _, number = detections.source.rpartition("#")
+            if video not in files:
+                stack.close()
+                files.clear()
+                temporary = stack.enter_context(atomic(paths[video]))
+                files[video] = stack.enter_context(temporary.open("w", encoding="utf-8"))
+            for box, score, track in zip(
+                detections.boxes_xyxy.tolist(), detections.scores.tolist(), detections.tracks(), strict=True
+            ):
+                left, top, right, bottom = box
+                place = f"{left + 1:.2f},{top + 1:.2f},{right - left:.2f},{bottom - top:.2f}"
+                if track:
+                    files[video].write(f"{int(number) + 1},{track},{place},{score:.4f},-1,-1,-1\n")
 
         yield add
 
@@ -209,11 +250,9 @@ def draw_video(source: Path, path: Path, results: Iterator[Detections]) -> None:
     """Draw the detections on every frame of a video; the audio is dropped."""
     import av
 
-    with open_video(source) as (_, original):
-        rate = original.average_rate or 25
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
     with atomic(path) as temporary, av.open(video_address(temporary), "w", format="mp4") as container:
-        stream = cast("VideoStream", container.add_stream(codec, rate=rate))
+        stream = cast("VideoStream", container.add_stream(codec, rate=frame_rate(source)))
         stream.pix_fmt = "yuv420p"
         frames = zip(
             readable_frames(source), results, strict=False

@@ -1,0 +1,80 @@
+"""Tracking: which detections in the frames of a video are the same object.
+
+Boxes alone are compared, so that an object keeps its number if its class changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import torch
+
+from querybox.errors import ConfigError
+from querybox.inference.detections import Detections
+from querybox.inference.sources import Pixels, is_video
+from querybox.inference.trackers import TrackerName, make_tracker
+from querybox.inference.video import frame_rate
+
+if TYPE_CHECKING:
+    from trackers.core.base import BaseTracker
+
+
+def require_tracking(name: TrackerName, sources: Sequence[Path | Pixels]) -> None:
+    """Check that objects can be tracked.
+
+    Raises:
+        ConfigError: There is no tracker of this name, or a source is not a video.
+        MissingExtraError: The package trackers is not installed.
+    """
+    if name not in get_args(TrackerName):
+        raise ConfigError(f"predict got track={name!r}; expected one of {', '.join(get_args(TrackerName))}")
+    for source in sources:
+        if not is_video(source):
+            image = source if isinstance(source, Path) else "an image in memory"
+            raise ConfigError(
+                f"{image}: objects are tracked from frame to frame of a video, and this is an image; expected videos: "
+                "make a video of the images, or omit the tracking"
+            )
+    make_tracker(name, 30, 0.5)
+
+
+def tracked(results: Iterable[Detections], name: TrackerName, threshold: float) -> Iterator[Detections]:
+    """Yield the detections of videos with their `Detections.track_ids`, which begin anew with each video.
+
+    A detection that scores less than `threshold` is dropped, unless it continues a track.
+
+    Args:
+        results: The detections of the frames of one video after the other, which score at least `lowest_score`.
+        name: The tracker.
+        threshold: Score from which a detection begins a track (0-1).
+    """
+    current, last = "", -1
+    for detections in results:
+        video, _, number = detections.source.rpartition("#")
+        if video != current or int(number) <= last:
+            tracker = make_tracker(name, float(frame_rate(Path(video))), threshold)
+        current, last = video, int(number)
+        with_ids = replace(detections, track_ids=next_ids(tracker, detections))
+        assert with_ids.track_ids is not None
+        yield with_ids.where((with_ids.scores >= threshold) | (with_ids.track_ids > 0))
+
+
+def next_ids(tracker: BaseTracker, detections: Detections) -> torch.Tensor:
+    """Return the track of each detection of the next frame, 1, 2 ..., or 0 for none."""
+    import supervision
+
+    found = supervision.Detections(
+        xyxy=detections.boxes_xyxy.numpy(),
+        confidence=detections.scores.numpy(),
+        class_id=detections.labels.numpy(),
+        data={"row": torch.arange(len(detections)).numpy()},  # trackers change the order
+    )
+    result = tracker.update(found)
+    ids = torch.zeros(len(detections), dtype=torch.long)
+    if len(result):
+        assert result.tracker_id is not None
+        ids[torch.from_numpy(result.data["row"])] = torch.from_numpy(result.tracker_id) + 1
+    return ids
