@@ -28,8 +28,11 @@ def test_prints_tables_and_writes_files(run: Any, model: Path, photos: Path, tmp
 
 
 def test_with_tiles(run: Any, model: Path, photos: Path, tmp_path: Path) -> None:
-    code, _, err = run("evaluate", model, photos, "--split", "val", "--tile", "32", "--overlap", "0.3")
+    words = ("--split", "val", "--tile", "32", "--overlap", "0.3", "--inspect", "1")
+    code, out, err = run("evaluate", model, photos, *words)
     assert (code, err) == (0, "")
+    assert "without inspector pages; evaluate a checkpoint in float32, without tiles, for these" in out
+    assert not (tmp_path / "evaluation" / "inspect").exists()
     metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
     assert metrics["detections"] > 16  # without tiles
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from querybox.data import tiff
 from querybox.data.image import read_image
-from querybox.data.tiff import is_tiff, open_tiff
+from querybox.data.tiff import image_size, is_tiff, open_tiff, read_picture
 from querybox.data.windows import Window
 from querybox.errors import ImageError
 
@@ -147,3 +148,19 @@ def test_damaged_files(tmp_path: Path) -> None:
     assert not is_tiff(path)
     with pytest.raises(ImageError, match="cannot be read as a TIFF"), open_tiff(path):
         pass
+
+
+def test_the_size_of_a_large_file_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.tif", COLOURS, tile=(64, 48))
+    Image.fromarray(COLOURS).save(tmp_path / "a.png")
+    deep = write(tmp_path / "deep.tif", np.zeros(SIZE, np.float32), tile=(64, 64))
+    for limit in (SIZE[0] * SIZE[1] - 1, 10_000):  # Pillow itself refuses twice its limit
+        monkeypatch.setattr("querybox.data.image.MAX_PIXELS", limit)
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        assert image_size(path) == image_size(deep) == SIZE
+        np.testing.assert_array_equal(np.asarray(read_picture(path)), COLOURS)
+        with pytest.raises(ImageError, match=r"a\.png: .*pixels.* make it smaller, or save it as a TIFF"):
+            image_size(tmp_path / "a.png")
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(ImageError, match=r"which querybox\[tiff\] reads in parts with tile=640"):
+        image_size(path)

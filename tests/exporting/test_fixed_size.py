@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from comparisons import assert_same_detections
 
 from querybox.detector import Detector
 from querybox.errors import CheckpointError, ConfigError
@@ -20,7 +21,7 @@ from querybox.exporting.check import verify
 from querybox.exporting.graph import Graph, trace
 from querybox.exporting.signature import Port, check_signature, output_ports
 from querybox.inference.predict import predict
-from querybox.structures import Preprocessing
+from querybox.structures import DetectorOutput, ImageBatch, Preprocessing
 
 noise = torch.Generator().manual_seed(0)
 
@@ -62,6 +63,34 @@ def test_stretched_images_fill_the_size(stretching: Detector) -> None:
         engine.run(random_pixels(1, 64, 96), torch.tensor([[64, 96]]))
     with pytest.raises(ConfigError, match=message.format("90x128, 96x128")):
         engine.run(pixels, torch.tensor([[90, 128], [96, 128]]))
+
+
+class Padded:
+    """A detector that is given its images padded to a size."""
+
+    def __init__(self, detector: Detector, engine: ExportedModel) -> None:
+        assert engine.card.size is not None
+        self.detector, self.size = detector.eval(), engine.card.size
+        self.preprocessing = engine.card.preprocessing
+        self.categories, self.device = detector.categories, detector.device
+
+    def __call__(self, batch: ImageBatch, /) -> DetectorOutput:
+        height, width = batch.images.shape[2:]
+        sides = (0, self.size[1] - width, 0, self.size[0] - height)
+        images, mask = F.pad(batch.images, sides), F.pad(batch.padding_mask, sides, value=True)
+        return self.detector(ImageBatch(images=images, padding_mask=mask, sizes=batch.sizes))
+
+
+@pytest.mark.parametrize(("kind", "size"), [("detector", (80, 104)), ("stretching", (96, 128))])
+def test_tiles_fit_the_size(kind: str, size: tuple[int, int], request: pytest.FixtureRequest) -> None:
+    """Square tiles are padded or stretched to it; so is the whole image, which is landscape."""
+    engine = traced(request.getfixturevalue(kind), size)
+    plain = Padded(request.getfixturevalue(kind), engine)
+    picture = random_pixels(1, 150, 200)[0]
+    ((ours,), (theirs,)) = (predict(each, picture, threshold=0, tile=100) for each in (engine, plain))
+    assert_same_detections(ours, theirs, pixels=0.02)
+    (whole,) = predict(engine, picture, threshold=0)
+    assert len(ours) > len(whole) > 0
 
 
 def test_other_images_are_padded_to_the_size(detector: Detector, tmp_path: Path) -> None:

@@ -2,79 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import tifffile
 import torch
 from jaxtyping import Float
-from PIL import Image
+from scenes import CATEGORIES, TILE, Oracle, scene
 from tiny_models import PUBLIC
 from torch import Tensor
 
-from querybox.data import DetectionData, ImageRecord
 from querybox.data.tiling import Tile, Tiling, suitable_tile
 from querybox.data.windows import Window
 from querybox.detector import Detector
-from querybox.errors import ConfigError, ImageError
-from querybox.evaluation.evaluate import evaluate
+from querybox.errors import ConfigError
 from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine
 from querybox.inference.merge import merge
 from querybox.inference.predict import predict
 from querybox.inference.tiles import View, merged
-from querybox.inference.writers import draw_files
 from querybox.masks import Rle
 from querybox.object_sides import ObjectSides
-from querybox.structures import Category, DetectorOutput, ImageBatch, Predictions, Preprocessing
-
-TILE = 100
-CATEGORIES = (Category(id=1, name="cell"), Category(id=2, name="dust"))
-Box = tuple[int, int, int, int]
-
-
-class Oracle:
-    """An engine that finds each object of `scene`, which are told apart by their colours.
-
-    Small objects score higher: what a tile shows of an object scores higher than the object, which misleads
-    non-maximum suppression.
-    """
-
-    categories = CATEGORIES
-    device = torch.device("cpu")
-    preprocessing = Preprocessing(
-        short_side=TILE, long_side=4 * TILE, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
-    )
-
-    def __init__(self, smallest: int = 1) -> None:
-        self.smallest = smallest
-        """Number of pixels of the smallest object that is found."""
-
-    def __call__(self, batch: ImageBatch, /) -> DetectorOutput:
-        logits = torch.full((len(batch.images), 20, 2), -20.0)
-        boxes = torch.full((len(batch.images), 20, 4), 0.5)
-        for row, (red, green, _) in enumerate(batch.images):
-            height, width = red.shape
-            numbers = torch.where(red >= 100, (green / red.clamp(min=1) * 20).round(), 0)  # half covered
-            for number in set(numbers.unique().int().tolist()) - {0}:
-                y, x = (numbers == number).nonzero().T
-                if len(x) < self.smallest:
-                    continue
-                low, high = torch.stack([x.min(), y.min()]), torch.stack([x.max(), y.max()]) + 1
-                corners = torch.cat([low + high, 2 * (high - low)]) / 2
-                boxes[row, number - 1] = corners / torch.tensor([width, height] * 2)
-                logits[row, number - 1, 0] = 4 - len(x) / (height * width)
-        return DetectorOutput(layers=(Predictions(logits=logits, boxes=boxes, no_object=False),))
-
-
-def scene(size: tuple[int, int], boxes: list[Box]) -> Tensor:
-    """Return an image of rectangles, at most 20."""
-    pixels = torch.zeros(3, *size, dtype=torch.uint8)
-    for number, (x0, y0, x1, y1) in enumerate(boxes, 1):
-        pixels[0, y0:y1, x0:x1], pixels[1, y0:y1, x0:x1] = 200, 10 * number
-    return pixels
+from querybox.structures import Preprocessing
 
 
 def search(
@@ -246,90 +195,6 @@ def test_batches_of_tiles_give_the_same(batch_size: int, monkeypatch: pytest.Mon
     found = list(predict(Oracle(), images, tile=TILE, batch_size=batch_size))
     assert [rounded(each.boxes_xyxy) for each in found] == [[[69, 69, 111, 111]], [], [[9, 9, 20, 20]]]
     assert [each.size for each in found] == [(300, 300), (50, 50), (80, 300)]
-
-
-BOXES: list[Box] = [(32, 32, 272, 272), (180, 300, 204, 312), (8, 8, 20, 20), (390, 390, 399, 399)]
-
-
-@pytest.fixture
-def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A TIFF of 400 x 400 pixels, where only 300 x 300 may be decoded at once."""
-    for module in ("querybox.data.image", "querybox.inference.writers"):
-        monkeypatch.setattr(f"{module}.MAX_PIXELS", 90_000)
-    pixels = scene((400, 400), BOXES).permute(1, 2, 0).numpy()
-    tifffile.imwrite(tmp_path / "large.tif", pixels, photometric="rgb", tile=(64, 64), compression="deflate")
-    return tmp_path / "large.tif"
-
-
-@pytest.mark.parametrize("reduced", [160_000, 40_000])
-def test_a_large_file_is_read_in_tiles(large: Path, reduced: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("querybox.data.tiff.MAX_REDUCED", reduced)
-    (found,) = predict(Oracle(), large, tile=TILE)
-    (expected,) = predict(Oracle(), scene((400, 400), BOXES), tile=TILE)
-    assert (found.source, found.size) == (str(large), (400, 400))
-    assert rounded(found.boxes_xyxy) == rounded(expected.boxes_xyxy) == sorted(map(list, BOXES))
-
-
-def test_a_large_file_is_drawn_reduced(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("querybox.data.tiff.MAX_REDUCED", 40_000)
-    (found,) = predict(Oracle(), large, tile=TILE)
-    draw_files([large], [tmp_path / "drawn.png"], iter([found]))
-    with Image.open(tmp_path / "drawn.png") as picture:
-        assert picture.size == (200, 200)
-        row = {picture.getpixel((x, 100)) for x in range(14, 19)}  # across the left edge of the first box
-    assert row - {(0, 0, 0), (200, 10, 0), (100, 5, 0)}
-
-
-def test_large_files_that_cannot_be_read(
-    large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without tiles, in another format, damaged in its last part, and with tiles that are too many."""
-    with pytest.raises(
-        ImageError, match=r"large\.tif: .* expected at most 90,000: .* save it as a TIFF with tiles"
-    ):
-        list(predict(Oracle(), large))
-    Image.fromarray(scene((400, 400), []).permute(1, 2, 0).numpy()).save(tmp_path / "large.png")
-    with pytest.raises(ImageError, match=r"large\.png: .* expected at most 90,000"):
-        list(predict(Oracle(), tmp_path / "large.png", tile=TILE))
-    monkeypatch.setattr("querybox.data.tiling.MAX_TILES", 24)
-    with pytest.raises(ConfigError, match="into 25 tiles; expected at most 24: set a larger tile"):
-        list(predict(Oracle(), large, tile=TILE))
-
-
-def test_a_file_that_breaks_off_is_skipped(large: Path, tmp_path: Path) -> None:
-    """Its last part is read when most tiles have been detected."""
-    with tifffile.TiffFile(large) as file:
-        offset, count = (getattr(file.pages.first, name)[-1] for name in ("dataoffsets", "databytecounts"))
-    content = large.read_bytes()
-    broken = tmp_path / "broken.tif"
-    broken.write_bytes(content[:offset] + bytes(count) + content[offset + count :])
-    errors: list[ImageError] = []
-    found = list(predict(Oracle(), [large, broken, large], tile=TILE, on_error=errors.append))
-    assert [each.source for each in found] == [str(large)] * 2
-    assert "broken.tif: cannot be read as a TIFF" in str(errors[0])
-
-
-def test_evaluation_finds_small_objects_with_tiles(tmp_path: Path) -> None:
-    boxes = [(x, y, x + 6, y + 6) for x in range(12, 400, 130) for y in range(12, 400, 130)]
-    pixels = scene((400, 400), boxes)
-    path = tmp_path / "a.png"
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
-    corners = np.array(boxes, dtype=np.float64)
-    labels = np.zeros(len(boxes), dtype=np.int64)
-    record = ImageRecord(
-        id=1,
-        path=path,
-        width=400,
-        height=400,
-        boxes_xyxy=corners,
-        labels=labels,
-        crowd=labels > 0,
-        areas=labels + 36.0,
-    )
-    data = DetectionData(source=tmp_path, categories=CATEGORIES, images=(record,))
-    engine = Oracle(smallest=12)
-    assert evaluate(engine, data).metrics["AP"] == 0
-    assert evaluate(engine, data, tile=TILE).metrics["AP"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

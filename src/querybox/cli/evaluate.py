@@ -60,7 +60,8 @@ def evaluate(
         split: Split of the dataset, such as val; required if it has several.
         output: Folder for the results.
         inspect: Number of worst images, those with the lowest F1, to show in the report, each with an inspector page.
-            Inspector pages require a checkpoint in float32.
+            Inspector pages require a checkpoint in float32. They show the forward pass over a whole image, and are
+            not written with --tile.
         tile: Side in pixels of the tiles in which larger images are searched for objects as well as in a whole; auto
             for that at which objects are shown as large as in the training. No tiles by default.
         overlap: Minimum overlap of neighbouring tiles, as a fraction of their side (0-0.9).
@@ -91,7 +92,7 @@ def evaluate(
         evaluation = run(
             detector, dataset, tile=tile, overlap=overlap, batch_size=batch_size, callback=advance
         )
-    inspected = detector if inspect and isinstance(detector, Detector) else None
+    inspected = detector if inspect and tile is None and isinstance(detector, Detector) else None
     with progress_bar(inspect, "Inspecting") as advance:
         report = write_report(
             output, evaluation, dataset, worst=inspect or WORST, detector=inspected, callback=advance
@@ -103,7 +104,7 @@ def evaluate(
     if inspect and inspected is None:
         print_text(
             f"{model} cannot be inspected: the report shows the worst images without inspector pages; evaluate a "
-            "checkpoint in float32 for these"
+            "checkpoint in float32, without tiles, for these"
         )
     print_text(f"Results are in {output}, the report is {report}")
 

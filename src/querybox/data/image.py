@@ -20,7 +20,9 @@ from querybox.structures import PixelRange
 
 MAX_PIXELS = 89_478_485
 """Maximum number of pixels of an image, 256 MiB as RGB. Larger images are rejected without decoding them."""
-_TOO_LARGE = "make it smaller, or save it as a TIFF with tiles, which prediction with tile=640 reads in parts"
+_TOO_LARGE = (
+    "make it smaller, or save it as a TIFF with tiles, which querybox[tiff] reads in parts with tile=640"
+)
 
 _JPEG = (".jfif", ".jpe", ".jpeg", ".jpg", ".mpo")
 _OTHERS = (".bmp", ".dib", ".gif", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp")
@@ -93,7 +95,7 @@ def read_image(
         values = load(image, path)
         if image.format == "TIFF":  # Pillow has applied the orientation while loading
             stored = rotated = (image.height, image.width)
-        _check_size(path, size, rotated, stored)
+        check_size(path, size, rotated, stored)
         if values is not None:
             orientation = image.getexif().get(ORIENTATION, 1)
             limits = pixel_range or (0.0, value_range(values, image, path, None).top)
@@ -133,7 +135,7 @@ def examine_image(
         values = load(image, path)
         if image.format == "TIFF":  # Pillow has applied the orientation while loading
             stored = rotated = (image.height, image.width)
-        _check_size(path, size, rotated, stored)
+        check_size(path, size, rotated, stored)
         if orientation in ROTATED and (size is None or stored == rotated):
             notes.append(("ambiguous_orientation", f"{path}: EXIF orientation {orientation}"))
         if values is not None:
@@ -224,9 +226,17 @@ def _check_pixels(path: str | Path, height: int, width: int) -> None:
         )
 
 
-def _check_size(
+def check_size(
     path: str | Path, size: tuple[int, int] | None, rotated: tuple[int, int], stored: tuple[int, int]
 ) -> None:
+    """Raise ImageError if the annotations state another size, unless `size` is None; see `read_image`.
+
+    Args:
+        path: The image file, for the message.
+        size: (height, width) according to the annotations.
+        rotated: That of the image with its EXIF orientation.
+        stored: That of the image without.
+    """
     if size not in (None, rotated, stored):
         assert size is not None
         raise ImageError(

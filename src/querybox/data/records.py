@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from querybox.data.findings import BOXES, UNREADABLE, DataFinding, FindingCollector
-from querybox.data.image import read_size
+from querybox.data.tiff import image_size
 from querybox.errors import DataError, ImageError
 from querybox.masks import Region, Rle
 from querybox.structures import Category
@@ -257,7 +257,7 @@ def _mask_problem(mask: Region | None, size: tuple[int, int]) -> str:
 def read_size_or_note(path: Path, image_id: int, findings: FindingCollector) -> tuple[int, int] | None:
     """Return (height, width) from the image header; if it cannot be read, add a finding and return None."""
     try:
-        return read_size(path)
+        return image_size(path)
     except ImageError as error:
         findings.add(error.kind, str(error), image_id=image_id, path=path)
         return None

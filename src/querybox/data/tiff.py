@@ -15,9 +15,9 @@ from jaxtyping import Shaped, UInt8
 from PIL import Image
 
 from querybox.data.deep import to_8_bits
-from querybox.data.image import ORIENTATION
+from querybox.data.image import ORIENTATION, check_size, read_image, read_size
 from querybox.data.windows import Window
-from querybox.errors import ImageError, QueryboxError, requires_extra
+from querybox.errors import ImageError, MissingExtraError, QueryboxError, requires_extra
 from querybox.structures import PixelRange
 
 if TYPE_CHECKING:
@@ -54,16 +54,66 @@ def is_tiff(path: Path) -> bool:
         return file.read(4) in SIGNATURES
 
 
+def is_read_in_parts(error: ImageError, path: Path) -> bool:
+    """Return whether a file that cannot be read as a whole, because of this error, is a TIFF that is too large."""
+    return error.kind == "too_large_image" and is_tiff(path)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return (height, width) of an image as `read_size` does, also of a TIFF that is read in parts.
+
+    Raises:
+        ImageError: As for `read_size`; also if a TIFF is too large and the package tifffile is not installed.
+    """
+    try:
+        return read_size(path)
+    except ImageError as error:
+        if not is_read_in_parts(error, path):
+            raise
+        try:
+            with open_tiff(path, (0.0, 1.0)) as image:  # any range, because no pixel is read
+                return image.size
+        except MissingExtraError:
+            raise error from None
+
+
+def read_picture(
+    path: Path, size: tuple[int, int] | None = None, *, pixel_range: PixelRange | None = None
+) -> Image.Image:
+    """Return an image to look at: as `read_image` does, but reduced if it is a TIFF that is read in parts.
+
+    Args:
+        path: The file.
+        size: (height, width) according to the annotations; see `read_image`.
+        pixel_range: See `Preprocessing.pixel_range`.
+
+    Raises:
+        ImageError: As for `read_image` and `open_tiff`.
+        MissingExtraError: The package tifffile is required and not installed.
+    """
+    try:
+        return read_image(path, size, pixel_range=pixel_range)
+    except ImageError as error:
+        if not is_read_in_parts(error, path):
+            raise
+    with open_tiff(path, pixel_range, size) as image:
+        return Image.fromarray(image.reduced())
+
+
 @contextmanager
-def open_tiff(path: Path, pixel_range: PixelRange | None = None) -> Iterator[TiffParts]:
+def open_tiff(
+    path: Path, pixel_range: PixelRange | None = None, size: tuple[int, int] | None = None
+) -> Iterator[TiffParts]:
     """Context manager that opens a TIFF for reading in parts.
 
     Args:
         path: The file.
         pixel_range: See `Preprocessing.pixel_range`.
+        size: (height, width) according to the annotations; None for any.
 
     Raises:
-        ImageError: The file is corrupt, or of a kind that is not read in parts. Also raised if a part cannot be read.
+        ImageError: The file is corrupt, of a kind that is not read in parts, or not of size `size`. Also raised if a
+            part cannot be read.
         MissingExtraError: The package tifffile is not installed.
     """
     with requires_extra("tiff", f"{path}: reading it in tiles"):
@@ -71,7 +121,9 @@ def open_tiff(path: Path, pixel_range: PixelRange | None = None) -> Iterator[Tif
         import tifffile
     try:
         with tifffile.TiffFile(path) as file:
-            yield TiffParts(path, file.pages.first, pixel_range)
+            image = TiffParts(path, file.pages.first, pixel_range)
+            check_size(path, size, image.size, image.size)
+            yield image
     except (QueryboxError, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001 - decoders raise all kinds of errors

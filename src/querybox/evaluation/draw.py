@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from PIL import Image
 
 from querybox.data.records import ImageRecord
@@ -19,7 +20,7 @@ def draw_errors(
     (`ABBREVIATIONS`), the class and, for a detection, the score.
 
     Args:
-        image: The image, in the orientation that the record's boxes refer to.
+        image: The image, in the orientation that the record's boxes refer to; it may be reduced.
         record: Its objects.
         detections: Its detections, with the labels of the record.
         errors: The errors of these detections, from `find_errors`.
@@ -36,8 +37,10 @@ def draw_errors(
         f"{false_positives[n]} {name} {score:.2f}" if n in false_positives else ""
         for n, (name, score) in enumerate(scores)
     ]
-    boxes_xyxy, labels = detections.boxes_xyxy.double().numpy(), detections.labels.numpy()
+    scale = np.array([image.width / record.width, image.height / record.height] * 2)
+    objects, boxes = record.boxes_xyxy * scale, detections.boxes_xyxy.double().numpy() * scale
+    labels = detections.labels.numpy()
     return (
-        draw_boxes(image, record.boxes_xyxy, record.labels, object_captions, highlighted=false_negatives),
-        draw_boxes(image, boxes_xyxy, labels, detection_captions, highlighted=false_positives),
+        draw_boxes(image, objects, record.labels, object_captions, highlighted=false_negatives),
+        draw_boxes(image, boxes, labels, detection_captions, highlighted=false_positives),
     )

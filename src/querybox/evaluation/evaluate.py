@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from querybox.arguments import require_type
-from querybox.data import DetectionData, ImageRecord, read_dataset, read_pixels
+from querybox.data import DetectionData, ImageRecord, read_dataset
 from querybox.data.settings import MAX_CORRUPT
 from querybox.data.tiling import Tile, Tiling
 from querybox.errors import ConfigError, DataError, ImageError
@@ -26,7 +26,7 @@ from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine
 from querybox.inference.optimized import fastest
 from querybox.inference.predict import detect_frames
-from querybox.inference.sources import Frame, views
+from querybox.inference.sources import Frame, image_views
 from querybox.structures import Category
 from querybox.text import listed
 
@@ -47,7 +47,8 @@ def evaluate(
     """Run a model on every image of a dataset and compute the COCO metrics.
 
     The 100 highest-scoring detections of each image are evaluated, whatever their score; with tiles, the merged ones of
-    the 100 of each tile. Images that cannot be read are excluded and listed in `Evaluation.unreadable`.
+    the 100 of each tile. Images that cannot be read are excluded and listed in `Evaluation.unreadable`; TIFFs that are
+    too large to be decoded as a whole are read in parts, with tiles alone.
 
     Args:
         engine: The model: a `Detector` or another `Engine`. Its class names must be those of the data, in any order.
@@ -141,13 +142,14 @@ def detect_records(
     def frames() -> Iterator[Frame]:
         # Not `predict` with paths, which applies the EXIF orientation: annotations may refer to the image without it.
         for record in images:
+            size = (record.height, record.width)
             try:
-                pixels = read_pixels(record, pixel_range=engine.preprocessing.pixel_range)
+                for frame in image_views(record.path, engine.preprocessing.pixel_range, tiling, size):
+                    if frame.is_last:  # before its detection, after which the loop goes on
+                        readable.append(record.id)
+                    yield frame
             except ImageError as error:
                 unreadable[record.id] = str(error)
-            else:
-                readable.append(record.id)
-                yield from views(Frame(source=str(record.path), pixels=pixels), tiling)
 
     by_id = {}
     for index, detections in enumerate(

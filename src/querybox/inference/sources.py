@@ -21,7 +21,7 @@ from querybox.arguments import require_path, require_type
 from querybox.data.image import SUFFIXES as IMAGE_SUFFIXES
 from querybox.data.image import read_image
 from querybox.data.locate import iterate_files
-from querybox.data.tiff import is_tiff, open_tiff
+from querybox.data.tiff import is_read_in_parts, open_tiff
 from querybox.data.tiling import Tiling
 from querybox.errors import DataError, ImageError
 from querybox.files import require_regular
@@ -59,6 +59,11 @@ class Frame:
         if self.view is None:
             return self.pixels.shape[1], self.pixels.shape[2]
         return self.view.window.height, self.view.window.width
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no other view of the image follows."""
+        return self.view is None or self.view.index == len(self.view.windows) - 1
 
 
 def find_sources(sources: Source | Sequence[Source]) -> list[Path | Pixels]:
@@ -209,32 +214,49 @@ def views(frame: Frame, tiling: Tiling | None) -> Iterator[Frame]:
         )
 
 
-def large_views(path: Path, pixel_range: PixelRange | None, tiling: Tiling) -> Iterator[Frame]:
-    """Yield the views of a TIFF that is too large to be decoded as a whole; that of the whole image is reduced."""
-    with open_tiff(path, pixel_range) as image:
+def image_views(
+    path: Path,
+    pixel_range: PixelRange | None = None,
+    tiling: Tiling | None = None,
+    size: tuple[int, int] | None = None,
+) -> Iterator[Frame]:
+    """Read an image, and yield its views, or the image alone without `tiling`.
+
+    A TIFF that is too large to be decoded as a whole is read in parts; its view of the whole image is reduced.
+
+    Args:
+        path: The image file.
+        pixel_range: See `Preprocessing.pixel_range`.
+        tiling: The tiles that the image is divided into; None for none.
+        size: (height, width) according to the annotations; see `read_image`.
+
+    Raises:
+        ImageError: The image cannot be read.
+    """
+    try:
+        pixels = as_pixels(read_image(path, size, pixel_range=pixel_range))
+    except ImageError as error:
+        if tiling is None or not is_read_in_parts(error, path):
+            raise
+    else:
+        yield from views(Frame(source=str(path), pixels=pixels), tiling)
+        return
+    with open_tiff(path, pixel_range, size) as image:
         windows = tiling.windows(image.size)
         for index, window in enumerate(windows):
-            pixels = image.read(window) if index else image.reduced()
-            yield Frame(source=str(path), pixels=as_pixels(pixels), view=View(image.size, windows, index))
+            pixels = as_pixels(image.read(window) if index else image.reduced())
+            yield Frame(source=str(path), pixels=pixels, view=View(image.size, windows, index))
 
 
 def read_file(
     path: Path, pixel_range: PixelRange | None = None, tiling: Tiling | None = None
 ) -> Iterator[Frame]:
     """Read the frames of a video, or the single frame of an image, in tiles if `tiling` is given."""
-    if is_video(path):
-        for frame in read_video(path):
-            yield from views(frame, tiling)
+    if not is_video(path):
+        yield from image_views(path, pixel_range, tiling)
         return
-    try:
-        pixels = as_pixels(read_image(path, pixel_range=pixel_range))
-    except ImageError as error:
-        if tiling is None or error.kind != "too_large_image" or not is_tiff(path):
-            raise
-    else:
-        yield from views(Frame(source=str(path), pixels=pixels), tiling)
-        return
-    yield from large_views(path, pixel_range, tiling)
+    for frame in read_video(path):
+        yield from views(frame, tiling)
 
 
 def read_video(path: Path) -> Iterator[Frame]:

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from querybox.data.image import MAX_PIXELS, read_image
-from querybox.data.tiff import open_tiff
+from querybox.data.tiff import read_picture
 from querybox.errors import ConfigError, ImageError
 from querybox.files import atomic, write_text
 from querybox.inference.detections import Detections
@@ -235,15 +234,14 @@ def draw_files(sources: Sequence[Path], paths: Sequence[Path], results: Iterator
 
 
 def draw_image(source: Path, detections: Detections) -> Image.Image:
-    """Draw the detections on their image; on one that is too large for `read_image`, reduced and without masks."""
+    """Draw the detections on their image; on one that is read in parts, reduced and without masks."""
+    image = read_picture(source, pixel_range=detections.pixel_range)
     height, width = detections.size
-    if height * width <= MAX_PIXELS:
-        return draw(read_image(source, pixel_range=detections.pixel_range), detections)
-    with open_tiff(source, detections.pixel_range) as image:
-        reduced = Image.fromarray(image.reduced())
-    scale = torch.tensor([reduced.width / width, reduced.height / height] * 2)
-    size = (reduced.height, reduced.width)
-    return draw(reduced, replace(detections, boxes_xyxy=detections.boxes_xyxy * scale, size=size, masks=None))
+    size = (image.height, image.width)
+    if size == detections.size:
+        return draw(image, detections)
+    scale = torch.tensor([image.width / width, image.height / height] * 2)
+    return draw(image, replace(detections, boxes_xyxy=detections.boxes_xyxy * scale, size=size, masks=None))
 
 
 def draw_video(source: Path, path: Path, results: Iterator[Detections]) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from querybox.data import DetectionData, ImageRecord, read_image
+from querybox.data import DetectionData, ImageRecord
+from querybox.data.tiff import read_picture
 from querybox.errors import ImageError
 from querybox.evaluation.draw import draw_errors
 from querybox.evaluation.errors import ImageErrors
@@ -88,7 +89,7 @@ def make_example(evaluation: Evaluation, record: ImageRecord, inspector: str | N
     urls, problem = {}, ""
     try:
         size = (record.height, record.width)
-        image = read_image(record.path, size, pixel_range=detections.pixel_range)
+        image = read_picture(record.path, size, pixel_range=detections.pixel_range)
     except ImageError as error:
         problem = str(error)
     else:
