@@ -29,7 +29,9 @@ def test_a_system_that_cannot_open_folders_can_save(tmp_path: Path, monkeypatch:
     real = os.open
 
     def refuse(path: Any, *arguments: Any, **options: Any) -> int:
-        if Path(path).is_dir() and "dir_fd" not in options:  # with which `rmtree` opens folders, but not on Windows
+        if (
+            Path(path).is_dir() and "dir_fd" not in options
+        ):  # with which `rmtree` opens folders, but not on Windows
             raise PermissionError(13, "Permission denied", str(path))
         return real(path, *arguments, **options)
 

@@ -94,9 +94,16 @@ class Rle:
 
     def mask(self) -> Bool[np.ndarray, "H W"]:
         """Decode the mask: True = inside."""
-        runs = self.runs()
-        inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-        return np.ascontiguousarray(inside.reshape(self.size[::-1]).T)
+        height, width = self.size
+        return self.part((0, 0, width, height))
+
+    def part(self, box_xyxy: tuple[int, int, int, int]) -> Bool[np.ndarray, "h w"]:
+        """Decode the part of the mask in a box, in pixels, inside the image; the inverse of `of_part`."""
+        left, top, right, bottom = box_xyxy
+        height = self.size[0]
+        ends = np.cumsum(self.runs()).clip(left * height, right * height)
+        inside = np.repeat(np.arange(len(ends)) % 2 == 1, np.diff(ends, prepend=left * height))
+        return np.ascontiguousarray(inside.reshape(right - left, height).T[top:bottom])
 
     @property
     def area(self) -> int:

@@ -5,18 +5,16 @@ import json
 import math
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 import torch
 from chromium import chromium, find_chromium
-from PIL import Image
+from report_pages import CATEGORIES, NAMES, Page, make_data, read
 from run_records import SPLIT, write_run
 
-from querybox.data.records import DetectionData, ImageRecord
+from querybox.data.records import DetectionData
 from querybox.detector import Detector
 from querybox.diagnosis import diagnose
 from querybox.diagnosis.record import add_to_record
@@ -30,35 +28,12 @@ from querybox.report.examples import best_images, worst_images
 from querybox.report.next_steps import most_frequent_error, next_steps
 from querybox.structures import Category, Preprocessing
 
-# Names as hostile as data can hold them: markup, a formula of matplotlib, letters that its font lacks.
-NAMES = ("<script>alert(1)</script>", r"$\frac{$", "細胞", "x" * 80, "plain & simple")
-CATEGORIES = tuple(Category(id=number, name=name) for number, name in enumerate(NAMES))
 METRICS_CSV = """\
 epoch,step,lr,loss,loss_cls,loss_bbox,loss_iou,grad_norm,AP,AP50
 1,10,0.0001,30.5,1.5,2.5,1.25,4.0,,
 2,20,0.0001,20.5,1.0,2.0,1.0,3.0,0.125,0.25
 3,30,0.0001,10.5,0.5,1.5,0.75,2.0,,
 """
-
-
-def make_data(folder: Path, images: int = 6) -> DetectionData:
-    records = []
-    for number in range(images):
-        path = folder / f"<b>{number}.png"
-        Image.new("RGB", (64, 48), (90, 10 * number, 120)).save(path)
-        records.append(
-            ImageRecord(
-                id=number,
-                path=path,
-                width=64,
-                height=48,
-                boxes_xyxy=np.array([[5.0, 5.0, 30.0, 40.0]] * min(number, 1)).reshape(-1, 4),
-                labels=np.array([number % 5] * min(number, 1), dtype=np.int64),
-                crowd=np.zeros(min(number, 1), dtype=bool),
-                areas=np.full(min(number, 1), 875.0),
-            )
-        )
-    return DetectionData(source=folder / "<i>.json", categories=CATEGORIES, images=tuple(records))
 
 
 def measure(data: DetectionData) -> Evaluation:
@@ -79,34 +54,6 @@ def measure(data: DetectionData) -> Evaluation:
     )
 
 
-class Page(HTMLParser):
-    """Collects the elements and the text of a page, and checks that each is closed where it should be."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: set[str] = set()
-        self.images: list[str] = []
-        self.links: list[str] = []
-        self.text = ""
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        values = dict(attrs)
-        self.images += [values["src"] or ""] if tag == "img" else []
-        self.links += [values[name] or "" for name in ("href", "src") if name in values]
-        if tag not in {"meta", "img"}:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
@@ -116,10 +63,6 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = make_data(folder)
     assert write_report(folder, measure(data), data) == folder / "report.html"
     return folder
-
-
-def read(run_dir: Path) -> Page:
-    return Page((run_dir / "report.html").read_text(encoding="utf-8"))
 
 
 def test_report_stands_alone(run_dir: Path) -> None:

@@ -124,12 +124,13 @@ def check_output(output: Path) -> None:
 
 
 def metrics_tables(evaluation: Evaluation) -> list[Table]:
-    """Show the 12 COCO metrics, of boxes and, if there are masks, of masks."""
+    """Show the 12 COCO metrics, of boxes and, if there are masks, of masks and their boundaries."""
     title = f"{evaluation.objects:,} objects in {evaluation.images:,} images"
     tables = [metrics_table(title, evaluation.metrics)]
     if (masks := evaluation.masks) is not None:
         objects = sum(one.objects for one in masks.categories)
         tables.append(metrics_table(f"{objects:,} masks in {masks.images:,} images", masks.metrics))
+        tables.append(metrics_table("boundaries of the masks", masks.boundary_metrics))
     return tables
 
 

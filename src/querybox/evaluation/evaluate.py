@@ -220,11 +220,13 @@ def mask_metrics(data: DetectionData, detections: Mapping[int, Detections]) -> M
     known = with_masks(data, detections)
     if known is None:
         return None
-    metrics, precision = mask_average_precision(known, detections)
+    (metrics, precision), (boundary_metrics, boundary_precision) = mask_average_precision(known, detections)
     return MaskMetrics(
         metrics=metrics,
         categories=category_results(known, precision),
         precision=precision,
+        boundary_metrics=boundary_metrics,
+        boundary_categories=category_results(known, boundary_precision),
         images=len(known.images),
     )
 

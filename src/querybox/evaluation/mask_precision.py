@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -22,6 +23,7 @@ from querybox.evaluation.average_precision import (
     outside_areas,
     summarise,
 )
+from querybox.evaluation.boundaries import boundary_pairs
 from querybox.evaluation.result import IOU_THRESHOLDS
 from querybox.inference.detections import Detections
 from querybox.masks import Region, Rle, mask_iou, rasterised
@@ -51,10 +53,15 @@ def with_masks(data: DetectionData, detections: Mapping[int, Detections]) -> Det
     return data.only(known)
 
 
-def mask_average_precision(
-    data: DetectionData, detections: Mapping[int, Detections]
-) -> tuple[dict[str, float], Float[np.ndarray, "T R C"]]:
-    """Compute the COCO metrics of masks; see `average_precision`.
+class MaskPrecision(NamedTuple):
+    """The results of `average_precision` for masks and for their boundaries."""
+
+    masks: tuple[dict[str, float], Float[np.ndarray, "T R C"]]
+    boundaries: tuple[dict[str, float], Float[np.ndarray, "T R C"]]
+
+
+def mask_average_precision(data: DetectionData, detections: Mapping[int, Detections]) -> MaskPrecision:
+    """Compute the COCO metrics of masks, and of their boundaries (see `boundary_pairs`).
 
     Args:
         data: The images and their objects, all of which have a mask.
@@ -66,8 +73,11 @@ def mask_average_precision(
     masks = list(chain.from_iterable(detections[image.id].masks or () for image in images))
     found = [masks[place] for place in table.place.tolist()]
     table = table._replace(outside=outside_areas(np.array([mask.area for mask in found], dtype=np.float64)))
-    return summarise(
-        data, objects, table, mask_pairs(table, objects, found, [truth[place] for place in objects.place])
+    truth = [truth[place] for place in objects.place]
+    pairs = mask_pairs(table, objects, found, truth)
+    return MaskPrecision(
+        masks=summarise(data, objects, table, pairs),
+        boundaries=summarise(data, objects, table, boundary_pairs(pairs, found, truth, objects.crowd)),
     )
 
 

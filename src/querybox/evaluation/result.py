@@ -65,6 +65,11 @@ class MaskMetrics:
     """Metrics of each class, in order of label."""
     precision: Float[np.ndarray, "10 101 C"]
     """See `Evaluation.precision`."""
+    boundary_metrics: Mapping[str, float]
+    """The values of `METRICS` with the smaller of the IoU of masks and Boundary IoU (Cheng et al. 2021, Boundary AP):
+    the IoU of the pixels of the masks that are within 2 % of the diagonal of the image from their outline."""
+    boundary_categories: tuple[CategoryResult, ...]
+    """The same for each class, in order of label."""
     images: int
     """Number of images all of whose objects have a mask; only these count."""
 
@@ -120,6 +125,21 @@ class Evaluation:
             for one in self.categories
         ]
 
+    def mask_category_rows(self) -> list[list[str]]:
+        """Return table rows: class name, masks, AP and AP50 of masks, AP of boundaries; none without masks."""
+        if self.masks is None:
+            return []
+        return [
+            [
+                one.category.name,
+                f"{one.objects:,}",
+                metric(one.AP),
+                metric(one.AP50),
+                metric(boundary.AP),
+            ]
+            for one, boundary in zip(self.masks.categories, self.masks.boundary_categories, strict=True)
+        ]
+
     def error_rows(self) -> list[list[str]]:
         """Return table rows: error type, number of false negatives, number of false positives; the total comes last."""
         columns = (self.false_negatives, self.false_positives)
@@ -164,6 +184,10 @@ class Evaluation:
                 "metrics": {name: or_none(value) for name, value in self.masks.metrics.items()},
                 "images": self.masks.images,
                 "categories": json_categories(self.masks.categories),
+                "boundary": {
+                    "metrics": {name: or_none(value) for name, value in self.masks.boundary_metrics.items()},
+                    "categories": json_categories(self.masks.boundary_categories),
+                },
             }
         text = to_json(report, indent=2)
         write_text(Path(path), text + "\n")

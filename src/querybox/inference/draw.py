@@ -90,7 +90,7 @@ def draw_masks(
             continue
         left, top, right, bottom = map(int, mask.box_xyxy)
         window = pixels[top:bottom, left:right]
-        inside = mask.mask()[top:bottom, left:right]
+        inside = mask.part((left, top, right, bottom))
         contour = inside & ~binary_erosion(inside, iterations=line)
         colour = np.array(colour_of(label))
         window[inside] = ((1 - OPACITY) * window[inside] + OPACITY * colour).round()

@@ -13,7 +13,7 @@ from querybox.errors import ImageError
 from querybox.evaluation.draw import draw_errors
 from querybox.evaluation.errors import ImageErrors
 from querybox.evaluation.result import Evaluation
-from querybox.html import jpeg_url
+from querybox.html import jpeg_url, metric
 from querybox.inspect import write_page
 from querybox.inspect.annotated import trace_record
 from querybox.modules.detector import DetectionTransformer
@@ -25,18 +25,15 @@ MAX_SIDE = 800
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """An image as the report shows it."""
+    """An image, or a part of one, as the report shows it."""
 
     name: str
-    f1: float
-    """0-1, NaN if the image has neither objects nor detections."""
-    counts: str
-    """How many objects were found, and how many errors of each kind there are."""
+    caption: str
     urls: Mapping[str, str]
     """Pictures by what they show; empty if the image can no longer be read."""
     problem: str
     """Why it cannot be read."""
-    inspector: str | None
+    inspector: str | None = None
     """Address of its inspector page, relative to the report."""
 
 
@@ -97,8 +94,7 @@ def make_example(evaluation: Evaluation, record: ImageRecord, inspector: str | N
         urls = {"Objects": jpeg_url(objects, MAX_SIDE), "Detections": jpeg_url(found, MAX_SIDE)}
     return Example(
         name=record.path.name,
-        f1=evaluation.operating_point.image_f1[record.id],
-        counts=count_errors(errors),
+        caption=f"F1 {metric(evaluation.operating_point.image_f1[record.id])}. {count_errors(errors)}",
         urls=urls,
         problem=problem,
         inspector=inspector,

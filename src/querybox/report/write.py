@@ -12,6 +12,7 @@ from querybox.data.validate import VALIDATION
 from querybox.diagnosis import diagnose
 from querybox.diagnosis.finding import HEADS
 from querybox.diagnosis.record import RECORD, read_history, read_record
+from querybox.evaluation.boundaries import BAND
 from querybox.evaluation.confusion import MATCH_IOU
 from querybox.evaluation.errors import ABBREVIATIONS, BACKGROUND_IOU
 from querybox.evaluation.result import Evaluation
@@ -21,6 +22,7 @@ from querybox.modules.detector import DetectionTransformer
 from querybox.report import charts
 from querybox.report.examples import best_images, make_example, worst_images, write_inspectors
 from querybox.report.next_steps import next_steps
+from querybox.report.worst_masks import draw_mask_pair, worst_masks
 
 MEANINGS = {
     "AP": "average precision, mean over IoU 0.50 to 0.95",
@@ -68,7 +70,7 @@ def write_report(
         run_dir: The folder of the run; it must exist.
         evaluation: What was measured.
         data: The images that it was measured on; the best and the worst of them are shown.
-        worst: How many of the worst.
+        worst: How many of the worst images and of the worst masks.
         detector: The model. If given, each of the worst images gets an inspector page in the folder ``inspect``, to
             which the report links.
         callback: Called with an image when its inspector page has been written, to show progress.
@@ -100,6 +102,8 @@ def write_report(
         best_images=[
             make_example(evaluation, record) for record in best_images(evaluation, data, worst_records)
         ],
+        band=BAND,
+        worst_masks=[draw_mask_pair(pair) for pair in worst_masks(evaluation, data, worst)],
         files={
             title: (run_dir / name).read_text(encoding="utf-8", errors="replace")
             for title, name in FILES.items()
@@ -112,8 +116,9 @@ def write_report(
 
 
 def metric_rows(evaluation: Evaluation) -> list[list[str]]:
-    """Return table rows: name, value for boxes, value for masks if there are masks, meaning."""
-    columns = [evaluation.metrics, *([] if evaluation.masks is None else [evaluation.masks.metrics])]
+    """Return table rows: name, value for boxes, those for masks and their boundaries if there are masks, meaning."""
+    masks = evaluation.masks
+    columns = [evaluation.metrics, *([] if masks is None else [masks.metrics, masks.boundary_metrics])]
     return [
         [name, *(metric(column[name]) for column in columns), MEANINGS[name]] for name in evaluation.metrics
     ]
