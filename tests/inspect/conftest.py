@@ -48,6 +48,16 @@ def relative(request: pytest.FixtureRequest) -> Detector:
 
 
 @pytest.fixture(scope="session")
+def with_masks() -> Detector:
+    return make("dino_r50", denoising=4, masks=True)
+
+
+@pytest.fixture(scope="session")
+def with_attention_masks() -> Detector:
+    return make("detr_r50", masks="attention", width=128, heads=8)
+
+
+@pytest.fixture(scope="session")
 def padded() -> ImageBatch:
     """One image of 64 x 64 pixels, padded to 96 x 128; at stride 32 that is 2 x 2 of 3 x 4 cells."""
     generator = torch.Generator().manual_seed(0)

@@ -30,7 +30,7 @@ def browser(trace: Trace, detr: Detector, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("page")
     deformable = Detector.from_recipe(
         "dino_r50", categories=detr.categories, backbone="test_resnet", width=32, heads=2, feedforward=32,
-        encoder_layers=1, decoder_layers=2, queries=8, denoising=4,
+        encoder_layers=1, decoder_layers=2, queries=8, denoising=4, masks=True,
     )  # fmt: skip
     deformable.preprocessing = detr.preprocessing
     write_page(folder / "page.html", [trace, detr.trace(PIXELS), deformable.trace(PIXELS)])
@@ -204,6 +204,34 @@ def test_images_without_objects_and_of_relatives(page: Page) -> None:
     assert "no object" not in page.run("document.querySelector('#classes').textContent")
     page.click("[value=cells]")
     assert page.run("document.querySelectorAll('#marks [data-mark=point]').length") > 8
+
+
+def test_the_mask_of_each_query_and_layer_is_drawn(page: Page) -> None:
+    assert page.run("document.querySelector('#show-mask').hidden")  # this detector has none
+    choose(page, "image", 2)
+    page.wait("state.image === 2")
+    opacity = (
+        "(() => { const c = document.querySelector('#mask'), copy = document.createElement('canvas');"
+        " [copy.width, copy.height] = [c.width, c.height]; const pen = copy.getContext('2d'); pen.drawImage(c, 0, 0);"
+        " const cells = pen.getImageData(0, 0, c.width, c.height).data;"
+        " return Array.from(cells).filter((_, i) => i % 4 === 3) })()"
+    )
+    masks = [page.run(f"Array.from(maskOf(image, {layer}, 1).inside)") for layer in (0, 1)]
+    assert masks[0] != masks[1]
+    for layer in (0, 1):
+        page.run(f"update({{ layer: {layer}, query: 1 }})")
+        drawn = page.run(opacity)
+        assert [int(each > 0) for each in drawn] == masks[layer]
+        assert f"Its mask covers {100 * sum(masks[layer]) / len(drawn):.1f} % of the image." in description(
+            page
+        )
+    assert {0, 255} <= set(drawn) <= {0, 100, 255}
+    page.click("#mask-shown")
+    assert page.run("document.querySelector('#mask').width") == 1
+    page.click("#mask-shown")
+    assert page.run(opacity) == drawn
+    page.click("[value=cells]")
+    assert page.run("document.querySelector('#mask').width") == 1
 
 
 def test_queries_whose_maps_found_no_room(page: Page) -> None:

@@ -15,8 +15,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from querybox.cli.trace import predictions_table
 from querybox.detector import Detector
 from querybox.errors import ConfigError
+from querybox.inference.engine import evaluating
 from querybox.inspect import Trace
 from querybox.inspect.attention import AttentionMaps, AttentionPoints
 from querybox.inspect.page import select_queries, write_page
@@ -177,3 +179,45 @@ def test_an_unknown_encoder_layer_is_refused(trace: Trace, tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="the encoder has 2 layers; got layer 2, expected 0 to 1"):
         write_page(tmp_path / "a.html", [trace], encoder_layers=(2,))
     assert not (tmp_path / "a.html").exists()
+
+
+def test_masks_are_those_of_the_cells_with_a_positive_logit(with_masks: Detector, tmp_path: Path) -> None:
+    traced = with_masks.trace(PIXELS)
+    write_page(tmp_path / "a.html", [traced], queries=3)
+    (image,) = read(tmp_path / "a.html")
+    assert traced.pixels.shape[1:] == (64, 89)
+    assert image["masks"]["layers"] == [0, 1, 2]
+    assert image["masks"]["grid"] == [16, 23]
+    assert image["masks"]["extent"] == [1, 92 / 89]
+    cells = np.unpackbits(unpacked(image["masks"]["bits"]), axis=2, count=16 * 23).reshape(3, 3, 16, 23)
+    batch = ImageBatch.from_images([traced.pixels], with_masks.preprocessing)
+    with evaluating(with_masks), torch.no_grad():
+        output = with_masks(batch)
+    for number, layer in enumerate(output.layers):
+        assert layer.masks is not None
+        logits = layer.masks.logits(torch.tensor([image["queries"]]))[0, :, :16, :23]
+        np.testing.assert_array_equal(cells[number], logits > 0)
+    assert 0.01 < cells.mean() < 0.99
+    assert (cells[0] != cells[2]).any()
+
+
+def test_detr_s_own_mask_head_has_masks_in_the_last_layer(
+    with_attention_masks: Detector, tmp_path: Path
+) -> None:
+    traced = with_attention_masks.trace(PIXELS)
+    write_page(tmp_path / "a.html", [traced], queries=2)
+    (image,) = read(tmp_path / "a.html")
+    assert image["masks"]["layers"] == [2]
+    assert image["masks"]["bits"]["shape"] == [1, 2, 16 * 23 // 8]
+    heads = [column.header for column in predictions_table(traced, traced.ranking[:2]).columns]
+    assert [str(head) for head in heads][-1] == "mask"
+    cells = list(predictions_table(traced, traced.ranking[:2]).columns[-1].cells)
+    assert traced.masks is not None
+    shares = traced.masks.cells(2, traced.ranking[:2]).float().mean((1, 2)).tolist()
+    assert [str(cell) for cell in cells] == ["", "", f"{shares[0]:.1%}", "", "", f"{shares[1]:.1%}"]
+
+
+def test_without_a_mask_head_there_are_no_masks(trace: Trace, tmp_path: Path) -> None:
+    write_page(tmp_path / "a.html", [trace])
+    assert read(tmp_path / "a.html")[0]["masks"] is None
+    assert trace.masks is None

@@ -87,9 +87,13 @@ def predictions_table(traced: Trace, queries: Sequence[int]) -> Table:
     sides = traced.boxes.new_tensor([width, height, width, height])
     boxes = (to_xyxy(traced.boxes) * sides).tolist()
     scores, labels = traced.scores.max(-1)
+    masks, covered = traced.masks, dict[int, list[float]]()
+    if masks is not None:
+        covered = {layer: masks.cells(layer, queries).float().mean((1, 2)).tolist() for layer in masks.layers}
     deviations = None if traced.edge_deviations is None else (traced.edge_deviations * sides).tolist()
 
-    def rows(query: int) -> Iterator[list[str]]:
+    def rows(place: int) -> Iterator[list[str]]:
+        query = queries[place]
         for layer in range(len(boxes)):
             name = traced.categories[int(labels[layer, query])].name
             edges = [f"{edge:.1f}" for edge in boxes[layer][query]]
@@ -98,12 +102,24 @@ def predictions_table(traced: Trace, queries: Sequence[int]) -> Table:
                     f"{edge} ± {each:.1f}" for edge, each in zip(edges, deviations[layer][query], strict=True)
                 ]
             first = str(query) if layer == 0 else ""
-            yield [first, str(layer + 1), name, f"{scores[layer, query]:.3f}", *edges]
+            mask = [f"{covered[layer][place]:.1%}" if layer in covered else ""] if masks else []
+            yield [first, str(layer + 1), name, f"{scores[layer, query]:.3f}", *edges, *mask]
 
     spread = "" if deviations is None else ", ± standard deviation of each edge"
-    title = f"the best {len(queries)} queries; boxes in pixels of the image{spread}"
-    heads = ["query", "layer", "class", "score", "left", "top", "right", "bottom"]
-    return table(title, heads, *map(rows, queries), numeric=range(3, 8))
+    area = ", masks in % of its area" if masks else ""
+    title = f"the best {len(queries)} queries; boxes in pixels of the image{area}{spread}"
+    heads = [
+        "query",
+        "layer",
+        "class",
+        "score",
+        "left",
+        "top",
+        "right",
+        "bottom",
+        *(["mask"] if masks else []),
+    ]
+    return table(title, heads, *map(rows, range(len(queries))), numeric=range(3, len(heads)))
 
 
 def matching_table(traced: Trace, comparison: Comparison) -> Table:

@@ -23,7 +23,9 @@ from querybox.files import write_text
 from querybox.html import jpeg_url, render
 from querybox.inspect.attention import AttentionMaps, AttentionPoints, LayerAttention
 from querybox.inspect.comparison import Comparison
+from querybox.inspect.masks import QueryMasks
 from querybox.inspect.tracing import Trace
+from querybox.mask_embeddings import MASK_STRIDE
 
 CLASSES = 5
 """Most classes with scores per query."""
@@ -85,6 +87,7 @@ def image_data(trace: Trace, queries: int, encoder_layers: Sequence[int]) -> dic
         "edge_deviations": None
         if trace.edge_deviations is None
         else packed(trace.edge_deviations[:, chosen], "f4"),
+        "masks": None if trace.masks is None else masks_data(trace.masks, chosen),
         "cross": cross_attention_data(trace, chosen),
         "encoder": [
             {"layer": layer, **encoder_attention_data(trace.encoder_attention[layer], trace.grids)}
@@ -183,6 +186,22 @@ def quantised(
     """Return weights in 255 steps of the maximum of their row, and the maximum."""
     peaks = weights.amax(-1)
     return 255 * weights / peaks.clamp(min=1e-12)[..., None], peaks
+
+
+def masks_data(masks: QueryMasks, queries: list[int]) -> dict[str, Any]:
+    """Return the masks of some queries in the layers that have them, a bit for each cell, rows from the top.
+
+    ``extent`` is the height and width of the grid, in those of the image.
+    """
+    height, width = masks.grid
+    cells = torch.stack([masks.cells(layer, queries) for layer in masks.layers])  # [L, N, h, w]
+    bits = torch.from_numpy(np.packbits(cells.flatten(2).numpy(), axis=2))
+    return {
+        "layers": list(masks.layers),
+        "grid": [height, width],
+        "extent": [height * MASK_STRIDE / masks.size[0], width * MASK_STRIDE / masks.size[1]],
+        "bits": packed(bits, "u1"),
+    }
 
 
 def objects_data(comparison: Comparison, queries: list[int]) -> dict[str, Any]:

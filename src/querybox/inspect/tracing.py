@@ -24,6 +24,7 @@ from querybox.inference.sources import Source, find_sources, read_frames
 from querybox.inspect.attention import AttentionMaps, AttentionPoints, LayerAttention
 from querybox.inspect.calls import now, recorded
 from querybox.inspect.comparison import Comparison, compare
+from querybox.inspect.masks import QueryMasks
 from querybox.inspect.stages import HEADS, Calls, Stage, comparison_stages, decoder_stages, encoder_stages
 from querybox.modules.attention import Attention
 from querybox.modules.deformable_attention import DeformableAttention
@@ -63,6 +64,8 @@ class Trace:
     edge_deviations: Float[Tensor, "L Q 4"] | None
     """Standard deviation of the left, top, right and bottom edge of each box, in 0-1 of the image: how uncertain its
     place is; None if boxes are not means of distributions (D-FINE)."""
+    masks: QueryMasks | None
+    """Masks of each query by layer; None without a mask head."""
     detections: Detections
     """The detections, one for each query, whatever its score."""
     encoder_attention: tuple[LayerAttention, ...]
@@ -171,6 +174,7 @@ def trace(detector: DetectionTransformer, image: Source | ImageBatch, target: Ta
         if output.layers[0].no_object
         else None,
         boxes=boxes,
+        masks=QueryMasks.of(output, (given.pixels.shape[1], given.pixels.shape[2])),
         edge_deviations=edge_deviations([layer.edges for layer in output.layers]),
         detections=detections,
         encoder_attention=attention_by_layer(modules, calls, "encoder.layers.{}.self_attention"),

@@ -80,6 +80,16 @@ function cellAttention(attention, cell) {
   return { points: Array.from({ length: heads }, (_, head) => points(attention, 0, head, cell)).flat(), heads };
 }
 
+/** The mask of a query in a decoder layer: {grid, extent, inside}, with 1 for cells inside; null if there is none. */
+function maskOf(image, layer, query) {
+  const row = image.masks ? image.masks.layers.indexOf(layer) : -1;
+  if (row < 0) return null;
+  const { grid, extent, bits } = image.masks;
+  const bytes = at(bits, row, query);
+  const inside = Uint8Array.from({ length: grid[0] * grid[1] }, (_, cell) => (bytes[cell >> 3] >> (7 - (cell & 7))) & 1);
+  return { grid, extent, inside };
+}
+
 /** A cxcywh box as its edges. */
 function edges([cx, cy, w, h]) {
   return { left: cx - w / 2, top: cy - h / 2, right: cx + w / 2, bottom: cy + h / 2 };

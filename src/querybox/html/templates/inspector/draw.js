@@ -14,6 +14,24 @@ function spotlight(canvas, attention) {
   pen.putImageData(cells, 0, 0);
 }
 
+/** Cover the cells of a mask with a translucent colour, those at its outline with an opaque one. */
+function cover(canvas, { grid: [height, width], extent, inside }) {
+  canvas.width = width;
+  canvas.height = height;
+  canvas.style.height = `${100 * extent[0]}%`;
+  canvas.style.width = `${100 * extent[1]}%`;
+  const pen = canvas.getContext("2d");
+  const cells = pen.createImageData(width, height);
+  const isInside = (row, column) => row >= 0 && row < height && column >= 0 && column < width && inside[row * width + column];
+  inside.forEach((each, cell) => {
+    if (!each) return;
+    const row = Math.floor(cell / width), column = cell % width;
+    const inner = isInside(row - 1, column) && isInside(row + 1, column) && isInside(row, column - 1) && isInside(row, column + 1);
+    cells.data.set([230, 159, 0, inner ? 100 : 255], 4 * cell);
+  });
+  pen.putImageData(cells, 0, 0);
+}
+
 /** Brighten a small canvas where there is much attention. */
 function tile(canvas, attention, ratio) {
   const pen = canvas.getContext("2d");

@@ -3,7 +3,7 @@
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 const unpacked = new Map(); // images by their index
-const state = { image: 0, mode: "queries", layer: 0, head: -1, query: 0, object: 0, cell: 0, encoder: 0 };
+const state = { mask: true, image: 0, mode: "queries", layer: 0, head: -1, query: 0, object: 0, cell: 0, encoder: 0 };
 let image = null;
 
 const HELP = {
@@ -64,6 +64,7 @@ async function openImage(index) {
   setOptions($("encoder-layer"), image.encoder.map((each) => each.layer + 1));
   const objects = image.objects ? image.objects.labels.length : 0;
   setOptions($("object"), Array.from({ length: objects }, (_, object) => objectName(object)));
+  $("show-mask").hidden = !image.masks;
   document.querySelector("[value=matching]").disabled = objects === 0;
   document.querySelector("[value=cells]").disabled = image.encoder.length === 0;
   Object.assign(state, { image: index, layer: last, head: -1, query: 0, object: 0, encoder: 0 });
@@ -87,7 +88,7 @@ function show() {
   const marks = new Marks($("marks"), image.width, image.height, unit);
   $("stage").setAttribute("aria-label", `${image.name}: ${state.mode}`);
   const heatmap = $("heatmap");
-  heatmap.width = heatmap.height = 1; // empty
+  heatmap.width = heatmap.height = $("mask").width = $("mask").height = 1; // empty
   $("description").textContent = { queries: showQuery, cells: showCell, matching: showMatching }[state.mode](heatmap, marks);
 }
 
@@ -104,6 +105,8 @@ function showQuery(heatmap, marks) {
   for (let before = 0; before < layers(); before += 1) {
     if (before !== layer) marks.box(boxOf(before, query), "layer", { thick: 1, dash: [4, 4], label: `${before + 1}`, low: true });
   }
+  const mask = maskOf(image, layer, query);
+  if (mask && state.mask) cover($("mask"), mask);
   const { name, score } = bestClass(layer, query);
   marks.box(boxOf(layer, query), "query", { thick: 3, label: `${image.queries[query]} ${name} ${percent(score)}` });
   showClasses();
@@ -113,6 +116,8 @@ function showQuery(heatmap, marks) {
   return [
     `Query ${image.queries[query]} after decoder layer ${layer + 1} of ${layers()}: ${name} ${percent(score)}.`,
     object >= 0 ? `Matched to object ${objectName(object)}.` : "",
+    mask ? `Its mask covers ${percent(mask.inside.reduce((sum, each) => sum + each, 0) / mask.inside.length)} of the image.`
+      : image.masks ? "There is no mask in this layer." : "",
     attention ? `${head < 0 ? "Attention averaged over heads" : `Attention of head ${head + 1}`} ${describePeak(attention)}; ${percent(shareInside(attention, boxOf(layer, query)))} of it is inside the box.`
       : image.cross ? "Its attention is not in this file: the maps of some queries only fit into it." : "",
   ].join(" ");
@@ -313,6 +318,7 @@ function setMode(mode) {
 for (const radio of document.getElementsByName("mode")) radio.addEventListener("change", () => setMode(radio.value));
 $("image").addEventListener("change", () => openImage(Number($("image").value)));
 $("layer").addEventListener("input", () => update(atLayer(Number($("layer").value) - 1)));
+$("mask-shown").addEventListener("change", () => update({ mask: $("mask-shown").checked }));
 $("head").addEventListener("change", () => update({ head: Number($("head").value) - 1 }));
 $("query").addEventListener("change", () => update({ query: Number($("query").value) }));
 $("object").addEventListener("change", () => update(withMatch(Number($("object").value))));
