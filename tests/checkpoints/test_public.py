@@ -127,4 +127,15 @@ def test_the_guide_lists_all_of_them() -> None:
     assert rows == [
         (name, str(each.AP), str(each.parameters), str(each.gflops), each.source)
         for name, each in PUBLIC_WEIGHTS.items()
+        if each.PQ is None
+    ]
+    with_masks = re.findall(
+        r"^\| `([\w-]+)` \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| (\d+) M \| (\S+) \|$",
+        CHECKPOINTS.read_text(),
+        re.M,
+    )
+    assert with_masks == [
+        (name, str(each.AP), str(each.AP_masks), str(each.PQ), str(each.parameters), each.source)
+        for name, each in PUBLIC_WEIGHTS.items()
+        if each.PQ is not None
     ]

@@ -111,7 +111,9 @@ def print_public_weights() -> None:
     groups: dict[tuple[str, str], list[str]] = {}
     width = max(map(len, PUBLIC_WEIGHTS))
     for name, each in PUBLIC_WEIGHTS.items():
-        line = f"  {name:{width}}  {each.AP:4.1f}  {each.parameters:3} M  {each.gflops:6}  {each.source}"
+        quality = "" if each.PQ is None else f"  mask AP {each.AP_masks}, PQ {each.PQ}"
+        gflops = each.gflops or "-"
+        line = f"  {name:{width}}  {each.AP:4.1f}  {each.parameters:3} M  {gflops:>6}  {each.source}{quality}"
         groups.setdefault((each.trained_on, each.license), []).append(line)
     for (trained_on, license_name), lines in groups.items():
         print_text(f"Trained on {trained_on}. Licence: {license_name}")

@@ -15,7 +15,7 @@ from querybox.models.layouts.huggingface import HUGGINGFACE
 from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.layouts.mmdet2 import MMDET2
 from querybox.models.layouts.mmdet3 import MMDET3
-from querybox.models.public import PublicWeights
+from querybox.models.public import PANOPTIC, PublicWeights
 from querybox.models.single_map import SingleMap
 from querybox.modules.attention_masks import GROUPS, AttentionMaskHead
 from querybox.modules.backbone import Backbone
@@ -59,6 +59,15 @@ class DETR(SingleMap):
         "detr-r50-dc5": PublicWeights("hf://facebook/detr-resnet-50-dc5", 43.3, 41, 187),
         "detr-r101": PublicWeights("hf://facebook/detr-resnet-101", 43.5, 60, 152),
         "detr-r101-dc5": PublicWeights("hf://facebook/detr-resnet-101-dc5", 44.9, 60, 253),
+        "detr-r50-panoptic": PublicWeights(
+            "hf://facebook/detr-resnet-50-panoptic", 38.8, 43, None, 31.1, 43.4, trained_on=PANOPTIC
+        ),
+        "detr-r50-dc5-panoptic": PublicWeights(
+            "hf://facebook/detr-resnet-50-dc5-panoptic", 40.2, 43, None, 31.9, 44.6, trained_on=PANOPTIC
+        ),
+        "detr-r101-panoptic": PublicWeights(
+            "hf://facebook/detr-resnet-101-panoptic", 40.1, 62, None, 33.0, 45.1, trained_on=PANOPTIC
+        ),
     }
     identifying_tensor: ClassVar[str] = "queries.position"
     class_head: ClassVar[str] = "decoder.class_head"
