@@ -61,10 +61,16 @@ class Rle:
             size: (height, width) of the image.
         """
         (top, left), height = corner, size[0]
-        columns, rows = np.nonzero(np.diff(part.T, prepend=False, append=False, axis=1))
-        positions, counts = np.unique((left + columns) * height + top + rows, return_counts=True)
+        h, w = part.shape
+        flat = np.zeros(
+            w * (h + 1) + 1, dtype=bool
+        )  # a pixel outside before each column, and behind the last
+        flat[:-1].reshape(w, h + 1)[:, 1:] = part.T
+        columns, rows = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), h + 1)
+        positions = (left + columns) * height + top + rows
         # A column inside at the bottom of the image is continued by one inside at its top: two changes are none.
-        return cls.of_changes(positions[counts == 1], size)
+        none = np.flatnonzero(positions[1:] == positions[:-1])
+        return cls.of_changes(np.delete(positions, np.concatenate([none, none + 1])), size)
 
     @classmethod
     def of_polygons(cls, polygons: Polygons, size: tuple[int, int]) -> Self:
@@ -231,10 +237,11 @@ def compress(runs: Int64[np.ndarray, " R"]) -> bytes:
 def _characters(values: Int64[np.ndarray, " R"]) -> bytes:
     """Return numbers as characters, in as many groups of 5 bits as hold the number and its sign."""
     magnitude = np.where(values < 0, ~values, values)
-    groups = np.ones(len(values), dtype=np.int64)
-    for group in range(1, _MAX_GROUPS):
-        groups += magnitude >= 1 << (5 * group - 1)
-    place = np.arange(_MAX_GROUPS)
+    groups, most = np.ones(len(values), dtype=np.int64), 1
+    while (more := magnitude >= 1 << (5 * most - 1)).any():
+        groups += more
+        most += 1
+    place = np.arange(most)
     codes = (values[:, None] >> 5 * place & 31) + np.where(place < groups[:, None] - 1, 32, 0) + _ZERO
     return codes[place < groups[:, None]].astype(np.uint8).tobytes()
 
