@@ -24,12 +24,11 @@ def small(recipe: str, spread: float, **settings: Any) -> Detector:
     detector = Detector.from_recipe(
         recipe,
         categories=[Category(id=3, name="Katze"), Category(id=9, name="<Hund> & Co")],
-        heads=2,
+        **{"heads": 2, **settings},
         feedforward=32,
         encoder_layers=1,
         decoder_layers=2,
         unused_rows=(1,),
-        **settings,
     )
     for part in detector.modules():
         if isinstance(part, nn.BatchNorm2d):
@@ -85,6 +84,12 @@ def dfine() -> Detector:
         queries=60,
         **{**RELATIVE, "strides": (16, 32), "points": (3, 1), "discrete": True, "encoder_width": 16},
     )
+
+
+@pytest.fixture(scope="session")
+def segmenter() -> Detector:
+    """DETR with its own mask head, and with more queries than it computes the masks of at once."""
+    return small("detr_r18", 0.3, backbone="test_resnet", width=128, heads=8, queries=12, masks="attention")
 
 
 @pytest.fixture(scope="session")

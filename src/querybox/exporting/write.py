@@ -24,7 +24,6 @@ from querybox.exporting.engine import ExportedModel
 from querybox.exporting.graph import decoder_nodes, trace
 from querybox.exporting.load import read_exported
 from querybox.exporting.quantise import quantise
-from querybox.modules.attention_masks import AttentionMaskHead
 from querybox.modules.detector import DetectionTransformer
 from querybox.precision import is_native
 from querybox.structures import MAX_AREA
@@ -125,11 +124,6 @@ def check_values(detector: object, to: object, precision: object) -> None:
     cure = "a Detector: pass the one that it was made from, or load its checkpoint with querybox.load"
     require_type("export", detector, DetectionTransformer, cure)
     assert isinstance(detector, DetectionTransformer)
-    if isinstance(detector.mask_head, AttentionMaskHead):
-        raise ConfigError(
-            "export got a detector with DETR's own mask head, which is too expensive for a fixed number of detections; "
-            "expected another one: train with model.masks=true or false"
-        )
     for name, value, choices in (
         ("to", to, EXPORTED),
         ("precision", precision, ("auto", *get_args(Precision))),
