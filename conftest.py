@@ -58,6 +58,7 @@ LONG_FILES = (
 EXPORTS = (
     "tests/exporting/test_write.py",
     "tests/exporting/test_load.py",
+    "tests/exporting/test_serving.py",
     "tests/exporting/test_signature.py",
 )
 """Files whose tests share exported models, which take longer to make than the tests."""

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -92,6 +93,34 @@ def benchmarked_here() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def asked_and_stopped() -> Iterator[None]:
+    """Ask the server of `querybox serve` for the detections in an image of more than 1 MB, and then stop it."""
+    sys.path.append(str(Path(__file__).parents[1]))
+    import torch
+    from servers import Client, picture
+    from uvicorn import Server
+
+    threads = torch.get_num_threads()
+    answers: list[int] = []
+
+    async def startup(server: Server, sockets: list[Any] | None = None) -> None:
+        await begin(server, sockets)
+        client = Client(sockets[0].getsockname()[1] if sockets else 0)
+
+        def ask() -> None:
+            answers.extend([client.predict(picture(800, 800)).status, client.request("/").status])
+            server.should_exit = True
+
+        threading.Thread(target=ask).start()
+
+    begin = Server.startup
+    with mock.patch.object(Server, "startup", startup):
+        yield
+    torch.set_num_threads(threads)
+    assert answers == [200, 200]
+
+
 def traced_once() -> contextlib.AbstractContextManager[object]:
     """Have `querybox export` trace the model for its first format alone; the others are written from that trace."""
     sys.path.append(str(Path(__file__).parents[1]))
@@ -103,6 +132,7 @@ def traced_once() -> contextlib.AbstractContextManager[object]:
 PATCHES: dict[str, Callable[[], contextlib.AbstractContextManager[object]]] = {
     "benchmark": benchmarked_here,
     "export": traced_once,
+    "serve": asked_and_stopped,
 }
 """What a command needs here, by its name."""
 

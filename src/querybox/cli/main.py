@@ -23,6 +23,7 @@ from querybox.cli.info import info
 from querybox.cli.inspect import inspect
 from querybox.cli.predict import predict
 from querybox.cli.queries import queries
+from querybox.cli.serve import serve
 from querybox.cli.split import split
 from querybox.cli.streams import CLOSED_OUTPUT, prepare_streams, stdout_error, write_stderr
 from querybox.cli.trace import trace
@@ -43,6 +44,7 @@ querybox diagnose run                # find likely causes of a low AP
 querybox evaluate run photos/        # compute the COCO metrics
 querybox predict run new_photos/     # detect objects
 querybox export run --to onnx        # for other runtimes
+querybox serve run                   # answer HTTP requests
 ```
 
 `querybox COMMAND --help` describes a command, with examples.
@@ -71,6 +73,7 @@ COMMANDS: tuple[Callable[..., int | None], ...] = (
     diagnose,
     evaluate,
     predict,
+    serve,
     trace,
     inspect,
     queries,

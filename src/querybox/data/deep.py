@@ -12,6 +12,7 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from querybox.data.encoded import EncodedImage, open_binary
 from querybox.errors import ImageError
 from querybox.structures import PixelRange
 
@@ -43,7 +44,7 @@ class DeepValues(NamedTuple):
     """Largest value that their bits can have."""
 
 
-def load(image: Image.Image, path: str | Path) -> Values | None:
+def load(image: Image.Image, path: str | Path | EncodedImage) -> Values | None:
     """Decode an image, and return its pixel values if they have more than 8 bits.
 
     Pillow decodes 16-bit gray as it is, but of 16-bit colours only the upper bytes, so that the file is decoded a
@@ -66,7 +67,7 @@ def load(image: Image.Image, path: str | Path) -> Values | None:
     if raw_mode not in _LOWER_BYTES:
         return None
     upper = np.asarray(image)[..., :3].astype(np.uint16)
-    with Image.open(path, formats=[image.format]) as again:
+    with open_binary(path) as file, Image.open(file, formats=[image.format]) as again:
         again.tile = [
             tile._replace(args=_with_raw_mode(tile.args, _LOWER_BYTES[raw_mode])) for tile in again.tile
         ]
@@ -95,7 +96,7 @@ def _with_raw_mode(args: Any, raw_mode: str) -> Any:
 
 
 def value_range(
-    values: Values, image: Image.Image, path: str | Path, pixel_range: PixelRange | None
+    values: Values, image: Image.Image, path: str | Path | EncodedImage, pixel_range: PixelRange | None
 ) -> DeepValues:
     """Return the range of the pixel values of an image with more than 8 bits.
 

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from querybox.data.deep import NARROW, DeepValues, load, to_8_bits, value_range
+from querybox.data.encoded import EncodedImage, open_binary
 from querybox.errors import ImageError
 from querybox.files import require_regular
 from querybox.structures import PixelRange
@@ -63,11 +64,12 @@ class Examination(NamedTuple):
 
 
 def read_image(
-    path: str | Path,
+    path: str | Path | EncodedImage,
     size: tuple[int, int] | None = None,
     *,
     min_side: int | None = None,
     pixel_range: PixelRange | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
     """Read one image as 8-bit RGB.
 
@@ -76,18 +78,19 @@ def read_image(
     255) unless `pixel_range` is given. The EXIF orientation is applied. Of an animated image the first frame is read.
 
     Args:
-        path: The image file; its format is recognised from its content.
+        path: The image file, or its content; its format is recognised from its content.
         size: (height, width) according to the annotations. If the image has this size only without its EXIF
             orientation, the annotations refer to the stored pixels, and the orientation is not applied.
         min_side: Decode JPEGs at 1/2, 1/4 or 1/8 of their size, which is much faster, as far as their short side stays
             at least this many pixels; None to decode them as they are. See `reduction`.
         pixel_range: Values of images with more than 8 bits that become 0 and 255; see `Preprocessing.pixel_range`.
+        max_pixels: Number of pixels above which an image is rejected without decoding it.
 
     Raises:
-        ImageError: The file is missing, corrupt, not an image, larger than `MAX_PIXELS`, or not of size `size`; or it
+        ImageError: The file is missing, corrupt, not an image, larger than `max_pixels`, or not of size `size`; or it
             has float or 32-bit pixels and `pixel_range` is None.
     """
-    with _opened(path) as image:
+    with _opened(path, max_pixels) as image:
         stored, rotated = (image.height, image.width), _rotated_size(image)
         if min_side is not None and isinstance(image, JpegImageFile):
             factor = reduction(min(stored), min_side)
@@ -170,15 +173,16 @@ def read_size(path: str | Path) -> tuple[int, int]:
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
-    require_regular(Path(path), ImageError)
+def _opened(path: str | Path | EncodedImage, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    if not isinstance(path, EncodedImage):
+        require_regular(Path(path), ImageError)
     try:
         _check_ppm_header(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below
-            image = Image.open(path, formats=FORMATS)
+            image = Image.open(open_binary(path) if isinstance(path, EncodedImage) else path, formats=FORMATS)
         with image:
-            _check_pixels(path, image.height, image.width)
+            _check_pixels(path, image.height, image.width, max_pixels)
             yield image
     except ImageError:
         raise
@@ -187,15 +191,17 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except FileNotFoundError:
         raise ImageError(f"{path}: no such image file", "missing_image") from None
     except Exception as error:  # noqa: BLE001 - Pillow's decoders raise all kinds of errors
-        if isinstance(error, UnidentifiedImageError) and (other := _other_format(Path(path))):
+        if isinstance(error, UnidentifiedImageError) and (other := _other_format(path)):
             raise ImageError(f"{path}: is {other}, which is not read; convert it to JPEG or PNG") from None
-        is_unsupported = Path(path).suffix.lower() in _UNSUPPORTED
+        is_unsupported = Path(str(path)).suffix.lower() in _UNSUPPORTED
         cure = "convert it to JPEG or PNG" if is_unsupported else "replace or remove it"
-        raise ImageError(f"{path}: cannot be read as an image ({error}); {cure}") from None
+        unknown = isinstance(error, UnidentifiedImageError) and isinstance(path, EncodedImage)
+        reason = "of no known format" if unknown else error  # Pillow would name an object in memory
+        raise ImageError(f"{path}: cannot be read as an image ({reason}); {cure}") from None
 
 
-def _check_ppm_header(path: str | Path) -> None:
-    with open(path, "rb") as file:  # noqa: PTH123 - half the time of Path.open
+def _check_ppm_header(path: str | Path | EncodedImage) -> None:
+    with open_binary(path) as file:
         start = file.read(3)
         if not (start.startswith(b"P") and start[1:2] in _PPM_KINDS):
             return
@@ -208,26 +214,29 @@ def _check_ppm_header(path: str | Path) -> None:
         )
 
 
-def _other_format(path: Path) -> str | None:
+def _other_format(path: str | Path | EncodedImage) -> str | None:
     """Return Pillow's name of a format that is not among `FORMATS`, by the signature of the file; None if unknown."""
     Image.init()
-    with path.open("rb") as file:
+    with open_binary(path) as file:
         start = file.read(16).ljust(16, b"\xff")
     known = ((name, accept) for name, (_, accept) in Image.OPEN.items() if name not in FORMATS and accept)
     return next((name for name, accept in known if accept(start) is True), None)
 
 
-def _check_pixels(path: str | Path, height: int, width: int) -> None:
-    if height * width > MAX_PIXELS:
+def _check_pixels(path: str | Path | EncodedImage, height: int, width: int, max_pixels: int) -> None:
+    if height * width > max_pixels:
         raise ImageError(
-            f"{path}: {height}x{width} is {height * width:,} pixels; expected at most {MAX_PIXELS:,}: "
-            f"{_TOO_LARGE}",
+            f"{path}: {height}x{width} is {height * width:,} pixels; expected at most {max_pixels:,}: "
+            f"{'make it smaller' if isinstance(path, EncodedImage) else _TOO_LARGE}",
             "too_large_image",
         )
 
 
 def check_size(
-    path: str | Path, size: tuple[int, int] | None, rotated: tuple[int, int], stored: tuple[int, int]
+    path: str | Path | EncodedImage,
+    size: tuple[int, int] | None,
+    rotated: tuple[int, int],
+    stored: tuple[int, int],
 ) -> None:
     """Raise ImageError if the annotations state another size, unless `size` is None; see `read_image`.
 

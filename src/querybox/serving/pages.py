@@ -1,0 +1,50 @@
+"""The pages for people: one that shows the detections in an image, and one that describes the API.
+
+Neither loads anything. The policy of each allows its own style and script by their digests.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from fastapi.responses import HTMLResponse
+
+from querybox.html import render, sha256
+from querybox.serving.headers import POLICY
+from querybox.serving.service import Service
+
+
+def predict_page(service: Service, *, with_token: bool) -> str:
+    """Return the page on which one drops an image and sees the detections.
+
+    Args:
+        service: What answers its requests.
+        with_token: Whether the page asks for a token, which it keeps until it is closed.
+    """
+    settings = service.settings
+    return render("serving/predict.html", threshold=settings.threshold, with_token=with_token)
+
+
+def api_page(schema: dict[str, Any]) -> str:
+    """Return the description of the API, from its OpenAPI schema."""
+    operations = [
+        {"method": method.upper(), "path": path, **operation}
+        for path, methods in schema["paths"].items()
+        for method, operation in methods.items()
+    ]
+    models = schema.get("components", {}).get("schemas", {})
+    return render("serving/api.html", operations=operations, models=models)
+
+
+def html(page: str) -> HTMLResponse:
+    """Return a page with the policy that allows its style and its script, and requests to its own server."""
+    styles, scripts = digests(page, "style"), digests(page, "script")
+    policy = f"{POLICY}; img-src data:; style-src {styles}; script-src {scripts}; connect-src 'self'"
+    return HTMLResponse(page, headers={"Content-Security-Policy": policy})
+
+
+def digests(page: str, element: str) -> str:
+    """Return the sources of a policy that allow the elements of a page; ``'none'`` if there are none."""
+    found = re.findall(rf"<{element}>(.*?)</{element}>", page, re.DOTALL)
+    return " ".join(f"'sha256-{sha256(each)}'" for each in found) or "'none'"

@@ -1,0 +1,113 @@
+"""A server from its start to its stop."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from querybox.inference.engine import Engine
+from querybox.serving.access import Access
+from querybox.serving.address import url_of
+from querybox.serving.app import create_app
+from querybox.serving.connection import MAX_HEADER, Connection
+from querybox.serving.metrics import Metrics
+from querybox.serving.service import Service
+from querybox.serving.settings import ServingSettings
+from querybox.serving.workers import Workers
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE = 5
+"""Seconds after which a connection without a request is closed."""
+
+
+class Server(uvicorn.Server):
+    """A server that answers until SIGTERM or Ctrl-C, or until `should_exit` is set, and then what it has taken.
+
+    A second Ctrl-C ends it at once.
+    """
+
+    def __init__(
+        self, model: Path, engines: Sequence[Engine], settings: ServingSettings, access: Access
+    ) -> None:
+        """Prepare a server.
+
+        Args:
+            model: The file or folder of the model.
+            engines: The model of each worker; see `querybox.serving.workers.open_engines`.
+            settings: The limits.
+            access: Who may ask.
+        """
+        metrics = Metrics()
+        self.workers = Workers(engines, settings, metrics)
+        app = create_app(Service(model, self.workers, settings, metrics), metrics, access)
+        super().__init__(configuration(app, settings))
+
+    def serve_at(self, bound: socket.socket) -> None:
+        """Serve at a socket with an address, which is closed at the end.
+
+        Raises:
+            QueryboxError: The model cannot be run.
+        """
+        with bound:
+            self.workers.start()
+            try:
+                with signals_end_nothing():
+                    self.run(sockets=[bound])
+            finally:
+                self.workers.stop()
+        logger.info("the server has stopped")
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
+        await super().startup(sockets)
+        logger.info("the server is ready at %s", " ".join(map(url_of, sockets or [])))
+
+
+def configuration(app: ASGIApp, settings: ServingSettings) -> uvicorn.Config:
+    """Return how uvicorn runs the application."""
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        log_level="critical",  # the application logs its errors itself
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=math.ceil(settings.timeout) + 1,
+        h11_max_incomplete_event_size=MAX_HEADER,
+    )
+
+
+@contextmanager
+def signals_end_nothing() -> Iterator[None]:
+    """Context manager in which SIGTERM and SIGINT are ignored outside of the server's own handling.
+
+    uvicorn raises the signal that stopped it again, after everything has been answered.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = {number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _ignore(number: int, frame: object) -> None:
+    """Do nothing; unlike SIG_IGN it is not inherited by other programs."""
