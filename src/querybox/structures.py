@@ -44,6 +44,9 @@ class Category:
 
     id: int
     name: str
+    stuff: bool = False
+    """Whether it is a region without countable objects, such as sky, of which an image has one at most (`isthing` 0 in
+    COCO's panoptic files)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

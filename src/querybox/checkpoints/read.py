@@ -210,7 +210,7 @@ def infer_classes(
         assumptions.append(f"the {len(names)} class names in the file are not those of its {rows} classes")
         names = None
     if by_row and (names is None or all(names[row] == name for row, name in by_row.items())):
-        categories = [Category(id=row, name=name) for row, name in by_row.items()]
+        categories = [Category(id=row, name=name, stuff=row in coco.STUFF) for row, name in by_row.items()]
         unused_rows = tuple(row for row in range(rows) if row not in by_row)
     elif rows == 80 and (names is None or names == list(coco.NAMES.values())):
         categories, unused_rows = list(coco.CATEGORIES), ()

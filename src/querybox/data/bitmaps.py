@@ -22,7 +22,7 @@ def read_bitmap(content: bytes) -> Bool[np.ndarray, "h w"]:
     Raises:
         DataError: It is no PNG, or has more than `MAX_PIXELS` pixels.
     """
-    with _opened(io.BytesIO(content), "a bitmap") as image:
+    with open_png(io.BytesIO(content), "a bitmap") as image:
         if "A" in image.getbands() or "transparency" in image.info:
             return np.asarray(image.convert("RGBA"))[..., 3] > 0
         return np.asarray(image.convert("L")) > 0
@@ -34,7 +34,7 @@ def read_indices(path: Path) -> UInt8[np.ndarray, "H W"]:
     Raises:
         DataError: It is no PNG, has more than `MAX_PIXELS` pixels, or is in colour.
     """
-    with _opened(path, str(path)) as image:
+    with open_png(path, str(path)) as image:
         if image.mode not in {"P", "L"}:
             raise DataError(
                 f"{path}: is in mode {image.mode}; expected a palette, with the number of an object as index"
@@ -58,7 +58,16 @@ def place_bitmap(bitmap: Bool[np.ndarray, "h w"], corner: tuple[int, int], size:
 
 
 @contextmanager
-def _opened(file: Path | io.BytesIO, where: str) -> Iterator[Image.Image]:
+def open_png(file: Path | io.BytesIO, where: str) -> Iterator[Image.Image]:
+    """Open a PNG.
+
+    Args:
+        file: Its path or content.
+        where: What it is, for messages.
+
+    Raises:
+        DataError: It is no PNG, has more than `MAX_PIXELS` pixels, or cannot be decoded within the context.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)  # of more than MAX_PIXELS

@@ -71,6 +71,11 @@ KINDS = {
         "images whose size differs from that in the annotations",
         "excluded; correct the size, or restore the image that was annotated",
     ),
+    "broken_panoptic": FindingKind(
+        "warning",
+        "images whose panoptic PNG is missing, corrupt or of another size",
+        "excluded; replace the PNG, or remove the image from the annotations",
+    ),
     "unknown_range": FindingKind(
         "warning",
         "images with an unknown range of pixel values",
@@ -125,6 +130,19 @@ KINDS = {
         "warning",
         "masks that are malformed or of another size than their image",
         "dropped; correct or remove the mask",
+    ),
+    "absent_segment": FindingKind(
+        "warning", "segments without a pixel in their panoptic PNG", "dropped; correct their ids"
+    ),
+    "unlisted_segment": FindingKind(
+        "warning",
+        "segments of panoptic PNGs that segments_info does not list",
+        "their pixels are void; list them",
+    ),
+    "mismatched_segment": FindingKind(
+        "warning",
+        "segments whose area or bbox is not that of their pixels",
+        "those of the pixels are used; correct the ids or the values",
     ),
     "misplaced_mask": FindingKind(
         "warning",
@@ -201,7 +219,15 @@ KINDS = {
 """All kinds, in the order of reports."""
 
 UNREADABLE = frozenset(
-    {"missing_image", "ambiguous_image", "broken_image", "too_large_image", "other_size", "unknown_range"}
+    {
+        "missing_image",
+        "ambiguous_image",
+        "broken_image",
+        "too_large_image",
+        "other_size",
+        "broken_panoptic",
+        "unknown_range",
+    }
 )
 """Kinds of findings for which an image is excluded."""
 BOXES = ("nan_box", "infinite_box", "zero_size_box", "negative_size_box", "outside_box", "clipped_box")

@@ -16,7 +16,7 @@ from querybox.data.image import SUFFIXES
 from querybox.errors import ImageError
 from querybox.text import listed
 
-_MASKS = re.compile(r"segment|mask", re.IGNORECASE)
+_MASKS = re.compile(r"segment|mask|panoptic", re.IGNORECASE)
 """Names of folders with segmentation masks, which have the names of the images."""
 _UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-")
 """Label Studio puts it before the names of uploaded files."""

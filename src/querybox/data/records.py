@@ -118,6 +118,8 @@ class DetectionData:
     images: tuple[ImageRecord, ...]
     findings: tuple[DataFinding, ...] = ()
     """Problems of the dataset and notes, one finding per kind."""
+    panoptic: bool = False
+    """Whether every pixel is of one object (a segment, of a thing or of stuff) or void, that is, not annotated."""
 
     @property
     def num_objects(self) -> int:

@@ -103,7 +103,10 @@ def coco_document(data: DetectionData, names: Mapping[int, str]) -> dict[str, An
             for image in data.images
         ],
         "annotations": [{"id": number, **item} for number, item in enumerate(annotations, start=1)],
-        "categories": [{"id": category.id, "name": category.name} for category in data.categories],
+        "categories": [
+            {"id": category.id, "name": category.name, **({"isthing": 0} if category.stuff else {})}
+            for category in data.categories
+        ],
     }
 
 

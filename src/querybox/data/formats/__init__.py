@@ -1,6 +1,7 @@
 """The formats of datasets that can be read: one file a format, and one line here."""
 
 from querybox.data.formats.coco import COCO
+from querybox.data.formats.coco_panoptic import COCO_PANOPTIC
 from querybox.data.formats.createml import CREATEML
 from querybox.data.formats.csv_boxes import CSV
 from querybox.data.formats.cvat import CVAT
@@ -20,6 +21,7 @@ from querybox.data.splits import Format
 
 FORMATS: tuple[Format, ...] = (
     COCO,
+    COCO_PANOPTIC,
     VOC,
     YOLO,
     CSV,

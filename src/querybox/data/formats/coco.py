@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from querybox.data.findings import FindingCollector
 from querybox.data.formats.coco_json import (
     Annotations,
+    CocoCategory,
     CocoImage,
     Columns,
     Id,
@@ -36,25 +37,44 @@ _MAX_FILES = 100
 _RECOGNISED = 2**16
 """Number of bytes at the beginning and the end of a file by which it is recognised."""
 _LISTS = re.compile(rb'"(images|annotations|categories)"\s*:')
-_DATUMARO = re.compile(rb'"categories"\s*:\s*\{\s*"label"')
+_OTHERS = re.compile(rb'"categories"\s*:\s*\{\s*"label"|"segments_info"')
+"""Datumaro's annotations, and COCO's panoptic ones."""
 
 
 def coco_splits(path: Path) -> dict[str, Reader]:
-    """Return a reader for a COCO file, or for each split of a COCO folder.
+    """Return a reader for a COCO file, or for each split of a COCO folder; see `splits_of`.
+
+    Where there are `instances*.json`, as in the official dataset, only these are read.
+    """
+    return splits_of(path, "instances", _is_coco, read_coco_dataset)
+
+
+def splits_of(
+    path: Path,
+    preferred: str,
+    recognises: Callable[[Path], bool],
+    read: Callable[[Path, Path | None], DetectionData],
+) -> dict[str, Reader]:
+    """Return a reader for a JSON file, or for each split of a folder.
 
     Files are recognised by their content. They are searched in `annotations/`, in the folder itself, and in its
-    subfolders (`train/_annotations.coco.json`), in this order; where there are `instances*.json`, as in the official
-    dataset, only these are read.
+    subfolders (`train/_annotations.coco.json`), in this order.
+
+    Args:
+        path: The file or the folder.
+        preferred: Beginning of the names of files; where there are such, only these are read.
+        recognises: Returns whether a file has the format.
+        read: Reads a file, given also the folder of the dataset if that is `path`.
     """
     if path.is_file():
-        return {split_name(path.stem): partial(read_coco_dataset, path)} if _is_coco(path) else {}
+        return {split_name(path.stem): partial(read, path, None)} if recognises(path) else {}
     for files in _candidates(path):
-        files = [file for file in files if file.stem.startswith("instances")] or files
-        if files := [file for file in files if _is_coco(file)]:
+        files = [file for file in files if file.stem.startswith(preferred)] or files
+        if files := [file for file in files if recognises(file)]:
             names = {_name(file, path): file for file in files}
             if len(names) < len(files):
                 names = {file.relative_to(path).with_suffix("").as_posix(): file for file in files}
-            return by_split({name: partial(read_coco_dataset, file, path) for name, file in names.items()})
+            return by_split({name: partial(read, file, path) for name, file in names.items()})
     return {}
 
 
@@ -71,13 +91,14 @@ def _candidates(folder: Path) -> Iterator[list[Path]]:
         yield [file for files in lists if len(files) <= _MAX_FILES for file in files]
 
 
-def _is_coco(file: Path) -> bool:
-    """Return whether a JSON file is COCO's, by the lists at its beginning and its end.
+def json_ends(file: Path) -> tuple[bytes, bool] | None:
+    """Return the beginning and the end of a JSON file, by which it is recognised, and whether they are all of it.
 
-    A file in its usual place may be corrupt, but it must not be a list, as in other formats.
+    Returns:
+        None if it is not a file with this suffix.
     """
     if file.suffix.lower() != ".json" or not is_regular(file):
-        return False
+        return None
     with file.open("rb") as stream:
         content = stream.read(_RECOGNISED)
         whole = len(content) < _RECOGNISED
@@ -86,9 +107,18 @@ def _is_coco(file: Path) -> bool:
             content += stream.read()
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         content = content.replace(b"\0", b"")[2:]
-    content = content.removeprefix(codecs.BOM_UTF8).lstrip()
-    if _DATUMARO.search(content):
+    return content.removeprefix(codecs.BOM_UTF8).lstrip(), whole
+
+
+def _is_coco(file: Path) -> bool:
+    """Return whether a JSON file is COCO's, by the lists at its beginning and its end.
+
+    A file in its usual place may be corrupt, but it must not be a list, as in other formats.
+    """
+    ends = json_ends(file)
+    if ends is None or _OTHERS.search(ends[0]):
         return False
+    content, whole = ends
     in_place = file.parent.name == "annotations" and split_name(file.stem) in SPLITS
     if in_place or file.name == "_annotations.coco.json":
         return not content.startswith(b"[")
@@ -123,9 +153,7 @@ def read_coco(file: Path, root: Path | None = None) -> DetectionData:
     content = parse_coco(file, findings)
     category_ids = numbers((category.id for category in content.categories), "category", findings)
     image_ids = numbers((image.id for image in content.images), "image", findings)
-    names = {category_ids[category.id]: category.name for category in content.categories}
-    numbers_of_labels = sorted(names)
-    labels = {one: numbers_of_labels.index(number) for one, number in category_ids.items()}
+    categories, labels = labelled(content.categories, category_ids)
     _note_unknown_ids(content.annotations, labels, image_ids, findings)
     last = {image.id: index for index, image in enumerate(content.images)}  # the last one of a repeated id
     objects = Columns.of(content.annotations, labels, last)
@@ -138,7 +166,7 @@ def read_coco(file: Path, root: Path | None = None) -> DetectionData:
     ]
     return DetectionData(
         source=file,
-        categories=tuple(Category(id=number, name=names[number]) for number in numbers_of_labels),
+        categories=categories,
         images=tuple(record for record in records if record is not None),
         findings=findings.by_kind(),
     )
@@ -160,6 +188,26 @@ def image_locator(file: Path, root: Path | None = None) -> ImageLocator:
     if root is None or not base.is_relative_to(root):
         root = base
     return ImageLocator(root, [*folders_of_split, base / "images", base, file.parent])
+
+
+def labelled(
+    entries: Sequence[CocoCategory], category_ids: Mapping[Id, int]
+) -> tuple[tuple[Category, ...], dict[Id, int]]:
+    """Return the classes in ascending order of their numbers, and the label of each id.
+
+    Args:
+        entries: The entries of `categories`.
+        category_ids: The number of each id.
+    """
+    by_number = {
+        number: Category(id=number, name=entry.name, stuff=entry.isthing is False)
+        for entry in entries
+        for number in [category_ids[entry.id]]
+    }
+    ascending = sorted(by_number)
+    label_of = {number: label for label, number in enumerate(ascending)}
+    labels = {one: label_of[number] for one, number in category_ids.items()}
+    return tuple(by_number[number] for number in ascending), labels
 
 
 def _note_unknown_ids(

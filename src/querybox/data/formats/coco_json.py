@@ -34,6 +34,7 @@ class CocoCategory:
 
     id: Id
     name: str
+    isthing: bool | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -130,7 +131,7 @@ def parse_coco(file: Path, findings: FindingCollector) -> Content:
         content = _parse(text, findings)
     except (ValueError, RecursionError) as error:  # pydantic's ValidationError is a ValueError
         raise _error(file, text, error) from None
-    _check_ids(content, findings)
+    check_ids(content.categories, content.images, content.annotations.ids, findings)
     return content
 
 
@@ -250,11 +251,24 @@ def location(index: int, annotation_id: Id | None) -> str:
     return f"annotations[{index}]" + ("" if annotation_id is None else f" (id {annotation_id})")
 
 
-def _check_ids(content: Content, findings: FindingCollector) -> None:
+def check_ids(
+    categories: Sequence[CocoCategory],
+    images: Sequence[CocoImage],
+    annotations: Iterable[Id | None],
+    findings: FindingCollector,
+) -> None:
+    """Add findings for ids and names of classes that are not unique.
+
+    Args:
+        categories: The classes.
+        images: The images.
+        annotations: The ids of annotations.
+        findings: Collects the problems.
+    """
     kinds = {
-        "category": [category.id for category in content.categories],
-        "image": [image.id for image in content.images],
-        "annotation": [one for one in content.annotations.ids if one is not None],
+        "category": [category.id for category in categories],
+        "image": [image.id for image in images],
+        "annotation": [one for one in annotations if one is not None],
     }
     for kind, ids in kinds.items():
         if len(set(ids)) == len(ids):  # before they are counted, which takes more memory
@@ -262,8 +276,8 @@ def _check_ids(content: Content, findings: FindingCollector) -> None:
         for number, count in Counter(ids).items():
             if count > 1:
                 findings.add(f"repeated_{kind}_id", f"{number} occurs {count} times")
-    names = Counter(category.name for category in content.categories)
+    names = Counter(category.name for category in categories)
     for name, count in names.items():
         if count > 1:
-            repeated = [str(category.id) for category in content.categories if category.name == name]
+            repeated = [str(category.id) for category in categories if category.name == name]
             findings.add("repeated_category", f"{name!r} with ids {', '.join(repeated)}")
