@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float64, Int32, Int64
 
 from querybox.errors import DataError
 from querybox.polygons import Polygons, fill, trace
@@ -174,6 +174,19 @@ def resized(region: Region, size: tuple[int, int], shape: tuple[int, int]) -> Bo
         ((np.arange(new) + 0.5) * old / new).astype(np.int64) for new, old in zip(shape, size, strict=True)
     )
     return mask[rows[:, None], columns]
+
+
+def mask_numbers(masks: Sequence[Rle], size: tuple[int, int]) -> Int32[np.ndarray, "H W"]:
+    """Return for each pixel the number, 1 ... N, of the first mask that has it; 0 for none.
+
+    Args:
+        masks: N masks.
+        size: (height, width) of the image in pixels.
+    """
+    numbers = np.zeros(size, dtype=np.int32)
+    for number in range(len(masks), 0, -1):
+        numbers[masks[number - 1].mask()] = number
+    return numbers
 
 
 def _union(changes: Sequence[Int64[np.ndarray, " _"]]) -> Int64[np.ndarray, " T"]:

@@ -45,8 +45,7 @@ class Category:
     id: int
     name: str
     stuff: bool = False
-    """Whether it is a region without countable objects, such as sky, of which an image has one at most (`isthing` 0 in
-    COCO's panoptic files)."""
+    """Whether it is a region such as sky, of which an image has one at most, and no object (COCO's `isthing` 0)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

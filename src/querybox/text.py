@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 
@@ -32,6 +33,11 @@ def printable(text: str) -> str:
     Names of classes and files may come from a stranger. JSON remains the same JSON.
     """
     return UNPRINTABLE.sub(lambda found: json.dumps(found[0])[1:-1], text)
+
+
+def or_none(value: float) -> float | None:
+    """Return None for NaN, which JSON cannot represent."""
+    return None if math.isnan(value) else value
 
 
 def to_json(value: object, *, indent: int | None = None) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from querybox.evaluation.panoptic_quality import PanopticQuality
     from querybox.evaluation.result import Evaluation
 
 METRICS, RESULTS, REPORT = "metrics.json", "results.json", "report.html"
@@ -124,13 +125,15 @@ def check_output(output: Path) -> None:
 
 
 def metrics_tables(evaluation: Evaluation) -> list[Table]:
-    """Show the 12 COCO metrics, of boxes and, if there are masks, of masks and their boundaries."""
+    """Show the 12 COCO metrics, of boxes and, if there are masks, of masks and boundaries, and panoptic quality."""
     title = f"{evaluation.objects:,} objects in {evaluation.images:,} images"
     tables = [metrics_table(title, evaluation.metrics)]
     if (masks := evaluation.masks) is not None:
         objects = sum(one.objects for one in masks.categories)
         tables.append(metrics_table(f"{objects:,} masks in {masks.images:,} images", masks.metrics))
         tables.append(metrics_table("boundaries of the masks", masks.boundary_metrics))
+    if evaluation.panoptic is not None:
+        tables.append(panoptic_table(evaluation.panoptic))
     return tables
 
 
@@ -152,3 +155,11 @@ def errors_table(evaluation: Evaluation) -> Table:
     title = f"errors at a score threshold of {metric(evaluation.operating_point.threshold)}, which has the best F1"
     heads = ["", "false negatives", "false positives"]
     return table(title, heads, evaluation.error_rows(), numeric=[1, 2])
+
+
+def panoptic_table(panoptic: PanopticQuality) -> Table:
+    """Show the panoptic quality of all classes, of things, of stuff, and of each class."""
+    title = f"panoptic quality, scores from {metric(panoptic.threshold)}"
+    rows = panoptic.rows()
+    groups = len(panoptic.groups)
+    return table(title, ["", "PQ", "SQ", "RQ"], rows[:groups], rows[groups:], numeric=[1, 2, 3])

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     TableWriter: TypeAlias = Callable[[Path], AbstractContextManager[AddDetections]]
 
-FORMATS = ("pictures", "coco", "csv", "yolo", "masks", "mot")
+FORMATS = ("pictures", "coco", "csv", "yolo", "masks", "panoptic", "mot")
 DEFAULT_FORMATS = FORMATS[:3]
 UNREADABLE_FILES = 1
 """Exit code if some of the files could not be read."""
@@ -82,8 +82,8 @@ def predict(
         tracker: Track with this algorithm: bytetrack (the default of --track), sort or ocsort. bytetrack also finds
             objects whose score sinks below the threshold, down to 0.1, while it tracks them.
         format: Outputs to write, separated by commas: pictures, coco and csv; yolo for label files in labels/, with
-            polygons if the model has masks; masks for a PNG of the masks of each image in masks/; mot for a text
-            file of the tracks in each video in mot/, as in the MOT Challenge.
+            polygons if the model has masks; masks for a PNG of the masks of each image in masks/; panoptic for COCO's
+            panoptic.json and PNGs; mot for a text file of the tracks in each video in mot/, as in the MOT Challenge.
         batch_size: Maximum number of images per forward pass on an accelerator.
         precision: Precision of a checkpoint's computations: float32, bf16, fp16, or auto. auto is bf16 if the device
             computes it natively, otherwise float32. bf16 and fp16 are less accurate, and faster only on such devices.
@@ -109,7 +109,7 @@ def predict(
     options: dict[str, Any] = {"threshold": threshold, "top_k": top_k, "nms": nms, "batch_size": batch_size}
     options |= {"tile": tile, "overlap": overlap, "track": algorithm}
     results = run(detector, files, **options, on_error=unreadable.append)
-    writers = table_writers(formats, detector.categories, tracking=algorithm is not None)
+    writers = table_writers(formats, files, detector.categories, tracking=algorithm is not None)
     tally = write_results(results, writers, formats, files, pictures, output, detector.categories)
     return summarise(tally, files, unreadable, output)
 
@@ -155,17 +155,27 @@ def write_results(
     return tally
 
 
+def image_names(files: Sequence[Path]) -> dict[str, str]:
+    """Return the name, without suffix, of what is written for each source."""
+    from querybox.inference.writers import numbered
+
+    labels = numbered([f"{file.stem}.txt" for file in files])
+    return {str(file): Path(label).stem for file, label in zip(files, labels, strict=True)}
+
+
 def table_writers(
-    formats: Collection[str], categories: Sequence[Category], *, tracking: bool
+    formats: Collection[str], files: Sequence[Path], categories: Sequence[Category], *, tracking: bool
 ) -> dict[str, TableWriter]:
     """Return the writer of each table by its name."""
-    from querybox.inference.writers import coco_file, csv_file
+    from querybox.inference.writers import coco_file, csv_file, panoptic_file
 
     writers: dict[str, TableWriter] = {}
     if "coco" in formats:
         writers["detections.json"] = partial(coco_file, categories=categories)
     if "csv" in formats:
         writers["detections.csv"] = partial(csv_file, tracking=tracking)
+    if "panoptic" in formats:
+        writers["panoptic.json"] = partial(panoptic_file, names=image_names(files), categories=categories)
     return writers
 
 
@@ -177,10 +187,9 @@ def image_writers(
     stack: ExitStack,
 ) -> Iterator[AddDetections]:
     """Yield what writes a file for each image or video; the last one is complete when `stack` is closed."""
-    from querybox.inference.writers import mask_images, mot_files, numbered, yolo_labels
+    from querybox.inference.writers import mask_images, mot_files, yolo_labels
 
-    labels = numbered([f"{file.stem}.txt" for file in files])
-    names = {str(file): Path(label).stem for file, label in zip(files, labels, strict=True)}
+    names = image_names(files)
     if "yolo" in formats:
         yield yolo_labels(output, names, categories)
     if "masks" in formats:

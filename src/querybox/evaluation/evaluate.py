@@ -21,6 +21,7 @@ from querybox.evaluation.average_precision import average_precision
 from querybox.evaluation.confusion import best_operating_point
 from querybox.evaluation.errors import find_errors
 from querybox.evaluation.mask_precision import mask_average_precision, with_masks
+from querybox.evaluation.panoptic_quality import panoptic_quality
 from querybox.evaluation.result import CategoryResult, Evaluation, MaskMetrics
 from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine
@@ -189,6 +190,7 @@ def coco_metrics(data: DetectionData, detections: Mapping[int, Detections]) -> E
     }
     metrics, precision = average_precision(data, aligned)
     operating_point = best_operating_point(data, aligned)
+    masked = with_masks(data, aligned)
     return Evaluation(
         metrics=metrics,
         categories=category_results(data, precision),
@@ -206,28 +208,28 @@ def coco_metrics(data: DetectionData, detections: Mapping[int, Detections]) -> E
         images=len(data.images),
         objects=data.num_objects,
         crowds=sum(int(record.crowd.sum()) for record in data.images),
-        masks=mask_metrics(data, aligned),
+        masks=None if masked is None else mask_metrics(masked, aligned),
+        panoptic=panoptic_quality(masked, aligned, operating_point.threshold)
+        if masked is not None and masked.panoptic
+        else None,
     )
 
 
-def mask_metrics(data: DetectionData, detections: Mapping[int, Detections]) -> MaskMetrics | None:
-    """Compute the metrics of masks, on the images whose objects all have one; None if there are no masks to compare.
+def mask_metrics(data: DetectionData, detections: Mapping[int, Detections]) -> MaskMetrics:
+    """Compute the metrics of masks.
 
     Args:
-        data: The images and their objects.
-        detections: Detections of every image by image id, with the labels of `data`.
+        data: The images and their objects, all of which have a mask.
+        detections: Detections of every image by image id, with masks and with the labels of `data`.
     """
-    known = with_masks(data, detections)
-    if known is None:
-        return None
-    (metrics, precision), (boundary_metrics, boundary_precision) = mask_average_precision(known, detections)
+    (metrics, precision), (boundary_metrics, boundary_precision) = mask_average_precision(data, detections)
     return MaskMetrics(
         metrics=metrics,
-        categories=category_results(known, precision),
+        categories=category_results(data, precision),
         precision=precision,
         boundary_metrics=boundary_metrics,
-        boundary_categories=category_results(known, boundary_precision),
-        images=len(known.images),
+        boundary_categories=category_results(data, boundary_precision),
+        images=len(data.images),
     )
 
 

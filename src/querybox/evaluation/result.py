@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +13,12 @@ from jaxtyping import Float, Int
 
 from querybox.evaluation.confusion import OperatingPoint
 from querybox.evaluation.errors import ABBREVIATIONS, FalseNegativeType, FalsePositiveType, ImageErrors
+from querybox.evaluation.panoptic_quality import PanopticQuality
 from querybox.files import write_text
 from querybox.html import metric, render
 from querybox.inference.detections import Detections
 from querybox.structures import Category
-from querybox.text import to_json
+from querybox.text import or_none, to_json
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """The 12 metrics of the COCO detection challenge, in its order.
@@ -101,6 +101,8 @@ class Evaluation:
     """Images that could not be read and are not evaluated: the reason, by image id."""
     masks: MaskMetrics | None = None
     """The metrics of masks; None if the detections or the data have none."""
+    panoptic: PanopticQuality | None = None
+    """The panoptic quality; None if the data are not panoptic or the detections have no masks."""
 
     @property
     def false_negatives(self) -> dict[str, int]:
@@ -189,6 +191,8 @@ class Evaluation:
                     "categories": json_categories(self.masks.boundary_categories),
                 },
             }
+        if self.panoptic is not None:
+            report["panoptic"] = self.panoptic.to_json()
         text = to_json(report, indent=2)
         write_text(Path(path), text + "\n")
 
@@ -219,8 +223,3 @@ def json_categories(categories: Sequence[CategoryResult]) -> list[dict[str, Any]
 def json_counts(counts: Mapping[str, int]) -> dict[str, int]:
     """Return the counts under the keys of ``metrics.json``."""
     return {JSON_KEYS.get(error_type, error_type): count for error_type, count in counts.items()}
-
-
-def or_none(value: float) -> float | None:
-    """Return None for NaN, which JSON cannot represent."""
-    return None if math.isnan(value) else value

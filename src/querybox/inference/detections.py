@@ -18,6 +18,7 @@ from querybox.boxes import to_cxcywh
 from querybox.data.image import read_image
 from querybox.errors import ConfigError, ImageError, requires_extra
 from querybox.html import PICTURE_SIDE, jpeg_url, render
+from querybox.inference.panoptic import PanopticSegmentation
 from querybox.masks import Rle
 from querybox.structures import Category, PixelRange
 from querybox.text import listed
@@ -98,6 +99,25 @@ class Detections:
             ConfigError: The detector has no mask head.
         """
         return [mask.polygons() for mask in self.known_masks("polygons")]
+
+    def panoptic(self, overlap: float = 0.8) -> PanopticSegmentation:
+        """Return segments that do not overlap; see `querybox.inference.panoptic`.
+
+        Args:
+            overlap: A mask of which this fraction or less (0-1) is not covered by higher-scoring ones is dropped.
+
+        Raises:
+            ConfigError: `overlap` is not within 0-1, or the detector has no mask head.
+        """
+        require_number("panoptic", "overlap", overlap, 0, 1)
+        return PanopticSegmentation.of(
+            self.known_masks("panoptic"),
+            self.labels.numpy(),
+            self.scores.numpy(),
+            self.categories,
+            self.size,
+            overlap,
+        )
 
     def known_masks(self, where: str) -> tuple[Rle, ...]:
         """Return the masks.

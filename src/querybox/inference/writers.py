@@ -1,4 +1,4 @@
-"""Write detections to files: COCO JSON, CSV, YOLO labels, images of masks, drawn images and videos."""
+"""Write detections to files: COCO JSON, CSV, YOLO labels, images of masks and segments, drawn images and videos."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeAlias, cast
@@ -22,6 +22,7 @@ from querybox.inference.detections import Detections
 from querybox.inference.draw import PALETTE, draw
 from querybox.inference.sources import Frame, is_video, read_video
 from querybox.inference.video import frame_rate, video_address
+from querybox.masks import mask_numbers
 from querybox.structures import Category
 from querybox.text import to_json
 
@@ -47,15 +48,7 @@ def coco_file(path: Path, categories: Sequence[Category]) -> Iterator[AddDetecti
     annotations: list[dict[str, Any]] = []
 
     def add(detections: Detections) -> None:
-        height, width = detections.size
-        images.append(
-            {
-                "id": len(images) + 1,
-                "file_name": detections.source.replace(os.sep, "/"),  # as in all COCO files
-                "width": width,
-                "height": height,
-            }
-        )
+        images.append(coco_image(detections, len(images) + 1))
         for index, result in enumerate(detections.to_coco(len(images))):
             area = float(result["bbox"][2] * result["bbox"][3])
             if detections.masks is not None:
@@ -65,10 +58,55 @@ def coco_file(path: Path, categories: Sequence[Category]) -> Iterator[AddDetecti
     yield add
     content = {
         "images": images,
-        "categories": [asdict(category) for category in categories],
+        "categories": [{"id": category.id, "name": category.name} for category in categories],
         "annotations": annotations,
     }
     write_text(path, to_json(content))
+
+
+@contextmanager
+def panoptic_file(
+    path: Path, names: Mapping[str, str], categories: Sequence[Category]
+) -> Iterator[AddDetections]:
+    """Write COCO's panoptic format: the PNG of each image as it is added, and the JSON file on exit.
+
+    The PNGs are in the folder with the name of the file without `.json`; see `Detections.panoptic`.
+
+    Args:
+        path: The JSON file; its folder exists.
+        names: The name of each source.
+        categories: The classes by label.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    path.with_suffix("").mkdir(exist_ok=True)
+
+    def add(detections: Detections) -> None:
+        panoptic = detections.panoptic()
+        name = f"{name_of(detections, names)}.png"
+        with atomic(path.with_suffix("") / name) as temporary:
+            Image.fromarray(panoptic.colours()).save(temporary, format="PNG")
+        images.append(coco_image(detections, len(images) + 1))
+        segments = panoptic.segments_info()
+        annotations.append({"image_id": len(images), "file_name": name, "segments_info": segments})
+
+    yield add
+    content = {
+        "images": images,
+        "categories": [
+            {"id": category.id, "name": category.name, "isthing": int(not category.stuff)}
+            for category in categories
+        ],
+        "annotations": annotations,
+    }
+    write_text(path, to_json(content))
+
+
+def coco_image(detections: Detections, image_id: int) -> dict[str, Any]:
+    """Return the entry of an image in the list `images` of COCO's files."""
+    height, width = detections.size
+    file_name = detections.source.replace(os.sep, "/")  # as in all COCO files
+    return {"id": image_id, "file_name": file_name, "width": width, "height": height}
 
 
 @contextmanager
@@ -166,10 +204,8 @@ def mask_images(folder: Path, names: Mapping[str, str]) -> AddDetections:
     def add(detections: Detections) -> None:
         masks = detections.known_masks("masks")
         has_palette = len(masks) <= MAX_PALETTE
-        indices = np.zeros(detections.size, dtype=np.uint8 if has_palette else np.uint16)
-        for index in range(len(masks), 0, -1):
-            indices[masks[index - 1].mask()] = index
-        image = Image.fromarray(indices)
+        indices = mask_numbers(masks, detections.size)
+        image = Image.fromarray(indices.astype(np.uint8 if has_palette else np.uint16))
         if has_palette:
             image.putpalette([0, 0, 0, *colours])
         with atomic(folder / "masks" / f"{name_of(detections, names)}.png") as temporary:
