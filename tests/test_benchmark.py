@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from querybox.benchmark import (
     engines_of,
     measure,
     photo_size,
+    take_samples,
 )
 from querybox.cli import main
 from querybox.cli.benchmark import results_table
@@ -51,6 +53,22 @@ def test_flops_follow_from_shapes(model: Path) -> None:
     small, large = count_flops(detector, (64, 64)), count_flops(detector, (128, 128))
     assert 3.5 * small < large < 4.5 * small
     assert detector.device.type == "cpu"  # the detector itself is as it was
+
+
+def test_pauses_count_as_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fast models most of the time is pauses, and measuring would take many times as long as stated."""
+    clock = SimpleNamespace(now=0.0)
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=sleep, perf_counter=lambda: clock.now))
+    passed: list[float] = []
+    works = [lambda: sleep(0.001), lambda: sleep(0.002)]
+    samples = take_samples(works, 3.0, passed.append)
+    assert clock.now == pytest.approx(3.0, abs=0.2)
+    assert passed[-1] == pytest.approx(clock.now - 0.003)
+    assert all(each == pytest.approx([each[0]] * len(each)) for each in samples)
 
 
 def test_published_flops() -> None:

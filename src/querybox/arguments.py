@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 ROUNDING = 1e-3
 """Tolerance of the range of boxes, for rounding errors of those at the edge of an image."""
+MAX_AREA = 1 << 23
+"""Maximum product of the sides of resized images in pixels, just above that of a 4K video frame."""
 
 
 def require_path(where: str, value: object, expected: str) -> Path:
@@ -57,6 +59,22 @@ def require_number(
     if not valid:
         between = f"{low} {'or more' if high == math.inf else f'to {high}'}"
         raise ConfigError(f"{where} got {name}={value!r}; expected {noun}{between}")
+
+
+def require_size(where: str, size: object, smallest: int = 1) -> None:
+    """Check that `size` is the (height, width) of resized images in pixels, with sides of at least `smallest`.
+
+    Raises:
+        ConfigError: It is of another type or out of range.
+    """
+    if not isinstance(size, tuple) or len(size) != 2:
+        raise ConfigError(
+            f"{where} got size={size!r}; expected (height, width) in pixels, such as (640, 640)"
+        )
+    for side in size:
+        require_number(where, "size", side, smallest, MAX_AREA // smallest, whole=True)
+    if size[0] * size[1] > MAX_AREA:
+        raise ConfigError(f"{where} got size={size!r}; expected at most {MAX_AREA:,} pixels")
 
 
 def require_fractions(where: str, low: float, high: float) -> None:

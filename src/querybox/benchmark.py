@@ -19,6 +19,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from querybox.arguments import require_number, require_size
 from querybox.checkpoints.find import EXPORTED, is_exported
 from querybox.checkpoints.read import load_detector
 from querybox.errors import ConfigError
@@ -87,12 +88,13 @@ def benchmark(
 
     Raises:
         CheckpointError: A model cannot be read.
-        ConfigError: There is no model, or a number is less than 1.
+        ConfigError: There is no model, or a number is out of range.
     """
-    if not models or batch_size < 1 or min(size or (1,)) < 1:
-        raise ConfigError(
-            f"benchmark got {len(models)} models, size={size}, batch_size={batch_size}; expected at least 1 of each"
-        )
+    if not models:
+        raise ConfigError("benchmark got 0 models; expected at least 1")
+    require_number("benchmark", "batch_size", batch_size, 1, whole=True)
+    if size is not None:
+        require_size("benchmark", size)
     paths = [Path(model) for model in models]
     jobs = [(path, name) for path in paths for name in engines_of(path)]
     checkpoints = [path for path in paths if not is_exported(path)]
@@ -182,20 +184,23 @@ def take_samples(
 
     Args:
         works: What is timed.
-        seconds: Minimum duration of all timed calls together; each work is called `MIN_REPEATS` times at least.
-        callback: Called with the seconds that were timed after each round.
+        seconds: Minimum duration of all rounds, with the pauses in them; each work is called `MIN_REPEATS` times at
+            least.
+        callback: Called after each round with the seconds that have passed.
     """
     for work in works:
         work()
     samples: list[list[float]] = [[] for _ in works]
-    while len(samples[0]) < MIN_REPEATS or sum(map(sum, samples)) < seconds:
+    begin, passed = time.perf_counter(), 0.0
+    while len(samples[0]) < MIN_REPEATS or passed < seconds:
         for work, times in zip(works, samples, strict=True):
             if len(works) > 1:
                 time.sleep(PAUSE)
             start = time.perf_counter()
             work()
             times.append(time.perf_counter() - start)
-        callback(sum(map(sum, samples)))
+        passed = time.perf_counter() - begin
+        callback(passed)
     return samples
 
 

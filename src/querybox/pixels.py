@@ -1,4 +1,4 @@
-"""Images in memory as uint8 tensors, and their padding to one size."""
+"""Images in memory as uint8 tensors, their padding to one size, and random ones."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
@@ -85,3 +86,11 @@ def pad(images: Sequence[UInt8[Tensor, "3 _ _"]]) -> tuple[UInt8[Tensor, "B 3 H 
         padded[:, h:] = 0
         padded[:, :h, w:] = 0
     return pixels, sizes
+
+
+def smooth_image(
+    height: int, width: int, *, generator: torch.Generator
+) -> UInt8[Tensor, "3 {height} {width}"]:
+    """Return an image with random colours that change slowly, on which engines are compared."""
+    coarse = torch.rand(1, 3, 9, 9, generator=generator)
+    return (255 * F.interpolate(coarse, size=(height, width), mode="bilinear")[0]).byte()

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from querybox.arguments import require_device, require_fractions, require_number, require_type
+from querybox.arguments import MAX_AREA, require_device, require_fractions, require_number, require_type
 from querybox.edges import Edges
 from querybox.errors import ConfigError
 from querybox.levels import Levels
@@ -27,8 +27,6 @@ from querybox.pixels import as_pixels, pad
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
-MAX_AREA = 1 << 23
-"""Maximum product of the short and the long side of resized images in pixels, just above that of a 4K video frame."""
 MAX_CLASSES = 2**16
 """Maximum number of classes of a detector, three times those of ImageNet-21k."""
 STD_RANGE = (1e-2, 1e4)

@@ -67,6 +67,14 @@ def test_a_name_is_exported_to_the_current_folder(
     assert f"would write {beside}\n" in run("export", model, "--to", "onnx")[2]
 
 
+def test_weights_of_another_model_are_kept(run: Any, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.bin").write_text("weights")
+    code, _, err = run("export", model, "other.xml", "--to", "openvino")
+    assert code == 2
+    assert "other.bin: exists, but not other.xml, whose weights it would be; expected a new file" in err
+    assert (tmp_path / "other.bin").read_text() == "weights"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from querybox.checkpoints.files import model_files
 from querybox.detector import Detector
 from querybox.errors import ConfigError
 from querybox.tuning import choice as module
@@ -80,6 +82,101 @@ def test_a_corrupt_choice_is_an_error(weights: Path, tmp_path: Path, cache: Path
     (cache / digest_of(weights) / "choice.json").write_text(content)
     with pytest.raises(ConfigError, match=r"choice.json: corrupt \(.*--tune again"):
         recall(weights)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"threads": 0},
+        {"threads": -1},
+        {"threads": 10**9},
+        {"threads": 10**30},
+        {"threads": True},
+        {"engine": "onnx"},
+        {"precision": "int8"},
+        {"file": "model.onnx"},
+        {"engine": "onnx", "file": "model.xml"},
+    ],
+    ids=str,
+)
+def test_a_choice_that_cannot_be_is_an_error(
+    weights: Path, tmp_path: Path, cache: Path, changes: dict[str, object]
+) -> None:
+    remember(Candidate(engine="torch", threads=2), SIZE, weights, tmp_path)
+    file = cache / digest_of(weights) / "choice.json"
+    values = json.loads(file.read_text())
+    values["candidate"] |= changes
+    file.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=r"choice.json: corrupt \(candidate.*--tune again"):
+        load_tuned(weights)
+
+
+@pytest.mark.parametrize("name", ["a\0.onnx", f"{'a' * 300}.onnx"], ids=["null", "long"])
+def test_a_name_that_no_file_can_have_is_a_missing_file(
+    weights: Path, tmp_path: Path, cache: Path, name: str
+) -> None:
+    remember(Candidate(engine="torch", threads=2), SIZE, weights, tmp_path)
+    file = cache / digest_of(weights) / "choice.json"
+    values = json.loads(file.read_text())
+    values["candidate"] |= {"engine": "onnx", "file": name}
+    file.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=r"is missing, or not the file with which .* --tune again"):
+        recall(weights)
+
+
+def test_whatever_has_the_place_of_a_choice_is_replaced(weights: Path, tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "file").touch()
+    cache.mkdir(parents=True)
+    folder = cache / digest_of(weights)
+    folder.symlink_to(tmp_path / "elsewhere")
+    remember(Candidate(engine="torch", threads=2), SIZE, weights, tmp_path / "first")
+    assert [path.name for path in folder.iterdir()] == ["choice.json"]
+    assert (tmp_path / "elsewhere" / "file").exists()
+    remember(Candidate(engine="torch", threads=3), SIZE, weights, tmp_path / "second")
+    (folder / "choice.json").unlink()
+    folder.rmdir()
+    folder.write_text("a file")
+    assert remember(Candidate(engine="torch", threads=4), SIZE, weights, tmp_path / "third") == recall(
+        weights
+    )
+
+
+def test_a_file_of_the_former_choice_may_be_chosen_again(weights: Path, tmp_path: Path) -> None:
+    first = remember(exported(tmp_path / "drafts"), SIZE, weights, tmp_path / "drafts")
+    second = remember(first.candidate, SIZE, weights, tmp_path / "others")
+    assert second == first == recall(weights)
+
+
+def test_two_processes_may_choose_at_the_same_time(
+    weights: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove, others = module.remove, iter(range(1))
+
+    def remove_then_be_overtaken(path: Path) -> None:
+        remove(path)
+        for _ in others:
+            remember(Candidate(engine="torch", threads=3), SIZE, weights, tmp_path / "other")
+
+    monkeypatch.setattr(module, "remove", remove_then_be_overtaken)
+    mine = remember(Candidate(engine="torch", threads=2), SIZE, weights, tmp_path / "mine")
+    assert recall(weights) == mine
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_a_choice_is_that_of_all_files_of_a_model(tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "1.safetensors", "b": "1.safetensors", "c": "2.bin"}}))
+    names = ["1.safetensors", "2.bin", "config.json", "preprocessor_config.json"]
+    for name in names:
+        (tmp_path / name).write_text(f"the {name}")
+    assert model_files(index) == [index, *(tmp_path / name for name in names)]
+    for name in names:
+        remember(Candidate(engine="torch", threads=2), SIZE, index, tmp_path / f"drafts {name}")
+        recall(index)
+        (tmp_path / name).write_text("another one")
+        with pytest.raises(ConfigError, match="has not been tuned"):
+            recall(index)
 
 
 def test_the_cache_is_bounded(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

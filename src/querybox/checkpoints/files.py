@@ -37,6 +37,8 @@ AVERAGES = (
     "model_ema_state_dict",
 )
 """Keys of the averaged weights in training checkpoints."""
+SETTINGS = {"config": "config.json", "preprocessor": "preprocessor_config.json"}
+"""Files of a Hugging Face folder beside its weights, by their keys in the metadata."""
 MAX_WRAPPERS = 4
 """Maximum number of dicts around the weights, because a pickle can contain itself."""
 
@@ -79,10 +81,25 @@ def read_checkpoint_file(path: str | Path) -> CheckpointFile:
         metadata = {"header": header}
     else:
         tensors, metadata = unwrap(path, read_pickled(path))
-    for key, beside in (("config", "config.json"), ("preprocessor", "preprocessor_config.json")):
-        if path.with_name(beside).is_file():
-            metadata[key] = read_json(path.with_name(beside))
+    for key, beside in files_beside(path).items():
+        metadata[key] = read_json(beside)
     return CheckpointFile(tensors=tensors, metadata=metadata)
+
+
+def files_beside(path: Path) -> dict[str, Path]:
+    """Return the files of settings beside the weights in a Hugging Face folder, by their keys in the metadata."""
+    files = {key: path.with_name(name) for key, name in SETTINGS.items()}
+    return {key: file for key, file in files.items() if file.is_file()}
+
+
+def model_files(path: Path) -> list[Path]:
+    """Return all files that a model is read from: its weights, the shards of an index, and the settings beside them.
+
+    Raises:
+        CheckpointError: An index is corrupt.
+    """
+    shards = dict.fromkeys(shard_files(path).values()) if path.name.endswith(".index.json") else ()
+    return [path, *(path.with_name(name) for name in shards), *files_beside(path).values()]
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -118,14 +135,7 @@ def read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: The index is corrupt, or a shard is missing, corrupt, or does not match the index.
     """
-    shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not all(
-        isinstance(file, str) and file == Path(file).name and Path(file).suffix in (".safetensors", ".bin")
-        for file in shards.values()
-    ):
-        raise CheckpointError(
-            f"{index}: corrupt index: expected a 'weight_map' of tensors to files beside it"
-        )
+    shards = shard_files(index)
     tensors: dict[str, Tensor] = {}
     for file in dict.fromkeys(shards.values()):
         shard = read_checkpoint_file(index.with_name(file)).tensors
@@ -137,6 +147,23 @@ def read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             )
         tensors |= shard
     return tensors, {}
+
+
+def shard_files(index: Path) -> dict[str, str]:
+    """Return the file name of the shard of each tensor in an index.
+
+    Raises:
+        CheckpointError: The index is corrupt.
+    """
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(
+        isinstance(file, str) and file == Path(file).name and Path(file).suffix in (".safetensors", ".bin")
+        for file in shards.values()
+    ):
+        raise CheckpointError(
+            f"{index}: corrupt index: expected a 'weight_map' of tensors to files beside it"
+        )
+    return shards
 
 
 def read_json(path: Path) -> dict[str, Any]:

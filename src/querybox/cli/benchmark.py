@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -65,6 +66,8 @@ def benchmark(
             raise ConfigError(
                 f"--tune got --batch-size {batch_size}; it measures single images: omit --batch-size"
             )
+        if trust:
+            raise ConfigError("--tune got --trust, but measures no .pt2 files; omit --trust")
         tune_model(models[0], models[1:], size, as_json=as_json)
         return
     paths = [path if is_exported(path) else find_weights(path) for path in models]
@@ -122,10 +125,9 @@ def parse_size(text: str) -> tuple[int, int]:
     Raises:
         ConfigError: The text has another form.
     """
-    height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
+    if not (sides := re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", text)):
         raise ConfigError(f"--size got '{text}'; expected height x width in pixels, such as 480x640")
-    return int(height), int(width)
+    return int(sides[1]), int(sides[2])
 
 
 def results_table(result: BenchmarkResult) -> Table:

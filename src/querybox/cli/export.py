@@ -65,6 +65,11 @@ def export(
     shape = None if size is None else parse_size(size)
     target = file or beside.with_name(beside.name + EXPORTED[to])
     require_own(target)
+    weights = target.with_suffix(".bin")
+    if to == "openvino" and weights.exists() and not target.exists():
+        raise ConfigError(
+            f"{weights}: exists, but not {target}, whose weights it would be; expected a new file: set another name"
+        )
     detector = Detector.load(source)
     data = None if calibrate is None else read_dataset(calibrate, split)
     with Console(stderr=True).status("loading") as status:

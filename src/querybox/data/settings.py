@@ -8,8 +8,9 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from querybox.arguments import MAX_AREA
 from querybox.settings import PathText, Settings
-from querybox.structures import MAX_AREA, PixelRange
+from querybox.structures import PixelRange
 
 Pixels = Annotated[int, Field(ge=1, le=2**13)]
 Probability = Annotated[float, Field(ge=0, le=1)]

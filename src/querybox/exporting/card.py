@@ -11,11 +11,12 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from querybox import __version__
+from querybox.arguments import require_size
 from querybox.data.parsing import validation_problem
 from querybox.errors import CheckpointError, ConfigError
 from querybox.inference.engine import evaluating
 from querybox.modules.detector import DetectionTransformer
-from querybox.structures import MAX_AREA, Category, ImageBatch, Preprocessing
+from querybox.structures import Category, ImageBatch, Preprocessing
 from querybox.text import listed
 
 Precision = Literal["float32", "bf16", "int8"]
@@ -70,10 +71,8 @@ class Card:
         Raises:
             ConfigError: There is no class, a row is missing, negative or repeated, or the size is out of range.
         """
-        if self.size is not None and not (min(self.size) > 0 and self.size[0] * self.size[1] <= MAX_AREA):
-            raise ConfigError(
-                f"got the size {self.size}; expected (height, width) of at most {MAX_AREA:,} pixels"
-            )
+        if self.size is not None:
+            require_size("the card", self.size)
         if not 0 < len(self.categories) == len(set(self.class_rows)) == len(self.class_rows):
             raise ConfigError(
                 f"got {len(self.categories)} categories and the class_rows {listed(self.class_rows)}; expected a "

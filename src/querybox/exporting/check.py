@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from querybox.mask_embeddings import MaskLogits
 from querybox.memory import first_line, is_out_of_memory
 from querybox.modules.detector import DetectionTransformer
 from querybox.modules.queries import gather_rows
-from querybox.pixels import pad
+from querybox.pixels import pad, smooth_image
 from querybox.structures import Memory
 
 TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "bf16": 0.1}
@@ -129,11 +130,7 @@ def verification_batches(card: Card) -> Iterator[tuple[UInt8[Tensor, "B 3 H W"],
     For a fixed size, yield one image and, if images may be padded, a smaller one.
     """
     side = max(card.preprocessing.short_side, 128)
-    generator = torch.Generator().manual_seed(0)
-
-    def image(height: int, width: int) -> UInt8[Tensor, "3 h w"]:
-        coarse = torch.rand(1, 3, 9, 9, generator=generator)
-        return (255 * F.interpolate(coarse, size=(height, width), mode="bilinear")[0]).byte()
+    image = partial(smooth_image, generator=torch.Generator().manual_seed(0))
 
     if card.size is not None:
         yield pad([image(*card.size)])

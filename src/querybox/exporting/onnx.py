@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ def write(program: ExportedProgram, path: Path, card: Card) -> None:
     """
     with requires_extra("onnx", "writing an ONNX file"):
         import onnxscript  # noqa: F401 - PyTorch's exporter needs it
-    with sizes_as_traced():
+    with sizes_as_traced(), without_warnings("onnxscript"):
         converted = torch.onnx.export(
             program,
             dynamo=True,
@@ -42,6 +44,18 @@ def write(program: ExportedProgram, path: Path, card: Card) -> None:
     assert converted is not None
     converted.model.metadata_props[KEY] = card.to_json()
     converted.save(path)
+
+
+@contextmanager
+def without_warnings(name: str) -> Iterator[None]:
+    """Hide the warnings that a package logs, here those of optimisations that it leaves out."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def load(path: Path) -> ExportedModel:

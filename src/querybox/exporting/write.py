@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from torch import device
 from torch.export import ExportedProgram
 
-from querybox.arguments import require_number, require_path, require_type
+from querybox.arguments import require_path, require_size, require_type
 from querybox.checkpoints.find import EXPORTED, Format
 from querybox.data import DetectionData
 from querybox.errors import ConfigError
@@ -26,7 +26,6 @@ from querybox.exporting.load import read_exported
 from querybox.exporting.quantise import quantise
 from querybox.modules.detector import DetectionTransformer
 from querybox.precision import is_native
-from querybox.structures import MAX_AREA
 
 SMALLEST = 64
 """Smallest side of a fixed size in pixels."""
@@ -85,7 +84,8 @@ def export(
     check_values(detector, to, precision)
     precision = resolve_precision(precision, to)
     check_arguments(path, to, precision, calibration)
-    check_size(size)
+    if size is not None:
+        require_size("export", size, SMALLEST)
     callback("tracing")
     card = Card.of(detector, precision, size)
     program = trace(detector, size, padded=card.padded)
@@ -144,18 +144,6 @@ def check_arguments(path: Path, to: Format, precision: Precision, calibration: D
         raise ConfigError(
             "export: precision 'int8' requires calibration data, and calibration data require 'int8'"
         )
-
-
-def check_size(size: object) -> None:
-    """Raise `ConfigError` unless `size` is None or (height, width) in pixels."""
-    if size is None:
-        return
-    if not isinstance(size, tuple) or len(size) != 2:
-        raise ConfigError(f"export got size={size!r}; expected (height, width) in pixels, such as (640, 640)")
-    for side in size:
-        require_number("export", "size", side, SMALLEST, MAX_AREA // SMALLEST, whole=True)
-    if size[0] * size[1] > MAX_AREA:
-        raise ConfigError(f"export got size={size!r}; expected at most {MAX_AREA:,} pixels")
 
 
 def write_verified(

@@ -1,12 +1,13 @@
 """The engine that was found to be the fastest for a model, kept in the user's cache folder.
 
-Each model has a folder in `cache_folder`, named by the digest of its weights. It holds ``choice.json`` and, if the
-engine runs a model that was exported for it, the files of that model.
+Each model has a folder in `cache_folder`, named by the digest of the files that it is read from. It holds
+``choice.json`` and, if the engine runs a model that was exported for it, the files of that model.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import logging
 import os
@@ -16,11 +17,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
-from querybox.checkpoints.find import Format, find_weights
+from querybox.checkpoints.files import model_files
+from querybox.checkpoints.find import EXPORTED, Format, find_weights
 from querybox.data.parsing import validation_problem
 from querybox.detector import Detector
 from querybox.errors import ConfigError
@@ -38,6 +41,8 @@ CHOICE, DRAFTS = "choice.json", ".drafts-"
 """Name of a choice, and beginning of the name of a folder with exported models that are being measured."""
 MODELS = 8
 """Number of models whose choices are kept, those that were tuned last."""
+MAX_THREADS = 2**12
+"""Maximum number of threads: a corrupt choice must not start any number of them."""
 DAY = 86_400
 """Age in seconds at which drafts belong to no running process any more."""
 
@@ -48,9 +53,21 @@ class Candidate:
 
     engine: Format
     precision: Precision = "float32"
-    threads: int
+    threads: Annotated[int, Field(ge=1, le=MAX_THREADS)]
     file: Path | None = None
     """The exported model; None for PyTorch."""
+
+    def __post_init__(self) -> None:
+        """Check that the file is one of the engine.
+
+        Raises:
+            ValueError: It is of another format, missing, or PyTorch is to compute in int8.
+        """
+        suffix = None if self.file is None else self.file.suffix.lower()
+        if suffix != (None if self.engine == "torch" else EXPORTED[self.engine]):
+            raise ValueError(f"{self.file} is no file of {TITLES[self.engine]}")
+        if self.file is None and self.precision == "int8":
+            raise ValueError("PyTorch has no int8")
 
     def __str__(self) -> str:
         """Return its description for people."""
@@ -62,7 +79,7 @@ class Choice:
     """The fastest way to run a model, and where it was found."""
 
     candidate: Candidate
-    size: tuple[int, int]
+    size: tuple[PositiveInt, PositiveInt]
     """(height, width) in pixels of the images with which it was measured."""
     digest: str | None
     """SHA-256 of the exported model; None for PyTorch."""
@@ -72,6 +89,11 @@ class Choice:
 def cache_folder() -> Path:
     """Return the folder of all choices, ``querybox`` in the user's cache folder, as the Hugging Face Hub finds it."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "querybox"
+
+
+def folder_of(weights: Path) -> Path:
+    """Return the folder of a model in the cache."""
+    return cache_folder() / digest_of(*model_files(weights))
 
 
 def files_of(exported: Path) -> list[Path]:
@@ -98,32 +120,62 @@ def remember(candidate: Candidate, size: tuple[int, int], weights: Path, drafts:
 
     The oldest choices of other models are removed if there are more than `MODELS`.
     """
-    folder = cache_folder() / digest_of(weights)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    file = candidate.file
-    if file is not None and file.is_relative_to(drafts):
+    folder, file = folder_of(weights), candidate.file
+    digest = None if file is None else digest_of(*files_of(file))
+    new = drafts / "new"
+    for each in (new, folder.parent):
+        each.mkdir(parents=True, exist_ok=True)
+    if file is not None and (file.is_relative_to(drafts) or file.parent == folder.resolve()):
         for each in files_of(file):
-            each.replace(folder / each.name)
+            each.replace(new / each.name)
         file = folder / file.name
     choice = Choice(
         candidate=dataclasses.replace(candidate, file=file),
         size=size,
-        digest=None if file is None else digest_of(*files_of(file)),
+        digest=digest,
         machine=Machine.here(),
     )
     values = TypeAdapter(Choice).dump_python(choice, mode="json")
-    write_text(folder / CHOICE, to_json(values, indent=2) + "\n")
+    write_text(new / CHOICE, to_json(values, indent=2) + "\n")
+    put(new, folder)
     remove_old()
     return choice
 
 
+def put(new: Path, folder: Path) -> None:
+    """Move a folder to a place, whatever is there; another process may do the same at this time."""
+    while True:
+        remove(folder)
+        try:
+            new.replace(folder)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        else:
+            return
+
+
+def remove(path: Path) -> None:
+    """Remove a folder, a file or a link, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)  # another process may have removed a part of it
+    else:
+        path.unlink(missing_ok=True)
+
+
 def remove_old() -> None:
     """Remove the folders of models beyond the `MODELS` tuned last, and drafts that an interrupted process left."""
-    choices = sorted(cache_folder().glob(f"*/{CHOICE}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    drafts = [path for path in cache_folder().glob(f"{DRAFTS}*") if time.time() - path.stat().st_mtime > DAY]
+    choices = sorted(cache_folder().glob(f"*/{CHOICE}"), key=last_change, reverse=True)
+    drafts = [path for path in cache_folder().glob(f"{DRAFTS}*") if time.time() - last_change(path) > DAY]
     for folder in (*(path.parent for path in choices[MODELS:]), *drafts):
-        shutil.rmtree(folder)
+        remove(folder)
+
+
+def last_change(path: Path) -> float:
+    """Return the time of the last change of a file or folder in seconds; 0 if another process has removed it."""
+    with suppress(FileNotFoundError):
+        return path.stat().st_mtime
+    return 0.0
 
 
 def recall(weights: Path) -> Choice:
@@ -133,13 +185,13 @@ def recall(weights: Path) -> Choice:
         ConfigError: There is none, it was found on another machine or with other versions, its file is corrupt, or the
             exported model is missing or was changed.
     """
-    path = cache_folder() / digest_of(weights) / CHOICE
+    path = folder_of(weights) / CHOICE
     cure = f"run querybox benchmark {weights} --tune"
     require_regular(path, ConfigError)
     if not path.exists():
         raise ConfigError(f"{weights}: has not been tuned on this machine: {cure}")
     try:
-        choice = TypeAdapter(Choice).validate_json(path.read_bytes())
+        choice = TypeAdapter(Choice).validate_json(path.read_bytes(), strict=True)
     except ValidationError as error:
         raise ConfigError(f"{path}: corrupt ({validation_problem(error)}); {cure} again") from error
     if differing := differences(choice.machine, Machine.here()):
@@ -147,9 +199,9 @@ def recall(weights: Path) -> Choice:
     file = choice.candidate.file
     if file is not None:
         found = None
-        with suppress(FileNotFoundError):
+        with suppress(OSError, ValueError):  # the latter from a name that no file can have
             found = digest_of(*files_of(file))
-        if found != choice.digest:
+        if found is None or found != choice.digest:
             raise ConfigError(
                 f"{file}: is missing, or not the file with which {weights} was tuned: {cure} again"
             )

@@ -14,10 +14,8 @@ from pathlib import Path
 from statistics import median
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import UInt8
-from torch import Tensor
 
+from querybox.arguments import require_size
 from querybox.benchmark import photo_size, take_samples
 from querybox.checkpoints.find import EXPORTED, Format
 from querybox.checkpoints.read import load_detector
@@ -30,6 +28,7 @@ from querybox.inference.engine import Engine, accelerator
 from querybox.inference.optimized import optimize
 from querybox.inference.predict import Input, detect
 from querybox.modules.detector import DetectionTransformer
+from querybox.pixels import smooth_image
 from querybox.precision import is_native
 from querybox.tuning.choice import DRAFTS, Candidate, Choice, cache_folder, remember
 
@@ -99,8 +98,11 @@ def tune(
 
     Raises:
         CheckpointError: A file cannot be read.
-        ConfigError: An exported model is of another kind, or of other classes than the model.
+        ConfigError: An exported model is of another kind, or of other classes than the model; or `size` is out of
+            range.
     """
+    if size is not None:
+        require_size("tune", size)
     detector = load_detector(weights).to(accelerator())
     size = size or photo_size(detector.preprocessing)
     threads = torch.get_num_threads()
@@ -182,12 +184,6 @@ def fastest(measurements: Sequence[Measurement]) -> Measurement:
     return best if (best.ratio or 0) >= GAIN else measurements[0]
 
 
-def smooth_image(size: tuple[int, int]) -> UInt8[Tensor, "3 H W"]:
-    """Return an image of this (height, width) with random colours that change slowly, the same at each call."""
-    coarse = torch.rand(1, 3, 9, 9, generator=torch.Generator().manual_seed(0))
-    return (255 * F.interpolate(coarse, size=size, mode="bilinear")[0]).byte()
-
-
 def agreement(expected: Detections, found: Detections) -> tuple[float, float]:
     """Return the largest differences of scores and of boxes between the best detections and the closest ones found.
 
@@ -218,7 +214,8 @@ class Bench:
         self.detector = detector
         self.size = size
         self.callback = callback
-        self.batch = [Input(position=0, source="", size=size, pixels=smooth_image(size))]
+        pixels = smooth_image(*size, generator=torch.Generator().manual_seed(0))
+        self.batch = [Input(position=0, source="", size=size, pixels=pixels)]
         (self.expected,) = detect(detector, self.batch, top_k=100)
 
     def measure(self, candidates: Sequence[Candidate]) -> list[Measurement]:
