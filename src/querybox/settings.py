@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, NoReturn, Self
+from typing import Annotated, Any, NoReturn, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from querybox.errors import ConfigError
 
@@ -35,6 +35,17 @@ class Settings(BaseModel):
     # Groups of settings inside others are validated together with them, so that one message lists all problems.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def check_numbers(
+        cls, value: object, info: Any
+    ) -> object:  # a ValidationInfo, which beartype cannot check
+        """Reject true and false for numbers, for which pydantic would take 1 and 0."""
+        kinds = set(kinds_of(cls.model_fields[info.field_name].annotation))
+        if {int, float} & kinds and bool not in kinds and holds_bool(value):
+            raise ValueError("input should be a number")
+        return value
+
     def __setattr__(self, name: str, _: object) -> NoReturn:
         """Raise an error, because settings are immutable.
 
@@ -51,7 +62,12 @@ class Settings(BaseModel):
         """Return an error that lists the problems that pydantic found."""
         known = sorted(cls.keys())
         problems: dict[tuple[int | str, ...], str] = {}
-        for problem in error.errors():
+        found = error.errors()
+        for problem in found:
+            if problem["type"] == "too_short" and any(
+                is_below(each["loc"], problem["loc"]) for each in found
+            ):
+                continue  # pydantic counts valid items alone
             place = without_alternatives(problem["loc"], known)
             if place in problems:  # another alternative of a union
                 problems[place] += f", or {reason(problem)}"
@@ -95,6 +111,20 @@ class Settings(BaseModel):
                 yield from kind.keys(f"{prefix}{name}.")
 
 
+def kinds_of(annotation: object) -> Iterator[object]:
+    """Yield the types in an annotation, such as int and None in ``tuple[int, ...] | None``."""
+    arguments = get_args(annotation)
+    for argument in arguments:
+        yield from kinds_of(argument)
+    if not arguments:
+        yield annotation
+
+
+def holds_bool(value: object) -> bool:
+    """Return whether a value is true or false, or a list with one of them."""
+    return any(map(holds_bool, value)) if isinstance(value, list | tuple) else isinstance(value, bool)
+
+
 def describe(problem: Mapping[str, Any], known: list[str]) -> str:
     """Return a pydantic error in one line: location, value, expectation."""
     key = ".".join(str(part) for part in problem["loc"])
@@ -114,12 +144,19 @@ def describe(problem: Mapping[str, Any], known: list[str]) -> str:
     if problem["type"] == "model_type" and key in known:
         settings = [name for name in known if name.startswith(f"{key}.")]
         return f"setting '{key}' got {problem['input']!r}; it is a group of settings: set one of {', '.join(settings)}"
+    if problem["type"] == "value_error" and isinstance(problem["input"], Mapping):
+        return f"settings '{key}': {reason(problem)}" if key else reason(problem)
     if problem["type"] == "string_unicode":
         return (
             f"setting '{key}' got {problem['input']!r}, which is not UTF-8; expected a path in UTF-8: rename the file "
             "or folder, or make a link to it"
         )
     return f"setting '{key}' got {problem['input']!r}: {reason(problem)}"
+
+
+def is_below(location: tuple[int | str, ...], other: tuple[int | str, ...]) -> bool:
+    """Return whether a location is inside another one."""
+    return len(location) > len(other) == sum(a == b for a, b in zip(location, other, strict=False))
 
 
 def reason(problem: Mapping[str, Any]) -> str:

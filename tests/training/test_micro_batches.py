@@ -43,6 +43,13 @@ def test_an_image_that_does_not_fit_is_an_error() -> None:
         fewest_micro_batches(STEP, 12, 100, smallest=2)  # mixup
 
 
+def test_mixup_needs_two_images_whatever_the_memory(run_settings: MakeSettings) -> None:
+    assert fewest_micro_batches(STEP, 1, 99, smallest=2) == 1
+    alone = run_settings("alone", accumulate="auto", batch_size=1)
+    with pytest.raises(ConfigError, match=r"setting 'data.mixup' is 1, but each process trains on one image"):
+        train(alone.replace(data={**alone.data.model_dump(exclude_unset=True), "mixup": 1}))
+
+
 def test_the_number_is_kept_in_the_run_and_changes_nothing_else(
     run_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,7 +26,7 @@ from querybox.modules.detector import DetectionTransformer
 from querybox.modules.heads import ClassHead, SigmoidClassHead
 from querybox.modules.masks import MaskHead
 from querybox.settings import Settings
-from querybox.structures import Category, Preprocessing
+from querybox.structures import MAX_CLASSES, Category, Preprocessing
 
 # Bounds far beyond any real model, so that neither a typing error nor an untrusted file can request an enormous one.
 Width = Annotated[int, Field(gt=0, le=2**12, multiple_of=4)]
@@ -82,7 +82,7 @@ class Recipe(Settings):
     """Any timm model with feature maps."""
     backbone_weights: str | None = None
     """"imagenet", or a file with torchvision's or timm's names, or null for random weights."""
-    frozen_stride: Annotated[int, Field(ge=0)] = 4
+    frozen_stride: Annotated[int, Field(ge=0, le=2**16)] = 4
     """Stride up to which the backbone is frozen; 0 trains all of it."""
     width: Width = 256
     heads: Positive = HEADS
@@ -92,7 +92,7 @@ class Recipe(Settings):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     queries: Queries = 100
     """Number of object queries, the maximum number of objects detected in an image."""
-    unused_rows: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    unused_rows: tuple[Annotated[int, Field(ge=0, le=MAX_CLASSES)], ...] = ()
     """Rows of the class head that belong to no class, as in models trained with COCO's category ids as rows. They are
     never detected, and are not needed for training a new model."""
 

@@ -100,7 +100,7 @@ class RTDETR(DINO):
 
     kind: Literal["rtdetr"] = "rtdetr"  # type: ignore[assignment]
     backbone: str = VD["resnet50.tv_in1k"]
-    frozen_stride: Annotated[int, Field(ge=0)] = 2
+    frozen_stride: Annotated[int, Field(ge=0, le=2**16)] = 2
     frozen_batch_norms: bool = True
     """Freeze the batch norms of the backbone. Those of the neck and the encoder are always trained."""
     feedforward: Positive = 1024

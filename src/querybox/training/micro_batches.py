@@ -89,10 +89,12 @@ def fewest_micro_batches(memory: StepMemory, total: int, available: int, *, smal
         OutOfMemoryError: Not even those of `smallest` images fit, or of the next larger number that divides `total`.
     """
     counts = [parts for parts in range(1, total + 1) if total % parts == 0 and total // parts >= smallest]
+    if not counts:  # fewer images than mixup needs: an error of `train_loader`
+        return 1
     for parts in counts:
         if memory.of(total // parts) <= available:
             return parts
-    least = total // counts[-1] if counts else smallest
+    least = total // counts[-1]
     raise OutOfMemoryError(
         f"there is not enough memory: a step with {counted(least, 'image')} takes {memory.of(least) / GB:.1f} GB, and "
         f"{available / GB:.1f} GB can be used; set a smaller 'data.image_size' or model"

@@ -22,9 +22,9 @@ def freeze(detector: nn.Module, names: Iterable[str]) -> None:
     Raises:
         ConfigError: The detector has no such module, or no trainable parameters would be left.
     """
-    modules = dict(detector.named_modules())
+    modules = {name: module for name, module in detector.named_modules() if name}
     for name in names:
-        if name not in modules or not name:
+        if name not in modules:
             close = difflib.get_close_matches(name, modules, n=1, cutoff=0.5)
             top = ", ".join(child for child, _ in detector.named_children())
             hint = f"Did you mean '{close[0]}'?" if close else f"Its modules: {top}."

@@ -9,9 +9,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     model_validator,
 )
 
@@ -19,6 +17,10 @@ from querybox.data import DataSettings
 from querybox.precision import Precision, present_name
 from querybox.settings import PathText, Settings
 from querybox.training.duration import Duration
+
+MAX_COUNT = 2**53
+"""Largest number of epochs, updates or images: up to it every integer is a floating-point number."""
+Count = Annotated[int, Field(gt=0, le=MAX_COUNT)]
 
 
 class TrainSettings(Settings):
@@ -28,10 +30,10 @@ class TrainSettings(Settings):
     `querybox.models.training_defaults`.
     """
 
-    epochs: PositiveInt = 150
-    batch_size: PositiveInt = 16
+    epochs: Count = 150
+    batch_size: Count = 16
     """Number of images per update, over all processes and micro-batches."""
-    accumulate: PositiveInt | Literal["auto"] = 1
+    accumulate: Count | Literal["auto"] = 1
     """Number of micro-batches per update, whose gradients are accumulated to save memory. `auto` measures the memory of
     a step and takes as few as fit; `run.yaml` holds their number."""
     lr: PositiveFloat = 1e-4
@@ -46,10 +48,10 @@ class TrainSettings(Settings):
     schedule: Literal["step", "cosine", "flat_cosine"] = "step"
     """`step` multiplies the learning rates by 0.1 at each milestone; `cosine` decreases them to 0 at the end of the
     run, which is the last epoch or `max_time`; `flat_cosine` (DEIM) decreases them by half between two milestones."""
-    milestones: tuple[PositiveInt, ...] | None = None
+    milestones: tuple[Count, ...] | None = None
     """Epochs after which `step` decays; null for once, after two thirds of the epochs. For `flat_cosine`, the epochs
     after which the decrease begins and ends; null for half of the epochs and all of them."""
-    warmup_steps: NonNegativeInt = 0
+    warmup_steps: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 0
     """Number of updates over which the learning rates increase to their full value: linearly, or with the square of the
     updates for `flat_cosine`."""
     precision: Annotated[Precision, BeforeValidator(present_name)] = "float32"
@@ -59,7 +61,7 @@ class TrainSettings(Settings):
     """Compile the backbone with `torch.compile`, once for all image sizes; requires a C++ compiler."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of the exponential moving average of the weights, e.g. 0.9997, which is evaluated and saved."""
-    ema_warmup: PositiveInt | None = None
+    ema_warmup: Count | None = None
     """Time constant of the decay in updates (RT-DETR): after n updates it is `ema` * (1 - exp(-n / `ema_warmup`)). null
     for the smaller one of `ema` and (1 + n) / (10 + n)."""
     ema_restart: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -67,9 +69,9 @@ class TrainSettings(Settings):
     continue from the best average so far (D-FINE); null to go on as before."""
     freeze: tuple[str, ...] = ()
     """Dotted names of frozen modules, such as `backbone` or `encoder.layers.0`."""
-    evaluate_every: PositiveInt = 1
+    evaluate_every: Count = 1
     """Number of epochs between evaluations; there is always one at the end."""
-    patience: PositiveInt | None = None
+    patience: Count | None = None
     """Stop after this many evaluations without an improvement of the AP."""
     max_time: Duration | None = None
     """Time limit, such as `30m` or `1h30m`, including the parts before resuming."""
