@@ -105,6 +105,23 @@ def test_other_files_are_errors(tmp_path: Path, name: str, content: bytes) -> No
         read_checkpoint_file(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n", "pointer of Git LFS"),
+        ("\n<!DOCTYPE html><html>Not found</html>", "it is a web page"),
+        ("<?xml version='1.0'?><Error>AccessDenied</Error>", "it is XML, such as the answer of a server"),
+    ],
+)
+def test_what_was_saved_in_place_of_weights_is_named(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CheckpointError, match=rf"{name}: corrupt, or not a weights file \(.*{message}"):
+        read_checkpoint_file(tmp_path / name)
+
+
 def test_missing_and_misfit(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such weights file"):
         read_checkpoint_file(tmp_path / "absent.pth")

@@ -14,7 +14,7 @@ from rich.progress import Progress
 
 import querybox
 from querybox.cli import main as entry
-from querybox.cli.main import log_to_stderr, prepare_platform, quote_paths
+from querybox.cli.main import app, log_to_stderr, prepare_platform, quote_paths
 from querybox.errors import ConfigError
 
 COMMANDS = (
@@ -154,6 +154,29 @@ def test_paths_with_spaces_are_quoted(
     (tmp_path / "new cats" / "a b.jpg").touch()
     there = str(tmp_path)
     assert quote_paths(message.replace("THERE", there), words) == quoted.replace("THERE", there)
+
+
+@pytest.mark.parametrize(("word", "expected"), [("2.5", None), ("640.0", 640), ("1e3", None), ("3", 3)])
+def test_an_integer_has_no_fraction(run: Any, word: str, expected: int | None) -> None:
+    """The cyclopts package would round it, and the command would do something else than what was asked for."""
+    words = ["benchmark", "model.onnx", "--batch-size", word]
+    if expected is None:
+        code, _, err = run(*words)
+        assert code == 2
+        assert err.startswith("Invalid value for --batch-size: ")
+    else:
+        _, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+        assert bound.arguments["batch_size"] == expected
+
+
+def test_an_error_in_a_folder_that_is_gone_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert entry(["info", "model.safetensors"]) == 2
+    assert "model.safetensors: no such" in capsys.readouterr().err
 
 
 def test_an_error_quotes_the_path(run: Any) -> None:

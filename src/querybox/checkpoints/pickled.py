@@ -16,6 +16,7 @@ import zlib
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -187,6 +188,18 @@ def checksum(file: FileIO, record: ZipRecord, buffer: memoryview) -> int | None:
     return crc if mark == ZIP and not left else None
 
 
+STAND_INS = {
+    b"version https://git-lfs.github.com": "it is a pointer of Git LFS to the file: git lfs pull",
+    b"<!doctype html": "it is a web page",
+    b"<html": "it is a web page",
+    b"<?xml": "it is XML, such as the answer of a server",
+}
+"""What is often saved in place of weights, by its beginning in lower case."""
+
+
 def unreadable_file(path: Path, reason: object) -> CheckpointError:
     """Return the error for a file that cannot be read."""
+    with suppress(OSError), path.open("rb") as file:
+        head = file.read(64).lstrip().lower()
+        reason = next((text for beginning, text in STAND_INS.items() if head.startswith(beginning)), reason)
     return CheckpointError(f"{path}: corrupt, or not a weights file ({reason}); copy or download it again")

@@ -8,10 +8,12 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, get_args
 
-from cyclopts import App, CycloptsError, UnknownOptionError
+from cyclopts import App, CoercionError, CycloptsError, Parameter, Token, UnknownOptionError
+from cyclopts import convert as convert_words
 
 from querybox import __version__
 from querybox.cli.benchmark import benchmark
@@ -57,6 +59,21 @@ message that says how to fix it; 130 after Ctrl-C, 143 after SIGTERM and 129 aft
 checkpoint. If querybox shows a stack trace, this is a bug: please report it.
 """
 
+
+def convert_exactly(kind: Any, tokens: Sequence[Token]) -> Any:
+    """Convert the words of an argument as cyclopts does, but for integers with a fraction, which it would round.
+
+    Raises:
+        CoercionError: An integer has a fraction.
+    """
+    if kind is int or int in get_args(kind):
+        for token in tokens:
+            with suppress(ValueError, OverflowError):  # cyclopts names what is not a number
+                if "." in token.value and not float(token.value).is_integer():
+                    raise CoercionError(msg=f"{token.value} is not an integer.", token=token)
+    return convert_words(kind, tokens)
+
+
 app = App(
     name="querybox",
     help=HELP,
@@ -65,6 +82,7 @@ app = App(
     version=f"querybox {__version__}",
     suppress_keyboard_interrupt=False,
     result_action="return_value",
+    default_parameter=Parameter(converter=convert_exactly),
 )
 COMMANDS: tuple[Callable[..., int | None], ...] = (
     validate,
@@ -186,13 +204,25 @@ def quote_paths(message: str, words: Sequence[str]) -> str:
         words: The arguments of the command line, which name the paths or the folders that contain them.
     """
     values = {word.partition("=")[2] if "=" in word else word for word in words}
-    paths = {path for value in values if value for path in (value, str(Path(value).resolve())) if " " in path}
+    paths = {path for value in values if value for path in (value, whole_path(value)) if " " in path}
     for path in sorted(paths, key=len, reverse=True):
         head, colon, rest = message.partition(": ")
         if head.startswith(path) and Path(head).exists():
             return f"'{head}'{colon}{rest}"
         message = re.sub(rf"(?<![\w'/\\]){re.escape(path)}[^\s:;,)']*", r"'\g<0>'", message)
     return message
+
+
+def whole_path(text: str) -> str:
+    """Return the absolute path that a text could stand for; the text itself if it can be none."""
+    try:
+        return str(Path(text).resolve())
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ):  # the current folder is gone; a null character; links in a circle
+        return text
 
 
 def cure(error: CycloptsError, words: Sequence[str]) -> str:
