@@ -17,11 +17,11 @@ from querybox.runfile import read_run_file
 from querybox.structures import Category
 from querybox.training import RunSettings, train
 from querybox.training.auto import choose, is_auto
-from querybox.training.machine import Machine
+from querybox.training.resources import Resources
 from querybox.training.start import default_folder, resolve
 
-LAPTOP = Machine(device="cpu", memory=8 << 30, cores=2)
-GPU = Machine(device="cuda", memory=64 << 30, cores=16)
+LAPTOP = Resources(device="cpu", memory=8 << 30, cores=2)
+GPU = Resources(device="cuda", memory=64 << 30, cores=16)
 
 
 def dataset(
@@ -56,8 +56,8 @@ def settings(**values: Any) -> RunSettings:
     return RunSettings.parse({**values, "data": {"train": "photos", **values.get("data", {})}})
 
 
-def chosen(images: DetectionData, machine: Machine = LAPTOP, **values: Any) -> RunSettings:
-    return choose(settings(**values), images, machine).settings
+def chosen(images: DetectionData, resources: Resources = LAPTOP, **values: Any) -> RunSettings:
+    return choose(settings(**values), images, resources).settings
 
 
 def test_few_images_get_a_small_model() -> None:
@@ -93,7 +93,7 @@ def test_wide_images_keep_their_aspect_ratio() -> None:
     assert chosen(dataset(size=(10_000, 400)), data={"long_side": 900}).data.sizes().long_side == 900
 
 
-@pytest.mark.parametrize("machine", [LAPTOP, GPU, Machine(device="cpu", memory=1 << 20, cores=1)])
+@pytest.mark.parametrize("resources", [LAPTOP, GPU, Resources(device="cpu", memory=1 << 20, cores=1)])
 @pytest.mark.parametrize("max_time", [None, "10m"])
 @pytest.mark.parametrize(
     "data",
@@ -121,13 +121,13 @@ def test_wide_images_keep_their_aspect_ratio() -> None:
     ],
 )
 def test_unusual_data_get_usable_settings(
-    data: DetectionData, machine: Machine, max_time: str | None
+    data: DetectionData, resources: Resources, max_time: str | None
 ) -> None:
     train = {} if max_time is None else {"max_time": max_time}
-    choice = choose(settings(train=train), data, machine)
+    choice = choose(settings(train=train), data, resources)
     found = resolve(choice.settings)
     assert 32 <= found.data.image_size <= 640
-    assert found.data.workers <= machine.cores
+    assert found.data.workers <= resources.cores
     assert found.train.evaluate_every * max(1, len(data.images) // found.train.batch_size) >= 150  # about 200
     assert min(900, 2 * choice.facts.most) <= found.model["queries"] <= 900
     assert choice.describe().startswith(f"recipe auto: {len(data.images):,} training image")
@@ -162,7 +162,7 @@ def test_a_batch_can_be_divided_among_processes_and_parts() -> None:
 
 def test_images_are_kept_in_memory_if_they_fit() -> None:
     assert chosen(dataset()).data.cache
-    assert not chosen(dataset(), Machine(device="cpu", memory=100 << 20, cores=2)).data.cache
+    assert not chosen(dataset(), Resources(device="cpu", memory=100 << 20, cores=2)).data.cache
 
 
 @pytest.mark.parametrize(

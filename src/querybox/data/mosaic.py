@@ -59,7 +59,9 @@ def tile(samples: Sequence[Sample], shape: tuple[int, int], *, stretch: bool, fi
         masks.append(
             None if sample.masks is None else placed(resize_masks(sample.masks, (h, w)), (top, left), shape)
         )
-    return Sample(canvas, torch.cat(boxes), torch.cat([sample.labels for sample in samples]), joined(masks))
+    return Sample(
+        canvas, torch.cat(boxes), torch.cat([sample.labels for sample in samples]), joined_masks(masks)
+    )
 
 
 def placed(
@@ -73,7 +75,7 @@ def placed(
     return canvas
 
 
-def joined(masks: Sequence[Bool[Tensor, "_ H W"] | None]) -> Bool[Tensor, "G H W"] | None:
+def joined_masks(masks: Sequence[Bool[Tensor, "_ H W"] | None]) -> Bool[Tensor, "G H W"] | None:
     """Return the masks of the objects of several images; None if those of one are not known."""
     known = [one for one in masks if one is not None]
     return torch.cat(known) if len(known) == len(masks) else None
@@ -151,7 +153,7 @@ def mix(first: Sample, second: Sample, weight: float) -> Sample:
         mixed.round_().to(torch.uint8),
         torch.cat([first.boxes_xyxy, second.boxes_xyxy]),
         torch.cat([first.labels, second.labels]),
-        joined(
+        joined_masks(
             [
                 sample.masks if sample.masks is None else placed(sample.masks, (0, 0), (height, width))
                 for sample in (first, second)

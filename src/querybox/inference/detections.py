@@ -170,7 +170,8 @@ class Detections:
         else:
             sides = np.array([width, height])
             values = [
-                (np.reshape(joined(parts), (-1, 2)) / sides).ravel().tolist() for parts in self.polygons()
+                (np.reshape(joined_polygons(parts), (-1, 2)) / sides).ravel().tolist()
+                for parts in self.polygons()
             ]
         lines = zip(self.labels.tolist(), values, strict=True)
         return "".join(
@@ -239,7 +240,7 @@ class Detections:
         )
 
 
-def joined(parts: list[list[float]]) -> list[float]:
+def joined_polygons(parts: list[list[float]]) -> list[float]:
     """Return several polygons as one, which goes from the first point to each of the others and back."""
     if len(parts) < 2:
         return [edge for part in parts for edge in part]

@@ -22,7 +22,7 @@ from querybox.models import SMALL_RECIPES, Recipe, data_defaults, find, is_small
 from querybox.runfile import merge, read_run_file
 from querybox.text import counted
 from querybox.training.duration import format_duration
-from querybox.training.machine import Machine
+from querybox.training.resources import Resources
 from querybox.training.settings import RunSettings, TrainSettings
 from querybox.training.start import not_inferable
 
@@ -99,17 +99,17 @@ class Choice:
 
     settings: RunSettings
     facts: Facts
-    machine: Machine
+    resources: Resources
     reasons: Mapping[str, tuple[str, str]]
     """What was chosen and why, by subject."""
 
     def describe(self) -> str:
         """Return the choices in a few lines."""
-        facts, machine = self.facts, self.machine
+        facts, resources = self.facts, self.resources
         limit = self.settings.train.max_time
         lines = [
             f"recipe auto: {counted(facts.images, 'training image')}, {counted(facts.objects, 'object')}, "
-            f"{counted(len(facts.classes), 'class', 'classes')}; {machine.device}, {counted(machine.cores, 'core')}"
+            f"{counted(len(facts.classes), 'class', 'classes')}; {resources.device}, {counted(resources.cores, 'core')}"
             + (f"; {format_duration(limit)}" if limit else "")
         ]
         width = max(len(chosen) for chosen, _ in self.reasons.values())
@@ -143,35 +143,35 @@ def with_values_of_run(settings: RunSettings) -> RunSettings:
     return RunSettings.parse(merge(run, given), where=str(path))
 
 
-def choose(settings: RunSettings, data: DetectionData, machine: Machine) -> Choice:
+def choose(settings: RunSettings, data: DetectionData, resources: Resources) -> Choice:
     """Choose all settings that depend on the data, the machine and the time limit, and are not set.
 
     Args:
         settings: The settings that the user has set.
         data: The training images.
-        machine: The machine that trains.
+        resources: What the machine that trains has to offer.
     """
     facts = Facts.of(data)
-    name, recipe, sizes, reason = choose_model(settings, facts, machine)
+    name, recipe, sizes, reason = choose_model(settings, facts, resources)
     reasons = {"model": reason}
     given = set_values(settings.data)
     if "image_size" not in given:
         given |= sizes
     if not is_small(recipe):
         train = {"precision": "auto", **set_values(settings.train)}
-        if machine.reports_memory:
+        if resources.reports_memory:
             train.setdefault("accumulate", AUTO)
-        if not is_published(facts, machine):
-            train = {**choose_fine_tuning(recipe, facts, machine, settings), **train}
+        if not is_published(facts, resources):
+            train = {**choose_fine_tuning(recipe, facts, resources, settings), **train}
             reasons["training"] = describe_schedule(train, facts)
             given = {
-                **choose_loading(decoded_size(data, {**data_defaults(recipe), **given}), machine),
+                **choose_loading(decoded_size(data, {**data_defaults(recipe), **given}), resources),
                 **given,
             }
         chosen = settings.replace(recipe=name, data=given, train=train)
-        return Choice(settings=chosen, facts=facts, machine=machine, reasons=reasons)
+        return Choice(settings=chosen, facts=facts, resources=resources, reasons=reasons)
 
-    sizes = {**choose_sizes(facts, machine, settings.train.max_time), **given}
+    sizes = {**choose_sizes(facts, resources, settings.train.max_time), **given}
     if "image_size" in given:
         sizes = given
     size = sizes["image_size"]
@@ -183,19 +183,19 @@ def choose(settings: RunSettings, data: DetectionData, machine: Machine) -> Choi
         f"{size} x {sizes['long_side']} pixels" if sizes.get("long_side") else f"{size} pixels",
         f"short side; nine of ten objects are larger than {facts.small_object * size:.0f} pixels then",
     )
-    train = {**choose_schedule(facts, machine, settings), **set_values(settings.train)}
+    train = {**choose_schedule(facts, resources, settings), **set_values(settings.train)}
     reasons["training"] = describe_schedule(train, facts)
     augmentation = choose_augmentation(facts, size)
     reasons["augmentation"] = describe_augmentation({**augmentation, **given}, facts)
     values = {**augmentation, **sizes}
-    loading = choose_loading(decoded_size(data, values), machine)
+    loading = choose_loading(decoded_size(data, values), resources)
     chosen = settings.replace(
         recipe=name,
         model={"queries": queries, **settings.model},
         data={**loading, **values},
         train=train,
     )
-    return Choice(settings=chosen, facts=facts, machine=machine, reasons=reasons)
+    return Choice(settings=chosen, facts=facts, resources=resources, reasons=reasons)
 
 
 def set_values(settings: Any) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def set_values(settings: Any) -> dict[str, Any]:
 
 
 def choose_model(
-    settings: RunSettings, facts: Facts, machine: Machine
+    settings: RunSettings, facts: Facts, resources: Resources
 ) -> tuple[str | None, Recipe, dict[str, int], tuple[str, str]]:
     """Return the model: that of the weights, the recipe that is set, or the one that suits the data and the device.
 
@@ -224,19 +224,19 @@ def choose_model(
         return None, source.recipe, sizes, (source.recipe.title, f"that of {Path(settings.weights).name}")
     if settings.recipe is not None and settings.recipe != AUTO:
         return settings.recipe, find(settings.recipe), {}, (settings.recipe, "as set")
-    if is_published(facts, machine):
+    if is_published(facts, resources):
         reason = f"a GPU and at least {MANY_IMAGES:,} images: trained as published"
         return "dino_r50", find("dino_r50"), {}, ("dino_r50", reason)
     reason = "learns fastest from few images and on CPUs"
     return "dino_small", find("dino_small"), {}, ("dino_small", reason)
 
 
-def is_published(facts: Facts, machine: Machine) -> bool:
+def is_published(facts: Facts, resources: Resources) -> bool:
     """Return whether a model is trained as published: with a GPU and many images."""
-    return machine.device == "cuda" and facts.images >= MANY_IMAGES
+    return resources.device == "cuda" and facts.images >= MANY_IMAGES
 
 
-def choose_sizes(facts: Facts, machine: Machine, max_time: float | None) -> dict[str, int]:
+def choose_sizes(facts: Facts, resources: Resources, max_time: float | None) -> dict[str, int]:
     """Return the size of the images in pixels: the smallest with `OBJECT_PIXELS`, within what time allows.
 
     The long side of most images is at most `USUAL_ASPECT` times the short side. Images that are much wider (or higher)
@@ -245,7 +245,7 @@ def choose_sizes(facts: Facts, machine: Machine, max_time: float | None) -> dict
     shrink = math.sqrt(USUAL_ASPECT / facts.aspect) if facts.aspect > WIDE else 1.0
     large_enough = [size for size in IMAGE_SIZES if facts.small_object * size * shrink >= OBJECT_PIXELS]
     largest = IMAGE_SIZES[-1]
-    if machine.device == "cpu":
+    if resources.device == "cpu":
         short = max_time is not None and max_time < SHORT_RUN
         largest = SHORT_RUN_IMAGE_SIZE if short else CPU_IMAGE_SIZE
     size = min(large_enough[0] if large_enough else IMAGE_SIZES[-1], largest)
@@ -255,14 +255,14 @@ def choose_sizes(facts: Facts, machine: Machine, max_time: float | None) -> dict
     return {"image_size": short_side, "long_side": round(short_side * facts.aspect)}
 
 
-def choose_schedule(facts: Facts, machine: Machine, settings: RunSettings) -> dict[str, Any]:
+def choose_schedule(facts: Facts, resources: Resources, settings: RunSettings) -> dict[str, Any]:
     """Return the settings of `train`: what was found to train the small models best, in as many epochs as it takes."""
     if "batch_size" in settings.train.model_fields_set:
         batch_size = settings.train.batch_size
     else:
         accumulate = settings.train.accumulate
-        parts = machine.processes * (accumulate if isinstance(accumulate, int) else 1)
-        size = CPU_BATCH_SIZE if machine.device == "cpu" else BATCH_SIZE
+        parts = resources.processes * (accumulate if isinstance(accumulate, int) else 1)
+        size = CPU_BATCH_SIZE if resources.device == "cpu" else BATCH_SIZE
         batch_size = parts * math.ceil(size / parts)
     epochs = min(MAX_EPOCHS, max(MIN_EPOCHS, round(IMAGES_SEEN / max(1, facts.images))))
     steps_per_epoch = max(1, facts.images // batch_size)
@@ -282,14 +282,14 @@ def choose_schedule(facts: Facts, machine: Machine, settings: RunSettings) -> di
 
 
 def choose_fine_tuning(
-    recipe: Recipe, facts: Facts, machine: Machine, settings: RunSettings
+    recipe: Recipe, facts: Facts, resources: Resources, settings: RunSettings
 ) -> dict[str, Any]:
     """Return the settings of `train` for the weights of a published model and few images.
 
     Its schedule is made for 118,000 images: with 200 it would end before its warm-up. The published learning rates are
     multiplied by the square root of the ratio of the batch sizes, the rule for Adam (Malladi et al. 2022).
     """
-    schedule = choose_schedule(facts, machine, settings)
+    schedule = choose_schedule(facts, resources, settings)
     published = TrainSettings.parse(training_defaults(recipe), where="train")
     factor = math.sqrt(schedule["batch_size"] / published.batch_size)
     rates = {"lr": published.lr, "backbone_lr": published.backbone_lr, "sampling_lr": published.sampling_lr}
@@ -319,10 +319,12 @@ def decoded_size(data: DetectionData, settings: Mapping[str, Any]) -> int:
     return decoded_bytes(data, DataSettings.parse(settings, where="data"))
 
 
-def choose_loading(decoded: int, machine: Machine) -> dict[str, Any]:
+def choose_loading(decoded: int, resources: Resources) -> dict[str, Any]:
     """Return the settings of `data` for loading: the `decoded` bytes of all images are kept in memory if they fit."""
-    cache = decoded <= CACHE_SHARE * machine.memory
-    workers = min(8, machine.cores) if machine.device != "cpu" else 0 if cache else min(2, machine.cores)
+    cache = decoded <= CACHE_SHARE * resources.memory
+    workers = (
+        min(8, resources.cores) if resources.device != "cpu" else 0 if cache else min(2, resources.cores)
+    )
     return {"cache": cache, "workers": workers}
 
 

@@ -29,7 +29,6 @@ from querybox.training.folder import check_folder, prepare_folder
 from querybox.training.interrupt import StopRequest
 from querybox.training.lock import folder_lock
 from querybox.training.loop import Trainer
-from querybox.training.machine import Machine
 from querybox.training.micro_batches import with_micro_batches
 from querybox.training.object_sides import with_object_sides
 from querybox.training.optim import describe_rise, keep_milestones
@@ -42,6 +41,7 @@ from querybox.training.processes import (
     translate_process_errors,
 )
 from querybox.training.record import evaluate_and_record, fit_and_record, record_start
+from querybox.training.resources import Resources
 from querybox.training.settings import RunSettings
 from querybox.training.start import build_detector, locate, resolve
 from querybox.training.update import StopReason
@@ -179,7 +179,7 @@ def prepare(settings: RunSettings, *, resume: bool) -> tuple[RunSettings, RunChe
     splits = read_splits(settings, resume=resume)
     notes = [splits.describe(settings)]
     if is_auto(settings):
-        choice = choose(settings, splits.training, Machine.here())
+        choice = choose(settings, splits.training, Resources.here())
         if choice.settings != settings:  # a run that is repeated has its choices
             notes.append(choice.describe())
         settings = resolve(choice.settings)

@@ -1,4 +1,4 @@
-"""What the machine that trains has to offer."""
+"""What a run can use of the machine that it trains on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from querybox.memory import available_memory, peak_memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
+class Resources:
     """The device that a run uses, and the memory and cores of the computer."""
 
     device: str
@@ -28,7 +28,7 @@ class Machine:
 
     @classmethod
     def here(cls) -> Self:
-        """Return the facts about this machine."""
+        """Return those of this machine."""
         device = accelerator()
         return cls(
             device=device.type,
