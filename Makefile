@@ -13,7 +13,7 @@ COVERED := tests/cli tests/datasets tests/checkpoints $(addprefix tests/, test_b
   test_runfile.py training/test_checkpoint.py training/test_run.py training/test_resume.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check torture fix figures docs dist
+.PHONY: help demo test check torture mutants coverage fix figures docs dist
 
 help:  ## List the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10

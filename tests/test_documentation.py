@@ -46,6 +46,17 @@ def test_every_local_link_leads_somewhere() -> None:
     assert not broken
 
 
+def test_every_file_of_the_repository_that_is_named_exists() -> None:
+    named = r"`((?:src|tests|benchmarks|docs|examples|figures)/[\w./-]+\.\w+)`"
+    missing = [
+        f"{page.relative_to(ROOT)}: {file}"
+        for page in [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+        for file in re.findall(named, page.read_text(encoding="utf-8"))
+        if not (ROOT / file).exists()
+    ]
+    assert not missing
+
+
 def test_the_tests_of_the_25_faults_exist() -> None:
     page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d+) \|.*\| ([^|]+) \|$", page, re.MULTILINE)

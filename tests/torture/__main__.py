@@ -29,6 +29,7 @@ from torture import (
     masks,
     predictions,
     processes,
+    settings,
     values,
     videos,
 )
@@ -44,6 +45,7 @@ PARTS: dict[str, Sequence[Case]] = {
     "folders": folders.CASES,
     "disk": disk.CASES,
     "processes": processes.CASES,
+    "settings": settings.CASES,
     "values": values.CASES,
     "videos": videos.CASES,
     "predictions": predictions.CASES,
