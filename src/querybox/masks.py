@@ -69,8 +69,9 @@ class Rle:
         columns, rows = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), h + 1)
         positions = (left + columns) * height + top + rows
         # A column inside at the bottom of the image is continued by one inside at its top: two changes are none.
-        none = np.flatnonzero(positions[1:] == positions[:-1])
-        return cls.of_changes(np.delete(positions, np.concatenate([none, none + 1])), size)
+        if len(none := np.flatnonzero(positions[1:] == positions[:-1])):
+            positions = np.delete(positions, np.concatenate([none, none + 1]))
+        return cls.of_changes(positions, size)
 
     @classmethod
     def of_polygons(cls, polygons: Polygons, size: tuple[int, int]) -> Self:

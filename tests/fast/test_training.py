@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -61,6 +62,13 @@ TARGETS = [
 ]
 
 
+def with_masks(targets: list[Target], batch: ImageBatch) -> list[Target]:
+    return [
+        replace(target, masks=torch.rand(len(target.labels), *size) > 0.5)
+        for target, size in zip(targets, batch.sizes.tolist(), strict=True)
+    ]
+
+
 def folded_copy(backbone: Backbone) -> Backbone:
     folded = copy_modules(backbone)
     fold_batch_norms(folded)
@@ -109,6 +117,7 @@ def test_folded_backbones_equal_plain_ones(name: str) -> None:
     [
         {},
         {"norm_first": True},
+        {"masks": True},
         {"backbone": "test_efficientnet"},
         {"recipe": "deformable_detr_r50", "levels": 3, "points": 2},
         {"recipe": "dino_r50", "levels": 3, "points": 2, "distinct": True},
@@ -128,9 +137,11 @@ def test_the_whole_detector_equals_the_plain_one(settings: dict[str, Any], batch
     assert plain.recipe is not None
     criterion = plain.recipe.criterion()
     fast = for_training(plain)
+    targets = TARGETS if plain.mask_head is None else with_masks(TARGETS, batch)
     results = []
     for model in (plain, fast):
-        losses = criterion(model(batch), TARGETS)
+        torch.manual_seed(0)  # masks are compared at random points
+        losses = criterion(model(batch), targets)
         results.append((losses, gradients(plain, torch.stack(list(losses.values())).sum())))
     (losses, gradient), (fast_losses, fast_gradient) = results
     assert_close(fast_losses, losses, rtol=1e-5, atol=1e-6)
@@ -288,9 +299,11 @@ def test_linear_layers_are_convolutions_where_that_is_faster(
     monkeypatch: pytest.MonkeyPatch, instructions: str, *, faster: bool
 ) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
-    fast = for_training(detector())
-    kinds = {type(module) for module in fast.decoder.modules() if isinstance(module, nn.Linear)}
-    assert kinds == ({FastLinear} if faster else {nn.Linear, ClassHead})
+    fast = for_training(detector(masks=True))
+    assert fast.mask_head is not None
+    for part, plain in ((fast.decoder, {nn.Linear, ClassHead}), (fast.mask_head, {nn.Linear})):
+        kinds = {type(module) for module in part.modules() if isinstance(module, nn.Linear)}
+        assert kinds == ({FastLinear} if faster else plain)
 
 
 def test_an_optimised_copy_leaves_what_is_trained_alone() -> None:

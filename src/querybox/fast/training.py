@@ -44,9 +44,10 @@ def for_training(detector: DetectionTransformer) -> DetectionTransformer:
             fold_batch_norms(module)
     if detector.device.type == "cpu":
         leaves = LEAVES | LINEAR if convolution_is_faster() else LEAVES
-        for part in (fast.neck, fast.encoder, fast.decoder):
-            join_dropout(part)
-            replace_leaves(part, leaves)
+        for part in (fast.neck, fast.encoder, fast.decoder, fast.mask_head):
+            if part is not None:
+                join_dropout(part)
+                replace_leaves(part, leaves)
     elif runs_triton(detector.device):
         replace_leaves(fast, {GridSample: TritonSample})
     return fast
@@ -206,7 +207,7 @@ LEAVES: dict[type[nn.Module], type[nn.Module]] = {
     ScaledDotProduct: FastScaledDotProduct,
     GridSample: SparseSample,
 }
-"""Modules of the neck, encoder and decoder that are replaced on a CPU."""
+"""Modules of the neck, encoder, decoder and mask head that are replaced on a CPU."""
 LINEAR: dict[type[nn.Module], type[nn.Module]] = dict.fromkeys(
     (nn.Linear, ClassHead, SigmoidClassHead), FastLinear
 )

@@ -85,8 +85,11 @@ class MaskHead(nn.Module):
     def cut(
         self, x: Float[Tensor, "B D _ _"], height: int | torch.SymInt, width: int | torch.SymInt
     ) -> Float[Tensor, "B D h w"]:
-        """Return the top left cells of a map; a separate method, which an export replaces."""
-        return x[:, :, :height, :width]
+        """Return the top left cells of a map; a separate method, which an export replaces.
+
+        They are cut with the features last, as they are in memory: PyTorch makes the gradient of a slice contiguous.
+        """
+        return x.permute(0, 2, 3, 1)[:, :height, :width].permute(0, 3, 1, 2)
 
 
 class CellBlock(nn.Module):
