@@ -159,3 +159,15 @@ def test_run_lengths_of_another_image_are_named() -> None:
 
 def test_a_polygon_that_touches_no_column_is_empty() -> None:
     assert not len(fill(Polygons.of([[1.1, 1, 1.2, 5, 1.3, 2]]).vertices()[0], (8, 8)))
+
+
+def test_polygons_are_moved_by_whole_pixels() -> None:
+    polygons = Polygons.of([[3.3, 4.1, 20.7, 5.5, 9.9, 18.2], [22, 1, 30, 1, 30, 9.4, 22, 9.4]])
+    whole = Rle.of_polygons(polygons, (40, 50)).mask()
+    for right, down in ((0, 0), (7, 3), (-5, -4), (-25, 12)):
+        expected = np.zeros((40, 50), dtype=bool)
+        ys, xs = whole.nonzero()
+        kept = (ys + down >= 0) & (ys + down < 40) & (xs + right >= 0) & (xs + right < 50)
+        expected[ys[kept] + down, xs[kept] + right] = True
+        found = Rle.of_polygons(polygons.moved(right, down), (40, 50)).mask()
+        np.testing.assert_array_equal(found, expected)

@@ -48,8 +48,13 @@ class Polygons:
         rounded = [_in_steps(polygon) for polygon in polygons]
         if not rounded:
             raise DataError("an object has no polygons; expected at least one")
-        head = np.array([len(rounded), *map(len, rounded)])
-        numbers = np.concatenate([head, *rounded])
+        return cls._pack(rounded)
+
+    @classmethod
+    def _pack(cls, polygons: Sequence[Float64[np.ndarray, " _"] | Int64[np.ndarray, " _"]]) -> Self:
+        """Pack polygons, each of which is x1, y1, x2, y2 ... in whole fifths of a pixel."""
+        head = np.array([len(polygons), *map(len, polygons)])
+        numbers = np.concatenate([head, *polygons])
         wide = bool(np.abs(numbers).max() > np.iinfo(np.int16).max)
         return cls(numbers.astype(np.int32 if wide else np.int16).tobytes(), wide)
 
@@ -64,6 +69,11 @@ class Polygons:
         """Return the polygons in an image that was resized by these factors."""
         factors = np.array([horizontal, vertical]) / STEPS
         return type(self).of([(vertices * factors).ravel() for vertices in self.vertices()])
+
+    def moved(self, right: int, down: int) -> Self:
+        """Return the polygons moved by whole pixels."""
+        offset = np.array([right, down]) * STEPS
+        return self._pack([(vertices + offset).ravel().clip(-_FAR, _FAR) for vertices in self.vertices()])
 
     def to_coco(self) -> list[list[float]]:
         """Return x1, y1, x2, y2 ... of each polygon, as in COCO's JSON files; `of` packs the same polygons."""

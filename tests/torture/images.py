@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import tifffile
 from dataset_writers import write_json
 from PIL import Image
 
@@ -16,6 +17,8 @@ from querybox import Criterion, ImageBatch, validate
 from querybox.data import DataSettings, read_dataset, read_image, read_pixels, train_loader
 from querybox.data.findings import DataFinding
 from querybox.data.image import ORIENTATION
+from querybox.data.scan import examine_images
+from querybox.data.tiled import tiled
 from querybox.errors import ImageError
 from torture.case import Case, require
 from torture.data_sets import tiny_detector
@@ -157,6 +160,37 @@ def bombs(folder: Path, _: bool) -> str:
     return f"{len(sides)} refused from their headers, memory grew by {grown:.0f} MiB"
 
 
+def large_tiffs(folder: Path, _: bool) -> str:
+    """Read a TIFF above the cap in tiles; one that breaks off is found out before training."""
+    side, settings = 9_472, DataSettings(tile=4096, overlap=0, image_size=64)
+    black = np.zeros((512, 512, 3), dtype=np.uint8)
+    tifffile.imwrite(
+        folder / "a.tif",
+        (black for _ in range((side // 512 + 1) ** 2)),
+        shape=(side, side, 3),
+        dtype=np.uint8,
+        tile=(512, 512),
+        compression="deflate",
+        photometric="rgb",
+    )
+    data = read_dataset(one_image(folder, "a.tif", (side, side), [side - 40, side - 40, 30, 30]))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    require(not examine_images(data.images, in_parts=True), "the file was not read in parts")
+    loader = train_loader(tiled(data, settings), settings, batch_size=3, seed=0)
+    batches = list(loader)
+    objects = sum(len(target.labels) for batch in batches for target in batch.targets)
+    require(len(batches) == 3 and objects == 1, f"{len(batches)} batches with {objects} objects")
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024  # Linux counts KiB
+    require(grown < 900, f"memory grew by {grown:.0f} MiB")
+    content = (folder / "a.tif").read_bytes()
+    (folder / "a.tif").write_bytes(content[: len(content) // 2])
+    (found,) = examine_images(data.images, in_parts=True)
+    require(found.kind == "broken_image", f"{found.kind}: {found.what}")
+    (refused,) = examine_images(data.images)
+    require(refused.kind == "too_large_image", f"{refused.kind}: {refused.what}")
+    return f"{len(loader.dataset)} tiles read, memory grew by {grown:.0f} MiB; the broken one excluded"
+
+
 def png_header(side: int) -> bytes:
     """Return a PNG of `side` x `side` pixels as it begins, with little behind."""
     chunks = b"\x89PNG\r\n\x1a\n"
@@ -183,4 +217,9 @@ CASES = [
     Case(name="animated GIF and WebP", required="first frame, with a note", run=animations),
     Case(name="1x1, 1x10000 pixels", required="no crash, finite output", run=extremes),
     Case(name="more pixels than the cap", required="refused from the header, no memory", run=bombs),
+    Case(
+        name="TIFF above the cap, trained on in tiles; cut off",
+        required="read in parts in bounded memory; excluded",
+        run=large_tiffs,
+    ),
 ]

@@ -69,7 +69,7 @@ def read_image(
     *,
     min_side: int | None = None,
     pixel_range: PixelRange | None = None,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int | None = None,
 ) -> Image.Image:
     """Read one image as 8-bit RGB.
 
@@ -84,7 +84,7 @@ def read_image(
         min_side: Decode JPEGs at 1/2, 1/4 or 1/8 of their size, which is much faster, as far as their short side stays
             at least this many pixels; None to decode them as they are. See `reduction`.
         pixel_range: Values of images with more than 8 bits that become 0 and 255; see `Preprocessing.pixel_range`.
-        max_pixels: Number of pixels above which an image is rejected without decoding it.
+        max_pixels: Number of pixels above which an image is rejected without decoding it; None for `MAX_PIXELS`.
 
     Raises:
         ImageError: The file is missing, corrupt, not an image, larger than `max_pixels`, or not of size `size`; or it
@@ -143,12 +143,18 @@ def examine_image(
             notes.append(("ambiguous_orientation", f"{path}: EXIF orientation {orientation}"))
         if values is not None:
             deep = value_range(values, image, path, pixel_range)
-            notes.append(("deep_image", str(path)))
-            if pixel_range is None and 0 < deep.high < NARROW * deep.top:
-                seen = f"{deep.low:g} to {deep.high:g} of 0 to {deep.top:g}"
-                notes.append(("narrow_range", f"{path}: values from {seen}"))
+            notes += depth_notes(path, deep, pixel_range)
         notes += [(kind, f"{path}: {what}") for kind, what in _format_notes(image, Path(path).suffix.lower())]
         return Examination(notes, deep)
+
+
+def depth_notes(
+    path: str | Path, deep: DeepValues, pixel_range: PixelRange | None
+) -> Iterator[tuple[str, str]]:
+    """Yield what is found in an image with these values of more than 8 bits; see `Examination.findings`."""
+    yield "deep_image", str(path)
+    if pixel_range is None and 0 < deep.high < NARROW * deep.top:
+        yield "narrow_range", f"{path}: values from {deep.low:g} to {deep.high:g} of 0 to {deep.top:g}"
 
 
 def _format_notes(image: Image.Image, suffix: str) -> Iterator[tuple[str, str]]:
@@ -173,7 +179,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
 
 
 @contextmanager
-def _opened(path: str | Path | EncodedImage, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+def _opened(path: str | Path | EncodedImage, max_pixels: int | None = None) -> Iterator[Image.Image]:
     if not isinstance(path, EncodedImage):
         require_regular(Path(path), ImageError)
     try:
@@ -182,7 +188,8 @@ def _opened(path: str | Path | EncodedImage, max_pixels: int = MAX_PIXELS) -> It
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below
             image = Image.open(open_binary(path) if isinstance(path, EncodedImage) else path, formats=FORMATS)
         with image:
-            _check_pixels(path, image.height, image.width, max_pixels)
+            limit = MAX_PIXELS if max_pixels is None else max_pixels
+            _check_pixels(path, image.height, image.width, limit)
             yield image
     except ImageError:
         raise

@@ -7,9 +7,9 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -26,6 +26,7 @@ from querybox.data.phases import Phases
 from querybox.data.records import DetectionData, ImageRecord
 from querybox.data.sampler import BatchSampler, ImageKey
 from querybox.data.settings import DataSettings
+from querybox.data.tiled import TileRecord, read_tile
 from querybox.data.transforms import Sample
 from querybox.data.user_transform import UserTransform
 from querybox.data.windows import Fill
@@ -119,7 +120,7 @@ class TrainingImages(Dataset[AugmentedImage | UnreadableImage]):
         self.transform = transform
         self.masks = masks
         # Decoded before the workers are forked, so that they share the memory.
-        self.cached = [self.read(record) for record in data.images] if settings.cache else None
+        self.cached = self.read_all() if settings.cache else None
 
     def __getitem__(self, key: tuple[int, int] | ImageKey) -> AugmentedImage | UnreadableImage:
         """Return the augmented image of a key, or the error if it cannot be read."""
@@ -136,6 +137,15 @@ class TrainingImages(Dataset[AugmentedImage | UnreadableImage]):
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def describe(self, image_ids: Collection[int]) -> str:
+        """Return images in words, for messages."""
+        tiles = [
+            f"{image.path.name} from ({image.window.left}, {image.window.top})"
+            for image in self.images
+            if isinstance(image, TileRecord) and image.id in image_ids
+        ]
+        return f"the tiles {', '.join(tiles)}" if tiles else f"the image ids {', '.join(map(str, image_ids))}"
 
     def draw(self, rng: np.random.Generator) -> Sample | None:
         """Return any image, for copy-paste or a mosaic, or None if it cannot be read; its own turn reports this."""
@@ -159,12 +169,26 @@ class TrainingImages(Dataset[AugmentedImage | UnreadableImage]):
         )
         return self.transform(sample, rng, str(record.path)) if self.transform else sample
 
-    def read(self, record: ImageRecord) -> UInt8[Tensor, "3 h w"] | UnreadableImage:
-        """Read an image, reduced if it is much larger than needed; return the error if it can no longer be read."""
+    def read_all(self) -> list[UInt8[Tensor, "3 h w"] | UnreadableImage]:
+        """Read all images. Tiles of one image share its memory, unless it is read in parts."""
+        decode = cache(partial(read_pixels, pixel_range=self.settings.pixel_range))
+        return [self.read(record, decode) for record in self.images]
+
+    def read(
+        self, record: ImageRecord, decode: Callable[[ImageRecord], UInt8[Tensor, "3 h w"]] | None = None
+    ) -> UInt8[Tensor, "3 h w"] | UnreadableImage:
+        """Read an image, reduced if it is much larger than needed; return the error if it can no longer be read.
+
+        Args:
+            record: The image, or a tile of one.
+            decode: Returns the image of a tile; None to read it.
+        """
+        pixel_range, side = self.settings.pixel_range, self.settings.sizes().decoded_side
         try:
-            return read_pixels(
-                record, self.settings.sizes().decoded_side, pixel_range=self.settings.pixel_range
-            )
+            if isinstance(record, TileRecord):
+                decode = decode or partial(read_pixels, pixel_range=pixel_range)
+                return read_tile(record, decode, pixel_range)
+            return read_pixels(record, side, pixel_range=pixel_range)
         except ImageError as error:
             return UnreadableImage(record.id, str(error))
 
@@ -205,12 +229,13 @@ def load_masks(record: ImageRecord, shape: tuple[int, int]) -> Bool[Tensor, "G H
 def decoded_bytes(data: DetectionData, settings: DataSettings) -> int:
     """Return the memory that all images take with `DataSettings.cache`, in bytes."""
     side = settings.sizes().decoded_side
-    return sum(
-        3 * image.height * image.width // reduction(min(image.height, image.width), side) ** 2
-        if image.path.suffix.lower() in JPEG_SUFFIXES
-        else 3 * image.height * image.width
-        for image in data.images
-    )
+    pixels: dict[int, int] = {}  # by the object that holds them: a tile, or the image that it is a part of
+    for image in data.images:
+        held = image.image if isinstance(image, TileRecord) and not image.is_read_in_parts else image
+        jpeg = held is image and image.path.suffix.lower() in JPEG_SUFFIXES
+        factor = reduction(min(held.height, held.width), side) if jpeg else 1
+        pixels[id(held)] = held.height * held.width // factor**2
+    return 3 * sum(pixels.values())
 
 
 def collate(items: Sequence[AugmentedImage | UnreadableImage]) -> Batch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from querybox.data.findings import UNREADABLE, FindingCollector
 from querybox.data.image import Examination, examine_image
 from querybox.data.loader import available_cpus, start_worker
 from querybox.data.records import DetectionData, ImageRecord
+from querybox.data.tiff import examine_tiff, is_read_in_parts
 from querybox.errors import ImageError
 from querybox.structures import PixelRange
 
@@ -38,15 +40,18 @@ class Observation(NamedTuple):
 class _Images(Dataset[tuple[ImageRecord, list[Observation]]]):
     """Each image's record and observations."""
 
-    def __init__(self, images: Sequence[ImageRecord], pixel_range: PixelRange | None) -> None:
+    def __init__(
+        self, images: Sequence[ImageRecord], pixel_range: PixelRange | None, *, in_parts: bool
+    ) -> None:
         self.images = images
         self.pixel_range = pixel_range
+        self.in_parts = in_parts
 
     def __getitem__(self, index: int) -> tuple[ImageRecord, list[Observation]]:
         record = self.images[index]
         size = (record.height, record.width) if record.size_stated else None
         try:
-            found = examine_image(record.path, size, pixel_range=self.pixel_range)
+            found = self.examine(record.path, size)
         except ImageError as error:
             found = Examination([(error.kind, str(error))])
         return record, [
@@ -57,12 +62,21 @@ class _Images(Dataset[tuple[ImageRecord, list[Observation]]]):
     def __len__(self) -> int:
         return len(self.images)
 
+    def examine(self, path: Path, size: tuple[int, int] | None) -> Examination:
+        try:
+            return examine_image(path, size, pixel_range=self.pixel_range)
+        except ImageError as error:
+            if not (self.in_parts and is_read_in_parts(error, path)):
+                raise
+        return examine_tiff(path, size, pixel_range=self.pixel_range)
+
 
 def examine_images(
     images: Sequence[ImageRecord],
     callback: Callback = lambda _: None,
     *,
     pixel_range: PixelRange | None = None,
+    in_parts: bool = False,
 ) -> list[Observation]:
     """Decode every image, in several processes if there are many, and return the observations in order of `images`.
 
@@ -70,10 +84,11 @@ def examine_images(
         images: The images.
         callback: Called with each image once it has been checked.
         pixel_range: See `Preprocessing.pixel_range`; with a range, images of float and 32-bit pixels can be read.
+        in_parts: Whether TIFFs that are too large to be decoded as a whole can be used, because they are read in parts.
     """
     workers = 0 if len(images) < FEW_IMAGES else available_cpus()
     batches = DataLoader(
-        _Images(images, pixel_range),
+        _Images(images, pixel_range, in_parts=in_parts),
         batch_size=BATCH_SIZE,
         num_workers=workers,
         collate_fn=list,

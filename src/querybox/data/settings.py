@@ -21,6 +21,10 @@ NO_VALIDATION = "none"
 MAX_CORRUPT = 0.05
 """Default fraction of a dataset's images that may be unreadable."""
 
+MIN_TILE, MAX_TILE = 32, 8192
+"""Sides of tiles in pixels; the largest are decoded in 256 MiB."""
+MAX_OVERLAP = 0.9
+
 # The sizes in the DETR paper, for this short side; they are scaled in proportion to `image_size`.
 _PAPER_SIZE = 800
 _PAPER_LONG_SIDE = 1333
@@ -65,6 +69,11 @@ class DataSettings(Settings):
     """Split of `val`; required only if it has several and none is called val."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Fraction of the images of `train` that is held out if there is no other validation data."""
+    tile: Annotated[int, Field(ge=MIN_TILE, le=MAX_TILE)] | None = None
+    """Side in pixels of the tiles of large images that are trained on in place of the images, and in which images are
+    evaluated; see `querybox.data.tiled`. None for no tiles."""
+    overlap: Annotated[float, Field(ge=0, le=MAX_OVERLAP)] = 0.2
+    """Minimum overlap of neighbouring tiles, as a fraction of their side."""
     image_size: Pixels = _PAPER_SIZE
     """Short side of images at inference, in pixels."""
     stretch: bool = False
@@ -125,7 +134,8 @@ class DataSettings(Settings):
     CPUs."""
     cache: bool = False
     """Keep all decoded training images in memory (3 bytes per pixel) instead of decoding them every epoch. JPEGs whose
-    sides are at least four times those needed are decoded, and kept, at 1/2, 1/4 or 1/8 of their size."""
+    sides are at least four times those needed are decoded, and kept, at 1/2, 1/4 or 1/8 of their size, except with
+    `tile`."""
     depth: Depth | None = None
     """Pixel values of images with more than 8 bits: their number of bits, or the two values that become 0 and 255. If
     it is not set, it is determined from the training images; see `querybox.training.depth`."""

@@ -14,8 +14,15 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image
 
-from querybox.data.deep import to_8_bits
-from querybox.data.image import ORIENTATION, check_size, read_image, read_size
+from querybox.data.deep import DeepValues, to_8_bits
+from querybox.data.image import (
+    ORIENTATION,
+    Examination,
+    check_size,
+    depth_notes,
+    read_image,
+    read_size,
+)
 from querybox.data.windows import Window
 from querybox.errors import ImageError, MissingExtraError, QueryboxError, requires_extra
 from querybox.structures import PixelRange
@@ -98,6 +105,33 @@ def read_picture(
             raise
     with open_tiff(path, pixel_range, size) as image:
         return Image.fromarray(image.reduced())
+
+
+def examine_tiff(
+    path: Path, size: tuple[int, int] | None = None, *, pixel_range: PixelRange | None = None
+) -> Examination:
+    """Decode all parts of a TIFF and return what is found in it, as `examine_image` does.
+
+    Args:
+        path: The file.
+        size: (height, width) according to the annotations; None if they do not state it.
+        pixel_range: As for `open_tiff`.
+
+    Raises:
+        ImageError: As for `open_tiff`.
+        MissingExtraError: The package tifffile is not installed.
+    """
+    with open_tiff(path, pixel_range, size) as image:
+        ranges = [
+            (float(values.min()), float(values.max()))
+            for values in map(image.inside, range(len(image.page.databytecounts)))
+            if values is not None
+        ]
+        if image.limits is None or not ranges:
+            return Examination([])
+        lows, highs = zip(*ranges, strict=True)
+        deep = DeepValues(min(lows), max(highs), 2**image.page.bitspersample - 1)
+        return Examination(list(depth_notes(path, deep, pixel_range)), deep)
 
 
 @contextmanager
@@ -216,6 +250,17 @@ class TiffParts:
 
     def decode_segment(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         """Decode a strip or a tile of the file; one that is empty is black."""
+        values = self.values(index)
+        return np.zeros((*self.segment, 3), np.uint8) if values is None else self.to_rgb(values)
+
+    def inside(self, index: int) -> Shaped[np.ndarray, "h w S"] | None:
+        """Return the values of a strip or a tile without what exceeds the image; None if it is empty."""
+        values, (height, width), (tall, wide) = self.values(index), self.size, self.segment
+        row, column = divmod(index, math.ceil(width / wide))
+        return None if values is None else values[: height - row * tall, : width - column * wide]
+
+    def values(self, index: int) -> Shaped[np.ndarray, "h w S"] | None:
+        """Return the values of a strip or a tile of the file as stored, without alpha; None if it is empty."""
         page, file = self.page, self.page.parent.filehandle
         count = page.databytecounts[index]
         if count > file.size:
@@ -223,14 +268,14 @@ class TiffParts:
                 f"{self.path}: is truncated: a part has {count:,} bytes, but the file {file.size:,}; copy it again"
             )
         if count == 0:
-            return np.zeros((*self.segment, 3), np.uint8)
+            return None
         file.seek(page.dataoffsets[index])
         data = file.read(count)
         if page.compression == _JPEG:
             self.check_jpeg(data)
         values, _, _ = page.decode(data, index, jpegtables=page.jpegtables)
         assert values is not None  # there are data
-        return self.to_rgb(values[0])
+        return values[0, ..., : 3 if page.samplesperpixel >= 3 else 1]
 
     def check_jpeg(self, data: bytes) -> None:
         """Raise ImageError if a JPEG is larger than a strip or a tile; other decoders stop at its size themselves."""
@@ -242,8 +287,7 @@ class TiffParts:
                 )
 
     def to_rgb(self, values: Shaped[np.ndarray, "h w S"]) -> UInt8[np.ndarray, "h w 3"]:
-        """Return values as 8-bit RGB: gray is repeated, and alpha dropped."""
-        values = values[..., : 3 if values.shape[2] >= 3 else 1]
+        """Return values as 8-bit RGB: gray is repeated."""
         pixels = values if self.limits is None else to_8_bits(values, self.limits)
         if self.page.photometric == _WHITE_IS_ZERO:
             pixels = 255 - pixels

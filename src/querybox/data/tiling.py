@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from typing import Literal, Self, TypeAlias
 
 from querybox.arguments import require_number
+from querybox.data.settings import MAX_OVERLAP, MAX_TILE, MIN_TILE
 from querybox.data.transforms import resized_shape
 from querybox.data.windows import Window
 from querybox.errors import ConfigError
@@ -19,9 +21,6 @@ logger = logging.getLogger(__name__)
 Tile: TypeAlias = int | Literal["auto"] | None
 """Side of a tile in pixels, or "auto" for that of `suitable_tile`; None for no tiles."""
 
-MIN_TILE, MAX_TILE = 32, 8192
-"""Sides of tiles in pixels; the largest are decoded in 256 MiB."""
-MAX_OVERLAP = 0.9
 MAX_TILES = 100_000
 """Maximum number of tiles of an image."""
 
@@ -95,6 +94,16 @@ class Tiling:
         """Return the number of tiles along an axis of `length` pixels after the first."""
         stride = self.tile - math.ceil(self.tile * self.overlap)
         return max(0, math.ceil((length - self.tile) / stride))
+
+
+def shown_whole(tiles: Sequence[Window]) -> tuple[float, float]:
+    """Return the maximum width and height of objects that are whole in at least one tile, wherever they are."""
+    limits = []
+    for axis in (0, 1):
+        starts = sorted({tile[axis] for tile in tiles})
+        overlaps = [start + tiles[0][2 + axis] - following for start, following in pairwise(starts)]
+        limits.append(float(min(overlaps, default=math.inf)))
+    return limits[0], limits[1]
 
 
 def suitable_tile(preprocessing: Preprocessing) -> int:

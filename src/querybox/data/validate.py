@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +15,9 @@ from querybox.data.plausibility import with_shared_images
 from querybox.data.read import as_data_errors, find_splits
 from querybox.data.records import DetectionData
 from querybox.data.scan import Callback, examine_images, with_observations
-from querybox.data.settings import MAX_CORRUPT
+from querybox.data.settings import MAX_CORRUPT, DataSettings
 from querybox.data.splits import pick_split
+from querybox.data.tiled import TileRecord, tiled
 from querybox.errors import DataError
 from querybox.structures import Category
 
@@ -140,7 +142,11 @@ def unreadable_data(source: Path, reason: str) -> DetectionData:
 
 
 def with_dataset_findings(
-    data: DetectionData, max_corrupt: float, num_queries: int | None = None
+    data: DetectionData,
+    max_corrupt: float,
+    num_queries: int | None = None,
+    *,
+    settings: DataSettings = DataSettings(),  # noqa: B008 - immutable
 ) -> DetectionData:
     """Return `data` with the findings that concern the dataset as a whole.
 
@@ -148,6 +154,7 @@ def with_dataset_findings(
         data: The dataset, whose images have been checked and which no longer contains unreadable ones.
         max_corrupt: Fraction of the images (0-1) that may be unreadable.
         num_queries: Number of queries of the model; None if unknown.
+        settings: Its settings of tiles, each of which has all queries.
     """
     findings = FindingCollector(data.source, known=data.findings)
     excluded = sum(data.unreadable.values())
@@ -161,14 +168,25 @@ def with_dataset_findings(
     for label, category in enumerate(data.categories):
         if used and label not in used:
             findings.add("unused_category", f"{category.name!r}, id {category.id}")
+    most = most_objects(data, settings)
     for record in data.images:
         image: dict[str, Any] = {"image_id": record.id, "path": record.path}
-        crowds, objects = int(record.crowd.sum()), int((~record.crowd).sum())
+        crowds, objects = int(record.crowd.sum()), most[record.id]
         if crowds:
             findings.add("crowd", f"image {record.id}: {crowds}", count=crowds, **image)
         if not len(record.labels):
             findings.add("negative", f"image {record.id}", **image)
         if num_queries is not None and objects > num_queries:
-            what = f"image {record.id}: {objects} objects, {num_queries} queries"
+            tile = " in a tile" if settings.tile else ""
+            what = f"image {record.id}: {objects} objects{tile}, {num_queries} queries"
             findings.add("too_many_objects", what, count=objects - num_queries, **image)
     return replace(data, findings=findings.by_kind())
+
+
+def most_objects(data: DetectionData, settings: DataSettings) -> dict[int, int]:
+    """Return the number of objects of each image, or the largest number in one of its tiles, by image id."""
+    most: Counter[int] = Counter()
+    for record in tiled(data, settings).images:
+        image = record.image if isinstance(record, TileRecord) else record
+        most[image.id] = max(most[image.id], int((~record.crowd).sum()))
+    return most

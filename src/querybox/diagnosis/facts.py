@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -77,15 +78,12 @@ def repeated_objects(image: ImageRecord) -> int:
 def input_sizes(image: ImageRecord, settings: DataSettings) -> Float[np.ndarray, " G"]:
     """Return the square root of the area of each box in pixels of the model's input, without crowd regions."""
     sizes = settings.sizes()
-    height, width = resized_shape(
-        image.height,
-        image.width,
-        sizes.short_side,
-        sizes.long_side,
-        "stretch" if settings.stretch else "querybox",
+    height, width = (min(side, settings.tile or side) for side in (image.height, image.width))
+    resized = resized_shape(
+        height, width, sizes.short_side, sizes.long_side, "stretch" if settings.stretch else "querybox"
     )
     boxes = image.boxes_xyxy[~image.crowd]
-    return np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1) * (height * width) / (image.height * image.width))
+    return np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1) * math.prod(resized) / (height * width))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

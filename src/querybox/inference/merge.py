@@ -12,10 +12,8 @@ Legend: V views, N detections in all of them, E pairs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -23,6 +21,7 @@ from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from querybox.data.tiling import shown_whole
 from querybox.data.windows import Window
 from querybox.inference.detections import Detections
 from querybox.masks import Rle
@@ -75,16 +74,6 @@ def merge(parts: Sequence[Detections], windows: Sequence[Window], size: tuple[in
         size=size,
         masks=masks,
     )
-
-
-def shown_whole(tiles: Sequence[Window]) -> tuple[float, float]:
-    """Return the maximum width and height of objects that are whole in at least one tile, wherever they are."""
-    limits = []
-    for axis in (0, 1):
-        starts = sorted({tile[axis] for tile in tiles})
-        overlaps = [start + tiles[0][2 + axis] - following for start, following in pairwise(starts)]
-        limits.append(float(min(overlaps, default=math.inf)))
-    return limits[0], limits[1]
 
 
 def corners(windows: Sequence[Window]) -> Float[Tensor, "V 4"]:

@@ -107,8 +107,9 @@ class Choice:
         """Return the choices in a few lines."""
         facts, resources = self.facts, self.resources
         limit = self.settings.train.max_time
+        noun = "training image" if self.settings.data.tile is None else "training tile"
         lines = [
-            f"recipe auto: {counted(facts.images, 'training image')}, {counted(facts.objects, 'object')}, "
+            f"recipe auto: {counted(facts.images, noun)}, {counted(facts.objects, 'object')}, "
             f"{counted(len(facts.classes), 'class', 'classes')}; {resources.device}, {counted(resources.cores, 'core')}"
             + (f"; {format_duration(limit)}" if limit else "")
         ]

@@ -239,9 +239,11 @@ def check_images(
     from accelerate.utils import gather_object
 
     own = data.images[accelerator.process_index :: accelerator.num_processes]
-    found = sorted(gather_object(examine_images(own, pixel_range=settings.data.pixel_range)))
+    options = settings.data
+    observations = examine_images(own, pixel_range=options.pixel_range, in_parts=options.tile is not None)
+    found = sorted(gather_object(observations))
     data = with_observations(data, found)
-    data = with_dataset_findings(data, settings.data.max_corrupt, settings.model["queries"])
+    data = with_dataset_findings(data, options.max_corrupt, settings.model["queries"], settings=options)
     require_usable(data)
     if accelerator.is_main_process:
         log_warnings(data)

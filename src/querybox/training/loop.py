@@ -246,9 +246,9 @@ class Trainer:
     def non_finite_error(self, what: str, image_ids: Sequence[int]) -> NonFiniteError:
         """Return the error that names the step and the images."""
         return NonFiniteError(
-            f"epoch {self.progress.epoch + 1}, step {self.progress.step + 1}: {what}, in the batch with the image "
-            f"ids {', '.join(map(str, image_ids))}; the weights were not updated. Check these images and their boxes, "
-            "or lower 'train.lr' and 'train.clip', or set 'train.precision' to 'float32'"
+            f"epoch {self.progress.epoch + 1}, step {self.progress.step + 1}: {what}, in the batch with "
+            f"{self.loader.dataset.describe(image_ids)}; the weights were not updated. Check these images and their "
+            "boxes, or lower 'train.lr' and 'train.clip', or set 'train.precision' to 'float32'"
         )
 
     def remaining_batches(self) -> Iterator[tuple[Batch, ...]]:

@@ -13,7 +13,8 @@ import torch
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 
-from querybox.data import Batch, DetectionData
+from querybox.data import Batch, DataSettings, DetectionData
+from querybox.data.tiled import tiling_of
 from querybox.errors import (
     ConfigError,
     MissingExtraError,
@@ -177,7 +178,7 @@ def evaluate_together(
     accelerator: Accelerator,
     data: DetectionData,
     detector: DetectionTransformer,
-    max_corrupt: float,
+    settings: DataSettings,
     request: StopRequest,
 ) -> Evaluation | None:
     """Evaluate `detector` on `data`, with the images distributed over the processes.
@@ -186,7 +187,7 @@ def evaluate_together(
         accelerator: The accelerator of the run.
         data: The images and their objects.
         detector: The detector.
-        max_corrupt: Fraction of the images (0-1) that may be unreadable.
+        settings: The fraction of the images that may be unreadable, and the tiles.
         request: The stop request, which is checked after every image.
 
     Returns:
@@ -205,11 +206,13 @@ def evaluate_together(
     for first in range(0, len(data.images[:: accelerator.num_processes]), ROUND):
         result: tuple[dict[int, Detections], dict[int, str]] = ({}, {})
         with suppress(StopRequested):
-            result = detect_records(engine, own[first : first + ROUND], callback=check_stop)
+            result = detect_records(
+                engine, own[first : first + ROUND], tiling=tiling_of(settings), callback=check_stop
+            )
         results = gather_object([(result, request.signal is not None)])
         if any(stop for _, stop in results):
             return None
         for (found, errors), _ in results:
             detections |= found
             unreadable |= errors
-    return measure(data, detections, unreadable, max_corrupt)
+    return measure(data, detections, unreadable, settings.max_corrupt)

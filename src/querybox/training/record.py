@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from querybox.data import DetectionData
+from querybox.data.tiled import tiled
 from querybox.diagnosis.facts import EvaluationFacts, SplitFacts, describe_parts
 from querybox.diagnosis.record import RECORD, add_to_record
 from querybox.errors import DiskFullError, QueryboxError
@@ -39,7 +40,9 @@ def record_start(
     add_to_record(
         folder,
         training=SplitFacts.of(training, settings.data, queries),
-        validation=None if validation is None else SplitFacts.of(validation, settings.data, queries),
+        validation=None
+        if validation is None
+        else SplitFacts.of(tiled(validation, settings.data), settings.data, queries),
         parts=None if continued else describe_parts(detector),
     )
 
@@ -52,7 +55,7 @@ def evaluate_and_record(
     request: StopRequest,
 ) -> Evaluation | None:
     """Evaluate `detector` on `data` and record the facts about its predictions; None if a stop was requested."""
-    evaluation = evaluate_together(accelerator, data, detector, settings.data.max_corrupt, request)
+    evaluation = evaluate_together(accelerator, data, detector, settings.data, request)
     if evaluation is not None and accelerator.is_main_process:
         assert detector.recipe is not None
         facts = EvaluationFacts.of(

@@ -14,6 +14,7 @@ import torch
 from querybox.checkpoints.find import BEST, LAST
 from querybox.data import DetectionData, train_loader
 from querybox.data.loader import TrainLoader
+from querybox.data.tiled import describe_tiles, tiled, with_whole_images
 from querybox.detector import Detector
 from querybox.fast.memory import retain_freed_memory
 from querybox.html import render
@@ -120,7 +121,7 @@ def run(settings: RunSettings, transform: Callable[..., Any] | None, *, resume: 
     console = open_console() if accelerator.is_main_process else None
     print_lines(None if continued else console, notes, f"checking {splits.num_images:,} images")
     data = check_splits(splits, settings, accelerator, resume=resume)
-    training, validation = data.training, data.validation
+    training, validation = tiled(data.training, settings.data), data.validation
     settings, note = with_depth(settings, training, data.deep)
     torch.manual_seed(settings.train.seed)
     print_lines(console, note, f"loading weights: {settings.initial_weights}")
@@ -128,9 +129,10 @@ def run(settings: RunSettings, transform: Callable[..., Any] | None, *, resume: 
     detector.preprocessing = with_object_sides(detector.preprocessing, training)
     assert detector.recipe is not None
     criterion = detector.recipe.criterion()
-    settings, note = with_micro_batches(settings, training, detector, criterion, accelerator)
-    print_lines(console, note)
-    loader = build_loader(settings, training, detector, accelerator, transform)
+    views = with_whole_images(training, data.training, settings.data)
+    settings, note = with_micro_batches(settings, views, detector, criterion, accelerator)
+    print_lines(console, note, describe_tiles(views, data.training, settings.data))
+    loader = build_loader(settings, views, detector, accelerator, transform)
     measure = None if validation is None else partial(evaluate_and_record, accelerator, settings, validation)
     trainer = Trainer(detector, criterion, loader, settings, accelerator=accelerator, evaluate=measure)
     if checkpoint is not None:
@@ -179,7 +181,7 @@ def prepare(settings: RunSettings, *, resume: bool) -> tuple[RunSettings, RunChe
     splits = read_splits(settings, resume=resume)
     notes = [splits.describe(settings)]
     if is_auto(settings):
-        choice = choose(settings, splits.training, Resources.here())
+        choice = choose(settings, tiled(splits.training, settings.data), Resources.here())
         if choice.settings != settings:  # a run that is repeated has its choices
             notes.append(choice.describe())
         settings = resolve(choice.settings)
@@ -232,9 +234,8 @@ def finish(
         return TrainResult(run_dir=folder, detector=detector, metrics={})
     evaluation = trainer.best  # None if a resumed run did not improve
     if evaluation is None:
-        max_corrupt = trainer.run.data.max_corrupt
         detector.to(accelerator.device)
-        evaluation = evaluate_together(accelerator, validation, detector, max_corrupt, StopRequest())
+        evaluation = evaluate_together(accelerator, validation, detector, trainer.run.data, StopRequest())
     assert evaluation is not None  # no stop was requested
     if accelerator.is_main_process:
         display.print_line(f"report: {write_report(folder, evaluation, validation)}")
