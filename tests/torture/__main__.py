@@ -27,6 +27,7 @@ from torture import (
     fuzz,
     hostile,
     masks,
+    panoptic,
     predictions,
     processes,
     settings,
@@ -38,6 +39,7 @@ from torture.case import Case
 PARTS: dict[str, Sequence[Case]] = {
     "data": data.CASES,
     "masks": masks.CASES,
+    "panoptic": panoptic.CASES,
     "fuzz": fuzz.CASES,
     "hostile": hostile.CASES,
     "batches": batches.CASES,
