@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from small_evaluations import LEFT, RIGHT, Row, data_of, found, image
 
 from querybox.data.records import ImageRecord
-from querybox.evaluation.confusion import assign, pairwise_iou
+from querybox.evaluation.confusion import assign
 from querybox.evaluation.errors import (
     ABBREVIATIONS,
     FalseNegativeType,
@@ -19,6 +19,7 @@ from querybox.evaluation.errors import (
     find_errors,
 )
 from querybox.evaluation.evaluate import coco_metrics
+from querybox.evaluation.overlaps import pairwise_iou
 from querybox.inference.detections import Detections
 
 CAT, DOG = 0, 1
@@ -138,7 +139,8 @@ def test_counts_add_up_and_match_the_confusion_matrix(
 
 def check(record: ImageRecord, counted: Detections) -> None:
     """Compare every error type with its definition, one pair after the other."""
-    errors, iou = errors_of(record, counted), pairwise_iou(record, counted)
+    errors = errors_of(record, counted)
+    iou = pairwise_iou(counted.boxes_xyxy.double().numpy(), record.boxes_xyxy, record.crowd)
     missed = {negative.object for negative in errors.false_negatives}
     positives = {positive.detection: positive for positive in errors.false_positives}
     assert len(missed) == len(errors.false_negatives)

@@ -16,7 +16,8 @@ from torchvision.ops import batched_nms, box_iou
 
 from querybox.data import DataSettings, DetectionData, ImageRecord, resized_shape
 from querybox.evaluation.average_precision import average_precision
-from querybox.evaluation.confusion import MATCH_IOU, pairwise_iou
+from querybox.evaluation.confusion import MATCH_IOU
+from querybox.evaluation.overlaps import Overlaps
 from querybox.evaluation.result import Evaluation
 from querybox.inference.detections import Detections
 
@@ -220,11 +221,15 @@ class ObjectFacts:
         predicted, ious = [], []
         for image in data.images:
             found = detections[image.id]
-            iou = pairwise_iou(image, found)[:, ~image.crowd]  # [N, G], highest score first
-            iou = np.concatenate([np.zeros((1, iou.shape[1])), iou])  # a row for "none"
-            labels = np.concatenate([[-1], found.labels.numpy()])
-            predicted.append(labels[(iou >= MATCH_IOU).argmax(0)])
-            ious.append(iou.max(0))
+            overlaps = Overlaps.of(image, found)
+            best = np.zeros(len(image.labels))
+            np.maximum.at(best, overlaps.object, overlaps.iou)
+            located = overlaps.where(overlaps.iou >= MATCH_IOU)  # highest score first
+            objects, first = np.unique(located.object, return_index=True)
+            label = np.full(len(image.labels), -1)
+            label[objects] = found.labels.numpy()[located.detection[first]]
+            predicted.append(label[~image.crowd])
+            ious.append(best[~image.crowd])
         return cls(
             label=np.concatenate([image.labels[~image.crowd] for image in data.images]),
             predicted=np.concatenate(predicted),

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from querybox.data.records import DetectionData, ImageRecord
+from querybox.evaluation.overlaps import Overlaps
 from querybox.inference.detections import Detections
 
 MATCH_IOU = 0.5
@@ -31,8 +32,8 @@ class Assignment(NamedTuple):
     """Detections on a crowd region of their class."""
     unmatched: Bool[np.ndarray, " G"]
     """Objects that no detection is assigned to."""
-    iou: Float[np.ndarray, "N G"]
-    """The result of `pairwise_iou`."""
+    overlaps: Overlaps
+    """The overlapping pairs of detections and objects."""
 
     @property
     def false_positive(self) -> Bool[np.ndarray, " N"]:
@@ -99,7 +100,7 @@ def best_threshold(data: DetectionData, detections: Mapping[int, Detections]) ->
     all_scores, all_matched = [np.zeros(0)], [np.zeros(0, dtype=bool)]
     for record in data.images:
         candidates = detections[record.id]
-        matched, ignored = match(record, candidates, pairwise_iou(record, candidates))
+        matched, ignored = match(record, candidates, Overlaps.of(record, candidates))
         all_scores.append(candidates.scores.double().numpy()[~ignored])
         all_matched.append(matched[~ignored] >= 0)
     order = np.argsort(-np.concatenate(all_scores), kind="stable")
@@ -140,28 +141,30 @@ def assign(record: ImageRecord, detections: Detections) -> Assignment:
     Detections are matched to objects of their own class first. Each one left over is then assigned to an object of
     another class that is still unmatched, which the confusion matrix counts as a confusion of the two classes.
     """
-    iou = pairwise_iou(record, detections)
-    matched, ignored = match(record, detections, iou)
+    overlaps = Overlaps.of(record, detections)
+    matched, ignored = match(record, detections, overlaps)
     unmatched = ~record.crowd
     unmatched[matched[matched >= 0]] = False
     confused = np.full(len(matched), -1)
-    for n in np.flatnonzero((matched < 0) & ~ignored):
-        confused[n] = take_best(iou[n], unmatched)
-    return Assignment(matched, confused, ignored, unmatched, iou)
+    for n in np.flatnonzero((matched < 0) & ~ignored).tolist():
+        confused[n] = take_best(overlaps.row(n), unmatched)
+    return Assignment(matched, confused, ignored, unmatched, overlaps)
 
 
 def match(
-    record: ImageRecord, detections: Detections, iou: Float[np.ndarray, "N G"]
+    record: ImageRecord, detections: Detections, overlaps: Overlaps
 ) -> tuple[Int[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
     """Return the object that each detection is matched to (-1 for none), and which detections lie on a crowd."""
     labels = detections.labels.numpy()
-    iou = iou * (labels[:, None] == record.labels)
+    same = labels[overlaps.detection] == record.labels[overlaps.object]
+    pairs = overlaps.where(same & (overlaps.iou >= MATCH_IOU))
     free = ~record.crowd
     matched = np.full(len(labels), -1)
-    for n in np.flatnonzero((iou >= MATCH_IOU).any(1)):
-        matched[n] = take_best(iou[n], free)
-    ignored = (matched < 0) & (iou[:, record.crowd] >= MATCH_IOU).any(1)
-    return matched, ignored
+    for n in np.unique(pairs.detection).tolist():
+        matched[n] = take_best(pairs.row(n), free)
+    on_crowd = np.zeros(len(labels), dtype=bool)
+    on_crowd[pairs.detection[record.crowd[pairs.object]]] = True
+    return matched, (matched < 0) & on_crowd
 
 
 def take_best(iou: Float[np.ndarray, " G"], free: Bool[np.ndarray, " G"], min_iou: float = MATCH_IOU) -> int:
@@ -173,17 +176,6 @@ def take_best(iou: Float[np.ndarray, " G"], free: Bool[np.ndarray, " G"], min_io
         return -1
     free[best] = False
     return best
-
-
-def pairwise_iou(record: ImageRecord, detections: Detections) -> Float[np.ndarray, "N G"]:
-    """Return the IoU of each detection with each object; for a crowd, the fraction of the detection inside it."""
-    boxes, objects = detections.boxes_xyxy.double().numpy()[:, None], record.boxes_xyxy[None]
-    low, high = np.maximum(boxes[..., :2], objects[..., :2]), np.minimum(boxes[..., 2:], objects[..., 2:])
-    iou: Float[np.ndarray, "N G"] = (high - low).clip(min=0).prod(-1)  # intersection
-    area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)  # [N, 1]
-    union = area + (objects[..., 2:] - objects[..., :2]).prod(-1) - iou
-    iou /= np.where(record.crowd, area, union).clip(min=np.finfo(float).tiny)
-    return iou
 
 
 def f1_score(true_positives: int, num_detections: int, num_objects: int, *, empty: float) -> float:

@@ -100,8 +100,8 @@ def find_errors(record: ImageRecord, detections: Detections, assignment: Assignm
         detections: Its detections above the score threshold, with the labels of the record.
         assignment: The result of `assign` for these detections.
     """
-    iou = np.where(record.crowd, 0.0, assignment.iou)  # [N, G]
-    same_class = detections.labels.numpy()[:, None] == record.labels  # [N, G]
+    overlaps = assignment.overlaps.where(~record.crowd[assignment.overlaps.object])
+    labels = detections.labels.numpy()
     types: dict[
         int, tuple[FalsePositiveType, int | None]
     ] = {}  # error type and object of each false positive
@@ -111,13 +111,14 @@ def find_errors(record: ImageRecord, detections: Detections, assignment: Assignm
             types[n] = "classification", confused
             false_negatives.append(FalseNegative(object=confused, error_type="classification", detection=n))
         else:
-            types[n] = classify_false_positive(iou[n], same_class[n])
+            types[n] = classify_false_positive(overlaps.row(n), labels[n] == record.labels)
     uncovered = assignment.unmatched.copy()
-    candidates: tuple[tuple[Literal["localization", "both"], Bool[np.ndarray, "N G"]], ...]
-    candidates = (("localization", same_class), ("both", ~same_class))
-    for error_type, allowed in candidates:
+    candidates: tuple[tuple[Literal["localization", "both"], bool], ...]
+    candidates = (("localization", True), ("both", False))
+    for error_type, same_class in candidates:
         for n in [n for n, (assigned_type, _) in types.items() if assigned_type == error_type]:
-            if (covered := take_best(iou[n] * allowed[n], uncovered, BACKGROUND_IOU)) >= 0:
+            iou = overlaps.row(n) * ((labels[n] == record.labels) == same_class)
+            if (covered := take_best(iou, uncovered, BACKGROUND_IOU)) >= 0:
                 types[n] = error_type, covered
                 false_negatives.append(FalseNegative(object=covered, error_type=error_type, detection=n))
     false_negatives += [
