@@ -61,7 +61,8 @@ class Client:
         try:
             connection.request(method or ("GET" if body is None else "POST"), path, body, dict(headers or {}))
             answer = connection.getresponse()
-            return Reply(answer.status, dict(answer.getheaders()), answer.read())
+            received = {name.lower(): value for name, value in answer.getheaders()}
+            return Reply(answer.status, received, answer.read())
         finally:
             connection.close()
 

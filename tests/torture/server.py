@@ -14,6 +14,8 @@ PRELOADED = (
     "torture.fuzz",
     "torture.hostile",
     "torture.runs",
+    "torture.serving",
+    "querybox.serving.server",
     "querybox.training.run",
     "matplotlib.pyplot",
 )
