@@ -43,14 +43,24 @@ class Running:
 
     port: int
 
-    def resident(self) -> float:
-        """Return its memory in use in MB."""
+    def measurement(self, name: str) -> float:
+        """Return one of the measurements of the server."""
         connection = HTTPConnection("127.0.0.1", self.port)
         connection.request("GET", "/metrics")
         text = connection.getresponse().read().decode()
         connection.close()
-        (value,) = re.findall(r"^process_resident_memory_bytes (\S+)$", text, re.MULTILINE)
-        return float(value) / 1e6
+        (value,) = re.findall(rf"^{name} (\S+)$", text, re.MULTILINE)
+        return float(value)
+
+    @property
+    def resident(self) -> float:
+        """Memory in use in MB."""
+        return self.measurement("process_resident_memory_bytes") / 1e6
+
+    @property
+    def processor(self) -> float:
+        """Seconds of processor time, of all cores, since its start."""
+        return self.measurement("process_cpu_seconds_total")
 
 
 @dataclass(slots=True)
@@ -60,6 +70,8 @@ class Load:
     latencies: list[float] = field(default_factory=list)
     """Seconds of every request that was answered."""
     seconds: float = 0.0
+    processor: float = 0.0
+    """Seconds of processor time of the server."""
     others: int = 0
     """Number of answers other than detections."""
 
@@ -67,7 +79,8 @@ class Load:
         """Return a row of a table."""
         middle, tail = np.percentile(self.latencies, [50, 99]) * 1000
         rate = len(self.latencies) / self.seconds
-        return f"| {name} | {rate:.1f} | {middle:.0f} | {tail:.0f} | {self.others} |"
+        cost = 1000 * self.processor / len(self.latencies)
+        return f"| {name} | {rate:.1f} | {middle:.0f} | {tail:.0f} | {cost:.0f} | {self.others} |"
 
 
 @contextmanager
@@ -105,7 +118,7 @@ def ask(server: Running, bodies: Iterator[bytes], end: float, load: Load) -> Non
 
 def put_under_load(server: Running, bodies: list[bytes], clients: int, seconds: float, load: Load) -> None:
     """Let clients send requests for some seconds."""
-    start = time.monotonic()
+    start, before = time.monotonic(), server.processor
     threads = [
         threading.Thread(
             target=ask, args=(server, itertools.cycle(bodies[index:] + bodies[:index]), start + seconds, load)
@@ -117,6 +130,7 @@ def put_under_load(server: Running, bodies: list[bytes], clients: int, seconds: 
     for thread in threads:
         thread.join()
     load.seconds += time.monotonic() - start
+    load.processor += server.processor - before
 
 
 def form(image: Path) -> bytes:
@@ -138,7 +152,8 @@ def compare(model: Path, bodies: list[bytes], seconds: float) -> None:
                 put_under_load(server, bodies, 1, seconds / ROUNDS, alone[name])
                 put_under_load(server, bodies, CLIENTS, seconds / ROUNDS, together[name])
     for title, loads in (("one client", alone), (f"{CLIENTS} clients", together)):
-        print(f"| {title} | requests/s | p50, ms | p99, ms | refused |\n|---|---:|---:|---:|---:|")
+        print(f"| {title} | requests/s | p50, ms | p99, ms | CPU ms a request | refused |")
+        print("|---|---:|---:|---:|---:|---:|")
         print("\n".join(load.row(name) for name, load in loads.items()), flush=True)
 
 
@@ -146,13 +161,11 @@ def watch(model: Path, bodies: list[bytes], minutes: float) -> None:
     """Print the memory of a server under load, over time, in ten parts."""
     with running(model, SERVERS["2 workers, batches of up to 8"]) as server:
         put_under_load(server, bodies, CLIENTS, 5.0, Load())
-        print(f"| minutes | requests | MB |\n|---:|---:|---:|\n| 0 | 0 | {server.resident():.1f} |")
+        print(f"| minutes | requests | MB |\n|---:|---:|---:|\n| 0 | 0 | {server.resident:.1f} |")
         load = Load()
         for part in range(1, 11):
             put_under_load(server, bodies, CLIENTS, 6.0 * minutes, load)
-            print(
-                f"| {minutes * part / 10:g} | {len(load.latencies)} | {server.resident():.1f} |", flush=True
-            )
+            print(f"| {minutes * part / 10:g} | {len(load.latencies)} | {server.resident:.1f} |", flush=True)
 
 
 def main() -> None:

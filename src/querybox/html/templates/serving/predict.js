@@ -51,25 +51,28 @@ async function show(file, answer) {
     element("caption").textContent = `${file.name}: this browser cannot show such files`;
   }
   const unit = Math.max(1, answer.width / 900);
-  const rows = [];
-  for (const found of answer.detections.toReversed()) {
+  const lowestFirst = answer.detections.toReversed();
+  for (const found of lowestFirst) {
     if (found.segmentation) {
       pen.fillStyle = colour(found.label, 0.45);
       stripes(found.segmentation, (x, y, height) => pen.fillRect(x, y, 1, height));
     }
-    box(pen, found, unit);
-    rows.unshift(row(found));
+    frame(pen, found, unit);
   }
-  element("rows").replaceChildren(...rows);
+  for (const found of lowestFirst) caption(pen, found, unit);
+  element("rows").replaceChildren(...answer.detections.map(row));
   element("result").hidden = element("region").hidden = false;
 }
 
-function box(pen, { label, name, score, box_xyxy: [x1, y1, x2, y2] }, unit) {
+function frame(pen, { label, box_xyxy: [x1, y1, x2, y2] }, unit) {
   for (const [style, width] of [["black", 4], [colour(label), 2]]) {
     pen.strokeStyle = style;
     pen.lineWidth = width * unit;
     pen.strokeRect(x1, y1, x2 - x1, y2 - y1);
   }
+}
+
+function caption(pen, { name, score, box_xyxy: [x1, y1] }, unit) {
   const text = `${name} ${score.toFixed(2)}`;
   pen.font = `${14 * unit}px sans-serif`;
   const y = Math.max(y1, 18 * unit);
