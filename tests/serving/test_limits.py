@@ -202,6 +202,26 @@ def test_a_long_header_is_refused(client: Client) -> None:
         assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
 
 
+@pytest.mark.parametrize("chunks", [b"nonsense\r\n", b"5\r\nabcde\r\nnonsense\r\n"])
+def test_a_body_that_is_no_body_is_refused(
+    client: Client, chunks: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
+    for kind in (
+        KIND["Content-Type"],
+        "text/plain",
+    ):  # of which the second is answered before the body is read
+        with client.connect() as connection:
+            connection.sendall(head + f"Content-Type: {kind}\r\n\r\n".encode() + chunks)
+            assert connection.recv(100).startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 415 "))
+            connection.sendall(b"nonsense" * 10)
+            with suppress(ConnectionError):
+                while connection.recv(1000):
+                    pass
+    assert client.predict(picture()).status == 200
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_CONNECTIONS = 512
@@ -32,6 +33,16 @@ class Connection(H11Protocol):
         """Wait for the next request."""
         self.wait()
         super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer bytes that are no request, unless they follow an answer that has begun, and give up the request."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
