@@ -27,53 +27,64 @@ def detection_masks(
         size: (height, width) of the original image in pixels.
         resized: (height, width) that the image was resized to.
     """
-    maps = logits.numpy()
-    return tuple(box_mask(*each, size, resized) for each in zip(maps, boxes_xyxy.tolist(), strict=True))
+    height, width = logits.shape[1:]
+    rows = Axis.of(size[0], resized[0], height)
+    columns = Axis.of(size[1], resized[1], width)
+    return tuple(
+        box_mask(each, box, rows, columns, size)
+        for each, box in zip(logits.numpy(), boxes_xyxy.tolist(), strict=True)
+    )
 
 
-def box_mask(
-    logits: Float[np.ndarray, "h w"], box_xyxy: list[float], size: tuple[int, int], resized: tuple[int, int]
-) -> Rle:
-    """Return the mask of one detection; see `detection_masks`."""
-    left, top, right, bottom = box_xyxy
-    rows = Places.of(top, bottom, size[0], resized[0], logits.shape[0])
-    columns = Places.of(left, right, size[1], resized[1], logits.shape[1])
-    part = rows.interpolate(logits[rows.cells, columns.cells]).T  # small: enlarged along one side
-    enlarged = columns.interpolate(np.ascontiguousarray(part))  # in the order of pixels in run lengths
-    return Rle.of_part((enlarged > 0).T, (rows.start, columns.start), size)
+class Axis(NamedTuple):
+    """Where the pixels of the original image are between the cells of a map, along one axis."""
 
-
-class Places(NamedTuple):
-    """Places of pixels between the cells of a map, along one axis."""
-
-    start: int
-    """The first pixel."""
-    cells: slice
-    """The cells around the pixels."""
-    below: Int[np.ndarray, " P"]
-    """Of these cells, the one before each pixel."""
-    weight: Float[np.ndarray, " P"]
-    """Distance to that cell, in cells; the weight of the next one."""
+    before: Int[np.ndarray, " P"]
+    """The cell before each pixel."""
+    behind: Int[np.ndarray, " P"]
+    """The next one; beyond the ends of the map, its first and its last cell go on."""
+    weight: Float[np.ndarray, "P 1"]
+    """That of the next one, 0-1."""
 
     @classmethod
-    def of(cls, low: float, high: float, full: int, short: int, cells: int) -> Self:
-        """Return the places of the pixels between two edges; beyond the ends of the map, the last cell goes on.
+    def of(cls, full: int, short: int, cells: int) -> Self:
+        """Return the places of all pixels.
 
         Args:
-            low: Left or upper edge in pixels of the original image.
-            high: Right or lower edge.
             full: Side of the original image in pixels.
             short: The same of the resized image.
             cells: Side of the map.
         """
-        start, stop = max(0, math.floor(low)), min(full, math.ceil(high))
-        pixels = np.arange(start, max(start, stop), dtype=np.float32)
+        pixels = np.arange(full, dtype=np.float32)
         places = ((pixels + 0.5) * (short / full / MASK_STRIDE) - 0.5).clip(0, cells - 1)
-        below = places.astype(np.int64)
-        first, last = (int(below[0]), int(below[-1]) + 2) if len(below) else (0, 1)
-        return cls(start, slice(first, last), below - first, places - below)
+        before = places.astype(np.int64)
+        return cls(before, np.minimum(before + 1, cells - 1), (places - before)[:, None])
 
-    def interpolate(self, x: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "P w"]:
-        """Interpolate the cells linearly along the first axis."""
-        before, behind = x[self.below], x[np.minimum(self.below + 1, len(x) - 1)]
-        return before + self.weight[:, None] * (behind - before)
+    def pixels(self, low: float, high: float) -> slice:
+        """Return the pixels between two edges of a box."""
+        start, stop = max(0, math.floor(low)), min(len(self.before), math.ceil(high))
+        return slice(start, max(start, stop))
+
+    def cells(self, pixels: slice) -> slice:
+        """Return the cells around some pixels."""
+        behind = self.behind[pixels]
+        return slice(int(self.before[pixels.start]), int(behind[-1]) + 1) if len(behind) else slice(0, 0)
+
+    def interpolate(
+        self, x: Float[np.ndarray, "h w"], cells: slice, pixels: slice
+    ) -> Float[np.ndarray, "P w"]:
+        """Interpolate a map, of which some cells are given, linearly along its first axis at some pixels."""
+        before = x[self.before[pixels] - cells.start]
+        return before + self.weight[pixels] * (x[self.behind[pixels] - cells.start] - before)
+
+
+def box_mask(
+    logits: Float[np.ndarray, "h w"], box_xyxy: list[float], rows: Axis, columns: Axis, size: tuple[int, int]
+) -> Rle:
+    """Return the mask of one detection; see `detection_masks`."""
+    left, top, right, bottom = box_xyxy
+    y, x = rows.pixels(top, bottom), columns.pixels(left, right)
+    y_cells, x_cells = rows.cells(y), columns.cells(x)
+    part = rows.interpolate(logits[y_cells, x_cells], y_cells, y).T  # small: enlarged along one side
+    enlarged = columns.interpolate(np.ascontiguousarray(part), x_cells, x)  # in the order of run lengths
+    return Rle.of_part((enlarged > 0).T, (y.start, x.start), size)
