@@ -53,6 +53,7 @@ LONG_FILES = (
     "tests/exporting/test_quantise.py",
     "tests/models/test_conditional_detr.py",
     "tests/training/test_processes.py",
+    "tests/bulk/test_ray.py",
 )
 """Files that take more than 20 s, the longest first."""
 EXPORTS = (

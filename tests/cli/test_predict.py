@@ -322,3 +322,55 @@ def test_tracks_the_objects_of_a_video(
     assert not Path("new").exists()
     code, _, err = run(*words, "--tracker", "deepsort")
     assert (code, "bytetrack" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (
+            ["--workers", "2"],
+            "ConfigError: querybox predict got --workers without --ray; add --ray local, or omit it",
+        ),
+        (
+            ["--ray", "local", "--overwrite"],
+            "got --overwrite with --ray, which writes Parquet files; omit it",
+        ),
+        (["--ray", "local", "--format", "csv"], "got --format with --ray"),
+        (["--ray", "local", "--tuned"], "got --tuned with --ray"),
+        (["--ray", "local", "--track"], "got --track with --ray"),
+        (["--ray", "local", "--workers", "0"], "workers=0; expected"),
+        (["--ray", "local", "--threshold", "2"], "threshold=2.0; expected"),
+        (["--ray", "local", "--tile", "5"], "tile=5; expected"),
+        (
+            ["--ray", "local", "s3://bucket/a.tar"],
+            "a.tar: is a URL, which is not opened unasked; add --allow-network",
+        ),
+        (
+            ["--ray", "local", "--output", "s3://bucket/found"],
+            "s3://bucket/found: is a URL, which is not opened unasked",
+        ),
+        (
+            ["--ray", "local", "--allow-network", "ftp://host/a.tar"],
+            "got the scheme 'ftp'; expected a path, or one of",
+        ),
+    ],
+)
+def test_options_of_collections_are_checked_before_ray_starts(
+    run: Any,
+    model: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    error: str,
+) -> None:
+    monkeypatch.setattr("querybox.bulk.cluster.cluster", None)
+    code, _, err = run("predict", model, photos / "images", *words)
+    assert (code, error in err) == (2, True), err
+    assert not (tmp_path / "predictions").exists()
+
+
+def test_a_collection_needs_a_model_before_ray_starts(run: Any, photos: Path) -> None:
+    code, _, err = run("predict", "none.onnx", photos / "images", "--ray", "local")
+    assert (code, err.startswith("CheckpointError: none.onnx: no such file")) == (2, True)
+    assert not Path("predictions").exists()

@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,10 @@ def test_dates_that_cannot_be(tmp_path: Path, unit: str) -> None:
     file = tmp_path / "train.parquet"
     table = pa.Table.from_pylist([row(IMAGES[0])])
     pq.write_table(table.append_column("width", pa.array([2**62 + 1], pa.timestamp(unit))), file)
-    with pytest.raises(DataError, match=r"train\.parquet: cannot be read as Parquet \(.*; download it again"):
+    damaged = r"train\.parquet: cannot be read as Parquet \(.*; download it again"
+    if unit == "ns" and find_spec("pandas") is not None:  # with which pyarrow reads such a date
+        damaged = r"train\.parquet, row 0: width: Input should be a valid number"
+    with pytest.raises(DataError, match=damaged):
         read_dataset(tmp_path)
 
 

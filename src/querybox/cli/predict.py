@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from cyclopts import Parameter
 
+from querybox.cli.collection import predict_collection
 from querybox.cli.streams import print_text, write_stderr
 from querybox.errors import ConfigError
 from querybox.files import leftovers, remove_leftovers
@@ -35,7 +36,7 @@ def predict(
     model: Path,
     /,
     *sources: str,
-    output: Path = Path("predictions"),
+    output: str = "predictions",
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     threshold: float = 0.5,
     top_k: int = 100,
@@ -49,6 +50,9 @@ def predict(
     precision: Precision = "float32",
     tuned: Annotated[bool, Parameter(negative="")] = False,
     trust: Annotated[bool, Parameter(negative="")] = False,
+    ray: str | None = None,
+    workers: int | None = None,
+    allow_network: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Detect objects in images and videos.
 
@@ -63,13 +67,18 @@ def predict(
     querybox predict run aerial/ --tile 640              # small objects in large images
     querybox predict run aerial/ --tile auto             # the same, in tiles that suit the objects of the training
     querybox predict run clip.mp4 --track                # number the objects of a video
+    querybox predict run 'shards/*.tar' --ray local      # millions of images, by several processes
     ```
+
+    With --ray, the output folder receives Parquet files with a row for each image. Repeat the command after an
+    interruption: it continues where it stopped. A file that cannot be read is a row with its error.
 
     Args:
         model: A checkpoint of any layout, a run folder (its best model, or else its last), or an exported model
             (.onnx, .xml for OpenVINO, .pt2 for PyTorch).
-        sources: Images, videos, folders or patterns.
-        output: Folder for the results: a new or an empty one.
+        sources: Images, videos, folders or patterns; with --ray images, .tar files of images (WebDataset) and Parquet
+            files with embedded images, by path, folder, pattern or URL.
+        output: Folder for the results: a new or an empty one; with --ray also a URL, or the folder to continue.
         overwrite: Allow a folder that is not empty; files in it with the names of new ones are replaced.
         threshold: Minimum score of detections (0-1).
         top_k: Maximum number of detections per image; with --tile, of each tile and of the whole image.
@@ -90,11 +99,23 @@ def predict(
         tuned: Run a checkpoint with the engine, precision and number of threads that `querybox benchmark --tune` found
             to be the fastest on this machine.
         trust: Allow a .pt2 file to execute the code that it contains.
+        ray: Predict with Ray: local on all cores or GPUs of this machine; or the address of a cluster, HOST:PORT, or
+            auto on one of its machines.
+        workers: Number of processes with --ray, each of which holds the model; one for each GPU or core by default.
+        allow_network: Open the URLs among the sources and --output, of http, https, or of a storage such as s3. Off by
+            default.
     """
     algorithm = tracker or ("bytetrack" if track else None)
     formats = read_formats(format, tracking=algorithm is not None)
     if not sources:
         raise ConfigError("querybox predict got no sources; expected images, videos, folders or patterns")
+    options: dict[str, Any] = {"threshold": threshold, "top_k": top_k, "nms": nms, "batch_size": batch_size}
+    options |= {"tile": tile, "overlap": overlap}
+    if ray is not None or workers is not None:
+        others = {"--overwrite": overwrite, "--tuned": tuned, "--track": algorithm is not None}
+        others["--format"] = tuple(formats) != DEFAULT_FORMATS
+        place: dict[str, Any] = {"ray": ray, "workers": workers, "allow_network": allow_network}
+        return predict_collection(model, sources, output, options, others, precision, trust, **place)
     from querybox.cli.model import load_model, require_order
     from querybox.inference.predict import predict as run
     from querybox.inference.sources import find_files
@@ -102,16 +123,15 @@ def predict(
 
     require_order("querybox predict", model, sources)
     files = [file for source in sources for file in find_files(Path(source))]
-    pictures = drawing_paths(files, output) if "pictures" in formats else []
-    check_output(output, overwrite=overwrite)
+    folder = Path(output)
+    pictures = drawing_paths(files, folder) if "pictures" in formats else []
+    check_output(folder, overwrite=overwrite)
     detector = load_model(model, trusted=trust, precision=precision, tuned=tuned)
     unreadable: list[ImageError] = []
-    options: dict[str, Any] = {"threshold": threshold, "top_k": top_k, "nms": nms, "batch_size": batch_size}
-    options |= {"tile": tile, "overlap": overlap, "track": algorithm}
-    results = run(detector, files, **options, on_error=unreadable.append)
+    results = run(detector, files, **options, track=algorithm, on_error=unreadable.append)
     writers = table_writers(formats, files, detector.categories, tracking=algorithm is not None)
-    tally = write_results(results, writers, formats, files, pictures, output, detector.categories)
-    return summarise(tally, files, unreadable, output)
+    tally = write_results(results, writers, formats, files, pictures, folder, detector.categories)
+    return summarise(tally, files, unreadable, folder)
 
 
 def write_results(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from glob import glob, has_magic
@@ -91,8 +91,13 @@ def find_sources(sources: Source | Sequence[Source]) -> list[Path | Pixels]:
     return found
 
 
-def find_files(path: Path) -> list[Path]:
-    """Return the file at `path`, or the images and videos in the folder or glob."""
+def find_files(path: Path, shards: Collection[str] = ()) -> list[Path]:
+    """Return the file at `path`, or the images and videos in the folder or glob.
+
+    Args:
+        path: A file, folder or glob.
+        shards: Further file name extensions, in lower case, that are found in folders and by globs.
+    """
     if path.is_file():
         return [path]
     if path.is_dir():
@@ -100,9 +105,10 @@ def find_files(path: Path) -> list[Path]:
             path,
             path.iterdir(),
             f"subfolders are not searched; to search them, use '{path / '**' / '*.jpg'}'",
+            shards,
         )
     if has_magic(str(path)):
-        return select_images(path, map(Path, matching_files(path)), "check the pattern")
+        return select_images(path, map(Path, matching_files(path)), "check the pattern", shards)
     require_regular(path, DataError)
     raise DataError(
         f"{path}: no such file or folder; expected an image, a video, a folder or a glob: check the path"
@@ -138,14 +144,14 @@ def matches_parts(parts: Sequence[str], patterns: Sequence[str]) -> bool:
     return bool(parts) and fnmatch(parts[0], patterns[0]) and matches_parts(parts[1:], patterns[1:])
 
 
-def select_images(source: Path, paths: Iterable[Path], hint: str) -> list[Path]:
+def select_images(source: Path, paths: Iterable[Path], hint: str, shards: Collection[str] = ()) -> list[Path]:
     """Return the images and videos among `paths` in natural order; log the other files.
 
     Raises:
         DataError: There are none. The message ends with `hint`.
     """
     files = sorted((path for path in paths if path.is_file()), key=natural_key)
-    suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES | {*shards}
     selected = [file for file in files if file.suffix.lower() in suffixes]
     if not selected:
         raise DataError(
@@ -157,7 +163,7 @@ def select_images(source: Path, paths: Iterable[Path], hint: str) -> list[Path]:
     return selected
 
 
-def natural_key(path: Path) -> list[tuple[int, str]]:
+def natural_key(path: Path | str) -> list[tuple[int, str]]:
     """Return a sort key that puts ``2.jpg`` before ``10.jpg``."""
     parts = re.split(r"(\d+)", str(path))
     return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]

@@ -28,6 +28,7 @@ from querybox.data.formats.hugging_face_objects import (
 )
 from querybox.data.formats.parquet_images import (
     MAX_CONTENT,
+    has_content,
     image_folder,
     image_paths,
     image_stems,
@@ -112,7 +113,7 @@ def _find_columns(file: Path, schema: pa.Schema) -> _Columns:
     import pyarrow as pa
 
     fields = {field.name: field.type for field in schema}
-    embedded = [name for name, type_ in fields.items() if _has_content(type_)]
+    embedded = [name for name, type_ in fields.items() if has_content(type_)]
     paths = [name for name in _IMAGES if name in fields and pa.types.is_string(fields[name])]
     objects = next((name for name, type_ in fields.items() if "bbox" in _keys(type_)), None)
     if not (embedded or paths) or (objects is None and "bbox" not in fields):
@@ -124,19 +125,6 @@ def _find_columns(file: Path, schema: pa.Schema) -> _Columns:
     lists = ("bbox", *CATEGORY, "iscrowd", "area") if objects is None else (objects,)
     others = [name for name in (*lists, "width", "height") if name in fields]
     return _Columns(image, bool(embedded), objects, (f"{image}.path" if embedded else image, *others))
-
-
-def _has_content(type_: pa.DataType) -> bool:
-    """Tell a structure with the content of an image file."""
-    import pyarrow as pa
-
-    fields = list(type_) if pa.types.is_struct(type_) else []
-    binary = [
-        field.name
-        for field in fields
-        if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)
-    ]
-    return "bytes" in binary
 
 
 def _keys(type_: pa.DataType) -> set[str]:

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from querybox.data.image import SUFFIXES
 from querybox.errors import DataError, DiskFullError, MissingExtraError, QueryboxError
@@ -24,6 +24,7 @@ from querybox.files import atomic, is_regular
 from querybox.text import counted
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from pyarrow.parquet import FileMetaData, ParquetFile
 
 log = logging.getLogger(__name__)
@@ -71,9 +72,28 @@ def read_footer(file: Path, limit: int = -1) -> bytes:
         return stream.read(length if limit < 0 else min(length, limit))
 
 
+@runtime_checkable
+class Seekable(Protocol):
+    """A file that is not on this disk."""
+
+    @property
+    def size(self) -> int:
+        """Number of bytes."""
+
+    def read(self, size: int, /) -> bytes:
+        """Read some bytes."""
+
+    def seek(self, offset: int, whence: int, /) -> int:
+        """Move to a position."""
+
+
 @contextmanager
-def opened(file: Path) -> Iterator[ParquetFile]:
+def opened(file: Path | str, stream: Seekable | None = None) -> Iterator[ParquetFile]:
     """Open a Parquet file.
+
+    Args:
+        file: The file.
+        stream: The file if it is open, or not on this disk; `file` is then only its name in messages.
 
     Raises:
         MissingExtraError: pyarrow is not installed.
@@ -87,8 +107,8 @@ def opened(file: Path) -> Iterator[ParquetFile]:
             f"{file}: reading Parquet needs pyarrow, which is not installed: pip install 'querybox[parquet]'"
         ) from None
     try:
-        with ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False) as parquet:
-            _check_sizes(file, parquet.metadata)
+        with ParquetFile(stream or file, buffer_size=_BUFFER, pre_buffer=False) as parquet:
+            _check_sizes(file, stream.size if stream else Path(file).stat().st_size, parquet.metadata)
             yield parquet
     except QueryboxError:
         raise
@@ -97,9 +117,8 @@ def opened(file: Path) -> Iterator[ParquetFile]:
         raise DataError(f"{file}: cannot be read as Parquet ({reason}); download it again") from None
 
 
-def _check_sizes(file: Path, metadata: FileMetaData) -> None:
-    """Raise DataError if a file states more content than it can be expected to have."""
-    size = file.stat().st_size
+def _check_sizes(file: Path | str, size: int, metadata: FileMetaData) -> None:
+    """Raise DataError if a file of `size` bytes states more content than it can be expected to have."""
     if metadata.num_rows > size:
         raise DataError(
             f"{file}: is corrupt: it states {metadata.num_rows:,} rows, more than bytes; download it again"
@@ -111,6 +130,19 @@ def _check_sizes(file: Path, metadata: FileMetaData) -> None:
             f"{file}: states {content:,} bytes of content in a file of {size:,} bytes, which is refused as a "
             "decompression bomb; write its images as JPEG or PNG"
         )
+
+
+def has_content(type_: pa.DataType) -> bool:
+    """Tell a structure with the content of an image file."""
+    import pyarrow as pa
+
+    fields = list(type_) if pa.types.is_struct(type_) else []
+    binary = [
+        field.name
+        for field in fields
+        if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)
+    ]
+    return "bytes" in binary
 
 
 def image_folder(file: Path) -> Path:

@@ -1,0 +1,144 @@
+"""Ray, started on this machine for one command, or the cluster that an address names."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from querybox.errors import ConfigError, requires_extra
+from querybox.memory import first_line
+
+LOCAL = "local"
+"""In place of the address of a cluster: start Ray on this machine, and stop it at the end."""
+OBJECT_STORE = 128 << 20
+"""Bytes of shared memory, through which no images go, only names of files."""
+
+
+@cache
+def token() -> str:
+    """Return the secret without which no process may use the Ray of this one, not even of another user."""
+    return secrets.token_hex(32)
+
+
+@contextmanager
+def cluster(address: str, processes: int | None = None) -> Iterator[None]:
+    """Context manager in which Ray is connected. Nothing is sent to its authors.
+
+    Args:
+        address: `LOCAL`, or the address of a cluster: ``HOST:PORT``, or ``auto`` for the one that this machine is in.
+        processes: Number of processes of a local Ray; None for one for each core.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        ConfigError: There is no such cluster; or Ray cannot be started, or not on the loopback interface alone.
+    """
+    if address == LOCAL and "ray" in sys.modules and not token.cache_info().currsize:
+        raise ConfigError(
+            f"--ray {LOCAL}: Ray was imported before, without the settings that restrict it to this machine; import it "
+            "later"
+        )
+    settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+    if address == LOCAL:
+        # With RAY_ENABLE_... the addresses are those of the loopback interface on all systems, as by default on macOS.
+        settings |= {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": token(),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "RAY_worker_niceness": "0",  # its default is 15: other programs would take most of the time of the cores
+        }
+    with environment(settings):
+        with requires_extra("ray", "--ray"):
+            import ray.data
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what is wrong is raised
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        with local_ray(processes) if address == LOCAL else remote_ray(address):
+            yield
+
+
+@contextmanager
+def environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Context manager that sets variables of the environment, and restores them."""
+    former = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in former.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def local_ray(processes: int | None) -> Iterator[None]:
+    """Context manager that starts Ray without dashboard, with its files in a folder that only this user can read.
+
+    Raises:
+        ConfigError: It can be reached from other machines, because it was imported with other settings.
+    """
+    import ray
+
+    place = "/tmp" if Path("/tmp").is_dir() else None  # noqa: S108 - the names of sockets in it have to be short
+    folder = tempfile.mkdtemp(prefix="qb-ray-", dir=place)
+    try:
+        connect(
+            LOCAL,
+            num_cpus=processes,
+            object_store_memory=OBJECT_STORE,
+            include_dashboard=False,
+            _temp_dir=folder,
+        )
+        found = ray.util.get_node_ip_address()
+        if not ip_address(found).is_loopback:
+            raise ConfigError(
+                f"--ray {LOCAL}: Ray would listen on {found}, which other machines may reach; unset the variables "
+                "RAY_... of the environment"
+            )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def remote_ray(address: str) -> Iterator[None]:
+    """Context manager that connects to a cluster.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    import ray
+
+    connect(address)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def connect(address: str, **options: Any) -> None:
+    """Start Ray or connect to it.
+
+    Raises:
+        ConfigError: Neither is possible.
+    """
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        raise ConfigError(
+            f"--ray {address}: Ray cannot be {'started' if address == LOCAL else 'reached'} ({first_line(error)}); "
+            f"expected HOST:PORT of a cluster, 'auto' on one of its machines, or '{LOCAL}'"
+        ) from error

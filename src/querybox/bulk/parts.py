@@ -1,0 +1,91 @@
+"""The division of a collection into parts, each of which is predicted by one process and becomes one file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from querybox.bulk.parquet import read_parquet
+from querybox.bulk.pictures import Picture
+from querybox.bulk.storage import StoredFile, find, opened, suffix
+from querybox.bulk.tar import read_tar
+from querybox.errors import DataError
+from querybox.inference.video import SUFFIXES as VIDEO_SUFFIXES
+
+SHARDS: dict[str, Callable[[str, StoredFile], Iterator[Picture]]] = {
+    ".parquet": read_parquet,
+    ".tar": read_tar,
+}
+"""Readers of files with many images, by file name extension."""
+PARTS = 100
+"""Number of parts that image files are divided into, so that all processes end at about the same time."""
+MAX_IMAGES = 1000
+"""Maximum number of image files in a part, which is what a killed process loses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Images that become one file."""
+
+    number: int
+    """From 0, in the order of the sources."""
+    places: tuple[str, ...]
+    """Absolute paths or URLs of images, or of one shard."""
+
+    @property
+    def file_name(self) -> str:
+        """Name of the file with the detections."""
+        return f"part-{self.number:08d}.parquet"
+
+    def pictures(self) -> Iterator[Picture]:
+        """Yield the images; a file that cannot be read, or is damaged, is an image with an error.
+
+        Raises:
+            OSError: A storage cannot be reached, or refuses.
+        """
+        for place in self.places:
+            kind = suffix(place)
+            if kind in SHARDS:
+                yield from shard_pictures(place, SHARDS[kind])
+            elif kind in VIDEO_SUFFIXES:
+                yield Picture.broken(place, f"{place}: is a video; predict it without --ray")
+            else:
+                yield Picture.stored(place)
+
+
+def shard_pictures(place: str, reader: Callable[[str, StoredFile], Iterator[Picture]]) -> Iterator[Picture]:
+    """Yield the images in a shard, and one with an error if it is damaged.
+
+    Raises:
+        OSError: Its storage cannot be reached, or refuses.
+    """
+    try:
+        with opened(place) as file:
+            try:
+                yield from reader(place, file)
+            except DataError:
+                if file.failure is not None:
+                    raise file.failure from None
+                raise
+    except DataError as error:
+        yield Picture.broken(place, str(error))
+
+
+def divide(sources: Sequence[str]) -> list[Part]:
+    """Return the parts of a collection, which are the same for the same files.
+
+    Raises:
+        ConfigError: A source is a URL of a scheme that is not opened.
+        DataError: A source does not exist, or has no images.
+    """
+    places = [place for source in sources for place in find(source, SHARDS)]
+    images = sum(suffix(place) not in SHARDS for place in places)
+    size = min(MAX_IMAGES, math.ceil(images / PARTS))
+    groups: list[tuple[str, ...]] = []
+    for is_shard, run in groupby(places, lambda place: suffix(place) in SHARDS):
+        files = list(run)
+        step = 1 if is_shard else size
+        groups += [tuple(files[start : start + step]) for start in range(0, len(files), step)]
+    return [Part(number, group) for number, group in enumerate(groups)]

@@ -1,0 +1,214 @@
+"""Files by path or URL: on this disk, or in a storage that fsspec connects to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from querybox.data.image import SUFFIXES
+from querybox.errors import ConfigError, DataError, ImageError, MissingExtraError, requires_extra
+from querybox.files import atomic, require_regular
+from querybox.inference.sources import find_files, natural_key
+from querybox.text import counted, listed
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+WEB = ("http", "https")
+"""Schemes of single files. Web servers have no folders, but pages with links, which may lead to any host."""
+SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", *WEB)
+"""Schemes of URLs that are opened. fsspec has others, among them those that name further files and hosts."""
+MAX_CONTENT = 1 << 28
+"""Maximum number of bytes of an image file, which is in memory as a whole."""
+
+
+def is_url(place: str) -> bool:
+    """Return whether a place is a URL rather than a path; ``C://`` is a drive."""
+    return len(place.partition("://")[0]) > 1 and "://" in place
+
+
+def suffix(place: str) -> str:
+    """Return the file name extension of a path or URL in lower case."""
+    return os.path.splitext(urlsplit(place).path if is_url(place) else place)[1].lower()  # noqa: PTH122
+
+
+def connect(url: str) -> tuple[AbstractFileSystem, str]:
+    """Return the storage of a URL, and the path in it. No connection is opened yet.
+
+    Raises:
+        ConfigError: The scheme is not one of `SCHEMES`.
+        MissingExtraError: The package for it is not installed.
+    """
+    scheme = url.partition("://")[0]
+    if scheme not in SCHEMES:
+        raise ConfigError(
+            f"{url}: got the scheme '{scheme}'; expected a path, or one of {', '.join(SCHEMES)}"
+        )
+    with requires_extra("ray", url):
+        from fsspec.core import url_to_fs
+    try:
+        storage, path = url_to_fs(url)
+    except ImportError as error:
+        raise MissingExtraError(f"{url}: {error}") from None
+    return storage, path
+
+
+class StoredFile:
+    """A file that is read in parts, and that remembers an error of its storage.
+
+    Libraries turn such an error into one of the file, as if this was damaged.
+
+    Attributes:
+        failure: The error of the storage; None if there was none.
+        limit: Maximum number of bytes that are read at a time.
+    """
+
+    def __init__(self, file: Any) -> None:
+        """Wrap an open binary file, of the disk or of fsspec."""
+        self.file = file
+        self.failure: OSError | None = None
+        self.limit = MAX_CONTENT
+
+    def read(self, size: int = -1) -> bytes:
+        """Read some bytes.
+
+        Raises:
+            ValueError: `size` is more than `limit`, as a damaged header may state.
+        """
+        if size > self.limit:
+            raise ValueError(f"it states {size:,} bytes, of which at most {self.limit:,} are read")
+        try:
+            return self.file.read(size)
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to a position."""
+        return self.file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self.file.tell()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the file is closed."""
+        return self.file.closed
+
+    @property
+    def size(self) -> int:
+        """Number of bytes of the file."""
+        position = self.tell()
+        end = self.seek(0, os.SEEK_END)
+        self.seek(position)
+        return end
+
+
+@contextmanager
+def opened(place: str) -> Iterator[StoredFile]:
+    """Open a file for reading.
+
+    Raises:
+        ImageError: There is no such file, it is not a regular one, or may not be read.
+        OSError: The storage cannot be reached, or refuses.
+    """
+    try:
+        if is_url(place):
+            storage, path = connect(place)
+            file = storage.open(path, "rb")
+        else:
+            require_regular(Path(place), ImageError)
+            file = Path(place).open("rb")  # noqa: SIM115 - closed below
+    except FileNotFoundError:
+        raise ImageError(f"{place}: no such file", "missing_image") from None
+    except PermissionError as error:
+        if is_url(place):  # maybe credentials that have expired, which says nothing of the file
+            raise
+        raise ImageError(f"{place}: cannot be read ({error.strerror}); check its permissions") from None
+    with file:
+        yield StoredFile(file)
+
+
+def read(place: str) -> bytes:
+    """Return the content of an image file.
+
+    Raises:
+        ImageError: As for `opened`, or it is larger than `MAX_CONTENT`.
+        OSError: As for `opened`.
+    """
+    with opened(place) as file:
+        content = file.read(MAX_CONTENT)
+        if file.read(1):
+            raise ImageError(f"{place}: {too_large()}", "too_large_image")
+    return content
+
+
+def too_large() -> str:
+    """Say that a file has too many bytes."""
+    return f"is larger than {MAX_CONTENT:,} bytes, the limit of an image file; make it smaller"
+
+
+def write(place: str, content: bytes) -> None:
+    """Write a file, which appears as a whole or not at all."""
+    if is_url(place):
+        storage, path = connect(place)
+        storage.pipe_file(path, content)
+        return
+    with atomic(Path(place), size=len(content)) as temporary:
+        temporary.write_bytes(content)
+
+
+def join(folder: str, name: str) -> str:
+    """Return the place of a file in a folder."""
+    return f"{folder.rstrip('/')}/{name}" if is_url(folder) else str(Path(folder) / name)
+
+
+def names(folder: str) -> set[str]:
+    """Return the names of the files in a folder; none if there is no such folder."""
+    try:
+        if not is_url(folder):
+            return set(os.listdir(folder))  # noqa: PTH208 - of many files
+        storage, path = connect(folder)
+        storage.invalidate_cache()
+        return {each.rstrip("/").rpartition("/")[2] for each in storage.ls(path, detail=False)}
+    except FileNotFoundError:
+        return set()
+
+
+def find(source: str, shards: Collection[str]) -> list[str]:
+    """Return the files of a source in natural order: itself, or those in the folder or pattern.
+
+    Args:
+        source: A path or URL.
+        shards: File name extensions that are found in folders besides those of images.
+
+    Raises:
+        ConfigError: It is a URL of another scheme.
+        DataError: There is no such file or folder, or no image in it.
+    """
+    if not is_url(source):
+        return [os.path.abspath(path) for path in find_files(Path(source), shards)]  # noqa: PTH100 - links are kept
+    storage, path = connect(source)
+    if urlsplit(source).scheme in WEB:
+        return [source]
+    if any(character in path for character in "*?["):
+        found = storage.glob(path)
+    elif storage.isdir(path):
+        found = storage.ls(path, detail=False)
+    elif storage.exists(path):
+        return [source]
+    else:
+        raise DataError(f"{source}: no such file or folder; check the URL")
+    urls = sorted((storage.unstrip_protocol(each) for each in found), key=natural_key)
+    selected = [url for url in urls if suffix(url) in SUFFIXES or suffix(url) in shards]
+    if not selected:
+        raise DataError(
+            f"{source}: found no image among {counted(len(urls), 'file')} ({listed(urls, 3)}); expected images, or "
+            f"shards ({' '.join(shards)})"
+        )
+    return selected

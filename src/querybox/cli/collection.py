@@ -1,0 +1,121 @@
+"""``querybox predict --ray``: collections of any size, on one machine or a cluster."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from querybox.cli.model import load_model, require_order
+from querybox.cli.progress import progress_bar
+from querybox.cli.streams import print_text
+from querybox.errors import ConfigError
+from querybox.precision import Precision
+from querybox.text import counted
+
+WITH_ERRORS = 1
+"""Exit code if some of the images could not be read."""
+
+
+def predict_collection(
+    model: Path,
+    sources: Sequence[str],
+    output: str,
+    options: Mapping[str, Any],
+    others: Mapping[str, bool],
+    precision: Precision,
+    trust: bool,
+    *,
+    ray: str | None,
+    workers: int | None,
+    allow_network: bool,
+) -> int:
+    """Predict what has not been predicted by an earlier call, and return the exit code.
+
+    Args:
+        model: As for `querybox predict`, as the following ones.
+        sources: Images, folders, patterns and shards.
+        output: Path or URL of the folder of the Parquet files.
+        options: See `querybox.bulk.rows.Options`.
+        others: Whether options of the command that have no meaning here are given, by name.
+        precision: Precision of a checkpoint's computations.
+        trust: Whether a .pt2 file may execute code.
+        ray: See `address` of `querybox.bulk.cluster.cluster`.
+        workers: Number of processes; None for one for each GPU or core.
+        allow_network: Whether URLs may be opened.
+    """
+    from querybox.arguments import require_number
+    from querybox.bulk.cluster import cluster
+    from querybox.bulk.rows import Options
+    from querybox.bulk.run import predict_parts, prepare
+    from querybox.data.tiling import Tiling
+
+    if ray is None:
+        raise ConfigError("querybox predict got --workers without --ray; add --ray local, or omit it")
+    if given := [name for name, value in others.items() if value]:
+        raise ConfigError(f"querybox predict got {given[0]} with --ray, which writes Parquet files; omit it")
+    require_order("querybox predict", model, sources)
+    require_consent((*sources, output), allow_network=allow_network)
+    if workers is not None:
+        require_number("predict", "workers", workers, 1, whole=True)
+    values = Options(**options)
+    model = model.absolute() if model.exists() else model
+    load = partial(load_model, model, trusted=trust, precision=precision)
+    Tiling.of(values.tile, values.overlap, load().preprocessing)  # a model that cannot be read ends it here
+    plan = {"model": model_digest(model), "precision": precision, **asdict(values)}
+    collection = prepare(sources, output, plan)
+    left = collection.left()
+    total: Counter[str] = Counter()
+    if left:
+        with cluster(ray, workers), progress_bar(len(left), "Parts") as advance:
+            processes, gpus = resources(model, workers)
+            for tally in predict_parts(left, collection.output, load, values, processes, gpus):
+                total += tally
+                advance(tally)
+    return summarise(total, len(collection.parts), len(left), output)
+
+
+def require_consent(places: Sequence[str], *, allow_network: bool) -> None:
+    """Check that URLs are only given if connections are allowed.
+
+    Raises:
+        ConfigError: There is a URL.
+    """
+    from querybox.bulk.storage import is_url
+
+    if not allow_network and (urls := [place for place in places if is_url(place)]):
+        raise ConfigError(f"{urls[0]}: is a URL, which is not opened unasked; add --allow-network")
+
+
+def model_digest(model: Path) -> str:
+    """Return the SHA-256 of the files of a model."""
+    from querybox.checkpoints.find import find_weights, is_exported
+    from querybox.tuning.choice import digest_of, files_of
+
+    return digest_of(*(files_of(model) if is_exported(model) else [find_weights(model)]))
+
+
+def resources(model: Path, workers: int | None) -> tuple[int, float]:
+    """Return the number of processes, and how many GPUs each has; 0 for one core of a CPU."""
+    import ray
+
+    from querybox.checkpoints.find import is_exported
+
+    available = ray.cluster_resources()
+    gpus = 0 if is_exported(model) else int(available.get("GPU", 0))
+    processes = workers or gpus or max(1, int(available.get("CPU", 1)))
+    return processes, 1 / math.ceil(processes / gpus) if gpus else 0
+
+
+def summarise(total: Counter[str], parts: int, left: int, output: str) -> int:
+    """Print what was found in this call, and return the exit code."""
+    errors = total["errors"]
+    read = f"Found {total['objects']:,} objects in {counted(total['images'] - errors, 'image')}"
+    failed = f", {errors:,} could not be read" if errors else ""
+    before = f"; {parts - left:,} of {counted(parts, 'part')} had been done before" if left < parts else ""
+    print_text(f"{read}{failed}{before}. Results are in {output}")
+    return WITH_ERRORS if errors else 0
