@@ -65,7 +65,11 @@ KINDS = {
         "excluded; write the folders into the names, or remove the copies",
     ),
     "broken_image": FindingKind("warning", "files that are corrupt or not images", _REPLACE),
-    "too_large_image": FindingKind("warning", "images with too many pixels", "excluded; make them smaller"),
+    "too_large_image": FindingKind(
+        "warning",
+        "images with too many pixels",
+        "excluded; make them smaller, or save them as TIFFs and train on tiles, data.tile=640",
+    ),
     "other_size": FindingKind(
         "warning",
         "images whose size differs from that in the annotations",
