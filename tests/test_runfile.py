@@ -6,6 +6,7 @@ import pytest
 
 from querybox.errors import ConfigError
 from querybox.runfile import merge, parse_yaml, read_overrides, read_run_file
+from querybox.training import RunSettings
 
 
 def test_yaml_is_read_as_version_1_2() -> None:
@@ -77,6 +78,14 @@ def test_paths_start_from_the_folder_of_the_run_file(tmp_path: Path) -> None:
     }
     path.write_text("model: {backbone_weights: resnet.safetensors}")
     assert read_run_file(path) == {"model": {"backbone_weights": str(tmp_path / "resnet.safetensors")}}
+
+
+def test_an_empty_path_is_not_the_folder_of_the_run_file(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("data: {train: '', val: ''}\noutput: ''\nweights: ''\n")
+    values = read_run_file(tmp_path / "run.yaml")
+    assert values == {"data": {"train": "", "val": ""}, "output": "", "weights": ""}
+    with pytest.raises(ConfigError, match=r"'data\.train' got ''.*'data\.val'.*'weights'.*'output' got ''"):
+        RunSettings.parse(values)
 
 
 def test_empty_run_file(tmp_path: Path) -> None:

@@ -105,13 +105,21 @@ def read_run_file(path: Path, names: Collection[str] = ()) -> Values:
 
 
 def resolve_paths(values: Values, folder: Path, prefix: str = "") -> Values:
-    """Return `values` with the relative paths among them resolved against `folder`; see `PATHS`."""
+    """Return `values` with the relative paths among them resolved against `folder`; see `PATHS`.
+
+    An empty one is kept, which settings refuse: it would be the folder.
+    """
     result: Values = {}
     for name, value in values.items():
         dotted = f"{prefix}{name}"
         if isinstance(value, dict):
             value = resolve_paths(value, folder, f"{dotted}.")
-        elif dotted in PATHS and isinstance(value, str) and value not in NOT_PATHS and "://" not in value:
+        elif (
+            dotted in PATHS
+            and isinstance(value, str)
+            and value not in ("", *NOT_PATHS)
+            and "://" not in value
+        ):
             value = value if value.startswith("~") else str(folder / value)
         result[name] = value
     return result

@@ -93,6 +93,7 @@ def test_a_dataset_trains_with_the_defaults(
     [
         ([], "ConfigError: command line: got no dataset; expected the path of a dataset or of a run file"),
         (["train.lr=1"], "ConfigError: command line: got no dataset"),
+        (["nothing.yaml"], "ConfigError: nothing.yaml: names no dataset; expected one: data: {train: PATH}"),
         (["missing.yaml"], "ConfigError: missing.yaml: cannot be read"),
         (["missing"], "missing: no such file or folder"),
         (["RUN", "train.epohcs=1"], "unknown setting 'train.epohcs'. Did you mean 'train.epochs'?"),
@@ -118,6 +119,7 @@ def test_bad_input_is_told_in_one_line(
     empty = json.loads((project / "photos" / "annotations" / "val.json").read_text())
     (tmp_path / "empty.json").write_text(json.dumps({**empty, "annotations": []}))
     (tmp_path / "images").symlink_to(project / "photos" / "images")
+    (tmp_path / "nothing.yaml").write_text("# no settings\n")
     code, out, err = run("train", *(project / "run.yaml" if word == "RUN" else word for word in words))
     assert (code, out) == (2, "")
     last = err.splitlines()[-1]  # warnings about the data may come before it

@@ -41,7 +41,11 @@ def read_settings(
     """
     values = merge(read_target(target, where), nested(overrides, where))
     if "data" not in values:
-        raise ConfigError(f"{where}: got no dataset; expected the path of a dataset or of a run file")
+        raise ConfigError(
+            f"{where}: got no dataset; expected the path of a dataset or of a run file"
+            if target is None
+            else f"{target}: names no dataset; expected one: data: {{train: PATH}}"
+        )
     sources = [str(target)] if isinstance(target, str | Path) else []
     return RunSettings.parse(values, where=" and ".join([*sources, where] if overrides else sources))
 
