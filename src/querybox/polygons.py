@@ -96,7 +96,7 @@ def _in_steps(polygon: Sequence[float] | Float64[np.ndarray, " N"]) -> Float64[n
         raise DataError(
             f"a polygon has {len(values)} values; expected at least six finite numbers, x and y of each vertex"
         )
-    return np.trunc(STEPS * values + 0.5).clip(-_FAR, _FAR)
+    return np.trunc(STEPS * values.clip(-_FAR, _FAR) + 0.5).clip(-_FAR, _FAR)  # no overflow
 
 
 def fill(vertices: Int64[np.ndarray, "V 2"], size: tuple[int, int]) -> Int64[np.ndarray, " T"]:

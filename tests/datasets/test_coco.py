@@ -81,6 +81,15 @@ def test_missing_area_iscrowd_and_size_are_computed(tmp_path: Path, document: Do
     assert [(image.height, image.width) for image in data.images] == [(30, 40), (40, 30)]
 
 
+def test_a_number_beyond_all_others_is_told_in_one_line(tmp_path: Path, document: Document) -> None:
+    document["annotations"] = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10**400, 1, 1, 1]}]
+    with pytest.raises(
+        DataError, match=r"json: bbox\[0\]: Input should be a valid number; expected COCO JSON"
+    ) as told:
+        read_dataset(write(tmp_path, document))
+    assert "\n" not in str(told.value)
+
+
 def test_faulty_boxes_are_dropped_or_cut_and_counted(
     tmp_path: Path, document: Document, caplog: pytest.LogCaptureFixture
 ) -> None:

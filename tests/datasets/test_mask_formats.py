@@ -23,6 +23,7 @@ from querybox.data.read import read_split
 from querybox.data.write import write_split
 from querybox.errors import DataError
 from querybox.masks import Rle, rasterised
+from querybox.polygons import Polygons
 
 IMAGE = Drawn(name="a.png", size=(16, 12), objects=(("cell", (1, 1, 5, 4)), ("cell", (8, 2, 12, 10))))
 SQUARE = [[2, 3], [8, 3], [8, 9], [2, 9]]
@@ -133,6 +134,26 @@ def test_masks_of_labelme(tmp_path: Path) -> None:
     assert "shape 5: a bitmap of 2x3 (height x width) at x 14, y 5" in outside
     assert "shape 6: " in no_png
     assert "shape 7: " in no_base64
+
+
+@pytest.mark.parametrize("hole", [[[0, 0], [16, 0], [16, 12], [0, 12]], [[12, 1], [15, 1], [15, 3]]])
+def test_a_hole_beyond_the_outline_is_no_part_of_the_object(tmp_path: Path, hole: list[list[float]]) -> None:
+    points = {"exterior": SQUARE, "interior": [[], hole]}
+    polygon = {"classTitle": "cell", "geometryType": "polygon", "points": points}
+    write_images(tmp_path / "ds" / "img", [IMAGE])
+    write_json(
+        tmp_path / "ds" / "ann" / "a.png.json", {"size": {"height": 12, "width": 16}, "objects": [polygon]}
+    )
+    data = read_dataset(tmp_path)
+    assert masks_of(data) == []
+    assert data.images[0].boxes_xyxy.tolist() == [[2, 3, 8, 9]]
+    (problem,) = problems(data)
+    assert problem.endswith("object 1: a hole extends beyond the outline; expected holes inside")
+
+
+def test_a_polygon_may_reach_as_far_as_numbers_do() -> None:
+    around = [-1e308, -1e308, 1e308, -1e308, 1e308, 1e308, -1e308, 1e308]
+    assert rasterised(Polygons.of([around]), (12, 16)).mask().all()
 
 
 def test_masks_of_supervisely(tmp_path: Path) -> None:

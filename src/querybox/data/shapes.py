@@ -45,7 +45,16 @@ def union(parts: Sequence[Region | None]) -> Region | None:
 
 
 def with_holes(exterior: Sequence[Point], holes: Sequence[Sequence[Point]]) -> list[Point]:
-    """Return a polygon with holes as one, whose line leads to each hole and back, by the even-odd rule."""
+    """Return a polygon with holes as one, whose line leads to each hole and back, by the even-odd rule.
+
+    Raises:
+        DataError: A hole extends beyond the exterior, whose outside would become the inside there.
+    """
+    x0, y0, x1, y1 = bounding_box(exterior)
+    for hole in filter(None, holes):
+        left, top, right, bottom = bounding_box(hole)
+        if not (x0 - 1 <= left <= right <= x1 + 1 and y0 - 1 <= top <= bottom <= y1 + 1):
+            raise DataError("a hole extends beyond the outline; expected holes inside")
     start = exterior[:1]
     return [*exterior, *(point for hole in holes for point in (*start, *hole, *hole[:1])), *start]
 

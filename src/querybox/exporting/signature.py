@@ -22,6 +22,10 @@ class Port(NamedTuple):
     shape: tuple[int | None, ...]
     """None for an axis of any size. Empty if unknown."""
 
+    def __str__(self) -> str:
+        """Return its description for messages, such as ``uint8 [any, 3, any, any]``."""
+        return f"{self.type} [{', '.join('any' if size is None else str(size) for size in self.shape)}]"
+
 
 INPUTS = {"pixels": Port("uint8", (None, 3, None, None)), "sizes": Port("int64", (None, 2))}
 OUTPUTS = {
