@@ -3,28 +3,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from tiny_models import CATS_AND_DOGS, save_detector
 
 from querybox.cli import main
-from querybox.detector import Detector
-from querybox.structures import Category, Preprocessing
-
-CATEGORIES = [Category(id=3, name="cat"), Category(id=9, name="dog")]
-TINY: dict[str, Any] = {
-    "backbone": "test_resnet",
-    "width": 16,
-    "heads": 2,
-    "feedforward": 32,
-    "encoder_layers": 1,
-    "decoder_layers": 2,
-    "queries": 8,
-}
-"""Settings of the recipe that make a model for tests."""
 
 Run: TypeAlias = Callable[..., tuple[int, str, str]]
 
@@ -32,22 +18,14 @@ Run: TypeAlias = Callable[..., tuple[int, str, str]]
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved detector with random weights that knows cats and dogs."""
-    return save(tmp_path_factory.mktemp("model"), TINY)
+    return save_detector(tmp_path_factory.mktemp("model") / "model.safetensors", 32, 64)
 
 
 @pytest.fixture(scope="session")
 def public_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a backbone that the public layouts know."""
-    return save(tmp_path_factory.mktemp("public_model"), {**TINY, "backbone": "resnet18.tv_in1k"})
-
-
-def save(folder: Path, settings: dict[str, Any]) -> Path:
-    """Save a detector with random weights, and return its file."""
-    torch.manual_seed(0)
-    detector = Detector.from_recipe("detr_r18", categories=CATEGORIES, **settings)
-    detector.preprocessing = Preprocessing(short_side=32, long_side=64)
-    detector.save(folder / "model.safetensors")
-    return folder / "model.safetensors"
+    folder = tmp_path_factory.mktemp("public_model")
+    return save_detector(folder / "model.safetensors", 32, 64, backbone="resnet18.tv_in1k")
 
 
 @pytest.fixture(scope="session")
@@ -65,12 +43,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 folder / "images" / name
             )
             images.append({"id": number, "file_name": name, "width": 60, "height": 40})
-            category = CATEGORIES[number % 2].id
+            category = CATS_AND_DOGS[number % 2].id
             box = [5.0, 6.0, 30.0, 20.0]
             annotations.append({"id": number, "image_id": number, "category_id": category, "bbox": box})
         if split == "train":
             annotations.append({"id": 99, "image_id": 1, "category_id": 3, "bbox": [1, 1, 0, 5]})
-        categories = [{"id": category.id, "name": category.name} for category in CATEGORIES]
+        categories = [{"id": category.id, "name": category.name} for category in CATS_AND_DOGS]
         content = {"images": images, "annotations": annotations, "categories": categories}
         (folder / "annotations" / f"{split}.json").write_text(json.dumps(content))
     return folder

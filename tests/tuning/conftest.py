@@ -3,10 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
+from tiny_models import save_detector
 
-from querybox.detector import Detector
-from querybox.structures import Category, Preprocessing
 from querybox.tuning import machine, search
 from querybox.tuning.choice import Candidate
 from querybox.tuning.machine import Machine
@@ -25,21 +23,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     """A saved detector with random weights."""
-    torch.manual_seed(0)
-    detector = Detector.from_recipe(
-        "detr_r18",
-        categories=[Category(id=3, name="cat"), Category(id=9, name="dog")],
-        backbone="test_resnet",
-        width=16,
-        heads=2,
-        feedforward=32,
-        encoder_layers=1,
-        decoder_layers=2,
-        queries=8,
-    )
-    detector.preprocessing = Preprocessing(short_side=64, long_side=96)
-    detector.save(tmp_path / "model.safetensors")
-    return tmp_path / "model.safetensors"
+    return save_detector(tmp_path / "model.safetensors", 64, 96)
 
 
 @pytest.fixture
