@@ -35,6 +35,12 @@ def pages_of(entry: Any) -> Iterator[str]:
             yield from pages_of(below)
 
 
+def test_every_guide_is_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    guides = sorted(path.name for path in (ROOT / "docs" / "guides").glob("*.md"))
+    assert [name for name in guides if f"docs/guides/{name}" not in readme] == []
+
+
 def test_every_local_link_leads_somewhere() -> None:
     pages = [*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
     broken = [
