@@ -18,9 +18,9 @@ from benchmarks.setup import EXAMPLE, Setup, detector, images, pixels, targets
 from querybox.data import Batch, read_dataset, train_loader
 from querybox.detector import Detector
 from querybox.fast.memory import retain_freed_memory
+from querybox.interrupt import StopRequest
 from querybox.losses.criterion import Criterion
 from querybox.structures import ImageBatch
-from querybox.training.interrupt import StopRequest
 from querybox.training.loop import Trainer
 from querybox.training.processes import start_processes
 from querybox.training.settings import RunSettings, TrainSettings

@@ -38,6 +38,7 @@ def test_the_public_api_is_exact() -> None:
         "DetectorOutput",
         "HungarianMatcher",
         "ImageBatch",
+        "LiveStream",
         "Predictions",
         "Preprocessing",
         "QueryboxError",

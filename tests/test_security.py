@@ -13,7 +13,11 @@ SOURCE = Path(__file__).parent.parent / "src" / "querybox"
 CALLS = {
     # With a list of formats, of regular files only.
     "Image.open": ["data/bitmaps.py", "data/deep.py", "data/image.py", "data/tiff.py"],
-    "av.open": ["inference/video.py", "inference/writers.py"],  # with lists of formats and protocols
+    "av.open": [
+        "inference/reader.py",
+        "inference/video.py",
+        "inference/video_file.py",
+    ],  # with lists of formats and protocols
     "print": ["cli/streams.py"],  # without control characters
     "sys.stdout.write": [],
     "sys.stderr.write": ["cli/streams.py"],

@@ -10,11 +10,11 @@ from rich.console import Console
 
 from benchmarks.convergence.curves import Watch
 from querybox.data import DetectionData, train_loader
+from querybox.interrupt import StopRequest
 from querybox.runfile import merge, read_run_file
 from querybox.training import RunSettings
 from querybox.training.checkpoint import Progress
 from querybox.training.display import Display
-from querybox.training.interrupt import StopRequest
 from querybox.training.loop import Trainer
 from querybox.training.processes import start_processes
 from querybox.training.start import build_detector, resolve

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from querybox.exporting import export
     from querybox.inference.detections import Detections
     from querybox.inference.draw import draw
+    from querybox.inference.live import LiveStream
     from querybox.inference.predict import predict
     from querybox.losses.criterion import Criterion
     from querybox.losses.matcher import HungarianMatcher
@@ -41,6 +42,7 @@ __all__ = [
     "DetectorOutput",
     "HungarianMatcher",
     "ImageBatch",
+    "LiveStream",
     "Predictions",
     "Preprocessing",
     "QueryboxError",
@@ -68,6 +70,7 @@ _MODULES = {
     "DetectorOutput": "structures",
     "HungarianMatcher": "losses.matcher",
     "ImageBatch": "structures",
+    "LiveStream": "inference.live",
     "Predictions": "structures",
     "Preprocessing": "structures",
     "QueryboxError": "errors",

@@ -32,6 +32,7 @@ from torture import (
     processes,
     serving,
     settings,
+    streams,
     values,
     videos,
 )
@@ -52,6 +53,7 @@ PARTS: dict[str, Sequence[Case]] = {
     "serving": serving.CASES,
     "values": values.CASES,
     "videos": videos.CASES,
+    "streams": streams.CASES,
     "predictions": predictions.CASES,
 }
 """By the name of the part; each module of this package has one."""

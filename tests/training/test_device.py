@@ -22,12 +22,12 @@ from torch import Tensor
 from querybox.data import Batch, read_dataset, train_loader
 from querybox.detector import Detector
 from querybox.inference.engine import accelerator
+from querybox.interrupt import StopRequest
 from querybox.losses.criterion import Criterion
 from querybox.pixels import pad
 from querybox.precision import ComputedPrecision
 from querybox.structures import ImageBatch, Target
 from querybox.training import RunSettings, loop, train
-from querybox.training.interrupt import StopRequest
 from querybox.training.loop import Trainer
 from querybox.training.processes import start_processes
 

@@ -15,9 +15,9 @@ from querybox.detector import Detector
 from querybox.diagnosis import Diagnosis, diagnose
 from querybox.diagnosis.record import read_record
 from querybox.errors import NonFiniteError
+from querybox.interrupt import StopRequest
 from querybox.runfile import read_run_file
 from querybox.training import RunSettings, train
-from querybox.training.interrupt import StopRequest
 from querybox.training.loop import Trainer
 from querybox.training.record import evaluate_and_record
 

@@ -10,10 +10,10 @@ import torch
 
 from querybox import Detector, precision
 from querybox.data import DataSettings
+from querybox.duration import format_duration
 from querybox.errors import ConfigError
 from querybox.models import DEIM_RECIPES, RECIPES
 from querybox.training import RunSettings, TrainSettings, processes
-from querybox.training.duration import format_duration
 from querybox.training.processes import training_device
 from querybox.training.start import resolve
 

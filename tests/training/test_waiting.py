@@ -15,10 +15,10 @@ from torch.overrides import TorchFunctionMode
 
 from querybox import targets
 from querybox.data import train_loader
+from querybox.interrupt import StopRequest
 from querybox.structures import Target
 from querybox.training import RunSettings
 from querybox.training.data import check_splits, read_splits
-from querybox.training.interrupt import StopRequest
 from querybox.training.loop import Trainer
 from querybox.training.processes import start_processes
 from querybox.training.start import build_detector, resolve

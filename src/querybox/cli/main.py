@@ -56,7 +56,7 @@ EPILOGUE = """`--debug` with any command: show the stack trace of an error.
 
 Exit codes: 0 success; 1 success, but there are problems in the data (validate, predict); 2 an error, with a one-line
 message that says how to fix it; 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP, once training has written its
-checkpoint. If querybox shows a stack trace, this is a bug: please report it.
+checkpoint, or predict what it found in a live source. If querybox shows a stack trace, this is a bug: please report it.
 """
 
 
@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         printed to stderr in one line, 130 after Ctrl-C, or 141 if the reader of standard output has gone.
 
     Raises:
-        SystemExit: SIGTERM or SIGHUP stopped training; the code is 143 or 129.
+        SystemExit: SIGTERM or SIGHUP stopped training, or predict in a live source; the code is 143 or 129.
     """
     prepare_platform()
     words = list(sys.argv[1:] if arguments is None else arguments)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from cyclopts import Parameter
 
 from querybox.cli.collection import predict_collection
+from querybox.cli.live import LIVE_FORMATS, live_stream, predict_live
 from querybox.cli.streams import print_text, write_stderr
 from querybox.errors import ConfigError
 from querybox.files import leftovers, remove_leftovers
@@ -21,13 +22,14 @@ from querybox.precision import Precision
 if TYPE_CHECKING:
     from querybox.errors import ImageError
     from querybox.inference.detections import Detections
+    from querybox.inference.engine import Engine
     from querybox.inference.writers import AddDetections
     from querybox.structures import Category
 
     TableWriter: TypeAlias = Callable[[Path], AbstractContextManager[AddDetections]]
 
 FORMATS = ("pictures", "coco", "csv", "yolo", "masks", "panoptic", "mot")
-DEFAULT_FORMATS = FORMATS[:3]
+"""The first three are the default ones."""
 UNREADABLE_FILES = 1
 """Exit code if some of the files could not be read."""
 
@@ -45,7 +47,9 @@ def predict(
     overlap: float = 0.2,
     track: Annotated[bool, Parameter(negative="")] = False,
     tracker: TrackerName | None = None,
-    format: str = ",".join(DEFAULT_FORMATS),  # noqa: A002 - the option's name
+    duration: str | None = None,
+    max_frames: int | None = None,
+    format: str | None = None,  # noqa: A002 - the option's name
     batch_size: int = 8,
     precision: Precision = "float32",
     tuned: Annotated[bool, Parameter(negative="")] = False,
@@ -54,7 +58,7 @@ def predict(
     workers: int | None = None,
     allow_network: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
-    """Detect objects in images and videos.
+    """Detect objects in images, videos, cameras and streams.
 
     The output folder receives the images and videos with boxes drawn, detections.json (COCO, with an annotation per
     detection) and detections.csv. Files that cannot be read are reported and skipped, and the exit code is 1.
@@ -67,6 +71,8 @@ def predict(
     querybox predict run aerial/ --tile 640              # small objects in large images
     querybox predict run aerial/ --tile auto             # the same, in tiles that suit the objects of the training
     querybox predict run clip.mp4 --track                # number the objects of a video
+    querybox predict run 0 --duration 10m                # the first camera of this machine
+    querybox predict run rtsp://camera/1 --allow-network # a stream
     querybox predict run 'shards/*.tar' --ray local      # millions of images, by several processes
     ```
 
@@ -76,8 +82,9 @@ def predict(
     Args:
         model: A checkpoint of any layout, a run folder (its best model, or else its last), or an exported model
             (.onnx, .xml for OpenVINO, .pt2 for PyTorch).
-        sources: Images, videos, folders or patterns; with --ray images, .tar files of images (WebDataset) and Parquet
-            files with embedded images, by path, folder, pattern or URL.
+        sources: Images, videos, folders or patterns; or a camera (its index, such as 0, or /dev/video0), or a stream
+            (rtsp://, http:// or https://), of which the newest frame is processed until Ctrl-C. With --ray images, .tar
+            files of images (WebDataset) and Parquet files with embedded images, by path, folder, pattern or URL.
         output: Folder for the results: a new or an empty one; with --ray also a URL, or the folder to continue.
         overwrite: Allow a folder that is not empty; files in it with the names of new ones are replaced.
         threshold: Minimum score of detections (0-1).
@@ -90,9 +97,12 @@ def predict(
             and in the tables as track_id.
         tracker: Track with this algorithm: bytetrack (the default of --track), sort or ocsort. bytetrack also finds
             objects whose score sinks below the threshold, down to 0.1, while it tracks them.
-        format: Outputs to write, separated by commas: pictures, coco and csv; yolo for label files in labels/, with
-            polygons if the model has masks; masks for a PNG of the masks of each image in masks/; panoptic for COCO's
-            panoptic.json and PNGs; mot for a text file of the tracks in each video in mot/, as in the MOT Challenge.
+        duration: Process a camera or stream for this long, such as 90s or 1h30m; without an end by default.
+        max_frames: Process this number of frames of a camera or stream.
+        format: Outputs to write, separated by commas: pictures, coco and csv (the default); yolo for label files in
+            labels/, with polygons if the model has masks; masks for a PNG of the masks of each image in masks/;
+            panoptic for COCO's panoptic.json and PNGs; mot for a text file of the tracks in each video in mot/, as in
+            the MOT Challenge. Of a camera or stream: csv (the default), pictures and mot.
         batch_size: Maximum number of images per forward pass on an accelerator.
         precision: Precision of a checkpoint's computations: float32, bf16, fp16, or auto. auto is bf16 if the device
             computes it natively, otherwise float32. bf16 and fp16 are less accurate, and faster only on such devices.
@@ -102,36 +112,62 @@ def predict(
         ray: Predict with Ray: local on all cores or GPUs of this machine; or the address of a cluster, HOST:PORT, or
             auto on one of its machines.
         workers: Number of processes with --ray, each of which holds the model; one for each GPU or core by default.
-        allow_network: Open the URLs among the sources and --output, of http, https, or of a storage such as s3. Off by
-            default.
+        allow_network: Connect to the stream that is named; with --ray, open the URLs among the sources and --output, of
+            http, https, or of a storage such as s3. Off by default.
     """
     algorithm = tracker or ("bytetrack" if track else None)
-    formats = read_formats(format, tracking=algorithm is not None)
     if not sources:
         raise ConfigError("querybox predict got no sources; expected images, videos, folders or patterns")
     options: dict[str, Any] = {"threshold": threshold, "top_k": top_k, "nms": nms, "batch_size": batch_size}
     options |= {"tile": tile, "overlap": overlap}
     if ray is not None or workers is not None:
         others = {"--overwrite": overwrite, "--tuned": tuned, "--track": algorithm is not None}
-        others["--format"] = tuple(formats) != DEFAULT_FORMATS
+        limits = {"--format": format, "--max-frames": max_frames, "--duration": duration}
+        others |= {name: value is not None for name, value in limits.items()}
         place: dict[str, Any] = {"ray": ray, "workers": workers, "allow_network": allow_network}
         return predict_collection(model, sources, output, options, others, precision, trust, **place)
+    stream = live_stream(model, sources, allow_network, max_frames, duration)
+    formats = read_formats(format, tracking=algorithm is not None, live=stream is not None)
     from querybox.cli.model import load_model, require_order
-    from querybox.inference.predict import predict as run
     from querybox.inference.sources import find_files
     from querybox.inference.writers import drawing_paths
 
     require_order("querybox predict", model, sources)
-    files = [file for source in sources for file in find_files(Path(source))]
-    folder = Path(output)
-    pictures = drawing_paths(files, folder) if "pictures" in formats else []
-    check_output(folder, overwrite=overwrite)
+    files = [] if stream else [file for source in sources for file in find_files(Path(source))]
+    pictures = drawing_paths(files, Path(output)) if "pictures" in formats else []
+    folder = new_folder(Path(output), overwrite=overwrite)
     detector = load_model(model, trusted=trust, precision=precision, tuned=tuned)
+    options["track"] = algorithm
+    if stream is not None:
+        return predict_live(stream, detector, formats, folder, options)
+    return predict_files(files, pictures, detector, formats, folder, options)
+
+
+def predict_files(
+    files: Sequence[Path],
+    pictures: Sequence[Path],
+    detector: Engine,
+    formats: Collection[str],
+    output: Path,
+    options: Mapping[str, Any],
+) -> int:
+    """Detect objects in images and videos, write the results, and return the exit code.
+
+    Args:
+        files: The images and videos.
+        pictures: Path of the drawing of each file, if they are drawn.
+        detector: The model.
+        formats: Names of `FORMATS`.
+        output: Folder for the results.
+        options: Arguments of `querybox.predict`.
+    """
+    from querybox.inference.predict import predict as run
+
     unreadable: list[ImageError] = []
-    results = run(detector, files, **options, track=algorithm, on_error=unreadable.append)
-    writers = table_writers(formats, files, detector.categories, tracking=algorithm is not None)
-    tally = write_results(results, writers, formats, files, pictures, folder, detector.categories)
-    return summarise(tally, files, unreadable, folder)
+    results = run(detector, files, **options, on_error=unreadable.append)
+    tables = table_writers(formats, files, detector.categories, tracking=options["track"] is not None)
+    tally = write_results(results, tables, formats, files, pictures, output, detector.categories)
+    return summarise(tally, files, unreadable, output)
 
 
 def write_results(
@@ -218,13 +254,18 @@ def image_writers(
         yield stack.enter_context(mot_files(output, names))
 
 
-def check_output(output: Path, *, overwrite: bool) -> None:
-    """Raise ConfigError if the output folder exists and is not empty, unless `overwrite`."""
+def new_folder(output: Path, *, overwrite: bool) -> Path:
+    """Return the output folder.
+
+    Raises:
+        ConfigError: It exists and is not empty, without `overwrite`.
+    """
     if not overwrite and output.is_dir() and set(output.iterdir()) != set(leftovers(output)):
         raise ConfigError(
             f"{output}: the folder is not empty; expected a new one, so that results are not mixed: set another "
             "--output, or replace files of the same names with --overwrite"
         )
+    return output
 
 
 def remove_older(output: Path, tables: Iterable[str]) -> None:
@@ -247,17 +288,21 @@ def summarise(
     return UNREADABLE_FILES if unreadable else 0
 
 
-def read_formats(text: str, *, tracking: bool) -> list[str]:
-    """Split a comma-separated list of formats.
+def read_formats(text: str | None, *, tracking: bool, live: bool) -> list[str]:
+    """Split a comma-separated list of formats; None for the default ones.
 
     Raises:
-        ConfigError: A format is unknown, or is that of tracks without tracking.
+        ConfigError: A format is unknown, is that of tracks without tracking, or cannot be written for a live source.
     """
+    if text is None:
+        return list(LIVE_FORMATS[:1] if live else FORMATS[:3])
     formats = [part.strip() for part in text.split(",")]
+    known = LIVE_FORMATS if live else FORMATS
     for name in formats:
-        if name not in FORMATS:
+        if name not in known:
+            where = " for a live source, which has no end" if live and name in FORMATS else ""
             raise ConfigError(
-                f"--format got '{name}'; expected one or more of {', '.join(FORMATS)}, separated by commas"
+                f"--format got '{name}'{where}; expected one or more of {', '.join(known)}, separated by commas"
             )
     if "mot" in formats and not tracking:
         raise ConfigError("--format got 'mot', the format of tracks, without tracking; add --track")

@@ -53,6 +53,9 @@ class Detections:
     track_ids: Int[Tensor, " N"] | None = None
     """Number of the track of each object, 1, 2 ... in each video; 0 = in no track (yet). None without tracking."""
 
+    time: float | None = None
+    """When a live source yielded the frame, in seconds since 1970-01-01 00:00 UTC; None for files."""
+
     def __len__(self) -> int:
         return len(self.scores)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -16,10 +17,11 @@ from querybox.data.transforms import resize
 from querybox.errors import ImageError, PredictionError
 from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine, evaluating
+from querybox.inference.live import LiveStream
 from querybox.inference.masks import detection_masks
 from querybox.inference.optimized import fastest
 from querybox.inference.postprocess import postprocess
-from querybox.inference.sources import Frame, Source, find_sources, read_frames
+from querybox.inference.sources import Frame, Pixels, Source, find_sources, read_frames
 from querybox.inference.tiles import View, merged
 from querybox.inference.trackers import TrackerName, lowest_score
 from querybox.inference.tracking import require_tracking, tracked
@@ -39,6 +41,8 @@ class Input:
     """(height, width) of the original image, or of its tile, in pixels."""
     view: View | None = None
     """See `Frame.view`."""
+    time: float | None = None
+    """See `Detections.time`."""
     pixels: UInt8[Tensor, "3 h w"]
     """Resized RGB image."""
 
@@ -50,7 +54,7 @@ class Input:
 
 def predict(
     model: Engine,
-    sources: Source | Sequence[Source],
+    sources: Source | Sequence[Source] | LiveStream,
     *,
     threshold: float = 0.5,
     top_k: int = 100,
@@ -73,7 +77,8 @@ def predict(
 
     Args:
         model: A `Detector`, its optimised copy, an exported model, or another `Engine`.
-        sources: Files, folders, globs, videos or images in memory; see `querybox.inference.sources.find_sources`.
+        sources: Files, folders, globs, videos or images in memory; see `querybox.inference.sources.find_sources`. Or an
+            open `LiveStream`, whose frames are detected in one at a time.
         threshold: Minimum score of detections (0-1).
         top_k: Maximum number of detections per image, or with `tile` of each tile and of the whole image.
         nms: IoU threshold (0-1) of class-wise non-maximum suppression; None for no suppression.
@@ -101,7 +106,11 @@ def predict(
     require_number("predict", "threshold", threshold, 0, 1)
     if nms is not None:
         require_number("predict", "nms", nms, 0, 1)
-    found = find_sources(sources)
+    found: list[Path | Pixels | LiveStream] = []
+    if isinstance(sources, LiveStream):
+        found, batch_size = [sources], 1  # its next frame is taken when this one has been processed
+    else:
+        found += find_sources(sources)
     lowest = threshold
     if track is not None:
         require_tracking(track, found)
@@ -155,7 +164,14 @@ def prepare(frames: Iterable[Frame], preprocessing: Preprocessing) -> Iterator[I
         resized = resize(
             frame.pixels, preprocessing.short_side, preprocessing.long_side, preprocessing.resizing
         )
-        yield Input(position=position, source=frame.source, size=frame.size, view=frame.view, pixels=resized)
+        yield Input(
+            position=position,
+            source=frame.source,
+            size=frame.size,
+            view=frame.view,
+            time=frame.time,
+            pixels=resized,
+        )
 
 
 def batch_by_shape(inputs: Iterable[Input], batch_size: int) -> Iterator[list[Input]]:
@@ -234,6 +250,7 @@ def to_detections(
             size=item.size,
             source=item.source,
             pixel_range=engine.preprocessing.pixel_range,
+            time=item.time,
         ).above(threshold)
         for row, item in enumerate(batch)
     ]

@@ -23,8 +23,10 @@ from querybox.data.image import read_image
 from querybox.data.locate import iterate_files
 from querybox.data.tiff import is_read_in_parts, open_tiff
 from querybox.data.tiling import Tiling
-from querybox.errors import DataError, ImageError
+from querybox.errors import ConfigError, DataError, ImageError
 from querybox.files import require_regular
+from querybox.inference.address import find_address
+from querybox.inference.live import LiveStream
 from querybox.inference.tiles import View
 from querybox.inference.video import SUFFIXES as VIDEO_SUFFIXES
 from querybox.inference.video import decode_video, open_video
@@ -52,6 +54,8 @@ class Frame:
     """RGB; reduced if the image is too large."""
     view: View | None = None
     """Which part of the image this is; None for all of an image without tiles."""
+    time: float | None = None
+    """See `Detections.time`."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -75,7 +79,7 @@ def find_sources(sources: Source | Sequence[Source]) -> list[Path | Pixels]:
             ``[h, w, 3]`` or a uint8 tensor ``[3, h, w]``); or a sequence of those.
 
     Raises:
-        ConfigError: A source is of another type.
+        ConfigError: A source is of another type, or the address of a live source.
         DataError: A path does not exist, or a folder or glob contains no image.
     """
     if isinstance(sources, SOURCE_TYPES):
@@ -84,6 +88,11 @@ def find_sources(sources: Source | Sequence[Source]) -> list[Path | Pixels]:
     found: list[Path | Pixels] = []
     for source in sources:
         require_type("predict", source, SOURCE_TYPES, EXPECTED)
+        if address := find_address(source):
+            raise ConfigError(
+                f"{address.name}: is a live source, which has no end; open it with querybox.LiveStream, or use "
+                "`querybox predict`"
+            )
         if isinstance(source, str | Path):
             found += find_files(require_path("predict", source, "an image, a video or a folder"))
         else:
@@ -175,7 +184,7 @@ def is_video(source: Path | Pixels) -> bool:
 
 
 def read_frames(
-    sources: Iterable[Path | Pixels],
+    sources: Iterable[Path | Pixels | LiveStream],
     on_error: Callable[[ImageError], object] | None = None,
     *,
     pixel_range: PixelRange | None = None,
@@ -184,8 +193,9 @@ def read_frames(
     """Read frames lazily, one at a time; a video is never in memory as a whole.
 
     Args:
-        sources: Files and images in memory.
-        on_error: Called with the error of each file that cannot be read, which is skipped; None to raise it.
+        sources: Files, images in memory and live sources.
+        on_error: Called with the error of each file or live source that cannot be read (any more), which is skipped;
+            None to raise it.
         pixel_range: See `Preprocessing.pixel_range`.
         tiling: The tiles that each image is divided into; None for none.
 
@@ -193,12 +203,15 @@ def read_frames(
         ImageError: An image or a video cannot be read, or an image in memory is not uint8 RGB.
     """
     for source in sources:
-        if not isinstance(source, Path):
+        if not isinstance(source, Path | LiveStream):
             pixels = as_pixels(source).cpu()  # the EXIF orientation is not applied
             yield from views(Frame(source="", pixels=pixels), tiling)
             continue
         try:
-            yield from read_file(source, pixel_range, tiling)
+            if isinstance(source, LiveStream):
+                yield from read_live(source, tiling)
+            else:
+                yield from read_file(source, pixel_range, tiling)
         except ImageError as error:
             if on_error is None:
                 raise
@@ -269,6 +282,13 @@ def read_video(path: Path) -> Iterator[Frame]:
     """Read every frame of a video; see `decode_video`."""
     for number, pixels in enumerate(decode_video(path)):
         yield Frame(source=f"{path}#{number}", pixels=as_pixels(pixels))
+
+
+def read_live(stream: LiveStream, tiling: Tiling | None) -> Iterator[Frame]:
+    """Read the frames of a live source, in tiles if `tiling` is given."""
+    for each in stream:
+        frame = Frame(source=f"{stream.name}#{each.number}", pixels=as_pixels(each.pixels), time=each.time)
+        yield from views(frame, tiling)
 
 
 def count_frames(sources: Iterable[Path]) -> int | None:

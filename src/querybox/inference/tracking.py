@@ -14,6 +14,7 @@ import torch
 
 from querybox.errors import ConfigError
 from querybox.inference.detections import Detections
+from querybox.inference.live import LiveStream
 from querybox.inference.sources import Pixels, is_video
 from querybox.inference.trackers import TrackerName, make_tracker
 from querybox.inference.video import frame_rate
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
     from trackers.core.base import BaseTracker
 
 
-def require_tracking(name: TrackerName, sources: Sequence[Path | Pixels]) -> None:
+NOMINAL_RATE = 30.0
+"""Frames a second of a live source, for which the trackers' settings were made; its frames have times of their own."""
+
+
+def require_tracking(name: TrackerName, sources: Sequence[Path | Pixels | LiveStream]) -> None:
     """Check that objects can be tracked.
 
     Raises:
@@ -32,13 +37,13 @@ def require_tracking(name: TrackerName, sources: Sequence[Path | Pixels]) -> Non
     if name not in get_args(TrackerName):
         raise ConfigError(f"predict got track={name!r}; expected one of {', '.join(get_args(TrackerName))}")
     for source in sources:
-        if not is_video(source):
+        if not isinstance(source, LiveStream) and not is_video(source):
             image = source if isinstance(source, Path) else "an image in memory"
             raise ConfigError(
                 f"{image}: objects are tracked from frame to frame of a video, and this is an image; expected videos: "
                 "make a video of the images, or omit the tracking"
             )
-    make_tracker(name, 30, 0.5)
+    make_tracker(name, NOMINAL_RATE, 0.5)
 
 
 def tracked(results: Iterable[Detections], name: TrackerName, threshold: float) -> Iterator[Detections]:
@@ -55,7 +60,8 @@ def tracked(results: Iterable[Detections], name: TrackerName, threshold: float) 
     for detections in results:
         video, _, number = detections.source.rpartition("#")
         if video != current or int(number) <= last:
-            tracker = make_tracker(name, float(frame_rate(Path(video))), threshold)
+            rate = frame_rate(Path(video)) if detections.time is None else NOMINAL_RATE
+            tracker = make_tracker(name, float(rate), threshold)
         current, last = video, int(number)
         with_ids = replace(detections, track_ids=next_ids(tracker, detections))
         assert with_ids.track_ids is not None
@@ -72,7 +78,7 @@ def next_ids(tracker: BaseTracker, detections: Detections) -> torch.Tensor:
         class_id=detections.labels.numpy(),
         data={"row": torch.arange(len(detections)).numpy()},  # trackers change the order
     )
-    result = tracker.update(found)
+    result = tracker.update(found, timestamp=detections.time)
     ids = torch.zeros(len(detections), dtype=torch.long)
     if len(result):
         assert result.tracker_id is not None

@@ -17,7 +17,7 @@ from querybox.files import require_regular
 from querybox.text import counted
 
 if TYPE_CHECKING:
-    from av import Packet, VideoStream
+    from av import Packet, VideoFrame, VideoStream
     from av.container import InputContainer
 
 OPTIONS = {
@@ -99,13 +99,18 @@ def decode_video(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
             for frame in frames:
                 progress.frames += 1
                 progress.damaged += frame.is_corrupt
-                turns = round(frame.rotation / 90)  # counter-clockwise; stored by phones
-                yield np.rot90(frame.to_ndarray(format="rgb24"), turns)
+                yield upright(frame)
         if problems := progress.problems(container, stream):
             raise ImageError(
                 f"{path}: the video is cut off or damaged: {', '.join(problems)}; only the "
                 f"{counted(progress.frames, 'frame')} that can be decoded are used: copy or record it again"
             )
+
+
+def upright(frame: VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
+    """Return the pixels of a frame, rotated upright as phones store it."""
+    turns = round(frame.rotation / 90)  # counter-clockwise
+    return np.rot90(frame.to_ndarray(format="rgb24"), turns)
 
 
 def read_packets(container: InputContainer, progress: Progress) -> Iterator[Packet[Any]]:

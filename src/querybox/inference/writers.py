@@ -7,9 +7,11 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from datetime import UTC, datetime
+from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
 import numpy as np
 import torch
@@ -21,21 +23,23 @@ from querybox.files import atomic, write_text
 from querybox.inference.detections import Detections
 from querybox.inference.draw import PALETTE, draw
 from querybox.inference.sources import Frame, is_video, read_video
-from querybox.inference.video import frame_rate, video_address
+from querybox.inference.video import frame_rate
+from querybox.inference.video_file import VideoFile, video_file
 from querybox.masks import mask_numbers
 from querybox.structures import Category
 from querybox.text import to_json
 
 if TYPE_CHECKING:
-    from av import VideoStream
+    from querybox.inference.live import LiveStream
 
 AddDetections: TypeAlias = Callable[[Detections], None]
 """Adds the detections of the next image."""
 
 MAX_PALETTE = 255
 """Number of colours of a palette, without that of the background."""
-CSV_COLUMNS = ("source", "category_id", "name", "score", "left", "top", "right", "bottom", "track_id")
-"""The last one only with tracking."""
+LIVE_RATE = Fraction(30)
+"""Frames a second that the codec assumes for the video of a live source, whose frames have times."""
+CSV_COLUMNS = ("source", "category_id", "name", "score", "left", "top", "right", "bottom")
 
 
 @contextmanager
@@ -110,33 +114,57 @@ def coco_image(detections: Detections, image_id: int) -> dict[str, Any]:
 
 
 @contextmanager
-def csv_file(path: Path, *, tracking: bool = False) -> Iterator[AddDetections]:
-    """Write a CSV file with the columns `CSV_COLUMNS` and a row per detection; the file appears on exit.
+def text_file(path: Path, *, live: bool) -> Iterator[TextIO]:
+    """Open a new text file, which appears on exit; or at once and line by line, if it is that of a live source."""
+    with ExitStack() as stack:
+        if live:
+            path.parent.mkdir(exist_ok=True)
+            path.unlink(missing_ok=True)  # the name alone, if it is a link to another file
+        else:
+            path = stack.enter_context(atomic(path))
+        file = path.open(
+            "x" if live else "w",
+            buffering=1 if live else -1,
+            newline="",
+            encoding="utf-8",
+            errors="backslashreplace",
+        )
+        yield stack.enter_context(file)
 
-    Boxes are in pixels. The track is empty for detections that are in none.
+
+@contextmanager
+def csv_file(path: Path, *, tracking: bool = False, live: bool = False) -> Iterator[AddDetections]:
+    """Write a CSV file with a row per detection; see `text_file`.
+
+    Boxes are in pixels.
+
+    Args:
+        path: The file.
+        tracking: Add the column ``track_id``, which is empty for detections that are in no track.
+        live: Add the column ``time``, in UTC, and write each row at once.
     """
-    columns = CSV_COLUMNS if tracking else CSV_COLUMNS[:-1]
-    with (
-        atomic(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
+    with text_file(path, live=live) as file:
         table = csv.writer(file)
-        table.writerow(columns)
+        table.writerow([*CSV_COLUMNS, *(["track_id"] if tracking else []), *(["time"] if live else [])])
 
         def add(detections: Detections) -> None:
             ids = [detections.categories[label].id for label in detections.labels.tolist()]
             scores, boxes = detections.scores.tolist(), detections.boxes_xyxy.tolist()
+            now = (
+                [] if detections.time is None else [datetime.fromtimestamp(detections.time, UTC).isoformat()]
+            )
             rows = zip(ids, detections.names, scores, boxes, detections.tracks(), strict=True)
             table.writerows(
-                [detections.source, *rest, *box, track or ""][: len(columns)] for *rest, box, track in rows
+                [detections.source, *rest, *box, *([track or ""] if tracking else []), *now]
+                for *rest, box, track in rows
             )
 
         yield add
 
 
 @contextmanager
-def mot_files(folder: Path, names: Mapping[str, str]) -> Iterator[AddDetections]:
-    """Write `mot/NAME.txt` for every video, in the format of results of the MOT Challenge; each appears when complete.
+def mot_files(folder: Path, names: Mapping[str, str], *, live: bool = False) -> Iterator[AddDetections]:
+    """Write `mot/NAME.txt` for every video, in the format of results of the MOT Challenge; see `text_file`.
 
     Older files of these names are removed first.
 
@@ -146,6 +174,7 @@ def mot_files(folder: Path, names: Mapping[str, str]) -> Iterator[AddDetections]
     Args:
         folder: The folder, which exists.
         names: The name of each source.
+        live: Write each line at once.
     """
     paths = {source: folder / "mot" / f"{name}.txt" for source, name in names.items()}
     for path in paths.values():
@@ -158,8 +187,7 @@ def mot_files(folder: Path, names: Mapping[str, str]) -> Iterator[AddDetections]
             if video not in files:
                 stack.close()
                 files.clear()
-                temporary = stack.enter_context(atomic(paths[video]))
-                files[video] = stack.enter_context(temporary.open("w", encoding="utf-8"))
+                files[video] = stack.enter_context(text_file(paths[video], live=live))
             for box, score, track in zip(
                 detections.boxes_xyxy.tolist(), detections.scores.tolist(), detections.tracks(), strict=True
             ):
@@ -282,23 +310,31 @@ def draw_image(source: Path, detections: Detections) -> Image.Image:
 
 def draw_video(source: Path, path: Path, results: Iterator[Detections]) -> None:
     """Draw the detections on every frame of a video; the audio is dropped."""
-    import av
-
-    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    with atomic(path) as temporary, av.open(video_address(temporary), "w", format="mp4") as container:
-        stream = cast("VideoStream", container.add_stream(codec, rate=frame_rate(source)))
-        stream.pix_fmt = "yuv420p"
+    with video_file(path, frame_rate(source)) as file:
         frames = zip(
             readable_frames(source), results, strict=False
         )  # frames first: they end at the end of the video
-        for number, (frame, detections) in enumerate(frames):
-            picture = np.asarray(draw(frame.pixels.permute(1, 2, 0).numpy(), detections))
-            if number == 0:
-                # Codecs require even sizes.
-                stream.height, stream.width = (max(2, side // 2 * 2) for side in picture.shape[:2])
-            even = picture[: stream.height, : stream.width]
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
-        container.mux(stream.encode())
+        for frame, detections in frames:
+            file.add(draw(frame.pixels.permute(1, 2, 0).numpy(), detections))
+
+
+@contextmanager
+def live_video(path: Path, stream: LiveStream) -> Iterator[AddDetections]:
+    """Draw the detections on the frames of a live source that are processed, each for as long as it was the newest.
+
+    The file appears on exit, if there was a frame. An older one is removed first.
+    """
+    path.unlink(missing_ok=True)
+    with ExitStack() as stack:
+        files: list[VideoFile] = []
+
+        def add(detections: Detections) -> None:
+            assert stream.frame is not None
+            if not files:
+                files.append(stack.enter_context(video_file(path, LIVE_RATE)))
+            files[0].add(draw(stream.frame.pixels, detections), stream.frame.time)
+
+        yield add
 
 
 def readable_frames(video: Path) -> Iterator[Frame]:

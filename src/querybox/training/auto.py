@@ -18,10 +18,10 @@ import numpy as np
 from querybox.checkpoints.read import read_checkpoint
 from querybox.data import DataSettings, DetectionData
 from querybox.data.loader import decoded_bytes
+from querybox.duration import format_duration
 from querybox.models import SMALL_RECIPES, Recipe, data_defaults, find, is_small, training_defaults
 from querybox.runfile import merge, read_run_file
 from querybox.text import counted
-from querybox.training.duration import format_duration
 from querybox.training.resources import Resources
 from querybox.training.settings import RunSettings, TrainSettings
 from querybox.training.start import not_inferable

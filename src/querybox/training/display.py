@@ -16,8 +16,8 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from querybox import terminal
+from querybox.duration import format_duration
 from querybox.training.checkpoint import Progress
-from querybox.training.duration import format_duration
 from querybox.training.processes import is_main_process
 from querybox.training.settings import TrainSettings
 

@@ -20,6 +20,7 @@ from querybox.errors import NonFiniteError
 from querybox.evaluation.result import Evaluation
 from querybox.fast.memory import release_freed_memory
 from querybox.fast.training import for_training
+from querybox.interrupt import StopRequest
 from querybox.modules.detector import DetectionTransformer
 from querybox.structures import ImageBatch
 from querybox.training.checkpoint import Progress, RunCheckpoint
@@ -27,7 +28,6 @@ from querybox.training.compiled import compile_backbone, compiler_errors
 from querybox.training.display import Display
 from querybox.training.ema import MovingAverage
 from querybox.training.folder import CHECKPOINT, METRICS
-from querybox.training.interrupt import StopRequest
 from querybox.training.loss import DetectionLoss, object_counts
 from querybox.training.metrics import as_row, write_metrics
 from querybox.training.optim import Schedule, build_optimizer, freeze

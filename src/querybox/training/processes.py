@@ -28,9 +28,9 @@ from querybox.evaluation.result import Evaluation
 from querybox.inference.detections import Detections
 from querybox.inference.engine import accelerator as default_device
 from querybox.inference.optimized import optimize
+from querybox.interrupt import StopRequest
 from querybox.memory import first_line, is_out_of_memory
 from querybox.modules.detector import DetectionTransformer
-from querybox.training.interrupt import StopRequest
 from querybox.training.settings import RunSettings
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from querybox.diagnosis.facts import EvaluationFacts, SplitFacts, describe_parts
 from querybox.diagnosis.record import RECORD, add_to_record
 from querybox.errors import DiskFullError, QueryboxError
 from querybox.evaluation.result import Evaluation
+from querybox.interrupt import StopRequest
 from querybox.modules.detector import DetectionTransformer
 from querybox.training.display import Display
-from querybox.training.interrupt import StopRequest
 from querybox.training.loop import Trainer
 from querybox.training.processes import evaluate_together, translate_process_errors
 from querybox.training.settings import RunSettings

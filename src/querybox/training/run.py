@@ -18,6 +18,7 @@ from querybox.data.tiled import describe_tiles, tiled, with_whole_images
 from querybox.detector import Detector
 from querybox.fast.memory import retain_freed_memory
 from querybox.html import render
+from querybox.interrupt import StopRequest
 from querybox.modules.detector import DetectionTransformer
 from querybox.report import write_report
 from querybox.training.auto import choose, is_auto, with_values_of_run
@@ -27,7 +28,6 @@ from querybox.training.depth import with_depth
 from querybox.training.display import Display, main_console, open_console, print_lines
 from querybox.training.environment import write_environment
 from querybox.training.folder import check_folder, prepare_folder
-from querybox.training.interrupt import StopRequest
 from querybox.training.lock import folder_lock
 from querybox.training.loop import Trainer
 from querybox.training.micro_batches import with_micro_batches

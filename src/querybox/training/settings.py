@@ -14,9 +14,9 @@ from pydantic import (
 )
 
 from querybox.data import DataSettings
+from querybox.duration import Duration
 from querybox.precision import Precision, present_name
 from querybox.settings import PathText, Settings
-from querybox.training.duration import Duration
 
 MAX_COUNT = 2**53
 """Largest number of epochs, updates or images: up to it every integer is a floating-point number."""

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from querybox.training import interrupt
-from querybox.training.interrupt import StopRequest
+from querybox import interrupt
+from querybox.interrupt import StopRequest
 
 
 @pytest.fixture(autouse=True)

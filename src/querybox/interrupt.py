@@ -1,4 +1,4 @@
-"""Handle Ctrl-C, SIGTERM and SIGHUP between training steps."""
+"""Handle Ctrl-C, SIGTERM and SIGHUP between the steps of long work."""
 
 from __future__ import annotations
 

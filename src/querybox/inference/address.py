@@ -1,0 +1,126 @@
+"""Addresses of live sources: cameras of this machine, and streams in the network."""
+
+from __future__ import annotations
+
+import re
+import ssl
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from querybox.errors import ConfigError
+
+CAMERA = re.compile(r"\d{1,2}|/dev/video\d{1,2}")
+"""A camera by its index, or by the name of its device on Linux."""
+DEVICES = {"linux": ("/dev/video", "v4l2"), "darwin": ("", "avfoundation")}
+"""Beginning of the name of a camera before its index, and the input device of FFmpeg, for each platform."""
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(/?)")
+"""With one slash it is also that of an address that was made a path, which must not be printed either."""
+HTTP_FORMATS = "flv,matroska,mpegts,mpjpeg"
+"""Formats of streams over HTTP by FFmpeg's names. Playlists (HLS, DASH) name other hosts that it would connect to."""
+PROTOCOLS: Mapping[str, Mapping[str, str]] = {
+    "http": {"protocol_whitelist": "http,tcp", "format_whitelist": HTTP_FORMATS, "max_redirects": "0"},
+    "https": {
+        "protocol_whitelist": "https,tls,tcp",
+        "format_whitelist": HTTP_FORMATS,
+        "max_redirects": "0",
+        "tls_verify": "1",  # with the authorities of this system, see `authorities`
+    },
+    "rtsp": {"protocol_whitelist": "rtsp,rtp,tcp", "format_whitelist": "rtsp", "rtsp_transport": "tcp"},
+}
+"""What FFmpeg may connect to and read, for each protocol: its options."""
+CURE = "percent-encode the user name and the password (%40 for @, %2F for /), and check the port"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """A live source."""
+
+    name: str
+    """For messages and results: without user name, password and query."""
+    url: str = field(repr=False)
+    """What FFmpeg opens."""
+    is_network: bool
+    format: str | None = None
+    """Format of FFmpeg; None to recognise it."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Options of FFmpeg."""
+
+
+def find_address(source: object) -> Address | None:
+    """Return the address of a live source; None for paths and everything else.
+
+    A file or folder whose name is a number is a path, and no camera.
+
+    Raises:
+        ConfigError: The protocol is not supported, the address is malformed, or this platform has no cameras by index.
+    """
+    if not isinstance(source, str) or not is_address(source):
+        return None
+    found = SCHEME.match(source)
+    return stream(found[1].lower(), source) if found else camera(source)
+
+
+def is_address(source: str) -> bool:
+    """Return whether a source is a camera or a stream, though perhaps not one that is supported."""
+    if CAMERA.fullmatch(source):
+        return not (Path(source).is_file() or Path(source).is_dir())
+    found = SCHEME.match(source)
+    return bool(found and (found[2] or found[1].lower() in PROTOCOLS))
+
+
+def camera(source: str) -> Address:
+    """Return the address of a camera of this machine."""
+    if sys.platform not in DEVICES:
+        raise ConfigError(
+            f"{source}: cameras by index are supported on Linux and macOS; expected the address of a stream, such as "
+            "rtsp://HOST/PATH"
+        )
+    start, device = DEVICES[sys.platform]
+    url = f"{start}{source}" if source.isdecimal() else source
+    return Address(name=url if start else f"camera {url}", url=url, is_network=False, format=device)
+
+
+def stream(scheme: str, source: str) -> Address:
+    """Return the address of a stream in the network. Nothing of a malformed one is in the message but its protocol."""
+    if scheme not in PROTOCOLS:
+        raise ConfigError(
+            f"{scheme}://: the protocol is not supported; expected a file, a camera such as 0, or a stream: "
+            f"{', '.join(f'{known}://' for known in PROTOCOLS)}"
+        )
+    malformed = ConfigError(f"{scheme}://...: the address of the stream is malformed; {CURE}")
+    try:
+        parts = urlsplit(source)
+        port = "" if parts.port is None else f":{parts.port}"
+    except ValueError:
+        raise malformed from None
+    beyond = (
+        parts.path + parts.query + parts.fragment
+    )  # an @ in it is that of a password with a slash, ? or #
+    if (
+        not parts.hostname
+        or "@" in beyond
+        or not source.isascii()
+        or not source.isprintable()
+        or " " in source
+    ):
+        raise malformed
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return Address(
+        name=f"{scheme}://{host}{port}{parts.path}",
+        url=source,
+        is_network=True,
+        format="rtsp" if scheme == "rtsp" else None,
+        options={**PROTOCOLS[scheme], **(authorities() if scheme == "https" else {})},
+    )
+
+
+def authorities() -> dict[str, str]:
+    """Return the option for the certificates of authorities where Python finds them; FFmpeg may look elsewhere.
+
+    The variable ``SSL_CERT_FILE`` names others.
+    """
+    file = ssl.get_default_verify_paths().cafile
+    return {} if file is None else {"ca_file": file}
