@@ -28,8 +28,8 @@ MAX_DETECTIONS = (1, 10, 100)
 """Limits on the number of detections per image and class."""
 UNMATCHED, TRUE_POSITIVE, IGNORED = 0, 1, 2
 """Outcome of a detection: matched to no object, to an object, or to an ignored object."""
-CHUNK = 10_000
-"""Number of detections whose IoUs are computed at once; it bounds the memory."""
+CHUNK = 2**20
+"""Number of IoUs that are computed at once, up to those of one detection; it bounds the memory."""
 
 
 class Objects(NamedTuple):
@@ -52,7 +52,7 @@ class DetectionTable(NamedTuple):
     boxes_xyxy: Float[np.ndarray, "N 4"]
     scores: Float[np.ndarray, " N"]
     rank: Int[np.ndarray, " N"]
-    """Index within the group, from 0."""
+    """Index within the group, from 0, divided by the number of views of the image."""
     outside: Bool[np.ndarray, "A N"]
     """Detections outside the area range: not a false positive if unmatched."""
     place: Int[np.ndarray, " N"]
@@ -124,8 +124,16 @@ def gather_objects(data: DetectionData) -> Objects:
     )
 
 
-def gather_detections(data: DetectionData, detections: Mapping[int, Detections]) -> DetectionTable:
-    """Concatenate the detections of all images, at most 100 per image and class."""
+def gather_detections(
+    data: DetectionData, detections: Mapping[int, Detections], *, per_view: bool = True
+) -> DetectionTable:
+    """Concatenate the detections of all images, at most 100 per view and class.
+
+    Args:
+        data: The images.
+        detections: The detections of each by image id.
+        per_view: Whether the limits are those of a view, of which an image with tiles has several, or of an image.
+    """
     by_image = [detections[image_id] for image_id in sorted(image.id for image in data.images)]
     position = np.repeat(np.arange(len(by_image)), [len(image) for image in by_image])
     labels = torch.cat([torch.zeros(0, dtype=torch.long), *(image.labels for image in by_image)]).numpy()
@@ -133,7 +141,8 @@ def gather_detections(data: DetectionData, detections: Mapping[int, Detections])
     boxes = torch.cat([torch.zeros(0, 4), *(image.boxes_xyxy for image in by_image)]).double().numpy()
     group = labels * len(by_image) + position
     order = np.lexsort((-scores, group))
-    rank = ranks(group[order])
+    views = np.array([image.views if per_view else 1 for image in by_image], dtype=np.int64)
+    rank = ranks(group[order]) // views[position[order]]
     order, rank = order[rank < MAX_DETECTIONS[-1]], rank[rank < MAX_DETECTIONS[-1]]
     return DetectionTable(
         group=group[order],
@@ -149,7 +158,10 @@ def overlapping_pairs(table: DetectionTable, objects: Objects) -> Pairs:
     """Find the pairs of a detection and an object that may be matched."""
     first = np.searchsorted(objects.group, table.group, "left")
     count = np.searchsorted(objects.group, table.group, "right") - first
-    chunks = [chunk_pairs(table, objects, first, count, start) for start in range(0, len(first), CHUNK)]
+    chunk = np.cumsum(count) // CHUNK
+    starts = np.flatnonzero(np.diff(chunk, prepend=-1))
+    bounds = pairwise([*starts.tolist(), len(first)])
+    chunks = [chunk_pairs(table, objects, first, count, np.arange(*each)) for each in bounds]
     empty = np.zeros(0, dtype=np.int64)
     return Pairs(*map(np.concatenate, zip((empty, empty, np.zeros(0)), *chunks, strict=True)))
 
@@ -159,18 +171,17 @@ def chunk_pairs(
     objects: Objects,
     first: Int[np.ndarray, " N"],
     count: Int[np.ndarray, " N"],
-    start: int,
+    chunk: Int[np.ndarray, " M"],
 ) -> Pairs:
-    """Find the pairs of `CHUNK` detections.
+    """Find the pairs of some detections.
 
     Args:
         table: The detections.
         objects: The objects.
         first: Index of the first object of each detection's group.
         count: Number of objects in each detection's group.
-        start: Index of the first detection.
+        chunk: Indices of the detections.
     """
-    chunk = np.arange(start, min(start + CHUNK, len(first)))
     n = np.repeat(chunk, count[chunk])
     g = np.arange(len(n)) + np.repeat(first[chunk] - (count[chunk].cumsum() - count[chunk]), count[chunk])
     boxes, others = table.boxes_xyxy[n], objects.boxes_xyxy[g]

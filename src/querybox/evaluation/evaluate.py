@@ -166,7 +166,8 @@ def coco_metrics(data: DetectionData, detections: Mapping[int, Detections]) -> E
     """Compute the metrics of the COCO detection challenge (cocodataset.org/#detection-eval).
 
     The results are those of pycocotools: crowd regions are ignored, images without objects count, and at most 100
-    detections per image and class are used.
+    detections per image and class are used. Of an image that was searched in tiles, for boxes 100 per view and class
+    are used, because large images have more objects.
 
     Args:
         data: The images and their objects.

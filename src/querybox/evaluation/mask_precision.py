@@ -67,7 +67,7 @@ def mask_average_precision(data: DetectionData, detections: Mapping[int, Detecti
         data: The images and their objects, all of which have a mask.
         detections: Detections of every image by image id, with masks and with the labels of `data`.
     """
-    objects, table = gather_objects(data), gather_detections(data, detections)
+    objects, table = gather_objects(data), gather_detections(data, detections, per_view=False)
     images = sorted(data.images, key=lambda image: image.id)
     truth = [(region, (image.height, image.width)) for image in images for region in regions(image)]
     masks = list(chain.from_iterable(detections[image.id].masks or () for image in images))

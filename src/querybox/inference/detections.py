@@ -48,6 +48,8 @@ class Detections:
     """Path of the image, ``"video.mp4#12"`` for frame 12 of a video, or ``""`` for an image in memory."""
     pixel_range: PixelRange | None = None
     """How the image was read if it has more than 8 bits; see `Preprocessing.pixel_range`."""
+    views: int = 1
+    """Number of views that were searched: 1, or that of the tiles and of the whole image."""
     masks: tuple[Rle, ...] | None = None
     """Mask of each object within its box, at the size of the original image; None without a mask head."""
     track_ids: Int[Tensor, " N"] | None = None

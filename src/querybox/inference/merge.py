@@ -72,6 +72,7 @@ def merge(parts: Sequence[Detections], windows: Sequence[Window], size: tuple[in
         scores=scores[first],
         labels=labels[first],
         size=size,
+        views=len(windows),
         masks=masks,
     )
 
