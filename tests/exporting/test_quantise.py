@@ -4,11 +4,13 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
 from querybox.data import DetectionData, read_dataset
 from querybox.detector import Detector
 from querybox.evaluation.evaluate import evaluate
 from querybox.exporting import export, load_exported
+from querybox.exporting.graph import decoder_nodes, trace
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "blood_cells"
 
@@ -51,3 +53,19 @@ def test_int8_finds_as_much(blood_cells: Detector, data: DetectionData, tmp_path
     assert engine.card.precision == "int8"
     assert evaluate(engine, data).metrics["AP"] == after
     assert done.files[1].stat().st_size < 8e6  # 4.1 M parameters
+
+
+def test_values_of_cross_attention_are_computed_in_int8(deformable: Detector) -> None:
+    program = trace(deformable, (64, 64), padded=False)
+    kept = decoder_nodes(program)
+    layers = {
+        list(node.meta["nn_module_stack"].values())[-1][0]: node.name
+        for node in program.graph.nodes
+        if node.target is torch.ops.aten.linear.default
+    }
+    in_int8 = {layer for layer, name in layers.items() if name not in kept and "decoder" in layer}
+    assert in_int8 == {
+        f"detector.decoder.layers.{index}.cross_attention.value"
+        for index in range(len(deformable.decoder.layers))
+    }
+    assert layers["detector.decoder.layers.0.cross_attention.offset"] in kept

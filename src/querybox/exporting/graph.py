@@ -23,6 +23,8 @@ from querybox.structures import ImageBatch
 
 MAX_MASKS = 120
 """Number of detections of an image with masks: the 100 that are evaluated, and more whose scores may equal theirs."""
+VALUES = "cross_attention.value"
+"""Layer of the decoder that runs on every token of an image; scores and boxes are not computed from its result directly."""
 
 
 class Graph(nn.Module):
@@ -149,10 +151,14 @@ def trace(
 
 
 def decoder_nodes(program: ExportedProgram) -> frozenset[str]:
-    """Return the names of the graph nodes of the queries, the decoder and its heads."""
-    parts = ("detector.queries", "detector.decoder")
-    return frozenset(
-        node.name
+    """Return the names of the graph nodes of the queries, the decoder and its heads, less `VALUES`."""
+    modules = (
+        (node.name, [path for path, _ in node.meta.get("nn_module_stack", {}).values()])
         for node in program.graph.nodes
-        if any(path.startswith(parts) for path, _ in node.meta.get("nn_module_stack", {}).values())
+    )
+    return frozenset(
+        name
+        for name, paths in modules
+        if any(path.startswith(("detector.queries", "detector.decoder")) for path in paths)
+        and not any(path.endswith(VALUES) for path in paths)
     )
