@@ -24,7 +24,7 @@ from querybox.structures import ImageBatch
 MAX_MASKS = 120
 """Number of detections of an image with masks: the 100 that are evaluated, and more whose scores may equal theirs."""
 VALUES = "cross_attention.value"
-"""Layer of the decoder that runs on every token of an image; scores and boxes are not computed from its result directly."""
+"""Layer of the decoder that runs on every token of an image; neither scores nor boxes are computed from it directly."""
 
 
 class Graph(nn.Module):
