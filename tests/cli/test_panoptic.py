@@ -34,7 +34,7 @@ def panoptic(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_evaluation_prints_the_quality(run: Any, panoptic: tuple[Path, Path], tmp_path: Path) -> None:
     code, out, err = run("evaluate", *panoptic)
     assert code == 0, err
-    assert "panoptic quality, scores from" in " ".join(out.split())
+    assert "panoptic quality at score" in " ".join(out.split())
     assert all(name in out for name in ("PQ", "things", "stuff", "tissue"))
     metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["panoptic"]
     assert metrics["images"] == 3

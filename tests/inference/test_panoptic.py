@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,14 +13,18 @@ import torch
 from jaxtyping import Bool
 from panoptic_sets import CATEGORIES, draw_segments
 from PIL import Image
+from tiny_models import TINY
+from torch.testing import assert_close
 from transformers.models.detr.image_processing_detr import DetrImageProcessor
 
+from querybox import Detector
 from querybox.cli.predict import image_names
 from querybox.data import read_dataset
 from querybox.errors import ConfigError
 from querybox.inference.detections import Detections
 from querybox.inference.writers import panoptic_file
 from querybox.masks import Rle, rasterised
+from querybox.structures import Category, Preprocessing
 
 SIZE = (40, 56)
 CELL, FIBRE, GLASS, TISSUE = range(4)
@@ -192,3 +197,32 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert {one["id"]: one["area"] for one in infos} == {
         number: int((ids == number).sum()) for number in np.unique(ids[ids > 0]).tolist()
     }
+
+
+def test_masks_of_stuff_are_not_cut_to_their_boxes() -> None:
+    torch.manual_seed(0)
+    names = ("sky", "grass")
+    detector = Detector.from_recipe("dino_small", categories=names, masks=True, **TINY).eval()
+    detector.preprocessing = Preprocessing(short_side=32, long_side=64)
+    image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    (things,) = detector.predict(image, threshold=0)
+    detector.categories = tuple(
+        Category(id=number, name=name, stuff=True) for number, name in enumerate(names)
+    )
+    (stuff,) = detector.predict(image, threshold=0)
+    assert_close(stuff.boxes_xyxy, things.boxes_xyxy)
+    outside = 0
+    for box, thing, whole in zip(
+        things.boxes_xyxy.tolist(), things.pixel_masks(), stuff.pixel_masks(), strict=True
+    ):
+        left, top, right, bottom = (
+            math.floor(box[0]),
+            math.floor(box[1]),
+            math.ceil(box[2]),
+            math.ceil(box[3]),
+        )
+        inside = np.zeros(SIZE, dtype=bool)
+        inside[top:bottom, left:right] = True
+        np.testing.assert_array_equal(thing, whole & inside)
+        outside += (whole & ~inside).sum()
+    assert outside > 0

@@ -159,7 +159,7 @@ def errors_table(evaluation: Evaluation) -> Table:
 
 def panoptic_table(panoptic: PanopticQuality) -> Table:
     """Show the panoptic quality of all classes, of things, of stuff, and of each class."""
-    title = f"panoptic quality, scores from {metric(panoptic.threshold)}"
+    title = f"panoptic quality at score {metric(panoptic.threshold)}"
     rows = panoptic.rows()
     groups = len(panoptic.groups)
     return table(title, ["", "PQ", "SQ", "RQ"], rows[:groups], rows[groups:], numeric=[1, 2, 3])

@@ -51,7 +51,8 @@ class Detections:
     views: int = 1
     """Number of views that were searched: 1, or that of the tiles and of the whole image."""
     masks: tuple[Rle, ...] | None = None
-    """Mask of each object within its box, at the size of the original image; None without a mask head."""
+    """Mask of each object, within its box unless it is stuff, at the size of the original image; None without a mask
+    head."""
     track_ids: Int[Tensor, " N"] | None = None
     """Number of the track of each object, 1, 2 ... in each video; 0 = in no track (yet). None without tracking."""
 

@@ -23,7 +23,7 @@ def detection_masks(
 
     Args:
         logits: Mask logits of each detection, on the CPU.
-        boxes_xyxy: Boxes in pixels of the original image.
+        boxes_xyxy: Boxes that the masks are cut to, in pixels of the original image.
         size: (height, width) of the original image in pixels.
         resized: (height, width) that the image was resized to.
     """

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from querybox.arguments import require_number
@@ -259,9 +259,17 @@ def to_detections(
     most = max(map(len, found), default=0)
     logits = at_least_float32(predictions.masks.logits(query[:, :most])).cpu()  # [B, most, h, w]
     return [
-        replace(each, masks=detection_masks(rows[: len(each)], each.boxes_xyxy, item.size, item.resized))
+        replace(each, masks=detection_masks(rows[: len(each)], mask_boxes(each), item.size, item.resized))
         for each, rows, item in zip(found, logits, batch, strict=True)
     ]
+
+
+def mask_boxes(detections: Detections) -> Float[Tensor, "N 4"]:
+    """Return the part of the image that each mask is cut to: its box, and for stuff, which has no extent, all of it."""
+    height, width = detections.size
+    stuff = torch.tensor([category.stuff for category in detections.categories])[detections.labels]
+    whole = detections.boxes_xyxy.new_tensor([0, 0, width, height])
+    return torch.where(stuff[:, None], whole, detections.boxes_xyxy)
 
 
 def in_order(results: Iterable[tuple[int, T]]) -> Iterator[T]:
