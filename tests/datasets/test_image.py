@@ -83,6 +83,20 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, suffix: s
     assert read_size(path) == (HEIGHT, WIDTH)
 
 
+@pytest.mark.parametrize("mode", ["L", "I;16", "RGBA"])
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_uncompressed_tiffs_are_turned_upright(tmp_path: Path, orientation: int, mode: str) -> None:
+    """Of a file named to it, Pillow 13 reads the pixels of these in rows of the other length."""
+    values = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)
+    gray = (values * 100).astype(np.uint16) if mode == "I;16" else (values % 251).astype(np.uint8)
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    stored = Image.fromarray(gray) if mode == "I;16" else Image.fromarray(gray).convert(mode)
+    stored.save(tmp_path / "a.tif", exif=exif)
+    stored.save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), read_image(tmp_path / "a.png"))
+
+
 def test_annotations_of_the_stored_pixels_leave_it_unturned(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = 6

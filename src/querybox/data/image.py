@@ -184,13 +184,15 @@ def _opened(path: str | Path | EncodedImage, max_pixels: int | None = None) -> I
         require_regular(Path(path), ImageError)
     try:
         _check_ppm_header(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below
-            image = Image.open(open_binary(path) if isinstance(path, EncodedImage) else path, formats=FORMATS)
-        with image:
-            limit = MAX_PIXELS if max_pixels is None else max_pixels
-            _check_pixels(path, image.height, image.width, limit)
-            yield image
+        # Of a file named to it, Pillow would map some TIFFs into memory, and mix up the pixels of those on their side.
+        with open_binary(path) as file:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below
+                image = Image.open(file, formats=FORMATS)
+            with image:
+                limit = MAX_PIXELS if max_pixels is None else max_pixels
+                _check_pixels(path, image.height, image.width, limit)
+                yield image
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -202,8 +204,8 @@ def _opened(path: str | Path | EncodedImage, max_pixels: int | None = None) -> I
             raise ImageError(f"{path}: is {other}, which is not read; convert it to JPEG or PNG") from None
         is_unsupported = Path(str(path)).suffix.lower() in _UNSUPPORTED
         cure = "convert it to JPEG or PNG" if is_unsupported else "replace or remove it"
-        unknown = isinstance(error, UnidentifiedImageError) and isinstance(path, EncodedImage)
-        reason = "of no known format" if unknown else error  # Pillow would name an object in memory
+        # Pillow names the file object.
+        reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
         raise ImageError(f"{path}: cannot be read as an image ({reason}); {cure}") from None
 
 

@@ -7,6 +7,7 @@ import math
 import signal
 import socket
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 KEEP_ALIVE = 5
 """Seconds after which a connection without a request is closed."""
+COMPLAINING = ("PIL", "python_multipart")
+"""Libraries that log what is wrong with images and forms."""
 
 
 class Server(uvicorn.Server):
@@ -61,7 +64,7 @@ class Server(uvicorn.Server):
         with bound:
             self.workers.start()
             try:
-                with signals_end_nothing():
+                with signals_end_nothing(), nobody_complains():
                     self.run(sockets=[bound])
             finally:
                 self.workers.stop()
@@ -107,6 +110,28 @@ def signals_end_nothing() -> Iterator[None]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def nobody_complains() -> Iterator[None]:
+    """Context manager in which libraries do not complain about what clients send, who could fill the log with it.
+
+    Such complaints concern the whole process, so they are left as they are where the server is only a part of one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loggers = [logging.getLogger(name) for name in COMPLAINING]
+    levels = [each.level for each in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for each in loggers:
+            each.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for each, level in zip(loggers, levels, strict=True):
+                each.setLevel(level)
 
 
 def _ignore(number: int, frame: object) -> None:
