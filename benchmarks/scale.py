@@ -1,6 +1,6 @@
 """Throughput of `querybox predict --ray local` and of the plain command, on the same cores.
 
-``python -m benchmarks.scale`` prints the table of ``docs/guides/scale.md``. Both commands predict two numbers of photos
+``python -m benchmarks.scale`` prints a table; see ``docs/guides/scale.md``. Both commands predict two numbers of photos
 of blood cells, in turn, so that other programs on the machine slow down both; the differences of their times are the
 time of an image, without that of the start.
 """
