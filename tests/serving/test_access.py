@@ -79,7 +79,13 @@ def test_without_a_token_this_machine_may_ask(client: Client, host: str) -> None
 def test_without_a_token_pages_of_other_servers_are_refused(client: Client) -> None:
     own = f"http://127.0.0.1:{client.port}"
     assert client.predict(picture(), Origin=own).status == 200
-    for origin in ("https://evil.example", "null", "http://127.0.0.1:1", f"http://localhost:{client.port}"):
+    for origin in (
+        "https://evil.example",
+        "null",
+        "http://[",
+        "http://127.0.0.1:1",
+        f"http://localhost:{client.port}",
+    ):
         assert client.predict(picture(), Origin=origin).status == 403
 
 
@@ -114,7 +120,7 @@ def test_this_machine_needs_none(host: str) -> None:
         )
 
 
-@pytest.mark.parametrize(("host", "port"), [("192.0.2.1", 0), ("no such name", 0)])
+@pytest.mark.parametrize(("host", "port"), [("192.0.2.1", 0), ("no such name", 0), (".", 0), ("a" * 64, 0)])
 def test_an_address_that_cannot_be_listened_at_is_told(host: str, port: int) -> None:
     with pytest.raises(ConfigError, match=f"cannot listen at --host {host} --port {port} "):
         bind(host, port, anonymous=True)

@@ -44,7 +44,7 @@ class Access:
                 "this server answers requests to this machine by the names localhost, 127.0.0.1 and ::1 alone; to use "
                 "another name, start it with a token",
             )
-        if (origin := headers.get("origin")) is not None and urlsplit(origin).netloc != host:
+        if (origin := headers.get("origin")) is not None and origin.partition("://")[2] != host:
             return ProblemError(
                 403, "this server answers no requests of pages of other servers; start it with a token"
             )

@@ -39,9 +39,10 @@ def bind(host: str, port: int, *, anonymous: bool) -> tuple[socket.socket, bool]
         except BaseException:
             found.close()
             raise
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of a name with labels that are empty or too long
+        reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(
-            f"cannot listen at --host {host} --port {port} ({error.strerror}); expected an address of this "
+            f"cannot listen at --host {host} --port {port} ({reason}); expected an address of this "
             "machine and a free port: choose another --port"
         ) from None
     return found, loopback
