@@ -8,6 +8,7 @@ import pytest
 from shards import jpeg
 
 from querybox.bulk.run import PLAN, cause, prepare
+from querybox.cli.collection import model_digest
 from querybox.errors import CheckpointError, ConfigError, PredictionError
 
 SETTINGS: dict[str, Any] = {"model": "a" * 64, "threshold": 0.5}
@@ -33,6 +34,16 @@ def test_what_is_done_is_told_by_the_files(
     (tmp_path / "found" / ".querybox-1-00000000.tmp").mkdir()  # of a process that was killed while it wrote
     again = prepare([str(photos)], "found", SETTINGS)
     assert [part.number for part in again.left()] == [0, 2]
+
+
+def test_a_model_is_all_files_that_it_is_read_from(tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "1.safetensors"}}))
+    (tmp_path / "1.safetensors").write_text("a shard")
+    before = model_digest(index)
+    assert before == model_digest(tmp_path)
+    (tmp_path / "1.safetensors").write_text("another shard, which the index does not tell from the first")
+    assert model_digest(index) != before
 
 
 def test_results_of_other_images_or_settings_are_not_mixed(photos: Path, tmp_path: Path) -> None:

@@ -74,6 +74,11 @@ def test_other_schemes_are_refused(url: str) -> None:
         storage.connect(url)
 
 
+def test_a_malformed_url_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"https://\[::1: is not a URL \(Invalid IPv6 URL\)"):
+        storage.find("https://[::1", ())
+
+
 def test_the_package_of_a_storage_is_named() -> None:
     with (
         mock.patch("fsspec.core.url_to_fs", side_effect=ImportError("Install s3fs to access S3")),

@@ -40,7 +40,7 @@ def connect(url: str) -> tuple[AbstractFileSystem, str]:
     """Return the storage of a URL, and the path in it. No connection is opened yet.
 
     Raises:
-        ConfigError: The scheme is not one of `SCHEMES`.
+        ConfigError: It is malformed, or the scheme is not one of `SCHEMES`.
         MissingExtraError: The package for it is not installed.
     """
     scheme = url.partition("://")[0]
@@ -48,6 +48,10 @@ def connect(url: str) -> tuple[AbstractFileSystem, str]:
         raise ConfigError(
             f"{url}: got the scheme '{scheme}'; expected a path, or one of {', '.join(SCHEMES)}"
         )
+    try:
+        urlsplit(url)
+    except ValueError as error:
+        raise ConfigError(f"{url}: is not a URL ({error}); check it") from None
     with requires_extra("ray", url):
         from fsspec.core import url_to_fs
     try:

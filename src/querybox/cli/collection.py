@@ -93,10 +93,11 @@ def require_consent(places: Sequence[str], *, allow_network: bool) -> None:
 
 def model_digest(model: Path) -> str:
     """Return the SHA-256 of the files of a model."""
+    from querybox.checkpoints.files import model_files
     from querybox.checkpoints.find import find_weights, is_exported
     from querybox.tuning.choice import digest_of, files_of
 
-    return digest_of(*(files_of(model) if is_exported(model) else [find_weights(model)]))
+    return digest_of(*(files_of(model) if is_exported(model) else model_files(find_weights(model))))
 
 
 def resources(model: Path, workers: int | None) -> tuple[int, float]:
