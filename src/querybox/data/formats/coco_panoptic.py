@@ -157,6 +157,8 @@ def _entries(file: Path, text: str) -> Iterator[tuple[str, int, Any]]:
                     problem = validation_problem(error)
                     raise DataError(f"{file}: {name}[{index}]: {problem}; {_EXPECTED}") from None
                 yield name, index, entry
+    except DataError:
+        raise
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: {error}; {_EXPECTED}") from None
     if missing := _ADAPTERS.keys() - found:
