@@ -9,7 +9,7 @@ DOCS_INSTALLED := .venv/.installed-docs
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --editable
 SHORT := { grep -v '^Requirement already satisfied' || true; }  # pip's output without requirements already met
 
-COVERED := tests/cli tests/datasets tests/checkpoints $(addprefix tests/, test_benchmark.py models/test_recipes.py \
+COVERED := tests/bulk tests/cli tests/datasets tests/checkpoints $(addprefix tests/, test_benchmark.py models/test_recipes.py \
   test_runfile.py training/test_checkpoint.py training/test_run.py training/test_resume.py)
 
 .DEFAULT_GOAL := help
