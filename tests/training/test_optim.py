@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from querybox.detector import Detector
 from querybox.errors import ConfigError
 from querybox.modules.deformable_attention import DeformableAttention
-from querybox.training.optim import Schedule, build_optimizer, freeze
+from querybox.training.optim import Schedule, build_optimizer, describe_warmup, freeze
 from querybox.training.settings import TrainSettings
 
 
@@ -148,3 +150,12 @@ def test_the_schedule_sets_every_group_in_proportion(detector: Detector) -> None
     assert schedule.apply(optimizer, 0) == 1e-3
     assert schedule.apply(optimizer, 7) == pytest.approx(1e-4)
     assert optimizer.param_groups[1]["lr"] == pytest.approx(1e-5)
+
+
+@pytest.mark.parametrize(("kind", "highest"), [("cosine", "0.0002"), ("flat_cosine", "0.0001")])
+def test_a_run_that_ends_within_its_warm_up_says_which_rate_it_reaches(kind: str, highest: str) -> None:
+    schedule = Schedule(kind=kind, total_steps=100, warmup_steps=200, milestones=(50, 100))
+    assert f"rises to {highest} only, not to 0.0004: the run has 100 updates" in describe_warmup(
+        schedule, 4e-4
+    )
+    assert not describe_warmup(replace(schedule, total_steps=201), 4e-4)

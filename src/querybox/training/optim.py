@@ -155,3 +155,14 @@ def describe_rise(schedule: Schedule, initial_lr: float, progress: Progress) -> 
         f"the learning rate rises from {progress.lr:.2g} to {new_lr:.2g}, because the run now ends later than when it "
         f"stopped (train.schedule = {schedule.kind})"
     )
+
+
+def describe_warmup(schedule: Schedule, lr: float) -> str:
+    """Return in one line that the run ends within its warm-up; empty if it does not."""
+    if schedule.total_steps > schedule.warmup_steps:
+        return ""
+    highest = lr * schedule.factor(schedule.total_steps - 1)
+    return (
+        f"the learning rate rises to {highest:.2g} only, not to {lr:.2g}: the run has {schedule.total_steps:,} updates and the "
+        f"warm-up {schedule.warmup_steps:,}; lower train.warmup_steps, or raise train.epochs"
+    )
