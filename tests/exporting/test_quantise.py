@@ -64,8 +64,5 @@ def test_values_of_cross_attention_are_computed_in_int8(deformable: Detector) ->
         if node.target is torch.ops.aten.linear.default
     }
     in_int8 = {layer for layer, name in layers.items() if name not in kept and "decoder" in layer}
-    assert in_int8 == {
-        f"detector.decoder.layers.{index}.cross_attention.value"
-        for index in range(len(deformable.decoder.layers))
-    }
+    assert in_int8 == {f"detector.decoder.layers.{index}.cross_attention.value" for index in (0, 1)}
     assert layers["detector.decoder.layers.0.cross_attention.offset"] in kept

@@ -163,6 +163,6 @@ def describe_warmup(schedule: Schedule, lr: float) -> str:
         return ""
     highest = lr * schedule.factor(schedule.total_steps - 1)
     return (
-        f"the learning rate rises to {highest:.2g} only, not to {lr:.2g}: the run has {schedule.total_steps:,} updates and the "
-        f"warm-up {schedule.warmup_steps:,}; lower train.warmup_steps, or raise train.epochs"
+        f"the learning rate rises to {highest:.2g} only, not to {lr:.2g}: the run has {schedule.total_steps:,} updates "
+        f"and the warm-up {schedule.warmup_steps:,}; lower train.warmup_steps, or raise train.epochs"
     )
