@@ -26,7 +26,6 @@ import pytest
 import scipy.optimize  # noqa: F401
 import timm  # noqa: F401
 import torchvision.transforms.v2  # noqa: F401
-from documentation import enter, leave, run_commands, write_run_file
 from shape_checks import install
 from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
@@ -36,7 +35,9 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-install()
+install()  # before the modules below, which import querybox
+
+from documentation import enter, leave, run_commands, write_run_file  # noqa: E402
 
 # How long an example takes says more of the machine than of the code; the same examples every time.
 hypothesis.settings.register_profile("querybox", deadline=None, derandomize=True)

@@ -25,7 +25,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def install() -> None:
-    """Have querybox checked once it is imported."""
+    """Have querybox checked once it is imported, which nothing may have done before."""
+    assert "querybox" not in sys.modules
     jaxtyped = jaxtyping.jaxtyped
 
     def decorate(*, typechecker: Callable[[F], F]) -> Callable[[Any], Any]:

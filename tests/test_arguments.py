@@ -232,7 +232,7 @@ RIGHT = {
     "changed(lambda it: it.double())(batch).layers[-1].logits.dtype": "torch.float64",
     "changed(lambda it: it.half()).predict(image, threshold=0)": "[Detections(10 objects",
     "changed(lambda it: it.bfloat16()).predict(image, threshold=0)": "[Detections(10 objects",
-    "changed(lambda it: setattr(it, 'categories', ['cat', 'dog'])).categories[1]": "Category(id=1, name='dog')",
+    "changed(lambda it: setattr(it, 'categories', ['cat', 'dog'])).categories[1]": "Category(id=1, name='dog'",
     "qb.Detector.from_recipe('detr_r18', categories=('cat', 'dog'), **model).categories[1]": "Category(id=1, name='dog",
     "detector.predict(image, threshold=np.float32(0), top_k=np.int64(3))": "[Detections(3 objects",
     "detector.predict((image, torch.from_numpy(image).permute(2, 0, 1)), threshold=1)": "[Detections(0 objects), Det",

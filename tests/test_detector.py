@@ -108,6 +108,7 @@ def test_predict_has_the_same_arguments_everywhere() -> None:
         "nms",
         "tile",
         "overlap",
+        "track",
         "batch_size",
         "on_error",
     ]

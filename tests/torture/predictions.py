@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from querybox.cli import main
+from querybox.files import leftovers
 from torture.case import Case, require
 from torture.data_sets import tiny_detector
 from torture.fuzz import silence
@@ -121,7 +122,7 @@ def interrupt(folder: Path, long: bool) -> str:
             break
         require(process.exitcode == -signal.SIGKILL, f"the process ended with {process.exitcode}")
         kills += 1
-        content = {path.name: path.read_bytes() for path in output.iterdir()}
+        content = {path.name: path.read_bytes() for path in output.iterdir() if path not in leftovers(output)}
         tables = {name: content[name] for name in TABLES if name in content}
         partial = [name for name, table in tables.items() if table not in (whole[name], former[name])]
         newer = [name for name, each in content.items() if each == whole.get(name) != former.get(name)]

@@ -124,7 +124,9 @@ def test_a_signal_ends_an_evaluation_which_is_made_again(
     settings = run_settings("parts", data=data)
     seen = []
 
-    def look(engine: Any, images: Any, *, callback: Callable[[Detections], object]) -> dict[int, Detections]:
+    def look(
+        engine: Any, images: Any, *, callback: Callable[[Detections], object], **_: object
+    ) -> dict[int, Detections]:
         seen.append(images)
         signal.raise_signal(number)
         callback(no_detections(images[0], engine.categories))
