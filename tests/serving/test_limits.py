@@ -70,6 +70,9 @@ def test_what_nobody_waits_for_is_not_computed(gated: GatedEngine) -> None:
                 b"boundary=boundary\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
             )
         client.wait_for("querybox_images_in_progress", 3)
+        end = time.monotonic() + SECONDS
+        while not gated.sizes:
+            assert time.monotonic() < end
         for each in sockets:
             each.close()
         client.wait_for("querybox_images_in_progress", 0)

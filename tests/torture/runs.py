@@ -184,7 +184,7 @@ def make_up_ap() -> None:
 def evaluate_slowly(seconds: float, waits_for: Path | None) -> None:
     """Make each image of an evaluation take longer, and let no evaluation begin before there is a file."""
 
-    def slowly(engine: Any, images: Any, *, callback: Callable[[Any], object]) -> Any:
+    def slowly(engine: Any, images: Any, *, callback: Callable[[Any], object], **options: Any) -> Any:
         sys.stderr.write(f"{EVALUATES}\n")
         begun = time.monotonic()
         while waits_for is not None and not waits_for.exists():
@@ -195,7 +195,7 @@ def evaluate_slowly(seconds: float, waits_for: Path | None) -> None:
             time.sleep(seconds)
             callback(found)
 
-        return detect_records(engine, images, callback=late)
+        return detect_records(engine, images, callback=late, **options)
 
     mock.patch.object(processes, "detect_records", slowly).start()
 
