@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -82,7 +83,13 @@ def test_the_memory_of_a_larger_batch_follows_from_that_of_two(run_settings: Mak
     measured = measure_step(detector, criterion, data, 3, accelerator)
     model = DetectionLoss(for_training(copy.deepcopy(detector).train()), criterion)
     assert all(torch.equal(before[name], tensor) for name, tensor in detector.state_dict().items())
-    _, actual = (step_memory(model, data, 6, 3, accelerator) for _ in range(2))
+    # Pages that earlier tests have freed, and the process has kept, would be used again and not be counted.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", int)  # of glibc
+    sizes = []
+    for _ in range(2):
+        trim(0)
+        sizes.append(step_memory(model, data, 6, 3, accelerator))
+    actual = max(sizes)
     assert 0.7 * actual < measured.of(6) < 1.4 * actual
 
 
