@@ -238,8 +238,7 @@ class _RecordReader:
         )
         if file is None:
             return None
-        stated = None if image.height is None or image.width is None else (image.height, image.width)
-        size = stated or read_size_or_note(file, number, self.findings)
+        size = image.size or read_size_or_note(file, number, self.findings)
         if size is None:
             return None
         objects, rows = self.objects, self.objects.of_image(index)
@@ -257,7 +256,7 @@ class _RecordReader:
             areas=objects.areas[rows],
             findings=self.findings,
             locate=lambda place: objects.location(int(rows[place])),
-            size_stated=stated is not None,
+            size_stated=image.size is not None,
             masks=[objects.masks.get(row) for row in rows.tolist()] if objects.masks else None,
         )
 

@@ -46,6 +46,11 @@ class CocoImage:
     width: Pixels | None = None
     height: Pixels | None = None
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels; None if one of them is not stated."""
+        return None if self.height is None or self.width is None else (self.height, self.width)
+
 
 @dataclass(slots=True, kw_only=True)
 class CocoAnnotation:

@@ -196,8 +196,7 @@ class _RecordReader:
         )
         if path is None:
             return None
-        stated = None if entry.height is None or entry.width is None else (entry.height, entry.width)
-        size = stated or read_size_or_note(path, number, self.findings)
+        size = entry.size or read_size_or_note(path, number, self.findings)
         if size is None:
             return None
         segments = self._segments(annotation, where, number)
@@ -225,7 +224,7 @@ class _RecordReader:
             areas=[masks[one].area for one in ids],
             findings=self.findings,
             locate=lambda place: f"{where}: segment {ids[place]}",
-            size_stated=stated is not None,
+            size_stated=entry.size is not None,
             masks=[masks[one] for one in ids],
         )
 
