@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 
 def images(path: Path) -> list[dict[str, Any]]:
@@ -58,3 +59,34 @@ def test_a_model_is_needed(run: Any, photos: Path, words: tuple[str, ...]) -> No
     code, _, err = run(*words, photos / "images" / "val1.jpg")
     assert code == 2
     assert "--model" in err
+
+
+def test_tiles_of_a_large_image(run: Any, model: Path, photos: Path, tmp_path: Path) -> None:
+    picture = photos / "images" / "val1.jpg"
+    words = ("--annotations", photos, "--split", "val", "--tile", "32", "--overlap", "0")
+    code, _, err = run("inspect", picture, "--model", model, *words)
+    assert (code, err) == (0, "")
+    shown = [(each["name"], each["objects"]["boxes"]) for each in images(tmp_path / "inspect.html")]
+    # The image has 60x40 pixels, and its object those from (5, 6) to (35, 26); less than half of it is on the right.
+    assert shown == [
+        ("val1.jpg", [pytest.approx([20 / 60, 16 / 40, 30 / 60, 20 / 40])]),
+        ("val1.jpg, 32x32 pixels at (0, 0)", [[18.5 / 32, 16 / 32, 27 / 32, 20 / 32]]),
+        ("val1.jpg, 32x32 pixels at (28, 0)", []),
+        ("val1.jpg, 32x32 pixels at (0, 8)", [[18.5 / 32, 9 / 32, 27 / 32, 18 / 32]]),
+        ("val1.jpg, 32x32 pixels at (28, 8)", []),
+    ]
+
+
+def test_tiles_without_annotations(run: Any, model: Path, photos: Path, tmp_path: Path) -> None:
+    picture = photos / "images" / "val1.jpg"
+    code, _, err = run("inspect", picture, "--model", model, "--tile", "40")
+    assert (code, err) == (0, "")
+    shown = images(tmp_path / "inspect.html")
+    assert [each["name"] for each in shown] == [
+        "val1.jpg", "val1.jpg, 40x40 pixels at (0, 0)", "val1.jpg, 40x40 pixels at (20, 0)",
+    ]  # fmt: skip
+    with Image.open(picture) as image:
+        image.crop((20, 0, 60, 40)).save("tile.png")
+    run("inspect", "tile.png", "--model", model, "-o", "tile.html")
+    (tile,) = images(tmp_path / "tile.html")
+    assert tile["queries"] == shown[2]["queries"]

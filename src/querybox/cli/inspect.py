@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -23,6 +23,8 @@ def inspect(
     split: str | None = None,
     queries: int = 100,
     encoder_layers: str = "last",
+    tile: int | Literal["auto"] | None = None,
+    overlap: float = 0.2,
 ) -> None:
     """Inspect a model: write a page that shows how it processes images.
 
@@ -35,6 +37,7 @@ def inspect(
     querybox inspect a.jpg --model run -o report.html
     querybox inspect 'photos/images/*1.jpg' --model run --annotations photos/ --split val
     querybox inspect a.jpg --model detr-r50.pth --encoder-layers 1,6
+    querybox inspect aerial.tif --model run --tile 640    # a large image as a whole, and its tiles
     ```
 
     Args:
@@ -45,6 +48,9 @@ def inspect(
         split: Split of the dataset, such as val; required if it has several.
         queries: Number of queries per image, best first. With large images the attention of fewer is included.
         encoder_layers: Encoder layers whose attention is included: last, all, or numbers from 1, separated by commas.
+        tile: Side in pixels of the tiles of larger images, which are inspected as a whole, too; auto as in `querybox
+            predict`. No tiles by default.
+        overlap: Minimum overlap of neighbouring tiles, as a fraction of their side (0-0.9).
     """
     if not images:
         raise ConfigError("querybox inspect got no images; expected images, folders or patterns")
@@ -60,10 +66,10 @@ def inspect(
     files = [file for image in images for file in find_files(Path(image))]
     data = None if annotations is None else read_dataset(annotations, split)
     detector = load_detector(model)
-    with progress_bar(count_frames(files)) as advance:
+    with progress_bar(count_frames(files) if tile is None else None) as advance:
 
         def advancing() -> Iterator[Trace]:
-            for traced in traces(detector, files, data):
+            for traced in traces(detector, files, data, tile=tile, overlap=overlap):
                 yield traced
                 advance(traced.detections)
 
