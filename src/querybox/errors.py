@@ -24,11 +24,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from querybox.urls import without_credentials
+
 
 class QueryboxError(Exception):
     """Base class of all exceptions that the library raises deliberately.
 
-    A path with spaces at the beginning of the message is quoted, so that it can be told from the text and copied.
+    A path with spaces at the beginning of the message is quoted, so that it can be told from the text and copied. URLs
+    in the message have no credentials.
     """
 
     def __init__(self, message: str) -> None:
@@ -36,7 +39,7 @@ class QueryboxError(Exception):
         missing = rest.startswith("no such")
         if colon and " " in path and (missing or os.path.exists(path)):  # noqa: PTH110 - raises no errors
             message = f"'{path}'{colon}{rest}"
-        super().__init__(message)
+        super().__init__(without_credentials(message))
 
 
 class ConfigError(QueryboxError, ValueError):

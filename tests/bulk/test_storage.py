@@ -9,7 +9,10 @@ import fsspec
 import pytest
 
 from querybox.bulk import storage
+from querybox.bulk.parts import Part
+from querybox.bulk.run import PLAN, prepare
 from querybox.errors import ConfigError, DataError, ImageError, MissingExtraError
+from querybox.urls import is_url
 
 
 @pytest.fixture
@@ -66,17 +69,23 @@ def test_files_of_the_disk_are_found_read_and_written(
         "reference://a.json",
         "ftp://host/a.jpg",
         "S3://bucket",
+        "ftp://me:secret@host/a.jpg",
     ],
 )
 def test_other_schemes_are_refused(url: str) -> None:
-    assert storage.is_url(url)
-    with pytest.raises(ConfigError, match=r"got the scheme '.*'; expected a path, or one of s3, "):
+    assert is_url(url)
+    with pytest.raises(ConfigError, match=r"got the scheme '.*'; expected a path, or one of s3, ") as told:
         storage.connect(url)
+    assert "secret" not in str(told.value)
 
 
 def test_a_malformed_url_is_told() -> None:
     with pytest.raises(ConfigError, match=r"https://\[::1: is not a URL \(Invalid IPv6 URL\)"):
         storage.find("https://[::1", ())
+    for url in ("https://me:12/secret@host/a.jpg", "https://me:secret@[::1/a.jpg"):
+        with pytest.raises(ConfigError, match=r"is malformed; percent-encode|is not a URL; check it") as told:
+            storage.connect(url)
+        assert "secret" not in str(told.value)
 
 
 def test_the_package_of_a_storage_is_named() -> None:
@@ -92,6 +101,42 @@ def test_a_web_server_is_asked_for_a_file_alone() -> None:
     with mock.patch.object(storage, "connect", return_value=(None, "")):
         assert storage.find("https://host/a.tar?key=*", []) == ["https://host/a.tar?key=*"]
     assert storage.suffix("https://host/a.TAR?key=b.jpg") == ".tar"
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.tar", "a.mp4"])
+def test_rows_and_errors_have_no_credentials(memory: fsspec.AbstractFileSystem, name: str) -> None:
+    part = Part(0, (f"memory://me:secret@bucket/{name}?id=3&token=secret",))
+    (picture,) = part.pictures()
+    assert picture.name == f"memory://bucket/{name}?id=3&token=***"
+    with pytest.raises(ImageError, match=r"id=3&token=\*\*\*: ") as told:
+        picture.load()
+    assert "secret" not in str(told.value)
+
+
+def test_a_collection_is_continued_with_a_renewed_signature(
+    memory: fsspec.AbstractFileSystem, tmp_path: Path
+) -> None:
+    """Its place is the same, and so is its row."""
+    storage.write("memory://bucket/a.tar?sig=first", b"")
+    storage.write("memory://bucket/a.tar?sig=second", b"")
+    for signature in ("first", "second"):
+        prepare([f"memory://bucket/a.tar?sig={signature}"], str(tmp_path), {})
+    assert "sig" not in (tmp_path / PLAN).read_text()
+
+
+@pytest.mark.parametrize(("status", "error"), [(404, ImageError), (403, OSError), (None, OSError)])
+def test_what_a_web_server_does_not_send_now_may_be_there(
+    memory: fsspec.AbstractFileSystem, status: int | None, error: type[Exception]
+) -> None:
+    """For fsspec there is no such file, whatever the server answers; the cause tells. Rows with errors are final."""
+    reason = ConnectionError("https://host/a.jpg?token=secret") if status is None else OSError("refused")
+    if status is not None:
+        reason.status = status  # type: ignore[attr-defined]
+    missing = FileNotFoundError("a.jpg")
+    missing.__cause__ = reason
+    with mock.patch.object(type(memory), "open", side_effect=missing), pytest.raises(error) as told:
+        storage.read("memory://bucket/a.jpg")
+    assert "secret" not in str(told.value)
 
 
 def test_an_error_of_the_storage_is_no_error_of_the_file(memory: fsspec.AbstractFileSystem) -> None:

@@ -343,11 +343,11 @@ def test_tracks_the_objects_of_a_video(
         (["--ray", "local", "--tile", "5"], "tile=5; expected"),
         (
             ["--ray", "local", "s3://bucket/a.tar"],
-            "a.tar: is a URL, which is not opened unasked; add --allow-network",
+            "a.tar: is in the network, to which nothing connects unasked; allow it with --allow-network",
         ),
         (
-            ["--ray", "local", "--output", "s3://bucket/found"],
-            "s3://bucket/found: is a URL, which is not opened unasked",
+            ["--ray", "local", "--output", "https://me:secret@host/found?token=secret"],
+            "https://host/found?token=***: is in the network, to which nothing connects unasked",
         ),
         (
             ["--ray", "local", "--allow-network", "ftp://host/a.tar"],

@@ -25,7 +25,7 @@ def read_parquet(place: str, file: StoredFile) -> Iterator[Picture]:
     column.
 
     Args:
-        place: Path or URL of the Parquet file.
+        place: Path of the Parquet file, or URL without credentials.
         file: The file.
 
     Raises:

@@ -13,6 +13,7 @@ from querybox.bulk.storage import StoredFile, find, opened, suffix
 from querybox.bulk.tar import read_tar
 from querybox.errors import DataError
 from querybox.inference.video import SUFFIXES as VIDEO_SUFFIXES
+from querybox.urls import public_name
 
 SHARDS: dict[str, Callable[[str, StoredFile], Iterator[Picture]]] = {
     ".parquet": read_parquet,
@@ -46,11 +47,11 @@ class Part:
             OSError: A storage cannot be reached, or refuses.
         """
         for place in self.places:
-            kind = suffix(place)
+            kind, name = suffix(place), public_name(place)
             if kind in SHARDS:
                 yield from shard_pictures(place, SHARDS[kind])
             elif kind in VIDEO_SUFFIXES:
-                yield Picture.broken(place, f"{place}: is a video; predict it without --ray")
+                yield Picture.broken(name, f"{name}: is a video; predict it without --ray")
             else:
                 yield Picture.stored(place)
 
@@ -61,16 +62,17 @@ def shard_pictures(place: str, reader: Callable[[str, StoredFile], Iterator[Pict
     Raises:
         OSError: Its storage cannot be reached, or refuses.
     """
+    name = public_name(place)
     try:
         with opened(place) as file:
             try:
-                yield from reader(place, file)
+                yield from reader(name, file)
             except DataError:
                 if file.failure is not None:
                     raise file.failure from None
                 raise
     except DataError as error:
-        yield Picture.broken(place, str(error))
+        yield Picture.broken(name, str(error))
 
 
 def divide(sources: Sequence[str]) -> list[Part]:

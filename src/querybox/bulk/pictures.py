@@ -18,6 +18,7 @@ from querybox.data.image import read_image
 from querybox.errors import ImageError
 from querybox.pixels import as_pixels
 from querybox.structures import PixelRange
+from querybox.urls import public_name
 
 READERS = 4
 """Number of images that are read and decoded while the model runs."""
@@ -28,14 +29,15 @@ class Picture:
     """An image that is not decoded yet."""
 
     name: str
-    """Path or URL of the file, or of its shard with the member or row: ``shard.tar#1.jpg``, ``train.parquet#0``."""
+    """Path of the file, or URL without credentials (see `querybox.urls.public_name`); or those of its shard with the
+    member or row: ``shard.tar#1.jpg``, ``train.parquet#0``."""
     load: Callable[[], bytes]
     """Returns the content of the file. Raises ImageError if it cannot be read, and OSError if its storage cannot."""
 
     @classmethod
     def stored(cls, place: str) -> Self:
         """Return the image with a path or URL."""
-        return cls(place, partial(read, place))
+        return cls(public_name(place), partial(read, place))
 
     @classmethod
     def of(cls, name: str, content: bytes) -> Self:

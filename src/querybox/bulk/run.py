@@ -14,13 +14,14 @@ from typing import Any
 from querybox.bulk.attempts import Attempts
 from querybox.bulk.parts import Part, divide
 from querybox.bulk.rows import Options
-from querybox.bulk.storage import is_url, join, names, opened, write
+from querybox.bulk.storage import join, names, opened, write
 from querybox.bulk.worker import Worker
 from querybox.errors import ConfigError, DataError, ImageError, PredictionError, QueryboxError
 from querybox.files import leftovers
 from querybox.inference.engine import Engine
 from querybox.memory import first_line
 from querybox.text import counted, listed, to_json
+from querybox.urls import is_url, public_name
 
 PLAN = "_plan.json"
 """What the files of a folder are the results of. Readers of Parquet pass over names that begin with an underscore."""
@@ -54,7 +55,7 @@ def prepare(sources: Sequence[str], output: str, settings: Mapping[str, Any]) ->
         DataError: A source does not exist, or has no images.
     """
     collection = Collection(divide(sources), output if is_url(output) else str(Path(output).absolute()))
-    files = "\n".join(place for part in collection.parts for place in part.places)
+    files = "\n".join(public_name(place) for part in collection.parts for place in part.places)
     plan = {
         **settings,
         "files": files.count("\n") + 1,
@@ -70,8 +71,8 @@ def prepare(sources: Sequence[str], output: str, settings: Mapping[str, Any]) ->
     }
     if others:
         raise ConfigError(
-            f"{output}: the folder is not empty ({listed(sorted(others), 3)}); expected a new one, or that of a "
-            "prediction with --ray, which is continued"
+            f"{public_name(output)}: the folder is not empty ({listed(sorted(others), 3)}); expected a new one, or "
+            "that of a prediction with --ray, which is continued"
         )
     write(join(collection.output, PLAN), to_json(plan, indent=2).encode() + b"\n")
     return collection
@@ -90,15 +91,15 @@ def compare(plan: Mapping[str, Any], output: str) -> None:
     except (ImageError, ValueError, RecursionError):
         former = None
     if not isinstance(former, dict):
-        raise ConfigError(f"{place}: cannot be read as a plan of querybox; set another --output")
+        raise ConfigError(f"{public_name(place)}: cannot be read as a plan of querybox; set another --output")
     if changed := [
         f"{name} was {former.get(name)!r:.80} and is {plan.get(name)!r:.80}"
         for name in {**plan, **former}
         if former.get(name) != plan.get(name)
     ]:
         raise ConfigError(
-            f"{output}: has results of other images or settings: {listed(changed)}; repeat the command as it was to "
-            "continue it, or set another --output"
+            f"{public_name(output)}: has results of other images or settings: {listed(changed)}; repeat the command as "
+            "it was to continue it, or set another --output"
         )
 
 

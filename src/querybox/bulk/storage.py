@@ -12,8 +12,10 @@ from urllib.parse import urlsplit
 from querybox.data.image import SUFFIXES
 from querybox.errors import ConfigError, DataError, ImageError, MissingExtraError, requires_extra
 from querybox.files import atomic, require_regular
+from querybox.inference.address import CURE
 from querybox.inference.sources import find_files, natural_key
 from querybox.text import counted, listed
+from querybox.urls import has_misplaced_password, is_url, public_name, without_credentials
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -22,13 +24,10 @@ WEB = ("http", "https")
 """Schemes of single files. Web servers have no folders, but pages with links, which may lead to any host."""
 SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", *WEB)
 """Schemes of URLs that are opened. fsspec has others, among them those that name further files and hosts."""
+MISSING = (404, 410)
+"""Codes of web servers that have no such file; others say that it cannot be read now."""
 MAX_CONTENT = 1 << 28
 """Maximum number of bytes of an image file, which is in memory as a whole."""
-
-
-def is_url(place: str) -> bool:
-    """Return whether a place is a URL rather than a path; ``C://`` is a drive."""
-    return len(place.partition("://")[0]) > 1 and "://" in place
 
 
 def suffix(place: str) -> str:
@@ -43,21 +42,24 @@ def connect(url: str) -> tuple[AbstractFileSystem, str]:
         ConfigError: It is malformed, or the scheme is not one of `SCHEMES`.
         MissingExtraError: The package for it is not installed.
     """
-    scheme = url.partition("://")[0]
+    scheme, name = url.partition("://")[0], public_name(url)
     if scheme not in SCHEMES:
         raise ConfigError(
-            f"{url}: got the scheme '{scheme}'; expected a path, or one of {', '.join(SCHEMES)}"
+            f"{name}: got the scheme '{scheme}'; expected a path, or one of {', '.join(SCHEMES)}"
         )
     try:
         urlsplit(url)
     except ValueError as error:
-        raise ConfigError(f"{url}: is not a URL ({error}); check it") from None
-    with requires_extra("ray", url):
+        reason = "" if "@" in url else f" ({error})"  # which may repeat the password
+        raise ConfigError(f"{name}: is not a URL{reason}; check it") from None
+    if scheme in WEB and has_misplaced_password(url):
+        raise ConfigError(f"{scheme}://...: the URL is malformed; {CURE}")
+    with requires_extra("ray", name):
         from fsspec.core import url_to_fs
     try:
         storage, path = url_to_fs(url)
     except ImportError as error:
-        raise MissingExtraError(f"{url}: {error}") from None
+        raise MissingExtraError(f"{name}: {error}") from None
     return storage, path
 
 
@@ -128,8 +130,11 @@ def opened(place: str) -> Iterator[StoredFile]:
         else:
             require_regular(Path(place), ImageError)
             file = Path(place).open("rb")  # noqa: SIM115 - closed below
-    except FileNotFoundError:
-        raise ImageError(f"{place}: no such file", "missing_image") from None
+    except FileNotFoundError as error:
+        # fsspec raises it for whatever a web server answers, and if there is none.
+        if (cause := error.__cause__) is not None and getattr(cause, "status", None) not in MISSING:
+            raise OSError(without_credentials(str(cause))) from error
+        raise ImageError(f"{public_name(place)}: no such file", "missing_image") from None
     except PermissionError as error:
         if is_url(place):  # maybe credentials that have expired, which says nothing of the file
             raise
@@ -148,7 +153,7 @@ def read(place: str) -> bytes:
     with opened(place) as file:
         content = file.read(MAX_CONTENT)
         if file.read(1):
-            raise ImageError(f"{place}: {too_large()}", "too_large_image")
+            raise ImageError(f"{public_name(place)}: {too_large()}", "too_large_image")
     return content
 
 
@@ -207,12 +212,12 @@ def find(source: str, shards: Collection[str]) -> list[str]:
     elif storage.exists(path):
         return [source]
     else:
-        raise DataError(f"{source}: no such file or folder; check the URL")
+        raise DataError(f"{public_name(source)}: no such file or folder; check the URL")
     urls = sorted((storage.unstrip_protocol(each) for each in found), key=natural_key)
     selected = [url for url in urls if suffix(url) in SUFFIXES or suffix(url) in shards]
     if not selected:
         raise DataError(
-            f"{source}: found no image among {counted(len(urls), 'file')} ({listed(urls, 3)}); expected images, or "
-            f"shards ({' '.join(shards)})"
+            f"{public_name(source)}: found no image among {counted(len(urls), 'file')} ({listed(urls, 3)}); expected "
+            f"images, or shards ({' '.join(shards)})"
         )
     return selected

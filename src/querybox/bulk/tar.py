@@ -22,7 +22,7 @@ def read_tar(place: str, file: StoredFile) -> Iterator[Picture]:
     of members are never used as paths. Links and sparse members are pictures with an error.
 
     Args:
-        place: Path or URL of the tar.
+        place: Path of the tar, or URL without credentials.
         file: The tar.
 
     Raises:

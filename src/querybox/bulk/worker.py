@@ -13,6 +13,7 @@ from querybox.bulk.storage import join, write
 from querybox.errors import PredictionError, QueryboxError
 from querybox.inference.engine import Engine
 from querybox.inference.optimized import fastest
+from querybox.urls import public_name, without_credentials
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -62,6 +63,6 @@ class Worker:
             write(join(self.output, part.file_name), content)
             tally = found
         except (QueryboxError, OSError) as error:
-            failure = f"{part.places[0]}: {error}"
+            failure = f"{public_name(part.places[0])}: {without_credentials(str(error))}"
         counts = {name: tally[name] for name in ("images", "objects", "errors")}
         return pa.Table.from_pylist([{**counts, "failure": failure}])

@@ -16,6 +16,7 @@ from querybox.cli.streams import print_text
 from querybox.errors import ConfigError
 from querybox.precision import Precision
 from querybox.text import counted
+from querybox.urls import is_url, public_name
 
 WITH_ERRORS = 1
 """Exit code if some of the images could not be read."""
@@ -53,13 +54,15 @@ def predict_collection(
     from querybox.bulk.rows import Options
     from querybox.bulk.run import predict_parts, prepare
     from querybox.data.tiling import Tiling
+    from querybox.inference.address import require_consent
 
     if ray is None:
         raise ConfigError("querybox predict got --workers without --ray; add --ray local, or omit it")
     if given := [name for name, value in others.items() if value]:
         raise ConfigError(f"querybox predict got {given[0]} with --ray, which writes Parquet files; omit it")
     require_order("querybox predict", model, sources)
-    require_consent((*sources, output), allow_network=allow_network)
+    for url in filter(is_url, (*sources, output)):
+        require_consent(public_name(url), allow_network=allow_network)
     if workers is not None:
         require_number("predict", "workers", workers, 1, whole=True)
     values = Options(**options)
@@ -77,18 +80,6 @@ def predict_collection(
                 total += tally
                 advance(tally)
     return summarise(total, len(collection.parts), len(left), output)
-
-
-def require_consent(places: Sequence[str], *, allow_network: bool) -> None:
-    """Check that URLs are only given if connections are allowed.
-
-    Raises:
-        ConfigError: There is a URL.
-    """
-    from querybox.bulk.storage import is_url
-
-    if not allow_network and (urls := [place for place in places if is_url(place)]):
-        raise ConfigError(f"{urls[0]}: is a URL, which is not opened unasked; add --allow-network")
 
 
 def model_digest(model: Path) -> str:
@@ -118,5 +109,5 @@ def summarise(total: Counter[str], parts: int, left: int, output: str) -> int:
     read = f"Found {total['objects']:,} objects in {counted(total['images'] - errors, 'image')}"
     failed = f", {errors:,} could not be read" if errors else ""
     before = f"; {parts - left:,} of {counted(parts, 'part')} had been done before" if left < parts else ""
-    print_text(f"{read}{failed}{before}. Results are in {output}")
+    print_text(f"{read}{failed}{before}. Results are in {public_name(output)}")
     return WITH_ERRORS if errors else 0

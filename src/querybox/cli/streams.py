@@ -8,6 +8,7 @@ import sys
 from contextlib import suppress
 
 from querybox.text import printable
+from querybox.urls import without_credentials
 
 CLOSED_OUTPUT = 141
 """Exit code if the reader of standard output has gone: 128 + SIGPIPE, as of programs that this signal ends."""
@@ -29,9 +30,12 @@ def print_text(text: str) -> None:
 
 
 def write_stderr(text: str) -> None:
-    """Write to the present stderr as far as possible: a message that cannot be shown must not end a command."""
+    """Write to the present stderr as far as possible: a message that cannot be shown must not end a command.
+
+    URLs in it, such as those that other libraries repeat in their errors, are shown without credentials.
+    """
     with suppress(OSError, ValueError):
-        sys.stderr.write(printable(text))
+        sys.stderr.write(printable(without_credentials(text)))
 
 
 def print_summary(line: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from querybox.errors import ConfigError
+from querybox.urls import public_name
 
 CAMERA = re.compile(r"\d{1,2}|/dev/video\d{1,2}")
 """A camera by its index, or by the name of its device on Linux."""
@@ -93,12 +94,12 @@ def stream(scheme: str, source: str) -> Address:
     malformed = ConfigError(f"{scheme}://...: the address of the stream is malformed; {CURE}")
     try:
         parts = urlsplit(source)
-        port = "" if parts.port is None else f":{parts.port}"
+        parts.port  # noqa: B018 - raises an error
     except ValueError:
         raise malformed from None
     beyond = (
         parts.path + parts.query + parts.fragment
-    )  # an @ in it is that of a password with a slash, ? or #
+    )  # an @ in it may be that of a password with a slash, ? or #
     if (
         not parts.hostname
         or "@" in beyond
@@ -107,14 +108,30 @@ def stream(scheme: str, source: str) -> Address:
         or " " in source
     ):
         raise malformed
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return Address(
-        name=f"{scheme}://{host}{port}{parts.path}",
+        name=public_name(f"{scheme}://{parts.netloc}{parts.path}"),
         url=source,
         is_network=True,
         format="rtsp" if scheme == "rtsp" else None,
         options={**PROTOCOLS[scheme], **(authorities() if scheme == "https" else {})},
     )
+
+
+def require_consent(name: str, *, allow_network: bool) -> None:
+    """Check that something in the network may be connected to.
+
+    Args:
+        name: Its name without credentials.
+        allow_network: Whether the user has allowed it.
+
+    Raises:
+        ConfigError: It may not.
+    """
+    if not allow_network:
+        raise ConfigError(
+            f"{name}: is in the network, to which nothing connects unasked; allow it with --allow-network, or "
+            "allow_network=True in Python"
+        )
 
 
 def authorities() -> dict[str, str]:

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from querybox.arguments import require_number
 from querybox.errors import ConfigError, ImageError
-from querybox.inference.address import HTTP_FORMATS, Address, find_address
+from querybox.inference.address import HTTP_FORMATS, Address, find_address, require_consent
 from querybox.inference.reader import Reader, Received
 from querybox.inference.video import upright
 from querybox.text import counted
@@ -164,9 +164,6 @@ def require_address(source: str, *, allow_network: bool) -> Address:
         raise ConfigError(
             "LiveStream got no live source; expected a camera such as '0', or an address such as 'rtsp://HOST/PATH'"
         )
-    if address.is_network and not allow_network:
-        raise ConfigError(
-            f"{address.name}: is in the network, to which nothing connects unasked; allow it with --allow-network, or "
-            "allow_network=True in Python"
-        )
+    if address.is_network:
+        require_consent(address.name, allow_network=allow_network)
     return address
