@@ -12,7 +12,7 @@ import torch
 from benchmarks.measure import Absent, Side, Work
 from benchmarks.setup import Setup
 
-ENGINES = ("torch", "OpenVINO")
+ENGINES = ("torch", "OpenVINO", "OpenVINO int8")
 SERVER = Path(__file__).with_name("yolo_server.py")
 
 

@@ -27,6 +27,11 @@ def build(model: str, engine: str, size: int, threads: int) -> Callable[[], obje
     import openvino
 
     graph = openvino.convert_model(network, example_input=image, input=[list(image.shape)])
+    if engine == "OpenVINO int8":
+        import nncf
+
+        preset = nncf.QuantizationPreset.PERFORMANCE
+        graph = nncf.quantize(graph, nncf.Dataset([image.numpy()]), preset=preset)
     hints = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",

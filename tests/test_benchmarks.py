@@ -291,7 +291,7 @@ def test_yolo_runs_in_the_interpreter_that_is_given(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     torch.set_num_threads(1)
     setup = Setup(quick=True, folder=tmp_path, ultralytics=Path(sys.executable))
-    side, _ = yolo.sides(setup, "yolo26n", 64)
+    side, *_ = yolo.sides(setup, "yolo26n", 64)
     assert (side.name, side.compared) == ("yolo26n, torch", False)
     work = side.build()
     work()
