@@ -12,7 +12,7 @@ from querybox.data import DetectionData, read_dataset
 from querybox.exporting import export, load_exported
 from querybox.exporting.card import Precision
 from querybox.inference.engine import Engine
-from querybox.inference.optimized import optimize
+from querybox.inference.optimized_model import OptimizedModel
 
 PLAIN = "querybox plain"
 OPTIMISED = "querybox"
@@ -43,7 +43,7 @@ def build(setup: Setup, name: str) -> Engine:
         return load_exported(exported(setup, name))
     if name == PLAIN:
         return detector()
-    return optimize(
+    return OptimizedModel(
         detector(), precision="bf16" if name == TORCH_BF16 else "float32", compile=name == COMPILED
     )
 

@@ -21,7 +21,7 @@ from benchmarks.training_small import BATCH, CLASSES, OBJECTS, SIZE, inputs
 from querybox.data import read_dataset, read_pixels
 from querybox.detector import Detector
 from querybox.fast.memory import retain_freed_memory
-from querybox.inference.optimized import optimize
+from querybox.inference.optimized_model import OptimizedModel
 from querybox.inference.predict import predict
 from querybox.modules.detector import DetectionTransformer
 from querybox.structures import Target
@@ -85,7 +85,7 @@ def boxes_alone(threshold: float) -> Work:
 def prediction(detector: DetectionTransformer, threshold: float) -> Work:
     """Return a function that predicts on a test image of the nuclei example."""
     pixels = read_pixels(read_dataset(EXAMPLE / "nuclei" / "test.json").images[0])
-    engine = optimize(detector)
+    engine = OptimizedModel(detector)
     return lambda: next(iter(predict(engine, pixels, threshold=threshold)))
 
 

@@ -22,7 +22,7 @@ from querybox.detector import Detector
 from querybox.exporting import export, load_exported
 from querybox.exporting.card import Precision
 from querybox.inference.engine import Engine
-from querybox.inference.optimized import optimize
+from querybox.inference.optimized_model import OptimizedModel
 from querybox.structures import ImageBatch
 
 FIXED = "querybox, OpenVINO, fixed size"
@@ -170,7 +170,7 @@ def build(setup: Setup, recipe: str, name: str) -> Engine:
     if name == PLAIN:
         return detector(recipe)
     if name == OPTIMISED:
-        return optimize(detector(recipe))
+        return OptimizedModel(detector(recipe))
     to: Format = "onnx" if name == ONNX else "openvino"
     size = image_size(setup) if name in (FIXED, FIXED_INT8) else None
     precision: Precision = "int8" if name in (INT8, FIXED_INT8) else "float32"

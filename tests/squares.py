@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from querybox.inference.engine import Predictor
+from querybox.inference.predictor import Predictor
 from querybox.structures import Category, DetectorOutput, ImageBatch, Predictions, Preprocessing
 
 HEIGHT, WIDTH, SIDE = 48, 160, 20

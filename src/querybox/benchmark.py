@@ -26,7 +26,7 @@ from querybox.errors import ConfigError
 from querybox.exporting import load_exported
 from querybox.exporting.telemetry import without_telemetry
 from querybox.inference.engine import Engine, accelerator
-from querybox.inference.optimized import optimize
+from querybox.inference.optimized_model import OptimizedModel
 from querybox.inference.predict import Input, detect
 from querybox.memory import peak_memory, reset_peak
 from querybox.modules.detector import DetectionTransformer
@@ -211,4 +211,4 @@ def load(path: Path, name: str, *, trusted: bool) -> Engine:
     detector = load_detector(path).to(accelerator())
     if name == "plain":
         return detector
-    return optimize(detector, precision="bf16" if name == "bf16" else "float32")
+    return OptimizedModel(detector, precision="bf16" if name == "bf16" else "float32")

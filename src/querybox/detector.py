@@ -1,4 +1,7 @@
-"""The detector with its tools: load, save, predict, optimise, trace, and its training criterion."""
+"""The detector with its tools: load, save, predict, optimise, trace, and its training criterion.
+
+Imports that take long are in the methods that need them.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 
 from querybox.arguments import require_number, require_path
+from querybox.checkpoints.find import is_exported
 from querybox.errors import ConfigError
-from querybox.inference.engine import Predictor
+from querybox.inference.predictor import Predictor
 from querybox.modules.detector import DetectionTransformer, as_categories
 from querybox.precision import Precision
 from querybox.structures import MAX_CLASSES, Category, ImageBatch, Target
@@ -65,8 +69,6 @@ def load(
         ConfigError: `dilation`, `heads` or `activation` contradicts the file, or is given for an exported model.
         MissingExtraError: The package that runs an exported model is not installed.
     """
-    from querybox.checkpoints.find import is_exported
-
     path = require_path("load", path, "a model")
     if is_exported(path):
         from querybox.exporting import load_exported
@@ -229,9 +231,9 @@ class Detector(DetectionTransformer, Predictor):
         Raises:
             ConfigError: `precision` is unknown.
         """
-        from querybox.inference.optimized import optimize
+        from querybox.inference.optimized import OptimizedDetector
 
-        return optimize(self, precision=precision, compile=compile)
+        return OptimizedDetector(self, precision=precision, compile=compile)
 
     def trace(self, image: Source | ImageBatch, target: Target | None = None) -> Trace:
         """Trace one image through the detector: the output of every stage, and the attention of every layer.

@@ -23,7 +23,7 @@ from querybox.bulk.parts import Part, divide
 from querybox.bulk.rows import Options
 from querybox.bulk.worker import Worker
 from querybox.cli import main
-from querybox.inference.optimized import fastest
+from querybox.inference.optimized_model import as_optimized
 
 IMAGES = 60
 BROKEN = range(7, IMAGES, 10)
@@ -138,7 +138,7 @@ def test_a_collection_with_a_killed_process(tmp_path: Path, capsys: pytest.Captu
     assert [row["name"] for row in rows] == names
     assert [row["name"] for row in rows if row["error"]] == [names[number] for number in BROKEN]
     readable = [photos / f"{number}.jpg" for number in range(IMAGES) if number not in BROKEN]
-    expected = predict(fastest(detector), readable, threshold=THRESHOLD)
+    expected = predict(as_optimized(detector), readable, threshold=THRESHOLD)
     for row, found in zip((row for row in rows if not row["error"]), expected, strict=False):
         assert (row["name"], row["scores"]) == (found.source, found.scores.tolist())
     out, err = capsys.readouterr()

@@ -20,7 +20,7 @@ from querybox.bulk.rows import Options, predict_part
 from querybox.bulk.worker import Worker
 from querybox.errors import ConfigError, DataError
 from querybox.inference.detections import Detections
-from querybox.inference.optimized import fastest
+from querybox.inference.optimized_model import as_optimized
 from querybox.structures import Category, DetectorOutput, ImageBatch
 
 CATEGORIES = [Category(id=3, name="cat"), Category(id=9, name="d\udcffg")]
@@ -70,7 +70,7 @@ def test_rows_are_the_detections_of_predict(
     contents = [photo.read_bytes() for photo in photos]
     tar = write_tar(tmp_path / "a.tar", {photo.name: photo.read_bytes() for photo in photos})
     parquet = write_parquet(tmp_path / "a.parquet", contents)
-    engine = fastest(detector)
+    engine = as_optimized(detector)
     expected = list(predict(engine, photos, threshold=0.2, **options))
     assert all(map(len, expected))
     for places, names in (

@@ -21,7 +21,7 @@ from querybox import Detector, ImageBatch
 from querybox.errors import CheckpointError, ConfigError
 from querybox.fast import convolution
 from querybox.fast.inference import SIZES, CachedCells
-from querybox.inference.optimized import optimize
+from querybox.inference.optimized_model import OptimizedModel
 from querybox.modules.encoder import Encoder
 from querybox.precision import Precision
 from querybox.structures import Predictions
@@ -167,7 +167,7 @@ def test_saving_is_refused(detector: Detector, tmp_path: Path) -> None:
 
 def test_unknown_types_are_refused(detector: Detector) -> None:
     with pytest.raises(ConfigError, match=r"precision='int8'; expected one of auto, float32, bf16, fp16"):
-        unwrap(optimize)(detector, precision="int8")
+        unwrap(OptimizedModel.__init__)(object(), detector, precision="int8")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

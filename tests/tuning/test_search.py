@@ -22,10 +22,10 @@ from querybox.tuning import search
 from querybox.tuning.choice import Candidate, load_tuned, recall
 from querybox.tuning.search import (
     Measurement,
-    agreement,
     candidates,
     fastest,
     given_candidate,
+    largest_differences,
     restoring_threads,
     thread_counts,
     tune,
@@ -51,17 +51,17 @@ def detections(scores: Sequence[float], labels: Sequence[int], left: Sequence[fl
 
 def test_differences_are_those_of_the_closest_detections() -> None:
     expected = detections([0.9, 0.5], [0, 1], [10.0, 60.0])
-    assert agreement(expected, expected) == (0.0, 0.0)
+    assert largest_differences(expected, expected) == (0.0, 0.0)
     exchanged = detections([0.52, 0.9, 0.1], [1, 0, 0], [63.0, 10.0, 0.0])
-    assert agreement(expected, exchanged) == pytest.approx((0.02, 0.03))  # 3 of 100 pixels
+    assert largest_differences(expected, exchanged) == pytest.approx((0.02, 0.03))  # 3 of 100 pixels
     other_class = detections([0.9, 0.5], [0, 0], [10.0, 60.0])
-    assert agreement(expected, other_class) == (1.0, 1.0)
+    assert largest_differences(expected, other_class) == (1.0, 1.0)
 
 
 def test_only_the_best_detections_count() -> None:
     scores, left = [1 - 0.01 * place for place in range(20)], [float(place) for place in range(20)]
     expected = detections(scores, [0] * 20, left)
-    assert agreement(expected, detections(scores[:10], [0] * 10, left[:10])) == (0.0, 0.0)
+    assert largest_differences(expected, detections(scores[:10], [0] * 10, left[:10])) == (0.0, 0.0)
 
 
 def test_another_engine_has_to_be_faster_by_more_than_noise() -> None:

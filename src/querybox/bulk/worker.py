@@ -12,7 +12,7 @@ from querybox.bulk.rows import Options, predict_part
 from querybox.bulk.storage import join, write
 from querybox.errors import PredictionError, QueryboxError
 from querybox.inference.engine import Engine
-from querybox.inference.optimized import fastest
+from querybox.inference.optimized_model import as_optimized
 from querybox.urls import public_name, without_credentials
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Worker:
             output: Path or URL of the folder of the files.
             begin: Returns how many times the part of this number has been begun, this time included.
         """
-        self.engine = fastest(load())
+        self.engine = as_optimized(load())
         self.options = options
         self.output = output
         self.begin = begin

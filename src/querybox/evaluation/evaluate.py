@@ -25,7 +25,7 @@ from querybox.evaluation.panoptic_quality import panoptic_quality
 from querybox.evaluation.result import CategoryResult, Evaluation, MaskMetrics
 from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine
-from querybox.inference.optimized import fastest
+from querybox.inference.optimized_model import as_optimized
 from querybox.inference.predict import detect_frames
 from querybox.inference.sources import Frame, image_views
 from querybox.structures import Category
@@ -154,7 +154,7 @@ def detect_records(
 
     by_id = {}
     for index, detections in enumerate(
-        detect_frames(fastest(engine), frames(), top_k=100, batch_size=batch_size)
+        detect_frames(as_optimized(engine), frames(), top_k=100, batch_size=batch_size)
     ):
         by_id[readable[index]] = detections
         if callback:

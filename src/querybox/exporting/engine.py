@@ -13,7 +13,7 @@ from torch import Tensor
 from querybox.errors import ConfigError
 from querybox.exporting.card import Card
 from querybox.exporting.signature import check_outputs
-from querybox.inference.engine import Predictor
+from querybox.inference.predictor import Predictor
 from querybox.mask_embeddings import MaskLogits
 from querybox.structures import Category, DetectorOutput, ImageBatch, Predictions, Preprocessing
 from querybox.text import listed

@@ -19,7 +19,7 @@ from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine, evaluating
 from querybox.inference.live import LiveStream
 from querybox.inference.masks import detection_masks
-from querybox.inference.optimized import fastest
+from querybox.inference.optimized_model import as_optimized
 from querybox.inference.postprocess import postprocess
 from querybox.inference.sources import Frame, Pixels, Source, find_sources, read_frames
 from querybox.inference.tiles import View, merged
@@ -121,7 +121,7 @@ def predict(
         pixel_range=model.preprocessing.pixel_range,
         tiling=Tiling.of(tile, overlap, model.preprocessing),
     )
-    results = detect_frames(fastest(model), frames, top_k=top_k, batch_size=batch_size, threshold=lowest)
+    results = detect_frames(as_optimized(model), frames, top_k=top_k, batch_size=batch_size, threshold=lowest)
     if nms is not None:
         results = (detections.nms(nms) for detections in results)
     return results if track is None else tracked(results, track, threshold)

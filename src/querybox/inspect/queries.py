@@ -21,7 +21,7 @@ from querybox.data import DetectionData, ImageRecord, read_pixels
 from querybox.errors import ConfigError
 from querybox.files import atomic
 from querybox.html import data_url, render
-from querybox.inference.optimized import optimize
+from querybox.inference.optimized_model import OptimizedModel
 from querybox.inference.predict import batch_by_shape, effective_batch_size, prepare, run_batch
 from querybox.inference.sources import Frame
 from querybox.modules.detector import DetectionTransformer
@@ -126,7 +126,7 @@ def query_view(
     Raises:
         ImageError: An image cannot be read.
     """
-    engine = optimize(detector)
+    engine = OptimizedModel(detector)
     boxes: dict[int, Tensor] = {}  # by index of the image: batches hold images of one shape
     scores: dict[int, Tensor] = {}
     pixel_range = engine.preprocessing.pixel_range

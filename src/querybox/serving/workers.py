@@ -14,7 +14,7 @@ from querybox.data.encoded import EncodedImage
 from querybox.data.image import read_image
 from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine
-from querybox.inference.optimized import OptimizedDetector, fastest
+from querybox.inference.optimized_model import OptimizedModel, as_optimized
 from querybox.inference.predict import Input, detect, prepare
 from querybox.inference.sources import Frame
 from querybox.pixels import as_pixels
@@ -29,15 +29,15 @@ ACCELERATOR_BATCH = 8
 
 
 def open_engines(load: Callable[[], Engine], workers: int) -> list[Engine]:
-    """Return the model of each thread, which share the threads that PyTorch may use.
+    """Return the model of each thread; they divide the threads of PyTorch among them.
 
     Args:
-        load: Loads the model. It is called for each thread if the model can be used by one thread alone.
+        load: Loads the model. It is called for each thread if the model cannot be shared by threads.
         workers: Number of threads that run the model.
     """
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
-    engine = fastest(load())
-    if isinstance(engine, OptimizedDetector):
+    engine = as_optimized(load())
+    if isinstance(engine, OptimizedModel):
         return [engine] * workers
     return [engine, *(load() for _ in range(workers - 1))]
 
@@ -45,7 +45,7 @@ def open_engines(load: Callable[[], Engine], workers: int) -> list[Engine]:
 def default_batch(engine: Engine) -> int:
     """Return the default maximum number of images in a forward pass.
 
-    On a CPU it is 1: batches are no faster there, and `querybox.predict` takes one image at a time as well.
+    On a CPU it is 1, as for `querybox.predict`, because batches are no faster there.
     """
     return 1 if engine.device.type == "cpu" else ACCELERATOR_BATCH
 
@@ -61,7 +61,7 @@ class Workers:
         """Prepare the threads.
 
         Args:
-            engines: The model of each thread. Some engines can be used by one thread alone; others are repeated.
+            engines: The model of each thread; the same one several times if threads can share it.
             settings: The limits.
             metrics: Where batches are counted.
         """
@@ -89,7 +89,7 @@ class Workers:
             thread.start()
 
     def stop(self) -> None:
-        """Compute what waits, and end the threads."""
+        """Compute the queued images, and end the threads."""
         self.batches.close()
         for thread in self._threads:
             thread.join()
@@ -148,11 +148,11 @@ def answer(engine: Engine, jobs: Sequence[Job]) -> None:
     first = jobs[0]
     try:
         results = detect(engine, [job.image for job in jobs], first.top_k, first.threshold)
-    except Exception as error:  # noqa: BLE001 - each job is given it
+    except Exception as error:  # noqa: BLE001 - passed on to each job
         if len(jobs) == 1:
             first.result.set_exception(error)
             return
-        for job in jobs:  # one image must not spoil the answers of the others
+        for job in jobs:  # so that one image does not fail the others
             answer(engine, [job])
         return
     for job, found in zip(jobs, results, strict=True):

@@ -27,7 +27,7 @@ from querybox.evaluation.evaluate import detect_records, measure
 from querybox.evaluation.result import Evaluation
 from querybox.inference.detections import Detections
 from querybox.inference.engine import accelerator as default_device
-from querybox.inference.optimized import optimize
+from querybox.inference.optimized_model import OptimizedModel
 from querybox.interrupt import StopRequest
 from querybox.memory import first_line, is_out_of_memory
 from querybox.modules.detector import DetectionTransformer
@@ -199,7 +199,7 @@ def evaluate_together(
         if request.signal is not None:
             raise StopRequested
 
-    engine = optimize(detector)
+    engine = OptimizedModel(detector)
     own = data.images[accelerator.process_index :: accelerator.num_processes]
     detections: dict[int, Detections] = {}
     unreadable: dict[int, str] = {}

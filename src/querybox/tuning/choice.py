@@ -137,13 +137,13 @@ def remember(candidate: Candidate, size: tuple[int, int], weights: Path, drafts:
     )
     values = TypeAdapter(Choice).dump_python(choice, mode="json")
     write_text(new / CHOICE, to_json(values, indent=2) + "\n")
-    put(new, folder)
+    replace_folder(folder, new)
     remove_old()
     return choice
 
 
-def put(new: Path, folder: Path) -> None:
-    """Move a folder to a place, whatever is there; another process may do the same at this time."""
+def replace_folder(folder: Path, new: Path) -> None:
+    """Move `new` to the path `folder`, replacing what is there; other processes may do so at the same time."""
     while True:
         remove(folder)
         try:

@@ -25,7 +25,7 @@ from querybox.exporting import export, load_exported
 from querybox.exporting.card import Precision
 from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine, accelerator
-from querybox.inference.optimized import optimize
+from querybox.inference.optimized_model import OptimizedModel
 from querybox.inference.predict import Input, detect
 from querybox.modules.detector import DetectionTransformer
 from querybox.pixels import smooth_image
@@ -33,15 +33,15 @@ from querybox.precision import is_native
 from querybox.tuning.choice import DRAFTS, Candidate, Choice, cache_folder, remember
 
 SECONDS = 30.0
-"""Time in seconds for measuring the engines, and again for the numbers of threads."""
+"""Seconds that the engines are measured for, and again the numbers of threads."""
 GAIN = 1.05
-"""Least gain for which another engine or number of threads is chosen than the default; a smaller one could be noise."""
+"""Minimum speedup over the default for another engine or number of threads to be chosen; less could be noise."""
 BEST = 10
-"""Number of best detections that are compared."""
+"""Number of highest-scoring detections that are compared."""
 LIMITS = {"float32": 1e-3, "bf16": 0.1, "int8": 0.25}
-"""Largest difference of a score or a box (both 0-1) with which an engine may be chosen, by precision."""
+"""Maximum difference of scores and boxes (both 0-1) for an engine to be chosen, by precision."""
 PRECISIONS: tuple[Precision, ...] = ("float32", "bf16")
-"""Those in which PyTorch is measured."""
+"""Precisions in which PyTorch is measured."""
 EXPORTS: tuple[tuple[Format, Precision], ...] = (
     ("onnx", "float32"),
     ("openvino", "float32"),
@@ -87,14 +87,14 @@ def tune(
 ) -> Tuning:
     """Find the fastest way to run a model on this machine, and remember it for `load_tuned`.
 
-    Measured are PyTorch and the installed ones of ONNX Runtime and OpenVINO, in float32 and, where the CPU computes it
-    natively, in bf16; then the fastest with other numbers of threads.
+    PyTorch is measured, and ONNX Runtime and OpenVINO if they are installed, in float32 and, where the CPU computes it
+    natively, in bf16; then the fastest of them with other numbers of threads.
 
     Args:
         weights: The weights file.
         exported: Exported models of these weights to measure as well, such as one in int8: .onnx or .xml.
         size: (height, width) of the images in pixels; by default those of a 4:3 photo as resized for the model.
-        callback: Called with what is done at present, e.g. to show progress.
+        callback: Called with a description of the current step, e.g. to show progress.
 
     Raises:
         CheckpointError: A file cannot be read.
@@ -178,13 +178,13 @@ def restoring_threads() -> Iterator[None]:
 
 
 def fastest(measurements: Sequence[Measurement]) -> Measurement:
-    """Return the fastest, or the first unless another one is faster by `GAIN`."""
+    """Return the fastest, or the first unless another one is at least `GAIN` times as fast."""
     usable = [each for each in measurements if each.ratio is not None and not each.note]
     best = max(usable, key=lambda each: each.ratio or 0)
     return best if (best.ratio or 0) >= GAIN else measurements[0]
 
 
-def agreement(expected: Detections, found: Detections) -> tuple[float, float]:
+def largest_differences(expected: Detections, found: Detections) -> tuple[float, float]:
     """Return the largest differences of scores and of boxes between the best detections and the closest ones found.
 
     Both are in 0-1, boxes in that of the longer side of the image. A detection without one of the same class counts
@@ -205,7 +205,7 @@ class Bench:
     Attributes:
         detector: The model.
         size: (height, width) of the images in pixels.
-        callback: Called with what is done at present.
+        callback: Called with a description of the current step.
     """
 
     def __init__(
@@ -229,7 +229,7 @@ class Bench:
             try:
                 torch.set_num_threads(candidate.threads)
                 work = partial(self.run, self.build(candidate), candidate.threads)
-                scores, boxes = agreement(self.expected, work()[0])
+                scores, boxes = largest_differences(self.expected, work()[0])
             except QueryboxError as error:
                 found.append(Measurement(candidate=candidate, note=str(error)))
                 continue
@@ -244,7 +244,7 @@ class Bench:
         return found
 
     def show_time(self, seconds: float) -> None:
-        """Report for how long has been measured."""
+        """Report how long has been measured."""
         self.callback(f"measuring, {seconds:.0f} of {SECONDS:.0f} s")
 
     def run(self, engine: Engine, threads: int) -> list[Detections]:
@@ -262,7 +262,7 @@ class Bench:
             raise ConfigError("this device does not compute bf16 natively")
         if candidate.file is None:
             assert candidate.precision != "int8"
-            return optimize(self.detector, precision=candidate.precision)
+            return OptimizedModel(self.detector, precision=candidate.precision)
         if not candidate.file.exists():
             preprocessing = self.detector.preprocessing
             # All images of such a detector have this size, for which the model is faster.
