@@ -21,7 +21,8 @@ def test_without_a_target_says_what_is_installed(run: Any) -> None:
     assert "stride=16, dilation=True" in out
     assert "kind=dino" in out
     assert any(
-        line.replace("│", "").split() == ["deformable_detr_r50_refine", "refine=True"]
+        line.replace("│", "").split()
+        == ["deformable_detr_r50_refine", "deformable_detr_r50", "with", "refine=True"]
         for line in out.splitlines()
     )
 

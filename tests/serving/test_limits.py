@@ -33,7 +33,7 @@ def test_a_full_queue_refuses(gated: GatedEngine, at_once: Begin) -> None:
         client.wait_for("querybox_images_in_progress", 3)
         refused = client.predict(picture())
         assert (refused.status, refused.headers["retry-after"]) == (503, "1")
-        assert "3 images are in progress and at most 3 are taken" in refused.json["detail"]
+        assert "3 images are in progress and at most 3 are accepted" in refused.json["detail"]
         assert client.request("/ready").status == 503
         assert client.request("/health").status == 200
         gated.gate.set()
@@ -177,7 +177,7 @@ def test_a_request_that_arrives_too_slowly_is_given_up(engine: OptimizedDetector
 
 
 def test_quiet_connections_are_cut(engine: OptimizedDetector) -> None:
-    with mock.patch("querybox.serving.connection.QUIET_SECONDS", 0.3), serving([engine]) as client:
+    with mock.patch("querybox.serving.connection.IDLE_SECONDS", 0.3), serving([engine]) as client:
         beginnings = (b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: ")
         connections = [client.connect() for _ in beginnings]
         for connection, beginning in zip(connections, beginnings, strict=True):

@@ -327,7 +327,7 @@ def rubbish(folder: Path, long: bool) -> str:
 
 
 def many(folder: Path, long: bool) -> str:
-    """More connections than are taken, which send nothing."""
+    """More connections than are accepted, which send nothing."""
     count = 2000 if long else 600
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, count + 200)), hard))

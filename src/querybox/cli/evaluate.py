@@ -63,8 +63,8 @@ def evaluate(
         inspect: Number of worst images, those with the lowest F1, to show in the report, each with an inspector page.
             Inspector pages require a checkpoint in float32. They show the forward pass over a whole image, and are
             not written with --tile.
-        tile: Side in pixels of the tiles in which larger images are searched for objects as well as in a whole; auto
-            for that at which objects are shown as large as in the training. No tiles by default.
+        tile: Search images also in tiles of this side in pixels, for small objects in large images; auto for tiles in
+            which objects appear as large as in training. No tiles by default.
         overlap: Minimum overlap of neighbouring tiles, as a fraction of their side (0-0.9).
         batch_size: Images per forward pass on an accelerator; the result does not depend on it.
         precision: Precision of a checkpoint's computations: float32, bf16, fp16, or auto. auto is bf16 if the device

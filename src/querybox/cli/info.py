@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -87,14 +87,15 @@ def recipes() -> list[Table]:
     """Show every recipe by purpose, with the settings in which it differs from the first of its kind."""
     from querybox.models import RECIPES, recipes_by_purpose
 
-    first: dict[str, dict[str, Any]] = {}
+    first: dict[str, str] = {}
     lines = {}
     for name, recipe in RECIPES.items():
-        settings = recipe.model_dump()
-        base = first.get(recipe.kind, {})
-        differences = {key: value for key, value in settings.items() if key not in base or base[key] != value}
-        lines[name] = ", ".join(f"{key}={value}" for key, value in differences.items())
-        first.setdefault(recipe.kind, settings)
+        settings, parent = recipe.model_dump(), first.setdefault(recipe.kind, name)
+        base = {} if parent == name else RECIPES[parent].model_dump()
+        values = [
+            f"{key}={value}" for key, value in settings.items() if key not in base or base[key] != value
+        ]
+        lines[name] = ("" if parent == name else f"{parent} with ") + ", ".join(values)
     return [
         pairs(f"Recipes for {purpose}", {name: lines[name] for name in names})
         for purpose, names in recipes_by_purpose().items()

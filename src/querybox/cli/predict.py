@@ -69,7 +69,7 @@ def predict(
     querybox predict model.safetensors 'photos/**/*.png' # a pattern
     querybox predict run photos/ --format csv            # only the table
     querybox predict run aerial/ --tile 640              # small objects in large images
-    querybox predict run aerial/ --tile auto             # the same, in tiles that suit the objects of the training
+    querybox predict run aerial/ --tile auto             # the same, with a tile size for the model
     querybox predict run clip.mp4 --track                # number the objects of a video
     querybox predict run 0 --duration 10m                # the first camera of this machine
     querybox predict run rtsp://camera/1 --allow-network # a stream
@@ -90,19 +90,19 @@ def predict(
         threshold: Minimum score of detections (0-1).
         top_k: Maximum number of detections per image; with --tile, of each tile and of the whole image.
         nms: IoU threshold (0-1) of class-wise non-maximum suppression; off by default.
-        tile: Side in pixels of the tiles in which larger images are searched for objects as well as in a whole; auto
-            for that at which objects are shown as large as in the training. No tiles by default.
+        tile: Search images also in tiles of this side in pixels, for small objects in large images; auto for tiles in
+            which objects appear as large as in training. No tiles by default.
         overlap: Minimum overlap of neighbouring tiles, as a fraction of their side (0-0.9).
         track: Number the objects of each video: an object keeps its number from frame to frame. The numbers are drawn,
             and in the tables as track_id.
         tracker: Track with this algorithm: bytetrack (the default of --track), sort or ocsort. bytetrack also finds
-            objects whose score sinks below the threshold, down to 0.1, while it tracks them.
-        duration: Process a camera or stream for this long, such as 90s or 1h30m; without an end by default.
+            objects whose score drops below the threshold, down to 0.1, while it tracks them.
+        duration: Process a camera or stream for this long, such as 90s or 1h30m; without a limit by default.
         max_frames: Process this number of frames of a camera or stream.
         format: Outputs to write, separated by commas: pictures, coco and csv (the default); yolo for label files in
             labels/, with polygons if the model has masks; masks for a PNG of the masks of each image in masks/;
             panoptic for COCO's panoptic.json and PNGs; mot for a text file of the tracks in each video in mot/, as in
-            the MOT Challenge. Of a camera or stream: csv (the default), pictures and mot.
+            the MOT Challenge. For a camera or stream: csv (the default), pictures and mot.
         batch_size: Maximum number of images per forward pass on an accelerator.
         precision: Precision of a checkpoint's computations: float32, bf16, fp16, or auto. auto is bf16 if the device
             computes it natively, otherwise float32. bf16 and fp16 are less accurate, and faster only on such devices.

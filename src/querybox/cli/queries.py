@@ -24,8 +24,8 @@ def queries(
 
     The picture has a panel for each query, with a mark at the centre of every box that it predicted over all images of
     a dataset. Dots are small boxes, below 1 % of the image; horizontal marks are wide boxes and vertical marks tall
-    ones. Queries that have specialised differ. Queries of two-stage models and of DINO are the encoder's proposals in
-    each image: they differ in rank, not in location.
+    ones. Queries that have specialised have different panels. Queries of two-stage models and of DINO are the encoder's
+    proposals in each image: they differ in rank, not in location.
 
     ```
     querybox queries run photos/ --split val

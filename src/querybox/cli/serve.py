@@ -40,7 +40,7 @@ def serve(
 
     ```
     querybox serve run                                    # http://127.0.0.1:8000
-    querybox serve model.onnx --workers 2                 # an exported model, twice at a time
+    querybox serve model.onnx --workers 2                 # an exported model, in two threads
     querybox serve run --host 0.0.0.0 --token-file secret # other machines, with a token
     curl -F image=@a.jpg -F image=@b.jpg http://127.0.0.1:8000/predict
     ```
@@ -53,14 +53,14 @@ def serve(
         token: Token that requests have to send, as Authorization: Bearer TOKEN. Other users of this machine may see
             what is given here; the environment variable and --token-file are not shown to them.
         token_file: File that contains the token.
-        allow_anonymous: Let other machines ask without a token.
+        allow_anonymous: Let other machines send requests without a token.
         threshold: Minimum score of detections (0-1), unless a request sets another one.
         top_k: Maximum number of detections per image, unless a request sets another one.
         max_batch: Maximum number of images of one size, of any requests, in a forward pass; 8 on an accelerator and 1
             on a CPU by default, where batches are no faster.
-        max_wait: Seconds that an image waits at most for others of its size.
+        max_wait: Maximum time in seconds that an image waits for others of its size.
         workers: Number of threads that run the model; they share the processor cores.
-        queue: Maximum number of images that are received, wait or are computed at a time; further requests are
+        queue: Maximum number of images that are being received, are queued, or are in the model; further requests are
             answered with 503 and Retry-After.
         max_bytes: Maximum size of a request in bytes.
         max_pixels: Maximum number of pixels of an image.

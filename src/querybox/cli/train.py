@@ -27,11 +27,12 @@ def train(
 ) -> None:
     """Train a detector.
 
-    Settings come from the recipe, the run file and the command line; later ones override earlier ones. The run folder
-    receives weights, metrics, a report, and `run.yaml`, from which the run can be repeated.
+    Model, image size and schedule are chosen from the data, the device and --max-time, and what was chosen is printed.
+    A recipe (querybox info lists them), a run file and the command line set them instead; later ones override earlier
+    ones. The run folder receives weights, metrics, a report, and run.yaml with all settings, which repeats the run.
 
     ```
-    # A dataset with default settings, and with two settings changed:
+    # A dataset, with everything chosen; with a recipe, and one setting changed:
     querybox train photos/
     querybox train photos/ recipe=detr_small data.image_size=320
 
@@ -51,7 +52,7 @@ def train(
         target: A run file (YAML), in which paths are relative to the file; or a dataset in any format.
         overrides: Settings by name, such as train.lr=2e-4 or data.val=photos/val.json; the last part of a name is
             enough: lr=2e-4.
-        output: The run folder.
+        output: The run folder; runs/ and the name of the dataset by default.
         resume: Resume the run in the run folder.
         max_time: Stop after this time, such as 30m or 1h30m, with an evaluation and a checkpoint.
         weights: A checkpoint to fine-tune: of querybox, facebookresearch, MMDetection or Hugging Face, a name on the

@@ -18,7 +18,7 @@ CAMERA = re.compile(r"\d{1,2}|/dev/video\d{1,2}")
 DEVICES = {"linux": ("/dev/video", "v4l2"), "darwin": ("", "avfoundation")}
 """Beginning of the name of a camera before its index, and the input device of FFmpeg, for each platform."""
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(/?)")
-"""With one slash it is also that of an address that was made a path, which must not be printed either."""
+"""One slash matches an address that was converted to a path, whose password must not be printed either."""
 HTTP_FORMATS = "flv,matroska,mpegts,mpjpeg"
 """Formats of streams over HTTP by FFmpeg's names. Playlists (HLS, DASH) name other hosts that it would connect to."""
 PROTOCOLS: Mapping[str, Mapping[str, str]] = {
@@ -31,7 +31,7 @@ PROTOCOLS: Mapping[str, Mapping[str, str]] = {
     },
     "rtsp": {"protocol_whitelist": "rtsp,rtp,tcp", "format_whitelist": "rtsp", "rtsp_transport": "tcp"},
 }
-"""What FFmpeg may connect to and read, for each protocol: its options."""
+"""Options of FFmpeg for each protocol, which restrict what it connects to and reads."""
 CURE = "percent-encode the user name and the password (%40 for @, %2F for /), and check the port"
 
 
@@ -85,7 +85,7 @@ def camera(source: str) -> Address:
 
 
 def stream(scheme: str, source: str) -> Address:
-    """Return the address of a stream in the network. Nothing of a malformed one is in the message but its protocol."""
+    """Return the address of a network stream. The message about a malformed one contains only its protocol."""
     if scheme not in PROTOCOLS:
         raise ConfigError(
             f"{scheme}://: the protocol is not supported; expected a file, a camera such as 0, or a stream: "
@@ -97,16 +97,9 @@ def stream(scheme: str, source: str) -> Address:
         parts.port  # noqa: B018 - raises an error
     except ValueError:
         raise malformed from None
-    beyond = (
-        parts.path + parts.query + parts.fragment
-    )  # an @ in it may be that of a password with a slash, ? or #
-    if (
-        not parts.hostname
-        or "@" in beyond
-        or not source.isascii()
-        or not source.isprintable()
-        or " " in source
-    ):
+    # An @ behind the host name may be that of a password with a slash, ? or #.
+    rest = parts.path + parts.query + parts.fragment
+    if not parts.hostname or "@" in rest or not source.isascii() or not source.isprintable() or " " in source:
         raise malformed
     return Address(
         name=public_name(f"{scheme}://{parts.netloc}{parts.path}"),
@@ -135,9 +128,9 @@ def require_consent(name: str, *, allow_network: bool) -> None:
 
 
 def authorities() -> dict[str, str]:
-    """Return the option for the certificates of authorities where Python finds them; FFmpeg may look elsewhere.
+    """Return the option of FFmpeg for the certificates that Python trusts; FFmpeg itself may look elsewhere.
 
-    The variable ``SSL_CERT_FILE`` names others.
+    The environment variable ``SSL_CERT_FILE`` names others.
     """
     file = ssl.get_default_verify_paths().cafile
     return {} if file is None else {"ca_file": file}

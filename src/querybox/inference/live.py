@@ -1,4 +1,4 @@
-"""Live sources: cameras and network streams, of which the newest frame is processed."""
+"""Live sources: cameras and network streams, of which only the newest frame is processed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from querybox.inference.video import upright
 from querybox.text import counted
 
 POLL = 0.1
-"""Seconds after which it is looked whether to stop."""
+"""Interval in seconds at which the limits and `LiveStream.stopped` are checked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class LiveStream:
             for found in qb.predict(detector, stream):
                 print(found.time, found.names)
 
-    A thread reads and decodes the source, and keeps the newest frame alone: if processing is slower than the source,
+    A thread reads and decodes the source, and keeps only the newest frame: if processing is slower than the source,
     frames are dropped, and memory and delay do not grow. A connection that ends, or that yields no frame for 10 s, is
     opened again after 1, 2, 4 ... 30 s, until ten attempts in succession have yielded none.
 
@@ -86,12 +86,12 @@ class LiveStream:
         self._max_frames = math.inf if max_frames is None else max_frames
         self._duration = math.inf if duration is None else duration
         self._reader: Reader | None = None
-        self._start = self._clock = 0.0
+        self._start = self._epoch = 0.0
 
     def __enter__(self) -> Self:
-        """Begin to read."""
+        """Open the source and begin to read it."""
         self._start = time.monotonic()
-        self._clock = time.time() - self._start  # of the wall, which may be set back later
+        self._epoch = time.time() - self._start  # read once, because the system clock may be set back later
         self._reader = Reader(self._address)
         self._reader.start()
         return self
@@ -102,7 +102,7 @@ class LiveStream:
         self._opened().close()
 
     def __iter__(self) -> Iterator[LiveFrame]:
-        """Yield the newest frame, again and again.
+        """Yield the newest frame, once the last one has been processed.
 
         Raises:
             ImageError: The source cannot be opened, or was given up.
@@ -144,7 +144,7 @@ class LiveStream:
 
     def _as_frame(self, received: Received) -> LiveFrame:
         return LiveFrame(
-            number=received.number, time=self._clock + received.seconds, pixels=upright(received.frame)
+            number=received.number, time=self._epoch + received.seconds, pixels=upright(received.frame)
         )
 
     def _opened(self) -> Reader:

@@ -1,4 +1,4 @@
-"""Reading of a live source in a thread of its own, which keeps its newest frame alone."""
+"""Reading of a live source in a thread of its own, which keeps only the newest frame."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Reader(threading.Thread):
             reason = self._read_connection()
             if self._closing.is_set():
                 return ""
-            if not self.received:  # which is rather a wrong address than a fault
+            if not self.received:  # more likely a wrong address than an interruption
                 return reason
             failures = 1 if self.received > before else failures + 1
             if failures > MAX_ATTEMPTS:
@@ -129,14 +129,17 @@ class Reader(threading.Thread):
                         last = self._keep(frame) or last
                     if time.monotonic() - last > TIMEOUT:
                         return f"no frame could be decoded for {TIMEOUT:g} s"
-            return "the stream ended"  # noqa: TRY300 - without a container
-        except (av.FFmpegError, OSError) as error:  # whose texts contain the whole address
+            return "the stream ended"  # noqa: TRY300 - after the source is closed
+        except (
+            av.FFmpegError,
+            OSError,
+        ) as error:  # whose messages contain the whole address, with its password
             if isinstance(error, av.error.ExitError):
                 return f"no data for {TIMEOUT:g} s"
             return str(error.strerror)
 
     def _keep(self, frame: VideoFrame) -> float | None:
-        """Keep a frame as the newest one, unless it is damaged; return when."""
+        """Keep a frame as the newest one, and return when, by `time.monotonic`; None if it is damaged."""
         if frame.is_corrupt:
             self.damaged += 1
             return None

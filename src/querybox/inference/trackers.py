@@ -1,4 +1,4 @@
-"""The trackers by name, which are those of the package `trackers`.
+"""The trackers of the package `trackers`, by name.
 
 This module imports no PyTorch, so that the command line can name them.
 """

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 NOMINAL_RATE = 30.0
-"""Frames a second of a live source, for which the trackers' settings were made; its frames have times of their own."""
+"""Frame rate for which the defaults of the trackers are meant; frames of a live source have timestamps."""
 
 
 def require_tracking(name: TrackerName, sources: Sequence[Path | Pixels | LiveStream]) -> None:
@@ -47,7 +47,7 @@ def require_tracking(name: TrackerName, sources: Sequence[Path | Pixels | LiveSt
 
 
 def tracked(results: Iterable[Detections], name: TrackerName, threshold: float) -> Iterator[Detections]:
-    """Yield the detections of videos with their `Detections.track_ids`, which begin anew with each video.
+    """Yield the detections of videos with their `Detections.track_ids`, which begin at 1 in each video.
 
     A detection that scores less than `threshold` is dropped, unless it continues a track.
 

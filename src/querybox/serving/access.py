@@ -1,4 +1,4 @@
-"""Who may ask: a token, or, without one, only this machine and only the server's own page."""
+"""Access control: a token, or without one only requests from this machine and from the server's own page."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from querybox.files import require_regular
 from querybox.serving.problems import ProblemError, response
 
 OPEN = frozenset({"/", "/docs", "/openapi.json", "/health", "/ready"})
-"""Routes without a token: they tell nothing about the model, and run nothing."""
+"""Routes that need no token: they reveal nothing about the model, and run nothing."""
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
+"""Names of this machine."""
 MIN_TOKEN = 16
 """Minimum number of characters of a token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """Who may ask."""
+    """Which requests are answered."""
 
     token: str | None
-    """Required by all routes but those in `OPEN`; None for none."""
+    """Required by all routes but those in `OPEN`; None if none is required."""
     host: str
     """The address that the server listens at, as the user gave it."""
     loopback: bool
-    """Whether only this machine can reach that address."""
+    """Whether the address can be reached from this machine alone."""
 
     def problem(self, path: str, headers: Headers) -> ProblemError | None:
         """Return why a request is refused; None if it is not."""
@@ -38,15 +39,15 @@ class Access:
             return None if path in OPEN or self._has_token(headers) else _unauthorized()
         host = headers.get("host", "")
         if self.loopback and _hostname(host) not in LOCAL | {self.host.lower()}:
-            # A page may let its own name lead to this machine (DNS rebinding).
+            # A web page can let its own host name resolve to this machine (DNS rebinding).
             return ProblemError(
                 403,
-                "this server answers requests to this machine by the names localhost, 127.0.0.1 and ::1 alone; to use "
-                "another name, start it with a token",
+                "this server answers only requests to localhost, 127.0.0.1 and ::1; to use another name, start it "
+                "with a token",
             )
         if (origin := headers.get("origin")) is not None and origin.partition("://")[2] != host:
             return ProblemError(
-                403, "this server answers no requests of pages of other servers; start it with a token"
+                403, "this server answers no requests from web pages of other servers; start it with a token"
             )
         return None
 
@@ -57,7 +58,7 @@ class Access:
 
 
 class Guarded:
-    """ASGI middleware that refuses requests; see `Access`."""
+    """ASGI middleware that refuses requests according to an `Access`."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self.app = app

@@ -20,7 +20,7 @@ def bind(host: str, port: int, *, anonymous: bool) -> tuple[socket.socket, bool]
 
     Raises:
         ConfigError: The port is out of its range; the address is not one of this machine, or in use; or other machines
-            can reach it although `anonymous` is False.
+            can reach it and `anonymous` is False.
     """
     require_number("serve", "port", port, 0, 65_535, whole=True)
     try:

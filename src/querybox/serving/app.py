@@ -1,4 +1,4 @@
-"""The routes."""
+"""The application: its routes, and the middleware around them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from querybox.serving.service import Service
 from querybox.serving.settings import MAX_TOP_K
 from querybox.serving.uploads import FIELD
 
-GONE = 499
+CLIENT_CLOSED_REQUEST = 499
 """Status of a request whose client closed the connection, as nginx counts them; it is not sent."""
 PROBLEMS = {
     400: "The body is not a readable multipart form, or has too many files.",
@@ -32,7 +32,7 @@ PROBLEMS = {
     413: "The body is too large.",
     415: "The body is not a multipart form.",
     422: "An image cannot be read or is too large, or a parameter is out of its range.",
-    503: "There is no room for the request, or no time; repeat it after `Retry-After` seconds.",
+    503: "The server is busy, or the answer was not ready in time; repeat it after `Retry-After` seconds.",
 }
 BODY: dict[str, Any] = {
     "required": True,
@@ -75,12 +75,12 @@ class State(BaseModel):
 
 
 def create_app(service: Service, metrics: Metrics, access: Access) -> ASGIApp:
-    """Return the application, behind what guards and measures it."""
+    """Return the application: the routes behind access control, measurements and security headers."""
     return WithHeaders(Measured(Guarded(create_api(service, metrics, access), access), metrics))
 
 
 def create_api(service: Service, metrics: Metrics, access: Access) -> FastAPI:
-    """Return the routes alone."""
+    """Return the routes without middleware."""
     # FastAPI's own pages load scripts from elsewhere, and its telemetry would obey environment variables.
     app = FastAPI(
         title="querybox",
@@ -110,25 +110,25 @@ def create_api(service: Service, metrics: Metrics, access: Access) -> FastAPI:
         return Response(answer.model_dump_json(), media_type="application/json")
 
     @app.exception_handler(ClientDisconnect)
-    async def gone(_: Request, __: Exception) -> Response:
-        return Response(status_code=GONE)
+    async def disconnected(_: Request, __: Exception) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
 
     return app
 
 
 def add_states(app: FastAPI, service: Service, metrics: Metrics) -> None:
-    """Add the routes for whatever watches the server."""
+    """Add the routes for monitoring."""
 
     @app.get("/health")
     async def health() -> State:
-        """Tell that the server runs."""
+        """Return that the server runs."""
         return State(status="running")
 
     @app.get("/ready", responses={503: {"model": ProblemDetails, "description": PROBLEMS[503]}})
     async def ready() -> State:
-        """Tell whether a request would be taken now."""
+        """Return whether a request would be accepted now."""
         if not service.ready:
-            raise unavailable("there is no room for a request now")
+            raise unavailable("the server is busy; repeat the request later")
         return State(status="ready")
 
     @app.get("/metrics", response_class=Response)
@@ -138,7 +138,7 @@ def add_states(app: FastAPI, service: Service, metrics: Metrics) -> None:
 
 
 def add_pages(app: FastAPI, service: Service, access: Access) -> None:
-    """Add the pages for people."""
+    """Add the web pages."""
     start = predict_page(service, with_token=access.token is not None)
 
     @app.get("/", include_in_schema=False)

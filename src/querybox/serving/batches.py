@@ -14,7 +14,7 @@ from querybox.inference.predict import Input
 
 
 class Key(NamedTuple):
-    """What images of one batch have in common: none of them is padded, and one postprocessing serves all."""
+    """What the images of a batch have in common, so that none is padded and they are postprocessed together."""
 
     shape: tuple[int, ...]
     threshold: float
@@ -29,12 +29,12 @@ class Job:
     threshold: float
     top_k: int
     result: Future[Detections] = field(default_factory=Future)
-    """Cancelled if nobody waits for it any more."""
+    """Cancelled if the client has disconnected or its time is over."""
     arrived: float = field(default_factory=time.monotonic)
 
     @property
     def key(self) -> Key:
-        """Which other jobs it can share a forward pass with."""
+        """Jobs with equal keys can share a forward pass."""
         return Key(tuple(self.image.pixels.shape), self.threshold, self.top_k)
 
 
@@ -67,7 +67,7 @@ class Batches:
             self._changed.notify()
 
     def close(self) -> None:
-        """Let `take` return the jobs that are left, and then None."""
+        """Accept no more jobs; `take` returns those that are left, and then None."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -106,7 +106,7 @@ class Batches:
         if not jobs:
             del self._groups[key]
         if self._groups:
-            self._changed.notify()  # another worker waits for what is left while this one computes
+            self._changed.notify()  # another worker can wait for the remaining jobs while this one computes
         return batch
 
     def _drop_cancelled(self) -> None:

@@ -1,4 +1,4 @@
-"""The headers of every answer, which forbid browsers to guess, frame, keep, or load anything."""
+"""Security headers of every answer: browsers may not guess its type, frame it, cache it, or load anything for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HEADERS = {
     "Cache-Control": "no-store",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-"""Those of an answer that has none of the same name."""
+"""Added to an answer unless it has one of the same name."""
 
 
 class WithHeaders:
@@ -25,11 +25,11 @@ class WithHeaders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
 
-        async def completed(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
 
-        await self.app(scope, receive, completed)
+        await self.app(scope, receive, send_with_headers)

@@ -1,4 +1,4 @@
-"""Measurements for Prometheus: requests by status, their seconds, sizes of batches, and what waits."""
+"""Measurements for Prometheus: requests by status and their duration, batch sizes, and images in progress."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-"""Upper limits of the classes of durations."""
+"""Upper bounds of the histogram of durations, in seconds."""
 SIZES = (1, 2, 4, 8, 16, 32, 64)
-"""Upper limits of the classes of batch sizes."""
+"""Upper bounds of the histogram of batch sizes."""
 MEASURED = "/predict"
 """The route whose requests are measured."""
 
@@ -19,10 +19,10 @@ class Metrics:
     """The measurements of one server.
 
     Attributes:
-        requests: Number of requests to predict, by HTTP status; 499 if the client has gone.
-        seconds: Duration of such requests that were answered with detections.
+        requests: Number of requests to predict, by HTTP status; 499 if the client has disconnected.
+        seconds: Duration of the requests that were answered with detections.
         batch_sizes: Number of images in each forward pass.
-        places: Number of images that are received, wait or are computed.
+        in_progress: Number of images that are being received, are queued, or are in the model.
     """
 
     def __init__(self) -> None:
@@ -40,9 +40,9 @@ class Metrics:
         self.batch_sizes = Histogram(
             "querybox_batch_images", "Images in a forward pass.", registry=self.registry, buckets=SIZES
         )
-        self.places = Gauge(
+        self.in_progress = Gauge(
             "querybox_images_in_progress",
-            "Images that are received, wait or are computed.",
+            "Images that are being received, are queued, or are in the model.",
             registry=self.registry,
         )
 
@@ -65,11 +65,11 @@ class Measured:
             return
         start = time.perf_counter()
 
-        async def noted(message: Message) -> None:
+        async def send_and_record(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self.metrics.requests.labels(message["status"]).inc()
                 if message["status"] == 200:
                     self.metrics.seconds.observe(time.perf_counter() - start)
             await send(message)
 
-        await self.app(scope, receive, noted)
+        await self.app(scope, receive, send_and_record)

@@ -1,6 +1,6 @@
-"""The pages for people: one that shows the detections in an image, and one that describes the API.
+"""The web pages: one that shows the detections in an image, and one that documents the API.
 
-Neither loads anything. The policy of each allows its own style and script by their digests.
+Neither loads anything. The content security policy of each allows its own styles and scripts by their digests.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from querybox.serving.service import Service
 
 
 def predict_page(service: Service, *, with_token: bool) -> str:
-    """Return the page on which one drops an image and sees the detections.
+    """Return the page that shows the detections in an image that is dropped on it.
 
     Args:
-        service: What answers its requests.
+        service: The service that answers its requests.
         with_token: Whether the page asks for a token, which it keeps until it is closed.
     """
     settings = service.settings
@@ -27,7 +27,7 @@ def predict_page(service: Service, *, with_token: bool) -> str:
 
 
 def api_page(schema: dict[str, Any]) -> str:
-    """Return the description of the API, from its OpenAPI schema."""
+    """Return the page that documents the API, from its OpenAPI schema."""
     operations = [
         {"method": method.upper(), "path": path, **operation}
         for path, methods in schema["paths"].items()
@@ -38,7 +38,7 @@ def api_page(schema: dict[str, Any]) -> str:
 
 
 def html(page: str) -> HTMLResponse:
-    """Return a page with the policy that allows its style and its script, and requests to its own server."""
+    """Return a page with the policy that allows its styles, its scripts, and requests to its own server."""
     styles, scripts = digests(page, "style"), digests(page, "script")
     policy = f"{POLICY}; img-src data:; style-src {styles}; script-src {scripts}; connect-src 'self'"
     return HTMLResponse(page, headers={"Content-Security-Policy": policy})

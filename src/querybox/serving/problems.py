@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER = 1
-"""Seconds after which a request that was refused for lack of room may be repeated."""
+"""Seconds after which a request that was refused because the server is busy may be repeated."""
 
 
 class ProblemDetails(BaseModel):
@@ -29,7 +29,7 @@ class ProblemDetails(BaseModel):
 
 
 class ProblemError(Exception):
-    """A request that is not answered; raised anywhere below the routes."""
+    """The reason why a request cannot be answered; raised anywhere below the routes."""
 
     def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
@@ -44,14 +44,14 @@ def unavailable(detail: str) -> ProblemError:
 
 
 def response(problem: ProblemError) -> JSONResponse:
-    """Return the answer to a request."""
+    """Return a problem as an HTTP response."""
     title = HTTPStatus(problem.status).phrase
     details = ProblemDetails(title=title, status=problem.status, detail=problem.detail)
     return JSONResponse(details.model_dump(), problem.status, problem.headers, MEDIA_TYPE)
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Answer all errors of an application in this form, its own and those of the framework."""
+    """Send all errors of an application as problem details, including those of the framework."""
 
     @app.exception_handler(ProblemError)
     async def stated(_: Request, error: ProblemError) -> JSONResponse:
@@ -76,7 +76,7 @@ def add_handlers(app: FastAPI) -> None:
 
 
 def unexpected(error: Exception) -> JSONResponse:
-    """Log an error that is a bug, and return the answer, which says nothing about this machine."""
+    """Log an error that is a bug, and return a response that reveals nothing about this machine."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     logger.error(
         "a request failed because of a bug, please report it: %s: %s (%s, line %s)",
@@ -85,4 +85,4 @@ def unexpected(error: Exception) -> JSONResponse:
         place.filename,
         place.lineno,
     )
-    return response(ProblemError(500, "an unexpected error, which is in the log of the server"))
+    return response(ProblemError(500, "an unexpected error; see the log of the server"))

@@ -1,4 +1,4 @@
-"""A server from its start to its stop."""
+"""The server: uvicorn with the application and the workers, from start to stop."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ logger = logging.getLogger(__name__)
 
 KEEP_ALIVE = 5
 """Seconds after which a connection without a request is closed."""
-COMPLAINING = ("PIL", "python_multipart")
-"""Libraries that log what is wrong with images and forms."""
+NOISY_LOGGERS = ("PIL", "python_multipart")
+"""Loggers of libraries that report what is wrong with images and forms."""
 
 
 class Server(uvicorn.Server):
-    """A server that answers until SIGTERM or Ctrl-C, or until `should_exit` is set, and then what it has taken.
+    """A server that runs until SIGTERM or Ctrl-C, or until `should_exit` is set, and then completes accepted requests.
 
     A second Ctrl-C ends it at once.
     """
@@ -64,7 +64,7 @@ class Server(uvicorn.Server):
         with bound:
             self.workers.start()
             try:
-                with signals_end_nothing(), nobody_complains():
+                with ignored_signals(), silenced_libraries():
                     self.run(sockets=[bound])
             finally:
                 self.workers.stop()
@@ -96,7 +96,7 @@ def configuration(app: ASGIApp, settings: ServingSettings) -> uvicorn.Config:
 
 
 @contextmanager
-def signals_end_nothing() -> Iterator[None]:
+def ignored_signals() -> Iterator[None]:
     """Context manager in which SIGTERM and SIGINT are ignored outside of the server's own handling.
 
     uvicorn raises the signal that stopped it again, after everything has been answered.
@@ -113,15 +113,15 @@ def signals_end_nothing() -> Iterator[None]:
 
 
 @contextmanager
-def nobody_complains() -> Iterator[None]:
-    """Context manager in which libraries do not complain about what clients send, who could fill the log with it.
+def silenced_libraries() -> Iterator[None]:
+    """Context manager that silences warnings of libraries about what clients send, which could fill the log.
 
-    Such complaints concern the whole process, so they are left as they are where the server is only a part of one.
+    This affects the whole process, so it is done only if the server runs in the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    loggers = [logging.getLogger(name) for name in COMPLAINING]
+    loggers = [logging.getLogger(name) for name in NOISY_LOGGERS]
     levels = [each.level for each in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""From a request to its answer: a place in the queue, a deadline, and one answer for all of its images, or an error."""
+"""From a request to its answer: a limit on images in progress, a deadline, and an answer for all images or an error."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Service:
 
     Attributes:
         model: The file or folder of the model.
-        taken: Number of images that are received, wait or are computed.
+        in_progress: Number of images that are being received, are queued, or are in the model.
     """
 
     def __init__(self, model: Path, workers: Workers, settings: ServingSettings, metrics: Metrics) -> None:
@@ -36,12 +36,12 @@ class Service:
         self.workers = workers
         self.settings = settings
         self.metrics = metrics
-        self.taken = 0
+        self.in_progress = 0
 
     @property
     def ready(self) -> bool:
-        """Whether a request would be taken."""
-        return self.workers.alive and self.taken < self.settings.queue
+        """Whether a request would be accepted."""
+        return self.workers.alive and self.in_progress < self.settings.queue
 
     async def predict(self, request: Request, threshold: float | None, top_k: int | None) -> Answer:
         """Answer a request.
@@ -53,18 +53,18 @@ class Service:
 
         Raises:
             ProblemError: It cannot be answered.
-            ClientDisconnect: Nobody waits for the answer any more.
+            ClientDisconnect: The client has closed its connection.
         """
         settings = self.settings
         deadline = asyncio.get_running_loop().time() + settings.timeout
-        with self._places() as reserve:
+        with self._counted() as count_more:
             try:
                 async with asyncio.timeout_at(deadline):
                     images = await read_images(request, settings)
             except TimeoutError:
                 detail = f"the request was not received within {settings.timeout:g} s; send smaller images"
                 raise ProblemError(408, detail) from None
-            reserve(len(images) - 1)
+            count_more(len(images) - 1)
             found = self.workers.detect(
                 images,
                 threshold=settings.threshold if threshold is None else threshold,
@@ -72,35 +72,38 @@ class Service:
             )
             try:
                 async with asyncio.timeout_at(deadline):
-                    return Answer.of(await unless_gone(request, found))
+                    return Answer.of(await unless_disconnected(request, found))
             except Exception as error:
                 raise self._problem(error) from error
 
     @contextmanager
-    def _places(self) -> Iterator[Callable[[int], None]]:
-        """Context manager that takes a place for a request, and yields a function that takes more."""
-        mine = 0
+    def _counted(self) -> Iterator[Callable[[int], None]]:
+        """Context manager that counts one image as in progress, and yields a function that counts more of its request.
 
-        def reserve(count: int) -> None:
-            nonlocal mine
-            if self.taken + count > self.settings.queue:
+        The function raises ProblemError if there are too many.
+        """
+        own = 0
+
+        def count_more(count: int) -> None:
+            nonlocal own
+            if self.in_progress + count > self.settings.queue:
                 raise unavailable(
-                    f"{self.taken} images are in progress and at most {self.settings.queue} are taken; repeat the "
-                    "request later"
+                    f"{self.in_progress} images are in progress and at most {self.settings.queue} are accepted; "
+                    "repeat the request later"
                 )
-            mine += count
-            self.taken += count
-            self.metrics.places.set(self.taken)
+            own += count
+            self.in_progress += count
+            self.metrics.in_progress.set(self.in_progress)
 
         try:
-            reserve(1)
-            yield reserve
+            count_more(1)
+            yield count_more
         finally:
-            self.taken -= mine
-            self.metrics.places.set(self.taken)
+            self.in_progress -= own
+            self.metrics.in_progress.set(self.in_progress)
 
     def _problem(self, error: Exception) -> Exception:
-        """Return what is told about an error; errors that are bugs are returned as they are."""
+        """Return the error that the client is sent; errors that are bugs are returned unchanged."""
         if isinstance(error, TimeoutError):
             return unavailable(
                 f"the answer was not ready within {self.settings.timeout:g} s; repeat the request later"
@@ -118,18 +121,18 @@ class Service:
         return error
 
 
-async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
     """Return the result of `work`, which is cancelled if the client of a request closes its connection.
 
     Raises:
         ClientDisconnect: It has.
     """
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
+    task, disconnection = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnection}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientDisconnect
         return task.result()
     finally:
         task.cancel()
-        gone.cancel()
+        disconnection.cancel()

@@ -1,4 +1,4 @@
-"""What a server accepts, how it batches, and its defaults."""
+"""The settings of a server: its limits, batching, and defaults."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class ServingSettings:
     max_batch: int | None = None
     """Maximum number of images in a forward pass; None for 8 on an accelerator and 1 on a CPU."""
     max_wait: float = 0.005
-    """Seconds that an image waits at most for others to share a forward pass."""
+    """Maximum time in seconds that an image waits for others to share a forward pass."""
     workers: int = 1
     """Number of threads that run the model; they share the processor cores."""
     queue: int = 32
-    """Maximum number of images that are received, wait or are computed at a time."""
+    """Maximum number of images that are being received, are queued, or are in the model."""
     max_bytes: int = 16 * 2**20
     """Maximum size of the body of a request in bytes."""
     max_pixels: int = 50_000_000
-    """Maximum number of pixels of an image, by its header."""
+    """Maximum number of pixels of an image, which is checked before it is decoded."""
     timeout: float = 30.0
     """Seconds from the header of a request to its answer."""
 

@@ -1,4 +1,4 @@
-"""The images of a request, read into memory; nothing is written to the disk."""
+"""The images of a request, which are read into memory; nothing is written to disk."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _Form(MultiPartParser):
             if size > settings.max_bytes:
                 raise _too_large(settings)
             yield chunk
-        if not self.complete:  # the file that is cut off would be left out
+        if not self.complete:  # otherwise a truncated file would be skipped
             raise MultiPartException("It ends before its last boundary.")
 
 
@@ -51,7 +51,7 @@ async def read_images(request: Request, settings: ServingSettings) -> list[Encod
     The names that files have at the client are not used.
 
     Raises:
-        ProblemError: The body is too large, is no form, or has other fields.
+        ProblemError: The body is too large, is not a multipart form, or has other fields.
     """
     kind = request.headers.get("content-type", "")
     if kind.partition(";")[0].strip().lower() != "multipart/form-data":
