@@ -9,6 +9,7 @@ QueryboxError
 ├── ExportError        an exported model predicts differently from its detector
 ├── PredictionError    a prediction is NaN or infinite
 ├── DiskFullError      there is no space to write a file
+├── StorageError       a storage or web server cannot be reached, or refuses
 ├── OutOfMemoryError   there is not enough memory
 ├── TrainingError      training cannot continue
 │   ├── NonFiniteError a loss, a matching cost or a gradient is NaN or infinite
@@ -76,6 +77,10 @@ class PredictionError(QueryboxError, RuntimeError):
 
 class DiskFullError(QueryboxError, OSError):
     """There is no space to write a file; an existing file is unchanged."""
+
+
+class StorageError(QueryboxError, OSError):
+    """A storage or web server cannot be reached, or refuses; nothing is said about the file."""
 
 
 class OutOfMemoryError(QueryboxError, MemoryError):

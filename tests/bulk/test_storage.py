@@ -11,7 +11,7 @@ import pytest
 from querybox.bulk import storage
 from querybox.bulk.parts import Part
 from querybox.bulk.run import PLAN, prepare
-from querybox.errors import ConfigError, DataError, ImageError, MissingExtraError
+from querybox.errors import ConfigError, DataError, ImageError, MissingExtraError, StorageError
 from querybox.urls import is_url
 
 
@@ -124,7 +124,7 @@ def test_a_collection_is_continued_with_a_renewed_signature(
     assert "sig" not in (tmp_path / PLAN).read_text()
 
 
-@pytest.mark.parametrize(("status", "error"), [(404, ImageError), (403, OSError), (None, OSError)])
+@pytest.mark.parametrize(("status", "error"), [(404, ImageError), (403, StorageError), (None, StorageError)])
 def test_what_a_web_server_does_not_send_now_may_be_there(
     memory: fsspec.AbstractFileSystem, status: int | None, error: type[Exception]
 ) -> None:
@@ -134,7 +134,11 @@ def test_what_a_web_server_does_not_send_now_may_be_there(
         reason.status = status  # type: ignore[attr-defined]
     missing = FileNotFoundError("a.jpg")
     missing.__cause__ = reason
-    with mock.patch.object(type(memory), "open", side_effect=missing), pytest.raises(error) as told:
+    with (
+        mock.patch.object(storage, "WEB", ("memory",)),
+        mock.patch.object(type(memory), "open", side_effect=missing),
+        pytest.raises(error) as told,
+    ):
         storage.read("memory://bucket/a.jpg")
     assert "secret" not in str(told.value)
 
@@ -143,7 +147,9 @@ def test_an_error_of_the_storage_is_no_error_of_the_file(memory: fsspec.Abstract
     """Expired credentials would otherwise make an error of every image."""
     with (
         mock.patch.object(type(memory), "open", side_effect=PermissionError("expired")),
-        pytest.raises(PermissionError, match="expired"),
+        pytest.raises(
+            StorageError, match=r"memory://bucket/a\.jpg: expired \(PermissionError\); check the URL"
+        ),
     ):
         storage.read("memory://bucket/a.jpg")
 

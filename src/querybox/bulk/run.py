@@ -14,7 +14,7 @@ from typing import Any
 from querybox.bulk.attempts import Attempts
 from querybox.bulk.parts import Part, divide
 from querybox.bulk.rows import Options
-from querybox.bulk.storage import join, names, opened, write
+from querybox.bulk.storage import is_web, join, names, opened, write
 from querybox.bulk.worker import Worker
 from querybox.errors import ConfigError, DataError, ImageError, PredictionError, QueryboxError
 from querybox.files import leftovers
@@ -51,9 +51,15 @@ def prepare(sources: Sequence[str], output: str, settings: Mapping[str, Any]) ->
         settings: What else decides about the results, such as the digest of the model; compared as well.
 
     Raises:
-        ConfigError: The folder has other files, or results of other sources or settings.
+        ConfigError: The folder has other files, or results of other sources or settings; or it is on a web server.
         DataError: A source does not exist, or has no images.
+        StorageError: A storage cannot be reached, or refuses.
     """
+    if is_web(output):
+        raise ConfigError(
+            f"{public_name(output)}: nothing can be written to a web server; expected a path, or the URL of a storage "
+            "such as s3"
+        )
     collection = Collection(divide(sources), output if is_url(output) else str(Path(output).absolute()))
     files = "\n".join(public_name(place) for part in collection.parts for place in part.places)
     plan = {

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from querybox.bulk.web import linked_files
 from querybox.data.image import SUFFIXES
-from querybox.errors import ConfigError, DataError, ImageError, MissingExtraError, requires_extra
+from querybox.errors import (
+    ConfigError,
+    DataError,
+    ImageError,
+    MissingExtraError,
+    QueryboxError,
+    StorageError,
+    requires_extra,
+)
 from querybox.files import atomic, require_regular
 from querybox.inference.address import CURE
 from querybox.inference.sources import find_files, natural_key
+from querybox.memory import first_line
 from querybox.text import counted, listed
-from querybox.urls import has_misplaced_password, is_url, public_name, without_credentials
+from querybox.urls import has_misplaced_password, is_url, public_name
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 WEB = ("http", "https")
-"""Schemes of single files. Web servers have no folders, but pages with links, which may lead to any host."""
+"""Schemes of web servers, which have pages with links in place of folders, and to which nothing is written."""
 SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", *WEB)
 """Schemes of URLs that are opened. fsspec has others, among them those that name further files and hosts."""
 MISSING = (404, 410)
@@ -30,9 +40,14 @@ MAX_CONTENT = 1 << 28
 """Maximum number of bytes of an image file, which is in memory as a whole."""
 
 
+def is_web(place: str) -> bool:
+    """Return whether a place is a URL of a web server."""
+    return place.partition("://")[0] in WEB
+
+
 def suffix(place: str) -> str:
-    """Return the file name extension of a path or URL in lower case."""
-    return os.path.splitext(urlsplit(place).path if is_url(place) else place)[1].lower()  # noqa: PTH122
+    """Return the file name extension of a path or URL in lower case; names in storages may contain ``?`` and ``#``."""
+    return os.path.splitext(urlsplit(place).path if is_web(place) else place)[1].lower()  # noqa: PTH122
 
 
 def connect(url: str) -> tuple[AbstractFileSystem, str]:
@@ -63,6 +78,31 @@ def connect(url: str) -> tuple[AbstractFileSystem, str]:
     return storage, path
 
 
+@contextmanager
+def reaching(place: str) -> Iterator[None]:
+    """Context manager around what a storage does, each of which raises errors of its own kind.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        StorageError: The storage cannot be reached, or refuses.
+    """
+    try:
+        yield
+    except QueryboxError:
+        raise
+    except Exception as error:  # of botocore, aiohttp, gcsfs ...
+        reason: BaseException = error
+        if isinstance(error, FileNotFoundError):
+            # fsspec raises it for whatever a web server answers, and if there is none.
+            reason = (is_web(place) and error.__cause__) or error
+            if reason is error or getattr(reason, "status", None) in MISSING:
+                raise
+        raise StorageError(
+            f"{public_name(place)}: {first_line(reason)} ({type(reason).__name__}); check the URL, the credentials and the "
+            "connection, and repeat the command"
+        ) from error
+
+
 class StoredFile:
     """A file that is read in parts, and that remembers an error of its storage.
 
@@ -73,29 +113,48 @@ class StoredFile:
         limit: Maximum number of bytes that are read at a time.
     """
 
-    def __init__(self, file: Any) -> None:
-        """Wrap an open binary file, of the disk or of fsspec."""
+    def __init__(self, place: str, file: Any) -> None:
+        """Wrap an open binary file, of the disk or of fsspec, at a path or URL."""
+        self.place = place
         self.file = file
         self.failure: OSError | None = None
         self.limit = MAX_CONTENT
 
     def read(self, size: int = -1) -> bytes:
-        """Read some bytes.
+        """Read this number of bytes, or to the end of the file.
 
         Raises:
             ValueError: `size` is more than `limit`, as a damaged header may state.
+            OSError: The storage cannot be reached, or refuses.
         """
         if size > self.limit:
             raise ValueError(f"it states {size:,} bytes, of which at most {self.limit:,} are read")
+        with self.remembering():
+            parts = [self.file.read(size)]
+            while (
+                parts[-1] and (size := size - len(parts[-1])) > 0
+            ):  # a stream of the web gives what has arrived
+                parts.append(self.file.read(size))
+        return b"".join(parts)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to a position.
+
+        Raises:
+            OSError: It is that of a web server which sends whole files alone.
+        """
+        with self.remembering():
+            return self.file.seek(offset, whence)
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Context manager in which an error of the storage is remembered."""
         try:
-            return self.file.read(size)
+            with reaching(self.place) if is_url(self.place) else nullcontext():
+                yield
         except OSError as error:
             self.failure = error
             raise
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move to a position."""
-        return self.file.seek(offset, whence)
 
     def tell(self) -> int:
         """Return the position."""
@@ -126,21 +185,17 @@ def opened(place: str) -> Iterator[StoredFile]:
     try:
         if is_url(place):
             storage, path = connect(place)
-            file = storage.open(path, "rb")
+            with reaching(place):
+                file = storage.open(path, "rb")
         else:
             require_regular(Path(place), ImageError)
             file = Path(place).open("rb")  # noqa: SIM115 - closed below
-    except FileNotFoundError as error:
-        # fsspec raises it for whatever a web server answers, and if there is none.
-        if (cause := error.__cause__) is not None and getattr(cause, "status", None) not in MISSING:
-            raise OSError(without_credentials(str(cause))) from error
+    except FileNotFoundError:
         raise ImageError(f"{public_name(place)}: no such file", "missing_image") from None
     except PermissionError as error:
-        if is_url(place):  # maybe credentials that have expired, which says nothing of the file
-            raise
         raise ImageError(f"{place}: cannot be read ({error.strerror}); check its permissions") from None
     with file:
-        yield StoredFile(file)
+        yield StoredFile(place, file)
 
 
 def read(place: str) -> bytes:
@@ -163,10 +218,20 @@ def too_large() -> str:
 
 
 def write(place: str, content: bytes) -> None:
-    """Write a file, which appears as a whole or not at all."""
+    """Write a file, which appears as a whole or not at all.
+
+    Raises:
+        OSError: It cannot be written; the storage has no such bucket, cannot be reached, or refuses.
+    """
     if is_url(place):
         storage, path = connect(place)
-        storage.pipe_file(path, content)
+        try:
+            with reaching(place):
+                storage.pipe_file(path, content)
+        except FileNotFoundError as error:
+            raise StorageError(
+                f"{place}: cannot be written ({first_line(error)}); create the bucket"
+            ) from error
         return
     with atomic(Path(place), size=len(content)) as temporary:
         temporary.write_bytes(content)
@@ -184,7 +249,9 @@ def names(folder: str) -> set[str]:
             return set(os.listdir(folder))  # noqa: PTH208 - of many files
         storage, path = connect(folder)
         storage.invalidate_cache()
-        return {each.rstrip("/").rpartition("/")[2] for each in storage.ls(path, detail=False)}
+        with reaching(folder):
+            found = storage.ls(path, detail=False)
+        return {each.rstrip("/").rpartition("/")[2] for each in found}
     except FileNotFoundError:
         return set()
 
@@ -202,22 +269,41 @@ def find(source: str, shards: Collection[str]) -> list[str]:
     """
     if not is_url(source):
         return [os.path.abspath(path) for path in find_files(Path(source), shards)]  # noqa: PTH100 - links are kept
-    storage, path = connect(source)
-    if urlsplit(source).scheme in WEB:
+    if (urls := list_urls(source)) is None:
         return [source]
-    if any(character in path for character in "*?["):
-        found = storage.glob(path)
-    elif storage.isdir(path):
-        found = storage.ls(path, detail=False)
-    elif storage.exists(path):
-        return [source]
-    else:
-        raise DataError(f"{public_name(source)}: no such file or folder; check the URL")
-    urls = sorted((storage.unstrip_protocol(each) for each in found), key=natural_key)
+    urls.sort(key=natural_key)
     selected = [url for url in urls if suffix(url) in SUFFIXES or suffix(url) in shards]
     if not selected:
+        some = f" ({listed(urls, 3)})" if urls else ""
         raise DataError(
-            f"{public_name(source)}: found no image among {counted(len(urls), 'file')} ({listed(urls, 3)}); expected "
-            f"images, or shards ({' '.join(shards)})"
+            f"{public_name(source)}: found no image among {counted(len(urls), 'file')}{some}; expected images, or "
+            f"shards ({' '.join(shards)})"
         )
     return selected
+
+
+def list_urls(source: str) -> list[str] | None:
+    """Return the files and folders in the folder or pattern that a URL names; None if it names a file.
+
+    Raises:
+        ConfigError: As for `connect`.
+        DataError: There is no such file or folder.
+        StorageError: The storage cannot be reached, or refuses.
+    """
+    storage, path = connect(source)
+    if is_web(source):
+        return linked_files(source, read(source)) if urlsplit(source).path.endswith("/") else None
+    missing = DataError(f"{public_name(source)}: no such file or folder; check the URL")
+    try:
+        with reaching(source):
+            if storage.isdir(path):
+                found = storage.ls(path, detail=False)
+            elif storage.exists(path):
+                return None
+            elif any(character in path for character in "*?["):
+                found = storage.glob(path)
+            else:
+                raise missing
+    except FileNotFoundError:
+        raise missing from None
+    return [storage.unstrip_protocol(each) for each in found]
