@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from figures import augmentation, make, tiles, tracking
+from figures import augmentation, make, panoptic, serving, tiles, tracking
 
 if __name__ == "__main__":
     make.main()
     augmentation.main()
     tiles.main()
     tracking.main()
+    panoptic.main()
+    serving.main()

@@ -1,8 +1,9 @@
-"""Headless Chromium, driven over its DevTools protocol through a pipe: all that the tests of a page need."""
+"""Headless Chromium, driven over its DevTools protocol through a pipe: for pictures of pages, and for their tests."""
 
 from __future__ import annotations
 
-import importlib.util
+import base64
+import io
 import json
 import os
 import shutil
@@ -13,8 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
+from PIL import Image
 
+NEEDED = "needs Chromium, which is not installed: apt install chromium"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
     "--headless=new",
@@ -29,10 +31,9 @@ SECONDS = 120.0  # on a busy machine
 LEFT = ("navigated or closed", "context was destroyed", "Cannot find context")  # the page, under a command
 
 
-def find_chromium() -> str:
-    """Return the browser's program; without one the test is skipped."""
-    program = next(filter(None, map(shutil.which, NAMES)), None)
-    return program or pytest.skip("needs Chromium, which is not installed: apt install chromium")
+def find_program() -> str | None:
+    """Return the browser's program; None if it is not installed."""
+    return next(filter(None, map(shutil.which, NAMES)), None)
 
 
 class CommandError(Exception):
@@ -70,6 +71,7 @@ class Page:
             self.note(answer)
 
     def receive(self) -> dict[str, Any]:
+        """Return the next message."""
         while b"\0" not in self.buffer:
             part = os.read(self.read, 1 << 20)
             assert part, "Chromium went away"
@@ -78,6 +80,7 @@ class Page:
         return dict(json.loads(message))
 
     def note(self, event: dict[str, Any]) -> None:
+        """Note what the page logged, or asked of the network."""
         values = event.get("params", {})
         if event["method"] == "Runtime.exceptionThrown":
             self.errors.append(str(values["exceptionDetails"]))
@@ -100,8 +103,27 @@ class Page:
 
     def open(self, path: Path, ready: str) -> None:
         """Open a file and wait until a JavaScript expression is true."""
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.visit(path.resolve().as_uri(), ready)
+
+    def visit(self, url: str, ready: str) -> None:
+        """Open an address and wait until a JavaScript expression is true."""
+        self.call("Page.navigate", url=url)
         self.wait(ready)
+
+    def drop(self, selector: str, file: bytes, name: str) -> None:
+        """Drop a file on an element, as the mouse does."""
+        self.run(
+            "(() => { const data = new DataTransfer();"
+            f" const bytes = Uint8Array.from(atob('{base64.b64encode(file).decode()}'), (c) => c.charCodeAt(0));"
+            f" data.items.add(new File([bytes], {json.dumps(name)}));"
+            " const event = new DragEvent('drop', { dataTransfer: data, cancelable: true });"
+            f" document.querySelector({json.dumps(selector)}).dispatchEvent(event) }})()"
+        )
+
+    def picture(self) -> Image.Image:
+        """Return what is visible in the window."""
+        shown = self.call("Page.captureScreenshot", format="png")["data"]
+        return Image.open(io.BytesIO(base64.b64decode(shown))).convert("RGB")
 
     def wait(self, condition: str) -> None:
         """Wait until a JavaScript expression is true, on this page or the one that it leads to."""
@@ -158,14 +180,6 @@ class Page:
         point = self.place(selector, x, y)
         self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[point])
         self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
-
-    def axe(self) -> list[dict[str, Any]]:
-        """Return what axe-core has to say against the page."""
-        package = importlib.util.find_spec("axe_core_python")
-        if package is None or package.origin is None:
-            pytest.skip("needs axe-core: pip install axe-core-python")
-        self.run(Path(package.origin).with_name("axe.min.js").read_text() + "; 0")
-        return list(self.run("axe.run().then(({ violations }) => violations)"))
 
 
 @contextmanager

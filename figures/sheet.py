@@ -60,10 +60,14 @@ def save(figure: Figure, path: Path, made_of: str) -> None:
     raw = BytesIO()
     with rc_context(STYLE):
         figure.savefig(raw, format="png", dpi=DPI)
-    picture = Image.open(raw).convert("RGB").quantize(256, kmeans=1, dither=Image.Dither.NONE)
+    save_picture(Image.open(raw).convert("RGB"), path, made_of)
+
+
+def save_picture(picture: Image.Image, path: Path, made_of: str) -> None:
+    """Write an RGB image as `save` writes a figure."""
     note = PngInfo()
     note.add_text("made of", made_of)
-    picture.save(path, optimize=True, pnginfo=note)
+    picture.quantize(256, kmeans=1, dither=Image.Dither.NONE).save(path, optimize=True, pnginfo=note)
 
 
 def show(axes: Axes, pixels: UInt8[Tensor, "3 h w"], title: str = "", *, grey: bool = False) -> None:

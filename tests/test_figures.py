@@ -6,13 +6,19 @@ import re
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
+from chromium import find_chromium
 from PIL import Image
 
 from figures import tables
 from figures.augmentation import IMAGES as IMAGES_OF_GUIDES
 from figures.augmentation import KINDS, PICTURE, augmentations, pasted
 from figures.make import FIGURES, IMAGES, PAGES, digest
+from figures.panoptic import PICTURE as PANOPTIC
+from figures.panoptic import detections, panoptic
+from figures.serving import PICTURE as SERVING
+from figures.serving import SIZE, page
 from figures.sheet import DPI, save
 from figures.specimen import Specimen, specimen
 from figures.tiles import PICTURE as TILES
@@ -93,6 +99,32 @@ def test_the_figure_of_tracking_can_be_made() -> None:
     assert len(set.intersection(*numbers)) >= 4
     with Image.open(TRACKING) as shown:
         assert shown.size == tuple(round(inches * DPI) for inches in figure.get_size_inches())
+
+
+def test_the_figure_of_panoptic_segmentation_can_be_made() -> None:
+    """Every mask becomes a segment, except the one that doubles another."""
+    found = detections()
+    segments = found.panoptic()
+    assert segments.labels.tolist() == [*found.labels[:-2].tolist(), 2]
+    figure = panoptic()
+    numbers = [int(text.get_text()) for text in figure.axes[1].texts]
+    assert numbers == list(range(1, len(found) - 1))  # of things
+    with Image.open(PANOPTIC) as shown:
+        assert shown.size == tuple(round(inches * DPI) for inches in figure.get_size_inches())
+
+
+def test_the_picture_of_the_server_can_be_made() -> None:
+    """As much of it is covered by the photo and by text as of the one in the guide, with whatever fonts."""
+    with Image.open(SERVING) as shown:
+        assert shown.size == SIZE
+        expected = covered(shown)
+    assert 0.3 < expected < 0.6
+    assert covered(page(find_chromium())) == pytest.approx(expected, abs=0.03)
+
+
+def covered(picture: Image.Image) -> float:
+    """Return the fraction of an image that is not as light as an empty page."""
+    return float(np.mean(np.asarray(picture.convert("L")) < 220))
 
 
 def test_a_figure_is_the_same_byte_for_byte(made: Specimen, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from chromium import chromium, find_chromium
+from chromium import chromium, find_chromium, run_axe
 from report_pages import CATEGORIES, NAMES, Page, make_data, read
 from run_records import SPLIT, write_run
 
@@ -292,7 +292,7 @@ def test_in_a_browser(width: int, tmp_path: Path) -> None:
         assert all(page.run("Array.from(document.images, (image) => image.naturalWidth > 0)"))
         for scheme in ("light", "dark"):
             page.scheme(scheme)
-            found = page.axe()
+            found = run_axe(page)
             assert not found, json.dumps(found, indent=1)
         page.click("figcaption a")
         page.wait("document.querySelector('#description')?.textContent")

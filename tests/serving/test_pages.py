@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from chromium import Page, chromium, find_chromium
+from chromium import Page, chromium, find_chromium, run_axe
 from PIL import Image
 from servers import Client, picture, serving
 from tiny_models import SEGMENTATION
@@ -50,19 +50,15 @@ def page(browser: Page) -> Iterator[Page]:
 
 
 def open_page(page: Page, client: Client, path: str = "/") -> None:
-    page.call("Page.navigate", url=f"http://127.0.0.1:{client.port}{path}")
-    page.wait("document.readyState === 'complete' && document.querySelector('main')")
+    page.visit(
+        f"http://127.0.0.1:{client.port}{path}",
+        "document.readyState === 'complete' && document.querySelector('main')",
+    )
 
 
 def drop(page: Page, file: bytes, name: str = "a.png") -> None:
-    """Drop a file on the page, as the mouse does."""
-    page.run(
-        "(() => { const data = new DataTransfer();"
-        f" const bytes = Uint8Array.from(atob('{base64.b64encode(file).decode()}'), (c) => c.charCodeAt(0));"
-        f" data.items.add(new File([bytes], '{name}'));"
-        " const event = new DragEvent('drop', { dataTransfer: data, cancelable: true });"
-        " document.querySelector('#drop').dispatchEvent(event) })()"
-    )
+    """Drop a file on the page, and wait for the answer."""
+    page.drop("#drop", file, name)
     page.wait("/objects? in|: /.test(document.querySelector('#message').textContent)")
 
 
@@ -132,7 +128,7 @@ def test_everybody_can_read_the_pages(page: Page, client: Client, path: str, sch
     open_page(page, client, path)
     if path == "/":
         drop(page, picture())
-    assert page.axe() == []
+    assert run_axe(page) == []
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
