@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,13 @@ from querybox.structures import at_least_float32
 
 
 class DeformableAttention(nn.Module):
-    """Multi-scale deformable attention of Deformable DETR (Zhu et al. 2020, section 4.1, equation 3)."""
+    """Multi-scale deformable attention of Deformable DETR (Zhu et al. 2020, section 4.1, equation 3).
+
+    Attributes:
+        sampling_layers: Names of the layers that predict where is sampled, which may have their own learning rate.
+    """
+
+    sampling_layers: ClassVar[tuple[str, ...]] = ("offset",)
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ are initialised at points spread over the image, for a DETR that learns from few
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +61,13 @@ def spread_points(count: int) -> Float[Tensor, "Q 2"]:
 
 
 class PointQueries(nn.Module):
-    """Learned positions and content, with reference points predicted from the positions (Deformable DETR, 4.1)."""
+    """Learned positions and content, with reference points predicted from the positions (Deformable DETR, 4.1).
+
+    Attributes:
+        sampling_layers: See `querybox.modules.deformable_attention.DeformableAttention`.
+    """
+
+    sampling_layers: ClassVar[tuple[str, ...]] = ("reference",)
 
     def __init__(self, count: int, width: int) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,10 +36,6 @@ def freeze(detector: nn.Module, names: Iterable[str]) -> None:
         raise ConfigError("setting 'train.freeze' leaves nothing to train; remove a module from it")
 
 
-SAMPLING_LAYERS = "offset", "reference"
-"""Names of the layers that predict sampling offsets (`DeformableAttention`) and reference points (`PointQueries`)."""
-
-
 def build_optimizer(detector: nn.Module, settings: TrainSettings) -> AdamW:
     """Return AdamW over every trained parameter.
 
@@ -47,11 +43,11 @@ def build_optimizer(detector: nn.Module, settings: TrainSettings) -> AdamW:
     exempt from weight decay.
     """
     rates = settings.lr, settings.backbone_lr, settings.sampling_lr or settings.lr
+    sampling = set() if settings.sampling_lr is None else set(sampling_parameters(detector))
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in detector.named_parameters():
         if parameter.requires_grad:
-            samples = settings.sampling_lr is not None and name.split(".")[-2] in SAMPLING_LAYERS
-            rate = 1 if name.startswith("backbone.") else 2 if samples else 0
+            rate = 1 if name.startswith("backbone.") else 2 if parameter in sampling else 0
             decays = settings.decay_norms or parameter.ndim > 1
             groups.setdefault((rate, not decays), []).append(parameter)
     options = []
@@ -59,6 +55,13 @@ def build_optimizer(detector: nn.Module, settings: TrainSettings) -> AdamW:
         lr, decay = rates[rate], 0.0 if exempt else settings.weight_decay
         options.append({"params": parameters, "lr": lr, "initial_lr": lr, "weight_decay": decay})
     return AdamW(options, fused=True)
+
+
+def sampling_parameters(detector: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield the parameters of the layers that modules name in their attribute `sampling_layers`."""
+    for module in detector.modules():
+        for name in getattr(module, "sampling_layers", ()):
+            yield from module.get_submodule(name).parameters()
 
 
 FLAT_END = 0.5
