@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from querybox.diagnosis.data import permuted
 from querybox.diagnosis.finding import Finding
-from querybox.diagnosis.run import UNSURE, Run
+from querybox.diagnosis.run import FAST_LEARNER, UNSURE, Run
 from querybox.diagnosis.schedule import FALLING, with_warmup
 
 DUPLICATES = 0.3
@@ -76,7 +76,7 @@ def no_object_collapse(run: Run) -> Finding | None:
     if empty > MOSTLY_EMPTY:
         cure = "Remove most of the training images without objects"
     elif crowded:
-        cure = f"Set model.queries={enough}, or recipe=deformable_detr_small, which has no no-object class"
+        cure = f"Set model.queries={enough}, or recipe={FAST_LEARNER}, which has no no-object class"
     decrease = run.decrease("loss_cls")
     settled = decrease is not None and decrease < FALLING and len(run.losses) >= SETTLED_EPOCHS
     return Finding(
@@ -146,8 +146,8 @@ def loose_boxes(run: Run) -> Finding | None:
     located = sum(each.located for each in facts.classes) / sum(each.objects for each in facts.classes)
     if facts.near - located < LOOSE:
         return None
-    refinement = "; a model with box refinement learns boxes faster: recipe=deformable_detr_small"
-    refinement = refinement if run.recommends("deformable_detr_small") else ""
+    refinement = f"; a model with box refinement learns boxes faster: recipe={FAST_LEARNER}"
+    refinement = refinement if run.recommends(FAST_LEARNER) else ""
     return Finding(
         name="loose_boxes",
         area="boxes",

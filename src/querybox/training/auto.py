@@ -57,6 +57,8 @@ CACHE_SHARE = 0.3
 """Share of the available memory that decoded images may take."""
 SIDES = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
 """Class names that would be wrong in a mirrored image."""
+Reasons = dict[str, tuple[str, str]]
+"""What was chosen and why, by subject."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +102,7 @@ class Choice:
     settings: RunSettings
     facts: Facts
     resources: Resources
-    reasons: Mapping[str, tuple[str, str]]
-    """What was chosen and why, by subject."""
+    reasons: Reasons
 
     def describe(self) -> str:
         """Return the choices in a few lines."""
@@ -154,49 +155,66 @@ def choose(settings: RunSettings, data: DetectionData, resources: Resources) -> 
     """
     facts = Facts.of(data)
     name, recipe, sizes, reason = choose_model(settings, facts, resources)
-    reasons = {"model": reason}
     given = set_values(settings.data)
     if "image_size" not in given:
         given |= sizes
-    if not is_small(recipe):
-        train = {"precision": "auto", **set_values(settings.train)}
-        if resources.reports_memory:
-            train.setdefault("accumulate", AUTO)
-        if not is_published(facts, resources):
-            train = {**choose_fine_tuning(recipe, facts, resources, settings), **train}
-            reasons["training"] = describe_schedule(train, facts)
-            given = {
-                **choose_loading(decoded_size(data, {**data_defaults(recipe), **given}), resources),
-                **given,
-            }
-        chosen = settings.replace(recipe=name, data=given, train=train)
-        return Choice(settings=chosen, facts=facts, resources=resources, reasons=reasons)
+    complete = choose_for_small if is_small(recipe) else choose_for_published
+    chosen, reasons = complete(settings.replace(recipe=name), recipe, given, data, facts, resources)
+    return Choice(settings=chosen, facts=facts, resources=resources, reasons={"model": reason, **reasons})
 
-    sizes = {**choose_sizes(facts, resources, settings.train.max_time), **given}
-    if "image_size" in given:
-        sizes = given
+
+def choose_for_published(
+    settings: RunSettings,
+    recipe: Recipe,
+    given: Mapping[str, Any],
+    data: DetectionData,
+    facts: Facts,
+    resources: Resources,
+) -> tuple[RunSettings, Reasons]:
+    """Complete the settings for a published model: few of them, unless it is fine-tuned with few images."""
+    reasons: Reasons = {}
+    train = {"precision": "auto", **set_values(settings.train)}
+    if resources.reports_memory:
+        train.setdefault("accumulate", AUTO)
+    if not is_published(facts, resources):
+        train = {**choose_fine_tuning(recipe, facts, resources, settings), **train}
+        reasons["training"] = describe_schedule(train, facts)
+        loading = choose_loading(decoded_size(data, {**data_defaults(recipe), **given}), resources)
+        given = {**loading, **given}
+    return settings.replace(data=given, train=train), reasons
+
+
+def choose_for_small(
+    settings: RunSettings,
+    recipe: Recipe,
+    given: Mapping[str, Any],
+    data: DetectionData,
+    facts: Facts,
+    resources: Resources,
+) -> tuple[RunSettings, Reasons]:
+    """Complete the settings for a model of the size of the recipes for few images."""
+    chosen_sizes = {} if "image_size" in given else choose_sizes(facts, resources, settings.train.max_time)
+    sizes = {**chosen_sizes, **given}
     size = sizes["image_size"]
     queries = int(settings.model.get("queries", recipe.queries))
     if "queries" not in settings.model and facts.most > queries // 2:
         queries = min(900, 10 * math.ceil(2 * facts.most / 10))
-    reasons["queries"] = f"{queries}", f"at most {counted(facts.most, 'object')} in an image"
-    reasons["images"] = (
-        f"{size} x {sizes['long_side']} pixels" if sizes.get("long_side") else f"{size} pixels",
-        f"short side; nine of ten objects are larger than {facts.small_object * size:.0f} pixels then",
-    )
     train = {**choose_schedule(facts, resources, settings), **set_values(settings.train)}
-    reasons["training"] = describe_schedule(train, facts)
     augmentation = choose_augmentation(facts, size)
-    reasons["augmentation"] = describe_augmentation({**augmentation, **given}, facts)
     values = {**augmentation, **sizes}
     loading = choose_loading(decoded_size(data, values), resources)
     chosen = settings.replace(
-        recipe=name,
-        model={"queries": queries, **settings.model},
-        data={**loading, **values},
-        train=train,
+        model={"queries": queries, **settings.model}, data={**loading, **values}, train=train
     )
-    return Choice(settings=chosen, facts=facts, resources=resources, reasons=reasons)
+    return chosen, {
+        "queries": (f"{queries}", f"at most {counted(facts.most, 'object')} in an image"),
+        "images": (
+            f"{size} x {sizes['long_side']} pixels" if sizes.get("long_side") else f"{size} pixels",
+            f"short side; nine of ten objects are larger than {facts.small_object * size:.0f} pixels then",
+        ),
+        "training": describe_schedule(train, facts),
+        "augmentation": describe_augmentation({**augmentation, **given}, facts),
+    }
 
 
 def set_values(settings: Any) -> dict[str, Any]:
