@@ -125,6 +125,11 @@ def test_settings_that_the_file_lacks(detector: qb.Detector, tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="got dilation=True, but the file says False"):
         qb.load(tmp_path / "own.safetensors", dilation=True)
     with pytest.raises(
+        ConfigError, match="got activation=silu, but the file says relu"
+    ):  # as DETR always has
+        qb.load(tmp_path / "own.safetensors", activation="silu")
+    assert isinstance(qb.load(tmp_path / "own.safetensors", activation="relu"), qb.Detector)
+    with pytest.raises(
         ConfigError, match="heads=2 for an exported model, which contains such settings; omit them"
     ):
         qb.load(tmp_path / "model.onnx", heads=2)

@@ -30,6 +30,8 @@ CARD = "querybox"
 """Key in ``meta`` of files written for other libraries, with metadata that these do not support."""
 NO_CLASS = "N/A"
 """Hugging Face's name for unused rows of the class head."""
+WITHOUT_SETTING: Mapping[str, object] = {"dilation": False, "activation": "relu"}
+"""Values that hold for kinds of detectors without such a setting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +123,7 @@ def read_card(card: Mapping[str, Any], given: Mapping[str, Any]) -> Blueprint:
     """
     blueprint = Blueprint.from_card(card)
     for name, value in given.items():
-        stated = getattr(blueprint.recipe, name, False)  # kinds without this setting are never dilated
+        stated = getattr(blueprint.recipe, name, WITHOUT_SETTING.get(name))
         if stated != value:
             raise ConfigError(f"got {name}={value}, but the file says {stated}; omit {name}")
     return blueprint
