@@ -6,15 +6,19 @@ import math
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
+from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.goals import spread
 from benchmarks.measure import RowResult
+from benchmarks.report import number
 
 OURS, THEIRS = "#1f77b4", "#9a9a9a"
 COLUMNS = 2
+TITLE_WIDTH = 64
+"""Characters in a line of a title, beyond which it would be cut off."""
 
 
 def draw_rows(results: Sequence[RowResult], path: Path) -> None:
@@ -45,10 +49,10 @@ def draw_bars(axes: Axes, row: RowResult) -> None:
     ]
     colors = [OURS if side.name.startswith("querybox") else THEIRS for side in sides]
     bars = axes.barh([side.name for side in sides], medians, xerr=errors, color=colors, ecolor="black")
-    axes.bar_label(bars, [f"{value:.3g}" for value in medians], padding=4)
+    axes.bar_label(bars, list(map(number, medians)), padding=4)
     axes.invert_yaxis()
     axes.margins(x=0.15)
-    axes.set_title(f"{row.title} ({row.unit})", fontsize=10, loc="left")
+    axes.set_title(fill(f"{row.title} ({row.unit})", TITLE_WIDTH), fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -30,7 +30,7 @@ def matching(made: Specimen) -> Figure:
         top.plot([box[0], predicted[0]], [box[1], predicted[1]], color=INK, linewidth=2)
         write(top, float(box[0]), float(box[1]), str(number), ha="center", va="center")
     lines = [Line2D([], [], color=COLOURS[1]), Line2D([], [], color=COLOURS[0], linestyle=DASHES[1])]
-    figure.legend(lines, ["annotated", "answered"], loc="outside upper center", ncols=2)
+    figure.legend(lines, ["annotated", "predicted"], loc="outside upper center", ncols=2)
     others = [query for query in trace.ranking if query not in matched.tolist()][:5]
     queries = [*matched.tolist(), *others]
     cost = compared.cost[-1][:, queries]
@@ -75,7 +75,7 @@ def targets(made: Specimen) -> Figure:
     right.set_xlim(-0.1, side)
     right.set_ylim(side, -0.1)
     right.set_aspect("equal")
-    bare(right, f"what {len(assigned)} queries are told")
+    bare(right, f"targets of the {len(assigned)} queries")
     return figure
 
 
