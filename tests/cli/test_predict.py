@@ -149,8 +149,10 @@ def test_labels_of_yolo_can_be_read_as_a_dataset(run: Any, model: Path, photos: 
 
 def test_options_reach_the_detector(run: Any, model: Path, photos: Path) -> None:
     words = ("predict", model, photos / "images" / "val1.jpg", "--overwrite", "--threshold", "0")
-    assert "Found 8 objects in 1 images" in run(*words)[1]
-    assert "Found 3 objects in 1 images" in run(*words, "--top-k", "3")[1]
+    assert "Found 8 objects in 1 image." in run(*words)[1]
+    assert "Found 3 objects in 1 image." in run(*words, "--top-k", "3")[1]
+    none = "Found 0 objects in 1 image: none scores at least 1, see --threshold. Results are in"
+    assert none in run(*words[:-1], "1")[1]
     alone = run(*words, "--nms", "0")[1]
     assert int(alone.split()[1]) < 8
 

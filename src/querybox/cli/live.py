@@ -13,6 +13,7 @@ from querybox.duration import parse_duration
 from querybox.errors import ConfigError
 from querybox.files import remove_leftovers
 from querybox.interrupt import StopRequest
+from querybox.text import counted
 
 if TYPE_CHECKING:
     from querybox.errors import ImageError
@@ -117,7 +118,9 @@ def predict_live(
                 add(detections)
     for error in lost:
         write_stderr(f"ImageError: {error}\n")
-    print_summary(f"Found {objects} objects in {stream.name}: {stream.summary()}. Results are in {output}")
+    print_summary(
+        f"Found {counted(objects, 'object')} in {stream.name}: {stream.summary()}. Results are in {output}"
+    )
     if stop.signal is not None:
         stop.reraise()
     return GIVEN_UP if lost else 0

@@ -18,6 +18,7 @@ from querybox.errors import ConfigError
 from querybox.files import leftovers, remove_leftovers
 from querybox.inference.trackers import TrackerName
 from querybox.precision import Precision
+from querybox.text import counted
 
 if TYPE_CHECKING:
     from querybox.errors import ImageError
@@ -167,7 +168,7 @@ def predict_files(
     results = run(detector, files, **options, on_error=unreadable.append)
     tables = table_writers(formats, files, detector.categories, tracking=options["track"] is not None)
     tally = write_results(results, tables, formats, files, pictures, output, detector.categories)
-    return summarise(tally, files, unreadable, output)
+    return summarise(tally, files, unreadable, output, threshold=options["threshold"])
 
 
 def write_results(
@@ -276,14 +277,21 @@ def remove_older(output: Path, tables: Iterable[str]) -> None:
 
 
 def summarise(
-    tally: Counter[str], files: Sequence[Path], unreadable: Sequence[ImageError], output: Path
+    tally: Counter[str],
+    files: Sequence[Path],
+    unreadable: Sequence[ImageError],
+    output: Path,
+    *,
+    threshold: float,
 ) -> int:
     """Print the number of detections and the unreadable files; return the exit code."""
     for error in unreadable:
         write_stderr(f"ImageError: {error}\n")
     skipped = f", {len(unreadable)} of {len(files)} files could not be read" if unreadable else ""
+    images = counted(tally["images"], "image")
+    hint = "" if tally["objects"] else f": none scores at least {threshold:g}, see --threshold"
     print_text(
-        f"Found {tally['objects']} objects in {tally['images']} images{skipped}. Results are in {output}"
+        f"Found {counted(tally['objects'], 'object')} in {images}{skipped}{hint}. Results are in {output}"
     )
     return UNREADABLE_FILES if unreadable else 0
 
