@@ -98,8 +98,8 @@ def reaching(place: str) -> Iterator[None]:
             if reason is error or getattr(reason, "status", None) in MISSING:
                 raise
         raise StorageError(
-            f"{public_name(place)}: {first_line(reason)} ({type(reason).__name__}); check the URL, the credentials and the "
-            "connection, and repeat the command"
+            f"{public_name(place)}: {first_line(reason)} ({type(reason).__name__}); check the URL, the credentials and "
+            "the connection, and repeat the command"
         ) from error
 
 
