@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import gc
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable
@@ -142,10 +144,38 @@ def write_yolo(root: Path, count: int) -> None:
         (root / "labels" / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
 
 
+def write_webdataset(root: Path, count: int) -> None:
+    """Write shards of 1,000 images."""
+    Image.new("RGB", SIDES).save(root / "source.jpg")
+    image = (root / "source.jpg").read_bytes()
+    (root / "source.jpg").unlink()
+    objects = [
+        {"bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]], "category": "cat"} for box in BOXES
+    ]
+    annotation = json.dumps({"annotations": objects, "width": SIDES[0], "height": SIDES[1]}).encode()
+    for start in range(0, count, 1000):
+        with tarfile.TarFile(root / f"train-{start // 1000:06d}.tar", "w") as tar:
+            for number in range(start, min(start + 1000, count)):
+                for suffix, content in ((".jpg", image), (".json", annotation)):
+                    member = tarfile.TarInfo(f"{number:012d}{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+
+
+def write_indexed(root: Path, count: int) -> None:
+    """Write shards and their indices."""
+    from querybox.data.read import read_dataset
+
+    write_webdataset(root, count)
+    read_dataset(root)
+
+
 WRITERS: dict[str, Callable[[Path, int], None]] = {
     "COCO": write_coco,
     "Pascal VOC": write_voc,
     "YOLO": write_yolo,
+    "WebDataset": write_webdataset,
+    "indexed": write_indexed,
 }
 
 if __name__ == "__main__":

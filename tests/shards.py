@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import fsspec
+import numpy as np
 from PIL import Image
+
+from querybox.data import DetectionData, ImageRecord, storage
+
+Annotate = Callable[[ImageRecord, DetectionData], tuple[str, str]]
 
 
 @cache
@@ -20,8 +29,16 @@ def jpeg(size: tuple[int, int] = (60, 40), colour: str = "orange") -> bytes:
     return file.getvalue()
 
 
+ANNOTATED: dict[str, bytes | None] = {
+    "0.jpg": jpeg(),
+    "0.json": b'{"annotations": [{"bbox": [1, 2, 3, 4], "category": "cat"}]}',
+}
+"""The members of a shard with one image."""
+
+
 def write_tar(path: Path, members: Mapping[str, bytes | None], kind: int = tarfile.GNU_FORMAT) -> Path:
     """Write a tar of files, and of folders, whose content is None."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", format=kind) as tar:
         for name, content in members.items():
             member = tarfile.TarInfo(name)
@@ -32,6 +49,60 @@ def write_tar(path: Path, members: Mapping[str, bytes | None], kind: int = tarfi
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
     return path
+
+
+def write_shards(
+    data: DetectionData, folder: Path, images: int, annotate: Annotate | None = None, name: str = "train"
+) -> Path:
+    """Write a dataset as shards of WebDataset, and the names of its classes.
+
+    Args:
+        data: The dataset.
+        folder: Where; it is made.
+        images: Number of images of a shard.
+        annotate: Returns the file name extension and the content of an annotation; None for `as_json`.
+        name: Beginning of the names of the shards.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, start in enumerate(range(0, len(data.images), images)):
+        members: dict[str, bytes | None] = {}
+        for image in data.images[start : start + images]:
+            suffix, content = (annotate or as_json)(image, data)
+            members[image.path.name] = image.path.read_bytes()
+            members[f"{image.path.stem}{suffix}"] = content.encode()
+        write_tar(folder / f"{name}-{number:03}.tar", members)
+    (folder / "classes.txt").write_text("".join(f"{each.name}\n" for each in data.categories))
+    return folder
+
+
+def same_records(data: DetectionData, others: DetectionData) -> None:
+    """Compare the records of a dataset with those of another one, except for the places of the images."""
+    assert [each.name for each in data.categories] == [each.name for each in others.categories]
+    for record, other in zip(data.images, others.images, strict=True):
+        assert (record.id, record.path.name) == (other.id, other.path.name)
+        assert (record.width, record.height) == (other.width, other.height)
+        for name in ("boxes_xyxy", "labels", "crowd", "areas"):
+            np.testing.assert_array_equal(getattr(record, name), getattr(other, name))
+
+
+@contextmanager
+def memory_storage() -> Iterator[fsspec.AbstractFileSystem]:
+    """Context manager that yields a storage in the memory of this process, in place of one that is connected to."""
+    filesystem = fsspec.filesystem("memory")
+    filesystem.store.clear()
+    with mock.patch.object(storage, "SCHEMES", (*storage.SCHEMES, "memory")):
+        yield filesystem
+    filesystem.store.clear()
+
+
+def as_json(image: ImageRecord, data: DetectionData) -> tuple[str, str]:
+    """Return an annotation in JSON, with names of classes and the size of the image."""
+    annotations = [
+        {"bbox": [x0, y0, x1 - x0, y1 - y0], "category": data.categories[label].name}
+        for (x0, y0, x1, y1), label in zip(image.boxes_xyxy.tolist(), image.labels.tolist(), strict=True)
+    ]
+    content = {"annotations": annotations, "width": image.width, "height": image.height}
+    return ".json", json.dumps(content)
 
 
 def write_parquet(path: Path, images: Sequence[Any], **options: Any) -> Path:

@@ -131,3 +131,20 @@ def require_type(where: str, value: object, kinds: type | tuple[type, ...], expe
 def kind_of(value: object) -> str:
     """Return the type of `value` in words."""
     return "None" if value is None else f"an object of type {type(value).__name__}"
+
+
+def require_consent(name: str, *, allow_network: bool) -> None:
+    """Check that something in the network may be connected to.
+
+    Args:
+        name: Its name without credentials.
+        allow_network: Whether the user has allowed it.
+
+    Raises:
+        ConfigError: It may not.
+    """
+    if not allow_network:
+        raise ConfigError(
+            f"{name}: is in the network, to which nothing connects unasked; allow it with --allow-network, "
+            "data.allow_network=true in training, or allow_network=True in Python"
+        )

@@ -27,6 +27,12 @@ def counted(number: int, singular: str, plural: str | None = None) -> str:
     return f"{number:,} {singular if number == 1 else plural or f'{singular}s'}"
 
 
+def natural_key(name: object) -> list[tuple[int, str]]:
+    """Return a sort key of names or paths that puts ``2.jpg`` before ``10.jpg``."""
+    parts = re.split(r"(\d+)", str(name))
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]
+
+
 def printable(text: str) -> str:
     """Return `text` with the characters that control a terminal as the escapes that they have in JSON.
 

@@ -19,6 +19,8 @@ SECRET = re.compile(
 )
 """Parts of names of parameters whose values are hidden."""
 HIDDEN = "***"
+CURE = "percent-encode the user name and the password (%40 for @, %2F for /), and check the port"
+"""What to do about a malformed URL, of which nothing else may be shown."""
 
 
 def is_url(place: str) -> bool:

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from shards import jpeg, write_parquet, write_tar
 
-from querybox.bulk import storage
+from querybox.bulk.find import find
 from querybox.bulk.parts import SHARDS, divide
 from querybox.bulk.pictures import decode
 from querybox.bulk.run import prepare
+from querybox.data import storage
 from querybox.errors import ConfigError, DataError, ImageError, StorageError
 
 pytest.importorskip("moto", reason="needs a server of S3: pip install 'querybox[s3-tests]'")
@@ -58,16 +59,16 @@ def test_files_of_a_bucket_are_found_read_and_written(s3: Any) -> None:
         s3.pipe_file(
             f"bucket/photos/{name}", name.encode()
         )  # the last one is what consoles make for a folder
-    found = storage.find("s3://bucket/photos", SHARDS)
+    found = find("s3://bucket/photos", SHARDS)
     assert found[:2] == ["s3://bucket/photos/2.jpg", "s3://bucket/photos/10.jpg"]
     assert {*found} == {f"s3://bucket/photos/{name}" for name in (*NAMES, "a.tar")}
-    assert storage.find("s3://bucket/photos/", SHARDS) == found
-    assert storage.find("s3://bucket/photos/1*.jpg", SHARDS) == [found[1]]
-    assert storage.find("s3://bucket/**/*.jpg", SHARDS)[-1] == "s3://bucket/photos/ä.jpg"
-    assert "s3://bucket/photos/below/3.jpg" in storage.find("s3://bucket/**/*.jpg", SHARDS)
+    assert find("s3://bucket/photos/", SHARDS) == found
+    assert find("s3://bucket/photos/1*.jpg", SHARDS) == [found[1]]
+    assert find("s3://bucket/**/*.jpg", SHARDS)[-1] == "s3://bucket/photos/ä.jpg"
+    assert "s3://bucket/photos/below/3.jpg" in find("s3://bucket/**/*.jpg", SHARDS)
     for name in NAMES:
         url = f"s3://bucket/photos/{name}"
-        assert storage.find(url, SHARDS) == [url]
+        assert find(url, SHARDS) == [url]
         assert storage.read(url) == name.encode()
     storage.write("s3://bucket/found/part-0.parquet", b"rows")
     assert s3.cat_file("bucket/found/part-0.parquet") == b"rows"
@@ -81,9 +82,9 @@ def test_what_is_not_there_is_told(s3: Any) -> None:
         with pytest.raises(
             DataError, match=r"s3://\S+: (no such file or folder; check the URL|found no image)"
         ):
-            storage.find(url, SHARDS)
+            find(url, SHARDS)
     with pytest.raises(DataError, match=r"found no image among 1 file \(s3://bucket/photos/notes\.txt\)"):
-        storage.find("s3://bucket/photos", SHARDS)
+        find("s3://bucket/photos", SHARDS)
     with pytest.raises(ImageError, match=r"none\.jpg: no such file"):
         storage.read("s3://bucket/none.jpg")
     with pytest.raises(
@@ -128,7 +129,7 @@ def test_missing_credentials_are_told(s3: Any, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     forget()
-    for action in (storage.read, storage.names, lambda url: storage.find(url, SHARDS)):
+    for action in (storage.read, storage.names, lambda url: find(url, SHARDS)):
         with pytest.raises(StorageError, match=r"s3://bucket/1\.jpg: Unable to locate credentials"):
             action("s3://bucket/1.jpg")
 

@@ -7,38 +7,36 @@ from unittest import mock
 
 import fsspec
 import pytest
+from shards import memory_storage
 
-from querybox.bulk import storage
+from querybox.bulk.find import find
 from querybox.bulk.parts import Part
 from querybox.bulk.run import PLAN, prepare
+from querybox.data import storage
 from querybox.errors import ConfigError, DataError, ImageError, MissingExtraError, StorageError
 from querybox.urls import is_url
 
 
 @pytest.fixture
 def memory() -> Iterator[fsspec.AbstractFileSystem]:
-    """A storage in the memory of this process, in place of one that is connected to."""
-    filesystem = fsspec.filesystem("memory")
-    filesystem.store.clear()
-    with mock.patch.object(storage, "SCHEMES", (*storage.SCHEMES, "memory")):
+    with memory_storage() as filesystem:
         yield filesystem
-    filesystem.store.clear()
 
 
 def test_files_of_a_storage_are_found_read_and_written(memory: fsspec.AbstractFileSystem) -> None:
     for name in ("10.jpg", "2.jpg", "notes.txt", "a.tar"):
         storage.write(f"memory://bucket/photos/{name}", name.encode())
     urls = [f"memory:///bucket/photos/{name}" for name in ("2.jpg", "10.jpg", "a.tar")]
-    assert storage.find("memory://bucket/photos", [".tar"]) == urls
-    assert storage.find("memory://bucket/photos/*.jpg", [".tar"]) == urls[:2]
-    assert storage.find("memory://bucket/photos/2.jpg", []) == ["memory://bucket/photos/2.jpg"]
+    assert find("memory://bucket/photos", [".tar"]) == urls
+    assert find("memory://bucket/photos/*.jpg", [".tar"]) == urls[:2]
+    assert find("memory://bucket/photos/2.jpg", []) == ["memory://bucket/photos/2.jpg"]
     assert storage.read(urls[1]) == b"10.jpg"
     assert storage.names("memory://bucket/photos") == {"10.jpg", "2.jpg", "notes.txt", "a.tar"}
     assert storage.names("memory://bucket/none") == set()
     with pytest.raises(DataError, match="none: no such file or folder; check the URL"):
-        storage.find("memory://bucket/none", [])
+        find("memory://bucket/none", [])
     with pytest.raises(DataError, match=r"found no image among 1 file \(.*notes\.txt\)"):
-        storage.find("memory://bucket/photos/*.txt", [])
+        find("memory://bucket/photos/*.txt", [])
     with pytest.raises(ImageError, match=r"none\.jpg: no such file"):
         storage.read("memory://bucket/none.jpg")
 
@@ -49,7 +47,7 @@ def test_files_of_the_disk_are_found_read_and_written(
     monkeypatch.chdir(tmp_path)
     for name in ("10.jpg", "2.jpg", "a.tar"):
         storage.write(storage.join("photos", name), name.encode())
-    assert storage.find("photos", [".tar"]) == [
+    assert find("photos", [".tar"]) == [
         str(tmp_path / "photos" / name) for name in ("2.jpg", "10.jpg", "a.tar")
     ]
     assert storage.read("photos/2.jpg") == b"2.jpg"
@@ -81,7 +79,7 @@ def test_other_schemes_are_refused(url: str) -> None:
 
 def test_a_malformed_url_is_told() -> None:
     with pytest.raises(ConfigError, match=r"https://\[::1: is not a URL \(Invalid IPv6 URL\)"):
-        storage.find("https://[::1", ())
+        find("https://[::1", ())
     for url in ("https://me:12/secret@host/a.jpg", "https://me:secret@[::1/a.jpg"):
         with pytest.raises(ConfigError, match=r"is malformed; percent-encode|is not a URL; check it") as told:
             storage.connect(url)
@@ -99,7 +97,7 @@ def test_the_package_of_a_storage_is_named() -> None:
 def test_a_web_server_is_asked_for_a_file_alone() -> None:
     """Its pages have links, which may lead to any host, and a question mark is no pattern."""
     with mock.patch.object(storage, "connect", return_value=(None, "")):
-        assert storage.find("https://host/a.tar?key=*", []) == ["https://host/a.tar?key=*"]
+        assert find("https://host/a.tar?key=*", []) == ["https://host/a.tar?key=*"]
     assert storage.suffix("https://host/a.TAR?key=b.jpg") == ".tar"
 
 

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import pytest
 from shards import jpeg, write_tar
 
-from querybox.bulk import storage
 from querybox.bulk.parts import Part
 from querybox.bulk.pictures import decode
-from querybox.bulk.storage import MAX_CONTENT
+from querybox.data import storage
+from querybox.data.storage import MAX_CONTENT
 
 
 class Found(NamedTuple):

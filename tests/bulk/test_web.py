@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from shards import jpeg, write_tar
 
-from querybox.bulk import storage
+from querybox.bulk.find import find
 from querybox.bulk.parts import Part, divide
 from querybox.bulk.pictures import decode
-from querybox.bulk.web import linked_files
+from querybox.data import storage
+from querybox.data.web import linked_files
 from querybox.errors import DataError, ImageError, StorageError
 
 FOLDER = "https://host:8443/my%20photos/"
@@ -146,13 +147,13 @@ def test_a_folder_without_images_or_page_is_told(served: Web) -> None:
     with pytest.raises(
         DataError, match=r"found no image among 1 file \(http://.*/photos/notes\.txt\); expected"
     ):
-        storage.find(f"{served.url}/photos/", [".tar"])
+        find(f"{served.url}/photos/", [".tar"])
     with pytest.raises(
         DataError, match=r"found no image among 0 files; expected images, or shards \(\.tar\)"
     ):
-        storage.find(f"{served.url}/empty/", [".tar"])
+        find(f"{served.url}/empty/", [".tar"])
     with pytest.raises(DataError, match=r"/none/: no such file"):
-        storage.find(f"{served.url}/none/", [".tar"])
+        find(f"{served.url}/none/", [".tar"])
 
 
 def test_a_server_that_refuses_is_told_from_a_missing_file(served: Web) -> None:

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from querybox.errors import DataError, ImageError
-from querybox.inference.sources import Pixels, find_sources, natural_key, read_frames
+from querybox.inference.sources import Pixels, find_sources, read_frames
+from querybox.text import natural_key
 
 
 def picture(path: Path, size: tuple[int, int] = (8, 6), colour: tuple[int, int, int] = (10, 20, 30)) -> Path:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from querybox.bulk.find import find
 from querybox.bulk.parquet import read_parquet
 from querybox.bulk.pictures import Picture
-from querybox.bulk.storage import StoredFile, find, opened, suffix
 from querybox.bulk.tar import read_tar
+from querybox.data.storage import StoredFile, opened, suffix
 from querybox.errors import DataError
 from querybox.inference.video import SUFFIXES as VIDEO_SUFFIXES
 from querybox.urls import public_name

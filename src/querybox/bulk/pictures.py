@@ -12,9 +12,9 @@ from typing import Self
 from jaxtyping import UInt8
 from torch import Tensor
 
-from querybox.bulk.storage import read
 from querybox.data.encoded import EncodedImage
 from querybox.data.image import read_image
+from querybox.data.storage import read
 from querybox.errors import ImageError
 from querybox.pixels import as_pixels
 from querybox.structures import PixelRange

@@ -14,8 +14,8 @@ from typing import Any
 from querybox.bulk.attempts import Attempts
 from querybox.bulk.parts import Part, divide
 from querybox.bulk.rows import Options
-from querybox.bulk.storage import is_web, join, names, opened, write
 from querybox.bulk.worker import Worker
+from querybox.data.storage import is_web, join, names, opened, write
 from querybox.errors import ConfigError, DataError, ImageError, PredictionError, QueryboxError
 from querybox.files import leftovers
 from querybox.inference.engine import Engine

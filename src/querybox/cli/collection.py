@@ -49,12 +49,11 @@ def predict_collection(
         workers: Number of processes; None for one for each GPU or core.
         allow_network: Whether URLs may be opened.
     """
-    from querybox.arguments import require_number
+    from querybox.arguments import require_consent, require_number
     from querybox.bulk.cluster import cluster
     from querybox.bulk.rows import Options
     from querybox.bulk.run import predict_parts, prepare
     from querybox.data.tiling import Tiling
-    from querybox.inference.address import require_consent
 
     if ray is None:
         raise ConfigError("querybox predict got --workers without --ray; add --ray local, or omit it")

@@ -40,6 +40,7 @@ def evaluate(
     precision: Precision = "float32",
     tuned: Annotated[bool, Parameter(negative="")] = False,
     trust: Annotated[bool, Parameter(negative="")] = False,
+    allow_network: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Evaluate a model on an annotated dataset.
 
@@ -72,6 +73,7 @@ def evaluate(
         tuned: Run a checkpoint with the engine, precision and number of threads that `querybox benchmark --tune` found
             to be the fastest on this machine.
         trust: Allow a .pt2 file to execute the code that it contains.
+        allow_network: Open the URLs of shards that the dataset's file has.
     """
     from querybox.cli.model import load_model, require_order
     from querybox.cli.progress import progress_bar
@@ -87,12 +89,10 @@ def evaluate(
         raise ConfigError(f"--inspect got {inspect}; expected a number of images, 0 or more")
     check_output(output)
     detector = load_model(model, trusted=trust, precision=precision, tuned=tuned)
-    dataset = read_dataset(data, split)
+    dataset = read_dataset(data, split, allow_network=allow_network)
     output.mkdir(parents=True, exist_ok=True)
-    with progress_bar(len(dataset.images)) as advance:
-        evaluation = run(
-            detector, dataset, tile=tile, overlap=overlap, batch_size=batch_size, callback=advance
-        )
+    with progress_bar(len(dataset.images)) as step:
+        evaluation = run(detector, dataset, tile=tile, overlap=overlap, batch_size=batch_size, callback=step)
     inspected = detector if inspect and tile is None and isinstance(detector, Detector) else None
     with progress_bar(inspect, "Inspecting") as advance:
         report = write_report(

@@ -29,6 +29,7 @@ def validate(
     *,
     split: str | None = None,
     max_corrupt: float = 0.05,
+    allow_network: Annotated[bool, Parameter(negative="")] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     report: Path | None = None,
 ) -> int:
@@ -48,6 +49,7 @@ def validate(
         data: A dataset: COCO, Pascal VOC, YOLO or the format of an annotation tool.
         split: Split of the dataset, such as val; all of them by default.
         max_corrupt: Fraction of a split's images (0-1) that may be unreadable.
+        allow_network: Open the URLs of shards that the dataset's file has.
         as_json: Print JSON instead of a table, with all places of every finding.
         report: HTML file to write, with pictures.
     """
@@ -59,7 +61,7 @@ def validate(
     if report is not None:
         require_own(report)
     with progress_bar(None, "Checking images") as advance:
-        result = run(data, split, max_corrupt=max_corrupt, callback=advance)
+        result = run(data, split, max_corrupt=max_corrupt, allow_network=allow_network, callback=advance)
     if report is not None:
         from querybox.report.validation import write_validation
 

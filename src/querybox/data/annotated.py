@@ -27,6 +27,7 @@ from querybox.data.records import (
     read_size_or_note,
     require_any_image,
 )
+from querybox.data.shards import ShardImage
 from querybox.data.splits import Reader, by_split, split_name
 from querybox.errors import ImageError
 from querybox.masks import Region
@@ -55,8 +56,12 @@ class AnnotatedImage:
     """The name of its file as it is written."""
     where: str
     """The place in the annotations, for messages."""
+    file: ShardImage | None = None
+    """The file of an image in a shard; others are searched by their name."""
     size: tuple[int, int] | None = None
-    """(height, width) as stated; None if it is not."""
+    """(height, width) in pixels; None if it is not known."""
+    size_stated: bool = True
+    """Whether the annotations state the size, if it is known; otherwise it is from the header of the image."""
     relative: bool = False
     """Whether boxes are in 0-1 of the image; otherwise in pixels."""
     objects: list[AnnotatedObject] = field(default_factory=list)
@@ -225,12 +230,9 @@ class _SplitReader:
                 self.findings.add("malformed", what)
 
     def _record(self, number: int, image: AnnotatedImage, labels: Mapping[str, int]) -> ImageRecord | None:
-        path = self.split.locator.find_or_note(
-            image.name, image_id=number, where=image.where, findings=self.findings
-        )
+        path = image.file or self._find(number, image)
         if path is None:
             return None
-        self.paths.add(path)
         size = image.size or read_size_or_note(path, number, self.findings)
         if size is None:
             return None
@@ -251,8 +253,17 @@ class _SplitReader:
             masks=[item.mask for item in image.objects],
             findings=self.findings,
             locate=lambda index: image.objects[index].where,
-            size_stated=image.size is not None,
+            size_stated=image.size is not None and image.size_stated,
         )
+
+    def _find(self, number: int, image: AnnotatedImage) -> Path | None:
+        """Return the path of an image by its name; None, after adding a finding, if it cannot be determined."""
+        path = self.split.locator.find_or_note(
+            image.name, image_id=number, where=image.where, findings=self.findings
+        )
+        if path is not None:
+            self.paths.add(path)
+        return path
 
     def _names_of_other(self, split: AnnotatedSplit) -> set[str]:
         """Return the classes of another split, and remember its images."""

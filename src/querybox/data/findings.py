@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from querybox.data.shards import ImageFile
 from querybox.text import listed
 
 Severity = Literal["error", "warning", "note"]
@@ -244,7 +245,7 @@ class Place:
     what: str
     """Its location in the file and its content, in one line."""
     image_id: int | None = None
-    path: Path | None = None
+    path: ImageFile | None = None
     """The image file."""
     box_xyxy: Corners | None = None
     """The invalid box in pixels, as given in the file."""
@@ -312,7 +313,7 @@ class FindingCollector:
         what: str,
         *,
         image_id: int | None = None,
-        path: Path | None = None,
+        path: ImageFile | None = None,
         box_xyxy: Corners | None = None,
         count: int = 1,
     ) -> None:

@@ -15,6 +15,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from querybox.data.deep import NARROW, DeepValues, load, to_8_bits, value_range
 from querybox.data.encoded import EncodedImage, open_binary
+from querybox.data.shards import ImageFile, loaded
 from querybox.errors import ImageError
 from querybox.files import require_regular
 from querybox.structures import PixelRange
@@ -64,7 +65,7 @@ class Examination(NamedTuple):
 
 
 def read_image(
-    path: str | Path | EncodedImage,
+    path: str | ImageFile | EncodedImage,
     size: tuple[int, int] | None = None,
     *,
     min_side: int | None = None,
@@ -78,7 +79,7 @@ def read_image(
     255) unless `pixel_range` is given. The EXIF orientation is applied. Of an animated image the first frame is read.
 
     Args:
-        path: The image file, or its content; its format is recognised from its content.
+        path: The image file, which may be in a shard, or its content; its format is recognised from its content.
         size: (height, width) according to the annotations. If the image has this size only without its EXIF
             orientation, the annotations refer to the stored pixels, and the orientation is not applied.
         min_side: Decode JPEGs at 1/2, 1/4 or 1/8 of their size, which is much faster, as far as their short side stays
@@ -90,18 +91,19 @@ def read_image(
         ImageError: The file is missing, corrupt, not an image, larger than `max_pixels`, or not of size `size`; or it
             has float or 32-bit pixels and `pixel_range` is None.
     """
-    with _opened(path, max_pixels) as image:
+    file = loaded(path)
+    with _opened(file, max_pixels) as image:
         stored, rotated = (image.height, image.width), _rotated_size(image)
         if min_side is not None and isinstance(image, JpegImageFile):
             factor = reduction(min(stored), min_side)
             image.draft(image.mode, (image.width // factor, image.height // factor))
-        values = load(image, path)
+        values = load(image, file)
         if image.format == "TIFF":  # Pillow has applied the orientation while loading
             stored = rotated = (image.height, image.width)
-        check_size(path, size, rotated, stored)
+        check_size(file, size, rotated, stored)
         if values is not None:
             orientation = image.getexif().get(ORIENTATION, 1)
-            limits = pixel_range or (0.0, value_range(values, image, path, None).top)
+            limits = pixel_range or (0.0, value_range(values, image, file, None).top)
             image = Image.fromarray(to_8_bits(values, limits))
             image.getexif()[ORIENTATION] = orientation
         if size is None or size == rotated:
@@ -115,7 +117,7 @@ def reduction(short_side: int, min_side: int) -> int:
 
 
 def examine_image(
-    path: str | Path, size: tuple[int, int] | None = None, *, pixel_range: PixelRange | None = None
+    path: str | ImageFile, size: tuple[int, int] | None = None, *, pixel_range: PixelRange | None = None
 ) -> Examination:
     """Decode a whole image and return what is found in it.
 
@@ -129,27 +131,30 @@ def examine_image(
     Raises:
         ImageError: As for `read_image`.
     """
-    with _opened(path) as image:
+    file = loaded(path)
+    with _opened(file) as image:
         notes, deep = [], None
         orientation = image.getexif().get(ORIENTATION, 1)
         stored, rotated = (image.height, image.width), _rotated_size(image)
         if image.format == "JPEG":
             image.draft(image.mode, (1, 1))
-        values = load(image, path)
+        values = load(image, file)
         if image.format == "TIFF":  # Pillow has applied the orientation while loading
             stored = rotated = (image.height, image.width)
-        check_size(path, size, rotated, stored)
+        check_size(file, size, rotated, stored)
         if orientation in ROTATED and (size is None or stored == rotated):
             notes.append(("ambiguous_orientation", f"{path}: EXIF orientation {orientation}"))
         if values is not None:
-            deep = value_range(values, image, path, pixel_range)
-            notes += depth_notes(path, deep, pixel_range)
-        notes += [(kind, f"{path}: {what}") for kind, what in _format_notes(image, Path(path).suffix.lower())]
+            deep = value_range(values, image, file, pixel_range)
+            notes += depth_notes(file, deep, pixel_range)
+        notes += [
+            (kind, f"{path}: {what}") for kind, what in _format_notes(image, Path(str(path)).suffix.lower())
+        ]
         return Examination(notes, deep)
 
 
 def depth_notes(
-    path: str | Path, deep: DeepValues, pixel_range: PixelRange | None
+    path: str | Path | EncodedImage, deep: DeepValues, pixel_range: PixelRange | None
 ) -> Iterator[tuple[str, str]]:
     """Yield what is found in an image with these values of more than 8 bits; see `Examination.findings`."""
     yield "deep_image", str(path)
@@ -167,13 +172,13 @@ def _format_notes(image: Image.Image, suffix: str) -> Iterator[tuple[str, str]]:
         yield "animation", f"is an animated {image.format}"
 
 
-def read_size(path: str | Path) -> tuple[int, int]:
+def read_size(path: str | ImageFile | EncodedImage) -> tuple[int, int]:
     """Return (height, width) of an image from its header, with its EXIF orientation applied.
 
     Raises:
         ImageError: The file is missing, not an image, or larger than `MAX_PIXELS`.
     """
-    with _opened(path) as image:
+    with _opened(loaded(path)) as image:
         # Pillow applies the orientation of TIFFs itself, also to the size before loading.
         return (image.height, image.width) if image.format == "TIFF" else _rotated_size(image)
 

@@ -33,6 +33,8 @@ PARTS = frozenset(
     }
 )
 """Names of folders (lower case) that are a part of a dataset."""
+_SHARD = re.compile(r"[-_.]?\d+(-of-\d+)?(-[0-9a-f]{16})?$")
+"""End of the name of a file that is a part of a split."""
 _DOCUMENTS = re.compile(r"(readme|license|licence)", re.IGNORECASE)
 """Beginning of the names of files that say nothing about the layout."""
 
@@ -131,6 +133,17 @@ def _files_of_format(folder: Path, suffix: str, recognises: Callable[[Path], boo
     """Return all files with the suffix in a folder, if one of the first is recognised."""
     files = list_files(folder, suffix)
     return files if any(map(recognises, files[:_MAX_TRIED])) else []
+
+
+def shards_by_split(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
+    """Return files that are parts of splits by the name of their split.
+
+    It is the folder in `root` that is a split, otherwise the name of the file without its number; `all` without a name.
+    """
+    groups: defaultdict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        groups[split_folder(file.parent, root) or _SHARD.sub("", file.stem) or "all"].append(file)
+    return dict(groups)
 
 
 def dataset_root(path: Path) -> Path:

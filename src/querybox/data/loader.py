@@ -30,7 +30,7 @@ from querybox.data.tiled import TileRecord, read_tile
 from querybox.data.transforms import Sample
 from querybox.data.user_transform import UserTransform
 from querybox.data.windows import Fill
-from querybox.errors import ConfigError, ImageError
+from querybox.errors import ConfigError, ImageError, StorageError
 from querybox.masks import resized
 from querybox.pixels import as_pixels, pad
 from querybox.structures import IMAGENET_MEAN, PixelRange, Target
@@ -167,7 +167,7 @@ class TrainingImages(Dataset[AugmentedImage | UnreadableImage]):
             labels=torch.from_numpy(record.labels[objects]),
             masks=load_masks(record, (height, width)) if self.masks or self.settings.copy_paste else None,
         )
-        return self.transform(sample, rng, str(record.path)) if self.transform else sample
+        return self.transform(sample, rng, str(record.file)) if self.transform else sample
 
     def read_all(self) -> list[UInt8[Tensor, "3 h w"] | UnreadableImage]:
         """Read all images. Tiles of one image share its memory, unless it is read in parts."""
@@ -189,7 +189,7 @@ class TrainingImages(Dataset[AugmentedImage | UnreadableImage]):
                 decode = decode or partial(read_pixels, pixel_range=pixel_range)
                 return read_tile(record, decode, pixel_range)
             return read_pixels(record, side, pixel_range=pixel_range)
-        except ImageError as error:
+        except (ImageError, StorageError) as error:  # the latter after what the storage's package tries again
             return UnreadableImage(record.id, str(error))
 
 
@@ -207,7 +207,7 @@ def read_pixels(
         ImageError: The image cannot be read, or its size is not that of the record.
     """
     size = (record.height, record.width)
-    return as_pixels(read_image(record.path, size, min_side=min_side, pixel_range=pixel_range))
+    return as_pixels(read_image(record.file, size, min_side=min_side, pixel_range=pixel_range))
 
 
 def load_masks(record: ImageRecord, shape: tuple[int, int]) -> Bool[Tensor, "G H W"] | None:
@@ -318,7 +318,13 @@ def train_loader(
     return TrainLoader(
         TrainingImages(data, settings, seed, fill, user_transform, masks=masks),
         batch_sampler=BatchSampler(
-            data, batch_size, seed, rank, world_size, phases=Phases(settings, seed, epochs)
+            data,
+            batch_size,
+            seed,
+            rank,
+            world_size,
+            phases=Phases(settings, seed, epochs),
+            shuffle_shards=settings.shuffle_shards,
         ),
         num_workers=settings.workers,
         persistent_workers=settings.workers > 0,

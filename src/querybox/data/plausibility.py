@@ -6,12 +6,12 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from querybox.data.findings import FindingCollector
 from querybox.data.records import ROUNDING, DetectionData, ImageRecord
+from querybox.data.shards import ImageFile
 
 _LARGE_IMAGE = 8
 """Side in pixels from which boxes of at most one pixel are not meant as pixels."""
@@ -41,7 +41,7 @@ def with_annotation_findings(data: DetectionData) -> DetectionData:
     return replace(data, findings=findings.by_kind())
 
 
-def with_shared_images(data: DetectionData, others: Mapping[str, Collection[Path]]) -> DetectionData:
+def with_shared_images(data: DetectionData, others: Mapping[str, Collection[ImageFile]]) -> DetectionData:
     """Return a split with a finding for each of its images that is in another one, too.
 
     Args:
@@ -50,7 +50,7 @@ def with_shared_images(data: DetectionData, others: Mapping[str, Collection[Path
     """
     findings = FindingCollector(data.source, known=data.findings)
     for record in data.images:
-        path = record.path
+        path = record.file
         names = [name for name, paths in others.items() if path in paths]
         if names:
             what = f"{path}: also in {', '.join(names)}"
@@ -79,7 +79,7 @@ def _note_subpixel_boxes(record: ImageRecord, findings: FindingCollector) -> Non
     if len(small):
         width, height = sides[small[0]].tolist()
         what = f"image {record.id}: {width:g}x{height:g} pixels"
-        findings.add("subpixel_box", what, image_id=record.id, path=record.path, count=len(small))
+        findings.add("subpixel_box", what, image_id=record.id, path=record.file, count=len(small))
 
 
 def _note_masks(record: ImageRecord, findings: FindingCollector) -> None:
@@ -88,7 +88,7 @@ def _note_masks(record: ImageRecord, findings: FindingCollector) -> None:
     missing = sum(mask is None for mask, crowd in zip(masks, record.crowd.tolist(), strict=True) if not crowd)
     if missing:
         what = f"image {record.id}: {missing} of {len(masks)}"
-        findings.add("no_mask", what, image_id=record.id, path=record.path, count=missing)
+        findings.add("no_mask", what, image_id=record.id, path=record.file, count=missing)
     for index, mask in enumerate(masks):
         around = None if mask is None else mask.box_xyxy
         if around is None:
@@ -99,7 +99,7 @@ def _note_masks(record: ImageRecord, findings: FindingCollector) -> None:
         if 2 * shared < (part[2:] - part[:2]).prod():
             corners = [", ".join(f"{side:g}" for side in sides.tolist()) for sides in (part, box)]
             what = f"image {record.id}, object {index + 1}: mask within {corners[0]}, box {corners[1]}"
-            findings.add("misplaced_mask", what, image_id=record.id, path=record.path)
+            findings.add("misplaced_mask", what, image_id=record.id, path=record.file)
 
 
 def _num_overflowing(data: DetectionData) -> int:
@@ -123,9 +123,9 @@ def _num_overflowing(data: DetectionData) -> int:
 
 
 def _note_repeated_images(data: DetectionData, findings: FindingCollector) -> None:
-    ids: defaultdict[Path, list[int]] = defaultdict(list)
+    ids: defaultdict[ImageFile, list[int]] = defaultdict(list)
     for record in data.images:
-        ids[record.path].append(record.id)
+        ids[record.file].append(record.id)
     for path, numbers in ids.items():
         if len(numbers) > 1:
             what = f"{path}: images {', '.join(map(str, numbers))}"

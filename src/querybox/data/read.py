@@ -9,20 +9,26 @@ from functools import partial
 from pathlib import Path
 from types import NoneType
 
-from querybox.arguments import require_number, require_path, require_type
+from querybox.arguments import require_consent, require_number, require_path, require_type
 from querybox.data.findings import FindingCollector
 from querybox.data.formats import FORMATS
+from querybox.data.formats.shard_urls import read_shard_urls
 from querybox.data.layout import inner_folder
 from querybox.data.plausibility import with_annotation_findings, with_shared_images
 from querybox.data.records import DetectionData, log_warnings, require_image_files, require_usable
 from querybox.data.settings import MAX_CORRUPT, NO_VALIDATION, DataSettings
 from querybox.data.splits import Reader, pick_split
 from querybox.data.unsupported import describe_unsupported
-from querybox.errors import ConfigError, DataError
+from querybox.errors import ConfigError, DataError, QueryboxError
+from querybox.urls import public_name
 
 
 def read_dataset(
-    path: str | Path, split: str | None = None, *, max_corrupt: float = MAX_CORRUPT
+    path: str | Path,
+    split: str | None = None,
+    *,
+    max_corrupt: float = MAX_CORRUPT,
+    allow_network: bool = False,
 ) -> DetectionData:
     """Read a dataset in any of `querybox.data.formats.FORMATS`, which is recognised.
 
@@ -30,24 +36,27 @@ def read_dataset(
         path: A dataset folder, or a file that describes a dataset, such as COCO JSON or a YOLO `data.yaml`.
         split: The split: `train`, `val`, `test`, or another name that the dataset uses. Required if it has several.
         max_corrupt: Fraction of the images (0-1) that may be missing. Image files are not opened here; see `validate`.
+        allow_network: Whether URLs of shards, which a file at `path` may have, are opened.
 
     Raises:
-        ConfigError: `max_corrupt` is not within 0-1.
+        ConfigError: `max_corrupt` is not within 0-1; or there are URLs, without `allow_network` or malformed.
         DataError: There is no dataset at `path`, or more than one; it has no such split, or several and `split` is
             None; its files are malformed; ids are repeated; a class is unknown; or too many images are missing.
     """
     path = require_path("read_dataset", path, "a dataset")
     require_type("read_dataset", split, (str, NoneType), "the name of a split")
     require_number("read_dataset", "max_corrupt", max_corrupt, 0, 1)
-    data = require_image_files(require_usable(read_split(path, split)), max_corrupt)
+    data = require_image_files(
+        require_usable(read_split(path, split, allow_network=allow_network)), max_corrupt
+    )
     log_warnings(data)
     return data
 
 
-def read_split(path: Path, split: str | None) -> DetectionData:
+def read_split(path: Path, split: str | None, *, allow_network: bool = False) -> DetectionData:
     """Read a dataset like `read_dataset`, but return errors among its findings instead of raising them."""
     with as_data_errors(path):
-        return pick_split(find_splits(path), split, path)()
+        return pick_split(find_splits(path, allow_network=allow_network), split, path)()
 
 
 def read_train_and_val(settings: DataSettings) -> tuple[DetectionData, DetectionData | None]:
@@ -58,25 +67,26 @@ def read_train_and_val(settings: DataSettings) -> tuple[DetectionData, Detection
     off. Errors in the data are returned as findings.
 
     Raises:
-        ConfigError: No training dataset is set.
+        ConfigError: No training dataset is set; or a dataset has URLs, without `allow_network` or malformed.
         DataError: There is no such dataset or split, or it cannot be parsed.
     """
     if settings.train is None:
         raise ConfigError("setting 'data.train' is not set; set it to a dataset to train on")
     train = Path(settings.train)
     with as_data_errors(train):
-        splits = find_splits(train)
+        splits = find_splits(train, allow_network=settings.allow_network)
     train_data = _read_part(train, splits, settings.train_split, "train")
     if settings.val == NO_VALIDATION:
         return train_data, None
     if settings.val is not None:
         val = Path(settings.val)
         with as_data_errors(val):
-            return train_data, _read_part(val, find_splits(val), settings.val_split, "val")
+            splits = find_splits(val, allow_network=settings.allow_network)
+            return train_data, _read_part(val, splits, settings.val_split, "val")
     if settings.val_split or (len(splits) > 1 and "val" in splits):
         val_data = _read_part(train, splits, settings.val_split, "val")
         return train_data, with_shared_images(
-            val_data, {"train": {image.path for image in train_data.images}}
+            val_data, {"train": {image.file for image in train_data.images}}
         )
     return train_data, None
 
@@ -91,20 +101,29 @@ def as_data_errors(path: Path) -> Iterator[None]:
     """Convert file system errors, such as missing permissions, to `DataError`."""
     try:
         yield
+    except QueryboxError:
+        raise
     except OSError as error:
         raise DataError(f"{error.filename or path}: {error.strerror or error}") from None
 
 
-def find_splits(path: Path) -> dict[str, Reader]:
+def find_splits(path: Path, *, allow_network: bool = False) -> dict[str, Reader]:
     """Return a reader for every split of the dataset at `path`. At this point files are only recognised.
 
+    Args:
+        path: A dataset folder, or a file that describes a dataset.
+        allow_network: Whether URLs that a file has may be opened by readers.
+
     Raises:
+        ConfigError: It has URLs, without `allow_network`.
         DataError: There is no dataset at `path`, or its format is ambiguous.
     """
     expected = f"expected {'; '.join(format_.expected for format_ in FORMATS)}"
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; expected a dataset: check the path")
     path = inner_folder(path)
+    if (shards := read_shard_urls(path)) is not None:
+        require_consent(f"{public_name(shards.urls[0])} of {path}", allow_network=allow_network)
     found = {format_.name: splits for format_ in FORMATS if (splits := format_.splits(path))}
     if not found:
         problem = describe_unsupported(path) or (

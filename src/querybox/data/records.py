@@ -15,11 +15,13 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from querybox.data.findings import BOXES, UNREADABLE, DataFinding, FindingCollector
+from querybox.data.shards import ImageFile, ShardImage
 from querybox.data.tiff import image_size
 from querybox.errors import DataError, ImageError
 from querybox.masks import Region, Rle
 from querybox.structures import Category
 from querybox.text import listed
+from querybox.urls import public_name
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ class ImageRecord:
 
     Args:
         id: Its id in the dataset.
-        path: The image file.
+        path: The image file, which may be in a shard.
         width: Width of the image that the boxes refer to, in pixels.
         height: Height of the image that the boxes refer to, in pixels.
         boxes_xyxy: Corners of G objects in pixels, inside the image, with positive width and height.
@@ -52,13 +54,23 @@ class ImageRecord:
         masks: The region of each object, None for those of which only the box is known; None if this holds for all.
     """
 
-    __slots__ = ("_folder", "_name", "_objects", "height", "id", "masks", "size_stated", "width")
+    __slots__ = (
+        "_folder",
+        "_name",
+        "_objects",
+        "height",
+        "id",
+        "masks",
+        "shard_image",
+        "size_stated",
+        "width",
+    )
 
     def __init__(
         self,
         *,
         id: int,  # noqa: A002 - the attribute's name
-        path: Path,
+        path: ImageFile,
         width: int,
         height: int,
         boxes_xyxy: Float64[np.ndarray, "G 4"],
@@ -73,7 +85,10 @@ class ImageRecord:
         self.height = height
         self.size_stated = size_stated
         self.masks = None if masks is None or all(mask is None for mask in masks) else tuple(masks)
-        folder, self._name = os.path.split(path)
+        self.shard_image = path if isinstance(path, ShardImage) else None
+        folder, self._name = (
+            (public_name(path.shard), path.name) if isinstance(path, ShardImage) else os.path.split(path)
+        )
         self._folder = sys.intern(folder)
         self._objects = _NO_OBJECTS
         if len(labels):
@@ -82,9 +97,19 @@ class ImageRecord:
             self._objects["label"], self._objects["crowd"] = labels, crowd
 
     @property
-    def path(self) -> Path:
+    def file(self) -> ImageFile:
         """The image file."""
+        return self.path if self.shard_image is None else self.shard_image
+
+    @property
+    def path(self) -> Path:
+        """The path of the image file. In a shard, which is no folder, it only tells images apart."""
         return Path(self._folder, self._name)
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether there is no such file. Images in shards have been found in them."""
+        return self.shard_image is None and not is_file(self.path)  # noqa: PTH113
 
     @property
     def boxes_xyxy(self) -> Float64[np.ndarray, "G 4"]:
@@ -155,7 +180,7 @@ class DetectionData:
 def make_record(
     *,
     id: int,  # noqa: A002 - the field's name
-    path: Path,
+    path: ImageFile,
     width: int,
     height: int,
     boxes_xyxy: Sequence[Sequence[float]] | Float64[np.ndarray, "G 4"],
@@ -171,7 +196,7 @@ def make_record(
 
     Args:
         id: Id of the image in its dataset.
-        path: The image file.
+        path: The image file, which may be in a shard.
         width: Width of the image in pixels.
         height: Height of the image in pixels.
         boxes_xyxy: Corners of G boxes in pixels, as given in the file.
@@ -256,7 +281,7 @@ def _mask_problem(mask: Region | None, size: tuple[int, int]) -> str:
     return ""
 
 
-def read_size_or_note(path: Path, image_id: int, findings: FindingCollector) -> tuple[int, int] | None:
+def read_size_or_note(path: ImageFile, image_id: int, findings: FindingCollector) -> tuple[int, int] | None:
     """Return (height, width) from the image header; if it cannot be read, add a finding and return None."""
     try:
         return image_size(path)
@@ -285,7 +310,7 @@ def require_image_files(data: DetectionData, max_corrupt: float) -> DetectionDat
     """
     missing = [
         *data.excluded.values(),
-        *(str(image.path) for image in data.images if not is_file(image.path)),  # noqa: PTH113
+        *(str(image.path) for image in data.images if image.is_missing),
     ]
     total = len(data.images) + len(data.excluded)
     if len(missing) > max_corrupt * total:
@@ -313,7 +338,7 @@ def require_any_image(data: DetectionData, folders: Sequence[Path]) -> Detection
     Raises:
         DataError: The dataset lists no images, or none of them exists.
     """
-    if any(is_file(image.path) for image in data.images):  # noqa: PTH113
+    if not all(image.is_missing for image in data.images):
         return data
     if any(finding.severity == "error" for finding in data.findings):
         return data  # reported already

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int64
 from torch.utils.data import Sampler
 
 from querybox.data.phases import BatchAugmentation, Phases
@@ -36,9 +37,11 @@ class BatchSampler(Sampler[list[ImageKey]]):
         rank: Index of this process.
         world_size: Number of processes.
         phases: The augmentation of every batch; None for the default one.
+        shuffle_shards: Number of shards whose images are shuffled together; None for all images.
 
     Raises:
-        ConfigError: `batch_size` is not a multiple of `world_size`, or there are fewer images than processes.
+        ConfigError: `batch_size` is not a multiple of `world_size`, or there are fewer images than processes; or there
+            are images that are in no shard, with `shuffle_shards`.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class BatchSampler(Sampler[list[ImageKey]]):
         world_size: int = 1,
         *,
         phases: Phases | None = None,
+        shuffle_shards: int | None = None,
     ) -> None:
         if batch_size < 1 or batch_size % world_size:
             raise ConfigError(
@@ -61,6 +65,8 @@ class BatchSampler(Sampler[list[ImageKey]]):
                 "use fewer processes"
             )
         self.portrait = np.array([image.height > image.width for image in data.images])
+        self.shards = None if shuffle_shards is None else shard_numbers(data)
+        self.shuffle_shards = shuffle_shards
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
@@ -95,8 +101,17 @@ class BatchSampler(Sampler[list[ImageKey]]):
         """Return the number of batches in an epoch, regardless of `skip`."""
         return max(1, len(self.portrait) // self.batch_size)
 
+    def order(self, epoch: int) -> Int64[np.ndarray, " N"]:
+        """Return the images in the order of an epoch."""
+        rng = np.random.default_rng((self.seed, epoch))
+        order = rng.permutation(len(self.portrait))
+        if self.shards is None or self.shuffle_shards is None:
+            return order
+        turns = rng.permutation(self.shards.max() + 1) // self.shuffle_shards  # when each shard is read
+        return order[np.argsort(turns[self.shards[order]], kind="stable")]
+
     def _batches(self, epoch: int) -> list[list[int]]:
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.portrait))
+        order = self.order(epoch)
         waiting: dict[bool, list[int]] = {False: [], True: []}
         batches: list[list[int]] = []
         for index in order[: len(self) * self.batch_size].tolist():
@@ -107,3 +122,21 @@ class BatchSampler(Sampler[list[ImageKey]]):
                 group.clear()
         rest = waiting[False] + waiting[True]  # either empty or one batch
         return [*batches, rest] if rest else batches
+
+
+def shard_numbers(data: DetectionData) -> Int64[np.ndarray, " N"]:
+    """Return the number of the shard of each image, from 0.
+
+    Raises:
+        ConfigError: An image is in none.
+    """
+    numbers: dict[str, int] = {}
+    for image in data.images:
+        if image.shard_image is None:
+            raise ConfigError(
+                f"setting 'data.shuffle_shards' is set, but {image.path} of {data.source} is in no shard; expected a "
+                "dataset of shards: remove the setting"
+            )
+        numbers.setdefault(image.shard_image.shard, len(numbers))
+    shards = (numbers[image.shard_image.shard] for image in data.images if image.shard_image is not None)
+    return np.fromiter(shards, dtype=np.int64, count=len(data.images))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -15,8 +14,9 @@ from querybox.data.findings import UNREADABLE, FindingCollector
 from querybox.data.image import Examination, examine_image
 from querybox.data.loader import available_cpus, start_worker
 from querybox.data.records import DetectionData, ImageRecord
+from querybox.data.shards import ImageFile, ShardImage
 from querybox.data.tiff import examine_tiff, is_read_in_parts
-from querybox.errors import ImageError
+from querybox.errors import ImageError, StorageError
 from querybox.structures import PixelRange
 
 FEW_IMAGES = 1000
@@ -37,8 +37,8 @@ class Observation(NamedTuple):
     """The pixel values, for the kind `deep_image`."""
 
 
-class _Images(Dataset[tuple[ImageRecord, list[Observation]]]):
-    """Each image's record and observations."""
+class _Images(Dataset[tuple[ImageRecord, list[Observation] | StorageError]]):
+    """Each image's record and observations, or the error of its storage, which says nothing about the image."""
 
     def __init__(
         self, images: Sequence[ImageRecord], pixel_range: PixelRange | None, *, in_parts: bool
@@ -47,13 +47,15 @@ class _Images(Dataset[tuple[ImageRecord, list[Observation]]]):
         self.pixel_range = pixel_range
         self.in_parts = in_parts
 
-    def __getitem__(self, index: int) -> tuple[ImageRecord, list[Observation]]:
+    def __getitem__(self, index: int) -> tuple[ImageRecord, list[Observation] | StorageError]:
         record = self.images[index]
         size = (record.height, record.width) if record.size_stated else None
         try:
-            found = self.examine(record.path, size)
+            found = self.examine(record.file, size)
         except ImageError as error:
             found = Examination([(error.kind, str(error))])
+        except StorageError as error:
+            return record, error
         return record, [
             Observation(record.id, kind, what, found.deep if kind == "deep_image" else None)
             for kind, what in found.findings
@@ -62,11 +64,11 @@ class _Images(Dataset[tuple[ImageRecord, list[Observation]]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def examine(self, path: Path, size: tuple[int, int] | None) -> Examination:
+    def examine(self, path: ImageFile, size: tuple[int, int] | None) -> Examination:
         try:
             return examine_image(path, size, pixel_range=self.pixel_range)
         except ImageError as error:
-            if not (self.in_parts and is_read_in_parts(error, path)):
+            if isinstance(path, ShardImage) or not (self.in_parts and is_read_in_parts(error, path)):
                 raise
         return examine_tiff(path, size, pixel_range=self.pixel_range)
 
@@ -85,6 +87,9 @@ def examine_images(
         callback: Called with each image once it has been checked.
         pixel_range: See `Preprocessing.pixel_range`; with a range, images of float and 32-bit pixels can be read.
         in_parts: Whether TIFFs that are too large to be decoded as a whole can be used, because they are read in parts.
+
+    Raises:
+        StorageError: The storage of an image cannot be reached, or refuses.
     """
     workers = 0 if len(images) < FEW_IMAGES else available_cpus()
     batches = DataLoader(
@@ -98,6 +103,8 @@ def examine_images(
     observations: list[Observation] = []
     for batch in batches:
         for record, notes in batch:
+            if isinstance(notes, StorageError):
+                raise notes
             observations += notes
             callback(record)
     return observations
@@ -109,7 +116,7 @@ def with_observations(data: DetectionData, observations: Iterable[Observation]) 
     findings = FindingCollector(data.source, known=data.findings)
     unreadable = set()
     for image_id, kind, what, _ in observations:
-        findings.add(kind, what, image_id=image_id, path=records[image_id].path)
+        findings.add(kind, what, image_id=image_id, path=records[image_id].file)
         if kind in UNREADABLE:
             unreadable.add(image_id)
     return replace(data.only(records.keys() - unreadable), findings=findings.by_kind())

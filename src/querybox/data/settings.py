@@ -67,6 +67,8 @@ class DataSettings(Settings):
     `none` trains on all images and does not evaluate."""
     val_split: str | None = None
     """Split of `val`; required only if it has several and none is called val."""
+    allow_network: bool = False
+    """Open the URLs of shards that the file of a dataset has. Without it nothing connects to a network."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Fraction of the images of `train` that is held out if there is no other validation data."""
     tile: Annotated[int, Field(ge=MIN_TILE, le=MAX_TILE)] | None = None
@@ -129,6 +131,9 @@ class DataSettings(Settings):
     """Share of the run at which mosaic, copy-paste and mixup end: a half in DEIM."""
     transform: str | None = None
     """Description of the transform that was given to `querybox.train` for augmentation, if any; set by it."""
+    shuffle_shards: int | None = Field(default=None, ge=1)
+    """Number of shards whose images are shuffled together in an epoch, before the next ones are read; which shards
+    these are differs in each epoch. None shuffles the images of all shards."""
     workers: int = Field(default=2, ge=0, le=1024)
     """Number of processes that load images; 0 to load them in the training process. By default not more than there are
     CPUs."""

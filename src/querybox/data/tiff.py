@@ -23,6 +23,7 @@ from querybox.data.image import (
     read_image,
     read_size,
 )
+from querybox.data.shards import ImageFile, ShardImage
 from querybox.data.windows import Window
 from querybox.errors import ImageError, MissingExtraError, QueryboxError, requires_extra
 from querybox.structures import PixelRange
@@ -66,7 +67,7 @@ def is_read_in_parts(error: ImageError, path: Path) -> bool:
     return error.kind == "too_large_image" and is_tiff(path)
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: ImageFile) -> tuple[int, int]:
     """Return (height, width) of an image as `read_size` does, also of a TIFF that is read in parts.
 
     Raises:
@@ -75,7 +76,7 @@ def image_size(path: Path) -> tuple[int, int]:
     try:
         return read_size(path)
     except ImageError as error:
-        if not is_read_in_parts(error, path):
+        if isinstance(path, ShardImage) or not is_read_in_parts(error, path):
             raise
         try:
             with open_tiff(path, (0.0, 1.0)) as image:  # any range, because no pixel is read
@@ -85,7 +86,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def read_picture(
-    path: Path, size: tuple[int, int] | None = None, *, pixel_range: PixelRange | None = None
+    path: ImageFile, size: tuple[int, int] | None = None, *, pixel_range: PixelRange | None = None
 ) -> Image.Image:
     """Return an image to look at: as `read_image` does, but reduced if it is a TIFF that is read in parts.
 
@@ -101,7 +102,7 @@ def read_picture(
     try:
         return read_image(path, size, pixel_range=pixel_range)
     except ImageError as error:
-        if not is_read_in_parts(error, path):
+        if isinstance(path, ShardImage) or not is_read_in_parts(error, path):
             raise
     with open_tiff(path, pixel_range, size) as image:
         return Image.fromarray(image.reduced())

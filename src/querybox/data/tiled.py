@@ -63,7 +63,7 @@ class TileRecord(ImageRecord):
         sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
         super().__init__(
             id=id,
-            path=image.path,
+            path=image.file,
             width=window.width,
             height=window.height,
             boxes_xyxy=boxes_xyxy,

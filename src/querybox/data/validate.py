@@ -16,6 +16,7 @@ from querybox.data.read import as_data_errors, find_splits
 from querybox.data.records import DetectionData
 from querybox.data.scan import Callback, examine_images, with_observations
 from querybox.data.settings import MAX_CORRUPT, DataSettings
+from querybox.data.shards import ImageFile
 from querybox.data.splits import pick_split
 from querybox.data.tiled import TileRecord, tiled
 from querybox.errors import DataError
@@ -95,6 +96,7 @@ def validate(
     split: str | None = None,
     *,
     max_corrupt: float = MAX_CORRUPT,
+    allow_network: bool = False,
     callback: Callback = lambda _: None,
 ) -> Report:
     """Check the annotations and every image file of a dataset.
@@ -105,21 +107,22 @@ def validate(
         path: A dataset, as for `read_dataset`.
         split: The split to check; all splits if None.
         max_corrupt: Fraction of the images (0-1) that may be unreadable; a split with more is not usable.
+        allow_network: Whether URLs of shards, which a file at `path` may have, are opened.
         callback: Called with each image once it has been checked, e.g. to show progress.
 
     Raises:
-        ConfigError: `max_corrupt` is not within 0-1.
+        ConfigError: `max_corrupt` is not within 0-1; or there are URLs, without `allow_network` or malformed.
         DataError: There is no dataset at `path`, or no such split.
     """
     path = require_path("validate", path, "a dataset")
     require_type("validate", split, (str, NoneType), "the name of a split")
     require_number("validate", "max_corrupt", max_corrupt, 0, 1)
     with as_data_errors(path):
-        readers = find_splits(path)
+        readers = find_splits(path, allow_network=allow_network)
         if split is not None:
             readers = {split: pick_split(readers, split, path)}
     splits: dict[str, SplitReport] = {}
-    images: dict[str, set[Path]] = {}
+    images: dict[str, set[ImageFile]] = {}
     for name, read in readers.items():
         try:
             with as_data_errors(path):
@@ -129,7 +132,7 @@ def validate(
         else:
             data = with_observations(data, examine_images(data.images, callback))
             data = with_shared_images(data, images)
-            images[name] = {image.path for image in data.images}
+            images[name] = {image.file for image in data.images}
         splits[name] = SplitReport.of(with_dataset_findings(data, max_corrupt))
     return Report(source=path, splits=splits)
 
@@ -170,7 +173,7 @@ def with_dataset_findings(
             findings.add("unused_category", f"{category.name!r}, id {category.id}")
     most = most_objects(data, settings)
     for record in data.images:
-        image: dict[str, Any] = {"image_id": record.id, "path": record.path}
+        image: dict[str, Any] = {"image_id": record.id, "path": record.file}
         crowds, objects = int(record.crowd.sum()), most[record.id]
         if crowds:
             findings.add("crowd", f"image {record.id}: {crowds}", count=crowds, **image)

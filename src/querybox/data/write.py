@@ -11,6 +11,7 @@ from typing import Any
 
 from querybox.data.holdout import hold_out
 from querybox.data.records import DetectionData, ImageRecord
+from querybox.data.shards import ImageFile, ShardImage
 from querybox.errors import ConfigError
 from querybox.files import write_text
 from querybox.text import to_json
@@ -69,11 +70,19 @@ def write_split(data: DetectionData, folder: Path) -> None:
     folder.mkdir(parents=True)
     names = file_names(data)
     for image in data.images:
-        try:
-            os.link(image.path, folder / names[image.id])
-        except OSError:  # another file system, or one without links
-            shutil.copy2(image.path, folder / names[image.id])
+        write_image(image.file, folder / names[image.id])
     write_text(folder / ANNOTATIONS, to_json(coco_document(data, names)) + "\n")
+
+
+def write_image(image: ImageFile, path: Path) -> None:
+    """Link, copy or write an image file to a new path."""
+    if isinstance(image, ShardImage):
+        path.write_bytes(image.read().content)
+        return
+    try:
+        os.link(image, path)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(image, path)
 
 
 def file_names(data: DetectionData) -> dict[int, str]:

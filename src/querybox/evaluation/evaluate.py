@@ -145,7 +145,7 @@ def detect_records(
         for record in images:
             size = (record.height, record.width)
             try:
-                for frame in image_views(record.path, engine.preprocessing.pixel_range, tiling, size):
+                for frame in image_views(record.file, engine.preprocessing.pixel_range, tiling, size):
                     if frame.is_last:  # before its detection, after which the loop goes on
                         readable.append(record.id)
                     yield frame
@@ -272,7 +272,7 @@ def no_detections(record: ImageRecord, categories: tuple[Category, ...]) -> Dete
         labels=torch.zeros(0, dtype=torch.long),
         categories=categories,
         size=(record.height, record.width),
-        source=str(record.path),
+        source=str(record.file),
     )
 
 

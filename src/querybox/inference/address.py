@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from querybox.errors import ConfigError
-from querybox.urls import public_name
+from querybox.urls import CURE, public_name
 
 CAMERA = re.compile(r"\d{1,2}|/dev/video\d{1,2}")
 """A camera by its index, or by the name of its device on Linux."""
@@ -32,7 +32,6 @@ PROTOCOLS: Mapping[str, Mapping[str, str]] = {
     "rtsp": {"protocol_whitelist": "rtsp,rtp,tcp", "format_whitelist": "rtsp", "rtsp_transport": "tcp"},
 }
 """Options of FFmpeg for each protocol, which restrict what it connects to and reads."""
-CURE = "percent-encode the user name and the password (%40 for @, %2F for /), and check the port"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,23 +107,6 @@ def stream(scheme: str, source: str) -> Address:
         format="rtsp" if scheme == "rtsp" else None,
         options={**PROTOCOLS[scheme], **(authorities() if scheme == "https" else {})},
     )
-
-
-def require_consent(name: str, *, allow_network: bool) -> None:
-    """Check that something in the network may be connected to.
-
-    Args:
-        name: Its name without credentials.
-        allow_network: Whether the user has allowed it.
-
-    Raises:
-        ConfigError: It may not.
-    """
-    if not allow_network:
-        raise ConfigError(
-            f"{name}: is in the network, to which nothing connects unasked; allow it with --allow-network, or "
-            "allow_network=True in Python"
-        )
 
 
 def authorities() -> dict[str, str]:

@@ -12,9 +12,9 @@ from typing import Self
 import numpy as np
 from jaxtyping import UInt8
 
-from querybox.arguments import require_number
+from querybox.arguments import require_consent, require_number
 from querybox.errors import ConfigError, ImageError
-from querybox.inference.address import HTTP_FORMATS, Address, find_address, require_consent
+from querybox.inference.address import HTTP_FORMATS, Address, find_address
 from querybox.inference.reader import Reader, Received
 from querybox.inference.video import upright
 from querybox.text import counted

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -21,6 +20,7 @@ from querybox.arguments import require_path, require_type
 from querybox.data.image import SUFFIXES as IMAGE_SUFFIXES
 from querybox.data.image import read_image
 from querybox.data.locate import iterate_files
+from querybox.data.shards import ImageFile, ShardImage
 from querybox.data.tiff import is_read_in_parts, open_tiff
 from querybox.data.tiling import Tiling
 from querybox.errors import ConfigError, DataError, ImageError
@@ -32,7 +32,7 @@ from querybox.inference.video import SUFFIXES as VIDEO_SUFFIXES
 from querybox.inference.video import decode_video, open_video
 from querybox.pixels import as_pixels
 from querybox.structures import PixelRange
-from querybox.text import listed
+from querybox.text import listed, natural_key
 
 Pixels: TypeAlias = Image.Image | npt.NDArray[Any] | Tensor
 """An RGB image in memory, 0-255: a PIL image, a uint8 array [h, w, 3] or a uint8 tensor [3, h, w]."""
@@ -172,12 +172,6 @@ def select_images(source: Path, paths: Iterable[Path], hint: str, shards: Collec
     return selected
 
 
-def natural_key(path: Path | str) -> list[tuple[int, str]]:
-    """Return a sort key that puts ``2.jpg`` before ``10.jpg``."""
-    parts = re.split(r"(\d+)", str(path))
-    return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]
-
-
 def is_video(source: Path | Pixels) -> bool:
     """Return whether `source` is a video file."""
     return isinstance(source, Path) and source.suffix.lower() in VIDEO_SUFFIXES
@@ -234,7 +228,7 @@ def views(frame: Frame, tiling: Tiling | None) -> Iterator[Frame]:
 
 
 def image_views(
-    path: Path,
+    path: ImageFile,
     pixel_range: PixelRange | None = None,
     tiling: Tiling | None = None,
     size: tuple[int, int] | None = None,
@@ -244,7 +238,7 @@ def image_views(
     A TIFF that is too large to be decoded as a whole is read in parts; its view of the whole image is reduced.
 
     Args:
-        path: The image file.
+        path: The image file, which may be in a shard.
         pixel_range: See `Preprocessing.pixel_range`.
         tiling: The tiles that the image is divided into; None for none.
         size: (height, width) according to the annotations; see `read_image`.
@@ -255,7 +249,7 @@ def image_views(
     try:
         pixels = as_pixels(read_image(path, size, pixel_range=pixel_range))
     except ImageError as error:
-        if tiling is None or not is_read_in_parts(error, path):
+        if tiling is None or isinstance(path, ShardImage) or not is_read_in_parts(error, path):
             raise
     else:
         yield from views(Frame(source=str(path), pixels=pixels), tiling)

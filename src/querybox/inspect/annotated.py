@@ -68,7 +68,7 @@ def trace_views(
     ).argsort()  # detector labels by dataset label
     visible = VisibleParts(record)
     size = (record.height, record.width)  # of the image in the orientation of the boxes
-    for frame in image_views(record.path, detector.preprocessing.pixel_range, tiling, size):
+    for frame in image_views(record.file, detector.preprocessing.pixel_range, tiling, size):
         part = record if frame.view is None else visible.in_window(frame.view.window, number=1)
         real = ~part.crowd
         height, width = frame.pixels.shape[1:]

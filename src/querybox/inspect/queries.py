@@ -131,7 +131,7 @@ def query_view(
     scores: dict[int, Tensor] = {}
     pixel_range = engine.preprocessing.pixel_range
     frames = (
-        Frame(source=str(record.path), pixels=read_pixels(record, pixel_range=pixel_range))
+        Frame(source=str(record.file), pixels=read_pixels(record, pixel_range=pixel_range))
         for record in data.images
     )
     for batch in batch_by_shape(

@@ -86,7 +86,7 @@ def make_example(evaluation: Evaluation, record: ImageRecord, inspector: str | N
     urls, problem = {}, ""
     try:
         size = (record.height, record.width)
-        image = read_picture(record.path, size, pixel_range=detections.pixel_range)
+        image = read_picture(record.file, size, pixel_range=detections.pixel_range)
     except ImageError as error:
         problem = str(error)
     else:

@@ -71,7 +71,7 @@ def draw_mask_pair(pair: MaskPair) -> Example:
     urls, problem, detections = {}, "", pair.detections
     label, score = int(detections.labels[pair.index]), float(detections.scores[pair.index])
     try:
-        image = read_image(pair.record.path, pair.object.size, pixel_range=detections.pixel_range)
+        image = read_image(pair.record.file, pair.object.size, pixel_range=detections.pixel_range)
     except ImageError as error:
         problem = str(error)
     else:

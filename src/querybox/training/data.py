@@ -142,7 +142,7 @@ class RunData:
             return
         if self.held_out:
             assert self.validation is not None
-            write_text(folder / HELD_OUT, "".join(f"{image.path}\n" for image in self.validation.images))
+            write_text(folder / HELD_OUT, "".join(f"{image.file}\n" for image in self.validation.images))
         content = {
             name: {"fixed": asdict(self.fingerprints[name]), **report.to_json()}
             for name, report in self.reports.items()

@@ -26,6 +26,7 @@ METRICS = "metrics.csv"
 
 CHANGEABLE = {
     "data.workers",
+    "data.allow_network",
     "data.cache",
     "data.max_corrupt",
     "data.train",

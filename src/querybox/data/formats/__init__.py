@@ -15,6 +15,7 @@ from querybox.data.formats.supervisely import SUPERVISELY
 from querybox.data.formats.via import VIA
 from querybox.data.formats.visdrone import VISDRONE
 from querybox.data.formats.voc import VOC
+from querybox.data.formats.webdataset import WEBDATASET
 from querybox.data.formats.wider_face import WIDER_FACE
 from querybox.data.formats.yolo import YOLO
 from querybox.data.splits import Format
@@ -32,6 +33,7 @@ FORMATS: tuple[Format, ...] = (
     OPEN_IMAGES,
     HUGGING_FACE,
     PARQUET,
+    WEBDATASET,
     VIA,
     SUPERVISELY,
     KITTI,

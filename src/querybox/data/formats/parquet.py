@@ -10,8 +10,6 @@ are compressed with it, so that reading images in random order would take many t
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -37,7 +35,7 @@ from querybox.data.formats.parquet_images import (
     unpack_images,
     unpacked_names,
 )
-from querybox.data.layout import locator_for, split_folder
+from querybox.data.layout import locator_for, shards_by_split
 from querybox.data.locate import find_files
 from querybox.data.parsing import HEAD, partial_json
 from querybox.data.records import DetectionData
@@ -52,8 +50,6 @@ if TYPE_CHECKING:
 
 SUFFIX = ".parquet"
 _IMAGES = ("image", "img", "image_path", "file_name", "path")
-_SHARD = re.compile(r"[-_.]?\d+(-of-\d+)?(-[0-9a-f]{16})?$")
-"""End of the name of a file that is a part of a split."""
 _ROWS = 1000
 """Number of rows that are read at a time; without images, they are small."""
 
@@ -72,10 +68,10 @@ class _Columns(NamedTuple):
 
 def _splits(path: Path) -> dict[str, Reader]:
     root = path if path.is_dir() else path.parent
-    groups: defaultdict[str, list[Path]] = defaultdict(list)
-    for file in [path] if path.is_file() else find_files(path, {SUFFIX}):
-        if file.suffix.lower() == SUFFIX and _has_boxes(file):
-            groups[split_folder(file.parent, root) or _SHARD.sub("", file.stem) or "all"].append(file)
+    files = [path] if path.is_file() else find_files(path, {SUFFIX})
+    groups = shards_by_split(
+        [file for file in files if file.suffix.lower() == SUFFIX and _has_boxes(file)], root
+    )
     splits = {}
     for name, files in groups.items():
         locator = locator_for(path, files[0])

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from querybox.data.findings import FindingCollector
+from querybox.data.formats.shard_urls import read_shard_urls
 from querybox.data.formats.yolo_files import SUFFIXES, is_yolo_file, read_names, yolo_file_splits
 from querybox.data.formats.yolo_labels import (
     LABEL_FOLDERS,
@@ -33,6 +34,8 @@ def yolo_splits(path: Path) -> dict[str, Reader]:
     `all`. Then `classes.txt`, in the folder or among the label files, lists the class names, one per line.
     """
     if path.is_file():
+        if read_shard_urls(path) is not None:
+            return {}
         if path.name in NAMES_FILES:
             return _folder_splits(path.parent)
         return yolo_file_splits(path) if path.suffix.lower() in SUFFIXES else {}

@@ -13,7 +13,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from querybox.data.findings import DataFinding, FindingCollector
-from querybox.data.formats.yolo_labels import Names, label_folder_of, read_yolo
+from querybox.data.formats.yolo_labels import label_folder_of, read_yolo
+from querybox.data.formats.yolo_lines import Names
 from querybox.data.locate import ImageLocator, image_files
 from querybox.data.parsing import validation_problem
 from querybox.data.records import DetectionData

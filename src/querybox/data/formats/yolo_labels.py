@@ -1,21 +1,18 @@
-"""YOLO label files: a line for each object, `class cx cy width height` in 0-1 of the image.
+"""YOLO label files, which have a line for each object; see `querybox.data.formats.yolo_lines`.
 
 The label file of `images/a/b.jpg` is `labels/a/b.txt`; without such a file, or if no parent is named `images`, it is
 `b.txt` beside the image. An image without a label file, or with an empty one, is a negative example.
-
-A line may also have the name of the class, if that is one word, commas instead of spaces, or the corners of a polygon
-or of a rotated box, `class x1 y1 x2 y2 ...`, which is its mask, and whose bounding box is used.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from querybox.data.findings import FindingCollector
+from querybox.data.formats.yolo_lines import LabelledObject, LabelParser, Names
 from querybox.data.locate import find_files
 from querybox.data.records import (
     DetectionData,
@@ -24,13 +21,10 @@ from querybox.data.records import (
     read_size_or_note,
     require_any_image,
 )
-from querybox.data.shapes import Point, polygon_region
 from querybox.data.text import read_lines, read_start
 from querybox.errors import DataError
 from querybox.structures import Category
 from querybox.text import listed
-
-Names = Mapping[int, str]
 
 LABEL_FOLDERS = {"images": "labels", "image": "label"}
 """Names of the folders of label files by that of the images."""
@@ -44,25 +38,6 @@ NAMES_FILES = (
     "predefined_classes.txt",
 )
 """Files with one class name per line, which tools also write among the label files."""
-
-_MARGIN = 0.1
-"""How far values may be outside 0-1. Annotation tools let objects extend beyond the image; pixels are larger by far."""
-
-
-class _Object(NamedTuple):
-    line: int
-    label: int
-    box: list[float]  # cx, cy, width, height
-    has_more: bool  # whether the line has corners or keypoints
-    corners: list[float]  # x1, y1, x2, y2 ... of a polygon, or nothing
-
-
-class _LineError(Exception):
-    """A line is invalid."""
-
-    def __init__(self, message: str, kind: str = "malformed") -> None:
-        super().__init__(message)
-        self.kind = kind
 
 
 def read_yolo(
@@ -103,7 +78,7 @@ def read_yolo(
     reader.note_files(source, label_folder)
     data = DetectionData(
         source=source,
-        categories=tuple(Category(id=number, name=names[number]) for number in reader.labels),
+        categories=tuple(Category(id=number, name=names[number]) for number in reader.parser.labels),
         images=tuple(record for record in records if record is not None),
         findings=findings.by_kind(),
     )
@@ -143,10 +118,8 @@ def _label_file(image: Path) -> Path | None:
 
 class _RecordReader:
     def __init__(self, names: Names, findings: FindingCollector, has_keypoints: bool) -> None:
-        self.labels = {number: label for label, number in enumerate(sorted(names))}
-        self.numbers = {name: number for number, name in names.items() if not name.isdecimal()}
+        self.parser = LabelParser(names, has_keypoints=has_keypoints)
         self.findings = findings
-        self.has_keypoints = has_keypoints
         self.label_files: set[Path] = set()
         """Without suffix, whose case some systems ignore."""
         self.unlabeled: list[tuple[int, Path]] = []
@@ -169,17 +142,14 @@ class _RecordReader:
             width=width,
             height=height,
             boxes_xyxy=[
-                ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
-                for cx, cy, w, h in (one.box for one in objects)
+                (x0 * width, y0 * height, x1 * width, y1 * height)
+                for x0, y0, x1, y1 in (one.box_xyxy for one in objects)
             ],
             labels=[one.label for one in objects],
             findings=self.findings,
             locate=lambda index: f"{file}, line {objects[index].line}",
             size_stated=False,
-            masks=[
-                polygon_region([_pixels(one.corners, width, height)]) if one.corners else None
-                for one in objects
-            ],
+            masks=[one.region(width, height) for one in objects],
         )
 
     def note_files(self, source: Path, label_folder: Path | None) -> None:
@@ -197,65 +167,11 @@ class _RecordReader:
                 if not is_read and file.name not in NAMES_FILES and is_label_file(file):
                     self.findings.add("unmatched_label", str(file))
 
-    def _objects(self, file: Path, image_id: int) -> list[_Object]:
+    def _objects(self, file: Path, image_id: int) -> list[LabelledObject]:
         """Return the objects in a label file; add findings for lines that are invalid."""
         try:
             lines = read_lines(file, self.findings)
         except DataError as error:
             self.findings.add("malformed", str(error), image_id=image_id)
             return []
-        objects = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                if line:
-                    objects.append(self._object(number, line))
-            except _LineError as error:
-                self.findings.add(error.kind, f"{file}, line {number}: {error}", image_id=image_id)
-        if count := sum(one.has_more for one in objects):
-            kind = "keypoints" if self.has_keypoints else "boxed_shape"
-            self.findings.add(kind, f"{file}: {count}", image_id=image_id, count=count)
-        return objects
-
-    def _object(self, number: int, line: str) -> _Object:
-        name, *fields = line.replace(",", " ").split()
-        try:
-            category, *values = float(self.numbers.get(name, name)), *map(float, fields)
-        except ValueError:
-            raise _LineError(f"got {line[:80]!r}; expected numbers: class cx cy width height") from None
-        if not category.is_integer():  # some tools write 0.0
-            raise _LineError(f"class {name}; expected a whole number")
-        has_more = len(values) > 4
-        if has_more and self.has_keypoints:
-            values = values[:4]
-        if len(values) == 5:
-            raise _LineError("has 6 values; expected 5: class cx cy width height, without a confidence")
-        if len(values) != 4 and (len(values) < 6 or len(values) % 2):
-            raise _LineError(
-                f"has {1 + len(fields)} values; expected 5: class cx cy width height (or a class and corners of a "
-                "polygon)"
-            )
-        if any(math.isfinite(value) and not -_MARGIN <= value <= 1 + _MARGIN for value in values):
-            shown = listed([f"{value:g}" for value in values], 8)
-            raise _LineError(f"{shown} is outside 0-1; divide pixels by the image's width and height")
-        if int(category) not in self.labels:
-            what = f"class {int(category)}; the dataset defines {listed(list(self.labels))}"
-            what += (
-                ", the first of which is 0" if int(category) == len(self.labels) and 0 in self.labels else ""
-            )
-            raise _LineError(what, "unknown_category")
-        if len(values) == 4:
-            return _Object(number, self.labels[int(category)], values, has_more, [])
-        return _Object(number, self.labels[int(category)], _bounds(values), has_more, values)
-
-
-def _pixels(corners: Sequence[float], width: int, height: int) -> list[Point]:
-    """Return the vertices of a polygon in pixels."""
-    return [(x * width, y * height) for x, y in zip(corners[::2], corners[1::2], strict=True)]
-
-
-def _bounds(corners: Sequence[float]) -> list[float]:
-    """Return the bounding box, cx cy width height, of x1 y1 x2 y2 ..."""
-    if not all(map(math.isfinite, corners)):
-        return [math.nan] * 4
-    (left, right), (top, bottom) = ((min(side), max(side)) for side in (corners[::2], corners[1::2]))
-    return [(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]
+        return self.parser.objects(str(file), lines, self.findings, image_id=image_id)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from querybox.bulk.web import linked_files
-from querybox.data.image import SUFFIXES
+from querybox.data.web import linked_files
 from querybox.errors import (
     ConfigError,
     DataError,
@@ -21,11 +20,8 @@ from querybox.errors import (
     requires_extra,
 )
 from querybox.files import atomic, require_regular
-from querybox.inference.address import CURE
-from querybox.inference.sources import find_files, natural_key
 from querybox.memory import first_line
-from querybox.text import counted, listed
-from querybox.urls import has_misplaced_password, is_url, public_name
+from querybox.urls import CURE, has_misplaced_password, is_url, public_name
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -69,7 +65,7 @@ def connect(url: str) -> tuple[AbstractFileSystem, str]:
         raise ConfigError(f"{name}: is not a URL{reason}; check it") from None
     if scheme in WEB and has_misplaced_password(url):
         raise ConfigError(f"{scheme}://...: the URL is malformed; {CURE}")
-    with requires_extra("ray", name):
+    with requires_extra("shards", name):
         from fsspec.core import url_to_fs
     try:
         storage, path = url_to_fs(url)
@@ -212,6 +208,56 @@ def read(place: str) -> bytes:
     return content
 
 
+def read_range(place: str, start: int, size: int) -> bytes:
+    """Return `size` bytes of a file from the byte `start` on, and read no others.
+
+    Raises:
+        ImageError: There is no such file, it may not be read, or ends before.
+        StorageError: The storage cannot be reached, or refuses.
+    """
+    try:
+        if is_url(place):
+            storage, path = connect(place)
+            with reaching(place):
+                content: bytes = storage.cat_file(path, start=start, end=start + size)
+        else:
+            require_regular(Path(place), ImageError)
+            with open(place, "rb") as file:  # noqa: PTH123 - half the time of Path.open
+                file.seek(start)
+                content = file.read(size)
+    except FileNotFoundError:
+        raise ImageError(f"{public_name(place)}: no such file", "missing_image") from None
+    except PermissionError as error:
+        raise ImageError(f"{place}: cannot be read ({error.strerror}); check its permissions") from None
+    if len(content) != size:
+        raise ImageError(
+            f"{public_name(place)}: got {len(content):,} of {size:,} bytes from byte {start:,} on; expected a storage "
+            "that reads parts of files, and the file as it was: restore it"
+        )
+    return content
+
+
+def version(place: str) -> str:
+    """Return a text that differs if a file has been replaced: its size, and when it was changed.
+
+    Raises:
+        ImageError: There is no such file.
+        StorageError: The storage cannot be reached, or refuses.
+    """
+    try:
+        if not is_url(place):
+            status = Path(place).stat()
+            return f"{status.st_size} {status.st_mtime_ns}"
+        storage, path = connect(place)
+        with reaching(place):
+            if not is_web(place):
+                return str(storage.ukey(path))
+            info = storage.info(path)  # fsspec takes the files of web servers to be always the same
+            return f"{info.get('size')} {info.get('ETag')}"
+    except FileNotFoundError:
+        raise ImageError(f"{public_name(place)}: no such file", "missing_image") from None
+
+
 def too_large() -> str:
     """Say that a file has too many bytes."""
     return f"is larger than {MAX_CONTENT:,} bytes, the limit of an image file; make it smaller"
@@ -254,32 +300,6 @@ def names(folder: str) -> set[str]:
         return {each.rstrip("/").rpartition("/")[2] for each in found}
     except FileNotFoundError:
         return set()
-
-
-def find(source: str, shards: Collection[str]) -> list[str]:
-    """Return the files of a source in natural order: itself, or those in the folder or pattern.
-
-    Args:
-        source: A path or URL.
-        shards: File name extensions that are found in folders besides those of images.
-
-    Raises:
-        ConfigError: It is a URL of another scheme.
-        DataError: There is no such file or folder, or no image in it.
-    """
-    if not is_url(source):
-        return [os.path.abspath(path) for path in find_files(Path(source), shards)]  # noqa: PTH100 - links are kept
-    if (urls := list_urls(source)) is None:
-        return [source]
-    urls.sort(key=natural_key)
-    selected = [url for url in urls if suffix(url) in SUFFIXES or suffix(url) in shards]
-    if not selected:
-        some = f" ({listed(urls, 3)})" if urls else ""
-        raise DataError(
-            f"{public_name(source)}: found no image among {counted(len(urls), 'file')}{some}; expected images, or "
-            f"shards ({' '.join(shards)})"
-        )
-    return selected
 
 
 def list_urls(source: str) -> list[str] | None:
