@@ -19,7 +19,7 @@ def export(
     /,
     *,
     to: Literal["onnx", "openvino", "torch"],
-    precision: Literal["auto", "float32", "bf16", "int8"] = "float32",
+    precision: Literal["auto", "float32", "bf16", "fp16", "int8"] = "float32",
     size: str | None = None,
     calibrate: Path | None = None,
     split: str | None = None,
@@ -32,6 +32,7 @@ def export(
     ```
     querybox export run --to onnx                           # the run's best model, as best.onnx beside it
     querybox export model.safetensors fast.xml --to openvino --precision bf16
+    querybox export run half.onnx --to onnx --precision fp16  # half as large, for GPUs
     querybox export run small.xml --to openvino --precision int8 --calibrate photos/ --split train
     querybox export run fixed.xml --to openvino --size 640x640  # lower latency, for images of this size
     querybox predict small.xml photos/
@@ -42,8 +43,8 @@ def export(
         file: The file to write; by default beside the model, or in the current folder if it is a name on the Hub or a
             short name.
         to: onnx (ONNX Runtime and others), openvino (the fastest on CPUs), or torch (torch.export).
-        precision: Precision of the computations; bf16 and int8 require openvino. auto is bf16 for openvino if this
-            machine's CPU computes it natively, otherwise float32.
+        precision: Precision of the computations; bf16 and int8 require openvino, fp16 requires onnx. auto is bf16 for
+            openvino if this machine's CPU computes it natively, otherwise float32.
         size: Fixed height x width of the images, which are resized to it, or to fit and padded, and run one at a time;
             by default the model takes images and batches of any size.
         calibrate: For int8: a dataset with images like those to predict on. AP on it is measured before and after.

@@ -19,7 +19,7 @@ from querybox.modules.detector import DetectionTransformer
 from querybox.structures import Category, ImageBatch, Preprocessing
 from querybox.text import listed
 
-Precision = Literal["float32", "bf16", "int8"]
+Precision = Literal["float32", "bf16", "fp16", "int8"]
 
 FORMAT = "querybox-export-1"
 KEY = "querybox"

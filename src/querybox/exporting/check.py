@@ -28,11 +28,11 @@ from querybox.modules.queries import gather_rows
 from querybox.pixels import pad, smooth_image
 from querybox.structures import Memory
 
-TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "bf16": 0.1}
+TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "bf16": 0.1, "fp16": 0.02}
 """Largest allowed difference of a class probability or a box coordinate (both 0-1), by precision."""
 DETECTION_TOLERANCE = 1e-5
 """Largest allowed difference between the detections of a model and those computed from its own logits and boxes."""
-PROBE_TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "bf16": 0.02, "int8": 1e-3}
+PROBE_TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "bf16": 0.02, "fp16": 1e-4, "int8": 1e-3}
 """The same for a model that is loaded, perhaps on another machine than it was written on, by precision."""
 PROBE = (128, 160)
 """(height, width) of the image on which a model of any size is run when it is loaded."""
@@ -179,6 +179,16 @@ def mask_difference(
         difference = maps[index[both]].sigmoid() - right_maps[right_index[both]].sigmoid()
         largest.append(difference.abs().mean((1, 2)).amax())
     return torch.stack(largest)
+
+
+def verify_detections(model: ExportedModel) -> None:
+    """Check an exported model's detections against its own logits and boxes, on the batches of `verify`.
+
+    Raises:
+        ExportError: They do not match, or a value is NaN.
+    """
+    for pixels, sizes in verification_batches(model.card):
+        check_detections(model.run(pixels, sizes), sizes, model)
 
 
 def check_detections(outputs: Outputs, sizes: Int[Tensor, "B 2"], model: ExportedModel) -> None:

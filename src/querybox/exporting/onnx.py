@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,18 +15,23 @@ from torch.export import ExportedProgram
 
 from querybox.errors import CheckpointError, requires_extra
 from querybox.exporting.card import INPUTS, KEY, Card
-from querybox.exporting.engine import ExportedModel, Outputs
+from querybox.exporting.engine import ExportedModel, Outputs, Runner
 from querybox.exporting.graph import sizes_as_traced
 from querybox.exporting.signature import Port, check_signature
 from querybox.exporting.telemetry import without_telemetry
 
+if TYPE_CHECKING:
+    import onnx_ir
+    import onnxruntime
+
 OPSET = 18
 TYPES = {"tensor(uint8)": "uint8", "tensor(int64)": "int64", "tensor(float)": "float32"}
 """Names of types, by those of ONNX Runtime."""
+PROVIDERS = ["CPUExecutionProvider"]
 
 
-def write(program: ExportedProgram, path: Path, card: Card) -> None:
-    """Write a traced detector as an ONNX file.
+def convert(program: ExportedProgram, card: Card) -> onnx_ir.Model:
+    """Convert a traced detector to an ONNX model in float32.
 
     Raises:
         MissingExtraError: The packages of the extra ``onnx`` are not installed.
@@ -42,8 +48,15 @@ def write(program: ExportedProgram, path: Path, card: Card) -> None:
             verbose=False,
         )
     assert converted is not None
-    converted.model.metadata_props[KEY] = card.to_json()
-    converted.save(path)
+    return converted.model
+
+
+def write(model: onnx_ir.Model, path: Path, card: Card) -> None:
+    """Write a model with its card."""
+    import onnx_ir
+
+    model.metadata_props[KEY] = card.to_json()
+    onnx_ir.save(model, path)
 
 
 @contextmanager
@@ -67,17 +80,41 @@ def load(path: Path) -> ExportedModel:
     """
     with requires_extra("onnx", "running an ONNX file"), without_telemetry():
         import onnxruntime
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(path, session_options(), providers=PROVIDERS)
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{path}: corrupt, or not an ONNX file ({reason})") from error
     card = Card.from_json(session.get_modelmeta().custom_metadata_map.get(KEY), path)
     inputs, outputs = ports(session.get_inputs()), ports(session.get_outputs())
     check_signature(path, card, inputs, outputs)
+    return ExportedModel(card, runner(session, card))
+
+
+def in_float32(model: onnx_ir.Model, card: Card) -> ExportedModel:
+    """Return a model that is computed in float32, whatever its card says."""
+    with without_telemetry():
+        import onnxruntime
+    import onnx_ir
+
+    content = onnx_ir.to_proto(model).SerializeToString()
+    session = onnxruntime.InferenceSession(content, session_options(), providers=PROVIDERS)
+    card = dataclasses.replace(card, precision="float32")
+    return ExportedModel(card, runner(session, card))
+
+
+def session_options() -> onnxruntime.SessionOptions:
+    """Return the options of all sessions: the number of threads that PyTorch uses, and no warnings."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    return options
+
+
+def runner(session: onnxruntime.InferenceSession, card: Card) -> Runner:
+    """Return what runs a session."""
 
     def run(pixels: Tensor, sizes: Tensor) -> Outputs:
         values = session.run(
@@ -85,7 +122,7 @@ def load(path: Path) -> ExportedModel:
         )
         return dict(zip(card.outputs, map(torch.from_numpy, values), strict=True))
 
-    return ExportedModel(card, run)
+    return run
 
 
 def ports(nodes: Iterable[Any]) -> dict[str, Port]:

@@ -19,9 +19,10 @@ from querybox.evaluation.evaluate import evaluate
 from querybox.evaluation.result import Evaluation
 from querybox.exporting import onnx, openvino, torch
 from querybox.exporting.card import Card, Precision
-from querybox.exporting.check import Verification, verify
+from querybox.exporting.check import Verification, verify, verify_detections
 from querybox.exporting.engine import ExportedModel
 from querybox.exporting.graph import decoder_nodes, trace
+from querybox.exporting.half import halve
 from querybox.exporting.load import read_exported
 from querybox.exporting.quantise import quantise
 from querybox.modules.detector import DetectionTransformer
@@ -29,6 +30,8 @@ from querybox.precision import is_native
 
 SMALLEST = 64
 """Smallest side of a fixed size in pixels."""
+ONLY: dict[Precision, Format] = {"bf16": "openvino", "fp16": "onnx", "int8": "openvino"}
+"""The only format of a precision. All formats have float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +41,8 @@ class Exported:
     files: tuple[Path, ...]
     """The files written; for OpenVINO also the ``.bin`` with the weights, which has to stay beside the ``.xml``."""
     verification: Verification
-    """Differences from the detector. With int8, and with bf16 if queries are made from proposals, they are those of
-    the model in float32, before rounding."""
+    """Differences from the detector. With int8, and with bf16 and fp16 if queries are made from proposals, they are
+    those of the model in float32, before rounding."""
     AP: tuple[float, float] | None = None
     """For int8: average precision on the calibration data in float32 and in int8, 0-1."""
     AP_masks: tuple[float, float] | None = None
@@ -66,8 +69,9 @@ def export(
         detector: The model; its training mode does not change.
         path: The file to write: ``.onnx``, ``.xml`` (OpenVINO) or ``.pt2`` (PyTorch).
         to: The format.
-        precision: Precision of the computations. ``"bf16"`` and ``"int8"`` require ``to="openvino"``. ``"auto"`` is
-            bf16 for OpenVINO if this machine's CPU computes it natively, otherwise float32.
+        precision: Precision of the computations. ``"bf16"`` and ``"int8"`` require ``to="openvino"``, ``"fp16"``
+            ``to="onnx"``. ``"auto"`` is bf16 for OpenVINO if this machine's CPU computes it natively, otherwise
+            float32.
         size: Fixed (height, width) of the images, for the lowest latency: each is resized to this size if the detector
             stretches images, otherwise to fit and padded. None for any size.
         calibration: For ``"int8"``: labelled images representative of those that the model will be used on.
@@ -136,9 +140,10 @@ def check_arguments(path: Path, to: Format, precision: Precision, calibration: D
     """Raise `ConfigError` if the arguments of `export` are inconsistent."""
     if path.suffix != EXPORTED[to]:
         raise ConfigError(f"{path}: expected the suffix {EXPORTED[to]} for {to}")
-    if precision != "float32" and to != "openvino":
+    only = ONLY.get(precision, to)
+    if to != only:
         raise ConfigError(
-            f"export got precision '{precision}' for {to}; only openvino supports it; expected float32"
+            f"export got precision '{precision}' for {to}; only {only} supports it; expected float32"
         )
     if (precision == "int8") != (calibration is not None):
         raise ConfigError(
@@ -170,7 +175,7 @@ def write_model(
     """Write the model; return the model to verify, normally the file loaded again."""
     match to:
         case "onnx":
-            onnx.write(program, path, card)
+            return write_onnx(program, path, card, detector)
         case "torch":
             torch.write(program, path, card)
         case "openvino":
@@ -180,6 +185,26 @@ def write_model(
                 # Rounded scores select other proposals, so the outputs could not be compared.
                 return openvino.in_float32(model, card)
     return read_exported(path, trusted=True)
+
+
+def write_onnx(
+    program: ExportedProgram, path: Path, card: Card, detector: DetectionTransformer
+) -> ExportedModel:
+    """Write an ONNX model, in fp16 if the card says so; return the model to verify.
+
+    Rounded scores select other proposals, whose outputs could not be compared. Then the model to verify is that before
+    rounding, and only the detections of the file are checked here, against its own logits and boxes.
+    """
+    model = onnx.convert(program, card)
+    exact = onnx.in_float32(model, card) if card.precision == "fp16" and detector.proposes_queries else None
+    if card.precision == "fp16":
+        halve(model)
+    onnx.write(model, path, card)
+    written = onnx.load(path)
+    if exact is None:
+        return written
+    verify_detections(written)
+    return exact
 
 
 def write_int8(

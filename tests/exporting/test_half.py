@@ -1,0 +1,124 @@
+"""ONNX files in float16."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto
+from torch.export import ExportedProgram
+
+from querybox.detector import Detector
+from querybox.errors import ExportError
+from querybox.exporting import check, export, load_exported, write
+from querybox.exporting.half import halve
+
+GRAPH = """
+<ir_version: 10, opset_import: ["": 18]>
+g (float[n, 4] x, int64[m] i) => (float[n, 2] logits, float[n, 3] moved, int64[m] next)
+<float[4, 3] w = {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2}, float[3] b = {0.01, 0.02, 0.03},
+ float[3, 2] v = {1, 2, 3, 4, 5, 6.1}>
+{
+    y = MatMul(x, w)
+    r = Relu(y)
+    z = Add(r, b)
+    logits = MatMul(r, v)
+    s = Sigmoid(z)
+    moved = Add(s, z)
+    next = Add(i, i)
+}
+"""
+
+
+def halved_graph() -> onnx.ModelProto:
+    model = onnx_ir.from_proto(onnx.parser.parse_model(GRAPH))
+    halve(model)
+    proto = onnx_ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def test_only_products_and_what_is_exact_after_them_are_in_float16() -> None:
+    proto = halved_graph()
+    types = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
+    assert types == {
+        "w_float16": TensorProto.FLOAT16,
+        "v_float16": TensorProto.FLOAT16,
+        "b": TensorProto.FLOAT,
+    }
+    inputs = {node.op_type: list(node.input) for node in proto.graph.node if node.op_type != "Cast"}
+    assert inputs["Relu"] == ["y_float16"]
+    assert inputs["MatMul"] == ["r_float16", "v_float16"]
+    assert inputs["Sigmoid"] == ["z"]
+    assert [node.op_type for node in proto.graph.node].count("Cast") == 3  # of x, r and logits
+    assert [value.type.tensor_type.elem_type for value in proto.graph.output] == [
+        TensorProto.FLOAT,
+        TensorProto.FLOAT,
+        TensorProto.INT64,
+    ]
+
+
+def test_products_are_rounded_and_sums_are_not() -> None:
+    x = np.random.default_rng(0).random((5, 4), dtype=np.float32)
+    session = onnxruntime.InferenceSession(halved_graph().SerializeToString())
+    logits, moved, following = session.run(None, {"x": x, "i": np.arange(3)})
+    w = np.arange(0.1, 1.25, 0.1, dtype=np.float32).reshape(4, 3)
+    product = x @ w
+    expected = product + np.array([0.01, 0.02, 0.03], np.float32)
+    assert 0 < np.abs(moved - (expected + 1 / (1 + np.exp(-expected)))).max() < 4e-3
+    v = np.array([[1, 2], [3, 4], [5, 6.1]], np.float32)
+    np.testing.assert_allclose(logits, product @ v, rtol=4e-3)
+    np.testing.assert_array_equal(following, [0, 2, 4])
+
+
+@pytest.fixture(scope="module")
+def file(detector: Detector, program: ExportedProgram, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """DETR in float16."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write, "trace", lambda *_, **__: program)
+        path = tmp_path_factory.mktemp("half") / "half.onnx"
+        done = export(detector, path, to="onnx", precision="fp16")
+    assert 0 < max(done.verification.scores, done.verification.boxes) < check.TOLERANCES["fp16"]
+    return path
+
+
+def test_the_file_is_a_valid_graph_whose_large_weights_are_in_float16(file: Path, detector: Detector) -> None:
+    proto = onnx.load(file)
+    onnx.checker.check_model(proto, full_check=True)
+    sizes = {TensorProto.FLOAT: 0, TensorProto.FLOAT16: 0}
+    for tensor in proto.graph.initializer:
+        if tensor.data_type in sizes:
+            sizes[tensor.data_type] += int(np.prod(tensor.dims))
+    assert sizes[TensorProto.FLOAT16] > 5 * sizes[TensorProto.FLOAT]
+    assert sum(sizes.values()) < 1.1 * sum(each.numel() for each in detector.parameters())
+
+
+def test_it_is_an_engine(file: Path) -> None:
+    engine = load_exported(file)
+    assert engine.card.precision == "fp16"
+    outputs = engine.run(torch.zeros(1, 3, 64, 96, dtype=torch.uint8), torch.tensor([[64, 96]]))
+    assert outputs["logits"].dtype == torch.float32
+
+
+def test_detections_are_checked_where_outputs_cannot_be_compared(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_exported(file)
+    check.verify_detections(model)
+    run = model.run
+    monkeypatch.setattr(
+        model, "run", lambda *inputs: {**run(*inputs), "scores": torch.full((2, 8), torch.nan)}
+    )
+    with pytest.raises(ExportError, match="do not match its own logits"):
+        check.verify_detections(model)
+
+
+def test_with_proposals_the_model_is_compared_before_rounding(dino: Detector, tmp_path: Path) -> None:
+    done = export(dino, tmp_path / "half.onnx", to="onnx", precision="fp16", size=(64, 96))
+    assert max(done.verification.scores, done.verification.boxes) < check.TOLERANCES["float32"]
+    assert load_exported(tmp_path / "half.onnx").card.precision == "fp16"
