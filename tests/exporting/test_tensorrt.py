@@ -15,12 +15,12 @@ from querybox.detector import Detector
 from querybox.exporting import Exported, export
 
 DOCUMENTED = (
-    "Abs Add And Cast Ceil Clip Concat Constant ConstantOfShape Conv ConvTranspose Cos CumSum Div Equal Erf Exp "
-    "Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm GlobalAveragePool Greater GreaterOrEqual GridSample "
-    "Identity InstanceNormalization IsInf IsNaN LayerNormalization Less LessOrEqual Log MatMul Max MaxPool Min Mod Mul "
-    "Neg Not Or Pad Pow Range Reciprocal ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Relu Reshape Resize Round "
-    "ScatterElements ScatterND Shape Sigmoid Sign Sin Size Slice Softmax Split Sqrt Squeeze Sub Sum Tanh Tile TopK "
-    "Transpose Unsqueeze Where Xor"
+    "Abs Add And ArgMax AveragePool Cast Ceil Clip Concat Constant ConstantOfShape Conv ConvTranspose Cos CumSum "
+    "Div Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm GlobalAveragePool Greater "
+    "GreaterOrEqual GridSample Identity InstanceNormalization IsInf IsNaN LayerNormalization Less LessOrEqual Log "
+    "MatMul Max MaxPool Min Mod Mul Neg Not Or Pad Pow Range Reciprocal ReduceMax ReduceMean ReduceMin ReduceProd "
+    "ReduceSum Relu Reshape Resize Round ScatterElements ScatterND Shape Sigmoid Sign Sin Size Slice Softmax "
+    "Split Sqrt Squeeze Sub Sum Tanh Tile TopK Transpose Unsqueeze Where Xor"
 )
 """Those of https://github.com/onnx/onnx-tensorrt/blob/10.1-GA/docs/operators.md that a detector may need."""
 TYPES = {
@@ -48,8 +48,10 @@ def problems(model: onnx.ModelProto) -> list[str]:
     for node in graph.node:
         if node.domain or node.op_type not in DOCUMENTED.split():
             found.append(f"operator {node.op_type}")
-        if inputs & {*node.input} and node.op_type not in ("Cast", "Shape"):
+        if inputs & {*node.input} and node.op_type != "Cast":
             found.append(f"{node.op_type} of a uint8 input")
+        if node.op_type == "Equal" and types[node.input[0]] == TensorProto.BOOL:
+            found.append("Equal of booleans")
         if node.op_type.startswith("Reduce") and len(node.input) > 1 and node.input[1] not in constants:
             found.append(f"axes of {node.name}")
         if node.op_type == "Slice" and len(node.input) > 3 and node.input[3] not in constants:
@@ -89,12 +91,16 @@ def test_what_is_not_documented_is_found() -> None:
             y = Cast <to = 1> (d)
             b = ReduceSum (y, axes)
             c = BitwiseNot (pixels)
+            q = IsNaN (x)
+            p = Not (q)
+            e = Equal (p, q)
         }
         """
     )
     found = problems(model)
     assert "operator BitwiseNot" in found
     assert "operator NonZero" in found
+    assert "Equal of booleans" in found
     assert "BitwiseNot of a uint8 input" in found
     assert any(each.startswith("type of d") for each in found)
     assert any(each.startswith("axes of") for each in found)

@@ -48,7 +48,32 @@ def convert(program: ExportedProgram, card: Card) -> onnx_ir.Model:
             verbose=False,
         )
     assert converted is not None
+    keep_to_tensorrt(converted.model.graph)
     return converted.model
+
+
+def keep_to_tensorrt(graph: onnx_ir.Graph) -> None:
+    """Replace the operations of a graph that TensorRT's parser does not document by equal ones.
+
+    They are the shape of the uint8 input, which is also that of the same pixels in float32, and whether two booleans
+    are equal, into which the conversion decomposes integer division.
+    """
+    from onnx_ir import DataType, convenience, node
+
+    pixels = graph.inputs[0]
+    cast = next(each for each in pixels.consumers() if each.op_type == "Cast")
+    graph.remove(cast)
+    graph.insert_before(graph[0], cast)
+    for each in list(graph):
+        first = each.inputs[0] if each.inputs else None
+        if each.op_type == "Shape" and first is pixels:
+            each.replace_input_with(0, cast.outputs[0])
+        elif each.op_type == "Equal" and first is not None and first.dtype == DataType.BOOL:
+            different = node("Xor", each.inputs)
+            same = node("Not", different.outputs)
+            convenience.replace_nodes_and_values(
+                graph, each, [each], [different, same], each.outputs, same.outputs
+            )
 
 
 def write(model: onnx_ir.Model, path: Path, card: Card) -> None:
