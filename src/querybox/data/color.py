@@ -43,7 +43,7 @@ class ColorTransform:
     """
 
     matrix: Float[np.ndarray, "3 3"]
-    offset: Float[np.ndarray, 3]
+    offset: Float[np.ndarray, " 3"]
 
     def __init__(self) -> None:
         self.matrix, self.offset = np.eye(3), np.zeros(3)
@@ -56,7 +56,7 @@ class ColorTransform:
         """Scale all values."""
         self.then(factor * np.eye(3))
 
-    def scale_contrast(self, factor: float, mean: Float[np.ndarray, 3]) -> None:
+    def scale_contrast(self, factor: float, mean: Float[np.ndarray, " 3"]) -> None:
         """Scale differences from the mean grey value of the image.
 
         Args:
@@ -93,7 +93,9 @@ def distort_colors(
     return as_pixels(random_colors(np.array(ImageStat.Stat(image).mean), probability, rng)(image))
 
 
-def random_colors(mean: Float[np.ndarray, 3], probability: float, rng: np.random.Generator) -> ColorTransform:
+def random_colors(
+    mean: Float[np.ndarray, " 3"], probability: float, rng: np.random.Generator
+) -> ColorTransform:
     """Return a random composition of SSD's photometric distortions.
 
     They are brightness, contrast, saturation, hue and a permutation of the channels, in this order; in half of the

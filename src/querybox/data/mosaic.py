@@ -81,7 +81,9 @@ def joined_masks(masks: Sequence[Bool[Tensor, "_ H W"] | None]) -> Bool[Tensor, 
     return torch.cat(known) if len(known) == len(masks) else None
 
 
-def warp(sample: Sample, angle: float, scale: float, translation: Float[np.ndarray, 2], fill: Fill) -> Sample:
+def warp(
+    sample: Sample, angle: float, scale: float, translation: Float[np.ndarray, " 2"], fill: Fill
+) -> Sample:
     """Rotate and scale an image about its centre, and translate it.
 
     A box becomes the smallest box around its rotated corners, or around its rotated mask if there is one, is clipped to
@@ -119,7 +121,7 @@ def warp(sample: Sample, angle: float, scale: float, translation: Float[np.ndarr
 
 
 def warp_masks(
-    masks: Bool[Tensor, "G H W"], inverse: Float[np.ndarray, "2 2"], offset: Float[np.ndarray, 2]
+    masks: Bool[Tensor, "G H W"], inverse: Float[np.ndarray, "2 2"], offset: Float[np.ndarray, " 2"]
 ) -> Bool[Tensor, "G H W"]:
     """Return masks of which pixel p shows the one that is nearest to `inverse` (p - `offset`)."""
     height, width = masks.shape[1:]
