@@ -6,42 +6,70 @@ and B means the same number throughout one call. Users never pay for this.
 
 from __future__ import annotations
 
-import ast
 import builtins
 import re
 import sys
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
+from dataclasses import is_dataclass
+from functools import wraps
+from inspect import isgeneratorfunction
 from types import FunctionType
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 from unittest import mock
 
 import jaxtyping
 from beartype import BeartypeConf, beartype
+from jaxtyping import TypeCheckError, jaxtyped
 
-CONF = BeartypeConf(is_pep484_tower=True)  # an int is a fine float, as it is to mypy
+CONF = BeartypeConf(
+    is_pep484_tower=True, violation_type=TypeCheckError
+)  # an int is a fine float, as it is to mypy
+SCOPE: Any = jaxtyped("context")
+"""Within it axes of one name have one size."""
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def install() -> None:
     """Have querybox checked once it is imported, which nothing may have done before."""
     assert "querybox" not in sys.modules
-    jaxtyped = jaxtyping.jaxtyped
 
-    def decorate(*, typechecker: Callable[[F], F]) -> Callable[[Any], Any]:
-        with_shapes = jaxtyped(typechecker=typechecker)
+    def decorator(**_: object) -> Callable[[Any], Any]:
+        return decorate
 
-        def decorated(checked: Any) -> Any:
-            if is_kernel(checked):
-                return checked
-            return check(checked) if is_without_shapes(checked) else with_shapes(checked)
-
-        return decorated
-
-    # The hook decorates with this. Its bookkeeping of shapes costs many times what beartype does.
-    mock.patch.object(jaxtyping, "jaxtyped", decorate).start()
+    mock.patch.object(jaxtyping, "jaxtyped", decorator).start()  # which the hook decorates with
     jaxtyping.install_import_hook("querybox", "shape_checks.check")
+
+
+def decorate(checked: Any) -> Any:
+    """Check a function, or what a dataclass is made of."""
+    if is_kernel(checked):
+        return checked
+    if isinstance(checked, type):
+        if is_dataclass(checked):
+            checked.__init__ = with_shapes(checked.__init__)  # type: ignore[method-assign]
+        return checked
+    if is_closure(checked):
+        return jaxtyped(typechecker=check)(checked)
+    if is_without_shapes(checked):
+        return check(checked)
+    return jaxtyped(typechecker=check)(checked) if is_special(checked) else with_shapes(checked)
+
+
+def with_shapes(function: F) -> F:
+    """Check `function` with beartype in a scope of its own.
+
+    So does `jaxtyped`, in twice the time: it checks arguments before the call, and again with the result.
+    """
+    checked = check(function)
+
+    @wraps(function)
+    def scoped(*arguments: Any, **keywords: Any) -> Any:
+        if jaxtyping.config.jaxtyping_disable:
+            return function(*arguments, **keywords)
+        with SCOPE:
+            return checked(*arguments, **keywords)
+
+    return cast("F", scoped)
 
 
 def is_kernel(checked: object) -> bool:
@@ -49,18 +77,34 @@ def is_kernel(checked: object) -> bool:
     return isinstance(checked, FunctionType) and "tl.tensor" in checked.__annotations__.values()
 
 
+def is_closure(function: FunctionType) -> bool:
+    """Whether `function` refers to more than its class and globals.
+
+    Beartype keeps what it decorates, and thus what that refers to, such as mapped files of exported models.
+    """
+    return not {"__class__"}.issuperset(function.__code__.co_freevars)
+
+
+def is_special(function: FunctionType) -> bool:
+    """Whether `function` is a generator, or sizes in its annotations are computed from its arguments."""
+    return isgeneratorfunction(function) or any(
+        "{" in str(hint) for hint in function.__annotations__.values()
+    )
+
+
 def is_without_shapes(checked: object) -> bool:
     """Whether `checked` is a function whose annotations have no shapes, as far as can be told before it is called.
 
-    Closures do not count: beartype keeps them, and thus what they refer to, such as mapped files of exported models.
+    Functions that refer to their class do not count, so that tests can switch off the checks of constructors.
     """
     if not isinstance(checked, FunctionType) or checked.__closure__:
         return False
-    words = {
-        word for hint in checked.__annotations__.values() for word in re.findall(r"\b[A-Za-z_]\w*", str(hint))
-    }
     names = {**vars(builtins), **checked.__globals__}
-    return all(word in names and not has_shapes(names[word]) for word in words)
+    return all(
+        name in names and not has_shapes(names[name])
+        for hint in checked.__annotations__.values()
+        for name in names_in(hint)
+    )
 
 
 def has_shapes(hint: Any) -> bool:
@@ -70,27 +114,19 @@ def has_shapes(hint: Any) -> bool:
 
 
 def check(function: F) -> F:
-    """Check `function` with beartype, all but annotations that do not exist at run time.
+    """Check `function` with beartype, all but annotations with names that do not exist when it is defined.
 
-    These are names imported for type checkers alone, and `Self`, which beartype knows only inside classes
-    that it decorates whole; jaxtyping hands it single methods.
+    These are names imported for type checkers alone, classes that come later in the file, and `Self`, which beartype
+    knows only inside classes that it decorates whole.
     """
-    absent = {"Self", *typing_only(sys.modules[function.__module__].__file__ or "")}
     annotations = function.__annotations__
-    for name in [
-        name for name, hint in annotations.items() if absent.intersection(re.findall(r"\w+", str(hint)))
-    ]:
+    existing = (vars(builtins).keys() | function.__globals__.keys()) - {"Self"}
+    for name in [name for name, hint in annotations.items() if not existing.issuperset(names_in(hint))]:
         del annotations[name]
     return beartype(conf=CONF)(function)
 
 
-@cache
-def typing_only(path: str) -> frozenset[str]:
-    """Names that the module at `path` imports under ``if TYPE_CHECKING``."""
-    branches = [
-        node.body
-        for node in ast.parse(Path(path).read_text()).body
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-    ]
-    imports = [node for body in branches for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
-    return frozenset(alias.asname or alias.name for node in imports for alias in node.names)
+def names_in(hint: object) -> list[str]:
+    """Return the names in an annotation, of those with a dot the first part, without keywords and what is quoted."""
+    text = hint if isinstance(hint, str) else "Self" * ("typing.Self" in str(hint))
+    return re.findall(r"(?<![\w.])[A-Za-z_]\w*\b(?!=)", re.sub(r"'[^']*'", "", text))
