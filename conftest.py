@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+if sys.implementation.name == "cpython":
+    gc.disable()  # until all tests are collected; see `pytest_collection`
 
 # One thread a process, also in the processes that tests start: two workers share two cores, and sums come out the
 # same on every machine. PyTorch reads this when it is imported.
@@ -38,6 +43,9 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 install()  # before the modules below, which import querybox
 
 from documentation import enter, leave, run_commands, write_run_file  # noqa: E402
+
+# No test needs its files to survive a loss of power, and waiting for the disk would be much of a tiny training.
+mock.patch.object(os, "fsync", return_value=None).start()
 
 # How long an example takes says more of the machine than of the code; the same examples every time.
 hypothesis.settings.register_profile("querybox", deadline=None, derandomize=True)
@@ -85,6 +93,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError(f"conftest.py names {', '.join(absent)}, which do not exist")
     places = {name: place for place, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Exempt what lives until the end, modules and tests, from garbage collection, which would visit it every time."""
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.set_threshold(10_000, 10, 10)
+        gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)
