@@ -1,9 +1,11 @@
-"""Images to report on, and what a report has."""
+"""Images to report on, what a report has, and reports without charts."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from html.parser import HTMLParser
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from PIL import Image
@@ -34,6 +36,15 @@ def make_data(folder: Path, images: int = 6) -> DetectionData:
             )
         )
     return DetectionData(source=folder / "<i>.json", categories=CATEGORIES, images=tuple(records))
+
+
+def without_charts() -> AbstractContextManager[object]:
+    """Draw no charts in reports: they take a third of a tiny run's time, and are tested in `tests/report`."""
+    return mock.patch.multiple(
+        "querybox.report.charts",
+        new_chart=mock.Mock(return_value=(mock.MagicMock(), mock.MagicMock())),
+        as_svg=mock.Mock(return_value="data:,"),
+    )
 
 
 class Page(HTMLParser):

@@ -1,18 +1,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import pytest
 from PIL import Image
+from report_pages import without_charts
 from tiny_models import CATS_AND_DOGS, save_detector
 
 from querybox.cli import main
 
 Run: TypeAlias = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def no_drawing() -> Iterator[None]:
+    with without_charts():
+        yield
 
 
 @pytest.fixture(scope="session")

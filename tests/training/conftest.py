@@ -9,16 +9,16 @@ from typing import Any
 import jaxtyping
 import pytest
 from dataset_writers import write_boxes
+from report_pages import without_charts
 from tiny_models import TRAINABLE
 
-from querybox.report import charts
 from querybox.training import RunSettings
 
 
 @pytest.fixture(autouse=True)
-def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the charts of reports empty: they take a third of a tiny run's time, and are tested in `tests/report`."""
-    monkeypatch.setattr(charts, "as_svg", lambda figure: "data:,")
+def no_drawing() -> Iterator[None]:
+    with without_charts():
+        yield
 
 
 @pytest.fixture
