@@ -9,6 +9,7 @@ A full-size training would take hours, so run files and ``querybox train`` get t
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import re
@@ -17,12 +18,14 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import yaml
 from PIL import Image
+from report_pages import without_charts
 from squares import crossing, write
 from sybil import Example
 from tiny_models import TINY
@@ -40,32 +43,46 @@ SCALE = 8  # how much smaller the stand-ins for the example's images are
 
 def enter(namespace: dict[str, Any]) -> None:
     """Make the folder and go there; called before the first block of a page."""
+    import torch
+    from traces import trace_once
+
     page = namespace["page"] = contextlib.ExitStack()
     page.enter_context(contextlib.chdir(page.enter_context(tempfile.TemporaryDirectory())))
     page.enter_context(mock.patch("querybox.benchmark.MIN_SECONDS", 0.0))
     page.enter_context(mock.patch("querybox.benchmark.ProcessPoolExecutor", in_this_process))
-    copy_dataset(Path("examples/blood_cells"))
-    copy_dataset(Path("my_data"))
-    for folder, split in (("photos", "train"), ("new_photos", "test")):
-        copy_dataset(Path(folder), (split,))
-    for run_file in EXAMPLE.glob("*.yaml"):
-        shutil.copy(run_file, "examples/blood_cells")
-    for name in ("a.jpg", "b.jpg"):
-        Image.new("RGB", (80, 60), "pink").save(name)
-    write(Path("clip.mp4"), crossing(5), codec="mpeg4")
+    page.enter_context(mock.patch("querybox.exporting.write.trace", trace_once))  # of the model of all pages
+    page.enter_context(without_charts())
+    shutil.copytree(stand_ins(), ".", dirs_exist_ok=True)
+    torch.manual_seed(0)
+
+
+@cache
+def stand_ins() -> Path:
+    """Return a folder with the stand-ins, which is written once."""
     import torch
-    from traces import trace_once
 
     from querybox import Detector, Preprocessing, read_dataset
     from querybox.object_sides import ObjectSides
 
-    page.enter_context(mock.patch("querybox.exporting.write.trace", trace_once))
-    torch.manual_seed(0)  # so that one trace serves the exports of all pages
-    detector = Detector.from_recipe("detr_r50", categories=read_dataset("my_data", "val").categories, **MODEL)
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    cells, mine = folder / "examples" / "blood_cells", folder / "my_data"
+    copy_dataset(cells)
+    shutil.copytree(cells, mine)
+    for name, split in (("photos", "train"), ("new_photos", "test")):
+        copy_dataset(folder / name, (split,))
+    for run_file in EXAMPLE.glob("*.yaml"):
+        shutil.copy(run_file, cells)
+    for name in ("a.jpg", "b.jpg"):
+        Image.new("RGB", (80, 60), "pink").save(folder / name)
+    write(folder / "clip.mp4", crossing(5), codec="mpeg4")
+    torch.manual_seed(0)
+    detector = Detector.from_recipe("detr_r50", categories=read_dataset(mine, "val").categories, **MODEL)
     sides = ObjectSides(original=12.0, resized=12.0)
     detector.preprocessing = Preprocessing(short_side=60, long_side=100, object_sides=sides)
-    detector.save("model.safetensors")
-    detector.save("examples/blood_cells/weights.safetensors")
+    detector.save(folder / "model.safetensors")
+    detector.save(cells / "weights.safetensors")
+    return folder
 
 
 def in_this_process(workers: int, *, mp_context: object) -> ThreadPoolExecutor:
