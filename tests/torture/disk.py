@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
 from random import Random
+from unittest import mock
 
 from querybox.training.checkpoint import RunCheckpoint
 from torture.case import Case, require
@@ -82,4 +84,8 @@ CASES = (
 )
 
 if __name__ == "__main__":
+    import accelerate  # noqa: F401 - once for all runs
+
+    # A server of this namespace would have to import everything once more.
+    mock.patch("torture.runs.fork_server", return_value=multiprocessing.get_context("fork")).start()
     print(fill_up(Path(sys.argv[1]), int(sys.argv[2]), mounted=True))

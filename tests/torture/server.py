@@ -17,6 +17,8 @@ PRELOADED = (
     "torture.serving",
     "querybox.serving.server",
     "querybox.training.run",
+    "accelerate",
+    "jinja2",
     "matplotlib.pyplot",
 )
 """Imported once, by the server; in each process that would take seconds."""
