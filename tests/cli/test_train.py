@@ -10,6 +10,7 @@ import yaml
 SETTINGS: dict[str, Any] = {
     "recipe": "detr_r18",
     "model": {
+        "backbone": "test_efficientnet",
         "backbone_weights": None,
         "width": 16,
         "heads": 2,
@@ -43,7 +44,7 @@ def test_trains_repeats_and_resumes(run: Any, project: Path, tmp_path: Path) -> 
     assert resolved["train"]["max_time"] == 3600
     assert resolved["train"]["batch_size"] == 2  # the file overrules the defaults
     assert resolved["model"]["width"] == 16  # and the recipe
-    assert resolved["model"]["backbone"] == "resnet18.tv_in1k"
+    assert resolved["model"]["dropout"] == 0.1  # which only the recipe says
 
     code, _, err = run("train", project / "run.yaml")
     assert code == 2
