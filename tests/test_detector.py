@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from comparisons import assert_same_detections
-from numpy.random import default_rng
 from tiny_models import TINY
 
 import querybox as qb
@@ -76,22 +74,6 @@ def test_an_empty_folder_and_no_file(tmp_path: Path) -> None:
         qb.load(tmp_path)
     with pytest.raises(qb.QueryboxError, match="no such weights file"):
         qb.load(tmp_path / "absent.pth")
-
-
-def test_all_that_runs_a_model_predicts_alike(detector: qb.Detector, tmp_path: Path) -> None:
-    qb.export(detector, tmp_path / "model.onnx", to="onnx")
-    exported = qb.load(tmp_path / "model.onnx")
-    assert isinstance(exported, ExportedModel)
-    picture = default_rng(0).integers(0, 255, (64, 96, 3), dtype="uint8")
-    options: dict[str, Any] = {"threshold": 0.1, "top_k": 3, "nms": 0.9, "batch_size": 2}
-    (plain,) = detector.predict(picture, **options)
-    (yielded,) = qb.predict(detector, picture, **options)
-    assert torch.equal(yielded.boxes_xyxy, plain.boxes_xyxy)
-    assert torch.equal(yielded.scores, plain.scores)
-    for model in (detector.optimize(), exported):
-        (found,) = model.predict(picture, **options)
-        assert_same_detections(found, plain, pixels=1e-2)
-    assert len(plain) > 0
 
 
 def test_predict_has_the_same_arguments_everywhere() -> None:

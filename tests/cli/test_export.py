@@ -5,16 +5,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_models import save_detector
+from traces import trace_once
 
 from querybox.checkpoints.hub import Snapshot
 from querybox.detector import Detector
 from querybox.errors import ConfigError
-from querybox.structures import Preprocessing
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run whose detector looks at images of more than 32 pixels a side, as a .pt2 needs; it is traced once."""
+    monkeypatch.setattr("querybox.exporting.write.trace", trace_once)
+    save_detector(tmp_path / "run" / "best.safetensors", 64, 96)
+    return tmp_path / "run"
 
 
 def test_exports_describes_predicts_and_evaluates(
-    run: Any, model: Path, photos: Path, tmp_path: Path
+    run: Any, run_folder: Path, photos: Path, tmp_path: Path
 ) -> None:
+    model = run_folder / "best.safetensors"
     code, out, err = run("export", model, "out/small.onnx", "--to", "onnx")
     assert (code, err) == (0, "")
     assert "The predictions are those of the detector: on 3 batches scores differ by at most " in out
@@ -22,7 +32,7 @@ def test_exports_describes_predicts_and_evaluates(
     assert "Run it: querybox predict out/small.onnx IMAGES" in out
     code, info, _ = run("info", "out/small.onnx")
     assert code == 0
-    for part in ("an exported model", "float32", "2: cat, dog", "short side 32, long side at most 64 pixels"):
+    for part in ("an exported model", "float32", "2: cat, dog", "short side 64, long side at most 96 pixels"):
         assert part in info
     for name, which in (("a", model), ("b", "out/small.onnx")):
         assert run("evaluate", which, photos, "--split", "val", "--output", name)[0] == 0
@@ -34,12 +44,8 @@ def test_exports_describes_predicts_and_evaluates(
     )
 
 
-def test_writes_beside_the_model(run: Any, model: Path, photos: Path, tmp_path: Path) -> None:
-    detector = Detector.load(model)
-    detector.preprocessing = Preprocessing(
-        short_side=64, long_side=96
-    )  # a .pt2 needs more than 32 pixels a side
-    detector.save(tmp_path / "run" / "best.safetensors")
+@pytest.mark.usefixtures("run_folder")
+def test_writes_beside_the_model(run: Any, photos: Path) -> None:
     assert "Wrote run/best.pt2" in run("export", "run", "--to", "torch")[1]
     picture = photos / "images" / "val1.jpg"
     code, _, err = run("predict", "run/best.pt2", picture)

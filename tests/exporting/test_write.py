@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from inspect import unwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 from torch.export import ExportedProgram
 
 from querybox.checkpoints.find import Format
-from querybox.detector import Detector
+from querybox.detector import Detector, load
 from querybox.errors import ConfigError
 from querybox.exporting import Exported, ExportedModel, export, load_exported, onnx, openvino, write
 from querybox.exporting.card import Card
@@ -79,6 +80,21 @@ def test_predicts_as_the_detector_does(engine: ExportedModel, detector: Detector
         assert_same_detections(one, other, pixels=0.02)
         areas += [mask.area for mask in other.masks or ()]
     assert max(areas) > 0
+
+
+def test_all_that_runs_a_model_predicts_alike(detector: Detector, exported: Export) -> None:
+    model = load(exported("onnx").files[0])
+    assert isinstance(model, ExportedModel)
+    picture = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    options: dict[str, Any] = {"threshold": 0.1, "top_k": 3, "nms": 0.9, "batch_size": 2}
+    (plain,) = detector.predict(picture, **options)
+    (yielded,) = predict(detector, picture, **options)
+    assert torch.equal(yielded.boxes_xyxy, plain.boxes_xyxy)
+    assert torch.equal(yielded.scores, plain.scores)
+    for other in (detector.optimize(), model):
+        (found,) = other.predict(picture, **options)
+        assert_same_detections(found, plain, pixels=1e-2)
+    assert len(plain) > 0
 
 
 def test_repeats_itself_and_keeps_earlier_answers(engine: ExportedModel) -> None:
