@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,10 @@ def save(detector: DetectionTransformer, path: str | Path, *, dtype: torch.dtype
     )
     card = blueprint.card()
     try:
-        require_same_modules(without_tensors(Blueprint.from_card(card), tensors), detector)
+        read = Blueprint.from_card(card)
+        expected = expected_modules(read.recipe, read.categories)
+        require_tensors(expected, tensors)
+        require_same_modules(expected, detector)
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(
             f"{path}: not written, because it could not be loaded again: {error}; undo the change to the detector, or "
@@ -109,20 +113,31 @@ def restore(blueprint: Blueprint, state: Mapping[str, Tensor]) -> DetectionTrans
             them.
     """
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    detector = without_tensors(blueprint, state)
+    detector = without_tensors(blueprint.recipe, blueprint.categories)
+    require_tensors(detector, state)
     detector.load_state_dict(state, assign=True)
     detector.preprocessing = blueprint.preprocessing
     return detector.eval()
 
 
-def without_tensors(blueprint: Blueprint, state: Mapping[str, Tensor]) -> DetectionTransformer:
-    """Build a detector on the meta device, after checking that its tensors can be those in `state`.
+def without_tensors(recipe: Recipe, categories: tuple[Category, ...]) -> DetectionTransformer:
+    """Build a detector on the meta device."""
+    with torch.device("meta"):
+        return recipe.build(categories)
+
+
+@lru_cache(maxsize=1)
+def expected_modules(recipe: Recipe, categories: tuple[Category, ...]) -> nn.Module:
+    """Return the same to compare with, which must not be changed: a run saves its detector many times."""
+    return without_tensors(recipe, categories)
+
+
+def require_tensors(detector: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Check that `state` can be the tensors of a detector.
 
     Raises:
         CheckpointError: Tensors are missing, unexpected, of another shape or type, NaN or infinite.
     """
-    with torch.device("meta"):
-        detector = blueprint.recipe.build(blueprint.categories)
     problems = shape_mismatches(detector.state_dict(), state)
     if problems:
         raise CheckpointError(f"tensors do not fit the model: {listed(problems)}")
@@ -130,7 +145,6 @@ def without_tensors(blueprint: Blueprint, state: Mapping[str, Tensor]) -> Detect
         raise CheckpointError("its tensors are on the meta device, which stores no values")
     if unusable := [name for name, tensor in state.items() if not is_finite(tensor)]:
         raise CheckpointError(f"{len(unusable)} tensors have NaN or infinite values: {listed(unusable)}")
-    return detector
 
 
 def require_same_modules(expected: nn.Module, actual: nn.Module) -> None:
