@@ -135,6 +135,7 @@ def carry_out(plan: Plan, folder: str) -> None:
     watch_files(plan, folder)
     make_up_ap()
     ExitStack().enter_context(without_charts())  # until this process ends
+    mock.patch.object(os, "fsync", return_value=None).start()  # a killed process loses nothing that it wrote
     if plan.timeout is not None:
         mock.patch.object(processes, "TIMEOUT", timedelta(seconds=plan.timeout)).start()
     if plan.slow or plan.waits_for is not None:
