@@ -11,10 +11,28 @@ from xml.sax.saxutils import quoteattr
 
 from dataset_writers import Box, Drawn, write_images, write_json
 
+from querybox.data import DetectionData
+
+TWO_IMAGES = [
+    Drawn(name="a.jpg", size=(80, 60), objects=[("dog", (1, 2, 11, 22)), ("cat", (5, 5, 80, 60))]),
+    Drawn(name="b.jpg", size=(30, 40)),
+]
 OPEN_IMAGES_COLUMNS = (
     *("ImageID", "Source", "LabelName", "Confidence", "XMin", "XMax", "YMin", "YMax"),
     *("IsOccluded", "IsTruncated", "IsGroupOf"),
 )
+
+
+def assert_two_images(data: DetectionData) -> None:
+    """Check that a dataset has the content of `TWO_IMAGES`."""
+    assert [(category.id, category.name) for category in data.categories] == [(1, "cat"), (2, "dog")]
+    assert [(image.path.name, image.width, image.height) for image in data.images] == [
+        ("a.jpg", 80, 60),
+        ("b.jpg", 30, 40),
+    ]
+    assert data.images[0].boxes_xyxy.tolist() == [[1, 2, 11, 22], [5, 5, 80, 60]]
+    assert data.images[0].labels.tolist() == [1, 0]
+    assert not data.findings
 
 
 def write_tensorflow_csv(root: Path, split: str, images: Sequence[Drawn]) -> Path:

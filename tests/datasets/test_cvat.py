@@ -4,17 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from annotation_writers import cvat, cvat_box, cvat_image, write_cvat
+from annotation_writers import TWO_IMAGES, assert_two_images, cvat, cvat_box, cvat_image, write_cvat
 from dataset_writers import Drawn, write_images
 
 from querybox.data import read_dataset
 from querybox.data.read import read_split
 from querybox.errors import DataError
 
-IMAGES = [
-    Drawn(name="a.jpg", size=(80, 60), objects=[("dog", (1, 2, 11, 22)), ("cat", (5, 5, 80, 60))]),
-    Drawn(name="b.jpg", size=(30, 40)),
-]
 LABELS = (
     "<task><labels><label><name>dog</name><type>any</type></label><label><name>ant</name></label>"
     "<label><name>night</name><type>tag</type></label></labels></task>"
@@ -22,26 +18,20 @@ LABELS = (
 
 
 def write_shapes(root: Path, *shapes: str) -> None:
-    write_images(root / "images", IMAGES[:1])
-    (root / "annotations.xml").write_text(cvat(cvat_image(IMAGES[0], shapes)), encoding="utf-8")
+    write_images(root / "images", TWO_IMAGES[:1])
+    (root / "annotations.xml").write_text(cvat(cvat_image(TWO_IMAGES[0], shapes)), encoding="utf-8")
 
 
 def test_images_of_a_task(tmp_path: Path) -> None:
-    write_cvat(tmp_path, ".", IMAGES)
-    data = read_dataset(tmp_path)
-    assert [(category.id, category.name) for category in data.categories] == [(1, "cat"), (2, "dog")]
-    assert [(image.path.name, image.width, image.height) for image in data.images] == [
-        ("a.jpg", 80, 60),
-        ("b.jpg", 30, 40),
-    ]
-    assert data.images[0].boxes_xyxy.tolist() == [[1, 2, 11, 22], [5, 5, 80, 60]]
-    assert data.images[0].labels.tolist() == [1, 0]
-    assert not data.findings
+    write_cvat(tmp_path, ".", TWO_IMAGES)
+    assert_two_images(read_dataset(tmp_path))
 
 
 def test_the_classes_are_those_that_the_file_defines(tmp_path: Path) -> None:
-    write_images(tmp_path, IMAGES[:1])
-    (tmp_path / "task.xml").write_text(cvat(cvat_image(IMAGES[0], [cvat_box("dog", (1, 2, 11, 22))]), LABELS))
+    write_images(tmp_path, TWO_IMAGES[:1])
+    (tmp_path / "task.xml").write_text(
+        cvat(cvat_image(TWO_IMAGES[0], [cvat_box("dog", (1, 2, 11, 22))]), LABELS)
+    )
     data = read_dataset(tmp_path / "task.xml")
     assert [category.name for category in data.categories] == ["ant", "dog"]
     assert data.images[0].labels.tolist() == [1]
@@ -49,11 +39,11 @@ def test_the_classes_are_those_that_the_file_defines(tmp_path: Path) -> None:
 
 def test_subsets_of_a_project_are_splits(tmp_path: Path) -> None:
     names = ("Train", "Validation")
-    for subset, image in zip(names, IMAGES, strict=True):
+    for subset, image in zip(names, TWO_IMAGES, strict=True):
         write_images(tmp_path / "images" / subset, [image])
     texts = [
         cvat_image(image, [cvat_box(*item) for item in image.objects], more=f'subset="{subset}"')
-        for image, subset in zip(IMAGES, names, strict=True)
+        for image, subset in zip(TWO_IMAGES, names, strict=True)
     ]
     meta = "".join(f"<task><subset>{subset}</subset></task>" for subset in names)
     path = tmp_path / "annotations.xml"
@@ -170,8 +160,8 @@ def test_entities_are_refused(tmp_path: Path) -> None:
 
 
 def test_faults_of_images_and_frames_are_errors(tmp_path: Path) -> None:
-    write_images(tmp_path, IMAGES[:1])
-    image = cvat_image(IMAGES[0], [cvat_box("dog", (1, 2, 11, 22))])
+    write_images(tmp_path, TWO_IMAGES[:1])
+    image = cvat_image(TWO_IMAGES[0], [cvat_box("dog", (1, 2, 11, 22))])
     track = '<track label="dog"><box frame="x" xtl="1" ytl="1" xbr="3" ybr="2"/></track>'
     for content, message in (
         (image.replace('name="a.jpg"', ""), "image '': has no name"),

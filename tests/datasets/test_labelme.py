@@ -5,40 +5,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from annotation_writers import labelme, labelme_shape, write_labelme
+from annotation_writers import TWO_IMAGES, assert_two_images, labelme, labelme_shape, write_labelme
 from dataset_writers import Drawn, write_images, write_json
 
 from querybox.data import read_dataset
 from querybox.data.read import read_split
 from querybox.errors import DataError
 
-IMAGES = [
-    Drawn(name="a.jpg", size=(80, 60), objects=[("dog", (1, 2, 11, 22)), ("cat", (5, 5, 80, 60))]),
-    Drawn(name="b.jpg", size=(30, 40)),
-]
-
 
 def write_shapes(root: Path, shapes: list[dict[str, Any]]) -> None:
-    write_images(root, IMAGES[:1])
-    write_json(root / "a.json", labelme(IMAGES[0], shapes))
+    write_images(root, TWO_IMAGES[:1])
+    write_json(root / "a.json", labelme(TWO_IMAGES[0], shapes))
 
 
 def test_files_beside_the_images(tmp_path: Path) -> None:
-    write_labelme(tmp_path, ".", IMAGES)
-    data = read_dataset(tmp_path)
-    assert [(category.id, category.name) for category in data.categories] == [(1, "cat"), (2, "dog")]
-    assert [(image.path.name, image.width, image.height) for image in data.images] == [
-        ("a.jpg", 80, 60),
-        ("b.jpg", 30, 40),
-    ]
-    assert data.images[0].boxes_xyxy.tolist() == [[1, 2, 11, 22], [5, 5, 80, 60]]
-    assert data.images[0].labels.tolist() == [1, 0]
-    assert not data.findings
+    write_labelme(tmp_path, ".", TWO_IMAGES)
+    assert_two_images(read_dataset(tmp_path))
 
 
 def test_folders_are_splits(tmp_path: Path) -> None:
-    write_labelme(tmp_path, "train", IMAGES[:1])
-    write_labelme(tmp_path, "val", IMAGES[1:])
+    write_labelme(tmp_path, "train", TWO_IMAGES[:1])
+    write_labelme(tmp_path, "val", TWO_IMAGES[1:])
     train, val = (read_dataset(tmp_path, split) for split in ("train", "val"))
     assert train.categories == val.categories
     assert [image.path for image in train.images] == [tmp_path / "train" / "a.jpg"]
@@ -46,8 +33,8 @@ def test_folders_are_splits(tmp_path: Path) -> None:
 
 
 def test_files_in_their_own_folder(tmp_path: Path) -> None:
-    write_images(tmp_path / "images", IMAGES)
-    for image, path in zip(IMAGES, ("../images/a.jpg", "C:\\photos\\b.jpg"), strict=True):
+    write_images(tmp_path / "images", TWO_IMAGES)
+    for image, path in zip(TWO_IMAGES, ("../images/a.jpg", "C:\\photos\\b.jpg"), strict=True):
         write_json(tmp_path / "annotations" / f"{image.name}.json", {**labelme(image, []), "imagePath": path})
     assert [image.path for image in read_dataset(tmp_path).images] == [
         tmp_path / "images" / "a.jpg",
@@ -64,7 +51,7 @@ def test_equal_names_in_several_folders(tmp_path: Path) -> None:
 
 
 def test_a_renamed_image_is_found_by_the_name_of_its_file(tmp_path: Path) -> None:
-    write_labelme(tmp_path, ".", IMAGES)
+    write_labelme(tmp_path, ".", TWO_IMAGES)
     for old, new in (("a.jpg", "c.jpg"), ("a.json", "c.json")):
         shutil.move(tmp_path / old, tmp_path / new)
     assert [image.path.name for image in read_dataset(tmp_path).images] == ["b.jpg", "c.jpg"]
@@ -90,7 +77,7 @@ def test_shapes_become_boxes(
 
 
 def test_shapes_of_labelme_3_are_polygons(tmp_path: Path) -> None:
-    write_images(tmp_path, IMAGES[:1])
+    write_images(tmp_path, TWO_IMAGES[:1])
     shape = {"label": "dog", "line_color": None, "points": [[1, 2], [11, 2], [11, 22], [1, 22]]}
     write_json(tmp_path / "a.json", {"flags": {}, "shapes": [shape], "imagePath": "a.jpg", "imageData": None})
     (image,) = read_dataset(tmp_path).images
@@ -150,7 +137,7 @@ def test_faults_of_a_shape_are_errors(tmp_path: Path, shape: Any, message: str) 
 
 
 def test_faults_of_one_file_name_it(tmp_path: Path) -> None:
-    write_labelme(tmp_path, ".", IMAGES)
+    write_labelme(tmp_path, ".", TWO_IMAGES)
     (tmp_path / "b.json").write_text('{"shapes": ')
     with pytest.raises(
         DataError, match=r"b\.json: Invalid JSON: .*; expected labelme JSON, an object with 'shapes'"
@@ -159,8 +146,8 @@ def test_faults_of_one_file_name_it(tmp_path: Path) -> None:
 
 
 def test_embedded_image_data_before_the_shapes(tmp_path: Path) -> None:
-    write_images(tmp_path, IMAGES[:1])
-    content = labelme(IMAGES[0], [labelme_shape("dog", (1, 2, 11, 22))])
+    write_images(tmp_path, TWO_IMAGES[:1])
+    content = labelme(TWO_IMAGES[0], [labelme_shape("dog", (1, 2, 11, 22))])
     write_json(
         tmp_path / "a.json",
         {"imageData": "A" * 200_000, **{key: content[key] for key in ("shapes", "imagePath")}},
@@ -169,11 +156,11 @@ def test_embedded_image_data_before_the_shapes(tmp_path: Path) -> None:
 
 
 def test_old_files_with_embedded_data_name_themselves(tmp_path: Path) -> None:
-    write_labelme(tmp_path, ".", IMAGES)
-    write_json(tmp_path / "b.json", {**labelme(IMAGES[1], []), "imagePath": "b.json"})
+    write_labelme(tmp_path, ".", TWO_IMAGES)
+    write_json(tmp_path / "b.json", {**labelme(TWO_IMAGES[1], []), "imagePath": "b.json"})
     assert [image.path.name for image in read_dataset(tmp_path).images] == ["a.jpg", "b.jpg"]
 
 
 def test_one_file_is_a_dataset(tmp_path: Path) -> None:
-    write_labelme(tmp_path, ".", IMAGES)
+    write_labelme(tmp_path, ".", TWO_IMAGES)
     assert [image.path.name for image in read_dataset(tmp_path / "a.json").images] == ["a.jpg"]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marked_boxes import marked
 from PIL import Image
 
 from querybox.data import DataSettings, read_image, resize, resized_shape
@@ -148,14 +149,6 @@ def test_sizes_are_those_of_the_paper_and_scale_with_one_setting() -> None:
 def test_settings_that_cannot_be_are_errors(values: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         DataSettings.parse(values)
-
-
-def marked(height: int, width: int, boxes: list[tuple[int, int, int, int]]) -> Sample:
-    """Return a black image whose boxes are white, so that it can be seen where they go."""
-    pixels = torch.zeros(3, height, width, dtype=torch.uint8)
-    for x0, y0, x1, y1 in boxes:
-        pixels[:, y0:y1, x0:x1] = 255
-    return Sample(pixels, torch.tensor(boxes).float().reshape(-1, 4), torch.arange(len(boxes)))
 
 
 def test_flips_turn_boxes_with_their_pixels() -> None:

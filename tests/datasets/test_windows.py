@@ -5,25 +5,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marked_boxes import marked
 from torchvision import tv_tensors
 from torchvision.ops import box_iou
 from torchvision.transforms.v2 import RandomIoUCrop
 
 from querybox.data import DataSettings, windows
 from querybox.data.augment import augment
-from querybox.data.transforms import Sample
 from querybox.data.windows import Window, iou_crop, pairwise_iou, show, zoom_out
 
 FILL = (10.0, 20.0, 30.4)
 COLOR = torch.tensor([10, 20, 30], dtype=torch.uint8)[:, None, None]
-
-
-def marked(height: int, width: int, boxes: list[tuple[int, int, int, int]]) -> Sample:
-    """Return a black image whose boxes are white."""
-    pixels = torch.zeros(3, height, width, dtype=torch.uint8)
-    for x0, y0, x1, y1 in boxes:
-        pixels[:, y0:y1, x0:x1] = 255
-    return Sample(pixels, torch.tensor(boxes).float().reshape(-1, 4), torch.arange(len(boxes)))
 
 
 def test_a_window_around_an_image_shows_it_on_a_filled_canvas() -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
 import torch
+from attention_weights import assert_maps, recorded_weights
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -19,33 +19,11 @@ from querybox.structures import ImageBatch
 
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """Put an explicit softmax into the model's attention, which notes its weights: [heads, Q, S] a call."""
-    noted: list[Tensor] = []
-
-    def explicit(
-        q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0
-    ) -> Tensor:
-        assert dropout_p == 0.0
-        scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
-        if attn_mask is not None:
-            scores = scores.masked_fill(~attn_mask, -math.inf)
-        noted.append(scores.softmax(-1)[0])
-        return scores.softmax(-1) @ v
-
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", explicit)
-    return noted
+    return recorded_weights(monkeypatch)
 
 
 def test_maps_are_those_that_the_model_used(detr: Detector, padded: ImageBatch, used: list[Tensor]) -> None:
-    trace = detr.trace(padded)
-    decoder = zip(trace.decoder_self_attention, trace.decoder_cross_attention, strict=True)
-    looks = [*trace.encoder_attention, *(look for pair in decoder for look in pair)]
-    assert len(looks) == len(used) == 2 + 2 * 3
-    for look, weights in zip(looks, used, strict=True):
-        assert isinstance(look, AttentionMaps)
-        assert_close(look.weights(), weights, rtol=0, atol=1e-5)
-        assert_close(look.weights(slice(1, 3)), weights[:, 1:3], rtol=0, atol=1e-5)
-        assert weights.amax() > 2 * weights.mean()  # it is a pattern that is compared
+    assert_maps(detr.trace(padded), used, calls=2 + 2 * 3, contrast=2)
 
 
 def test_nothing_is_seen_of_the_padding(detr: Detector, padded: ImageBatch) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from attention_weights import assert_maps, recorded_weights
 from references import REFERENCE
 from run_records import make_run
 from torch import Tensor, nn
@@ -33,7 +34,6 @@ from querybox.exporting.graph import trace
 from querybox.exporting.write import write_model
 from querybox.fast.training import for_training
 from querybox.inference.predict import predict
-from querybox.inspect.attention import AttentionMaps
 from querybox.models.conditional_detr import ConditionalDETR
 from querybox.models.layouts.conditional import ATTEN4VIS, HUGGINGFACE_CONDITIONAL, MMDET3_CONDITIONAL
 from querybox.models.layouts.layout import Layout
@@ -301,26 +301,10 @@ def test_the_optimised_copy_detects_the_same(precision: Precision) -> None:
 
 
 def test_a_trace_has_the_attention_that_was_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    detector, used = make(), []
-
-    def explicit(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **_: object) -> Tensor:
-        scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
-        if attn_mask is not None:
-            scores = scores.masked_fill(~attn_mask, -torch.inf)
-        used.append(scores.softmax(-1)[0])
-        return scores.softmax(-1) @ v
-
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", explicit)
+    detector, used = make(), recorded_weights(monkeypatch)
     image = torch.randint(256, (3, 64, 90), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     seen = detector.trace(image, Target(boxes=torch.tensor([[0.5, 0.5, 0.2, 0.2]]), labels=torch.tensor([1])))
-    decoder = zip(seen.decoder_self_attention, seen.decoder_cross_attention, strict=True)
-    maps = [*seen.encoder_attention, *(each for pair in decoder for each in pair)]
-    assert len(maps) == len(used) == 1 + 2 * 3
-    for each, weights in zip(maps, used, strict=True):
-        assert isinstance(each, AttentionMaps)
-        assert_close(each.weights(), weights, rtol=0, atol=1e-5)
-        assert_close(each.weights(slice(1, 3)), weights[:, 1:3], rtol=0, atol=1e-5)
-        assert weights.amax() > 1.2 * weights.mean()  # a pattern is compared
+    assert_maps(seen, used, calls=1 + 2 * 3, contrast=1.2)
     assert seen.comparison is not None
     assert {"queries: reference", "decoder layer 3"} <= {stage.name for stage in seen.stages}
 
