@@ -1,11 +1,14 @@
-"""A counter that tells a part that ends every process from one whose process was killed; it is a process of Ray."""
+"""Counts how often each part was begun, in an actor of Ray that outlives the processes that predict parts.
+
+So a part that crashes every process is told from one whose process was killed.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 
 MAX_ATTEMPTS = 3
-"""How many times a part is begun: a damaged image may crash a decoder, or need more memory than there is."""
+"""Maximum number of times that a part is begun: a damaged image may crash a decoder, or need too much memory."""
 
 
 class Attempts:
