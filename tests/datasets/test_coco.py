@@ -118,7 +118,7 @@ def test_faulty_boxes_are_dropped_or_cut_and_counted(
     assert places["absent_image"].what == "annotations[8] (id 99) of image 12345"
     assert data.images[0].boxes_xyxy.tolist() == [[0, 0, 5, 5], [10, 10, 15, 15]]
     assert len(caplog.messages) == 1
-    assert "1 boxes with a NaN (annotations[0] (id 0), image 1" in caplog.messages[0]
+    assert "boxes with a NaN (1: annotations[0] (id 0), image 1" in caplog.messages[0]
 
 
 Change = Callable[[Document], object]
@@ -127,19 +127,22 @@ Change = Callable[[Document], object]
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d["images"].append(d["images"][0]), r"1 image ids that are not unique \(1 occurs 2"),
+        (lambda d: d["images"].append(d["images"][0]), r"image ids that are not unique \(1: 1 occurs 2"),
         (
             lambda d: d["annotations"].append(d["annotations"][1]),
-            r"annotation ids .*\(2 occurs 2 times",
+            r"annotation ids .*\(1: 2 occurs 2 times",
         ),
         (
             lambda d: d["categories"].append({"id": 1, "name": "x"}),
-            r"category ids .*\(1 occurs 2 times",
+            r"category ids .*\(1: 1 occurs 2 times",
         ),
-        (lambda d: d["categories"].append({"id": 5, "name": "cat"}), r"same name.*\('cat' with ids 1, 5\)"),
+        (
+            lambda d: d["categories"].append({"id": 5, "name": "cat"}),
+            r"same name.*\(1: 'cat' with ids 1, 5\)",
+        ),
         (
             lambda d: [item.update(category_id=77) for item in d["annotations"]],
-            r"2 objects of a class .*\(annotations\[0\] \(id 1\) has category id 77; annotations\[1\]",
+            r"objects of a class .*\(2: annotations\[0\] \(id 1\) has category id 77; annotations\[1\]",
         ),
         (lambda d: d["annotations"][1].update(bbox=[1, 2, 3]), r"annotations\[1\].*bbox"),
         (
@@ -160,7 +163,7 @@ Change = Callable[[Document], object]
         (lambda d: d["images"][0].update(file_name="/etc/secret.png"), r"is outside the dataset"),
         (
             lambda d: [image.update(file_name=f"../{image['id']}") for image in d["images"]],
-            r"none of its images can be read: 2 missing .*'../1' is outside the dataset",
+            r"none of its images can be read: missing .*\(2: .*'../1' is outside the dataset",
         ),
         (lambda d: d["images"][0].update(file_name="..\\..\\secret.png"), r"is outside the dataset"),
         (lambda d: d["images"][0].update(file_name="C:\\secret.png"), r"is outside the dataset"),
@@ -266,7 +269,11 @@ def test_all_faults_are_listed_at_once(tmp_path: Path, document: Document) -> No
     document["annotations"][0]["category_id"] = 8
     with pytest.raises(DataError) as caught:
         read_dataset(write(tmp_path, document))
-    for part in ("2 image ids", "1 occurs 2 times; 2 occurs", "2 annotation ids", "has category id 8"):
+    for part in (
+        "image ids that are not unique (2: 1 occurs 2 times; 2 occurs",
+        "annotation ids that are not unique (2",
+        "has category id 8",
+    ):
         assert part in str(caught.value)
 
 

@@ -30,7 +30,9 @@ def change(tmp_path: Path, boxes: list[Any], count: int = 1) -> DetectionData:
 def test_boxes_within_one_are_an_error(tmp_path: Path) -> None:
     boxes = [[0.1, 0.2, 0.5, 0.5], [0, 0, 1, 1]]
     assert kinds(change(tmp_path, boxes)) == {"normalized_boxes": 2}
-    with pytest.raises(DataError, match=r"2 boxes, all of them within 0-1 .*: multiply them by the width"):
+    with pytest.raises(
+        DataError, match=r"boxes, all of them within 0-1 .*\(2: .*: multiply them by the width"
+    ):
         read_dataset(tmp_path / "train.json")
     assert kinds(change(tmp_path, [*boxes, [1, 1, 9, 9]])) == {"subpixel_box": 1}
 
@@ -39,7 +41,7 @@ def test_voc_boxes_within_one_are_an_error(tmp_path: Path) -> None:
     write_voc(
         tmp_path, "train", [Drawn(name="a.png", size=(40, 30), objects=[("cat", (0.1, 0.2, 0.5, 0.9))])]
     )
-    with pytest.raises(DataError, match="1 boxes, all of them within 0-1"):
+    with pytest.raises(DataError, match=r"boxes, all of them within 0-1 .*\(1: "):
         read_dataset(tmp_path)
 
 

@@ -179,9 +179,11 @@ def test_all_faulty_lines_are_listed(tmp_path: Path) -> None:
     file = write_yolo(tmp_path, "train", IMAGES, NAMES)
     for name in ("a", "b"):
         (tmp_path / "labels" / "train" / f"{name}.txt").write_text("0 0.5\n9 0.5 0.5 0.2 0.2\n")
-    with pytest.raises(DataError, match=r"2 annotations that .*a\.txt, line 1.*b\.txt, line 1") as caught:
+    with pytest.raises(
+        DataError, match=r"annotations that .*\(2: .*a\.txt, line 1.*b\.txt, line 1"
+    ) as caught:
         read_dataset(file)
-    assert "2 objects of a class that the dataset does not define" in str(caught.value)
+    assert "objects of a class that the dataset does not define (2: " in str(caught.value)
 
 
 def test_names_that_repeat_are_an_error(tmp_path: Path) -> None:
@@ -234,5 +236,7 @@ def test_images_that_are_all_broken_are_an_error(tmp_path: Path) -> None:
     file = write_yolo(tmp_path, "train", IMAGES, NAMES)
     for image in (tmp_path / "images" / "train").iterdir():
         image.write_bytes(b"")
-    with pytest.raises(DataError, match=r"none of its images can be read: 2 files that are corrupt"):
+    with pytest.raises(
+        DataError, match=r"none of its images can be read: files that are corrupt or not images \(2: "
+    ):
         read_dataset(file)

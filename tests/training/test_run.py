@@ -284,7 +284,7 @@ def test_more_objects_than_queries_is_a_warning(
 ) -> None:
     train(run_settings(epochs=1, model={"queries": 1}))
     assert (
-        "6 objects in excess of the number of queries (image 1: 2 objects, 1 queries; image 2" in caplog.text
+        "objects in excess of the number of queries (6: image 1: 2 objects, 1 queries; image 2" in caplog.text
     )
 
 

@@ -54,9 +54,10 @@ querybox serve run                   # answer HTTP requests
 
 EPILOGUE = """`--debug` with any command: show the stack trace of an error.
 
-Exit codes: 0 success; 1 success, but there are problems in the data (validate, predict); 2 an error, with a one-line
-message that says how to fix it; 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP, once training has written its
-checkpoint, or predict what it found in a live source. If querybox shows a stack trace, this is a bug: please report it.
+Exit codes: 0 success; 1 finished, but the data cannot be used (validate) or some files cannot be read (predict); 2 an
+error, with a message of one line that says how to fix it; 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP,
+once training has written its checkpoint, or predict what it found in a live source. If querybox shows a stack trace,
+this is a bug: please report it.
 """
 
 

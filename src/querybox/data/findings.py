@@ -278,7 +278,7 @@ class DataFinding:
         """Return the finding in one line, with its first `max_places` places."""
         kind = KINDS[self.kind]
         places = listed([place.what for place in self.places], max_places, separator="; ")
-        return f"{self.count} {kind.meaning} ({places}): {kind.cure}"
+        return f"{kind.meaning} ({self.count:,}: {places}): {kind.cure}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the finding as JSON-serialisable values."""

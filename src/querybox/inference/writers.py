@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
+from typing import Any, TextIO, TypeAlias
 
 import numpy as np
 import torch
@@ -22,15 +22,13 @@ from querybox.errors import ConfigError, ImageError
 from querybox.files import atomic, write_text
 from querybox.inference.detections import Detections
 from querybox.inference.draw import PALETTE, draw
+from querybox.inference.live import LiveStream
 from querybox.inference.sources import Frame, is_video, read_video
 from querybox.inference.video import frame_rate
 from querybox.inference.video_file import VideoFile, video_file
 from querybox.masks import mask_numbers
 from querybox.structures import Category
 from querybox.text import to_json
-
-if TYPE_CHECKING:
-    from querybox.inference.live import LiveStream
 
 AddDetections: TypeAlias = Callable[[Detections], None]
 """Adds the detections of the next image."""
