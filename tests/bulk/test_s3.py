@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shards import jpeg, write_parquet, write_tar
+import torch
+from dataset_writers import write_boxes, write_json
+from shards import ANNOTATED, jpeg, same_records, write_parquet, write_shards, write_tar
 
 from querybox.bulk.find import find
 from querybox.bulk.parts import SHARDS, divide
 from querybox.bulk.pictures import decode
 from querybox.bulk.run import prepare
-from querybox.data import storage
+from querybox.data import DataSettings, read_dataset, storage, train_loader
 from querybox.errors import ConfigError, DataError, ImageError, StorageError
 
 pytest.importorskip("moto", reason="needs a server of S3: pip install 'querybox[s3-tests]'")
@@ -146,3 +148,25 @@ def test_a_storage_that_refuses_is_told(s3: Any, monkeypatch: pytest.MonkeyPatch
 async def refuse(*_: Any, **__: Any) -> None:
     """Answer as s3fs does if S3 refuses."""
     raise PermissionError("Access Denied")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_reads_images_of_shards_in_its_workers(s3: Any, tmp_path: Path, workers: int) -> None:
+    """The connections of this process are of no use in those that are forked from it."""
+    files = read_dataset(write_boxes(tmp_path / "files", (96, 64), sides=(16, 40)))
+    for path in write_shards(files, tmp_path / "shards", 3).glob("*.tar"):
+        s3.pipe_file(f"bucket/shards/{path.name}", path.read_bytes())
+    file = write_json(tmp_path / "boxes.yaml", {"train": "s3://bucket/shards/", "names": ["red", "blue"]})
+    data = read_dataset(file, allow_network=True)
+    same_records(data, files)
+    settings = DataSettings(image_size=64, workers=workers)
+    for number in range(2):
+        batches, expected = (
+            list(train_loader(each, settings.replace(workers=count), batch_size=2, seed=number))
+            for each, count in ((data, workers), (files, 0))
+        )
+        for batch, other in zip(batches, expected, strict=True):
+            assert batch.image_ids == other.image_ids
+            assert torch.equal(batch.pixels, other.pixels)
+    s3.pipe_file("bucket/shards/train-001.tar", write_tar(tmp_path / "a.tar", ANNOTATED).read_bytes())
+    assert len(read_dataset(file, allow_network=True).images) == 6  # the index is made anew
