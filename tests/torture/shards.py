@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from shards import jpeg, write_parquet, write_tar
+from shards import ANNOTATED, jpeg, write_parquet, write_tar
 
 from querybox.bulk.parts import Part
 from querybox.bulk.pictures import Decoded, decode
+from querybox.data import DataSettings, read_dataset, read_pixels
+from querybox.data.loader import TrainingImages, UnreadableImage
+from querybox.data.read import read_split
+from querybox.data.shard_index import FOLDER, make_index
+from querybox.errors import DataError
 from torture.case import Case, require
-from torture.watch import SECRET, Attempt, fresh, watched
+from torture.watch import SECRET, Attempt, Ending, fresh, watched
 
 IMAGES = 5
 MEMBERS = {f"{number}.jpg": jpeg((60 + number, 40)) for number in range(IMAGES)}
+ANNOTATION = ANNOTATED["0.json"] or b""
+SAMPLES = {
+    name: content
+    for image in MEMBERS
+    for name, content in ((image, MEMBERS[image]), (f"{image[:-4]}.json", ANNOTATION))
+}
 
 
 def read(path: Path) -> list[Decoded]:
@@ -79,7 +92,15 @@ def cut_parquet(folder: Path, long: bool) -> str:
     return f"{len(places)} cut files: told, one row each"
 
 
-def tars_that_harm(folder: Path, long: bool) -> Iterator[Attempt]:
+def read_samples(path: Path) -> None:
+    """Read a shard to train on, and its images; the bombs have no annotations."""
+    make_index(str(path), "")
+    for image in read_split(path, None).images:
+        with suppress(DataError):
+            read_pixels(image)
+
+
+def tars_that_harm(folder: Path, read: Callable[[Path], object], *ends: Ending) -> Iterator[Attempt]:
     """Names that lead elsewhere, links and devices, and headers that state sizes without content."""
     secret = folder / SECRET / "secret.jpg"
     secret.parent.mkdir()
@@ -94,9 +115,12 @@ def tars_that_harm(folder: Path, long: bool) -> Iterator[Attempt]:
     )
     for name in names:
         inside = fresh(folder, lambda _: None)
-        write_tar(inside / "a.tar", {name: jpeg()})
+        write_tar(inside / "a.tar", {name: jpeg(), f"{name[:-4]}.json": ANNOTATION})
         yield Attempt(
-            name=f"name {name!r}", read=partial(read, inside / "a.tar"), inside=inside, ends=("read",)
+            name=f"name {name!r}",
+            read=partial(read, inside / "a.tar"),
+            inside=inside,
+            ends=ends,
         )
     kinds = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
     for kind in kinds:
@@ -106,12 +130,25 @@ def tars_that_harm(folder: Path, long: bool) -> Iterator[Attempt]:
             member.type, member.linkname = kind, target
             (inside / "a.tar").write_bytes(member.tobuf() + bytes(tarfile.BLOCKSIZE * 2))
             yield Attempt(
-                name=f"{kind!r} {target}", read=partial(read, inside / "a.tar"), inside=inside, ends=("read",)
+                name=f"{kind!r} {target}",
+                read=partial(read, inside / "a.tar"),
+                inside=inside,
+                ends=ends,
             )
     for name, content in bombs().items():
         inside = fresh(folder, lambda _: None)
         (inside / "a.tar").write_bytes(content)
-        yield Attempt(name=name, read=partial(read, inside / "a.tar"), inside=inside, ends=("read",))
+        yield Attempt(name=name, read=partial(read, inside / "a.tar"), inside=inside, ends=ends)
+
+
+def read_tars_that_harm(folder: Path, long: bool) -> Iterator[Attempt]:
+    """Read the images of tars that harm, of which each that cannot be read is told by itself."""
+    return tars_that_harm(folder, read, "read")
+
+
+def train_on_tars_that_harm(folder: Path, long: bool) -> Iterator[Attempt]:
+    """Read tars that harm as datasets to train on."""
+    return tars_that_harm(folder, read_samples, "read", "refused")
 
 
 def bombs() -> dict[str, bytes]:
@@ -135,6 +172,85 @@ def bombs() -> dict[str, bytes]:
     return found | {"compressed": file.getvalue()}
 
 
+def cut_samples(folder: Path, long: bool) -> str:
+    """Cut a tar to train on off at many places."""
+    path = write_tar(folder / "train.tar", SAMPLES)
+    content = path.read_bytes()
+    require(trained(path) == IMAGES, "the whole tar")
+    end = len(content.rstrip(b"\0"))
+    places = range(0, end, 64 if long else 500)
+    for place in places:
+        path.write_bytes(content[:place])
+        try:
+            kinds = {finding.kind for finding in read_split(path, None).findings}
+        except DataError:
+            continue  # nothing in it looks like a dataset
+        require("malformed" in kinds, f"cut at {place}: not told")
+    return f"{len(places)} cut tars: refused, as a whole"
+
+
+def damaged_samples(folder: Path, long: bool) -> str:
+    """Change a few bytes of a tar to train on at random, or of its index."""
+    path = write_tar(folder / "train.tar", SAMPLES)
+    content, status = path.read_bytes(), path.stat()
+    require(trained(path) == IMAGES, "the whole tar")
+    (index,) = (folder / FOLDER).iterdir()
+    indexed = index.read_bytes()
+    chance = random.Random(0)
+    count = 2000 if long else 50
+    told = 0
+    for number in range(count):
+        damaged = bytearray(indexed if number % 2 else content)
+        for place in chance.choices(range(len(damaged)), k=3):
+            damaged[place] = chance.randrange(256)
+        index.write_bytes(damaged if number % 2 else b"")
+        path.write_bytes(content if number % 2 else damaged)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        try:
+            images = trained(path)
+        except DataError:
+            told += 1
+        else:
+            require(images == IMAGES, f"number {number}: {images} of {IMAGES} images, and nothing told")
+    return f"{count:,} damaged tars and indices: all images are read, or it is told ({told:,})"
+
+
+def trained(path: Path) -> int:
+    """Return the number of images of a shard, all of which can be read; raise DataError if something is told."""
+    data = read_split(path, None)
+    findings = [finding for finding in data.findings if finding.severity != "note"]
+    if findings:
+        raise DataError(findings[0].summary(1))
+    for image in data.images:
+        read_pixels(image)
+    return len(data.images)
+
+
+def vanishing_shards(folder: Path, long: bool) -> str:
+    """Remove, cut and replace shards between their index and the reading of their images."""
+    others = {f"{number}.jpg": b"x" * 2000 for number in range(IMAGES)}
+    changes: dict[str, Callable[[Path], object]] = {
+        "removed": Path.unlink,
+        "emptied": lambda path: path.write_bytes(b""),
+        "cut": lambda path: path.write_bytes(path.read_bytes()[:1000]),
+        "a folder": lambda path: (path.unlink(), path.mkdir()),
+        "replaced": lambda path: write_tar(path, others),
+    }
+    lost = 0
+    for name, change in changes.items():
+        place = folder / name
+        write_tar(place / "train-0.tar", SAMPLES)
+        write_tar(place / "train-1.tar", SAMPLES)
+        images = TrainingImages(read_dataset(place), DataSettings(image_size=64), seed=0)
+        change(place / "train-0.tar")
+        read = [images[index, 0] for index in range(len(images))]
+        unreadable = [isinstance(image, UnreadableImage) for image in read]
+        require(any(unreadable[:IMAGES]) and not any(unreadable[IMAGES:]), f"{name}: {unreadable}")
+        require(name == "cut" or all(unreadable[:IMAGES]), f"{name}: {unreadable}")
+        lost += sum(unreadable)
+    return f"{len(changes)} changes: {lost} images unreadable and told, those of other shards read"
+
+
 CASES = [
     Case(name="cut tars", required="the images before the cut are read; told", run=cut_tars),
     Case(name="damaged tars", required="read or told, image by image", run=damaged_tars),
@@ -142,6 +258,22 @@ CASES = [
     Case(
         name="tars with names that lead elsewhere, links, devices; bombs",
         required="nothing executed, sent, or touched outside their folder; little memory",
-        run=partial(watched, tars_that_harm),
+        run=partial(watched, read_tars_that_harm),
+    ),
+    Case(name="cut tars to train on", required="refused, with their place", run=cut_samples),
+    Case(
+        name="damaged tars to train on, and damaged indices",
+        required="all images, or it is told; no other error",
+        run=damaged_samples,
+    ),
+    Case(
+        name="shards that are removed, cut or replaced during a training",
+        required="their images are unreadable, and told",
+        run=vanishing_shards,
+    ),
+    Case(
+        name="tars to train on with names that lead elsewhere, links, devices; bombs",
+        required="nothing executed, sent, or touched outside their folder; little memory",
+        run=partial(watched, train_on_tars_that_harm),
     ),
 ]

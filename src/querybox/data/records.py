@@ -32,6 +32,8 @@ ROUNDING = 0.01
 _OBJECTS = np.dtype(
     [("box_xyxy", np.float64, 4), ("area", np.float64), ("label", np.int64), ("crowd", np.bool_)], align=True
 )
+_SIZE_BITS = 32
+"""Number of bits of the size of an image in a shard, which is kept in one number with its start."""
 _NO_OBJECTS = np.zeros(0, _OBJECTS)
 
 
@@ -52,16 +54,20 @@ class ImageRecord:
         areas: Area in square pixels as given in the data (in COCO, of the segmentation), otherwise that of the box.
         size_stated: Whether the size comes from the annotations; otherwise from the header, with EXIF orientation.
         masks: The region of each object, None for those of which only the box is known; None if this holds for all.
+
+    Attributes:
+        shard: Path or URL of the shard that the image is in; None for a file of its own.
     """
 
     __slots__ = (
+        "_extent",
         "_folder",
         "_name",
         "_objects",
         "height",
         "id",
         "masks",
-        "shard_image",
+        "shard",
         "size_stated",
         "width",
     )
@@ -85,10 +91,15 @@ class ImageRecord:
         self.height = height
         self.size_stated = size_stated
         self.masks = None if masks is None or all(mask is None for mask in masks) else tuple(masks)
-        self.shard_image = path if isinstance(path, ShardImage) else None
-        folder, self._name = (
-            (public_name(path.shard), path.name) if isinstance(path, ShardImage) else os.path.split(path)
-        )
+        self.shard: str | None = None
+        if isinstance(path, ShardImage):
+            self.shard = sys.intern(path.shard)
+            self._extent = path.start << _SIZE_BITS | path.size
+            folder = public_name(path.shard)
+            # A copy: among the originals is what was in memory for the annotations, which could not be given back.
+            self._name = path.name.encode(errors="surrogateescape").decode(errors="surrogateescape")
+        else:
+            folder, self._name = os.path.split(path)
         self._folder = sys.intern(folder)
         self._objects = _NO_OBJECTS
         if len(labels):
@@ -99,7 +110,11 @@ class ImageRecord:
     @property
     def file(self) -> ImageFile:
         """The image file."""
-        return self.path if self.shard_image is None else self.shard_image
+        if self.shard is None:
+            return self.path
+        return ShardImage(
+            self.shard, self._name, self._extent >> _SIZE_BITS, self._extent & ((1 << _SIZE_BITS) - 1)
+        )
 
     @property
     def path(self) -> Path:
@@ -109,7 +124,7 @@ class ImageRecord:
     @property
     def is_missing(self) -> bool:
         """Whether there is no such file. Images in shards have been found in them."""
-        return self.shard_image is None and not is_file(self.path)  # noqa: PTH113
+        return self.shard is None and not is_file(self.path)  # noqa: PTH113
 
     @property
     def boxes_xyxy(self) -> Float64[np.ndarray, "G 4"]:

@@ -132,11 +132,11 @@ def shard_numbers(data: DetectionData) -> Int64[np.ndarray, " N"]:
     """
     numbers: dict[str, int] = {}
     for image in data.images:
-        if image.shard_image is None:
+        if image.shard is None:
             raise ConfigError(
                 f"setting 'data.shuffle_shards' is set, but {image.path} of {data.source} is in no shard; expected a "
                 "dataset of shards: remove the setting"
             )
-        numbers.setdefault(image.shard_image.shard, len(numbers))
-    shards = (numbers[image.shard_image.shard] for image in data.images if image.shard_image is not None)
+        numbers.setdefault(image.shard, len(numbers))
+    shards = (numbers[image.shard] for image in data.images if image.shard is not None)
     return np.fromiter(shards, dtype=np.int64, count=len(data.images))
