@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,8 @@ from functools import cache, partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+
+from two_processes import environments
 
 from querybox.training import RunSettings
 from torture.case import Case, require
@@ -30,21 +31,10 @@ def start_two(
     settings: RunSettings, plans: Sequence[dict[str, Any]] = ({}, {}), *, resume: bool = False
 ) -> list[ForkServerProcess]:
     """Begin, or resume, a run of two processes on the CPU."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for rank, plan in enumerate(plans):
-        environment = {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "ACCELERATE_USE_CPU": "true",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        processes.append(start(settings, Plan(environment=environment, **plan), resume=resume))
-    return processes
+    return [
+        start(settings, Plan(environment=environment, **plan), resume=resume)
+        for environment, plan in zip(environments(), plans, strict=True)
+    ]
 
 
 def finish_two(settings: RunSettings, *, resume: bool = False) -> dict[str, Any]:
