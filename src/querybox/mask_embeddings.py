@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -16,6 +18,12 @@ from querybox.errors import ConfigError
 
 MASK_STRIDE = 4
 """Stride in pixels of the map of masks."""
+SMALL = 8
+"""Area of the windows of an image, in maps, up to which products with their cells alone take less time than those with
+all cells, on a CPU."""
+
+Window = tuple[slice, slice]
+"""Rows and columns of a map."""
 
 
 class Masks(ABC):
@@ -26,6 +34,16 @@ class Masks(ABC):
     @abstractmethod
     def logits(self, query: Int[Tensor, "B K"]) -> Float[Tensor, "B K h w"]:
         """Return the mask logits of some queries of each image: positive where the object is."""
+
+    def in_windows(
+        self, query: Int[Tensor, "B K"], windows: Sequence[Sequence[Window]]
+    ) -> list[list[Float[np.ndarray, "_ _"]]]:
+        """Return the mask logits of the first queries of each image in windows, one for each query."""
+        logits = as_array(self.logits(query))
+        return [
+            [each[window] for each, window in zip(maps, image, strict=False)]
+            for maps, image in zip(logits, windows, strict=True)
+        ]
 
     @abstractmethod
     def queries(self, index: slice) -> Self:
@@ -61,8 +79,28 @@ class MaskEmbeddings(Masks):
 
     def logits(self, query: Int[Tensor, "B K"]) -> Float[Tensor, "B K h w"]:
         """Return the mask logits of some queries of each image; see `Masks.logits`."""
-        rows = self.embeddings.gather(1, query[..., None].expand(-1, -1, self.embeddings.shape[2]))
-        return (rows @ self.cells.flatten(2)).unflatten(2, self.cells.shape[2:])
+        return (self.rows(query) @ self.cells.flatten(2)).unflatten(2, self.cells.shape[2:])
+
+    def rows(self, query: Int[Tensor, "B K"]) -> Float[Tensor, "B K D"]:
+        """Return the embeddings of some queries of each image."""
+        return self.embeddings.gather(1, query[..., None].expand(-1, -1, self.embeddings.shape[2]))
+
+    def in_windows(
+        self, query: Int[Tensor, "B K"], windows: Sequence[Sequence[Window]]
+    ) -> list[list[Float[np.ndarray, "_ _"]]]:
+        """Return the mask logits of the first queries of each image in windows; see `Masks.in_windows`."""
+        area = sum(
+            (rows.stop - rows.start) * (columns.stop - columns.start)
+            for image in windows
+            for rows, columns in image
+        )
+        if self.cells.device.type != "cpu" or area > SMALL * len(windows) * math.prod(self.shape):
+            return Masks.in_windows(self, query, windows)
+        cells = as_array(self.cells.permute(0, 2, 3, 1))  # [B, h, w, D]
+        return [
+            [grid[window] @ row for row, window in zip(rows, image, strict=False)]
+            for grid, rows, image in zip(cells, as_array(self.rows(query)), windows, strict=True)
+        ]
 
     def queries(self, index: slice) -> Self:
         """Return the masks of a slice of the queries."""
@@ -81,12 +119,20 @@ class MaskEmbeddings(Masks):
 
         The cells are interpolated instead of the logits, which is the same.
         """
-        embeddings = torch.stack([layer.embeddings for layer in layers])  # [L, B, Q, D]
-        # Unbound once: the gradient of an index of the batch is as large as all of it.
-        cells = sample_rows(layers[0].cells, points).unbind()  # B x [P, D]
-        for image, query in enumerate(queries):
-            rows = query[..., None].expand(-1, -1, embeddings.shape[3])
-            yield embeddings[:, image].gather(1, rows) @ cells[image].T
+        embeddings = torch.stack([layer.embeddings for layer in layers])
+        return products(embeddings, queries, sample_rows(layers[0].cells, points))
+
+
+def products(
+    embeddings: Float[Tensor, "L B Q D"],
+    queries: Sequence[Int[Tensor, "L _"]],
+    cells: Float[Tensor, "B P D"],
+) -> Iterator[Float[Tensor, "L _ P"]]:
+    """Yield for each image the products of the embeddings of some of its queries, in every layer, and of its cells."""
+    # Unbound once: the gradient of an index of the batch is as large as all of it.
+    for image, (query, rows) in enumerate(zip(queries, cells.unbind(), strict=True)):
+        index = query[..., None].expand(-1, -1, embeddings.shape[3])
+        yield embeddings[:, image].gather(1, index) @ rows.T
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +186,11 @@ class MaskLogits(Masks):
             yield sample(torch.stack(maps), points[image].expand(len(maps), -1, -1))
 
 
+def as_array(x: Float[Tensor, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """Return a tensor as an array, half precision in float32, because NumPy has no bfloat16."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)).cpu().numpy()
+
+
 def sample(maps: Float[Tensor, "B _ h w"], points: Float[Tensor, "B P 2"]) -> Float[Tensor, "B _ P"]:
     """Return maps at points (x, y) in -1 to 1, bilinearly interpolated; beyond an edge, the cells at it go on."""
     grid = points.to(maps.dtype)[:, None]  # [B, 1, P, 2]
@@ -151,16 +202,35 @@ def sample_rows(maps: Float[Tensor, "B D h w"], points: Float[Tensor, "B P 2"]) 
 
     Its gradient has them last, too, and takes half as long as that of `grid_sample`.
     """
-    height, width = maps.shape[2:]
+    index, weights = cells_around(points, (maps.shape[2], maps.shape[3]))
+    return sum_rows(maps.permute(0, 2, 3, 1).flatten(0, 2), index, weights)
+
+
+def cells_around(
+    points: Float[Tensor, "B P 2"], shape: tuple[int, int]
+) -> tuple[Int[Tensor, "B P 4"], Float[Tensor, "B P 4"]]:
+    """Return the four cells around points (x, y) in -1 to 1, and their weights.
+
+    Args:
+        points: Points of each image.
+        shape: (height, width) of the maps in cells, which are counted row by row, image by image.
+    """
+    height, width = shape
     x, y = points.unbind(2)
     columns, right = neighbours(x, width)  # [B, P, 2]
     rows, lower = neighbours(y, height)
-    first = torch.arange(len(maps), device=maps.device)[:, None, None, None] * (height * width)
+    first = torch.arange(len(points), device=points.device)[:, None, None, None] * (height * width)
     index = first + rows[..., None] * width + columns[..., None, :]  # [B, P, 2, 2]
-    weights = (lower[..., None] * right[..., None, :]).to(maps.dtype)
-    table = maps.permute(0, 2, 3, 1).flatten(0, 2)  # [B h w, D]
-    sums = F.embedding_bag(index.view(-1, 4), table, per_sample_weights=weights.view(-1, 4), mode="sum")
-    return sums.unflatten(0, points.shape[:2])
+    return index.flatten(2), (lower[..., None] * right[..., None, :]).flatten(2)
+
+
+def sum_rows(
+    table: Float[Tensor, "N D"], index: Int[Tensor, "B P 4"], weights: Float[Tensor, "B P 4"]
+) -> Float[Tensor, "B P D"]:
+    """Return weighted sums of rows of a table."""
+    weights = weights.to(table.dtype).view(-1, 4)
+    sums = F.embedding_bag(index.view(-1, 4), table, per_sample_weights=weights, mode="sum")
+    return sums.unflatten(0, index.shape[:2])
 
 
 def neighbours(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -53,25 +54,49 @@ class Rle:
 
     @classmethod
     def of_part(cls, part: Bool[np.ndarray, "h w"], corner: tuple[int, int], size: tuple[int, int]) -> Self:
-        """Encode a mask that is empty outside of a part of the image.
+        """Encode a mask that is empty outside of a part of the image; see `of_parts`."""
+        return cls.of_parts([part], [corner], size)[0]
+
+    @classmethod
+    def of_parts(
+        cls,
+        parts: Sequence[Bool[np.ndarray, "_ _"]],
+        corners: Sequence[tuple[int, int]],
+        size: tuple[int, int],
+    ) -> tuple[Self, ...]:
+        """Encode masks that are empty outside of a part of the image; many small ones take less time than one by one.
 
         Args:
-            part: The part of the mask, inside the image.
-            corner: (top, left) of the part.
+            parts: The part of each mask, inside the image.
+            corners: (top, left) of each part.
             size: (height, width) of the image.
         """
-        (top, left), height = corner, size[0]
-        h, w = part.shape
-        flat = np.zeros(
-            w * (h + 1) + 1, dtype=bool
-        )  # a pixel outside before each column, and behind the last
-        flat[:-1].reshape(w, h + 1)[:, 1:] = part.T
-        columns, rows = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), h + 1)
-        positions = (left + columns) * height + top + rows
+        height, pixels = size[0], size[0] * size[1]
+        h, w = np.array([part.shape for part in parts], dtype=np.int64).reshape(-1, 2).T
+        top, left = np.array(corners, dtype=np.int64).reshape(-1, 2).T
+        ends = np.cumsum(w * (h + 1))
+        starts = ends - w * (h + 1)
+        # A pixel outside before each column, and behind the last one
+        flat = np.zeros(int((w * (h + 1)).sum()) + 1, dtype=bool)
+        for part, start, end in zip(parts, starts, ends, strict=True):
+            flat[start:end].reshape(part.shape[1], len(part) + 1)[:, 1:] = part.T
+        changes = np.flatnonzero(flat[1:] != flat[:-1])
+        mask = np.repeat(np.arange(len(parts)), np.diff(np.searchsorted(changes, ends), prepend=0))
+        columns, rows = np.divmod(changes - starts[mask], h[mask] + 1)
+        positions = (left[mask] + columns) * height + top[mask] + rows
         # A column inside at the bottom of the image is continued by one inside at its top: two changes are none.
-        if len(none := np.flatnonzero(positions[1:] == positions[:-1])):
-            positions = np.delete(positions, np.concatenate([none, none + 1]))
-        return cls.of_changes(positions, size)
+        none = np.flatnonzero((positions[1:] == positions[:-1]) & (mask[1:] == mask[:-1]))
+        kept = positions < pixels
+        kept[none] = kept[none + 1] = False
+        positions, mask = positions[kept], mask[kept]
+        stops = np.full(
+            len(positions) + len(parts), pixels, dtype=np.int64
+        )  # of runs, the last one of each mask
+        stops[np.arange(len(positions)) + mask] = positions
+        counts = np.bincount(mask, minlength=len(parts)) + 1
+        runs = np.diff(stops, prepend=pixels)
+        runs[np.cumsum(counts) - counts] += pixels
+        return tuple(cls(size, text) for text in compress_all(runs, counts))
 
     @classmethod
     def of_polygons(cls, polygons: Polygons, size: tuple[int, int]) -> Self:
@@ -243,13 +268,26 @@ def mask_iou(
 
 def compress(runs: Int64[np.ndarray, " R"]) -> bytes:
     """Return lengths of runs as a compressed string."""
+    return compress_all(runs, np.array([len(runs)]))[0]
+
+
+def compress_all(runs: Int64[np.ndarray, " R"], counts: Int64[np.ndarray, " N"]) -> list[bytes]:
+    """Return the lengths of the runs of several masks, `counts` of each one, as compressed strings."""
+    starts = np.cumsum(counts) - counts
+    late = np.flatnonzero(np.arange(len(runs)) - np.repeat(starts, counts) > 2)
     values = np.asarray(runs, dtype=np.int64).copy()
-    values[3:] -= runs[1:-2]
-    return b"".join(_characters(values[start : start + _CHUNK]) for start in range(0, len(values), _CHUNK))
+    values[late] -= runs[late - 2]
+    chunks = [_characters(values[start : start + _CHUNK]) for start in range(0, len(values), _CHUNK)]
+    text = b"".join(characters for characters, _ in chunks)
+    ends = np.cumsum(
+        np.concatenate([[0], *(groups for _, groups in chunks)])
+    )  # of the number before, in `text`
+    bounds = ends[np.concatenate([[0], np.cumsum(counts)])].tolist()
+    return [text[start:end] for start, end in pairwise(bounds)]
 
 
-def _characters(values: Int64[np.ndarray, " R"]) -> bytes:
-    """Return numbers as characters, in as many groups of 5 bits as hold the number and its sign."""
+def _characters(values: Int64[np.ndarray, " R"]) -> tuple[bytes, Int64[np.ndarray, " R"]]:
+    """Return numbers as characters, in as many groups of 5 bits as hold the number and its sign, and how many."""
     magnitude = np.where(values < 0, ~values, values)
     groups, most = np.ones(len(values), dtype=np.int64), 1
     while (more := magnitude >= 1 << (5 * most - 1)).any():
@@ -257,7 +295,7 @@ def _characters(values: Int64[np.ndarray, " R"]) -> bytes:
         most += 1
     place = np.arange(most)
     codes = (values[:, None] >> 5 * place & 31) + np.where(place < groups[:, None] - 1, 32, 0) + _ZERO
-    return codes[place < groups[:, None]].astype(np.uint8).tobytes()
+    return codes[place < groups[:, None]].astype(np.uint8).tobytes(), groups
 
 
 def decompress(counts: bytes) -> Int64[np.ndarray, " R"]:

@@ -42,7 +42,10 @@ CATEGORIES = (Category(id=7, name="cat"), Category(id=9, name="dog"))
 def test_a_mask_is_the_enlarged_map_within_its_box(box: list[float]) -> None:
     logits = torch.randn(2, 8, 10, generator=torch.Generator().manual_seed(0))
     # Each cell has 4 pixels of the resized image, 5 of the original.
-    masks = detection_masks(logits, torch.tensor([box, box]), (40, 50), (32, 40))
+    maps = MaskLogits.of(logits[None], torch.tensor([[0, 1]]), 2)
+    (masks,) = detection_masks(
+        maps, torch.tensor([[0, 1]]), [torch.tensor([box, box])], [(40, 50)], [(32, 40)]
+    )
     enlarged = F.interpolate(logits[:, None], size=(40, 50), mode="bilinear")[:, 0] > 0
     left, top, right, bottom = box
     rows, columns = torch.arange(40)[:, None], torch.arange(50)
@@ -81,8 +84,9 @@ def test_predicted_masks_are_those_of_their_queries() -> None:
         engine.last.scores()[0].flatten().argsort(descending=True) // 2
     )  # of queries, each for two classes
     assert engine.last.masks is not None
-    logits = engine.last.masks.logits(order[None])[0]
-    assert everything.masks == detection_masks(logits, everything.boxes_xyxy, (60, 90), (60, 90))
+    maps = MaskLogits.of(engine.last.masks.logits(torch.arange(10)[None]), torch.arange(10)[None], 10)
+    (masks,) = detection_masks(maps, order[None], [everything.boxes_xyxy], [(60, 90)], [(60, 90)])
+    assert everything.masks == masks
     assert len(set(everything.masks)) == 10
     threshold = float(everything.scores[3])
     (some,) = predict(engine, image, threshold=threshold)
@@ -108,6 +112,18 @@ def test_masks_of_some_queries_are_those_of_all() -> None:
         ConfigError, match=r"masks of the 4 highest-scoring detections .*: pass top_k=100, or"
     ):
         some.logits(torch.tensor([[9, 3]]))
+
+
+@pytest.mark.parametrize("side", [1, 7, 15])
+def test_products_in_windows_are_those_of_the_whole_map(side: int) -> None:
+    masks = Stub().last.masks
+    assert masks is not None
+    query = torch.tensor([[7, 2, 7, 9, 1, 0, 3, 4, 5, 6, 8]])
+    windows = [(slice(0, side), slice(number, number + 12)) for number in range(10)]
+    (found,) = masks.in_windows(query, [windows])
+    assert len(found) == 10
+    for each, logits, window in zip(found, masks.logits(query)[0], windows, strict=False):
+        assert_close(torch.from_numpy(each), logits[window])
 
 
 def test_an_optimised_copy_has_the_masks_of_its_detector() -> None:

@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from querybox.mask_embeddings import MASK_STRIDE
+from querybox.mask_embeddings import MASK_STRIDE, Masks, Window
 from querybox.masks import Rle
+
+PIXELS_AT_ONCE = 1 << 22
+"""Pixels of boxes that are encoded together, at least one box; it bounds the memory."""
 
 
 def detection_masks(
-    logits: Float[Tensor, "N h w"],
-    boxes_xyxy: Float[Tensor, "N 4"],
-    size: tuple[int, int],
-    resized: tuple[int, int],
-) -> tuple[Rle, ...]:
-    """Return the mask of each detection: the pixels of its box whose interpolated logit is positive.
+    masks: Masks,
+    query: Int[Tensor, "B K"],
+    boxes_xyxy: Sequence[Float[Tensor, "_ 4"]],
+    sizes: Sequence[tuple[int, int]],
+    resized: Sequence[tuple[int, int]],
+) -> list[tuple[Rle, ...]]:
+    """Return the mask of each detection of each image: the pixels of its box whose interpolated logit is positive.
 
     Args:
-        logits: Mask logits of each detection, on the CPU.
-        boxes_xyxy: Boxes that the masks are cut to, in pixels of the original image.
-        size: (height, width) of the original image in pixels.
-        resized: (height, width) that the image was resized to.
+        masks: The masks of all queries.
+        query: The query of each detection, in the order of the boxes; those that follow are ignored.
+        boxes_xyxy: Boxes that the masks are cut to, up to K for each image, in pixels of the original image.
+        sizes: (height, width) of each original image in pixels.
+        resized: (height, width) that each image was resized to.
     """
-    height, width = logits.shape[1:]
-    rows = Axis.of(size[0], resized[0], height)
-    columns = Axis.of(size[1], resized[1], width)
-    return tuple(
-        box_mask(each, box, rows, columns, size)
-        for each, box in zip(logits.numpy(), boxes_xyxy.tolist(), strict=True)
-    )
+    grids = [Grid.of(*each, masks.shape) for each in zip(sizes, resized, strict=True)]
+    cuts = [grid.cuts(boxes.numpy()) for grid, boxes in zip(grids, boxes_xyxy, strict=True)]
+    logits = masks.in_windows(query, [[cut.window for cut in each] for each in cuts])
+    return [
+        tuple(grid.encoded(parts, each, size))
+        for grid, size, parts, each in zip(grids, sizes, logits, cuts, strict=True)
+    ]
 
 
 class Axis(NamedTuple):
@@ -43,8 +48,8 @@ class Axis(NamedTuple):
     """The cell before each pixel."""
     behind: Int[np.ndarray, " P"]
     """The next one; beyond the ends of the map, its first and its last cell go on."""
-    weight: Float[np.ndarray, "P 1"]
-    """That of the next one, 0-1."""
+    weights: Float[np.ndarray, "P h"]
+    """Those of linear interpolation, which are 0 but for these two cells."""
 
     @classmethod
     def of(cls, full: int, short: int, cells: int) -> Self:
@@ -55,36 +60,75 @@ class Axis(NamedTuple):
             short: The same of the resized image.
             cells: Side of the map.
         """
-        pixels = np.arange(full, dtype=np.float32)
+        pixels = np.arange(full)
         places = ((pixels + 0.5) * (short / full / MASK_STRIDE) - 0.5).clip(0, cells - 1)
         before = places.astype(np.int64)
-        return cls(before, np.minimum(before + 1, cells - 1), (places - before)[:, None])
+        behind = np.minimum(before + 1, cells - 1)
+        weights = np.zeros((full, cells), dtype=np.float32)
+        weights[pixels, behind] = places - before
+        weights[pixels, before] += 1 - (places - before)
+        return cls(before, behind, weights)
 
-    def pixels(self, low: float, high: float) -> slice:
-        """Return the pixels between two edges of a box."""
-        start, stop = max(0, math.floor(low)), min(len(self.before), math.ceil(high))
-        return slice(start, max(start, stop))
-
-    def cells(self, pixels: slice) -> slice:
-        """Return the cells around some pixels."""
-        behind = self.behind[pixels]
-        return slice(int(self.before[pixels.start]), int(behind[-1]) + 1) if len(behind) else slice(0, 0)
-
-    def interpolate(
-        self, x: Float[np.ndarray, "h w"], cells: slice, pixels: slice
-    ) -> Float[np.ndarray, "P w"]:
-        """Interpolate a map, of which some cells are given, linearly along its first axis at some pixels."""
-        before = x[self.before[pixels] - cells.start]
-        return before + self.weight[pixels] * (x[self.behind[pixels] - cells.start] - before)
+    def between(
+        self, low: Float[np.ndarray, " N"], high: Float[np.ndarray, " N"]
+    ) -> Iterator[tuple[slice, slice]]:
+        """Yield the pixels between two edges of each box, and the cells around them."""
+        side = len(self.before)
+        start = np.floor(low).clip(0, side).astype(np.int64)
+        stop = np.maximum(start, np.ceil(high).clip(0, side).astype(np.int64))
+        first = self.before[start.clip(max=side - 1)]
+        last = np.where(start < stop, self.behind[stop - 1] + 1, first)
+        for pixels_cells in np.stack([start, stop, first, last], 1).tolist():
+            yield slice(*pixels_cells[:2]), slice(*pixels_cells[2:])
 
 
-def box_mask(
-    logits: Float[np.ndarray, "h w"], box_xyxy: list[float], rows: Axis, columns: Axis, size: tuple[int, int]
-) -> Rle:
-    """Return the mask of one detection; see `detection_masks`."""
-    left, top, right, bottom = box_xyxy
-    y, x = rows.pixels(top, bottom), columns.pixels(left, right)
-    y_cells, x_cells = rows.cells(y), columns.cells(x)
-    part = rows.interpolate(logits[y_cells, x_cells], y_cells, y).T  # small: enlarged along one side
-    enlarged = columns.interpolate(np.ascontiguousarray(part), x_cells, x)  # in the order of run lengths
-    return Rle.of_part((enlarged > 0).T, (y.start, x.start), size)
+class Cut(NamedTuple):
+    """The part of an image in a box."""
+
+    rows: slice
+    """Of pixels."""
+    columns: slice
+    window: Window
+    """The cells around them."""
+
+
+class Grid(NamedTuple):
+    """Where the pixels of an image are between the cells of its map."""
+
+    rows: Axis
+    columns: Axis
+
+    @classmethod
+    def of(cls, size: tuple[int, int], resized: tuple[int, int], shape: tuple[int, int]) -> Self:
+        """Return the grid of an image; see `Axis.of`."""
+        return cls(*(Axis.of(*each) for each in zip(size, resized, shape, strict=True)))
+
+    def cuts(self, boxes_xyxy: Float[np.ndarray, "N 4"]) -> list[Cut]:
+        """Return the part in each box."""
+        left, top, right, bottom = boxes_xyxy.T
+        return [
+            Cut(rows, columns, (vertical, horizontal))
+            for (rows, vertical), (columns, horizontal) in zip(
+                self.rows.between(top, bottom), self.columns.between(left, right), strict=True
+            )
+        ]
+
+    def encoded(
+        self, logits: Sequence[Float[np.ndarray, "_ _"]], cuts: Sequence[Cut], size: tuple[int, int]
+    ) -> Iterator[Rle]:
+        """Yield the masks of detections, given the logits of the cells around each."""
+        parts: list[Bool[np.ndarray, "_ _"]] = []
+        first, pixels = 0, 0
+        for index, (each, cut) in enumerate(zip(logits, cuts, strict=True), start=1):
+            parts.append(self.inside(each, cut))
+            pixels += parts[-1].size
+            if pixels > PIXELS_AT_ONCE or index == len(cuts):
+                corners = [(one.rows.start, one.columns.start) for one in cuts[first:index]]
+                yield from Rle.of_parts(parts, corners, size)
+                parts, first, pixels = [], index, 0
+
+    def inside(self, logits: Float[np.ndarray, "h w"], cut: Cut) -> Bool[np.ndarray, "_ _"]:
+        """Return the pixels whose interpolated logit is positive."""
+        vertical, horizontal = cut.window
+        rows, columns = self.rows.weights[cut.rows, vertical], self.columns.weights[cut.columns, horizontal]
+        return (columns @ (rows @ logits).T > 0).T  # in the order of run lengths

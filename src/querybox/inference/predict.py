@@ -25,7 +25,7 @@ from querybox.inference.sources import Frame, Pixels, Source, find_sources, read
 from querybox.inference.tiles import View, merged
 from querybox.inference.trackers import TrackerName, lowest_score
 from querybox.inference.tracking import require_tracking, tracked
-from querybox.structures import ImageBatch, Predictions, Preprocessing, at_least_float32
+from querybox.structures import ImageBatch, Predictions, Preprocessing
 
 T = TypeVar("T")
 
@@ -256,16 +256,22 @@ def to_detections(
     ]
     if predictions.masks is None:
         return found
-    most = max(map(len, found), default=0)
-    logits = at_least_float32(predictions.masks.logits(query[:, :most])).cpu()  # [B, most, h, w]
-    return [
-        replace(each, masks=detection_masks(rows[: len(each)], mask_boxes(each), item.size, item.resized))
-        for each, rows, item in zip(found, logits, batch, strict=True)
-    ]
+    masks = detection_masks(
+        predictions.masks,
+        query[:, : max(map(len, found), default=0)],
+        [mask_boxes(each) for each in found],
+        [item.size for item in batch],
+        [item.resized for item in batch],
+    )
+    return [replace(each, masks=rles) for each, rles in zip(found, masks, strict=True)]
 
 
 def mask_boxes(detections: Detections) -> Float[Tensor, "N 4"]:
     """Return the part of the image that each mask is cut to: its box, and for stuff, which has no extent, all of it."""
+    if not any(category.stuff for category in detections.categories):
+        return detections.boxes_xyxy
+    if not any(category.stuff for category in detections.categories):
+        return detections.boxes_xyxy
     height, width = detections.size
     stuff = torch.tensor([category.stuff for category in detections.categories])[detections.labels]
     whole = detections.boxes_xyxy.new_tensor([0, 0, width, height])
