@@ -288,14 +288,25 @@ def test_attention_equals_pytorchs() -> None:
     assert_close(mean, want, rtol=0, atol=0.06)
 
 
-def test_linear_equals_pytorchs() -> None:
-    x, weight, bias = torch.randn(2, 3, 5), torch.randn(4, 5), torch.randn(4)
-    assert_close(linear(x, weight, bias), nn.functional.linear(x, weight, bias))
+@pytest.mark.parametrize("rows", [(2, 3), (37,), (0, 3)])
+@pytest.mark.parametrize("frozen", [(), (0,), (1, 2)])
+def test_linear_equals_pytorchs(rows: tuple[int, ...], frozen: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    tensors = torch.randn(*rows, 5), torch.randn(4, 5), torch.randn(4)
+    results = []
+    for function in (linear, nn.functional.linear):
+        copies = [each.clone().requires_grad_(number not in frozen) for number, each in enumerate(tensors)]
+        output = function(*copies)
+        output.square().sum().backward()
+        results.append((output, [each.grad for each in copies]))
+    assert_close(*results)
+    x, weight, bias = tensors
+    assert_close(linear(x, weight, None), nn.functional.linear(x, weight))
     assert linear(x.double(), weight.double(), bias.double()).dtype == torch.float64
 
 
 @pytest.mark.parametrize(("instructions", "faster"), [("AVX512", True), ("AVX2", False), ("DEFAULT", False)])
-def test_linear_layers_are_convolutions_where_that_is_faster(
+def test_linear_layers_are_onednns_where_that_is_faster(
     monkeypatch: pytest.MonkeyPatch, instructions: str, *, faster: bool
 ) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)

@@ -24,6 +24,7 @@ from torch import nn
 from querybox.fast.replacement import is_plain
 from querybox.modules.blocks import ConvNorm, FeedForward
 from querybox.modules.heads import BoxHead, DeltaHead, EdgeHead
+from querybox.modules.masks import CellBlock
 
 SEQUENTIAL = (nn.Sequential, ConvNorm, FeedForward, BoxHead, DeltaHead, EdgeHead)
 """Classes whose forward method calls their children in order."""
@@ -48,6 +49,7 @@ CHAINS: dict[type[nn.Module], str] = {
     resnetv2.PreActBasic: "conv1 norm2 conv2 drop_path",
     resnetv2.PreActBottleneck: "conv1 norm2 conv2 norm3 conv3 drop_path",
     hgnet.ConvBNAct: "conv bn act lab",
+    CellBlock: "norm pointwise activation",
     DenseLayer: "norm1 conv1 norm2 conv2",
     EfficientNetFeatures: "conv_stem bn1",
     MobileNetV3Features: "conv_stem bn1 act1",

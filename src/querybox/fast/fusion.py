@@ -113,8 +113,10 @@ def fold(conv: nn.Conv2d, slot: Slot) -> bool:
 
 def take_activation(layer: FusedConv2d | FusedLinear, module: nn.Module) -> bool:
     """Fuse the activation `module` into `layer` if possible; return whether it was."""
-    supported = (nn.ReLU,) if isinstance(layer, FusedLinear) else tuple(ACTIVATIONS)
+    supported = (nn.ReLU, nn.GELU) if isinstance(layer, FusedLinear) else tuple(ACTIVATIONS)
     if layer.activation is not nn.Identity or type(module) not in supported:
+        return False
+    if isinstance(module, nn.GELU) and module.approximate != "none":
         return False
     layer.activation = type(module)
     return True

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from querybox.fast.convolution import use_fused_operators
 from querybox.fast.fusion import fuse
+from querybox.fast.masks import FusedMaskHead
 from querybox.fast.replacement import copy_modules, has_hooks, replace_leaves
 from querybox.fast.sampling import TableSample, TritonSample, runs_triton
 from querybox.levels import Cells, Shapes
 from querybox.modules.deformable_attention import DeformableAttention, GridSample
 from querybox.modules.detector import DetectionTransformer
 from querybox.modules.encoder import shrink_masks
+from querybox.modules.masks import MaskHead
 from querybox.structures import ImageBatch, Memory
 
 SIZES = 16
@@ -40,6 +42,8 @@ def for_inference(
         module.training = False
     fuse(fast)
     replace_leaves(fast, {GridSample: TritonSample if runs_triton(detector.device) else TableSample})
+    if detector.device.type == "cpu":
+        replace_leaves(fast, {MaskHead: FusedMaskHead})
     copy_shared_tensors(fast, {id(each) for each in (*detector.parameters(), *detector.buffers())})
     set_last_only(fast)
     cache_cells(fast, dtype)

@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int32
+from jaxtyping import Float, Int32, Int64
 from scipy.sparse import csc_array
 from torch import Tensor
 from torch.autograd import Function
+
+from querybox.fast.convolution import ONEDNN, has_onednn
 
 
 def keep_mask(shape: torch.Size, dropout: float) -> Tensor:
@@ -36,18 +38,40 @@ def drop(x: Float[Tensor, "*shape"], dropout: float) -> Float[Tensor, "*shape"]:
 def linear(
     x: Float[Tensor, "*shape in"], weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None
 ) -> Float[Tensor, "*shape out"]:
-    """Apply a linear layer; in float32 as a 1x1 convolution, because PyTorch uses oneDNN for it, and MKL otherwise.
+    """Apply a linear layer; in float32 by oneDNN, because PyTorch uses MKL.
 
-    Whether this is faster depends on the processor, see `convolution_is_faster`.
+    Whether this is faster depends on the processor, see `onednn_is_faster`.
     """
-    if weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+    available = has_onednn(weight.device, weight.dtype) and weight.dtype == torch.float32
+    if not available or not x.numel() or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
-    column = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # [1, in, N, 1], channels last
-    y = F.conv2d(column, weight[:, :, None, None], bias)  # [1, out, N, 1]
-    return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+    y: Tensor = OneDNNLinear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
+    return y.view(*x.shape[:-1], -1)
 
 
-def convolution_is_faster() -> bool:
+class OneDNNLinear(Function):
+    """A linear layer of rows, and its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the projected rows."""
+        ctx.save_for_backward(x, weight)
+        output: Tensor = ONEDNN._linear_pointwise(x, weight, bias, "none", [], "")
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of rows, weight and bias."""
+        (x, weight), (gradient,) = ctx.saved_tensors, gradients
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            ONEDNN._linear_pointwise(gradient, weight.T.contiguous(), None, "none", [], "") if of_x else None,
+            gradient.T @ x if of_weight else None,
+            gradient.sum(0) if of_bias else None,
+        )
+
+
+def onednn_is_faster() -> bool:
     """Return whether `linear` takes less time than PyTorch's linear layer on this processor.
 
     It does with AVX-512 instructions, and takes longer with AVX2 alone. The instructions decide, not a timing, which
@@ -179,3 +203,20 @@ class WeightedRows(Function):
             # Computes the entries of the matrix only, and writes them to `of_weights`.
             torch.sparse.sampled_addmm(matrix, gradient[image], table[image].T, out=matrix)
         return None, torch.stack(of_tables), of_weights
+
+
+class Rows(Function):
+    """Some rows of a table, each once."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Float[Tensor, "N D"], index: Int64[Tensor, " M"]) -> Float[Tensor, "M D"]:
+        """Return the rows with these different indices."""
+        ctx.save_for_backward(index)
+        ctx.rows = len(table)
+        return table.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient of the table, which is that of each row, and zero elsewhere."""
+        (index,), (gradient,) = ctx.saved_tensors, gradients
+        return gradient.new_zeros(ctx.rows, gradient.shape[1]).index_copy_(0, index, gradient), None

@@ -21,10 +21,11 @@ from querybox.fast.kernels import (
     ReLUDropout,
     ShortSoftmax,
     WeightedRows,
-    convolution_is_faster,
     drop,
     linear,
+    onednn_is_faster,
 )
+from querybox.fast.masks import SparseMaskHead
 from querybox.fast.replacement import copy_modules, is_plain, replace_leaves
 from querybox.fast.sampling import TritonSample, corners, runs_triton, value_table
 from querybox.levels import Levels
@@ -33,6 +34,7 @@ from querybox.modules.backbone import Backbone
 from querybox.modules.deformable_attention import GridSample
 from querybox.modules.detector import DetectionTransformer
 from querybox.modules.heads import ClassHead, SigmoidClassHead
+from querybox.modules.masks import MaskHead
 from querybox.structures import at_least_float32
 
 
@@ -43,7 +45,7 @@ def for_training(detector: DetectionTransformer) -> DetectionTransformer:
         if isinstance(module, Backbone):
             fold_batch_norms(module)
     if detector.device.type == "cpu":
-        leaves = LEAVES | LINEAR if convolution_is_faster() else LEAVES
+        leaves = LEAVES | LINEAR if onednn_is_faster() else LEAVES
         for part in (fast.neck, fast.encoder, fast.decoder, fast.mask_head):
             if part is not None:
                 join_dropout(part)
@@ -206,9 +208,10 @@ LEAVES: dict[type[nn.Module], type[nn.Module]] = {
     nn.Softmax: FastSoftmax,
     ScaledDotProduct: FastScaledDotProduct,
     GridSample: SparseSample,
+    MaskHead: SparseMaskHead,
 }
 """Modules of the neck, encoder, decoder and mask head that are replaced on a CPU."""
 LINEAR: dict[type[nn.Module], type[nn.Module]] = dict.fromkeys(
     (nn.Linear, ClassHead, SigmoidClassHead), FastLinear
 )
-"""Those that are replaced as well where `convolution_is_faster`."""
+"""Those that are replaced as well where `onednn_is_faster`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from querybox.mask_embeddings import MASK_STRIDE, MaskEmbeddings
+from querybox.mask_embeddings import MASK_STRIDE, MaskEmbeddings, Masks
 from querybox.modules.heads import BoxLayers
 from querybox.structures import Memory, Predictions
 
@@ -58,15 +59,24 @@ class MaskHead(nn.Module):
         (feature,), shape = maps, features[0].shape[-2:]
         height, width = shape
         coarse = memory.tokens[:, : height * width].transpose(1, 2).unflatten(2, shape)  # [B, D, _, _]
-        # Features come last in memory, as in tokens: none of the large maps is transposed, forward or backward.
-        lateral = self.lateral(feature.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        cells = self.block(lateral + self.enlarged(coarse, feature))  # [B, D, h, w]
         contents = [layer.content for layer in layers if layer.content is not None]
         embeddings = self.embedding(torch.stack(contents))  # [L, B, Q, D]
-        return tuple(
-            replace(layer, masks=MaskEmbeddings(embeddings=each, cells=cells))
-            for layer, each in zip(layers, embeddings, strict=True)
-        )
+        masks = self.masks(embeddings, self.merged(feature, self.enlarged(coarse, feature)))
+        return tuple(replace(layer, masks=each) for layer, each in zip(layers, masks, strict=True))
+
+    def merged(
+        self, feature: Float[Tensor, "B _ h w"], coarse: Float[Tensor, "B D h w"]
+    ) -> Float[Tensor, "B D h w"]:
+        """Return the sum of the backbone's map, projected, and the enlarged one of the encoder.
+
+        Features come last in memory, as in tokens: none of the large maps is transposed, forward or backward.
+        """
+        return self.lateral(feature.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) + coarse
+
+    def masks(self, embeddings: Float[Tensor, "L B Q D"], cells: Float[Tensor, "B D h w"]) -> Iterable[Masks]:
+        """Return the masks of every layer, given the embeddings of the queries and the cells before the block."""
+        cells = self.block(cells)
+        return [MaskEmbeddings(embeddings=each, cells=cells) for each in embeddings]
 
     def enlarged(
         self, coarse: Float[Tensor, "B D _ _"], feature: Float[Tensor, "B _ h w"]
@@ -100,8 +110,13 @@ class CellBlock(nn.Module):
         self.depthwise = nn.Conv2d(width, width, kernel_size=3, padding=1, groups=width)
         self.norm = nn.LayerNorm(width)
         self.pointwise = nn.Linear(width, width)
+        self.activation = nn.GELU()
 
     def forward(self, x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D h w"]:
         """Return the updated cells."""
-        updated = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
-        return x + F.gelu(self.pointwise(updated)).permute(0, 3, 1, 2)
+        around = self.depthwise(x).permute(0, 2, 3, 1)  # features come last in memory, as in tokens
+        return x + self.change(around).permute(0, 3, 1, 2)
+
+    def change(self, around: Float[Tensor, "*cells D"]) -> Float[Tensor, "*cells D"]:
+        """Return what is added to cells, each computed by itself from its convolution with those around it."""
+        return self.activation(self.pointwise(self.norm(around)))
