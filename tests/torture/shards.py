@@ -226,6 +226,12 @@ def trained(path: Path) -> int:
     return len(data.images)
 
 
+def into_folder(path: Path) -> None:
+    """Replace a file by a folder."""
+    path.unlink()
+    path.mkdir()
+
+
 def vanishing_shards(folder: Path, long: bool) -> str:
     """Remove, cut and replace shards between their index and the reading of their images."""
     others = {f"{number}.jpg": b"x" * 2000 for number in range(IMAGES)}
@@ -233,7 +239,7 @@ def vanishing_shards(folder: Path, long: bool) -> str:
         "removed": Path.unlink,
         "emptied": lambda path: path.write_bytes(b""),
         "cut": lambda path: path.write_bytes(path.read_bytes()[:1000]),
-        "a folder": lambda path: (path.unlink(), path.mkdir()),
+        "a folder": into_folder,
         "replaced": lambda path: write_tar(path, others),
     }
     lost = 0

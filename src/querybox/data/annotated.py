@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from querybox.data.findings import Corners, FindingCollector
 from querybox.data.layout import (
@@ -73,8 +75,8 @@ class AnnotatedSplit(NamedTuple):
     source: Path
     """Its file or folder."""
     locator: ImageLocator
-    parse: Callable[[FindingCollector], Sequence[AnnotatedImage]]
-    """Reads the annotations; the image files need not exist."""
+    parse: Callable[[FindingCollector], Iterable[AnnotatedImage]]
+    """Reads the annotations, all or one after the other; the image files need not exist."""
     is_whole: bool
     """Whether this and the other splits are all of a folder, so that its images without annotations are reported."""
 
@@ -202,29 +204,36 @@ class _SplitReader:
         self.paths: set[Path] = set()
 
     def read(self) -> DetectionData:
-        images = self.split.parse(self.findings)
-        names = _names(images)
+        labels: dict[str, int] = {}  # in order of occurrence, until all classes are known
+        records = [record for record in self._records(labels) if record is not None]
+        names = set(labels)
         for other in self.others:
             names |= self._names_of_other(other)
-        self._note_repeated_images(images)
         categories = self.categorize(names)
-        labels = {category.name: label for label, category in enumerate(categories)}
-        records = []
-        for number, image in enumerate(images, start=1):
-            records.append(self._record(number, image, labels))
-            image.objects.clear()  # so that large datasets are not in memory twice
+        final = {category.name: label for label, category in enumerate(categories)}
+        for record in records:
+            record.renumber(np.array([final[name] for name in labels], dtype=np.int64))
         if self.split.is_whole:
             self._note_unlabeled_images()
         data = DetectionData(
             source=self.split.source,
             categories=categories,
-            images=tuple(record for record in records if record is not None),
+            images=tuple(records),
             findings=self.findings.by_kind(),
         )
         return require_any_image(data, self.split.locator.folders)
 
-    def _note_repeated_images(self, images: Sequence[AnnotatedImage]) -> None:
-        for name, count in Counter(image.name for image in images).items():
+    def _records(self, labels: dict[str, int]) -> Iterator[ImageRecord | None]:
+        """Yield the record of each image, None for those that are excluded; add their classes to `labels`."""
+        counts: Counter[str] = Counter()
+        for number, image in enumerate(self.split.parse(self.findings), start=1):
+            for item in image.objects:
+                labels.setdefault(item.category, len(labels))
+            if image.file is None:
+                counts[image.name] += 1
+            yield self._record(number, image, labels)
+            image.objects.clear()  # so that large datasets are not in memory twice
+        for name, count in counts.items():
             if count > 1:
                 what = f"{self.split.source}: image {name[:200]!r} is listed {count} times; merge its entries"
                 self.findings.add("malformed", what)
@@ -267,13 +276,14 @@ class _SplitReader:
 
     def _names_of_other(self, split: AnnotatedSplit) -> set[str]:
         """Return the classes of another split, and remember its images."""
-        images = split.parse(FindingCollector(split.source))
-        if self.split.is_whole:
-            for image in images:
+        names: set[str] = set()
+        for image in split.parse(FindingCollector(split.source)):
+            names.update(item.category for item in image.objects)
+            if self.split.is_whole:
                 with suppress(ImageError):
                     path = split.locator.find(image.name)
                     self.paths |= set() if path is None else {path}
-        return _names(images)
+        return names
 
     def _note_unlabeled_images(self) -> None:
         """Add findings for images that no split lists, unless they are in the folder of another split."""
@@ -283,7 +293,3 @@ class _SplitReader:
             folder = split_folder(path.parent, root)
             if not self.others or folder is None or split_name(folder) == split_name(self.name):
                 self.findings.add("unlabeled_image", str(path))
-
-
-def _names(images: Sequence[AnnotatedImage]) -> set[str]:
-    return {item.category for image in images for item in image.objects}

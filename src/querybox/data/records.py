@@ -126,6 +126,10 @@ class ImageRecord:
         """Whether there is no such file. Images in shards have been found in them."""
         return self.shard is None and not is_file(self.path)  # noqa: PTH113
 
+    def renumber(self, labels: Int64[np.ndarray, " C"]) -> None:
+        """Replace the class of each object by that at its index in `labels`."""
+        self._objects["label"] = labels[self._objects["label"]]
+
     @property
     def boxes_xyxy(self) -> Float64[np.ndarray, "G 4"]:
         """Corners in pixels, inside the image, with positive width and height."""

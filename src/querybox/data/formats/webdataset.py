@@ -8,7 +8,7 @@ Images remain in their shards; an index has the places of images and their annot
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -117,9 +117,9 @@ def _parse(
     folder: Path,
     names: Callable[[FindingCollector], Names],
     findings: FindingCollector,
-) -> list[AnnotatedImage]:
+) -> Iterator[AnnotatedImage]:
+    """Yield the images, of one shard at a time, which are too many to be in memory together."""
     known = names(findings)
-    images: list[AnnotatedImage] = []
     for place in places():
         try:
             index = read_index(place, folder)
@@ -135,10 +135,9 @@ def _parse(
                     "'names' to the file that has their URLs"
                 )
             try:
-                images.append(parse_sample(place, sample, known, findings))
+                yield parse_sample(place, sample, known, findings)
             except DataError as error:
                 findings.add("malformed", str(error))
-    return images
 
 
 WEBDATASET = Format(
