@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from querybox.checkpoints.files import read_checkpoint_file
+from querybox.checkpoints.files import model_files, read_checkpoint_file
 from querybox.errors import CheckpointError
 from querybox.files import atomic
 
@@ -144,3 +144,8 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
         write_half()
     assert file.read_text() == "old"
     assert [path.name for path in file.parent.iterdir()] == ["model.bin"]
+
+
+def test_an_exported_model_of_openvino_has_its_weights_beside_it() -> None:
+    assert model_files(Path("a.xml")) == [Path("a.xml"), Path("a.bin")]
+    assert model_files(Path("a.onnx")) == [Path("a.onnx")]

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from querybox.checkpoints.digest import digest_of
 from querybox.checkpoints.files import model_files
 from querybox.detector import Detector
 from querybox.errors import ConfigError
 from querybox.tuning import choice as module
-from querybox.tuning.choice import Candidate, digest_of, load_tuned, recall, remember
+from querybox.tuning.choice import Candidate, load_tuned, recall, remember
 from querybox.tuning.machine import Machine
 from querybox.tuning.search import restoring_threads
 

@@ -1,4 +1,4 @@
-"""Verification of SHA-256 digests of weight files without an internal checksum."""
+"""SHA-256 digests of model files, and their verification where a file has no internal checksum."""
 
 from __future__ import annotations
 
@@ -6,9 +6,24 @@ import hashlib
 import re
 from pathlib import Path
 
-from querybox.errors import CheckpointError
+from querybox.errors import CheckpointError, ConfigError
+from querybox.files import require_regular
 
 DATE = re.compile(r"20\d\d[01]\d[0-3]\d")
+
+
+def digest_of(*paths: Path) -> str:
+    """Return the SHA-256 of the contents of files.
+
+    Raises:
+        ConfigError: One of them is not a regular file.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        require_regular(path, ConfigError)
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def check_digest(path: Path) -> None:

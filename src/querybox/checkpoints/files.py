@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from querybox.checkpoints.digest import check_digest
-from querybox.checkpoints.find import find_weights
+from querybox.checkpoints.find import EXPORTED, find_weights, is_exported
 from querybox.checkpoints.pickled import read_pickled, unreadable_file
 from querybox.errors import CheckpointError
 from querybox.text import listed
@@ -93,11 +93,16 @@ def files_beside(path: Path) -> dict[str, Path]:
 
 
 def model_files(path: Path) -> list[Path]:
-    """Return all files that a model is read from: its weights, the shards of an index, and the settings beside them.
+    """Return all files that a model is read from.
+
+    Of weights, these are the file, the shards of an index, and the settings beside them; of an exported model the file,
+    and for OpenVINO that of its weights.
 
     Raises:
         CheckpointError: An index is corrupt.
     """
+    if is_exported(path):
+        return [path, *([path.with_suffix(".bin")] if path.suffix.lower() == EXPORTED["openvino"] else [])]
     shards = dict.fromkeys(shard_files(path).values()) if path.name.endswith(".index.json") else ()
     return [path, *(path.with_name(name) for name in shards), *files_beside(path).values()]
 

@@ -83,11 +83,11 @@ def predict_collection(
 
 def model_digest(model: Path) -> str:
     """Return the SHA-256 of the files of a model."""
+    from querybox.checkpoints.digest import digest_of
     from querybox.checkpoints.files import model_files
     from querybox.checkpoints.find import find_weights, is_exported
-    from querybox.tuning.choice import digest_of, files_of
 
-    return digest_of(*(files_of(model) if is_exported(model) else model_files(find_weights(model))))
+    return digest_of(*model_files(model if is_exported(model) else find_weights(model)))
 
 
 def resources(model: Path, workers: int | None) -> tuple[int, float]:

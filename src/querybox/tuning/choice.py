@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import hashlib
 import logging
 import os
 import shutil
@@ -22,6 +21,7 @@ from typing import Annotated
 import torch
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
+from querybox.checkpoints.digest import digest_of
 from querybox.checkpoints.files import model_files
 from querybox.checkpoints.find import EXPORTED, Format, find_weights
 from querybox.data.parsing import validation_problem
@@ -96,37 +96,18 @@ def folder_of(weights: Path) -> Path:
     return cache_folder() / digest_of(*model_files(weights))
 
 
-def files_of(exported: Path) -> list[Path]:
-    """Return the files of an exported model: for OpenVINO also its weights."""
-    return [exported, *([exported.with_suffix(".bin")] if exported.suffix.lower() == ".xml" else [])]
-
-
-def digest_of(*paths: Path) -> str:
-    """Return the SHA-256 of the contents of files.
-
-    Raises:
-        ConfigError: One of them is not a regular file.
-    """
-    digest = hashlib.sha256()
-    for path in paths:
-        require_regular(path, ConfigError)
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
 def remember(candidate: Candidate, size: tuple[int, int], weights: Path, drafts: Path) -> Choice:
     """Write the choice for a model, replacing an earlier one; its files are moved from `drafts` if they are there.
 
     The oldest choices of other models are removed if there are more than `MODELS`.
     """
     folder, file = folder_of(weights), candidate.file
-    digest = None if file is None else digest_of(*files_of(file))
+    digest = None if file is None else digest_of(*model_files(file))
     new = drafts / "new"
     for each in (new, folder.parent):
         each.mkdir(parents=True, exist_ok=True)
     if file is not None and (file.is_relative_to(drafts) or file.parent == folder.resolve()):
-        for each in files_of(file):
+        for each in model_files(file):
             each.replace(new / each.name)
         file = folder / file.name
     choice = Choice(
@@ -200,7 +181,7 @@ def recall(weights: Path) -> Choice:
     if file is not None:
         found = None
         with suppress(OSError, ValueError):  # the latter from a name that no file can have
-            found = digest_of(*files_of(file))
+            found = digest_of(*model_files(file))
         if found is None or found != choice.digest:
             raise ConfigError(
                 f"{file}: is missing, or not the file with which {weights} was tuned: {cure} again"
