@@ -1,8 +1,8 @@
-"""Panoptic segmentation: masks that may overlap become segments, of which every pixel has one at most.
+"""Panoptic segmentation: masks, which may overlap, become segments, which do not.
 
-The rule is that of transformers' `post_process_panoptic_segmentation` for masks of zeros and ones: a pixel is of the
-highest-scoring mask that covers it, masks that are mostly covered by others are dropped, and stuff of one class is one
-segment. Segments of a few pixels are dropped, too, as by DETR (Carion et al., 2020).
+The rule is that of transformers' `post_process_panoptic_segmentation` for masks of zeros and ones: a pixel belongs to
+the highest-scoring mask that covers it, masks that are mostly covered by others are dropped, and all stuff of a class
+is one segment. Segments of a few pixels are dropped, too, as by DETR (Carion et al., 2020).
 
 Legend: N masks, S segments.
 """
@@ -30,9 +30,9 @@ class PanopticSegmentation:
     numbers: Int32[np.ndarray, "H W"]
     """Segment of each pixel, 1 ... S; 0 = void."""
     labels: Int[np.ndarray, " S"]
-    """Class of each segment, 0 ... C-1. An image has one segment at most of a class of stuff."""
+    """Class of each segment, 0 ... C-1. An image has at most one segment of each class of stuff."""
     scores: Float[np.ndarray, " S"]
-    """0-1, descending; of several masks the highest."""
+    """0-1, descending; the highest of the masks of a segment."""
     categories: tuple[Category, ...]
     """The classes, by label."""
 
@@ -46,7 +46,7 @@ class PanopticSegmentation:
         size: tuple[int, int],
         overlap: float,
     ) -> PanopticSegmentation:
-        """Make segments of masks.
+        """Convert masks to segments.
 
         Args:
             masks: The masks, by descending score.
@@ -102,5 +102,5 @@ class PanopticSegmentation:
 
 
 def _segment_id(number: int) -> int:
-    """Return the id of the n-th segment, and 0 for 0: different ones below 2^24, whose colours differ well."""
+    """Return the id of the n-th segment, which is below 2^24 and unique, with a distinct colour; 0 for 0."""
     return number * 0x9E3779B1 % 2**24  # an odd factor: the golden ratio times 2^32

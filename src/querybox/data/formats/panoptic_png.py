@@ -21,7 +21,7 @@ _CHUNK = 1 << 22
 def read_segments(
     path: Path, size: tuple[int, int], ids: Collection[int]
 ) -> tuple[dict[int, Rle], Int64[np.ndarray, " U"]]:
-    """Return the masks of segments that have a pixel, and the numbers of further segments in the PNG.
+    """Return the masks of the segments that have pixels, and the numbers of other segments in the PNG.
 
     Args:
         path: The PNG.
@@ -29,7 +29,7 @@ def read_segments(
         ids: The numbers of the segments.
 
     Raises:
-        DataError: It is no PNG, has more than `MAX_PIXELS` pixels or another size, or is not in colour.
+        DataError: It is not a PNG, has too many pixels or another size, or is not in colour.
     """
     starts, values = _runs(path, size)
     stops = np.append(starts[1:], size[0] * size[1])
