@@ -25,7 +25,7 @@ test: $(INSTALLED)  ## Run the tests, including the code in the documentation.
 	@echo "Running the tests (some minutes on two cores) ..."
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-check: $(INSTALLED)  ## Run everything that CI runs: lint, format, types, import directions, tests.
+check: $(INSTALLED)  ## Run the checks of CI: lint, format, types, import directions, tests.
 	@echo "Linting ..."
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
