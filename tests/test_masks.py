@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 
 from querybox import masks, polygons
 from querybox.errors import DataError
-from querybox.masks import Rle, compress, decompress, mask_iou
+from querybox.masks import Rle, compress, decompress, mask_iou, resized
 from querybox.polygons import Polygons, fill
 
 Pixels = Bool[np.ndarray, "H W"]
@@ -171,3 +171,13 @@ def test_polygons_are_moved_by_whole_pixels() -> None:
         expected[ys[kept] + down, xs[kept] + right] = True
         found = Rle.of_polygons(polygons.moved(right, down), (40, 50)).mask()
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (20, 30), (25, 10), (50, 61)])
+def test_a_mask_is_resized_the_same_without_being_decoded(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]
+) -> None:
+    mask = Rle.of(np.random.default_rng(0).random((20, 30)) < 0.5)
+    decoded = resized(mask, mask.size, shape)
+    monkeypatch.setattr(masks, "_SPARSE", 0)
+    np.testing.assert_array_equal(resized(mask, mask.size, shape), decoded)

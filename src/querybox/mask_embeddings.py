@@ -54,6 +54,12 @@ class Masks(ABC):
     def shape(self) -> tuple[int, int]:
         """(height, width) of the map in cells."""
 
+
+class ComputedMasks(Masks):
+    """Masks of all queries, as a detector computes them; for losses."""
+
+    __slots__ = ()
+
     @classmethod
     @abstractmethod
     def at_points(
@@ -69,7 +75,7 @@ class Masks(ABC):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MaskEmbeddings(Masks):
+class MaskEmbeddings(ComputedMasks):
     """Embeddings whose products are the mask logits (MaskFormer, Cheng et al. 2021)."""
 
     embeddings: Float[Tensor, "B Q D"]
@@ -115,7 +121,7 @@ class MaskEmbeddings(Masks):
     def at_points(
         cls, layers: Sequence[Self], queries: Sequence[Int[Tensor, "L _"]], points: Float[Tensor, "B P 2"]
     ) -> Iterator[Float[Tensor, "L _ P"]]:
-        """Yield for each image the logits of some of its queries at points; see `Masks.at_points`.
+        """Yield for each image the logits of some of its queries at points; see `ComputedMasks.at_points`.
 
         The cells are interpolated instead of the logits, which is the same.
         """
@@ -173,17 +179,6 @@ class MaskLogits(Masks):
     def shape(self) -> tuple[int, int]:
         """(height, width) of the map in cells."""
         return self.maps.shape[2], self.maps.shape[3]
-
-    @classmethod
-    def at_points(
-        cls, layers: Sequence[Self], queries: Sequence[Int[Tensor, "L _"]], points: Float[Tensor, "B P 2"]
-    ) -> Iterator[Float[Tensor, "L _ P"]]:
-        """Yield for each image the logits of some of its queries at points; see `Masks.at_points`."""
-        for image, each in enumerate(queries):
-            maps = [
-                layer.maps[image, layer.index[image, rows]] for layer, rows in zip(layers, each, strict=True)
-            ]
-            yield sample(torch.stack(maps), points[image].expand(len(maps), -1, -1))
 
 
 def as_array(x: Float[Tensor, "*shape"]) -> Float[np.ndarray, "*shape"]:

@@ -9,6 +9,7 @@ Legend: R runs, N masks, G objects.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,6 +25,8 @@ _ZERO = 48
 """Code of the character of the group 0."""
 _MAX_GROUPS = 7
 """Groups of 5 bits that a length can take, because no image has 2^32 pixels."""
+_SPARSE = 32
+"""Number of pixels of a mask per pixel of the result above which it is not decoded to be resized."""
 _CHUNK = 1 << 18
 """Number of lengths that are compressed at once; it bounds the memory."""
 
@@ -193,13 +196,15 @@ def resized(region: Region, size: tuple[int, int], shape: tuple[int, int]) -> Bo
     vertical, horizontal = (new / old for new, old in zip(shape, size, strict=True))
     if isinstance(region, Polygons) and shape != size:
         return Rle.of_polygons(region.scaled(horizontal, vertical), shape).mask()
-    mask = rasterised(region, size).mask()
+    mask = rasterised(region, size)
     if shape == size:
-        return mask
+        return mask.mask()
     rows, columns = (
         ((np.arange(new) + 0.5) * old / new).astype(np.int64) for new, old in zip(shape, size, strict=True)
     )
-    return mask[rows[:, None], columns]
+    if math.prod(size) > _SPARSE * math.prod(shape):  # the mask may have billions of pixels
+        return np.searchsorted(np.cumsum(mask.runs()), columns * size[0] + rows[:, None], "right") % 2 == 1
+    return mask.mask()[rows[:, None], columns]
 
 
 def mask_numbers(masks: Sequence[Rle], size: tuple[int, int]) -> Int32[np.ndarray, "H W"]:

@@ -331,15 +331,15 @@ def test_tracks_the_objects_of_a_video(
     [
         (
             ["--workers", "2"],
-            "ConfigError: querybox predict got --workers without --ray; add --ray local, or omit it",
+            "ConfigError: querybox predict: --workers has no effect without --ray: set it as well, or omit --workers",
         ),
         (
             ["--ray", "local", "--overwrite"],
-            "got --overwrite with --ray, which writes Parquet files; omit it",
+            "ConfigError: querybox predict: --overwrite has no effect with --ray: omit one of them",
         ),
-        (["--ray", "local", "--format", "csv"], "got --format with --ray"),
-        (["--ray", "local", "--tuned"], "got --tuned with --ray"),
-        (["--ray", "local", "--track"], "got --track with --ray"),
+        (["--ray", "local", "--format", "csv"], "--format has no effect with --ray"),
+        (["--ray", "local", "--tuned"], "--tuned has no effect with --ray"),
+        (["--ray", "local", "--track"], "--track has no effect with --ray"),
         (["--ray", "local", "--workers", "0"], "workers=0; expected"),
         (["--ray", "local", "--threshold", "2"], "threshold=2.0; expected"),
         (["--ray", "local", "--tile", "5"], "tile=5; expected"),

@@ -271,3 +271,19 @@ def test_parts_of_a_split_keep_what_is_stuff(tmp_path: Path) -> None:
     assert part.categories == CATEGORIES
     assert Category(id=8, name="glass", stuff=True) in part.categories
     assert all(record.masks is not None for record in part.images)
+
+
+def test_parts_of_a_split_keep_every_pixel(tmp_path: Path) -> None:
+    """Those of segments, of crowd regions and of void."""
+    data = read_dataset(write_panoptic(tmp_path / "data", "train", pictures(6, crowds=True)))
+    split_dataset(data, tmp_path / "parts", val=0.5)
+    parts = [read_dataset(tmp_path / "parts", name) for name in ("train", "val")]
+    assert all(part.panoptic for part in parts)
+    assert {one.severity for part in parts for one in part.findings} <= {"note"}
+    images = {image.id: image for part in parts for image in part.images}
+    assert images.keys() == {image.id for image in data.images}
+    for image in data.images:
+        found = images[image.id]
+        assert found.masks == image.masks
+        for name in ("labels", "crowd", "areas", "boxes_xyxy"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(image, name))

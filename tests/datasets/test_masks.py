@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 
 from querybox.data import DataSettings, DetectionData, read_dataset, train_loader
 from querybox.data.augment import augment
+from querybox.data.formats.coco_mask import read_mask
 from querybox.data.loader import load_masks
 from querybox.data.mosaic import mixup, mosaic
 from querybox.data.phases import BatchAugmentation
@@ -25,8 +26,8 @@ from querybox.data.transforms import Sample, flip, mask_boxes, resize_sample
 from querybox.data.user_transform import UserTransform
 from querybox.data.windows import Window, show
 from querybox.data.write import write_split
-from querybox.errors import ConfigError
-from querybox.masks import Rle, rasterised
+from querybox.errors import ConfigError, DataError
+from querybox.masks import Rle, rasterised, resized
 
 BLACK = (0.0, 0.0, 0.0)
 TRIANGLE = [[2, 2, 14, 2, 2, 10]]
@@ -334,6 +335,36 @@ def test_polygons_ellipses_and_masks_of_cvat_are_masks(tmp_path: Path) -> None:
     np.testing.assert_array_equal(mask, expected)
     assert others == [None] * 4
     assert [one.count for one in data.findings if one.kind == "malformed_mask"] == [3]
+
+
+def test_empty_masks_are_reported(tmp_path: Path) -> None:
+    nothing, line = {"size": [12, 16], "counts": [192]}, [[2, 2, 14, 2, 5, 2]]
+    data = read_dataset(write(tmp_path, TRIANGLE, nothing, line))
+    (finding,) = [one for one in data.findings if one.kind == "empty_mask"]
+    assert [place.what for place in finding.places] == ["image 1, object 2", "image 1, object 3"]
+    assert not kinds(data) & {"no_mask", "malformed_mask", "misplaced_mask"}
+    masks = masks_of(data)
+    assert [None if mask is None else mask.any() for mask in masks] == [
+        True,
+        False,
+        False,
+    ]  # used as they are
+
+
+def test_run_lengths_may_have_as_many_pixels_as_the_largest_image(tmp_path: Path) -> None:
+    """Images that are larger than `MAX_PIXELS` are read on tiles, and so are their masks."""
+    sides = (60_000, 50_000)
+    whole, runs = sides[0] * sides[1], [20_000 * sides[0], 30_000 * sides[0]]
+    mask = read_mask({"size": sides, "counts": runs})
+    assert isinstance(mask, Rle)
+    assert mask.size == sides
+    assert mask.area == whole - runs[0]
+    assert mask.part((19_999, 5, 20_001, 6)).tolist() == [[False, True]]
+    assert resized(mask, sides, (2, 5)).tolist() == [[False, False, True, True, True]] * 2
+    with pytest.raises(
+        DataError, match=r"expected at most 4,294,967,295 pixels, as many as the largest images"
+    ):
+        read_mask({"size": [70_000, 70_000], "counts": [70_000**2 // 2] * 2})
 
 
 def test_missing_masks_and_masks_of_other_places_are_reported(tmp_path: Path) -> None:

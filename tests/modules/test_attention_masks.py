@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from querybox import Detector, ImageBatch
 from querybox.checkpoints.convert import convert
 from querybox.errors import ConfigError
-from querybox.mask_embeddings import Masks
+from querybox.mask_embeddings import ComputedMasks
 from querybox.modules import attention_masks
 from querybox.structures import Preprocessing
 from querybox.training.finetune import initialize_from
@@ -28,19 +28,19 @@ def detector() -> Detector:
 
 
 @pytest.fixture(scope="module")
-def masks(detector: Detector) -> Masks:
+def masks(detector: Detector) -> ComputedMasks:
     """Of an image of 60 x 92 pixels and one of 40 x 72."""
     images = [torch.randint(256, (3, *size), dtype=torch.uint8) for size in ((60, 92), (40, 72))]
     with torch.no_grad():
         first, last = detector(ImageBatch.from_images(images)).layers
     assert first.masks is None
-    assert last.masks is not None
+    assert isinstance(last.masks, ComputedMasks)
     assert last.masks.shape == (15, 23)
     return last.masks
 
 
 @torch.no_grad()
-def test_logits_at_points(masks: Masks) -> None:
+def test_logits_at_points(masks: ComputedMasks) -> None:
     queries = [torch.tensor([[3, 0]]), torch.tensor([[7]])]
     cells = torch.tensor([[0, 0], [4, 20], [14, 22], [9, 1]])  # (row, column)
     points = 2 * (cells.flip(1) + 0.5) / torch.tensor([23, 15]) - 1  # their centres
@@ -56,7 +56,7 @@ def test_logits_at_points(masks: Masks) -> None:
 
 
 @torch.no_grad()
-def test_queries_are_computed_in_parts(masks: Masks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queries_are_computed_in_parts(masks: ComputedMasks, monkeypatch: pytest.MonkeyPatch) -> None:
     query = torch.arange(10).flip(0).expand(2, -1)
     together = masks.logits(query)
     monkeypatch.setattr(attention_masks, "QUERIES_AT_ONCE", 4)

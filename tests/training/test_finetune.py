@@ -219,7 +219,7 @@ def test_training_with_more_queries_stays_finite(
     run_settings: Callable[..., RunSettings], tmp_path: Path
 ) -> None:
     first = train(run_settings("first", epochs=10)).run_dir / "last.safetensors"
-    settings = run_settings("second", epochs=50, evaluate_every=50).replace(
+    settings = run_settings("second", epochs=50).replace(
         recipe=None, model={"queries": 30}, weights=str(first)
     )
     result = train(settings)

@@ -16,8 +16,11 @@ from dataset_writers import write_json
 from safetensors.torch import load_file
 from tiny_models import TRAINABLE
 
+from querybox.checkpoints import native
+from querybox.checkpoints.blueprint import Blueprint
 from querybox.data import read_dataset
 from querybox.data.tiled import tiled
+from querybox.data.tiling import suitable_tile
 from querybox.diagnosis.record import read_record
 from querybox.errors import DataError
 from querybox.evaluation.evaluate import evaluate
@@ -25,9 +28,11 @@ from querybox.runfile import read_run_file
 from querybox.training import RunSettings, train
 from querybox.training.auto import choose
 from querybox.training.loop import Trainer
+from querybox.training.object_sides import with_object_sides
 from querybox.training.resources import Resources
 from querybox.training.update import Update
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "blood_cells"
 MakeSettings = Callable[..., RunSettings]
 TILES = {"tile": 48, "overlap": 0.25}
 
@@ -58,6 +63,16 @@ def test_a_run_on_tiles(
     expected = evaluate(detector, data, tile=48, overlap=0.25).metrics
     assert result.metrics == pytest.approx(expected, nan_ok=True)
     assert json.loads((result.run_dir / "validation.json").read_text())["train"]["images"] == 8
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "detr.safetensors"])
+def test_the_weights_of_the_example_state_the_sizes_of_its_objects(name: str) -> None:
+    _, card = native.read(EXAMPLE / name)
+    preprocessing = Blueprint.from_card(card).preprocessing
+    assert preprocessing.object_sides is not None
+    plain = replace(preprocessing, object_sides=None)
+    assert with_object_sides(plain, read_dataset(EXAMPLE, "train")) == preprocessing
+    assert suitable_tile(preprocessing) == 480  # the height of all its images
 
 
 def test_a_resumed_run_on_tiles_ends_as_if_it_had_not_stopped(

@@ -20,6 +20,10 @@ from querybox.memory import first_line
 
 LOCAL = "local"
 """In place of the address of a cluster: start Ray on this machine, and stop it at the end."""
+LOCAL_CURE = (
+    "it needs about 1 GB of memory, and space in /tmp and /dev/shm: free some, unset the variables RAY_... of the "
+    "environment, or predict without --ray"
+)
 OBJECT_STORE = 128 << 20
 """Bytes of shared memory, through which no images go, only names of files."""
 
@@ -137,8 +141,14 @@ def connect(address: str, **options: Any) -> None:
 
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        raise ConfigError(
-            f"--ray {address}: Ray cannot be {'started' if address == LOCAL else 'reached'} ({first_line(error)}); "
-            f"expected HOST:PORT of a cluster, 'auto' on one of its machines, or '{LOCAL}'"
-        ) from error
+    except (
+        Exception
+    ) as error:  # Ray raises many types, such as a plain Exception if a machine does not answer in time
+        if address == LOCAL:
+            where, cure = "started on this machine", LOCAL_CURE
+        else:
+            where, cure = (
+                "reached",
+                f"expected HOST:PORT of a cluster, 'auto' on one of its machines, or '{LOCAL}'",
+            )
+        raise ConfigError(f"--ray {address}: Ray cannot be {where} ({first_line(error)}); {cure}") from error

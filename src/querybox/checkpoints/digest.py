@@ -6,6 +6,7 @@ import hashlib
 import re
 from pathlib import Path
 
+from querybox.checkpoints.damage import cure
 from querybox.errors import CheckpointError, ConfigError
 from querybox.files import require_regular
 
@@ -41,7 +42,7 @@ def check_digest(path: Path) -> None:
     if not actual.startswith(digest):
         raise CheckpointError(
             f"{path}: corrupt file: {source} says that its SHA-256 begins with {digest[:16]}, but it begins with "
-            f"{actual[:16]}; download it again, or rename it if it was changed on purpose"
+            f"{actual[:16]}; {cure(path)}; or rename it if it was changed on purpose"
         )
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 BEST, LAST = "best.safetensors", "last.safetensors"
 """Detectors in the folder of a training run; the best is preferred."""
+CHECKPOINT = "checkpoint.safetensors"
+"""The state of a training run in its folder, from which it is resumed."""
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".index.json")
 """Suffixes of weights files, or of indices of sharded ones."""
 Format = Literal["onnx", "openvino", "torch"]

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from querybox.checkpoints.damage import cure
 from querybox.checkpoints.files import read_safetensors, require_utf8, save_tensors
 from querybox.checkpoints.find import require_file
 from querybox.errors import CheckpointError
@@ -92,15 +93,17 @@ def read(
                 "pip install --upgrade querybox (or copy the file again: its header may be corrupt)"
             )
         raise CheckpointError(
-            f"{path}: expected {kind} ('{mark}'), got {got}: another kind of file, or corrupt"
+            f"{path}: expected {kind} ('{mark}'), got {got}: another kind of file, or corrupt; {cure(path)}"
         )
     items = sorted(tensors.items())
     if metadata.get("checksum") not in (checksum(items, metadata.get("card", "")), checksum(items)):
-        raise CheckpointError(f"{path}: corrupt file, its checksum does not match; copy or save it again")
+        raise CheckpointError(f"{path}: corrupt file, its checksum does not match; {cure(path)}")
     try:
         card: dict[str, Any] = dict(json.loads(metadata["card"]))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: corrupt file, its header cannot be read ({error})") from error
+        raise CheckpointError(
+            f"{path}: corrupt file, its header cannot be read ({error}); {cure(path)}"
+        ) from error
     return tensors, card
 
 

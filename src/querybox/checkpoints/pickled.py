@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from querybox.checkpoints.damage import cure
 from querybox.checkpoints.digest import check_digest
 from querybox.errors import CheckpointError
 
@@ -170,7 +171,7 @@ def check_records(path: Path, records: Iterable[ZipRecord]) -> None:
         for record in records:
             if checksum(file, record, buffer) != record.crc:
                 raise CheckpointError(
-                    f"{path}: corrupt file: the checksum of its '{record.name}' does not match; download it again"
+                    f"{path}: corrupt file: the checksum of its '{record.name}' does not match; {cure(path)}"
                 )
 
 
@@ -202,4 +203,4 @@ def unreadable_file(path: Path, reason: object) -> CheckpointError:
     with suppress(OSError), path.open("rb") as file:
         head = file.read(64).lstrip().lower()
         reason = next((text for beginning, text in STAND_INS.items() if head.startswith(beginning)), reason)
-    return CheckpointError(f"{path}: corrupt, or not a weights file ({reason}); copy or download it again")
+    return CheckpointError(f"{path}: corrupt, or not a weights file ({reason}); {cure(path)}")

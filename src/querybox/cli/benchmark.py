@@ -62,12 +62,6 @@ def benchmark(
             "querybox benchmark got no model; expected a checkpoint, a run folder or an exported model"
         )
     if tune:
-        if batch_size != 1:
-            raise ConfigError(
-                f"--tune got --batch-size {batch_size}; it measures single images: omit --batch-size"
-            )
-        if trust:
-            raise ConfigError("--tune got --trust, but measures no .pt2 files; omit --trust")
         tune_model(models[0], models[1:], size, as_json=as_json)
         return
     paths = [path if is_exported(path) else find_weights(path) for path in models]

@@ -13,7 +13,6 @@ from typing import Any
 from querybox.cli.model import load_model, require_order
 from querybox.cli.progress import progress_bar
 from querybox.cli.streams import print_text
-from querybox.errors import ConfigError
 from querybox.precision import Precision
 from querybox.text import counted
 from querybox.urls import is_url, public_name
@@ -27,11 +26,10 @@ def predict_collection(
     sources: Sequence[str],
     output: str,
     options: Mapping[str, Any],
-    others: Mapping[str, bool],
     precision: Precision,
     trust: bool,
     *,
-    ray: str | None,
+    ray: str,
     workers: int | None,
     allow_network: bool,
 ) -> int:
@@ -42,7 +40,6 @@ def predict_collection(
         sources: Images, folders, patterns and shards.
         output: Path or URL of the folder of the Parquet files.
         options: See `querybox.bulk.rows.Options`.
-        others: Whether options of the command that have no meaning here are given, by name.
         precision: Precision of a checkpoint's computations.
         trust: Whether a .pt2 file may execute code.
         ray: See `address` of `querybox.bulk.cluster.cluster`.
@@ -55,10 +52,6 @@ def predict_collection(
     from querybox.bulk.run import predict_parts, prepare
     from querybox.data.tiling import Tiling
 
-    if ray is None:
-        raise ConfigError("querybox predict got --workers without --ray; add --ray local, or omit it")
-    if given := [name for name, value in others.items() if value]:
-        raise ConfigError(f"querybox predict got {given[0]} with --ray, which writes Parquet files; omit it")
     require_order("querybox predict", model, sources)
     for url in filter(is_url, (*sources, output)):
         require_consent(public_name(url), allow_network=allow_network)

@@ -58,8 +58,6 @@ def export(
     from querybox.files import require_own
     from querybox.terminal import Console
 
-    if split is not None and calibrate is None:
-        raise ConfigError("--split got a split of the calibration data; expected --calibrate as well")
     source = find_weights(model)
     # The file of a name is in the Hub's cache.
     beside = source.with_suffix("") if model.exists() else Path(model.name.partition("@")[0])

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from querybox.checkpoints.find import find_public, find_weights, is_exported, is_model, nearest_public
 from querybox.cli.streams import print_text
 from querybox.cli.tables import table
+from querybox.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,6 +54,8 @@ def info(
         return
     if target is None:
         tables = [installed(), *recipes()]
+    elif split is not None and (is_exported(target) or is_model(target) or nearest_public(target)):
+        raise ConfigError(f"querybox info: --split has no effect for a model, which {target} is: omit it")
     elif is_exported(target):
         from querybox.exporting import load_exported
 

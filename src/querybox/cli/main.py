@@ -23,6 +23,7 @@ from querybox.cli.evaluate import evaluate
 from querybox.cli.export import export
 from querybox.cli.info import info
 from querybox.cli.inspect import inspect
+from querybox.cli.needs import with_needs
 from querybox.cli.predict import predict
 from querybox.cli.queries import queries
 from querybox.cli.serve import serve
@@ -102,7 +103,7 @@ COMMANDS: tuple[Callable[..., int | None], ...] = (
     info,
 )
 for index, command in enumerate(COMMANDS):  # in the order of a workflow, not alphabetically
-    app.command(command, sort_key=index)
+    app.command(with_needs(command), sort_key=index)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

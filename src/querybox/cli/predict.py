@@ -121,12 +121,9 @@ def predict(
         raise ConfigError("querybox predict got no sources; expected images, videos, folders or patterns")
     options: dict[str, Any] = {"threshold": threshold, "top_k": top_k, "nms": nms, "batch_size": batch_size}
     options |= {"tile": tile, "overlap": overlap}
-    if ray is not None or workers is not None:
-        others = {"--overwrite": overwrite, "--tuned": tuned, "--track": algorithm is not None}
-        limits = {"--format": format, "--max-frames": max_frames, "--duration": duration}
-        others |= {name: value is not None for name, value in limits.items()}
+    if ray is not None:
         place: dict[str, Any] = {"ray": ray, "workers": workers, "allow_network": allow_network}
-        return predict_collection(model, sources, output, options, others, precision, trust, **place)
+        return predict_collection(model, sources, output, options, precision, trust, **place)
     stream = live_stream(model, sources, allow_network, max_frames, duration)
     formats = read_formats(format, tracking=algorithm is not None, live=stream is not None)
     from querybox.cli.model import load_model, require_order

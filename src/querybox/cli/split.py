@@ -18,8 +18,11 @@ def split(
 ) -> None:
     """Split a dataset into training, validation and test images.
 
-    Writes a new folder with `train`, `val` and, if asked for, `test`, each with its images and a COCO file. The dataset
-    is not changed. The same images are chosen every time. Images that show the same thing stay together: copies that
+    Writes a new folder with `train`, `val` and, if asked for, `test`, each with its images and a COCO file, which for
+    panoptic datasets is in the panoptic format. It has everything that querybox reads: classes, boxes, masks, crowd
+    regions; but no licences, attributes and keypoints. The dataset is not changed.
+
+    The same images are chosen every time. Images that show the same thing stay together: copies that
     Roboflow made of one image, and the frames of a video, recognised by names that differ in the last number alone.
 
     `querybox train` holds out validation images by itself; use this command to keep test images that no training sees.
@@ -38,8 +41,9 @@ def split(
         of: Split of the dataset to divide; required if it has several.
     """
     from querybox.data import read_dataset
+    from querybox.data.findings import KINDS
     from querybox.data.read import as_data_errors, find_splits
-    from querybox.data.write import split_dataset
+    from querybox.data.write import NOT_READ, split_dataset
     from querybox.errors import ConfigError
 
     if of is None:
@@ -51,7 +55,13 @@ def split(
             )
     source = data.resolve()
     folder = output or source.parent / f"{source.stem if source.is_file() else source.name}-split"
-    parts = split_dataset(read_dataset(data, of), folder, val=val, test=test)
+    whole = read_dataset(data, of)
+    parts = split_dataset(whole, folder, val=val, test=test)
     for name, part in parts.items():
         print_text(f"{name}: {len(part.images)} images, {part.num_objects} objects")
+    for finding in whole.findings:
+        if finding.kind in NOT_READ:
+            print_text(
+                f"not written, because they are not read: {finding.count} {KINDS[finding.kind].meaning}"
+            )
     print_text(f"written to {folder}; train with: querybox train {folder}")

@@ -136,6 +136,11 @@ KINDS = {
         "masks that are malformed or of another size than their image",
         "dropped; correct or remove the mask",
     ),
+    "empty_mask": FindingKind(
+        "warning",
+        "objects with a box whose mask has no pixel",
+        "used, which trains to predict no mask; draw the mask, or remove it so that only the box is used",
+    ),
     "absent_segment": FindingKind(
         "warning", "segments without a pixel in their panoptic PNG", "dropped; correct their ids"
     ),

@@ -83,15 +83,19 @@ def _note_subpixel_boxes(record: ImageRecord, findings: FindingCollector) -> Non
 
 
 def _note_masks(record: ImageRecord, findings: FindingCollector) -> None:
-    """Add findings for objects without a mask, and for masks and boxes of different places."""
+    """Add findings for objects without a mask, for empty masks, and for masks and boxes of different places."""
     masks = record.masks or (None,) * len(record.labels)
     missing = sum(mask is None for mask, crowd in zip(masks, record.crowd.tolist(), strict=True) if not crowd)
     if missing:
         what = f"image {record.id}: {missing} of {len(masks)}"
         findings.add("no_mask", what, image_id=record.id, path=record.file, count=missing)
     for index, mask in enumerate(masks):
-        around = None if mask is None else mask.box_xyxy
-        if around is None:
+        if mask is None:
+            continue
+        around = mask.box_xyxy
+        if around is None or around[0] == around[2] or around[1] == around[3]:
+            what = f"image {record.id}, object {index + 1}"
+            findings.add("empty_mask", what, image_id=record.id, path=record.path)
             continue
         part, box = np.array(around), record.boxes_xyxy[index]
         part = part.clip(0, [record.width, record.height] * 2)

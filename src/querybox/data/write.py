@@ -9,14 +9,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from querybox.data.formats.panoptic_png import colours, segment_id
 from querybox.data.holdout import hold_out
 from querybox.data.records import DetectionData, ImageRecord
 from querybox.data.shards import ImageFile, ShardImage
 from querybox.errors import ConfigError
 from querybox.files import write_text
+from querybox.masks import mask_numbers, rasterised
 from querybox.text import to_json
 
-ANNOTATIONS = "_annotations.coco.json"
+ANNOTATIONS, PANOPTIC = "_annotations.coco.json", "panoptic.json"
+SEGMENT = ("category_id", "bbox", "area", "iscrowd")
+"""Keys of a segment in COCO's panoptic format, besides its id."""
+NOT_READ = ("keypoints", "ignored_region", "unsupported_shape")
+"""Kinds of findings of what is in a dataset, but is not read and so is in no part of it."""
 
 
 def split_dataset(
@@ -25,7 +33,9 @@ def split_dataset(
     """Split a dataset and write the parts to a new folder, which can be read like any dataset.
 
     See `hold_out` for the images that stay together. Image files are linked (hard links) where possible, otherwise
-    copied; the dataset itself is not changed. Boxes are written as they were read: clipped to their image.
+    copied; the dataset itself is not changed. Everything that is read of a dataset is written: classes, also of stuff,
+    boxes, clipped to their image, masks, areas, crowd regions, and the segments of panoptic datasets, whose other
+    pixels remain void. What is not read, such as licences, attributes and keypoints, is not written.
 
     Args:
         data: The dataset.
@@ -71,7 +81,33 @@ def write_split(data: DetectionData, folder: Path) -> None:
     names = file_names(data)
     for image in data.images:
         write_image(image.file, folder / names[image.id])
-    write_text(folder / ANNOTATIONS, to_json(coco_document(data, names)) + "\n")
+    if data.panoptic:
+        write_panoptic(data, folder / PANOPTIC, names)
+    else:
+        write_text(folder / ANNOTATIONS, to_json(coco_document(data, names)) + "\n")
+
+
+def write_panoptic(data: DetectionData, file: Path, names: Mapping[int, str]) -> None:
+    """Write a panoptic dataset: the PNG of each image in a folder with the name of the JSON file, and this file."""
+    folder = file.with_suffix("")
+    folder.mkdir()
+    annotations = []
+    for image in data.images:
+        masks = [
+            rasterised(mask, (image.height, image.width)) for mask in image.masks or () if mask is not None
+        ]
+        name = f"{names[image.id]}.png"
+        numbers = mask_numbers(masks, (image.height, image.width))
+        Image.fromarray(colours(numbers, len(masks))).save(folder / name)
+        segments = [
+            {"id": segment_id(number), **{key: item[key] for key in SEGMENT}}
+            for number, item in enumerate(coco_annotations(image, data), start=1)
+        ]
+        annotations.append({"image_id": image.id, "file_name": name, "segments_info": segments})
+    document = {**coco_document(data, names), "annotations": annotations}
+    for category in document["categories"]:
+        category.setdefault("isthing", 1)
+    write_text(file, to_json(document) + "\n")
 
 
 def write_image(image: ImageFile, path: Path) -> None:

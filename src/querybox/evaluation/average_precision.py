@@ -156,21 +156,57 @@ def gather_detections(
 
 def overlapping_pairs(table: DetectionTable, objects: Objects) -> Pairs:
     """Find the pairs of a detection and an object that may be matched."""
-    first = np.searchsorted(objects.group, table.group, "left")
-    count = np.searchsorted(objects.group, table.group, "right") - first
-    chunk = np.cumsum(count) // CHUNK
+    order, first, count = near_objects(table, objects)
+    totals = count.sum(1)
+    chunk = np.cumsum(totals) // CHUNK
     starts = np.flatnonzero(np.diff(chunk, prepend=-1))
-    bounds = pairwise([*starts.tolist(), len(first)])
-    chunks = [chunk_pairs(table, objects, first, count, np.arange(*each)) for each in bounds]
+    bounds = pairwise([*starts.tolist(), len(totals)])
+    chunks = [chunk_pairs(table, objects, order, first, count, np.arange(*each)) for each in bounds]
     empty = np.zeros(0, dtype=np.int64)
     return Pairs(*map(np.concatenate, zip((empty, empty, np.zeros(0)), *chunks, strict=True)))
+
+
+def near_objects(
+    table: DetectionTable, objects: Objects
+) -> tuple[Int[np.ndarray, " G"], Int[np.ndarray, "N K"], Int[np.ndarray, "N K"]]:
+    """Find the objects that a detection may overlap, without comparing all of an image, of which there may be many.
+
+    The objects are sorted along the axis along which they are spread more. Those of similar lengths are searched
+    together: to overlap a detection, one has to begin before its end, and not further before its beginning than the
+    maximum of these lengths.
+
+    Returns:
+        The order of the objects: by length, group and position. For each detection and each of K lengths, the first
+        object in this order, and their number.
+    """
+    axis = int(np.ptp(objects.boxes_xyxy[:, :2], axis=0).argmax()) if len(objects.group) else 0
+    starts, ends = objects.boxes_xyxy[:, axis], objects.boxes_xyxy[:, axis + 2]
+    begin, end = table.boxes_xyxy[:, axis], table.boxes_xyxy[:, axis + 2]
+    exponents = np.frexp(ends - starts)[1]  # a length is below 2 to the power of its exponent
+    order, first, last, before = [np.zeros(0, dtype=np.int64)], [], [], 0
+    for exponent in np.unique(exponents):
+        same = np.flatnonzero(exponents == exponent)
+        same = same[np.lexsort((starts[same], objects.group[same]))]
+        places = np.unique(starts[same])
+        keys = objects.group[same] * (len(places) + 1) + np.searchsorted(places, starts[same])
+        own = table.group * (len(places) + 1)
+        low = own + np.searchsorted(places, begin - 2.0**exponent)
+        first.append(before + np.searchsorted(keys, low))
+        last.append(before + np.searchsorted(keys, own + np.searchsorted(places, end)))
+        order.append(same)
+        before += len(same)
+    firsts, lasts = (
+        np.array(each, dtype=np.int64).reshape(len(each), len(begin)).T for each in (first, last)
+    )
+    return np.concatenate(order), firsts, (lasts - firsts).clip(min=0)
 
 
 def chunk_pairs(
     table: DetectionTable,
     objects: Objects,
-    first: Int[np.ndarray, " N"],
-    count: Int[np.ndarray, " N"],
+    order: Int[np.ndarray, " G"],
+    first: Int[np.ndarray, "N K"],
+    count: Int[np.ndarray, "N K"],
     chunk: Int[np.ndarray, " M"],
 ) -> Pairs:
     """Find the pairs of some detections.
@@ -178,12 +214,14 @@ def chunk_pairs(
     Args:
         table: The detections.
         objects: The objects.
-        first: Index of the first object of each detection's group.
-        count: Number of objects in each detection's group.
+        order: See `near_objects`, as the following two.
+        first: Index in this order of the first object that each detection may overlap.
+        count: Number of these objects.
         chunk: Indices of the detections.
     """
-    n = np.repeat(chunk, count[chunk])
-    g = np.arange(len(n)) + np.repeat(first[chunk] - (count[chunk].cumsum() - count[chunk]), count[chunk])
+    numbers, starts = count[chunk].ravel(), first[chunk].ravel()
+    n = np.repeat(np.repeat(chunk, count.shape[1]), numbers)
+    g = order[np.arange(len(n)) + np.repeat(starts - (numbers.cumsum() - numbers), numbers)]
     boxes, others = table.boxes_xyxy[n], objects.boxes_xyxy[g]
     sides = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
     intersection = sides.clip(min=0).prod(1)
@@ -191,7 +229,7 @@ def chunk_pairs(
     union = np.where(objects.crowd[g], area, area + other_area - intersection)
     iou = np.divide(intersection, union, out=np.zeros_like(intersection), where=intersection > 0)
     kept = np.flatnonzero(iou >= IOU_THRESHOLDS[0])
-    kept = kept[np.lexsort((iou[kept], n[kept]))]
+    kept = kept[np.lexsort((g[kept], iou[kept], n[kept]))]
     return Pairs(n[kept], g[kept], iou[kept])
 
 

@@ -22,6 +22,7 @@ from querybox.text import listed
 Precision = Literal["float32", "bf16", "fp16", "int8"]
 
 FORMAT = "querybox-export-1"
+EXPORT_AGAIN = "export it again with querybox export, or get the original file"
 KEY = "querybox"
 """Key of the card in the metadata of a file."""
 
@@ -153,21 +154,24 @@ class Card:
         try:
             values: dict[str, Any] = json.loads(text or "{}")
         except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{where}: corrupt, its card is not JSON ({error})") from error
+            raise CheckpointError(
+                f"{where}: corrupt, its card is not JSON ({error}); {EXPORT_AGAIN}"
+            ) from error
         if not isinstance(values, dict):
-            raise CheckpointError(f"{where}: corrupt, its card is no JSON object")
+            raise CheckpointError(f"{where}: corrupt, its card is no JSON object; {EXPORT_AGAIN}")
         if values.get("format") != FORMAT:
             got = values.get("format", "a file without a card")
             raise CheckpointError(
-                f"{where}: expected a model that querybox exported ('{FORMAT}'), got {got}; "
-                "export it again with querybox export"
+                f"{where}: expected a model that querybox exported ('{FORMAT}'), got {got}; {EXPORT_AGAIN}"
             )
         try:
             names = [field.name for field in dataclasses.fields(cls) if field.name in values]
             return TypeAdapter(cls).validate_python({name: values[name] for name in names})
         except ValidationError as error:
             problem = validation_problem(error)
-            raise CheckpointError(f"{where}: corrupt, its card cannot be read ({problem})") from error
+            raise CheckpointError(
+                f"{where}: corrupt, its card cannot be read ({problem}); {EXPORT_AGAIN}"
+            ) from error
 
 
 def resized_to_fit(preprocessing: Preprocessing, size: tuple[int, int] | None) -> Preprocessing:

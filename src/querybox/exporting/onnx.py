@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from querybox.errors import CheckpointError, requires_extra
-from querybox.exporting.card import INPUTS, KEY, Card
+from querybox.exporting.card import EXPORT_AGAIN, INPUTS, KEY, Card
 from querybox.exporting.engine import ExportedModel, Outputs, Runner
 from querybox.exporting.graph import sizes_as_traced
 from querybox.exporting.signature import Port, check_signature
@@ -109,7 +109,7 @@ def load(path: Path) -> ExportedModel:
         session = onnxruntime.InferenceSession(path, session_options(), providers=PROVIDERS)
     except Exception as error:
         reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path}: corrupt, or not an ONNX file ({reason})") from error
+        raise CheckpointError(f"{path}: corrupt, or not an ONNX file ({reason}); {EXPORT_AGAIN}") from error
     card = Card.from_json(session.get_modelmeta().custom_metadata_map.get(KEY), path)
     inputs, outputs = ports(session.get_inputs()), ports(session.get_outputs())
     check_signature(path, card, inputs, outputs)

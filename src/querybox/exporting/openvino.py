@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from querybox.errors import CheckpointError, requires_extra
-from querybox.exporting.card import INPUTS, KEY, Card
+from querybox.exporting.card import EXPORT_AGAIN, INPUTS, KEY, Card
 from querybox.exporting.engine import ExportedModel, Outputs, Runner
 from querybox.exporting.graph import sizes_as_traced
 from querybox.exporting.signature import Port, check_signature
@@ -78,7 +78,8 @@ def load(path: Path) -> ExportedModel:
     except RuntimeError as error:
         reason = str(error).strip().rpartition("\n")[2]
         raise CheckpointError(
-            f"{path}: corrupt, not an OpenVINO model, or its {path.with_suffix('.bin').name} is missing ({reason})"
+            f"{path}: corrupt, not an OpenVINO model, or its {path.with_suffix('.bin').name} is missing ({reason}); "
+            f"{EXPORT_AGAIN}"
         ) from error
     card = Card.from_json(model.get_rt_info(KEY).value if model.has_rt_info(KEY) else None, path)
     check_signature(path, card, ports(model.inputs), ports(model.outputs))

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from querybox.errors import CheckpointError
-from querybox.exporting.card import Card
+from querybox.exporting.card import EXPORT_AGAIN, Card
 
-CURE = "it does not fit its card: export it again, or get the original file"
+CURE = f"it does not fit its card: {EXPORT_AGAIN}"
 
 
 class Port(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from querybox.errors import CheckpointError, ConfigError
-from querybox.exporting.card import KEY, Card
+from querybox.exporting.card import EXPORT_AGAIN, KEY, Card
 from querybox.exporting.engine import ExportedModel, Outputs
 
 FILE = f"{KEY}.json"
@@ -37,7 +37,9 @@ def load(path: Path, *, trusted: bool) -> ExportedModel:
         program = torch.export.load(path, extra_files=extra)
     except Exception as error:
         reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path}: corrupt, or not an exported program ({reason})") from error
+        raise CheckpointError(
+            f"{path}: corrupt, or not an exported program ({reason}); {EXPORT_AGAIN}"
+        ) from error
     card = Card.from_json(extra[FILE], path)
     module = program.module()
 

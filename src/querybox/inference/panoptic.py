@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, Int32, UInt8
 
+from querybox.data.formats.panoptic_png import colours, segment_id
 from querybox.masks import Rle, mask_numbers
 from querybox.structures import Category
 
@@ -84,7 +85,7 @@ class PanopticSegmentation:
             left, top, right, bottom = map(int, mask.box_xyxy)
             infos.append(
                 {
-                    "id": _segment_id(number),
+                    "id": segment_id(number),
                     "category_id": self.categories[label].id,
                     "area": mask.area,
                     "bbox": [left, top, right - left, bottom - top],
@@ -96,11 +97,4 @@ class PanopticSegmentation:
 
     def colours(self) -> UInt8[np.ndarray, "H W 3"]:
         """Return the pixels of COCO's panoptic PNG: R + 256 G + 256^2 B is the id of the segment."""
-        ids = np.array([_segment_id(number) for number in range(len(self.labels) + 1)])
-        palette = (ids[:, None] >> np.array([0, 8, 16]) & 255).astype(np.uint8)  # [S+1, 3]
-        return palette[self.numbers]
-
-
-def _segment_id(number: int) -> int:
-    """Return the id of the n-th segment, which is below 2^24 and unique, with a distinct colour; 0 for 0."""
-    return number * 0x9E3779B1 % 2**24  # an odd factor: the golden ratio times 2^32
+        return colours(self.numbers, len(self.labels))

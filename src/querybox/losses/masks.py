@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +12,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from querybox.arguments import require_number
+from querybox.errors import ConfigError
 from querybox.losses.classification import MAX_WEIGHT
-from querybox.mask_embeddings import MASK_STRIDE, Masks
+from querybox.mask_embeddings import MASK_STRIDE, ComputedMasks, Masks
 from querybox.structures import Matches, Predictions, Target, at_least_float32
 
 POINTS = 1 / 16
@@ -57,8 +58,11 @@ class MaskLosses:
             targets: The objects of each image.
             matches: The matched pairs, for each image `Matches.repeats` x min(Q, number of objects).
             num_matched: Number of pairs that the losses are divided by.
+
+        Raises:
+            ConfigError: See `computed_masks`.
         """
-        predicted = [layer.masks for layer in layers if layer.masks is not None]
+        predicted = computed_masks(layer.masks for layer in layers)
         device, chosen_points = layers[0].boxes.device, num_points(predicted[0].shape)
         num_random = chosen_points - round(UNCERTAIN * chosen_points)
         points = torch.rand(
@@ -98,6 +102,24 @@ class MaskLosses:
         }
 
 
+def computed_masks(layers: Iterable[Masks | None]) -> list[ComputedMasks]:
+    """Return the masks of those layers that have some.
+
+    Raises:
+        ConfigError: They are those of an exported model, which has masks of some queries alone.
+    """
+    masks: list[ComputedMasks] = []
+    for each in layers:
+        if isinstance(each, ComputedMasks):
+            masks.append(each)
+        elif each is not None:
+            raise ConfigError(
+                "the losses of masks got predictions of an exported model, which has the masks of its best queries "
+                "alone; expected those of a Detector"
+            )
+    return masks
+
+
 def mask_costs(
     layers: Sequence[Masks | None], targets: Sequence[Target], boxes: Float[Tensor, "L B Q 4"]
 ) -> tuple[Float[Tensor, "L B G Q"], Float[Tensor, "L B G Q"]]:
@@ -111,11 +133,14 @@ def mask_costs(
         layers: The masks of every layer.
         targets: The objects of each image.
         boxes: The boxes of the same queries, whose shape and dtype the costs have.
+
+    Raises:
+        ConfigError: See `computed_masks`.
     """
     num_layers, _, num_queries, _ = boxes.shape
     objects = max(len(target.labels) for target in targets)
     costs = boxes.new_zeros(2, num_layers, len(targets), objects, num_queries)
-    predicted = [each for each in layers if each is not None]
+    predicted = computed_masks(layers)
     if not predicted:
         return costs[0], costs[1]
     points = torch.rand(

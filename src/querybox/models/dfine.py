@@ -101,6 +101,7 @@ class DFINE(RTDETRv2):
     kind: Literal["dfine"] = "dfine"  # type: ignore[assignment]
     backbone: str = "hgnetv2_b4.ssld_stage2_ft_in1k"
     points: tuple[Depth, ...] = (3, 6, 3)
+    share_heads: Literal[False] = False
     reg_scale: Annotated[float, Field(gt=0, le=1000)] = 4.0
     """Curvature of the distances of the distributions; larger values give smaller steps near zero."""
 

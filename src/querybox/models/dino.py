@@ -55,8 +55,8 @@ class DINO(DeformableDETR):
     feedforward: Positive = 2048
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     queries: Queries = 900
-    refine: bool = True
-    two_stage: bool = True
+    refine: Literal[True] = True
+    two_stage: Literal[True] = True
     share_heads: bool = True
     """Share one class head and one box head between all decoder layers."""
     denoising: Queries = 100

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from querybox.mask_embeddings import MASK_STRIDE, Masks, sample
+from querybox.mask_embeddings import MASK_STRIDE, ComputedMasks, sample
 from querybox.structures import Memory, Predictions
 
 GROUPS = 8
@@ -145,7 +145,7 @@ class NormalizedConv(nn.Sequential):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionMasks(Masks):
+class AttentionMasks(ComputedMasks):
     """What the head computes masks from, for the queries that they are needed of."""
 
     head: AttentionMaskHead
@@ -178,7 +178,7 @@ class AttentionMasks(Masks):
     def at_points(
         cls, layers: Sequence[Self], queries: Sequence[Int[Tensor, "L _"]], points: Float[Tensor, "B P 2"]
     ) -> Iterator[Float[Tensor, "L _ P"]]:
-        """Yield for each image the logits of some of its queries at points; see `Masks.at_points`."""
+        """Yield for each image the logits of some of its queries at points; see `ComputedMasks.at_points`."""
         for image, query in enumerate(queries):
             logits = [
                 layer.of_image(image).logits(rows[None]) for layer, rows in zip(layers, query, strict=True)

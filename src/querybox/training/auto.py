@@ -18,6 +18,7 @@ import numpy as np
 from querybox.checkpoints.read import read_checkpoint
 from querybox.data import DataSettings, DetectionData
 from querybox.data.loader import decoded_bytes
+from querybox.data.settings import NO_VALIDATION
 from querybox.duration import format_duration
 from querybox.models import SMALL_RECIPES, Recipe, data_defaults, find, is_small, training_defaults
 from querybox.runfile import merge, read_run_file
@@ -124,6 +125,24 @@ def is_auto(settings: RunSettings) -> bool:
     return settings.recipe in (None, AUTO, *SMALL_RECIPES)
 
 
+def is_measured(settings: RunSettings) -> bool:
+    """Return whether the memory of a step decides about the number of micro-batches.
+
+    It does if the user has set this, or neither the number nor the batch: a published batch may be made for eight GPUs.
+    """
+    return (
+        settings.train.accumulate == AUTO
+        or not {"accumulate", "batch_size"} & set_values(settings.train).keys()
+    )
+
+
+def with_measured_batches(settings: RunSettings, resources: Resources) -> RunSettings:
+    """Return `settings` that let the memory decide about the number of micro-batches, if it can be measured."""
+    if not resources.reports_memory:
+        return settings
+    return settings.replace(train={**set_values(settings.train), "accumulate": AUTO})
+
+
 def with_values_of_run(settings: RunSettings) -> RunSettings:
     """Return `settings` with what the data decided taken from the run in the folder, if there is one; to resume it.
 
@@ -135,8 +154,8 @@ def with_values_of_run(settings: RunSettings) -> RunSettings:
     given = settings.model_dump(exclude_unset=True)
     run = read_run_file(path)
     measured = {}
-    if settings.train.accumulate == AUTO:
-        del given["train"]["accumulate"]
+    if is_measured(settings):
+        given.get("train", {}).pop("accumulate", None)
         measured = {"train": {"accumulate": run.get("train", {}).get("accumulate", AUTO)}}
     if not is_auto(settings):
         run = {"data": {"depth": run.get("data", {}).get("depth")}, **measured}
@@ -283,8 +302,11 @@ def choose_schedule(facts: Facts, resources: Resources, settings: RunSettings) -
         parts = resources.processes * (accumulate if isinstance(accumulate, int) else 1)
         size = CPU_BATCH_SIZE if resources.device == "cpu" else BATCH_SIZE
         batch_size = parts * math.ceil(size / parts)
+    evaluation = {
+        "evaluate_every": max(1, round(UPDATES_PER_EVALUATION / max(1, facts.images // batch_size))),
+        "patience": PATIENCE,
+    }
     epochs = min(MAX_EPOCHS, max(MIN_EPOCHS, round(IMAGES_SEEN / max(1, facts.images))))
-    steps_per_epoch = max(1, facts.images // batch_size)
     return {
         "epochs": epochs if settings.train.max_time is None else UNLIMITED_EPOCHS,
         "batch_size": batch_size,
@@ -295,8 +317,7 @@ def choose_schedule(facts: Facts, resources: Resources, settings: RunSettings) -
         "warmup_steps": 50,
         "precision": "auto",
         "ema": 0.998,
-        "evaluate_every": max(1, round(UPDATES_PER_EVALUATION / steps_per_epoch)),
-        "patience": PATIENCE,
+        **({} if settings.data.val == NO_VALIDATION else evaluation),
     }
 
 

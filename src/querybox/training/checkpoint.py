@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from querybox.checkpoints import native
+from querybox.checkpoints.damage import cure
 from querybox.errors import CheckpointError
 from querybox.precision import present_name
 
@@ -118,7 +119,9 @@ class RunCheckpoint:
             )
         except (KeyError, TypeError, ValidationError) as error:
             reason = str(error).replace("\n", " ")
-            raise CheckpointError(f"{path}: corrupt file, its header cannot be read ({reason})") from error
+            raise CheckpointError(
+                f"{path}: corrupt file, its header cannot be read ({reason}); {cure(path)}"
+            ) from error
 
     def restore(self, model: nn.Module, optimizer: Optimizer, *, average: nn.Module | None) -> None:
         """Load this state into `model`, `optimizer` and `average`.

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import TypeAdapter, ValidationError
 
-from querybox.data import DetectionData, read_train_and_val
+from querybox.data import DataSettings, DetectionData, read_train_and_val
 from querybox.data.deep import DeepValues
 from querybox.data.holdout import hold_out
 from querybox.data.records import log_warnings, require_usable
 from querybox.data.scan import examine_images, with_observations
 from querybox.data.settings import NO_VALIDATION
 from querybox.data.validate import VALIDATION, SplitReport, with_dataset_findings
-from querybox.errors import DataError
+from querybox.errors import ConfigError, DataError
 from querybox.evaluation.evaluate import labels_by_name
 from querybox.files import write_text
 from querybox.text import counted, listed, to_json
@@ -156,11 +156,18 @@ def read_splits(settings: RunSettings, *, resume: bool) -> Splits:
     A resumed run that was started without validation data goes on without.
 
     Raises:
+        ConfigError: A fraction to hold out is set for a dataset with validation data.
         DataError: A dataset cannot be read.
     """
     if resume:
         require_places(settings)
     training, validation = read_train_and_val(settings.data)
+    fraction = settings.data.val_fraction
+    if validation is not None and fraction != DataSettings.model_fields["val_fraction"].default:
+        raise ConfigError(
+            f"setting data.val_fraction is {fraction:g}, but {settings.data.train} has a validation split, and nothing "
+            "is held out: omit data.val_fraction, or remove the split"
+        )
     known = read_fingerprints(settings.folder / VALIDATION) if resume else {}
     if validation is not None or settings.data.val == NO_VALIDATION or (known and "val" not in known):
         return Splits(training=training, validation=validation)

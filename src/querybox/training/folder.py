@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from querybox.checkpoints import native
-from querybox.checkpoints.find import BEST, LAST
+from querybox.checkpoints.damage import cure
+from querybox.checkpoints.find import BEST, CHECKPOINT, LAST
 from querybox.data.settings import NO_VALIDATION
 from querybox.diagnosis.record import RECORD
 from querybox.errors import CheckpointError, ConfigError
@@ -21,7 +22,6 @@ from querybox.training.settings import RunSettings
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.csv"
 
 CHANGEABLE = {
@@ -68,8 +68,7 @@ def check_folder(settings: RunSettings, *, resume: bool) -> RunCheckpoint | None
         return checkpoint
     if (folder / LAST).exists():
         raise CheckpointError(
-            f"{folder / CHECKPOINT}: is missing, so the run cannot be resumed; restore it, or start a new run from the "
-            f"last weights: --weights {folder / LAST}"
+            f"{folder / CHECKPOINT}: is missing, so the run cannot be resumed; {cure(folder / CHECKPOINT)}"
         )
     if not ((folder / "run.yaml").is_file() or (folder.is_dir() and is_unused(folder))):
         raise CheckpointError(f"{folder}: there is no run to resume; start it without resume")

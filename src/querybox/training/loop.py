@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from querybox.checkpoints.blueprint import save
-from querybox.checkpoints.find import BEST, LAST
+from querybox.checkpoints.find import BEST, CHECKPOINT, LAST
 from querybox.data import Batch
 from querybox.data.loader import TrainLoader
 from querybox.errors import NonFiniteError
@@ -27,7 +27,7 @@ from querybox.training.checkpoint import Progress, RunCheckpoint
 from querybox.training.compiled import compile_backbone, compiler_errors
 from querybox.training.display import Display
 from querybox.training.ema import MovingAverage
-from querybox.training.folder import CHECKPOINT, METRICS
+from querybox.training.folder import METRICS
 from querybox.training.loss import DetectionLoss, object_counts
 from querybox.training.metrics import as_row, write_metrics
 from querybox.training.optim import Schedule, build_optimizer, freeze

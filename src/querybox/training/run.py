@@ -21,7 +21,7 @@ from querybox.html import render
 from querybox.interrupt import StopRequest
 from querybox.modules.detector import DetectionTransformer
 from querybox.report import write_report
-from querybox.training.auto import choose, is_auto, with_values_of_run
+from querybox.training.auto import choose, is_auto, is_measured, with_measured_batches, with_values_of_run
 from querybox.training.checkpoint import RunCheckpoint
 from querybox.training.data import Splits, check_splits, read_splits
 from querybox.training.depth import with_depth
@@ -172,10 +172,14 @@ def prepare(settings: RunSettings, *, resume: bool) -> tuple[RunSettings, RunChe
         The settings, the checkpoint to resume from, the data, whose images have not been checked, and lines that say
         what was decided and why.
     """
+    given = None if resume else settings
     if resume:
         settings = with_values_of_run(settings)
     if not is_auto(settings):
-        settings = resolve(settings)
+        measured = is_measured(settings)
+        settings = resolve(settings, given)
+        if measured:
+            settings = with_measured_batches(settings, Resources.here())
     checkpoint = check_folder(settings, resume=resume)
     if checkpoint is not None:
         settings = keep_milestones(settings, checkpoint.settings, checkpoint.progress.epoch)
@@ -185,7 +189,7 @@ def prepare(settings: RunSettings, *, resume: bool) -> tuple[RunSettings, RunChe
         choice = choose(settings, tiled(splits.training, settings.data), Resources.here())
         if choice.settings != settings:  # a run that is repeated has its choices
             notes.append(choice.describe())
-        settings = resolve(choice.settings)
+        settings = resolve(choice.settings, given)
     return settings, checkpoint, splits, "\n".join(filter(None, notes))
 
 

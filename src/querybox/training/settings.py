@@ -14,10 +14,14 @@ from pydantic import (
 )
 
 from querybox.data import DataSettings
+from querybox.data.settings import NO_VALIDATION
 from querybox.duration import Duration
+from querybox.needs import Needs
 from querybox.precision import Precision, present_name
 from querybox.settings import PathText, Settings
 
+STRONG = "data.photometric or data.zoom_out or data.iou_crop or data.mosaic or data.copy_paste or data.mixup"
+"""Settings of strong augmentation, which begins and ends at a share of the run."""
 MAX_COUNT = 2**53
 """Largest number of epochs, updates or images: up to it every integer is a floating-point number."""
 Count = Annotated[int, Field(gt=0, le=MAX_COUNT)]
@@ -35,7 +39,8 @@ class TrainSettings(Settings):
     """Number of images per update, over all processes and micro-batches."""
     accumulate: Count | Literal["auto"] = 1
     """Number of micro-batches per update, whose gradients are accumulated to save memory. `auto` measures the memory of
-    a step and takes as few as fit; `run.yaml` holds their number."""
+    a step and takes as few as fit; `run.yaml` holds their number. A published recipe is trained with `auto` if neither
+    this nor `batch_size` is set."""
     lr: PositiveFloat = 1e-4
     backbone_lr: PositiveFloat = 1e-5
     sampling_lr: PositiveFloat | None = None
@@ -101,6 +106,32 @@ class TrainSettings(Settings):
         return self
 
 
+NEEDS: Needs = (
+    ("data.val_split", f"not data.val={NO_VALIDATION}"),
+    ("data.val_fraction", "not data.val"),
+    ("data.val_fraction", "not data.val_split"),
+    ("data.overlap", "data.tile"),
+    ("data.crop_scales", "data.crop"),
+    ("data.crop_range", "data.crop"),
+    ("data.strong_from", STRONG),
+    ("data.strong_until", f"{STRONG} or data.multi_scale or train.ema_restart"),
+    ("data.mosaic_until", "data.mosaic or data.copy_paste or data.mixup"),
+    ("model.backbone_weights", "not weights"),
+    ("model.encoder_feedforward", "model.encoder_layers"),
+    ("model.varifocal", "not model.matchability"),
+    ("model.mask_cost", "model.masks"),
+    ("model.dice_cost", "model.masks"),
+    ("train.sampling_lr", "model.points"),
+    ("train.milestones", "train.schedule=step or train.schedule=flat_cosine"),
+    ("train.ema_warmup", "train.ema"),
+    ("train.ema_restart", "train.ema"),
+    ("train.ema_restart", "not data.strong_until=1.0"),
+    ("train.evaluate_every", f"not data.val={NO_VALIDATION}"),
+    ("train.patience", f"not data.val={NO_VALIDATION}"),
+)
+"""Settings that have an effect only with others; see `querybox.needs`."""
+
+
 class RunSettings(Settings):
     """All settings of a run; the resolved values are written to its folder as ``run.yaml``."""
 
@@ -128,10 +159,10 @@ class RunSettings(Settings):
         """What the model of resolved settings starts from: a checkpoint, the weights of its backbone, or "random"."""
         return self.weights or self.model["backbone_weights"] or "random"
 
-    def flat(self) -> dict[str, Any]:
-        """Return all settings by dotted name."""
+    def flat(self, *, set_only: bool = False) -> dict[str, Any]:
+        """Return all settings by dotted name, or only those that were set explicitly."""
         flat: dict[str, Any] = {}
-        for name, value in self.model_dump(mode="json").items():
+        for name, value in self.model_dump(mode="json", exclude_unset=set_only).items():
             inner = (
                 {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, dict) else None
             )

@@ -18,11 +18,12 @@ from querybox.data.settings import NO_VALIDATION, DataSettings
 from querybox.errors import ConfigError
 from querybox.models import Recipe, data_defaults, find, parse, training_defaults
 from querybox.modules.detector import DetectionTransformer
+from querybox.needs import require_effect
 from querybox.precision import resolve_precision
 from querybox.structures import Category, Preprocessing
 from querybox.training.finetune import initialize_from
 from querybox.training.processes import training_device
-from querybox.training.settings import RunSettings, TrainSettings
+from querybox.training.settings import NEEDS, RunSettings, TrainSettings
 
 
 def locate(settings: RunSettings, *, resume: bool) -> RunSettings:
@@ -61,14 +62,19 @@ def default_folder(dataset: Path, *, resume: bool) -> Path:
     return Path("runs") / (f"{name}-{len(existing) + 1}" if existing else name)
 
 
-def resolve(settings: RunSettings) -> RunSettings:
+def resolve(settings: RunSettings, given: RunSettings | None = None) -> RunSettings:
     """Fill in all defaults of `settings`, which name a recipe or weights.
 
     The model is that of the recipe, or of the weights if no recipe is given. Without weights, the backbone is
     initialised from ImageNet weights by default. Training and data settings default to those of the recipe.
 
+    Args:
+        settings: The settings.
+        given: Those among them that the user has given, which have to have an effect; None to omit this check.
+
     Raises:
-        ConfigError: The recipe or one of its settings is unknown, or settings are inconsistent.
+        ConfigError: The recipe or one of its settings is unknown, settings are inconsistent, or one that the user has
+            given has no effect.
         CheckpointError: The weights cannot be read.
     """
     recipe, preprocessing = resolve_model(settings)
@@ -83,7 +89,31 @@ def resolve(settings: RunSettings) -> RunSettings:
     if preprocessing is not None and data.get("depth") is None:
         data["depth"] = preprocessing.pixel_range
     data = DataSettings.parse({**data_defaults(recipe, settings.recipe), **data}, where="data").model_dump()
-    return settings.replace(model=model, train=train.model_dump(), data=data)
+    resolved = settings.replace(model=model, train=train.model_dump(), data=data)
+    if given is not None:
+        require_effect("setting", NEEDS, changed_settings(given, resolved), resolved.flat())
+    return resolved
+
+
+def changed_settings(given: RunSettings, resolved: RunSettings) -> set[str]:
+    """Return the dotted names of the settings that the user has given, unless null or false switches them off.
+
+    Those with their default or the value of the recipe are not the user's: a run file that a run has written names all.
+    """
+    recipe, _ = resolve_model(resolved.replace(model=not_inferable(given.model)))
+    defaults = RunSettings(
+        model=recipe.model_dump(mode="json"),
+        train=TrainSettings.parse(training_defaults(recipe, resolved.recipe)),
+        data=DataSettings.parse(data_defaults(recipe, resolved.recipe)),
+    ).flat()
+    values, plain = resolved.flat(), RunSettings(data=DataSettings()).flat()
+    return {
+        name
+        for name in given.flat(set_only=True)
+        if values[name] not in (defaults[name], plain.get(name))
+        and values[name] is not None
+        and values[name] is not False
+    }
 
 
 def resolve_weights(weights: str) -> str:

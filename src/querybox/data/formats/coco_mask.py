@@ -9,13 +9,14 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from querybox.data.image import MAX_PIXELS
 from querybox.data.parsing import validation_problem
+from querybox.data.tiff import MAX_TIFF_PIXELS
 from querybox.errors import DataError
 from querybox.masks import Region, Rle, compress
 from querybox.polygons import Polygons
 
 Box = tuple[float, float, float, float]  # x, y, width, height
 
-_Count = Annotated[int, Field(ge=0, le=MAX_PIXELS)]
+_Count = Annotated[int, Field(ge=0, le=MAX_TIFF_PIXELS)]
 _Side = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
 _PARTS = TypeAdapter(list[list[float]])
 _POLYGONS = TypeAdapter(Annotated[list[Annotated[list[float], Field(min_length=6)]], Field(min_length=1)])
@@ -82,8 +83,11 @@ def _rle(mask: _RunLengths) -> Rle:
         ValueError: The compressed string has other characters than ASCII.
     """
     height, width = mask.size
-    if height * width > MAX_PIXELS:
-        raise DataError(f"a mask has the size {height}x{width}; expected at most {MAX_PIXELS:,} pixels")
+    if height * width > MAX_TIFF_PIXELS:
+        raise DataError(
+            f"a mask has the size {height}x{width}; expected at most {MAX_TIFF_PIXELS:,} pixels, as many as the "
+            "largest images that are read have (TIFFs, on tiles): divide the image, or draw polygons"
+        )
     if isinstance(mask.counts, str):
         return Rle(mask.size, mask.counts.encode("ascii"))
     return Rle(mask.size, compress(np.array(mask.counts, dtype=np.int64)))

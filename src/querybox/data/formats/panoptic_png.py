@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int32, Int64, UInt8
 
 from querybox.data.bitmaps import open_png
 from querybox.errors import DataError
@@ -16,6 +16,23 @@ MAX_ID = 2**24 - 1
 """The largest number of a segment."""
 _CHUNK = 1 << 22
 """Number of pixels that are converted at once; it bounds the memory."""
+
+
+def segment_id(number: int) -> int:
+    """Return the id of the n-th segment, which is below 2^24 and unique, with a distinct colour; 0 for 0."""
+    return number * 0x9E3779B1 % 2**24  # an odd factor: the golden ratio times 2^32
+
+
+def colours(numbers: Int32[np.ndarray, "H W"], count: int) -> UInt8[np.ndarray, "H W 3"]:
+    """Return the pixels of a PNG.
+
+    Args:
+        numbers: Segment of each pixel, 1 ... S; 0 = void.
+        count: Number of segments, S.
+    """
+    ids = np.array([segment_id(number) for number in range(count + 1)])
+    palette = (ids[:, None] >> np.array([0, 8, 16]) & 255).astype(np.uint8)  # [S+1, 3]
+    return palette[numbers]
 
 
 def read_segments(

@@ -1,0 +1,45 @@
+"""Settings and options that have an effect only with certain values of others: one form of table, and one check.
+
+A table lists pairs: a name, and a condition without which it has no effect. A condition is the name of another one,
+which has to be set (neither null nor false, 0 or empty); ``name=value``; or one of these after ``not``. ``or`` combines
+several. A name may be in several pairs, all of which count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TypeAlias
+
+from querybox.errors import ConfigError
+
+Needs: TypeAlias = Sequence[tuple[str, str]]
+
+
+def require_effect(subject: str, needs: Needs, given: Collection[str], values: Mapping[str, object]) -> None:
+    """Check that everything that was given has an effect.
+
+    Args:
+        subject: Beginning of the message.
+        needs: The table.
+        given: Names that were given explicitly.
+        values: Values by name, those of defaults included.
+
+    Raises:
+        ConfigError: Something has no effect.
+    """
+    for name, need in needs:
+        if name not in given or any(holds(condition, values) for condition in need.split(" or ")):
+            continue
+        others = need.replace("not ", "")
+        if others == need:
+            raise ConfigError(
+                f"{subject} {name} has no effect without {need}: set it as well, or omit {name}"
+            )
+        raise ConfigError(f"{subject} {name} has no effect with {others}: omit one of them")
+
+
+def holds(condition: str, values: Mapping[str, object]) -> bool:
+    """Return whether one condition holds."""
+    name, equals, wanted = condition.removeprefix("not ").partition("=")
+    value = values.get(name)
+    return (str(value) == wanted if equals else bool(value)) != condition.startswith("not ")

@@ -1,0 +1,33 @@
+"""Whatever Ray raises when it cannot be started or reached is told with its cause and a cure."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import NoReturn
+
+import pytest
+
+from querybox.bulk.cluster import connect
+from querybox.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    "error", [Exception, ConnectionError, RuntimeError, TimeoutError, OSError, AssertionError]
+)
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("local", r"^--ray local: Ray cannot be started on this machine \(the reason\); it needs about 1 GB"),
+        ("host:1", r"^--ray host:1: Ray cannot be reached \(the reason\); expected HOST:PORT of a cluster"),
+    ],
+)
+def test_no_error_of_ray_is_bare(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception], address: str, message: str
+) -> None:
+    def init(**_: object) -> NoReturn:
+        raise error("the reason\nand the log of a process")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
+    with pytest.raises(ConfigError, match=message):
+        connect(address)

@@ -1,0 +1,111 @@
+"""A setting that has no effect without another is an error, and a value that the user did not give is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from querybox.errors import ConfigError
+from querybox.models import KINDS, RECIPES
+from querybox.needs import require_effect
+from querybox.runfile import merge
+from querybox.training.overrides import nested
+from querybox.training.settings import NEEDS, RunSettings
+from querybox.training.start import resolve
+
+
+def resolved(**values: Any) -> RunSettings:
+    base = {"recipe": "detr_r18", "data": {"train": "photos"}, "model": {"backbone_weights": None}}
+    given = RunSettings.parse(merge(base, nested(values, "test")))
+    return resolve(given, given)
+
+
+@pytest.mark.parametrize(
+    ("values", "error"),
+    [
+        (
+            {"data.overlap": 0.3},
+            "setting data.overlap has no effect without data.tile: set it as well, or omit data",
+        ),
+        ({"data.crop_range": (300, 500), "data.crop": 0}, "data.crop_range has no effect without data.crop"),
+        (
+            {"data.mosaic_until": 0.5, "data.zoom_out": 0.5},
+            "without data.mosaic or data.copy_paste or data.mixup",
+        ),
+        (
+            {"data.strong_until": 0.9},
+            "data.strong_until has no effect without data.photometric or data.zoom_out or",
+        ),
+        (
+            {"data.val": "other", "data.val_fraction": 0.1},
+            "data.val_fraction has no effect with data.val: omit one",
+        ),
+        (
+            {"data.val": "none", "train.patience": 3},
+            "train.patience has no effect with data.val=none: omit one of",
+        ),
+        ({"train.ema_warmup": 9}, "setting train.ema_warmup has no effect without train.ema: set it"),
+        ({"train.ema_restart": 0.9}, "train.ema_restart has no effect without train.ema"),
+        (
+            {"train.ema": 0.99, "train.ema_restart": 0.9},
+            "train.ema_restart has no effect with data.strong_until=1.0",
+        ),
+        (
+            {"train.schedule": "cosine", "train.milestones": (3,)},
+            "without train.schedule=step or train.schedule=flat_cosine",
+        ),
+        ({"train.sampling_lr": 1e-5}, "train.sampling_lr has no effect without model.points"),
+        ({"model.mask_cost": 5.0}, "model.mask_cost has no effect without model.masks"),
+        (
+            {"recipe": "dino_r50", "model.matchability": True, "model.varifocal": True},
+            "model.varifocal has no effect with model.matchability",
+        ),
+        ({"recipe": "dino_r50", "model.two_stage": False}, r"'two_stage' got False: input should be True"),
+        ({"recipe": "dfine_n", "model.share_heads": True}, r"'share_heads' got True: input should be False"),
+        (
+            {"recipe": "rtdetr_r18", "train.ema": None, "train.ema_warmup": 9},
+            "ema_warmup has no effect without train.ema",
+        ),
+        # Those that have an effect, among them through values of the recipe, and values that are those of the recipe.
+        ({"data.overlap": 0.3, "data.tile": 640}, None),
+        ({"data.overlap": 0.2}, None),
+        ({"recipe": "rtdetr_r18", "train.ema_warmup": 9}, None),
+        ({"recipe": "rtdetr_r18", "train.ema": None}, None),
+        ({"recipe": "dino_r50", "train.schedule": "cosine"}, None),
+        ({"recipe": "dino_small", "model.matchability": True, "model.varifocal": False}, None),
+        ({"recipe": "deim_dfine_n", "data.mosaic": 0.0, "data.mixup": 0.0}, None),
+    ],
+)
+def test_settings_have_an_effect(values: dict[str, Any], error: str | None) -> None:
+    if error is None:
+        resolved(**values)
+    else:
+        with pytest.raises(ConfigError, match=error):
+            resolved(**values)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_values_of_recipes_and_of_run_files_are_not_those_of_the_user(recipe: str) -> None:
+    first = resolved(recipe=recipe, **{"train.ema": None, "data.crop": 0.0, "data.val": "none"})
+    written = RunSettings.parse(first.model_dump(mode="json"))
+    assert resolve(written, written) == first
+    plain = RunSettings.parse({**resolved().model_dump(mode="json"), "recipe": recipe, "model": {}})
+    resolve(plain, plain)
+
+
+def test_the_table_names_settings() -> None:
+    known = {*RunSettings.keys(), *(name for kind in KINDS.values() for name in kind.keys("model."))}
+    for name, need in NEEDS:
+        others = {each.removeprefix("not ").partition("=")[0] for each in need.split(" or ")}
+        assert {name, *others} <= known
+
+
+def test_conditions() -> None:
+    values = {"a": 1, "b": 0, "c": "x", "d": None}
+    for need in ("a", "not b", "c=x", "not c=y", "b or a", "not d", "not e", "d=None"):
+        require_effect("setting", [("a", need)], {"a"}, values)
+        require_effect("setting", [("a", "b")], {"c"}, values)
+    for need in ("b", "not a", "c=y", "not c=x", "b or d", "e"):
+        with pytest.raises(ConfigError, match="setting a has no effect with"):
+            require_effect("setting", [("a", need)], {"a"}, values)
