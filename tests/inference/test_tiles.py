@@ -234,5 +234,7 @@ def test_a_model_that_does_not_state_sizes_has_no_automatic_tiles() -> None:
 
 @pytest.mark.parametrize("side", [0.0, -1.0, float("nan"), float("inf")])
 def test_sizes_of_objects_are_checked(side: float) -> None:
+    with pytest.raises(ConfigError, match=r"overlap=0.5 has no effect without tile: set it as well"):
+        Tiling.of(None, 0.5, Preprocessing())
     with pytest.raises(ConfigError, match=r"ObjectSides got resized=.*; expected"):
         ObjectSides(original=10.0, resized=side)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from querybox.arguments import require_number
 from querybox.bulk.parts import Part
 from querybox.bulk.pictures import Decoded, decode_ahead
+from querybox.data.settings import OVERLAP
 from querybox.data.tiling import Tile, Tiling
 from querybox.errors import PredictionError
 from querybox.inference.detections import Detections
@@ -36,7 +37,7 @@ class Options:
     top_k: int = 100
     nms: float | None = None
     tile: Tile = None
-    overlap: float = 0.2
+    overlap: float = OVERLAP
     batch_size: int = 8
 
     def __post_init__(self) -> None:

@@ -23,7 +23,8 @@ MAX_CORRUPT = 0.05
 
 MIN_TILE, MAX_TILE = 32, 8192
 """Sides of tiles in pixels; the largest are decoded in 256 MiB."""
-MAX_OVERLAP = 0.9
+OVERLAP, MAX_OVERLAP = 0.2, 0.9
+"""Overlap of neighbouring tiles by default, and at most, as a fraction of their side."""
 
 # The sizes in the DETR paper, for this short side; they are scaled in proportion to `image_size`.
 _PAPER_SIZE = 800
@@ -74,7 +75,7 @@ class DataSettings(Settings):
     tile: Annotated[int, Field(ge=MIN_TILE, le=MAX_TILE)] | None = None
     """Side in pixels of the tiles of large images that are trained on in place of the images, and in which images are
     evaluated; see `querybox.data.tiled`. None for no tiles."""
-    overlap: Annotated[float, Field(ge=0, le=MAX_OVERLAP)] = 0.2
+    overlap: Annotated[float, Field(ge=0, le=MAX_OVERLAP)] = OVERLAP
     """Minimum overlap of neighbouring tiles, as a fraction of their side."""
     image_size: Pixels = _PAPER_SIZE
     """Short side of images at inference, in pixels."""

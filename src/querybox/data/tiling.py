@@ -10,7 +10,7 @@ from itertools import pairwise, product
 from typing import Literal, Self, TypeAlias
 
 from querybox.arguments import require_number
-from querybox.data.settings import MAX_OVERLAP, MAX_TILE, MIN_TILE
+from querybox.data.settings import MAX_OVERLAP, MAX_TILE, MIN_TILE, OVERLAP
 from querybox.data.transforms import resized_shape
 from querybox.data.windows import Window
 from querybox.errors import ConfigError
@@ -53,12 +53,18 @@ class Tiling:
             preprocessing: That of the model.
 
         Raises:
-            ConfigError: A number is out of its range, or `tile` is "auto" and the model does not state the sizes of
-                objects.
+            ConfigError: A number is out of its range, there is an overlap without tiles, or `tile` is "auto" and the
+                model does not state the sizes of objects.
         """
         if tile == "auto":
             tile = suitable_tile(preprocessing)
-        return None if tile is None else cls(tile, overlap)
+        if tile is not None:
+            return cls(tile, overlap)
+        if overlap != OVERLAP:
+            raise ConfigError(
+                f"overlap={overlap!r} has no effect without tile: set it as well, or omit overlap"
+            )
+        return None
 
     def windows(self, size: tuple[int, int]) -> tuple[Window, ...]:
         """Return what is detected in: the whole image, and the tiles unless the image fits one tile.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from querybox.arguments import require_type
 from querybox.data import DetectionData, ImageRecord, read_dataset
-from querybox.data.settings import MAX_CORRUPT
+from querybox.data.settings import MAX_CORRUPT, OVERLAP
 from querybox.data.tiling import Tile, Tiling
 from querybox.errors import ConfigError, DataError, ImageError
 from querybox.evaluation.average_precision import average_precision
@@ -40,7 +40,7 @@ def evaluate(
     *,
     split: str | None = None,
     tile: Tile = None,
-    overlap: float = 0.2,
+    overlap: float = OVERLAP,
     batch_size: int = 8,
     max_corrupt: float = MAX_CORRUPT,
     callback: Callable[[Detections], object] | None = None,

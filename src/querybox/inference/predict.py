@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from querybox.arguments import require_number
+from querybox.data.settings import OVERLAP
 from querybox.data.tiling import Tile, Tiling
 from querybox.data.transforms import resize
 from querybox.errors import ImageError, PredictionError
@@ -60,7 +61,7 @@ def predict(
     top_k: int = 100,
     nms: float | None = None,
     tile: Tile = None,
-    overlap: float = 0.2,
+    overlap: float = OVERLAP,
     track: TrackerName | None = None,
     batch_size: int = 8,
     on_error: Callable[[ImageError], object] | None = None,

@@ -10,6 +10,7 @@ import torch
 
 from querybox.data import DetectionData, ImageRecord
 from querybox.data.loader import to_target
+from querybox.data.settings import OVERLAP
 from querybox.data.tiled import VisibleParts
 from querybox.data.tiling import Tile, Tiling
 from querybox.data.transforms import Sample
@@ -26,7 +27,7 @@ def traces(
     data: DetectionData | None = None,
     *,
     tile: Tile = None,
-    overlap: float = 0.2,
+    overlap: float = OVERLAP,
 ) -> Iterator[Trace]:
     """Trace one image after another.
 
