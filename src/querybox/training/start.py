@@ -100,7 +100,9 @@ def changed_settings(given: RunSettings, resolved: RunSettings) -> set[str]:
 
     Those with their default or the value of the recipe are not the user's: a run file that a run has written names all.
     """
-    recipe, _ = resolve_model(resolved.replace(model=not_inferable(given.model)))
+    recipe = parse(resolved.model, where="model")
+    if given.model:  # otherwise weights need not be read again
+        recipe, _ = resolve_model(resolved.replace(model=not_inferable(given.model)))
     defaults = RunSettings(
         model=recipe.model_dump(mode="json"),
         train=TrainSettings.parse(training_defaults(recipe, resolved.recipe)),
@@ -110,7 +112,7 @@ def changed_settings(given: RunSettings, resolved: RunSettings) -> set[str]:
     return {
         name
         for name in given.flat(set_only=True)
-        if values[name] not in (defaults[name], plain.get(name))
+        if values[name] not in (defaults.get(name), plain.get(name))
         and values[name] is not None
         and values[name] is not False
     }
