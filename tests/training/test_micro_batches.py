@@ -22,6 +22,7 @@ from querybox.training import RunSettings, micro_batches, train
 from querybox.training.loss import DetectionLoss
 from querybox.training.micro_batches import StepMemory, fewest_micro_batches, measure_step, step_memory
 from querybox.training.processes import start_processes
+from querybox.training.run import prepare
 from querybox.training.start import build_detector
 
 MakeSettings = Callable[..., RunSettings]
@@ -69,6 +70,19 @@ def test_the_number_is_kept_in_the_run_and_changes_nothing_else(
     monkeypatch.setattr(micro_batches, "available_memory", lambda: 0)
     train(run_settings("chosen", accumulate="auto", epochs=2), resume=True)
     assert read_run_file(chosen.folder / "run.yaml")["train"]["accumulate"] == 2
+
+
+@pytest.mark.skipif(not memory.STATUS.exists(), reason="counts as Linux does")
+def test_a_published_batch_is_divided_if_need_be_and_that_of_the_user_is_not(
+    run_settings: MakeSettings,
+) -> None:
+    published = run_settings().replace(train={"epochs": 1})
+    assert prepare(published, resume=False)[0].train.accumulate == "auto"
+    for given in ({"batch_size": 16}, {"accumulate": 1}):
+        assert prepare(published.replace(train=given), resume=False)[0].train.accumulate == 1
+    published.folder.mkdir()
+    (published.folder / "run.yaml").write_text("train: {accumulate: 8}\n")
+    assert prepare(published, resume=True)[0].train.accumulate == 8
 
 
 @pytest.mark.skipif(not memory.STATUS.exists(), reason="counts as Linux does")
