@@ -61,7 +61,5 @@ def split(
         print_text(f"{name}: {len(part.images)} images, {part.num_objects} objects")
     for finding in whole.findings:
         if finding.kind in NOT_READ:
-            print_text(
-                f"not written, because they are not read: {finding.count} {KINDS[finding.kind].meaning}"
-            )
+            print_text(f"not written, because not read: {KINDS[finding.kind].meaning} ({finding.count:,})")
     print_text(f"written to {folder}; train with: querybox train {folder}")
