@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,6 +15,12 @@ from PIL import Image
 from figures.chromium import NEEDED, chromium, find_program
 from figures.sheet import save_picture
 from figures.specimen import DINO_WEIGHTS, EXAMPLE
+from querybox.detector import Detector
+from querybox.serving.access import Access
+from querybox.serving.address import bind, url_of
+from querybox.serving.server import Server
+from querybox.serving.settings import ServingSettings
+from querybox.serving.workers import open_engines
 
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "serve.png"
 PHOTO = EXAMPLE / "images" / "BloodImage_00038.jpg"
@@ -41,14 +48,20 @@ def page(program: str) -> Image.Image:
 
 @contextmanager
 def server() -> Iterator[str]:
-    """Run `querybox serve` with the shipped weights, and yield its address."""
-    command = [sys.executable, "-m", "querybox", "serve", str(DINO_WEIGHTS), "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
+    """Run a server with the shipped weights in a thread, and yield its address."""
+    bound, loopback = bind("127.0.0.1", 0, anonymous=False)
+    engines = open_engines(partial(Detector.load, DINO_WEIGHTS), 1)
+    access = Access(token=None, host="127.0.0.1", loopback=loopback)
+    running = Server(DINO_WEIGHTS, engines, ServingSettings(), access)
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(running.serve_at, bound)
+        while not running.started and not ended.done():
+            time.sleep(0.01)
         try:
-            yield next(line.split()[-1] for line in process.stderr if "ready at" in line)
+            yield url_of(bound)
         finally:
-            process.terminate()
+            running.should_exit = True
+            ended.result()
 
 
 def main() -> None:
