@@ -19,11 +19,12 @@ import querybox
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
+NOTEBOOKS = sorted((ROOT / "docs").rglob("*.ipynb"))
 
 
 def test_every_page_is_in_the_navigation_once() -> None:
     listed = list(pages_of(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
-    assert sorted(listed) == [page.relative_to(ROOT / "docs").as_posix() for page in PAGES]
+    assert sorted(listed) == sorted(page.relative_to(ROOT / "docs").as_posix() for page in PAGES + NOTEBOOKS)
 
 
 def pages_of(entry: Any) -> Iterator[str]:
