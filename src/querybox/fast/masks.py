@@ -15,7 +15,15 @@ from torch import Tensor
 from querybox.fast.convolution import FusedLinear
 from querybox.fast.kernels import Rows
 from querybox.fast.replacement import is_plain
-from querybox.mask_embeddings import MaskEmbeddings, Masks, Window, cells_around, products, sum_rows
+from querybox.mask_embeddings import (
+    ComputedMasks,
+    MaskEmbeddings,
+    Masks,
+    Window,
+    cells_around,
+    products,
+    sum_rows,
+)
 from querybox.modules.masks import CellBlock, MaskHead
 
 ROWS = 8
@@ -52,7 +60,7 @@ class FusedMaskHead(MaskHead):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StripMasks(Masks):
+class StripMasks(ComputedMasks):
     """Embeddings of queries, and cells that are updated when they are used, in strips of rows."""
 
     embeddings: Float[Tensor, "B Q D"]
@@ -108,7 +116,7 @@ class StripMasks(Masks):
     def at_points(
         cls, layers: Sequence[Self], queries: Sequence[Int[Tensor, "L _"]], points: Float[Tensor, "B P 2"]
     ) -> Iterator[Float[Tensor, "L _ P"]]:
-        """Yield for each image the logits of some of its queries at points; see `Masks.at_points`."""
+        """Yield for each image the logits of some of its queries at points; see `ComputedMasks.at_points`."""
         return MaskEmbeddings.at_points([layer.whole() for layer in layers], queries, points)
 
 
@@ -129,7 +137,7 @@ class SparseMaskHead(MaskHead):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SparseMasks(Masks):
+class SparseMasks(ComputedMasks):
     """Embeddings of queries, and what those of the cells are computed from."""
 
     embeddings: Float[Tensor, "B Q D"]
@@ -158,7 +166,7 @@ class SparseMasks(Masks):
     def at_points(
         cls, layers: Sequence[Self], queries: Sequence[Int[Tensor, "L _"]], points: Float[Tensor, "B P 2"]
     ) -> Iterator[Float[Tensor, "L _ P"]]:
-        """Yield for each image the logits of some of its queries at points; see `Masks.at_points`."""
+        """Yield for each image the logits of some of its queries at points; see `ComputedMasks.at_points`."""
         first = layers[0]
         index, weights = cells_around(points, first.shape)
         used = torch.zeros(len(points) * math.prod(first.shape), dtype=torch.bool)
