@@ -84,7 +84,7 @@ def benchmark(
         models: Checkpoints of any layout and exported models; parameters and FLOPs are those of the first checkpoint.
         size: (height, width) of the images in pixels; by default those of a 4:3 photo as resized for the first model.
         batch_size: Images per forward pass.
-        trusted: Whether code in ``.pt2`` files may be executed.
+        trusted: Whether ``.pt2`` and ``.pte`` files may execute code.
 
     Raises:
         CheckpointError: A model cannot be read.

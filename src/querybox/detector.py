@@ -51,8 +51,8 @@ def load(
         path: A ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file, or the ``.index.json`` of a sharded one; the
             folder of a run, of which the best detector is loaded; a Hugging Face folder; ``hf://owner/name``,
             optionally with ``@revision``, which is downloaded; a short name in `querybox.models.PUBLIC_WEIGHTS`; or a
-            ``.onnx``, ``.xml`` (OpenVINO) or ``.pt2`` (PyTorch) file written by `querybox.export`.
-        trusted: Required for ``.pt2``, because PyTorch executes code in such a file.
+            ``.onnx``, ``.xml`` (OpenVINO), ``.pt2`` (PyTorch) or ``.pte`` (ExecuTorch) file from `querybox.export`.
+        trusted: Required for ``.pt2`` and ``.pte``, because such a file may execute code.
         dilation: For weights: whether the backbone's last stage is dilated (DC5), which cannot be inferred from the
             tensors. None for the value in the file, or else False.
         heads: For weights: number of attention heads, which cannot be inferred from the tensors. None for the value in

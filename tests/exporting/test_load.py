@@ -41,7 +41,7 @@ def test_a_suffix_in_upper_case_is_the_same(file: Path, tmp_path: Path) -> None:
 
 def test_a_name_of_no_format_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.engine").touch()
-    with pytest.raises(CheckpointError, match=r"expected an exported model, \.onnx, \.xml or \.pt2"):
+    with pytest.raises(CheckpointError, match=r"expected an exported model, \.onnx, \.xml, \.pt2 or \.pte"):
         load_exported(tmp_path / "a.engine")
 
 

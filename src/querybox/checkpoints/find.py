@@ -20,8 +20,8 @@ CHECKPOINT = "checkpoint.safetensors"
 """The state of a training run in its folder, from which it is resumed."""
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".index.json")
 """Suffixes of weights files, or of indices of sharded ones."""
-Format = Literal["onnx", "openvino", "torch"]
-EXPORTED: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+Format = Literal["onnx", "openvino", "torch", "executorch"]
+EXPORTED: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2", "executorch": ".pte"}
 """Suffixes of exported models, by format."""
 OTHER_KINDS = {
     **dict.fromkeys(EXPORTED.values(), "an exported model; open it with querybox.load"),

@@ -43,11 +43,12 @@ def benchmark(
     ```
 
     Args:
-        models: Checkpoints of any layout, run folders, exported models: .onnx, .xml (OpenVINO), .pt2 (PyTorch).
+        models: Checkpoints of any layout, run folders, exported models: .onnx, .xml (OpenVINO), .pt2 (PyTorch), .pte
+            (ExecuTorch).
         size: Height x width of the images; by default that of a 4:3 photo as resized for the first model.
         batch_size: Images per forward pass.
         as_json: Print JSON instead of a table.
-        trust: Allow a .pt2 file to execute the code that it contains.
+        trust: Trust the source of a .pt2 or .pte file, which may execute code.
         tune: Find the fastest engine (PyTorch, ONNX Runtime, OpenVINO), precision (float32; bf16 where the CPU computes
             it natively) and number of threads for the first model, and remember them in the user's cache folder for
             --tuned of other commands. Further models are exports of the first to measure as well, such as one in

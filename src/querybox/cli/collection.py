@@ -41,7 +41,7 @@ def predict_collection(
         output: Path or URL of the folder of the Parquet files.
         options: See `querybox.bulk.rows.Options`.
         precision: Precision of a checkpoint's computations.
-        trust: Whether a .pt2 file may execute code.
+        trust: Whether a .pt2 or .pte file may execute code.
         ray: See `address` of `querybox.bulk.cluster.cluster`.
         workers: Number of processes; None for one for each GPU or core.
         allow_network: Whether URLs may be opened.

@@ -57,7 +57,7 @@ def evaluate(
 
     Args:
         model: A checkpoint of any layout, a run folder (its best model, or else its last), or an exported model
-            (.onnx, .xml for OpenVINO, .pt2 for PyTorch).
+            (.onnx, .xml for OpenVINO, .pt2 for PyTorch, .pte for ExecuTorch).
         data: A dataset: COCO, Pascal VOC, YOLO or the format of an annotation tool.
         split: Split of the dataset, such as val; required if it has several.
         output: Folder for the results.
@@ -72,7 +72,7 @@ def evaluate(
             computes it natively, otherwise float32. bf16 and fp16 are less accurate, and faster only on such devices.
         tuned: Run a checkpoint with the engine, precision and number of threads that `querybox benchmark --tune` found
             to be the fastest on this machine.
-        trust: Allow a .pt2 file to execute the code that it contains.
+        trust: Trust the source of a .pt2 or .pte file, which may execute code.
         allow_network: Open the URLs of shards that the dataset's file has.
     """
     from querybox.cli.model import load_model, require_order

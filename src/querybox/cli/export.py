@@ -18,7 +18,7 @@ def export(
     file: Path | None = None,
     /,
     *,
-    to: Literal["onnx", "openvino", "torch"],
+    to: Literal["onnx", "openvino", "torch", "executorch"],
     precision: Literal["auto", "float32", "bf16", "fp16", "int8"] = "float32",
     size: str | None = None,
     calibrate: Path | None = None,
@@ -35,6 +35,7 @@ def export(
     querybox export run half.onnx --to onnx --precision fp16  # half as large, for GPUs
     querybox export run small.xml --to openvino --precision int8 --calibrate photos/ --split train
     querybox export run fixed.xml --to openvino --size 640x640  # lower latency, for images of this size
+    querybox export run phone.pte --to executorch --size 640x640
     querybox predict small.xml photos/
     ```
 
@@ -42,7 +43,8 @@ def export(
         model: A checkpoint of any layout, or a run folder: its best model, or else its last.
         file: The file to write; by default beside the model, or in the current folder if it is a name on the Hub or a
             short name.
-        to: onnx (ONNX Runtime and others), openvino (the fastest on CPUs), or torch (torch.export).
+        to: onnx (ONNX Runtime and others), openvino (the fastest on x86 CPUs), torch (torch.export), or executorch
+            (phones and boards; requires --size).
         precision: Precision of the computations; bf16 and int8 require openvino, fp16 requires onnx. auto is bf16 for
             openvino if this machine's CPU computes it natively, otherwise float32.
         size: Fixed height x width of the images, which are resized to it, or to fit and padded, and run one at a time;

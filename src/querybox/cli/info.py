@@ -44,7 +44,7 @@ def info(
     Args:
         target: A checkpoint of any layout, a run folder, an exported model, or a dataset in any format.
         split: Split of the dataset, such as val; all of them by default.
-        trust: Allow a .pt2 file to execute the code that it contains.
+        trust: Trust the source of a .pt2 or .pte file, which may execute code.
         models: List the public weights that have a short name, which all commands take instead of a path.
     """
     from querybox.terminal import Console

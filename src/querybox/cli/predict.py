@@ -82,7 +82,7 @@ def predict(
 
     Args:
         model: A checkpoint of any layout, a run folder (its best model, or else its last), or an exported model
-            (.onnx, .xml for OpenVINO, .pt2 for PyTorch).
+            (.onnx, .xml for OpenVINO, .pt2 for PyTorch, .pte for ExecuTorch).
         sources: Images, videos, folders or patterns; or a camera (its index, such as 0, or /dev/video0), or a stream
             (rtsp://, http:// or https://), of which the newest frame is processed until Ctrl-C. With --ray images, .tar
             files of images (WebDataset) and Parquet files with embedded images, by path, folder, pattern or URL.
@@ -109,7 +109,7 @@ def predict(
             computes it natively, otherwise float32. bf16 and fp16 are less accurate, and faster only on such devices.
         tuned: Run a checkpoint with the engine, precision and number of threads that `querybox benchmark --tune` found
             to be the fastest on this machine.
-        trust: Allow a .pt2 file to execute the code that it contains.
+        trust: Trust the source of a .pt2 or .pte file, which may execute code.
         ray: Predict with Ray: local on all cores or GPUs of this machine; or the address of a cluster, HOST:PORT, or
             auto on one of its machines.
         workers: Number of processes with --ray, each of which holds the model; one for each GPU or core by default.

@@ -47,7 +47,7 @@ def serve(
 
     Args:
         model: A checkpoint of any layout, a run folder (its best model, or else its last), or an exported model
-            (.onnx, .xml for OpenVINO, .pt2 for PyTorch).
+            (.onnx, .xml for OpenVINO, .pt2 for PyTorch, .pte for ExecuTorch).
         host: Name or address to listen at. Addresses that other machines can reach require a token.
         port: Port to listen at; 0 for any that is free.
         token: Token that requests have to send, as Authorization: Bearer TOKEN. Other users of this machine may see
@@ -67,7 +67,7 @@ def serve(
         timeout: Seconds from the header of a request to its answer.
         precision: Precision of a checkpoint's computations: float32, bf16, fp16, or auto. auto is bf16 if the device
             computes it natively, otherwise float32. bf16 and fp16 are less accurate, and faster only on such devices.
-        trust: Allow a .pt2 file to execute the code that it contains.
+        trust: Trust the source of a .pt2 or .pte file, which may execute code.
     """
     with requires_extra("serve", "querybox serve"):
         from querybox.serving.access import Access, read_token

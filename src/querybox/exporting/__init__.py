@@ -1,4 +1,4 @@
-"""Export of detectors to ONNX, OpenVINO and `torch.export` files, and engines that run these files."""
+"""Export of detectors to ONNX, OpenVINO, `torch.export` and ExecuTorch files, and engines that run these files."""
 
 from querybox.exporting.engine import ExportedModel
 from querybox.exporting.load import load_exported

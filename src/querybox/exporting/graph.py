@@ -130,7 +130,7 @@ def trace(
     for part in detector.modules():
         if type(part) is Conv2dSame:
             part.__class__ = DynamicConv2dSame
-        if type(part) is MaskHead:
+        if type(part) is MaskHead and size is None:
             part.__class__ = DynamicMaskHead
         if hasattr(part, "inplace"):
             # Otherwise it would be made functional later, node by node.

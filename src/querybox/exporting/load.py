@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from querybox.errors import CheckpointError
-from querybox.exporting import onnx, openvino, torch
+from querybox.exporting import executorch, onnx, openvino, torch
 from querybox.exporting.check import probe
 from querybox.exporting.engine import ExportedModel
 from querybox.files import require_regular
@@ -14,11 +14,11 @@ from querybox.files import require_regular
 def load_exported(path: str | Path, *, trusted: bool = False) -> ExportedModel:
     """Load an exported model, and run it once on a small image.
 
-    Its suffix determines the format: ``.onnx``, ``.xml`` (OpenVINO) or ``.pt2`` (PyTorch).
+    Its suffix determines the format: ``.onnx``, ``.xml`` (OpenVINO), ``.pt2`` (PyTorch) or ``.pte`` (ExecuTorch).
 
     Args:
         path: The file.
-        trusted: Required for ``.pt2``, because PyTorch may execute code contained in such a file.
+        trusted: Required for ``.pt2`` and ``.pte``, because such a file may execute code.
 
     Raises:
         CheckpointError: The file is missing, corrupt, not exported by querybox, or not trusted; or its answer is not
@@ -44,4 +44,8 @@ def read_exported(path: Path, *, trusted: bool) -> ExportedModel:
             return openvino.load(path)
         case ".pt2":
             return torch.load(path, trusted=trusted)
-    raise CheckpointError(f"{path}: expected an exported model, .onnx, .xml or .pt2, got '{path.suffix}'")
+        case ".pte":
+            return executorch.load(path, trusted=trusted)
+    raise CheckpointError(
+        f"{path}: expected an exported model, .onnx, .xml, .pt2 or .pte, got '{path.suffix}'"
+    )

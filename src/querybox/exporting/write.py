@@ -17,7 +17,7 @@ from querybox.data import DetectionData
 from querybox.errors import ConfigError
 from querybox.evaluation.evaluate import evaluate
 from querybox.evaluation.result import Evaluation
-from querybox.exporting import onnx, openvino, torch
+from querybox.exporting import executorch, onnx, openvino, torch
 from querybox.exporting.card import Card, Precision
 from querybox.exporting.check import Verification, verify, verify_detections
 from querybox.exporting.engine import ExportedModel
@@ -32,6 +32,8 @@ SMALLEST = 64
 """Smallest side of a fixed size in pixels."""
 ONLY: dict[Precision, Format] = {"bf16": "openvino", "fp16": "onnx", "int8": "openvino"}
 """The only format of a precision. All formats have float32."""
+FIXED: frozenset[Format] = frozenset({"executorch"})
+"""Formats whose files take images of one size only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,13 +69,13 @@ def export(
 
     Args:
         detector: The model; its training mode does not change.
-        path: The file to write: ``.onnx``, ``.xml`` (OpenVINO) or ``.pt2`` (PyTorch).
+        path: The file to write: ``.onnx``, ``.xml`` (OpenVINO), ``.pt2`` (PyTorch) or ``.pte`` (ExecuTorch).
         to: The format.
         precision: Precision of the computations. ``"bf16"`` and ``"int8"`` require ``to="openvino"``, ``"fp16"``
             ``to="onnx"``. ``"auto"`` is bf16 for OpenVINO if this machine's CPU computes it natively, otherwise
             float32.
         size: Fixed (height, width) of the images, for the lowest latency: each is resized to this size if the detector
-            stretches images, otherwise to fit and padded. None for any size.
+            stretches images, otherwise to fit and padded. None for any size; required for ``"executorch"``.
         calibration: For ``"int8"``: labelled images representative of those that the model will be used on.
         callback: Called with the name of each stage as it begins, e.g. to show progress: ``"tracing"``, ``"writing"``,
             ``"verifying"``; for int8 also ``"evaluating in float32"``, ``"quantising"``, ``"evaluating in int8"``.
@@ -87,9 +89,9 @@ def export(
     path = require_path("export", path, "the file to write")
     check_values(detector, to, precision)
     precision = resolve_precision(precision, to)
-    check_arguments(path, to, precision, calibration)
     if size is not None:
         require_size("export", size, SMALLEST)
+    check_arguments(path, to, precision, size, calibration)
     callback("tracing")
     card = Card.of(detector, precision, size)
     program = trace(detector, size, padded=card.padded)
@@ -136,7 +138,13 @@ def check_values(detector: object, to: object, precision: object) -> None:
             raise ConfigError(f"export got {name}={value!r}; expected one of {', '.join(map(repr, choices))}")
 
 
-def check_arguments(path: Path, to: Format, precision: Precision, calibration: DetectionData | None) -> None:
+def check_arguments(
+    path: Path,
+    to: Format,
+    precision: Precision,
+    size: tuple[int, int] | None,
+    calibration: DetectionData | None,
+) -> None:
     """Raise `ConfigError` if the arguments of `export` are inconsistent."""
     if path.suffix != EXPORTED[to]:
         raise ConfigError(f"{path}: expected the suffix {EXPORTED[to]} for {to}")
@@ -148,6 +156,11 @@ def check_arguments(path: Path, to: Format, precision: Precision, calibration: D
     if (precision == "int8") != (calibration is not None):
         raise ConfigError(
             "export: precision 'int8' requires calibration data, and calibration data require 'int8'"
+        )
+    if size is None and to in FIXED:
+        raise ConfigError(
+            f"export got no size for {to}, whose files take images of one size; expected (height, width) in pixels: "
+            "pass size=(640, 640), or --size 640x640"
         )
 
 
@@ -178,6 +191,8 @@ def write_model(
             return write_onnx(program, path, card, detector)
         case "torch":
             torch.write(program, path, card)
+        case "executorch":
+            executorch.write(program, path, card)
         case "openvino":
             model = openvino.convert(program, card)
             openvino.write(model, path, card)

@@ -36,7 +36,12 @@ from querybox.tuning.machine import Machine
 
 logger = logging.getLogger(__name__)
 
-TITLES: dict[Format, str] = {"torch": "PyTorch", "onnx": "ONNX Runtime", "openvino": "OpenVINO"}
+TITLES: dict[Format, str] = {
+    "torch": "PyTorch",
+    "onnx": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "executorch": "ExecuTorch",
+}
 CHOICE, DRAFTS = "choice.json", ".drafts-"
 """Name of a choice, and beginning of the name of a folder with exported models that are being measured."""
 MODELS = 8
