@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -125,14 +126,20 @@ def test_products_in_windows_are_those_of_the_whole_map(side: int) -> None:
         assert_close(torch.from_numpy(each), logits[window])
 
 
-def test_an_optimised_copy_has_the_masks_of_its_detector() -> None:
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("bf16", 0.05)])
+def test_an_optimised_copy_has_the_masks_of_its_detector(
+    precision: Literal["float32", "bf16"], tolerance: float
+) -> None:
+    torch.manual_seed(0)
     detector = Detector.from_recipe("detr_r18", categories=CATEGORIES, masks=True, **TINY).eval()
     batch = ImageBatch.from_images([torch.randint(256, (3, 60, 90), dtype=torch.uint8)])
     query = torch.arange(10)[None]
     with torch.inference_mode():
-        both = [engine(batch).layers[-1].masks for engine in (detector, detector.optimize())]
+        both = [
+            engine(batch).layers[-1].masks for engine in (detector, detector.optimize(precision=precision))
+        ]
     first, second = (masks.logits(query) for masks in both if masks is not None)
-    assert_close(second, first, rtol=0, atol=1e-4)
+    assert_close(second, first, rtol=0, atol=tolerance)
 
 
 def found() -> Detections:

@@ -120,7 +120,7 @@ class FusedLinear(nn.Linear):
 
         With few input features oneDNN's convolution takes half the time of its linear layer.
         """
-        x = x.to(self.weight.dtype)
+        x, shortcut = x.to(self.weight.dtype), shortcut.to(self.weight.dtype)
         if not self.onednn:
             return F.linear(x.permute(0, 2, 3, 1), self.weight, self.bias).permute(0, 3, 1, 2) + shortcut
         conv = (self.weight[:, :, None, None], self.bias, [0, 0], [1, 1], [1, 1], 1)
