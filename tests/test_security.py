@@ -28,6 +28,7 @@ CALLS = {
     "torch.export.load": ["exporting/torch.py"],  # of trusted files
     "yaml.load": [
         "data/formats/hugging_face_objects.py",
+        "data/formats/shard_urls.py",
         "data/formats/yolo_files.py",
         "runfile.py",
     ],  # with a safe loader

@@ -132,7 +132,7 @@ class DataSettings(Settings):
     """Share of the run at which mosaic, copy-paste and mixup end: a half in DEIM."""
     transform: str | None = None
     """Description of the transform that was given to `querybox.train` for augmentation, if any; set by it."""
-    shuffle_shards: int | None = Field(default=None, ge=1)
+    shuffle_shards: int | None = Field(default=None, ge=1, le=2**20)
     """Number of shards whose images are shuffled together in an epoch, before the next ones are read; which shards
     these are differs in each epoch. None shuffles the images of all shards."""
     workers: int = Field(default=2, ge=0, le=1024)
