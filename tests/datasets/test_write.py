@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from dataset_writers import changed, write_boxes
 
-from querybox.data import DetectionData, read_dataset
-from querybox.data.write import file_names, split_dataset
+from querybox.data import DetectionData, ImageRecord, read_dataset
+from querybox.data.write import file_names, split_dataset, write_shards
 from querybox.errors import ConfigError
+from querybox.masks import Region, rasterised
+from querybox.polygons import Polygons
 
 
 @pytest.fixture
@@ -47,8 +50,6 @@ def test_images_are_copied_where_they_cannot_be_linked(
 
 
 def test_repeated_names_are_told_apart(boxes: DetectionData) -> None:
-    from dataclasses import replace
-
     paths = ("a/x/1.png", "b/x/1.png", "b/y/2.png", "b/y/1.PNG")
     images = tuple(changed(image, path=Path(path)) for image, path in zip(boxes.images, paths, strict=False))
     names = list(file_names(replace(boxes, images=images)).values())
@@ -73,3 +74,51 @@ def test_a_used_folder_is_refused(boxes: DetectionData, tmp_path: Path) -> None:
 def test_too_few_images_are_refused(boxes: DetectionData, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has 2 images; expected at least 3"):
         split_dataset(boxes.only({1, 2}), tmp_path / "new", test=0.2)
+
+
+def with_masks(image: ImageRecord) -> ImageRecord:
+    """Return an image whose objects have their boxes as masks, the last as run lengths of a crowd."""
+    masks: list[Region | None] = [
+        Polygons.of([[x0, y0, x1, y0, x1, y1, x0, y1]]) for x0, y0, x1, y1 in image.boxes_xyxy.tolist()
+    ]
+    masks[1:] = [rasterised(mask, (image.height, image.width)) for mask in masks[1:] if mask]
+    return changed(image, masks=masks, crowd=np.arange(len(masks)) == 1, areas=image.areas / 2)
+
+
+def test_shards_are_read_as_what_was_written(boxes: DetectionData, tmp_path: Path) -> None:
+    data = replace(boxes, images=tuple(map(with_masks, boxes.images)))
+    parts = split_dataset(data, tmp_path / "new", val=0.4, shards=2)
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+        "classes.txt",
+        *(f"train-{number:06}.tar" for number in range(3)),
+        *(f"val-{number:06}.tar" for number in range(2)),
+    ]
+    for name, part in parts.items():
+        read = read_dataset(tmp_path / "new", name)
+        assert [category.name for category in read.categories] == ["red", "blue"]
+        for image, written in zip(read.images, part.images, strict=True):
+            assert image.path.name == written.path.name
+            for field in ("boxes_xyxy", "labels", "crowd", "areas"):
+                np.testing.assert_array_equal(getattr(image, field), getattr(written, field))
+            regions = [
+                [rasterised(mask, (each.height, each.width)) for mask in each.masks or () if mask]
+                for each in (image, written)
+            ]
+            assert regions[0] == regions[1]
+            assert len(regions[0]) == len(image.labels)
+
+
+def test_names_that_differ_in_their_suffix_are_told_apart_in_shards(
+    boxes: DetectionData, tmp_path: Path
+) -> None:
+    (tmp_path / "boxes" / "1.jpg").write_bytes(boxes.images[1].path.read_bytes())
+    images = (boxes.images[0], changed(boxes.images[1], path=tmp_path / "boxes" / "1.jpg"), *boxes.images[2:])
+    (tmp_path / "new").mkdir()
+    write_shards(replace(boxes, images=images), tmp_path / "new", "train", 3)
+    names = [image.path.name for image in read_dataset(tmp_path / "new").images]
+    assert names == ["1_1.png", "1_2.jpg", "3.png", "4.png", "5.png", "6.png", "7.png", "8.png"]
+
+
+def test_a_shard_has_an_image(boxes: DetectionData, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="split got shards=0; expected"):
+        split_dataset(boxes, tmp_path / "new", shards=0)

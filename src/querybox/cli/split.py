@@ -15,12 +15,13 @@ def split(
     val: float = 0.2,
     test: float = 0.0,
     of: str | None = None,
+    shards: int | None = None,
 ) -> None:
     """Split a dataset into training, validation and test images.
 
     Writes a new folder with `train`, `val` and, if asked for, `test`, each with its images and a COCO file, which for
-    panoptic datasets is in the panoptic format. It has everything that querybox reads: classes, boxes, masks, crowd
-    regions; but no licences, attributes and keypoints. The dataset is not changed.
+    panoptic datasets is in the panoptic format, or with shards for an object storage. It has everything that querybox
+    reads: classes, boxes, masks, crowd regions; but no licences, attributes and keypoints. The dataset is not changed.
 
     The same images are chosen every time. Images that show the same thing stay together: copies that
     Roboflow made of one image, and the frames of a video, recognised by names that differ in the last number alone.
@@ -31,6 +32,7 @@ def split(
     querybox split photos/                                # photos-split/train and /val
     querybox split photos/ --val 0.2 --test 0.1           # and /test
     querybox split photos/ --of train --output divided/   # divide the training split of a dataset
+    querybox split photos/ --shards 1000                  # tars of 1,000 images: train-000000.tar ...
     ```
 
     Args:
@@ -39,6 +41,7 @@ def split(
         val: Fraction of the images for validation, 0-1.
         test: Fraction of the images for testing, 0-1; 0 for no test images.
         of: Split of the dataset to divide; required if it has several.
+        shards: Write shards of WebDataset with this number of images each, in place of folders of images.
     """
     from querybox.data import read_dataset
     from querybox.data.findings import KINDS
@@ -56,7 +59,7 @@ def split(
     source = data.resolve()
     folder = output or source.parent / f"{source.stem if source.is_file() else source.name}-split"
     whole = read_dataset(data, of)
-    parts = split_dataset(whole, folder, val=val, test=test)
+    parts = split_dataset(whole, folder, val=val, test=test, shards=shards)
     for name, part in parts.items():
         print_text(f"{name}: {len(part.images)} images, {part.num_objects} objects")
     for finding in whole.findings:

@@ -1,22 +1,25 @@
-"""Write a dataset: a folder for each split with its images and a COCO file, as Roboflow exports it."""
+"""Write a dataset: a folder for each split with its images and a COCO file, as Roboflow exports it, or shards."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import tarfile
 from collections import Counter
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from querybox.arguments import require_number
 from querybox.data.formats.panoptic_png import colours, segment_id
 from querybox.data.holdout import hold_out
 from querybox.data.records import DetectionData, ImageRecord
 from querybox.data.shards import ImageFile, ShardImage
 from querybox.errors import ConfigError
-from querybox.files import write_text
+from querybox.files import atomic, write_text
 from querybox.masks import mask_numbers, rasterised
 from querybox.text import to_json
 
@@ -28,7 +31,7 @@ NOT_READ = ("keypoints", "ignored_region", "unsupported_shape")
 
 
 def split_dataset(
-    data: DetectionData, folder: Path, *, val: float = 0.2, test: float = 0.0
+    data: DetectionData, folder: Path, *, val: float = 0.2, test: float = 0.0, shards: int | None = None
 ) -> dict[str, DetectionData]:
     """Split a dataset and write the parts to a new folder, which can be read like any dataset.
 
@@ -42,14 +45,21 @@ def split_dataset(
         folder: The folder to write to; it must not exist, or be empty.
         val: Fraction of the images for validation.
         test: Fraction of the images for the final test, 0 for none.
+        shards: Number of images in each shard of WebDataset; None to write folders of images.
 
     Returns:
         The parts, ``train``, ``val`` and ``test``.
 
     Raises:
-        ConfigError: The fractions are not above 0 or leave nothing to train on, there are too few images, or the folder
-            is not empty.
+        ConfigError: The fractions are not above 0 or leave nothing to train on, there are too few images, the folder
+            is not empty, or `shards` is below 1 or the dataset panoptic.
     """
+    if shards is not None:
+        require_number("split", "shards", shards, 1, whole=True)
+        if data.panoptic:
+            raise ConfigError(
+                f"{data.source}: is panoptic, which shards cannot express; expected objects: split it without shards"
+            )
     if not (val > 0 and test >= 0 and val + test < 1):
         raise ConfigError(
             f"split got val={val:g} and test={test:g}; expected fractions of the images, below 1 in total"
@@ -71,7 +81,10 @@ def split_dataset(
         rest, parts["test"] = hold_out(rest, test / (1 - val))
     parts = {"train": rest, **parts}
     for name, part in parts.items():
-        write_split(part, folder / name)
+        if shards is None:
+            write_split(part, folder / name)
+        else:
+            write_shards(part, folder, name, shards)
     return parts
 
 
@@ -110,15 +123,57 @@ def write_panoptic(data: DetectionData, file: Path, names: Mapping[int, str]) ->
     write_text(file, to_json(document) + "\n")
 
 
+def read_content(image: ImageFile) -> bytes:
+    """Return the content of an image file."""
+    return image.read().content if isinstance(image, ShardImage) else image.read_bytes()
+
+
 def write_image(image: ImageFile, path: Path) -> None:
     """Link, copy or write an image file to a new path."""
     if isinstance(image, ShardImage):
-        path.write_bytes(image.read().content)
+        path.write_bytes(read_content(image))
         return
     try:
         os.link(image, path)
     except OSError:  # another file system, or one without links
         shutil.copy2(image, path)
+
+
+def write_shards(data: DetectionData, folder: Path, name: str, images: int) -> None:
+    """Write the images of one split and their annotations as shards, and the names of the classes beside them.
+
+    Args:
+        data: The split.
+        folder: The folder of the shards of all splits.
+        name: The split, with which the names of the shards begin.
+        images: Number of images in each shard.
+    """
+    write_text(folder / "classes.txt", "".join(f"{category.name}\n" for category in data.categories))
+    names = file_names(data)
+    stems = Counter(os.path.splitext(each)[0] for each in names.values())  # noqa: PTH122 - strings
+    for number, start in enumerate(range(0, len(data.images), images)):
+        with atomic(folder / f"{name}-{number:06d}.tar") as path, tarfile.TarFile(path, "w") as tar:
+            for image in data.images[start : start + images]:
+                stem, suffix = os.path.splitext(names[image.id])  # noqa: PTH122
+                stem = stem if stems[stem] == 1 else f"{stem}_{image.id}"
+                add_member(tar, f"{stem}{suffix}", read_content(image.file))
+                add_member(tar, f"{stem}.json", to_json(sample_annotation(image, data)).encode())
+
+
+def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Add a file to a tar, which is the same tar whenever it is written."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, BytesIO(content))
+
+
+def sample_annotation(image: ImageRecord, data: DetectionData) -> dict[str, Any]:
+    """Return the annotation of an image in a shard: its size, and its objects as in COCO, with names of classes."""
+    objects = coco_annotations(image, data)
+    for item, label in zip(objects, image.labels.tolist(), strict=True):
+        del item["image_id"], item["category_id"]
+        item["category"] = data.categories[label].name
+    return {"width": image.width, "height": image.height, "annotations": objects}
 
 
 def file_names(data: DetectionData) -> dict[int, str]:
