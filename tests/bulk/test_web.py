@@ -10,12 +10,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from shards import jpeg, write_tar
+from shards import ANNOTATED, jpeg, write_tar
 
 from querybox.bulk.find import find
 from querybox.bulk.parts import Part, divide
 from querybox.bulk.pictures import decode
-from querybox.data import storage
+from querybox.data import read_dataset, read_pixels, storage
 from querybox.data.web import linked_files
 from querybox.errors import DataError, ImageError, StorageError
 
@@ -189,3 +189,20 @@ def test_a_server_without_ranges_has_no_tars_that_are_read_in_parts(served: Web,
     served.files = {"/a.tar": write_tar(tmp_path / "a.tar", members).read_bytes()}
     with pytest.raises(StorageError, match=r"a\.tar: .*range requests"):
         list(Part(0, (f"{served.url}/a.tar",)).pictures())
+
+
+def test_shards_to_train_on_are_read_in_parts(served: Web, tmp_path: Path) -> None:
+    members = {**ANNOTATED, "1.jpg": jpeg((30, 20)), "1.json": ANNOTATED["0.json"]}
+    served.files = {"/a.tar": write_tar(tmp_path / "a.tar", members).read_bytes()}
+    file = tmp_path / "shards.yaml"
+    file.write_text(f"train: {served.url}/a.tar\n")
+    data = read_dataset(file, allow_network=True)
+    assert [read_pixels(image).shape for image in data.images] == [(3, 40, 60), (3, 20, 30)]
+    served.ranges = False
+    with pytest.raises(ImageError, match=r"a\.tar: got .*; expected a storage that reads parts of files"):
+        read_pixels(data.images[0])
+    served.status = {"/a.tar": 503}
+    with pytest.raises(StorageError, match=r"a\.tar: 503"):
+        read_pixels(data.images[0])
+    with pytest.raises(StorageError, match=r"a\.tar: 503"):
+        read_dataset(file, allow_network=True)
