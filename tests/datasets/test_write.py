@@ -119,6 +119,8 @@ def test_names_that_differ_in_their_suffix_are_told_apart_in_shards(
     assert names == ["1_1.png", "1_2.jpg", "3.png", "4.png", "5.png", "6.png", "7.png", "8.png"]
 
 
-def test_a_shard_has_an_image(boxes: DetectionData, tmp_path: Path) -> None:
+def test_shards_that_cannot_be_written(boxes: DetectionData, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="split got shards=0; expected"):
         split_dataset(boxes, tmp_path / "new", shards=0)
+    with pytest.raises(ConfigError, match="is panoptic, which shards cannot express"):
+        split_dataset(replace(boxes, panoptic=True), tmp_path / "new", shards=2)
