@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from querybox.errors import CheckpointError, ExportError, requires_extra
-from querybox.exporting.card import INPUTS, KEY, Card
+from querybox.exporting.card import EXPORT_AGAIN, INPUTS, KEY, Card
 from querybox.exporting.engine import ExportedModel, Outputs
 from querybox.exporting.signature import Port, check_signature
 from querybox.memory import first_line
@@ -77,7 +77,7 @@ def load(path: Path, *, trusted: bool) -> ExportedModel:
         method = program.load_method(METHOD)
     except (RuntimeError, LookupError) as error:
         raise CheckpointError(
-            f"{path}: corrupt, or not an ExecuTorch program ({first_line(error)})"
+            f"{path}: corrupt, or not an ExecuTorch program ({first_line(error)}); {EXPORT_AGAIN}"
         ) from error
     card = Card.from_json(text, path)
     meta = method.metadata
