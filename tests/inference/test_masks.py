@@ -22,7 +22,7 @@ from querybox.inference.masks import detection_masks
 from querybox.inference.predict import predict
 from querybox.inference.writers import coco_file, mask_images, yolo_labels
 from querybox.losses.masks import computed_masks
-from querybox.mask_embeddings import MaskEmbeddings, MaskLogits
+from querybox.mask_embeddings import SMALL, MaskEmbeddings, MaskLogits
 from querybox.masks import Rle
 from querybox.polygons import Polygons
 from querybox.structures import Category, DetectorOutput, Predictions, Preprocessing
@@ -114,12 +114,14 @@ def test_masks_of_some_queries_are_those_of_all() -> None:
         some.logits(torch.tensor([[9, 3]]))
 
 
-@pytest.mark.parametrize("side", [1, 7, 15])
+@pytest.mark.parametrize("side", [1, 7, 15])  # with the last, all cells are multiplied
 def test_products_in_windows_are_those_of_the_whole_map(side: int) -> None:
     masks = Stub().last.masks
     assert masks is not None
     query = torch.tensor([[7, 2, 7, 9, 1, 0, 3, 4, 5, 6, 8]])
-    windows = [(slice(0, side), slice(number, number + 12)) for number in range(10)]
+    windows = [(slice(0, side), slice(number // 5, 21)) for number in range(10)]
+    area = sum(side * (columns.stop - columns.start) for _, columns in windows)
+    assert (area > SMALL * 15 * 23) == (side == 15)
     (found,) = masks.in_windows(query, [windows])
     assert len(found) == 10
     for each, logits, window in zip(found, masks.logits(query)[0], windows, strict=False):
