@@ -44,7 +44,7 @@ def bitmap(name: str, data: bytes) -> dict[str, Any]:
 
 def png(width: int, height: int) -> bytes:
     stream = io.BytesIO()
-    Image.new("1", (width, height)).save(stream, "PNG")
+    Image.new("1", (width, height), 1).save(stream, "PNG")
     return stream.getvalue()
 
 
