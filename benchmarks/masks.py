@@ -31,7 +31,7 @@ Small = Literal["dino_small", "detr_small"]
 
 
 def rows(setup: Setup) -> Iterator[Row]:
-    """Yield rows of prediction by the nuclei example and, for each recipe, one of a training step."""
+    """Yield rows of prediction by the nuclei example, and those of training steps, with a process for each side."""
     for name, threshold in (("all", 0.0), ("found", 0.5)):
         yield Row(
             name=f"masks-prediction-{name}",
@@ -44,9 +44,14 @@ def rows(setup: Setup) -> Iterator[Row]:
             goals=[smaller([MASKS], BOXES, 1.15)],
             seconds=setup.seconds(30),
         )
+    yield from map(in_separate_processes, training_rows(setup))
+
+
+def training_rows(setup: Setup) -> Iterator[Row]:
+    """Yield a row of a training step for each recipe."""
     recipes: tuple[Small, ...] = ("dino_small", "detr_small")
     for recipe in recipes:
-        row = Row(
+        yield Row(
             name=f"masks-training-{recipe.replace('_', '-')}",
             title=f"Training step of {recipe}, {BATCH} images of {SIZE[0]}x{SIZE[1]} with {OBJECTS} objects",
             sides=[
@@ -62,7 +67,6 @@ def rows(setup: Setup) -> Iterator[Row]:
             goals=[smaller([MASKS], BOXES, 1.25)],
             seconds=setup.seconds(60),
         )
-        yield in_separate_processes(row)
 
 
 def with_masks(threshold: float) -> Work:

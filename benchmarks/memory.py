@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import inference, peers, training
+from benchmarks import inference, masks, peers, training
 from benchmarks.engines import ONNX, OPENVINO, OPTIMISED
 from benchmarks.goals import smaller
 from benchmarks.measure import Absent, Row, Work
@@ -28,7 +28,7 @@ WORKS = 3
 
 
 def rows(setup: Setup) -> Iterator[Row]:
-    """Yield a row for inference and one for a training step."""
+    """Yield a row for inference, and rows for training steps, also of masks."""
     for name, row in timed_rows(setup).items():
         yield Row(
             name=name,
@@ -36,7 +36,7 @@ def rows(setup: Setup) -> Iterator[Row]:
             sides=[
                 replace(side, build=partial(in_new_process, setup, name, side.name)) for side in row.sides
             ],
-            difference=difference,
+            difference=None if row.difference is None else difference,
             value=lambda answer: float(answer["mebibytes"]),
             goals=row.goals,
             unit="MiB",
@@ -55,6 +55,10 @@ def timed_rows(setup: Setup) -> dict[str, Row]:
             forward, sides=[side for side in forward.sides if side.name in wanted], goals=[]
         ),
         "memory-training": replace(step, goals=goals),
+        **{
+            f"memory-{row.name}": replace(row, goals=[smaller([masks.MASKS], masks.BOXES, 1.3)])
+            for row in masks.training_rows(setup)
+        },
     }
 
 
