@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from figures import augmentation, make, panoptic, serving, tiles, tracking
+from figures import augmentation, collection, make, panoptic, serving, tiles, tracking
 
 if __name__ == "__main__":
     make.main()
@@ -10,4 +10,5 @@ if __name__ == "__main__":
     tiles.main()
     tracking.main()
     panoptic.main()
+    collection.main()
     serving.main()
