@@ -21,7 +21,7 @@ from querybox.data.bitmaps import read_bitmap
 from querybox.data.formats.coco_mask import read_mask
 from querybox.data.formats.label_studio_brush import read_brush
 from querybox.errors import DataError
-from querybox.masks import Rle, rasterised
+from querybox.masks import Rle, rasterised, resized
 from querybox.polygons import Polygons
 from torture.case import Case, require
 from torture.data_sets import Document, change, write_coco
@@ -137,8 +137,15 @@ def enormous(folder: Path, _: bool) -> str:
     """Read masks of images of 30,000 x 30,000 pixels."""
     side = 30_000
     corner = [[0, 0, 40, 0, 40, 40, 0, 40]]
-    rle = {"size": [side, side], "counts": [side * side - 1, 1]}
-    require(refused(lambda: read_mask(rle)), "run lengths of 900 million pixels are read")
+    larger = {"size": [70_000, 70_000], "counts": [0, 70_000**2]}
+    require(refused(lambda: read_mask(larger)), "run lengths of 4.9 billion pixels are read")
+    half = {"size": [side, side], "counts": [0, side * side // 2, side * side // 2]}
+    lengths = read_mask(half)
+    assert isinstance(lengths, Rle)
+    memory = peak(lambda: resized(lengths, (side, side), (48, 64)))
+    require(memory < MEMORY, f"run lengths: {memory / 2**20:.0f} MiB")
+    shown = resized(lengths, (side, side), (48, 64))
+    require(bool(shown[:, :32].all()) and not shown[:, 32:].any(), "run lengths: other pixels")
 
     def grow(content: Document) -> None:
         content["images"][0].update(width=side, height=side)
@@ -149,7 +156,7 @@ def enormous(folder: Path, _: bool) -> str:
     memory = peak(lambda: (read_dataset(path), Rle.of_polygons(region, (side, side)).area))
     require(memory < MEMORY, f"{memory / 2**20:.0f} MiB")
     require(Rle.of_polygons(region, (side, side)).area == 1600, "other pixels")
-    return f"run lengths are refused; a polygon is read and rasterised in {memory / 2**20:.0f} MiB"
+    return f"run lengths are read and resized, a polygon read and rasterised in less than {MEMORY / 2**20:.0f} MiB"
 
 
 def bitmaps(_: Path, __: bool) -> str:
