@@ -75,13 +75,27 @@ class ComputedMasks(Masks):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MaskEmbeddings(ComputedMasks):
-    """Embeddings whose products are the mask logits (MaskFormer, Cheng et al. 2021)."""
+class CellMasks(ComputedMasks):
+    """Masks from embeddings of queries and of cells."""
 
     embeddings: Float[Tensor, "B Q D"]
     """Embedding of each query."""
     cells: Float[Tensor, "B D h w"]
-    """Embedding of each cell of the map, the same in every layer."""
+    """Embedding of each cell of the map, the same in every layer, or what it is computed from."""
+
+    def queries(self, index: slice) -> Self:
+        """Return the masks of a slice of the queries."""
+        return replace(self, embeddings=self.embeddings[:, index])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) of the map in cells."""
+        return self.cells.shape[2], self.cells.shape[3]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskEmbeddings(CellMasks):
+    """Embeddings whose products are the mask logits (MaskFormer, Cheng et al. 2021)."""
 
     def logits(self, query: Int[Tensor, "B K"]) -> Float[Tensor, "B K h w"]:
         """Return the mask logits of some queries of each image; see `Masks.logits`."""
@@ -107,15 +121,6 @@ class MaskEmbeddings(ComputedMasks):
             [grid[window] @ row for row, window in zip(rows, image, strict=False)]
             for grid, rows, image in zip(cells, as_array(self.rows(query)), windows, strict=True)
         ]
-
-    def queries(self, index: slice) -> Self:
-        """Return the masks of a slice of the queries."""
-        return replace(self, embeddings=self.embeddings[:, index])
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(height, width) of the map in cells."""
-        return self.cells.shape[2], self.cells.shape[3]
 
     @classmethod
     def at_points(

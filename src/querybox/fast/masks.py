@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -16,7 +16,7 @@ from querybox.fast.convolution import FusedLinear
 from querybox.fast.kernels import Rows
 from querybox.fast.replacement import is_plain
 from querybox.mask_embeddings import (
-    ComputedMasks,
+    CellMasks,
     MaskEmbeddings,
     Masks,
     Window,
@@ -60,13 +60,9 @@ class FusedMaskHead(MaskHead):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StripMasks(ComputedMasks):
-    """Embeddings of queries, and cells that are updated when they are used, in strips of rows."""
+class StripMasks(CellMasks):
+    """Embeddings of queries, and cells that pass the block when they are used, in strips of rows."""
 
-    embeddings: Float[Tensor, "B Q D"]
-    """Embedding of each query."""
-    cells: Float[Tensor, "B D h w"]
-    """The cells, those in some strips before the block."""
     around: Float[Tensor, "B D h w"]
     """The depthwise convolution of the cells before the block."""
     done: Bool[np.ndarray, " S"]
@@ -103,15 +99,6 @@ class StripMasks(ComputedMasks):
                 image[rows] = True
         return self.updated(used).in_windows(query, windows)
 
-    def queries(self, index: slice) -> Self:
-        """Return the masks of a slice of the queries."""
-        return replace(self, embeddings=self.embeddings[:, index])
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(height, width) of the map in cells."""
-        return self.cells.shape[2], self.cells.shape[3]
-
     @classmethod
     def at_points(
         cls, layers: Sequence[Self], queries: Sequence[Int[Tensor, "L _"]], points: Float[Tensor, "B P 2"]
@@ -137,13 +124,9 @@ class SparseMaskHead(MaskHead):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SparseMasks(ComputedMasks):
-    """Embeddings of queries, and what those of the cells are computed from."""
+class SparseMasks(CellMasks):
+    """Embeddings of queries, and what those of the cells are computed from: `cells` have not passed the block."""
 
-    embeddings: Float[Tensor, "B Q D"]
-    """Embedding of each query."""
-    cells: Float[Tensor, "B D h w"]
-    """The cells before the block."""
     around: Float[Tensor, "B D h w"]
     """Their depthwise convolution."""
     block: CellBlock
@@ -152,15 +135,6 @@ class SparseMasks(ComputedMasks):
         """Return the mask logits of some queries of each image; see `Masks.logits`."""
         change = self.block.change(self.around.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return MaskEmbeddings(embeddings=self.embeddings, cells=self.cells + change).logits(query)
-
-    def queries(self, index: slice) -> Self:
-        """Return the masks of a slice of the queries."""
-        return replace(self, embeddings=self.embeddings[:, index])
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(height, width) of the map in cells."""
-        return self.cells.shape[2], self.cells.shape[3]
 
     @classmethod
     def at_points(
