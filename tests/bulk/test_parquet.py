@@ -71,7 +71,7 @@ def test_what_is_no_parquet_is_an_error(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("querybox.data.formats.parquet_images.MAX_CONTENT", 1 << 20)
+    monkeypatch.setattr("querybox.data.parquet_file.MAX_CONTENT", 1 << 20)
     contents = [bytes(1 << 20)] * 4
     path = write_parquet(tmp_path / "a.parquet", contents, compression="zstd", use_dictionary=False)
     (image,) = found(path)

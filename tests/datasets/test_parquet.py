@@ -17,8 +17,8 @@ import pytest
 from dataset_writers import Drawn, write_coco, write_images
 from PIL import Image
 
-from querybox.data import read_dataset
-from querybox.data.formats import parquet, parquet_images
+from querybox.data import parquet_file, read_dataset
+from querybox.data.formats import parquet
 from querybox.data.formats.parquet_images import image_folder
 from querybox.data.read import read_split
 from querybox.errors import DataError, MissingExtraError
@@ -248,7 +248,7 @@ def test_images_are_not_written_through_a_link(tmp_path: Path, whole: bool) -> N
 
 
 def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (parquet, parquet_images):
+    for module in (parquet, parquet_file):
         monkeypatch.setattr(module, "MAX_CONTENT", 1 << 16)
     file = write(tmp_path / "train.parquet", [row(IMAGES[0])], features())
     assert len(read_dataset(tmp_path).images) == 1

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from querybox.bulk.pictures import Picture
-from querybox.data.formats.parquet_images import has_content, opened
+from querybox.data.parquet_file import has_content, opened
 from querybox.data.storage import MAX_CONTENT, StoredFile, too_large
 from querybox.errors import DataError
 from querybox.text import listed

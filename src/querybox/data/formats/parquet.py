@@ -25,18 +25,16 @@ from querybox.data.formats.hugging_face_objects import (
     parse_image,
 )
 from querybox.data.formats.parquet_images import (
-    MAX_CONTENT,
-    has_content,
     image_folder,
     image_paths,
     image_stems,
-    opened,
     read_footer,
     unpack_images,
     unpacked_names,
 )
 from querybox.data.layout import locator_for, shards_by_split
 from querybox.data.locate import find_files
+from querybox.data.parquet_file import MAX_CONTENT, has_content, opened
 from querybox.data.parsing import HEAD, partial_json
 from querybox.data.records import DetectionData
 from querybox.data.splits import Format, Reader
