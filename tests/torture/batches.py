@@ -179,17 +179,19 @@ def same_when_exported(model: str, folder: Path, long: bool) -> str:
     detector = detector_of(model)
     expected = precision(detector, data, 8)
     frames = list(frames_of(data))[: LONG // 5]
-    told, held = [f"AP {expected:.4f}"], expected > 0.001
+    reported, held = [f"AP {expected:.4f}"], expected > 0.001
     for to in (each for each in get_args(Format) if each not in FIXED):
         file = folder / f"model{EXPORTED[to]}"
         export(detector, file, to=to)
         engine = load(file, trusted=True)
         off = max(abs(precision(engine, data, size) - expected) for size in (1, 2, 8))
         score, box = apart(one_by_one(engine, frames), together(engine, frames, seed=2))
-        told.append(f"{to}: {off:.1e} off, in random batches scores by {score:.1e}, corners by {box:.4f} px")
+        reported.append(
+            f"{to}: {off:.1e} off, in random batches scores by {score:.1e}, corners by {box:.4f} px"
+        )
         held &= off <= 0.001 and score <= SCORE and box <= BOX
-    require(held, "; ".join(told))
-    return "; ".join(told)
+    require(held, "; ".join(reported))
+    return "; ".join(reported)
 
 
 CASES = [

@@ -319,7 +319,7 @@ CASES = [
     ),
     Case(
         name="image deleted during the run",
-        required="recorded, weighs nothing",
+        required="recorded, excluded from the loss",
         run=deleted,
     ),
     Case(

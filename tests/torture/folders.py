@@ -92,7 +92,7 @@ def move_data(folder: Path, long: bool) -> str:
     require(code == 2 and "data.train=PLACE" in words, f"without its data the run ended with {code}: {words}")
     settings = settings.replace(data={**settings.data.model_dump(), "train": str(place), "val": str(place)})
     go_on(settings, expected, "with data in another place")
-    return "told how to name the new place; resumed, equal"
+    return "the error says how to name the new place; resumed, equal"
 
 
 def lose_display(folder: Path, long: bool) -> str:
@@ -124,7 +124,11 @@ CASES = (
         required="each is resumed in its place, the original unchanged",
         run=copy_and_move,
     ),
-    Case(name="the dataset is moved", required="told; resumed with its new place", run=move_data),
+    Case(
+        name="the dataset is moved",
+        required="refused with the cure; resumed with its new place",
+        run=move_data,
+    ),
     Case(name="stderr cannot be written to", required="the run goes on", run=lose_display),
     Case(name="the terminal is closed", required="checkpoint, then exit", run=hang_up),
 )

@@ -37,7 +37,7 @@ MOST_DEATHS = 5
 LONG, SHORT = 1000, 20
 """Mutants for each of a sample's shares, which are a hundred."""
 AT, READ, REFUSED, SLOWEST = range(4)
-"""What a process tells of itself: the number of its mutant, how many were read and refused, the seconds of one."""
+"""What a process reports: the number of its mutant, how many were read and refused, the seconds of one."""
 
 
 def fuzz(sample: Sample, folder: Path, long: bool) -> str:
@@ -48,31 +48,36 @@ def fuzz(sample: Sample, folder: Path, long: bool) -> str:
     """
     count = sample.shares * (LONG if long else SHORT)
     context = fork_server()
-    told = context.RawArray("d", 4)
+    reported = context.RawArray("d", 4)
     for old in KEPT.glob(f"{slug(sample)}-*"):
         shutil.rmtree(old)
     start, deaths = 0, 0
     while start < count and deaths < MOST_DEATHS:
         work = folder / str(deaths)
         work.mkdir()
-        process = context.Process(target=read_all, args=(sample.name, range(start, count), told, work))
+        process = context.Process(target=read_all, args=(sample.name, range(start, count), reported, work))
         process.start()
         process.join()
         if process.exitcode == 0:
             break
         deaths += 1
-        keep(sample, int(told[AT]), work, f"the process ended with {process.exitcode}, a signal if negative")
-        start = int(told[AT]) + 1
+        keep(
+            sample,
+            int(reported[AT]),
+            work,
+            f"the process ended with {process.exitcode}, a signal if negative",
+        )
+        start = int(reported[AT]) + 1
     kept = sorted(str(path) for path in KEPT.glob(f"{slug(sample)}-*"))
-    happened = f"{count:,} mutants: {told[READ]:,.0f} read, {told[REFUSED]:,.0f} refused"
+    happened = f"{count:,} mutants: {reported[READ]:,.0f} read, {reported[REFUSED]:,.0f} refused"
     require(
-        not kept and told[READ] + told[REFUSED] == count,
+        not kept and reported[READ] + reported[REFUSED] == count,
         f"{happened}, the others not survived; see {', '.join(kept)}",
     )
-    return f"{happened}; the slowest took {told[SLOWEST]:.2f} s"
+    return f"{happened}; the slowest took {reported[SLOWEST]:.2f} s"
 
 
-def read_all(name: str, numbers: range, told: Any, folder: Path) -> None:
+def read_all(name: str, numbers: range, reported: Any, folder: Path) -> None:
     """Read mutants, in a process that may be ended by any of them."""
     sample = next(sample for sample in SAMPLES if sample.name == name)
     silence()
@@ -83,7 +88,7 @@ def read_all(name: str, numbers: range, told: Any, folder: Path) -> None:
     limit_memory()
     seen = set()
     for number in numbers:
-        told[AT] = number
+        reported[AT] = number
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
         signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
         begun = time.process_time()
@@ -92,16 +97,16 @@ def read_all(name: str, numbers: range, told: Any, folder: Path) -> None:
         try:
             sample.read(folder, folder / file)
         except QueryboxError:
-            told[REFUSED] += 1
+            reported[REFUSED] += 1
         except BaseException as error:  # noqa: BLE001 - whatever else it is, it is what is looked for
             origin = repr(traceback.extract_tb(error.__traceback__)[-1]), type(error)
             if origin not in seen:
                 keep(sample, number, folder, traceback.format_exc())
             seen.add(origin)
         else:
-            told[READ] += 1
+            reported[READ] += 1
         (folder / file).write_bytes(sound[file])
-        told[SLOWEST] = max(told[SLOWEST], time.process_time() - begun)
+        reported[SLOWEST] = max(reported[SLOWEST], time.process_time() - begun)
 
 
 def mutant(sample: Sample, kinds: dict[str, str], sound: dict[str, bytes], number: int) -> tuple[str, bytes]:

@@ -83,7 +83,7 @@ def orientations(folder: Path, _long: bool) -> str:
         stored.save(folder / "a.png", exif=exif)
         for pixels in (upright, np.asarray(stored)):
             if pixels.shape == upright.shape and pixels is not upright:
-                continue  # told apart by nothing: taken for turned, with a warning
+                continue  # indistinguishable: taken for turned, with a warning
             rows, columns = np.nonzero(pixels[..., 0])
             x, y = int(columns.min()), int(rows.min())
             box = [x, y, int(columns.max()) + 1 - x, int(rows.max()) + 1 - y]
@@ -99,10 +99,8 @@ def orientations(folder: Path, _long: bool) -> str:
         one_image(folder, "a.png", (WIDTH, HEIGHT), [4, 2, 12, 8])
         same = np.array_equal(np.asarray(read_image(folder / "a.png")), upright)
         require(same, f"orientation {orientation}: prediction sees another picture than training")
-    require(warned == 3, f"{warned} of 3 ambiguous orientations are warned of")
-    return (
-        "8 orientations, boxes on stored and turned pixels: all on their objects; 3 ambiguous ones warned of"
-    )
+    require(warned == 3, f"{warned} of 3 ambiguous orientations have a warning")
+    return "8 orientations, boxes on stored and turned pixels: all on their objects; a warning for 3 ambiguous ones"
 
 
 def animations(folder: Path, _: bool) -> str:
@@ -212,7 +210,9 @@ CASES = [
         run=modes,
     ),
     Case(
-        name="EXIF orientation 1-8", required="boxes on their objects; ambiguous: warned of", run=orientations
+        name="EXIF orientation 1-8",
+        required="boxes on their objects; a warning if ambiguous",
+        run=orientations,
     ),
     Case(name="animated GIF and WebP", required="first frame, with a note", run=animations),
     Case(name="1x1, 1x10000 pixels", required="no crash, finite output", run=extremes),

@@ -30,7 +30,7 @@ def command(*words: str) -> None:
     """Run a command line; it tells of an error by its code."""
     code = main(words)
     if code == 2:
-        raise CheckpointError("told by the command line")
+        raise CheckpointError("reported by the command line")
     raise AssertionError(f"code {code}")
 
 

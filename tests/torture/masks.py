@@ -86,7 +86,9 @@ def run_lengths(folder: Path, _: bool) -> str:
         data = read_with(folder / str(number), fault)
         kinds = [finding.kind for finding in data.findings]
         require(kinds == ["malformed_mask"], f"{fault}: {kinds}")
-        require("annotations[0] (id 1)" in data.findings[0].places[0].what, f"{fault}: its place is not told")
+        require(
+            "annotations[0] (id 1)" in data.findings[0].places[0].what, f"{fault}: its place is not reported"
+        )
         (record,) = data.images
         require(record.masks is None and len(record.labels) == 1, f"{fault}: masks {record.masks}")
     return f"all {len(faults)} are reported with their place and dropped, their boxes kept"
@@ -176,9 +178,9 @@ def bitmaps(_: Path, __: bool) -> str:
         lambda: read_brush([*(2**32 - 4).to_bytes(4), *[255] * 64], (2**15, 2**15)),
     ]
     for number, fault in enumerate(faults):
-        told: list[bool] = []
-        memory = peak(lambda: told.append(refused(fault)))  # noqa: B023 - called at once
-        require(told == [True], f"{number}: is not refused")
+        reported: list[bool] = []
+        memory = peak(lambda: reported.append(refused(fault)))  # noqa: B023 - called at once
+        require(reported == [True], f"{number}: is not refused")
         require(memory < MEMORY, f"{number}: {memory / 2**20:.0f} MiB")
     return f"all {len(faults)} are refused with one line, in less than {MEMORY / 2**20:.0f} MiB each"
 

@@ -82,7 +82,7 @@ def pngs(folder: Path, _: bool) -> str:
         require(kinds(data) == {"broken_panoptic"}, f"{name}: {kinds(data)}")
         require([record.id for record in data.images] == [2], f"{name}: the other image is gone")
         (finding,) = data.findings
-        require("annotations[0], image 1: " in finding.places[0].what, f"{name}: its place is not told")
+        require("annotations[0], image 1: " in finding.places[0].what, f"{name}: its place is not reported")
         require(memory < MEMORY, f"{name}: {memory / 2**20:.0f} MiB")
     return f"all {len(faults)} are reported with their place, their images left out, the others used"
 
@@ -111,9 +111,7 @@ def large(folder: Path, _: bool) -> str:
     write_png(file.with_suffix("") / "1.png", np.arange(count).reshape(SIZE) * 21_001 % 2**24)
     found = {one.kind: one.count for one in read_split(file, None).findings}
     require(found.get("unlisted_segment", 0) >= count - 8, f"{found}")
-    return (
-        f"81 million pixels in {memory / 2**20:.0f} MiB (without Pillow's); {count} segments not listed: told"
-    )
+    return f"81 million pixels in {memory / 2**20:.0f} MiB (without Pillow's); {count} segments not listed: reported"
 
 
 def documents(folder: Path, _: bool) -> str:
@@ -202,9 +200,7 @@ def changed_bytes(folder: Path, long: bool) -> str:
             pass
         path.write_bytes(originals[path])
     require(json.loads(file.read_text())["images"] != [], "the files are not restored")
-    return (
-        f"{total:,} files: {read:,} are read, with what differs told, the others are refused; no other error"
-    )
+    return f"{total:,} files: {read:,} are read, with what differs reported, the others are refused; no other error"
 
 
 CASES = (
@@ -215,7 +211,7 @@ CASES = (
     ),
     Case(
         name="panoptic PNGs of 81 million pixels, and of a segment for each pixel",
-        required="bounded memory; told",
+        required="bounded memory; reported",
         run=large,
     ),
     Case(

@@ -301,8 +301,8 @@ def broken(folder: Path, long: bool) -> str:
         for number, reply in enumerate(pool.map(ask, range(count))):
             seen[reply.status] += 1
             require(reply.status in (200, 400, 422), f"{number}: {reply.status} {reply.body[:200]!r}")
-            told = [word for word in (b"object at", b".py", os.fsencode(folder)) if word in reply.body]
-            require(not told, f"{number}: an answer tells about this machine: {reply.body!r}")
+            leaked = [word for word in (b"object at", b".py", os.fsencode(folder)) if word in reply.body]
+            require(not leaked, f"{number}: an answer tells about this machine: {reply.body!r}")
         server.require_sound()
     return f"{count} mutants: {', '.join(f'{seen[status]} times {status}' for status in sorted(seen))}"
 

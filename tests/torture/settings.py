@@ -104,7 +104,7 @@ def recall_in(inside: Path) -> object:
 
 CASES = [
     Case(
-        name="settings that are no numbers",
+        name="settings that are not numbers",
         required="refused with the name of the setting; true is not 1",
         run=numbers,
     ),

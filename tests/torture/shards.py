@@ -57,8 +57,10 @@ def cut_tars(folder: Path, long: bool) -> str:
         path.write_bytes(content[:place])
         images = read(path)
         require(readable(images) == [*MEMBERS][: sum(each <= place for each in ends)], f"cut at {place}")
-        require(images[-1].name == str(path) and images[-1].error is not None, f"cut at {place}: not told")
-    return f"{len(places)} cut tars: the images before the cut are read, and all are told"
+        require(
+            images[-1].name == str(path) and images[-1].error is not None, f"cut at {place}: not reported"
+        )
+    return f"{len(places)} cut tars: the images before the cut are read, and all are reported"
 
 
 def damaged_tars(folder: Path, long: bool) -> str:
@@ -66,17 +68,17 @@ def damaged_tars(folder: Path, long: bool) -> str:
     path = write_tar(folder / "a.tar", MEMBERS)
     content = path.read_bytes()
     chance = random.Random(0)
-    count, told = 2000 if long else 50, 0
+    count, reported = 2000 if long else 50, 0
     for _ in range(count):
         damaged = bytearray(content)
         for place in chance.choices(range(IMAGES * 2048), k=3):
             damaged[place % len(damaged)] = chance.randrange(256)
         path.write_bytes(damaged)
         images = read(path)
-        told += any(image.error for image in images)
-        require(len(images) > 0, "nothing is read, and nothing told")
-        require(len(images) >= IMAGES or images[-1].error is not None, "an image is missing untold")
-    return f"{count:,} damaged tars: read, or told as errors of images ({told:,}); no image missing untold"
+        reported += any(image.error for image in images)
+        require(len(images) > 0, "nothing is read, and nothing reported")
+        require(len(images) >= IMAGES or images[-1].error is not None, "an image is missing unreported")
+    return f"{count:,} damaged tars: read, or reported as errors of images ({reported:,}); no image missing unreported"
 
 
 def cut_parquet(folder: Path, long: bool) -> str:
@@ -89,7 +91,7 @@ def cut_parquet(folder: Path, long: bool) -> str:
         path.write_bytes(content[:place])
         images = read(path)
         require(len(images) == 1 and "as Parquet" in str(images[0].error), f"cut at {place}: {images!r:.200}")
-    return f"{len(places)} cut files: told, one row each"
+    return f"{len(places)} cut files: reported, one row each"
 
 
 def read_samples(path: Path) -> None:
@@ -142,7 +144,7 @@ def tars_that_harm(folder: Path, read: Callable[[Path], object], *ends: Ending) 
 
 
 def read_tars_that_harm(folder: Path, long: bool) -> Iterator[Attempt]:
-    """Read the images of tars that harm, of which each that cannot be read is told by itself."""
+    """Read the images of tars that harm, of which each that cannot be read is reported by itself."""
     return tars_that_harm(folder, read, "read")
 
 
@@ -185,7 +187,7 @@ def cut_samples(folder: Path, long: bool) -> str:
             kinds = {finding.kind for finding in read_split(path, None).findings}
         except DataError:
             continue  # nothing in it looks like a dataset
-        require("malformed" in kinds, f"cut at {place}: not told")
+        require("malformed" in kinds, f"cut at {place}: not reported")
     return f"{len(places)} cut tars: refused, as a whole"
 
 
@@ -198,7 +200,7 @@ def damaged_samples(folder: Path, long: bool) -> str:
     indexed = index.read_bytes()
     chance = random.Random(0)
     count = 2000 if long else 50
-    told = 0
+    reported = 0
     for number in range(count):
         damaged = bytearray(indexed if number % 2 else content)
         for place in chance.choices(range(len(damaged)), k=3):
@@ -209,14 +211,14 @@ def damaged_samples(folder: Path, long: bool) -> str:
         try:
             images = trained(path)
         except DataError:
-            told += 1
+            reported += 1
         else:
-            require(images == IMAGES, f"number {number}: {images} of {IMAGES} images, and nothing told")
-    return f"{count:,} damaged tars and indices: all images are read, or it is told ({told:,})"
+            require(images == IMAGES, f"number {number}: {images} of {IMAGES} images, and nothing reported")
+    return f"{count:,} damaged tars and indices: all images are read, or it is reported ({reported:,})"
 
 
 def trained(path: Path) -> int:
-    """Return the number of images of a shard, all of which can be read; raise DataError if something is told."""
+    """Return the number of images of a shard, all of which can be read; raise DataError if something is reported."""
     data = read_split(path, None)
     findings = [finding for finding in data.findings if finding.severity != "note"]
     if findings:
@@ -254,13 +256,13 @@ def vanishing_shards(folder: Path, long: bool) -> str:
         require(any(unreadable[:IMAGES]) and not any(unreadable[IMAGES:]), f"{name}: {unreadable}")
         require(name == "cut" or all(unreadable[:IMAGES]), f"{name}: {unreadable}")
         lost += sum(unreadable)
-    return f"{len(changes)} changes: {lost} images unreadable and told, those of other shards read"
+    return f"{len(changes)} changes: {lost} images unreadable and reported, those of other shards read"
 
 
 CASES = [
-    Case(name="cut tars", required="the images before the cut are read; told", run=cut_tars),
-    Case(name="damaged tars", required="read or told, image by image", run=damaged_tars),
-    Case(name="cut Parquet files of images", required="told", run=cut_parquet),
+    Case(name="cut tars", required="the images before the cut are read; reported", run=cut_tars),
+    Case(name="damaged tars", required="read or reported, image by image", run=damaged_tars),
+    Case(name="cut Parquet files of images", required="reported", run=cut_parquet),
     Case(
         name="tars with names that lead elsewhere, links, devices; bombs",
         required="nothing executed, sent, or touched outside their folder; little memory",
@@ -269,12 +271,12 @@ CASES = [
     Case(name="cut tars to train on", required="refused, with their place", run=cut_samples),
     Case(
         name="damaged tars to train on, and damaged indices",
-        required="all images, or it is told; no other error",
+        required="all images, or it is reported; no other error",
         run=damaged_samples,
     ),
     Case(
         name="shards that are removed, cut or replaced during a training",
-        required="their images are unreadable, and told",
+        required="their images are unreadable, and reported",
         run=vanishing_shards,
     ),
     Case(

@@ -36,10 +36,10 @@ def stream_of(server: Server, *, timeout: float = 10.0, **limits: float) -> Iter
 
 
 def frames(stream: LiveStream) -> tuple[int, str]:
-    """Detect objects in all frames; return their number, and what is told."""
-    told: list[ImageError] = []
-    found = sum(1 for _ in predict(SquareEngine(), stream, on_error=told.append))
-    return found, " ".join(map(str, told))
+    """Detect objects in all frames; return their number, and what is reported."""
+    reported: list[ImageError] = []
+    found = sum(1 for _ in predict(SquareEngine(), stream, on_error=reported.append))
+    return found, " ".join(map(str, reported))
 
 
 def cut(folder: Path, long: bool) -> str:
@@ -59,13 +59,13 @@ def cut(folder: Path, long: bool) -> str:
     for kind in contents:
         content = contents[kind]
         with serve(script) as server, stream_of(server) as stream:
-            count, told = frames(stream)
+            count, reported = frames(stream)
             opened, processed = opened + server.connections, processed + count
         require(server.connections > 0.7 * cuts, f"{kind}: opened {server.connections} times")
-        require(count > 0.3 * cuts and "was given up" in told, f"{kind}: {count} frames, {told}")
+        require(count > 0.3 * cuts and "was given up" in reported, f"{kind}: {count} frames, {reported}")
     return (
         f"MJPEG and MPEG-TS cut at {cuts} places: opened {opened} times, {processed} frames; "
-        "at last given up and told"
+        "at last given up and reported"
     )
 
 
@@ -86,11 +86,11 @@ def lose(folder: Path, long: bool) -> str:
     for behaviour in ("close", "silence", "drip"):
         begin = time.monotonic()
         with serve(script) as server, stream_of(server, timeout=0.5) as stream:
-            count, told = frames(stream)
+            count, reported = frames(stream)
             require(server.connections == 1 + ATTEMPTS, f"{server.connections} connections")
-        require(count > 0 and "was given up" in told, f"{behaviour}: {count} frames, {told}")
+        require(count > 0 and "was given up" in reported, f"{behaviour}: {count} frames, {reported}")
         require(time.monotonic() - begin < 20, f"{behaviour}: {time.monotonic() - begin:.0f} s")
-    return f"closed, silent or dripping: opened {ATTEMPTS} times more, then given up and told"
+    return f"closed, silent or dripping: opened {ATTEMPTS} times more, then given up and reported"
 
 
 def garbage(folder: Path, long: bool) -> str:
@@ -112,13 +112,13 @@ def garbage(folder: Path, long: bool) -> str:
             connection.wait(0.005)
 
     with serve(noise) as server, stream_of(server) as stream:
-        count, told = frames(stream)
-    require(count == 0 and "cannot be opened" in told, f"noise: {count} frames, {told}")
+        count, reported = frames(stream)
+    require(count == 0 and "cannot be opened" in reported, f"noise: {count} frames, {reported}")
     wanted = 200 if long else 20
     with serve(mixed) as server, stream_of(server, max_frames=wanted, duration=60) as stream:
-        count, told = frames(stream)
+        count, reported = frames(stream)
         summary = stream.summary()
-    require(count == wanted and not told, f"mixed: {count} frames, {told}")
+    require(count == wanted and not reported, f"mixed: {count} frames, {reported}")
     return f"noise refused; with noise in every other frame {summary}"
 
 
@@ -166,7 +166,7 @@ def change_size(folder: Path, long: bool) -> str:
 
 CASES = [
     Case(name="streams that are cut", required="opened again, from 1 s on with longer waits", run=cut),
-    Case(name="streams that do not come back", required="given up and told, in bounded time", run=lose),
+    Case(name="streams that do not come back", required="given up and reported, in bounded time", run=lose),
     Case(name="garbage, alone and between frames", required="refused; what can be decoded is", run=garbage),
     Case(
         name="an endless stream at a tenth of its rate",

@@ -39,11 +39,11 @@ def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_page_keeps_its_other_sections() -> None:
-    case = Case(name="a | b", required="told", run=lambda *_: "")
+    case = Case(name="a | b", required="reported", run=lambda *_: "")
     outcomes = [Outcome(part="data", case=case, survived=True, happened="1\n2", seconds=0.04)]
     page = "# Torture\n"
     for part in ("data", "disk", "data"):
         page = with_section(page, part, outcomes)
-    assert page.count("| a \\| b | told | 1 2 | yes | 0.0 |\n") == 2
+    assert page.count("| a \\| b | reported | 1 2 | yes | 0.0 |\n") == 2
     assert page.startswith("# Torture\n\n## Data\n\n| fault |")
     assert page.index("## Data") < page.index("\n\n## Disk\n\n")

@@ -24,8 +24,8 @@ BATCHES = 20, 2
 PIXELS = torch.zeros(3, 64, 64, dtype=torch.uint8)
 
 
-def told(action: Callable[[], object]) -> bool:
-    """Return whether the library tells of it."""
+def refused(action: Callable[[], object]) -> bool:
+    """Return whether an action raises an error of the library."""
     try:
         action()
     except QueryboxError:
@@ -47,9 +47,9 @@ def targets(_: Path, __: bool) -> str:
         return detector.criterion()(output, [target])
 
     for corners, label in faults:
-        require(told(lambda: losses(corners, label)), f"label {label}, box {corners}: losses")  # noqa: B023 - called at once
-    require(not told(lambda: losses(box, classes - 1)), "a sound target was refused")
-    return f"{len(faults)} told before the losses"
+        require(refused(lambda: losses(corners, label)), f"label {label}, box {corners}: losses")  # noqa: B023 - called at once
+    require(not refused(lambda: losses(box, classes - 1)), "a sound target was refused")
+    return f"{len(faults)} refused before the losses"
 
 
 def weights(folder: Path, long: bool) -> str:
@@ -62,12 +62,12 @@ def weights(folder: Path, long: bool) -> str:
         for value in (math.nan, math.inf):
             flat = tensor.view(-1)
             sound, flat[0] = flat[0].clone(), value
-            require(told(lambda: detector.save(path)), "saved")
+            require(refused(lambda: detector.save(path)), "saved")
             answered(detector)
             flat[0], count = sound, count + 1
     require(path.read_bytes() == before, "the older file was changed")
     detector.save(path)
-    return f"{count} not saved, no answer with NaN"
+    return f"{count} not saved, no prediction with NaN"
 
 
 def answered(detector: Detector) -> None:
@@ -126,6 +126,6 @@ CASES = [
         required="those of the whole batch, however it is divided",
         run=accumulate,
     ),
-    Case(name="labels and boxes that cannot be", required="told before the losses", run=targets),
-    Case(name="NaN and infinite weights", required="not saved; told, or finite answers", run=weights),
+    Case(name="impossible labels and boxes", required="refused before the losses", run=targets),
+    Case(name="NaN and infinite weights", required="not saved; an error, or finite predictions", run=weights),
 ]

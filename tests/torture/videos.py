@@ -17,7 +17,7 @@ from torture.case import Case, require
 FRAMES, RATE = 30, 10
 SIZE = 64, 48
 MISSING = 6
-"""Frames that may be missing untold: half a second, by which headers are wrong, and the one that is cut."""
+"""Frames that may be missing unreported: half a second, by which headers are wrong, and the one that is cut."""
 CONTAINERS = (".mp4", ".mov", ".mkv", ".avi")
 """Those that state their length and hold MPEG-4."""
 OTHERS = (".mkv", ".avi", ".ts", ".webm", ".mp4")
@@ -41,7 +41,7 @@ def write_video(path: Path) -> bytes:
 
 
 def read(path: Path) -> tuple[int, str]:
-    """Return the number of frames that are read, and what is told."""
+    """Return the number of frames that are read, and what is reported."""
     errors: list[ImageError] = []
     count = sum(frame.pixels.shape == (3, SIZE[1], SIZE[0]) for frame in read_frames([path], errors.append))
     return count, " ".join(map(str, errors))
@@ -51,7 +51,7 @@ def cut(folder: Path, long: bool) -> str:
     """Cut videos off at every hundredth of their length, or at three places."""
     places: Sequence[float] = [part / 100 for part in range(1, 100)] if long else (0.01, 0.4, 0.8)
     suffixes = CONTAINERS if long else (".mp4", ".avi")
-    told = 0
+    reported = 0
     for suffix in suffixes:
         path = folder / f"clip{suffix}"
         content = write_video(path)
@@ -61,12 +61,11 @@ def cut(folder: Path, long: bool) -> str:
             count, message = read(path)
             whole = FRAMES - MISSING <= count <= FRAMES
             require(
-                count <= FRAMES and bool(message or whole), f"{suffix} cut at {place}: {count} frames, untold"
+                count <= FRAMES and bool(message or whole),
+                f"{suffix} cut at {place}: {count} frames, unreported",
             )
-            told += bool(message)
-    return (
-        f"{told} of {len(suffixes) * len(places)} cut videos told, the others lack at most {MISSING} frames"
-    )
+            reported += bool(message)
+    return f"{reported} of {len(suffixes) * len(places)} cut videos reported, the others lack at most {MISSING} frames"
 
 
 def lose_index(folder: Path, long: bool) -> str:
@@ -78,7 +77,7 @@ def lose_index(folder: Path, long: bool) -> str:
         path.write_bytes(content[:begin] + content[end:])
         count, message = read(path)
         require(count == 0 and "has no index (moov atom)" in message, f"{suffix}: {count} frames, {message}")
-    return "MP4 and QuickTime: told by name"
+    return "MP4 and QuickTime: reported by name"
 
 
 def rename(folder: Path, long: bool) -> str:
@@ -108,16 +107,19 @@ def promise(folder: Path, long: bool) -> str:
         struct.pack_into("<I", changed, content.index(b"strh") + 8 + 32, number)
         path.write_bytes(changed)
         count, message = read(path)
-        told = f"ends after {FRAMES} of {number} frames" in message
+        reported = f"ends after {FRAMES} of {number} frames" in message
         require(
-            count == FRAMES and (told or number < FRAMES + MISSING), f"{number} promised: {count}, {message}"
+            count == FRAMES and (reported or number < FRAMES + MISSING),
+            f"{number} promised: {count}, {message}",
         )
-    return f"{FRAMES} frames read of up to {promised[-1]:,} promised; told"
+    return f"{FRAMES} frames read of up to {promised[-1]:,} promised; reported"
 
 
 CASES = [
-    Case(name="cut videos", required="read as far as possible; told", run=cut),
-    Case(name="videos without their index", required="told", run=lose_index),
+    Case(name="cut videos", required="read as far as possible; reported", run=cut),
+    Case(name="videos without their index", required="reported", run=lose_index),
     Case(name="videos with another suffix", required="read by content, and never as images", run=rename),
-    Case(name="more frames promised than held", required="those that are there are read; told", run=promise),
+    Case(
+        name="more frames promised than held", required="those that are there are read; reported", run=promise
+    ),
 ]

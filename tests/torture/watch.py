@@ -99,13 +99,13 @@ def watched(attack: Attack, folder: Path, long: bool) -> str:
     Raises:
         NotSurvivedError: Some did not end as they have to, or did what they must not.
     """
-    problems = told(attack, folder, long)
+    problems = attempt_all(attack, folder, long)
     failed = [f"{name}: {problem}" for name, problem in problems if problem]
     require(not failed, f"{len(failed)} of {len(problems)} attempts: {'; '.join(failed)}")
     return f"{len(problems) - 1} attempts: nothing executed, sent, or touched outside their folder"
 
 
-def told(attack: Attack, folder: Path, long: bool) -> list[tuple[str, str]]:
+def attempt_all(attack: Attack, folder: Path, long: bool) -> list[tuple[str, str]]:
     """Make all attempts in a process of their own; return the name and the problem of each, mostly none."""
     context = fork_server()
     receiving, sending = context.Pipe(duplex=False)
@@ -121,7 +121,7 @@ def told(attack: Attack, folder: Path, long: bool) -> list[tuple[str, str]]:
     return problems
 
 
-def make_attempts(attack: Attack, folder: Path, long: bool, told: Connection) -> None:
+def make_attempts(attack: Attack, folder: Path, long: bool, results: Connection) -> None:
     """Make all attempts, watched, in a process that has only this to do."""
     silence()
     os.chdir(folder)
@@ -131,10 +131,12 @@ def make_attempts(attack: Attack, folder: Path, long: bool, told: Connection) ->
     control = Attempt(name="control", read=trespass, inside=folder / "inside", ends=("read",))
     expected = "EXECUTED, open"
     found = problem_of(control, witness)
-    told.send((control.name, "" if found.startswith(expected) else f"'{found}' in place of '{expected} ...'"))
+    results.send(
+        (control.name, "" if found.startswith(expected) else f"'{found}' in place of '{expected} ...'")
+    )
     for attempt in attack(folder, long):
-        told.send((attempt.name, problem_of(attempt, witness)))
-    told.close()
+        results.send((attempt.name, problem_of(attempt, witness)))
+    results.close()
 
 
 def trespass() -> None:
@@ -153,7 +155,7 @@ def problem_of(attempt: Attempt, witness: Witness) -> str:
         ending = "refused"
         if "\n" in str(error):
             witness.seen.append("a message of several lines")
-    except BaseException as error:  # noqa: BLE001 - whatever escapes is told
+    except BaseException as error:  # noqa: BLE001 - whatever escapes is reported
         ending = f"{type(error).__name__}: {error}"
     finally:
         witness.inside = None
