@@ -128,7 +128,7 @@ def without_tensors(recipe: Recipe, categories: tuple[Category, ...]) -> Detecti
 
 @lru_cache(maxsize=1)
 def expected_modules(recipe: Recipe, categories: tuple[Category, ...]) -> nn.Module:
-    """Return the same to compare with, which must not be changed: a run saves its detector many times."""
+    """Return `without_tensors`, cached because a run saves its detector many times; it must not be changed."""
     return without_tensors(recipe, categories)
 
 

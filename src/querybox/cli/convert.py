@@ -41,7 +41,8 @@ def convert(
             probability zero, which changes no score. By default the rows are kept.
         dilation: The last stage is dilated (DC5), which cannot be inferred from the tensors.
         heads: Number of attention heads if it is not 8, which cannot be inferred from the tensors.
-        activation: silu for the weights of DEIM, which cannot be told from those of RT-DETRv2.
+        activation: silu for the weights of DEIM, which cannot be distinguished from those of RT-DETRv2 and
+            D-FINE.
     """
     from querybox.checkpoints.convert import convert as run
 

@@ -1,4 +1,4 @@
-"""FindingCollector of dataset validation: a fixed set of kinds of problems and notes, each with its cure."""
+"""Findings of dataset validation: a fixed set of kinds of problems and notes, each with its cure."""
 
 from __future__ import annotations
 

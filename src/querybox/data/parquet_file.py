@@ -81,7 +81,7 @@ def _check_sizes(file: Path | str, size: int, metadata: FileMetaData) -> None:
 
 
 def has_content(type_: pa.DataType) -> bool:
-    """Tell a structure with the content of an image file."""
+    """Return whether a type is a structure with the content of an image file."""
     import pyarrow as pa
 
     fields = list(type_) if pa.types.is_struct(type_) else []

@@ -140,7 +140,7 @@ class FusedResidual(nn.Module):
         return self.activation(self.conv(self.body(x), shortcut))
 
 
-def has_skip(block: Any) -> nn.Module | None:
+def efficientnet_shortcut(block: Any) -> nn.Module | None:
     """Return the shortcut of a block of EfficientNet, or None."""
     return nn.Identity() if block.has_skip else None
 
@@ -153,11 +153,11 @@ RESIDUALS: dict[type[nn.Module], tuple[Callable[[Any], nn.Module | None], str | 
     byobnet.BottleneckBlock: (lambda block: block.shortcut, "act"),
     byobnet.DarkBlock: (lambda block: block.shortcut, "act"),
     byobnet.EdgeBlock: (lambda block: block.shortcut, "act"),
-    efficientnet.ConvBnAct: (has_skip, None),
-    efficientnet.DepthwiseSeparableConv: (has_skip, None),
-    efficientnet.InvertedResidual: (has_skip, None),
-    efficientnet.EdgeResidual: (has_skip, None),
-    efficientnet.UniversalInvertedResidual: (has_skip, None),
+    efficientnet.ConvBnAct: (efficientnet_shortcut, None),
+    efficientnet.DepthwiseSeparableConv: (efficientnet_shortcut, None),
+    efficientnet.InvertedResidual: (efficientnet_shortcut, None),
+    efficientnet.EdgeResidual: (efficientnet_shortcut, None),
+    efficientnet.UniversalInvertedResidual: (efficientnet_shortcut, None),
 }
 """Blocks that add a shortcut to the output of their chain: a function that returns the shortcut or None, and the name
 of the activation after the addition."""
