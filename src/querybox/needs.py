@@ -1,13 +1,13 @@
 """Settings and options that have an effect only with certain values of others: one form of table, and one check.
 
 A table lists pairs: a name, and a condition without which it has no effect. A condition is the name of another one,
-which has to be set (neither null nor false, 0 or empty); ``name=value``; or one of these after ``not``. ``or`` combines
-several. A name may be in several pairs, all of which count.
+which has to be set (neither null nor false, 0 or empty); ``name=value``, for a list one of its items; or one of these
+after ``not``. ``or`` combines several. A name may be in several pairs, all of which count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 from querybox.errors import ConfigError
@@ -27,19 +27,25 @@ def require_effect(subject: str, needs: Needs, given: Collection[str], values: M
     Raises:
         ConfigError: Something has no effect.
     """
+    for problem in without_effect(needs, given, values):
+        raise ConfigError(f"{subject} {problem}")
+
+
+def without_effect(needs: Needs, given: Collection[str], values: Mapping[str, object]) -> Iterator[str]:
+    """Yield what has no effect and the cure, for each that was given; see `require_effect`."""
     for name, need in needs:
         if name not in given or any(holds(condition, values) for condition in need.split(" or ")):
             continue
         others = need.replace("not ", "")
         if others == need:
-            raise ConfigError(
-                f"{subject} {name} has no effect without {need}: set it as well, or omit {name}"
-            )
-        raise ConfigError(f"{subject} {name} has no effect with {others}: omit one of them")
+            yield f"{name} has no effect without {need}: set it as well, or omit {name}"
+        else:
+            yield f"{name} has no effect with {others}: omit one of them"
 
 
 def holds(condition: str, values: Mapping[str, object]) -> bool:
     """Return whether one condition holds."""
     name, equals, wanted = condition.removeprefix("not ").partition("=")
     value = values.get(name)
-    return (str(value) == wanted if equals else bool(value)) != condition.startswith("not ")
+    items = value if isinstance(value, list | tuple) else [value]
+    return (wanted in map(str, items) if equals else bool(value)) != condition.startswith("not ")

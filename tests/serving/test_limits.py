@@ -15,7 +15,9 @@ from servers import BOUNDARY, SECONDS, Client, GatedEngine, Reply, form, picture
 
 from querybox.errors import ConfigError
 from querybox.inference.optimized import OptimizedDetector
+from querybox.serving.metrics import Metrics
 from querybox.serving.settings import ServingSettings
+from querybox.serving.workers import Workers
 
 Begin = Callable[[Callable[[], Reply]], Callable[[], Reply]]
 KIND = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
@@ -243,3 +245,15 @@ def test_settings_out_of_their_range_are_refused(settings: dict[str, float]) -> 
     (name,) = settings
     with pytest.raises(ConfigError, match=f"serve got {name}="):
         ServingSettings(**settings)  # type: ignore[arg-type]
+
+
+def test_a_wait_without_batches_is_refused(engine: OptimizedDetector) -> None:
+    """On a CPU images are predicted one at a time by default, which the options alone do not show."""
+    alone = (
+        r"serve: max_wait has no effect if images are predicted one at a time.*set max_batch as well, or omit"
+    )
+    with pytest.raises(ConfigError, match=alone):
+        Workers([engine], ServingSettings(max_wait=0.01), Metrics())
+    assert Workers([engine], ServingSettings(), Metrics()).batches.max_batch == 1
+    assert Workers([engine], ServingSettings(max_batch=2), Metrics()).batches.max_wait == 0.005
+    assert Workers([engine], ServingSettings(max_batch=2, max_wait=0), Metrics()).batches.max_wait == 0

@@ -56,6 +56,14 @@ def resolved(**values: Any) -> RunSettings:
             "without train.schedule=step or train.schedule=flat_cosine",
         ),
         ({"train.sampling_lr": 1e-5}, "train.sampling_lr has no effect without model.points"),
+        (
+            {"train.backbone_lr": 3e-5, "train.freeze": ["backbone"]},
+            "train.backbone_lr has no effect with train.freeze=backbone: omit one of them",
+        ),
+        (
+            {"model.frozen_stride": 8, "train.freeze": ["encoder", "backbone"]},
+            "model.frozen_stride has no effect with train.freeze=backbone",
+        ),
         ({"model.mask_cost": 5.0}, "model.mask_cost has no effect without model.masks"),
         (
             {"recipe": "dino_r50", "model.matchability": True, "model.varifocal": True},
@@ -70,6 +78,8 @@ def resolved(**values: Any) -> RunSettings:
         # Those that have an effect, among them through values of the recipe, and values that are those of the recipe.
         ({"data.overlap": 0.3, "data.tile": 640}, None),
         ({"data.overlap": 0.2}, None),
+        ({"train.backbone_lr": 3e-5, "train.freeze": ["encoder"]}, None),
+        ({"train.freeze": ["backbone"]}, None),
         ({"recipe": "rtdetr_r18", "train.ema_warmup": 9}, None),
         ({"recipe": "rtdetr_r18", "train.ema": None}, None),
         ({"recipe": "dino_r50", "train.schedule": "cosine"}, None),
@@ -94,6 +104,18 @@ def test_values_of_recipes_and_of_run_files_are_not_those_of_the_user(recipe: st
     resolve(plain, plain)
 
 
+def test_what_an_earlier_version_wrote_is_accepted_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    written = resolved(**{"data.val": "none"}).model_dump(mode="json")
+    written["train"]["patience"] = 15  # by `recipe: auto` of version 0.1
+    record = RunSettings.parse(written)
+    assert record.is_record
+    assert resolve(record, record).train.patience == 15
+    assert caplog.messages == [
+        "run file: setting train.patience has no effect with data.val=none: omit one of them; it is ignored"
+    ]
+    assert not RunSettings.parse({"data": {"val": "none"}, "train": {"patience": 15}}).is_record
+
+
 def test_the_table_names_settings() -> None:
     known = {*RunSettings.keys(), *(name for kind in KINDS.values() for name in kind.keys("model."))}
     for name, need in NEEDS:
@@ -102,10 +124,10 @@ def test_the_table_names_settings() -> None:
 
 
 def test_conditions() -> None:
-    values = {"a": 1, "b": 0, "c": "x", "d": None}
-    for need in ("a", "not b", "c=x", "not c=y", "b or a", "not d", "not e", "d=None"):
+    values = {"a": 1, "b": 0, "c": "x", "d": None, "f": ["x", "y"]}
+    for need in ("a", "not b", "c=x", "not c=y", "b or a", "not d", "not e", "d=None", "f=x", "not f=z"):
         require_effect("setting", [("a", need)], {"a"}, values)
         require_effect("setting", [("a", "b")], {"c"}, values)
-    for need in ("b", "not a", "c=y", "not c=x", "b or d", "e"):
+    for need in ("b", "not a", "c=y", "not c=x", "b or d", "e", "f=z", "not f=y"):
         with pytest.raises(ConfigError, match="setting a has no effect with"):
             require_effect("setting", [("a", need)], {"a"}, values)

@@ -24,7 +24,7 @@ def serve(
     threshold: float = 0.5,
     top_k: int = 100,
     max_batch: int | None = None,
-    max_wait: float = 0.005,
+    max_wait: float | None = None,
     workers: int = 1,
     queue: int = 32,
     max_bytes: int = 16 * 2**20,
@@ -58,7 +58,7 @@ def serve(
         top_k: Maximum number of detections per image, unless a request sets another one.
         max_batch: Maximum number of images of one size, of any requests, in a forward pass; 8 on an accelerator and 1
             on a CPU by default, where batches are no faster.
-        max_wait: Maximum time in seconds that an image waits for others of its size.
+        max_wait: Maximum time in seconds that an image waits for others of its size; 0.005 by default.
         workers: Number of threads that run the model; they share the processor cores.
         queue: Maximum number of images that are being received, are queued, or are in the model; further requests are
             answered with 503 and Retry-After.

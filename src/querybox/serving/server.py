@@ -49,6 +49,9 @@ class Server(uvicorn.Server):
             engines: The model of each worker; see `querybox.serving.workers.open_engines`.
             settings: The limits.
             access: Who may ask.
+
+        Raises:
+            ConfigError: A setting has no effect; see `Workers`.
         """
         metrics = Metrics()
         self.workers = Workers(engines, settings, metrics)

@@ -23,8 +23,8 @@ class ServingSettings:
     """Maximum number of detections per image, unless a request sets another one."""
     max_batch: int | None = None
     """Maximum number of images in a forward pass; None for 8 on an accelerator and 1 on a CPU."""
-    max_wait: float = 0.005
-    """Maximum time in seconds that an image waits for others to share a forward pass."""
+    max_wait: float | None = None
+    """Maximum time in seconds that an image waits for others to share a forward pass; None for 0.005."""
     workers: int = 1
     """Number of threads that run the model; they share the processor cores."""
     queue: int = 32
@@ -46,7 +46,8 @@ class ServingSettings:
         require_number("serve", "top_k", self.top_k, 1, MAX_TOP_K, whole=True)
         if self.max_batch is not None:
             require_number("serve", "max_batch", self.max_batch, 1, 1024, whole=True)
-        require_number("serve", "max_wait", self.max_wait, 0, 10)
+        if self.max_wait is not None:
+            require_number("serve", "max_wait", self.max_wait, 0, 10)
         require_number("serve", "workers", self.workers, 1, 256, whole=True)
         require_number("serve", "queue", self.queue, 1, 4096, whole=True)
         require_number("serve", "max_bytes", self.max_bytes, 1024, 2**30, whole=True)

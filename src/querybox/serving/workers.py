@@ -12,6 +12,7 @@ import torch
 
 from querybox.data.encoded import EncodedImage
 from querybox.data.image import read_image
+from querybox.errors import ConfigError
 from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine
 from querybox.inference.optimized_model import OptimizedModel, as_optimized
@@ -26,6 +27,8 @@ T = TypeVar("T")
 
 ACCELERATOR_BATCH = 8
 """Default maximum number of images in a forward pass on an accelerator."""
+MAX_WAIT = 0.005
+"""Default maximum time in seconds that an image waits for others."""
 
 
 def open_engines(load: Callable[[], Engine], workers: int) -> list[Engine]:
@@ -64,11 +67,20 @@ class Workers:
             engines: The model of each thread; the same one several times if threads can share it.
             settings: The limits.
             metrics: Where batches are counted.
+
+        Raises:
+            ConfigError: The settings have a `max_wait`, and no image can share a forward pass.
         """
         self.engines = engines
         self.settings = settings
         self.metrics = metrics
-        self.batches = Batches(settings.max_batch or default_batch(engines[0]), settings.max_wait)
+        max_batch = settings.max_batch or default_batch(engines[0])
+        if max_batch == 1 and settings.max_wait is not None:
+            raise ConfigError(
+                "serve: max_wait has no effect if images are predicted one at a time, as they are on a CPU by default: "
+                "set max_batch as well, or omit max_wait"
+            )
+        self.batches = Batches(max_batch, MAX_WAIT if settings.max_wait is None else settings.max_wait)
         self._decoders = ThreadPoolExecutor(len(engines), thread_name_prefix="querybox-decode")
         self._threads = [
             threading.Thread(target=self._run, args=(engine,), name=f"querybox-model-{index}", daemon=True)

@@ -121,6 +121,8 @@ NEEDS: Needs = (
     ("model.varifocal", "not model.matchability"),
     ("model.mask_cost", "model.masks"),
     ("model.dice_cost", "model.masks"),
+    ("model.frozen_stride", "not train.freeze=backbone"),
+    ("train.backbone_lr", "not train.freeze=backbone"),
     ("train.sampling_lr", "model.points"),
     ("train.milestones", "train.schedule=step or train.schedule=flat_cosine"),
     ("train.ema_warmup", "train.ema"),
@@ -130,6 +132,12 @@ NEEDS: Needs = (
     ("train.patience", f"not data.val={NO_VALIDATION}"),
 )
 """Settings that have an effect only with others; see `querybox.needs`."""
+ALWAYS_WRITTEN = {
+    *("accumulate", "backbone_lr", "batch_size", "clip", "ema", "epochs", "evaluate_every", "freeze", "lr"),
+    *("max_time", "milestones", "patience", "precision", "schedule", "seed", "trackers", "warmup_steps"),
+    "weight_decay",
+}
+"""Settings of `train` in the ``run.yaml`` of every version, null ones included."""
 
 
 class RunSettings(Settings):
@@ -147,6 +155,14 @@ class RunSettings(Settings):
     `hf://facebook/detr-resnet-50`, or the short name of public weights such as `detr-r50`."""
     output: PathText | None = None
     """The run folder; by default a new one in `runs`, named after the dataset."""
+
+    @property
+    def is_record(self) -> bool:
+        """Whether a run has written these settings, of this version or an earlier one: it writes all of them.
+
+        Some of them may have no effect, or no longer.
+        """
+        return self.train.model_fields_set >= ALWAYS_WRITTEN
 
     @property
     def folder(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping
 from itertools import count, takewhile
@@ -18,12 +19,14 @@ from querybox.data.settings import NO_VALIDATION, DataSettings
 from querybox.errors import ConfigError
 from querybox.models import Recipe, data_defaults, find, parse, training_defaults
 from querybox.modules.detector import DetectionTransformer
-from querybox.needs import require_effect
+from querybox.needs import require_effect, without_effect
 from querybox.precision import resolve_precision
 from querybox.structures import Category, Preprocessing
 from querybox.training.finetune import initialize_from
 from querybox.training.processes import training_device
 from querybox.training.settings import NEEDS, RunSettings, TrainSettings
+
+logger = logging.getLogger(__name__)
 
 
 def locate(settings: RunSettings, *, resume: bool) -> RunSettings:
@@ -91,8 +94,23 @@ def resolve(settings: RunSettings, given: RunSettings | None = None) -> RunSetti
     data = DataSettings.parse({**data_defaults(recipe, settings.recipe), **data}, where="data").model_dump()
     resolved = settings.replace(model=model, train=train.model_dump(), data=data)
     if given is not None:
-        require_effect("setting", NEEDS, changed_settings(given, resolved), resolved.flat())
+        check_effect(given, resolved)
     return resolved
+
+
+def check_effect(given: RunSettings, resolved: RunSettings) -> None:
+    """Check that the settings that the user has given have an effect.
+
+    In a run file that a run has written it is a warning, because earlier versions wrote more of those without effect.
+
+    Raises:
+        ConfigError: One has no effect.
+    """
+    changed, values = changed_settings(given, resolved), resolved.flat()
+    if not given.is_record:
+        require_effect("setting", NEEDS, changed, values)
+    for problem in without_effect(NEEDS, changed, values):
+        logger.warning("run file: setting %s; it is ignored", problem)
 
 
 def changed_settings(given: RunSettings, resolved: RunSettings) -> set[str]:
