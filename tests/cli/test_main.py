@@ -36,6 +36,7 @@ def test_help_names_every_command(run: Any) -> None:
     assert code == 0
     assert all(command in out for command in COMMANDS)
     assert "--debug" in out
+    assert "Exit codes: 0 success;" in out
     assert run()[1] == out
 
 
@@ -44,6 +45,7 @@ def test_help_of_a_command_shows_examples(run: Any, command: str) -> None:
     code, out, _ = run(command, "--help")
     assert code == 0
     assert out.count(f"querybox {command}") >= 3
+    assert out.endswith("\n\nExit codes and --debug: see querybox --help.\n")
 
 
 def test_version(run: Any) -> None:

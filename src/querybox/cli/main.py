@@ -60,6 +60,7 @@ error, with a message of one line that says how to fix it; 130 after Ctrl-C, 143
 once training has written its checkpoint, or predict what it found in a live source. If querybox shows a stack trace,
 this is a bug: please report it.
 """
+COMMAND_EPILOGUE = "Exit codes and `--debug`: see `querybox --help`."
 
 
 def convert_exactly(kind: Any, tokens: Sequence[Token]) -> Any:
@@ -103,7 +104,7 @@ COMMANDS: tuple[Callable[..., int | None], ...] = (
     info,
 )
 for index, command in enumerate(COMMANDS):  # in the order of a workflow, not alphabetically
-    app.command(with_needs(command), sort_key=index)
+    app.command(with_needs(command), sort_key=index, help_epilogue=COMMAND_EPILOGUE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
