@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from run_records import CAT, DOG, FAILED, HISTORY, LOSSES, RECORD, SPLIT, make_r
 from querybox.diagnosis.diagnose import examine
 from querybox.diagnosis.finding import Finding
 from querybox.diagnosis.run import Run
+from querybox.models import FOR_FEW_IMAGES
 
 SHORT = {name: values[:3] for name, values in HISTORY.items()} | {
     "step": [4.0, 8.0, 12.0],
@@ -202,7 +204,6 @@ SET: dict[str, dict[str, Any]] = {
     "data.crop": {"data": {"crop": 1.0}},
     "--weights": {"fine_tuned": True},
     "recipe=dino_small": {"recipe": "dino_small"},
-    "recipe=deformable_detr_small": {"recipe": "deformable_detr_small"},
     "model.local_start": {"model": {"local_start": True}},
     "model.backbone_weights": {"model": {"backbone_weights": "imagenet"}},
 }
@@ -218,6 +219,14 @@ def test_what_is_set_is_not_advised(advice: str) -> None:
             for part, value in SET[advice].items()
         }
         assert not advises({**case, **settings}, advice), name
+
+
+def test_only_the_recipe_of_auto_is_advised() -> None:
+    cures = " ".join(each.cure for case in BROKEN.values() for each in examine(make_run(**case)))
+    assert set(re.findall(r"recipe=(\w+)", cures)) == {FOR_FEW_IMAGES}
+    refining = {**BROKEN["loose_boxes"], "recipe": "deformable_detr_small"}
+    assert only(examine(make_run(**refining)), "loose_boxes")
+    assert not advises(refining, "recipe=")
 
 
 def test_full_precision_is_advised_to_runs_in_another() -> None:

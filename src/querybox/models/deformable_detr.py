@@ -83,6 +83,11 @@ class DeformableDETR(Recipe):
     temperature: ClassVar[float] = 10000.0
     offset: ClassVar[float] = -0.5
 
+    @property
+    def refines_boxes(self) -> bool:
+        """See `Recipe.refines_boxes`."""
+        return self.refine
+
     def build(self, categories: Sequence[Category]) -> DetectionTransformer:
         """Build the detector; see `Recipe.build`."""
         if self.two_stage and not self.refine:

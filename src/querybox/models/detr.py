@@ -16,6 +16,7 @@ from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.layouts.mmdet2 import MMDET2
 from querybox.models.layouts.mmdet3 import MMDET3
 from querybox.models.public import PANOPTIC, PublicWeights
+from querybox.models.recipe import FOR_FEW_IMAGES
 from querybox.models.single_map import SingleMap
 from querybox.modules.attention_masks import GROUPS, AttentionMaskHead
 from querybox.modules.backbone import Backbone
@@ -91,7 +92,7 @@ class DETR(SingleMap):
         local = "" if self.local_start else ", set model.local_start=true,"
         return (
             f"Plain DETR takes thousands of steps to learn where to attend: train longer{local} or set "
-            "recipe=deformable_detr_small"
+            f"recipe={FOR_FEW_IMAGES}"
         )
 
     def build(self, categories: Sequence[Category]) -> DetectionTransformer:

@@ -36,6 +36,9 @@ Depth = Annotated[int, Field(gt=0, le=100)]
 """Number of layers, feature levels, or sampling points of a head and level."""
 HEADS = 8
 """Number of attention heads of all published models, whatever their width."""
+FOR_FEW_IMAGES = "dino_small"
+"""The recipe that is chosen, and advised, for few images and CPUs: it needs a tenth of DETR's steps, has no no-object
+class, refines boxes, and has distinct queries and finer feature maps."""
 
 
 class Recipe(Settings):
@@ -133,6 +136,11 @@ class Recipe(Settings):
     def blind_queries_cure(self) -> str:
         """What helps if the predicted boxes are the same for every image."""
         return "Train longer with a lower train.lr"
+
+    @property
+    def refines_boxes(self) -> bool:
+        """Whether each decoder layer refines the boxes of the one before."""
+        return False
 
     @property
     @abstractmethod

@@ -20,7 +20,15 @@ from querybox.data import DataSettings, DetectionData
 from querybox.data.loader import decoded_bytes
 from querybox.data.settings import NO_VALIDATION
 from querybox.duration import format_duration
-from querybox.models import SMALL_RECIPES, Recipe, data_defaults, find, is_small, training_defaults
+from querybox.models import (
+    FOR_FEW_IMAGES,
+    SMALL_RECIPES,
+    Recipe,
+    data_defaults,
+    find,
+    is_small,
+    training_defaults,
+)
 from querybox.runfile import merge, read_run_file
 from querybox.text import counted
 from querybox.training.resources import Resources
@@ -266,7 +274,7 @@ def choose_model(
         reason = f"a GPU and at least {MANY_IMAGES:,} images: trained as published"
         return "dino_r50", find("dino_r50"), {}, ("dino_r50", reason)
     reason = "learns fastest from few images and on CPUs"
-    return "dino_small", find("dino_small"), {}, ("dino_small", reason)
+    return FOR_FEW_IMAGES, find(FOR_FEW_IMAGES), {}, (FOR_FEW_IMAGES, reason)
 
 
 def is_published(facts: Facts, resources: Resources) -> bool:
