@@ -5,7 +5,7 @@ from collections import deque
 
 import pytest
 
-from querybox.data.json_stream import stream_lists
+from querybox.data.json_stream import stream_members
 
 
 def test_lists_are_read_one_element_at_a_time() -> None:
@@ -15,9 +15,9 @@ def test_lists_are_read_one_element_at_a_time() -> None:
         json.dumps(content, indent=2),
         json.dumps(content, separators=(",", ":")),
     ):
-        found = {name: list(items) for name, items in stream_lists(text, {"images", "annotations"})}
+        found = {name: list(items) for name, items in stream_members(text, {"images", "annotations"})}
         assert found == {"images": content["images"], "annotations": []}
-    first = next(iter(stream_lists('{"images": [1, 2, oops', {"images"})))[1]
+    first = next(iter(stream_members('{"images": [1, 2, oops', {"images"})))[1]
     assert (next(first), next(first)) == (1, 2)  # before the rest is looked at
 
 
@@ -38,4 +38,4 @@ def test_lists_are_read_one_element_at_a_time() -> None:
 )
 def test_what_is_no_object_of_lists_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"[Ee]xpect|extra data"):
-        deque(item for _, items in stream_lists(text, {"images"}) for item in items)
+        deque(item for _, items in stream_members(text, {"images"}) for item in items)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_writers import changed, write_boxes
+from dataset_writers import changed, write_boxes, write_json
 
 from querybox.data import DetectionData, ImageRecord, read_dataset
+from querybox.data.attribution import UNKNOWN, read_attribution
 from querybox.data.write import file_names, split_dataset, write_shards
 from querybox.errors import ConfigError
 from querybox.masks import Region, rasterised
@@ -117,6 +121,45 @@ def test_names_that_differ_in_their_suffix_are_told_apart_in_shards(
     write_shards(replace(boxes, images=images), tmp_path / "new", "train", 3)
     names = [image.path.name for image in read_dataset(tmp_path / "new").images]
     assert names == ["1_1.png", "1_2.jpg", "3.png", "4.png", "5.png", "6.png", "7.png", "8.png"]
+
+
+def members(folder: Path) -> dict[str, bytes]:
+    """Return the content of all members of the tars in a folder."""
+    found = {}
+    for path in folder.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            found |= {each.name: content.read() for each in tar if (content := tar.extractfile(each))}
+    return found
+
+
+@pytest.mark.parametrize("ids", [int, str, lambda number: f"n{number}"], ids=["numbers", "digits", "names"])
+def test_licences_are_kept(boxes: DetectionData, tmp_path: Path, ids: Callable[[int], object]) -> None:
+    content = json.loads(boxes.source.read_text())
+    of_dataset = {"info": {"year": 2026, "contributor": "Ä"}, "licenses": [{"id": 4, "name": "CC BY 2.0"}]}
+    of_image = {"license": 4, "flickr_url": "https://flickr/1", "date_captured": None}
+    for image in content["images"]:
+        image.update(of_image if image["file_name"] == "1.png" else {}, id=ids(image["id"]))
+    for annotation in content["annotations"]:
+        annotation["image_id"] = ids(annotation["image_id"])
+    data = read_dataset(write_json(boxes.source, {**of_dataset, **content}))
+    split_dataset(data, tmp_path / "new", val=0.25)
+    split_dataset(read_dataset(tmp_path / "new", "train"), tmp_path / "again", val=0.25, shards=8)
+    written = [json.loads(path.read_text()) for path in (tmp_path / "new").glob("*/*.json")]
+    assert [{key: each[key] for key in of_dataset} for each in written] == [of_dataset] * 2
+    entries = {image["file_name"]: image for each in written for image in each["images"]}
+    assert {name for name, image in entries.items() if image.keys() & of_image.keys()} == {"1.png"}
+    assert entries["1.png"].items() >= of_image.items()
+    assert json.loads((tmp_path / "again" / "info.json").read_text()) == of_dataset
+    assert json.loads(members(tmp_path / "again")["1.json"]).items() >= of_image.items()
+
+
+def test_a_dataset_without_licences_has_none_afterwards(boxes: DetectionData, tmp_path: Path) -> None:
+    split_dataset(boxes, tmp_path / "new", shards=8)
+    assert not (tmp_path / "new" / "info.json").exists()
+    assert read_attribution(replace(boxes, source=write_json(tmp_path / "a.json", [1]))) is UNKNOWN
+    assert (
+        read_attribution(replace(boxes, source=write_json(tmp_path / "b.json", {"images": [1]}))) is UNKNOWN
+    )
 
 
 def test_shards_that_cannot_be_written(boxes: DetectionData, tmp_path: Path) -> None:

@@ -11,12 +11,15 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
 
 
-def stream_lists(text: str, names: Container[str]) -> Iterator[tuple[str, Iterator[Any]]]:
-    """Yield the lists of an object with these names, one after the other; each must be consumed before the next.
+def stream_members(
+    text: str, lists: Container[str], others: Container[str] = ()
+) -> Iterator[tuple[str, Iterator[Any]]]:
+    """Yield members of an object, one after the other; each must be consumed before the next.
 
     Args:
         text: A JSON text.
-        names: Names of members of the object that are lists. Others are skipped.
+        lists: Names of members that are lists, whose elements are yielded one after the other.
+        others: Names of members that are yielded as a whole, as the only element. All others are skipped.
 
     Raises:
         ValueError: The text is not JSON, not an object, or one of the members is not a list.
@@ -30,8 +33,10 @@ def stream_lists(text: str, names: Container[str]) -> Iterator[tuple[str, Iterat
         if not isinstance(name, str):
             raise ValueError(f"expected a name at character {reader.place}")  # noqa: TRY004 - of the text
         reader.expect(":")
-        if name in names:
+        if name in lists:
             yield name, reader.elements()
+        elif name in others:
+            yield name, iter([reader.value()])
         else:
             reader.value()
         more = reader.accept(",")

@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from querybox.arguments import require_number
+from querybox.data.attribution import UNKNOWN, Attribution, read_attribution
 from querybox.data.formats.panoptic_png import colours, segment_id
 from querybox.data.holdout import hold_out
 from querybox.data.records import DetectionData, ImageRecord
@@ -26,6 +27,8 @@ from querybox.text import to_json
 ANNOTATIONS, PANOPTIC = "_annotations.coco.json", "panoptic.json"
 SEGMENT = ("category_id", "bbox", "area", "iscrowd")
 """Keys of a segment in COCO's panoptic format, besides its id."""
+ORIGIN = "info.json"
+"""Name of the file beside shards with what COCO files have in themselves; see `Attribution.dataset`."""
 NOT_READ = ("keypoints", "ignored_region", "unsupported_shape")
 """Kinds of findings of what is in a dataset, but is not read and so is in no part of it."""
 
@@ -38,7 +41,8 @@ def split_dataset(
     See `hold_out` for the images that stay together. Image files are linked (hard links) where possible, otherwise
     copied; the dataset itself is not changed. Everything that is read of a dataset is written: classes, also of stuff,
     boxes, clipped to their image, masks, areas, crowd regions, and the segments of panoptic datasets, whose other
-    pixels remain void. What is not read, such as licences, attributes and keypoints, is not written.
+    pixels remain void. So are `info`, the licences, and the URLs of images of COCO files. What is not read, such as
+    attributes and keypoints, is not written.
 
     Args:
         data: The dataset.
@@ -80,27 +84,28 @@ def split_dataset(
             )
         rest, parts["test"] = hold_out(rest, test / (1 - val))
     parts = {"train": rest, **parts}
+    origin = read_attribution(data)
     for name, part in parts.items():
         if shards is None:
-            write_split(part, folder / name)
+            write_split(part, folder / name, origin)
         else:
-            write_shards(part, folder, name, shards)
+            write_shards(part, folder, name, shards, origin)
     return parts
 
 
-def write_split(data: DetectionData, folder: Path) -> None:
+def write_split(data: DetectionData, folder: Path, origin: Attribution = UNKNOWN) -> None:
     """Write the images of one split and their annotations to a new folder."""
     folder.mkdir(parents=True)
     names = file_names(data)
     for image in data.images:
         write_image(image.file, folder / names[image.id])
     if data.panoptic:
-        write_panoptic(data, folder / PANOPTIC, names)
+        write_panoptic(data, folder / PANOPTIC, names, origin)
     else:
-        write_text(folder / ANNOTATIONS, to_json(coco_document(data, names)) + "\n")
+        write_text(folder / ANNOTATIONS, to_json(coco_document(data, names, origin)) + "\n")
 
 
-def write_panoptic(data: DetectionData, file: Path, names: Mapping[int, str]) -> None:
+def write_panoptic(data: DetectionData, file: Path, names: Mapping[int, str], origin: Attribution) -> None:
     """Write a panoptic dataset: the PNG of each image in a folder with the name of the JSON file, and this file."""
     folder = file.with_suffix("")
     folder.mkdir()
@@ -117,7 +122,7 @@ def write_panoptic(data: DetectionData, file: Path, names: Mapping[int, str]) ->
             for number, item in enumerate(coco_annotations(image, data), start=1)
         ]
         annotations.append({"image_id": image.id, "file_name": name, "segments_info": segments})
-    document = {**coco_document(data, names), "annotations": annotations}
+    document = {**coco_document(data, names, origin), "annotations": annotations}
     for category in document["categories"]:
         category.setdefault("isthing", 1)
     write_text(file, to_json(document) + "\n")
@@ -139,7 +144,9 @@ def write_image(image: ImageFile, path: Path) -> None:
         shutil.copy2(image, path)
 
 
-def write_shards(data: DetectionData, folder: Path, name: str, images: int) -> None:
+def write_shards(
+    data: DetectionData, folder: Path, name: str, images: int, origin: Attribution = UNKNOWN
+) -> None:
     """Write the images of one split and their annotations as shards, and the names of the classes beside them.
 
     Args:
@@ -147,8 +154,11 @@ def write_shards(data: DetectionData, folder: Path, name: str, images: int) -> N
         folder: The folder of the shards of all splits.
         name: The split, with which the names of the shards begin.
         images: Number of images in each shard.
+        origin: See `read_attribution`.
     """
     write_text(folder / "classes.txt", "".join(f"{category.name}\n" for category in data.categories))
+    if origin.dataset:
+        write_text(folder / ORIGIN, to_json(origin.dataset, indent=1) + "\n")
     names = file_names(data)
     stems = Counter(os.path.splitext(each)[0] for each in names.values())  # noqa: PTH122 - strings
     for number, start in enumerate(range(0, len(data.images), images)):
@@ -157,7 +167,8 @@ def write_shards(data: DetectionData, folder: Path, name: str, images: int) -> N
                 stem, suffix = os.path.splitext(names[image.id])  # noqa: PTH122
                 stem = stem if stems[stem] == 1 else f"{stem}_{image.id}"
                 add_member(tar, f"{stem}{suffix}", read_content(image.file))
-                add_member(tar, f"{stem}.json", to_json(sample_annotation(image, data)).encode())
+                annotation = {**origin.images.get(image.id, {}), **sample_annotation(image, data)}
+                add_member(tar, f"{stem}.json", to_json(annotation).encode())
 
 
 def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -189,17 +200,25 @@ def file_names(data: DetectionData) -> dict[int, str]:
     return names
 
 
-def coco_document(data: DetectionData, names: Mapping[int, str]) -> dict[str, Any]:
+def coco_document(data: DetectionData, names: Mapping[int, str], origin: Attribution) -> dict[str, Any]:
     """Return a dataset in COCO's format.
 
     Args:
         data: The dataset.
         names: File names of the images by id.
+        origin: See `read_attribution`.
     """
     annotations = [annotation for image in data.images for annotation in coco_annotations(image, data)]
     return {
+        **origin.dataset,
         "images": [
-            {"id": image.id, "file_name": names[image.id], "width": image.width, "height": image.height}
+            {
+                "id": image.id,
+                "file_name": names[image.id],
+                "width": image.width,
+                "height": image.height,
+                **origin.images.get(image.id, {}),
+            }
             for image in data.images
         ],
         "annotations": [{"id": number, **item} for number, item in enumerate(annotations, start=1)],

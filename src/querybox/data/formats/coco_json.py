@@ -17,7 +17,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from querybox.data.findings import FindingCollector
 from querybox.data.formats.coco_mask import Box, mask_box, read_mask
 from querybox.data.image import MAX_PIXELS
-from querybox.data.json_stream import stream_lists
+from querybox.data.json_stream import stream_members
 from querybox.data.parsing import validation_problem
 from querybox.data.text import read_text
 from querybox.errors import DataError
@@ -142,7 +142,7 @@ def parse_coco(file: Path, findings: FindingCollector) -> Content:
 
 def _parse(text: str, findings: FindingCollector) -> Content:
     content: dict[str, Any] = {}
-    for name, items in stream_lists(text, {"categories", "images", "annotations"}):
+    for name, items in stream_members(text, {"categories", "images", "annotations"}):
         if name == "annotations":
             content[name] = Annotations()
             for index, item in enumerate(items):

@@ -18,7 +18,7 @@ from querybox.data.formats.coco import image_locator, json_ends, labelled, split
 from querybox.data.formats.coco_json import CocoCategory, CocoImage, Id, check_ids, numbers
 from querybox.data.formats.coco_mask import Box
 from querybox.data.formats.panoptic_png import MAX_ID, read_segments
-from querybox.data.json_stream import stream_lists
+from querybox.data.json_stream import stream_members
 from querybox.data.layout import dataset_root
 from querybox.data.locate import ImageLocator
 from querybox.data.parsing import validation_problem
@@ -148,7 +148,7 @@ def _entries(file: Path, text: str) -> Iterator[tuple[str, int, Any]]:
     """
     found = set()
     try:
-        for name, items in stream_lists(text, _ADAPTERS):
+        for name, items in stream_members(text, _ADAPTERS):
             found.add(name)
             for index, item in enumerate(items):
                 try:
