@@ -108,10 +108,13 @@ def test_a_damaged_header_is_not_the_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "error"),
     [
-        (b"", "cannot be read as a tar without compression"),
-        (b"x" * 2000, "cannot be read as a tar without compression"),
+        (b"", r"cannot be read as a tar from byte 0 on"),
+        (b"x" * 2000, "cannot be read as a tar from byte 0 on"),
         (bytes(10240), "the tar has no image"),
-        (b"\x1f\x8b" + bytes(2000), "cannot be read as a tar without compression"),
+        (
+            b"\x1f\x8b" + bytes(2000),
+            "is compressed by gzip; expected a tar without compression: decompress it",
+        ),
     ],
 )
 def test_what_is_no_tar_is_an_error(tmp_path: Path, content: bytes, error: str) -> None:

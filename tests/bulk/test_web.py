@@ -74,6 +74,8 @@ class Web:
     """Whether parts of files are sent."""
     sizes: bool = True
     """Whether answers state their size."""
+    moved: dict[str, str] = field(default_factory=dict)
+    """Where paths redirect to."""
     url: str = ""
 
 
@@ -93,7 +95,13 @@ def web() -> Iterator[Web]:
             if status == 200 and served.ranges and stated is not None:
                 first, _, last = stated.removeprefix("bytes=").partition("-")
                 status, body = 206, body[int(first) : int(last) + 1]
+            if (target := served.moved.get(self.path)) is not None:
+                status = 301
             self.send_response(status)
+            if target is not None:
+                self.send_header("Location", target)
+            if body.startswith(b"<"):
+                self.send_header("Content-Type", "text/html; charset=utf-8")
             if served.sizes:
                 self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -140,6 +148,17 @@ def test_a_folder_of_a_web_server_is_predicted(served: Web, tmp_path: Path) -> N
     assert [image.error is None for image in images] == [False, True, True]
     assert {request.partition(" ")[2] for request in served.asked} == {*served.files}
     assert divide([f"{photos}10.jpg?size=1"]) == [Part(0, (f"{photos}10.jpg?size=1",))]
+
+
+def test_a_folder_of_a_web_server_may_be_written_without_its_slash(served: Web) -> None:
+    """Servers redirect to the URL with it; without a page there, it is a file that has no extension."""
+    served.files = {"/photos/": NGINX, "/a/gallery": NGINX, "/a/gallery/": NGINX, "/image": jpeg()}
+    served.moved = {"/photos": "/photos/"}
+    for folder in ("photos", "a/gallery"):
+        names = [f"{served.url}/{folder}/{name}" for name in ("2.jpg", "10.jpg")]
+        assert find(f"{served.url}/{folder}", [".tar"]) == names
+    for name in ("image", "none", "none.jpg"):
+        assert find(f"{served.url}/{name}", [".tar"]) == [f"{served.url}/{name}"]
 
 
 def test_a_folder_without_images_or_page_is_told(served: Web) -> None:

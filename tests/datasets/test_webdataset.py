@@ -273,8 +273,27 @@ def test_a_damaged_tar_is_an_error(tmp_path: Path) -> None:
         assert finding.kind == "malformed"
         assert finding.places[0].what.startswith(f"{path}: ")
     path.unlink()
-    with pytest.raises(DataError, match="contains archives"):
+    with pytest.raises(DataError, match=r"contains archives \(train-1\.tar\)"):
         read_dataset(write_tar(tmp_path / "train-1.tar", {"0.jpg": jpeg()}).parent)
+
+
+@pytest.mark.parametrize(
+    ("length", "prefix", "what"),
+    [
+        (700, b"", r"is damaged or cut off|cannot be read as a tar from byte 1,536 on"),
+        (0, b"", "cannot be read as a tar from byte 0 on"),
+        (5000, b"\x1f\x8b", "is compressed by gzip; expected a tar without compression: decompress it"),
+        (5000, b"(\xb5/\xfd", "is compressed by zstd"),
+    ],
+)
+def test_a_damaged_tar_alone_is_no_archive_to_unpack(
+    tmp_path: Path, length: int, prefix: bytes, what: str
+) -> None:
+    path = write_tar(tmp_path / "train-0.tar", ANNOTATED)
+    path.write_bytes((prefix + path.read_bytes())[:length])
+    for place in (tmp_path, path):
+        with pytest.raises(DataError, match=rf"^{path}: (the tar )?({what})"):
+            read_dataset(place)
 
 
 def test_sizes_that_a_tar_states_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,7 +125,7 @@ def test_names_that_differ_in_their_suffix_are_told_apart_in_shards(
 
 def members(folder: Path) -> dict[str, bytes]:
     """Return the content of all members of the tars in a folder."""
-    found = {}
+    found: dict[str, bytes] = {}
     for path in folder.glob("*.tar"):
         with tarfile.open(path) as tar:
             found |= {each.name: content.read() for each in tar if (content := tar.extractfile(each))}

@@ -18,7 +18,7 @@ from querybox.data.plausibility import with_annotation_findings, with_shared_ima
 from querybox.data.records import DetectionData, log_warnings, require_image_files, require_usable
 from querybox.data.settings import MAX_CORRUPT, NO_VALIDATION, DataSettings
 from querybox.data.splits import Reader, pick_split
-from querybox.data.unsupported import describe_unsupported
+from querybox.data.unsupported import describe_unsupported, require_whole_tars
 from querybox.errors import ConfigError, DataError, QueryboxError
 from querybox.urls import public_name
 
@@ -126,6 +126,7 @@ def find_splits(path: Path, *, allow_network: bool = False) -> dict[str, Reader]
         require_consent(f"{public_name(shards.urls[0])} of {path}", allow_network=allow_network)
     found = {format_.name: splits for format_ in FORMATS if (splits := format_.splits(path))}
     if not found:
+        require_whole_tars(path)
         problem = describe_unsupported(path) or (
             "contains no dataset" if path.is_dir() else "is not a dataset"
         )

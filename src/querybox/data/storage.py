@@ -30,6 +30,8 @@ WEB = ("http", "https")
 """Schemes of web servers, which have pages with links in place of folders, and to which nothing is written."""
 SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", *WEB)
 """Schemes of URLs that are opened. fsspec has others, among them those that name further files and hosts."""
+PAGE = "text/html"
+"""Type of the pages of web servers."""
 MISSING = (404, 410)
 """Codes of web servers that have no such file; others say that it cannot be read now."""
 MAX_CONTENT = 1 << 28
@@ -302,6 +304,31 @@ def names(folder: str) -> set[str]:
         return set()
 
 
+def web_folder(url: str) -> str | None:
+    """Return the URL of a folder of a web server, which ends with the ``/`` that its links are relative to.
+
+    One without it is recognised by the page that the server has there, if its name has no extension.
+
+    Returns:
+        None if the URL is that of a file.
+
+    Raises:
+        StorageError: The server cannot be reached, or refuses.
+    """
+    parts = urlsplit(url)
+    if parts.path.endswith("/"):
+        return url
+    if suffix(url):
+        return None
+    storage, path = connect(url)
+    try:
+        with reaching(url):
+            is_page = storage.info(path).get("mimetype") == PAGE
+    except FileNotFoundError:
+        return None  # which is told when it is read
+    return parts._replace(path=f"{parts.path}/").geturl() if is_page else None
+
+
 def list_urls(source: str) -> list[str] | None:
     """Return the files and folders in the folder or pattern that a URL names; None if it names a file.
 
@@ -312,7 +339,8 @@ def list_urls(source: str) -> list[str] | None:
     """
     storage, path = connect(source)
     if is_web(source):
-        return linked_files(source, read(source)) if urlsplit(source).path.endswith("/") else None
+        folder = web_folder(source)
+        return None if folder is None else linked_files(folder, read(folder))
     missing = DataError(f"{public_name(source)}: no such file or folder; check the URL")
     try:
         with reaching(source):

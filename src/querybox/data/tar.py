@@ -12,8 +12,14 @@ from querybox.files import restore
 
 MAX_HEADER = 1 << 20
 """Maximum number of bytes of an extended header, such as of a long name."""
-
-
+COMPRESSED = {
+    "gzip": b"\x1f\x8b",
+    "bzip2": b"BZh",
+    "xz": b"\xfd7zXZ\0",
+    "zstd": b"(\xb5/\xfd",
+}
+"""The first bytes of compressed files."""
+COMPRESSED_BYTES = max(map(len, COMPRESSED.values()))
 MAX_PADDING = 1 << 16
 """Number of bytes from its end on in which a tar has zeros alone; tools pad tars to multiples of 10 KiB."""
 
@@ -43,11 +49,13 @@ def read_members(place: str, file: StoredFile) -> Iterator[Member]:
     Raises:
         DataError: It is not a tar, or is damaged or cut off. What precedes the damage has been yielded.
     """
+    offset = 0
     try:
         file.limit = MAX_HEADER
         with tarfile.TarFile(fileobj=file, mode="r") as tar:  # type: ignore[arg-type]
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # which would grow with the number of members
+                offset = tar.offset
                 if not member.isdir():
                     is_regular = member.isreg() and not member.issparse()
                     yield Member(member.name, member.offset_data, member.size, is_regular)
@@ -55,9 +63,25 @@ def read_members(place: str, file: StoredFile) -> Iterator[Member]:
     except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
         if isinstance(error, DataError):
             raise
+        if offset == 0:
+            require_uncompressed(place, file)
         raise DataError(
-            f"{place}: cannot be read as a tar without compression ({error}); {restore(place)}"
+            f"{place}: cannot be read as a tar from byte {offset:,} on ({error}); {restore(place)}"
         ) from None
+
+
+def require_uncompressed(place: str, file: StoredFile) -> None:
+    """Check the beginning of a file that is no tar.
+
+    Raises:
+        DataError: It is compressed.
+    """
+    file.seek(0)
+    start = file.read(COMPRESSED_BYTES)
+    if kind := next((kind for kind, signature in COMPRESSED.items() if start.startswith(signature)), None):
+        raise DataError(
+            f"{place}: is compressed by {kind}; expected a tar without compression: decompress it"
+        )
 
 
 def check_end(place: str, file: StoredFile, end: int) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from querybox.data.image import SUFFIXES
 from querybox.data.layout import PARTS
-from querybox.data.locate import iterate_files
+from querybox.data.locate import find_files, iterate_files
 from querybox.data.parsing import read_head
 from querybox.data.splits import SPLITS, split_name
+from querybox.data.storage import opened
+from querybox.data.tar import read_members
 from querybox.text import listed
 
 _MAX_FILES = 10_000
@@ -58,6 +60,10 @@ _CONTENTS = (
 """The same for the beginning of JSON and XML files."""
 _MAX_READ = 100
 """Number of these that are read."""
+_MAX_MEMBERS = 1000
+"""Number of members of a tar that are looked at."""
+_MAX_TARS = 10
+"""Number of tars."""
 
 
 def describe_unsupported(path: Path) -> str | None:
@@ -87,3 +93,17 @@ def describe_unsupported(path: Path) -> str | None:
     if path.is_dir() and folders:
         return "contains images, but no annotations that are recognised"
     return None
+
+
+def require_whole_tars(path: Path) -> None:
+    """Check the beginning of the tars at a path, in which no images with annotations were found.
+
+    Raises:
+        DataError: One of the first is compressed, damaged or cut off.
+    """
+    files = [path] if path.is_file() else find_files(path, {".tar"})
+    for file in files[:_MAX_TARS]:
+        if file.suffix.lower() == ".tar":
+            with opened(str(file)) as stream:
+                for _ in islice(read_members(str(file), stream), _MAX_MEMBERS):
+                    pass
