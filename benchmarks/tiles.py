@@ -24,6 +24,7 @@ from querybox.detector import Detector
 from querybox.evaluation.evaluate import coco_metrics
 from querybox.inference.detections import Detections
 from querybox.inference.merge import merge
+from querybox.inference.options import Options
 from querybox.inference.predict import detect_frames
 from querybox.inference.sources import Frame
 
@@ -95,7 +96,7 @@ def detect(detector: Detector, mosaic: Mosaic, windows: Sequence[Window]) -> Vie
         Frame(source="", pixels=mosaic.pixels[:, top : top + height, left : left + width])
         for left, top, width, height in windows
     ]
-    found = detect_frames(detector.optimize(), frames, top_k=100, batch_size=8, threshold=0.05)
+    found = detect_frames(detector.optimize(), frames, Options(threshold=0.05))
     return Views(tuple(windows), list(found), (mosaic.record.height, mosaic.record.width))
 
 

@@ -20,10 +20,10 @@ from tiny_models import TINY
 
 from querybox import Detector, Preprocessing, predict
 from querybox.bulk.parts import Part, divide
-from querybox.bulk.rows import Options
 from querybox.bulk.worker import Worker
 from querybox.cli import main
 from querybox.inference.optimized_model import as_optimized
+from querybox.inference.options import Options
 
 IMAGES = 60
 BROKEN = range(7, IMAGES, 10)

@@ -16,11 +16,12 @@ from tiny_models import TINY
 
 from querybox import Detector, Preprocessing, predict
 from querybox.bulk.parts import Part, divide
-from querybox.bulk.rows import Options, predict_part
+from querybox.bulk.rows import predict_part
 from querybox.bulk.worker import Worker
 from querybox.errors import ConfigError, DataError
 from querybox.inference.detections import Detections
 from querybox.inference.optimized_model import as_optimized
+from querybox.inference.options import Options
 from querybox.structures import Category, DetectorOutput, ImageBatch
 
 CATEGORIES = [Category(id=3, name="cat"), Category(id=9, name="d\udcffg")]

@@ -25,6 +25,7 @@ from querybox.evaluation import evaluate as MODULE
 from querybox.evaluation.evaluate import coco_metrics, evaluate
 from querybox.evaluation.result import METRICS, Evaluation
 from querybox.inference.detections import Detections
+from querybox.inference.options import Options
 from querybox.inference.sources import Frame
 from querybox.report import write_report
 from querybox.structures import Category, DetectorOutput, ImageBatch, Preprocessing
@@ -339,8 +340,8 @@ def test_evaluate_detects_in_every_image_as_it_was_annotated(
 ) -> None:
     asked: dict[str, Any] = {}
 
-    def detect_frames(detector: object, frames: Iterable[Frame], **options: int) -> list[Detections]:
-        asked.update(options, shapes=[tuple(frame.pixels.shape) for frame in frames])
+    def detect_frames(detector: object, frames: Iterable[Frame], options: Options) -> list[Detections]:
+        asked.update(options=options, shapes=[tuple(frame.pixels.shape) for frame in frames])
         return [found(label=0), found(label=0)]
 
     monkeypatch.setattr(MODULE, "detect_frames", detect_frames)
@@ -351,14 +352,15 @@ def test_evaluate_detects_in_every_image_as_it_was_annotated(
     stored = changed(record(3, [[10, 10, 50, 50]], [0]), path=tmp_path / "3.jpg", height=60)
     turned = changed(record(1), path=tmp_path / "1.jpg", width=60)
     evaluation = evaluate(Named(), dataset(stored, turned), batch_size=2)
-    assert asked == {"shapes": [(3, 60, 100), (3, 100, 60)], "top_k": 100, "batch_size": 2}
+    assert asked["shapes"] == [(3, 60, 100), (3, 100, 60)]
+    assert asked["options"] == Options(threshold=0.0, top_k=100, batch_size=2)
     assert list(evaluation.detections) == [3, 1]
 
 
 def test_images_that_cannot_be_read_do_not_count(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def detect_frames(detector: object, frames: Iterable[Frame], **options: int) -> list[Detections]:
+    def detect_frames(detector: object, frames: Iterable[Frame], options: Options) -> list[Detections]:
         return [found(label=0) for _ in frames]
 
     monkeypatch.setattr(MODULE, "detect_frames", detect_frames)

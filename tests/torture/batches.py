@@ -20,6 +20,7 @@ from querybox.evaluation.evaluate import coco_metrics
 from querybox.exporting.write import FIXED
 from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine
+from querybox.inference.options import Options
 from querybox.inference.predict import detect_frames
 from querybox.inference.sources import Frame, find_sources, read_frames
 from querybox.structures import Preprocessing
@@ -92,7 +93,7 @@ def frames_of(data: DetectionData) -> Iterator[Frame]:
 
 def one_by_one(engine: Engine, frames: Sequence[Frame]) -> list[Detections]:
     """Return the detections in every image, found in a batch of its own."""
-    return list(detect_frames(engine, frames, top_k=100, batch_size=1))
+    return list(detect_frames(engine, frames, Options(threshold=0.0, batch_size=1)))
 
 
 def together(engine: Engine, frames: Sequence[Frame], seed: int) -> list[Detections]:
@@ -103,7 +104,9 @@ def together(engine: Engine, frames: Sequence[Frame], seed: int) -> list[Detecti
     while len(found) < len(frames):
         some = places[len(found) : len(found) + random.randrange(MOST, 12 * MOST)]
         size = random.randrange(2, MOST + 1)
-        answers = detect_frames(engine, [frames[place] for place in some], top_k=100, batch_size=size)
+        answers = detect_frames(
+            engine, [frames[place] for place in some], Options(threshold=0.0, batch_size=size)
+        )
         found |= dict(zip(some, answers, strict=True))
     return [found[place] for place in range(len(frames))]
 
@@ -154,7 +157,7 @@ def same_in_any_batch(model: str, folder: Path, long: bool) -> str:
 
 def precision(engine: Engine, data: DetectionData, batch_size: int) -> float:
     """Return the AP of an engine."""
-    found = detect_frames(engine, frames_of(data), top_k=100, batch_size=batch_size)
+    found = detect_frames(engine, frames_of(data), Options(threshold=0.0, batch_size=batch_size))
     by_id = {record.id: one for record, one in zip(data.images, found, strict=True)}
     return coco_metrics(data, by_id).metrics["AP"]
 

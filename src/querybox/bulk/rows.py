@@ -5,18 +5,17 @@ from __future__ import annotations
 import io
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
-from querybox.arguments import require_number
 from querybox.bulk.parts import Part
 from querybox.bulk.pictures import Decoded, decode_ahead
-from querybox.data.settings import OVERLAP
-from querybox.data.tiling import Tile, Tiling
+from querybox.data.tiling import Tiling
 from querybox.errors import PredictionError
 from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine
+from querybox.inference.options import Options
 from querybox.inference.predict import detect_frames
 from querybox.inference.sources import Frame, views
 from querybox.structures import Category
@@ -27,30 +26,6 @@ if TYPE_CHECKING:
 
 GROUP = 1000
 """Number of rows that are compressed together."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What is detected; see `querybox.inference.predict.predict`."""
-
-    threshold: float = 0.5
-    top_k: int = 100
-    nms: float | None = None
-    tile: Tile = None
-    overlap: float = OVERLAP
-    batch_size: int = 8
-
-    def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            ConfigError: One is out of its range.
-        """
-        require_number("predict", "threshold", self.threshold, 0, 1)
-        require_number("predict", "top_k", self.top_k, 1, whole=True)
-        require_number("predict", "batch_size", self.batch_size, 1, whole=True)
-        if self.nms is not None:
-            require_number("predict", "nms", self.nms, 0, 1)
 
 
 def schema(categories: Sequence[Category]) -> pa.Schema:
@@ -139,7 +114,13 @@ def predict_rows(engine: Engine, part: Part, options: Options, *, alone: bool) -
             if image.pixels is not None:
                 yield views(Frame(source=image.name, pixels=image.pixels), tiling)
 
-    for found in (detect_each if alone else detect_all)(engine, groups(), options):
+    views_of_all = groups()
+    results = (
+        detect_each(engine, views_of_all, options)
+        if alone
+        else detect_frames(engine, chain.from_iterable(views_of_all), options)
+    )
+    for found in results:
         while (image := waiting.popleft()).error is not None:
             yield error_row(image.name, image.error)
         yield error_row(image.name, str(found)) if isinstance(found, PredictionError) else row(found)
@@ -148,22 +129,13 @@ def predict_rows(engine: Engine, part: Part, options: Options, *, alone: bool) -
         yield error_row(image.name, image.error)
 
 
-def detect_all(engine: Engine, groups: Iterable[Iterator[Frame]], options: Options) -> Iterator[Detections]:
-    """Yield the detections of each image, given the views of each."""
-    frames = chain.from_iterable(groups)
-    found = detect_frames(
-        engine, frames, top_k=options.top_k, batch_size=options.batch_size, threshold=options.threshold
-    )
-    return found if options.nms is None else (detections.nms(options.nms) for detections in found)
-
-
 def detect_each(
     engine: Engine, groups: Iterable[Iterator[Frame]], options: Options
 ) -> Iterator[Detections | PredictionError]:
     """Yield the detections of each image, or the error if there are none."""
     for group in groups:
         try:
-            yield from list(detect_all(engine, [group], options))
+            yield from list(detect_frames(engine, group, options))
         except PredictionError as error:
             yield error
 

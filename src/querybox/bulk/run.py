@@ -13,12 +13,12 @@ from typing import Any
 
 from querybox.bulk.attempts import Attempts
 from querybox.bulk.parts import Part, divide
-from querybox.bulk.rows import Options
 from querybox.bulk.worker import Worker
 from querybox.data.storage import is_web, join, names, opened, write
 from querybox.errors import ConfigError, DataError, ImageError, PredictionError, QueryboxError
 from querybox.files import leftovers
 from querybox.inference.engine import Engine
+from querybox.inference.options import Options
 from querybox.memory import first_line
 from querybox.text import counted, listed, to_json
 from querybox.urls import is_url, public_name

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from querybox.bulk.attempts import MAX_ATTEMPTS
 from querybox.bulk.parts import Part
-from querybox.bulk.rows import Options, predict_part
+from querybox.bulk.rows import predict_part
 from querybox.data.storage import join, write
 from querybox.errors import PredictionError, QueryboxError
 from querybox.inference.engine import Engine
 from querybox.inference.optimized_model import as_optimized
+from querybox.inference.options import Options
 from querybox.urls import public_name, without_credentials
 
 if TYPE_CHECKING:

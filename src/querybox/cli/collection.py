@@ -39,7 +39,7 @@ def predict_collection(
         model: As for `querybox predict`, as the following ones.
         sources: Images, folders, patterns and shards.
         output: Path or URL of the folder of the Parquet files.
-        options: See `querybox.bulk.rows.Options`.
+        options: See `querybox.inference.options.Options`.
         precision: Precision of a checkpoint's computations.
         trust: Whether a .pt2 or .pte file may execute code.
         ray: See `address` of `querybox.bulk.cluster.cluster`.
@@ -48,9 +48,9 @@ def predict_collection(
     """
     from querybox.arguments import require_consent, require_number
     from querybox.bulk.cluster import cluster
-    from querybox.bulk.rows import Options
     from querybox.bulk.run import predict_parts, prepare
     from querybox.data.tiling import Tiling
+    from querybox.inference.options import Options
 
     require_order("querybox predict", model, sources)
     for url in filter(is_url, (*sources, output)):

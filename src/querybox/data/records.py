@@ -9,7 +9,7 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from os.path import isfile as is_file  # Path.is_file raises for names that are too long
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
@@ -35,6 +35,8 @@ _OBJECTS = np.dtype(
 _SIZE_BITS = 32
 """Number of bits of the size of an image in a shard, which is kept in one number with its start."""
 _NO_OBJECTS = np.zeros(0, _OBJECTS)
+_Note: TypeAlias = Callable[..., None]
+"""Adds a finding, given its kind, the number of the object in its image, and what is wrong."""
 
 
 class ImageRecord:
@@ -229,22 +231,12 @@ def make_record(
     """
     boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
     inside = np.clip(boxes, 0.0, (width, height, width, height))
-    keep, faults = _box_faults(boxes, inside)
-    for kind, faulty in faults.items():
-        for number in np.nonzero(faulty)[0].tolist():
-            box = tuple(boxes[number].tolist())
-            what = f"{locate(number)}, image {id}: corners {', '.join(f'{side:g}' for side in box)} in {width}x{height}"
-            findings.add(kind, what, image_id=id, path=path, box_xyxy=box)
 
-    if masks is not None:
-        problems = [_mask_problem(mask, (height, width)) for mask in masks]
-        for number, problem in enumerate(problems):
-            if problem:
-                findings.add(
-                    "malformed_mask", f"{locate(number)}, image {id}: {problem}", image_id=id, path=path
-                )
-        masks = [None if problem else mask for mask, problem in zip(masks, problems, strict=True)]
+    def note(kind: str, number: int, what: str, **place: Any) -> None:
+        findings.add(kind, f"{locate(number)}, image {id}: {what}", image_id=id, path=path, **place)
 
+    keep = _note_faulty_boxes(boxes, inside, (height, width), note)
+    regions = None if masks is None else _fitting_masks(masks, (height, width), note)
     stated = np.asarray(areas if areas is not None else [None] * len(boxes), dtype=np.float64)  # None -> NaN
     sides = inside[:, 2:] - inside[:, :2]
     valid = np.isfinite(stated) & (stated > 0)
@@ -258,10 +250,31 @@ def make_record(
         crowd=np.asarray(crowd if crowd is not None else [False] * len(boxes), dtype=bool)[keep],
         areas=np.where(valid, stated, sides[:, 0] * sides[:, 1])[keep],
         size_stated=size_stated,
-        masks=None
-        if masks is None
-        else [mask for mask, kept in zip(masks, keep.tolist(), strict=True) if kept],
+        masks=None if regions is None else [regions[number] for number in np.nonzero(keep)[0]],
     )
+
+
+def _note_faulty_boxes(
+    boxes: Float64[np.ndarray, "G 4"], inside: Float64[np.ndarray, "G 4"], size: tuple[int, int], note: _Note
+) -> Bool[np.ndarray, " G"]:
+    """Note the problems of boxes in an image of this (height, width), and return which boxes are kept."""
+    keep, faults = _box_faults(boxes, inside)
+    for kind, faulty in faults.items():
+        for number in np.nonzero(faulty)[0].tolist():
+            box = tuple(boxes[number].tolist())
+            corners = ", ".join(f"{side:g}" for side in box)
+            note(kind, number, f"corners {corners} in {size[1]}x{size[0]}", box_xyxy=box)
+    return keep
+
+
+def _fitting_masks(masks: Sequence[Region | None], size: tuple[int, int], note: _Note) -> list[Region | None]:
+    """Return the masks that fit an image of this (height, width); note the problems of the others, which are None."""
+    fitting: list[Region | None] = []
+    for number, mask in enumerate(masks):
+        if problem := _mask_problem(mask, size):
+            note("malformed_mask", number, problem)
+        fitting.append(None if problem else mask)
+    return fitting
 
 
 def _box_faults(

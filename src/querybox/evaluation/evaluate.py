@@ -26,6 +26,7 @@ from querybox.evaluation.result import CategoryResult, Evaluation, MaskMetrics
 from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine
 from querybox.inference.optimized_model import as_optimized
+from querybox.inference.options import Options
 from querybox.inference.predict import detect_frames
 from querybox.inference.sources import Frame, image_views
 from querybox.structures import Category
@@ -153,9 +154,8 @@ def detect_records(
                 unreadable[record.id] = str(error)
 
     by_id = {}
-    for index, detections in enumerate(
-        detect_frames(as_optimized(engine), frames(), top_k=100, batch_size=batch_size)
-    ):
+    options = Options(threshold=0.0, top_k=100, batch_size=batch_size)
+    for index, detections in enumerate(detect_frames(as_optimized(engine), frames(), options)):
         by_id[readable[index]] = detections
         if callback:
             callback(detections)

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from querybox.arguments import require_number
 from querybox.data.settings import OVERLAP
 from querybox.data.tiling import Tile, Tiling
 from querybox.data.transforms import resize
@@ -21,11 +20,13 @@ from querybox.inference.engine import Engine, evaluating
 from querybox.inference.live import LiveStream
 from querybox.inference.masks import detection_masks
 from querybox.inference.optimized_model import as_optimized
+from querybox.inference.options import Options
 from querybox.inference.postprocess import postprocess
 from querybox.inference.sources import Frame, Pixels, Source, find_sources, read_frames
 from querybox.inference.tiles import View, merged
 from querybox.inference.trackers import TrackerName, lowest_score
 from querybox.inference.tracking import require_tracking, tracked
+from querybox.mask_embeddings import Masks
 from querybox.structures import ImageBatch, Predictions, Preprocessing
 
 T = TypeVar("T")
@@ -104,50 +105,40 @@ def predict(
         MissingExtraError: The package trackers is not installed.
         PredictionError: The predictions for an image are NaN or infinite.
     """
-    require_number("predict", "threshold", threshold, 0, 1)
-    if nms is not None:
-        require_number("predict", "nms", nms, 0, 1)
+    options = Options(
+        threshold=threshold, top_k=top_k, nms=nms, tile=tile, overlap=overlap, batch_size=batch_size
+    )
     found: list[Path | Pixels | LiveStream] = []
     if isinstance(sources, LiveStream):
-        found, batch_size = [sources], 1  # its next frame is taken when this one has been processed
+        found = [sources]
+        options = replace(options, batch_size=1)  # its next frame is taken when this one has been processed
     else:
         found += find_sources(sources)
-    lowest = threshold
     if track is not None:
         require_tracking(track, found)
-        lowest = lowest_score(track, threshold)
+        options = replace(options, threshold=lowest_score(track, threshold))
     frames = read_frames(
         found,
         on_error,
         pixel_range=model.preprocessing.pixel_range,
         tiling=Tiling.of(tile, overlap, model.preprocessing),
     )
-    results = detect_frames(as_optimized(model), frames, top_k=top_k, batch_size=batch_size, threshold=lowest)
-    if nms is not None:
-        results = (detections.nms(nms) for detections in results)
+    results = detect_frames(as_optimized(model), frames, options)
     return results if track is None else tracked(results, track, threshold)
 
 
-def detect_frames(
-    engine: Engine, frames: Iterable[Frame], *, top_k: int, batch_size: int, threshold: float = 0.0
-) -> Iterator[Detections]:
-    """Detect the objects in each image, in order; shared by `predict` and `evaluate`.
+def detect_frames(engine: Engine, frames: Iterable[Frame], options: Options) -> Iterator[Detections]:
+    """Detect the objects in each image, in order.
 
     Args:
         engine: The model.
-        frames: The images, or all views of each.
-        top_k: Maximum number of detections per frame.
-        batch_size: Maximum number of images in one forward pass on an accelerator.
-        threshold: Minimum score of detections (0-1). Masks of others are not computed.
-
-    Raises:
-        ConfigError: An argument is out of its range.
+        frames: The images, or all views of each, which are those of `options.tile`.
+        options: What is detected. Masks of detections that score less than the threshold are not computed.
     """
-    require_number("predict", "top_k", top_k, 1, whole=True)
-    require_number("predict", "batch_size", batch_size, 1, whole=True)
     inputs = prepare(frames, engine.preprocessing)
-    batches = batch_by_shape(inputs, effective_batch_size(engine, batch_size))
-    return merged(in_order(detect_batches(engine, batches, top_k, threshold)))
+    batches = batch_by_shape(inputs, effective_batch_size(engine, options.batch_size))
+    results = merged(in_order(detect_batches(engine, batches, options.top_k, options.threshold)))
+    return results if options.nms is None else (detections.nms(options.nms) for detections in results)
 
 
 def effective_batch_size(engine: Engine, batch_size: int) -> int:
@@ -227,8 +218,16 @@ def to_detections(
     Raises:
         PredictionError: A score or a box is NaN or infinite.
     """
+    found, queries = detected_boxes(engine, predictions, batch, top_k, threshold)
+    return found if predictions.masks is None else with_masks(found, predictions.masks, queries, batch)
+
+
+def detected_boxes(
+    engine: Engine, predictions: Predictions, batch: Sequence[Input], top_k: int, threshold: float
+) -> tuple[list[Detections], Int[Tensor, "B K"]]:
+    """Return detections without masks, and the queries of the `top_k` of each input; see `to_detections`."""
     original_sizes = torch.tensor([item.size for item in batch])  # [B, 2]
-    *outputs, query = postprocess(
+    *outputs, queries = postprocess(
         predictions,
         original_sizes.to(engine.device),
         top_k,
@@ -255,22 +254,25 @@ def to_detections(
         ).above(threshold)
         for row, item in enumerate(batch)
     ]
-    if predictions.masks is None:
-        return found
-    masks = detection_masks(
-        predictions.masks,
-        query[:, : max(map(len, found), default=0)],
+    return found, queries
+
+
+def with_masks(
+    found: Sequence[Detections], masks: Masks, queries: Int[Tensor, "B K"], batch: Sequence[Input]
+) -> list[Detections]:
+    """Return detections with their masks, given those of all queries; see `detected_boxes`."""
+    rles = detection_masks(
+        masks,
+        queries[:, : max(map(len, found), default=0)],
         [mask_boxes(each) for each in found],
         [item.size for item in batch],
         [item.resized for item in batch],
     )
-    return [replace(each, masks=rles) for each, rles in zip(found, masks, strict=True)]
+    return [replace(each, masks=own) for each, own in zip(found, rles, strict=True)]
 
 
 def mask_boxes(detections: Detections) -> Float[Tensor, "N 4"]:
     """Return the part of the image that each mask is cut to: its box, and for stuff, which has no extent, all of it."""
-    if not any(category.stuff for category in detections.categories):
-        return detections.boxes_xyxy
     if not any(category.stuff for category in detections.categories):
         return detections.boxes_xyxy
     height, width = detections.size
