@@ -17,8 +17,7 @@ from benchmarks.report import number
 
 OURS, THEIRS = "#1f77b4", "#9a9a9a"
 COLUMNS = 2
-TITLE_WIDTH = 64
-"""Characters in a line of a title, beyond which it would be cut off."""
+DPI = 90
 
 
 def draw_rows(results: Sequence[RowResult], path: Path) -> None:
@@ -27,7 +26,9 @@ def draw_rows(results: Sequence[RowResult], path: Path) -> None:
     if not rows:
         return
     heights = [max(len(row.sides) for row in rows[at : at + COLUMNS]) for at in range(0, len(rows), COLUMNS)]
-    figure = Figure(figsize=(14, sum(0.3 * height + 0.9 for height in heights)), layout="constrained")
+    figure = Figure(
+        figsize=(14, sum(0.3 * height + 0.9 for height in heights)), dpi=DPI, layout="constrained"
+    )
     grid = figure.subplots(
         len(heights), COLUMNS, squeeze=False, height_ratios=[height + 2 for height in heights]
     )
@@ -35,7 +36,7 @@ def draw_rows(results: Sequence[RowResult], path: Path) -> None:
         draw_bars(axes, row)
     for axes in list(grid.flat)[len(rows) :]:
         axes.set_axis_off()
-    figure.savefig(path, dpi=90)
+    save(figure, path)
 
 
 def draw_bars(axes: Axes, row: RowResult) -> None:
@@ -52,7 +53,7 @@ def draw_bars(axes: Axes, row: RowResult) -> None:
     axes.bar_label(bars, list(map(number, medians)), padding=4)
     axes.invert_yaxis()
     axes.margins(x=0.15)
-    axes.set_title(fill(f"{row.title} ({row.unit})", TITLE_WIDTH), fontsize=10, loc="left")
+    axes.set_title(f"{row.title} ({row.unit})", fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -63,13 +64,13 @@ def draw_growth(results: Sequence[RowResult], path: Path) -> None:
     if not curves:
         return
     lines = math.ceil(len(curves) / COLUMNS)
-    figure = Figure(figsize=(14, 4.5 * lines), layout="constrained")
+    figure = Figure(figsize=(14, 4.5 * lines), dpi=DPI, layout="constrained")
     grid = figure.subplots(lines, COLUMNS, squeeze=False)
     for axes, (title, curve) in zip(grid.flat, curves, strict=False):
         draw_curve(axes, title, curve)
     for axes in list(grid.flat)[len(curves) :]:
         axes.set_axis_off()
-    figure.savefig(path, dpi=90)
+    save(figure, path)
 
 
 def draw_curve(axes: Axes, title: str, curve: Sequence[RowResult]) -> None:
@@ -85,3 +86,21 @@ def draw_curve(axes: Axes, title: str, curve: Sequence[RowResult]) -> None:
     axes.set_ylabel(curve[0].unit)
     axes.grid(which="both", alpha=0.3)
     axes.legend(fontsize=8)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure whose titles are not wider than their panels, so that none is cut off."""
+    figure.draw_without_rendering()  # decides about the widths
+    for axes in figure.axes:
+        wrap_title(axes)
+    figure.savefig(path)
+
+
+def wrap_title(axes: Axes) -> None:
+    """Break the title of a panel into as many lines as it takes."""
+    text = axes.get_title(loc="left")
+    title = axes.set_title(text, loc="left")
+    for characters in range(len(text), 0, -1):
+        title.set_text(fill(text, characters))
+        if title.get_window_extent().width <= axes.get_window_extent().width:
+            break

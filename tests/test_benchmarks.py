@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -10,9 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from environments import ENVIRONMENT
+from PIL import Image
 
 from benchmarks import measure as module
 from benchmarks import plots, report, training_small, yolo
@@ -211,6 +214,18 @@ def test_pictures(results: list[RowResult], tmp_path: Path) -> None:
     plots.draw_rows([], tmp_path / "none.png")
     plots.draw_growth([], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_long_titles_are_not_cut_off(results: list[RowResult], tmp_path: Path) -> None:
+    """The widest letters, of which fewer fit in a line, in both columns; nothing reaches the border of the picture."""
+    titled = [dataclasses.replace(each, title="WWWW " * 20) for each in results for _ in range(2)]
+    plots.draw_rows(titled, tmp_path / "rows.png")
+    plots.draw_growth(titled, tmp_path / "growth.png")
+    for name in ("rows.png", "growth.png"):
+        with Image.open(tmp_path / name) as picture:
+            dark = np.asarray(picture.convert("L")) < 255
+        assert dark.any()
+        assert not dark[:, -3:].any()
 
 
 def test_rows_are_picked_by_pattern() -> None:
