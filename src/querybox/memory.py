@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
-import platform
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +56,11 @@ def available_memory() -> int:
     return min(available, max(0, int(most) - int(used.read_text(encoding="utf-8")) + caches))
 
 
+def reports_memory(device: torch.device) -> bool:
+    """Return whether the peak of the memory of this process can be measured."""
+    return device.type == "cuda" or os.access(RESET, os.W_OK)
+
+
 def reset_peak(device: torch.device) -> int:
     """Reset the peak of the memory in use, and return the bytes in use now."""
     gc.collect()
@@ -64,7 +69,7 @@ def reset_peak(device: torch.device) -> int:
 
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
-    if platform.system() == "Linux":
+    if reports_memory(device):
         RESET.write_text("5", encoding="utf-8")  # resets VmHWM
     return process_memory("VmRSS")
 
@@ -75,7 +80,7 @@ def peak_memory(device: torch.device, before: int) -> int | None:
         import torch
 
         return torch.cuda.max_memory_allocated(device) - before
-    return process_memory("VmHWM") - before if STATUS.exists() else None
+    return process_memory("VmHWM") - before if reports_memory(device) else None
 
 
 def process_memory(field: str) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,13 @@ from querybox.runfile import read_run_file
 from querybox.structures import Category, Target
 from querybox.training import RunSettings, micro_batches, train
 from querybox.training.loss import DetectionLoss
-from querybox.training.micro_batches import StepMemory, fewest_micro_batches, measure_step, step_memory
+from querybox.training.micro_batches import (
+    StepMemory,
+    check_micro_batch,
+    fewest_micro_batches,
+    measure_step,
+    step_memory,
+)
 from querybox.training.processes import start_processes
 from querybox.training.run import prepare
 from querybox.training.start import build_detector
@@ -37,6 +44,79 @@ STEP = StepMemory(one=100, each=30)
 def test_the_largest_equal_parts_that_fit_are_taken(available: int, expected: int) -> None:
     """12 images take 430 bytes, 6 take 250, 4 take 190, 3 take 160, 2 take 130, 1 takes 100."""
     assert fewest_micro_batches(STEP, 12, available, smallest=1) == expected
+
+
+@pytest.mark.parametrize(
+    ("images", "available", "error", "warning"),
+    [
+        (12, 1000, None, ""),  # by the upper bound
+        (12, 580, None, ""),
+        (
+            12,
+            570,
+            None,
+            "12 images takes about 0.0 GB of 0.0 GB; if the system ends the run, set train.accumulate=2",
+        ),
+        (
+            12,
+            430,
+            None,
+            "12 images takes about 0.0 GB of 0.0 GB; if the system ends the run, set train.accumulate=2",
+        ),
+        (
+            12,
+            429,
+            "enough memory: a step with 12 images .*; set train.accumulate=2, which computes the same",
+            None,
+        ),
+        (
+            1,
+            110,
+            None,
+            "1 image takes about 0.0 GB of 0.0 GB; if the system ends the run, set a smaller 'data.image",
+        ),
+        (
+            1,
+            99,
+            "a step with 1 image takes about 0.0 GB of 0.0 GB; set a smaller 'data.image_size' or model",
+            None,
+        ),
+    ],
+)
+def test_a_batch_that_is_set_is_checked(
+    images: int, available: int, error: str | None, warning: str | None
+) -> None:
+    """12 images take 430 bytes."""
+    made: list[StepMemory] = []
+
+    def measured() -> Iterator[StepMemory]:
+        for each in (StepMemory(one=100, each=50), STEP):
+            made.append(each)
+            yield each
+
+    check = partial(check_micro_batch, measured(), images, 12, available, smallest=1)
+    if error is not None:
+        with pytest.raises(OutOfMemoryError, match=error):
+            check()
+    else:
+        assert str(warning) in check()
+        assert len(made) == (1 if available == 1000 else 2)
+
+
+@pytest.mark.skipif(not memory.STATUS.exists(), reason="counts as Linux does")
+def test_a_batch_of_the_user_that_does_not_fit_ends_before_the_first_step(
+    run_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(micro_batches, "STATES", 0)
+    monkeypatch.setattr(micro_batches, "step_memory", lambda model, data, images, *_: 10 + 90 * images)
+    monkeypatch.setattr(micro_batches, "available_memory", lambda: 369)
+    chosen = run_settings("chosen", batch_size=4, epochs=1)
+    with pytest.raises(OutOfMemoryError, match=r"a step with 4 images .*; set train\.accumulate=2"):
+        train(chosen)
+    assert not chosen.folder.exists()
+    monkeypatch.setattr(micro_batches, "available_memory", lambda: 370)
+    train(chosen)
+    assert "little memory is left: a step with 4 images" in capsys.readouterr().err
 
 
 def test_an_image_that_does_not_fit_is_an_error() -> None:
@@ -68,7 +148,7 @@ def test_the_number_is_kept_in_the_run_and_changes_nothing_else(
     ours, theirs = (load_file(each.folder / "last.safetensors") for each in (chosen, given))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
-    monkeypatch.setattr(micro_batches, "available_memory", lambda: 0)
+    monkeypatch.setattr(micro_batches, "available_memory", lambda: 300)  # with which all four would fit
     train(run_settings("chosen", accumulate="auto", epochs=2), resume=True)
     assert read_run_file(chosen.folder / "run.yaml")["train"]["accumulate"] == 2
 
@@ -102,7 +182,8 @@ def memory_of_six_images(settings: RunSettings) -> tuple[int, int]:
     data = DataSettings(train="none", image_size=512)
     accelerator = start_processes(settings)
     criterion = detector.recipe.criterion()
-    measured = measure_step(detector, criterion, data, 3, accelerator)
+    bound, measured = measure_step(detector, criterion, data, 3, accelerator)
+    assert bound.of(6) > measured.of(6)
     model = DetectionLoss(for_training(copy.deepcopy(detector).train()), criterion)
     assert all(torch.equal(before[name], tensor) for name, tensor in detector.state_dict().items())
     return measured.of(6), max(step_memory(model, data, 6, 3, accelerator) for _ in range(2))
@@ -115,7 +196,8 @@ def test_masks_are_part_of_the_measured_step(run_settings: MakeSettings) -> None
     criterion = detector.recipe.criterion()
     seen: list[Sequence[Target]] = []
     criterion.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
-    measure_step(detector, criterion, DataSettings(train="none", image_size=64), 3, start_processes(settings))
+    data, accelerator = DataSettings(train="none", image_size=64), start_processes(settings)
+    list(measure_step(detector, criterion, data, 3, accelerator))
     assert [len(targets) for targets in seen] == [1, 1, 2]
     masks = seen[0][0].masks
     assert masks is not None

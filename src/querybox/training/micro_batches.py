@@ -1,12 +1,15 @@
 """The number of micro-batches that an update has to be divided into to fit into memory (`train.accumulate=auto`).
 
 Steps with one and with two images are measured with a copy of the detector, and the memory of larger micro-batches
-follows, because it grows by the same amount with each image.
+follows, because it grows by the same amount with each image. A number that is set is checked in the same way on a CPU,
+where the system ends a process that takes too much memory without an error.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +20,7 @@ from querybox.data import DataSettings, DetectionData
 from querybox.errors import ConfigError, OutOfMemoryError
 from querybox.fast.memory import release_freed_memory
 from querybox.fast.training import for_training
-from querybox.memory import available_memory, is_out_of_memory, peak_memory, reset_peak
+from querybox.memory import available_memory, is_out_of_memory, peak_memory, reports_memory, reset_peak
 from querybox.modules.detector import DetectionTransformer
 from querybox.structures import ImageBatch, Target
 from querybox.text import counted
@@ -56,24 +59,31 @@ def with_micro_batches(
     criterion: nn.Module,
     accelerator: Accelerator,
 ) -> tuple[RunSettings, str]:
-    """Set `train.accumulate` if it is `auto`.
+    """Set `train.accumulate` if it is `auto`, otherwise check that the micro-batches fit.
 
     Returns:
-        The settings, and what was chosen and why in one line, empty if nothing was.
+        The settings, and one line: what was chosen and why, or a warning; empty if there is nothing to say.
 
     Raises:
         ConfigError: The system does not report the memory of a process.
-        OutOfMemoryError: Not even the smallest micro-batch fits.
+        OutOfMemoryError: The micro-batches that are set do not fit, or not even the smallest one.
     """
-    if settings.train.accumulate != "auto":
-        return settings, ""
     from accelerate.utils import gather_object
 
     objects = max((len(image.boxes_xyxy) for image in training.images), default=0)
-    memory = measure_step(detector, criterion, settings.data, objects, accelerator)
-    available = int(SHARE * available_on(accelerator))
+    measured = measure_step(detector, criterion, settings.data, objects, accelerator)
     total = settings.train.batch_size // accelerator.num_processes
-    own = fewest_micro_batches(memory, total, available, smallest=2 if settings.data.mixup else 1)
+    smallest = 2 if settings.data.mixup else 1
+    if settings.train.accumulate != "auto":
+        if accelerator.device.type != "cpu" or not reports_memory(accelerator.device):
+            return settings, ""  # a GPU raises an error by itself
+        images = min(total // settings.train.accumulate, len(training.images))
+        with closing(measured):
+            available = available_on(accelerator)
+            return settings, check_micro_batch(measured, images, total, available, smallest=smallest)
+    *_, memory = measured
+    available = int(SHARE * available_on(accelerator))
+    own = fewest_micro_batches(memory, total, available, smallest=smallest)
     parts = max(gather_object([own]))
     train = {**settings.train.model_dump(exclude_unset=True), "accumulate": parts}
     return settings.replace(train=train), (
@@ -82,23 +92,73 @@ def with_micro_batches(
     )
 
 
-def fewest_micro_batches(memory: StepMemory, total: int, available: int, *, smallest: int) -> int:
-    """Return the smallest number of equal micro-batches, `total` images together, that fit into `available` bytes.
+def check_micro_batch(
+    measured: Iterable[StepMemory], images: int, total: int, available: int, *, smallest: int
+) -> str:
+    """Check that a micro-batch whose size is set fits into the main memory.
+
+    Args:
+        measured: Estimates of the memory, see `measure_step`, of which no more are made than it takes.
+        images: Size of the micro-batch.
+        total: Number of images per update.
+        available: Memory in bytes.
+        smallest: See `fewest_micro_batches`.
+
+    Returns:
+        A warning in one line if it leaves less than is needed for other purposes; empty otherwise.
 
     Raises:
-        OutOfMemoryError: Not even those of `smallest` images fit, or of the next larger number that divides `total`.
+        OutOfMemoryError: It does not fit.
     """
-    counts = [parts for parts in range(1, total + 1) if total % parts == 0 and total // parts >= smallest]
-    if not counts:  # fewer images than mixup needs: an error of `train_loader`
-        return 1
-    for parts in counts:
-        if memory.of(total // parts) <= available:
-            return parts
-    least = total // counts[-1]
+    memory = StepMemory(one=0, each=0)
+    for memory in measured:
+        if memory.of(images) <= SHARE * available:
+            return ""
+    taken = memory.of(images)
+    found = (
+        f"a step with {counted(images, 'image')} takes about {taken / GB:.1f} GB of {available / GB:.1f} GB"
+    )
+    parts = fitting_micro_batches(memory, total, int(SHARE * available), smallest=smallest)
+    cure = (
+        "set a smaller 'data.image_size' or model"
+        if parts is None
+        else f"set train.accumulate={parts}, which computes the same update in parts"
+    )
+    if taken > available:
+        raise OutOfMemoryError(f"there is not enough memory: {found}; {cure}")
+    return f"little memory is left: {found}; if the system ends the run, {cure}"
+
+
+def fewest_micro_batches(memory: StepMemory, total: int, available: int, *, smallest: int) -> int:
+    """Return the smallest number of equal micro-batches that fit; see `fitting_micro_batches`.
+
+    Raises:
+        OutOfMemoryError: Not even the smallest ones fit.
+    """
+    parts = fitting_micro_batches(memory, total, available, smallest=smallest)
+    if parts is not None:
+        return parts
+    least = total // possible_micro_batches(total, smallest)[-1]
     raise OutOfMemoryError(
         f"there is not enough memory: a step with {counted(least, 'image')} takes {memory.of(least) / GB:.1f} GB, and "
         f"{available / GB:.1f} GB can be used; set a smaller 'data.image_size' or model"
     )
+
+
+def fitting_micro_batches(memory: StepMemory, total: int, available: int, *, smallest: int) -> int | None:
+    """Return the smallest number of equal micro-batches, `total` images together, that fit into `available` bytes.
+
+    The result is None if not even those of `smallest` images fit, or of the next larger number that divides `total`.
+    """
+    possible = possible_micro_batches(total, smallest)
+    if not possible:  # fewer images than mixup needs: an error of `train_loader`
+        return 1
+    return next((parts for parts in possible if memory.of(total // parts) <= available), None)
+
+
+def possible_micro_batches(total: int, smallest: int) -> list[int]:
+    """Return into how many equal micro-batches of at least `smallest` images `total` images can be divided."""
+    return [parts for parts in range(1, total + 1) if total % parts == 0 and total // parts >= smallest]
 
 
 def available_on(accelerator: Accelerator) -> int:
@@ -116,8 +176,12 @@ def measure_step(
     data: DataSettings,
     objects: int,
     accelerator: Accelerator,
-) -> StepMemory:
-    """Measure the memory of steps with one and two of the largest training images.
+) -> Generator[StepMemory, None, None]:
+    """Measure the memory of steps with the largest training images.
+
+    Yields:
+        An upper bound, of the first step with one image, in which libraries allocate memory that they keep; then an
+        estimate, of further steps with one and two images, unless the main memory might not be enough for two.
 
     Args:
         detector: The detector, which is not changed.
@@ -133,13 +197,17 @@ def measure_step(
     copied = copy.deepcopy(detector).to(device).to(memory_format=torch.channels_last).train()
     model = DetectionLoss(for_training(copied), criterion)
     trained = sum(each.nbytes for each in copied.parameters() if each.requires_grad)
+    states = STATES * trained + sum(each.nbytes for each in detector.parameters()) * (device.type == "cuda")
     try:
-        _, one, two = (step_memory(model, data, images, objects, accelerator) for images in (1, 1, 2))
+        first = step_memory(model, data, 1, objects, accelerator)
+        yield StepMemory(one=first + states, each=first)
+        if device.type == "cpu" and 2 * first > available_on(accelerator):
+            return
+        one, two = (step_memory(model, data, images, objects, accelerator) for images in (1, 2))
     finally:
         del model, copied
         release_freed_memory()
-    states = STATES * trained + sum(each.nbytes for each in detector.parameters()) * (device.type == "cuda")
-    return StepMemory(one=one + states, each=max(0, two - one))
+    yield StepMemory(one=one + states, each=max(0, two - one))
 
 
 def step_memory(

@@ -8,7 +8,7 @@ from typing import Self
 
 from querybox.data.loader import available_cpus
 from querybox.inference.engine import accelerator
-from querybox.memory import available_memory, peak_memory
+from querybox.memory import available_memory, reports_memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,5 +35,5 @@ class Resources:
             memory=available_memory(),
             cores=available_cpus(),
             processes=int(os.environ.get("WORLD_SIZE", "1")),  # set by torchrun and accelerate launch
-            reports_memory=peak_memory(device, 0) is not None,
+            reports_memory=reports_memory(device),
         )
