@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from querybox.detector import Detector
 from querybox.errors import ConfigError
 from querybox.modules.deformable_attention import DeformableAttention
-from querybox.training.optim import Schedule, build_optimizer, describe_warmup, freeze
+from querybox.training.optim import Schedule, build_optimizer, describe_milestones, describe_warmup, freeze
 from querybox.training.settings import TrainSettings
 
 
@@ -159,3 +160,23 @@ def test_a_run_that_ends_within_its_warm_up_says_which_rate_it_reaches(kind: str
         schedule, 4e-4
     )
     assert not describe_warmup(replace(schedule, total_steps=201), 4e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "constant"),
+    [
+        ({"epochs": 40, "milestones": (40,)}, True),
+        ({"epochs": 41, "milestones": (40,)}, False),
+        ({"epochs": 30, "milestones": (50, 20)}, False),
+        ({"epochs": 30, "milestones": (64, 120), "schedule": "flat_cosine"}, True),
+        ({"epochs": 30, "milestones": (40,), "schedule": "cosine"}, False),
+        ({"epochs": 30}, False),
+        ({"epochs": 30, "milestones": ()}, False),  # as asked for
+    ],
+)
+def test_a_run_that_ends_before_its_milestones_says_so(settings: dict[str, Any], constant: bool) -> None:
+    found = TrainSettings(**settings)
+    schedule, line = Schedule.of(found, steps_per_epoch=10), describe_milestones(found)
+    assert bool(line) == constant
+    assert not constant or schedule.factor(10 * found.epochs - 1) == 1.0
+    assert not constant or f"the run has {found.epochs} epochs; set train.milestones=null" in line

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from querybox.errors import ConfigError
+from querybox.text import counted
 from querybox.training.checkpoint import Progress
 from querybox.training.settings import RunSettings, TrainSettings
 
@@ -160,6 +161,11 @@ def describe_rise(schedule: Schedule, initial_lr: float, progress: Progress) -> 
     )
 
 
+def describe_schedule(schedule: Schedule, settings: TrainSettings) -> tuple[str, str]:
+    """Return what a schedule does that may not be meant, a line each; empty ones if there is nothing."""
+    return describe_warmup(schedule, settings.lr), describe_milestones(settings)
+
+
 def describe_warmup(schedule: Schedule, lr: float) -> str:
     """Return in one line that the run ends within its warm-up; empty if it does not."""
     if schedule.total_steps > schedule.warmup_steps:
@@ -168,4 +174,16 @@ def describe_warmup(schedule: Schedule, lr: float) -> str:
     return (
         f"the learning rate rises to {highest:.2g} only, not to {lr:.2g}: the run has {schedule.total_steps:,} updates "
         f"and the warm-up {schedule.warmup_steps:,}; lower train.warmup_steps, or raise train.epochs"
+    )
+
+
+def describe_milestones(settings: TrainSettings) -> str:
+    """Return in one line that the run ends before the learning rate decreases; empty if it does not."""
+    milestones, epochs = settings.milestones, settings.epochs
+    if settings.schedule == "cosine" or not milestones or min(milestones) < epochs:
+        return ""
+    return (
+        f"the learning rate does not decrease: it would after epoch {min(milestones)} (train.milestones), and the run "
+        f"has {counted(epochs, 'epoch')}; set train.milestones=null, for the usual share of the epochs, or raise "
+        "train.epochs"
     )

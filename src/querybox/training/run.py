@@ -32,7 +32,7 @@ from querybox.training.lock import folder_lock
 from querybox.training.loop import Trainer
 from querybox.training.micro_batches import with_micro_batches
 from querybox.training.object_sides import with_object_sides
-from querybox.training.optim import describe_rise, describe_warmup, keep_milestones
+from querybox.training.optim import describe_rise, describe_schedule, keep_milestones
 from querybox.training.overrides import read_settings, with_transform
 from querybox.training.processes import (
     evaluate_together,
@@ -135,7 +135,7 @@ def run(settings: RunSettings, transform: Callable[..., Any] | None, *, resume: 
     loader = build_loader(settings, views, detector, accelerator, transform)
     measure = None if validation is None else partial(evaluate_and_record, accelerator, settings, validation)
     trainer = Trainer(detector, criterion, loader, settings, accelerator=accelerator, evaluate=measure)
-    print_lines(console, describe_warmup(trainer.schedule, settings.train.lr))
+    print_lines(console, *describe_schedule(trainer.schedule, settings.train))
     if checkpoint is not None:
         trainer.resume(checkpoint)
         del checkpoint  # frees memory of the size of the model and the optimizer
