@@ -19,7 +19,7 @@ from benchmarks.goals import faster
 from benchmarks.measure import Row, Side, Work
 from benchmarks.setup import EXAMPLE, Setup
 from querybox.data import DataSettings, read_dataset, train_loader
-from querybox.data.loader import read_pixels
+from querybox.data.training_images import read_pixels
 from querybox.data.transforms import resize
 from querybox.structures import ImageBatch, Preprocessing
 

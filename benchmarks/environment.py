@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from querybox.training.environment import describe_environment, installed
+from querybox.machine import package_version
+from querybox.training.environment import describe_environment
 
 PEERS = (
     "transformers",
@@ -39,7 +40,7 @@ def command(words: Sequence[str], program: str = "python -m benchmarks") -> str:
 def describe(command: str) -> dict[str, Any]:
     """Return date, command, machine and versions as plain values."""
     environment = describe_environment(processes=1)
-    environment["packages"] |= {name: installed(name) for name in PEERS}
+    environment["packages"] |= {name: package_version(name) for name in PEERS}
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,

@@ -23,8 +23,8 @@ from figures.sheet import COLOURS, DASHES, frame, save, sheet, show
 from figures.specimen import EXAMPLE, IMAGE
 from querybox import Detector, ImageBatch, read_dataset
 from querybox.boxes import iou_and_giou, to_xyxy
-from querybox.data.loader import read_pixels
 from querybox.data.records import DetectionData, ImageRecord
+from querybox.data.training_images import read_pixels
 from querybox.data.transforms import resize
 from querybox.edges import Edges
 from querybox.inspect import AttentionPoints

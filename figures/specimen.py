@@ -10,7 +10,8 @@ import torch
 
 from querybox import Detector, ImageBatch, read_dataset
 from querybox.data import DataSettings, ImageRecord
-from querybox.data.loader import Batch, TrainingImages, collate
+from querybox.data.loader import Batch, collate
+from querybox.data.training_images import TrainingImages
 from querybox.inspect import Comparison, Trace
 from querybox.inspect.annotated import trace_record
 

@@ -15,10 +15,11 @@ from PIL import Image
 
 from querybox.data import Batch, DataSettings, DetectionData, read_dataset, train_loader
 from querybox.data.findings import FindingCollector
-from querybox.data.loader import AugmentedImage, TrainingImages, UnreadableImage, collate, decoded_bytes
+from querybox.data.loader import collate
 from querybox.data.phases import Phases
 from querybox.data.records import ImageRecord, make_record
 from querybox.data.sampler import BatchSampler
+from querybox.data.training_images import AugmentedImage, TrainingImages, UnreadableImage, decoded_bytes
 from querybox.errors import ConfigError
 from querybox.structures import Category
 

@@ -19,9 +19,9 @@ from torchvision.transforms import v2
 from querybox.data import DataSettings, DetectionData, read_dataset, train_loader
 from querybox.data.augment import augment
 from querybox.data.formats.coco_mask import read_mask
-from querybox.data.loader import load_masks
 from querybox.data.mosaic import mixup, mosaic
 from querybox.data.phases import BatchAugmentation
+from querybox.data.training_images import load_masks
 from querybox.data.transforms import Sample, flip, mask_boxes, resize_sample
 from querybox.data.user_transform import UserTransform
 from querybox.data.windows import Window, show

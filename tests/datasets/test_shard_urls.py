@@ -20,8 +20,8 @@ from querybox.data import (
     validate,
 )
 from querybox.data.formats import shard_urls
-from querybox.data.loader import TrainingImages, UnreadableImage
 from querybox.data.read import read_split
+from querybox.data.training_images import TrainingImages, UnreadableImage
 from querybox.errors import ConfigError, DataError, StorageError
 
 

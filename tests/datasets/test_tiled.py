@@ -13,11 +13,12 @@ from PIL import Image
 
 from querybox.data import DataSettings, DetectionData, ImageRecord
 from querybox.data.image import examine_image
-from querybox.data.loader import TrainingImages, UnreadableImage, decoded_bytes, train_loader
+from querybox.data.loader import train_loader
 from querybox.data.scan import examine_images
 from querybox.data.tiff import examine_tiff
 from querybox.data.tiled import MIN_VISIBLE, TileRecord, tiled, with_whole_images
 from querybox.data.tiling import Tiling
+from querybox.data.training_images import TrainingImages, UnreadableImage, decoded_bytes
 from querybox.data.validate import most_objects, with_dataset_findings
 from querybox.errors import ConfigError, ImageError
 from querybox.masks import Rle

@@ -25,9 +25,9 @@ from querybox.data import (
     train_loader,
     validate,
 )
-from querybox.data.loader import TrainingImages, UnreadableImage
 from querybox.data.read import read_split
 from querybox.data.sampler import BatchSampler
+from querybox.data.training_images import TrainingImages, UnreadableImage
 from querybox.errors import ConfigError, DataError, ImageError
 
 A, B = (image.name.removesuffix(".png") for image in IMAGES)

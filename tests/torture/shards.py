@@ -16,9 +16,9 @@ from shards import ANNOTATED, jpeg, write_parquet, write_tar
 from querybox.bulk.parts import Part
 from querybox.bulk.pictures import Decoded, decode
 from querybox.data import DataSettings, read_dataset, read_pixels
-from querybox.data.loader import TrainingImages, UnreadableImage
 from querybox.data.read import read_split
 from querybox.data.shard_index import FOLDER, make_index
+from querybox.data.training_images import TrainingImages, UnreadableImage
 from querybox.errors import DataError
 from torture.case import Case, require
 from torture.watch import SECRET, Attempt, Ending, fresh, watched

@@ -2,10 +2,11 @@
 
 from querybox.data.formats.coco import read_coco
 from querybox.data.image import read_image
-from querybox.data.loader import Batch, read_pixels, train_loader
+from querybox.data.loader import Batch, train_loader
 from querybox.data.read import read_dataset, read_train_and_val
 from querybox.data.records import DetectionData, ImageRecord
 from querybox.data.settings import DataSettings
+from querybox.data.training_images import read_pixels
 from querybox.data.transforms import resize, resized_shape
 from querybox.data.validate import validate
 from querybox.data.write import split_dataset

@@ -12,11 +12,12 @@ from torch.utils.data import DataLoader, Dataset
 from querybox.data.deep import DeepValues
 from querybox.data.findings import UNREADABLE, FindingCollector
 from querybox.data.image import Examination, examine_image
-from querybox.data.loader import available_cpus, start_worker
+from querybox.data.loader import start_worker
 from querybox.data.records import DetectionData, ImageRecord
 from querybox.data.shards import ImageFile, ShardImage
 from querybox.data.tiff import examine_tiff, is_read_in_parts
 from querybox.errors import ImageError, StorageError
+from querybox.machine import available_cpus
 from querybox.structures import PixelRange
 
 FEW_IMAGES = 1000

@@ -17,8 +17,8 @@ import numpy as np
 
 from querybox.checkpoints.read import read_checkpoint
 from querybox.data import DataSettings, DetectionData
-from querybox.data.loader import decoded_bytes
 from querybox.data.settings import NO_VALIDATION
+from querybox.data.training_images import decoded_bytes
 from querybox.duration import format_duration
 from querybox.models import (
     FOR_FEW_IMAGES,

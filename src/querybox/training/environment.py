@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from querybox.files import write_text
+from querybox.machine import package_version
 from querybox.text import to_json
 from querybox.training.git import commit
 
@@ -31,7 +31,7 @@ def describe_environment(processes: int) -> dict[str, Any]:
     """Return versions, platform, devices, threads, and the commit of the working directory."""
     return {
         "python": platform.python_version(),
-        "packages": {name: installed(name) for name in PACKAGES},
+        "packages": {name: package_version(name) for name in PACKAGES},
         "platform": describe_platform(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -52,11 +52,3 @@ def describe_platform() -> str:
 def write_environment(path: Path, processes: int) -> None:
     """Write the environment to the JSON file `path`."""
     write_text(path, to_json(describe_environment(processes), indent=2) + "\n")
-
-
-def installed(package: str) -> str | None:
-    """Return the version of a package; None if it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

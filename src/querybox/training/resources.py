@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import Self
 
-from querybox.data.loader import available_cpus
 from querybox.inference.engine import accelerator
+from querybox.machine import available_cpus
 from querybox.memory import available_memory, reports_memory
 
 

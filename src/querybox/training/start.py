@@ -14,9 +14,9 @@ from querybox.checkpoints.backbone import build
 from querybox.checkpoints.find import LAST, resolve_name
 from querybox.checkpoints.hub import fetch, is_hub_name
 from querybox.checkpoints.read import load_detector, read_checkpoint
-from querybox.data.loader import available_cpus
 from querybox.data.settings import NO_VALIDATION, DataSettings
 from querybox.errors import ConfigError
+from querybox.machine import available_cpus
 from querybox.models import Recipe, data_defaults, find, parse, training_defaults
 from querybox.modules.detector import DetectionTransformer
 from querybox.needs import require_effect, without_effect

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from querybox.data.loader import TrainingImages, UnreadableImage
+from querybox.data.training_images import TrainingImages, UnreadableImage
 from querybox.diagnosis.record import add_to_record, read_record
 from querybox.errors import TrainingError
 

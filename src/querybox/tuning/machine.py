@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Self
 
-from querybox.data.loader import available_cpus
 from querybox.inference.engine import accelerator
+from querybox.machine import available_cpus, package_version
 
 PACKAGES = ("querybox", "torch", "onnxruntime", "openvino")
 CPUINFO = Path("/proc/cpuinfo")
@@ -35,7 +34,7 @@ class Machine:
             processor=processor(),
             cores=available_cpus(),
             device=str(accelerator()),
-            packages={name: installed(name) for name in PACKAGES},
+            packages={name: package_version(name) for name in PACKAGES},
         )
 
 
@@ -44,11 +43,3 @@ def processor() -> str:
     lines = CPUINFO.read_text(encoding="utf-8").splitlines() if CPUINFO.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-def installed(package: str) -> str | None:
-    """Return the version of a package; None if it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -19,7 +19,6 @@ from querybox.arguments import require_size
 from querybox.benchmark import photo_size, take_samples
 from querybox.checkpoints.find import EXPORTED, Format
 from querybox.checkpoints.read import load_detector
-from querybox.data.loader import available_cpus
 from querybox.errors import ConfigError, QueryboxError
 from querybox.exporting import export, load_exported
 from querybox.exporting.card import Precision
@@ -27,6 +26,7 @@ from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine, accelerator
 from querybox.inference.optimized_model import OptimizedModel
 from querybox.inference.predict import Input, detect
+from querybox.machine import available_cpus
 from querybox.modules.detector import DetectionTransformer
 from querybox.pixels import smooth_image
 from querybox.precision import is_native
