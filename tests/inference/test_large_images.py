@@ -18,8 +18,8 @@ from torch import Tensor
 from querybox.data import DetectionData, ImageRecord
 from querybox.errors import ConfigError, DataError, ImageError
 from querybox.evaluation.evaluate import evaluate
+from querybox.inference.drawings import draw_files
 from querybox.inference.predict import predict
-from querybox.inference.writers import draw_files
 from querybox.report.examples import make_example
 
 

@@ -14,8 +14,9 @@ from PIL import Image
 
 from querybox.errors import ConfigError
 from querybox.inference.detections import Detections
+from querybox.inference.drawings import draw_files, draw_video, drawing_paths
 from querybox.inference.sources import read_frames
-from querybox.inference.writers import coco_file, csv_file, draw_files, draw_video, drawing_paths
+from querybox.inference.writers import coco_file, csv_file
 from querybox.structures import Category
 
 CATEGORIES = (Category(id=7, name='a, "b"'), Category(id=0, name="dög"))

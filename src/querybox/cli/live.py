@@ -93,8 +93,9 @@ def predict_live(
     Returns:
         The exit code.
     """
+    from querybox.inference.drawings import live_video
     from querybox.inference.predict import predict
-    from querybox.inference.writers import csv_file, live_video, mot_files
+    from querybox.inference.writers import csv_file, mot_files
 
     objects = 0
     lost: list[ImageError] = []

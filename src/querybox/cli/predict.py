@@ -127,8 +127,8 @@ def predict(
     stream = live_stream(model, sources, allow_network, max_frames, duration)
     formats = read_formats(format, tracking=algorithm is not None, live=stream is not None)
     from querybox.cli.model import load_model, require_order
+    from querybox.inference.drawings import drawing_paths
     from querybox.inference.sources import find_files
-    from querybox.inference.writers import drawing_paths
 
     require_order("querybox predict", model, sources)
     files = [] if stream else [file for source in sources for file in find_files(Path(source))]
@@ -189,8 +189,8 @@ def write_results(
         categories: The classes by label.
     """
     from querybox.cli.progress import progress_bar
+    from querybox.inference.drawings import draw_files
     from querybox.inference.sources import count_frames
-    from querybox.inference.writers import draw_files
 
     output.mkdir(parents=True, exist_ok=True)
     remove_older(output, tables)

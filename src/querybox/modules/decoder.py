@@ -306,12 +306,12 @@ def apply_deltas(
 
 
 @torch.no_grad()
-def init_similarity_attention(decoder: Decoder, gain: float = 0.6) -> None:
+def init_similarity_attention(decoder: Decoder) -> None:
     """Initialise cross-attention such that the score of a key is its similarity to the query.
 
     Both projections become the same permutation, which distributes the sine and cosine pairs of the positional encoding
-    over the heads, so that each head gets high and low frequencies of both axes. With `gain` 0.6 the score at a
-    query's own position is about 6, compared with 0 elsewhere.
+    over the heads, so that each head gets high and low frequencies of both axes. The score at a query's own position is
+    about 6, compared with 0 elsewhere.
     """
     for layer in decoder.layers:
         assert isinstance(layer, DecoderLayer)
@@ -322,6 +322,6 @@ def init_similarity_attention(decoder: Decoder, gain: float = 0.6) -> None:
         width = query.in_features
         pairs = torch.arange(width).view(-1, 2)  # each sine stays with its cosine
         order = torch.cat([pairs[head :: attention.heads].flatten() for head in range(attention.heads)])
-        permutation = gain * torch.eye(width)[order]
+        permutation = 0.6 * torch.eye(width)[order]
         query.weight.copy_(permutation)
         key.weight.copy_(permutation)

@@ -112,16 +112,15 @@ class CellPositionEncoding(nn.Module):
     spaced frequencies.
     """
 
-    def __init__(self, width: int, temperature: float = 10000.0) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
-        self.temperature = temperature
 
     def forward(self, padding_mask: Bool[Tensor, "B h w"]) -> Float[Tensor, "B D h w"]:
         """Encode every cell of a map with the shape of `padding_mask`."""
         batch, height, width = padding_mask.shape
         count, device = self.width // 4, padding_mask.device
-        frequencies = self.temperature ** (-torch.arange(count, device=device) / count)  # [D / 4]
+        frequencies = 10000.0 ** (-torch.arange(count, device=device) / count)  # [D / 4]
         y = torch.arange(height, device=device)[:, None, None] * frequencies  # [h, 1, D / 4]
         x = torch.arange(width, device=device)[:, None] * frequencies  # [w, D / 4]
         parts = [each.expand(height, width, -1) for each in (y.sin(), y.cos(), x.sin(), x.cos())]

@@ -29,6 +29,8 @@ MOST_CONFUSED = 80
 """Maximum number of classes in the confusion matrix; beyond it, those that are confused most often are shown."""
 MOST_CURVES = 200
 """Maximum number of classes with a curve of precision; beyond it, those with the most objects are shown."""
+MAX_NAME = 28
+"""Maximum number of characters of the name of a class in a chart."""
 CURVES = {
     "Loss, all decoder layers": ("loss",),
     "Loss, last decoder layer": ("loss_cls", "loss_bbox", "loss_iou", "loss_mask", "loss_dice"),
@@ -161,8 +163,8 @@ def paint(place: int) -> str:
     return "#{:02x}{:02x}{:02x}".format(*colour_of(place))
 
 
-def literal(name: str, limit: int = 28) -> str:
-    """Return a name for matplotlib: one line of at most `limit` characters, ``$`` escaped, as it starts a formula."""
+def literal(name: str) -> str:
+    """Return a name for matplotlib: one line, shortened to `MAX_NAME`, with ``$`` escaped, as it starts a formula."""
     line = printable(" ".join(name.split()))
-    short = line if len(line) <= limit else line[: limit - 1] + "…"
+    short = line if len(line) <= MAX_NAME else line[: MAX_NAME - 1] + "…"
     return short.replace("$", r"\$")

@@ -1,0 +1,107 @@
+"""Draw detections on the images and videos that they are of, and write the drawings to files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from querybox.data.tiff import read_picture
+from querybox.errors import ConfigError, ImageError
+from querybox.inference.detections import Detections
+from querybox.inference.draw import draw
+from querybox.inference.live import LiveStream
+from querybox.inference.sources import Frame, is_video, read_video
+from querybox.inference.video import frame_rate
+from querybox.inference.video_file import VideoFile, video_file
+from querybox.inference.writers import AddDetections, numbered
+
+LIVE_RATE = Fraction(30)
+"""Frames a second that the codec assumes for the video of a live source, whose frames have times."""
+
+
+def drawing_paths(sources: Sequence[Path], folder: Path) -> list[Path]:
+    """Return the path in `folder` of the drawing of each source; names that are equal but for case are numbered.
+
+    Raises:
+        ConfigError: A drawing would overwrite a source.
+    """
+    originals = {source.resolve() for source in sources}
+    names = [f"{source.stem}{'.mp4' if is_video(source) else '.jpg'}" for source in sources]
+    paths = [folder / name for name in numbered(names)]
+    for path in paths:
+        if path.resolve() in originals:
+            raise ConfigError(f"{path}: the drawing would overwrite a source; expected another output folder")
+    return paths
+
+
+def draw_files(sources: Sequence[Path], paths: Sequence[Path], results: Iterator[Detections]) -> None:
+    """Draw the detections on their images and videos.
+
+    Args:
+        sources: Image and video files. They are read a second time, so that images need not be kept in memory.
+        paths: Path of each drawing.
+        results: Detections of every image and frame that could be read, in the order of the sources.
+    """
+    pairs = zip(sources, paths, strict=True)
+    for detections in results:
+        # Files that could not be read have no detections and are skipped.
+        names = (detections.source, detections.source.rpartition("#")[0])
+        source, path = next(pair for pair in pairs if str(pair[0]) in names)
+        path.unlink(missing_ok=True)  # the name alone, if it is a link to another file
+        if is_video(source):
+            draw_video(source, path, chain([detections], results))
+        else:
+            draw_image(source, detections).save(path, quality=95)
+
+
+def draw_image(source: Path, detections: Detections) -> Image.Image:
+    """Draw the detections on their image; on one that is read in parts, reduced and without masks."""
+    image = read_picture(source, pixel_range=detections.pixel_range)
+    height, width = detections.size
+    size = (image.height, image.width)
+    if size == detections.size:
+        return draw(image, detections)
+    scale = torch.tensor([image.width / width, image.height / height] * 2)
+    return draw(image, replace(detections, boxes_xyxy=detections.boxes_xyxy * scale, size=size, masks=None))
+
+
+def draw_video(source: Path, path: Path, results: Iterator[Detections]) -> None:
+    """Draw the detections on every frame of a video; the audio is dropped."""
+    with video_file(path, frame_rate(source)) as file:
+        frames = zip(
+            readable_frames(source), results, strict=False
+        )  # frames first: they end at the end of the video
+        for frame, detections in frames:
+            file.add(draw(frame.pixels.permute(1, 2, 0).numpy(), detections))
+
+
+@contextmanager
+def live_video(path: Path, stream: LiveStream) -> Iterator[AddDetections]:
+    """Draw the detections on the frames of a live source that are processed, each for as long as it was the newest.
+
+    The file appears on exit, if there was a frame. An older one is removed first.
+    """
+    path.unlink(missing_ok=True)
+    with ExitStack() as stack:
+        files: list[VideoFile] = []
+
+        def add(detections: Detections) -> None:
+            assert stream.frame is not None
+            if not files:
+                files.append(stack.enter_context(video_file(path, LIVE_RATE)))
+            files[0].add(draw(stream.frame.pixels, detections), stream.frame.time)
+
+        yield add
+
+
+def readable_frames(video: Path) -> Iterator[Frame]:
+    """Read the frames of a video up to the first that cannot be decoded, as prediction does."""
+    with suppress(ImageError):
+        yield from read_video(video)
