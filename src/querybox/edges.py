@@ -31,6 +31,6 @@ class Edges:
         centre, size = self.start.chunk(2, -1)
         return torch.cat([centre + (far - near) / 2 * size, (1 + near + far) * size], -1)
 
-    def queries(self, index: slice) -> Edges:
+    def of_queries(self, index: slice) -> Edges:
         """Return the distributions of a slice of the queries."""
         return replace(self, logits=self.logits[:, index], start=self.start[:, index])

@@ -46,7 +46,7 @@ class Masks(ABC):
         ]
 
     @abstractmethod
-    def queries(self, index: slice) -> Self:
+    def of_queries(self, index: slice) -> Self:
         """Return the masks of a slice of the queries."""
 
     @property
@@ -83,7 +83,7 @@ class CellMasks(ComputedMasks):
     cells: Float[Tensor, "B D h w"]
     """Embedding of each cell of the map, the same in every layer, or what it is computed from."""
 
-    def queries(self, index: slice) -> Self:
+    def of_queries(self, index: slice) -> Self:
         """Return the masks of a slice of the queries."""
         return replace(self, embeddings=self.embeddings[:, index])
 
@@ -176,7 +176,7 @@ class MaskLogits(Masks):
             )
         return self.maps[torch.arange(len(rows), device=rows.device)[:, None], rows]
 
-    def queries(self, index: slice) -> Self:
+    def of_queries(self, index: slice) -> Self:
         """Return the masks of a slice of the queries."""
         return replace(self, index=self.index[:, index])
 

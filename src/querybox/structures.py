@@ -332,16 +332,16 @@ class Predictions:
         """Return the probability of no-object, 0-1; None if scores are a sigmoid per class."""
         return at_least_float32(self.logits).softmax(-1)[..., -1] if self.no_object else None
 
-    def queries(self, index: slice) -> Predictions:
+    def of_queries(self, index: slice) -> Predictions:
         """Return the predictions of a slice of the queries."""
         return replace(
             self,
             logits=self.logits[:, index],
             boxes=self.boxes[:, index],
-            edges=self.edges and self.edges.queries(index),
-            initial=self.initial and self.initial.queries(index),
+            edges=self.edges and self.edges.of_queries(index),
+            initial=self.initial and self.initial.of_queries(index),
             content=None if self.content is None else self.content[:, index],
-            masks=self.masks and self.masks.queries(index),
+            masks=self.masks and self.masks.of_queries(index),
         )
 
 
@@ -376,9 +376,9 @@ class DetectorOutput:
             return cls(layers=layers, proposals=proposals)
         first = queries.num_denoising
         return cls(
-            layers=tuple(layer.queries(slice(first, None)) for layer in layers),
+            layers=tuple(layer.of_queries(slice(first, None)) for layer in layers),
             proposals=proposals,
-            denoising=tuple(layer.queries(slice(first)) for layer in layers),
+            denoising=tuple(layer.of_queries(slice(first)) for layer in layers),
             denoising_matches=queries.denoising,
         )
 
@@ -387,9 +387,9 @@ class DetectorOutput:
         empty = slice(0)
         return replace(
             self,
-            layers=tuple(layer.queries(empty) for layer in self.layers),
-            proposals=None if self.proposals is None else self.proposals.queries(empty),
-            denoising=tuple(layer.queries(empty) for layer in self.denoising),
+            layers=tuple(layer.of_queries(empty) for layer in self.layers),
+            proposals=None if self.proposals is None else self.proposals.of_queries(empty),
+            denoising=tuple(layer.of_queries(empty) for layer in self.denoising),
         )
 
 

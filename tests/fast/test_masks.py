@@ -61,7 +61,7 @@ def test_cells_at_points_are_those_of_the_whole_map(count: int) -> None:
         logits = list(masks[0].at_points([each for each in masks if each], queries, points))
         torch.stack([(each * one).sum() for each, one in zip(logits, wanted, strict=True)]).sum().backward()
         gradients = [each.grad for each in (*tensors, *head.parameters())]
-        whole = masks[1].queries(slice(2, 6)).logits(torch.tensor([[3, 0], [1, 1]]))
+        whole = masks[1].of_queries(slice(2, 6)).logits(torch.tensor([[3, 0], [1, 1]]))
         results.append((logits, gradients, whole, masks[0].shape))
     assert_close(*results)
 
@@ -99,4 +99,4 @@ def test_cells_in_windows_are_those_of_the_whole_map(scale: int) -> None:
         list(MaskEmbeddings.at_points([wanted], list(query[:, None]), points)),
     )
     assert found.done.all()
-    assert_close(found.queries(slice(3, 6)).logits(query % 3), wanted.logits(3 + query % 3))
+    assert_close(found.of_queries(slice(3, 6)).logits(query % 3), wanted.logits(3 + query % 3))

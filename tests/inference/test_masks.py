@@ -105,7 +105,7 @@ def test_masks_of_some_queries_are_those_of_all() -> None:
     assert some.shape == masks.shape
     wanted = torch.tensor([[9, 7]])
     assert_close(some.logits(wanted), masks.logits(wanted))
-    assert_close(some.queries(slice(5, 10)).logits(wanted - 5), masks.logits(wanted))
+    assert_close(some.of_queries(slice(5, 10)).logits(wanted - 5), masks.logits(wanted))
     with pytest.raises(ConfigError, match="got predictions of an exported model"):
         computed_masks([masks, some])
     with pytest.raises(

@@ -81,7 +81,7 @@ def test_the_head_is_its_definition() -> None:
     assert found.masks is not None
     query = torch.tensor([[4, 0, 4]])
     assert_close(found.masks.logits(query)[0], masks[query[0]])
-    assert_close(found.masks.queries(slice(4, None)).logits(torch.tensor([[0]]))[0], masks[[4]])
+    assert_close(found.masks.of_queries(slice(4, None)).logits(torch.tensor([[0]]))[0], masks[[4]])
 
 
 @pytest.mark.parametrize("recipe", KINDS)

@@ -85,7 +85,7 @@ def test_masks_are_those_of_transformers(model: Any, folder: Path, sizes: list[t
     query = torch.arange(SEGMENTATION["queries"]).flip(0).expand(len(sizes), -1)
     assert theirs.pred_masks.std(1).mean() > 0.01  # by far more than the tolerance
     assert_same(ours.masks.logits(query), theirs.pred_masks.flip(1))
-    assert_same(ours.masks.queries(slice(3, 5)).logits(query[:, -2:]), theirs.pred_masks[:, 3:5].flip(1))
+    assert_same(ours.masks.of_queries(slice(3, 5)).logits(query[:, -2:]), theirs.pred_masks[:, 3:5].flip(1))
     assert_same(ours.logits, theirs.logits)
     assert_same(ours.boxes, theirs.pred_boxes)
 

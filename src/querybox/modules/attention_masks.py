@@ -165,7 +165,7 @@ class AttentionMasks(ComputedMasks):
         content = self.content.gather(1, query[..., None].expand(-1, -1, self.content.shape[2]))
         return torch.cat([self.head.logits(self, part) for part in content.split(QUERIES_AT_ONCE, 1)], 1)
 
-    def queries(self, index: slice) -> Self:
+    def of_queries(self, index: slice) -> Self:
         """Return the masks of a slice of the queries."""
         return replace(self, content=self.content[:, index])
 

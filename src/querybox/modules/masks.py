@@ -87,7 +87,7 @@ class MaskHead(nn.Module):
         much it is padded.
         """
         if self.scale > 1:
-            # A slice of tokens does not count as channels-last: the large map would not be in the format of `feature`
+            # A slice of tokens does not count as channels-last: the large map would not be in the format of `feature`.
             coarse = coarse.clone(memory_format=torch.channels_last)
             coarse = F.interpolate(coarse, scale_factor=float(self.scale), mode="bilinear")
         return self.cut(coarse, feature.shape[2], feature.shape[3])
