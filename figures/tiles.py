@@ -17,6 +17,7 @@ from querybox.data.tiling import Tiling
 from querybox.detector import Detector
 from querybox.inference.detections import Detections
 from querybox.inference.merge import merge
+from querybox.inference.options import Options
 from querybox.inference.predict import detect_frames
 from querybox.inference.sources import Frame, views
 from querybox.pixels import as_pixels
@@ -35,7 +36,7 @@ def tiles() -> Figure:
     windows = TILING.windows((height, width))
     frames = [replace(view, view=None) for view in views(Frame(source="", pixels=pixels), TILING)]
     detector = Detector.load(DINO_WEIGHTS).optimize()
-    parts = list(detect_frames(detector, frames, top_k=100, batch_size=1, threshold=THRESHOLD))
+    parts = list(detect_frames(detector, frames, Options(threshold=THRESHOLD)))
     offsets = [torch.tensor([window.left, window.top] * 2) for window in windows]
     boxes = torch.cat([part.boxes_xyxy + offset for part, offset in zip(parts, offsets, strict=True)])
     view = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part) for part in parts]))
