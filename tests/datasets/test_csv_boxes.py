@@ -66,6 +66,12 @@ def test_columns_may_have_another_order_and_sizes_may_be_missing(tmp_path: Path)
         ("filename,label,x,y,width,height\nb.jpg,dog,1,2,10,20\na.jpg,,,,,\n", ["dog"]),
         ("path,name,x,y,w,h\nb.jpg,dog,1,2,10,20\na.jpg,,,,,\n", ["dog"]),
         ('image_id,width,height,bbox,source\nb,40,30,"[1.0, 2.0, 10.0, 20.0]",x\na,30,40,,x\n', ["object"]),
+        ("filename,x_center,y_center,width,height,class\nb.jpg,6,12,10,20,dog\na.jpg,,,,,\n", ["dog"]),
+        ("filename;class;xmin;ymin;xmax;ymax\nb.jpg;dog, big;1,0;2;11,00;22\na.jpg;;;;;\n", ["dog, big"]),
+        (
+            "Filename\tClass\tXMin\tYMin\tXMax\tYMax\r\nb.jpg\tdog\t1\t2\t11\t22\r\na.jpg\t\t\t\t\t\r\n",
+            ["dog"],
+        ),
         ("b.jpg,1,2,11,22,dog\na.jpg,,,,,\n", ["dog"]),
         ("a.jpg,,,,,\nb.jpg,1,2,11,22,dog\n", ["dog"]),
     ],
@@ -98,6 +104,7 @@ def test_other_tables_are_not_read(tmp_path: Path, text: str) -> None:
         ("b.jpg,40,30,dog,1,2,3", "line 3: got the box .* expected numbers"),
         ("b.jpg,40,30,,1,2,3,4", "line 3: has no class"),
         (",40,30,dog,1,2,3,4", "line 3: has no filename"),
+        ('b.jpg,40,30,dog,"1,5",2,3,4', r"line 3: got the box \['1,5', '2', '3', '4'\]; expected numbers"),
         ("b.jpg,40,30,dog,,,,", r"line 3: got the box \['', '', '', ''\]; expected numbers"),
         ("b.jpg,41,30,dog,1,2,3,4", "line 3: the size of 'b.jpg' differs from that in .*line 2"),
         (

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from querybox.data import text
+from querybox.data.findings import FindingCollector
 from querybox.data.parsing import (
     csv_columns,
     json_head,
@@ -13,7 +14,7 @@ from querybox.data.parsing import (
     xml_element,
     xml_root,
 )
-from querybox.data.text import read_bounded
+from querybox.data.text import decode, decode_head, read_bounded
 from querybox.errors import DataError
 
 
@@ -39,6 +40,28 @@ def test_the_beginning_of_a_file_is_enough(tmp_path: Path) -> None:
     head = json_head(tmp_path / "a.json")
     assert (len(head), head[0]["image"]) == (1, "\u00e9")
     assert 20_000 < len(head[0]["boxes"]) < 22_000
+
+
+@pytest.mark.parametrize(
+    ("words", "encoding"),
+    [
+        ("Bär", "cp1252"),
+        ("Größe, Öl, weiß", "cp1252"),
+        ("camión pequeño, détecté, À côté", "cp1252"),
+        ("naïve café “déjà vu”", "cp1252"),
+        ("细胞", "gbk"),
+        ("红细胞、白细胞。血小板", "gbk"),
+        ("cell 大型车辆, a 囧 face", "gbk"),
+    ],
+)
+def test_text_of_windows_is_told_apart(tmp_path: Path, words: str, encoding: str) -> None:
+    """On a system in UTF-8, where nothing says whether Chinese or Western European text is meant."""
+    findings = FindingCollector(tmp_path)
+    content = f"0: {words}\n".encode(encoding)
+    assert decode(content, tmp_path / "classes.txt", findings) == f"0: {words}\n"
+    assert decode_head(content) == f"0: {words}\n"
+    (finding,) = findings.by_kind()
+    assert finding.places[0].what == f"{tmp_path / 'classes.txt'}: read as {encoding}"
 
 
 @pytest.mark.parametrize("content", [b"", b"{]", b"\xff\xfe\xff", b"\0", b"[" * 100_000])

@@ -31,6 +31,8 @@ from querybox.errors import DataError
         ("train/_classes.csv", "contains classes or masks without boxes of Roboflow"),
         ("train/_annotations.txt", "contains Roboflow's text format for Keras"),
         ("export.ndjson", "contains JSON lines"),
+        ("boxes.xlsx", "contains spreadsheets .*: save them as CSV"),
+        ("boxes.tsv", "contains tables with tabs .*: rename them to .csv"),
         ("tiles.geojson", "contains geographical data"),
         ("photos/a.jpg", "contains images, but no annotations that are recognised; expected COCO"),
         ("notes.md", "contains no dataset; expected COCO"),
@@ -66,25 +68,30 @@ def test_folders_of_classes_are_told_from_detection(tmp_path: Path) -> None:
         (
             "annotations/train.json",
             '{"info": {}, "categories": {"label": {}}, "items": []}',
-            "Datumaro annotations",
+            "contains Datumaro annotations",
         ),
-        ("labels.json", '[{"name": "a.jpg", "labels": [{"box2d": {"x1": 1}}]}]', "BDD100K labels"),
+        ("labels.json", '[{"name": "a.jpg", "labels": [{"box2d": {"x1": 1}}]}]', "contains BDD100K labels"),
         (
             "results.json",
             '[{"image_id": 1, "bbox": [1, 2, 3, 4], "score": 0.9}]',
-            "detections .*: pass the annotations",
+            "contains detections .*: pass the annotations",
+        ),
+        (
+            "boxes.csv",
+            "photo;kind;from;to\n",
+            r"the columns of boxes\.csv are not those of boxes \(photo, kind, from, to\): if it has boxes, name them",
         ),
         (
             "faces.xml",
             "<dataset>\n<images>\n<image file='a.jpg'/></images></dataset>",
-            "annotations of dlib's imglab",
+            "contains annotations of dlib's imglab",
         ),
     ],
 )
 def test_content_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(content)
-    with pytest.raises(DataError, match=f"contains {message}"):
+    with pytest.raises(DataError, match=message):
         read_dataset(tmp_path)
 
 

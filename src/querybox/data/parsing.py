@@ -101,11 +101,20 @@ def validation_problem(error: ValidationError) -> str:
 
 def csv_columns(file: Path) -> tuple[str, ...]:
     """Return the lower-case column names of a CSV file; empty if its first line is no CSV."""
-    line = read_head(file).partition("\n")[0]
+    reader = csv.reader([_first_line(file)], delimiter=csv_delimiter(file))
     try:
-        return tuple(name.strip().lower() for name in next(csv.reader([line]), []))
+        return tuple(name.strip().lower() for name in next(reader, []))
     except csv.Error:
         return ()
+
+
+def csv_delimiter(file: Path) -> str:
+    """Return the delimiter of a CSV file by its first line: a comma, a tab, or Excel's semicolon in many languages."""
+    return max(",;\t", key=_first_line(file).count)
+
+
+def _first_line(file: Path) -> str:
+    return read_head(file).partition("\n")[0]
 
 
 def csv_rows(file: Path, findings: FindingCollector) -> Iterator[list[str]]:
@@ -143,7 +152,7 @@ def _numbered_rows(file: Path, findings: FindingCollector) -> Iterator[tuple[int
         findings.add("other_encoding", f"{file}: read as {encoding.lower()}")
     try:
         with file.open(encoding=encoding, newline="") as stream:
-            reader = csv.reader(stream)
+            reader = csv.reader(stream, delimiter=csv_delimiter(file))
             yield from ((reader.line_num, row) for row in reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file}: cannot be read as CSV: {error}; expected UTF-8 text") from None

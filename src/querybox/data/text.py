@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import locale
+import re
 from pathlib import Path
 
 from querybox.data.findings import FindingCollector
@@ -18,6 +19,15 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_PAIR = re.compile(rb"[\x81-\xfe][\x40-\xfe]", re.DOTALL)
+"""A character of GBK that is not ASCII."""
+_COMMON = re.compile(rb"[\xa1-\xa3\xb0-\xd7][\xa1-\xfe]")
+"""Punctuation, and level 1 of GB 2312."""
+_ACCENTED, _LETTER = re.compile(rb"[\x80-\xff]"), re.compile(rb"[A-Za-z]")
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
+"""Bytes that text does not have."""
+_SAMPLE = 1 << 20
+"""Number of bytes by which the encoding is decided."""
 
 
 def read_start(file: Path, count: int) -> bytes:
@@ -78,38 +88,51 @@ def decode_head(content: bytes) -> str:
     return codecs.getincrementaldecoder(encoding)().decode(content).removeprefix("\ufeff")
 
 
-def encoding_of(content: bytes) -> str | None:
-    """Return the encoding of a text file by its beginning; None if it is not text in any; see `decode`."""
+def encoding_of(content: bytes, *, whole: bool = False) -> str | None:
+    """Return the encoding of a text file; None if it is not text in any; see `decode`.
+
+    Args:
+        content: The content, or its beginning.
+        whole: Whether it is the whole content; otherwise it may end within a character.
+    """
     marked = [encoding for mark, encoding in _BYTE_ORDER_MARKS if content.startswith(mark)]
-    for encoding in marked or ("utf-8", locale.getpreferredencoding(do_setlocale=False), "gbk"):
+    for encoding in marked or ("utf-8", locale.getpreferredencoding(do_setlocale=False), _likely(content)):
         try:
-            codecs.getincrementaldecoder(encoding)().decode(content)
+            codecs.getincrementaldecoder(encoding)().decode(content, final=whole)
         except UnicodeDecodeError:
             continue
         return encoding
     return None
 
 
+def _likely(content: bytes) -> str:
+    """Return which of the encodings of Windows is the more likely one: GBK (Chinese), or 1252 (Western Europe).
+
+    Two bytes of umlauts and accents may be a character of GBK, but seldom one of those that Chinese text is made of:
+    punctuation and level 1 of GB 2312. Any byte is something in Windows-1252, so that what is no text is not.
+    """
+    sample = content[:_SAMPLE]
+    pairs = _PAIR.findall(sample)
+    common = sum(_COMMON.fullmatch(pair) is not None for pair in pairs)
+    is_western = 2 * common <= len(pairs) and len(_ACCENTED.findall(sample)) <= len(_LETTER.findall(sample))
+    return "cp1252" if is_western and not _CONTROL.search(sample) else "gbk"
+
+
 def decode(content: bytes, file: Path, findings: FindingCollector) -> str:
     """Decode the content of a text file.
 
-    Its encoding is that of its byte order mark, otherwise UTF-8. If it is not UTF-8, that of the system's locale and
-    then GBK are tried, and a finding is added.
+    Its encoding is that of its byte order mark, otherwise UTF-8. If it is not UTF-8, that of the system's locale is
+    tried, then GBK or Windows-1252, whichever is more likely, and a finding is added.
 
     Raises:
         DataError: The content is not text in any of these encodings.
     """
-    marked = [encoding for mark, encoding in _BYTE_ORDER_MARKS if content.startswith(mark)]
-    own = marked[0] if marked else "utf-8"
-    try:
-        return content.decode(own)
-    except UnicodeDecodeError as error:
-        problem = f"{file}: cannot be read ({error}); expected UTF-8 text"
-    for encoding in () if marked else (locale.getpreferredencoding(do_setlocale=False), "gbk"):
+    encoding = encoding_of(content, whole=True)
+    if encoding is None:
         try:
-            text = content.decode(encoding)
-        except UnicodeDecodeError:
-            continue
+            return content.decode()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file}: cannot be read ({error}); expected UTF-8 text") from None
+    if not encoding.startswith("utf"):
         findings.add("other_encoding", f"{file}: read as {encoding.lower()}")
-        return text
-    raise DataError(problem)
+    return content.decode(encoding)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
 from querybox.data.image import SUFFIXES
 from querybox.data.layout import PARTS
 from querybox.data.locate import find_files, iterate_files
-from querybox.data.parsing import read_head
+from querybox.data.parsing import csv_columns, read_head
 from querybox.data.splits import SPLITS, split_name
 from querybox.data.storage import opened
 from querybox.data.tar import read_members
@@ -38,6 +39,8 @@ _KINDS = (
         "tables without a column of boxes (`bbox`), or Arrow tables",
         "load them with `datasets`, save each image as a file, and write `file_name` and `objects` to metadata.jsonl",
     ),
+    (r"\.(xlsx|xls|ods)$", "spreadsheets", "save them as CSV"),
+    (r"\.tsv$", "tables with tabs", "rename them to .csv"),
     (r"\.(rec|idx|lst)$", "MXNet RecordIO files", _EXPORT),
     (r"\.(pkl|pickle|pt|pth)$", "pickled objects, which may execute code", _EXPORT),
     (r"\.(jsonl|ndjson|manifest)$", "JSON lines other than a `metadata.jsonl` with boxes", _EXPORT),
@@ -83,6 +86,12 @@ def describe_unsupported(path: Path) -> str | None:
     if found:
         (kind, cure), names = max(found.items(), key=lambda item: len(item[1]))
         return f"contains {kind} ({min(names)}), which are not read: {cure}"
+    images = _describe_images(files) if path.is_dir() else None
+    return "; ".join(filter(None, (images, _describe_table(files)))) or None
+
+
+def _describe_images(files: Sequence[str]) -> str | None:
+    """Return where images without annotations are; None if there are none."""
     folders = {Path(file).parent for file in files if Path(file).suffix.lower() in SUFFIXES}
     classes = {folder.name for folder in folders}
     if len(classes) > 1 and not any(name.lower() in PARTS or split_name(name) in SPLITS for name in classes):
@@ -90,9 +99,19 @@ def describe_unsupported(path: Path) -> str | None:
             f"contains images in folders such as {listed(sorted(classes), 3)}, but no annotations that are recognised; "
             "if these are classes, as for image classification, annotate the objects with boxes"
         )
-    if path.is_dir() and folders:
-        return "contains images, but no annotations that are recognised"
-    return None
+    return "contains images, but no annotations that are recognised" if folders else None
+
+
+def _describe_table(files: Sequence[str]) -> str | None:
+    """Return which columns of a CSV file are not known, and the cure; None if there is none."""
+    tables = sorted(file for file in files if file.lower().endswith(".csv"))
+    if not tables:
+        return None
+    columns = listed([name[:40] for name in csv_columns(Path(tables[0]))], 8)
+    return (
+        f"the columns of {Path(tables[0]).name} are not those of boxes ({columns}): if it has boxes, name them "
+        "filename, class, xmin, ymin, xmax and ymax, in pixels"
+    )
 
 
 def require_whole_tars(path: Path) -> None:

@@ -3,7 +3,8 @@
 The tutorials of TensorFlow's Object Detection API write it (`data/train_labels.csv`), and Roboflow exports it
 (`<split>/_annotations.csv`). In data of competitions the columns have other names, the class is missing if there is
 only one, or boxes are `x, y, width, height`, also in one column. Keras RetinaNet has no names of columns. Images
-without objects are not in the file, or in a row without a box.
+without objects are not in the file, or in a row without a box. In files with semicolons or tabs, as Excel writes them
+where decimals have a comma, a comma is one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import NamedTuple
 from querybox.data.annotated import AnnotatedImage, AnnotatedObject, splits_by_file
 from querybox.data.findings import Corners, FindingCollector
 from querybox.data.image import SUFFIXES
-from querybox.data.parsing import csv_columns, read_csv, stated_size, to_numbers
+from querybox.data.parsing import csv_columns, csv_delimiter, read_csv, stated_size, to_numbers
 from querybox.data.splits import Format
 
 _IMAGES = (
@@ -37,6 +38,12 @@ _CORNERS = (
     ("x1", "y1", "x2", "y2"),
     ("left", "top", "right", "bottom"),
 )
+_CENTERED = (
+    ("x_center", "y_center", "width", "height"),
+    ("center_x", "center_y", "width", "height"),
+    ("xcenter", "ycenter", "width", "height"),
+    ("cx", "cy", "w", "h"),
+)
 _WITH_SIZE = (
     ("x", "y", "width", "height"),
     ("x", "y", "w", "h"),
@@ -54,8 +61,8 @@ class _Columns(NamedTuple):
     image: str
     category: str | None
     box: tuple[str, ...]
-    corners: bool
-    """Whether a box is two corners; otherwise x, y, width and height."""
+    decimal_comma: bool = False
+    """Whether numbers have a comma before their decimals."""
     names: tuple[str, ...] | None = None
     """The names of all columns, if they are not in the first row."""
 
@@ -65,12 +72,12 @@ def _find_columns(file: Path) -> _Columns | None:
     names = csv_columns(file)
     if len(names) == len(_RETINANET) and Path(names[0]).suffix in SUFFIXES:
         if not any(names[1:]) or to_numbers(names[1:5]) is not None:
-            return _Columns(_RETINANET[0], _RETINANET[5], _RETINANET[1:5], corners=True, names=_RETINANET)
+            return _Columns(_RETINANET[0], _RETINANET[5], _RETINANET[1:5], names=_RETINANET)
         return None
     image, category = _first(_IMAGES, names), _first(_CATEGORIES, names)
-    for box in (*_CORNERS, *_WITH_SIZE):
+    for box in (*_CORNERS, *_CENTERED, *_WITH_SIZE):
         if image is not None and set(box) <= set(names):
-            return _Columns(image, category, box, box in _CORNERS)
+            return _Columns(image, category, box, decimal_comma=csv_delimiter(file) != ",")
     return None
 
 
@@ -114,11 +121,17 @@ def _box(row: Mapping[str, str], columns: _Columns) -> Corners | None:
     texts = [row[name] for name in columns.box]
     if len(texts) == 1:
         texts = texts[0].strip("[]() ").replace(",", " ").split()
+    elif columns.decimal_comma:
+        texts = [text.replace(",", ".") for text in texts]
     sides = to_numbers(texts)
     if sides is None or len(sides) != 4:
         return None
     x, y, third, fourth = sides
-    return (x, y, third, fourth) if columns.corners else (x, y, x + third, y + fourth)
+    if columns.box in _CORNERS:
+        return x, y, third, fourth
+    if columns.box in _CENTERED:
+        return x - third / 2, y - fourth / 2, x + third / 2, y + fourth / 2
+    return x, y, x + third, y + fourth
 
 
 CSV = Format(
