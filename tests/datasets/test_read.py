@@ -109,10 +109,17 @@ def test_a_split_must_be_named_where_there_are_several(tmp_path: Path) -> None:
     write_coco(tmp_path, "instances_val2017", IMAGES, NAMES)
     (tmp_path / "annotations" / "train.json").rename(tmp_path / "annotations" / "instances_train2017.json")
     write_json(tmp_path / "annotations" / "captions_val2017.json", {})
-    with pytest.raises(DataError, match=r"has several splits \(train, val\); specify which one"):
+    with pytest.raises(
+        DataError, match=r"has several splits \(train, val\); specify which one to read: --split, or"
+    ):
         read_dataset(tmp_path)
-    with pytest.raises(DataError, match="has no split 'test'; it has train, val"):
+    with pytest.raises(
+        DataError, match=r"has no split 'test'; it has train, val: name one of them \(--split, or"
+    ):
         read_dataset(tmp_path, "test")
+    settings = DataSettings(train=str(tmp_path), train_split="test")
+    with pytest.raises(DataError, match=r"no split 'test'.*: name one of them \(data\.train_split\)"):
+        read_train_and_val(settings)
     for split in ("val", "valid", "val2017", "instances_val2017"):
         assert read_dataset(tmp_path, split).source.name == "instances_val2017.json"
 

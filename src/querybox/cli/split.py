@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from querybox.cli.streams import print_text
+from querybox.text import counted
 
 
 def split(
@@ -62,7 +63,7 @@ def split(
     whole = read_dataset(data, of)
     parts = split_dataset(whole, folder, val=val, test=test, shards=shards)
     for name, part in parts.items():
-        print_text(f"{name}: {len(part.images)} images, {part.num_objects} objects")
+        print_text(f"{name}: {counted(len(part.images), 'image')}, {counted(part.num_objects, 'object')}")
     for finding in whole.findings:
         if finding.kind in NOT_READ:
             print_text(f"not written, because not read: {KINDS[finding.kind].meaning} ({finding.count:,})")

@@ -92,8 +92,9 @@ def read_train_and_val(settings: DataSettings) -> tuple[DetectionData, Detection
 
 
 def _read_part(path: Path, splits: Mapping[str, Reader], split: str | None, default: str) -> DetectionData:
+    split = split or (default if len(splits) > 1 else None)
     with as_data_errors(path):
-        return pick_split(splits, split or (default if len(splits) > 1 else None), path)()
+        return pick_split(splits, split, path, setting=f"data.{default}_split")()
 
 
 @contextmanager

@@ -53,8 +53,20 @@ def by_split(readers: Mapping[str, Reader]) -> dict[str, Reader]:
     }
 
 
-def pick_split(readers: Mapping[str, Reader], split: str | None, source: Path) -> Reader:
+def pick_split(
+    readers: Mapping[str, Reader],
+    split: str | None,
+    source: Path,
+    *,
+    setting: str = "--split, or split= in Python",
+) -> Reader:
     """Return the reader of a split; of the only split if `split` is None.
+
+    Args:
+        readers: The readers of all splits.
+        split: Name of the split.
+        source: The dataset, for messages.
+        setting: What names the split, for messages.
 
     Raises:
         DataError: There is no such split, or `split` is None and there are several.
@@ -62,9 +74,11 @@ def pick_split(readers: Mapping[str, Reader], split: str | None, source: Path) -
     available = ", ".join(readers)
     if split is None:
         if len(readers) > 1:
-            raise DataError(f"{source}: has several splits ({available}); specify which one to read")
+            raise DataError(
+                f"{source}: has several splits ({available}); specify which one to read: {setting}"
+            )
         return next(iter(readers.values()))
     name = split if split in readers else split_name(split)
     if name not in readers:
-        raise DataError(f"{source}: has no split {split!r}; it has {available}")
+        raise DataError(f"{source}: has no split {split!r}; it has {available}: name one of them ({setting})")
     return readers[name]

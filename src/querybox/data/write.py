@@ -22,7 +22,7 @@ from querybox.data.shards import ImageFile, ShardImage
 from querybox.errors import ConfigError
 from querybox.files import atomic, write_text
 from querybox.masks import mask_numbers, rasterised
-from querybox.text import to_json
+from querybox.text import counted, to_json
 
 ANNOTATIONS, PANOPTIC = "_annotations.coco.json", "panoptic.json"
 SEGMENT = ("category_id", "bbox", "area", "iscrowd")
@@ -74,7 +74,7 @@ def split_dataset(
     needed = 3 if test else 2
     if len(data.images) < needed:
         raise ConfigError(
-            f"{data.source}: has {len(data.images)} images; expected at least {needed} to split it"
+            f"{data.source}: has {counted(len(data.images), 'image')}; expected at least {needed} to split it"
         )
     rest, parts["val"] = hold_out(data, val)
     if test:
