@@ -48,12 +48,7 @@ def diagnose(
 
 def describe(diagnosis: Diagnosis) -> Iterator[str]:
     """Yield the lines of a diagnosis."""
-    shown = {"AP": diagnosis.AP, "AP50": diagnosis.AP50}
-    scores = [f"{name} {value:.3f}" for name, value in shown.items() if value is not None]
-    yield (
-        f"{diagnosis.run}: {', '.join(scores) or 'no AP'} after {diagnosis.steps:,} steps, {diagnosis.epochs:,} epochs"
-        f" ({f'ended: {diagnosis.ended}' if diagnosis.ended else 'its end is not recorded'})"
-    )
+    yield diagnosis.summary()
     if not diagnosis.findings:
         yield "\nNo problem found in the record of the run."
     for index, finding in enumerate(diagnosis.findings, 1):

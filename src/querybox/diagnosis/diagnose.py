@@ -13,6 +13,7 @@ from querybox.diagnosis.finding import HEADS, Finding
 from querybox.diagnosis.record import RECORD
 from querybox.diagnosis.run import Run
 from querybox.html import render
+from querybox.text import counted
 
 Rule = Callable[[Run], Finding | None]
 # Of two findings that explain the same fraction, the first is reported first.
@@ -67,12 +68,18 @@ class Diagnosis:
     missing: tuple[str, ...]
     """What the record lacks, and what could therefore not be examined."""
 
-    def _repr_html_(self) -> str:
-        """Show the findings in Jupyter."""
+    def summary(self) -> str:
+        """Return the run, its AP, its length and why it ended, in one line."""
         shown = {"AP": self.AP, "AP50": self.AP50}
         scores = [f"{name} {value:.3f}" for name, value in shown.items() if value is not None]
+        length = f"{counted(self.steps, 'step')}, {counted(self.epochs, 'epoch')}"
+        end = f"ended: {self.ended}" if self.ended else "its end is not recorded"
+        return f"{self.run}: {', '.join(scores) or 'no AP'} after {length} ({end})"
+
+    def _repr_html_(self) -> str:
+        """Show the findings in Jupyter."""
         notes = [
-            f"{self.run}: {', '.join(scores) or 'no AP'} after {self.steps:,} steps, {self.epochs:,} epochs",
+            self.summary(),
             *([] if self.findings else ["No problem found in the record of the run."]),
             *(f"Not examined: {note}." for note in self.missing),
         ]
