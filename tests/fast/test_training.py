@@ -317,6 +317,22 @@ def test_linear_layers_are_onednns_where_that_is_faster(
         assert kinds == ({FastLinear} if faster else plain)
 
 
+@pytest.mark.parametrize(("instructions", "faster"), [("AVX512", True), ("AVX2", False)])
+def test_convolutions_are_onednns_with_one_thread_where_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch, batch: ImageBatch, instructions: str, *, faster: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
+    assert torch.get_num_threads() == 1
+    plain = detector("test_efficientnet")
+    fast = for_training(plain)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        fast(batch).layers[-1].boxes.sum().backward()
+    by_mkl = [event.key for event in profile.key_averages() if "_slow_conv2d" in event.key]
+    assert (by_mkl == []) == faster
+    pointwise = [each for each in plain.modules() if isinstance(each, nn.Conv2d) and each.kernel_size == (1, 1)]
+    assert {each.dilation for each in pointwise} == {(1, 1)}
+
+
 def test_an_optimised_copy_leaves_what_is_trained_alone() -> None:
     plain = detector(
         "test_efficientnet"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from querybox.fast.chains import chains
 from querybox.fast.kernels import (
+    POINTWISE_DILATION,
     DotProductAttention,
     ReLUDropout,
     ShortSoftmax,
@@ -45,7 +46,10 @@ def for_training(detector: DetectionTransformer) -> DetectionTransformer:
         if isinstance(module, Backbone):
             fold_batch_norms(module)
     if detector.device.type == "cpu":
-        leaves = LEAVES | LINEAR if onednn_is_faster() else LEAVES
+        leaves = LEAVES
+        if onednn_is_faster():
+            leaves = leaves | LINEAR
+            dilate_pointwise_convolutions(fast)
         for part in (fast.neck, fast.encoder, fast.decoder, fast.mask_head):
             if part is not None:
                 join_dropout(part)
@@ -64,6 +68,13 @@ def fold_batch_norms(backbone: Backbone) -> None:
             if FoldedConv2d.fits(conv, norm) and norm is not None and backbone.is_frozen(norm):
                 slot.put(FoldedConv2d(conv, norm))
                 after.put(nn.Identity())
+
+
+def dilate_pointwise_convolutions(model: nn.Module) -> None:
+    """Have the 1x1 convolutions of `model` computed by oneDNN, in place; see `POINTWISE_DILATION`."""
+    for module in model.modules():
+        if type(module) is nn.Conv2d and module.kernel_size == (1, 1):
+            module.dilation = POINTWISE_DILATION
 
 
 class FoldedConv2d(nn.Module):
