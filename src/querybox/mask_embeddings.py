@@ -79,7 +79,7 @@ class CellMasks(ComputedMasks):
     """Masks from embeddings of queries and of cells."""
 
     embeddings: Float[Tensor, "B Q D"]
-    """Embedding of each query."""
+    """Embedding of each query, or what it is computed from."""
     cells: Float[Tensor, "B D h w"]
     """Embedding of each cell of the map, the same in every layer, or what it is computed from."""
 
@@ -130,20 +130,28 @@ class MaskEmbeddings(CellMasks):
 
         The cells are interpolated instead of the logits, which is the same.
         """
-        embeddings = torch.stack([layer.embeddings for layer in layers])
-        return products(embeddings, queries, sample_rows(layers[0].cells, points))
+        rows = rows_of_queries([layer.embeddings for layer in layers], queries)
+        return products(rows, sample_rows(layers[0].cells, points))
+
+
+def rows_of_queries(
+    layers: Sequence[Float[Tensor, "B Q D"]], queries: Sequence[Int[Tensor, "L _"]]
+) -> list[Float[Tensor, "L _ D"]]:
+    """Return for each image the rows of some of its queries, in every layer."""
+    images = torch.stack(list(layers), 1).unbind()  # B x [L, Q, D]
+    return [
+        rows.gather(1, query[..., None].expand(-1, -1, rows.shape[2]))
+        for rows, query in zip(images, queries, strict=True)
+    ]
 
 
 def products(
-    embeddings: Float[Tensor, "L B Q D"],
-    queries: Sequence[Int[Tensor, "L _"]],
-    cells: Float[Tensor, "B P D"],
+    embeddings: Sequence[Float[Tensor, "L _ D"]], cells: Float[Tensor, "B P D"]
 ) -> Iterator[Float[Tensor, "L _ P"]]:
-    """Yield for each image the products of the embeddings of some of its queries, in every layer, and of its cells."""
+    """Yield for each image the products of embeddings of queries and of cells."""
     # Unbound once: the gradient of an index of the batch is as large as all of it.
-    for image, (query, rows) in enumerate(zip(queries, cells.unbind(), strict=True)):
-        index = query[..., None].expand(-1, -1, embeddings.shape[3])
-        yield embeddings[:, image].gather(1, index) @ rows.T
+    for rows, each in zip(embeddings, cells.unbind(), strict=True):
+        yield rows @ each.T
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -329,7 +329,9 @@ def test_convolutions_are_onednns_with_one_thread_where_that_is_faster(
         fast(batch).layers[-1].boxes.sum().backward()
     by_mkl = [event.key for event in profile.key_averages() if "_slow_conv2d" in event.key]
     assert (by_mkl == []) == faster
-    pointwise = [each for each in plain.modules() if isinstance(each, nn.Conv2d) and each.kernel_size == (1, 1)]
+    pointwise = [
+        each for each in plain.modules() if isinstance(each, nn.Conv2d) and each.kernel_size == (1, 1)
+    ]
     assert {each.dilation for each in pointwise} == {(1, 1)}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int32, Int64
+from jaxtyping import Float, Int32
 from scipy.sparse import csc_array
 from torch import Tensor
 from torch.autograd import Function
@@ -76,7 +76,14 @@ def gradient_of_weight(
 ) -> Float[Tensor, "out in"]:
     """Return `gradient.T @ x`, by oneDNN: it is the gradient of a 1x1 convolution over an image of N x 1 pixels."""
     pixels = [each.reshape(1, 1, *each.shape).permute(0, 3, 1, 2) for each in (gradient, x)]
-    settings = ([1, 1], [0, 0], POINTWISE_DILATION, False, [0, 0], 1)  # stride, padding, dilation, ..., groups
+    settings = (
+        [1, 1],
+        [0, 0],
+        POINTWISE_DILATION,
+        False,
+        [0, 0],
+        1,
+    )  # stride, padding, dilation, ..., groups
     _, of_weight, _ = torch.ops.aten.convolution_backward(
         *pixels, weight[..., None, None], None, *settings, [False, True, False]
     )
@@ -194,8 +201,8 @@ class WeightedRows(Function):
         return torch.stack([F.embedding_bag(r, t, per_sample_weights=s, mode="sum") for r, t, s in images])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, Tensor]:
-        """Return the gradients of `table` and `weights`."""
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, Tensor | None]:
+        """Return the gradients of `table` and, if they need one, `weights`."""
         rows, table, weights = (tensor.detach() for tensor in ctx.saved_tensors)
         gradient = gradients[0].contiguous()
         size = (rows.shape[1], table.shape[1])  # of the sparse matrix of one image
@@ -208,11 +215,17 @@ class WeightedRows(Function):
             arrays = (weights.flatten().numpy(), rows.flatten().numpy(), ends.numpy())
             return torch.from_numpy(csc_array(arrays, shape=size[::-1]) @ gradient.numpy())
 
-        # Small products finish before a second thread gets a core, because OpenMP's threads spin for a while.
+        # Small products finish before a second thread gets a core, because OpenMP's threads spin for a while. The
+        # memory of a thread is new, and the system clears it.
         workers = min(torch.get_num_threads(), 1 + rows.numel() // 2**20)
-        with ThreadPoolExecutor(workers) as threads:
-            of_tables = list(threads.map(of_table, rows, weights, gradient))
+        if workers == 1:
+            of_tables = list(map(of_table, rows, weights, gradient))
+        else:
+            with ThreadPoolExecutor(workers) as threads:
+                of_tables = list(threads.map(of_table, rows, weights, gradient))
 
+        if not ctx.needs_input_grad[2]:
+            return None, torch.stack(of_tables), None
         of_weights = torch.zeros_like(weights)
         for image in range(len(rows)):
             arrays = (ends, rows[image].flatten(), of_weights[image].flatten())
@@ -220,20 +233,3 @@ class WeightedRows(Function):
             # Computes the entries of the matrix only, and writes them to `of_weights`.
             torch.sparse.sampled_addmm(matrix, gradient[image], table[image].T, out=matrix)
         return None, torch.stack(of_tables), of_weights
-
-
-class Rows(Function):
-    """Some rows of a table, each once."""
-
-    @staticmethod
-    def forward(ctx: Any, table: Float[Tensor, "N D"], index: Int64[Tensor, " M"]) -> Float[Tensor, "M D"]:
-        """Return the rows with these different indices."""
-        ctx.save_for_backward(index)
-        ctx.rows = len(table)
-        return table.index_select(0, index)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """Return the gradient of the table, which is that of each row, and zero elsewhere."""
-        (index,), (gradient,) = ctx.saved_tensors, gradients
-        return gradient.new_zeros(ctx.rows, gradient.shape[1]).index_copy_(0, index, gradient), None

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.autograd import Function
 
 from querybox.fast.convolution import FusedLinear
-from querybox.fast.kernels import Rows
+from querybox.fast.kernels import WeightedRows
 from querybox.fast.replacement import is_plain
 from querybox.mask_embeddings import (
     CellMasks,
@@ -22,9 +25,10 @@ from querybox.mask_embeddings import (
     Window,
     cells_around,
     products,
-    sum_rows,
+    rows_of_queries,
 )
 from querybox.modules.masks import CellBlock, MaskHead
+from querybox.structures import at_least_float32
 
 ROWS = 8
 """Rows of the map that are updated together: half a megabyte in a small model, which stays in the cache."""
@@ -46,7 +50,7 @@ class FusedMaskHead(MaskHead):
         # Unless it is enlarged, the map of the encoder belongs to the memory.
         return self.lateral.on_map(feature, coarse if self.scale > 1 else coarse.clone())
 
-    def masks(self, embeddings: Float[Tensor, "L B Q D"], cells: Float[Tensor, "B D h w"]) -> Iterable[Masks]:
+    def masks(self, contents: Float[Tensor, "L B Q D"], cells: Float[Tensor, "B D h w"]) -> Iterable[Masks]:
         """Return the masks of every layer; see `MaskHead.masks`. `cells` are overwritten as they are used."""
         cells, around = (
             each.contiguous(memory_format=torch.channels_last)
@@ -55,7 +59,7 @@ class FusedMaskHead(MaskHead):
         done = np.zeros(-(-len(cells) * cells.shape[2] // ROWS), dtype=bool)
         return [
             StripMasks(embeddings=each, cells=cells, around=around, done=done, block=self.block)
-            for each in embeddings
+            for each in self.embedding(contents)
         ]
 
 
@@ -108,33 +112,40 @@ class StripMasks(CellMasks):
 
 
 class SparseMaskHead(MaskHead):
-    """A mask head, in training, that updates the cells of the map that are compared."""
+    """A mask head, in training, that updates the cells and embeds the queries that are compared."""
 
     @staticmethod
     def fits(head: MaskHead) -> bool:
-        """Return whether the layers of cells are those of the class."""
-        return is_plain(head) and all(map(is_plain, head.block.modules()))
+        """Return whether the layers of cells and queries are those of the class."""
+        return is_plain(head) and all(
+            map(is_plain, itertools.chain(head.block.modules(), head.embedding.modules()))
+        )
 
-    def masks(self, embeddings: Float[Tensor, "L B Q D"], cells: Float[Tensor, "B D h w"]) -> Iterable[Masks]:
+    def enlarged(
+        self, coarse: Float[Tensor, "B D _ _"], feature: Float[Tensor, "B _ h w"]
+    ) -> Float[Tensor, "B D h w"]:
+        """Enlarge the encoder's map; see `MaskHead.enlarged`. Cells that would be cut are not computed."""
+        if self.scale == 1:
+            return self.cut(coarse, feature.shape[2], feature.shape[3])
+        coarse = coarse.clone(memory_format=torch.channels_last)
+        scales = (float(self.scale), float(self.scale))
+        return torch.ops.aten.upsample_bilinear2d(coarse, feature.shape[2:], False, *scales)
+
+    def masks(self, contents: Float[Tensor, "L B Q D"], cells: Float[Tensor, "B D h w"]) -> Iterable[Masks]:
         """Return the masks of every layer; see `MaskHead.masks`."""
-        around = self.block.depthwise(cells)
-        return [
-            SparseMasks(embeddings=each, cells=cells, around=around, block=self.block) for each in embeddings
-        ]
+        return [SparseMasks(embeddings=each, cells=at_least_float32(cells), head=self) for each in contents]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SparseMasks(CellMasks):
-    """Embeddings of queries, and what those of the cells are computed from: `cells` have not passed the block."""
+    """What masks are computed from: contents of queries instead of embeddings, and cells before the head's block."""
 
-    around: Float[Tensor, "B D h w"]
-    """Their depthwise convolution."""
-    block: CellBlock
+    head: SparseMaskHead
 
     def logits(self, query: Int[Tensor, "B K"]) -> Float[Tensor, "B K h w"]:
         """Return the mask logits of some queries of each image; see `Masks.logits`."""
-        change = self.block.change(self.around.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return MaskEmbeddings(embeddings=self.embeddings, cells=self.cells + change).logits(query)
+        embeddings, cells = self.head.embedding(self.embeddings), self.head.block(self.cells)
+        return MaskEmbeddings(embeddings=embeddings, cells=cells).logits(query)
 
     @classmethod
     def at_points(
@@ -145,12 +156,61 @@ class SparseMasks(CellMasks):
         index, weights = cells_around(points, first.shape)
         used = torch.zeros(len(points) * math.prod(first.shape), dtype=torch.bool)
         used[index.flatten()] = True
-        tables = (
-            each.permute(0, 2, 3, 1).flatten(0, 2) for each in (first.cells, first.around)
-        )  # [B h w, D]
-        cells, around = (Rows.apply(each, used.nonzero()[:, 0]) for each in tables)
-        order = used.cumsum(0) - 1
-        embeddings = torch.stack([layer.embeddings for layer in layers])
+        depthwise = first.head.block.depthwise
+        cells, around = CellsAndAround.apply(
+            first.cells, depthwise.weight, depthwise.bias, used.nonzero()[:, 0]
+        )  # [M, D]
+        rows = (used.cumsum(0) - 1).int()[index.flatten(0, 1)]  # of each point, [B P, 4]
+        updated = (cells + first.head.block.change(around)).to(weights.dtype)
+        at_points = WeightedRows.apply(rows[None], updated[None], weights.flatten(0, 1)[None])
+        contents = rows_of_queries([layer.embeddings for layer in layers], queries)
+        embeddings = first.head.embedding(torch.cat(contents, 1))
         return products(
-            embeddings, queries, sum_rows(cells + first.block.change(around), order[index], weights)
+            embeddings.split([each.shape[1] for each in contents], 1), at_points.view(*points.shape[:2], -1)
         )
+
+
+class CellsAndAround(Function):
+    """Some cells of maps, and the results of a depthwise 3x3 convolution at them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        cells: Float[Tensor, "B D h w"],
+        weight: Float[Tensor, "D 1 3 3"],
+        bias: Float[Tensor, " D"],
+        index: Int[Tensor, " M"],
+    ) -> tuple[Float[Tensor, "M D"], Float[Tensor, "M D"]]:
+        """Return the cells with these different indices, counted row by row, image by image, and the results."""
+        ctx.save_for_backward(cells, weight, index)
+        with torch.autocast("cpu", enabled=False):
+            around = F.conv2d(cells, weight, bias, padding=1, groups=len(weight))
+        return table(cells).index_select(0, index), table(around).index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of cells, weight and bias."""
+        (cells, weight, index), (of_rows, of_around) = ctx.saved_tensors, gradients
+        scattered = torch.zeros_like(table(cells)).index_copy_(0, index, of_around)
+        of_maps = scattered.view(len(cells), *cells.shape[2:], -1).permute(0, 3, 1, 2)
+        settings = (
+            [1, 1],
+            [1, 1],
+            [1, 1],
+            False,
+            [0, 0],
+            len(weight),
+        )  # stride, padding, dilation, ..., groups
+        _, of_weight, _ = torch.ops.aten.convolution_backward(
+            of_maps, cells, weight, None, *settings, [False, True, False]
+        )
+        # The same as oneDNN's gradient of the input, which takes twice as long.
+        of_cells = F.conv2d(of_maps, weight.flip(2, 3), padding=1, groups=len(weight))
+        of_cells = of_cells.contiguous(memory_format=torch.channels_last)
+        table(of_cells).index_add_(0, index, of_rows)
+        return of_cells, of_weight, of_around.sum(0), None
+
+
+def table(maps: Float[Tensor, "B D h w"]) -> Float[Tensor, "N D"]:
+    """Return the cells of maps, row by row, image by image."""
+    return maps.permute(0, 2, 3, 1).flatten(0, 2)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from querybox.arguments import require_number
@@ -68,37 +68,32 @@ class MaskLosses:
         points = torch.rand(
             len(targets), OVERSAMPLING * chosen_points + num_random, 2, device=device
         )  # (x, y) in 0-1 of the unpadded images, the random ones last
+        points = torch.cat([top_to_bottom(part) for part in points.tensor_split([-num_random], 1)], 1)
         order = matches.image.argsort(stable=True)
         counts = [matches.repeats * min(len(target.labels), layers[0].boxes.shape[1]) for target in targets]
+        # Of images without masks no pair is used, but there is a gradient, because other processes may have some.
         queries, objects = (
-            each[-len(predicted) :].expand(len(predicted), -1)[:, order].split(counts, 1)
+            [
+                of_image if target.masks is not None else of_image[:, :0]
+                for of_image, target in zip(
+                    each[-len(predicted) :].expand(len(predicted), -1)[:, order].split(counts, 1),
+                    targets,
+                    strict=True,
+                )
+            ]
             for each in (matches.query, matches.object)
         )
-        # Without masks no pair, but a gradient, because other processes may have some.
-        queries = tuple(
-            query if target.masks is not None else query[:, :0]
-            for query, target in zip(queries, targets, strict=True)
-        )
         padded = in_padded_images(points, targets, predicted[0].shape)
-        at_points = predicted[0].at_points(predicted, queries, padded)
-        first, losses = 0, []
-        for image, logits in enumerate(at_points):  # [L, M, P]
-            target, index = targets[image], objects[image] - first
-            masks = target.masks
-            if masks is None:
-                index, masks = index[:, :0], torch.zeros(0, 1, 1, dtype=torch.bool, device=device)
-            logits = at_least_float32(logits)
-            truth = sample_masks(masks, points[image])[index]  # [L, M, P]
-            chosen = most_uncertain(logits.detach(), chosen_points, num_random)
-            logits, wanted = logits.gather(2, chosen), truth.gather(2, chosen).to(logits)
-            losses.append(
-                torch.stack([each(logits, wanted).sum(1) for each in (binary_cross_entropy, dice_loss)])
-            )
-            first += len(target.labels)
-        cross_entropy, dice = torch.stack(losses).sum(0) / num_matched.clamp(min=1)  # [L]
+        logits = at_least_float32(torch.cat(list(predicted[0].at_points(predicted, queries, padded)), 1))
+        truth = masks_of_pairs(targets, objects, points)  # both [L, number of pairs, points]
+        chosen = most_uncertain(logits.detach(), chosen_points, num_random)
+        logits, truth = logits.gather(2, chosen), truth.gather(2, chosen).to(logits)
         return {
-            "loss_mask": self.mask_weight * cross_entropy,
-            "loss_dice": self.dice_weight * dice,
+            name: weight * loss(logits, truth).sum(1) / num_matched.clamp(min=1)
+            for name, weight, loss in (
+                ("loss_mask", self.mask_weight, binary_cross_entropy),
+                ("loss_dice", self.dice_weight, dice_loss),
+            )
         }
 
 
@@ -174,6 +169,12 @@ def num_points(shape: tuple[int, int]) -> int:
     return math.ceil(POINTS * height * width)
 
 
+def top_to_bottom(points: Float[Tensor, "B P 2"]) -> Float[Tensor, "B P 2"]:
+    """Return points sorted by y, because neighbours in memory are read faster one after the other."""
+    order = points[..., 1].argsort(1)
+    return points.gather(1, order[..., None].expand(-1, -1, 2))
+
+
 def in_padded_images(
     points: Float[Tensor, "B P 2"], targets: Sequence[Target], shape: tuple[int, int]
 ) -> Float[Tensor, "B P 2"]:
@@ -196,6 +197,24 @@ def padded_fractions(targets: Sequence[Target], shape: tuple[int, int]) -> Float
             for size in sizes
         ]
     )
+
+
+def masks_of_pairs(
+    targets: Sequence[Target], objects: Sequence[Int[Tensor, "L _"]], points: Float[Tensor, "B P 2"]
+) -> Bool[Tensor, "L M P"]:
+    """Return the pixels of objects in which the points of their image lie.
+
+    Args:
+        targets: The objects of each image.
+        objects: Some objects of each image, in every layer, counted through all images.
+        points: (x, y) in 0-1 of the images.
+    """
+    first, pixels = 0, []
+    for target, index, places in zip(targets, objects, points, strict=True):
+        masks = target.masks if target.masks is not None else places.new_zeros(0, 1, 1, dtype=torch.bool)
+        pixels.append(sample_masks(masks, places)[index - first])
+        first += len(target.labels)
+    return torch.cat(pixels, 1)
 
 
 def sample_masks(masks: Bool[Tensor, "G h w"], points: Float[Tensor, "P 2"]) -> Bool[Tensor, "G P"]:

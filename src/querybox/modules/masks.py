@@ -59,9 +59,8 @@ class MaskHead(nn.Module):
         (feature,), shape = maps, features[0].shape[-2:]
         height, width = shape
         coarse = memory.tokens[:, : height * width].transpose(1, 2).unflatten(2, shape)  # [B, D, _, _]
-        contents = [layer.content for layer in layers if layer.content is not None]
-        embeddings = self.embedding(torch.stack(contents))  # [L, B, Q, D]
-        masks = self.masks(embeddings, self.merged(feature, self.enlarged(coarse, feature)))
+        contents = torch.stack([layer.content for layer in layers if layer.content is not None])
+        masks = self.masks(contents, self.merged(feature, self.enlarged(coarse, feature)))
         return tuple(replace(layer, masks=each) for layer, each in zip(layers, masks, strict=True))
 
     def merged(
@@ -73,10 +72,10 @@ class MaskHead(nn.Module):
         """
         return self.lateral(feature.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) + coarse
 
-    def masks(self, embeddings: Float[Tensor, "L B Q D"], cells: Float[Tensor, "B D h w"]) -> Iterable[Masks]:
-        """Return the masks of every layer, given the embeddings of the queries and the cells before the block."""
+    def masks(self, contents: Float[Tensor, "L B Q D"], cells: Float[Tensor, "B D h w"]) -> Iterable[Masks]:
+        """Return the masks of every layer, given the contents of the queries and the cells before the block."""
         cells = self.block(cells)
-        return [MaskEmbeddings(embeddings=each, cells=cells) for each in embeddings]
+        return [MaskEmbeddings(embeddings=each, cells=cells) for each in self.embedding(contents)]
 
     def enlarged(
         self, coarse: Float[Tensor, "B D _ _"], feature: Float[Tensor, "B _ h w"]
