@@ -87,6 +87,7 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
         "test_resnet",
         "test_efficientnet",
         "test_byobnet",
+        "tf_mobilenetv3_small_minimal_100",
         "resnet18",
         "resnet10t",
         "regnety_002",

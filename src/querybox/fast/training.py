@@ -12,7 +12,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
+from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.norm_act import BatchNormAct2d
+from timm.layers.padding import pad_same
 from torch import Tensor, nn
 
 from querybox.fast.chains import chains
@@ -91,7 +93,7 @@ class FoldedConv2d(nn.Module):
         return (
             conv is not None
             and norm is not None
-            and type(conv) is nn.Conv2d
+            and type(conv) in (nn.Conv2d, Conv2dSame)
             and is_plain(conv)
             and conv.padding_mode == "zeros"
             and type(norm) in (nn.BatchNorm2d, BatchNormAct2d)
@@ -114,6 +116,8 @@ class FoldedConv2d(nn.Module):
         with full_precision_if(conv.groups > 1 and x.device.type == "cpu"):
             x = x if torch.is_autocast_enabled(x.device.type) else x.to(scale.dtype)
             weight = conv.weight * scale[:, None, None, None]
+            if type(conv) is Conv2dSame:
+                x = pad_same(x, conv.kernel_size, conv.stride, conv.dilation)
             x = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
         activation = getattr(norm, "act", None)
         return x if activation is None else activation(x)
