@@ -21,7 +21,9 @@ from querybox.fast.kernels import (
     ReLUDropout,
     ShortSoftmax,
     WeightedRows,
+    depthwise,
     drop,
+    is_large_depthwise,
     keep_mask,
     linear,
 )
@@ -304,6 +306,44 @@ def test_linear_equals_pytorchs(rows: tuple[int, ...], frozen: tuple[int, ...]) 
     x, weight, bias = tensors
     assert_close(linear(x, weight, None), nn.functional.linear(x, weight))
     assert linear(x.double(), weight.double(), bias.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("kernel", [4, 5, (5, 7)])
+@pytest.mark.parametrize("stride", [1, (2, 3)])
+@pytest.mark.parametrize("frozen", [(), (0,), (1, 2)])
+def test_depthwise_convolutions_equal_pytorchs(
+    kernel: int | tuple[int, int], stride: int | tuple[int, int], frozen: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 6, kernel, stride, padding=(2, 1), groups=6).double()
+    assert conv.bias is not None
+    tensors = torch.randn(2, 6, 11, 14).double(), conv.weight.detach(), conv.bias.detach()
+    results = []
+    for function in (
+        lambda x, weight, bias: depthwise(x, weight, bias, conv.stride, (2, 1)),
+        lambda x, weight, bias: nn.functional.conv2d(x, weight, bias, conv.stride, (2, 1), groups=6),
+    ):
+        copies = [each.clone().requires_grad_(number not in frozen) for number, each in enumerate(tensors)]
+        output = function(*copies)
+        output.square().sum().backward()
+        results.append((output, [each.grad for each in copies]))
+    assert_close(*results)
+
+
+@pytest.mark.parametrize(("instructions", "faster"), [("AVX512", True), ("AVX2", False), ("DEFAULT", False)])
+def test_large_depthwise_convolutions_are_told(
+    monkeypatch: pytest.MonkeyPatch, instructions: str, *, faster: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
+    assert is_large_depthwise(nn.Conv2d(6, 6, 5, groups=6)) == faster
+    for conv in (
+        nn.Conv2d(6, 6, 3, groups=6),
+        nn.Conv2d(6, 6, 5, groups=3),
+        nn.Conv2d(6, 12, 5, groups=6),
+        nn.Conv2d(6, 6, 5, groups=6, dilation=2),
+        nn.Conv2d(6, 6, 5, groups=6, padding="same"),
+    ):
+        assert not is_large_depthwise(conv)
 
 
 @pytest.mark.parametrize(("instructions", "faster"), [("AVX512", True), ("AVX2", False), ("DEFAULT", False)])

@@ -24,7 +24,9 @@ from querybox.fast.kernels import (
     ReLUDropout,
     ShortSoftmax,
     WeightedRows,
+    depthwise,
     drop,
+    is_large_depthwise,
     linear,
     onednn_is_faster,
 )
@@ -113,12 +115,17 @@ class FoldedConv2d(nn.Module):
         bias = norm.bias - norm.running_mean * scale
         if conv.bias is not None:
             bias = bias + conv.bias * scale
-        with full_precision_if(conv.groups > 1 and x.device.type == "cpu"):
+        weight = conv.weight * scale[:, None, None, None]
+        on_cpu = x.device.type == "cpu"
+        trained = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+        with full_precision_if(on_cpu and trained and conv.groups > 1):
             x = x if torch.is_autocast_enabled(x.device.type) else x.to(scale.dtype)
-            weight = conv.weight * scale[:, None, None, None]
             if type(conv) is Conv2dSame:
                 x = pad_same(x, conv.kernel_size, conv.stride, conv.dilation)
-            x = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+            if on_cpu and trained and is_large_depthwise(conv):
+                x = depthwise(x, weight, bias, conv.stride, conv.padding)
+            else:
+                x = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
         activation = getattr(norm, "act", None)
         return x if activation is None else activation(x)
 
