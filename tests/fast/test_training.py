@@ -320,8 +320,8 @@ def test_depthwise_convolutions_equal_pytorchs(
     tensors = torch.randn(2, 6, 11, 14).double(), conv.weight.detach(), conv.bias.detach()
     results = []
     for function in (
-        lambda x, weight, bias: depthwise(x, weight, bias, conv.stride, (2, 1)),
-        lambda x, weight, bias: nn.functional.conv2d(x, weight, bias, conv.stride, (2, 1), groups=6),
+        partial(depthwise, conv),
+        partial(nn.functional.conv2d, stride=conv.stride, padding=(2, 1), groups=6),
     ):
         copies = [each.clone().requires_grad_(number not in frozen) for number, each in enumerate(tensors)]
         output = function(*copies)

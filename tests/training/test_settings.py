@@ -114,7 +114,10 @@ PHASES = {
 
 
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if name not in DEIM_RECIPES])
-def test_a_recipe_is_trained_as_published_unless_it_is_for_few_images(recipe: str) -> None:
+def test_a_recipe_is_trained_as_published_unless_it_is_for_few_images(
+    monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    monkeypatch.setattr("querybox.training.start.available_cpus", lambda: 2)
     published: dict[str, Any] = {
         "deformable_detr_r50": DEFORMABLE,
         "deformable_detr_r50_refine": DEFORMABLE,

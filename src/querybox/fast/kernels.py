@@ -108,16 +108,15 @@ def is_large_depthwise(conv: nn.Conv2d) -> bool:
 
 
 def depthwise(
+    conv: nn.Conv2d,
     x: Float[Tensor, "B D h w"],
     weight: Float[Tensor, "D 1 _ _"],
     bias: Float[Tensor, " D"] | None,
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
 ) -> Float[Tensor, "B D H W"]:
-    """Apply a depthwise convolution; see `Depthwise`."""
-    y: Tensor = Depthwise.apply(
-        F.pad(x, (padding[1], padding[1], padding[0], padding[0])), weight, bias, stride
-    )
+    """Apply `conv`, which `is_large_depthwise`, with this weight and bias; see `Depthwise`."""
+    assert not isinstance(conv.padding, str)
+    rows, columns = conv.padding
+    y: Tensor = Depthwise.apply(F.pad(x, (columns, columns, rows, rows)), weight, bias, conv.stride)
     return y
 
 

@@ -121,9 +121,9 @@ class FoldedConv2d(nn.Module):
         with full_precision_if(on_cpu and trained and conv.groups > 1):
             x = x if torch.is_autocast_enabled(x.device.type) else x.to(scale.dtype)
             if type(conv) is Conv2dSame:
-                x = pad_same(x, conv.kernel_size, conv.stride, conv.dilation)
+                x = pad_same(x, list(conv.kernel_size), list(conv.stride), list(conv.dilation))
             if on_cpu and trained and is_large_depthwise(conv):
-                x = depthwise(x, weight, bias, conv.stride, conv.padding)
+                x = depthwise(conv, x, weight, bias)
             else:
                 x = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
         activation = getattr(norm, "act", None)
