@@ -116,3 +116,43 @@ def write_parquet(path: Path, images: Sequence[Any], **options: Any) -> Path:
         pa.table({"image": column, "label": list(range(len(images)))}), path, **options
     )
     return path
+
+
+def write_images_and_boxes(
+    data: DetectionData, folder: Path, images: int, *, rows_a_group: int, name: str = "train"
+) -> Path:
+    """Write a dataset as Parquet files with the images in them, as on the Hugging Face Hub.
+
+    Args:
+        data: The dataset.
+        folder: Where; it is made.
+        images: Number of images of a file.
+        rows_a_group: Number of images of a row group.
+        name: Beginning of the names of the files.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {"_type": "ClassLabel", "names": [each.name for each in data.categories]}
+    features = {"objects": {"category": {"feature": names, "_type": "List"}}}
+    for number, start in enumerate(range(0, len(data.images), images)):
+        rows = [
+            {
+                "image": {"bytes": image.path.read_bytes(), "path": image.path.name},
+                "width": image.width,
+                "height": image.height,
+                "objects": {
+                    "bbox": [[x0, y0, x1 - x0, y1 - y0] for x0, y0, x1, y1 in image.boxes_xyxy.tolist()],
+                    "category": image.labels.tolist(),
+                },
+            }
+            for image in data.images[start : start + images]
+        ]
+        table = pa.Table.from_pylist(rows).replace_schema_metadata(
+            {"huggingface": json.dumps({"info": {"features": features}})}
+        )
+        pyarrow.parquet.write_table(
+            table, folder / f"{name}-{number:03}.parquet", row_group_size=rows_a_group
+        )
+    return folder

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from querybox.errors import ConfigError
 from querybox.memory import first_line
+from querybox.urls import is_url
 
 if TYPE_CHECKING:
     import torch
 
+FORMER_URL = re.compile(r"[a-z][a-z0-9+.-]+:/[^/]")
 ROUNDING = 1e-3
 """Tolerance of the range of boxes, for rounding errors of those at the edge of an image."""
 MAX_AREA = 1 << 23
@@ -41,6 +44,27 @@ def require_path(where: str, value: object, expected: str) -> Path:
     if value == "":
         raise ConfigError(f"{where} got an empty path; expected the path of {expected}")
     return Path(value)
+
+
+def require_dataset(where: str, value: object) -> Path | str:
+    """Return `value`, which names a dataset, as a path, or as the URL that it is.
+
+    Args:
+        where: The function that got it, for messages.
+        value: A string or a path.
+
+    Raises:
+        ConfigError: As for `require_path`; or it is a URL that was made a path, which has a slash less.
+    """
+    if isinstance(value, str) and is_url(value):
+        return value
+    path = require_path(where, value, "a dataset")
+    if FORMER_URL.match(path.as_posix()) and not path.exists():
+        raise ConfigError(
+            f"{where} got {path}, a URL without one of its slashes, which pathlib.Path removes; expected the whole URL "
+            "as a str"
+        )
+    return path
 
 
 def require_number(

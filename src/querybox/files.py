@@ -33,6 +33,11 @@ HUB_DOWNLOADS = Path(".cache/huggingface/download")
 """Folder that huggingface_hub makes within the folder that it downloads to."""
 
 
+def cache_folder() -> Path:
+    """Return the folder ``querybox`` in the user's cache folder, as the Hugging Face Hub finds it."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "querybox"
+
+
 def is_regular(path: Path) -> bool:
     """Return whether there is a regular file, or a link to one, at `path`."""
     try:

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 import torch
 from dataset_writers import write_boxes, write_json
-from shards import ANNOTATED, jpeg, same_records, write_parquet, write_shards, write_tar
+from shards import (
+    ANNOTATED,
+    jpeg,
+    same_records,
+    write_images_and_boxes,
+    write_parquet,
+    write_shards,
+    write_tar,
+)
 
 from querybox.bulk.find import find
 from querybox.bulk.parts import SHARDS, divide
@@ -151,8 +159,11 @@ async def refuse(*_: Any, **__: Any) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_training_reads_images_of_shards_in_its_workers(s3: Any, tmp_path: Path, workers: int) -> None:
+def test_training_reads_images_of_shards_in_its_workers(
+    s3: Any, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The connections of this process are of no use in those that are forked from it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     files = read_dataset(write_boxes(tmp_path / "files", (96, 64), sides=(16, 40)))
     for path in write_shards(files, tmp_path / "shards", 3).glob("*.tar"):
         s3.pipe_file(f"bucket/shards/{path.name}", path.read_bytes())
@@ -168,5 +179,13 @@ def test_training_reads_images_of_shards_in_its_workers(s3: Any, tmp_path: Path,
         for batch, other in zip(batches, expected, strict=True):
             assert batch.image_ids == other.image_ids
             assert torch.equal(batch.pixels, other.pixels)
+    rows = write_images_and_boxes(files, tmp_path / "rows", 4, rows_a_group=2)
+    for path in rows.glob("*.parquet"):
+        s3.pipe_file(f"bucket/rows/{path.name}", path.read_bytes())
+    data = read_dataset("s3://bucket/rows", allow_network=True)
+    same_records(data, files)
+    batches = train_loader(data, settings, batch_size=2, seed=1)
+    for batch, other in zip(batches, expected, strict=True):
+        assert torch.equal(batch.pixels, other.pixels)
     s3.pipe_file("bucket/shards/train-001.tar", write_tar(tmp_path / "a.tar", ANNOTATED).read_bytes())
     assert len(read_dataset(file, allow_network=True).images) == 6  # the index is made anew

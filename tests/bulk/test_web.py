@@ -10,12 +10,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from shards import ANNOTATED, jpeg, write_tar
+import torch
+from dataset_writers import write_boxes
+from shards import ANNOTATED, jpeg, same_records, write_images_and_boxes, write_tar
 
 from querybox.bulk.find import find
 from querybox.bulk.parts import Part, divide
 from querybox.bulk.pictures import decode
-from querybox.data import read_dataset, read_pixels, storage
+from querybox.data import parquet_rows, read_dataset, read_pixels, storage
 from querybox.data.web import linked_files
 from querybox.errors import DataError, ImageError, StorageError
 
@@ -225,3 +227,25 @@ def test_shards_to_train_on_are_read_in_parts(served: Web, tmp_path: Path) -> No
         read_pixels(data.images[0])
     with pytest.raises(StorageError, match=r"a\.tar: 503"):
         read_dataset(file, allow_network=True)
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_row_groups_to_train_on_are_read_one_by_one(
+    served: Web, tmp_path: Path, ranges: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    files = read_dataset(write_boxes(tmp_path / "files", (96, 64), sides=(16, 40)))
+    folder = write_images_and_boxes(files, tmp_path / "rows", 8, rows_a_group=2)
+    served.files = {"/train.parquet": (folder / "train-000.parquet").read_bytes()}
+    data = read_dataset(f"{served.url}/train.parquet", allow_network=True)
+    same_records(data, files)
+    served.ranges = ranges
+    parquet_rows._held.clear()
+    served.asked.clear()
+    if ranges:
+        for record, other in zip(data.images, files.images, strict=True):
+            assert torch.equal(read_pixels(record), read_pixels(other))
+        assert len([each for each in served.asked if each.startswith("GET")]) <= 4 * 3  # of row groups
+    else:
+        with pytest.raises((StorageError, ImageError), match=r"train\.parquet: "):
+            read_pixels(data.images[0])

@@ -121,7 +121,7 @@ def test_a_split_must_be_named_where_there_are_several(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no split 'test'.*: name one of them \(data\.train_split\)"):
         read_train_and_val(settings)
     for split in ("val", "valid", "val2017", "instances_val2017"):
-        assert read_dataset(tmp_path, split).source.name == "instances_val2017.json"
+        assert read_dataset(tmp_path, split).source == tmp_path / "annotations" / "instances_val2017.json"
 
 
 def test_two_files_of_one_split_are_told_apart_by_their_whole_names(tmp_path: Path) -> None:
@@ -129,7 +129,9 @@ def test_two_files_of_one_split_are_told_apart_by_their_whole_names(tmp_path: Pa
         write_coco(tmp_path, name, IMAGES, NAMES)
     with pytest.raises(DataError, match="it has instances_train2014, instances_train2017"):
         read_dataset(tmp_path, "train")
-    assert read_dataset(tmp_path, "instances_train2014").source.stem == "instances_train2014"
+    assert read_dataset(tmp_path, "instances_train2014").source == (
+        tmp_path / "annotations" / "instances_train2014.json"
+    )
 
 
 def test_the_layout_of_roboflow(tmp_path: Path) -> None:
@@ -163,7 +165,7 @@ def test_train_and_val_come_from_one_folder_or_two(tmp_path: Path) -> None:
     val_file = write_coco(tmp_path, "val", IMAGES, NAMES)
     test_file = write_coco(tmp_path, "test", IMAGES, NAMES)
 
-    def sources(**values: str) -> list[Path | None]:
+    def sources(**values: str) -> list[Path | str | None]:
         return [
             None if data is None else data.source for data in read_train_and_val(DataSettings.parse(values))
         ]

@@ -7,7 +7,6 @@ import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -20,15 +19,15 @@ from querybox.data import (
     DetectionData,
     read_dataset,
     read_train_and_val,
-    shard_index,
     split_dataset,
     train_loader,
     validate,
 )
+from querybox.data.formats import tar_index
 from querybox.data.read import read_split
 from querybox.data.sampler import BatchSampler
 from querybox.data.training_images import TrainingImages, UnreadableImage
-from querybox.errors import ConfigError, DataError, ImageError
+from querybox.errors import ConfigError, DataError
 
 A, B = (image.name.removesuffix(".png") for image in IMAGES)
 
@@ -170,55 +169,6 @@ def test_shuffling_shards_needs_shards(files: DetectionData) -> None:
         train_loader(files, DataSettings(shuffle_shards=2, workers=0), batch_size=2, seed=0)
 
 
-def test_an_index_is_written_once(tmp_path: Path, files: DetectionData) -> None:
-    folder = write_shards(files, tmp_path / "shards", 4)
-    first = read_dataset(folder)
-    indices = sorted((folder / ".index").iterdir())
-    assert len(indices) == 2
-    with mock.patch.object(shard_index, "make_index", side_effect=AssertionError):
-        same_records(read_dataset(folder), first)
-    indices[0].write_text("{}")
-    write_tar(folder / "train-001.tar", {"9.jpg": jpeg(), "9.json": b"[]"})
-    data = read_dataset(folder)
-    assert [image.path.name for image in data.images] == ["1.png", "2.png", "3.png", "4.png", "9.jpg"]
-    assert json.loads(indices[0].read_text())["samples"]
-
-
-def test_an_index_that_cannot_be_written_is_made_each_time(
-    tmp_path: Path, files: DetectionData, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = write_shards(files, tmp_path / "shards", 8)
-    with mock.patch.object(shard_index, "write_text", side_effect=PermissionError("read-only")):
-        same_records(read_dataset(folder), files)
-    assert "the index cannot be written (read-only); it is made again the next time" in caplog.text
-    assert not (folder / ".index").exists()
-
-
-def test_an_index_is_written_to_no_other_folder(tmp_path: Path, files: DetectionData) -> None:
-    folder = write_shards(files, tmp_path / "shards", 8)
-    (tmp_path / "elsewhere").mkdir()
-    (folder / ".index").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(
-        DataError, match=r"\.index: is a link; an index is written to the folder of the dataset"
-    ):
-        read_dataset(folder)
-
-
-def test_a_place_in_an_index_is_checked(tmp_path: Path, files: DetectionData) -> None:
-    """An index may have come with the shards."""
-    folder = write_shards(files, tmp_path / "shards", 8)
-    read_dataset(folder)
-    (file,) = (folder / ".index").iterdir()
-    content = json.loads(file.read_text())
-    for place in ({"start": -1}, {"size": 1 << 40}, {"size": -1}, {"shape": [0, 5]}, {"start": "x"}):
-        file.write_text(json.dumps({**content, "samples": [content["samples"][0] | place]}))
-        assert len(read_dataset(folder).images) == 8
-    file.write_text(json.dumps({**content, "samples": [content["samples"][0] | {"start": 1 << 40}]}))
-    (record,) = read_dataset(folder).images
-    with pytest.raises(ImageError, match=r"got 0 of .* bytes from byte 1,099,511,627,776 on"):
-        record.file.read()  # type: ignore[union-attr]
-
-
 BOX = ANNOTATED["0.json"] or b""
 
 
@@ -297,8 +247,8 @@ def test_a_damaged_tar_alone_is_no_archive_to_unpack(
 
 
 def test_sizes_that_a_tar_states_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_index, "MAX_CONTENT", len(jpeg()))
-    monkeypatch.setattr(shard_index, "MAX_ANNOTATION", 100)
+    monkeypatch.setattr(tar_index, "MAX_CONTENT", len(jpeg()))
+    monkeypatch.setattr(tar_index, "MAX_ANNOTATION", 100)
     members = {**ANNOTATED, "1.jpg": jpeg() + b"x", "2.jpg": jpeg(), "2.json": bytes(101)}
     found = {
         one.kind: one.places[0].what
@@ -306,7 +256,7 @@ def test_sizes_that_a_tar_states_are_bounded(tmp_path: Path, monkeypatch: pytest
     }
     assert "#1.jpg: is larger than" in found["too_large_image"]
     assert "#2.json: has 101 bytes; expected at most 100" in found["malformed"]
-    monkeypatch.setattr(shard_index, "MAX_TEXT", len(BOX))
+    monkeypatch.setattr(tar_index, "MAX_TEXT", len(BOX))
     members = {**ANNOTATED, "1.json": b"[]"}
     (finding,) = read_split(write_tar(tmp_path / "b.tar", members), None).findings
     assert "has more than" in finding.places[0].what

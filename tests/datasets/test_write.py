@@ -134,14 +134,15 @@ def members(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("ids", [int, str, lambda number: f"n{number}"], ids=["numbers", "digits", "names"])
 def test_licences_are_kept(boxes: DetectionData, tmp_path: Path, ids: Callable[[int], object]) -> None:
-    content = json.loads(boxes.source.read_text())
+    file = Path(boxes.source)
+    content = json.loads(file.read_text())
     of_dataset = {"info": {"year": 2026, "contributor": "Ä"}, "licenses": [{"id": 4, "name": "CC BY 2.0"}]}
     of_image = {"license": 4, "flickr_url": "https://flickr/1", "date_captured": None}
     for image in content["images"]:
         image.update(of_image if image["file_name"] == "1.png" else {}, id=ids(image["id"]))
     for annotation in content["annotations"]:
         annotation["image_id"] = ids(annotation["image_id"])
-    data = read_dataset(write_json(boxes.source, {**of_dataset, **content}))
+    data = read_dataset(write_json(file, {**of_dataset, **content}))
     split_dataset(data, tmp_path / "new", val=0.25)
     split_dataset(read_dataset(tmp_path / "new", "train"), tmp_path / "again", val=0.25, shards=8)
     written = [json.loads(path.read_text()) for path in (tmp_path / "new").glob("*/*.json")]

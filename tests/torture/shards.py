@@ -16,8 +16,9 @@ from shards import ANNOTATED, jpeg, write_parquet, write_tar
 from querybox.bulk.parts import Part
 from querybox.bulk.pictures import Decoded, decode
 from querybox.data import DataSettings, read_dataset, read_pixels
+from querybox.data.formats.tar_index import tar_index
 from querybox.data.read import read_split
-from querybox.data.shard_index import FOLDER, make_index
+from querybox.data.shard_index import FOLDER
 from querybox.data.training_images import TrainingImages, UnreadableImage
 from querybox.errors import DataError
 from torture.case import Case, require
@@ -96,7 +97,7 @@ def cut_parquet(folder: Path, long: bool) -> str:
 
 def read_samples(path: Path) -> None:
     """Read a shard to train on, and its images; the bombs have no annotations."""
-    make_index(str(path), "")
+    tar_index(str(path), "")
     for image in read_split(path, None).images:
         with suppress(DataError):
             read_pixels(image)

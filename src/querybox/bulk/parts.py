@@ -66,12 +66,7 @@ def shard_pictures(place: str, reader: Callable[[str, StoredFile], Iterator[Pict
     name = public_name(place)
     try:
         with opened(place) as file:
-            try:
-                yield from reader(name, file)
-            except DataError:
-                if file.failure is not None:
-                    raise file.failure from None
-                raise
+            yield from reader(name, file)
     except DataError as error:
         yield Picture.broken(name, str(error))
 

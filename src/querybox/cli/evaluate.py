@@ -28,7 +28,7 @@ METRICS, RESULTS, REPORT = "metrics.json", "results.json", "report.html"
 
 def evaluate(
     model: Path,
-    data: Path,
+    data: str,
     /,
     *,
     split: str | None = None,
@@ -58,7 +58,7 @@ def evaluate(
     Args:
         model: A checkpoint of any layout, a run folder (its best model, or else its last), or an exported model
             (.onnx, .xml for OpenVINO, .pt2 for PyTorch, .pte for ExecuTorch).
-        data: A dataset: COCO, Pascal VOC, YOLO or the format of an annotation tool.
+        data: A dataset: COCO, Pascal VOC, YOLO or the format of an annotation tool; or the URL of shards.
         split: Split of the dataset, such as val; required if it has several.
         output: Folder for the results.
         inspect: Number of worst images, those with the lowest F1, to show in the report, each with an inspector page.
@@ -73,7 +73,7 @@ def evaluate(
         tuned: Run a checkpoint with the engine, precision and number of threads that `querybox benchmark --tune` found
             to be the fastest on this machine.
         trust: Trust the source of a .pt2 or .pte file, which may execute code.
-        allow_network: Open the URLs of shards that the dataset's file has.
+        allow_network: Open the URLs of shards that the dataset is, or that its file has.
     """
     from querybox.cli.model import load_model, require_order
     from querybox.cli.progress import progress_bar

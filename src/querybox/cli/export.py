@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
 
 from querybox.cli.streams import print_text
 from querybox.errors import ConfigError
@@ -21,8 +23,9 @@ def export(
     to: Literal["onnx", "openvino", "torch", "executorch"],
     precision: Literal["auto", "float32", "bf16", "fp16", "int8"] = "float32",
     size: str | None = None,
-    calibrate: Path | None = None,
+    calibrate: str | None = None,
     split: str | None = None,
+    allow_network: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Export a model for another runtime, and verify that its predictions are those of the model.
 
@@ -49,8 +52,10 @@ def export(
             openvino if this machine's CPU computes it natively, otherwise float32.
         size: Fixed height x width of the images, which are resized to it, or to fit and padded, and run one at a time;
             by default the model takes images and batches of any size.
-        calibrate: For int8: a dataset with images like those to predict on. AP on it is measured before and after.
+        calibrate: For int8: a dataset, or the URL of shards, with images like those to predict on. AP on it is measured
+            before and after.
         split: Split of that dataset.
+        allow_network: Open the URLs of shards that the dataset is, or that its file has.
     """
     from querybox.checkpoints.find import EXPORTED, find_weights
     from querybox.cli.benchmark import parse_size
@@ -72,7 +77,7 @@ def export(
             f"{weights}: exists, but not {target}, whose weights it would be; expected a new file: set another name"
         )
     detector = Detector.load(source)
-    data = None if calibrate is None else read_dataset(calibrate, split)
+    data = None if calibrate is None else read_dataset(calibrate, split, allow_network=allow_network)
     with Console(stderr=True).status("loading") as status:
         done = run(
             detector,

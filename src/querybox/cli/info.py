@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 
 
 def info(
-    target: Path | None = None,
+    target: str | None = None,
     /,
     *,
     split: str | None = None,
+    allow_network: Annotated[bool, Parameter(negative="")] = False,
     trust: Annotated[bool, Parameter(negative="")] = False,
     models: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
@@ -42,8 +43,10 @@ def info(
     ```
 
     Args:
-        target: A checkpoint of any layout, a run folder, an exported model, or a dataset in any format.
+        target: A checkpoint of any layout, a run folder, an exported model, a dataset in any format, or the URL of
+            shards.
         split: Split of the dataset, such as val; all of them by default.
+        allow_network: Open the URLs of shards that the dataset is, or that its file has.
         trust: Trust the source of a .pt2 or .pte file, which may execute code.
         models: List the public weights that have a short name, which all commands take instead of a path.
     """
@@ -54,20 +57,25 @@ def info(
         return
     if target is None:
         tables = [installed(), *recipes()]
-    elif split is not None and (is_exported(target) or is_model(target) or nearest_public(target)):
+    elif not is_any_model(path := Path(target)):
+        tables = describe_data(target, split, allow_network=allow_network)
+    elif split is not None:
         raise ConfigError(f"querybox info: --split has no effect for a model, which {target} is: omit it")
-    elif is_exported(target):
+    elif is_exported(path):
         from querybox.exporting import load_exported
 
-        tables = [describe_exported(target, load_exported(target, trusted=trust).card)]
-    elif is_model(target) or nearest_public(target):
+        tables = [describe_exported(path, load_exported(path, trusted=trust).card)]
+    else:
         from querybox.checkpoints.read import load_checkpoint
 
-        path = find_weights(target)
-        tables = [describe_model(path, load_checkpoint(path), find_public(target))]
-    else:
-        tables = describe_data(target, split)
+        weights = find_weights(path)
+        tables = [describe_model(weights, load_checkpoint(weights), find_public(path))]
     Console().print(*tables)
+
+
+def is_any_model(path: Path) -> bool:
+    """Return whether a path is that of a model, or a name that may be meant as one of public weights."""
+    return is_exported(path) or is_model(path) or bool(nearest_public(path))
 
 
 def pairs(title: str, values: Mapping[str, object]) -> Table:
@@ -198,16 +206,19 @@ def describe_object_sides(preprocessing: Preprocessing) -> dict[str, str]:
     return {"objects": f"median side of {sides.original:.4g} pixels, resized {sides.resized:.4g}"}
 
 
-def describe_data(path: Path, split: str | None) -> list[Table]:
+def describe_data(target: str, split: str | None, *, allow_network: bool) -> list[Table]:
     """Show the splits of a dataset, and the number of objects of each class."""
-    from querybox.data.read import as_data_errors, find_splits, read_dataset
+    from querybox.arguments import require_dataset
+    from querybox.data.read import as_data_errors, find_splits, read_dataset, shown
     from querybox.data.records import log_warnings, require_usable
 
+    path = require_dataset("querybox info", target)
     if split is not None:
-        splits = {split: read_dataset(path, split)}
+        splits = {split: read_dataset(path, split, allow_network=allow_network)}
     else:
         with as_data_errors(path):
-            splits = {name: require_usable(read()) for name, read in find_splits(path).items()}
+            readers = find_splits(path, allow_network=allow_network)
+            splits = {name: require_usable(read()) for name, read in readers.items()}
         for data in splits.values():
             log_warnings(data)
     rows = []
@@ -217,7 +228,7 @@ def describe_data(path: Path, split: str | None) -> list[Table]:
         invalid = ", ".join(f"{count} {kind}" for kind, count in data.faulty_boxes.items()) or "none"
         rows.append([name, *map(str, (len(data.images), empty, data.num_objects, crowds)), invalid])
     heads = ["split", "images", "without objects", "objects", "crowds", "invalid boxes"]
-    return [table(str(path), heads, rows, numeric=range(1, 5)), classes_table(splits)]
+    return [table(str(shown(path)), heads, rows, numeric=range(1, 5)), classes_table(splits)]
 
 
 def classes_table(splits: Mapping[str, DetectionData]) -> Table:

@@ -19,12 +19,13 @@ def inspect(
     *images: str,
     model: Path,
     output: Annotated[Path, Parameter(alias="-o")] = Path("inspect.html"),
-    annotations: Path | None = None,
+    annotations: str | None = None,
     split: str | None = None,
     queries: int = 100,
     encoder_layers: str = "last",
     tile: int | Literal["auto"] | None = None,
     overlap: float = 0.2,
+    allow_network: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Inspect a model: write a page that shows how it processes images.
 
@@ -44,13 +45,15 @@ def inspect(
         images: Images, folders or patterns.
         model: A checkpoint of any layout, or a run folder: its best model, or else its last.
         output: The HTML file.
-        annotations: A dataset that contains the images: COCO, Pascal VOC, YOLO or the format of an annotation tool.
+        annotations: A dataset that contains the images: COCO, Pascal VOC, YOLO or the format of an annotation tool; or
+            the URL of shards, in which images are found by their name.
         split: Split of the dataset, such as val; required if it has several.
         queries: Number of queries per image, best first. With large images the attention of fewer is included.
         encoder_layers: Encoder layers whose attention is included: last, all, or numbers from 1, separated by commas.
         tile: Side in pixels of the tiles of larger images, which are inspected as a whole, too; auto as in `querybox
             predict`. No tiles by default.
         overlap: Minimum overlap of neighbouring tiles, as a fraction of their side (0-0.9).
+        allow_network: Open the URLs of shards that the dataset is, or that its file has.
     """
     if not images:
         raise ConfigError("querybox inspect got no images; expected images, folders or patterns")
@@ -64,7 +67,7 @@ def inspect(
 
     require_own(output)
     files = [file for image in images for file in find_files(Path(image))]
-    data = None if annotations is None else read_dataset(annotations, split)
+    data = None if annotations is None else read_dataset(annotations, split, allow_network=allow_network)
     detector = load_detector(model)
     with progress_bar(count_frames(files) if tile is None else None) as advance:
 

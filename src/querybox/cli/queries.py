@@ -12,13 +12,14 @@ from querybox.cli.streams import print_text
 
 def queries(
     model: Path,
-    data: Path,
+    data: str,
     /,
     *,
     split: str | None = None,
     output: Annotated[Path, Parameter(alias="-o")] = Path("queries.png"),
     queries: int = 20,
     batch_size: int = 8,
+    allow_network: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Show where in the image each object query predicts, and boxes of which size.
 
@@ -34,11 +35,13 @@ def queries(
 
     Args:
         model: A checkpoint of any layout, or a run folder: its best model, or else its last.
-        data: A dataset: COCO, Pascal VOC, YOLO or the format of an annotation tool. Its labels do not matter.
+        data: A dataset: COCO, Pascal VOC, YOLO or the format of an annotation tool; or the URL of shards. Its labels do
+            not matter.
         split: Split of the dataset, such as val; required if it has several.
         output: The picture: .png, .svg or .pdf.
         queries: How many queries to show, those with the highest mean score first.
         batch_size: Images per forward pass on an accelerator; the result does not depend on it.
+        allow_network: Open the URLs of shards that the dataset is, or that its file has.
     """
     from querybox.cli.model import load_detector, require_order
     from querybox.cli.progress import progress_bar
@@ -50,7 +53,7 @@ def queries(
     require_order("querybox queries", model, [data])
     check_picture(output, queries)  # fail before the work is done, not after
     require_own(output)
-    dataset = read_dataset(data, split)
+    dataset = read_dataset(data, split, allow_network=allow_network)
     detector = load_detector(model)
     with progress_bar(len(dataset.images)) as advance:
         view = query_view(detector, dataset, batch_size=batch_size, callback=advance)

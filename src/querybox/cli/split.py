@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from querybox.cli.streams import print_text
 from querybox.text import counted
 
 
 def split(
-    data: Path,
+    data: str,
     /,
     *,
     output: Path | None = None,
@@ -17,6 +20,7 @@ def split(
     test: float = 0.0,
     of: str | None = None,
     shards: int | None = None,
+    allow_network: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Split a dataset into training, validation and test images.
 
@@ -35,32 +39,36 @@ def split(
     querybox split photos/ --val 0.2 --test 0.1           # and /test
     querybox split photos/ --of train --output divided/   # divide the training split of a dataset
     querybox split photos/ --shards 1000                  # tars of 1,000 images: train-000000.tar ...
+    querybox split 's3://bucket/*.parquet' --shards 1000 --allow-network   # Parquet files in a storage as tars
     ```
 
     Args:
-        data: A dataset in any format that querybox reads, recognised from the path.
-        output: Folder to write to, which must be new; by default the dataset's name followed by `-split`.
+        data: A dataset in any format that querybox reads, recognised from the path; or the URL of shards.
+        output: Folder to write to, which must be new; by default the dataset's name followed by `-split`, beside it, or
+            in the current folder for a URL.
         val: Fraction of the images for validation, 0-1.
         test: Fraction of the images for testing, 0-1; 0 for no test images.
         of: Split of the dataset to divide; required if it has several.
         shards: Write shards of WebDataset with this number of images each, in place of folders of images.
+        allow_network: Open the URLs of shards that the dataset is, or that its file has.
     """
+    from querybox.arguments import require_dataset
     from querybox.data import read_dataset
     from querybox.data.findings import KINDS
-    from querybox.data.read import as_data_errors, find_splits
+    from querybox.data.read import as_data_errors, find_splits, shown
     from querybox.data.write import NOT_READ, split_dataset
     from querybox.errors import ConfigError
 
+    source = require_dataset("querybox split", data)
     if of is None:
-        with as_data_errors(data):
-            names = list(find_splits(data))
+        with as_data_errors(source):
+            names = list(find_splits(source, allow_network=allow_network))
         if len(names) > 1:
             raise ConfigError(
-                f"{data}: has several splits ({', '.join(names)}); name the one to divide: --of {names[0]}"
+                f"{shown(source)}: has several splits ({', '.join(names)}); name the one to divide: --of {names[0]}"
             )
-    source = data.resolve()
-    folder = output or source.parent / f"{source.stem if source.is_file() else source.name}-split"
-    whole = read_dataset(data, of)
+    folder = output or beside(source)
+    whole = read_dataset(source, of, allow_network=allow_network)
     parts = split_dataset(whole, folder, val=val, test=test, shards=shards)
     for name, part in parts.items():
         print_text(f"{name}: {counted(len(part.images), 'image')}, {counted(part.num_objects, 'object')}")
@@ -68,3 +76,13 @@ def split(
         if finding.kind in NOT_READ:
             print_text(f"not written, because not read: {KINDS[finding.kind].meaning} ({finding.count:,})")
     print_text(f"written to {folder}; train with: querybox train {folder}")
+
+
+def beside(source: Path | str) -> Path:
+    """Return the folder beside a dataset that its parts are written to; in the current one for a URL."""
+    if isinstance(source, str):
+        from querybox.data.storage import stem
+
+        return Path(f"{stem(source)}-split")
+    source = source.resolve()
+    return source.parent / f"{source.stem if source.is_file() else source.name}-split"

@@ -25,10 +25,11 @@ def trace(
     /,
     *,
     model: Path,
-    annotations: Path | None = None,
+    annotations: str | None = None,
     split: str | None = None,
     queries: int = 5,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    allow_network: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Trace one image through a model: every stage with its shape, range and time.
 
@@ -43,10 +44,12 @@ def trace(
     Args:
         image: The image.
         model: A checkpoint of any layout, or a run folder: its best model, or else its last.
-        annotations: A dataset that has the image: COCO, Pascal VOC, YOLO or the format of an annotation tool.
+        annotations: A dataset that has the image: COCO, Pascal VOC, YOLO or the format of an annotation tool; or the
+            URL of shards, in which it is found by its name.
         split: Split of the dataset, such as val; required if it has several.
         queries: How many queries to show, the best first.
         as_json: Print all of it as JSON instead of tables.
+        allow_network: Open the URLs of shards that the dataset is, or that its file has.
     """
     from querybox.cli.model import load_detector
     from querybox.data import read_dataset
@@ -58,7 +61,7 @@ def trace(
     if annotations is None:
         traced = follow(detector, image)
     else:
-        data = read_dataset(annotations, split)
+        data = read_dataset(annotations, split, allow_network=allow_network)
         traced = trace_record(detector, find_record(image, data), data)
     if as_json:
         print_text(to_json(traced.to_dict()))

@@ -49,7 +49,8 @@ def train(
     ```
 
     Args:
-        target: A run file (YAML), in which paths are relative to the file; or a dataset in any format.
+        target: A run file (YAML), in which paths are relative to the file; or a dataset in any format; or the URL of
+            shards, with data.allow_network=true.
         overrides: Settings by name, such as train.lr=2e-4 or data.val=photos/val.json; the last part of a name is
             enough: lr=2e-4.
         output: The run folder; runs/ and the name of the dataset by default.
@@ -96,7 +97,7 @@ def read_settings(target: str | None, overrides: Sequence[str], options: Mapping
             f"{target}: is a model; expected a dataset or a run file; to fine-tune it: querybox train {data} "
             f"--weights {target}"
         )
-    if target is not None and "=" in target and not Path(target).exists():
+    if target is not None and "=" in target.partition("://")[0] and not Path(target).exists():
         overrides, target = [target, *overrides], None  # settings only
     given = {**read_overrides(overrides), **options}
     return settings.read_settings(target, given, where="command line")

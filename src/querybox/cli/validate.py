@@ -24,7 +24,7 @@ MAX_PLACES = 3
 
 
 def validate(
-    data: Path,
+    data: str,
     /,
     *,
     split: str | None = None,
@@ -43,13 +43,14 @@ def validate(
     querybox validate photos/                         # all splits, as a table
     querybox validate photos/ --split train --json    # machine-readable
     querybox validate photos/ --report problems.html  # a page with pictures of the problems
+    querybox validate 's3://bucket/train-*.tar' --allow-network   # shards in a storage
     ```
 
     Args:
-        data: A dataset: COCO, Pascal VOC, YOLO or the format of an annotation tool.
+        data: A dataset: COCO, Pascal VOC, YOLO or the format of an annotation tool; or the URL of shards.
         split: Split of the dataset, such as val; all of them by default.
         max_corrupt: Fraction of a split's images (0-1) that may be unreadable.
-        allow_network: Open the URLs of shards that the dataset's file has.
+        allow_network: Open the URLs of shards that the dataset is, or that its file has.
         as_json: Print JSON instead of a table, with all places of every finding.
         report: HTML file to write, with pictures.
     """
@@ -70,7 +71,7 @@ def validate(
         print_text(to_json(result.to_json(), indent=2))
     else:
         Console().print(*(findings_table(name, one) for name, one in result.splits.items()), sep="\n")
-        print_text(f"{data} {verdict(result)}")
+        print_text(f"{result.source} {verdict(result)}")
     return 0 if result.usable else UNUSABLE
 
 

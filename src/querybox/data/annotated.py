@@ -72,8 +72,8 @@ class AnnotatedImage:
 class AnnotatedSplit(NamedTuple):
     """A split whose annotations have not been read yet."""
 
-    source: Path
-    """Its file or folder."""
+    source: Path | str
+    """Its file or folder, or its URL without credentials."""
     locator: ImageLocator
     parse: Callable[[FindingCollector], Iterable[AnnotatedImage]]
     """Reads the annotations, all or one after the other; the image files need not exist."""

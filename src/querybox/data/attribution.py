@@ -36,7 +36,7 @@ UNKNOWN = Attribution()
 
 def read_attribution(data: DetectionData) -> Attribution:
     """Return what the file of a dataset says of its origin; nothing if it is not a COCO file."""
-    if data.source.suffix.lower() != ".json":
+    if isinstance(data.source, str) or data.source.suffix.lower() != ".json":
         return UNKNOWN
     findings = FindingCollector(data.source)  # which the dataset has
     dataset: dict[str, Any] = {}

@@ -262,8 +262,8 @@ class DataFinding:
 
     kind: str
     """A key of `KINDS`."""
-    file: Path
-    """The dataset's file or folder."""
+    file: Path | str
+    """The dataset's file or folder, or its URL without credentials."""
     count: int
     places: tuple[Place, ...]
     """The places, at most `MAX_PLACES`, in the order of the file."""
@@ -303,7 +303,7 @@ class DataFinding:
 class FindingCollector:
     """Collects the findings of one dataset."""
 
-    def __init__(self, file: Path, known: Sequence[DataFinding] = ()) -> None:
+    def __init__(self, file: Path | str, known: Sequence[DataFinding] = ()) -> None:
         """Start with the `known` findings of the dataset `file`."""
         self.file = file
         self.places: defaultdict[str, list[Place]] = defaultdict(list)

@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from querybox.data.image import SUFFIXES
 from querybox.data.locate import ImageLocator, is_junk, iterate_files, list_files
@@ -120,7 +120,7 @@ def subfolders(folders: Iterable[Path]) -> list[Path]:
     return [Path(path) for path in sorted(found)]
 
 
-def split_folder(folder: Path, root: Path) -> str | None:
+def split_folder(folder: PurePath, root: PurePath) -> str | None:
     """Return the name of the first folder on the way from `root` to `folder` that is a split; None if none is."""
     return next((part for part in folder.relative_to(root).parts if split_name(part) in SPLITS), None)
 
@@ -142,8 +142,13 @@ def shards_by_split(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
     """
     groups: defaultdict[str, list[Path]] = defaultdict(list)
     for file in files:
-        groups[split_folder(file.parent, root) or _SHARD.sub("", file.stem) or "all"].append(file)
+        groups[shard_split(file, root)].append(file)
     return dict(groups)
+
+
+def shard_split(file: PurePath, root: PurePath) -> str:
+    """Return the name of the split that a file is a part of; see `shards_by_split`."""
+    return split_folder(file.parent, root) or _SHARD.sub("", file.stem) or "all"
 
 
 def dataset_root(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Parquet files with images in them, on this disk or elsewhere: opened, with what they state checked."""
+"""Parquet files with images in them, on this disk or elsewhere: what they state is checked when they are opened."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ MAX_CONTENT = 1 << 28
 _MAX_RATIO = 100
 """Ratio by which larger files may be compressed."""
 _BUFFER = 1 << 20
+BATCH = 8
+"""Number of images in memory at a time."""
 
 
 @runtime_checkable
@@ -37,12 +39,13 @@ class Seekable(Protocol):
 
 
 @contextmanager
-def opened(file: Path | str, stream: Seekable | None = None) -> Iterator[ParquetFile]:
+def opened(file: Path | str, stream: Seekable | None = None, *, whole: bool = False) -> Iterator[ParquetFile]:
     """Open a Parquet file.
 
     Args:
         file: The file.
         stream: The file if it is open, or not on this disk; `file` is then only its name in messages.
+        whole: Whether a column of a row group is read at once, rather than a part at a time.
 
     Raises:
         MissingExtraError: pyarrow is not installed.
@@ -56,7 +59,8 @@ def opened(file: Path | str, stream: Seekable | None = None) -> Iterator[Parquet
             f"{file}: reading Parquet needs pyarrow, which is not installed: pip install 'querybox[parquet]'"
         ) from None
     try:
-        with ParquetFile(stream or file, buffer_size=_BUFFER, pre_buffer=False) as parquet:
+        buffer = 0 if whole else _BUFFER
+        with ParquetFile(stream or file, buffer_size=buffer, pre_buffer=False) as parquet:
             _check_sizes(file, stream.size if stream else Path(file).stat().st_size, parquet.metadata)
             yield parquet
     except QueryboxError:
@@ -92,3 +96,11 @@ def has_content(type_: pa.DataType) -> bool:
         if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)
     ]
     return "bytes" in binary
+
+
+def contents(parquet: ParquetFile, group: int, column: str) -> Iterator[bytes | None]:
+    """Yield the image files in a column of structures, of one row group, a few at a time; None where there is none."""
+    batches = parquet.iter_batches(BATCH, row_groups=[group], columns=[f"{column}.bytes"], use_threads=False)
+    for batch in batches:
+        for row in batch.to_pylist():
+            yield (row[column] or {}).get("bytes")

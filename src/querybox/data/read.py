@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from types import NoneType
 
-from querybox.arguments import require_consent, require_number, require_path, require_type
+from querybox.arguments import require_consent, require_dataset, require_number, require_type
 from querybox.data.findings import FindingCollector
 from querybox.data.formats import FORMATS
-from querybox.data.formats.shard_urls import read_shard_urls
+from querybox.data.formats.shard_urls import read_shard_urls, url_splits
 from querybox.data.layout import inner_folder
 from querybox.data.plausibility import with_annotation_findings, with_shared_images
 from querybox.data.records import DetectionData, log_warnings, require_image_files, require_usable
@@ -33,17 +33,18 @@ def read_dataset(
     """Read a dataset in any of `querybox.data.formats.FORMATS`, which is recognised.
 
     Args:
-        path: A dataset folder, or a file that describes a dataset, such as COCO JSON or a YOLO `data.yaml`.
+        path: A dataset folder; a file that describes a dataset, such as COCO JSON or a YOLO `data.yaml`; or the URL of
+            a shard, or of a folder or pattern of shards.
         split: The split: `train`, `val`, `test`, or another name that the dataset uses. Required if it has several.
         max_corrupt: Fraction of the images (0-1) that may be missing. Image files are not opened here; see `validate`.
-        allow_network: Whether URLs of shards, which a file at `path` may have, are opened.
+        allow_network: Whether URLs of shards are opened.
 
     Raises:
         ConfigError: `max_corrupt` is not within 0-1; or there are URLs, without `allow_network` or malformed.
         DataError: There is no dataset at `path`, or more than one; it has no such split, or several and `split` is
             None; its files are malformed; ids are repeated; a class is unknown; or too many images are missing.
     """
-    path = require_path("read_dataset", path, "a dataset")
+    path = require_dataset("read_dataset", path)
     require_type("read_dataset", split, (str, NoneType), "the name of a split")
     require_number("read_dataset", "max_corrupt", max_corrupt, 0, 1)
     data = require_image_files(
@@ -53,10 +54,10 @@ def read_dataset(
     return data
 
 
-def read_split(path: Path, split: str | None, *, allow_network: bool = False) -> DetectionData:
+def read_split(path: Path | str, split: str | None, *, allow_network: bool = False) -> DetectionData:
     """Read a dataset like `read_dataset`, but return errors among its findings instead of raising them."""
     with as_data_errors(path):
-        return pick_split(find_splits(path, allow_network=allow_network), split, path)()
+        return pick_split(find_splits(path, allow_network=allow_network), split, shown(path))()
 
 
 def read_train_and_val(settings: DataSettings) -> tuple[DetectionData, DetectionData | None]:
@@ -72,14 +73,14 @@ def read_train_and_val(settings: DataSettings) -> tuple[DetectionData, Detection
     """
     if settings.train is None:
         raise ConfigError("setting 'data.train' is not set; set it to a dataset to train on")
-    train = Path(settings.train)
+    train = require_dataset("setting 'data.train'", settings.train)
     with as_data_errors(train):
         splits = find_splits(train, allow_network=settings.allow_network)
     train_data = _read_part(train, splits, settings.train_split, "train")
     if settings.val == NO_VALIDATION:
         return train_data, None
     if settings.val is not None:
-        val = Path(settings.val)
+        val = require_dataset("setting 'data.val'", settings.val)
         with as_data_errors(val):
             splits = find_splits(val, allow_network=settings.allow_network)
             return train_data, _read_part(val, splits, settings.val_split, "val")
@@ -91,39 +92,50 @@ def read_train_and_val(settings: DataSettings) -> tuple[DetectionData, Detection
     return train_data, None
 
 
-def _read_part(path: Path, splits: Mapping[str, Reader], split: str | None, default: str) -> DetectionData:
+def _read_part(
+    path: Path | str, splits: Mapping[str, Reader], split: str | None, default: str
+) -> DetectionData:
     split = split or (default if len(splits) > 1 else None)
     with as_data_errors(path):
-        return pick_split(splits, split, path, setting=f"data.{default}_split")()
+        return pick_split(splits, split, shown(path), setting=f"data.{default}_split")()
+
+
+def shown(path: Path | str) -> Path | str:
+    """Return the path of a dataset, or its URL without credentials."""
+    return public_name(path) if isinstance(path, str) else path
 
 
 @contextmanager
-def as_data_errors(path: Path) -> Iterator[None]:
+def as_data_errors(path: Path | str) -> Iterator[None]:
     """Convert file system errors, such as missing permissions, to `DataError`."""
     try:
         yield
     except QueryboxError:
         raise
     except OSError as error:
-        raise DataError(f"{error.filename or path}: {error.strerror or error}") from None
+        raise DataError(f"{error.filename or shown(path)}: {error.strerror or error}") from None
 
 
-def find_splits(path: Path, *, allow_network: bool = False) -> dict[str, Reader]:
+def find_splits(path: Path | str, *, allow_network: bool = False) -> dict[str, Reader]:
     """Return a reader for every split of the dataset at `path`. At this point files are only recognised.
 
     Args:
-        path: A dataset folder, or a file that describes a dataset.
-        allow_network: Whether URLs that a file has may be opened by readers.
+        path: A dataset folder, a file that describes a dataset, or the URL of shards.
+        allow_network: Whether URLs may be opened.
 
     Raises:
-        ConfigError: It has URLs, without `allow_network`.
+        ConfigError: It is or has URLs, without `allow_network`.
         DataError: There is no dataset at `path`, or its format is ambiguous.
+        StorageError: The storage of a URL cannot be reached, or refuses.
     """
+    if isinstance(path, str):
+        require_consent(public_name(path), allow_network=allow_network)
+        return {split: partial(_read_checked, read, []) for split, read in url_splits(path).items()}
     expected = f"expected {'; '.join(format_.expected for format_ in FORMATS)}"
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; expected a dataset: check the path")
     path = inner_folder(path)
-    if (shards := read_shard_urls(path)) is not None:
+    if (shards := read_shard_urls(path)) is not None and shards.urls:
         require_consent(f"{public_name(shards.urls[0])} of {path}", allow_network=allow_network)
     found = {format_.name: splits for format_ in FORMATS if (splits := format_.splits(path))}
     if not found:

@@ -32,8 +32,10 @@ ROUNDING = 0.01
 _OBJECTS = np.dtype(
     [("box_xyxy", np.float64, 4), ("area", np.float64), ("label", np.int64), ("crowd", np.bool_)], align=True
 )
-_SIZE_BITS = 32
-"""Number of bits of the size of an image in a shard, which is kept in one number with its start."""
+_SIZE_BITS, _START_BITS = 32, 64
+"""Numbers of bits of the size of an image in a shard, and of its start, which are kept in one number with its group."""
+Unit: TypeAlias = tuple[str, int | None]
+"""What is read for an image: path or URL of a tar, and None; or those of a Parquet file, and the row group."""
 _NO_OBJECTS = np.zeros(0, _OBJECTS)
 _Note: TypeAlias = Callable[..., None]
 """Adds a finding, given its kind, the number of the object in its image, and what is wrong."""
@@ -96,7 +98,8 @@ class ImageRecord:
         self.shard: str | None = None
         if isinstance(path, ShardImage):
             self.shard = sys.intern(path.shard)
-            self._extent = path.start << _SIZE_BITS | path.size
+            group = 0 if path.group is None else path.group + 1
+            self._extent = (group << _START_BITS | path.start) << _SIZE_BITS | path.size
             folder = public_name(path.shard)
             # A copy: among the originals is what was in memory for the annotations, which could not be given back.
             self._name = path.name.encode(errors="surrogateescape").decode(errors="surrogateescape")
@@ -114,14 +117,22 @@ class ImageRecord:
         """The image file."""
         if self.shard is None:
             return self.path
-        return ShardImage(
-            self.shard, self._name, self._extent >> _SIZE_BITS, self._extent & ((1 << _SIZE_BITS) - 1)
-        )
+        place, size = divmod(self._extent, 1 << _SIZE_BITS)
+        group, start = divmod(place, 1 << _START_BITS)
+        return ShardImage(self.shard, self._name, start, size, group - 1 if group else None)
 
     @property
     def path(self) -> Path:
         """The path of the image file. In a shard, which is no folder, it only tells images apart."""
         return Path(self._folder, self._name)
+
+    @property
+    def unit(self) -> Unit | None:
+        """The shard of the image; None for a file of its own."""
+        if self.shard is None:
+            return None
+        group = self._extent >> (_SIZE_BITS + _START_BITS)
+        return self.shard, group - 1 if group else None
 
     @property
     def is_missing(self) -> bool:
@@ -157,8 +168,8 @@ class ImageRecord:
 class DetectionData:
     """A dataset or one of its splits, in the order of the file."""
 
-    source: Path
-    """The file or folder that was read."""
+    source: Path | str
+    """The file or folder that was read, or the URL of its shards without credentials."""
     categories: tuple[Category, ...]
     """Classes by label, with the ids and names of the dataset."""
     images: tuple[ImageRecord, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from jaxtyping import Int64
 from torch.utils.data import Sampler
 
 from querybox.data.phases import BatchAugmentation, Phases
-from querybox.data.records import DetectionData
+from querybox.data.records import DetectionData, Unit
 from querybox.errors import ConfigError
 
 
@@ -37,7 +38,8 @@ class BatchSampler(Sampler[list[ImageKey]]):
         rank: Index of this process.
         world_size: Number of processes.
         phases: The augmentation of every batch; None for the default one.
-        shuffle_shards: Number of shards whose images are shuffled together; None for all images.
+        shuffle_shards: Number of shards, or row groups of Parquet files, whose images are shuffled together; None for
+            all images.
 
     Raises:
         ConfigError: `batch_size` is not a multiple of `world_size`, or there are fewer images than processes; or there
@@ -125,18 +127,28 @@ class BatchSampler(Sampler[list[ImageKey]]):
 
 
 def shard_numbers(data: DetectionData) -> Int64[np.ndarray, " N"]:
-    """Return the number of the shard of each image, from 0.
+    """Return the number of the shard, or row group of a Parquet file, of each image, from 0.
 
     Raises:
         ConfigError: An image is in none.
     """
-    numbers: dict[str, int] = {}
-    for image in data.images:
-        if image.shard is None:
+    numbers: dict[Unit, int] = {}
+    shards = np.empty(len(data.images), dtype=np.int64)
+    for index, image in enumerate(data.images):
+        if (unit := image.unit) is None:
             raise ConfigError(
                 f"setting 'data.shuffle_shards' is set, but {image.path} of {data.source} is in no shard; expected a "
                 "dataset of shards: remove the setting"
             )
-        numbers.setdefault(image.shard, len(numbers))
-    shards = (numbers[image.shard] for image in data.images if image.shard is not None)
-    return np.fromiter(shards, dtype=np.int64, count=len(data.images))
+        shards[index] = numbers.setdefault(unit, len(numbers))
+    return shards
+
+
+def row_groups(data: DetectionData) -> dict[Unit | None, list[int]]:
+    """Return the indices of the images in each row group of Parquet files."""
+    groups: defaultdict[Unit | None, list[int]] = defaultdict(list)
+    for index, image in enumerate(data.images):
+        unit = image.unit
+        if unit is not None and unit[1] is not None:
+            groups[unit].append(index)
+    return dict(groups)

@@ -60,7 +60,7 @@ class DataSettings(Settings):
     """
 
     train: PathText | None = None
-    """Dataset to train on: a folder, or a file that describes a dataset."""
+    """Dataset to train on: a folder, a file that describes a dataset, or the URL of shards."""
     train_split: str | None = None
     """Split of `train`; required only if it has several and none is called train."""
     val: PathText | None = None
@@ -69,7 +69,7 @@ class DataSettings(Settings):
     val_split: str | None = None
     """Split of `val`; required only if it has several and none is called val."""
     allow_network: bool = False
-    """Open the URLs of shards that the file of a dataset has. Without it nothing connects to a network."""
+    """Open the URLs of shards that a dataset is, or that its file has. Without it nothing connects to a network."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Fraction of the images of `train` that is held out if there is no other validation data."""
     tile: Annotated[int, Field(ge=MIN_TILE, le=MAX_TILE)] | None = None
@@ -133,8 +133,9 @@ class DataSettings(Settings):
     transform: str | None = None
     """Description of the transform that was given to `querybox.train` for augmentation, if any; set by it."""
     shuffle_shards: int | None = Field(default=None, ge=1, le=2**20)
-    """Number of shards whose images are shuffled together in an epoch, before the next ones are read; which shards
-    these are differs in each epoch. None shuffles the images of all shards."""
+    """Number of shards, or row groups of Parquet files, whose images are shuffled together in an epoch, before the next
+    ones are read; which these are differs in each epoch. None shuffles the images of all shards, and of as many row
+    groups as can be held in memory."""
     workers: int = Field(default=2, ge=0, le=1024)
     """Number of processes that load images; 0 to load them in the training process. By default not more than there are
     CPUs."""

@@ -56,7 +56,7 @@ def by_split(readers: Mapping[str, Reader]) -> dict[str, Reader]:
 def pick_split(
     readers: Mapping[str, Reader],
     split: str | None,
-    source: Path,
+    source: Path | str,
     *,
     setting: str = "--split, or split= in Python",
 ) -> Reader:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -46,6 +47,15 @@ def is_web(place: str) -> bool:
 def suffix(place: str) -> str:
     """Return the file name extension of a path or URL in lower case; names in storages may contain ``?`` and ``#``."""
     return os.path.splitext(urlsplit(place).path if is_web(place) else place)[1].lower()  # noqa: PTH122
+
+
+def stem(url: str) -> str:
+    """Return the last name in a URL, without extension, number and pattern."""
+    for part in reversed(url.partition("://")[2].partition("?")[0].split("/")):
+        name = re.sub(r"[*?\[{].*", "", PurePosixPath(part).stem).strip("-_.")
+        if re.search(r"[^\W\d_]", name):
+            return name
+    return "shards"
 
 
 def connect(url: str) -> tuple[AbstractFileSystem, str]:
@@ -173,18 +183,22 @@ class StoredFile:
 
 
 @contextmanager
-def opened(place: str) -> Iterator[StoredFile]:
+def opened(place: str, *, ahead: bool = True) -> Iterator[StoredFile]:
     """Open a file for reading.
+
+    Args:
+        place: Its path or URL.
+        ahead: Whether a storage sends more than is asked for, of a file that is read from beginning to end.
 
     Raises:
         ImageError: There is no such file, it is not a regular one, or may not be read.
-        OSError: The storage cannot be reached, or refuses.
+        OSError: The storage cannot be reached, or refuses, also later, when readers take it for damage of the file.
     """
     try:
         if is_url(place):
             storage, path = connect(place)
             with reaching(place):
-                file = storage.open(path, "rb")
+                file = storage.open(path, "rb", **({} if ahead else {"cache_type": "none"}))
         else:
             require_regular(Path(place), ImageError)
             file = Path(place).open("rb")  # noqa: SIM115 - closed below
@@ -193,7 +207,13 @@ def opened(place: str) -> Iterator[StoredFile]:
     except PermissionError as error:
         raise ImageError(f"{place}: cannot be read ({error.strerror}); check its permissions") from None
     with file:
-        yield StoredFile(place, file)
+        stored = StoredFile(place, file)
+        try:
+            yield stored
+        except DataError:
+            if stored.failure is not None:
+                raise stored.failure from None
+            raise
 
 
 def read(place: str) -> bytes:

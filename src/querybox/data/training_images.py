@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from querybox.data.augment import augment
 from querybox.data.image import JPEG_SUFFIXES, read_image, reduction
 from querybox.data.records import DetectionData, ImageRecord
-from querybox.data.sampler import ImageKey
+from querybox.data.sampler import ImageKey, row_groups
 from querybox.data.settings import DataSettings
 from querybox.data.tiled import TileRecord, read_tile
 from querybox.data.transforms import Sample
@@ -62,6 +62,7 @@ class TrainingImages(Dataset[AugmentedImage | UnreadableImage]):
         self.fill = fill
         self.transform = transform
         self.masks = masks
+        self.groups = row_groups(data)
         # Decoded before the workers are forked, so that they share the memory.
         self.cached = self.read_all() if settings.cache else None
 
@@ -73,7 +74,9 @@ class TrainingImages(Dataset[AugmentedImage | UnreadableImage]):
         sample = self.load(index, rng)
         if isinstance(sample, UnreadableImage):
             return sample
-        sample = augment(sample, self.settings, rng, batch, draw=partial(self.draw, rng), fill=self.fill)
+        sample = augment(
+            sample, self.settings, rng, batch, draw=partial(self.draw, index, rng), fill=self.fill
+        )
         if not self.masks:  # they were read for copy-paste
             sample = sample._replace(masks=None)
         return AugmentedImage(sample, image_id, batch.mixup)
@@ -90,9 +93,14 @@ class TrainingImages(Dataset[AugmentedImage | UnreadableImage]):
         ]
         return f"the tiles {', '.join(tiles)}" if tiles else f"the image ids {', '.join(map(str, image_ids))}"
 
-    def draw(self, rng: np.random.Generator) -> Sample | None:
-        """Return any image, for copy-paste or a mosaic, or None if it cannot be read; its own turn reports this."""
-        sample = self.load(int(rng.integers(len(self))), rng)
+    def draw(self, index: int, rng: np.random.Generator) -> Sample | None:
+        """Return any image, for copy-paste or a mosaic, or None if it cannot be read; its own turn reports this.
+
+        It is one of the same row group for an image in a Parquet file, which is in memory with it.
+        """
+        group = self.groups.get(self.images[index].unit)
+        any_one = int(rng.integers(len(self) if group is None else len(group)))
+        sample = self.load(any_one if group is None else group[any_one], rng)
         return None if isinstance(sample, UnreadableImage) else sample
 
     def load(self, index: int, rng: np.random.Generator) -> Sample | UnreadableImage:

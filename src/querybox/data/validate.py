@@ -9,10 +9,10 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Self
 
-from querybox.arguments import require_number, require_path, require_type
+from querybox.arguments import require_dataset, require_number, require_type
 from querybox.data.findings import DataFinding, FindingCollector
 from querybox.data.plausibility import with_shared_images
-from querybox.data.read import as_data_errors, find_splits
+from querybox.data.read import as_data_errors, find_splits, shown
 from querybox.data.records import DetectionData
 from querybox.data.scan import Callback, examine_images, with_observations
 from querybox.data.settings import MAX_CORRUPT, DataSettings
@@ -30,8 +30,8 @@ VALIDATION = "validation.json"
 class SplitReport:
     """The validation result of one split of a dataset."""
 
-    source: Path
-    """Its file or folder."""
+    source: Path | str
+    """Its file or folder, or its URL without credentials."""
     images: int
     """Number of usable images."""
     excluded: int
@@ -76,7 +76,8 @@ class SplitReport:
 class Report:
     """The validation result of a dataset."""
 
-    source: Path
+    source: Path | str
+    """The file or folder, or the URL without credentials."""
     splits: Mapping[str, SplitReport]
     """The result of each split, by its name."""
 
@@ -107,20 +108,20 @@ def validate(
         path: A dataset, as for `read_dataset`.
         split: The split to check; all splits if None.
         max_corrupt: Fraction of the images (0-1) that may be unreadable; a split with more is not usable.
-        allow_network: Whether URLs of shards, which a file at `path` may have, are opened.
+        allow_network: Whether URLs of shards are opened.
         callback: Called with each image once it has been checked, e.g. to show progress.
 
     Raises:
         ConfigError: `max_corrupt` is not within 0-1; or there are URLs, without `allow_network` or malformed.
         DataError: There is no dataset at `path`, or no such split.
     """
-    path = require_path("validate", path, "a dataset")
+    path = require_dataset("validate", path)
     require_type("validate", split, (str, NoneType), "the name of a split")
     require_number("validate", "max_corrupt", max_corrupt, 0, 1)
     with as_data_errors(path):
         readers = find_splits(path, allow_network=allow_network)
         if split is not None:
-            readers = {split: pick_split(readers, split, path)}
+            readers = {split: pick_split(readers, split, shown(path))}
     splits: dict[str, SplitReport] = {}
     images: dict[str, set[ImageFile]] = {}
     for name, read in readers.items():
@@ -128,16 +129,16 @@ def validate(
             with as_data_errors(path):
                 data = read()
         except DataError as error:
-            data = unreadable_data(path, str(error))
+            data = unreadable_data(shown(path), str(error))
         else:
             data = with_observations(data, examine_images(data.images, callback))
             data = with_shared_images(data, images)
             images[name] = {image.file for image in data.images}
         splits[name] = SplitReport.of(with_dataset_findings(data, max_corrupt))
-    return Report(source=path, splits=splits)
+    return Report(source=shown(path), splits=splits)
 
 
-def unreadable_data(source: Path, reason: str) -> DetectionData:
+def unreadable_data(source: Path | str, reason: str) -> DetectionData:
     """Return an empty dataset with the finding that it cannot be read."""
     findings = FindingCollector(source)
     findings.add("malformed", reason)

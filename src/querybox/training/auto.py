@@ -154,7 +154,8 @@ def with_measured_batches(settings: RunSettings, resources: Resources) -> RunSet
 def with_values_of_run(settings: RunSettings) -> RunSettings:
     """Return `settings` with what the data decided taken from the run in the folder, if there is one; to resume it.
 
-    That is everything that is not set if the recipe is chosen, otherwise `data.depth` and the number of micro-batches.
+    That is everything that is not set if the recipe is chosen, otherwise `data.depth`, `data.shuffle_shards` and
+    the number of micro-batches.
     """
     path = settings.folder / "run.yaml"
     if not path.is_file():
@@ -166,7 +167,8 @@ def with_values_of_run(settings: RunSettings) -> RunSettings:
         given.get("train", {}).pop("accumulate", None)
         measured = {"train": {"accumulate": run.get("train", {}).get("accumulate", AUTO)}}
     if not is_auto(settings):
-        run = {"data": {"depth": run.get("data", {}).get("depth")}, **measured}
+        data = {name: run.get("data", {}).get(name) for name in ("depth", "shuffle_shards")}
+        run = {"data": data, **measured}
     elif given.get("recipe") == AUTO:
         del given["recipe"]
     return RunSettings.parse(merge(run, given), where=str(path))

@@ -23,6 +23,7 @@ from querybox.evaluation.evaluate import labels_by_name
 from querybox.files import write_text
 from querybox.text import counted, listed, to_json
 from querybox.training.settings import RunSettings
+from querybox.urls import is_url
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -186,7 +187,7 @@ def require_places(settings: RunSettings) -> None:
     """Raise DataError if the data of a run to resume is no longer where it was."""
     for name in ("train", "val"):
         path = getattr(settings.data, name)
-        if path not in (None, NO_VALIDATION) and not Path(path).exists():
+        if path not in (None, NO_VALIDATION) and not is_url(path) and not Path(path).exists():
             raise DataError(
                 f"{path}: no such file or folder, but the run was started with it; restore it, or set its new place: "
                 f"data.{name}=PLACE"

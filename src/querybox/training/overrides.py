@@ -19,6 +19,7 @@ from querybox.inference.engine import accelerator
 from querybox.models import KINDS, PUBLIC_WEIGHTS
 from querybox.runfile import Values, merge, read_run_file
 from querybox.training.settings import RunSettings
+from querybox.urls import is_url
 
 RUN_FILES = {".yaml", ".yml"}
 DEVICE_NAMES = {"device", "devices", "gpu", "gpus", "cuda"}
@@ -60,6 +61,8 @@ def read_target(target: object, where: str) -> Values:
         return {}
     if isinstance(target, RunSettings):
         return target.model_dump(exclude_unset=True)
+    if isinstance(target, str) and is_url(target):
+        return {"data": {"train": target}}
     path = require_path(where, target, "a dataset or a run file, or RunSettings")
     if path.suffix.lower() in RUN_FILES:
         values = read_run_file(path, names=PUBLIC_WEIGHTS)

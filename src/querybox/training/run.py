@@ -44,8 +44,10 @@ from querybox.training.processes import (
 from querybox.training.record import evaluate_and_record, fit_and_record, record_start
 from querybox.training.resources import Resources
 from querybox.training.settings import RunSettings
+from querybox.training.shuffling import with_row_groups
 from querybox.training.start import build_detector, locate, resolve
 from querybox.training.update import StopReason
+from querybox.urls import public_name
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -106,7 +108,7 @@ def train(
         SystemExit: SIGTERM or SIGHUP was received.
     """
     settings = with_transform(read_settings(target, overrides, where="train"), transform)
-    print_lines(main_console(), f"reading {settings.data.train}")
+    print_lines(main_console(), f"reading {public_name(str(settings.data.train))}")
     settings = locate(settings, resume=resume)
     locks = is_main_process() and (settings.folder.is_dir() or not resume)
     with folder_lock(settings.folder) if locks else nullcontext():
@@ -123,8 +125,9 @@ def run(settings: RunSettings, transform: Callable[..., Any] | None, *, resume: 
     data = check_splits(splits, settings, accelerator, resume=resume)
     training, validation = tiled(data.training, settings.data), data.validation
     settings, note = with_depth(settings, training, data.deep)
+    settings, shuffling = with_row_groups(settings, data.training)
     torch.manual_seed(settings.train.seed)
-    print_lines(console, note, f"loading weights: {settings.initial_weights}")
+    print_lines(console, note, shuffling, f"loading weights: {settings.initial_weights}")
     detector = build_detector(settings, training.categories)
     detector.preprocessing = with_object_sides(detector.preprocessing, training)
     assert detector.recipe is not None

@@ -10,11 +10,13 @@ from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
+from querybox.arguments import require_dataset
 from querybox.checkpoints.backbone import build
 from querybox.checkpoints.find import LAST, resolve_name
 from querybox.checkpoints.hub import fetch, is_hub_name
 from querybox.checkpoints.read import load_detector, read_checkpoint
 from querybox.data.settings import NO_VALIDATION, DataSettings
+from querybox.data.storage import stem
 from querybox.errors import ConfigError
 from querybox.machine import available_cpus
 from querybox.models import Recipe, data_defaults, find, parse, training_defaults
@@ -25,6 +27,7 @@ from querybox.structures import Category, Preprocessing
 from querybox.training.finetune import initialize_from
 from querybox.training.processes import training_device
 from querybox.training.settings import NEEDS, RunSettings, TrainSettings
+from querybox.urls import is_url, public_name
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +41,10 @@ def locate(settings: RunSettings, *, resume: bool) -> RunSettings:
     """
     if settings.data.train is None:
         raise ConfigError("setting 'data.train' is missing; expected the path of a dataset to train on")
-    train = absolute(settings.data.train)
+    train = absolute_dataset("data.train", settings.data.train)
     paths = {"train": str(train)}
     if settings.data.val not in (None, NO_VALIDATION):
-        paths["val"] = str(absolute(settings.data.val))
+        paths["val"] = str(absolute_dataset("data.val", settings.data.val))
     output = default_folder(train, resume=resume) if settings.output is None else absolute(settings.output)
     return settings.replace(
         data={**settings.data.model_dump(exclude_unset=True), **paths},
@@ -55,9 +58,33 @@ def absolute(path: str) -> Path:
     return Path(os.path.expanduser(path)).resolve()  # noqa: PTH111 - pathlib raises an error for unknown users
 
 
-def default_folder(dataset: Path, *, resume: bool) -> Path:
+def absolute_dataset(name: str, dataset: str) -> Path | str:
+    """Return the absolute path of a dataset, or its URL.
+
+    Args:
+        name: Name of the setting, for messages.
+        dataset: Its value.
+
+    Raises:
+        ConfigError: It is a URL with credentials, which would be stored in the run folder, or that has lost a slash.
+    """
+    require_dataset(f"setting '{name}'", dataset)
+    if not is_url(dataset):
+        return absolute(dataset)
+    if public_name(dataset) != dataset:
+        raise ConfigError(
+            f"setting '{name}' got {public_name(dataset)} with credentials, which would be stored in the run folder; "
+            "expected a URL without: write it into a YAML file, and set the path of that file (docs/guides/shards.md)"
+        )
+    return dataset
+
+
+def default_folder(dataset: Path | str, *, resume: bool) -> Path:
     """Return ``runs/NAME``, ``runs/NAME-2`` etc.: the first that does not exist, or the last that does to resume it."""
-    name = (dataset.parent if dataset.is_file() else dataset).name or "run"
+    if isinstance(dataset, str):
+        name = stem(dataset)
+    else:
+        name = (dataset.parent if dataset.is_file() else dataset).name or "run"
     numbered = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in count(1))
     existing = list(takewhile(Path.exists, numbered))
     if resume and existing:

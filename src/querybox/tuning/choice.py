@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import logging
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ from querybox.detector import Detector
 from querybox.errors import ConfigError
 from querybox.exporting import load_exported
 from querybox.exporting.card import Precision
-from querybox.files import require_regular, write_text
+from querybox.files import cache_folder, require_regular, write_text
 from querybox.inference.engine import Engine, accelerator
 from querybox.text import counted, to_json
 from querybox.tuning.machine import Machine
@@ -89,11 +88,6 @@ class Choice:
     digest: str | None
     """SHA-256 of the exported model; None for PyTorch."""
     machine: Machine
-
-
-def cache_folder() -> Path:
-    """Return the folder of all choices, ``querybox`` in the user's cache folder, as the Hugging Face Hub finds it."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "querybox"
 
 
 def folder_of(weights: Path) -> Path:

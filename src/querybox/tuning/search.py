@@ -22,6 +22,7 @@ from querybox.checkpoints.read import load_detector
 from querybox.errors import ConfigError, QueryboxError
 from querybox.exporting import export, load_exported
 from querybox.exporting.card import Precision
+from querybox.files import cache_folder
 from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine, accelerator
 from querybox.inference.optimized_model import OptimizedModel
@@ -30,7 +31,7 @@ from querybox.machine import available_cpus
 from querybox.modules.detector import DetectionTransformer
 from querybox.pixels import smooth_image
 from querybox.precision import is_native
-from querybox.tuning.choice import DRAFTS, Candidate, Choice, cache_folder, remember
+from querybox.tuning.choice import DRAFTS, Candidate, Choice, remember
 
 SECONDS = 30.0
 """Seconds that the engines are measured for, and again the numbers of threads."""

@@ -11,6 +11,7 @@ from querybox.data.formats.label_studio import LABEL_STUDIO
 from querybox.data.formats.labelme import LABELME
 from querybox.data.formats.open_images import OPEN_IMAGES
 from querybox.data.formats.parquet import PARQUET
+from querybox.data.formats.shard_urls import SHARD_URLS
 from querybox.data.formats.supervisely import SUPERVISELY
 from querybox.data.formats.via import VIA
 from querybox.data.formats.visdrone import VISDRONE
@@ -34,6 +35,7 @@ FORMATS: tuple[Format, ...] = (
     HUGGING_FACE,
     PARQUET,
     WEBDATASET,
+    SHARD_URLS,
     VIA,
     SUPERVISELY,
     KITTI,

@@ -5,7 +5,8 @@ of `bytes` and `path`, or a path. `objects` are those of `querybox.data.formats.
 columns of their own. Names of classes are in the `ClassLabel` of the file's metadata, or in `README.md`.
 
 Embedded images are written once to a folder beside their file: a row of Parquet cannot be read without all rows that
-are compressed with it, so that reading images in random order would take many times as long. Requires pyarrow.
+are compressed with it, so that reading images in random order would take many times as long. Those that a file names
+are read where they are; see `querybox.data.formats.shard_urls`. Requires pyarrow.
 """
 
 from __future__ import annotations
@@ -13,17 +14,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from querybox.data.annotated import AnnotatedImage, AnnotatedSplit, annotated_splits
 from querybox.data.findings import FindingCollector
 from querybox.data.formats.hugging_face_objects import (
-    CATEGORY,
     categories,
-    class_names,
     names_in_readme,
     parse_image,
 )
+from querybox.data.formats.parquet_columns import Columns, find_columns, stated_names
 from querybox.data.formats.parquet_images import (
     image_folder,
     image_paths,
@@ -34,34 +34,20 @@ from querybox.data.formats.parquet_images import (
 )
 from querybox.data.layout import locator_for, shards_by_split
 from querybox.data.locate import find_files
-from querybox.data.parquet_file import MAX_CONTENT, has_content, opened
-from querybox.data.parsing import HEAD, partial_json
+from querybox.data.parquet_file import MAX_CONTENT, opened
+from querybox.data.parsing import HEAD
 from querybox.data.records import DetectionData
 from querybox.data.splits import Format, Reader
 from querybox.errors import DataError
 from querybox.structures import Category
-from querybox.text import counted, listed
+from querybox.text import counted
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from pyarrow.parquet import ParquetFile
 
 SUFFIX = ".parquet"
-_IMAGES = ("image", "img", "image_path", "file_name", "path")
 _ROWS = 1000
 """Number of rows that are read at a time; without images, they are small."""
-
-
-class _Columns(NamedTuple):
-    """The columns of a file that are read."""
-
-    image: str
-    embedded: bool
-    """Whether images are in the file; otherwise their paths."""
-    objects: str | None
-    """The column of the objects; None if their lists are columns of their own."""
-    names: tuple[str, ...]
-    """All columns to read, without the images themselves."""
 
 
 def _splits(path: Path) -> dict[str, Reader]:
@@ -92,42 +78,10 @@ def _read(files: Sequence[Path], read: Reader) -> DetectionData:
     """Read a split after its images have been unpacked."""
     for file in files:
         with opened(file) as parquet:
-            columns = _find_columns(file, parquet.schema_arrow)
+            columns = find_columns(file, parquet.schema_arrow)
             if columns.embedded:
                 unpack_images(file, parquet, columns.image)
     return read()
-
-
-def _find_columns(file: Path, schema: pa.Schema) -> _Columns:
-    """Return the columns of a file.
-
-    Raises:
-        DataError: It has no images or no boxes.
-    """
-    import pyarrow as pa
-
-    fields = {field.name: field.type for field in schema}
-    embedded = [name for name, type_ in fields.items() if has_content(type_)]
-    paths = [name for name in _IMAGES if name in fields and pa.types.is_string(fields[name])]
-    objects = next((name for name, type_ in fields.items() if "bbox" in _keys(type_)), None)
-    if not (embedded or paths) or (objects is None and "bbox" not in fields):
-        raise DataError(
-            f"{file}: has the columns {listed(list(fields))}; expected 'image', with binary 'bytes' or a path, and "
-            "'objects' with 'bbox'"
-        )
-    image = (embedded or paths)[0]
-    lists = ("bbox", *CATEGORY, "iscrowd", "area") if objects is None else (objects,)
-    others = [name for name in (*lists, "width", "height") if name in fields]
-    return _Columns(image, bool(embedded), objects, (f"{image}.path" if embedded else image, *others))
-
-
-def _keys(type_: pa.DataType) -> set[str]:
-    """Return the keys of a structure, or of a list of structures."""
-    import pyarrow as pa
-
-    while pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_):
-        type_ = type_.value_type
-    return {field.name for field in type_} if pa.types.is_struct(type_) else set()
 
 
 def _parse(files: Sequence[Path], root: Path, findings: FindingCollector) -> list[AnnotatedImage]:
@@ -139,7 +93,7 @@ def _parse_file(
     file: Path, root: Path, names: Mapping[int, str], findings: FindingCollector
 ) -> Iterator[AnnotatedImage]:
     with opened(file) as parquet:
-        columns = _find_columns(file, parquet.schema_arrow)
+        columns = find_columns(file, parquet.schema_arrow)
         paths = _unpacked_paths(file, parquet, columns, root, findings) if columns.embedded else None
         for number, row in enumerate(_rows(file, parquet, columns)):
             where = f"{file}, row {number}"
@@ -157,7 +111,7 @@ def _parse_file(
                 yield image
 
 
-def _rows(file: Path, parquet: ParquetFile, columns: _Columns) -> Iterator[dict[str, Any]]:
+def _rows(file: Path, parquet: ParquetFile, columns: Columns) -> Iterator[dict[str, Any]]:
     for batch in parquet.iter_batches(_ROWS, columns=list(columns.names), use_threads=False):
         if batch.nbytes > MAX_CONTENT:
             raise DataError(
@@ -168,7 +122,7 @@ def _rows(file: Path, parquet: ParquetFile, columns: _Columns) -> Iterator[dict[
 
 
 def _unpacked_paths(
-    file: Path, parquet: ParquetFile, columns: _Columns, root: Path, findings: FindingCollector
+    file: Path, parquet: ParquetFile, columns: Columns, root: Path, findings: FindingCollector
 ) -> list[str]:
     """Return the path of the image of each row, relative to `root`; that in the file for those that are not in it."""
     folder, unpacked = image_folder(file), unpacked_names(file)
@@ -185,26 +139,12 @@ def _categories(files: Sequence[Path], root: Path, names: Collection[str]) -> tu
 
 
 def _class_names(files: Sequence[Path], root: Path) -> dict[int, str]:
-    """Return the names of classes by number: of the metadata of the first file that has them, or of `README.md`."""
+    """Return the names of classes by number: of the first file that has them, or of `README.md`."""
     for file in files:
         with opened(file) as parquet:
-            metadata = (parquet.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
-        features = partial_json(metadata.decode(errors="replace"))
-        labels = (_class_label(features, name) for name in CATEGORY)
-        if names := class_names(next((label for label in labels if label is not None), None)):
-            return names
+            if names := stated_names(parquet.schema_arrow):
+                return names
     return names_in_readme(root)
-
-
-def _class_label(node: Any, feature: str, name: str = "") -> Any:
-    """Return the first `ClassLabel` of a feature with this name; None if there is none."""
-    if isinstance(node, dict):
-        if node.get("_type") == "ClassLabel" and name == feature:
-            return node
-        for key, item in node.items():
-            if found := _class_label(item, feature, name if key == "feature" else key):
-                return found
-    return None
 
 
 PARQUET = Format(

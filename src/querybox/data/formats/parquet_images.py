@@ -13,11 +13,12 @@ import os
 import re
 import struct
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from querybox.data.image import SUFFIXES
+from querybox.data.parquet_file import contents
 from querybox.errors import DataError, DiskFullError
 from querybox.files import atomic, is_regular
 from querybox.text import counted
@@ -30,8 +31,6 @@ log = logging.getLogger(__name__)
 _MAGIC = b"PAR1"
 _END = struct.Struct("<I4s")
 """End of a file: the length of the footer, and the magic number."""
-_BATCH = 8
-"""Number of images in memory at a time."""
 _UNSAFE = re.compile(r"[^\w.,+@() -]")
 """Characters that are not kept in file names."""
 _SIGNATURES = (
@@ -97,6 +96,11 @@ def image_stems(paths: Sequence[str | None]) -> list[str]:
     return [f"{row:06d}_{stem}".rstrip("_") for row, stem in enumerate(stems)]
 
 
+def image_suffix(content: bytes) -> str:
+    """Return the file name extension of an image file by its first bytes."""
+    return next(suffix for start, suffix in _SIGNATURES if content.startswith(start))
+
+
 def _stem(path: Any) -> str:
     """Return the last part of a path without extension, as it can be used on any system; empty if there is none."""
     name = PurePosixPath(path.replace("\\", "/")).name if isinstance(path, str) else ""
@@ -129,26 +133,21 @@ def unpack_images(file: Path, parquet: ParquetFile, column: str) -> None:
         row = rows.stop
         if not all(stem in done for stem in stems[rows.start : rows.stop]):
             for stem, content in zip(
-                stems[rows.start : rows.stop], _contents(parquet, group, column), strict=False
+                stems[rows.start : rows.stop], contents(parquet, group, column), strict=False
             ):
                 if content and stem not in done:
                     _write(folder, stem, content)
 
 
-def _contents(parquet: ParquetFile, group: int, column: str) -> Iterator[bytes | None]:
-    batches = parquet.iter_batches(_BATCH, row_groups=[group], columns=[f"{column}.bytes"], use_threads=False)
-    for batch in batches:
-        for row in batch.to_pylist():
-            yield (row[column] or {}).get("bytes")
-
-
 def _write(folder: Path, stem: str, content: bytes) -> None:
-    suffix = next(suffix for start, suffix in _SIGNATURES if content.startswith(start))
     try:
-        with atomic(folder / f"{stem}{suffix}", size=len(content), durable=False) as temporary:
+        with atomic(folder / f"{stem}{image_suffix(content)}", size=len(content), durable=False) as temporary:
             temporary.write_bytes(content)
-    except DiskFullError:
-        raise
+    except DiskFullError as error:
+        raise DiskFullError(
+            f"{error}; or let a YAML file name the Parquet files, whose images are then read where they are "
+            "(docs/guides/shards.md)"
+        ) from None
     except OSError as error:
         raise DataError(
             f"{folder}: images cannot be written to it ({error.strerror}); copy the dataset to a folder that can be "

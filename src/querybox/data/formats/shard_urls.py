@@ -1,39 +1,47 @@
-"""The YAML file of a dataset that is not on this disk: the URLs of the shards of each split, and names of classes.
+"""Shards at URLs, and the YAML file that names those of each split, and classes.
 
     train: s3://bucket/train-{000..099}.tar
     val: s3://bucket/val-*.tar
     names: [cat, dog]
 
-A URL is that of a shard, of a folder or of a pattern; `{000..099}` stands for 100 names. The names are those of class
+A URL is that of a shard, of a folder or of a pattern; `{000..099}` stands for 100 names. In place of a URL there may be
+the path, relative to the file, of Parquet files that are to be read where they are. The names are those of class
 numbers; they are required for YOLO's labels.
 """
 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from querybox.data.formats.shard_reader import KINDS, shard_readers
 from querybox.data.formats.yolo_lines import Names
+from querybox.data.layout import shard_split
 from querybox.data.parsing import validation_problem
-from querybox.data.splits import SPLITS
-from querybox.data.storage import list_urls, suffix
+from querybox.data.shard_index import FOLDER
+from querybox.data.splits import SPLITS, Format, Reader
+from querybox.data.storage import is_web, list_urls, suffix
 from querybox.data.text import read_start
 from querybox.errors import DataError
+from querybox.files import cache_folder
 from querybox.runfile import Loader
 from querybox.text import listed, natural_key
-from querybox.urls import is_url
+from querybox.urls import is_url, public_name
 
-SUFFIX = ".tar"
 _SUFFIXES = frozenset({".yaml", ".yml"})
 _MAX_BYTES = 1 << 20
 """Maximum size of a file with URLs."""
 _NUMBERS = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
 _MAX_SHARDS = 1_000_000
+_WILD = frozenset("*?[")
+_PATTERN = re.compile(r"[*?\[{]")
 
 
 class ShardUrls(BaseModel):
@@ -47,20 +55,25 @@ class ShardUrls(BaseModel):
     names: dict[int, str] | list[str] = []
 
     @model_validator(mode="after")
-    def _are_urls(self) -> Self:
-        for url in self.urls:
-            if not is_url(url):
-                raise ValueError(f"{url!r} is not a URL; to train on shards of this disk, pass their folder")
+    def _are_shards(self) -> Self:
+        for place in self.places:
+            if not _names_shards(place):
+                raise ValueError(f"{place!r} is neither a URL nor a path of {' or '.join(KINDS)} files")
         return self
+
+    @property
+    def places(self) -> list[str]:
+        """All URLs and paths."""
+        return [place for places in self.splits.values() for place in places]
 
     @property
     def urls(self) -> list[str]:
         """All URLs."""
-        return [url for urls in self.splits.values() for url in urls]
+        return [place for place in self.places if is_url(place)]
 
     @property
     def splits(self) -> dict[str, list[str]]:
-        """The URLs of each split that has some."""
+        """The URLs and paths of each split that has some."""
         values = {name: getattr(self, name) for name in SPLITS}
         return {name: [value] if isinstance(value, str) else value for name, value in values.items() if value}
 
@@ -69,27 +82,62 @@ class ShardUrls(BaseModel):
         """The names of classes by number; empty without."""
         return self.names if isinstance(self.names, dict) else dict(enumerate(self.names))
 
-    def shards(self, split: str) -> Iterator[str]:
-        """Yield the URLs of the shards of a split.
+    def shards(self, split: str, folder: Path) -> Iterator[str]:
+        """Yield the URLs and paths of the shards of a split.
+
+        Args:
+            split: The split.
+            folder: The folder of the file.
 
         Raises:
             ConfigError: A URL is malformed, or of a scheme that is not opened.
-            DataError: There is no such folder, or there are no shards in it.
+            DataError: There is no such file or folder, there are no shards in it, or it is outside of `folder`.
             StorageError: A storage cannot be reached, or refuses.
         """
-        for url in self.splits[split]:
-            for one in expanded(url):
-                is_shard = suffix(one) == SUFFIX and not any(character in one for character in "*?[")
-                found = None if is_shard else list_urls(one)
-                if found is None:
-                    yield one
-                    continue
-                shards = [each for each in found if suffix(each) == SUFFIX]
-                if not shards:
-                    raise DataError(
-                        f"{one}: has no shards, but {listed(found, 3) or 'nothing'}; expected {SUFFIX} files"
-                    )
-                yield from sorted(shards, key=natural_key)
+        for place in self.splits[split]:
+            yield from shards_at(place) if is_url(place) else _local_shards(place, folder)
+
+
+def _names_shards(entry: object) -> bool:
+    """Return whether an entry of a split is a URL, or the path of shards."""
+    return isinstance(entry, str) and (is_url(entry) or PurePosixPath(entry).suffix.lower() in KINDS)
+
+
+def _local_shards(pattern: str, folder: Path) -> Iterator[str]:
+    """Yield the paths that a relative path or pattern stands for, in natural order."""
+    for one in expanded(pattern):
+        path = PurePosixPath(one)
+        if path.is_absolute() or ".." in path.parts:
+            raise DataError(
+                f"{one}: is outside of {folder}; expected shards in the folder of the file that names them: move this "
+                "file into a folder above them"
+            )
+        found = sorted(map(str, folder.glob(one)), key=natural_key)
+        if not found:
+            raise DataError(f"{folder / one}: no such file; check the path")
+        yield from found
+
+
+def shards_at(url: str) -> Iterator[str]:
+    """Yield the URLs of the shards that a URL stands for.
+
+    Raises:
+        ConfigError: It is malformed, or of a scheme that is not opened.
+        DataError: There is no such folder, or there are no shards in it.
+        StorageError: Its storage cannot be reached, or refuses.
+    """
+    for one in expanded(url):
+        is_shard = suffix(one) in KINDS and not _WILD.intersection(one)
+        found = None if is_shard else list_urls(one)
+        if found is None:
+            yield one
+            continue
+        shards = [each for each in found if suffix(each) in KINDS]
+        if not shards:
+            raise DataError(
+                f"{one}: has no shards, but {listed(found, 3) or 'nothing'}; expected {' or '.join(KINDS)} files"
+            )
+        yield from sorted(shards, key=natural_key)
 
 
 def expanded(url: str) -> Iterator[str]:
@@ -112,11 +160,42 @@ def expanded(url: str) -> Iterator[str]:
         yield f"{url[: found.start()]}{number:0{len(first)}}{url[found.end() :]}"
 
 
-def read_shard_urls(file: Path) -> ShardUrls | None:
-    """Return the content of a file with URLs; None if it is another one.
+def url_splits(url: str) -> dict[str, Reader]:
+    """Return a reader for each split of the shards that a URL stands for; see `shard_split`.
+
+    Their indices are in the user's cache folder.
 
     Raises:
-        DataError: It has URLs of shards, and something else.
+        ConfigError: As for `shards_at`, as the following ones.
+        DataError: There is no such folder, or there are no shards in it.
+        StorageError: Its storage cannot be reached, or refuses.
+    """
+    root = _root(url)
+    splits: defaultdict[str, list[str]] = defaultdict(list)
+    for place in shards_at(url):
+        path = _path(place)
+        splits[shard_split(path, root if path.is_relative_to(root) else path.parent)].append(place)
+    places = {name: partial(iter, shards) for name, shards in splits.items()}
+    return shard_readers(public_name(url), cache_folder() / "shards" / FOLDER, places, lambda _: {})
+
+
+def _root(url: str) -> PurePosixPath:
+    """Return the path of the folder that a URL of a folder, a pattern or a shard is, or begins with."""
+    prefix = _PATTERN.split(url)[0]
+    return _path(url) if prefix == url and suffix(url) not in KINDS else _path(prefix.rpartition("/")[0])
+
+
+def _path(url: str) -> PurePosixPath:
+    """Return the path of a URL, with its host or bucket."""
+    rest = url.partition("://")[2]
+    return PurePosixPath((rest.partition("?")[0] if is_web(url) else rest).lstrip("/"))
+
+
+def read_shard_urls(file: Path) -> ShardUrls | None:
+    """Return the content of a file with URLs or paths of shards; None if it is another one.
+
+    Raises:
+        DataError: It has such, and something else.
     """
     if file.suffix.lower() not in _SUFFIXES:
         return None
@@ -128,7 +207,7 @@ def read_shard_urls(file: Path) -> ShardUrls | None:
         return None
     values = [content.get(name) for name in SPLITS]
     entries = [entry for value in values for entry in (value if isinstance(value, list) else [value])]
-    if not any(isinstance(entry, str) and is_url(entry) for entry in entries):
+    if not any(map(_names_shards, entries)):
         return None
     try:
         return ShardUrls.model_validate(content)
@@ -136,3 +215,18 @@ def read_shard_urls(file: Path) -> ShardUrls | None:
         raise DataError(
             f"{file}: {validation_problem(error)}; expected URLs of shards in 'train', 'val' and 'test', and 'names'"
         ) from None
+
+
+def _splits(path: Path) -> dict[str, Reader]:
+    urls = read_shard_urls(path)
+    if urls is None:
+        return {}
+    places = {name: partial(urls.shards, name, path.parent) for name in urls.splits}
+    return shard_readers(path, path.parent / FOLDER, places, lambda _: urls.class_names)
+
+
+SHARD_URLS = Format(
+    name="shards named by a file",
+    expected="shards (.tar or .parquet) whose URLs are in a YAML file",
+    splits=_splits,
+)

@@ -1,4 +1,4 @@
-"""The annotation of an image in a shard of WebDataset, JSON or YOLO's labels.
+"""The annotation of an image in a shard, JSON or YOLO's labels.
 
 JSON is an object with `annotations` or `objects`, or this list alone: objects with `bbox` (x, y, width, height in
 pixels), a class, and, as in COCO, `segmentation`, `iscrowd` and `area`; or `objects` with lists by key, as on the
@@ -55,7 +55,7 @@ def parse_sample(place: str, sample: Sample, names: Names, findings: FindingColl
         if sample.has_labels
         else _parse_json(where, sample, names, findings)
     )
-    image.file = ShardImage(place, sample.image, sample.start, sample.size)
+    image.file = ShardImage(place, sample.image, sample.start, sample.size, sample.group)
     image.name = str(image.file)
     if image.size is None:
         image.size, image.size_stated = sample.shape, False
