@@ -114,9 +114,25 @@ def test_folders_named_in_the_singular(tmp_path: Path, capital: bool) -> None:
     for name in ("images", "labels"):
         (tmp_path / name).rename(tmp_path / (name[:-1].title() if capital else name[:-1]))
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
-    if capital:  # found where the file system tells cases apart, if a data.yaml names it
-        (tmp_path / "data.yaml").write_text("train: Image/train\nnames: [cat, dog]\n")
     require_both(read_dataset(tmp_path, "train"))
+
+
+@pytest.mark.parametrize("layout", ["Images and Labels", "splits"])
+def test_folders_with_a_capital_letter(tmp_path: Path, layout: str) -> None:
+    """As they are named on systems that do not tell capital letters from small ones."""
+    write_yolo(tmp_path, "train", IMAGES, NAMES).unlink()
+    if layout == "splits":
+        (tmp_path / "Train").mkdir()
+        for kind in ("images", "labels"):
+            (tmp_path / kind / "train").rename(tmp_path / "Train" / kind.title())
+            (tmp_path / kind).rmdir()
+    else:
+        for kind in ("images", "labels"):
+            (tmp_path / kind).rename(tmp_path / kind.title())
+    (tmp_path / "Classes.txt").write_text("\n".join(NAMES))
+    require_both(read_dataset(tmp_path), {})
+    if layout != "splits":
+        require_both(read_dataset(tmp_path / "Classes.txt"), {})
 
 
 @pytest.mark.parametrize("name", ["labels.txt", "names.txt", "_darknet.labels", "obj.names"])

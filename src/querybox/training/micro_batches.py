@@ -116,7 +116,8 @@ def check_micro_batch(
             return ""
     taken = memory.of(images)
     found = (
-        f"a step with {counted(images, 'image')} takes about {taken / GB:.1f} GB of {available / GB:.1f} GB"
+        f"a step with {counted(images, 'image')} takes about {taken / GB:.1f} GB, and {available / GB:.1f} GB are "
+        "available"
     )
     parts = fitting_micro_batches(memory, total, int(SHARE * available), smallest=smallest)
     cure = (
@@ -126,7 +127,7 @@ def check_micro_batch(
     )
     if taken > available:
         raise OutOfMemoryError(f"there is not enough memory: {found}; {cure}")
-    return f"little memory is left: {found}; if the system ends the run, {cure}"
+    return f"little memory is left: {found}; if the system ends it, {cure}"
 
 
 def fewest_micro_batches(memory: StepMemory, total: int, available: int, *, smallest: int) -> int:

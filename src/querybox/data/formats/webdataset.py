@@ -14,7 +14,7 @@ from querybox.data.findings import FindingCollector
 from querybox.data.formats.shard_reader import TAR, shard_readers
 from querybox.data.formats.tar_index import ANNOTATIONS
 from querybox.data.formats.yolo_files import read_names
-from querybox.data.formats.yolo_labels import NAMES_FILES
+from querybox.data.formats.yolo_labels import find_names_file
 from querybox.data.formats.yolo_lines import Names
 from querybox.data.image import SUFFIXES
 from querybox.data.layout import shards_by_split
@@ -42,8 +42,8 @@ def _splits(path: Path) -> dict[str, Reader]:
 
 
 def _names_beside(folder: Path, findings: FindingCollector) -> Names:
-    """Return the names in the first of `NAMES_FILES` in a folder; empty if there is none."""
-    file = next((folder / name for name in NAMES_FILES if (folder / name).is_file()), None)
+    """Return the names in the file of class names in a folder; empty if there is none."""
+    file = find_names_file([folder])
     return {} if file is None else read_names(file, findings)
 
 

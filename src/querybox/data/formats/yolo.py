@@ -12,6 +12,7 @@ from querybox.data.formats.yolo_files import SUFFIXES, is_yolo_file, read_names,
 from querybox.data.formats.yolo_labels import (
     LABEL_FOLDERS,
     NAMES_FILES,
+    find_names_file,
     is_label_file,
     label_folder_of,
     read_yolo,
@@ -23,6 +24,12 @@ from querybox.data.splits import SPLITS, Format, Reader, by_split, split_name
 from querybox.errors import DataError
 
 _DATA_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml", "obj.data")
+_KINDS = [
+    pair
+    for images, labels in LABEL_FOLDERS.items()
+    for pair in ((images, labels), (images.title(), labels.title()))
+]
+"""Names of the folders of images and of label files."""
 
 
 def yolo_splits(path: Path) -> dict[str, Reader]:
@@ -36,7 +43,7 @@ def yolo_splits(path: Path) -> dict[str, Reader]:
     if path.is_file():
         if read_shard_urls(path) is not None:
             return {}
-        if path.name in NAMES_FILES:
+        if path.name.lower() in NAMES_FILES:
             return _folder_splits(path.parent)
         return yolo_file_splits(path) if path.suffix.lower() in SUFFIXES else {}
     if not path.is_dir():
@@ -63,7 +70,7 @@ def _folder_splits(folder: Path) -> dict[str, Reader]:
 
 def _image_folders(folder: Path) -> dict[str, Path]:
     """Return the folder of images of each split."""
-    for kinds in LABEL_FOLDERS.items():
+    for kinds in _KINDS:
         images, labels = (folder / kind for kind in kinds)
         if images.is_dir() and _has_label_files(labels):
             names = {path.name for kind in (images, labels) for path in _subfolders(kind)}
@@ -71,7 +78,7 @@ def _image_folders(folder: Path) -> dict[str, Path]:
     inner = {
         path.name: path / images
         for path in _subfolders(folder)
-        for images, labels in LABEL_FOLDERS.items()
+        for images, labels in _KINDS
         if _has_label_files(path / labels)
     }
     if inner:
@@ -92,7 +99,7 @@ def _has_label_files(folder: Path) -> bool:
     """Return whether the first text files in a folder are labels; a folder without other files may have none."""
     if not folder.is_dir():
         return False
-    files = [file for file in find_files(folder, {".txt"}) if file.name not in NAMES_FILES]
+    files = [file for file in find_files(folder, {".txt"}) if file.name.lower() not in NAMES_FILES]
     return _are_labels(files) if files else not list_files(folder, ".csv", ".json", ".xml")
 
 
@@ -110,16 +117,13 @@ def _are_labels(files: Sequence[Path]) -> bool:
 
 def _read_folder(root: Path, images: Path) -> DetectionData:
     labels = label_folder_of(images)
-    folders = (root, root / "labels", labels, labels.parent, images)
-    file = next(
-        (folder / name for folder in folders for name in NAMES_FILES if (folder / name).is_file()), None
-    )
+    file = find_names_file((root, root / "labels", root / "Labels", labels, labels.parent, images))
     if file is None:
         raise DataError(
             f"{root}: class names not found; add a classes.txt with one name per line, or a data.yaml"
         )
     findings = FindingCollector(images)
-    if images.parent.name in LABEL_FOLDERS:
+    if images.parent.name.lower() in LABEL_FOLDERS:
         for stray in list_files(images.parent, *IMAGE_SUFFIXES):
             findings.add("unread_file", str(stray))
     images_by_id = dict(enumerate(image_files(images), start=1))

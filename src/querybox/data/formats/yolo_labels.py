@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from querybox.data.findings import FindingCollector
@@ -37,7 +37,7 @@ NAMES_FILES = (
     "labels.txt",
     "predefined_classes.txt",
 )
-"""Files with one class name per line, which tools also write among the label files."""
+"""Files with one class name per line, which tools also write among the label files; in lower case."""
 
 
 def read_yolo(
@@ -83,6 +83,12 @@ def read_yolo(
         findings=findings.by_kind(),
     )
     return require_any_image(data, list(dict.fromkeys(path.parent for path in images.values()))[:3])
+
+
+def find_names_file(folders: Iterable[Path]) -> Path | None:
+    """Return the first of `NAMES_FILES` in the first of the folders that has one, also with a capital letter."""
+    names = [spelling for name in NAMES_FILES for spelling in (name, name.capitalize())]
+    return next((folder / name for folder in folders for name in names if (folder / name).is_file()), None)
 
 
 def label_folder_of(images: Path) -> Path:
@@ -164,7 +170,7 @@ class _RecordReader:
         if label_folder is not None and label_folder.is_dir():
             for file in find_files(label_folder, {".txt"}):
                 is_read = file.with_suffix("") in self.label_files
-                if not is_read and file.name not in NAMES_FILES and is_label_file(file):
+                if not is_read and file.name.lower() not in NAMES_FILES and is_label_file(file):
                     self.findings.add("unmatched_label", str(file))
 
     def _objects(self, file: Path, image_id: int) -> list[LabelledObject]:
