@@ -147,6 +147,16 @@ def test_labels_of_yolo_can_be_read_as_a_dataset(run: Any, model: Path, photos: 
     )
 
 
+def test_no_score_is_blamed_where_no_image_was_read(run: Any, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    code, out, err = run("predict", model, "broken.jpg")
+    assert (code, out) == (
+        1,
+        "Found 0 objects in 0 images, 1 of 1 files could not be read. Results are in predictions\n",
+    )
+    assert err.startswith("ImageError: ")
+
+
 def test_options_reach_the_detector(run: Any, model: Path, photos: Path) -> None:
     words = ("predict", model, photos / "images" / "val1.jpg", "--overwrite", "--threshold", "0")
     assert "Found 8 objects in 1 image." in run(*words)[1]

@@ -286,7 +286,8 @@ def summarise(
         write_stderr(f"ImageError: {error}\n")
     skipped = f", {len(unreadable)} of {len(files)} files could not be read" if unreadable else ""
     images = counted(tally["images"], "image")
-    hint = "" if tally["objects"] else f": none scores at least {threshold:g}, see --threshold"
+    scored = tally["images"] and not tally["objects"]
+    hint = f": none scores at least {threshold:g}, see --threshold" if scored else ""
     print_text(
         f"Found {counted(tally['objects'], 'object')} in {images}{skipped}{hint}. Results are in {output}"
     )
