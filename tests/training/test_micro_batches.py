@@ -26,6 +26,7 @@ from querybox.training.micro_batches import (
     StepMemory,
     check_micro_batch,
     fewest_micro_batches,
+    is_small,
     measure_step,
     step_memory,
 )
@@ -117,6 +118,17 @@ def test_a_batch_of_the_user_that_does_not_fit_ends_before_the_first_step(
     monkeypatch.setattr(micro_batches, "available_memory", lambda: 370)
     train(chosen)
     assert "little memory is left: a step with 4 images" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not memory.STATUS.exists(), reason="counts as Linux does")
+def test_a_small_batch_is_not_measured(run_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four images of 64 x 107 pixels take less than 2 GB whatever the model."""
+    monkeypatch.setattr(micro_batches, "available_memory", lambda: 3 * 10**9)
+    monkeypatch.setattr(micro_batches, "step_memory", lambda *_: pytest.fail("measured"))
+    train(run_settings(epochs=1))
+    settings = run_settings(data={"image_size": 512})
+    detector = build_detector(settings, (Category(id=0, name="cell"),))
+    assert not is_small(detector, settings.data, 4, 3 * 10**9)
 
 
 def test_an_image_that_does_not_fit_is_an_error() -> None:
