@@ -66,6 +66,12 @@ def test_columns_may_have_another_order_and_sizes_may_be_missing(tmp_path: Path)
         ("filename,label,x,y,width,height\nb.jpg,dog,1,2,10,20\na.jpg,,,,,\n", ["dog"]),
         ("path,name,x,y,w,h\nb.jpg,dog,1,2,10,20\na.jpg,,,,,\n", ["dog"]),
         ('image_id,width,height,bbox,source\nb,40,30,"[1.0, 2.0, 10.0, 20.0]",x\na,30,40,,x\n', ["object"]),
+        ("Image Name, Class Name, X Min, Y Min, X Max, Y Max\nb.jpg,dog,1,2,11,22\na.jpg,,,,,\n", ["dog"]),
+        (
+            "label_name,bbox_x,bbox_y,bbox_width,bbox_height,image_name,image_width,image_height\n"
+            "dog,1,2,10,20,b.jpg,40,30\n,,,,,a.jpg,30,40\n",
+            ["dog"],
+        ),
         ("filename,x_center,y_center,width,height,class\nb.jpg,6,12,10,20,dog\na.jpg,,,,,\n", ["dog"]),
         ("filename;class;xmin;ymin;xmax;ymax\nb.jpg;dog, big;1,0;2;11,00;22\na.jpg;;;;;\n", ["dog, big"]),
         (

@@ -37,7 +37,7 @@ class Row(NamedTuple):
     where: str
     """File and line, for messages."""
     values: dict[str, str]
-    """Values by lower-case column name, stripped; empty where the row is too short."""
+    """Values by column name, see `csv_columns`, stripped; empty where the row is too short."""
 
 
 def read_head(file: Path) -> str:
@@ -100,12 +100,16 @@ def validation_problem(error: ValidationError) -> str:
 
 
 def csv_columns(file: Path) -> tuple[str, ...]:
-    """Return the lower-case column names of a CSV file; empty if its first line is no CSV."""
+    """Return the column names of a CSV file in lower case, `x_min` for `X Min`; empty if its first line is no CSV."""
     reader = csv.reader([_first_line(file)], delimiter=csv_delimiter(file))
     try:
-        return tuple(name.strip().lower() for name in next(reader, []))
+        return tuple(map(_column, next(reader, [])))
     except csv.Error:
         return ()
+
+
+def _column(name: str) -> str:
+    return name.strip().lower().replace(" ", "_")
 
 
 def csv_delimiter(file: Path) -> str:
@@ -139,7 +143,7 @@ def read_csv(file: Path, findings: FindingCollector, columns: Sequence[str] | No
     """
     for number, row in _numbered_rows(file, findings):
         if columns is None:
-            columns = [name.strip().lower() for name in row]
+            columns = [_column(name) for name in row]
         elif any(row):
             values = [value.strip() for value in row] + [""] * (len(columns) - len(row))
             yield Row(f"{file}, line {number}", dict(zip(columns, values, strict=False)))

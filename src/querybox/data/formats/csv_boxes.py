@@ -48,6 +48,7 @@ _WITH_SIZE = (
     ("x", "y", "width", "height"),
     ("x", "y", "w", "h"),
     ("left", "top", "width", "height"),
+    ("bbox_x", "bbox_y", "bbox_width", "bbox_height"),
     ("bbox",),
 )
 _RETINANET = ("filename", "xmin", "ymin", "xmax", "ymax", "class")
