@@ -16,14 +16,13 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.testing import assert_close
 
 from querybox.detector import Detector
+from querybox.fast.depthwise import depthwise, is_large_depthwise
 from querybox.fast.kernels import (
     DotProductAttention,
     ReLUDropout,
     ShortSoftmax,
     WeightedRows,
-    depthwise,
     drop,
-    is_large_depthwise,
     keep_mask,
     linear,
 )

@@ -5,17 +5,16 @@ docs/decisions/0011-fast-training.md has measurements.
 
 from __future__ import annotations
 
-import itertools
 import math
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int32
 from scipy.sparse import csc_array
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import Function
 
 from querybox.fast.convolution import ONEDNN, has_onednn
@@ -94,85 +93,6 @@ def gradient_of_weight(
 POINTWISE_DILATION = (2, 2)
 """Dilation of 1x1 convolutions. It changes no result, but PyTorch computes dilated convolutions by oneDNN; others of
 this size by MKL with one thread, which takes twice as long where `onednn_is_faster`."""
-
-
-def is_large_depthwise(conv: nn.Conv2d) -> bool:
-    """Return whether `depthwise` computes this convolution, and its gradient faster than PyTorch."""
-    return (
-        conv.groups == conv.in_channels == conv.out_channels
-        and min(conv.kernel_size) > Depthwise.PART
-        and conv.dilation == (1, 1)
-        and not isinstance(conv.padding, str)
-        and onednn_is_faster()
-    )
-
-
-def depthwise(
-    conv: nn.Conv2d,
-    x: Float[Tensor, "B D h w"],
-    weight: Float[Tensor, "D 1 _ _"],
-    bias: Float[Tensor, " D"] | None,
-) -> Float[Tensor, "B D H W"]:
-    """Apply `conv`, which `is_large_depthwise`, with this weight and bias; see `Depthwise`."""
-    assert not isinstance(conv.padding, str)
-    rows, columns = conv.padding
-    y: Tensor = Depthwise.apply(F.pad(x, (columns, columns, rows, rows)), weight, bias, conv.stride)
-    return y
-
-
-class Depthwise(Function):
-    """A depthwise convolution without padding, and its gradients.
-
-    oneDNN computes the gradient of a weight of 3x3 several times as fast as that of a larger one, which is therefore
-    computed in parts of 3x3, of which the last ones overlap.
-    """
-
-    PART = 3
-    """Height and width of a part."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...]) -> Tensor:
-        """Return the convolved maps."""
-        ctx.save_for_backward(x, weight)
-        ctx.stride = stride
-        return F.conv2d(x, weight, bias, stride, groups=len(weight))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of maps, weight and bias."""
-        (x, weight), (gradient,) = ctx.saved_tensors, gradients
-        of_x, of_weight, of_bias, _ = ctx.needs_input_grad
-        return (
-            depthwise_gradient(gradient, x, weight, ctx.stride, "input") if of_x else None,
-            Depthwise.gradient_of_weight(gradient, x, weight, ctx.stride) if of_weight else None,
-            gradient.sum((0, 2, 3)) if of_bias else None,
-            None,
-        )
-
-    @staticmethod
-    def gradient_of_weight(gradient: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, ...]) -> Tensor:
-        """Return the gradient of the weight."""
-        result = torch.empty_like(weight)
-        part, (height, width) = Depthwise.PART, gradient.shape[2:]
-        firsts = [[*range(0, size - part, part), size - part] for size in weight.shape[2:]]
-        for row, column in itertools.product(*firsts):
-            rows = slice(row, row + stride[0] * (height - 1) + part)
-            columns = slice(column, column + stride[1] * (width - 1) + part)
-            taps = (..., slice(row, row + part), slice(column, column + part))
-            result[taps] = depthwise_gradient(
-                gradient, x[:, :, rows, columns], weight[taps], stride, "weight"
-            )
-        return result
-
-
-def depthwise_gradient(
-    gradient: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, ...], of: Literal["input", "weight"]
-) -> Tensor:
-    """Return PyTorch's gradient of a depthwise convolution without padding."""
-    settings = (stride, [0, 0], [1, 1], False, [0, 0], len(weight))  # stride, padding, dilation, ..., groups
-    wanted = [of == "input", of == "weight", False]
-    results = torch.ops.aten.convolution_backward(gradient, x, weight, None, *settings, wanted)
-    return results[0 if of == "input" else 1]
 
 
 def onednn_is_faster() -> bool:

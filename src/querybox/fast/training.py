@@ -18,15 +18,14 @@ from timm.layers.padding import pad_same
 from torch import Tensor, nn
 
 from querybox.fast.chains import chains
+from querybox.fast.depthwise import depthwise, is_large_depthwise
 from querybox.fast.kernels import (
     POINTWISE_DILATION,
     DotProductAttention,
     ReLUDropout,
     ShortSoftmax,
     WeightedRows,
-    depthwise,
     drop,
-    is_large_depthwise,
     linear,
     onednn_is_faster,
 )
