@@ -26,8 +26,8 @@ from querybox.fast.kernels import (
     keep_mask,
     linear,
 )
-from querybox.fast.replacement import copy_modules
-from querybox.fast.training import FastLinear, FoldedConv2d, fold_batch_norms, for_training
+from querybox.fast.replacement import copy_modules, replace_leaves
+from querybox.fast.training import LEAVES, FastLinear, FoldedConv2d, fold_batch_norms, for_training
 from querybox.losses.criterion import Criterion
 from querybox.modules.backbone import Backbone
 from querybox.modules.heads import ClassHead
@@ -373,6 +373,18 @@ def test_convolutions_are_onednns_with_one_thread_where_that_is_faster(
         each for each in plain.modules() if isinstance(each, nn.Conv2d) and each.kernel_size == (1, 1)
     ]
     assert {each.dilation for each in pointwise} == {(1, 1)}
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(4), nn.GroupNorm(2, 4)])
+def test_gradients_of_norms_are_channels_last(norm: nn.Module) -> None:
+    replace_leaves(norm, LEAVES)
+    x = torch.randn(2, 4, 3, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+    maps = norm(x)
+    gradients: list[Tensor] = []
+    maps.register_hook(gradients.append)
+    torch.cat([maps, torch.randn_like(maps)], 1).square().sum().backward()
+    assert gradients[0].is_contiguous(memory_format=torch.channels_last)
+    assert_close(gradients[0], 2 * maps.detach())
 
 
 def test_an_optimised_copy_leaves_what_is_trained_alone() -> None:

@@ -6,6 +6,7 @@ The copy is trained; the plain `Detector`, which shares its parameters, is evalu
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -173,6 +174,32 @@ class FastDropout(nn.Dropout):
         return drop(x, self.p) if self.training else x
 
 
+class FastBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm; see `take_gradient_in_own_format`."""
+
+    def forward(self, x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D h w"]:
+        """Return the normalised maps."""
+        return take_gradient_in_own_format(super().forward(x))
+
+
+class FastGroupNorm(nn.GroupNorm):
+    """Group norm; see `take_gradient_in_own_format`."""
+
+    def forward(self, x: Float[Tensor, "B D *cells"]) -> Float[Tensor, "B D *cells"]:
+        """Return the normalised maps."""
+        return take_gradient_in_own_format(super().forward(x))
+
+
+def take_gradient_in_own_format(maps: Float[Tensor, "B D *cells"]) -> Float[Tensor, "B D *cells"]:
+    """Have the gradient of maps made channels-last, if they are. It is a slice if the maps were concatenated to others.
+
+    PyTorch's gradients of norms take ten times as long for a slice.
+    """
+    if maps.requires_grad and maps.dim() == 4 and maps.is_contiguous(memory_format=torch.channels_last):
+        maps.register_hook(partial(Tensor.contiguous, memory_format=torch.channels_last))
+    return maps
+
+
 class FastScaledDotProduct(ScaledDotProduct):
     """Scaled dot-product attention that saves less memory for the backward pass."""
 
@@ -227,6 +254,8 @@ class SparseSample(GridSample):
 LEAVES: dict[type[nn.Module], type[nn.Module]] = {
     nn.Dropout: FastDropout,
     nn.Softmax: FastSoftmax,
+    nn.BatchNorm2d: FastBatchNorm2d,
+    nn.GroupNorm: FastGroupNorm,
     ScaledDotProduct: FastScaledDotProduct,
     GridSample: SparseSample,
     MaskHead: SparseMaskHead,
