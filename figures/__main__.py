@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from figures import augmentation, collection, make, panoptic, serving, tiles, tracking
+from figures import augmentation, collection, make, panoptic, results, schemes, serving, tiles, tracking
 
 if __name__ == "__main__":
     make.main()
@@ -11,4 +11,6 @@ if __name__ == "__main__":
     tracking.main()
     panoptic.main()
     collection.main()
+    schemes.main()
+    results.main()
     serving.main()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
 
-from figures.sheet import CARD, COLOURS, INK, save, sheet
+from figures.diagram import arrow, box
+from figures.sheet import COLOURS, save, sheet
 
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "collection.png"
 PARTS = ("000.tar", "001.tar", "002.tar", "003.tar")
@@ -38,26 +37,6 @@ def collection() -> Figure:
     for number, height in enumerate(heights):
         box(axes, (8.7, height), f"part-...{number}.parquet", 2.5)
     return figure
-
-
-def box(axes: Axes, centre: tuple[float, float], text: str, width: float, colour: str = INK) -> None:
-    """Draw a box with a text."""
-    x, y = centre
-    style = "round,pad=0,rounding_size=0.15"
-    axes.add_patch(
-        FancyBboxPatch(
-            (x - width / 2, y - 0.33), width, 0.66, style, facecolor=CARD, edgecolor=colour, linewidth=1.4
-        )
-    )
-    axes.text(x, y, text, ha="center", va="center", fontsize=9)
-
-
-def arrow(
-    axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str, *, dashed: bool = False
-) -> None:
-    """Draw an arrow."""
-    style = {"arrowstyle": "->", "color": colour, "linewidth": 1.3, "linestyle": "--" if dashed else "-"}
-    axes.annotate("", end, start, arrowprops=style)
 
 
 def main() -> None:
