@@ -33,7 +33,7 @@ def test_errors_are_exit_code_1(run: Any, own_photos: Path) -> None:
     code, out, err = run("validate", own_photos, "--split", "train")
     assert (code, err) == (1, "")
     assert "4 of 4, more than data.max_corrupt = 0.05" in out
-    assert "- 1 more places" in out
+    assert "- 1 more place " in out
     assert "cannot be used: there are errors" in out
     assert run("validate", own_photos, "--split", "val")[0] == 0
 

@@ -13,7 +13,7 @@ from querybox.errors import ConfigError
 from querybox.files import require_own
 from querybox.html import metric
 from querybox.precision import Precision
-from querybox.text import to_json
+from querybox.text import counted, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -126,11 +126,12 @@ def check_output(output: Path) -> None:
 
 def metrics_tables(evaluation: Evaluation) -> list[Table]:
     """Show the 12 COCO metrics, of boxes and, if there are masks, of masks and boundaries, and panoptic quality."""
-    title = f"{evaluation.objects:,} objects in {evaluation.images:,} images"
+    title = f"{counted(evaluation.objects, 'object')} in {counted(evaluation.images, 'image')}"
     tables = [metrics_table(title, evaluation.metrics)]
     if (masks := evaluation.masks) is not None:
         objects = sum(one.objects for one in masks.categories)
-        tables.append(metrics_table(f"{objects:,} masks in {masks.images:,} images", masks.metrics))
+        title = f"{counted(objects, 'mask')} in {counted(masks.images, 'image')}"
+        tables.append(metrics_table(title, masks.metrics))
         tables.append(metrics_table("boundaries of the masks", masks.boundary_metrics))
     if evaluation.panoptic is not None:
         tables.append(panoptic_table(evaluation.panoptic))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from querybox.cli.streams import print_text
-from querybox.text import to_json
+from querybox.text import counted, to_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -95,7 +95,7 @@ def findings_table(name: str, split: SplitReport) -> Table | Text:
     from querybox.data.findings import KINDS
 
     excluded = f", {split.excluded} excluded" if split.excluded else ""
-    title = f"{name}: {split.images} images{excluded}, {split.objects} objects"
+    title = f"{name}: {counted(split.images, 'image')}{excluded}, {counted(split.objects, 'object')}"
     if not split.findings:
         return Text(f"{title}: no problems found")
     table = Table(title=escape(title), title_justify="left", show_lines=True)
@@ -106,9 +106,10 @@ def findings_table(name: str, split: SplitReport) -> Table | Text:
         kind = KINDS[finding.kind]
         places = "".join(f"\n- {escape(place.what)}" for place in finding.places[:MAX_PLACES])
         more = len(finding.places) - MAX_PLACES
+        rest = f"\n- {counted(more, 'more place')}" if more > 0 else ""
         table.add_row(
             f"[{COLOURS[kind.severity]}]{kind.severity}[/]",
             str(finding.count),
-            f"{kind.meaning}: {kind.cure}[dim]{places}{f'{chr(10)}- {more} more places' if more > 0 else ''}[/]",
+            f"{kind.meaning}: {kind.cure}[dim]{places}{rest}[/]",
         )
     return table
