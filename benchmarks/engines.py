@@ -10,7 +10,7 @@ from benchmarks.setup import EXAMPLE, Setup, detector
 from querybox.checkpoints.find import EXPORTED, Format
 from querybox.data import DetectionData, read_dataset
 from querybox.exporting import export, load_exported
-from querybox.exporting.card import Precision
+from querybox.exporting.card import ExportedPrecision
 from querybox.inference.engine import Engine
 from querybox.inference.optimized_model import OptimizedModel
 
@@ -25,7 +25,7 @@ OPENVINO_BF16 = "querybox, OpenVINO bf16"
 INT8 = "querybox, OpenVINO int8"
 
 
-FILES: dict[str, tuple[Format, Precision]] = {
+FILES: dict[str, tuple[Format, ExportedPrecision]] = {
     ONNX: ("onnx", "float32"),
     OPENVINO: ("openvino", "float32"),
     OPENVINO_BF16: ("openvino", "bf16"),

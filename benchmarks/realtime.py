@@ -20,7 +20,7 @@ from benchmarks.setup import NUM_CLASSES, Setup, pixels
 from querybox.checkpoints.find import EXPORTED, Format
 from querybox.detector import Detector
 from querybox.exporting import export, load_exported
-from querybox.exporting.card import Precision
+from querybox.exporting.card import ExportedPrecision
 from querybox.inference.engine import Engine
 from querybox.inference.optimized_model import OptimizedModel
 from querybox.structures import ImageBatch
@@ -173,7 +173,7 @@ def build(setup: Setup, recipe: str, name: str) -> Engine:
         return OptimizedModel(detector(recipe))
     to: Format = "onnx" if name == ONNX else "openvino"
     size = image_size(setup) if name in (FIXED, FIXED_INT8) else None
-    precision: Precision = "int8" if name in (INT8, FIXED_INT8) else "float32"
+    precision: ExportedPrecision = "int8" if name in (INT8, FIXED_INT8) else "float32"
     path = setup.folder / f"{recipe}-{precision}{'' if size is None else '-fixed'}{EXPORTED[to]}"
     images = calibration() if precision == "int8" else None
     export(detector(recipe), path, to=to, precision=precision, size=size, calibration=images)

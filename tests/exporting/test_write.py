@@ -21,7 +21,7 @@ from querybox.exporting import Exported, ExportedModel, export, load_exported, o
 from querybox.exporting.card import Card
 from querybox.exporting.check import check_detections
 from querybox.exporting.graph import Graph
-from querybox.exporting.write import resolve_precision
+from querybox.exporting.write import exported_precision
 from querybox.inference.predict import predict
 from querybox.structures import ImageBatch
 
@@ -156,8 +156,8 @@ def test_auto_is_bf16_where_the_format_has_it_and_the_cpu_computes_it(
     to: Format, native: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(write, "is_native", lambda *_: native)
-    assert resolve_precision("auto", to) == expected
-    assert resolve_precision("int8", to) == "int8"
+    assert exported_precision("auto", to) == expected
+    assert exported_precision("int8", to) == "int8"
 
 
 @pytest.mark.parametrize(

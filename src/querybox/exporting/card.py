@@ -19,7 +19,7 @@ from querybox.modules.detector import DetectionTransformer
 from querybox.structures import Category, ImageBatch, Preprocessing
 from querybox.text import listed
 
-Precision = Literal["float32", "bf16", "fp16", "int8"]
+ExportedPrecision = Literal["float32", "bf16", "fp16", "int8"]
 
 FORMAT = "querybox-export-1"
 EXPORT_AGAIN = "export it again with querybox export, or get the original file"
@@ -57,7 +57,7 @@ class Card:
     """The row of the class head of each class, by label."""
     preprocessing: Preprocessing
     """How to resize an image. Normalisation with `mean` and `std` is part of the model."""
-    precision: Precision
+    precision: ExportedPrecision
     """Precision in which to compute the model."""
     no_object: bool = True
     """Whether the last row of the class head is the "no object" class and probabilities are a softmax over all rows."""
@@ -94,7 +94,7 @@ class Card:
 
     @classmethod
     def of(
-        cls, detector: DetectionTransformer, precision: Precision, size: tuple[int, int] | None = None
+        cls, detector: DetectionTransformer, precision: ExportedPrecision, size: tuple[int, int] | None = None
     ) -> Self:
         """Describe a detector. Runs it on a blank image, because only its predictions tell `no_object` and `masks`.
 

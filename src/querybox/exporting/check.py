@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from querybox.errors import CheckpointError, ExportError
-from querybox.exporting.card import Card, Precision
+from querybox.exporting.card import Card, ExportedPrecision
 from querybox.exporting.engine import ExportedModel, Outputs
 from querybox.exporting.graph import Graph
 from querybox.exporting.signature import CURE, check_outputs
@@ -28,11 +28,11 @@ from querybox.modules.queries import gather_rows
 from querybox.pixels import pad, smooth_image
 from querybox.structures import Memory
 
-TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "bf16": 0.1, "fp16": 0.02}
+TOLERANCES: dict[ExportedPrecision, float] = {"float32": 1e-4, "bf16": 0.1, "fp16": 0.02}
 """Largest allowed difference of a class probability or a box coordinate (both 0-1), by precision."""
 DETECTION_TOLERANCE = 1e-5
 """Largest allowed difference between the detections of a model and those computed from its own logits and boxes."""
-PROBE_TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "bf16": 0.02, "fp16": 1e-4, "int8": 1e-3}
+PROBE_TOLERANCES: dict[ExportedPrecision, float] = {"float32": 1e-4, "bf16": 0.02, "fp16": 1e-4, "int8": 1e-3}
 """The same for a model that is loaded, perhaps on another machine than it was written on, by precision."""
 PROBE = (128, 160)
 """(height, width) of the image on which a model of any size is run when it is loaded."""

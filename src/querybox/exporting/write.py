@@ -18,7 +18,7 @@ from querybox.errors import ConfigError
 from querybox.evaluation.evaluate import evaluate
 from querybox.evaluation.result import Evaluation
 from querybox.exporting import executorch, onnx, openvino, torch
-from querybox.exporting.card import Card, Precision
+from querybox.exporting.card import Card, ExportedPrecision
 from querybox.exporting.check import Verification, verify, verify_detections
 from querybox.exporting.engine import ExportedModel
 from querybox.exporting.graph import decoder_nodes, trace
@@ -30,7 +30,7 @@ from querybox.precision import is_native
 
 SMALLEST = 64
 """Smallest side of a fixed size in pixels."""
-ONLY: dict[Precision, Format] = {"bf16": "openvino", "fp16": "onnx", "int8": "openvino"}
+ONLY: dict[ExportedPrecision, Format] = {"bf16": "openvino", "fp16": "onnx", "int8": "openvino"}
 """The only format of a precision. All formats have float32."""
 FIXED: frozenset[Format] = frozenset({"executorch"})
 """Formats whose files take images of one size only."""
@@ -56,7 +56,7 @@ def export(
     path: str | Path,
     *,
     to: Format,
-    precision: Precision | Literal["auto"] = "float32",
+    precision: ExportedPrecision | Literal["auto"] = "float32",
     size: tuple[int, int] | None = None,
     calibration: DetectionData | None = None,
     callback: Callable[[str], object] = lambda _: None,
@@ -88,7 +88,7 @@ def export(
     """
     path = require_path("export", path, "the file to write")
     check_values(detector, to, precision)
-    precision = resolve_precision(precision, to)
+    precision = exported_precision(precision, to)
     if size is not None:
         require_size("export", size, SMALLEST)
     check_arguments(path, to, precision, size, calibration)
@@ -118,7 +118,7 @@ def average_precisions(metrics: Sequence[Mapping[str, float]]) -> tuple[float, f
     return (metrics[0]["AP"], metrics[1]["AP"]) if metrics else None
 
 
-def resolve_precision(precision: Precision | Literal["auto"], to: Format) -> Precision:
+def exported_precision(precision: ExportedPrecision | Literal["auto"], to: Format) -> ExportedPrecision:
     """Return the precision to export in: for ``"auto"`` bf16 if the format has it and this CPU computes it natively."""
     if precision != "auto":
         return precision
@@ -132,7 +132,7 @@ def check_values(detector: object, to: object, precision: object) -> None:
     assert isinstance(detector, DetectionTransformer)
     for name, value, choices in (
         ("to", to, EXPORTED),
-        ("precision", precision, ("auto", *get_args(Precision))),
+        ("precision", precision, ("auto", *get_args(ExportedPrecision))),
     ):
         if value not in choices:
             raise ConfigError(f"export got {name}={value!r}; expected one of {', '.join(map(repr, choices))}")
@@ -141,7 +141,7 @@ def check_values(detector: object, to: object, precision: object) -> None:
 def check_arguments(
     path: Path,
     to: Format,
-    precision: Precision,
+    precision: ExportedPrecision,
     size: tuple[int, int] | None,
     calibration: DetectionData | None,
 ) -> None:

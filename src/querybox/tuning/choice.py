@@ -27,7 +27,7 @@ from querybox.data.parsing import validation_problem
 from querybox.detector import Detector
 from querybox.errors import ConfigError
 from querybox.exporting import load_exported
-from querybox.exporting.card import Precision
+from querybox.exporting.card import ExportedPrecision
 from querybox.files import cache_folder, require_regular, write_text
 from querybox.inference.engine import Engine, accelerator
 from querybox.text import counted, to_json
@@ -56,7 +56,7 @@ class Candidate:
     """A way to run a model."""
 
     engine: Format
-    precision: Precision = "float32"
+    precision: ExportedPrecision = "float32"
     threads: Annotated[int, Field(ge=1, le=MAX_THREADS)]
     file: Path | None = None
     """The exported model; None for PyTorch."""

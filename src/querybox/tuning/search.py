@@ -21,7 +21,7 @@ from querybox.checkpoints.find import EXPORTED, Format
 from querybox.checkpoints.read import load_detector
 from querybox.errors import ConfigError, QueryboxError
 from querybox.exporting import export, load_exported
-from querybox.exporting.card import Precision
+from querybox.exporting.card import ExportedPrecision
 from querybox.files import cache_folder
 from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine, accelerator
@@ -41,9 +41,9 @@ BEST = 10
 """Number of highest-scoring detections that are compared."""
 LIMITS = {"float32": 1e-3, "bf16": 0.1, "int8": 0.25}
 """Maximum difference of scores and boxes (both 0-1) for an engine to be chosen, by precision."""
-PRECISIONS: tuple[Precision, ...] = ("float32", "bf16")
+PRECISIONS: tuple[ExportedPrecision, ...] = ("float32", "bf16")
 """Precisions in which PyTorch is measured."""
-EXPORTS: tuple[tuple[Format, Precision], ...] = (
+EXPORTS: tuple[tuple[Format, ExportedPrecision], ...] = (
     ("onnx", "float32"),
     ("openvino", "float32"),
     ("openvino", "bf16"),
