@@ -184,7 +184,7 @@ def test_training_reads_images_of_shards_in_its_workers(
         s3.pipe_file(f"bucket/rows/{path.name}", path.read_bytes())
     data = read_dataset("s3://bucket/rows", allow_network=True)
     same_records(data, files)
-    batches = train_loader(data, settings, batch_size=2, seed=1)
+    batches = list(train_loader(data, settings, batch_size=2, seed=1))
     for batch, other in zip(batches, expected, strict=True):
         assert torch.equal(batch.pixels, other.pixels)
     s3.pipe_file("bucket/shards/train-001.tar", write_tar(tmp_path / "a.tar", ANNOTATED).read_bytes())
