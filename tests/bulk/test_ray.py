@@ -112,7 +112,7 @@ def times(output: Path) -> dict[str, int]:
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 @pytest.mark.skipif(sys.platform == "win32", reason="Ray is a beta on Windows")
 @pytest.mark.filterwarnings("ignore")  # of Ray
-def test_a_collection_with_a_killed_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_collection_with_a_killed_process(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """No row is missing or twice, also those of an earlier call; one Ray, whose start takes seconds, serves all."""
     torch.manual_seed(0)
     detector = Detector.from_recipe("detr_r18", num_classes=2, **TINY)
@@ -126,7 +126,7 @@ def test_a_collection_with_a_killed_process(tmp_path: Path, capsys: pytest.Captu
     begin(words, detector, parts[:5], output)
     before, others = times(output), {*psutil.Process().children(recursive=True)}
     assert len(before) == 5
-    capsys.readouterr()
+    capfd.readouterr()
 
     with killing(output, before=5) as killer:
         assert main(words) == 1
@@ -141,13 +141,13 @@ def test_a_collection_with_a_killed_process(tmp_path: Path, capsys: pytest.Captu
     expected = predict(as_optimized(detector), readable, threshold=THRESHOLD)
     for row, found in zip((row for row in rows if not row["error"]), expected, strict=False):
         assert (row["name"], row["scores"]) == (found.source, found.scores.tolist())
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
     assert (f"{len(BROKEN)} could not be read; 5 of {len(parts)} parts had been done before" in out, err) == (
         True,
         "",
     )
     assert main(words) == 0  # nothing is left, so that Ray is not started
-    assert f"{len(parts)} of {len(parts)} parts had been done before" in capsys.readouterr().out
+    assert f"{len(parts)} of {len(parts)} parts had been done before" in capfd.readouterr().out
 
     assert killer.listening
     assert all(ip_address(address.removeprefix("::ffff:")).is_loopback for address in killer.listening)

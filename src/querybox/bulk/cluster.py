@@ -24,6 +24,8 @@ LOCAL_CURE = (
     "it needs about 1 GB of memory, and space in /tmp and /dev/shm: free some, unset the variables RAY_... of the "
     "environment, or predict without --ray"
 )
+STDERR = 2
+"""File descriptor of standard error."""
 OBJECT_STORE = 128 << 20
 """Bytes of shared memory, through which no images go, only names of files."""
 
@@ -85,6 +87,24 @@ def environment(settings: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
+def no_stderr() -> Iterator[None]:
+    """Context manager in which nothing is written to standard error, not even by libraries in C++."""
+    try:
+        former = os.dup(STDERR)
+    except OSError:  # it is closed
+        yield
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, STDERR)
+    os.close(null)
+    try:
+        yield
+    finally:
+        os.dup2(former, STDERR)
+        os.close(former)
+
+
+@contextmanager
 def local_ray(processes: int | None) -> Iterator[None]:
     """Context manager that starts Ray without dashboard, with its files in a folder that only this user can read.
 
@@ -140,7 +160,8 @@ def connect(address: str, **options: Any) -> None:
     import ray
 
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
+        with no_stderr():  # where Ray says that RAY_BACKEND_LOG_LEVEL is set, before it is
+            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
     except (
         Exception
     ) as error:  # Ray raises many types, such as a plain Exception if a machine does not answer in time
