@@ -49,6 +49,9 @@ def test_the_beginning_of_a_file_is_enough(tmp_path: Path) -> None:
         ("Größe, Öl, weiß", "cp1252"),
         ("camión pequeño, détecté, À côté", "cp1252"),
         ("naïve café “déjà vu”", "cp1252"),
+        ("<name>Größe</name>", "cp1252"),
+        ("<name>créée</name><name>café</name>", "cp1252"),
+        ("<name>鳄鱼</name>", "gbk"),  # the first character is not among the common ones
         ("细胞", "gbk"),
         ("红细胞、白细胞。血小板", "gbk"),
         ("cell 大型车辆, a 囧 face", "gbk"),

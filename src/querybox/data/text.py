@@ -19,8 +19,8 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_PAIR = re.compile(rb"[\x81-\xfe][\x40-\xfe]", re.DOTALL)
-"""A character of GBK that is not ASCII."""
+_PAIR = re.compile(rb"[\x80-\xff].?", re.DOTALL)
+"""A character of GBK that is not ASCII; or one of Windows-1252, and what follows it."""
 _COMMON = re.compile(rb"[\xa1-\xa3\xb0-\xd7][\xa1-\xfe]")
 """Punctuation, and level 1 of GB 2312."""
 _ACCENTED, _LETTER = re.compile(rb"[\x80-\xff]"), re.compile(rb"[A-Za-z]")
@@ -108,14 +108,16 @@ def encoding_of(content: bytes, *, whole: bool = False) -> str | None:
 def _likely(content: bytes) -> str:
     """Return which of the encodings of Windows is the more likely one: GBK (Chinese), or 1252 (Western Europe).
 
-    Two bytes of umlauts and accents may be a character of GBK, but seldom one of those that Chinese text is made of:
-    punctuation and level 1 of GB 2312. Any byte is something in Windows-1252, so that what is no text is not.
+    A letter with an accent and an ASCII letter may be a character of GBK, but one that is very rare; so are two letters
+    with accents, of which no common character is made: punctuation and level 1 of GB 2312. Any byte is something in
+    Windows-1252, so that what is no text is not.
     """
     sample = content[:_SAMPLE]
     pairs = _PAIR.findall(sample)
-    common = sum(_COMMON.fullmatch(pair) is not None for pair in pairs)
-    is_western = 2 * common <= len(pairs) and len(_ACCENTED.findall(sample)) <= len(_LETTER.findall(sample))
-    return "cp1252" if is_western and not _CONTROL.search(sample) else "gbk"
+    single = sum(len(pair) < 2 or pair[1] < 0x80 for pair in pairs)
+    is_western = 2 * single >= len(pairs) or not any(map(_COMMON.fullmatch, pairs))
+    is_text = len(_ACCENTED.findall(sample)) <= len(_LETTER.findall(sample)) and not _CONTROL.search(sample)
+    return "cp1252" if is_western and is_text else "gbk"
 
 
 def decode(content: bytes, file: Path, findings: FindingCollector) -> str:
