@@ -15,7 +15,7 @@ from shards import ANNOTATED, jpeg, write_parquet, write_tar
 
 from querybox.bulk.parts import Part
 from querybox.bulk.pictures import Decoded, decode
-from querybox.data import DataSettings, read_dataset, read_pixels
+from querybox.data import DataSettings, parquet_rows, read_dataset, read_pixels
 from querybox.data.formats.tar_index import tar_index
 from querybox.data.read import read_split
 from querybox.data.shard_index import FOLDER
@@ -197,7 +197,7 @@ def damaged_samples(folder: Path, long: bool) -> str:
     path = write_tar(folder / "train.tar", SAMPLES)
     content, status = path.read_bytes(), path.stat()
     require(trained(path) == IMAGES, "the whole tar")
-    (index,) = (folder / FOLDER).iterdir()
+    (index,) = (folder / FOLDER).glob("*.json")
     indexed = index.read_bytes()
     chance = random.Random(0)
     count = 2000 if long else 50
@@ -216,6 +216,40 @@ def damaged_samples(folder: Path, long: bool) -> str:
         else:
             require(images == IMAGES, f"number {number}: {images} of {IMAGES} images, and nothing reported")
     return f"{count:,} damaged tars and indices: all images are read, or it is reported ({reported:,})"
+
+
+def damaged_row_groups(folder: Path, long: bool) -> str:
+    """Change a few bytes of a Parquet file that is read where it is, before or after its index is made."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    boxes = {"bbox": [[1.0, 2.0, 3.0, 4.0]], "category": ["cat"]}
+    rows = [
+        {"image": {"bytes": content, "path": name}, "objects": boxes} for name, content in MEMBERS.items()
+    ]
+    path, named = folder / "train.parquet", folder / "train.yaml"
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=2)
+    named.write_text(f"train: {path.name}\n", encoding="utf-8")
+    content = path.read_bytes()
+    require(trained(named) == IMAGES, "the whole file")
+    records = read_dataset(named).images
+    chance = random.Random(0)
+    count = 2000 if long else 50
+    reported = 0
+    for number in range(count):
+        damaged = bytearray(content)
+        for place in chance.choices(range(len(damaged)), k=3):
+            damaged[place] = chance.randrange(256)
+        path.write_bytes(damaged)
+        parquet_rows._held.clear()
+        try:
+            if number % 2:
+                trained(named)
+            for image in records:
+                read_pixels(image)
+        except DataError:
+            reported += 1
+    return f"{count:,} damaged files: read, or it is reported ({reported:,})"
 
 
 def trained(path: Path) -> int:
@@ -274,6 +308,11 @@ CASES = [
         name="damaged tars to train on, and damaged indices",
         required="all images, or it is reported; no other error",
         run=damaged_samples,
+    ),
+    Case(
+        name="damaged Parquet files to train on where they are",
+        required="read, or it is reported; no other error",
+        run=damaged_row_groups,
     ),
     Case(
         name="shards that are removed, cut or replaced during a training",
