@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Generator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -65,31 +66,47 @@ LONG_FILES = (
     "tests/bulk/test_ray.py",
 )
 """Files that take more than 20 s, the longest first."""
-EXPORTS = (
-    "tests/exporting/test_write.py",
-    "tests/exporting/test_load.py",
-    "tests/exporting/test_serving.py",
-    "tests/exporting/test_signature.py",
+GROUPS = (
+    # Their tests share exported models, which take longer to make than the tests.
+    (
+        "tests/exporting/test_write.py",
+        "tests/exporting/test_load.py",
+        "tests/exporting/test_serving.py",
+        "tests/exporting/test_signature.py",
+        "tests/exporting/test_half.py",
+    ),
+    # Their tests fork processes from a server, which takes seconds to start.
+    (
+        "tests/torture/test_torture.py",
+        "tests/exporting/test_telemetry.py",
+        "tests/fast/test_inference.py",
+        "tests/test_arguments.py",
+        "tests/training/test_compile.py",
+        "tests/training/test_processes.py",
+        "tests/training/test_unreadable.py",
+    ),
 )
-"""Files whose tests share exported models, which take longer to make than the tests."""
+"""Files that one worker gets."""
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Hand out tests to the workers file by file, those that share exported models to one worker."""
+    """Hand out tests to the workers file by file, or group by group."""
     from xdist.scheduler import LoadFileScheduling
+
+    first = {file: group[0] for group in GROUPS for file in group}
 
     class Scheduling(LoadFileScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             file: str = super()._split_scope(nodeid)
-            return EXPORTS[0] if file in EXPORTS else file
+            return first.get(file, file)
 
     return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the long files: one that is left for the end keeps one worker busy while the other has no work."""
-    if absent := [name for name in (*LONG_FILES, *EXPORTS) if not (Path(__file__).parent / name).exists()]:
+    if absent := [name for name in chain(LONG_FILES, *GROUPS) if not (Path(__file__).parent / name).exists()]:
         raise pytest.UsageError(f"conftest.py names {', '.join(absent)}, which do not exist")
     places = {name: place for place, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))

@@ -7,11 +7,10 @@ library as those of users do.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import run_program
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "blood_cells"
 PREPARE = f"""
@@ -59,7 +58,7 @@ def outcome(code):
         kind = "QueryboxError" if isinstance(error, qb.QueryboxError) else type(error).__name__
         return [kind, str(error)]
 
-print(json.dumps([outcome(code) for code in json.load(sys.stdin)]))
+print(json.dumps([outcome(code) for code in json.loads(sys.argv[1])]))
 """
 A_PATH = "a str or a pathlib.Path"
 WRONG = {
@@ -245,15 +244,8 @@ RIGHT = {
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """The kind of error ("" for none) and the message, or the result, of every call."""
     calls = [*WRONG, *RIGHT]
-    result = subprocess.run(
-        [sys.executable, "-c", PREPARE],
-        input=json.dumps(calls),
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=tmp_path_factory.mktemp("empty"),
-    )
-    return dict(zip(calls, json.loads(result.stdout.splitlines()[-1]), strict=True))
+    printed = run_program(PREPARE, tmp_path_factory.mktemp("empty"), json.dumps(calls))
+    return dict(zip(calls, json.loads(printed.splitlines()[-1]), strict=True))
 
 
 @pytest.mark.parametrize("call", WRONG)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import socket
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from programs import run_program
 
 
 def environments() -> list[dict[str, str]]:
@@ -21,3 +25,14 @@ def environments() -> list[dict[str, str]]:
         }
         for rank in range(2)
     ]
+
+
+def run_both(code: str, folder: Path, *arguments: str) -> None:
+    """Run a program in two processes, as `run_program` does in one."""
+    with ThreadPoolExecutor(2) as pool:
+        runs = [
+            pool.submit(run_program, code, folder, *arguments, environment=environment)
+            for environment in environments()
+        ]
+        for run in runs:
+            run.result()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import run_program
 
 from querybox.exporting.telemetry import ONNX_RUNTIME, without_telemetry
 
@@ -16,6 +15,7 @@ import sys
 from pathlib import Path
 from querybox.errors import CheckpointError
 from querybox.exporting import onnx
+assert "onnxruntime" not in sys.modules
 try:
     onnx.load(Path("none.onnx"))
 except CheckpointError:
@@ -24,9 +24,9 @@ except CheckpointError:
 
 
 def test_onnx_runtime_leaves_no_identifier(tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if name not in ("CI", ONNX_RUNTIME)}
+    removed = dict.fromkeys(("CI", ONNX_RUNTIME))
     places = dict.fromkeys(("HOME", "XDG_CACHE_HOME"), str(tmp_path))
-    subprocess.run([sys.executable, "-c", SCRIPT], cwd=tmp_path, env=environment | places, check=True)
+    run_program(SCRIPT, tmp_path, environment={**removed, **places})
     assert not [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name or path.name == "deviceid"]
 
 

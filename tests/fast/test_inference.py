@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from collections.abc import Callable
 from inspect import unwrap
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from programs import run_program
 from tiny_models import TINY
 from torch import nn
 from torch.testing import assert_close
@@ -247,9 +246,9 @@ assert len(graphs) <= 7, len(graphs)  # once more with padding, for any batch si
 """
 
 
-def test_compiled_once_for_all_sizes() -> None:
+def test_compiled_once_for_all_sizes(tmp_path: Path) -> None:
     """In a program of its own, where no shapes are checked: the checks would be compiled too."""
-    subprocess.run([sys.executable, "-c", f"DEEP = {DEEP}\n{COMPILED}"], check=True)
+    run_program(f"DEEP = {DEEP}\n{COMPILED}", tmp_path)
 
 
 class Backwards(nn.Module):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
-import subprocess
-import sys
+import os
+from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
+from typing import Any
 from unittest import mock
 
 from querybox.training.checkpoint import RunCheckpoint
-from torture.case import Case, require
+from torture.case import Case, NotSurvivedError, require
 from torture.crashes import go_on, reference
 from torture.runs import Plan, end_of, last_words, settings_of, start
+from torture.server import fork_server
 
 TIMES = 20, 2
 """How often the disk is full, in the long and in the short form."""
@@ -22,12 +25,15 @@ LEFT = 0, 5_000, 200_000
 LIMITS = 20_000, 60_000, 200_000
 """The same where the size of files is limited; what a run says is a file, too."""
 PLACE = "disk"
+NEW_USER, NEW_MOUNTS = 0x10000000, 0x00020000
+"""Linux's CLONE_NEWUSER and CLONE_NEWNS, which Python knows from 3.12 on."""
+Reference = tuple[dict[str, Any], dict[str, int]]
 
 
-def fill_up(folder: Path, times: int, *, mounted: bool) -> str:
+def fill_up(folder: Path, times: int, known: Reference, *, mounted: bool) -> str:
     """Fill the disk at `times` moments of a run, look what is left, make room, and go on."""
     disk = folder / PLACE
-    expected, counts = reference()
+    expected, counts = known
     failed = 0
     places = sorted(Random(0).sample(range(4, counts["operations"] - 4), times))
     for turn, place in enumerate(places):
@@ -51,30 +57,49 @@ def fill_up(folder: Path, times: int, *, mounted: bool) -> str:
 
 
 def fill_disk(folder: Path, long: bool) -> str:
-    """Fill a tmpfs that only this process and its children see; or do without."""
-    times = TIMES[not long]
+    """Fill a tmpfs that only a process and its children see; or do without."""
     (folder / PLACE).mkdir()
-    mount = f"mount -t tmpfs -o size={SIZE} tmpfs {folder / PLACE}"
-    command = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    context = fork_server()
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=fill_own, args=(folder, TIMES[not long], reference(), sending))
+    process.start()
+    sending.close()
     try:
-        may = subprocess.run([*command, mount], capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        may = False
-    if not may:
-        return f"by a limit on the size of files: {fill_up(folder, times, mounted=False)}"
-    program = f"{mount} && exec {sys.executable} -m torture.disk {folder} {times}"
-    done = subprocess.run(
-        [*command, program], capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent
-    )
-    words = (done.stdout + done.stderr).strip().splitlines()
-    require(done.returncode == 0, "; ".join(words[-3:]))
-    return f"on a tmpfs: {words[-1]}"
+        survived, happened = receiving.recv()
+    except EOFError:
+        survived, happened = False, "the process that fills the disk has ended"
+    process.join()
+    require(survived, happened)
+    return str(happened)
+
+
+def fill_own(folder: Path, times: int, known: Reference, told: Connection) -> None:
+    """Fill a disk that this process mounts, and tell whether that was survived, and what happened."""
+    mounted = mounts(folder / PLACE)
+    # Processes of the server would not see it.
+    mock.patch("torture.runs.fork_server", return_value=multiprocessing.get_context("fork")).start()
+    try:
+        happened = fill_up(folder, times, known, mounted=mounted)
+        told.send((True, f"{'on a tmpfs' if mounted else 'by a limit on the size of files'}: {happened}"))
+    except NotSurvivedError as error:
+        told.send((False, str(error)))
+
+
+def mounts(place: Path) -> bool:
+    """Mount a tmpfs in namespaces of this process; return whether that is possible."""
+    system = ctypes.CDLL(None)
+    owners = {"setgroups": "deny", "uid_map": f"0 {os.getuid()} 1", "gid_map": f"0 {os.getgid()} 1"}
+    if system.unshare(NEW_USER | NEW_MOUNTS) != 0:
+        return False
+    for name, content in owners.items():
+        Path("/proc/self", name).write_text(content)
+    return bool(system.mount(b"tmpfs", bytes(place), b"tmpfs", 0, f"size={SIZE}".encode()) == 0)
 
 
 def limit_files(folder: Path, long: bool) -> str:
     """Let no file grow, as a quota does."""
     (folder / PLACE).mkdir()
-    return fill_up(folder, TIMES[not long] // 2, mounted=False)
+    return fill_up(folder, TIMES[not long] // 2, reference(), mounted=False)
 
 
 INTACT = "the older checkpoint is intact; a clear error; it resumes, and comes to the same, bit for bit"
@@ -82,10 +107,3 @@ CASES = (
     Case(name="the disk is full", required=INTACT, run=fill_disk),
     Case(name="a limit on the size of files", required=INTACT, run=limit_files),
 )
-
-if __name__ == "__main__":
-    import accelerate  # noqa: F401 - once for all runs
-
-    # A server of this namespace would have to import everything once more.
-    mock.patch("torture.runs.fork_server", return_value=multiprocessing.get_context("fork")).start()
-    print(fill_up(Path(sys.argv[1]), int(sys.argv[2]), mounted=True))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from programs import run_program
 
 from querybox.training import RunSettings
 
@@ -60,4 +60,4 @@ def test_the_backbone_is_compiled_once_for_all_sizes(
     """In a program of its own, where no shapes are checked: the checks would be compiled too."""
     settings = run_settings(epochs=1, batch_size=3)
     (tmp_path / "settings.json").write_text(settings.model_dump_json())
-    subprocess.run([sys.executable, "-c", PROGRAM, "settings.json"], cwd=tmp_path, check=True)
+    run_program(PROGRAM, tmp_path, "settings.json")

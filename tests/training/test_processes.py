@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from two_processes import run_both
 
 from querybox.training import RunSettings, train
 
@@ -36,7 +37,10 @@ def command(settings: RunSettings, folder: Path, *arguments: str) -> list[str]:
 def test_two_processes_with_half_the_batch_each_equal_one_with_the_whole(
     run_settings: Callable[..., RunSettings], boxes_json: Path, tmp_path: Path
 ) -> None:
-    one, two = one_and_two_processes(run_settings, boxes_json, tmp_path, {"ACCELERATE_USE_CPU": "true"})
+    def launch(settings: RunSettings) -> None:
+        run_both(PROGRAM, tmp_path, *command(settings, tmp_path)[1:])
+
+    one, two = one_and_two_processes(run_settings, boxes_json, launch)
     assert evaluated(two) == evaluated(one)
     compare_rows(two, one, 1e-5)
     torch.testing.assert_close(
@@ -53,14 +57,20 @@ def test_two_gpus_with_half_the_batch_each_equal_one_with_the_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    one, two = one_and_two_processes(run_settings, boxes_json, tmp_path, {"NVIDIA_TF32_OVERRIDE": "0"})
+
+    def launch(settings: RunSettings) -> None:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        environment = {**os.environ, "NVIDIA_TF32_OVERRIDE": "0"}
+        subprocess.run([*torchrun, *command(settings, tmp_path)], env=environment, check=True, timeout=120)
+
+    one, two = one_and_two_processes(run_settings, boxes_json, launch)
     compare_rows(two, one, 1e-3)  # halves of a batch may be computed by other kernels than the whole
 
 
 def one_and_two_processes(
-    run_settings: Callable[..., RunSettings], boxes_json: Path, tmp_path: Path, environment: dict[str, str]
+    run_settings: Callable[..., RunSettings], boxes_json: Path, launch: Callable[[RunSettings], None]
 ) -> tuple[Path, Path]:
-    """Train in this process and in two others; return the folders of both runs."""
+    """Train in this process and in two others, which `launch` starts; return the folders of both runs."""
 
     def settings(output: str) -> RunSettings:
         same_size = {
@@ -70,11 +80,9 @@ def one_and_two_processes(
         }  # or the halves would be padded otherwise than the whole
         return run_settings(output, model={"dropout": 0.0}, data=same_size, epochs=3, batch_size=8)
 
-    one = train(settings("one")).run_dir
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    subprocess.run([*launch, *command(settings("two"), tmp_path)], env=environment, check=True, timeout=120)
-    two = tmp_path / "two"
+    one, other = train(settings("one")).run_dir, settings("two")
+    launch(other)
+    two = other.folder
     assert json.loads((two / "environment.json").read_text())["processes"] == 2
     return one, two
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from two_processes import environments
+from two_processes import run_both
 
 from querybox.diagnosis.record import read_record
 from querybox.errors import TrainingError
@@ -124,11 +121,8 @@ def test_processes_stay_aligned_where_one_loses_its_whole_share(
 ) -> None:
     data = {"train": str(own_boxes), "max_corrupt": 1.0}
     settings = run_settings("two", data=data, epochs=3, batch_size=2).replace(recipe="dino_small")
-    (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "settings.json").write_text(settings.model_dump_json())
-    words = [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "settings.json")]
-    both = [subprocess.Popen(words, env={**os.environ, **environment}) for environment in environments()]
-    assert [process.wait(120) for process in both] == [0, 0]
+    run_both(PROGRAM, tmp_path, "settings.json")
     assert sorted(read_record(tmp_path / "two").lost) == [2, 3, 5, 6, 8]
     weights = load_file(tmp_path / "two" / "last.safetensors")
     assert all(tensor.isfinite().all() for tensor in weights.values())
