@@ -44,13 +44,13 @@ SCALE = 8  # how much smaller the stand-ins for the example's images are
 def enter(namespace: dict[str, Any]) -> None:
     """Make the folder and go there; called before the first block of a page."""
     import torch
-    from traces import trace_once
+    from traces import made_once
 
     page = namespace["page"] = contextlib.ExitStack()
     page.enter_context(contextlib.chdir(page.enter_context(tempfile.TemporaryDirectory())))
     page.enter_context(mock.patch("querybox.benchmark.MIN_SECONDS", 0.0))
     page.enter_context(mock.patch("querybox.benchmark.ProcessPoolExecutor", in_this_process))
-    page.enter_context(mock.patch("querybox.exporting.write.trace", trace_once))  # of the model of all pages
+    page.enter_context(made_once())  # of the model of all pages
     page.enter_context(without_charts())
     shutil.copytree(stand_ins(), ".", dirs_exist_ok=True)
     torch.manual_seed(0)

@@ -1,16 +1,24 @@
-"""Traces for exports, made once for all exports of a model in a session: a trace takes seconds."""
+"""What exports of a model have in common, made once in a session: traces and ONNX models, which take seconds each."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
 
 from torch.export import ExportedProgram
 
 from querybox.detector import Detector
+from querybox.exporting.card import Card
 from querybox.exporting.graph import trace
+from querybox.exporting.onnx import convert
 
 TRACES: dict[str, ExportedProgram] = {}
 """By the digest of all that a trace depends on."""
+CONVERTED: dict[int, tuple[ExportedProgram, Any]] = {}
+"""ONNX models in float32 by the identity of the trace, which is kept so that no other gets its number."""
 
 
 def trace_once(
@@ -25,3 +33,22 @@ def trace_once(
     if key not in TRACES:
         TRACES[key] = trace(detector, size, padded=padded)
     return TRACES[key]
+
+
+def convert_once(program: ExportedProgram, card: Card) -> Any:
+    """Return what `querybox.exporting.onnx.convert` returns, from memory if this trace was converted before."""
+    import onnx_ir
+
+    if id(program) not in CONVERTED:
+        CONVERTED[id(program)] = program, onnx_ir.to_proto(convert(program, card))
+    return onnx_ir.from_proto(CONVERTED[id(program)][1])
+
+
+@contextmanager
+def made_once() -> Iterator[None]:
+    """Context manager in which exports take traces and ONNX models from memory where they can."""
+    with (
+        mock.patch("querybox.exporting.write.trace", trace_once),
+        mock.patch("querybox.exporting.onnx.convert", convert_once),
+    ):
+        yield

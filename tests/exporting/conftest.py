@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from traces import made_once, trace_once
 
 from querybox.checkpoints.find import EXPORTED, Format
 from querybox.detector import Detector
-from querybox.exporting import Exported, ExportedModel, export, load_exported, write
-from querybox.exporting.graph import trace
+from querybox.exporting import Exported, ExportedModel, export, load_exported
 from querybox.structures import Category, Preprocessing
 
 Export = Callable[[Format], Exported]
@@ -95,20 +95,17 @@ def segmenter() -> Detector:
 @pytest.fixture(scope="session")
 def program(detector: Detector) -> ExportedProgram:
     """The detector, traced."""
-    return trace(detector)
+    return trace_once(detector)
 
 
 @pytest.fixture(scope="session")
-def exported(
-    detector: Detector, program: ExportedProgram, tmp_path_factory: pytest.TempPathFactory
-) -> Export:
+def exported(detector: Detector, tmp_path_factory: pytest.TempPathFactory) -> Export:
     """Export the detector to a format, once; all formats are written from one trace."""
     done: dict[Format, Exported] = {}
 
     def exported_(to: Format) -> Exported:
         if to not in done:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(write, "trace", lambda *_, **__: program)
+            with made_once():
                 done[to] = export(detector, tmp_path_factory.mktemp(to) / f"model{EXPORTED[to]}", to=to)
         return done[to]
 

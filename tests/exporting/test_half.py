@@ -11,11 +11,11 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto
-from torch.export import ExportedProgram
+from traces import made_once
 
 from querybox.detector import Detector
 from querybox.errors import ExportError
-from querybox.exporting import check, export, load_exported, write
+from querybox.exporting import check, export, load_exported
 from querybox.exporting.half import halve
 
 GRAPH = """
@@ -77,11 +77,10 @@ def test_products_are_rounded_and_sums_are_not() -> None:
 
 
 @pytest.fixture(scope="module")
-def file(detector: Detector, program: ExportedProgram, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def file(detector: Detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """DETR in float16."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(write, "trace", lambda *_, **__: program)
-        path = tmp_path_factory.mktemp("half") / "half.onnx"
+    path = tmp_path_factory.mktemp("half") / "half.onnx"
+    with made_once():
         done = export(detector, path, to="onnx", precision="fp16")
     assert 0 < max(done.verification.scores, done.verification.boxes) < check.TOLERANCES["fp16"]
     return path
