@@ -55,17 +55,20 @@ hypothesis.settings.load_profile("querybox")
 LONG_FILES = (
     "tests/torture/test_torture.py",
     "tests/exporting/test_relatives.py",
-    "docs/guides/export.md",
+    "tests/parity/test_mmdet2.py",
     "tests/exporting/test_write.py",
+    "docs/guides/export.md",
     "tests/cli/test_audit.py",
-    "tests/training/test_resume.py",
-    "tests/test_gpu_benchmarks.py",
     "tests/exporting/test_quantise.py",
-    "tests/models/test_conditional_detr.py",
-    "tests/training/test_processes.py",
+    "tests/training/test_resume.py",
+    "tests/exporting/test_attention_masks.py",
     "tests/bulk/test_ray.py",
+    "tests/models/test_recipes.py",
+    "tests/models/test_conditional_detr.py",
+    "tests/cli/test_export.py",
+    "tests/test_gpu_benchmarks.py",
 )
-"""Files that take more than 20 s, the longest first."""
+"""Files that take more than 10 s, with those of their group, the longest first."""
 GROUPS = (
     # Their tests share exported models, which take longer to make than the tests.
     (
@@ -74,6 +77,13 @@ GROUPS = (
         "tests/exporting/test_serving.py",
         "tests/exporting/test_signature.py",
         "tests/exporting/test_half.py",
+    ),
+    # Their models in float64 take up to 3 GB, which two workers need not have at the same time.
+    (
+        "tests/parity/test_mmdet2.py",
+        "tests/parity/test_mmdet3.py",
+        "tests/parity/test_facebook.py",
+        "tests/parity/test_huggingface.py",
     ),
     # Their tests fork processes from a server, which takes seconds to start.
     (
