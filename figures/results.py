@@ -94,7 +94,7 @@ def runtimes(data: DetectionData) -> dict[str, Runtime]:
 
 def exported(found: Mapping[str, Runtime]) -> Figure:
     """Draw what each runtime finds, with the size of its file and the largest difference of an edge from the first."""
-    figure, grid = sheet(2.15, nrows=1, ncols=len(found))
+    figure, grid = sheet(2.45, nrows=1, ncols=len(found))
     reference = next(iter(found.values())).found
     for axes, (name, runtime) in zip(grid, found.items(), strict=True):
         draw(axes, runtime.found)
