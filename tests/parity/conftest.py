@@ -17,13 +17,15 @@ from references import REFERENCE, Run, pseudo_weights, public_state
 from torch import Tensor
 
 from querybox import Detector, ImageBatch, Target
+from querybox.fast.memory import release_freed_memory
 
 
 @pytest.fixture(scope="module", autouse=True)
 def memory() -> Iterator[None]:
-    """Release what the tests of a module have trained at its end: up to 3 GB, in objects that refer to themselves."""
+    """Return the memory of what the tests of a module have trained to the system at its end: up to 3 GB."""
     yield
     gc.collect()
+    release_freed_memory()
 
 
 @pytest.fixture(scope="module")
