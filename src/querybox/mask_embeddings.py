@@ -105,6 +105,7 @@ class MaskEmbeddings(CellMasks):
         """Return the embeddings of some queries of each image."""
         return self.embeddings.gather(1, query[..., None].expand(-1, -1, self.embeddings.shape[2]))
 
+    @torch.inference_mode()
     def in_windows(
         self, query: Int[Tensor, "B K"], windows: Sequence[Sequence[Window]]
     ) -> list[list[Float[np.ndarray, "_ _"]]]:
@@ -116,10 +117,12 @@ class MaskEmbeddings(CellMasks):
         )
         if self.cells.device.type != "cpu" or area > SMALL * len(windows) * math.prod(self.shape):
             return Masks.in_windows(self, query, windows)
-        cells = as_array(self.cells.permute(0, 2, 3, 1))  # [B, h, w, D]
+        # Not by NumPy: the threads of its OpenBLAS go on to spin for 40 ms, which PyTorch's have to wait for.
+        dtype = torch.promote_types(self.cells.dtype, torch.float32)
+        cells, rows = self.cells.to(dtype).permute(0, 2, 3, 1), self.rows(query).to(dtype)
         return [
-            [grid[window] @ row for row, window in zip(rows, image, strict=False)]
-            for grid, rows, image in zip(cells, as_array(self.rows(query)), windows, strict=True)
+            [(grid[window] @ row).numpy() for row, window in zip(each.unbind(), image, strict=False)]
+            for grid, each, image in zip(cells, rows, windows, strict=True)  # [h, w, D], [K, D]
         ]
 
     @classmethod

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -131,4 +132,6 @@ class Grid(NamedTuple):
         """Return the pixels whose interpolated logit is positive."""
         vertical, horizontal = cut.window
         rows, columns = self.rows.weights[cut.rows, vertical], self.columns.weights[cut.columns, horizontal]
-        return (columns @ (rows @ logits).T > 0).T  # in the order of run lengths
+        # Not by NumPy; see `MaskEmbeddings.in_windows`.
+        down, right = (torch.from_numpy(each.astype(logits.dtype, copy=False)) for each in (rows, columns))
+        return ((right @ (down @ torch.from_numpy(logits)).T).numpy() > 0).T  # in the order of run lengths
