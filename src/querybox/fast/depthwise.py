@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from querybox.fast.kernels import onednn_is_faster
+from querybox.fast.kernels import convolution_gradient, onednn_is_faster
 
 PART = 3
 """Height and width of the parts in which the gradient of a depthwise weight is computed."""
@@ -61,7 +61,7 @@ class Depthwise(Function):
         (x, weight), (gradient,) = ctx.saved_tensors, gradients
         of_x, of_weight, of_bias, _ = ctx.needs_input_grad
         return (
-            gradient_of_maps(gradient, x, weight, ctx.stride) if of_x else None,
+            gradient_of_maps(gradient, x, weight, stride=ctx.stride) if of_x else None,
             gradient_of_depthwise_weight(gradient, x, weight, ctx.stride) if of_weight else None,
             gradient.sum((0, 2, 3)) if of_bias else None,
             None,
@@ -72,17 +72,18 @@ def gradient_of_maps(
     gradient: Float[Tensor, "B D H W"],
     x: Float[Tensor, "B D h w"],
     weight: Float[Tensor, "D 1 _ _"],
-    stride: tuple[int, ...],
+    *,
+    stride: tuple[int, ...] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
 ) -> Float[Tensor, "B D h w"]:
-    """Return the gradient of the input of a depthwise convolution without padding."""
+    """Return the gradient of the input of a depthwise convolution."""
     if stride == (1, 1):
         # The same as oneDNN's gradient, which takes about twice as long.
-        rows, columns = weight.shape[2:]
-        return F.conv2d(gradient, weight.flip(2, 3), padding=(rows - 1, columns - 1), groups=len(weight))
-    of_maps, _, _ = torch.ops.aten.convolution_backward(
-        gradient, x, weight, *settings(weight, stride), [True, False, False]
+        rows, columns = (size - 1 - pad for size, pad in zip(weight.shape[2:], padding, strict=True))
+        return F.conv2d(gradient, weight.flip(2, 3), padding=(rows, columns), groups=len(weight))
+    return convolution_gradient(
+        "input", gradient, x, weight, stride=stride, padding=padding, groups=len(weight)
     )
-    return of_maps
 
 
 def gradient_of_depthwise_weight(
@@ -98,20 +99,8 @@ def gradient_of_depthwise_weight(
         rows = slice(row, row + stride[0] * (height - 1) + PART)
         columns = slice(column, column + stride[1] * (width - 1) + PART)
         taps = (..., slice(row, row + PART), slice(column, column + PART))
-        _, result[taps], _ = torch.ops.aten.convolution_backward(
-            gradient, x[:, :, rows, columns], weight[taps], *settings(weight, stride), [False, True, False]
+        part = x[:, :, rows, columns]
+        result[taps] = convolution_gradient(
+            "weight", gradient, part, weight[taps], stride=stride, groups=len(weight)
         )
     return result
-
-
-def settings(weight: Tensor, stride: tuple[int, ...]) -> tuple[object, ...]:
-    """Return the arguments of PyTorch's gradients between the weight and what is wanted."""
-    return (
-        None,
-        stride,
-        [0, 0],
-        [1, 1],
-        False,
-        [0, 0],
-        len(weight),
-    )  # bias, stride, padding, dilation, ..., groups

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -75,19 +75,29 @@ def gradient_of_weight(
     gradient: Float[Tensor, "N out"], x: Float[Tensor, "N in"], weight: Float[Tensor, "out in"]
 ) -> Float[Tensor, "out in"]:
     """Return `gradient.T @ x`, by oneDNN: it is the gradient of a 1x1 convolution over an image of N x 1 pixels."""
-    pixels = [each.reshape(1, 1, *each.shape).permute(0, 3, 1, 2) for each in (gradient, x)]
-    settings = (
-        [1, 1],
-        [0, 0],
-        POINTWISE_DILATION,
-        False,
-        [0, 0],
-        1,
-    )  # stride, padding, dilation, ..., groups
-    _, of_weight, _ = torch.ops.aten.convolution_backward(
-        *pixels, weight[..., None, None], None, *settings, [False, True, False]
+    of_pixels, pixels = (each.reshape(1, 1, *each.shape).permute(0, 3, 1, 2) for each in (gradient, x))
+    kernel = weight[..., None, None]
+    return convolution_gradient("weight", of_pixels, pixels, kernel, dilation=POINTWISE_DILATION)[..., 0, 0]
+
+
+def convolution_gradient(
+    of: Literal["input", "weight"],
+    gradient: Float[Tensor, "B out H W"],
+    x: Float[Tensor, "B in h w"],
+    weight: Float[Tensor, "out _ _ _"],
+    *,
+    stride: tuple[int, ...] = (1, 1),
+    padding: tuple[int, ...] = (0, 0),
+    dilation: tuple[int, ...] = (1, 1),
+    groups: int = 1,
+) -> Float[Tensor, "_ _ _ _"]:
+    """Return PyTorch's gradient of the input or of the weight of a convolution."""
+    wanted = [of == "input", of == "weight", False]
+    gradients = torch.ops.aten.convolution_backward(
+        gradient, x, weight, None, stride, padding, dilation, False, [0, 0], groups, wanted
     )
-    return of_weight[..., 0, 0]
+    result: Tensor = gradients[wanted.index(True)]
+    return result
 
 
 POINTWISE_DILATION = (2, 2)

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from querybox.fast.convolution import FusedLinear
-from querybox.fast.kernels import WeightedRows
+from querybox.fast.depthwise import gradient_of_maps
+from querybox.fast.kernels import WeightedRows, convolution_gradient
 from querybox.fast.replacement import is_plain
 from querybox.mask_embeddings import (
     CellMasks,
@@ -193,19 +194,8 @@ class CellsAndAround(Function):
         (cells, weight, index), (of_rows, of_around) = ctx.saved_tensors, gradients
         scattered = torch.zeros_like(table(cells)).index_copy_(0, index, of_around)
         of_maps = scattered.view(len(cells), *cells.shape[2:], -1).permute(0, 3, 1, 2)
-        settings = (
-            [1, 1],
-            [1, 1],
-            [1, 1],
-            False,
-            [0, 0],
-            len(weight),
-        )  # stride, padding, dilation, ..., groups
-        _, of_weight, _ = torch.ops.aten.convolution_backward(
-            of_maps, cells, weight, None, *settings, [False, True, False]
-        )
-        # The same as oneDNN's gradient of the input, which takes twice as long.
-        of_cells = F.conv2d(of_maps, weight.flip(2, 3), padding=1, groups=len(weight))
+        of_weight = convolution_gradient("weight", of_maps, cells, weight, padding=(1, 1), groups=len(weight))
+        of_cells = gradient_of_maps(of_maps, cells, weight, padding=(1, 1))
         of_cells = of_cells.contiguous(memory_format=torch.channels_last)
         table(of_cells).index_add_(0, index, of_rows)
         return of_cells, of_weight, of_around.sum(0), None
