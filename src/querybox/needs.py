@@ -25,10 +25,10 @@ def require_effect(subject: str, needs: Needs, given: Collection[str], values: M
         values: Values by name, those of defaults included.
 
     Raises:
-        ConfigError: Something has no effect.
+        ConfigError: Something has no effect; the message lists all of it.
     """
-    for problem in without_effect(needs, given, values):
-        raise ConfigError(f"{subject} {problem}")
+    if problems := [f"{subject} {problem}" for problem in without_effect(needs, given, values)]:
+        raise ConfigError("; ".join(problems))
 
 
 def without_effect(needs: Needs, given: Collection[str], values: Mapping[str, object]) -> Iterator[str]:

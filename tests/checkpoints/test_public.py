@@ -69,9 +69,9 @@ def test_a_run_starts_from_a_short_name(requested: list[str], tmp_path: Path) ->
     (tmp_path / "elsewhere").mkdir()
     run_file = tmp_path / "elsewhere" / "run.yaml"
     run_file.write_text("{weights: rtdetr-r18, data: {train: cells}}")
-    assert read_settings(run_file, {}, where="train").weights == "rtdetr-r18"
+    assert read_settings(run_file, {}, where="train").settings.weights == "rtdetr-r18"
     (run_file.parent / "rtdetr-r18").mkdir()
-    assert read_settings(run_file, {}, where="train").weights == str(run_file.parent / "rtdetr-r18")
+    assert read_settings(run_file, {}, where="train").settings.weights == str(run_file.parent / "rtdetr-r18")
     assert requested == ["hf://PekingU/rtdetr_r18vd"]
 
 

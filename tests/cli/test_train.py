@@ -67,11 +67,11 @@ def test_a_dataset_trains_with_the_defaults(
 ) -> None:
     seen = []
 
-    def train(settings: Any, *, resume: bool) -> None:
-        seen.append((settings, resume))
+    def train(given: Any, *, resume: bool) -> None:
+        seen.append((given.settings, resume))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("querybox.training.train", train)
+    monkeypatch.setattr("querybox.training.run.train_given", train)
     assert run("train", photos)[0] == 130
     assert (
         run("train", f"data.train={photos}", "recipe=detr_small", "--resume", "--weights", "w: 1")[0] == 130

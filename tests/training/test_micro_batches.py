@@ -32,6 +32,7 @@ from querybox.training.micro_batches import (
 )
 from querybox.training.processes import start_processes
 from querybox.training.run import prepare
+from querybox.training.settings import Given
 from querybox.training.start import build_detector
 
 MakeSettings = Callable[..., RunSettings]
@@ -170,12 +171,12 @@ def test_a_published_batch_is_divided_if_need_be_and_that_of_the_user_is_not(
     run_settings: MakeSettings,
 ) -> None:
     published = run_settings().replace(train={"epochs": 1})
-    assert prepare(published, resume=False)[0].train.accumulate == "auto"
+    assert prepare(Given(settings=published), resume=False)[0].train.accumulate == "auto"
     for given in ({"batch_size": 16}, {"accumulate": 1}):
-        assert prepare(published.replace(train=given), resume=False)[0].train.accumulate == 1
+        assert prepare(Given(settings=published.replace(train=given)), resume=False)[0].train.accumulate == 1
     published.folder.mkdir()
     (published.folder / "run.yaml").write_text("train: {accumulate: 8}\n")
-    assert prepare(published, resume=True)[0].train.accumulate == 8
+    assert prepare(Given(settings=published), resume=True)[0].train.accumulate == 8
 
 
 @pytest.mark.skipif(not memory.STATUS.exists(), reason="counts as Linux does")

@@ -10,15 +10,20 @@ from querybox.errors import ConfigError
 from querybox.models import KINDS, RECIPES
 from querybox.needs import require_effect
 from querybox.runfile import merge
-from querybox.training.overrides import nested
-from querybox.training.settings import NEEDS, RunSettings
-from querybox.training.start import resolve
+from querybox.training.overrides import nested, read_settings
+from querybox.training.settings import NEEDS, Given, RunSettings
+from querybox.training.start import check_effect, resolve
 
 
 def resolved(**values: Any) -> RunSettings:
     base = {"recipe": "detr_r18", "data": {"train": "photos"}, "model": {"backbone_weights": None}}
-    given = RunSettings.parse(merge(base, nested(values, "test")))
-    return resolve(given, given)
+    return checked(RunSettings.parse(merge(base, nested(values, "test"))))
+
+
+def checked(settings: RunSettings, *overrides: str, resume: bool = False) -> RunSettings:
+    result = resolve(settings)
+    check_effect(Given(settings=settings, overrides=frozenset(overrides)), result, resume=resume)
+    return result
 
 
 @pytest.mark.parametrize(
@@ -75,9 +80,19 @@ def resolved(**values: Any) -> RunSettings:
             {"recipe": "rtdetr_r18", "train.ema": None, "train.ema_warmup": 9},
             "ema_warmup has no effect without train.ema",
         ),
-        # Those that have an effect, among them through values of the recipe, and values that are those of the recipe.
+        # A default that is written is the user's, too.
+        (
+            {"train.backbone_lr": 1e-5, "train.freeze": ["backbone"]},
+            "train.backbone_lr has no effect with train.freeze=backbone: omit one of them",
+        ),
+        (
+            {"recipe": "rtdetr_r18", "train.ema": None, "train.ema_warmup": 2000},
+            "ema_warmup has no effect without train.ema",
+        ),
+        ({"data.overlap": 0.2, "model.mask_cost": 1.0}, r"data.overlap has .*; setting model.mask_cost has"),
+        # Those that have an effect, among them through values of the recipe, and those that are switched off.
         ({"data.overlap": 0.3, "data.tile": 640}, None),
-        ({"data.overlap": 0.2}, None),
+        ({"data.overlap": 0.2, "data.tile": 640}, None),
         ({"train.backbone_lr": 3e-5, "train.freeze": ["encoder"]}, None),
         ({"train.freeze": ["backbone"]}, None),
         ({"recipe": "rtdetr_r18", "train.ema_warmup": 9}, None),
@@ -99,9 +114,9 @@ def test_settings_have_an_effect(values: dict[str, Any], error: str | None) -> N
 def test_values_of_recipes_and_of_run_files_are_not_those_of_the_user(recipe: str) -> None:
     first = resolved(recipe=recipe, **{"train.ema": None, "data.crop": 0.0, "data.val": "none"})
     written = RunSettings.parse(first.model_dump(mode="json"))
-    assert resolve(written, written) == first
+    assert checked(written) == first
     plain = RunSettings.parse({**resolved().model_dump(mode="json"), "recipe": recipe, "model": {}})
-    resolve(plain, plain)
+    checked(plain)
 
 
 def test_what_an_earlier_version_wrote_is_accepted_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
@@ -109,11 +124,30 @@ def test_what_an_earlier_version_wrote_is_accepted_with_a_warning(caplog: pytest
     written["train"]["patience"] = 15  # by `recipe: auto` of version 0.1
     record = RunSettings.parse(written)
     assert record.is_record
-    assert resolve(record, record).train.patience == 15
+    assert checked(record).train.patience == 15
     assert caplog.messages == [
         "run file: setting train.patience has no effect with data.val=none: omit one of them; it is ignored"
     ]
     assert not RunSettings.parse({"data": {"val": "none"}, "train": {"patience": 15}}).is_record
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_an_override_of_what_a_run_wrote_has_an_effect(resume: bool) -> None:
+    record = RunSettings.parse(resolved(**{"data.val": "none"}).model_dump(mode="json"))
+    given = read_settings(
+        record, {"patience": 15, "data": {"overlap": 0.2}, "ema_warmup": None}, where="train"
+    )
+    assert given.overrides == {"train.patience", "data.overlap", "train.ema_warmup"}
+    with pytest.raises(
+        ConfigError, match=r"^setting data.overlap has no .*; setting train.patience has no effect"
+    ):
+        check_effect(given, resolve(given.settings), resume=resume)
+    checked(record, "data.cache", "train.epochs", resume=resume)
+
+
+def test_a_resumed_run_is_not_refused_for_what_it_began_with() -> None:
+    began = RunSettings.parse({"recipe": "detr_r18", "data": {"train": "photos", "overlap": 0.3}})
+    checked(began, "train.epochs", resume=True)
 
 
 def test_the_table_names_settings() -> None:

@@ -13,6 +13,7 @@ import querybox
 from querybox.errors import ConfigError
 from querybox.training import RunSettings
 from querybox.training.overrides import full_name, read_settings, short_names
+from querybox.training.settings import Given
 
 
 def test_every_setting_of_a_run_has_a_short_name_that_no_other_has() -> None:
@@ -42,7 +43,7 @@ def test_names_are_completed(name: str, full: str) -> None:
 def test_keywords_take_precedence_over_the_run_file_in_their_order(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("{data: {train: photos, image_size: 320}, train: {lr: 1, epochs: 2}}")
     overrides = {"train": {"epochs": 3, "clip": 0.5}, "train.lr": 3e-4, "epochs": 5, "output": Path("out")}
-    settings = read_settings(tmp_path / "run.yaml", overrides, where="train")
+    settings = read_settings(tmp_path / "run.yaml", overrides, where="train").settings
     assert settings.data.image_size == 320
     assert settings.data.train == str(tmp_path / "photos")
     assert (settings.train.lr, settings.train.epochs, settings.train.clip) == (3e-4, 5, 0.5)
@@ -51,13 +52,13 @@ def test_keywords_take_precedence_over_the_run_file_in_their_order(tmp_path: Pat
 
 def test_settings_can_be_changed_too() -> None:
     settings = RunSettings.parse({"data": {"train": "photos"}, "train": {"epochs": 2}})
-    changed = read_settings(settings, {"max_time": "10m", "recipe": "dino_small"}, where="train")
+    changed = read_settings(settings, {"max_time": "10m", "recipe": "dino_small"}, where="train").settings
     assert (changed.recipe, changed.train.max_time, changed.train.epochs) == ("dino_small", 600, 2)
     assert changed.train.model_fields_set == {
         "epochs",
         "max_time",
     }  # the others keep the defaults of the recipe
-    assert read_settings(settings, {}, where="train") == settings
+    assert read_settings(settings, {}, where="train") == Given(settings=settings)
 
 
 @pytest.mark.parametrize(

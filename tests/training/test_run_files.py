@@ -5,6 +5,7 @@ The files in `run_files` are as versions of that time wrote them, except for pat
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,9 @@ def test_a_run_of_an_earlier_version_is_repeated(
 ) -> None:
     file = FOLDER / f"{name}.yaml"
     moved = {"data.train": boxes_json, "output": tmp_path / "again"}
-    settings = locate(read_settings(file, moved, where="train"), resume=False)
-    repeated = prepare(settings, resume=False)[0].flat()
+    given = read_settings(file, moved, where="train")
+    given = dataclasses.replace(given, settings=locate(given.settings, resume=False))
+    repeated = prepare(given, resume=False)[0].flat()
     written = RunSettings.parse(read_run_file(file)).flat(set_only=True)
     assert {key: repeated[key] for key in written if key not in PLACES} == {
         key: value for key, value in written.items() if key not in PLACES

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from querybox.errors import ConfigError
 
 if TYPE_CHECKING:
-    from querybox.training import RunSettings
+    from querybox.training.settings import Given
 
 
 def train(
@@ -61,22 +61,22 @@ def train(
             querybox info --models). It determines the model; its classes are matched by name.
     """
     options = {"output": output, "weights": weights, "train.max_time": max_time}
-    settings = read_settings(
+    given = read_settings(
         target, overrides, {name: value for name, value in options.items() if value is not None}
     )
 
     from accelerate import PartialState
 
     from querybox.cli.streams import print_summary
-    from querybox.training import train as run
+    from querybox.training.run import train_given
 
-    result = run(settings, resume=resume)
+    result = train_given(given, resume=resume)
     if PartialState().is_main_process:
         numbers = [f"{name} {result.metrics[name]:.3f}" for name in ("AP", "AP50") if name in result.metrics]
         print_summary(f"Results are in {result.run_dir}" + (f" ({', '.join(numbers)})" if numbers else ""))
 
 
-def read_settings(target: str | None, overrides: Sequence[str], options: Mapping[str, Any]) -> RunSettings:
+def read_settings(target: str | None, overrides: Sequence[str], options: Mapping[str, Any]) -> Given:
     """Resolve the settings of a run.
 
     Args:

@@ -18,7 +18,7 @@ from querybox.errors import ConfigError
 from querybox.inference.engine import accelerator
 from querybox.models import KINDS, PUBLIC_WEIGHTS
 from querybox.runfile import Values, merge, read_run_file
-from querybox.training.settings import RunSettings
+from querybox.training.settings import Given, RunSettings, flatten
 from querybox.urls import is_url
 
 RUN_FILES = {".yaml", ".yml"}
@@ -28,7 +28,7 @@ DEVICE_NAMES = {"device", "devices", "gpu", "gpus", "cuda"}
 
 def read_settings(
     target: RunSettings | str | Path | None, overrides: Mapping[str, Any], *, where: str
-) -> RunSettings:
+) -> Given:
     """Read the settings of a run.
 
     Args:
@@ -40,7 +40,8 @@ def read_settings(
     Raises:
         ConfigError: There is no dataset, the run file cannot be read, or a setting is unknown, ambiguous or invalid.
     """
-    values = merge(read_target(target, where), nested(overrides, where))
+    over = nested(overrides, where)
+    values = merge(read_target(target, where), over)
     if "data" not in values:
         raise ConfigError(
             f"{where}: got no dataset; expected the path of a dataset or of a run file"
@@ -48,7 +49,8 @@ def read_settings(
             else f"{target}: names no dataset; expected one: data: {{train: PATH}}"
         )
     sources = [str(target)] if isinstance(target, str | Path) else []
-    return RunSettings.parse(values, where=" and ".join([*sources, where] if overrides else sources))
+    settings = RunSettings.parse(values, where=" and ".join([*sources, where] if overrides else sources))
+    return Given(settings=settings, overrides=frozenset(flatten(over)))
 
 
 def read_target(target: object, where: str) -> Values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -43,9 +44,9 @@ from querybox.training.processes import (
 )
 from querybox.training.record import evaluate_and_record, fit_and_record, record_start
 from querybox.training.resources import Resources
-from querybox.training.settings import RunSettings
+from querybox.training.settings import Given, RunSettings
 from querybox.training.shuffling import with_row_groups
-from querybox.training.start import build_detector, locate, resolve
+from querybox.training.start import build_detector, check_effect, locate, resolve
 from querybox.training.update import StopReason
 from querybox.urls import public_name
 
@@ -69,7 +70,6 @@ class TrainResult:
         return render("notebook/training.html", result=self)
 
 
-@translate_process_errors()
 def train(
     target: RunSettings | str | Path,
     *,
@@ -107,17 +107,25 @@ def train(
         KeyboardInterrupt: Ctrl-C was pressed.
         SystemExit: SIGTERM or SIGHUP was received.
     """
-    settings = with_transform(read_settings(target, overrides, where="train"), transform)
+    return train_given(read_settings(target, overrides, where="train"), transform, resume=resume)
+
+
+@translate_process_errors()
+def train_given(
+    given: Given, transform: Callable[..., Any] | None = None, *, resume: bool = False
+) -> TrainResult:
+    """Train as `train` does, with settings that were read from elsewhere."""
+    settings = with_transform(given.settings, transform)
     print_lines(main_console(), f"reading {public_name(str(settings.data.train))}")
     settings = locate(settings, resume=resume)
     locks = is_main_process() and (settings.folder.is_dir() or not resume)
     with folder_lock(settings.folder) if locks else nullcontext():
-        return run(settings, transform, resume=resume)
+        return run(dataclasses.replace(given, settings=settings), transform, resume=resume)
 
 
-def run(settings: RunSettings, transform: Callable[..., Any] | None, *, resume: bool) -> TrainResult:
+def run(given: Given, transform: Callable[..., Any] | None, *, resume: bool) -> TrainResult:
     """Train as `train` does, in a folder that no other process uses."""
-    settings, checkpoint, splits, notes = prepare(settings, resume=resume)
+    settings, checkpoint, splits, notes = prepare(given, resume=resume)
     continued = checkpoint is not None
     accelerator = start_processes(settings)
     console = open_console() if accelerator.is_main_process else None
@@ -168,19 +176,21 @@ def run(settings: RunSettings, transform: Callable[..., Any] | None, *, resume: 
     return result
 
 
-def prepare(settings: RunSettings, *, resume: bool) -> tuple[RunSettings, RunCheckpoint | None, Splits, str]:
+def prepare(given: Given, *, resume: bool) -> tuple[RunSettings, RunCheckpoint | None, Splits, str]:
     """Complete the settings of a run, after reading its data if they depend on it.
 
     Returns:
         The settings, the checkpoint to resume from, the data, whose images have not been checked, and lines that say
         what was decided and why.
+
+    Raises:
+        ConfigError: Settings are inconsistent, or some that the user has written have no effect.
     """
-    given = None if resume else settings
-    if resume:
-        settings = with_values_of_run(settings)
+    settings = with_values_of_run(given.settings) if resume else given.settings
     if not is_auto(settings):
         measured = is_measured(settings)
-        settings = resolve(settings, given)
+        settings = resolve(settings)
+        check_effect(given, settings, resume=resume)
         if measured:
             settings = with_measured_batches(settings, Resources.here())
     checkpoint = check_folder(settings, resume=resume)
@@ -192,7 +202,8 @@ def prepare(settings: RunSettings, *, resume: bool) -> tuple[RunSettings, RunChe
         choice = choose(settings, tiled(splits.training, settings.data), Resources.here())
         if choice.settings != settings:  # a run that is repeated has its choices
             notes.append(choice.describe())
-        settings = resolve(choice.settings, given)
+        settings = resolve(choice.settings)
+        check_effect(given, settings, resume=resume)
     return settings, checkpoint, splits, "\n".join(filter(None, notes))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -177,10 +179,34 @@ class RunSettings(Settings):
 
     def flat(self, *, set_only: bool = False) -> dict[str, Any]:
         """Return all settings by dotted name, or only those that were set explicitly."""
-        flat: dict[str, Any] = {}
-        for name, value in self.model_dump(mode="json", exclude_unset=set_only).items():
-            inner = (
-                {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, dict) else None
-            )
-            flat |= {name: value} if inner is None else inner
-        return flat
+        return flatten(self.model_dump(mode="json", exclude_unset=set_only))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """The settings of a run as they were given, before defaults and those of the recipe are filled in."""
+
+    settings: RunSettings
+    overrides: frozenset[str] = frozenset()
+    """Dotted names of those on the command line, or given to `train` by name."""
+
+    def written(self, *, resume: bool) -> frozenset[str]:
+        """Return the names of those that the user has written, which a run file that a run has written does not tell.
+
+        For a run that is resumed these are the overrides: the others were checked when it began.
+        """
+        if resume or self.settings.is_record:
+            return self.overrides
+        return frozenset(self.settings.flat(set_only=True))
+
+
+def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings by dotted name."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= (
+            {f"{name}.{key}": each for key, each in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
+    return flat

@@ -26,7 +26,7 @@ from querybox.precision import resolve_precision
 from querybox.structures import Category, Preprocessing
 from querybox.training.finetune import initialize_from
 from querybox.training.processes import training_device
-from querybox.training.settings import NEEDS, RunSettings, TrainSettings
+from querybox.training.settings import NEEDS, Given, RunSettings, TrainSettings
 from querybox.urls import is_url, public_name
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def default_folder(dataset: Path | str, *, resume: bool) -> Path:
     return Path("runs") / (f"{name}-{len(existing) + 1}" if existing else name)
 
 
-def resolve(settings: RunSettings, given: RunSettings | None = None) -> RunSettings:
+def resolve(settings: RunSettings) -> RunSettings:
     """Fill in all defaults of `settings`, which name a recipe or weights.
 
     The model is that of the recipe, or of the weights if no recipe is given. Without weights, the backbone is
@@ -100,11 +100,9 @@ def resolve(settings: RunSettings, given: RunSettings | None = None) -> RunSetti
 
     Args:
         settings: The settings.
-        given: Those among them that the user has given, which have to have an effect; None to omit this check.
 
     Raises:
-        ConfigError: The recipe or one of its settings is unknown, settings are inconsistent, or one that the user has
-            given has no effect.
+        ConfigError: The recipe or one of its settings is unknown, or settings are inconsistent.
         CheckpointError: The weights cannot be read.
     """
     recipe, preprocessing = resolve_model(settings)
@@ -119,31 +117,30 @@ def resolve(settings: RunSettings, given: RunSettings | None = None) -> RunSetti
     if preprocessing is not None and data.get("depth") is None:
         data["depth"] = preprocessing.pixel_range
     data = DataSettings.parse({**data_defaults(recipe, settings.recipe), **data}, where="data").model_dump()
-    resolved = settings.replace(model=model, train=train.model_dump(), data=data)
-    if given is not None:
-        check_effect(given, resolved)
-    return resolved
+    return settings.replace(model=model, train=train.model_dump(), data=data)
 
 
-def check_effect(given: RunSettings, resolved: RunSettings) -> None:
-    """Check that the settings that the user has given have an effect.
+def check_effect(given: Given, resolved: RunSettings, *, resume: bool) -> None:
+    """Check that the settings that the user has written have an effect, unless null or false switches them off.
 
     In a run file that a run has written it is a warning, because earlier versions wrote more of those without effect.
 
     Raises:
-        ConfigError: One has no effect.
+        ConfigError: Some have no effect.
     """
-    changed, values = changed_settings(given, resolved), resolved.flat()
-    if not given.is_record:
-        require_effect("setting", NEEDS, changed, values)
-    for problem in without_effect(NEEDS, changed, values):
-        logger.warning("run file: setting %s; it is ignored", problem)
+    written, values = given.written(resume=resume), resolved.flat()
+    on = {name for name, value in values.items() if value is not None and value is not False}
+    require_effect("setting", NEEDS, written & on, values)
+    if given.settings.is_record and not resume:
+        changed = changed_settings(given.settings, resolved) & on
+        for problem in without_effect(NEEDS, changed - written, values):
+            logger.warning("run file: setting %s; it is ignored", problem)
 
 
 def changed_settings(given: RunSettings, resolved: RunSettings) -> set[str]:
-    """Return the dotted names of the settings that the user has given, unless null or false switches them off.
+    """Return the dotted names of the settings that have neither their default nor the value of the recipe.
 
-    Those with their default or the value of the recipe are not the user's: a run file that a run has written names all.
+    These are those that decided something, of a run file that a run has written, which names all.
     """
     recipe = parse(resolved.model, where="model")
     if given.model:  # otherwise weights need not be read again
@@ -158,8 +155,6 @@ def changed_settings(given: RunSettings, resolved: RunSettings) -> set[str]:
         name
         for name in given.flat(set_only=True)
         if values[name] not in (defaults.get(name), plain.get(name))
-        and values[name] is not None
-        and values[name] is not False
     }
 
 
