@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -81,6 +82,15 @@ def test_missing_area_iscrowd_and_size_are_computed(tmp_path: Path, document: Do
     assert [(image.height, image.width) for image in data.images] == [(30, 40), (40, 30)]
 
 
+@pytest.mark.parametrize("size", [{"width": 0, "height": 0}, {"width": 0}, {"height": 0}, {"width": None}])
+def test_a_size_of_0_is_that_of_the_image(tmp_path: Path, document: Document, size: Document) -> None:
+    document["images"][1].update(size)
+    data = read_dataset(write(tmp_path, document))
+    assert [(image.height, image.width) for image in data.images] == [(30, 40), (40, 30)]
+    assert [image.size_stated for image in data.images] == [True, False]
+    assert data.unreadable == {}
+
+
 def test_a_number_beyond_all_others_is_told_in_one_line(tmp_path: Path, document: Document) -> None:
     document["annotations"] = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10**400, 1, 1, 1]}]
     with pytest.raises(
@@ -154,7 +164,8 @@ Change = Callable[[Document], object]
             r"annotations\[1\] \(id 2\): has neither a bbox nor polygons or a mask",
         ),
         (lambda d: d["images"][0].update(id=-1), r"images\[0\].id"),
-        (lambda d: d["images"][0].update(width=0), r"images\[0\].width"),
+        (lambda d: d["images"][0].update(width=-1), r"images\[0\].width"),
+        (lambda d: d["images"][0].update(height=math.nan), r"images\[0\].height"),
         (lambda d: d.pop("categories"), r"categories: Field required; expected COCO JSON"),
         (
             lambda d: d["images"][0].update(file_name="../../secret.png"),

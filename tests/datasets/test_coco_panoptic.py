@@ -137,6 +137,16 @@ def test_ids_may_be_strings(tmp_path: Path) -> None:
     assert [record.id for record in data.images] == [1, 2]
 
 
+def test_a_size_of_0_is_that_of_the_image(tmp_path: Path) -> None:
+    def spoil(content: dict[str, Any]) -> None:
+        content["images"][0].update(width=0, height=0)
+
+    data = read_dataset(change(write_panoptic(tmp_path, "val", pictures(2)), spoil))
+    assert kinds(data) == {}
+    assert [(record.height, record.width) for record in data.images] == [SIZE, SIZE]
+    assert [record.size_stated for record in data.images] == [False, True]
+
+
 def of_mode(path: Path) -> None:
     Image.new("L", SIZE[::-1]).save(path)
 

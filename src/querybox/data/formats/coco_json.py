@@ -25,7 +25,8 @@ from querybox.masks import Region
 
 Id = Annotated[Annotated[int, Field(ge=0, lt=2**63)] | str, Field(union_mode="left_to_right")]
 """An id as written; strings of digits are numbers."""
-Pixels = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
+Pixels = Annotated[int, Field(ge=0, le=MAX_PIXELS)]
+"""A side of an image; 0, which some tools write, if it is not known."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,7 +50,7 @@ class CocoImage:
     @property
     def size(self) -> tuple[int, int] | None:
         """(height, width) in pixels; None if one of them is not stated."""
-        return None if self.height is None or self.width is None else (self.height, self.width)
+        return (self.height, self.width) if self.height and self.width else None
 
 
 @dataclass(slots=True, kw_only=True)
