@@ -26,9 +26,9 @@ from querybox.text import listed
 
 logger = logging.getLogger(__name__)
 
-WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "module", "net")
+WEIGHT_KEYS = ("model", "state_dict", "model_state_dict", "model_state", "module", "net")
 """Keys of the weights in training checkpoints."""
-AVERAGES = (
+AVERAGE_KEYS = (
     "ema",
     "ema_model",
     "model_ema",
@@ -40,7 +40,7 @@ AVERAGES = (
 """Keys of the averaged weights in training checkpoints."""
 SETTINGS = {"config": "config.json", "preprocessor": "preprocessor_config.json"}
 """Files of a Hugging Face folder beside its weights, by their keys in the metadata."""
-MAX_WRAPPERS = 4
+MAX_NESTING = 4
 """Maximum number of dicts around the weights, because a pickle can contain itself."""
 
 
@@ -67,7 +67,7 @@ def read_checkpoint_file(path: str | Path) -> CheckpointFile:
 
     Args:
         path: A path as for `find_weights`, to a ``.safetensors`` file; a ``.pth``, ``.pt`` or ``.bin`` file with
-            tensors by name, alone or under one of `WRAPPERS` or, preferred to these, of `AVERAGES`; or the
+            tensors by name, alone or under one of `WEIGHT_KEYS` or, preferred to these, of `AVERAGE_KEYS`; or the
             ``.index.json`` of a sharded file.
 
     Raises:
@@ -224,7 +224,7 @@ def find_average(held: Mapping[Any, Any]) -> str | None:
 
     MMEngine exchanges the two before it saves, so that its ``state_dict`` is the average.
     """
-    for key in AVERAGES:
+    for key in AVERAGE_KEYS:
         average = entries(held.get(key))
         exchanged = key == "ema_state_dict" and "steps" in average and "state_dict" in held
         if not exchanged and any(isinstance(each, Tensor) for each in weights_in(average).values()):
@@ -233,16 +233,16 @@ def find_average(held: Mapping[Any, Any]) -> str | None:
 
 
 def weights_in(held: dict[Any, Any]) -> dict[Any, Any]:
-    """Return the innermost dict in `WRAPPERS`."""
-    for _ in range(MAX_WRAPPERS):
+    """Return the innermost dict in `WEIGHT_KEYS`."""
+    for _ in range(MAX_NESTING):
         if wrapper := wrapper_of(held):
             held = entries(held[wrapper])
     return held
 
 
 def wrapper_of(held: Mapping[Any, Any]) -> str | None:
-    """Return the first key in `WRAPPERS` of another dict; None if there is none."""
-    return next((key for key in WRAPPERS if isinstance(held.get(key), dict)), None)
+    """Return the first key in `WEIGHT_KEYS` of another dict; None if there is none."""
+    return next((key for key in WEIGHT_KEYS if isinstance(held.get(key), dict)), None)
 
 
 def entries(value: object) -> dict[Any, Any]:

@@ -16,12 +16,12 @@ from querybox.text import listed
 
 logger = logging.getLogger(__name__)
 
-AVERAGES = ("ema", "ema_model", "model_ema")
+AVERAGE_MODULES = ("ema", "ema_model", "model_ema")
 """Names of modules with averaged weights."""
-WRAPPERS = ("module", "model", "net", "network", "detector", "detr", *AVERAGES)
+WRAPPER_MODULES = ("module", "model", "net", "network", "detector", "detr", *AVERAGE_MODULES)
 """Names of the module that a wrapped model is in: DistributedDataParallel and AveragedModel, modules of Lightning,
 segmentation models around the detector."""
-PREFIX = rf"((?:(?:{'|'.join(WRAPPERS)})\.)*)"
+PREFIX = rf"((?:(?:{'|'.join(WRAPPER_MODULES)})\.)*)"
 INSIDE = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """Names that torch.compile, FSDP and activation checkpointing insert anywhere."""
 CRITERION = "criterion."
@@ -56,7 +56,7 @@ def detection_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if masks:
         logger.warning("dropped %d tensors of a segmentation head: only boxes are detected", len(masks))
     if others := sorted({name.partition(".")[0] for name in beside if name not in masks}):
-        average = any(each in prefix.split(".") for each in AVERAGES)
+        average = any(each in prefix.split(".") for each in AVERAGE_MODULES)
         what = f"the averaged weights '{prefix}'" if average else "the detector"
         logger.info(
             "read %s; dropped %d other tensors, in %s", what, len(beside) - len(masks), listed(others)
@@ -74,7 +74,7 @@ def find_prefix(state: Mapping[str, Tensor]) -> str:
     def rank(prefix: str) -> tuple[int, bool, int]:
         names = [name.removeprefix(prefix) for name in state if name.startswith(prefix)]
         unknown = recognise(dict.fromkeys(names))[1].unknown(names)
-        return len(unknown), not any(each in prefix.split(".") for each in AVERAGES), len(prefix)
+        return len(unknown), not any(each in prefix.split(".") for each in AVERAGE_MODULES), len(prefix)
 
     return min(sorted(prefixes), key=rank)
 
