@@ -1,0 +1,125 @@
+"""Drawings of images and videos."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from querybox.errors import ConfigError
+from querybox.inference.detections import Detections
+from querybox.inference.drawings import draw_files, draw_video, drawing_paths
+from querybox.inference.sources import read_frames
+from querybox.structures import Category
+
+
+def found(source: str, count: int = 1, size: tuple[int, int] = (50, 100)) -> Detections:
+    return Detections(
+        boxes_xyxy=torch.tensor([[10.0, 10.0, 60.0, 40.0]])[:count],
+        scores=torch.tensor([0.75])[:count],
+        labels=torch.tensor([0])[:count],
+        categories=(Category(id=1, name="cat"),),
+        size=size,
+        source=source,
+    )
+
+
+def picture(path: Path) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    Image.new("RGB", (100, 50), (90, 90, 90)).save(path)
+    return path
+
+
+def test_picture_paths_never_meet() -> None:
+    """Not even where names are equal but for case, as on Windows and macOS."""
+    sources = [Path(name) for name in ("x/a.jpg", "y/A.png", "a.mp4", "z/a.jpeg", "a-2.jpg")]
+    assert [path.name for path in drawing_paths(sources, Path("out"))] == [
+        "a.jpg", "A-2.jpg", "a.mp4", "a-3.jpg", "a-2-2.jpg",
+    ]  # fmt: skip
+
+
+def test_a_drawing_never_overwrites_a_source(tmp_path: Path) -> None:
+    sources = [picture(tmp_path / "a.png"), picture(tmp_path / "a.jpg")]
+    with pytest.raises(ConfigError, match=r"a\.jpg: the drawing would overwrite a source"):
+        drawing_paths(sources, tmp_path)
+
+
+def test_draws_pictures(tmp_path: Path) -> None:
+    source = picture(tmp_path / "a.png")
+    draw_files([source], [tmp_path / "drawn.jpg"], iter([found(str(source))]))
+    drawn = np.asarray(Image.open(tmp_path / "drawn.jpg")).astype(int)
+    assert drawn.shape == (50, 100, 3)
+    assert np.abs(drawn[10:40, 10:60] - 90).max() > 50
+    assert np.abs(drawn[:, 90:] - 90).max() < 20
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no links without privileges")
+def test_the_targets_of_links_in_the_output_folder_are_not_overwritten(tmp_path: Path) -> None:
+    source = picture(tmp_path / "images" / "a.png")
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "a.jpg").symlink_to("target")
+    (tmp_path / "hard.jpg").hardlink_to(tmp_path / "target")
+    for name in ("a.jpg", "hard.jpg"):
+        draw_files([source], [tmp_path / name], iter([found(str(source))]))
+        with Image.open(tmp_path / name) as drawn:
+            assert drawn.size == (100, 50)
+    assert (tmp_path / "target").read_text() == "old"
+
+
+def test_draws_every_frame_of_a_video(tmp_path: Path) -> None:
+    import av
+
+    source = tmp_path / "clip.avi"
+    with av.open(source, "w") as container:
+        stream = container.add_stream("mjpeg", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 101, 51, "yuvj420p"
+        for _ in range(4):
+            gray = np.full((51, 101, 3), 90, dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(gray, format="rgb24")))
+        container.mux(stream.encode())
+    after = picture(tmp_path / "z.png")
+    results = [found(f"{source}#{number}", count=number % 2, size=(51, 101)) for number in range(4)]
+    paths = [tmp_path / "out.mp4", tmp_path / "out.jpg"]
+    draw_files([source, after], paths, iter([*results, found(str(after))]))
+    frames = [frame.pixels.int() for frame in read_frames([paths[0]])]
+    assert [tuple(frame.shape) for frame in frames] == [(3, 50, 100)] * 4
+    marked = [bool((frame[:, 10:40, 10:60] - 90).abs().max() > 50) for frame in frames]
+    assert marked == [False, True, False, True]
+    assert (np.abs(np.asarray(Image.open(paths[1])).astype(int) - 90) > 50).any()
+    with av.open(paths[0]) as container:
+        assert container.streams.video[0].average_rate == 5
+
+
+@pytest.mark.parametrize("size", [(1, 1), (63, 47)])
+def test_a_video_of_any_size_is_drawn_and_appears_as_a_whole(tmp_path: Path, size: tuple[int, int]) -> None:
+    """Sizes of codecs are even."""
+    import av
+
+    width, height = size
+    source, path = tmp_path / "clip.mkv", tmp_path / "drawn.mp4"
+    with av.open(source, "w") as container:
+        stream: Any = container.add_stream("ffv1", rate=10)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv444p"
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame(width, height, "yuv444p")))
+        container.mux(stream.encode())
+
+    def results(number: int) -> Iterator[Detections]:
+        for frame in range(number):
+            assert not path.exists()
+            yield found(f"{source}#{frame}", size=(height, width))
+        if number < 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        draw_video(source, path, results(2))
+    assert sorted(tmp_path.iterdir()) == [source]
+    draw_video(source, path, results(3))
+    with av.open(path) as drawn:
+        assert len(list(drawn.decode(video=0))) == 3
