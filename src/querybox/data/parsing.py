@@ -28,6 +28,8 @@ HEAD = 1 << 16
 """Number of bytes that are read to recognise a file."""
 
 _ROOT_TAG = re.compile(rb"<([A-Za-z_][\w.-]*)")
+_ALTERNATIVE = re.compile(r"int|str|float|bool|constrained-\w+|(list|dict|tuple)\[.*\]")
+"""What pydantic appends to the place of a value of which several types are valid."""
 _COMMENT = re.compile(rb"<!--.*?-->", re.DOTALL)
 
 
@@ -94,7 +96,8 @@ def parse_json(content: str, where: str, expected: str) -> Any:
 def validation_problem(error: ValidationError) -> str:
     """Return the first problem of a validation in one line: its place and what is wrong."""
     first = error.errors(include_url=False, include_context=False)[0]
-    place = re.sub(r"\.(\d+)", r"[\1]", ".".join(str(part) for part in first["loc"]))
+    parts = [str(part) for part in first["loc"] if not _ALTERNATIVE.fullmatch(str(part))]
+    place = re.sub(r"\.(\d+)", r"[\1]", ".".join(parts))
     message = first["msg"].removeprefix("Value error, ")
     return f"{place}: {message}" if place else message
 
