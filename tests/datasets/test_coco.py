@@ -94,7 +94,8 @@ def test_a_size_of_0_is_that_of_the_image(tmp_path: Path, document: Document, si
 def test_a_number_beyond_all_others_is_told_in_one_line(tmp_path: Path, document: Document) -> None:
     document["annotations"] = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10**400, 1, 1, 1]}]
     with pytest.raises(
-        DataError, match=r"json: bbox\[0\]: Input should be a valid number; expected COCO JSON"
+        DataError,
+        match=r"json: annotations\[0\].bbox\[0\]: Input should be a valid number; expected COCO JSON",
     ) as told:
         read_dataset(write(tmp_path, document))
     assert "\n" not in str(told.value)
@@ -162,6 +163,14 @@ Change = Callable[[Document], object]
         (
             lambda d: d["annotations"][1].update(bbox=None, segmentation={"size": [3, 3], "counts": [9]}),
             r"annotations\[1\] \(id 2\): has neither a bbox nor polygons or a mask",
+        ),
+        (
+            lambda d: d["annotations"][1].update(bbox=[], segmentation=[[]]),
+            r"annotations\[1\] \(id 2\): has neither a bbox nor polygons or a mask",
+        ),
+        (
+            lambda d: d["annotations"][1].update(category_id=None),
+            r"json: annotations\[1\].category_id: Input should be a valid integer; expected COCO",
         ),
         (lambda d: d["images"][0].update(id=-1), r"images\[0\].id"),
         (lambda d: d["images"][0].update(width=-1), r"images\[0\].width"),
@@ -290,5 +299,18 @@ def test_all_faults_are_listed_at_once(tmp_path: Path, document: Document) -> No
 
 def test_what_a_file_does_not_state_is_counted(tmp_path: Path, document: Document) -> None:
     del document["annotations"][0]["area"], document["annotations"][1]["iscrowd"]
+    document["annotations"][1] |= {"area": 0, "segmentation": [[]]}
     counts = {found.kind: found.count for found in read_dataset(write(tmp_path, document)).findings}
-    assert counts == {"no_area": 1, "no_iscrowd": 1}
+    assert counts == {"no_area": 2, "no_iscrowd": 1}
+
+
+@pytest.mark.parametrize("bbox", [None, []])
+def test_without_a_box_that_of_the_polygons_is_used(
+    tmp_path: Path, document: Document, bbox: list[float] | None
+) -> None:
+    polygons = [[], [3, 4, 20, 4, 20, 9], [0, 0, 40, 30]]
+    document["annotations"][1] |= {"bbox": bbox, "segmentation": polygons}
+    data = read_dataset(write(tmp_path, document))
+    assert data.images[0].boxes_xyxy.tolist() == [[1, 2, 11, 22], [3, 4, 20, 9]]
+    assert data.images[0].masks is not None
+    assert {found.kind for found in data.findings} == {"boxed_shape", "no_mask"}

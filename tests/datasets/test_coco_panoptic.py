@@ -137,6 +137,18 @@ def test_ids_may_be_strings(tmp_path: Path) -> None:
     assert [record.id for record in data.images] == [1, 2]
 
 
+def test_what_segments_do_not_state_is_that_of_their_pixels(tmp_path: Path) -> None:
+    drawn = pictures(1, crowds=False)
+
+    def spoil(content: dict[str, Any]) -> None:
+        for segment in content["annotations"][0]["segments_info"]:
+            segment |= {"iscrowd": None, "area": 0, "bbox": []}
+
+    data = read_dataset(change(write_panoptic(tmp_path, "val", drawn), spoil))
+    assert kinds(data) == {}
+    assert data.num_objects == len(drawn[0][1])
+
+
 def test_a_size_of_0_is_that_of_the_image(tmp_path: Path) -> None:
     def spoil(content: dict[str, Any]) -> None:
         content["images"][0].update(width=0, height=0)

@@ -211,7 +211,7 @@ KINDS = {
     ),
     "keypoints": FindingKind("note", "objects with keypoints", "only their box is used"),
     "unlabeled_negative": FindingKind("note", "images without a label file", "used as negative examples"),
-    "no_area": FindingKind("note", "objects without an area", "the area of the box is used"),
+    "no_area": FindingKind("note", "objects without an area above 0", "the area of the box is used"),
     "no_iscrowd": FindingKind("note", "objects without iscrowd", "treated as single objects"),
     "boxed_shape": FindingKind(
         "note", "polygons and other shapes that are not upright boxes", "their bounding boxes are used"

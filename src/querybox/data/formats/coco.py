@@ -139,8 +139,8 @@ def read_coco(file: Path, root: Path | None = None) -> DetectionData:
     """Read the annotations of a COCO file. The image files need not exist. Problems are among the data's `findings`.
 
     Labels are assigned in ascending order of category ids. Image ids, category ids and names are kept, including gaps
-    and 0. A missing `area` defaults to that of the box, a missing `iscrowd` to 0, a missing
-    size, or one of 0, to that in the image's header.
+    and 0. An `area` that is missing or 0 defaults to that of the box, a missing `iscrowd` to
+    0, a size that is missing or 0 to that in the image's header.
 
     Args:
         file: The JSON file.

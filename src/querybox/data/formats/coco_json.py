@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float64, Int64
 from pydantic import Field, TypeAdapter, ValidationError
 
 from querybox.data.findings import FindingCollector
-from querybox.data.formats.coco_mask import Box, mask_box, read_mask
+from querybox.data.formats.coco_mask import StatedBox, mask_box, read_mask
 from querybox.data.image import MAX_PIXELS
 from querybox.data.json_stream import stream_members
 from querybox.data.parsing import validation_problem
@@ -60,7 +60,7 @@ class CocoAnnotation:
     id: Id | None = None
     image_id: Id
     category_id: Id
-    bbox: Box | None = None
+    bbox: StatedBox = None
     segmentation: Any = None
     area: float | None = None
     iscrowd: bool | None = None
@@ -86,7 +86,7 @@ class Annotations:
         """Four values each; NaN without a box."""
         self.has_box = bytearray()
         self.areas = array("d")
-        self.has_area = bytearray()
+        """NaN without an area."""
         self.crowd = bytearray()
         self.has_crowd = bytearray()
         self.masks: dict[int, Region] = {}
@@ -102,7 +102,6 @@ class Annotations:
         self.boxes_xywh.extend(item.bbox or (math.nan,) * 4)
         self.has_box.append(item.bbox is not None)
         self.areas.append(math.nan if item.area is None else item.area)
-        self.has_area.append(item.area is not None)
         self.crowd.append(bool(item.iscrowd))
         self.has_crowd.append(item.iscrowd is not None)
 
@@ -199,7 +198,7 @@ class Columns:
     crowd: Bool[np.ndarray, " N"]
     areas: Float64[np.ndarray, " N"]
     no_area: Bool[np.ndarray, " N"]
-    """Whether the annotation has no area."""
+    """Whether the annotation has no area, or one of 0, which some tools write if it is not known."""
     no_iscrowd: Bool[np.ndarray, " N"]
     """Whether the annotation has no iscrowd."""
     masks: Mapping[int, Region]
@@ -214,6 +213,7 @@ class Columns:
         """Create the columns of annotations, given the label of each category id and the index of each image id."""
         count = len(items.ids)
         boxes = np.frombuffer(items.boxes_xywh, dtype=np.float64).reshape(-1, 4)
+        areas = np.frombuffer(items.areas, dtype=np.float64)
         with np.errstate(over="ignore"):  # infinite boxes are dropped, with a finding
             boxes_xyxy = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
         of_label = np.fromiter((labels.get(one, -1) for one in items.category_ids), np.int64, count)
@@ -225,8 +225,8 @@ class Columns:
             boxes_xyxy=boxes_xyxy,
             labels=of_label,
             crowd=np.frombuffer(items.crowd, dtype=bool),
-            areas=np.frombuffer(items.areas, dtype=np.float64),
-            no_area=~np.frombuffer(items.has_area, dtype=bool),
+            areas=areas,
+            no_area=~(np.isfinite(areas) & (areas > 0)),
             no_iscrowd=~np.frombuffer(items.has_crowd, dtype=bool),
             masks=items.masks,
             order=order,

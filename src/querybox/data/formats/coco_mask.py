@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from querybox.data.image import MAX_PIXELS
 from querybox.data.parsing import validation_problem
@@ -15,11 +15,12 @@ from querybox.masks import Region, Rle, compress
 from querybox.polygons import Polygons
 
 Box = tuple[float, float, float, float]  # x, y, width, height
+StatedBox = Annotated[Box | None, BeforeValidator(lambda value: None if value == [] else value)]
+"""A box as it is written; some tools write an empty list, if it is not known."""
 
 _Count = Annotated[int, Field(ge=0, le=MAX_TIFF_PIXELS)]
 _Side = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
 _PARTS = TypeAdapter(list[list[float]])
-_POLYGONS = TypeAdapter(Annotated[list[Annotated[list[float], Field(min_length=6)]], Field(min_length=1)])
 
 
 class _RunLengths(BaseModel):
@@ -43,17 +44,17 @@ def mask_box(segmentation: object) -> Box | None:
                 return None
             left, top, right, bottom = box_xyxy
             return left, top, right - left, bottom - top
-        polygons = _POLYGONS.validate_python(segmentation)
+        polygons = _polygons(segmentation)
     except (ValidationError, ValueError):
+        return None
+    if not polygons:
         return None
     x, y = ([value for polygon in polygons for value in polygon[start::2]] for start in (0, 1))
     return min(x), min(y), max(x) - min(x), max(y) - min(y)
 
 
 def read_mask(segmentation: object) -> Region | None:
-    """Return the region of an object; None if there is none.
-
-    Polygons with less than three vertices, which have no inside, are left out.
+    """Return the region of an object; None if there is none, which some tools write as ``[[]]``.
 
     Args:
         segmentation: The value of the key in the file.
@@ -61,18 +62,28 @@ def read_mask(segmentation: object) -> Region | None:
     Raises:
         DataError: It is neither polygons nor a mask, or a mask of too many pixels.
     """
-    if not segmentation:
+    if not segmentation or segmentation == [[]]:
         return None
     try:
         if isinstance(segmentation, dict):
             return _rle(_RunLengths.model_validate(segmentation))
-        polygons = _PARTS.validate_python(segmentation)
+        polygons = _polygons(segmentation)
     except (ValidationError, UnicodeEncodeError) as error:
         problem = validation_problem(error) if isinstance(error, ValidationError) else str(error)
         raise DataError(
             f"segmentation: {problem}; expected polygons, or a mask with 'size' and 'counts'"
         ) from None
-    return Polygons.of([polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0])
+    return Polygons.of(polygons)
+
+
+def _polygons(segmentation: object) -> list[list[float]]:
+    """Return polygons without those of less than three vertices, which have no inside.
+
+    Raises:
+        ValidationError: They are not lists of numbers.
+    """
+    parts = _PARTS.validate_python(segmentation)
+    return [polygon for polygon in parts if len(polygon) >= 6 and len(polygon) % 2 == 0]
 
 
 def _rle(mask: _RunLengths) -> Rle:

@@ -16,7 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from querybox.data.findings import FindingCollector
 from querybox.data.formats.coco import image_locator, json_ends, labelled, splits_of
 from querybox.data.formats.coco_json import CocoCategory, CocoImage, Id, check_ids, numbers
-from querybox.data.formats.coco_mask import Box
+from querybox.data.formats.coco_mask import Box, StatedBox
 from querybox.data.formats.panoptic_png import MAX_ID, read_segments
 from querybox.data.json_stream import stream_members
 from querybox.data.layout import dataset_root
@@ -51,9 +51,9 @@ class SegmentInfo:
 
     id: Annotated[int, Field(ge=1, le=MAX_ID)]
     category_id: Id
-    bbox: Box | None = None
+    bbox: StatedBox = None
     area: float | None = None
-    iscrowd: bool = False
+    iscrowd: bool | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -220,7 +220,7 @@ class _RecordReader:
             height=size[0],
             boxes_xyxy=np.array([masks[one].box_xyxy for one in ids], dtype=np.float64).reshape(-1, 4),
             labels=[self.labels[segments[one].category_id] for one in ids],
-            crowd=[segments[one].iscrowd for one in ids],
+            crowd=[bool(segments[one].iscrowd) for one in ids],
             areas=[masks[one].area for one in ids],
             findings=self.findings,
             locate=lambda place: f"{where}: segment {ids[place]}",
@@ -267,7 +267,7 @@ class _RecordReader:
             kind, what = "mismatched_segment", ""
             if number not in masks:
                 kind, what = "absent_segment", "no pixel"
-            elif segment.area is not None and segment.area != masks[number].area:
+            elif segment.area and segment.area != masks[number].area:
                 what = f"the area {segment.area:g}, its pixels {masks[number].area}"
             elif segment.bbox is not None and not _fits(segment.bbox, masks[number]):
                 what = f"the bbox {list(segment.bbox)}, its pixels the corners {masks[number].box_xyxy}"
