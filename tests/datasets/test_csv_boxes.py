@@ -80,6 +80,9 @@ def test_columns_may_have_another_order_and_sizes_may_be_missing(tmp_path: Path)
         ),
         ("b.jpg,1,2,11,22,dog\na.jpg,,,,,\n", ["dog"]),
         ("a.jpg,,,,,\nb.jpg,1,2,11,22,dog\n", ["dog"]),
+        ("filename,class,xmin,ymin,xmax,ymax\nb.jpg,dog,1,2,11,22\na.jpg,NaN,nan,nan,nan,nan\n", ["dog"]),
+        ("filename,class,xmin,ymin,xmax,ymax\nb.jpg,none,1,2,11,22\na.jpg,,NULL,NULL,NULL,NULL\n", ["none"]),
+        ('image_id,bbox\nb,"[1.0, 2.0, 10.0, 20.0]"\na,[]\n', ["object"]),
     ],
 )
 def test_columns_of_other_data(tmp_path: Path, text: str, names: list[str]) -> None:
@@ -111,6 +114,11 @@ def test_other_tables_are_not_read(tmp_path: Path, text: str) -> None:
         ("b.jpg,40,30,,1,2,3,4", "line 3: has no class"),
         (",40,30,dog,1,2,3,4", "line 3: has no filename"),
         ('b.jpg,40,30,dog,"1,5",2,3,4', r"line 3: got the box \['1,5', '2', '3', '4'\]; expected numbers"),
+        (
+            "b.jpg,40,30,dog,None,None,None,None",
+            r"line 3: got the box \['None', 'None', .*; expected numbers",
+        ),
+        ("b.jpg,40,30,,1,2,3,nan", "line 3: has no class"),
         ("b.jpg,40,30,dog,,,,", r"line 3: got the box \['', '', '', ''\]; expected numbers"),
         ("b.jpg,41,30,dog,1,2,3,4", "line 3: the size of 'b.jpg' differs from that in .*line 2"),
         (

@@ -118,18 +118,28 @@ def test_other_readmes_are_ignored(tmp_path: Path, text: str) -> None:
     assert [category.id for category in read_dataset(tmp_path).categories] == [1, 2]
 
 
-def test_crowds_areas_sizes_and_images_without_objects(tmp_path: Path) -> None:
+@pytest.mark.parametrize("none", [None, {}, [], {"bbox": []}, {"bbox": None, "category": None}])
+def test_an_image_without_objects(tmp_path: Path, none: object) -> None:
+    write_lines(
+        tmp_path,
+        {"file_name": "a.jpg", "objects": objects([0, 1])},
+        {"file_name": "b.jpg", "objects": none},
+    )
+    assert [len(image.labels) for image in read_dataset(tmp_path).images] == [2, 0]
+
+
+def test_crowds_areas_and_sizes(tmp_path: Path) -> None:
     full = objects(["dog", "cat"], iscrowd=[1, 0], area=[100.0, None])
     write_lines(
         tmp_path,
         {"file_name": "a.jpg", "width": 40, "height": 30, "objects": full},
-        {"file_name": "b.jpg", "objects": {"bbox": [], "categories": []}},
+        {"file_name": "b.jpg", "width": 0, "height": 0, "objects": {"bbox": [], "categories": []}},
     )
     first, second = read_dataset(tmp_path).images
     assert first.crowd.tolist() == [True, False]
     assert first.areas.tolist() == [100, 35 * 25]
-    assert first.size_stated
-    assert len(second.labels) == 0
+    assert (first.size_stated, second.size_stated) == (True, False)
+    assert (second.width, second.height) == (30, 40)
 
 
 def test_a_list_of_objects(tmp_path: Path) -> None:

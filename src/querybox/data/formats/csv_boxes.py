@@ -3,8 +3,8 @@
 The tutorials of TensorFlow's Object Detection API write it (`data/train_labels.csv`), and Roboflow exports it
 (`<split>/_annotations.csv`). In data of competitions the columns have other names, the class is missing if there is
 only one, or boxes are `x, y, width, height`, also in one column. Keras RetinaNet has no names of columns. Images
-without objects are not in the file, or in a row without a box. In files with semicolons or tabs, as Excel writes them
-where decimals have a comma, a comma is one.
+without objects are not in the file, or in a row whose box and class are empty, or `NaN`, `NULL` and the like. In files
+with semicolons or tabs, as Excel writes them where decimals have a comma, a comma is one.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ _WITH_SIZE = (
 _RETINANET = ("filename", "xmin", "ymin", "xmax", "ymax", "class")
 _ONLY_CLASS = "object"
 """Name of the class of all objects in a file without a column for it."""
+_UNKNOWN = ("", "nan", "none", "null", "na", "n/a", "[]")
+"""What tools write, in lower or upper case, in a cell without a value."""
 
 
 class _Columns(NamedTuple):
@@ -101,7 +103,8 @@ def _parse(file: Path, findings: FindingCollector) -> list[AnnotatedImage]:
         image = images.setdefault(name, AnnotatedImage(name=name, where=where, size=size))
         texts = [row[side][:40] for side in columns.box]
         box = _box(row, columns)
-        if not any(texts) and (columns.category is None or not category):
+        cells = texts if columns.category is None else [*texts, category]
+        if all(cell.lower() in _UNKNOWN for cell in cells):
             continue  # an image without objects
         if not category:
             findings.add("malformed", f"{where}: has no {columns.category}; expected a name")

@@ -107,7 +107,8 @@ def parse_image(where: str, content: Any, names: Mapping[int, str]) -> Annotated
     """
     try:
         image = _Image.model_validate(content)
-        objects = _Objects.model_validate(_columns(image.objects)) if image.objects else None
+        columns = _columns(image.objects or {})
+        objects = _Objects.model_validate(columns) if any(columns.values()) else None
     except ValidationError as error:
         raise DataError(f"{where}: {validation_problem(error)}; expected {EXPECTED}") from None
     return AnnotatedImage(
