@@ -89,6 +89,19 @@ def test_annotations_in_json(tmp_path: Path, annotations: list[object]) -> None:
     require_both(read_dataset(write_tar(tmp_path / "a.tar", members)))
 
 
+@pytest.mark.parametrize("box", [{}, {"bbox": None}, {"bbox": []}])
+def test_without_a_box_that_of_the_mask_is_used(tmp_path: Path, box: dict[str, Any]) -> None:
+    item = {**box, "category": "cat", "segmentation": [[3, 4, 20, 4, 20, 9]]}
+    path = write_tar(
+        tmp_path / "a.tar", {**ANNOTATED, "1.jpg": jpeg(), "1.json": json.dumps([item]).encode()}
+    )
+    data = read_dataset(path)
+    assert data.images[1].boxes_xyxy.tolist() == [[3, 4, 20, 9]]
+    assert [place.what for one in data.findings if one.kind == "boxed_shape" for place in one.places] == [
+        f"{path}#1.json, object 1"
+    ]
+
+
 def test_labels_of_yolo_need_names_of_classes(tmp_path: Path) -> None:
     """The labels may be behind all images; the order is that of the images."""
     images = contents(tmp_path / "images")

@@ -1,9 +1,9 @@
 """The annotation of an image in a shard, JSON or YOLO's labels.
 
 JSON is an object with `annotations` or `objects`, or this list alone: objects with `bbox` (x, y, width, height in
-pixels), a class, and, as in COCO, `segmentation`, `iscrowd` and `area`; or `objects` with lists by key, as on the
-Hugging Face Hub. `width` and `height` of the image may be beside them or in `image`, names of class numbers in
-`categories`.
+pixels), a class, and, as in COCO, `segmentation`, `iscrowd` and `area`; without `bbox` the box is that of
+`segmentation`. Or it is an object with `objects` as lists by key, as on the Hugging Face Hub. `width` and `height` of
+the image may be beside them or in `image`, names of class numbers in `categories`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from querybox.data.annotated import AnnotatedImage, AnnotatedObject
 from querybox.data.findings import FindingCollector
 from querybox.data.formats.coco_json import CocoCategory
-from querybox.data.formats.coco_mask import read_mask
+from querybox.data.formats.coco_mask import mask_box, read_mask
 from querybox.data.formats.hugging_face_objects import CATEGORY, parse_image
 from querybox.data.formats.yolo_lines import LabelParser, Names
 from querybox.data.parsing import parse_json, validation_problem
@@ -96,6 +96,9 @@ def _parse_json(where: str, sample: Sample, names: Names, findings: FindingColle
         {**names, **_own_names(where, content.get("categories"))},
     )
     if isinstance(items, list):
+        for one, item in zip(image.objects, items, strict=True):
+            if not item.get("bbox"):
+                findings.add("boxed_shape", one.where)
         image.objects = [
             one._replace(mask=_mask(one.where, item.get("segmentation"), findings))
             for one, item in zip(image.objects, items, strict=True)
@@ -110,7 +113,7 @@ def _by_key(where: str, items: Sequence[Any]) -> dict[str, list[Any]]:
             f"{where}: has values that are not objects among its annotations; expected {EXPECTED}"
         )
     return {
-        "bbox": [item.get("bbox") for item in items],
+        "bbox": [item.get("bbox") or mask_box(item.get("segmentation")) for item in items],
         "categories": [next((item[key] for key in _CLASS if key in item), None) for item in items],
         "iscrowd": [item.get("iscrowd") for item in items],
         "area": [item.get("area") for item in items],
