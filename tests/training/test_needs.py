@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from querybox.models import KINDS, RECIPES
 from querybox.needs import require_effect
 from querybox.runfile import merge
 from querybox.training.overrides import nested, read_settings
+from querybox.training.run import prepare
 from querybox.training.settings import NEEDS, Given, RunSettings
 from querybox.training.start import check_effect, resolve
 
@@ -148,6 +151,27 @@ def test_an_override_of_what_a_run_wrote_has_an_effect(resume: bool) -> None:
 def test_a_resumed_run_is_not_refused_for_what_it_began_with() -> None:
     began = RunSettings.parse({"recipe": "detr_r18", "data": {"train": "photos", "overlap": 0.3}})
     checked(began, "train.epochs", resume=True)
+
+
+def test_a_fraction_to_hold_out_has_no_effect_with_a_validation_split(
+    boxes_json: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "boxes"
+    shutil.copytree(boxes_json.parent, folder / "images", ignore=shutil.ignore_patterns("*.json"))
+    (folder / "annotations").mkdir()
+    for split in ("train", "val"):
+        shutil.copy(boxes_json, folder / "annotations" / f"{split}.json")
+    data = {"train": str(folder), "val_fraction": 0.2, "workers": 0}
+    values = {"recipe": "detr_r18", "model": {"backbone_weights": None}, "output": str(tmp_path / "run")}
+    written = Given(settings=RunSettings.parse({**values, "data": data}))
+    record = resolve(written.settings.replace(data={**data, "val_fraction": 0.1}))
+    assert prepare(Given(settings=record), resume=False)[2].validation is not None
+    typed = Given(settings=record, overrides=frozenset({"data.val_fraction"}))
+    for each in (typed, written):
+        with pytest.raises(
+            ConfigError, match=r"data.val_fraction has no effect with the validation data in .*val"
+        ):
+            prepare(each, resume=False)
 
 
 def test_the_table_names_settings() -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from pydantic import TypeAdapter, ValidationError
 
-from querybox.data import DataSettings, DetectionData, read_train_and_val
+from querybox.data import DetectionData, read_train_and_val
 from querybox.data.deep import DeepValues
 from querybox.data.holdout import hold_out
 from querybox.data.records import log_warnings, require_usable
@@ -151,10 +151,15 @@ class RunData:
         write_text(folder / VALIDATION, to_json(content, indent=1) + "\n")
 
 
-def read_splits(settings: RunSettings, *, resume: bool) -> Splits:
+def read_splits(settings: RunSettings, *, resume: bool, written: Collection[str] = ()) -> Splits:
     """Read the annotations of the training and the validation data; without validation data, hold out a part.
 
     A resumed run that was started without validation data goes on without.
+
+    Args:
+        settings: The settings of the run.
+        resume: Whether it is resumed.
+        written: Names of the settings that the user has written; see `Given.written`.
 
     Raises:
         ConfigError: A fraction to hold out is set for a dataset with validation data.
@@ -163,11 +168,10 @@ def read_splits(settings: RunSettings, *, resume: bool) -> Splits:
     if resume:
         require_places(settings)
     training, validation = read_train_and_val(settings.data)
-    fraction = settings.data.val_fraction
-    if validation is not None and fraction != DataSettings.model_fields["val_fraction"].default:
+    if validation is not None and "data.val_fraction" in written:
         raise ConfigError(
-            f"setting data.val_fraction is {fraction:g}, but {settings.data.train} has a validation split, and nothing "
-            "is held out: omit data.val_fraction, or remove the split"
+            f"setting data.val_fraction has no effect with the validation data in {validation.source}, because nothing "
+            "is held out then: omit data.val_fraction"
         )
     known = read_fingerprints(settings.folder / VALIDATION) if resume else {}
     if validation is not None or settings.data.val == NO_VALIDATION or (known and "val" not in known):

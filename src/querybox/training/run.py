@@ -196,7 +196,7 @@ def prepare(given: Given, *, resume: bool) -> tuple[RunSettings, RunCheckpoint |
     checkpoint = check_folder(settings, resume=resume)
     if checkpoint is not None:
         settings = keep_milestones(settings, checkpoint.settings, checkpoint.progress.epoch)
-    splits = read_splits(settings, resume=resume)
+    splits = read_splits(settings, resume=resume, written=given.written(resume=resume))
     notes = [splits.describe(settings)]
     if is_auto(settings):
         choice = choose(settings, tiled(splits.training, settings.data), Resources.here())
