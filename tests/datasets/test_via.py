@@ -126,6 +126,16 @@ def test_faults_are_findings_with_their_place(tmp_path: Path, item: dict[str, An
     assert finding.places[0].what.startswith(f"{file}, 'a.jpg123', region 0: ")
 
 
+def test_a_region_without_a_class_among_others_is_malformed(tmp_path: Path) -> None:
+    write_images(tmp_path, IMAGES)
+    file = write_json(tmp_path / "via.json", entries(region(RECT, animal="dog"), region(RECT)))
+    data = read_split(tmp_path, None)
+    assert [category.name for category in data.categories] == ["dog"]
+    assert [place.what for each in data.findings if each.kind == "malformed" for place in each.places] == [
+        f"{file}, 'a.jpg123', region 1: has no attributes, and others have their class there; expected a class"
+    ]
+
+
 @pytest.mark.parametrize(("entries_", "kind"), [([1], "an object of type list"), (None, "None")])
 def test_a_project_without_entries_is_refused(tmp_path: Path, entries_: object, kind: str) -> None:
     write_images(tmp_path, IMAGES)

@@ -1,14 +1,14 @@
 """VGG Image Annotator 1 and 2: its project, and its annotations as JSON or CSV; regions in pixels.
 
 Every shape with an extent becomes its bounding box; polygons, circles and ellipses are masks, too. The class of a
-region is the value of its attribute `class`, `label` or the like, otherwise of its only attribute; without any, it is
-`object`. Images without regions are negative examples.
+region is the value of its attribute `class`, `label` or the like, otherwise of its only attribute; if no region of the
+file has any, it is `object`. Images without regions are negative examples.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +145,7 @@ def _parse_json(file: Path, findings: FindingCollector) -> list[AnnotatedImage]:
         for number, region in enumerate(regions):
             _add_object(image, f"{where}, region {number}", region, findings)
         images.append(image)
+    _name_unlabelled(images, findings)
     return images
 
 
@@ -167,6 +168,7 @@ def _parse_csv(file: Path, findings: FindingCollector) -> list[AnnotatedImage]:
         if shape:  # otherwise an image without regions
             region = {"shape_attributes": shape, "region_attributes": attributes}
             _add_object(image, where, region, findings)
+    _name_unlabelled(images.values(), findings)
     return list(images.values())
 
 
@@ -189,10 +191,24 @@ def _add_object(image: AnnotatedImage, where: str, region: Any, findings: Findin
         image.objects.append(AnnotatedObject(where, category, box, mask=parsed.shape.region))
 
 
+def _name_unlabelled(images: Collection[AnnotatedImage], findings: FindingCollector) -> None:
+    """Name the class of objects without attributes, if there are no others in the file; otherwise drop them."""
+    labelled = any(one.category for image in images for one in image.objects)
+    for image in images:
+        if not labelled:
+            image.objects = [one._replace(category=_ONLY_CLASS) for one in image.objects]
+            continue
+        for one in image.objects:
+            if not one.category:
+                what = "has no attributes, and others have their class there; expected a class"
+                findings.add("malformed", f"{one.where}: {what}")
+        image.objects = [one for one in image.objects if one.category]
+
+
 def _category(attributes: Mapping[str, Any]) -> str | None:
-    """Return the class of a region; None if it has attributes of which none is one."""
+    """Return the class of a region: empty if it has no attributes, None if it has some of which none is one."""
     if not attributes:
-        return _ONLY_CLASS
+        return ""
     values = {name.strip().lower(): value for name, value in attributes.items()}
     names = [name for name in _ATTRIBUTES if name in values]
     value = values[names[0]] if names else next(iter(values.values())) if len(values) == 1 else None
