@@ -109,6 +109,7 @@ def test_faulty_boxes_are_dropped_or_cut_and_counted(
         [0, 0, float("inf"), 5],
         [1e308, 0, 1e308, 5],  # whose right edge is infinite
         [3, 3, 0, 5],
+        [0, 0, 0, 0],
         [9, 9, -4, 5],
         [50, 50, 5, 5],
         [-5, -5, 10, 10],
@@ -120,13 +121,13 @@ def test_faulty_boxes_are_dropped_or_cut_and_counted(
     with caplog.at_level(logging.WARNING, "querybox"):
         data = read_dataset(write(tmp_path, document))
     assert data.faulty_boxes == {
-        "nan_box": 1, "infinite_box": 2, "zero_size_box": 1, "negative_size_box": 1, "outside_box": 1, "clipped_box": 1,
+        "nan_box": 1, "infinite_box": 2, "zero_size_box": 2, "negative_size_box": 1, "outside_box": 1, "clipped_box": 1,
     }  # fmt: skip
     places = {found.kind: found.places[0] for found in data.findings}
-    assert places["negative_size_box"].what == "annotations[4] (id 4), image 1: corners 9, 9, 5, 14 in 40x30"
+    assert places["negative_size_box"].what == "annotations[5] (id 5), image 1: corners 9, 9, 5, 14 in 40x30"
     assert places["negative_size_box"].box_xyxy == (9.0, 9.0, 5.0, 14.0)
     assert places["clipped_box"].image_id == 1
-    assert places["absent_image"].what == "annotations[8] (id 99) of image 12345"
+    assert places["absent_image"].what == "annotations[9] (id 99) of image 12345"
     assert data.images[0].boxes_xyxy.tolist() == [[0, 0, 5, 5], [10, 10, 15, 15]]
     assert len(caplog.messages) == 1
     assert "boxes with a NaN (1: annotations[0] (id 0), image 1" in caplog.messages[0]
@@ -304,7 +305,7 @@ def test_what_a_file_does_not_state_is_counted(tmp_path: Path, document: Documen
     assert counts == {"no_area": 2, "no_iscrowd": 1}
 
 
-@pytest.mark.parametrize("bbox", [None, []])
+@pytest.mark.parametrize("bbox", [None, [], [0, 0, 0, 0]])
 def test_without_a_box_that_of_the_polygons_is_used(
     tmp_path: Path, document: Document, bbox: list[float] | None
 ) -> None:

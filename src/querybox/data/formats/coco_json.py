@@ -126,7 +126,7 @@ _CATEGORY, _IMAGE, _ANNOTATION = (
 def parse_coco(file: Path, findings: FindingCollector) -> Content:
     """Parse a COCO file, one entry at a time, because the whole file takes ten times the memory of what is used of it.
 
-    Annotations without `bbox` get that of their polygons or mask, or none if they have neither.
+    Annotations without `bbox`, or with zeros, get that of their polygons or mask, if they have them.
 
     Raises:
         DataError: The file is not COCO JSON.
@@ -169,13 +169,14 @@ def _error(file: Path, text: str, error: Exception) -> DataError:
 
 
 def _with_box(index: int, item: CocoAnnotation, findings: FindingCollector) -> CocoAnnotation:
-    if item.bbox is None:
-        item.bbox = mask_box(item.segmentation)
-        if item.bbox is None:
+    if item.bbox is None or not any(item.bbox):
+        box = mask_box(item.segmentation)
+        if box is not None:
+            item.bbox = box
+            findings.add("boxed_shape", location(index, item.id))
+        elif item.bbox is None:
             what = "has neither a bbox nor polygons or a mask in segmentation; expected bbox [x, y, width, height]"
             findings.add("malformed", f"{location(index, item.id)}: {what}")
-        else:
-            findings.add("boxed_shape", location(index, item.id))
     return item
 
 
