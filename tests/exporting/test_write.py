@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 import shutil
 import sys
+import zipfile
 from collections.abc import Callable
 from inspect import unwrap
 from pathlib import Path
@@ -14,6 +16,7 @@ from comparisons import assert_same_detections
 from PIL import Image
 from torch.export import ExportedProgram
 
+import querybox as qb
 from querybox.checkpoints.find import Format
 from querybox.detector import Detector, load
 from querybox.errors import ConfigError
@@ -62,6 +65,15 @@ def test_what_the_padding_holds_does_not_matter(engine: ExportedModel) -> None:
     other[:, :, :, 90:] = 7
     for one, two in zip(engine.run(pixels, sizes).values(), engine.run(other, sizes).values(), strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=0)
+
+
+def test_the_file_names_no_path_of_this_machine(file: Path) -> None:
+    contents = [file.read_bytes()]
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            contents = [archive.read(name) for name in archive.namelist()]
+    for path in map(os.fspath, (Path(qb.__file__).parent, Path(torch.__file__).parent, Path.cwd())):
+        assert not any(path.encode() in content for content in contents)
 
 
 def test_the_file_says_what_it_is(engine: ExportedModel, detector: Detector) -> None:

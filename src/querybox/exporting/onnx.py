@@ -17,6 +17,7 @@ from querybox.errors import CheckpointError, requires_extra
 from querybox.exporting.card import EXPORT_AGAIN, INPUTS, KEY, Card
 from querybox.exporting.engine import ExportedModel, Outputs, Runner
 from querybox.exporting.graph import sizes_as_traced
+from querybox.exporting.lowering import lower
 from querybox.exporting.signature import Port, check_signature
 from querybox.exporting.telemetry import without_telemetry
 
@@ -39,17 +40,46 @@ def convert(program: ExportedProgram, card: Card) -> onnx_ir.Model:
     with requires_extra("onnx", "writing an ONNX file"):
         import onnxscript  # noqa: F401 - PyTorch's exporter needs it
     with sizes_as_traced(), without_warnings("onnxscript"):
-        converted = torch.onnx.export(
-            program,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(INPUTS),
-            output_names=list(card.outputs),
-            verbose=False,
-        )
+        try:
+            model = to_onnx(lower(program), card)
+        except torch.onnx.OnnxExporterError:  # of an operation that has to be decomposed
+            model = to_onnx(program, card)
+        simplify(model)
+    keep_to_tensorrt(model.graph)
+    return model
+
+
+def to_onnx(program: ExportedProgram, card: Card) -> onnx_ir.Model:
+    """Convert a program as it is traced."""
+    converted = torch.onnx.export(
+        program,
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=list(INPUTS),
+        output_names=list(card.outputs),
+        verbose=False,
+        optimize=False,
+    )
     assert converted is not None
-    keep_to_tensorrt(converted.model.graph)
     return converted.model
+
+
+def simplify(model: onnx_ir.Model) -> None:
+    """Inline functions, compute what is constant, and remove what is computed twice or not used.
+
+    PyTorch's own `optimize` also searches for patterns to rewrite, which takes a third of a conversion, and changes
+    neither the results nor the speed of detectors in ONNX Runtime.
+    """
+    from onnx_ir.passes import common
+    from onnxscript import optimizer
+
+    optimizer.inline(model)
+    for _ in range(2):  # constants show that more is constant
+        optimizer.fold_constants(model, onnx_shape_inference=True)
+        optimizer.remove_unused_nodes(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.DeduplicateInitializersPass()(model)
+    common.CommonSubexpressionEliminationPass()(model)
 
 
 def keep_to_tensorrt(graph: onnx_ir.Graph) -> None:

@@ -163,8 +163,9 @@ class NearestSample(nn.Module):
         starts = counts.cumsum(0) - counts  # index of each map's first cell
         by_point = repeat_by_level(torch.cat([levels.sizes, starts[:, None]], 1), points, 0)  # [K, 3]
         sizes = by_point[:, :2]
-        cells = (at_least_float32(sampling_locations) * sizes + 0.5).floor().nan_to_num()
-        x, y = cells.clamp(torch.zeros_like(sizes), sizes - 1).unbind(-1)
+        cells = (at_least_float32(sampling_locations) * sizes + 0.5).floor()
+        cells = cells.clamp(torch.zeros_like(sizes), sizes - 1)
+        x, y = cells.masked_fill(cells.isnan(), 0).unbind(-1)
         index = (y * sizes[:, 0] + x + by_point[:, 2]).long()  # [B, Q, heads, K]
         table = value.unflatten(2, (heads, -1)).transpose(1, 2)  # [B, heads, S, D / heads]
         index = index.transpose(1, 2).flatten(2)[..., None].expand(-1, -1, -1, table.shape[3])

@@ -232,6 +232,6 @@ def cell_centres(levels: Levels) -> Float[Tensor, "B S 2"]:
         levels.shapes, levels.sizes, levels.valid_ratios.unbind(1), strict=True
     ):
         rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
-        xy = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1).flatten(0, 1)  # [h w, 2]
-        centres.append((xy + 0.5) / (size * valid_ratio)[:, None])
+        xy = torch.stack([columns.expand(height, -1), rows[:, None].expand(-1, width)], -1)  # [h, w, 2]
+        centres.append((xy.flatten(0, 1) + 0.5) / (size * valid_ratio)[:, None])
     return torch.cat(centres, 1)

@@ -1,0 +1,113 @@
+"""A traced program in operations that ONNX has functions for, so that PyTorch does not trace it again to decompose it.
+
+Decomposing takes most of the time of a conversion with dynamic sizes, and a detector has few operations that need it.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+from torch.export import ExportedProgram
+from torch.fx import Graph, Node
+
+aten = torch.ops.aten
+ASSERTIONS = {aten._assert_tensor_metadata.default}
+DETACHED = {aten.detach.default, aten.detach_.default}
+CONVERSIONS = {aten.to.dtype, aten.to.dtype_layout, aten.to.device}
+CONJUNCTIONS = {aten.__and__.Tensor, aten.__iand__.Tensor}
+
+
+class Lowered(ExportedProgram):
+    """A program that is converted as it is."""
+
+    def run_decompositions(self, *_: Any, **__: Any) -> ExportedProgram:
+        """Return the program."""
+        return self
+
+
+def lower(program: ExportedProgram) -> Lowered:
+    """Return a program for a converter, with the same weights, in other operations.
+
+    Those that are not known here stay, and a converter refuses them if it does not know them either.
+    """
+    graph = copy.deepcopy(program.graph)
+    for node in list(graph.nodes):
+        if isinstance(node.target, OpOverload):
+            replace(graph, node)
+    graph.eliminate_dead_code()
+    signature = copy.deepcopy(program.graph_signature)
+    for output, node in zip(signature.output_specs, graph.output_node().args[0], strict=True):
+        output.arg.name = node.name
+    return Lowered(
+        program.graph_module,
+        graph,
+        signature,
+        program.state_dict,
+        program.range_constraints,
+        program.module_call_graph,
+        program.example_inputs,
+        program.constants,
+        verifiers=program.verifiers,
+    )
+
+
+def replace(graph: Graph, node: Node) -> None:
+    """Replace a node by equal ones, if a rule applies to it."""
+    target = node.target
+    if target in ASSERTIONS:
+        graph.erase_node(node)
+    elif target in DETACHED:
+        substitute(graph, node, node.all_input_nodes[0])
+    elif target in CONVERSIONS:
+        (x,), dtype = node.all_input_nodes[:1], node.meta["val"].dtype
+        same = x.meta["val"].dtype == dtype
+        substitute(graph, node, x if same else insert(graph, node, aten._to_copy.default, x, dtype=dtype))
+    elif target in CONJUNCTIONS:
+        substitute(graph, node, insert(graph, node, aten.bitwise_and.Tensor, *node.args))
+    elif target == aten.rsub.Scalar and len(node.args) == 2:
+        minus = insert(graph, node, aten.neg.default, node.args[0])
+        substitute(graph, node, insert(graph, node, aten.add.Scalar, minus, node.args[1]))
+    elif (functional := functional_form(node)) is not None:
+        substitute(graph, node, insert(graph, node, functional, *node.args, **node.kwargs))
+
+
+def insert(graph: Graph, node: Node, target: OpOverload, *args: Any, **kwargs: Any) -> Node:
+    """Insert an operation before a node, whose result has the shape and dtype that the node's has."""
+    with graph.inserting_before(node):
+        inserted = graph.call_function(target, args, kwargs)
+    inserted.meta = dict(node.meta)
+    return inserted
+
+
+def substitute(graph: Graph, node: Node, result: Node) -> None:
+    """Use another result in place of a node's, and remove it."""
+    node.replace_all_uses_with(result)
+    graph.erase_node(node)
+
+
+def functional_form(node: Node) -> OpOverload | None:
+    """Return the operation with the result of an in-place one, such as `relu` for `relu_`.
+
+    None for any other operation, and where another node may read what is overwritten: each tensor on the way to it, of
+    which the next one may be a view, must have one user.
+    """
+    target = node.target
+    assert isinstance(target, OpOverload)
+    name = target._schema.name.removeprefix("aten::")
+    if not name.endswith("_") or not target._schema.is_mutable:
+        return None
+    overwritten = node.all_input_nodes[0]
+    while is_view(overwritten) and len(overwritten.users) == 1:
+        overwritten = overwritten.all_input_nodes[0]
+    if len(overwritten.users) > 1:
+        return None
+    return getattr(getattr(aten, name[:-1], None), target._overloadname, None)
+
+
+def is_view(node: Node) -> bool:
+    """Return whether the result of a node may share its input's memory."""
+    target = node.target
+    return isinstance(target, OpOverload) and any(each.alias_info for each in target._schema.returns)
