@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from querybox import Criterion, Detector, DetectorOutput, HungarianMatcher, ImageBatch, Predictions, Target
 from querybox.errors import ConfigError
-from querybox.losses.masks import MaskLosses, sample_masks
+from querybox.losses.masks import MaskLosses, random_points, sample_masks
 from querybox.mask_embeddings import MaskEmbeddings
 from querybox.models import find
 from querybox.structures import Matches
@@ -22,8 +22,9 @@ from querybox.structures import Matches
 PYRAMID = {**TINY, "levels": 2, "strides": (8, 16)}
 SIZES = [(26, 30), (36, 21)]
 """Of the images, which are padded to 36 x 30 pixels, so that the map has 9 x 8 cells."""
-POINTS = 5
-"""A sixteenth of the cells, rounded up. One of them is random."""
+MAP = (9, 8)
+POINTS = 6
+"""A sixteenth of the cells, rounded up to an even number. Two of them are random."""
 
 
 def layers_of(masks: list[tuple[int, int]], counts: list[int]) -> tuple[list[Predictions], list[Target]]:
@@ -66,7 +67,7 @@ def defined(embedding: Tensor, cells: Tensor, mask: Tensor, points: Tensor) -> t
     places = [(x * width, y * height) for x, y in points.tolist()]
     logits = [logit(embedding, cells, x, y) for x, y in places]
     ranked = sorted(range(3 * POINTS), key=lambda index: logits[index].abs().item())
-    chosen = [*ranked[: POINTS - 1], *range(3 * POINTS, len(places))]
+    chosen = [*ranked[: POINTS - 2], *range(3 * POINTS, len(places))]
     assert len(chosen) == POINTS
     cross_entropy, overlap, total = [torch.zeros((), dtype=torch.float64) for _ in range(3)]
     for index in chosen:
@@ -98,7 +99,10 @@ def test_the_losses_are_their_definition(known: tuple[bool, bool]) -> None:
         layers, targets, matches, num_matched=torch.tensor(4.0)
     )
     torch.manual_seed(1)
-    points = torch.rand(2, 3 * POINTS + 1, 2)
+    points = torch.cat(
+        [random_points(number, targets, MAP, device=torch.device("cpu")) for number in (3 * POINTS, 2)],
+        1,
+    )
     for index, layer in enumerate(layers):
         assert isinstance(layer.masks, MaskEmbeddings)
         wanted = torch.zeros(2, dtype=torch.float64)
@@ -151,7 +155,7 @@ def test_the_costs_of_masks_are_their_definition() -> None:
     torch.manual_seed(1)
     terms = matcher.terms(logits, boxes, targets, masks)
     torch.manual_seed(1)
-    points = torch.rand(2, POINTS, 2, dtype=torch.float64)
+    points = random_points(POINTS, targets, MAP, device=torch.device("cpu"), dtype=torch.float64)
     assert targets[0].masks is not None
     for index, each in enumerate(masks):
         assert isinstance(each, MaskEmbeddings)
@@ -223,6 +227,22 @@ def test_a_point_is_in_the_pixel_around_it() -> None:
     masks[0, 1, 2] = True
     points = torch.tensor([[0.7, 0.6], [0.66, 0.6], [0.7, 0.49], [1.0, 1.0]])  # 1 by rounding alone
     assert sample_masks(masks, points).tolist() == [[True, False, False, True]]
+
+
+def test_points_are_uniform_and_pairs_are_between_the_same_cells() -> None:
+    size, cells = (26, 30), torch.tensor([7.5, 6.5])  # height and width in pixels, width and height in cells
+    _, (target, _) = layers_of([size, size], [1, 1])
+    torch.manual_seed(0)
+    points = random_points(200_000, [target], MAP, device=torch.device("cpu"))[0]
+    assert points.min() >= 0
+    assert points.max() <= 1
+    first, second = ((each * cells - 0.5).floor() for each in (points[0::2], points[1::2]))
+    assert torch.equal(first, second)
+    for each in (points[0::2], points[1::2]):
+        counts, _ = torch.histogramdd(each, [15, 13], range=[0.0, 1.0, 0.0, 1.0])
+        expected = 100_000 / counts.numel()
+        assert (counts - expected).square().sum() / expected < 254  # chi-squared with 194 degrees, P = 0.0025
+    assert len(points.unique(dim=0)) > 199_000
 
 
 @pytest.mark.parametrize(

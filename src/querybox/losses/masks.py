@@ -64,11 +64,14 @@ class MaskLosses:
         """
         predicted = computed_masks(layer.masks for layer in layers)
         device, chosen_points = layers[0].boxes.device, num_points(predicted[0].shape)
-        num_random = chosen_points - round(UNCERTAIN * chosen_points)
-        points = torch.rand(
-            len(targets), OVERSAMPLING * chosen_points + num_random, 2, device=device
-        )  # (x, y) in 0-1 of the unpadded images, the random ones last
-        points = torch.cat([top_to_bottom(part) for part in points.tensor_split([-num_random], 1)], 1)
+        num_random = 2 * round((1 - UNCERTAIN) * chosen_points / 2)
+        points = torch.cat(
+            [
+                random_points(number, targets, predicted[0].shape, device=device)
+                for number in (OVERSAMPLING * chosen_points, num_random)
+            ],
+            1,
+        )
         order = matches.image.argsort(stable=True)
         counts = [matches.repeats * min(len(target.labels), layers[0].boxes.shape[1]) for target in targets]
         # Of images without masks no pair is used, but there is a gradient, because other processes may have some.
@@ -138,12 +141,11 @@ def mask_costs(
     predicted = computed_masks(layers)
     if not predicted:
         return costs[0], costs[1]
-    points = torch.rand(
-        len(targets), num_points(predicted[0].shape), 2, device=boxes.device, dtype=boxes.dtype
-    )
+    shape = predicted[0].shape
+    points = random_points(num_points(shape), targets, shape, device=boxes.device, dtype=boxes.dtype)
     every = torch.arange(num_queries, device=boxes.device).expand(len(predicted), -1)
     at_points = predicted[0].at_points(
-        predicted, [every] * len(targets), in_padded_images(points, targets, predicted[0].shape)
+        predicted, [every] * len(targets), in_padded_images(points, targets, shape)
     )
     for image, (logits, target) in enumerate(zip(at_points, targets, strict=True)):
         if target.masks is not None:
@@ -164,38 +166,56 @@ def pairwise_losses(
 
 
 def num_points(shape: tuple[int, int]) -> int:
-    """Return the number of points at which masks on a map of this size are compared."""
+    """Return the number of points at which masks on a map of this size are compared, an even one."""
     height, width = shape
-    return math.ceil(POINTS * height * width)
+    return 2 * math.ceil(POINTS * height * width / 2)
 
 
-def top_to_bottom(points: Float[Tensor, "B P 2"]) -> Float[Tensor, "B P 2"]:
-    """Return points sorted by y, because neighbours in memory are read faster one after the other."""
-    order = points[..., 1].argsort(1)
-    return points.gather(1, order[..., None].expand(-1, -1, 2))
+def random_points(
+    number: int,
+    targets: Sequence[Target],
+    shape: tuple[int, int],
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+) -> Float[Tensor, "B P 2"]:
+    """Return an even number of random points of each image, (x, y) in 0-1, in pairs that lie between the same cells.
+
+    Each of them is distributed uniformly. A pair reads the four cells that a point reads, so half as many are computed.
+    """
+    first, second = torch.rand(2, len(targets), number // 2, 2, device=device, dtype=dtype)
+    first = first.gather(
+        1, first[..., 1:].argsort(1).expand(-1, -1, 2)
+    )  # top to bottom, as cells are in memory
+    sizes = sizes_in_cells(targets, shape).to(first, non_blocking=True)[:, None]  # [B, 1, 2]
+    upper_left = (
+        first * sizes - 0.5
+    ).floor() + 0.5  # the centre of a cell, or half a cell outside of the image
+    low, high = upper_left.clamp(min=0), (upper_left + 1).minimum(sizes)
+    second = (low + second * (high - low)) / sizes
+    return torch.stack([first, second], 2).flatten(1, 2)
 
 
 def in_padded_images(
     points: Float[Tensor, "B P 2"], targets: Sequence[Target], shape: tuple[int, int]
 ) -> Float[Tensor, "B P 2"]:
     """Return points in -1 to 1 of the padded images, given those in 0-1 of the unpadded ones."""
+    height, width = shape
+    scale = sizes_in_cells(targets, shape) / torch.tensor([width, height])  # [B, 2]
     # non_blocking, so that the host does not wait for a GPU.
-    scale = padded_fractions(targets, shape).to(points, non_blocking=True)[:, None]  # [B, 1, 2]
-    return 2 * points * scale - 1
+    return 2 * points * scale.to(points, non_blocking=True)[:, None] - 1
 
 
-def padded_fractions(targets: Sequence[Target], shape: tuple[int, int]) -> Float[Tensor, "B 2"]:
-    """Return the (width, height) of each image as a fraction of the map of masks, which has `shape` cells.
+def sizes_in_cells(targets: Sequence[Target], shape: tuple[int, int]) -> Float[Tensor, "B 2"]:
+    """Return the (width, height) of each image in cells of the map of masks.
 
     The size of an image is that of its masks; without masks, it is that of the map, which does not matter.
     """
-    height, width = shape
     sizes = [(target.masks.shape[1:] if target.masks is not None else None) for target in targets]
+    height, width = shape
     return torch.tensor(
-        [
-            (size[1] / MASK_STRIDE / width, size[0] / MASK_STRIDE / height) if size else (1.0, 1.0)
-            for size in sizes
-        ]
+        [(size[1] / MASK_STRIDE, size[0] / MASK_STRIDE) if size else (width, height) for size in sizes],
+        dtype=torch.float32,
     )
 
 
