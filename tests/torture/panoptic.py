@@ -125,7 +125,7 @@ def documents(folder: Path, _: bool) -> str:
         "category_id": (99, -1, None, {}, 2**70),
         "bbox": ([1, 2, 3], "a", 7, [[1]] * 4),
         "area": ("a", [], {}),
-        "iscrowd": (7, None, "maybe"),
+        "iscrowd": (7, [], "maybe"),
     }
     faults: dict[str, Callable[[Document], object]] = {
         **{f"{key} {one!r}": segment(**{key: one}) for key, many in values.items() for one in many},
