@@ -194,7 +194,8 @@ def test_commands_take_urls(
 def test_runs_take_urls(bucket: DetectionData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     url = "memory://bucket/cells"
-    settings = locate(read_settings(url, {"allow_network": True}, where="train"), resume=False)
+    given = read_settings(url, {"allow_network": True}, where="train")
+    settings = locate(given.settings, resume=False)
     assert (settings.data.train, settings.folder) == (url, tmp_path / "runs" / "cells")
     splits = read_splits(settings, resume=True)
     assert splits.validation is not None
@@ -206,12 +207,12 @@ def test_runs_take_urls(bucket: DetectionData, tmp_path: Path, monkeypatch: pyte
         with pytest.raises(
             ConfigError, match=rf"setting 'data\.{name}' got https://host/a\.tar with credentials"
         ):
-            locate(given, resume=False)
+            locate(given.settings, resume=False)
     given = read_settings(None, {"data.train": "s3:/bucket/a.tar"}, where="train")
     with pytest.raises(
         ConfigError, match=r"setting 'data\.train' got s3:/bucket/a\.tar, a URL without one of"
     ):
-        locate(given, resume=False)
+        locate(given.settings, resume=False)
 
 
 @pytest.mark.parametrize(
