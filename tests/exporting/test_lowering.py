@@ -75,11 +75,25 @@ def overwritten_through_a_view(x: Tensor) -> Tensor:
     return y
 
 
-@pytest.mark.parametrize("function", [seen_in_a_view, overwritten_through_a_view])
-def test_what_is_read_afterwards_is_overwritten(function: Callable[[Tensor], Tensor]) -> None:
-    x = torch.tensor([[-1.5, 0.0, 2.5]])
+def combined_through_a_view(x: Tensor) -> Tensor:
+    y = x > 0
+    view = y.view(-1)
+    view &= x.view(-1) < 2
+    return y
+
+
+@pytest.mark.parametrize(
+    ("function", "operation"),
+    [
+        (seen_in_a_view, "aten.relu_.default"),
+        (overwritten_through_a_view, "aten.relu_.default"),
+        (combined_through_a_view, "aten.__iand__.Tensor"),
+    ],
+)
+def test_what_is_read_afterwards_is_overwritten(function: Callable[[Tensor], Tensor], operation: str) -> None:
+    x = torch.tensor([[-1.5, 0.0, 0.5, 2.5]])
     lowered = lower(traced(function, x))
-    assert "aten.relu_.default" in operations(lowered)
+    assert operation in operations(lowered)
     torch.testing.assert_close(lowered.module()(x), function(x), rtol=0, atol=0)
 
 

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from querybox import Criterion, Detector, DetectorOutput, HungarianMatcher, ImageBatch, Predictions, Target
 from querybox.errors import ConfigError
-from querybox.losses.masks import MaskLosses, random_points, sample_masks
+from querybox.losses.masks import MaskLosses, random_points, sample_masks, sizes_in_cells
 from querybox.mask_embeddings import MaskEmbeddings
 from querybox.models import find
 from querybox.structures import Matches
@@ -99,10 +99,8 @@ def test_the_losses_are_their_definition(known: tuple[bool, bool]) -> None:
         layers, targets, matches, num_matched=torch.tensor(4.0)
     )
     torch.manual_seed(1)
-    points = torch.cat(
-        [random_points(number, targets, MAP, device=torch.device("cpu")) for number in (3 * POINTS, 2)],
-        1,
-    )
+    sizes = sizes_in_cells(targets, MAP)
+    points = torch.cat([random_points(number, sizes) for number in (3 * POINTS, 2)], 1)
     for index, layer in enumerate(layers):
         assert isinstance(layer.masks, MaskEmbeddings)
         wanted = torch.zeros(2, dtype=torch.float64)
@@ -155,7 +153,7 @@ def test_the_costs_of_masks_are_their_definition() -> None:
     torch.manual_seed(1)
     terms = matcher.terms(logits, boxes, targets, masks)
     torch.manual_seed(1)
-    points = random_points(POINTS, targets, MAP, device=torch.device("cpu"), dtype=torch.float64)
+    points = random_points(POINTS, sizes_in_cells(targets, MAP).double())
     assert targets[0].masks is not None
     for index, each in enumerate(masks):
         assert isinstance(each, MaskEmbeddings)
@@ -233,7 +231,9 @@ def test_points_are_uniform_and_pairs_are_between_the_same_cells() -> None:
     size, cells = (26, 30), torch.tensor([7.5, 6.5])  # height and width in pixels, width and height in cells
     _, (target, _) = layers_of([size, size], [1, 1])
     torch.manual_seed(0)
-    points = random_points(200_000, [target], MAP, device=torch.device("cpu"))[0]
+    sizes = sizes_in_cells([target], MAP)
+    assert torch.equal(sizes, cells[None])
+    points = random_points(200_000, sizes)[0]
     assert points.min() >= 0
     assert points.max() <= 1
     first, second = ((each * cells - 0.5).floor() for each in (points[0::2], points[1::2]))

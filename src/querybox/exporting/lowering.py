@@ -57,12 +57,15 @@ def lower(program: ExportedProgram) -> Lowered:
 def replace(graph: Graph, node: Node) -> None:
     """Replace a node by equal ones, if a rule applies to it."""
     target = node.target
+    assert isinstance(target, OpOverload)
     if target in ASSERTIONS:
         graph.erase_node(node)
     elif target in DETACHED:
         substitute(graph, node, node.all_input_nodes[0])
+    elif target._schema.is_mutable and is_seen_elsewhere(node.all_input_nodes[0]):
+        return
     elif target in CONVERSIONS:
-        (x,), dtype = node.all_input_nodes[:1], node.meta["val"].dtype
+        x, dtype = node.all_input_nodes[0], node.meta["val"].dtype
         same = x.meta["val"].dtype == dtype
         substitute(graph, node, x if same else insert(graph, node, aten._to_copy.default, x, dtype=dtype))
     elif target in CONJUNCTIONS:
@@ -70,7 +73,7 @@ def replace(graph: Graph, node: Node) -> None:
     elif target == aten.rsub.Scalar and len(node.args) == 2:
         minus = insert(graph, node, aten.neg.default, node.args[0])
         substitute(graph, node, insert(graph, node, aten.add.Scalar, minus, node.args[1]))
-    elif (functional := functional_form(node)) is not None:
+    elif (functional := functional_form(target)) is not None:
         substitute(graph, node, insert(graph, node, functional, *node.args, **node.kwargs))
 
 
@@ -88,23 +91,22 @@ def substitute(graph: Graph, node: Node, result: Node) -> None:
     graph.erase_node(node)
 
 
-def functional_form(node: Node) -> OpOverload | None:
-    """Return the operation with the result of an in-place one, such as `relu` for `relu_`.
-
-    None for any other operation, and where another node may read what is overwritten: each tensor on the way to it, of
-    which the next one may be a view, must have one user.
-    """
-    target = node.target
-    assert isinstance(target, OpOverload)
+def functional_form(target: OpOverload) -> OpOverload | None:
+    """Return the operation with the result of an in-place one, such as `relu` for `relu_`; None for any other."""
     name = target._schema.name.removeprefix("aten::")
     if not name.endswith("_") or not target._schema.is_mutable:
         return None
-    overwritten = node.all_input_nodes[0]
+    return getattr(getattr(aten, name[:-1], None), target._overloadname, None)
+
+
+def is_seen_elsewhere(overwritten: Node) -> bool:
+    """Return whether another node may read what an in-place operation overwrites.
+
+    It may if the tensor, or one that it is a view of, has another user, which may be a view.
+    """
     while is_view(overwritten) and len(overwritten.users) == 1:
         overwritten = overwritten.all_input_nodes[0]
-    if len(overwritten.users) > 1:
-        return None
-    return getattr(getattr(aten, name[:-1], None), target._overloadname, None)
+    return len(overwritten.users) > 1
 
 
 def is_view(node: Node) -> bool:

@@ -65,12 +65,10 @@ class MaskLosses:
         predicted = computed_masks(layer.masks for layer in layers)
         device, chosen_points = layers[0].boxes.device, num_points(predicted[0].shape)
         num_random = 2 * round((1 - UNCERTAIN) * chosen_points / 2)
+        # non_blocking, so that the host does not wait for a GPU.
+        sizes = sizes_in_cells(targets, predicted[0].shape).to(device, non_blocking=True)
         points = torch.cat(
-            [
-                random_points(number, targets, predicted[0].shape, device=device)
-                for number in (OVERSAMPLING * chosen_points, num_random)
-            ],
-            1,
+            [random_points(number, sizes) for number in (OVERSAMPLING * chosen_points, num_random)], 1
         )
         order = matches.image.argsort(stable=True)
         counts = [matches.repeats * min(len(target.labels), layers[0].boxes.shape[1]) for target in targets]
@@ -86,7 +84,7 @@ class MaskLosses:
             ]
             for each in (matches.query, matches.object)
         )
-        padded = in_padded_images(points, targets, predicted[0].shape)
+        padded = in_padded_images(points, sizes, predicted[0].shape)
         logits = at_least_float32(torch.cat(list(predicted[0].at_points(predicted, queries, padded)), 1))
         truth = masks_of_pairs(targets, objects, points)  # both [L, number of pairs, points]
         chosen = most_uncertain(logits.detach(), chosen_points, num_random)
@@ -142,10 +140,11 @@ def mask_costs(
     if not predicted:
         return costs[0], costs[1]
     shape = predicted[0].shape
-    points = random_points(num_points(shape), targets, shape, device=boxes.device, dtype=boxes.dtype)
+    sizes = sizes_in_cells(targets, shape).to(boxes, non_blocking=True)
+    points = random_points(num_points(shape), sizes)
     every = torch.arange(num_queries, device=boxes.device).expand(len(predicted), -1)
     at_points = predicted[0].at_points(
-        predicted, [every] * len(targets), in_padded_images(points, targets, shape)
+        predicted, [every] * len(targets), in_padded_images(points, sizes, shape)
     )
     for image, (logits, target) in enumerate(zip(at_points, targets, strict=True)):
         if target.masks is not None:
@@ -171,23 +170,20 @@ def num_points(shape: tuple[int, int]) -> int:
     return 2 * math.ceil(POINTS * height * width / 2)
 
 
-def random_points(
-    number: int,
-    targets: Sequence[Target],
-    shape: tuple[int, int],
-    *,
-    device: torch.device,
-    dtype: torch.dtype | None = None,
-) -> Float[Tensor, "B P 2"]:
+def random_points(number: int, sizes: Float[Tensor, "B 2"]) -> Float[Tensor, "B P 2"]:
     """Return an even number of random points of each image, (x, y) in 0-1, in pairs that lie between the same cells.
 
     Each of them is distributed uniformly. A pair reads the four cells that a point reads, so half as many are computed.
+
+    Args:
+        number: Number of points of an image.
+        sizes: (width, height) of the images in cells.
     """
-    first, second = torch.rand(2, len(targets), number // 2, 2, device=device, dtype=dtype)
+    sizes = sizes[:, None]
+    first, second = torch.rand(2, len(sizes), number // 2, 2, device=sizes.device, dtype=sizes.dtype)
     first = first.gather(
         1, first[..., 1:].argsort(1).expand(-1, -1, 2)
     )  # top to bottom, as cells are in memory
-    sizes = sizes_in_cells(targets, shape).to(first, non_blocking=True)[:, None]  # [B, 1, 2]
     upper_left = (
         first * sizes - 0.5
     ).floor() + 0.5  # the centre of a cell, or half a cell outside of the image
@@ -197,13 +193,18 @@ def random_points(
 
 
 def in_padded_images(
-    points: Float[Tensor, "B P 2"], targets: Sequence[Target], shape: tuple[int, int]
+    points: Float[Tensor, "B P 2"], sizes: Float[Tensor, "B 2"], shape: tuple[int, int]
 ) -> Float[Tensor, "B P 2"]:
-    """Return points in -1 to 1 of the padded images, given those in 0-1 of the unpadded ones."""
+    """Return points in -1 to 1 of the padded images, given those in 0-1 of the unpadded ones.
+
+    Args:
+        points: (x, y) of the points.
+        sizes: (width, height) of the unpadded images in cells.
+        shape: (height, width) of the padded ones.
+    """
     height, width = shape
-    scale = sizes_in_cells(targets, shape) / torch.tensor([width, height])  # [B, 2]
-    # non_blocking, so that the host does not wait for a GPU.
-    return 2 * points * scale.to(points, non_blocking=True)[:, None] - 1
+    x, y = (points * sizes[:, None]).unbind(-1)
+    return torch.stack([2 * x / width - 1, 2 * y / height - 1], -1)
 
 
 def sizes_in_cells(targets: Sequence[Target], shape: tuple[int, int]) -> Float[Tensor, "B 2"]:
