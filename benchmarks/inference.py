@@ -19,6 +19,7 @@ from benchmarks.setup import Setup, detector, images, pixels
 from querybox.structures import ImageBatch
 
 TRANSFORMERS_BF16 = f"{TRANSFORMERS} bf16"
+IN_BF16 = {TORCH_BF16, OPENVINO_BF16, TRANSFORMERS_BF16}
 SIZES = ((480, 640), (800, 1066))
 """Height and width in pixels."""
 GROWTH = ((240, 320), (320, 426), (480, 640), (640, 853), (800, 1066), (1066, 1421))
@@ -111,7 +112,14 @@ def sides(setup: Setup, batch: int, size: tuple[int, int], tolerances: dict[str,
     result = []
     for name, tolerance in tolerances.items():
         forward = theirs.get(name) or partial(ours, setup, name)
-        result.append(Side(name=name, build=partial(forward, batch, setup.size(*size)), tolerance=tolerance))
+        result.append(
+            Side(
+                name=name,
+                build=partial(forward, batch, setup.size(*size)),
+                tolerance=tolerance,
+                precision="bf16" if name in IN_BF16 else "float32",
+            )
+        )
     return result
 
 

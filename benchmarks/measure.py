@@ -9,7 +9,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from torch import device
+
 from benchmarks.goals import Goal, GoalResult
+from querybox.precision import ComputedPrecision, is_native
 
 Work = Callable[[], Any]
 """Does the work of a row once and returns the result."""
@@ -21,7 +24,7 @@ SHORTEST = 0.05
 
 
 class Absent(Exception):  # noqa: N818 - a state, not an error
-    """Something that a side needs is not installed."""
+    """Something that a side needs is not installed, or the CPU does not have it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +38,8 @@ class Side:
     """Largest allowed difference from the result of the first side."""
     compared: bool = True
     """Whether its result is compared; False for another model, of which only the time is of interest."""
+    precision: ComputedPrecision = "float32"
+    """Of its computations on the CPU; it is absent where they would be emulated, which is many times slower."""
     within: Callable[[], AbstractContextManager[None]] = nullcontext
     """Context in which it is built and run if it has its own process."""
 
@@ -124,6 +129,8 @@ def compare(row: Row, results: Sequence[SideResult]) -> list[tuple[SideResult, W
         with reporting(result):
             if first.status != "measured":
                 raise Absent(f"nothing to compare it with: {first.name} is {first.status}")
+            if not is_native(side.precision, device("cpu")):
+                raise Absent(f"this CPU emulates {side.precision}")
             work = side.build()
             answer = work()
             if result is first:

@@ -44,13 +44,20 @@ def row(setup: Setup) -> Row:
         title=f"Training step, {BATCH} images of {SIZE[0]}x{SIZE[1]} with {OBJECTS} objects",
         sides=[
             Side(name=FULL, build=partial(ours, setup, "float32"), within=retain_freed_memory),
-            Side(name=BEST, build=partial(ours, setup, "bf16"), tolerance=0.05, within=retain_freed_memory),
+            Side(
+                name=BEST,
+                build=partial(ours, setup, "bf16"),
+                tolerance=0.05,
+                within=retain_freed_memory,
+                precision="bf16",
+            ),
             Side(name=peers.FACEBOOK, build=partial(facebook, setup), tolerance=1e-3),
             Side(name=peers.TRANSFORMERS, build=partial(transformers, setup), tolerance=1e-3),
             Side(
                 name=f"{peers.TRANSFORMERS} bf16",
                 build=partial(transformers, setup, bf16=True),
                 tolerance=0.05,
+                precision="bf16",
             ),
         ],
         difference=relative,

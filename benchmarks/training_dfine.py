@@ -30,9 +30,9 @@ def rows(setup: Setup) -> Iterator[Row]:
     """Yield the row. Losses are not compared, because transformers lacks those of the initial boxes."""
     sides = [
         Side(name=FULL, build=partial(ours, setup, "float32"), within=retain_freed_memory),
-        Side(name=BEST, build=partial(ours, setup, "bf16"), within=retain_freed_memory),
+        Side(name=BEST, build=partial(ours, setup, "bf16"), within=retain_freed_memory, precision="bf16"),
         Side(name=TRANSFORMERS, build=partial(transformers, setup)),
-        Side(name=THEIR_BF16, build=partial(transformers, setup, bf16=True)),
+        Side(name=THEIR_BF16, build=partial(transformers, setup, bf16=True), precision="bf16"),
     ]
     yield in_separate_processes(
         Row(

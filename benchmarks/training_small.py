@@ -50,6 +50,7 @@ def rows(setup: Setup) -> Iterator[Row]:
                     build=partial(ours, setup, kind, "bf16"),
                     tolerance=0.05,
                     within=retain_freed_memory,
+                    precision="bf16",
                 ),
                 Side(name=TRANSFORMERS, build=partial(transformers, setup, kind, frozen), tolerance=1e-3),
                 Side(name=WHOLE, build=partial(transformers, setup, kind, 0), tolerance=1e-3),

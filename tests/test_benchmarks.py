@@ -106,14 +106,16 @@ def test_another_answer_is_reported_and_not_timed() -> None:
     assert clock.order.count("far") == 1
 
 
-def test_what_fails_or_is_missing_is_reported_and_the_others_go_on() -> None:
+def test_what_fails_or_is_missing_is_reported_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     calls = iter([1.0, 1.0])
+    monkeypatch.setattr("benchmarks.measure.is_native", lambda precision, _: precision == "float32")
     result = measure(
         row(
             clock.side("ours", 1),
             Side(name="missing", build=failing(Absent("no checkout"))),
             Side(name="not installed", build=failing(ModuleNotFoundError("No module named 'x'"))),
+            Side(name="emulated", build=lambda: lambda: 1.0, precision="bf16"),
             Side(name="broken", build=failing(ValueError("bad\nlong"))),
             Side(name="breaks later", build=lambda: lambda: next(calls)),
             clock.side("theirs", 1),
@@ -124,16 +126,18 @@ def test_what_fails_or_is_missing_is_reported_and_the_others_go_on() -> None:
         "measured",
         "absent",
         "absent",
+        "absent",
         "failed",
         "failed",
         "measured",
     ]
-    assert [side.note for side in result.sides[1:4]] == [
+    assert [side.note for side in result.sides[1:5]] == [
         "no checkout",
         "No module named 'x'",
+        "this CPU emulates bf16",
         "ValueError: bad",
     ]
-    assert [len(side.samples) for side in result.sides] == [3, 0, 0, 0, 0, 3]
+    assert [len(side.samples) for side in result.sides] == [3, 0, 0, 0, 0, 0, 3]
 
 
 def test_nothing_is_compared_with_a_first_side_that_failed() -> None:
