@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from querybox.errors import ConfigError
-from querybox.modules.position import LearnedPositionEncoding, SinePositionEncoding
+from querybox.modules.position import LearnedPositionEncoding, SinePositionEncoding, sine_features
 
 
 def test_sine_is_the_formula_written_out() -> None:
@@ -33,6 +33,15 @@ def test_sine_does_not_depend_on_padding() -> None:
     padding_mask[:, :4, :5] = False
     alone = encode(torch.zeros(1, 4, 5, dtype=torch.bool))
     assert_close(encode(padding_mask)[:, :, :4, :5], alone)
+
+
+def test_rows_of_padding_alone_have_positions_like_others() -> None:
+    padding_mask = torch.ones(1, 4, 6, dtype=torch.bool)
+    padding_mask[:, :3, :4] = False
+    encoding = SinePositionEncoding(8, offset=-0.5)(padding_mask)[0]  # [8, 4, 6]
+    before_the_first = sine_features(torch.tensor(-math.pi), 4, 10000.0)
+    assert_close(encoding[:4, :, 4:], before_the_first[:, None, None].expand(-1, 4, 2), rtol=0, atol=1e-5)
+    assert_close(encoding[4:, 3], before_the_first[:, None].expand(-1, 6), rtol=0, atol=1e-5)
 
 
 def test_learned_is_columns_then_rows() -> None:

@@ -66,9 +66,19 @@ class SinePositionEncoding(nn.Module):
         """Encode every cell; `padding_mask` is True for padding."""
         valid = (~padding_mask).float()
         y, x = valid.cumsum(1), valid.cumsum(2)  # [B, h, w]
-        y = 2 * math.pi * (y + self.offset) / (y[:, -1:, :] + 1e-6)
-        x = 2 * math.pi * (x + self.offset) / (x[:, :, -1:] + 1e-6)
+        y = self.relative(y, y[:, -1:, :])
+        x = self.relative(x, x[:, :, -1:])
         return self.encode(y, x).permute(0, 3, 1, 2)  # [B, D, h, w]
+
+    def relative(
+        self, count: Float[Tensor, "B h w"], total: Float[Tensor, "B _ _"]
+    ) -> Float[Tensor, "B h w"]:
+        """Return positions in radians, 0 to 2 pi, given the count at each cell and at the last one.
+
+        In a row or column of padding alone both are 0. Divided by 1e-6, the offset would have a position so large that
+        its sines are rounding errors.
+        """
+        return 2 * math.pi * (count + self.offset) / (total.clamp(min=1) + 1e-6)
 
     def encode(self, y: Float[Tensor, "*shape"], x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
         """Encode positions in radians, 0 to 2 pi from one edge of the image to the other."""
