@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -78,6 +79,7 @@ def export(
         )
     detector = Detector.load(source)
     data = None if calibrate is None else read_dataset(calibrate, split, allow_network=allow_network)
+    gc.set_threshold(100_000, 50)  # a trace makes millions of objects, few of them in cycles
     with Console(stderr=True).status("loading") as status:
         done = run(
             detector,

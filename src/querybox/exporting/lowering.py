@@ -1,11 +1,13 @@
-"""A traced program in operations that ONNX has functions for, so that PyTorch does not trace it again to decompose it.
+"""A traced program in operations that converters have functions for, so that PyTorch does not decompose it.
 
-Decomposing takes most of the time of a conversion with dynamic sizes, and a detector has few operations that need it.
+PyTorch would trace it again, which takes most of the time of a conversion with dynamic sizes, and a detector has few
+operations that need it. The rules here are for all formats; `promotion` has those for ONNX, `expansion` for OpenVINO.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,6 +22,10 @@ CONVERSIONS = {aten.to.dtype, aten.to.dtype_layout, aten.to.device}
 CONJUNCTIONS = {aten.__and__.Tensor, aten.__iand__.Tensor}
 
 
+Rule = Callable[[Graph, Node], None]
+"""Replaces a node of a graph by equal ones, if it applies to it."""
+
+
 class Lowered(ExportedProgram):
     """A program that is converted as it is."""
 
@@ -28,15 +34,20 @@ class Lowered(ExportedProgram):
         return self
 
 
-def lower(program: ExportedProgram) -> Lowered:
+def lower(program: ExportedProgram, rule: Rule) -> Lowered:
     """Return a program for a converter, with the same weights, in other operations.
 
     Those that are not known here stay, and a converter refuses them if it does not know them either.
+
+    Args:
+        program: The program, which does not change.
+        rule: What is replaced for this converter, besides what is for all of them.
     """
     graph = copy.deepcopy(program.graph)
-    for node in list(graph.nodes):
-        if isinstance(node.target, OpOverload):
-            replace(graph, node)
+    for each in (replace, rule):
+        for node in list(graph.nodes):
+            if isinstance(node.target, OpOverload):
+                each(graph, node)
     graph.eliminate_dead_code()
     signature = copy.deepcopy(program.graph_signature)
     for output, node in zip(signature.output_specs, graph.output_node().args[0], strict=True):
@@ -77,8 +88,8 @@ def replace(graph: Graph, node: Node) -> None:
         substitute(graph, node, insert(graph, node, functional, *node.args, **node.kwargs))
 
 
-def insert(graph: Graph, node: Node, target: OpOverload, *args: Any, **kwargs: Any) -> Node:
-    """Insert an operation before a node, whose result has the shape and dtype that the node's has."""
+def insert(graph: Graph, node: Node, target: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
+    """Insert an operation before a node, as part of the module that the node is of."""
     with graph.inserting_before(node):
         inserted = graph.call_function(target, args, kwargs)
     inserted.meta = dict(node.meta)

@@ -18,6 +18,7 @@ from querybox.exporting.card import EXPORT_AGAIN, INPUTS, KEY, Card
 from querybox.exporting.engine import ExportedModel, Outputs, Runner
 from querybox.exporting.graph import sizes_as_traced
 from querybox.exporting.lowering import lower
+from querybox.exporting.promotion import promote, skip_promotion
 from querybox.exporting.signature import Port, check_signature
 from querybox.exporting.telemetry import without_telemetry
 
@@ -41,7 +42,7 @@ def convert(program: ExportedProgram, card: Card) -> onnx_ir.Model:
         import onnxscript  # noqa: F401 - PyTorch's exporter needs it
     with sizes_as_traced(), without_warnings("onnxscript"):
         try:
-            model = to_onnx(lower(program), card)
+            model = to_onnx(skip_promotion(lower(program, promote)), card)
         except torch.onnx.OnnxExporterError:  # of an operation that has to be decomposed
             model = to_onnx(program, card)
         simplify(model)

@@ -14,7 +14,9 @@ from torch.export import ExportedProgram
 from querybox.errors import CheckpointError, requires_extra
 from querybox.exporting.card import EXPORT_AGAIN, INPUTS, KEY, Card
 from querybox.exporting.engine import ExportedModel, Outputs, Runner
+from querybox.exporting.expansion import expand
 from querybox.exporting.graph import sizes_as_traced
+from querybox.exporting.lowering import lower
 from querybox.exporting.signature import Port, check_signature
 from querybox.exporting.telemetry import without_telemetry
 from querybox.files import require_regular
@@ -37,22 +39,38 @@ def convert(program: ExportedProgram, card: Card) -> openvino.Model:
         MissingExtraError: OpenVINO is not installed.
     """
     with requires_extra("openvino", "writing an OpenVINO file"), without_telemetry():
-        import openvino
-        from openvino import opset14
-        from openvino.frontend.pytorch import ConversionExtension
-
-    def minimum(node: Any) -> Any:
-        """Convert `torch.sym_min`, which the converter does not support."""
-        return opset14.minimum(node.get_input(0), node.get_input(1)).outputs()
-
+        from openvino.frontend import OpConversionFailure
     with sizes_as_traced():
-        model = openvino.convert_model(program, extension=[ConversionExtension(str(torch.sym_min), minimum)])
+        try:
+            model = to_openvino(lower(program, expand))
+        except OpConversionFailure:  # of an operation that has to be decomposed
+            model = to_openvino(program)
     for port, name in zip([*model.inputs, *model.outputs], [*INPUTS, *card.outputs], strict=True):
         port.get_tensor().set_names({name})
     # The converter makes every axis dynamic; those that are fixed give faster kernels.
     batch, height, width = (-1, -1, -1) if card.size is None else (1, *card.size)
     model.reshape({"pixels": [batch, 3, height, width], "sizes": [batch, 2]})
     return model
+
+
+def to_openvino(program: ExportedProgram) -> openvino.Model:
+    """Convert a program as it is traced."""
+    import openvino
+    from openvino import opset14
+    from openvino.frontend.pytorch import ConversionExtension
+
+    def minimum(node: Any) -> Any:
+        """Convert `torch.sym_min`, which the converter does not support."""
+        return opset14.minimum(node.get_input(0), node.get_input(1)).outputs()
+
+    def product(node: Any) -> Any:
+        """Convert `torch.matmul`, which the converter decomposes; the shapes that it takes are the same."""
+        return opset14.matmul(node.get_input(0), node.get_input(1), False, False).outputs()
+
+    converted = {torch.sym_min: minimum, torch.ops.aten.matmul.default: product}
+    return openvino.convert_model(
+        program, extension=[ConversionExtension(str(target), rule) for target, rule in converted.items()]
+    )
 
 
 def write(model: openvino.Model, path: Path, card: Card) -> None:

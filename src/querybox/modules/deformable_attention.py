@@ -137,10 +137,14 @@ class GridSample(nn.Module):
             attention_weights: Weight of each point.
             points: Sampling points of each head in each map; K in total.
         """
-        heads = attention_weights.shape[2]
-        return sample(
-            value.unflatten(2, (heads, -1)), levels.shapes, sampling_locations, attention_weights, points
-        )
+        cells = value.unflatten(2, (attention_weights.shape[2], -1))
+        return sample(cells, levels.shapes, sampling_locations, attention_weights, points, self.interpolate)
+
+    def interpolate(
+        self, maps: Float[Tensor, "N D h w"], grid: Float[Tensor, "N P Q 2"]
+    ) -> Float[Tensor, "N D P Q"]:
+        """See the function of this name; a separate method, which an export replaces."""
+        return interpolate(maps, grid)
 
 
 class NearestSample(nn.Module):
@@ -173,14 +177,20 @@ class NearestSample(nn.Module):
         return (rows * attention_weights.transpose(1, 2)[..., None]).sum(3).transpose(1, 2).flatten(2)
 
 
+def interpolate(maps: Float[Tensor, "N D h w"], grid: Float[Tensor, "N P Q 2"]) -> Float[Tensor, "N D P Q"]:
+    """Interpolate maps bilinearly at (x, y) in -1 to 1."""
+    return F.grid_sample(maps, grid, align_corners=False)
+
+
 def sample(
     value: Float[Tensor, "B S heads head_width"],
     shapes: Shapes,
     sampling_locations: Float[Tensor, "B Q heads K 2"],
     attention_weights: Float[Tensor, "B Q heads K"],
     points: tuple[int, ...],
+    interpolate: Callable[[Tensor, Tensor], Tensor] = interpolate,
 ) -> Float[Tensor, "B Q D"]:
-    """Interpolate each map bilinearly at its sampling locations and return weighted sums; see `GridSample`."""
+    """Interpolate each map at its sampling locations and return weighted sums; see `GridSample`."""
     batch, _, heads, _ = value.shape
     maps = value.permute(0, 2, 3, 1).flatten(0, 1).split([h * w for h, w in shapes], dim=2)
     # Queries are the last axis, so that sums over the points of a map are sums of contiguous rows.
@@ -190,7 +200,7 @@ def sample(
     weights = weights.split(points, dim=2)
     output = torch.stack(
         [
-            (F.grid_sample(cells.unflatten(2, shape), grid, align_corners=False) * weight).sum(2)
+            (interpolate(cells.unflatten(2, shape), grid) * weight).sum(2)
             for cells, shape, grid, weight in zip(maps, shapes, grids, weights, strict=True)
         ]
     ).sum(0)  # [B heads, head_width, Q]
