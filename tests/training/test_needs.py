@@ -69,6 +69,10 @@ def checked(settings: RunSettings, *overrides: str, resume: bool = False) -> Run
             "train.backbone_lr has no effect with train.freeze=backbone: omit one of them",
         ),
         (
+            {"recipe": "rtdetr_r18", "model.frozen_batch_norms": True, "train.freeze": ["backbone"]},
+            "model.frozen_batch_norms has no effect with train.freeze=backbone",
+        ),
+        (
             {"model.frozen_stride": 8, "train.freeze": ["encoder", "backbone"]},
             "model.frozen_stride has no effect with train.freeze=backbone",
         ),

@@ -124,6 +124,7 @@ NEEDS: Needs = (
     ("model.mask_cost", "model.masks"),
     ("model.dice_cost", "model.masks"),
     ("model.frozen_stride", "not train.freeze=backbone"),
+    ("model.frozen_batch_norms", "not train.freeze=backbone"),
     ("train.backbone_lr", "not train.freeze=backbone"),
     ("train.sampling_lr", "model.points"),
     ("train.milestones", "train.schedule=step or train.schedule=flat_cosine"),
