@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -194,5 +195,8 @@ def test_operations_that_are_not_known_are_decomposed(
     card = Card.of(deformable, "float32", (64, 96))
     conversions = mock.Mock(wraps=getattr(format_, converter))
     monkeypatch.setattr(format_, converter, conversions)
+    root = logging.getLogger()
+    before = root.level, root.filters[:], root.handlers[:]
     format_.convert(program, card)
     assert conversions.call_count == 2
+    assert (root.level, root.filters, root.handlers) == before

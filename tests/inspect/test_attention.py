@@ -56,9 +56,11 @@ def test_points_are_those_that_the_model_used(
 ) -> None:
     used: list[tuple[Tensor, Tensor]] = []
 
-    def noting(value: Tensor, shapes: Any, places: Tensor, weight: Tensor, points: Any) -> Tensor:
+    def noting(
+        value: Tensor, shapes: Any, places: Tensor, weight: Tensor, points: Any, *others: Any
+    ) -> Tensor:
         used.append((places[0].transpose(0, 1), weight[0].transpose(0, 1)))
-        return sample(value, shapes, places, weight, points)
+        return sample(value, shapes, places, weight, points, *others)
 
     monkeypatch.setattr("querybox.modules.deformable_attention.sample", noting)
     trace = relative.trace(padded)

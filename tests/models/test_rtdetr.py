@@ -281,9 +281,11 @@ def test_a_trace_has_the_attention_that_was_used(monkeypatch: pytest.MonkeyPatch
         maps.append(scores.softmax(-1)[0])
         return scores.softmax(-1) @ v
 
-    def noting(value: Tensor, shapes: Any, places: Tensor, weight: Tensor, counts: Any) -> Tensor:
+    def noting(
+        value: Tensor, shapes: Any, places: Tensor, weight: Tensor, counts: Any, *others: Any
+    ) -> Tensor:
         points.append(weight[0].transpose(0, 1))
-        return sample(value, shapes, places, weight, counts)
+        return sample(value, shapes, places, weight, counts, *others)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", explicit)
     monkeypatch.setattr("querybox.modules.deformable_attention.sample", noting)

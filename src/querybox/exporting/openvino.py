@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,9 +70,21 @@ def to_openvino(program: ExportedProgram) -> openvino.Model:
         return opset14.matmul(node.get_input(0), node.get_input(1), False, False).outputs()
 
     converted = {torch.sym_min: minimum, torch.ops.aten.matmul.default: product}
-    return openvino.convert_model(
-        program, extension=[ConversionExtension(str(target), rule) for target, rule in converted.items()]
-    )
+    extensions = [ConversionExtension(str(target), rule) for target, rule in converted.items()]
+    with keeping_root_logger():
+        return openvino.convert_model(program, extension=extensions)
+
+
+@contextmanager
+def keeping_root_logger() -> Iterator[None]:
+    """Undo what OpenVINO changes of the root logger, which shows errors alone once a conversion has failed."""
+    root = logging.getLogger()
+    level, filters, handlers = root.level, root.filters[:], root.handlers[:]
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.filters[:], root.handlers[:] = filters, handlers
 
 
 def write(model: openvino.Model, path: Path, card: Card) -> None:
