@@ -113,7 +113,7 @@ def _(maps: Tensor, grid: Tensor) -> Tensor:
 
 
 class DynamicGridSample(GridSample):
-    """Bilinear sampling for dynamic image sizes, of which a third of the time of a trace would be spent."""
+    """Bilinear sampling that is one operation in a trace, where it would take a third of the time."""
 
     def interpolate(
         self, maps: Float[Tensor, "N D h w"], grid: Float[Tensor, "N P Q 2"]

@@ -28,8 +28,11 @@ def promote(graph: Graph, node: Node) -> None:
     if node.target in CHOICES:
         operands = [each for each in operands if each.meta["val"].dtype != torch.bool]
     dtypes = [each.meta["val"].dtype for each in operands]
-    result = node.meta["val"].dtype
-    common = reduce(torch.promote_types, dtypes) if result == torch.bool else result
+    common = node.meta["val"].dtype
+    if common == torch.bool:  # of a comparison
+        common = reduce(torch.promote_types, dtypes)
+        for number in (each for each in node.args if isinstance(each, int | float)):
+            common = torch.result_type(torch.empty(1, dtype=common), number)
     for operand, dtype in zip(operands, dtypes, strict=True):
         if dtype != common:
             converted = insert(graph, node, aten._to_copy.default, operand, dtype=common)

@@ -143,7 +143,7 @@ class DotProductAttention(Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocked: Tensor | None, dropout: float) -> Tensor:
         """Return weighted values; inputs are [B, heads, tokens, head_width], `blocked` True = may not attend."""
-        ctx.temperature, ctx.scale = 1 / math.sqrt(q.shape[-1]), 1 / (1 - dropout)
+        ctx.temperature, ctx.scale, ctx.dropout = 1 / math.sqrt(q.shape[-1]), 1 / (1 - dropout), dropout
         scores = (q * ctx.temperature) @ k.transpose(-2, -1)  # [B, heads, Q, S]
         if blocked is not None:
             scores.masked_fill_(blocked, -math.inf)
@@ -159,9 +159,12 @@ class DotProductAttention(Function):
         """Return the gradients of queries, keys and values."""
         q, k, v, attention = ctx.saved_tensors
         gradient = gradients[0] * ctx.scale
-        of_v = attention.relu().transpose(-2, -1) @ gradient
-        of_attention = torch.ops.aten.threshold_backward(gradient @ v.transpose(-2, -1), attention, 0)
-        of_scores = torch.ops.aten._softmax_backward_data(of_attention, attention.abs(), -1, attention.dtype)
+        of_attention, kept = gradient @ v.transpose(-2, -1), attention
+        if ctx.dropout:
+            of_attention = torch.ops.aten.threshold_backward(of_attention, attention, 0)
+            attention, kept = attention.abs(), attention.relu()
+        of_v = kept.transpose(-2, -1) @ gradient
+        of_scores = torch.ops.aten._softmax_backward_data(of_attention, attention, -1, attention.dtype)
         of_q = (of_scores @ k) * ctx.temperature
         of_k = of_scores.transpose(-2, -1) @ (q * ctx.temperature)
         return of_q, of_k, of_v, None, None
