@@ -165,6 +165,7 @@ def test_operations_of_modules_are_expanded(function: Callable[[Tensor], Tensor]
         (lambda x: x > 1, 0),
         (lambda x: (x > 1) == 1, 1),
         (lambda x: torch.cat([x, x.long()]), 2),
+        (lambda x: torch.cat([x > 0, x > 1]), 0),
         (lambda x: torch.where(x > 0, x, x.long()), 2),
         (lambda x: x.long().masked_fill(x > 0, 3), 1),
     ],

@@ -14,6 +14,10 @@ from torch.fx import Graph, Node
 from querybox.exporting.lowering import Lowered, insert
 
 aten = torch.ops.aten
+COMPARISONS = {
+    *(aten.eq.Scalar, aten.ne.Scalar, aten.lt.Scalar, aten.le.Scalar, aten.gt.Scalar, aten.ge.Scalar)
+}
+"""Of tensors with a number, whose result does not tell the type in which they are compared."""
 JOINED = {aten.cat.default, aten.stack.default}
 CHOICES = {aten.where.self, aten.masked_fill.Scalar, aten.masked_fill.Tensor}
 """Operations that choose by a boolean tensor, which stays as it is."""
@@ -29,10 +33,10 @@ def promote(graph: Graph, node: Node) -> None:
         operands = [each for each in operands if each.meta["val"].dtype != torch.bool]
     dtypes = [each.meta["val"].dtype for each in operands]
     common = node.meta["val"].dtype
-    if common == torch.bool:  # of a comparison
-        common = reduce(torch.promote_types, dtypes)
-        for number in (each for each in node.args if isinstance(each, int | float)):
-            common = torch.result_type(torch.empty(1, dtype=common), number)
+    if common == torch.bool:
+        common = reduce(torch.promote_types, dtypes, torch.bool)
+    if node.target in COMPARISONS and isinstance(node.args[1], int | float):
+        common = torch.result_type(torch.empty(1, dtype=common), node.args[1])
     for operand, dtype in zip(operands, dtypes, strict=True):
         if dtype != common:
             converted = insert(graph, node, aten._to_copy.default, operand, dtype=common)
