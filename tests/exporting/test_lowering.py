@@ -119,6 +119,7 @@ def test_what_is_read_afterwards_is_overwritten(function: Callable[[Tensor], Ten
             lambda x: F.group_norm(x, 2, x[0, :, 0, 0], x[0, :, 0, 1], eps=0.1),
             {"aten.native_group_norm.default", GET, "aten.select.int", "<built-in function mul>"},
         ),
+        (lambda x: F.group_norm(x[0], 2), {"aten.native_group_norm.default", GET, "aten.select.int"}),
         (lambda x: x.softmax(-1), {"aten._softmax.default"}),
         (lambda x: x.flatten(1, -2).flatten(), {"aten.view.default"}),
         (lambda x: x.unflatten(-1, (2, -1)), {"aten.view.default"}),

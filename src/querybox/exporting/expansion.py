@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 from torch import dtype, ops
@@ -70,9 +71,9 @@ def layer_norm(
 def group_norm(
     at: Place, x: Node, groups: int, weight: Node | None, bias: Node | None, eps: float, _: bool
 ) -> Node:
-    """Return a group norm of maps."""
-    batch, channels, height, width = at.sizes(x)
-    area = at.put(operator.mul, height, width)
+    """Return a group norm."""
+    batch, channels, *sides = at.sizes(x)
+    area = reduce(lambda one, other: at.put(operator.mul, one, other), sides)
     return at.first(aten.native_group_norm.default, x, weight, bias, batch, channels, area, groups, eps)
 
 
