@@ -1,8 +1,9 @@
 """Settings and options that have an effect only with certain values of others: one form of table, and one check.
 
 A table lists pairs: a name, and a condition without which it has no effect. A condition is the name of another one,
-which has to be set (neither null nor false, 0 or empty); ``name=value``, for a list one of its items; or one of these
-after ``not``. ``or`` combines several. A name may be in several pairs, all of which count.
+which has to be set (neither null nor false, 0 or empty); ``name=value``, for a list one of its items; one of these
+after ``not``; or ``a>b``, which compares the numbers of two names. ``or`` combines several. A name may be in several
+pairs, all of which count.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ def without_effect(needs: Needs, given: Collection[str], values: Mapping[str, ob
         if name not in given or any(holds(condition, values) for condition in need.split(" or ")):
             continue
         others = need.replace("not ", "")
-        if others == need:
+        if ">" in need:
+            yield f"{name} has no effect without {need}: change one of these, or omit {name}"
+        elif others == need:
             yield f"{name} has no effect without {need}: set it as well, or omit {name}"
         else:
             yield f"{name} has no effect with {others}: omit one of them"
@@ -45,6 +48,9 @@ def without_effect(needs: Needs, given: Collection[str], values: Mapping[str, ob
 
 def holds(condition: str, values: Mapping[str, object]) -> bool:
     """Return whether one condition holds."""
+    if ">" in condition:
+        greater, smaller = (float(str(values[name])) for name in condition.split(">"))
+        return greater > smaller
     name, equals, wanted = condition.removeprefix("not ").partition("=")
     value = values.get(name)
     items = value if isinstance(value, list | tuple) else [value]

@@ -81,12 +81,3 @@ def test_batches_depend_on_the_seed_the_epoch_and_their_number_alone() -> None:
 def test_an_end_before_the_beginning_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"strong_from is 0.5 and strong_until 0.2; expected the smaller"):
         DataSettings.parse({"strong_from": 0.5, "strong_until": 0.2})
-
-
-@pytest.mark.parametrize("name", ["mosaic", "mixup", "copy_paste"])
-def test_an_end_of_mixing_before_its_beginning_is_an_error(name: str) -> None:
-    with pytest.raises(
-        ConfigError, match=r"strong_from is 0.5 and mosaic_until 0.5, so mosaic, copy-paste and mixup"
-    ):
-        DataSettings.parse({name: 0.5, "strong_from": 0.5, "mosaic_until": 0.5})
-    DataSettings.parse({name: 0.5, "strong_from": 0.4, "mosaic_until": 0.5})

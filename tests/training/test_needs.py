@@ -97,6 +97,17 @@ def checked(settings: RunSettings, *overrides: str, resume: bool = False) -> Run
             "ema_warmup has no effect without train.ema",
         ),
         ({"data.overlap": 0.2, "model.mask_cost": 1.0}, r"data.overlap has .*; setting model.mask_cost has"),
+        *(
+            (
+                {f"data.{name}": 0.5, "data.strong_from": 0.5, "data.mosaic_until": 0.5},
+                rf"data.{name} has no effect without data.mosaic_until>data.strong_from: change one of these, or omit",
+            )
+            for name in ("mosaic", "mixup", "copy_paste")
+        ),
+        (
+            {"recipe": "deim_dfine_n", "data.mosaic_until": 0.02},
+            "setting data.mosaic_until has no effect without data.mosaic_until>data.strong_from",
+        ),
         # Those that have an effect, among them through values of the recipe, and those that are switched off.
         ({"data.overlap": 0.3, "data.tile": 640}, None),
         ({"data.overlap": 0.2, "data.tile": 640}, None),
@@ -106,6 +117,7 @@ def checked(settings: RunSettings, *overrides: str, resume: bool = False) -> Run
         ({"recipe": "rtdetr_r18", "train.ema": None}, None),
         ({"recipe": "dino_r50", "train.schedule": "cosine"}, None),
         ({"recipe": "dino_small", "model.matchability": True, "model.varifocal": False}, None),
+        ({"data.mosaic": 0.5, "data.strong_from": 0.4, "data.mosaic_until": 0.5}, None),
         ({"recipe": "deim_dfine_n", "data.mosaic": 0.0, "data.mixup": 0.0}, None),
     ],
 )
@@ -136,6 +148,17 @@ def test_what_an_earlier_version_wrote_is_accepted_with_a_warning(caplog: pytest
         "run file: setting train.patience has no effect with data.val=none: omit one of them; it is ignored"
     ]
     assert not RunSettings.parse({"data": {"val": "none"}, "train": {"patience": 15}}).is_record
+
+
+def test_a_run_whose_mosaics_end_before_they_begin_is_accepted_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    written = resolved(**{"data.mosaic": 0.5}).model_dump(mode="json")
+    written["data"] |= {"strong_from": 0.5, "mosaic_until": 0.5}  # which earlier versions trained with
+    record = RunSettings.parse(written)
+    assert checked(record) == record
+    assert "setting data.mosaic has no effect without data.mosaic_until>data.strong_from" in caplog.text
+    assert checked(record, "train.epochs", resume=True) == record
 
 
 @pytest.mark.parametrize("resume", [False, True])
@@ -181,15 +204,28 @@ def test_a_fraction_to_hold_out_has_no_effect_with_a_validation_split(
 def test_the_table_names_settings() -> None:
     known = {*RunSettings.keys(), *(name for kind in KINDS.values() for name in kind.keys("model."))}
     for name, need in NEEDS:
-        others = {each.removeprefix("not ").partition("=")[0] for each in need.split(" or ")}
+        conditions = (each.removeprefix("not ").partition("=")[0] for each in need.split(" or "))
+        others = {name for condition in conditions for name in condition.split(">")}
         assert {name, *others} <= known
 
 
 def test_conditions() -> None:
-    values = {"a": 1, "b": 0, "c": "x", "d": None, "f": ["x", "y"]}
-    for need in ("a", "not b", "c=x", "not c=y", "b or a", "not d", "not e", "d=None", "f=x", "not f=z"):
+    values = {"a": 1, "b": 0, "c": "x", "d": None, "f": ["x", "y"], "g": 0.5, "h": 0.6}
+    for need in (
+        "a",
+        "not b",
+        "c=x",
+        "not c=y",
+        "b or a",
+        "not d",
+        "not e",
+        "d=None",
+        "f=x",
+        "not f=z",
+        "h>g",
+    ):
         require_effect("setting", [("a", need)], {"a"}, values)
         require_effect("setting", [("a", "b")], {"c"}, values)
-    for need in ("b", "not a", "c=y", "not c=x", "b or d", "e", "f=z", "not f=y"):
+    for need in ("b", "not a", "c=y", "not c=x", "b or d", "e", "f=z", "not f=y", "g>h", "g>g"):
         with pytest.raises(ConfigError, match="setting a has no effect with"):
             require_effect("setting", [("a", need)], {"a"}, values)

@@ -176,12 +176,6 @@ class DataSettings(Settings):
                 f"strong_from is {self.strong_from:g} and strong_until {self.strong_until:g}; expected the smaller one "
                 "first"
             )
-        mixing = max(self.mosaic, self.copy_paste, self.mixup) > 0
-        if mixing and self.mosaic_until <= self.strong_from:
-            raise ValueError(
-                f"strong_from is {self.strong_from:g} and mosaic_until {self.mosaic_until:g}, so mosaic, copy-paste "
-                "and mixup end before they begin; expected the smaller one first"
-            )
         return self
 
     @property
