@@ -6,7 +6,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 DOCS_INSTALLED := .venv/.installed-docs
-INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --editable
+PIP_FLAGS :=
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) --editable
 SHORT := { grep -v '^Requirement already satisfied' || true; }  # pip's output without requirements already met
 
 COVERED := tests/bulk tests/cli tests/datasets tests/checkpoints $(addprefix tests/, test_benchmark.py models/test_recipes.py \
