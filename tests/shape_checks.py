@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import is_dataclass
 from functools import wraps
 from inspect import isgeneratorfunction
-from types import FunctionType
+from itertools import chain
+from types import CodeType, FunctionType
 from typing import Any, TypeVar, cast, get_args
 from unittest import mock
 
@@ -26,6 +27,8 @@ CONF = BeartypeConf(
 )  # an int is a fine float, as it is to mypy
 SCOPE: Any = jaxtyped("context")
 """Within it axes of one name have one size."""
+CLOSURES: dict[CodeType, bool] = {}
+"""Whether closures with this code have shapes in their annotations."""
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -49,7 +52,7 @@ def decorate(checked: Any) -> Any:
             checked.__init__ = with_shapes(checked.__init__)  # type: ignore[method-assign]
         return checked
     if is_closure(checked):
-        return jaxtyped(typechecker=check)(checked)
+        return jaxtyped(typechecker=check)(checked) if is_closure_with_shapes(checked) else checked
     if is_without_shapes(checked):
         return check(checked)
     return jaxtyped(typechecker=check)(checked) if is_special(checked) else with_shapes(checked)
@@ -83,6 +86,15 @@ def is_closure(function: FunctionType) -> bool:
     Beartype keeps what it decorates, and thus what that refers to, such as mapped files of exported models.
     """
     return not {"__class__"}.issuperset(function.__code__.co_freevars)
+
+
+def is_closure_with_shapes(function: FunctionType) -> bool:
+    """Whether a closure has shapes in annotations; decorating others in every call that defines them does not pay."""
+    if function.__code__ not in CLOSURES:
+        names = {**vars(builtins), **function.__globals__}
+        found = chain.from_iterable(map(names_in, function.__annotations__.values()))
+        CLOSURES[function.__code__] = any(name not in names or has_shapes(names[name]) for name in found)
+    return CLOSURES[function.__code__]
 
 
 def is_special(function: FunctionType) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from jaxtyping import Float, Int, TypeCheckError
-from shape_checks import is_without_shapes
+from shape_checks import decorate, is_without_shapes
 from torch import Tensor
 
 from querybox.pixels import pad
@@ -42,3 +42,19 @@ def test_functions_without_shapes_are_told_from_those_with() -> None:
 
     assert is_without_shapes(plain)
     assert not any(map(is_without_shapes, (direct, by_an_alias, unknown, Target)))
+
+
+def test_closures_are_checked_if_they_have_shapes() -> None:
+    size = 4
+
+    def plain(number: int) -> int:
+        return number + size
+
+    def with_shapes(tensor: Float[Tensor, "B 4"]) -> int:
+        return len(tensor) + size
+
+    assert decorate(plain) is plain
+    checked = decorate(with_shapes)
+    assert checked(torch.zeros(2, 4)) == 6
+    with pytest.raises(TypeCheckError):
+        checked(torch.zeros(2, 5))

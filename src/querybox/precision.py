@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import platform
 import time
+from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -72,8 +73,9 @@ def is_native(precision: ComputedPrecision, device: torch.device) -> bool:
             return False
 
 
+@cache
 def slowdown(precision: ComputedPrecision, device: torch.device) -> float:
-    """Return the time of a matrix product in `precision`, relative to float32."""
+    """Return the time of a matrix product in `precision`, relative to float32; it is measured once."""
     import torch
 
     def seconds(dtype: torch.dtype) -> float:
