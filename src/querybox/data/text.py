@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import locale
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from querybox.data.findings import FindingCollector
@@ -96,13 +97,19 @@ def encoding_of(content: bytes, *, whole: bool = False) -> str | None:
         whole: Whether it is the whole content; otherwise it may end within a character.
     """
     marked = [encoding for mark, encoding in _BYTE_ORDER_MARKS if content.startswith(mark)]
-    for encoding in marked or ("utf-8", locale.getpreferredencoding(do_setlocale=False), _likely(content)):
+    for encoding in marked or _candidates(content):
         try:
             codecs.getincrementaldecoder(encoding)().decode(content, final=whole)
         except UnicodeDecodeError:
             continue
         return encoding
     return None
+
+
+def _candidates(content: bytes) -> Iterator[str]:
+    yield "utf-8"
+    yield locale.getpreferredencoding(do_setlocale=False)
+    yield _likely(content)  # takes a hundred times as long as decoding UTF-8
 
 
 def _likely(content: bytes) -> str:
