@@ -1,4 +1,4 @@
-"""Learn the masks of eight images by heart: ``python -m benchmarks.eight_masks``.
+"""Overfit the masks of eight images: ``python -m benchmarks.eight_masks``.
 
 Fine-tunes the shipped detector of blood cells, with a new mask head, on eight images of nuclei, and evaluates it on the
 same images. Fails unless the AP50 of masks is above 0.9.

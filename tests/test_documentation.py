@@ -16,6 +16,9 @@ from typing import Any
 import yaml
 
 import querybox
+from querybox.checkpoints.files import AVERAGE_KEYS
+from querybox.data.findings import KINDS
+from querybox.training.folder import CHANGEABLE
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -87,6 +90,22 @@ def test_every_decision_is_in_the_index() -> None:
     notes = [page.name for page in PAGES if re.match(r"\d{4}-", page.name)]
     assert notes
     assert [note for note in notes if f"({note})" not in index] == []
+
+
+def test_every_kind_of_finding_in_data_is_in_the_guide() -> None:
+    table = (ROOT / "docs" / "guides" / "validate.md").read_text(encoding="utf-8").partition("## Training")[0]
+    assert [kind for kind in KINDS if f"`{kind}`" not in table] == []
+
+
+def test_every_key_of_averaged_weights_is_in_the_guide() -> None:
+    guide = (ROOT / "docs" / "guides" / "checkpoints.md").read_text(encoding="utf-8")
+    assert [key for key in AVERAGE_KEYS if f"`{key}`" not in guide] == []
+
+
+def test_every_setting_that_a_resumed_run_may_change_is_in_the_guide() -> None:
+    guide = (ROOT / "docs" / "guides" / "interruptions.md").read_text(encoding="utf-8")
+    places = {"data.train", "data.val"}  # "the places of the data"
+    assert sorted(name for name in CHANGEABLE - places if f"`{name}`" not in guide) == []
 
 
 def test_the_packages_are_those_that_the_linter_knows() -> None:

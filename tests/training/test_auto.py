@@ -257,6 +257,22 @@ def test_the_choices_are_explained() -> None:
     assert len(text.splitlines()) <= 7
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, "horizontal flips, crops, scales, colours"),
+        ({"crop": 0.0, "color_jitter": 0.0}, "horizontal flips, scales"),
+        ({"horizontal_flip": 0.0, "scales": [320]}, "no flips, crops, colours"),
+        ({"horizontal_flip": 0.0, "crop": 0.0, "scales": None, "color_jitter": 0.0}, "no flips"),
+    ],
+)
+def test_the_augmentation_that_is_explained_is_the_one_that_is_set(
+    values: dict[str, Any], expected: str
+) -> None:
+    choice = choose(settings(data=values), dataset(), LAPTOP)
+    assert choice.reasons["augmentation"][0] == expected
+
+
 @pytest.fixture
 def boxes(tmp_path: Path) -> Path:
     return write_boxes(tmp_path / "boxes", (96, 64), sides=(16, 40))

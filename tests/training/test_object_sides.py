@@ -71,7 +71,7 @@ def test_weights_of_a_run_state_them(
     caplog.set_level(logging.INFO, "querybox")
     photo = boxes_json.parent / "1.png"
     (auto,) = again.predict(photo, tile="auto", threshold=0)
-    assert "tile=auto: 64 pixels; objects of the training had a median side of" in caplog.text
+    assert "tile=auto: 64 pixels; the training objects had a median side of" in caplog.text
     (tiled,) = again.predict(photo, tile=64, threshold=0)
     assert (auto.boxes_xyxy == tiled.boxes_xyxy).all()
     assert len(auto) > TRAINABLE["queries"]  # of more than one view

@@ -137,7 +137,7 @@ def suitable_tile(preprocessing: Preprocessing) -> int:
     shown = math.sqrt(math.prod(resized_shape(MAX_TILE, MAX_TILE, short_side, long_side, resizing)))
     tile = min(max(round(shown * sides.original / sides.resized), MIN_TILE), MAX_TILE)
     logger.info(
-        "tile=auto: %d pixels; objects of the training had a median side of %.4g pixels, and %.4g for the model",
+        "tile=auto: %d pixels; the training objects had a median side of %.4g pixels, and %.4g as the model sees them",
         tile,
         sides.original,
         sides.resized,

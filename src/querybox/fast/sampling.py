@@ -120,7 +120,7 @@ def corners(
         image_stride: Number of rows between the tables of consecutive images; 0 to count rows separately for each.
     """
     batch, _, heads, _ = attention_weights.shape
-    sizes = levels.sizes  # [L, 2]
+    sizes = levels.sizes  # [levels, 2]
     pitch = sizes[:, 0] + 2  # number of cells in a row of the padded map
     counts = (sizes + 2).prod(1)
     start = counts.cumsum(0) - counts + pitch + 1  # index of each map's first cell in the table

@@ -26,7 +26,7 @@ class CrossEntropyLoss:
     """Weight of the no-object class (DETR's `eos_coef`)."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError if the weight is no number or negative."""
+        """Raise ConfigError if the weight is not a number, or is negative."""
         require_number("CrossEntropyLoss", "no_object_weight", self.no_object_weight, 0, MAX_WEIGHT)
 
     def cost(self, logits: Float[Tensor, "L B Q K"]) -> Float[Tensor, "L B Q _"]:
@@ -144,7 +144,7 @@ class DetachedVarifocalLoss(VarifocalLoss):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatchabilityLoss(FocalLoss):
-    """Matchability-aware loss (MAL; Huang et al. 2025, DEIM), a varifocal loss for matches of any quality.
+    """Matchability-aware loss (MAL; Huang et al. 2024, DEIM), a varifocal loss for matches of any quality.
 
     The target of a matched query is a power of the IoU, and its weight is 1, so that matches with a low IoU are learned
     from as well. The weight of a negative example is a power of its probability, without a gradient.

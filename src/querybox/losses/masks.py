@@ -36,7 +36,7 @@ class MaskLosses:
     """Weight of the dice loss."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError if a weight is no number or out of its range."""
+        """Raise ConfigError if a weight is not a number, or is out of its range."""
         for name in ("mask_weight", "dice_weight"):
             require_number("MaskLosses", name, getattr(self, name), 0, MAX_WEIGHT)
 

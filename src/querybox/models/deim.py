@@ -1,4 +1,4 @@
-"""DEIM (Huang et al. 2025): a training of RT-DETRv2 and D-FINE, not a kind of its own.
+"""DEIM (Huang et al. 2024): a training method for RT-DETRv2 and D-FINE, not a kind of its own.
 
 Mosaics and mixed images have more objects, each of which is matched to a query, and the matchability-aware loss learns
 from matches of any quality, so that fewer epochs are needed. docs/lineage/deim.md lists what differs.
@@ -18,7 +18,7 @@ PLAIN_EPOCHS = 4
 
 @dataclass(frozen=True, slots=True)
 class DEIM:
-    """The training of one model. Settings that it does not name are those of the parent's training."""
+    """How one model is trained. Settings that are not listed here are those with which the parent is trained."""
 
     parent: str
     """Name of the recipe that is trained."""
@@ -29,7 +29,7 @@ class DEIM:
     all strong augmentation ends, and the learning rate has fallen to half."""
     weights: PublicWeights
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of the model that differ, besides those of all models."""
+    """Settings of the model that differ from the parent's, besides those that differ in all models."""
     constant_lr: bool = False
     """Keep the learning rate after the warm-up."""
     ema_restart: float = 0.9999
@@ -71,7 +71,7 @@ class DEIM:
 def rtdetrv2(
     size: str, backbone_lr: float, epochs: tuple[int, int, int], *weights: Any, **settings: Any
 ) -> DEIM:
-    """Return the training of a model of RT-DETRv2; `weights` are the arguments of `drive`."""
+    """Return the training method for a model of RT-DETRv2; `weights` are the arguments of `drive`."""
     settings = {"position_layers": 3, **settings}
     return DEIM(f"rtdetrv2_{size}", 2e-4, backbone_lr, epochs, drive(*weights), settings)
 
@@ -104,4 +104,4 @@ DEIM_RECIPES: dict[str, DEIM] = {
         DEIM("dfine_x", 5e-4, 5e-6, (58, 29, 50), X, ema_restart=0.9998),
     )
 }
-"""Trainings by the names of their recipes."""
+"""Training methods by the names of their recipes."""

@@ -1,4 +1,7 @@
-"""RT-DETRv2 (Lv et al. 2024): RT-DETR with a number of sampling points for each level, and sampling of single cells."""
+"""RT-DETRv2 (Lv et al. 2024): RT-DETR with a number of sampling points for each level.
+
+Sampling without interpolation is optional.
+"""
 
 from __future__ import annotations
 

@@ -92,13 +92,13 @@ class DeformableAttention(nn.Module):
     ) -> Float[Tensor, "B Q heads K 2"]:
         """Return the sampling locations of each query, map by map (x, y; in 0-1 of the padded map)."""
         sampling_offsets = self.offset(query).unflatten(2, (self.heads, -1))  # [B, Q, heads, K 2]
-        valid_ratios = levels.valid_ratios[:, None]  # [B, 1, L, 2]
+        valid_ratios = levels.valid_ratios[:, None]  # [B, 1, levels, 2]
         if reference.shape[-1] == 2:
             steps = (1 / levels.sizes[None, None]).unbind(2)  # the size of a cell
         else:
-            sizes = (reference[:, :, None, 2:] * valid_ratios).unbind(2)  # L times [B, Q, 2]
+            sizes = (reference[:, :, None, 2:] * valid_ratios).unbind(2)  # levels x [B, Q, 2]
             steps = tuple(size / (2 * count) for size, count in zip(sizes, self.points, strict=True))
-        centre = reference[:, :, None, :2] * valid_ratios  # [B, Q, L, 2]
+        centre = reference[:, :, None, :2] * valid_ratios  # [B, Q, levels, 2]
         # Points and coordinates are one axis, because broadcasting along short axes is slow.
         centre, step = (
             repeat_by_level(x, self.points, 2).flatten(2)[:, :, None] for x in (centre, torch.stack(steps, 2))
@@ -195,7 +195,7 @@ def sample(
     maps = value.permute(0, 2, 3, 1).flatten(0, 1).split([h * w for h, w in shapes], dim=2)
     # Queries are the last axis, so that sums over the points of a map are sums of contiguous rows.
     grids = (2 * sampling_locations - 1).permute(0, 2, 3, 1, 4).flatten(0, 1)  # [B heads, K, Q, 2]
-    grids = grids.split(points, dim=1)  # L times [B heads, P, Q, 2]
+    grids = grids.split(points, dim=1)  # levels x [B heads, P, Q, 2]
     weights = attention_weights.permute(0, 2, 3, 1).flatten(0, 1)[:, None]  # [B heads, 1, K, Q]
     weights = weights.split(points, dim=2)
     output = torch.stack(

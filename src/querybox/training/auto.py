@@ -275,7 +275,7 @@ def choose_model(
     if is_published(facts, resources):
         reason = f"a GPU and at least {MANY_IMAGES:,} images: trained as published"
         return "dino_r50", find("dino_r50"), {}, ("dino_r50", reason)
-    reason = "learns fastest from few images and on CPUs"
+    reason = "reaches the highest AP on few images and on CPUs"
     return FOR_FEW_IMAGES, find(FOR_FEW_IMAGES), {}, (FOR_FEW_IMAGES, reason)
 
 
@@ -392,9 +392,8 @@ def describe_augmentation(data: Mapping[str, Any], facts: Facts) -> tuple[str, s
     """Return the augmentation and the reason."""
     sides = next((name for name in facts.classes if SIDES.search(name)), None)
     flips = "horizontal flips" if data["horizontal_flip"] else "no flips"
-    why = (
-        f"class '{sides}' would be wrong in a mirrored image"
-        if sides
-        else "see data.vertical_flip for images without up"
-    )
-    return f"{flips}, crops, scales, colours", why
+    others = {"crops": data["crop"], "scales": len(data["scales"] or ()) > 1, "colours": data["color_jitter"]}
+    chosen = ", ".join([flips, *(name for name, used in others.items() if used)])
+    if sides is not None:
+        return chosen, f"class '{sides}' would be wrong in a mirrored image"
+    return chosen, "see data.vertical_flip for images without an upright direction"
