@@ -21,8 +21,9 @@ from benchmarks.engines import ONNX, OPENVINO, OPTIMISED
 from benchmarks.goals import smaller
 from benchmarks.measure import Absent, Row, Work
 from benchmarks.setup import Setup, detector
+from querybox.memory import process_memory, reports_memory, reset_peak
 
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+CPU = torch.device("cpu")
 WORKS = 3
 """Number of repetitions of the work before the peak is read."""
 
@@ -88,22 +89,26 @@ def main(arguments: Sequence[str]) -> None:
 
     Memory used only temporarily while building is not counted. Memory that stays allocated is: for the default
     engine this includes the detector that it is a copy of.
+
+    Raises:
+        Absent: The system does not report the peak, as only Linux does.
     """
+    if not reports_memory(CPU):
+        raise Absent("the peak of a part of a process can be read on Linux only")
     row, name, folder, *options = arguments
     paths = [Path(option.partition("=")[2]) for option in options if option.startswith("--facebook")]
     setup = Setup(facebook=paths[0] if paths else None, quick="--quick" in options, folder=Path(folder))
     (side,) = (side for side in timed_rows(setup)[row].sides if side.name == name)
     import_all(setup)
     gc.collect()
-    before = memory("VmRSS")
+    before = process_memory("VmRSS")
     with side.within():
         work = side.build()
         if name != OPTIMISED:
             detector.cache_clear()
-        gc.collect()
-        RESET.write_text("5", encoding="utf-8")  # reset the peak
+        reset_peak(CPU)
         answers = [plain(work()) for _ in range(WORKS)]
-    print(json.dumps({"answer": answers[0], "mebibytes": memory("VmHWM") - before}))
+    print(json.dumps({"answer": answers[0], "mebibytes": (process_memory("VmHWM") - before) / 2**20}))
 
 
 def import_all(setup: Setup) -> None:
@@ -113,20 +118,6 @@ def import_all(setup: Setup) -> None:
             importlib.import_module(module)
     with suppress(Absent), peers.importable(setup.facebook):
         importlib.import_module("main")
-
-
-def memory(field: str) -> float:
-    """Return a field of this process's status in MiB: VmRSS (current) or VmHWM (peak).
-
-    Raises:
-        Absent: This is not Linux.
-    """
-    if not STATUS.exists():
-        raise Absent("the peak of a part of a process can be read on Linux only")
-    (line,) = (
-        line for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith(f"{field}:")
-    )
-    return int(line.split()[1]) / 1024
 
 
 def plain(answer: Sequence[Any]) -> list[float]:

@@ -16,7 +16,7 @@ from querybox.errors import CheckpointError
 from querybox.exporting import Exported, ExportedModel, load_exported
 from querybox.exporting.card import KEY, Card
 from querybox.exporting.check import probe
-from querybox.exporting.signature import INPUTS, OUTPUTS, Port, check_outputs, check_signature
+from querybox.exporting.signature import Port, check_outputs, check_signature, input_ports, output_ports
 from querybox.structures import Category, Preprocessing
 
 CARD = Card(
@@ -25,6 +25,18 @@ CARD = Card(
     preprocessing=Preprocessing(),
     precision="float32",
 )
+INPUTS = {"pixels": Port("uint8", (None, 3, None, None)), "sizes": Port("int64", (None, 2))}
+OUTPUTS = {
+    "scores": Port("float32", (None, None)),
+    "labels": Port("int64", (None, None)),
+    "boxes_xyxy": Port("float32", (None, None, 4)),
+    "logits": Port("float32", (None, None, None)),
+    "boxes": Port("float32", (None, None, 4)),
+}
+MASK_OUTPUTS = {
+    "queries": Port("int64", (None, None)),
+    "masks": Port("float32", (None, None, None, None)),
+}
 EDITS: dict[str, dict[str, Any]] = {
     "a class more": {"categories": [{"id": i, "name": str(i)} for i in range(3)], "class_rows": [0, 2, 3]},
     "rows in another order": {"class_rows": [2, 0]},
@@ -110,6 +122,14 @@ def test_a_declaration_that_does_not_fit_is_refused(kind: str, name: str, port: 
     if name != "more":
         with pytest.raises(CheckpointError, match=rf"a\.onnx: has the {kind} .*; expected .*{name}"):
             check_signature("a.onnx", CARD, ports["inputs"], ports["outputs"])
+
+
+def test_types_and_axes_are_those_that_the_card_describes() -> None:
+    assert input_ports(CARD) == INPUTS
+    assert output_ports(CARD) == OUTPUTS
+    assert output_ports(dataclasses.replace(CARD, masks=True)) == {**OUTPUTS, **MASK_OUTPUTS}
+    fixed = dataclasses.replace(CARD, size=(480, 640))
+    assert input_ports(fixed) == {"pixels": Port("uint8", (1, 3, 480, 640)), "sizes": Port("int64", (1, 2))}
 
 
 def outputs(**changed: torch.Tensor) -> dict[str, torch.Tensor]:

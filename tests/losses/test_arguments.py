@@ -53,8 +53,8 @@ def test_numbers_have_a_range(make: type[Any], name: str) -> None:
     ("make", "name", "expected"),
     [
         (Criterion, "matcher", "a HungarianMatcher"),
-        (Criterion, "auxiliary", "True or False for auxiliary and class_agnostic_proposals"),
-        (Criterion, "class_agnostic_proposals", "True or False for auxiliary and class_agnostic_proposals"),
+        (Criterion, "auxiliary", "True or False for auxiliary"),
+        (Criterion, "class_agnostic_proposals", "True or False for class_agnostic_proposals"),
         (Criterion, "masks", "a MaskLosses"),
         (Criterion, "classification", "a CrossEntropyLoss or a FocalLoss"),
         (HungarianMatcher, "classification", "a CrossEntropyLoss or a FocalLoss"),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from querybox.cli.sizes import parse_size
 from querybox.cli.streams import print_text
 from querybox.cli.tables import table
 from querybox.errors import ConfigError
@@ -112,17 +112,6 @@ def tuning_table(tuning: Tuning) -> Table:
     ]
     heads = ["engine", "ms per image", "speed", "difference of scores", "of boxes"]
     return table(f"one image of {height}x{width}", heads, rows, numeric=range(1, 5))
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Parse a size such as ``"480x640"``.
-
-    Raises:
-        ConfigError: The text has another form.
-    """
-    if not (sides := re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", text)):
-        raise ConfigError(f"--size got '{text}'; expected height x width in pixels, such as 480x640")
-    return int(sides[1]), int(sides[2])
 
 
 def results_table(result: BenchmarkResult) -> Table:

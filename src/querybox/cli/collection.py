@@ -12,13 +12,10 @@ from typing import Any
 
 from querybox.cli.model import load_model, require_order
 from querybox.cli.progress import progress_bar
-from querybox.cli.streams import print_text
+from querybox.cli.streams import UNREADABLE, print_text
 from querybox.precision import Precision
 from querybox.text import counted
 from querybox.urls import is_url, public_name
-
-WITH_ERRORS = 1
-"""Exit code if some of the images could not be read."""
 
 
 def predict_collection(
@@ -102,4 +99,4 @@ def summarise(total: Counter[str], parts: int, left: int, output: str) -> int:
     failed = f", {errors:,} could not be read" if errors else ""
     before = f"; {parts - left:,} of {counted(parts, 'part')} had been done before" if left < parts else ""
     print_text(f"{read}{failed}{before}. Results are in {public_name(output)}")
-    return WITH_ERRORS if errors else 0
+    return UNREADABLE if errors else 0

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from querybox.checkpoints.find import EXPORTED, Format, find_weights
+from querybox.cli.sizes import parse_size
 from querybox.cli.streams import print_text
 from querybox.errors import ConfigError
 from querybox.text import counted
@@ -21,7 +23,7 @@ def export(
     file: Path | None = None,
     /,
     *,
-    to: Literal["onnx", "openvino", "torch", "executorch"],
+    to: Format,
     precision: Literal["auto", "float32", "bf16", "fp16", "int8"] = "float32",
     size: str | None = None,
     calibrate: str | None = None,
@@ -58,8 +60,6 @@ def export(
         split: Split of that dataset.
         allow_network: Open the URLs of shards that the dataset is, or that its file has.
     """
-    from querybox.checkpoints.find import EXPORTED, find_weights
-    from querybox.cli.benchmark import parse_size
     from querybox.data import read_dataset
     from querybox.detector import Detector
     from querybox.exporting import export as run

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from querybox.cli.collection import predict_collection
 from querybox.cli.live import LIVE_FORMATS, live_stream, predict_live
-from querybox.cli.streams import print_text, write_stderr
+from querybox.cli.streams import UNREADABLE, print_text, write_stderr
 from querybox.errors import ConfigError
 from querybox.files import leftovers, remove_leftovers
 from querybox.inference.trackers import TrackerName
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 FORMATS = ("pictures", "coco", "csv", "yolo", "masks", "panoptic", "mot")
 """The first three are the default ones."""
-UNREADABLE_FILES = 1
-"""Exit code if some of the files could not be read."""
 
 
 def predict(
@@ -291,7 +289,7 @@ def summarise(
     print_text(
         f"Found {counted(tally['objects'], 'object')} in {images}{skipped}{hint}. Results are in {output}"
     )
-    return UNREADABLE_FILES if unreadable else 0
+    return UNREADABLE if unreadable else 0
 
 
 def read_formats(text: str | None, *, tracking: bool, live: bool) -> list[str]:

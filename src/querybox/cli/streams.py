@@ -10,6 +10,8 @@ from contextlib import suppress
 from querybox.text import printable
 from querybox.urls import without_credentials
 
+UNREADABLE = 1
+"""Exit code if some images or files could not be read."""
 CLOSED_OUTPUT = 141
 """Exit code if the reader of standard output has gone: 128 + SIGPIPE, as of programs that this signal ends."""
 

@@ -32,7 +32,7 @@ from querybox.pixels import pad
 from querybox.structures import IMAGENET_MEAN, Target
 from querybox.text import counted
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 PLACEHOLDER_SIDE = 64
 """Side in pixels of the placeholder image in a batch none of whose images can be read."""
@@ -189,7 +189,7 @@ def check_loading(settings: DataSettings, batch_size: int, rank: int, world_size
             "least two: increase 'train.batch_size', or decrease 'train.accumulate'"
         )
     if settings.workers > (cpus := available_cpus()) and rank == 0:
-        log.warning(
+        logger.warning(
             "data.workers is %d, but this process may use %s; data.workers=%d may be faster",
             settings.workers,
             counted(cpus, "CPU"),

@@ -23,7 +23,7 @@ from querybox.structures import Category
 from querybox.text import listed
 from querybox.urls import public_name
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 ROUNDING = 0.01
 """Pixels by which a box may extend beyond the image without counting as clipped, because formats round."""
@@ -368,7 +368,7 @@ def log_warnings(data: DetectionData) -> None:
     """Log the warnings among the findings in one line."""
     warnings = [finding.summary(2) for finding in data.findings if finding.severity == "warning"]
     if warnings:
-        log.warning("%s: %s (run 'querybox validate' for all)", data.source, " | ".join(warnings))
+        logger.warning("%s: %s (run 'querybox validate' for all)", data.source, " | ".join(warnings))
 
 
 def require_any_image(data: DetectionData, folders: Sequence[Path]) -> DetectionData:

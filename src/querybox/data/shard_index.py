@@ -24,7 +24,7 @@ from querybox.errors import DataError, DiskFullError
 from querybox.files import require_regular, write_text
 from querybox.urls import public_name
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 FOLDER = ".index"
 """Name of the folder of indices, beside the shards or the file that names them."""
@@ -111,7 +111,9 @@ def read_index(place: str, folder: Path, make: MakeIndex) -> ShardIndex:
         try:
             write_text(file, _INDEX.dump_json(index).decode())
         except (OSError, DiskFullError) as error:
-            log.warning("%s: the index cannot be written (%s); it is made again the next time", file, error)
+            logger.warning(
+                "%s: the index cannot be written (%s); it is made again the next time", file, error
+            )
     return index
 
 
@@ -145,6 +147,6 @@ def written_index(file: Path, stated: str) -> ShardIndex | None:
     except FileNotFoundError:
         return None
     except (ValidationError, OSError, DataError) as error:
-        log.warning("%s: is not an index (%s); a new one is made", file, type(error).__name__)
+        logger.warning("%s: is not an index (%s); a new one is made", file, type(error).__name__)
         return None
     return index if index.version == stated else None

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +18,7 @@ from querybox.exporting.graph import sizes_as_traced
 from querybox.exporting.lowering import lower
 from querybox.exporting.promotion import promote, skip_promotion
 from querybox.exporting.signature import Port, check_signature
-from querybox.exporting.telemetry import without_telemetry
+from querybox.exporting.telemetry import without_telemetry, without_warnings
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -40,7 +38,7 @@ def convert(program: ExportedProgram, card: Card) -> onnx_ir.Model:
     """
     with requires_extra("onnx", "writing an ONNX file"):
         import onnxscript  # noqa: F401 - PyTorch's exporter needs it
-    with sizes_as_traced(), without_warnings("onnxscript"):
+    with sizes_as_traced(), without_warnings("onnxscript"):  # it logs the optimisations that it leaves out
         try:
             model = to_onnx(skip_promotion(lower(program, promote)), card)
         except torch.onnx.OnnxExporterError:  # of an operation that has to be decomposed
@@ -113,18 +111,6 @@ def write(model: onnx_ir.Model, path: Path, card: Card) -> None:
 
     model.metadata_props[KEY] = card.to_json()
     onnx_ir.save(model, path)
-
-
-@contextmanager
-def without_warnings(name: str) -> Iterator[None]:
-    """Hide the warnings that a package logs, here those of optimisations that it leaves out."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def load(path: Path) -> ExportedModel:

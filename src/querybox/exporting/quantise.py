@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from querybox.data import DetectionData, read_pixels
 from querybox.errors import DataError, requires_extra
 from querybox.exporting.card import Card
 from querybox.exporting.engine import pad_to
-from querybox.exporting.telemetry import without_telemetry
+from querybox.exporting.telemetry import without_telemetry, without_warnings
 from querybox.inference.predict import prepare
 from querybox.inference.sources import Frame
 
@@ -52,10 +51,7 @@ def quantise(
         sources = {port.get_source_output().get_node().get_friendly_name() for port in operation.inputs()}
         if (name.partition("/")[0] in float_nodes and name.endswith("MatMul")) or sources & ignored:
             ignored.add(name)
-    logger = logging.getLogger("nncf")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it logs every operation that is not quantised
-    try:
+    with without_warnings("nncf"):  # it logs every operation that is not quantised
         return nncf.quantize(
             model,
             nncf.Dataset(list(calibration_inputs(data, card))),
@@ -63,8 +59,6 @@ def quantise(
             ignored_scope=nncf.IgnoredScope(names=sorted(ignored)),
             subset_size=min(len(data.images), CALIBRATION_IMAGES),
         )
-    finally:
-        logger.setLevel(level)
 
 
 def calibration_inputs(data: DetectionData, card: Card) -> Iterator[dict[str, np.ndarray]]:

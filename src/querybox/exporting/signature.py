@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -26,20 +26,11 @@ class Port(NamedTuple):
         """Return its description for messages, such as ``uint8 [any, 3, any, any]``."""
         return f"{self.type} [{', '.join('any' if size is None else str(size) for size in self.shape)}]"
 
-
-INPUTS = {"pixels": Port("uint8", (None, 3, None, None)), "sizes": Port("int64", (None, 2))}
-OUTPUTS = {
-    "scores": Port("float32", (None, None)),
-    "labels": Port("int64", (None, None)),
-    "boxes_xyxy": Port("float32", (None, None, 4)),
-    "logits": Port("float32", (None, None, None)),
-    "boxes": Port("float32", (None, None, 4)),
-}
-MASK_OUTPUTS = {
-    "queries": Port("int64", (None, None)),
-    "masks": Port("float32", (None, None, None, None)),
-}
-"""The types and axes of what has these names in `querybox.exporting.card`, for images of any size."""
+    @classmethod
+    def described(cls, text: str) -> Self:
+        """Return the port with which a description of the card begins, such as ``uint8 [B, 3, H, W]: RGB images``."""
+        kind, _, axes = text.partition("]")[0].partition(" [")
+        return cls(kind, tuple(int(axis) if axis.isdecimal() else None for axis in axes.split(", ")))
 
 
 def check_signature(
@@ -79,14 +70,12 @@ def check_signature(
 
 def input_ports(card: Card) -> dict[str, Port]:
     """Return the inputs of a model with this card."""
-    if card.size is None:
-        return INPUTS
-    return {"pixels": Port("uint8", (1, 3, *card.size)), "sizes": Port("int64", (1, 2))}
+    return {name: Port.described(text) for name, text in card.describe_inputs().items()}
 
 
 def output_ports(card: Card) -> dict[str, Port]:
     """Return the outputs of a model with this card."""
-    return {**OUTPUTS, **MASK_OUTPUTS} if card.masks else OUTPUTS
+    return {name: Port.described(text) for name, text in card.outputs.items()}
 
 
 def is_similar(port: Port, expected: Port, *, fixed: bool) -> bool:

@@ -1,7 +1,8 @@
-"""Imports of runtimes that would otherwise report their use over the network."""
+"""What other packages would report: their use, over the network, and warnings, in the log."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -33,3 +34,15 @@ def without_telemetry() -> Iterator[None]:
             sys.modules[OPENVINO] = imported
         if given is None:
             del os.environ[ONNX_RUNTIME]
+
+
+@contextmanager
+def without_warnings(name: str) -> Iterator[None]:
+    """Hide the warnings that the package `name` logs."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

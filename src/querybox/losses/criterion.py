@@ -75,8 +75,9 @@ class Criterion(nn.Module):
             )
         for name, weight in (("class", class_weight), ("box", box_weight), ("giou", giou_weight)):
             require_number("Criterion", f"{name}_weight", weight, 0, MAX_WEIGHT)
-        for flag in (auxiliary, class_agnostic_proposals):
-            require_type("Criterion", flag, bool, "True or False for auxiliary and class_agnostic_proposals")
+        flags = {"auxiliary": auxiliary, "class_agnostic_proposals": class_agnostic_proposals}
+        for name, flag in flags.items():
+            require_type("Criterion", flag, bool, f"True or False for {name}")
         self.class_weight = class_weight
         self.box_weight = box_weight
         self.giou_weight = giou_weight

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from querybox.errors import ConfigError
 from querybox.losses.classification import DetachedVarifocalLoss, FocalLoss
-from querybox.losses.criterion import Criterion
 from querybox.models.dino import DINO
 from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.layouts.rtdetr import HUGGINGFACE_RTDETR, LYUWENYU, PREPROCESSING
@@ -228,14 +227,6 @@ class RTDETR(DINO):
         """Build the positions of queries."""
         hidden = (2 * self.width,) if self.position_layers == 2 else (self.width,) * 2
         return BoxPosition(*hidden, self.width, activation=ACTIVATIONS[self.activation])
-
-    def criterion(self) -> Criterion:
-        """Return the criterion."""
-        return Criterion(
-            self.build_matcher(self.class_cost, FocalLoss()),
-            classification=self.build_classification_loss(),
-            class_weight=1.0,
-        )
 
     def build_classification_loss(self) -> FocalLoss:
         """Build the classification loss."""

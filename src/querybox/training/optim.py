@@ -161,8 +161,8 @@ def describe_rise(schedule: Schedule, initial_lr: float, progress: Progress) -> 
     )
 
 
-def describe_schedule(schedule: Schedule, settings: TrainSettings) -> tuple[str, str]:
-    """Return what a schedule does that may not be meant, a line each; empty ones if there is nothing."""
+def schedule_warnings(schedule: Schedule, settings: TrainSettings) -> tuple[str, str]:
+    """Return warnings about a schedule that is probably unintended, one line each; empty where there is none."""
     return describe_warmup(schedule, settings.lr), describe_milestones(settings)
 
 

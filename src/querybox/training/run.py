@@ -33,7 +33,7 @@ from querybox.training.lock import folder_lock
 from querybox.training.loop import Trainer
 from querybox.training.micro_batches import with_micro_batches
 from querybox.training.object_sides import with_object_sides
-from querybox.training.optim import describe_rise, describe_schedule, keep_milestones
+from querybox.training.optim import describe_rise, keep_milestones, schedule_warnings
 from querybox.training.overrides import read_settings, with_transform
 from querybox.training.processes import (
     evaluate_together,
@@ -146,7 +146,7 @@ def run(given: Given, transform: Callable[..., Any] | None, *, resume: bool) -> 
     loader = build_loader(settings, views, detector, accelerator, transform)
     measure = None if validation is None else partial(evaluate_and_record, accelerator, settings, validation)
     trainer = Trainer(detector, criterion, loader, settings, accelerator=accelerator, evaluate=measure)
-    print_lines(console, *describe_schedule(trainer.schedule, settings.train))
+    print_lines(console, *schedule_warnings(trainer.schedule, settings.train))
     if checkpoint is not None:
         trainer.resume(checkpoint)
         del checkpoint  # frees memory of the size of the model and the optimizer

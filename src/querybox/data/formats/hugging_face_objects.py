@@ -14,6 +14,7 @@ import yaml
 from pydantic import AliasChoices, BaseModel, Field, ValidationError
 
 from querybox.data.annotated import AnnotatedImage, AnnotatedObject, alphabetical
+from querybox.data.formats.yolo_lines import names_by_number
 from querybox.data.parsing import Name, read_head, stated_size, validation_problem
 from querybox.errors import DataError
 from querybox.runfile import Loader
@@ -33,10 +34,6 @@ class _Objects(BaseModel):
 
 class _ClassLabel(BaseModel):
     names: list[Name] | dict[_Id, Name]
-
-    @property
-    def by_id(self) -> dict[int, str]:
-        return self.names if isinstance(self.names, dict) else dict(enumerate(self.names))
 
 
 class _Image(BaseModel):
@@ -75,7 +72,7 @@ def names_in_readme(root: Path) -> dict[int, str]:
 def class_names(label: object) -> dict[int, str]:
     """Return the names of classes by number that a class label has, a mapping with `names`; empty if it has none."""
     try:
-        return _ClassLabel.model_validate(label).by_id
+        return names_by_number(_ClassLabel.model_validate(label).names)
     except (ValueError, RecursionError):
         return {}
 

@@ -26,7 +26,7 @@ from querybox.text import counted
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _MAGIC = b"PAR1"
 _END = struct.Struct("<I4s")
@@ -126,7 +126,7 @@ def unpack_images(file: Path, parquet: ParquetFile, column: str) -> None:
     stems = image_stems(image_paths(parquet, column))
     if all(stem in done for stem in stems):
         return
-    log.info("%s: writing its %s to %s, once", file, counted(len(stems), "image"), folder)
+    logger.info("%s: writing its %s to %s, once", file, counted(len(stems), "image"), folder)
     row = 0
     for group in range(parquet.num_row_groups):
         rows = range(row, row + parquet.metadata.row_group(group).num_rows)

@@ -22,7 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from querybox.data.formats.shard_reader import KINDS, shard_readers
-from querybox.data.formats.yolo_lines import Names
+from querybox.data.formats.yolo_lines import Names, names_by_number
 from querybox.data.layout import shard_split
 from querybox.data.parsing import validation_problem
 from querybox.data.shard_index import FOLDER
@@ -80,7 +80,7 @@ class ShardUrls(BaseModel):
     @property
     def class_names(self) -> Names:
         """The names of classes by number; empty without."""
-        return self.names if isinstance(self.names, dict) else dict(enumerate(self.names))
+        return names_by_number(self.names)
 
     def shards(self, split: str, folder: Path) -> Iterator[str]:
         """Yield the URLs and paths of the shards of a split.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from querybox.models.layouts.layout import Conversion, Layout
 from querybox.models.layouts.parts import box_head, huggingface_layers, torch_layer
+from querybox.models.layouts.relatives import LABEL
 from querybox.structures import Preprocessing
 
 PREPROCESSING = Preprocessing(
@@ -20,8 +21,7 @@ PREPROCESSING = Preprocessing(
     clip_boxes=False,
 )
 """Published models see images stretched to 640 x 640 pixels, with values in 0-1."""
-LABEL = "denoising.label.weight"
-CLASSES = "queries.proposals.class_head.weight"
+PROPOSAL_CLASSES = "queries.proposals.class_head.weight"
 COUNTER = ".num_batches_tracked"
 
 
@@ -32,8 +32,8 @@ class RTDETRConversion(Conversion):
         """Drop the last denoising label, which is zero and belongs to no class; add zero labels if there are none."""
         if LABEL in state:
             state[LABEL] = state[LABEL][:-1].clone()
-        elif CLASSES in state:  # a model that was trained without denoising
-            state[LABEL] = torch.zeros_like(state[CLASSES])
+        elif PROPOSAL_CLASSES in state:  # a model that was trained without denoising
+            state[LABEL] = torch.zeros_like(state[PROPOSAL_CLASSES])
         return state
 
     def to_theirs(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
