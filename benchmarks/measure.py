@@ -39,7 +39,7 @@ class Side:
     compared: bool = True
     """Whether its result is compared; False for another model, of which only the time is of interest."""
     precision: ComputedPrecision = "float32"
-    """Of its computations on the CPU; it is absent where they would be emulated, which is many times slower."""
+    """Precision of its computations; the side is absent on a CPU that would emulate it, which is many times slower."""
     within: Callable[[], AbstractContextManager[None]] = nullcontext
     """Context in which it is built and run if it has its own process."""
 

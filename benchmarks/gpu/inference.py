@@ -18,7 +18,7 @@ from querybox.structures import ImageBatch
 
 BATCHES = (1, 32)
 PIXELS = {"rtdetr": 640, "dfine": 640}
-"""A side of the square images; the models that are not named, 800."""
+"""Side of the square images in pixels, by the prefix of the model; 800 for all others."""
 TOLERANCES: dict[Precision, float] = {"tf32": 0.05, "bf16": 0.5, "float32": 1e-3}
 """How far logits and boxes may be from those of the first side; logits spread over about 3."""
 RANKED_TOLERANCES: dict[Precision, float] = {"tf32": 0.02, "bf16": 0.15, "float32": 1e-3}

@@ -54,7 +54,7 @@ def require_dataset(where: str, value: object) -> Path | str:
         value: A string or a path.
 
     Raises:
-        ConfigError: As for `require_path`; or it is a URL that was made a path, which has a slash less.
+        ConfigError: As for `require_path`; or it is a URL that was converted to a path and thereby lost a slash.
     """
     if isinstance(value, str) and is_url(value):
         return value
@@ -158,7 +158,7 @@ def kind_of(value: object) -> str:
 
 
 def require_consent(name: str, *, allow_network: bool) -> None:
-    """Check that something in the network may be connected to.
+    """Check that querybox may connect to something on the network.
 
     Args:
         name: Its name without credentials.
@@ -169,6 +169,6 @@ def require_consent(name: str, *, allow_network: bool) -> None:
     """
     if not allow_network:
         raise ConfigError(
-            f"{name}: is in the network, to which nothing connects unasked; allow it with --allow-network, "
-            "data.allow_network=true in training, or allow_network=True in Python"
+            f"{name}: is on the network, and querybox connects to nothing without permission; allow it with "
+            "--allow-network, data.allow_network=true in training, or allow_network=True in Python"
         )

@@ -223,7 +223,8 @@ def may_be_written(path: Path, process: int) -> bool:
 
 
 def is_other_process(process: int) -> bool:
-    """Return whether this is the id of a running process other than this one, which writes nothing in between."""
+    """Return whether `process` is the id of a running process other than this one."""
+    # This process is not writing anything itself when it calls this.
     if process == os.getpid():  # also that of a killed process, in a container that was started again
         return False
     if sys.platform == "win32":  # where `os.kill` would end it

@@ -107,7 +107,7 @@ def read_run_file(path: Path, names: Collection[str] = ()) -> Values:
 def resolve_paths(values: Values, folder: Path, prefix: str = "") -> Values:
     """Return `values` with the relative paths among them resolved against `folder`; see `PATHS`.
 
-    An empty one is kept, which settings refuse: it would be the folder.
+    An empty path is left unchanged, because resolved it would name the folder; `Settings` then rejects it.
     """
     result: Values = {}
     for name, value in values.items():

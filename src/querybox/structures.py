@@ -43,7 +43,8 @@ class Category:
     id: int
     name: str
     stuff: bool = False
-    """Whether it is a region such as sky, of which an image has one at most, and no object (COCO's `isthing` 0)."""
+    """Whether the class is a region such as sky, of which an image has at most one segment, rather than a countable
+    object (COCO's `isthing` 0)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

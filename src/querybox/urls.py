@@ -12,7 +12,7 @@ CONTAINER = re.compile(r"(?:az|abfss?)://[^/?#:@]+@", re.IGNORECASE)
 PARAMETER = re.compile(r"(?<=[?&#])([^=&#?]*)=([^&#]*)")
 """Name and value in a query or fragment."""
 PUNCTUATION = ":;,.)]'\""
-"""Of a message, which may follow a URL."""
+"""Punctuation of a message that may directly follow a URL."""
 SECRET = re.compile(
     r"access|api|auth|code|cred|hash|hmac|jwt|key|login|md5|pas|policy|pwd|sas|secret|session|sig|ticket|token|user",
     re.IGNORECASE,

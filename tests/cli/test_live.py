@@ -161,7 +161,7 @@ def test_nothing_is_connected_to_unasked_and_mistakes_are_named(run: Any, tmp_pa
         for words, message in (
             (
                 ("model", url),
-                "is in the network, to which nothing connects unasked; allow it with --allow-network",
+                "is on the network, and querybox connects to nothing without permission; allow it with --allow-network",
             ),
             ((url, "model"), "is a live source, and not a model; the model comes first"),
             (("model", url, "a.jpg"), "is a live source, which has no end; expected no other source"),

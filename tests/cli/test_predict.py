@@ -355,11 +355,12 @@ def test_tracks_the_objects_of_a_video(
         (["--ray", "local", "--tile", "5"], "tile=5; expected"),
         (
             ["--ray", "local", "s3://bucket/a.tar"],
-            "a.tar: is in the network, to which nothing connects unasked; allow it with --allow-network",
+            "a.tar: is on the network, and querybox connects to nothing without permission; allow it with "
+            "--allow-network",
         ),
         (
             ["--ray", "local", "--output", "https://me:secret@host/found?token=secret"],
-            "https://host/found?token=***: is in the network, to which nothing connects unasked",
+            "https://host/found?token=***: is on the network, and querybox connects to nothing without permission",
         ),
         (
             ["--ray", "local", "--allow-network", "ftp://host/a.tar"],

@@ -52,7 +52,7 @@ def test_urls_are_opened_if_that_is_allowed(tmp_path: Path, memory: fsspec.Abstr
         [f"memory://bucket/train-{number:03}.tar" for number in range(4)],
     ):
         file = write_json(tmp_path / "boxes.yaml", {"train": urls, "names": ["red", "blue"]})
-        with pytest.raises(ConfigError, match=r"memory://bucket.* of .*boxes\.yaml: is in the network"):
+        with pytest.raises(ConfigError, match=r"memory://bucket.* of .*boxes\.yaml: is on the network"):
             read_dataset(file)
         data = read_dataset(file, allow_network=True)
         same_records(data, files)
@@ -129,7 +129,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_url_of_shards_is_a_dataset(
     url: str, splits: dict[str, int], bucket: DetectionData, cache: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=rf"^{re.escape(url)}: is in the network"):
+    with pytest.raises(ConfigError, match=rf"^{re.escape(url)}: is on the network"):
         validate(url)
     report = validate(url, allow_network=True)
     assert (report.source, report.usable) == (url, True)
@@ -181,9 +181,8 @@ def test_commands_take_urls(
         "export": [weights, "a.xml", "--to", "openvino", "--precision", "int8", "--calibrate", url],
     }.get(command, [url])
     assert main([command, *words]) == 2
-    assert (
-        f"ConfigError: {url}: is in the network, to which nothing connects unasked" in capsys.readouterr().err
-    )
+    message = f"ConfigError: {url}: is on the network, and querybox connects to nothing without permission"
+    assert message in capsys.readouterr().err
     if command == "export":  # which takes long
         return
     assert main([command, *words, "--allow-network"]) == 0

@@ -295,7 +295,8 @@ def test_the_certificate_of_https_is_checked(tmp_path: Path, monkeypatch: pytest
 def test_nothing_is_connected_to_unasked() -> None:
     with serve(endless) as server:
         with pytest.raises(
-            ConfigError, match="is in the network, to which nothing connects unasked; allow it with"
+            ConfigError,
+            match="is on the network, and querybox connects to nothing without permission; allow it with",
         ):
             LiveStream(server.url)
         for source in (server.url, [server.url]):

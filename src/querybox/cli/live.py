@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from querybox.inference.writers import AddDetections
 
 NAME = "live"
-"""Of the files of a live source, whose address is no file name."""
+"""Base name of the files of a live source, whose address cannot be a file name."""
 LIVE_FORMATS = ("csv", "pictures", "mot")
-"""Those that are written frame by frame, so that they take no memory; the first one is the default."""
+"""Formats that are written frame by frame, in constant memory; the first one is the default."""
 GIVEN_UP = 1
 """Exit code if the source could not be opened, or was given up."""
 

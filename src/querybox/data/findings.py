@@ -97,7 +97,7 @@ KINDS = {
     ),
     "other_file_name": FindingKind(
         "warning",
-        "annotation files whose <filename> is another image than the one with their name",
+        "annotation files whose <filename> names another image than their own name does",
         "the image with the name of the annotation file is used; correct <filename>",
     ),
     "unlabeled_image": FindingKind(
@@ -116,7 +116,7 @@ KINDS = {
     ),
     "similar_category": FindingKind(
         "warning",
-        "classes whose names differ in case, spaces, hyphens or underscores alone",
+        "classes whose names differ only in case, spaces, hyphens or underscores",
         "used as different classes; give them the same name if they are one",
     ),
     "unnamed_category": FindingKind("warning", "classes without a name", "used; name them"),
@@ -156,7 +156,7 @@ KINDS = {
     ),
     "misplaced_mask": FindingKind(
         "warning",
-        "masks whose bounding box is for more than a half outside the box of their object",
+        "masks whose bounding box lies mostly outside the box of their object",
         "used; correct the mask or the box",
     ),
     "unsupported_shape": FindingKind(
@@ -221,7 +221,7 @@ KINDS = {
     ),
     "unused_category": FindingKind("note", "classes without objects", "kept"),
     "no_mask": FindingKind(
-        "note", "objects without a mask in a dataset with masks", "their images train boxes alone"
+        "note", "objects without a mask in a dataset with masks", "their images are used to train boxes only"
     ),
     "crowd": FindingKind("note", "crowd regions", "not used in training, ignored in evaluation"),
     "negative": FindingKind("note", "images without objects", "used as negative examples"),

@@ -111,7 +111,7 @@ def blind_queries(run: Run) -> Finding | None:
         evidence={
             "mean IoU of the best box of an image with the closest box of the next image": facts.sameness
         },
-        cure=f"{run.recipe.blind_queries_cure}{pretrained}.",
+        cure=f"{run.recipe.constant_predictions_cure}{pretrained}.",
     )
 
 

@@ -166,7 +166,8 @@ def random_backbone(run: Run) -> Finding | None:
         name="random_backbone",
         area="schedule",
         explains=0.3,
-        cause="The backbone starts from random weights, which takes far more images to train than detection.",
+        cause="The backbone starts from random weights; training it takes far more images than training the rest of "
+        "the detector.",
         evidence={"training images": training.images} if training else {},
         cure="Set model.backbone_weights=imagenet, or to a file with weights.",
     )
@@ -226,7 +227,7 @@ def still_improving(run: Run) -> Finding | None:
         name="still_improving",
         area="schedule",
         explains=min(0.5, (best - before) / (1 - before)),  # as much again in as many steps again
-        cause="The AP was still rising at the end: the detector has not been trained to its end.",
+        cause="The AP was still rising at the end: training stopped before the detector had converged.",
         evidence={
             "best AP50 in the last third of the evaluations": best,
             "best AP50 before": before,

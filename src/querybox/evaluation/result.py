@@ -36,7 +36,7 @@ JSON_KEYS = {
     "localization": "loose box",
     "both": "wrong class and loose box",
 }
-"""Error types whose name in ``metrics.json`` is an older one."""
+"""Error types that have an older name in ``metrics.json``."""
 MAX_MATRIX = 500
 """Maximum number of rows of a confusion matrix in ``metrics.json``; of a larger one, the entries that are not 0 are
 written as (row, column, count)."""
@@ -50,9 +50,9 @@ class CategoryResult:
     objects: int
     """Number of objects of the class, without crowd regions."""
     AP: float
-    """Mean over IoU 0.50 ... 0.95, 0-1; NaN if the data have no object of the class."""
+    """Mean AP over IoU 0.50 ... 0.95, 0-1; NaN if the data have no object of the class."""
     AP50: float
-    """At IoU 0.50, 0-1; NaN likewise."""
+    """AP at IoU 0.50, 0-1; NaN if the data have no object of the class."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ class MaskMetrics:
     """The values of `METRICS` with the smaller of the IoU of masks and Boundary IoU (Cheng et al. 2021, Boundary AP):
     the IoU of the pixels of the masks that are within 2 % of the diagonal of the image from their outline."""
     boundary_categories: tuple[CategoryResult, ...]
-    """The same for each class, in order of label."""
+    """Boundary AP of each class, in order of label."""
     images: int
     """Number of images all of whose objects have a mask; only these count."""
 

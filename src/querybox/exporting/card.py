@@ -158,7 +158,7 @@ class Card:
                 f"{where}: corrupt, its card is not JSON ({error}); {EXPORT_AGAIN}"
             ) from error
         if not isinstance(values, dict):
-            raise CheckpointError(f"{where}: corrupt, its card is no JSON object; {EXPORT_AGAIN}")
+            raise CheckpointError(f"{where}: corrupt, its card is not a JSON object; {EXPORT_AGAIN}")
         if values.get("format") != FORMAT:
             got = values.get("format", "a file without a card")
             raise CheckpointError(

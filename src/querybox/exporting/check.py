@@ -33,7 +33,8 @@ TOLERANCES: dict[ExportedPrecision, float] = {"float32": 1e-4, "bf16": 0.1, "fp1
 DETECTION_TOLERANCE = 1e-5
 """Largest allowed difference between the detections of a model and those computed from its own logits and boxes."""
 PROBE_TOLERANCES: dict[ExportedPrecision, float] = {"float32": 1e-4, "bf16": 0.02, "fp16": 1e-4, "int8": 1e-3}
-"""The same for a model that is loaded, perhaps on another machine than it was written on, by precision."""
+"""`DETECTION_TOLERANCE` for a model that is loaded, perhaps on another machine than the one that wrote it, by
+precision."""
 PROBE = (128, 160)
 """(height, width) of the image on which a model of any size is run when it is loaded."""
 TIE = 1e-6

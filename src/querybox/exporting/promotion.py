@@ -17,7 +17,7 @@ aten = torch.ops.aten
 COMPARISONS = {
     *(aten.eq.Scalar, aten.ne.Scalar, aten.lt.Scalar, aten.le.Scalar, aten.gt.Scalar, aten.ge.Scalar)
 }
-"""Of tensors with a number, whose result does not tell the type in which they are compared."""
+"""Comparisons of a tensor with a number, whose boolean result does not tell the type in which they are compared."""
 JOINED = {aten.cat.default, aten.stack.default}
 CHOICES = {aten.where.self, aten.masked_fill.Scalar, aten.masked_fill.Tensor}
 """Operations that choose by a boolean tensor, which stays as it is."""

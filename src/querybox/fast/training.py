@@ -264,4 +264,4 @@ LEAVES: dict[type[nn.Module], type[nn.Module]] = {
 LINEAR: dict[type[nn.Module], type[nn.Module]] = dict.fromkeys(
     (nn.Linear, ClassHead, SigmoidClassHead), FastLinear
 )
-"""Those that are replaced as well where `onednn_is_faster`."""
+"""Linear layers that are replaced as well where `onednn_is_faster`."""

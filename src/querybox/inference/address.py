@@ -1,4 +1,4 @@
-"""Addresses of live sources: cameras of this machine, and streams in the network."""
+"""Addresses of live sources: cameras of this machine, and network streams."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class Address:
     """A live source."""
 
     name: str
-    """For messages and results: without user name, password and query."""
+    """The address without user name, password and query, for messages and results."""
     url: str = field(repr=False)
     """What FFmpeg opens."""
     is_network: bool
     format: str | None = None
-    """Format of FFmpeg; None to recognise it."""
+    """FFmpeg's name of the format; None to recognise it."""
     options: Mapping[str, str] = field(default_factory=dict)
     """Options of FFmpeg."""
 
@@ -52,7 +52,7 @@ class Address:
 def find_address(source: object) -> Address | None:
     """Return the address of a live source; None for paths and everything else.
 
-    A file or folder whose name is a number is a path, and no camera.
+    A file or folder whose name is a number is a path, not a camera.
 
     Raises:
         ConfigError: The protocol is not supported, the address is malformed, or this platform has no cameras by index.

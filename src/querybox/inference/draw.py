@@ -20,7 +20,7 @@ from querybox.plotting import import_matplotlib
 from querybox.text import printable
 
 OPACITY = 0.4
-"""Of masks within their contour."""
+"""Opacity of a mask inside its contour, 0-1."""
 Colour = tuple[int, int, int]
 PixelBox = tuple[int, ...]  # left, top, right, bottom in integer pixels
 

@@ -1,4 +1,4 @@
-"""Draw detections on the images and videos that they are of, and write the drawings to files."""
+"""Draw detections on their images and videos, and write the drawings to files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LIVE_RATE = Fraction(30)
 
 
 def drawing_paths(sources: Sequence[Path], folder: Path) -> list[Path]:
-    """Return the path in `folder` of the drawing of each source; names that are equal but for case are numbered.
+    """Return the path in `folder` of the drawing of each source; names that differ only in case are numbered.
 
     Raises:
         ConfigError: A drawing would overwrite a source.
@@ -62,7 +62,7 @@ def draw_files(sources: Sequence[Path], paths: Sequence[Path], results: Iterator
 
 
 def draw_image(source: Path, detections: Detections) -> Image.Image:
-    """Draw the detections on their image; on one that is read in parts, reduced and without masks."""
+    """Draw the detections on their image; an image that is read in parts is reduced, and drawn without masks."""
     image = read_picture(source, pixel_range=detections.pixel_range)
     height, width = detections.size
     size = (image.height, image.width)

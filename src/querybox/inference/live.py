@@ -36,7 +36,7 @@ class LiveFrame:
 
 
 class LiveStream:
-    """The frames of a camera or of a stream in the network, one at a time.
+    """The frames of a camera or a network stream, one at a time.
 
         with qb.LiveStream("rtsp://camera/1", allow_network=True, duration=60) as stream:
             for found in qb.predict(detector, stream):
@@ -71,7 +71,7 @@ class LiveStream:
             duration: Seconds to process frames for; None for no limit.
 
         Raises:
-            ConfigError: The address is malformed, not of a live source, or in the network without `allow_network`; or
+            ConfigError: The address is malformed, not of a live source, or on the network, without `allow_network`; or
                 another argument is out of its range.
         """
         self._address = require_address(source, allow_network=allow_network)
@@ -157,7 +157,7 @@ def require_address(source: str, *, allow_network: bool) -> Address:
     """Return the address of a live source.
 
     Raises:
-        ConfigError: It is not that of a live source, or it is in the network without `allow_network`.
+        ConfigError: It is not that of a live source, or it is on the network, without `allow_network`.
     """
     address = find_address(source)
     if address is None:

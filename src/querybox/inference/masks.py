@@ -48,9 +48,9 @@ class Axis(NamedTuple):
     before: Int[np.ndarray, " P"]
     """The cell before each pixel."""
     behind: Int[np.ndarray, " P"]
-    """The next one; beyond the ends of the map, its first and its last cell go on."""
+    """The cell after each pixel; beyond the ends of the map, its first or last cell."""
     weights: Float[np.ndarray, "P h"]
-    """Those of linear interpolation, which are 0 but for these two cells."""
+    """Weights of linear interpolation, zero except for these two cells."""
 
     @classmethod
     def of(cls, full: int, short: int, cells: int) -> Self:
@@ -58,8 +58,8 @@ class Axis(NamedTuple):
 
         Args:
             full: Side of the original image in pixels.
-            short: The same of the resized image.
-            cells: Side of the map.
+            short: Side of the resized image in pixels.
+            cells: Side of the map in cells.
         """
         pixels = np.arange(full)
         places = ((pixels + 0.5) * (short / full / MASK_STRIDE) - 0.5).clip(0, cells - 1)
@@ -87,7 +87,7 @@ class Cut(NamedTuple):
     """The part of an image in a box."""
 
     rows: slice
-    """Of pixels."""
+    """Rows of pixels."""
     columns: slice
     window: Window
     """The cells around them."""

@@ -35,10 +35,10 @@ BORDER = 0.01
 def merge(parts: Sequence[Detections], windows: Sequence[Window], size: tuple[int, int]) -> Detections:
     """Return the detections of an image from those of its views.
 
-    Of the detections of one object, the one that is kept is not cut by a border, rather of a tile than of the whole
-    image, whose resolution is lower, and has the highest score. If all are cut, the object has the box around them,
-    their highest score, and the union of their masks. In the whole image, objects that some tile is certain to show
-    whole are ignored.
+    Of the detections of one object, the one to keep is chosen in this order: one that no border cuts, one from a tile
+    rather than from the whole image, whose resolution is lower, and the one with the highest score. If all are cut, the
+    object has the box around them, their highest score, and the union of their masks. In the whole image, objects that
+    some tile is certain to show whole are ignored.
 
     Args:
         parts: The detections of each view, in pixels of the view. The first view is the whole image.

@@ -85,9 +85,8 @@ def predict(
         top_k: Maximum number of detections per image, or with `tile` of each tile and of the whole image.
         nms: IoU threshold (0-1) of class-wise non-maximum suppression; None for no suppression.
         tile: Side in pixels of the tiles in which an image is searched for objects as well as in a whole, for small
-            objects in large images; see `querybox.data.tiling`. "auto" for the side at which objects of the size of
-            those of the training are shown as in the training. None for no tiles. An image that fits one tile is not
-            divided.
+            objects in large images; see `querybox.data.tiling`. "auto" for the side at which objects appear to the
+            model as large as in training. None for no tiles. An image that fits one tile is not divided.
         overlap: Minimum overlap of neighbouring tiles, as a fraction of their side (0-0.9).
         track: Tracker that numbers the objects of a video in `Detections.track_ids`: ``"bytetrack"``, ``"sort"`` or
             ``"ocsort"``. With ``"bytetrack"``, detections that continue a track may score less than `threshold`.

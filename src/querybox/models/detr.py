@@ -87,8 +87,8 @@ class DETR(SingleMap):
     """Predict the mask of each object as well; "attention" with the head of DETR's panoptic models."""
 
     @property
-    def blind_queries_cure(self) -> str:
-        """See `Recipe.blind_queries_cure`."""
+    def constant_predictions_cure(self) -> str:
+        """See `Recipe.constant_predictions_cure`."""
         local = "" if self.local_start else ", set model.local_start=true,"
         return (
             f"Plain DETR takes thousands of steps to learn where to attend: train longer{local} or set "

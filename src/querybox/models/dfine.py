@@ -36,7 +36,7 @@ FROZEN = ("hgnetv2_b4", "hgnetv2_b5")
 POINTS = {(2, 12): (6, 6), (3, 12): (3, 6, 3)}
 """Sampling points of the published models by the number of levels and of all points of a head."""
 EXPANSIONS = (1.0, 0.5, 0.34)
-"""Those of the published models; several give the same widths."""
+"""Values of `expansion` in the published models, which are tried first, because several values give the same widths."""
 TRAINING: dict[str, dict[str, Any]] = {
     "N": {"epochs": 160, "batch_size": 128, "lr": 8e-4, "backbone_lr": 4e-4, "weight_decay": 1e-4},
     "S": {"epochs": 132, "lr": 2e-4, "backbone_lr": 1e-4, "weight_decay": 1e-4},

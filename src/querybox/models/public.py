@@ -12,15 +12,15 @@ class PublicWeights:
     source: str
     """``hf://owner/name``, which is downloaded, or the address of a file or page from which users download them."""
     AP: float
-    """Of boxes on COCO's val2017, in percent."""
+    """AP of boxes on COCO's val2017, in percent."""
     parameters: int
     """Number of parameters in millions."""
     gflops: int | None
     """GFLOPs for one image, counted as multiply-adds; None if the authors do not state it."""
     AP_masks: float | None = None
-    """Of masks on COCO's val2017, in percent; None without masks."""
+    """AP of masks on COCO's val2017, in percent; None without masks."""
     PQ: float | None = None
-    """Panoptic quality on COCO's val2017, in percent, by the authors' code; None likewise."""
+    """Panoptic quality on COCO's val2017, in percent, by the authors' code; None without masks."""
     license: str = "Apache-2.0"
     trained_on: str = "COCO"
     not_stated: str = ""

@@ -62,7 +62,8 @@ class Recipe(Settings):
     class_head_type: ClassVar[type[ClassHead | SigmoidClassHead]]
     """Type of all class heads, which also determines whether there is a no-object class."""
     steps_to_learn: ClassVar[int]
-    """Approximate number of updates after which few images begin to be learned; see docs/blood-cells.md."""
+    """Approximate number of updates until a model trained on a few hundred images begins to detect objects; see
+    docs/blood-cells.md."""
     adaptable: ClassVar[frozenset[str]] = frozenset(
         {
             "backbone_weights",
@@ -133,8 +134,8 @@ class Recipe(Settings):
         return self.data
 
     @property
-    def blind_queries_cure(self) -> str:
-        """What helps if the predicted boxes are the same for every image."""
+    def constant_predictions_cure(self) -> str:
+        """Advice if the predicted boxes are the same for every image."""
         return "Train longer with a lower train.lr"
 
     @property
@@ -203,7 +204,7 @@ class Recipe(Settings):
 
     @classmethod
     def settings_from_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings that no shape shows, where a Hugging Face config states them.
+        """Return the settings that cannot be inferred from shapes but are in a Hugging Face config.
 
         Raises:
             CheckpointError: The config has a value that querybox does not support.

@@ -175,5 +175,5 @@ class SinePosition(nn.Module):
 
 
 def fine_encoding(width: int) -> SinePositionEncoding:
-    """Return an encoding that distinguishes neighbouring cells and is larger than their image features."""
+    """Return an encoding that distinguishes neighbouring cells, with a larger amplitude than the image features."""
     return SinePositionEncoding(width, temperature=20.0, cycles=6.0, offset=-0.5, amplitude=3.0)

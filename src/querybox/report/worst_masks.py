@@ -34,9 +34,9 @@ class MaskPair:
     object: Rle
     detections: Detections
     index: int
-    """Of the detection."""
+    """Index of the detection in `detections`."""
     iou: float
-    """0-1."""
+    """IoU of the two masks, 0-1."""
 
     @property
     def detection(self) -> Rle:

@@ -45,9 +45,9 @@ class StepMemory:
     """Memory of a training step beyond the model, in bytes."""
 
     one: int
-    """With one image."""
+    """Memory of a step with one image."""
     each: int
-    """With each further image; more than there is if two do not fit."""
+    """Additional memory of each further image; larger than any memory if two images do not fit."""
 
     def of(self, images: int) -> int:
         """Return the memory of a step with so many images."""

@@ -14,7 +14,7 @@ from querybox.structures import Preprocessing
 
 
 def with_object_sides(preprocessing: Preprocessing, training: DetectionData) -> Preprocessing:
-    """Return the preprocessing with the median sides of the objects that are trained on; None if there are none."""
+    """Return the preprocessing with the median sides of the training objects as `object_sides`, None without any."""
     original, scales = [np.zeros(0)], [np.zeros(0)]
     for image in training.images:
         boxes = image.boxes_xyxy[~image.crowd]

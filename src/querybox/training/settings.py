@@ -165,9 +165,9 @@ class RunSettings(Settings):
 
     @property
     def is_record(self) -> bool:
-        """Whether a run has written these settings, of this version or an earlier one: it writes all of them.
+        """Whether these settings are those of a `run.yaml` that a run wrote, in this version or an earlier one.
 
-        Some of them may have no effect, or no longer.
+        Such a file contains every setting, including some that have no effect, or no longer have one.
         """
         return self.train.model_fields_set >= ALWAYS_WRITTEN
 
@@ -193,11 +193,12 @@ class Given:
 
     settings: RunSettings
     overrides: frozenset[str] = frozenset()
-    """Dotted names of those on the command line, or given to `train` by name."""
+    """Dotted names of the settings on the command line, or given to `train` by name."""
 
     def written(self, *, resume: bool) -> frozenset[str]:
-        """Return the names of those that the user has written, which a run file that a run has written does not tell.
+        """Return the names of the settings that the user wrote.
 
+        The `run.yaml` of a run lists every setting, so it does not tell which of them were the user's.
         For a run that is resumed these are the overrides: the others were checked when it began.
         """
         if resume or self.settings.is_record:

@@ -62,14 +62,14 @@ class Candidate:
     """The exported model; None for PyTorch."""
 
     def __post_init__(self) -> None:
-        """Check that the file is one of the engine.
+        """Check that the file is in the format of the engine.
 
         Raises:
             ValueError: It is of another format, missing, or PyTorch is to compute in int8.
         """
         suffix = None if self.file is None else self.file.suffix.lower()
         if suffix != (None if self.engine == "torch" else EXPORTED[self.engine]):
-            raise ValueError(f"{self.file} is no file of {TITLES[self.engine]}")
+            raise ValueError(f"{self.file} is not a file of {TITLES[self.engine]}")
         if self.file is None and self.precision == "int8":
             raise ValueError("PyTorch has no int8")
 

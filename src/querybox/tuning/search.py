@@ -65,7 +65,7 @@ class Measurement:
     scores: float | None = None
     """Largest difference of a score (0-1) from the detector in float32, among its best detections."""
     boxes: float | None = None
-    """The same of an edge of a box, in 0-1 of the longer side of the image."""
+    """Largest difference of an edge of a box from the detector in float32, in 0-1 of the longer side of the image."""
     note: str = ""
     """Why it was not measured, or cannot be chosen."""
 
