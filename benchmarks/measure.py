@@ -78,10 +78,10 @@ class SideResult:
     note: str = ""
     """Why it was not measured."""
     difference: float | None = None
-    """From the result of the row's first side; None if there is no result, or it is not compared."""
+    """Difference from the result of the row's first side; None if there is no result, or it is not compared."""
     tolerance: float = 0.0
     samples: list[float] = field(default_factory=list)
-    """One per round; all measured sides have the same number."""
+    """Samples, one per round; all measured sides have the same number."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -42,13 +42,13 @@ class RealTime:
     """A real-time detector of both libraries."""
 
     model_class: str
-    """Its class in transformers."""
+    """Class of the model in transformers."""
     torch_goal: float
     """Required speed of the torch engine relative to transformers."""
     yolo: str | None = None
-    """The YOLO26 of similar AP."""
+    """Name of the YOLO26 of similar AP."""
     yolo_goals: tuple[float, float] = (1.0, 1.0)
-    """Required speed in OpenVINO relative to it, in float32 and in int8."""
+    """Required speed in OpenVINO relative to that YOLO26, in float32 and in int8."""
 
 
 MODELS = {

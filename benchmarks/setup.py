@@ -16,7 +16,7 @@ from querybox.structures import ImageBatch, Preprocessing, Target
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "blood_cells"
 NUM_CLASSES = 91
-"""As in the published COCO models; with "no object" the class head has 92 rows."""
+"""Number of classes, as in the published COCO models; with "no object" the class head has 92 rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,7 +40,7 @@ class Mosaic:
     record: ImageRecord
     pixels: Tensor
     photos: tuple[Window, ...]
-    """Where they are."""
+    """The part of the mosaic that each photo takes."""
 
 
 @dataclass(frozen=True)

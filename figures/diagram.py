@@ -12,7 +12,7 @@ from figures.sheet import CARD, INK, sheet
 
 Point = tuple[float, float]
 WIDTH = 10.0
-"""Of all diagrams, in their coordinates."""
+"""Width of all diagrams, in their coordinates."""
 UNIT = 0.5
 """Inches of the height of a diagram for each of its coordinates."""
 

@@ -29,7 +29,7 @@ FIGURES: dict[str, Callable[[Specimen], Figure]] = {
     "step": learning.step,
     "detections": transformer.detections,
 }
-"""By stage, 0 to 12. A figure is on the page with the same name."""
+"""Names of the figures by stage, 0 to 12. A figure is on the page with the same name."""
 
 
 def main() -> None:

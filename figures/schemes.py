@@ -264,7 +264,7 @@ def diagnose() -> Figure:
 
 
 FACTS = Facts(images=200, objects=800, most=8, classes=("cell",), small_object=0.1, aspect=4 / 3)
-"""Of a small dataset of photos."""
+"""Facts of a small dataset of photos."""
 
 
 def sizes() -> Figure:
@@ -341,7 +341,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "sizes": sizes,
     "speed": speed,
 }
-"""By the name of the picture."""
+"""Functions that draw the figures, by the name of the picture."""
 
 
 def content(figure: Figure) -> str:

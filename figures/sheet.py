@@ -21,7 +21,7 @@ from torch import Tensor
 from querybox.inference.draw import PALETTE
 
 WIDTH = 6.0
-"""In inches; a phone shows this on 360 pixels, where 11 points are 9 pixels."""
+"""Width of a figure in inches; a phone shows it on 360 pixels, where 11 points are 9 pixels."""
 DPI = 180
 CARD, INK = "#fafafa", "#1b1f24"
 SHADE = (0.30, 0.0, 0.35)

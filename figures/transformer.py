@@ -17,7 +17,7 @@ from querybox.inspect import AttentionMaps, AttentionPoints
 
 LINES = (DASHES[2], DASHES[1], DASHES[0])
 BARS = (HATCHES[2], HATCHES[1], HATCHES[0])
-"""From the first layer, dotted, to the last, solid."""
+"""Line styles and hatches of the layers, from the first one, dotted, to the last, solid."""
 
 
 def encoder(made: Specimen) -> Figure:

@@ -22,9 +22,9 @@ PIXELS = {"rtdetr": 640, "dfine": 640}
 TOLERANCES: dict[Precision, float] = {"tf32": 0.05, "bf16": 0.5, "float32": 1e-3}
 """How far logits and boxes may be from those of the first side; logits spread over about 3."""
 RANKED_TOLERANCES: dict[Precision, float] = {"tf32": 0.02, "bf16": 0.15, "float32": 1e-3}
-"""The same on average, if queries are ranked by scores of the encoder: rounding decides which are the last ones.
+"""Mean difference of logits and boxes, if queries are ranked by scores of the encoder: rounding decides which are last.
 
-That of bf16 finds gross errors only."""
+The tolerance of bf16 finds gross errors only."""
 OURS = "querybox"
 Forward = Callable[[], tuple[Tensor, Tensor]]
 

@@ -192,7 +192,7 @@ MODELS = (
         quick={**QUICK_HYBRID, "backbone": "hgnetv2_b0.ssld_stage2_ft_in1k"},
     ),
 )
-"""A line a model."""
+"""The models that are measured."""
 
 
 @cache

@@ -32,7 +32,7 @@ from querybox.data import Batch
 
 BATCH, OBJECTS = 16, 7
 PIXELS = {"detr": 800}
-"""A side of the square images; the models that are not named, 640."""
+"""Side of the square images in pixels, by the prefix of the model; 640 for all others."""
 TOLERANCES: dict[Precision, float] = {"tf32": 0.01, "bf16": 0.05, "float32": 1e-3}
 """How far the loss may be, relatively, from that of the first side, which is querybox's in the same precision."""
 

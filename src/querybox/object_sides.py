@@ -15,9 +15,9 @@ class ObjectSides:
     """Median sides of the objects that a model was trained on; a side is the square root of the area of the box."""
 
     original: float
-    """In pixels of the image files."""
+    """Median side in pixels of the image files."""
     resized: float
-    """In pixels of the images as they are resized for the model."""
+    """Median side in pixels of the images as they are resized for the model."""
 
     def __post_init__(self) -> None:
         """Check the numbers, which may be those of a file from a stranger.

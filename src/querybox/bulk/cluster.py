@@ -19,7 +19,7 @@ from querybox.errors import ConfigError, requires_extra
 from querybox.memory import first_line
 
 LOCAL = "local"
-"""In place of the address of a cluster: start Ray on this machine, and stop it at the end."""
+"""What to pass instead of the address of a cluster to start Ray on this machine, and stop it at the end."""
 LOCAL_CURE = (
     "it needs about 1 GB of memory, and space in /tmp and /dev/shm: free some, unset the variables RAY_... of the "
     "environment, or predict without --ray"
@@ -27,12 +27,12 @@ LOCAL_CURE = (
 STDERR = 2
 """File descriptor of standard error."""
 OBJECT_STORE = 128 << 20
-"""Bytes of shared memory, through which no images go, only names of files."""
+"""Size of the shared memory in bytes. Only names of files go through it, no images."""
 
 
 @cache
 def token() -> str:
-    """Return the secret without which no process may use the Ray of this one, not even of another user."""
+    """Return the secret without which no other process, of whatever user, may use the Ray of this one."""
     return secrets.token_hex(32)
 
 

@@ -32,7 +32,7 @@ class Part:
     """Images that become one file."""
 
     number: int
-    """From 0, in the order of the sources."""
+    """Index of the part, from 0, in the order of the sources."""
     places: tuple[str, ...]
     """Absolute paths or URLs of images, or of one shard."""
 

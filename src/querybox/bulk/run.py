@@ -24,7 +24,8 @@ from querybox.text import counted, listed, to_json
 from querybox.urls import is_url, public_name
 
 PLAN = "_plan.json"
-"""What the files of a folder are the results of. Readers of Parquet pass over names that begin with an underscore."""
+"""Name of the file that states the sources and settings of the results in a folder. Readers of Parquet ignore names
+that begin with an underscore."""
 MAX_PLAN = 1 << 20
 
 
@@ -34,7 +35,7 @@ class Collection:
 
     parts: Sequence[Part]
     output: str
-    """Absolute path, or URL."""
+    """Absolute path or URL of the folder."""
 
     def left(self) -> list[Part]:
         """Return the parts without a file."""

@@ -15,7 +15,7 @@ from querybox.errors import DataError
 def read_tar(place: str, file: StoredFile) -> Iterator[Picture]:
     """Yield the images in a tar without compression, named ``PLACE#MEMBER``.
 
-    Members with other file name extensions, such as the annotations of a sample of WebDataset, are passed over. Links
+    Members with other file name extensions, such as the annotations of a sample of WebDataset, are skipped. Links
     and sparse members are pictures with an error.
 
     Args:

@@ -24,7 +24,7 @@ STORABLE = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
     *(torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz),
 )
-"""Floating-point types in which weights can be stored; safetensors has no others with a sign."""
+"""Floating-point types in which weights can be stored: all signed ones of safetensors."""
 TRAINING_ONLY = frozenset(
     {"training", "dropout", "p", "drop_prob", "drop_rate", "inplace", "momentum", "grad_checkpointing"}
 )
@@ -185,7 +185,7 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def shape_mismatches(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> list[str]:
-    """Describe every tensor that is missing, unexpected or of another shape, or that is no floating-point tensor."""
+    """Describe every tensor that is missing, unexpected or of another shape, or that is not a floating-point tensor."""
 
     def shape(state: Mapping[str, Tensor], name: str) -> str:
         if name not in state:

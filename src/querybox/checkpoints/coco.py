@@ -32,7 +32,7 @@ STUFF = {
     196: "food-other-merged", 197: "building-other-merged", 198: "rock-merged", 199: "wall-other-merged",
     200: "rug-merged",
 }  # fmt: skip
-"""The classes of COCO's panoptic annotations that are no objects."""
+"""The classes of COCO's panoptic annotations that are not objects."""
 
 CATEGORIES = tuple(Category(id=row, name=name) for row, name in NAMES.items())
 """The classes of an 80-row head, by row."""

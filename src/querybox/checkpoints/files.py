@@ -176,7 +176,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file that contains an object.
 
     Raises:
-        CheckpointError: It is not such a file.
+        CheckpointError: The file cannot be read, or does not contain a JSON object.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -220,7 +220,7 @@ def unwrap(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]
 
 
 def find_average(held: Mapping[Any, Any]) -> str | None:
-    """Return the key of the averaged weights of a training, which are those that are evaluated; None if there are none.
+    """Return the key of the averaged weights in a training checkpoint, which are evaluated; None if there are none.
 
     MMEngine exchanges the two before it saves, so that its ``state_dict`` is the average.
     """

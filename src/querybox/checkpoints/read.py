@@ -44,7 +44,7 @@ class Checkpoint:
     layout: str
     """Name of the layout of the file."""
     assumptions: tuple[str, ...] = ()
-    """What neither the tensors nor the metadata determine, in words."""
+    """What was assumed because neither the tensors nor the metadata determine it, in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

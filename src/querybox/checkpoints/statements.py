@@ -16,7 +16,7 @@ from querybox.structures import Preprocessing
 
 PREPROCESSOR = "preprocessor_config.json"
 SUPPORTED: dict[str, object] = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255}
-"""Values in it of which querybox supports one."""
+"""Settings in `PREPROCESSOR` of which querybox supports only these values."""
 ARGUMENTS = {"heads": "nheads", "dilation": "dilation", "dropout": "dropout", "queries": "num_queries"}
 """Settings, and their names among the arguments that the authors' code saves with the weights."""
 

@@ -40,7 +40,7 @@ class AnnotatedObject(NamedTuple):
     """One object of an image."""
 
     where: str
-    """Its place in its file, for messages."""
+    """The place of the object in its file, for messages."""
     category: str
     box_xyxy: Corners
     """Corners in pixels, or in 0-1 of the image if it is `relative`."""
@@ -78,7 +78,7 @@ class AnnotatedSplit(NamedTuple):
     parse: Callable[[FindingCollector], Iterable[AnnotatedImage]]
     """Reads the annotations, all or one after the other; the image files need not exist."""
     is_whole: bool
-    """Whether this and the other splits are all of a folder, so that its images without annotations are reported."""
+    """Whether the splits together are a whole folder, so that its images without annotations are reported."""
 
 
 Categorize = Callable[[Collection[str]], tuple[Category, ...]]

@@ -23,19 +23,19 @@ _ID = TypeAdapter(Id)
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """What a COCO file says of its origin, as it is written there."""
+    """What a COCO file says about its origin, as it is written there."""
 
     dataset: Mapping[str, Any] = field(default_factory=dict)
-    """`OF_DATASET`, those that it has."""
+    """The members `OF_DATASET` that the file has."""
     images: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
-    """`OF_IMAGE` of each image that has some, by its id."""
+    """The keys `OF_IMAGE` of each image that has any, by its id."""
 
 
 UNKNOWN = Attribution()
 
 
 def read_attribution(data: DetectionData) -> Attribution:
-    """Return what the file of a dataset says of its origin; nothing if it is not a COCO file."""
+    """Return what the file of a dataset says about its origin; nothing if it is not a COCO file."""
     if isinstance(data.source, str) or data.source.suffix.lower() != ".json":
         return UNKNOWN
     findings = FindingCollector(data.source)  # which the dataset has

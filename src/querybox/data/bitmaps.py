@@ -17,10 +17,10 @@ from querybox.masks import Rle
 
 
 def read_bitmap(content: bytes) -> Bool[np.ndarray, "h w"]:
-    """Return the pixels of a PNG that are inside: those that are not transparent, or not black without transparency.
+    """Return which pixels of a PNG are in the mask: those that are not transparent or, without transparency, not black.
 
     Raises:
-        DataError: It is no PNG, or has more than `MAX_PIXELS` pixels.
+        DataError: It is not a PNG, or has more than `MAX_PIXELS` pixels.
     """
     with open_png(io.BytesIO(content), "a bitmap") as image:
         if "A" in image.getbands() or "transparency" in image.info:
@@ -32,7 +32,7 @@ def read_indices(path: Path) -> UInt8[np.ndarray, "H W"]:
     """Return the numbers of an image with a palette, or the values of one in grayscale.
 
     Raises:
-        DataError: It is no PNG, has more than `MAX_PIXELS` pixels, or is in colour.
+        DataError: It is not a PNG, has more than `MAX_PIXELS` pixels, or is in colour.
     """
     with open_png(path, str(path)) as image:
         if image.mode not in {"P", "L"}:
@@ -66,7 +66,7 @@ def open_png(file: Path | io.BytesIO, where: str) -> Iterator[Image.Image]:
         where: What it is, for messages.
 
     Raises:
-        DataError: It is no PNG, has more than `MAX_PIXELS` pixels, or cannot be decoded within the context.
+        DataError: It is not a PNG, has more than `MAX_PIXELS` pixels, or cannot be decoded within the context.
     """
     try:
         with warnings.catch_warnings():

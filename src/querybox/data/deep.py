@@ -1,4 +1,4 @@
-"""Pixels of more than 8 bits: their values, the range of these, and the 8 bits that they become."""
+"""Pixels of more than 8 bits: their values, the range of the values, and their conversion to 8 bits."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class DeepValues(NamedTuple):
     low: float
     high: float
     top: float
-    """Largest value that their bits can have."""
+    """Largest value that this number of bits can hold."""
 
 
 def load(image: Image.Image, path: str | Path | EncodedImage) -> Values | None:

@@ -61,7 +61,7 @@ class Examination(NamedTuple):
     findings: list[tuple[str, str]]
     """Kinds of `querybox.data.findings.KINDS`, each with a description."""
     deep: DeepValues | None = None
-    """Its values, if it has more than 8 bits."""
+    """The values of its pixels, if they have more than 8 bits."""
 
 
 def read_image(

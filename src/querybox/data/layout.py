@@ -14,7 +14,8 @@ from querybox.data.parsing import read_head
 from querybox.data.splits import SPLITS, split_name
 
 _MAX_TRIED = 100
-"""If none of so many files in a folder is recognised, the others are not tried; they are one for each image."""
+"""Number of files in a folder after which, if none of them is recognised, the others are not tried; formats with a file
+for each image have many."""
 
 
 PARTS = frozenset(

@@ -43,7 +43,7 @@ class Batch:
     """Images of one training step, not yet normalised."""
 
     pixels: UInt8[Tensor, "B 3 H W"]
-    """RGB, zero-padded right and below."""
+    """RGB images, zero-padded at the right and bottom."""
     sizes: Int[Tensor, "B 2"]
     """(height, width) of each image before padding, in pixels."""
     targets: tuple[Target, ...]
@@ -181,7 +181,7 @@ def check_loading(settings: DataSettings, batch_size: int, rank: int, world_size
     """Check that batches have enough images for mixup, and warn of more workers than CPUs; see `train_loader`.
 
     Raises:
-        ConfigError: They have not.
+        ConfigError: Batches have too few images for mixup.
     """
     if settings.mixup and batch_size < 2 * world_size:
         raise ConfigError(

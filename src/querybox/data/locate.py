@@ -19,7 +19,7 @@ from querybox.text import listed
 _MASKS = re.compile(r"segment|mask|panoptic", re.IGNORECASE)
 """Names of folders with segmentation masks, which have the names of the images."""
 _UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-")
-"""Label Studio puts it before the names of uploaded files."""
+"""The prefix that Label Studio adds to the names of uploaded files."""
 
 
 def find_files(folder: Path, suffixes: Container[str]) -> list[Path]:

@@ -52,7 +52,7 @@ def read_row(place: str, group: int, row: int, size: int) -> bytes:
         size: Number of bytes of the image.
 
     Raises:
-        ImageError: The file is missing, damaged, or not as it was.
+        ImageError: The file is missing or damaged, or has changed.
         StorageError: Its storage cannot be reached, or refuses.
     """
     images = row_group(place, group)

@@ -103,7 +103,7 @@ def validation_problem(error: ValidationError) -> str:
 
 
 def csv_columns(file: Path) -> tuple[str, ...]:
-    """Return the column names of a CSV file in lower case, `x_min` for `X Min`; empty if its first line is no CSV."""
+    """Return the column names of a CSV file in lower case, `x_min` for `X Min`; empty if its first line is not CSV."""
     reader = csv.reader([_first_line(file)], delimiter=csv_delimiter(file))
     try:
         return tuple(map(_column, next(reader, [])))

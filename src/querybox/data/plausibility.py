@@ -14,7 +14,7 @@ from querybox.data.records import ROUNDING, DetectionData, ImageRecord
 from querybox.data.shards import ImageFile
 
 _LARGE_IMAGE = 8
-"""Side in pixels from which boxes of at most one pixel are not meant as pixels."""
+"""Side in pixels of images in which boxes of at most one pixel cannot be meant in pixels."""
 _SEPARATORS = re.compile(r"[\s_-]+")
 _MIN_OVERFLOWING = 3
 """Fewer overflowing boxes say nothing about the meaning of coordinates."""

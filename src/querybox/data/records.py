@@ -123,7 +123,7 @@ class ImageRecord:
 
     @property
     def path(self) -> Path:
-        """The path of the image file. In a shard, which is no folder, it only tells images apart."""
+        """The path of the image file. A shard is not a folder, so in one the path only tells images apart."""
         return Path(self._folder, self._name)
 
     @property

@@ -53,7 +53,7 @@ class Sample:
     annotation: str
     """Name of the annotation: that of the member of a tar."""
     text: str
-    """Its content."""
+    """Content of the annotation."""
     shape: Shape | None
     """Size of the image by its header; None if that cannot be read."""
     group: Annotated[int, Field(ge=0)] | None = None
@@ -72,7 +72,7 @@ class ShardIndex:
     version: str
     """See `querybox.data.storage.version`."""
     samples: list[Sample] = field(default_factory=list)
-    """In the order of the images."""
+    """The samples, in the order of the images."""
     problems: list[tuple[str, str]] = field(default_factory=list)
     """Kinds of findings, each with a description."""
     names: dict[int, str] = field(default_factory=dict)

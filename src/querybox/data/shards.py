@@ -34,7 +34,7 @@ class ShardImage:
         """Read the image file.
 
         Raises:
-            ImageError: The shard is missing, damaged, or not as it was.
+            ImageError: The shard is missing or damaged, or has changed.
             StorageError: Its storage cannot be reached, or refuses.
         """
         if self.group is None:

@@ -19,9 +19,9 @@ class Format(NamedTuple):
     """A format of datasets."""
 
     name: str
-    """Its name in messages."""
+    """Name of the format in messages."""
     expected: str
-    """What it looks like, in one phrase: the cure in the message that nothing was recognised."""
+    """What a dataset in the format looks like, in one phrase, for the message that nothing was recognised."""
     splits: Callable[[Path], dict[str, Reader]]
     """Returns a reader for each split at a path, a file or a folder; empty if it does not have this format.
 

@@ -32,9 +32,9 @@ WEB = ("http", "https")
 SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", *WEB)
 """Schemes of URLs that are opened. fsspec has others, among them those that name further files and hosts."""
 PAGE = "text/html"
-"""Type of the pages of web servers."""
+"""Content type of the pages of web servers."""
 MISSING = (404, 410)
-"""Codes of web servers that have no such file; others say that it cannot be read now."""
+"""Status codes of web servers that have no such file; other codes mean that it cannot be read now."""
 MAX_CONTENT = 1 << 28
 """Maximum number of bytes of an image file, which is in memory as a whole."""
 
@@ -114,7 +114,7 @@ def reaching(place: str) -> Iterator[None]:
 class StoredFile:
     """A file that is read in parts, and that remembers an error of its storage.
 
-    Libraries turn such an error into one of the file, as if this was damaged.
+    Libraries turn such an error into one of the file, as if the file were damaged.
 
     Attributes:
         failure: The error of the storage; None if there was none.
@@ -149,7 +149,7 @@ class StoredFile:
         """Move to a position.
 
         Raises:
-            OSError: It is that of a web server which sends whole files alone.
+            OSError: The file is on a web server that sends only whole files.
         """
         with self.remembering():
             return self.file.seek(offset, whence)
@@ -281,7 +281,7 @@ def version(place: str) -> str:
 
 
 def too_large() -> str:
-    """Say that a file has too many bytes."""
+    """Return the message that a file has too many bytes."""
     return f"is larger than {MAX_CONTENT:,} bytes, the limit of an image file; make it smaller"
 
 

@@ -21,20 +21,20 @@ COMPRESSED = {
 """The first bytes of compressed files."""
 COMPRESSED_BYTES = max(map(len, COMPRESSED.values()))
 MAX_PADDING = 1 << 16
-"""Number of bytes from its end on in which a tar has zeros alone; tools pad tars to multiples of 10 KiB."""
+"""Number of bytes from its end on that are all zeros; tools pad tars to multiples of 10 KiB."""
 
 
 class Member(NamedTuple):
     """A file in a tar."""
 
     name: str
-    """As it is written; never to be used as a path."""
+    """The name as it is written in the tar; never to be used as a path."""
     start: int
     """The byte of the tar at which its content begins."""
     size: int
     """Number of bytes of its content, as the tar states it."""
     is_regular: bool
-    """Whether it is no link, no device, and not sparse."""
+    """Whether it is neither a link nor a device, and not sparse."""
 
 
 def read_members(place: str, file: StoredFile) -> Iterator[Member]:
@@ -71,7 +71,7 @@ def read_members(place: str, file: StoredFile) -> Iterator[Member]:
 
 
 def require_uncompressed(place: str, file: StoredFile) -> None:
-    """Check the beginning of a file that is no tar.
+    """Check the beginning of a file that is not a tar.
 
     Raises:
         DataError: It is compressed.

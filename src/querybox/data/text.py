@@ -26,9 +26,9 @@ _COMMON = re.compile(rb"[\xa1-\xa3\xb0-\xd7][\xa1-\xfe]")
 """Punctuation, and level 1 of GB 2312."""
 _ACCENTED, _LETTER = re.compile(rb"[\x80-\xff]"), re.compile(rb"[A-Za-z]")
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
-"""Bytes that text does not have."""
+"""Bytes that do not occur in text."""
 _SAMPLE = 1 << 20
-"""Number of bytes by which the encoding is decided."""
+"""Number of bytes from which the encoding is determined."""
 
 
 def read_start(file: Path, count: int) -> bytes:
@@ -81,7 +81,7 @@ def decode_head(content: bytes) -> str:
     """Decode the beginning of a text file, which may end within a character; see `decode`.
 
     Returns:
-        The text without a byte order mark; empty if it is none in any of the encodings.
+        The text without a byte order mark; empty if it is not text in any of the encodings.
     """
     encoding = encoding_of(content)
     if encoding is None:

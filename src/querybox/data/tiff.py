@@ -89,7 +89,7 @@ def image_size(path: ImageFile) -> tuple[int, int]:
 def read_picture(
     path: ImageFile, size: tuple[int, int] | None = None, *, pixel_range: PixelRange | None = None
 ) -> Image.Image:
-    """Return an image to look at: as `read_image` does, but reduced if it is a TIFF that is read in parts.
+    """Return an image for display: as `read_image` does, but reduced if it is a TIFF that is read in parts.
 
     Args:
         path: The file.

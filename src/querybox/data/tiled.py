@@ -1,9 +1,9 @@
 """Training on tiles: a dataset whose images are the tiles of large images.
 
 An object that a tile shows whole is trained on. So is one that is cut, up to the border, if at least `MIN_VISIBLE` of
-it is visible; what is visible of others is a crowd region, which is no target. Each object is whole in some tile unless
-it is wider or higher than the overlap. If an image has such an object, it is trained on as a whole, too, as it is
-searched as a whole in prediction.
+it is visible; what is visible of others is a crowd region, not a target. Each object is whole in some tile unless it is
+wider or higher than the overlap. If an image has such an object, it is trained on as a whole, too, as it is searched as
+a whole in prediction.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class TileRecord(ImageRecord):
             boxes_xyxy: Corners of the visible parts of G objects in pixels of the part.
             masks: Their masks; None if they are not known.
             objects: Which of the N objects of the image they are.
-            crowd: Which of them are no targets.
+            crowd: Which of them are not targets.
         """
         sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
         super().__init__(
@@ -112,14 +112,14 @@ def tiled(data: DetectionData, settings: DataSettings) -> DetectionData:
 
 
 def with_whole_images(tiles: DetectionData, data: DetectionData, settings: DataSettings) -> DetectionData:
-    """Return the tiles, and behind them each image with an object that is not certain to be whole in a tile.
+    """Return the tiles, followed by each image with an object that is not certain to be whole in a tile.
 
-    Objects that are too small in the resized image are no targets there; see `MIN_SIDE`.
+    Objects that are too small in the resized image are not targets there; see `MIN_SIDE`.
 
     Args:
         tiles: The result of `tiled`.
         data: The images.
-        settings: Those of the training images.
+        settings: The data settings of the training.
     """
     tiling = tiling_of(settings)
     if tiling is None:

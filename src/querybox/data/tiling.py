@@ -50,7 +50,7 @@ class Tiling:
         Args:
             tile: The side, or "auto".
             overlap: See `overlap`.
-            preprocessing: That of the model.
+            preprocessing: The preprocessing of the model.
 
         Raises:
             ConfigError: A number is out of its range, there is an overlap without tiles, or `tile` is "auto" and the
@@ -113,9 +113,9 @@ def shown_whole(tiles: Sequence[Window]) -> tuple[float, float]:
 
 
 def suitable_tile(preprocessing: Preprocessing) -> int:
-    """Return the side of the tiles in which objects are shown to a model as large as those of its training.
+    """Return the side of the tiles in which objects appear to a model as large as in its training.
 
-    That is for objects that have as many pixels as those of the training had: an object of the median side
+    This holds for objects that have as many pixels as the training objects had: an object of the median side
     `ObjectSides.original` is shown with `ObjectSides.resized` pixels. For images of one size, not wider than high, it
     is their side. The side is limited to `MIN_TILE` and `MAX_TILE`, and logged.
 

@@ -60,13 +60,13 @@ _CONTENTS = (
     ),
     (r"<dataset>.*<images>", "annotations of dlib's imglab", "convert them to COCO JSON"),
 )
-"""The same for the beginning of JSON and XML files."""
+"""Patterns of the beginning of JSON and XML files, with what such a file is, and the cure."""
 _MAX_READ = 100
-"""Number of these that are read."""
+"""Number of such files that are read."""
 _MAX_MEMBERS = 1000
 """Number of members of a tar that are looked at."""
 _MAX_TARS = 10
-"""Number of tars."""
+"""Number of tars that are looked at."""
 
 
 def describe_unsupported(path: Path) -> str | None:

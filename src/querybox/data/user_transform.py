@@ -39,7 +39,7 @@ class UserTransform:
         pickled: Whether worker processes receive it.
 
     Raises:
-        ConfigError: It is no such callable, or cannot be pickled.
+        ConfigError: It is not such a callable, or cannot be pickled.
     """
 
     def __init__(self, transform: Any, classes: int, *, pickled: bool) -> None:

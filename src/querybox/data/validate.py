@@ -31,7 +31,7 @@ class SplitReport:
     """The validation result of one split of a dataset."""
 
     source: Path | str
-    """Its file or folder, or its URL without credentials."""
+    """File or folder of the split, or its URL without credentials."""
     images: int
     """Number of usable images."""
     excluded: int

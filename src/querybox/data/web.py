@@ -24,7 +24,7 @@ class Links(HTMLParser):
 def linked_files(url: str, page: bytes) -> list[str]:
     """Return the URLs of the files in a folder to which its page links, each once.
 
-    A link to another host, or to another folder of this one, is none of them.
+    Links to other hosts, or to other folders of this one, are left out.
 
     Args:
         url: URL of the folder, whose path ends with ``/``.

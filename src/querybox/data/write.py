@@ -30,7 +30,7 @@ SEGMENT = ("category_id", "bbox", "area", "iscrowd")
 ORIGIN = "info.json"
 """Name of the file beside shards with what COCO files have in themselves; see `Attribution.dataset`."""
 NOT_READ = ("keypoints", "ignored_region", "unsupported_shape")
-"""Kinds of findings of what is in a dataset, but is not read and so is in no part of it."""
+"""Kinds of findings about content of a dataset that is not read, and is therefore in none of its parts."""
 
 
 def split_dataset(

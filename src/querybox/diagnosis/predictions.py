@@ -11,7 +11,7 @@ from querybox.models import FOR_FEW_IMAGES
 DUPLICATES = 0.3
 """Fraction of confident detections that are duplicates."""
 MOSTLY_DUPLICATES = 0.8
-"""The same, if there is hardly any other detection."""
+"""Fraction of confident detections that are duplicates above which there is hardly any other detection."""
 GAIN = 0.05
 """Increase of AP50 without duplicates."""
 SETTLED_EPOCHS = 9

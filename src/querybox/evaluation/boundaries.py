@@ -32,7 +32,7 @@ class Band(NamedTuple):
     left: int
     top: int
     pixels: Bool[np.ndarray, "h w"]
-    """Within the box of the mask, whose corner these are."""
+    """The pixels within the box of the mask, whose upper left corner is (`left`, `top`)."""
 
 
 def band(mask: Rle) -> Band:

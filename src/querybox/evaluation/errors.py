@@ -80,9 +80,9 @@ class ImageErrors:
     """The errors in one image. `len` is their number."""
 
     false_negatives: tuple[FalseNegative, ...]
-    """Sorted by object."""
+    """False negatives, sorted by object."""
     false_positives: tuple[FalsePositive, ...]
-    """Sorted by detection, highest score first."""
+    """False positives, sorted by detection, highest score first."""
     true_positives: int
     """Number of matched pairs of a detection and an object."""
     ignored: int

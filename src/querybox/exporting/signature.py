@@ -18,9 +18,9 @@ class Port(NamedTuple):
     """An input or an output."""
 
     type: str
-    """Such as ``"float32"``."""
+    """Name of the type, such as ``"float32"``."""
     shape: tuple[int | None, ...]
-    """None for an axis of any size. Empty if unknown."""
+    """Size of each axis; None for any size. Empty if unknown."""
 
     def __str__(self) -> str:
         """Return its description for messages, such as ``uint8 [any, 3, any, any]``."""

@@ -46,9 +46,9 @@ class Exported:
     """Differences from the detector. With int8, and with bf16 and fp16 if queries are made from proposals, they are
     those of the model in float32, before rounding."""
     AP: tuple[float, float] | None = None
-    """For int8: average precision on the calibration data in float32 and in int8, 0-1."""
+    """AP on the calibration data in float32 and in int8, 0-1; None for other precisions."""
     AP_masks: tuple[float, float] | None = None
-    """The same of masks, if the detector and the data have them."""
+    """AP of masks on the calibration data, likewise; None if the detector or the data have none."""
 
 
 def export(

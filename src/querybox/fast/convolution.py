@@ -54,7 +54,7 @@ class FusedConv2d(nn.Conv2d):
     overwrite_shortcut = False
     """Whether the result may overwrite the shortcut, because nothing else uses it."""
     activation: type[nn.Module] = nn.Identity
-    """One of `ACTIVATIONS`."""
+    """Activation after the addition, one of `ACTIVATIONS`."""
 
     @staticmethod
     def fits(conv: nn.Conv2d) -> bool:

@@ -20,7 +20,7 @@ class Call:
     """One call of a module."""
 
     inputs: Mapping[str, Any]
-    """By parameter name of the module's `forward`."""
+    """Arguments by the parameter names of the module's `forward`."""
     output: Any
     seconds: float
 

@@ -28,7 +28,7 @@ class Comparison:
     matched: Int[Tensor, "L G"]
     """The query matched to each object; -1 if there is none, as there are fewer queries than objects."""
     losses: Mapping[str, float]
-    """By the names of `Criterion`: ``loss_cls``, ``d0.loss_cls`` ..."""
+    """Losses by their names in `Criterion`: ``loss_cls``, ``d0.loss_cls`` ..."""
     seconds: float
     """Time of the criterion, including the matching."""
 

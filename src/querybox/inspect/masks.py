@@ -18,7 +18,7 @@ class QueryMasks:
     """Masks of one image's queries, by layer."""
 
     layers: dict[int, Masks]
-    """Those layers that have masks, from 0; DETR's own head has them in the last layer alone."""
+    """Indices of the layers that have masks, from 0; DETR's own head predicts them in the last layer only."""
     size: tuple[int, int]
     """(height, width) of the resized image in pixels."""
     device: torch.device

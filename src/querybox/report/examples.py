@@ -1,4 +1,4 @@
-"""The images of the report: those that the detector does worst on, and those that it does best on."""
+"""The images of the report on which the detector does worst and best."""
 
 from __future__ import annotations
 

@@ -17,11 +17,11 @@ from querybox.html import jpeg_url, render
 from querybox.inference.draw import draw_boxes
 
 PICTURES = 6
-"""Most pictures of one kind of problem."""
+"""Maximum number of pictures of one kind of problem."""
 MAX_SIDE = 480
-"""Pixels of a picture."""
+"""Maximum side of a picture in pixels."""
 LISTED = 1000
-"""Most places of one kind of problem; ``querybox validate --json`` lists all."""
+"""Maximum number of places of one kind of problem; ``querybox validate --json`` lists all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +33,9 @@ class Section:
     pictures: dict[str, str]
     """URLs of pictures by the place that they show."""
     places: list[str]
-    """Other places."""
+    """Places without a picture."""
     omitted: int
-    """How many more there are than the places listed."""
+    """Number of places that are not listed."""
 
 
 def write_validation(path: Path, report: Report) -> None:

@@ -23,7 +23,7 @@ from querybox.report.examples import MAX_SIDE, Example
 MARGIN = 0.2
 """Part of the image around the masks that is shown, as a fraction of their size."""
 SIDE = 400
-"""Pixels that the longer side of a picture has at least; parts of images are enlarged to that."""
+"""Minimum longer side of a picture in pixels, to which parts of images are enlarged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

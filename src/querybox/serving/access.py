@@ -31,7 +31,7 @@ class Access:
     host: str
     """The address that the server listens at, as the user gave it."""
     loopback: bool
-    """Whether the address can be reached from this machine alone."""
+    """Whether the address can be reached from this machine only."""
 
     def problem(self, path: str, headers: Headers) -> ProblemError | None:
         """Return why a request is refused; None if it is not."""

@@ -46,9 +46,9 @@ CHOICE, DRAFTS = "choice.json", ".drafts-"
 MODELS = 8
 """Number of models whose choices are kept, those that were tuned last."""
 MAX_THREADS = 2**12
-"""Maximum number of threads: a corrupt choice must not start any number of them."""
+"""Maximum number of threads: a corrupt choice must not start an arbitrary number of them."""
 DAY = 86_400
-"""Age in seconds at which drafts belong to no running process any more."""
+"""Age in seconds from which drafts no longer belong to a running process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

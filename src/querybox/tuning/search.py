@@ -34,7 +34,7 @@ from querybox.precision import is_native
 from querybox.tuning.choice import DRAFTS, Candidate, Choice, remember
 
 SECONDS = 30.0
-"""Seconds that the engines are measured for, and again the numbers of threads."""
+"""Seconds for which the engines are measured, and again for the numbers of threads."""
 GAIN = 1.05
 """Minimum speedup over the default for another engine or number of threads to be chosen; less could be noise."""
 BEST = 10

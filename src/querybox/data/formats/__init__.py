@@ -1,4 +1,4 @@
-"""The formats of datasets that can be read: one file a format, and one line here."""
+"""The formats of datasets that can be read: one file for each format, and one line here."""
 
 from querybox.data.formats.coco import COCO
 from querybox.data.formats.coco_panoptic import COCO_PANOPTIC

@@ -83,14 +83,14 @@ class Annotations:
         self.image_ids: list[Id] = []
         self.category_ids: list[Id] = []
         self.boxes_xywh = array("d")
-        """Four values each; NaN without a box."""
+        """The box of each annotation; NaN without one."""
         self.has_box = bytearray()
         self.areas = array("d")
-        """NaN without an area."""
+        """The area of each annotation; NaN without one."""
         self.crowd = bytearray()
         self.has_crowd = bytearray()
         self.masks: dict[int, Region] = {}
-        """The regions of those that have one, by index."""
+        """The regions of the annotations that have one, by index."""
 
     def add(self, item: CocoAnnotation, mask: Region | None) -> None:
         """Add an annotation."""
@@ -207,7 +207,7 @@ class Columns:
     order: Int64[np.ndarray, " M"]
     """The annotations that have an image, a category and a box, by image."""
     starts: Int64[np.ndarray, " I"]
-    """Where those of each image, and after the last one, begin in `order`."""
+    """Where the annotations of each image begin in `order`, and at the end where those of the last image end."""
 
     @classmethod
     def of(cls, items: Annotations, labels: Mapping[Id, int], images: Mapping[Id, int]) -> Self:

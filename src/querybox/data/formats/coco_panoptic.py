@@ -167,10 +167,10 @@ def _entries(file: Path, text: str) -> Iterator[tuple[str, int, Any]]:
 
 class _Image(NamedTuple):
     number: int
-    """Its id."""
+    """The id of the image."""
     entry: CocoImage
     where: str
-    """Its place in the file."""
+    """The place of the entry in the file."""
 
 
 class _RecordReader:

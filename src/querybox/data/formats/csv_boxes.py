@@ -55,7 +55,7 @@ _RETINANET = ("filename", "xmin", "ymin", "xmax", "ymax", "class")
 _ONLY_CLASS = "object"
 """Name of the class of all objects in a file without a column for it."""
 _UNKNOWN = ("", "nan", "none", "null", "na", "n/a", "[]")
-"""What tools write, in lower or upper case, in a cell without a value."""
+"""What tools write in a cell without a value, in lower or upper case."""
 
 
 class _Columns(NamedTuple):

@@ -29,7 +29,7 @@ class _Bits:
         """Return the number in the next bits.
 
         Raises:
-            DataError: There are less.
+            DataError: There are fewer bits.
         """
         start, self.position = self.position, self.position + bits
         if self.position > 8 * len(self.content):

@@ -118,7 +118,7 @@ def _region(shape: _Shape, size: tuple[int, int] | None) -> Region | None:
     """Return the pixels of a shape in an image of this (height, width); None if they are not known.
 
     Raises:
-        DataError: Its mask is no PNG, or not in the image.
+        DataError: Its mask is not a PNG, or not in the image.
         ValueError: It is not in base64.
     """
     match shape.shape_type:

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 class _Row(NamedTuple):
     number: int
-    """In the file, from 0."""
+    """Index of the row group in the file, from 0."""
     group: int
     start: int
-    """In the row group, from 0."""
+    """Index of the row in the row group, from 0."""
     content: dict[str, Any]
 
 

@@ -45,7 +45,7 @@ class _Bitmap(BaseModel):
         """The box of the bitmap in pixels, from the header of the PNG.
 
         Raises:
-            ValueError: It is no PNG.
+            ValueError: It is not a PNG.
         """
         try:
             png = zlib.decompressobj().decompress(base64.b64decode(self.data), _PNG_SIZE.stop)
@@ -150,7 +150,7 @@ def _box(item: _Object) -> Corners | None:
     """Return the bounding box of an object; None if it has no extent.
 
     Raises:
-        ValueError: Its bitmap is no PNG.
+        ValueError: Its bitmap is not a PNG.
     """
     if item.bitmap is not None:
         return item.bitmap.box

@@ -206,7 +206,7 @@ def _name_unlabelled(images: Collection[AnnotatedImage], findings: FindingCollec
 
 
 def _category(attributes: Mapping[str, Any]) -> str | None:
-    """Return the class of a region: empty if it has no attributes, None if it has some of which none is one."""
+    """Return the class of a region: empty if it has no attributes, None if none of them is a class."""
     if not attributes:
         return ""
     values = {name.strip().lower(): value for name, value in attributes.items()}

@@ -19,7 +19,7 @@ from querybox.data.text import read_lines
 
 _FACE = re.compile(r"(-?\d{1,9}\s+){9}-?\d{1,9}")
 _INVALID = 3
-"""Index of the attribute."""
+"""Index of the attribute that marks invalid faces."""
 
 
 def _is_wider_face(file: Path) -> bool:

@@ -127,7 +127,7 @@ class _RecordReader:
         self.parser = LabelParser(names, has_keypoints=has_keypoints)
         self.findings = findings
         self.label_files: set[Path] = set()
-        """Without suffix, whose case some systems ignore."""
+        """The name without suffix, whose case some systems ignore."""
         self.unlabeled: list[tuple[int, Path]] = []
 
     def read(self, number: int, image: Path) -> ImageRecord | None:

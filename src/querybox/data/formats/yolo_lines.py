@@ -19,7 +19,7 @@ Names = Mapping[int, str]
 """Class names by class number."""
 
 _MARGIN = 0.1
-"""How far values may be outside 0-1. Annotation tools let objects extend beyond the image; pixels are larger by far."""
+"""How far values may be outside 0-1. Annotation tools let objects extend beyond the image; pixels are much larger."""
 
 
 def names_by_number(names: Sequence[str] | dict[int, str]) -> dict[int, str]:
@@ -92,7 +92,7 @@ class LabelParser:
 
         Args:
             where: The file, for messages.
-            lines: Its lines, stripped; empty ones are passed over.
+            lines: Its lines, stripped; empty ones are skipped.
             findings: Collects problems.
             image_id: Id of the image; None if it has none yet.
         """
