@@ -127,10 +127,10 @@ def test_rows_of_relatives_there_and_back(tmp_path: Path, caplog: pytest.LogCapt
         (
             "huggingface",
             DINO(**SMALL),
-            "huggingface has no names for DINO that are known; expected one of facebook",
+            "querybox does not know the names of DINO in huggingface; expected one of facebook",
         ),
         ("mmdet2", DINO(**SMALL), "expected one of facebook, mmdet3, querybox"),
-        ("mmdet2", DeformableDETR(**SMALL), "mmdet2 has no names for Deformable DETR that are known"),
+        ("mmdet2", DeformableDETR(**SMALL), "querybox does not know the names of Deformable DETR in mmdet2"),
         (
             "facebook",
             DeformableDETR(**SMALL, strides=(16, 32)),

@@ -276,7 +276,7 @@ def test_every_number_of_a_card_is_checked(place: str, key: str, value: object, 
 def test_shapes_that_make_no_sense_are_told(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     state = FACEBOOK.to_theirs(tiny().state_dict())
     torch.save({"model": {**state, name: torch.zeros(shape)}}, tmp_path / "model.pth")
-    with pytest.raises(CheckpointError, match=r"model\.pth: .*are invalid"):
+    with pytest.raises(CheckpointError, match=r"model\.pth: .*is invalid"):
         Detector.load(tmp_path / "model.pth")
 
 

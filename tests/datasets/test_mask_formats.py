@@ -240,8 +240,8 @@ def test_brushes_are_unpacked() -> None:
     [
         ([], "end too early"),
         (pack_brush(square())[:-4], "end too early"),
-        ([256], "are no bytes"),
-        ([-1], "are no bytes"),
+        ([256], "are not bytes"),
+        ([-1], "are not bytes"),
         ([255] * 40, r"a brush has 4294967295 values; expected 4 for each pixel of 12x16"),
         (pack_brush(square().T[:, :-1]), "a brush has 704 values"),
     ],

@@ -242,7 +242,7 @@ def test_images_are_not_written_through_a_link(tmp_path: Path, whole: bool) -> N
     with pytest.raises(DataError) as caught:
         read_dataset(tmp_path / "data")
     assert str(caught.value) == (
-        f"{link}: is a link; images are written to a folder of the dataset alone: remove it"
+        f"{link}: is a link; images are only written to a folder of the dataset: remove it"
     )
     assert not list(outside.iterdir())
 

@@ -43,7 +43,7 @@ def test_an_index_that_cannot_be_written_is_made_each_time(
     folder = write_shards(files, tmp_path / "shards", 8)
     with mock.patch.object(shard_index, "write_text", side_effect=PermissionError("read-only")):
         same_records(read_dataset(folder), files)
-    assert "the index cannot be written (read-only); it is made again the next time" in caplog.text
+    assert "the index cannot be written (read-only); it will be made again the next time" in caplog.text
     assert not list((folder / ".index").glob("*.json"))
 
 
@@ -52,7 +52,7 @@ def test_an_index_is_written_to_no_other_folder(tmp_path: Path, files: Detection
     (tmp_path / "elsewhere").mkdir()
     (folder / ".index").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(
-        DataError, match=r"\.index: is a link; an index is written to the folder of the dataset"
+        DataError, match=r"\.index: is a link; an index is only written to the folder of the dataset"
     ):
         read_dataset(folder)
 

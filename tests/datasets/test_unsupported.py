@@ -34,7 +34,7 @@ from querybox.errors import DataError
         ("boxes.xlsx", "contains spreadsheets .*: save them as CSV"),
         ("boxes.tsv", "contains tables with tabs .*: rename them to .csv"),
         ("tiles.geojson", "contains geographical data"),
-        ("photos/a.jpg", "contains images, but no annotations that are recognised; expected COCO"),
+        ("photos/a.jpg", "contains images, but no recognised annotations; expected COCO"),
         ("notes.md", "contains no dataset; expected COCO"),
     ],
 )
@@ -51,14 +51,12 @@ def test_folders_of_classes_are_told_from_detection(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     with pytest.raises(
-        DataError, match=r"folders such as cat, dog, but no annotations .*annotate the objects"
+        DataError, match=r"folders such as cat, dog, but no recognised annotations.*annotate the objects"
     ):
         read_dataset(tmp_path)
     shutil.move(tmp_path / "train" / "cat", tmp_path / "val")
     shutil.move(tmp_path / "train" / "dog", tmp_path / "test")
-    with pytest.raises(
-        DataError, match="contains images, but no annotations that are recognised; expected COCO"
-    ):
+    with pytest.raises(DataError, match="contains images, but no recognised annotations; expected COCO"):
         read_dataset(tmp_path)
 
 

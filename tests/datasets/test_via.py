@@ -132,7 +132,7 @@ def test_a_region_without_a_class_among_others_is_malformed(tmp_path: Path) -> N
     data = read_split(tmp_path, None)
     assert [category.name for category in data.categories] == ["dog"]
     assert [place.what for each in data.findings if each.kind == "malformed" for place in each.places] == [
-        f"{file}, 'a.jpg123', region 1: has no attributes, and others have their class there; expected a class"
+        f"{file}, 'a.jpg123', region 1: has no attributes, but other regions have their class there; expected a class"
     ]
 
 

@@ -205,7 +205,7 @@ def test_labels_beside_images_without_class_names_need_them(tmp_path: Path) -> N
 def test_texts_beside_images_that_are_no_labels(tmp_path: Path) -> None:
     write_images(tmp_path, IMAGES)
     (tmp_path / "a.txt").write_text("A photo of a dog.\n")
-    with pytest.raises(DataError, match="contains images, but no annotations that are recognised"):
+    with pytest.raises(DataError, match="contains images, but no recognised annotations"):
         read_dataset(tmp_path)
 
 

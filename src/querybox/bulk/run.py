@@ -179,6 +179,6 @@ def cause(error: BaseException) -> QueryboxError:
             return type(link)(str(link))
         link = getattr(link, "cause", None) or link.__cause__
     return PredictionError(
-        f"the processes of Ray ended ({first_line(error)}); the parts before are done. They may lack memory: use fewer "
-        "--workers, and repeat the command for the rest"
+        f"the processes of Ray ended ({first_line(error)}); the parts predicted before are done. They may lack memory: "
+        "use fewer --workers, and repeat the command for the rest"
     )

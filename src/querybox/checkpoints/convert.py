@@ -137,7 +137,7 @@ def layout_of(recipe: Recipe, to: PublicSystem) -> Layout:
     if to not in recipe.layouts:
         known = ", ".join(recipe.layouts)
         raise ConfigError(
-            f"{to} has no names for {recipe.title} that are known; expected one of {known}, querybox"
+            f"querybox does not know the names of {recipe.title} in {to}; expected one of {known}, querybox"
         )
     return recipe.layouts[to]
 

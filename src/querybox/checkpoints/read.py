@@ -108,7 +108,7 @@ def read_checkpoint(
             raise
         except Exception as error:
             raise CheckpointError(
-                f"its metadata or the shape of a tensor are invalid ({error!r}): corrupt, or of another model"
+                f"its metadata or the shape of a tensor is invalid ({error!r}): corrupt, or of another model"
             ) from error
     except (CheckpointError, ConfigError) as error:
         raise error if str(path) in str(error) else type(error)(f"{path}: {error}") from error
@@ -154,8 +154,8 @@ def interpret(file: CheckpointFile, path: Path, given: Mapping[str, Any]) -> Che
         with torch.device("meta"):
             preprocessing = recipe.build(categories).preprocessing
         assumptions.append(
-            f"the preprocessing and the settings of a new {kind.title}, which a state_dict() has not; write files with "
-            "Detector.save"
+            f"the preprocessing and the settings of a new {kind.title}, which a state_dict() does not have; write "
+            "files with Detector.save"
         )
     return Checkpoint(
         blueprint=Blueprint(recipe=recipe, categories=tuple(categories), preprocessing=preprocessing),

@@ -59,7 +59,7 @@ def read_row(place: str, group: int, row: int, size: int) -> bytes:
     if row >= len(images) or len(images[row]) != size:
         name = public_name(place)
         raise ImageError(
-            f"{name}: has no image of {size:,} bytes in row {row} of row group {group}; expected the file as it was: "
+            f"{name}: has no image of {size:,} bytes in row {row} of row group {group}; expected an unchanged file: "
             f"{restore(name)}"
         )
     return images[row]

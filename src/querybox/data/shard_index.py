@@ -99,7 +99,7 @@ def read_index(place: str, folder: Path, make: MakeIndex) -> ShardIndex:
     file = index_file(place, folder)
     if link := next((path for path in (folder, file, folder / LOCK) if path.is_symlink()), None):
         raise DataError(
-            f"{link}: is a link; an index is written to the folder of the dataset alone: remove it"
+            f"{link}: is a link; an index is only written to the folder of the dataset: remove it"
         )
     stated = version(place)
     if (index := written_index(file, stated)) is not None:
@@ -112,7 +112,7 @@ def read_index(place: str, folder: Path, make: MakeIndex) -> ShardIndex:
             write_text(file, _INDEX.dump_json(index).decode())
         except (OSError, DiskFullError) as error:
             logger.warning(
-                "%s: the index cannot be written (%s); it is made again the next time", file, error
+                "%s: the index cannot be written (%s); it will be made again the next time", file, error
             )
     return index
 

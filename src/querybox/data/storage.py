@@ -254,7 +254,7 @@ def read_range(place: str, start: int, size: int) -> bytes:
     if len(content) != size:
         raise ImageError(
             f"{public_name(place)}: got {len(content):,} of {size:,} bytes from byte {start:,} on; expected a storage "
-            "that reads parts of files, and the file as it was: restore it"
+            "that reads parts of files, and an unchanged file: restore it"
         )
     return content
 

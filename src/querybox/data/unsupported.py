@@ -96,10 +96,10 @@ def _describe_images(files: Sequence[str]) -> str | None:
     classes = {folder.name for folder in folders}
     if len(classes) > 1 and not any(name.lower() in PARTS or split_name(name) in SPLITS for name in classes):
         return (
-            f"contains images in folders such as {listed(sorted(classes), 3)}, but no annotations that are recognised; "
+            f"contains images in folders such as {listed(sorted(classes), 3)}, but no recognised annotations; "
             "if these are classes, as for image classification, annotate the objects with boxes"
         )
-    return "contains images, but no annotations that are recognised" if folders else None
+    return "contains images, but no recognised annotations" if folders else None
 
 
 def _describe_table(files: Sequence[str]) -> str | None:

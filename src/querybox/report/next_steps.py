@@ -35,7 +35,7 @@ def next_steps(folder: Path, evaluation: Evaluation, diagnosis: Diagnosis | None
         steps.append(Step(text=f"To raise the AP: {first.cause} {first.cure}"))
     if error := most_frequent_error(evaluation):
         steps.append(
-            Step(text=f"Look at the worst images below. {error} Labels that are wrong or missing show there.")
+            Step(text=f"Look at the worst images below. {error} Wrong or missing labels show up there.")
         )
     if any((folder / name).is_file() for name in (BEST, LAST)):
         run = shlex.quote(str(folder))

@@ -27,7 +27,8 @@ CLIENT_CLOSED_REQUEST = 499
 PROBLEMS = {
     400: "The body is not a readable multipart form, or has too many files.",
     401: "The token is missing or wrong.",
-    403: "Without a token: a request by another name of this machine, or of a page of another server.",
+    403: "The server has no token, and the request uses another name of this machine, or comes from a page of another "
+    "server.",
     408: "The request was not received in time.",
     413: "The body is too large.",
     415: "The body is not a multipart form.",

@@ -52,7 +52,7 @@ def read_brush(content: Sequence[int], size: tuple[int, int]) -> Rle:
     try:
         bits = _Bits(bytes(content))
     except (ValueError, TypeError):
-        raise DataError("the run lengths of a brush are no bytes; expected numbers in 0-255") from None
+        raise DataError("the run lengths of a brush are not bytes; expected numbers in 0-255") from None
     total = bits.read(32)
     if total != _CHANNELS * height * width or height * width > MAX_PIXELS:
         raise DataError(

@@ -72,7 +72,7 @@ def image_folder(file: Path) -> Path:
     """
     folder = file.parent / ".images" / f"{file.stem}-{hashlib.sha256(read_footer(file)).hexdigest()[:8]}"
     if link := next((path for path in (folder.parent, folder) if path.is_symlink()), None):
-        raise DataError(f"{link}: is a link; images are written to a folder of the dataset alone: remove it")
+        raise DataError(f"{link}: is a link; images are only written to a folder of the dataset: remove it")
     return folder
 
 

@@ -200,7 +200,7 @@ def _name_unlabelled(images: Collection[AnnotatedImage], findings: FindingCollec
             continue
         for one in image.objects:
             if not one.category:
-                what = "has no attributes, and others have their class there; expected a class"
+                what = "has no attributes, but other regions have their class there; expected a class"
                 findings.add("malformed", f"{one.where}: {what}")
         image.objects = [one for one in image.objects if one.category]
 
