@@ -23,8 +23,8 @@ class Stage:
     """An output of one stage."""
 
     number: int
-    """In the order of the anatomy in the documentation: 0 (images) to 12 (inference). 11, the optimizer step, exists
-    only in training."""
+    """Number of the stage in the anatomy in the documentation: 0 (images) to 12 (inference). 11, the optimizer step,
+    exists only in training."""
     name: str
     value: Tensor
     seconds: float | None = None

@@ -54,7 +54,7 @@ class Trace:
     grids: tuple[tuple[int, int], ...]
     """(height, width) in cells of each feature map; the memory concatenates their cells."""
     stages: tuple[Stage, ...]
-    """In the order of computation."""
+    """Outputs of the stages, in the order of computation."""
     scores: Float[Tensor, "L Q C"]
     """Class scores of each layer, 0-1."""
     no_object_scores: Float[Tensor, "L Q"] | None

@@ -63,7 +63,7 @@ class TrainResult:
     detector: Detector
     """The detector with the best AP, or the last one if there were no evaluations."""
     metrics: Mapping[str, float]
-    """Its COCO metrics on the validation data; empty if there are none."""
+    """COCO metrics of the detector on the validation data; empty if there are none."""
 
     def _repr_html_(self) -> str:
         """Show the run's folder and its metrics in Jupyter."""
