@@ -134,6 +134,7 @@ def test_a_file_that_differs_is_not_kept(
 
     program = torch.export.export(torch.nn.Identity(), (torch.zeros(1),))
     monkeypatch.setattr(write, "trace", lambda *_, **__: program)
+    monkeypatch.setattr(write, "min_side", lambda _: 33)
     monkeypatch.setattr(write, "write_model", write_wrong)
     (tmp_path / "model.onnx").write_bytes(b"as it was")
     with pytest.raises(ExportError):

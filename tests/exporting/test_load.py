@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
 
-from querybox.detector import load
-from querybox.errors import CheckpointError, ConfigError, MissingExtraError
+from querybox.detector import Detector, load
+from querybox.errors import CheckpointError, MissingExtraError
 from querybox.exporting import ExportedModel, load_exported
 from querybox.exporting.card import Card
+from querybox.structures import ImageBatch
 
 
 def test_a_truncated_file_is_told(file: Path, tmp_path: Path) -> None:
@@ -78,11 +81,22 @@ def test_a_program_runs_only_if_it_is_trusted(exported: object) -> None:
         load_exported(file)
 
 
-def test_a_program_says_which_images_are_too_small(exported: object) -> None:
-    (file,) = exported("torch").files  # type: ignore[operator]
-    engine = load_exported(file, trusted=True)
-    with pytest.raises(ConfigError, match=r"cannot run images of \[20, 64\] pixels"):
-        engine.run(torch.zeros(1, 3, 20, 64, dtype=torch.uint8), torch.tensor([[20, 64]]))
+@pytest.mark.parametrize("size", [(9, 64), (40, 7), (1, 1), (90, 5), (33, 34)])
+def test_thin_images_are_padded(engine: ExportedModel, detector: Detector, size: tuple[int, int]) -> None:
+    assert engine.card.min_side == 33
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8)]
+    found = engine(ImageBatch.from_images(images, engine.preprocessing)).layers[-1]
+    batch = ImageBatch.from_images(images, detector.preprocessing)
+    border = (0, max(0, 33 - size[1]), 0, max(0, 33 - size[0]))
+    padded = ImageBatch(
+        images=F.pad(batch.images, border),
+        padding_mask=F.pad(batch.padding_mask, border, value=True),
+        sizes=batch.sizes,
+    )
+    with torch.inference_mode():
+        expected = detector.eval()(padded).layers[-1]
+    assert_close(found.logits, expected.logits, atol=1e-4, rtol=0)
+    assert_close(found.boxes, expected.boxes, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("name", "package"), [("onnx", "onnxruntime"), ("openvino", "openvino")])

@@ -95,6 +95,27 @@ def test_unknown_model_and_stride() -> None:
         Backbone("resnet50", strides=(32,), dilation=True)
 
 
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "coatnet_nano_rw_224"])
+def test_a_model_for_images_of_one_size_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"backbone '{name}' takes images of 224x224 pixels alone"):
+        Backbone(name)
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"), [((9, 40), (1, 1)), ((40, 9), (1, 1)), ((1, 100), (1, 3)), ((33, 31), (1, 1))]
+)
+def test_a_thin_image_is_padded_for_a_model_that_cannot_take_it(
+    size: tuple[int, int], shape: tuple[int, int]
+) -> None:
+    backbone = Backbone("convnext_atto")
+    image = torch.rand(1, 3, *size)
+    (feature,) = backbone(image)
+    assert feature.shape[-2:] == shape
+    padded = torch.zeros(1, 3, max(32, size[0]), max(32, size[1]))
+    padded[..., : size[0], : size[1]] = image
+    assert_close(feature, backbone(padded)[0])
+
+
 def test_weights_from_a_file(tmp_path: Path) -> None:
     classifier: Any = timm.create_model("resnet18", pretrained=False).eval()
     save_file(classifier.state_dict(), tmp_path / "resnet18.safetensors")

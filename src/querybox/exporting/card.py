@@ -65,6 +65,9 @@ class Card:
     """Whether the model has masks, which are further outputs."""
     size: tuple[int, int] | None = None
     """(height, width) of `pixels`, of which there is one image at a time; None for batches and images of any size."""
+    min_side: int = 1
+    """Smallest height and width of `pixels` of any size, in pixels, to which thinner images have to be padded. 1 for a
+    fixed size, and for files of version 0.1, which do not state it."""
 
     def __post_init__(self) -> None:
         """Check that every class has a row of its own, and the size.

@@ -34,7 +34,7 @@ class ExportedModel(Predictor):
 
     def __init__(self, card: Card, run: Runner) -> None:
         self.card = card
-        self.run = run if card.size is None else at_fixed_size(run, card)
+        self.run = padding_thin_images(run, card.min_side) if card.size is None else at_fixed_size(run, card)
         self.device = torch.device("cpu")
 
     @property
@@ -77,6 +77,16 @@ class ExportedModel(Predictor):
             class_rows=self.card.class_rows,
             masks=masks,
         )
+
+
+def padding_thin_images(run: Runner, min_side: int) -> Runner:
+    """Return a runner that pads thinner images, for which a trace does not hold."""
+
+    def run_padded(pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> Outputs:
+        below, right = (max(0, min_side - side) for side in pixels.shape[2:])
+        return run(F.pad(pixels, (0, right, 0, below)), sizes)
+
+    return run_padded
 
 
 def at_fixed_size(run: Runner, card: Card) -> Runner:

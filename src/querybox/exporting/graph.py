@@ -186,6 +186,16 @@ def trace(
     return program
 
 
+def min_side(program: ExportedProgram) -> int:
+    """Return the smallest height and width for which a trace for images of any size holds.
+
+    It is one pixel more than a cell of the coarsest feature map. With thinner images engines fail or answer otherwise.
+    """
+    (pixels,) = (node for node in program.graph.nodes if node.name == "pixels")
+    ranges = [program.range_constraints[side.node.expr] for side in pixels.meta["val"].shape[2:]]
+    return max(int(each.lower) for each in ranges)
+
+
 def decoder_nodes(program: ExportedProgram) -> frozenset[str]:
     """Return the names of the graph nodes of the queries, the decoder and its heads, less `VALUES`."""
     modules = (

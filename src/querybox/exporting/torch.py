@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from querybox.errors import CheckpointError, ConfigError
+from querybox.errors import CheckpointError
 from querybox.exporting.card import EXPORT_AGAIN, KEY, Card
 from querybox.exporting.engine import ExportedModel, Outputs
 
@@ -44,13 +44,7 @@ def load(path: Path, *, trusted: bool) -> ExportedModel:
     module = program.module()
 
     def run(pixels: Tensor, sizes: Tensor) -> Outputs:
-        try:
-            with torch.inference_mode():
-                return dict(zip(card.outputs, module(pixels, sizes), strict=True))
-        except AssertionError as error:  # raised by the constraints of the trace
-            raise ConfigError(
-                f"{path}: cannot run images of {list(pixels.shape[2:])} pixels ({error}); "
-                "each side must have more pixels than a cell of the coarsest feature map"
-            ) from error
+        with torch.inference_mode():
+            return dict(zip(card.outputs, module(pixels, sizes), strict=True))
 
     return ExportedModel(card, run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from querybox.exporting import executorch, onnx, openvino, torch
 from querybox.exporting.card import Card, ExportedPrecision
 from querybox.exporting.check import Verification, verify, verify_detections
 from querybox.exporting.engine import ExportedModel
-from querybox.exporting.graph import decoder_nodes, trace
+from querybox.exporting.graph import decoder_nodes, min_side, trace
 from querybox.exporting.half import halve
 from querybox.exporting.load import read_exported
 from querybox.exporting.quantise import quantise
@@ -95,6 +96,8 @@ def export(
     callback("tracing")
     card = Card.of(detector, precision, size)
     program = trace(detector, size, padded=card.padded)
+    if size is None:
+        card = dataclasses.replace(card, min_side=min_side(program))
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         draft = Path(folder) / path.name

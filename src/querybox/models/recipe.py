@@ -83,7 +83,7 @@ class Recipe(Settings):
     kind: str
     """Name of the kind."""
     backbone: str = "resnet50.tv_in1k"
-    """Any timm model with feature maps."""
+    """Any timm model with feature maps that takes images of any size."""
     backbone_weights: str | None = None
     """"imagenet", or a file with torchvision's or timm's names, or null for random weights."""
     frozen_stride: Annotated[int, Field(ge=0, le=2**16)] = 4

@@ -51,7 +51,8 @@ class Backbone(nn.Module):
             first_shortcut: Add a convolution to the first shortcut of a ResNet; see `add_first_shortcut`.
 
         Raises:
-            ConfigError: timm has no such model, or the model has no map of such a stride.
+            ConfigError: timm has no such model, or the model takes images of one size alone, or it has no map of such a
+                stride.
         """
         super().__init__()
         options: dict[str, Any] = {"output_stride": 16} if dilation else {}
@@ -67,6 +68,7 @@ class Backbone(nn.Module):
         if dilation:
             before = {reduction: index for index, reduction in enumerate(levels.reduction()[:-1])}
             chosen[:-1] = [before.get(stride, deepest[stride]) for stride in strides[:-1]]
+        self.coarsest = max(strides)
         indices = sorted(set(chosen))
         body: Any = timm.create_model(
             name, features_only=True, pretrained=False, out_indices=indices, **options
@@ -120,7 +122,14 @@ class Backbone(nn.Module):
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
         """Return one feature map per stride."""
-        features: list[Tensor] = self.body(images)
+        try:
+            features: list[Tensor] = self.body(images)
+        except RuntimeError:
+            # Patches of a convolution without padding, as in ConvNeXt, do not fit into a thin image.
+            missing = [max(0, self.coarsest - side) for side in images.shape[-2:]]
+            if not any(missing):
+                raise
+            features = self.body(nn.functional.pad(images, (0, missing[1], 0, missing[0])))
         return [features[index] for index in self.order]
 
 
@@ -142,7 +151,8 @@ def feature_levels(name: str, **options: Any) -> Any:
     """Return timm's description of the feature maps of a model.
 
     Raises:
-        ConfigError: timm has no such model, cannot return its feature maps, or would load it from elsewhere.
+        ConfigError: timm has no such model, cannot return its feature maps, or would load it from elsewhere; or the
+            model takes images of one size alone.
     """
     if (
         ":" in name
@@ -150,10 +160,17 @@ def feature_levels(name: str, **options: Any) -> Any:
         raise ConfigError(f"backbone '{name}': expected the name of a timm model, not a location")
     try:
         with torch.device("meta"):
-            return timm.create_model(name, features_only=True, pretrained=False, **options).feature_info
+            model: Any = timm.create_model(name, features_only=True, pretrained=False, **options)
     except Exception as error:
         near = ", ".join(timm.list_models(f"{name.split('.')[0][:8]}*")[:5])
         raise ConfigError(
             f"backbone '{name}': timm cannot return feature maps of it ({error}). "
             f"Expected a timm model{f', such as {near}' if near else ''}."
         ) from error
+    if model.pretrained_cfg.get("fixed_input_size"):
+        _, height, width = model.pretrained_cfg["input_size"]
+        raise ConfigError(
+            f"backbone '{name}' takes images of {height}x{width} pixels alone, and a detector those of any size; "
+            "choose a convolutional one, such as resnet50 or convnext_tiny"
+        )
+    return model.feature_info
