@@ -10,7 +10,7 @@ import os
 import re
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsFloat, TypeGuard
 
 from querybox.errors import ConfigError
 from querybox.memory import first_line
@@ -73,16 +73,28 @@ def require_number(
     """Check that `value` is a number from `low` to `high`, or an integer if `whole`.
 
     Raises:
-        ConfigError: It is of another type, out of this range, or NaN.
+        ConfigError: It is of another type, out of this range, or NaN. True and False are no numbers.
     """
-    kinds, noun = (Integral, "an integer, ") if whole else (Real, "")
+    kind, noun = (Integral, "an integer, ") if whole else (Real, "")
     try:
-        valid = isinstance(value, kinds) and low <= float(value) <= high
+        valid = is_number(value, kind) and low <= float(value) <= high
     except OverflowError:  # of an integer with hundreds of digits
         valid = False
     if not valid:
         between = f"{low} {'or more' if high == math.inf else f'to {high}'}"
         raise ConfigError(f"{where} got {name}={value!r}; expected {noun}{between}")
+
+
+def is_number(value: object, kind: type[Real] = Real) -> TypeGuard[SupportsFloat]:
+    """Return whether `value` is a number of this kind. True and False are none, which Python takes for 1 and 0."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def is_range(value: object) -> bool:
+    """Return whether `value` is a tuple of two finite numbers, the lower first."""
+    if not isinstance(value, tuple) or len(value) != 2 or not all(map(is_number, value)):
+        return False
+    return -math.inf < value[0] < value[1] < math.inf
 
 
 def require_size(where: str, size: object, smallest: int = 1) -> None:

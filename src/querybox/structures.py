@@ -6,7 +6,6 @@ objects of an image, H W pixels of the padded batch. `boxes`: cxcywh in 0-1 of t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
@@ -17,7 +16,14 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from querybox.arguments import MAX_AREA, require_device, require_fractions, require_number, require_type
+from querybox.arguments import (
+    MAX_AREA,
+    is_range,
+    require_device,
+    require_fractions,
+    require_number,
+    require_type,
+)
 from querybox.edges import Edges
 from querybox.errors import ConfigError
 from querybox.levels import Levels
@@ -89,10 +95,7 @@ class Preprocessing:
                 raise ConfigError(f"{where} got {name}={values!r}; expected a tuple of three numbers")
             for value in values:
                 require_number(where, name, value, low, high)
-        if (
-            self.pixel_range is not None
-            and not -math.inf < self.pixel_range[0] < self.pixel_range[1] < math.inf
-        ):
+        if self.pixel_range is not None and not is_range(self.pixel_range):
             raise ConfigError(
                 f"{where} got pixel_range={self.pixel_range!r}; expected two finite numbers, the lower first"
             )

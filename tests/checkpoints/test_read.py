@@ -179,7 +179,10 @@ def test_tensors_that_do_not_fit_are_listed(tmp_path: Path) -> None:
         ("config.json", {"model_type": "detr", "backbone_config": [16]}),
         ("config.json", {"model_type": "detr", "encoder_attention_heads": "eight"}),
         ("preprocessor_config.json", {"image_mean": [{}, 0.5, 0.5]}),
+        ("preprocessor_config.json", {"image_mean": [True, 0.5, 0.5]}),
         ("preprocessor_config.json", {"size": "large"}),
+        ("preprocessor_config.json", {"size": True}),
+        ("preprocessor_config.json", {"size": {"shortest_edge": True, "longest_edge": 1333}}),
         ("preprocessor_config.json", {"size": {"shortest_edge": [], "longest_edge": 9}}),
     ],
 )

@@ -9,9 +9,11 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from querybox.arguments import is_number
 from querybox.data.parsing import validation_problem
 from querybox.errors import CheckpointError
 from querybox.models import Recipe
+from querybox.settings import holds_bool
 from querybox.structures import Preprocessing
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -83,16 +85,18 @@ def stated_images(config: Mapping[str, Any]) -> dict[str, Any]:
     for field in ("mean", "std"):
         values = config.get(key := f"image_{field}")
         if values is not None:
-            if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
+            if not isinstance(values, list) or not all(map(is_number, values)):
                 raise CheckpointError(f"{PREPROCESSOR}: '{key}' is {values!r:.200}; expected three numbers")
             stated[field] = tuple(255 * value for value in values)
     if not config.get("do_normalize", True):
         stated = {"mean": (0.0,) * 3, "std": (255.0,) * 3}
     size = config.get("size", {})
-    if isinstance(size, int):  # early files
+    if isinstance(size, int) and is_number(size):  # early files
         size = {"shortest_edge": size, "longest_edge": config.get("max_size", 1333)}
-    if not isinstance(size, dict):
-        raise CheckpointError(f"{PREPROCESSOR}: 'size' is {size!r}; expected an object or a number")
+    if not isinstance(size, dict) or holds_bool([*size.values()]):
+        raise CheckpointError(
+            f"{PREPROCESSOR}: 'size' is {size!r}; expected an object of numbers, or a number"
+        )
     if size.keys() >= {"height", "width"}:
         stated |= {"short_side": size["height"], "long_side": size["width"], "resizing": "stretch"}
     elif size.keys() >= {"shortest_edge", "longest_edge"}:

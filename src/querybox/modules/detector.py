@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from querybox.arguments import kind_of, require_type
+from querybox.arguments import is_number, kind_of, require_type
 from querybox.errors import ConfigError
 from querybox.memory import first_line
 from querybox.modules.attention_masks import AttentionMaskHead
@@ -265,6 +265,7 @@ def as_categories(where: str, classes: Sequence[Category | str]) -> tuple[Catego
         Category(id=label, name=each) if isinstance(each, str) else each for label, each in enumerate(classes)
     )
     for category in categories:
-        if not (isinstance(category.id, int) and isinstance(category.name, str)):
+        is_id = isinstance(category.id, int) and is_number(category.id)
+        if not (is_id and isinstance(category.name, str)):
             raise ConfigError(f"{where} got {category}; expected an integer as id and a str as name")
     return categories
