@@ -84,6 +84,8 @@ WRONG = {
     "qb.evaluate(detector, None)": "read_dataset got None; expected the path of a dataset",
     "qb.draw('a.jpg', found)": "got a str as image; expected RGB in 0-255",
     "qb.draw(image / 255, found)": "got a ndarray of float64 [64, 64, 3] as image; expected RGB in 0-255",
+    "qb.draw(image[:32], found)": "draw got detections of 64x64 (height x width) for an image of 32x64; expected th",
+    "qb.draw(Image.new('I;16', (64, 64)), found)": "got a PIL image of mode I;16, 64 x 64 pixels as image; expected",
     "qb.draw(image, [found])": "draw got an object of type list; expected the Detections of one image",
     "qb.Detector.from_recipe(3, num_classes=2)": "unknown recipe '3'. Known recipes: detr_r50",
     "qb.Detector.from_recipe('detr_r18', num_classes='2')": "got num_classes='2'; expected an integer, 1 to 65536",
@@ -248,6 +250,7 @@ RIGHT = {
     "detector.predict((image, torch.from_numpy(image).permute(2, 0, 1)), threshold=1)": "[Detections(0 objects), Det",
     "detector.predict(iter([image]), threshold=1)": "[Detections(0 objects)]",
     "detector.predict([])": "[]",
+    "qb.draw(torch.from_numpy(image).permute(2, 0, 1), found).size": "(64, 64)",
 }
 
 

@@ -85,7 +85,7 @@ def require_number(
         raise ConfigError(f"{where} got {name}={value!r}; expected {noun}{between}")
 
 
-def is_number(value: object, kind: type[Real] = Real) -> TypeGuard[SupportsFloat]:
+def is_number(value: object, kind: type = Real) -> TypeGuard[SupportsFloat]:
     """Return whether `value` is a number of this kind. True and False are none, which Python takes for 1 and 0."""
     return isinstance(value, kind) and not isinstance(value, bool)
 

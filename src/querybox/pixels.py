@@ -1,4 +1,4 @@
-"""Images in memory as uint8 tensors, their padding to one size, and random ones."""
+"""Images in memory, upright, as uint8 tensors; their padding to one size, and random ones."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Int, UInt8
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from querybox.errors import ImageError
+
+ORIENTATION_KEYS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
+"""Keys of `Image.info` from which Pillow reads the orientation of an image."""
 
 
 def as_pixels(image: object) -> UInt8[Tensor, "3 h w"]:
     """Return an RGB image as a uint8 tensor, channels first.
 
-    The memory format stays channels last, as decoded, which is the fastest for resizing.
+    The EXIF orientation of a PIL image is applied, as that of a file is. The memory format stays channels last, as
+    decoded, which is the fastest for resizing.
 
     Args:
         image: A PIL image of 8 bits, a uint8 array ``[h, w, 3]``, or a uint8 tensor ``[3, h, w]``.
@@ -59,7 +63,7 @@ def is_rgb(image: np.ndarray | Tensor) -> bool:
 
 
 def decoded(image: object) -> object:
-    """Return a PIL image in RGB, and any other image unchanged.
+    """Return a PIL image in RGB and upright, and any other image unchanged.
 
     Raises:
         ImageError: Its file is truncated, corrupt or closed.
@@ -68,9 +72,32 @@ def decoded(image: object) -> object:
         return image
     try:
         image.load()
-        return image if image.mode == "RGB" else image.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
+        return to_rgb(upright(image))
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises all kinds of errors, also for damaged EXIF data
         raise ImageError(f"got a PIL image of mode {image.mode} that cannot be decoded: {error}") from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return the image with its EXIF orientation applied, which it then no longer states."""
+    if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+        return image
+    return ImageOps.exif_transpose(image)
+
+
+def forget_orientation(image: Image.Image) -> Image.Image:
+    """Remove the EXIF orientation, which is not to be applied any more, of an image that was just copied."""
+    for key in ORIENTATION_KEYS:
+        image.info.pop(key, None)
+    return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return an 8-bit image in RGB, without its transparency."""
+    if "transparency" in image.info:  # of a palette image: resolve the palette before dropping transparency
+        image = image.convert("RGBA")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def pad(images: Sequence[UInt8[Tensor, "3 _ _"]]) -> tuple[UInt8[Tensor, "B 3 H W"], Int[Tensor, "B 2"]]:

@@ -96,9 +96,8 @@ class Preprocessing:
             for value in values:
                 require_number(where, name, value, low, high)
         if self.pixel_range is not None and not is_range(self.pixel_range):
-            raise ConfigError(
-                f"{where} got pixel_range={self.pixel_range!r}; expected two finite numbers, the lower first"
-            )
+            wrong = f"{where} got pixel_range={self.pixel_range!r}"
+            raise ConfigError(f"{wrong}; expected two finite numbers, the lower first")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +142,7 @@ class ImageBatch:
         """Normalise and pad RGB images of any size. They are not resized.
 
         Args:
-            images: PIL images of 8 bits, uint8 arrays ``[h, w, 3]`` or uint8 tensors ``[3, h, w]``.
+            images: PIL images (turned upright by their EXIF data), uint8 arrays ``[h, w, 3]`` or tensors ``[3, h, w]``.
             preprocessing: Mean and standard deviation.
             device: Where the batch is made.
 

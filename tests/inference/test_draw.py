@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from querybox.data.records import ImageRecord
+from querybox.errors import ConfigError, ImageError
 from querybox.evaluation.confusion import assign
 from querybox.evaluation.draw import draw_errors
 from querybox.evaluation.errors import find_errors
@@ -63,6 +64,33 @@ def test_arrays_and_gray_images_are_drawn_on() -> None:
     array = np.full((200, 300, 3), 128, dtype=np.uint8)
     assert draw(array, detections).tobytes() == draw(grey(300, 200), detections).tobytes()
     assert draw(Image.new("L", (300, 200), 128), detections).tobytes() == draw(array, detections).tobytes()
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    assert draw(tensor, detections).tobytes() == draw(tensor.contiguous(), detections).tobytes()
+    assert draw(tensor, detections).tobytes() == draw(array, detections).tobytes()
+    assert (array == 128).all()  # the original stays
+
+
+def test_a_turned_image_is_drawn_on_upright() -> None:
+    """The picture that comes out has no orientation any more: it can be drawn on once more."""
+    detections = found([[50, 60, 150, 160]], [0])
+    sideways = grey(200, 300)
+    sideways.getexif()[ExifTags.Base.Orientation] = 6
+    sideways.info["exif"] = sideways.getexif().tobytes()
+    picture = draw(sideways, detections)
+    assert picture.tobytes() == draw(grey(300, 200), detections).tobytes()
+    assert draw(picture, found([], [])).tobytes() == picture.tobytes()
+    assert sideways.size == (200, 300)  # the original stays
+
+
+def test_an_image_of_another_size_is_refused() -> None:
+    detections = found([[50, 60, 150, 160]], [0])
+    for image in (grey(200, 300), np.zeros((100, 100, 3), np.uint8)):
+        with pytest.raises(
+            ConfigError, match=r"draw got detections of 200x300 \(height x width\) for an image of"
+        ):
+            draw(image, detections)
+    with pytest.raises(ImageError, match="got a PIL image of mode F"):
+        draw(Image.new("F", (300, 200)), detections)
 
 
 def test_nothing_found_leaves_the_image_as_it_is() -> None:

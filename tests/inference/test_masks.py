@@ -249,7 +249,7 @@ def test_masks_are_drawn_translucent_with_a_contour() -> None:
     assert (picture[30, 80] == colour).all()
     assert (picture[45, 90] == 128).all()
     assert (picture[25, 75] == 128).all()
-    with pytest.raises(ConfigError, match=r"masks of 50x100 .* for an image of 10x20"):
+    with pytest.raises(ConfigError, match=r"detections of 50x100 .* for an image of 10x20"):
         draw(Image.new("RGB", (20, 10)), found())
 
 

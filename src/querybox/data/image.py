@@ -18,6 +18,7 @@ from querybox.data.encoded import EncodedImage, open_binary
 from querybox.data.shards import ImageFile, loaded
 from querybox.errors import ImageError
 from querybox.files import require_regular
+from querybox.pixels import forget_orientation, to_rgb
 from querybox.structures import PixelRange
 
 MAX_PIXELS = 89_478_485
@@ -108,7 +109,8 @@ def read_image(
             image.getexif()[ORIENTATION] = orientation
         if size is None or size == rotated:
             ImageOps.exif_transpose(image, in_place=True)
-        return _to_rgb(image)
+        rgb = to_rgb(image)
+        return forget_orientation(image.copy() if rgb is image else rgb)
 
 
 def reduction(short_side: int, min_side: int) -> int:
@@ -272,9 +274,3 @@ def check_size(
 def _rotated_size(image: Image.Image) -> tuple[int, int]:
     sideways = image.getexif().get(ORIENTATION) in SIDEWAYS
     return (image.width, image.height) if sideways else (image.height, image.width)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if "transparency" in image.info:  # of a palette image: resolve the palette before dropping transparency
-        image = image.convert("RGBA")
-    return image.convert("RGB")

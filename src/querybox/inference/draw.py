@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import binary_erosion
+from torch import Tensor
 
 from querybox.arguments import require_type
 from querybox.errors import ConfigError
@@ -36,22 +37,30 @@ PALETTE: tuple[Colour, ...] = (
 )
 
 
-def draw(image: Image.Image | UInt8[np.ndarray, "h w 3"], detections: Detections) -> Image.Image:
+def draw(
+    image: Image.Image | UInt8[np.ndarray, "h w 3"] | UInt8[Tensor, "3 h w"], detections: Detections
+) -> Image.Image:
     """Return a copy of the image with every detection's box, class name and score, and its mask and track if any.
 
     To draw only some of them, filter first: ``draw(image, detections.above(0.7))``.
 
     Args:
-        image: The image that was predicted on: upright, RGB.
+        image: The image that was predicted on, as for `predict`: a PIL image of 8 bits, whose EXIF orientation is
+            applied, a uint8 array or a uint8 tensor, in RGB.
         detections: Its detections.
 
     Raises:
-        ConfigError: `detections` are not those of one image, or its masks are of another size.
-        ImageError: `image` is not a PIL image or a uint8 array.
+        ConfigError: `detections` are not those of one image, or those of an image of another size.
+        ImageError: `image` is no image of 8 bits in memory, or it cannot be decoded.
     """
     require_type("draw", detections, Detections, "the Detections of one image")
-    if not isinstance(image, Image.Image):
-        as_pixels(image)  # checks it
+    pixels = as_pixels(image).permute(1, 2, 0).cpu().numpy()  # [h, w, 3]
+    height, width = pixels.shape[:2]
+    if (height, width) != detections.size:
+        raise ConfigError(
+            f"draw got detections of {detections.size[0]}x{detections.size[1]} (height x width) for an image of "
+            f"{height}x{width}; expected the image that was predicted on, in its size"
+        )
     captions = [
         f"{f'#{track} ' if track else ''}{name} {score:.2f}"
         for track, name, score in zip(
@@ -59,9 +68,10 @@ def draw(image: Image.Image | UInt8[np.ndarray, "h w 3"], detections: Detections
         )
     ]
     labels = detections.labels.numpy()
+    picture = Image.fromarray(pixels)
     if detections.masks is not None:
-        image = draw_masks(image, detections.masks, labels)
-    return draw_boxes(image, detections.boxes_xyxy.double().numpy(), labels, captions)
+        picture = draw_masks(picture, detections.masks, labels)
+    return draw_boxes(picture, detections.boxes_xyxy.double().numpy(), labels, captions)
 
 
 def draw_masks(

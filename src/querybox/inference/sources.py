@@ -198,7 +198,7 @@ def read_frames(
     """
     for source in sources:
         if not isinstance(source, Path | LiveStream):
-            pixels = as_pixels(source).cpu()  # the EXIF orientation is not applied
+            pixels = as_pixels(source).cpu()
             yield from views(Frame(source="", pixels=pixels), tiling)
             continue
         try:
