@@ -167,6 +167,15 @@ def test_a_collection_is_divided_in_the_order_of_its_sources(tmp_path: Path) -> 
         divide([str(tmp_path / "none")])
 
 
+def test_a_file_in_several_sources_is_in_one_part(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    photos = write_photos(tmp_path / "photos", 3)
+    parts = divide([str(photos[1]), str(tmp_path / "photos"), f"{tmp_path}/photos/*"])
+    assert [place for part in parts for place in part.places] == [str(photos[number]) for number in (1, 0, 2)]
+    assert caplog.messages == [
+        f"files that are named more than once are used once: {', '.join(map(str, (photos[1], photos[0], photos[2])))}"
+    ]
+
+
 def test_a_part_that_ends_every_process_is_given_up(detector: Detector, tmp_path: Path) -> None:
     import pyarrow as pa
 

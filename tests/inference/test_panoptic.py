@@ -18,10 +18,10 @@ from torch.testing import assert_close
 from transformers.models.detr.image_processing_detr import DetrImageProcessor
 
 from querybox import Detector
-from querybox.cli.predict import image_names
 from querybox.data import read_dataset
 from querybox.errors import ConfigError
 from querybox.inference.detections import Detections
+from querybox.inference.file_names import file_names
 from querybox.inference.writers import panoptic_file
 from querybox.masks import Rle, rasterised
 from querybox.structures import Category, Preprocessing
@@ -168,7 +168,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     written = []
     rng = np.random.default_rng(0)
     files = [tmp_path / "photos" / name for name in ("a.png", "b.png")]
-    with panoptic_file(tmp_path / "panoptic.json", image_names(files), CATEGORIES) as add:
+    with panoptic_file(tmp_path / "panoptic.json", file_names(files), CATEGORIES) as add:
         for file in files:
             regions = draw_segments(rng, SIZE, 6)
             Image.new("RGB", SIZE[::-1]).save(file)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from querybox.errors import DataError, ImageError
-from querybox.inference.sources import Pixels, find_sources, read_frames
+from querybox.inference.sources import Pixels, find_distinct_files, find_sources, read_frames
 from querybox.text import natural_key
 
 
@@ -93,6 +93,26 @@ def test_a_list_may_mix_everything(tmp_path: Path) -> None:
     path = picture(tmp_path / "a.jpg")
     array = np.zeros((4, 5, 3), np.uint8)
     assert find_sources([tmp_path, array, str(path)]) == [path, array, path]
+
+
+def test_distinct_files(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whatever path; links to files are files of their own, links to folders are not."""
+    monkeypatch.chdir(tmp_path)
+    first, second = picture(tmp_path / "x" / "a.jpg"), picture(tmp_path / "x" / "b.jpg")
+    (tmp_path / "link.jpg").symlink_to(first)
+    (tmp_path / "y").symlink_to(tmp_path / "x")
+    assert find_distinct_files([first, "link.jpg"]) == [first, Path("link.jpg")]
+    assert not caplog.messages
+    assert find_distinct_files(["x/b.jpg", tmp_path / "x", "y/*.jpg", "x/../x/a.jpg"]) == [
+        Path("x/b.jpg"),
+        first,
+    ]
+    assert caplog.messages == [
+        f"files that are named more than once are used once: {Path('x/b.jpg')}, {first}"
+    ]
+    assert find_sources([first, second, first]) == [first, second, first]  # a result for each in Python
 
 
 @pytest.mark.parametrize("source", ["missing.jpg", "missing/", "missing/*.jpg"])

@@ -13,6 +13,7 @@ from querybox.bulk.pictures import Picture
 from querybox.bulk.tar import read_tar
 from querybox.data.storage import StoredFile, opened, suffix
 from querybox.errors import DataError
+from querybox.inference.sources import without_repetitions
 from querybox.inference.video import SUFFIXES as VIDEO_SUFFIXES
 from querybox.urls import public_name
 
@@ -74,11 +75,13 @@ def shard_pictures(place: str, reader: Callable[[str, StoredFile], Iterator[Pict
 def divide(sources: Sequence[str]) -> list[Part]:
     """Return the parts of a collection, which are the same for the same files.
 
+    A file that is in several sources is in one part; this is logged.
+
     Raises:
         ConfigError: A source is a URL of a scheme that is not opened.
         DataError: A source does not exist, or has no images.
     """
-    places = [place for source in sources for place in find(source, SHARDS)]
+    places = without_repetitions(place for source in sources for place in find(source, SHARDS))
     images = sum(suffix(place) not in SHARDS for place in places)
     size = min(MAX_IMAGES, math.ceil(images / PARTS))
     groups: list[tuple[str, ...]] = []

@@ -62,11 +62,11 @@ def inspect(
     from querybox.cli.progress import progress_bar
     from querybox.data import read_dataset
     from querybox.files import require_own
-    from querybox.inference.sources import count_frames, find_files
+    from querybox.inference.sources import count_frames, find_distinct_files
     from querybox.inspect import traces, write_page
 
     require_own(output)
-    files = [file for image in images for file in find_files(Path(image))]
+    files = find_distinct_files(images)
     data = None if annotations is None else read_dataset(annotations, split, allow_network=allow_network)
     detector = load_detector(model)
     with progress_bar(count_frames(files) if tile is None else None) as advance:

@@ -18,7 +18,7 @@ from querybox.errors import ConfigError
 from querybox.files import leftovers, remove_leftovers
 from querybox.inference.trackers import TrackerName
 from querybox.precision import Precision
-from querybox.text import counted
+from querybox.text import counted, listed
 
 if TYPE_CHECKING:
     from querybox.errors import ImageError
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 FORMATS = ("pictures", "coco", "csv", "yolo", "masks", "panoptic", "mot")
 """The first three are the default ones."""
+TABLES = {"coco", "csv"}
+"""Those that are one file, in which results have the paths of their sources."""
+FOLDERS = {"masks", "panoptic"}
+"""Those with a folder of this name, of PNGs."""
 
 
 def predict(
@@ -125,23 +129,42 @@ def predict(
     stream = live_stream(model, sources, allow_network, max_frames, duration)
     formats = read_formats(format, tracking=algorithm is not None, live=stream is not None)
     from querybox.cli.model import load_model, require_order
-    from querybox.inference.drawings import drawing_paths
-    from querybox.inference.sources import find_files
 
     require_order("querybox predict", model, sources)
-    files = [] if stream else [file for source in sources for file in find_files(Path(source))]
-    pictures = drawing_paths(files, Path(output)) if "pictures" in formats else []
+    names = {} if stream else name_results(sources, formats, Path(output))
     folder = new_folder(Path(output), overwrite=overwrite)
     detector = load_model(model, trusted=trust, precision=precision, tuned=tuned)
     options["track"] = algorithm
     if stream is not None:
         return predict_live(stream, detector, formats, folder, options)
-    return predict_files(files, pictures, detector, formats, folder, options)
+    return predict_files(names, detector, formats, folder, options)
+
+
+def name_results(sources: Sequence[str], formats: Collection[str], output: Path) -> dict[str, str]:
+    """Return the name of what is written for each image and video, the same one in all formats.
+
+    Raises:
+        ConfigError: The results would overwrite a source, or be mistaken for those of another one.
+        DataError: A source does not exist or contains no image.
+    """
+    from querybox.inference.drawings import drawing_paths
+    from querybox.inference.file_names import check_folder, file_names, renamed
+    from querybox.inference.sources import find_distinct_files
+
+    files = find_distinct_files(sources)
+    names = file_names(files)
+    if "pictures" in formats:
+        drawing_paths(names, output)
+    for name in FOLDERS & set(formats):
+        check_folder(output / name, files)
+    numbered = list(renamed(names))
+    if numbered and not set(formats) <= TABLES:
+        write_stderr(f"results of files with the same names are numbered: {listed(numbered)}\n")
+    return names
 
 
 def predict_files(
-    files: Sequence[Path],
-    pictures: Sequence[Path],
+    names: Mapping[str, str],
     detector: Engine,
     formats: Collection[str],
     output: Path,
@@ -150,8 +173,7 @@ def predict_files(
     """Detect objects in images and videos, write the results, and return the exit code.
 
     Args:
-        files: The images and videos.
-        pictures: Path of the drawing of each file, if they are drawn.
+        names: The name of what is written for each image and video; see `file_names`.
         detector: The model.
         formats: Names of `FORMATS`.
         output: Folder for the results.
@@ -160,9 +182,10 @@ def predict_files(
     from querybox.inference.predict import predict as run
 
     unreadable: list[ImageError] = []
+    files = list(map(Path, names))
     results = run(detector, files, **options, on_error=unreadable.append)
-    tables = table_writers(formats, files, detector.categories, tracking=options["track"] is not None)
-    tally = write_results(results, tables, formats, files, pictures, output, detector.categories)
+    tables = table_writers(formats, names, detector.categories, tracking=options["track"] is not None)
+    tally = write_results(results, tables, formats, names, output, detector.categories)
     return summarise(tally, files, unreadable, output, threshold=options["threshold"])
 
 
@@ -170,8 +193,7 @@ def write_results(
     results: Iterator[Detections],
     tables: Mapping[str, TableWriter],
     formats: Collection[str],
-    files: Sequence[Path],
-    pictures: Sequence[Path],
+    names: Mapping[str, str],
     output: Path,
     categories: Sequence[Category],
 ) -> Counter[str]:
@@ -181,15 +203,15 @@ def write_results(
         results: The detections of every file that can be read, in order.
         tables: The writer of each table by its name.
         formats: Names of `FORMATS`.
-        files: The images and videos.
-        pictures: Path of the drawing of each file, if they are drawn.
+        names: The name of what is written for each image and video; see `file_names`.
         output: Folder for the results.
         categories: The classes by label.
     """
     from querybox.cli.progress import progress_bar
-    from querybox.inference.drawings import draw_files
+    from querybox.inference.drawings import draw_files, drawing_paths
     from querybox.inference.sources import count_frames
 
+    files = list(map(Path, names))
     output.mkdir(parents=True, exist_ok=True)
     remove_older(output, tables)
     tally: Counter[str] = Counter()
@@ -199,24 +221,16 @@ def write_results(
             stack.enter_context(progress_bar(count_frames(files))),
         ]
         adders += [stack.enter_context(table(output / name)) for name, table in tables.items()]
-        results = added(results, [*adders, *image_writers(formats, output, files, categories, stack)])
+        results = added(results, [*adders, *image_writers(formats, output, names, categories, stack)])
         if "pictures" in formats:
-            draw_files(files, pictures, results)
+            draw_files(files, drawing_paths(names, output), results)
         for _ in results:  # consume them if nothing is drawn
             pass
     return tally
 
 
-def image_names(files: Sequence[Path]) -> dict[str, str]:
-    """Return the name, without suffix, of what is written for each source."""
-    from querybox.inference.writers import numbered
-
-    labels = numbered([f"{file.stem}.txt" for file in files])
-    return {str(file): Path(label).stem for file, label in zip(files, labels, strict=True)}
-
-
 def table_writers(
-    formats: Collection[str], files: Sequence[Path], categories: Sequence[Category], *, tracking: bool
+    formats: Collection[str], names: Mapping[str, str], categories: Sequence[Category], *, tracking: bool
 ) -> dict[str, TableWriter]:
     """Return the writer of each table by its name."""
     from querybox.inference.writers import coco_file, csv_file, panoptic_file
@@ -227,21 +241,20 @@ def table_writers(
     if "csv" in formats:
         writers["detections.csv"] = partial(csv_file, tracking=tracking)
     if "panoptic" in formats:
-        writers["panoptic.json"] = partial(panoptic_file, names=image_names(files), categories=categories)
+        writers["panoptic.json"] = partial(panoptic_file, names=names, categories=categories)
     return writers
 
 
 def image_writers(
     formats: Collection[str],
     output: Path,
-    files: Sequence[Path],
+    names: Mapping[str, str],
     categories: Sequence[Category],
     stack: ExitStack,
 ) -> Iterator[AddDetections]:
     """Yield what writes a file for each image or video; the last one is complete when `stack` is closed."""
     from querybox.inference.writers import mask_images, mot_files, yolo_labels
 
-    names = image_names(files)
     if "yolo" in formats:
         yield yolo_labels(output, names, categories)
     if "masks" in formats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from fractions import Fraction
@@ -20,21 +20,25 @@ from querybox.inference.live import LiveStream
 from querybox.inference.sources import Frame, is_video, read_video
 from querybox.inference.video import frame_rate
 from querybox.inference.video_file import VideoFile, video_file
-from querybox.inference.writers import AddDetections, numbered
+from querybox.inference.writers import AddDetections
 
 LIVE_RATE = Fraction(30)
 """Frames a second that the codec assumes for the video of a live source, whose frames have times."""
 
 
-def drawing_paths(sources: Sequence[Path], folder: Path) -> list[Path]:
-    """Return the path in `folder` of the drawing of each source; names that differ only in case are numbered.
+def drawing_paths(names: Mapping[str, str], folder: Path) -> list[Path]:
+    """Return the path in `folder` of the drawing of each source.
+
+    Args:
+        names: The name of each source; see `file_names`.
+        folder: The folder.
 
     Raises:
         ConfigError: A drawing would overwrite a source.
     """
+    sources = {Path(source): name for source, name in names.items()}
     originals = {source.resolve() for source in sources}
-    names = [f"{source.stem}{'.mp4' if is_video(source) else '.jpg'}" for source in sources]
-    paths = [folder / name for name in numbered(names)]
+    paths = [folder / f"{name}{'.mp4' if is_video(source) else '.jpg'}" for source, name in sources.items()]
     for path in paths:
         if path.resolve() in originals:
             raise ConfigError(f"{path}: the drawing would overwrite a source; expected another output folder")

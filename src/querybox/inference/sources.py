@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ from querybox.inference.video import decode_video, open_video
 from querybox.pixels import as_pixels
 from querybox.structures import PixelRange
 from querybox.text import listed, natural_key
+from querybox.urls import public_name
 
 Pixels: TypeAlias = Image.Image | npt.NDArray[Any] | Tensor
 """An RGB image in memory, 0-255: a PIL image, a uint8 array [h, w, 3] or a uint8 tensor [3, h, w]."""
@@ -41,6 +42,7 @@ SOURCE_TYPES = (str, Path, Image.Image, np.ndarray, Tensor)
 EXPECTED = "a path, a PIL image, or a uint8 array or tensor"
 """`SOURCE_TYPES` in words."""
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -122,6 +124,42 @@ def find_files(path: Path, shards: Collection[str] = ()) -> list[Path]:
     raise DataError(
         f"{path}: no such file or folder; expected an image, a video, a folder or a glob: check the path"
     )
+
+
+def find_distinct_files(sources: Iterable[str | Path]) -> list[Path]:
+    """Return the files of paths, folders and globs, each of them once; log those that are in several.
+
+    A file is recognised by whatever path. Links to files are files of their own.
+    """
+    folders: dict[Path, Path] = {}  # without links, by path
+
+    def place(file: Path) -> Path:
+        if file.parent not in folders:
+            folders[file.parent] = file.parent.resolve()
+        return folders[file.parent] / file.name
+
+    return without_repetitions((file for source in sources for file in find_files(Path(source))), place)
+
+
+def without_repetitions(files: Iterable[T], place: Callable[[T], object] = lambda file: file) -> list[T]:
+    """Return each file once, at its first position; log the others.
+
+    Args:
+        files: Paths or URLs.
+        place: Returns what is the same for two names of one file.
+    """
+    found: dict[object, T] = {}
+    repeated: dict[object, T] = {}
+    for file in files:
+        key = place(file)
+        if key in found:
+            repeated[key] = found[key]
+        else:
+            found[key] = file
+    if repeated:
+        names = [public_name(str(file)) for file in repeated.values()]
+        logger.warning("files that are named more than once are used once: %s", listed(names))
+    return list(found.values())
 
 
 def matching_files(pattern: Path) -> Iterator[str]:

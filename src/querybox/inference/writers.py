@@ -16,6 +16,7 @@ from PIL import Image
 from querybox.files import atomic, write_text
 from querybox.inference.detections import Detections
 from querybox.inference.draw import PALETTE
+from querybox.inference.file_names import name_of
 from querybox.masks import mask_numbers
 from querybox.structures import Category
 from querybox.text import to_json
@@ -64,7 +65,7 @@ def panoptic_file(
 
     Args:
         path: The JSON file; its folder exists.
-        names: The name of each source.
+        names: The name of each source; see `file_names`.
         categories: The classes by label.
     """
     images: list[dict[str, Any]] = []
@@ -73,7 +74,7 @@ def panoptic_file(
 
     def add(detections: Detections) -> None:
         panoptic = detections.panoptic()
-        name = f"{name_of(detections, names)}.png"
+        name = f"{name_of(detections.source, names)}.png"
         with atomic(path.with_suffix("") / name) as temporary:
             Image.fromarray(panoptic.colours()).save(temporary, format="PNG")
         images.append(coco_image(detections, len(images) + 1))
@@ -159,7 +160,7 @@ def mot_files(folder: Path, names: Mapping[str, str], *, live: bool = False) -> 
 
     Args:
         folder: The folder, which exists.
-        names: The name of each source.
+        names: The name of each source; see `file_names`.
         live: Write each line at once.
     """
     paths = {source: folder / "mot" / f"{name}.txt" for source, name in names.items()}
@@ -190,14 +191,14 @@ def yolo_labels(folder: Path, names: Mapping[str, str], categories: Sequence[Cat
 
     Args:
         folder: The folder, which exists.
-        names: The name of each source.
+        names: The name of each source; see `file_names`.
         categories: The classes by label.
     """
     write_text(folder / "classes.txt", "".join(f"{category.name}\n" for category in categories))
     (folder / "labels").mkdir(exist_ok=True)
 
     def add(detections: Detections) -> None:
-        write_text(folder / "labels" / f"{name_of(detections, names)}.txt", detections.to_yolo())
+        write_text(folder / "labels" / f"{name_of(detections.source, names)}.txt", detections.to_yolo())
 
     return add
 
@@ -210,7 +211,7 @@ def mask_images(folder: Path, names: Mapping[str, str]) -> AddDetections:
 
     Args:
         folder: The folder, which exists.
-        names: The name of each source.
+        names: The name of each source; see `file_names`.
     """
     (folder / "masks").mkdir(exist_ok=True)
     colours = [value for index in range(MAX_PALETTE) for value in PALETTE[index % len(PALETTE)]]
@@ -222,27 +223,7 @@ def mask_images(folder: Path, names: Mapping[str, str]) -> AddDetections:
         image = Image.fromarray(indices.astype(np.uint8 if has_palette else np.uint16))
         if has_palette:
             image.putpalette([0, 0, 0, *colours])
-        with atomic(folder / "masks" / f"{name_of(detections, names)}.png") as temporary:
+        with atomic(folder / "masks" / f"{name_of(detections.source, names)}.png") as temporary:
             image.save(temporary, format="PNG")
 
     return add
-
-
-def name_of(detections: Detections, names: Mapping[str, str]) -> str:
-    """Return the name of an image, or of a frame of a video: that of the video and its number, `clip_000012`."""
-    if detections.source in names:
-        return names[detections.source]
-    video, _, number = detections.source.rpartition("#")
-    return f"{names[video]}_{int(number):06d}"
-
-
-def numbered(names: Sequence[str]) -> list[str]:
-    """Return names of files, of which those that are equal but for case are numbered."""
-    used: dict[str, str] = {}  # in the order of the names, by name in lower case
-    for name in names:
-        path, free, number = Path(name), name, 1
-        while free.lower() in used:
-            number += 1
-            free = f"{path.stem}-{number}{path.suffix}"
-        used[free.lower()] = free
-    return list(used.values())
