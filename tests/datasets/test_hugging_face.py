@@ -111,6 +111,17 @@ def test_the_readme_names_the_numbers(tmp_path: Path, newline: str) -> None:
         assert data.images[0].labels.tolist() == [1, 2]
 
 
+def test_a_number_without_a_name_keeps_the_names_of_the_others(tmp_path: Path) -> None:
+    write_lines(tmp_path, {"file_name": "a.jpg", "objects": objects([1, 2])})
+    (tmp_path / "README.md").write_text(README.replace("'1': dog", "'1': ''"), encoding="utf-8")
+    data = read_dataset(tmp_path)
+    assert [(category.id, category.name) for category in data.categories] == [(0, "owl"), (1, ""), (2, "cat")]
+    assert "unnamed_category" in {finding.kind for finding in data.findings}
+    (tmp_path / "README.md").write_text(README.replace("'1': dog", "'1': cat"), encoding="utf-8")
+    with pytest.raises(DataError, match="'cat' is the name of 2 classes: 1, 2"):
+        read_dataset(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["", "# Dogs", "---\n[", "---\na: 1\n---\n", "---\n? {a: b}\n: c\n---\n"])
 def test_other_readmes_are_ignored(tmp_path: Path, text: str) -> None:
     write_lines(tmp_path, {"file_name": "a.jpg", "objects": objects([1, 2])})

@@ -112,6 +112,14 @@ def test_images_are_unpacked_once_and_an_interrupted_unpacking_is_continued(
     assert read_dataset(file).images[0].path.parent != paths[0].parent
 
 
+def test_classes_of_the_same_name_are_an_error(tmp_path: Path) -> None:
+    file = write(tmp_path / "train.parquet", [row(IMAGES[0])], features(["owl", "cat", "cat"]))
+    (tmp_path / "urls.yaml").write_text("train: train.parquet\n")  # which is read where it is
+    for path in (file, tmp_path / "urls.yaml"):
+        with pytest.raises(DataError, match="'cat' is the name of 2 classes: 1, 2"):
+            read_dataset(path)
+
+
 def test_a_moved_dataset_has_the_same_digest(tmp_path: Path) -> None:
     rows = [row(image, image={"bytes": content(image), "path": None}) for image in IMAGES]
     write(tmp_path / "old" / "train.parquet", rows, features())

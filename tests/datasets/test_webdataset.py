@@ -114,6 +114,25 @@ def test_labels_of_yolo_need_names_of_classes(tmp_path: Path) -> None:
     assert read_dataset(path.parent).images[0].size_stated is False
 
 
+@pytest.mark.parametrize("kind", ["txt", "json"])
+def test_the_number_of_a_class_is_that_of_its_line(tmp_path: Path, kind: str) -> None:
+    objects = [{"bbox": [1, 2, 10, 20], "category": number} for number in (2, 0, 1)]
+    lines = "".join(f"{number} 0.5 0.5 0.2 0.2\n" for number in (2, 0, 1))
+    texts = {"txt": lines, "json": json.dumps(objects)}
+    image = next(iter(contents(tmp_path / "images").items()))
+    path = write_tar(tmp_path / "shards" / "a.tar", dict([image, (f"a.{kind}", texts[kind].encode())]))
+    assert image[0].startswith("a.")
+    names = path.parent / "classes.txt"
+    names.write_text("cat\n\ndog\n\n")
+    data = read_dataset(path.parent)
+    assert [(category.id, category.name) for category in data.categories] == [(0, "cat"), (1, ""), (2, "dog")]
+    assert data.images[0].labels.tolist() == [2, 0, 1]
+    assert "unnamed_category" in kinds(data)
+    names.write_text("cat\ndog\ndog\n")
+    with pytest.raises(DataError, match="'dog' is the name of 2 classes: 1, 2"):
+        read_dataset(path.parent)
+
+
 def test_splits_and_order_are_those_of_the_names(tmp_path: Path, files: DetectionData) -> None:
     for folder, name in (
         (tmp_path / "a", "boxes-train2017"),

@@ -189,7 +189,7 @@ def test_all_faulty_lines_are_listed(tmp_path: Path) -> None:
 def test_names_that_repeat_are_an_error(tmp_path: Path) -> None:
     file = write_yolo(tmp_path, "train", IMAGES, NAMES)
     file.write_text(file.read_text().replace("- cat", "- dog"))
-    with pytest.raises(DataError, match=r"same name.*'dog' is the name of 2 classes"):
+    with pytest.raises(DataError, match=r"same name.*'dog' is the name of 2 classes: 0, 1\)"):
         read_dataset(file)
 
 

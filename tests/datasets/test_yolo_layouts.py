@@ -143,6 +143,38 @@ def test_files_of_class_names(tmp_path: Path, name: str) -> None:
     require_both(data)
 
 
+@pytest.mark.parametrize("name", ["classes.txt", "obj.names"])
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("cat\n\ndog\nbird\n", ["cat", "", "dog", "bird"]),
+        ("cat\n \t\ndog\nbird", ["cat", "", "dog", "bird"]),
+        ("\ncat\r\ndog\r\n", ["", "cat", "dog"]),
+        ("cat\nbig\u2028dog\nold\x85owl\nbird\n", ["cat", "big\u2028dog", "old\x85owl", "bird"]),
+        ("cat\rdog\rbird\r", ["cat", "dog", "bird"]),
+        ("cat\ndog\nbird\n\n \n\n", ["cat", "dog", "bird"]),
+    ],
+)
+def test_the_number_of_a_class_is_that_of_its_line(
+    tmp_path: Path, name: str, text: str, names: list[str]
+) -> None:
+    write_yolo(tmp_path, "train", IMAGES, NAMES).unlink()
+    labels = tmp_path / "labels" / "train"
+    (labels / "a.txt").write_text("0 0.5 0.5 0.2 0.2\n2 0.5 0.5 0.2 0.2\n")
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    (data,) = splits(tmp_path).values()
+    assert [(category.id, category.name) for category in data.categories] == list(enumerate(names))
+    assert data.images[0].labels.tolist() == [0, 2]
+    assert kinds(data).get("unnamed_category", 0) == names.count("")
+
+
+def test_several_classes_without_a_name_are_an_error(tmp_path: Path) -> None:
+    write_yolo(tmp_path, "train", IMAGES, NAMES).unlink()
+    (tmp_path / "classes.txt").write_text("cat\n\ndog\n\nbird\n")
+    with pytest.raises(DataError, match=r"cannot be distinguished \(1: classes 1, 3 have no name\)"):
+        read_dataset(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 import locale
 import re
 from collections.abc import Iterator
@@ -74,7 +75,15 @@ def read_lines(file: Path, findings: FindingCollector) -> list[str]:
     Raises:
         DataError: The file cannot be read or is not text.
     """
-    return [line.strip() for line in read_text(file, findings).splitlines()]
+    return stripped_lines(read_text(file, findings))
+
+
+def stripped_lines(text: str) -> list[str]:
+    """Return the stripped lines of a text, which end where they end for editors.
+
+    `str.splitlines` also ends them at separators such as U+2028, which shifts the numbers of the lines that follow.
+    """
+    return [line.strip() for line in io.StringIO(text, newline=None)]
 
 
 def decode_head(content: bytes) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from querybox.data.annotated import AnnotatedImage, splits_by_file
 from querybox.data.findings import FindingCollector
 from querybox.data.formats.hugging_face_objects import EXPECTED, categories, names_in_readme, parse_image
+from querybox.data.names_file import note_repeated_names
 from querybox.data.parsing import csv_columns, parse_json, partial_json, read_csv, read_head
 from querybox.data.splits import SPLITS, Format, Reader, split_name
 from querybox.data.text import decode, read_bounded
@@ -34,6 +35,12 @@ def _categories(root: Path, names: Collection[str]) -> tuple[Category, ...]:
     return categories(names_in_readme(root), names)
 
 
+def _names(root: Path, findings: FindingCollector) -> dict[int, str]:
+    names = names_in_readme(root)
+    note_repeated_names(names, findings)
+    return names
+
+
 def _is_json_lines(file: Path) -> bool:
     first = partial_json(read_head(file).partition("\n")[0])
     return isinstance(first, dict) and first.keys() >= {"file_name", "objects"}
@@ -44,7 +51,7 @@ def _is_csv(file: Path) -> bool:
 
 
 def _parse_json_lines(root: Path, file: Path, findings: FindingCollector) -> list[AnnotatedImage]:
-    names = names_in_readme(root)
+    names = _names(root, findings)
     text = decode(read_bounded(file), file, findings)
     images = []
     for number, line in enumerate(text.split("\n"), start=1):
@@ -60,7 +67,7 @@ def _parse_json_lines(root: Path, file: Path, findings: FindingCollector) -> lis
 
 
 def _parse_csv(root: Path, file: Path, findings: FindingCollector) -> list[AnnotatedImage]:
-    names = names_in_readme(root)
+    names = _names(root, findings)
     images = []
     for where, row in read_csv(file, findings):
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AliasChoices, BaseModel, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from querybox.data.annotated import AnnotatedImage, AnnotatedObject, alphabetical
 from querybox.data.formats.yolo_lines import names_by_number
@@ -23,6 +23,7 @@ from querybox.structures import Category
 EXPECTED = "'file_name', and 'objects' with 'bbox' and 'categories'"
 CATEGORY = ("categories", "category", "label", "labels")
 _Id = Annotated[int, Field(ge=0, lt=2**63)]
+_Label = Annotated[str, StringConstraints(strip_whitespace=True, max_length=1000)]
 
 
 class _Objects(BaseModel):
@@ -33,7 +34,9 @@ class _Objects(BaseModel):
 
 
 class _ClassLabel(BaseModel):
-    names: list[Name] | dict[_Id, Name]
+    model_config = ConfigDict(coerce_numbers_to_str=True)  # a class may be named 7, or not at all
+
+    names: list[_Label] | dict[_Id, _Label]
 
 
 class _Image(BaseModel):

@@ -34,6 +34,7 @@ from querybox.data.formats.parquet_images import (
 )
 from querybox.data.layout import locator_for, shards_by_split
 from querybox.data.locate import find_files
+from querybox.data.names_file import note_repeated_names
 from querybox.data.parquet_file import MAX_CONTENT, opened
 from querybox.data.parsing import HEAD
 from querybox.data.records import DetectionData
@@ -86,6 +87,7 @@ def _read(files: Sequence[Path], read: Reader) -> DetectionData:
 
 def _parse(files: Sequence[Path], root: Path, findings: FindingCollector) -> list[AnnotatedImage]:
     names = _class_names(files, root)
+    note_repeated_names(names, findings)
     return [image for file in files for image in _parse_file(file, root, names, findings)]
 
 

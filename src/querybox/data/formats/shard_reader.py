@@ -18,6 +18,7 @@ from querybox.data.formats.tar_index import tar_index
 from querybox.data.formats.webdataset_sample import parse_sample
 from querybox.data.formats.yolo_lines import Names
 from querybox.data.locate import ImageLocator
+from querybox.data.names_file import note_repeated_names
 from querybox.data.shard_index import ShardIndex, read_index
 from querybox.data.splits import Reader
 from querybox.data.storage import suffix
@@ -75,6 +76,8 @@ class _Shards:
     def parse(self, split: str, findings: FindingCollector) -> Iterator[AnnotatedImage]:
         """Yield the images of a split, of one shard at a time, which are too many to be in memory together."""
         known = self.names(findings)
+        note_repeated_names(known, findings)
+        stated: Names = {}
         for place in self.places[split]():
             try:
                 index = read_index(place, self.folder, make_index)
@@ -82,6 +85,9 @@ class _Shards:
                 findings.add("malformed", str(error))
                 continue
             self.stated = self.stated or index.names
+            if not known and index.names != stated:  # those of all shards are alike
+                note_repeated_names(index.names, findings)
+                stated = index.names
             for kind, what in index.problems:
                 findings.add(kind, what)
             names = known or index.names

@@ -22,6 +22,7 @@ from querybox.data.formats.yolo_lines import LabelParser, Names
 from querybox.data.parsing import parse_json, validation_problem
 from querybox.data.shard_index import Sample
 from querybox.data.shards import ShardImage
+from querybox.data.text import stripped_lines
 from querybox.errors import DataError
 from querybox.masks import Region
 from querybox.text import listed
@@ -66,7 +67,7 @@ def _parse_labels(where: str, sample: Sample, names: Names, findings: FindingCol
     parser = LabelParser(names)
     by_label = [names[number] for number in parser.labels]
     height, width = sample.shape or (0, 0)
-    lines = [line.strip() for line in sample.text.splitlines()]
+    lines = stripped_lines(sample.text)
     objects = [
         AnnotatedObject(
             f"{where}, line {one.line}", by_label[one.label], one.box_xyxy, mask=one.region(width, height)

@@ -16,6 +16,7 @@ from querybox.data.findings import DataFinding, FindingCollector
 from querybox.data.formats.yolo_labels import label_folder_of, read_yolo
 from querybox.data.formats.yolo_lines import Names
 from querybox.data.locate import ImageLocator, image_files
+from querybox.data.names_file import read_names
 from querybox.data.parsing import validation_problem
 from querybox.data.records import DetectionData
 from querybox.data.splits import SPLITS, Reader, split_name
@@ -147,11 +148,6 @@ def _read_darknet(file: Path, findings: FindingCollector) -> _Dataset:
         has_keypoints=False,
         unused=[key for key in values if key not in used],
     )
-
-
-def read_names(file: Path, findings: FindingCollector) -> Names:
-    """Return the class names in a file with one name per line, by class number."""
-    return dict(enumerate(line for line in read_lines(file, findings) if line))
 
 
 def _as_lists(splits: Mapping[str, str | list[str] | None]) -> dict[str, Sequence[str]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from querybox.data.findings import FindingCollector
 from querybox.data.formats.yolo_lines import LabelledObject, LabelParser, Names
 from querybox.data.locate import find_files
+from querybox.data.names_file import note_repeated_names
 from querybox.data.records import (
     DetectionData,
     ImageRecord,
@@ -70,9 +71,7 @@ def read_yolo(
     repeated = [path for path, count in Counter(images.values()).items() if count > 1]
     if repeated:
         raise DataError(f"{source}: images must be listed once; repeated: {listed(repeated)}")
-    for name, count in Counter(names.values()).items():
-        if count > 1:
-            findings.add("repeated_category", f"{name!r} is the name of {count} classes")
+    note_repeated_names(names, findings)
     reader = _RecordReader(names, findings, has_keypoints)
     records = [reader.read(number, path) for number, path in images.items()]
     reader.note_files(source, label_folder)
