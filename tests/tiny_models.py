@@ -43,7 +43,7 @@ CATS_AND_DOGS = (Category(id=3, name="cat"), Category(id=9, name="dog"))
 def save_detector(file: Path, short_side: int, long_side: int, **settings: Any) -> Path:
     """Save a DETR with random weights that knows `CATS_AND_DOGS`, with `SMALLEST` and other settings of its recipe."""
     torch.manual_seed(0)
-    detector = Detector.from_recipe("detr_r18", categories=CATS_AND_DOGS, **{**SMALLEST, **settings})
+    detector = Detector.from_recipe("detr_r18", **{"categories": CATS_AND_DOGS, **SMALLEST, **settings})
     detector.preprocessing = Preprocessing(short_side=short_side, long_side=long_side)
     detector.save(file)
     return file

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -96,6 +96,18 @@ def require_own(path: Path) -> None:
             raise ConfigError(
                 f"{path}: exists, and was not written by querybox; expected a new file: set another name, or remove it"
             )
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Return names of files, of which those that are equal but for case are numbered."""
+    used: dict[str, str] = {}  # in the order of the names, by name in lower case
+    for name in names:
+        path, free, number = Path(name), name, 1
+        while free.lower() in used:
+            number += 1
+            free = f"{path.stem}-{number}{path.suffix}"
+        used[free.lower()] = free
+    return list(used.values())
 
 
 def write_text(path: Path, text: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import CATS_AND_DOGS, TINY
+from tiny_models import CATS_AND_DOGS, TINY, save_detector
 
 import querybox as qb
 
@@ -143,3 +143,18 @@ def test_masks_never_overwrite_a_source(run: Any, segmenter: Path, tmp_path: Pat
     assert err.startswith(
         "ConfigError: masks/a.png: is in masks, to which results are written; expected another"
     )
+
+
+@pytest.mark.parametrize("name", ["cat\nowl", "cat "])
+def test_classes_that_labels_of_yolo_cannot_have_are_refused_first(
+    run: Any, photos: Path, tmp_path: Path, name: str
+) -> None:
+    model = save_detector(tmp_path / "model.safetensors", 32, 64, categories=[name, "dog"])
+    words = ("predict", model, photos / "images", "--output", "found", "--format")
+    code, _, err = run(*words, "csv,yolo")
+    assert code == 2
+    message = f"--format yolo: there are class names that a line of classes.txt cannot hold: {name!r}; expected 1 to"
+    assert err.startswith(f"ConfigError: {message}")
+    assert err.endswith("rename these classes, or write another format\n")
+    assert not (tmp_path / "found").exists()
+    assert run(*words, "csv")[0] == 0

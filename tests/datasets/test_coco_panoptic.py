@@ -295,6 +295,20 @@ def test_parts_of_a_split_keep_what_is_stuff(tmp_path: Path) -> None:
     assert all(record.masks is not None for record in part.images)
 
 
+def test_parts_of_a_split_keep_the_segments_of_each_id_of_an_image(tmp_path: Path) -> None:
+    def repeat(content: dict[str, Any]) -> None:
+        for image in content["images"]:
+            image["file_name"] = f"{(image['id'] + 1) // 2}.png"  # 1 1 2 2 3 3
+
+    file = write_panoptic(tmp_path / "data", "train", pictures(6))
+    data = read_dataset(change(file, repeat))
+    assert kinds(data)["repeated_image"] == 6
+    split_dataset(data, tmp_path / "parts", val=0.5)
+    parts = [read_dataset(tmp_path / "parts", name) for name in ("train", "val")]
+    masks = {image.id: image.masks for part in parts for image in part.images}
+    assert masks == {image.id: image.masks for image in data.images}
+
+
 def test_parts_of_a_split_keep_every_pixel(tmp_path: Path) -> None:
     """Those of segments, of crowd regions and of void."""
     data = read_dataset(write_panoptic(tmp_path / "data", "train", pictures(6, crowds=True)))

@@ -14,10 +14,11 @@ from dataset_writers import changed, write_boxes, write_json
 
 from querybox.data import DetectionData, ImageRecord, read_dataset
 from querybox.data.attribution import UNKNOWN, read_attribution
-from querybox.data.write import file_names, split_dataset, write_shards
-from querybox.errors import ConfigError
+from querybox.data.write import file_names, read_content, split_dataset, write_shards
+from querybox.errors import ConfigError, DataError
 from querybox.masks import Region, rasterised
 from querybox.polygons import Polygons
+from querybox.structures import Category
 
 
 @pytest.fixture
@@ -58,6 +59,61 @@ def test_repeated_names_are_told_apart(boxes: DetectionData) -> None:
     images = tuple(changed(image, path=Path(path)) for image, path in zip(boxes.images, paths, strict=False))
     names = list(file_names(replace(boxes, images=images)).values())
     assert names == ["a_x_1.png", "b_x_1.png", "2.png", "y_1.PNG"]
+
+
+def test_names_that_repeat_with_all_their_folders_are_numbered(boxes: DetectionData) -> None:
+    paths = ("a/x/1.png", "b/x/1.png", "c/b_x_1.png", "a/X/1.PNG", "/1.png")
+    images = tuple(changed(image, path=Path(path)) for image, path in zip(boxes.images, paths, strict=False))
+    names = list(file_names(replace(boxes, images=images)).values())
+    assert names == ["a_x_1.png", "b_x_1.png", "c_b_x_1.png", "a_x_1-2.PNG", "1.png"]
+
+
+@pytest.fixture
+def repeated(tmp_path: Path) -> Path:
+    """Return a COCO file of four images, two of them under two ids."""
+    document = json.loads((path := write_boxes(tmp_path / "boxes", (96, 64), sides=(16, 40))).read_text())
+    for image in document["images"]:
+        image["file_name"] = f"{image['id'] % 6 or 5}.png"  # 1 2 3 4 5 5 1 2
+    return write_json(path, document)
+
+
+@pytest.mark.parametrize("shards", [None, 3])
+def test_images_under_several_ids_are_written(repeated: Path, tmp_path: Path, shards: int | None) -> None:
+    data = read_dataset(repeated)
+    assert len({image.path for image in data.images}) == 5
+    split_dataset(data, tmp_path / "new", val=0.25, shards=shards)
+    written = [
+        (read_content(image.file), image.boxes_xyxy.tolist(), image.labels.tolist())
+        for name in ("train", "val")
+        for image in read_dataset(tmp_path / "new", name).images
+    ]
+    assert sorted(written) == sorted(
+        (read_content(image.file), image.boxes_xyxy.tolist(), image.labels.tolist()) for image in data.images
+    )
+    if shards is None:
+        assert len(list((tmp_path / "new").glob("*/*.png"))) == 5
+        found = [read_dataset(tmp_path / "new", name).findings for name in ("train", "val")]
+        count = sum(each.count for part in found for each in part if each.kind == "repeated_image")
+        assert count == sum(each.count for each in data.findings if each.kind == "repeated_image") == 6
+
+
+def test_images_that_are_relative_links_are_written(boxes: DetectionData, tmp_path: Path) -> None:
+    for image in boxes.images:
+        image.path.rename(image.path.with_suffix(".data"))
+        image.path.symlink_to(f"{image.path.stem}.data")
+    split_dataset(boxes, tmp_path / "new")
+    for part in ("train", "val"):
+        assert all(image.path.read_bytes() for image in read_dataset(tmp_path / "new", part).images)
+
+
+@pytest.mark.parametrize("shards", [None, 3])
+def test_missing_images_are_an_error_before_anything_is_written(
+    boxes: DetectionData, tmp_path: Path, shards: int | None
+) -> None:
+    boxes.images[4].path.unlink()
+    with pytest.raises(DataError, match=r"1 of 8 image files are missing: .*5\.png; expected all of them"):
+        split_dataset(boxes, tmp_path / "new", shards=shards)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(
@@ -168,3 +224,56 @@ def test_shards_that_cannot_be_written(boxes: DetectionData, tmp_path: Path) -> 
         split_dataset(boxes, tmp_path / "new", shards=0)
     with pytest.raises(ConfigError, match="is panoptic, which shards cannot express"):
         split_dataset(replace(boxes, panoptic=True), tmp_path / "new", shards=2)
+    stuff = replace(boxes, categories=(boxes.categories[0], Category(id=2, name="sky", stuff=True)))
+    with pytest.raises(ConfigError, match=r"has classes of stuff \(sky\), which shards cannot express"):
+        split_dataset(stuff, tmp_path / "new", shards=2)
+    assert not (tmp_path / "new").exists()
+
+
+def renamed(boxes: DetectionData, name: str) -> DetectionData:
+    file = Path(boxes.source)
+    document = json.loads(file.read_text(encoding="utf-8"))
+    document["categories"][1]["name"] = name
+    return read_dataset(write_json(file, document))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*("red ", "\tred", "red\u3000", "", " ", "r\ned", "red\r", "r\u2028\n"), "\ufeffred", "r" * 1001],
+)
+def test_names_that_lines_cannot_hold_are_refused_before_anything_is_written(
+    boxes: DetectionData, tmp_path: Path, name: str
+) -> None:
+    data = renamed(boxes, name)
+    with pytest.raises(
+        ConfigError, match=r"cannot hold: .*; expected .*: rename these .*without shards"
+    ) as caught:
+        split_dataset(data, tmp_path / "new", shards=2)
+    assert repr(name[:80]) in str(caught.value)
+    assert not (tmp_path / "new").exists()
+    split_dataset(data, tmp_path / "new")
+    assert read_dataset(tmp_path / "new", "train").categories == data.categories
+
+
+@pytest.mark.parametrize(
+    "name", ["r e\td", "r\u2028ed", "r\x85ed", "r\x0bed", "7", "Grün", "赤", "\\udcff", "#"]
+)
+def test_names_that_lines_hold_are_kept_in_shards(boxes: DetectionData, tmp_path: Path, name: str) -> None:
+    data = renamed(boxes, name)
+    split_dataset(data, tmp_path / "new", val=0.25, shards=2)
+    parts = [read_dataset(tmp_path / "new", part) for part in ("train", "val")]
+    assert [category.name for category in parts[0].categories] == ["red", name]
+    labels = [image.labels.tolist() for part in parts for image in part.images]
+    assert sorted(labels) == sorted(image.labels.tolist() for image in data.images)
+
+
+def test_names_in_shards_differ_also_from_those_with_an_id(boxes: DetectionData, tmp_path: Path) -> None:
+    names = ("1.png", "1.jpg", "1_1.png", "1_2.bmp")
+    images = []
+    for image, name in zip(boxes.images, names, strict=False):
+        (tmp_path / name).write_bytes(image.path.read_bytes())
+        images.append(changed(image, path=tmp_path / name))
+    (tmp_path / "new").mkdir()
+    write_shards(replace(boxes, images=tuple(images)), tmp_path / "new", "train", 3)
+    written = [image.path.name for image in read_dataset(tmp_path / "new").images]
+    assert written == ["1_1.png", "1_2.jpg", "1_1-2.png", "1_2-2.bmp"]

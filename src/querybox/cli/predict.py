@@ -180,7 +180,10 @@ def predict_files(
         options: Arguments of `querybox.predict`.
     """
     from querybox.inference.predict import predict as run
+    from querybox.inference.writers import yolo_classes
 
+    if "yolo" in formats:
+        yolo_classes(detector.categories)  # an error before older results are removed
     unreadable: list[ImageError] = []
     files = list(map(Path, names))
     results = run(detector, files, **options, on_error=unreadable.append)

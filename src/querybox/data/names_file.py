@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from querybox.data.findings import FindingCollector
-from querybox.data.text import read_lines
+from querybox.data.parsing import MAX_NAME
+from querybox.data.text import decode, read_lines, stripped_lines
+from querybox.errors import ConfigError
 from querybox.text import listed
+
+CLASSES = "classes.txt"
+"""The name of the file that is written."""
 
 
 def read_names(file: Path, findings: FindingCollector) -> dict[int, str]:
@@ -33,3 +38,34 @@ def note_repeated_names(names: Mapping[int, str], findings: FindingCollector) ->
         if len(repeated) > 1:
             what = f"{name!r} is the name of {len(repeated)} classes: {listed(repeated)}"
             findings.add("repeated_category", what if name else f"classes {listed(repeated)} have no name")
+
+
+def names_text(names: Sequence[str], source: Path | str, cure: str) -> str:
+    """Return the content of a file of class names, which `read_names` reads as they are.
+
+    Args:
+        names: The names by class number.
+        source: Where they are from, for messages.
+        cure: What to do if the file cannot hold one of them, other than to rename it.
+
+    Raises:
+        ConfigError: The file cannot hold one of them: it is empty, begins or ends with a space, has a line break or
+            what is not text, or is longer than names in annotations may be.
+    """
+    refused = [name for name in names if _as_read(name) != [name] or len(name) > MAX_NAME]
+    if refused:
+        shown = listed([repr(name[:80]) for name in refused])
+        raise ConfigError(
+            f"{source}: there are class names that a line of {CLASSES} cannot hold: {shown}; expected "
+            f"1 to {MAX_NAME:,} characters without line breaks, and without spaces at the ends: rename these classes, "
+            f"or {cure}"
+        )
+    return "".join(f"{name}\n" for name in names)
+
+
+def _as_read(name: str) -> list[str]:
+    """Return the lines that are read of a file with a name."""
+    content = f"{name}\n".encode(errors="backslashreplace")  # as `write_text` writes it
+    return [
+        line for line in stripped_lines(decode(content, Path(CLASSES), FindingCollector(CLASSES))) if line
+    ]

@@ -20,7 +20,9 @@ from querybox.data.text import decode, decode_head, encoding_of, read_bounded, r
 from querybox.errors import DataError
 from querybox.files import is_regular, require_regular
 
-Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
+MAX_NAME = 1000
+"""Maximum number of characters of a name."""
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_NAME)]
 """Name of a class or a file in annotations."""
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 

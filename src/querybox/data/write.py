@@ -17,12 +17,13 @@ from querybox.arguments import require_number
 from querybox.data.attribution import UNKNOWN, Attribution, read_attribution
 from querybox.data.formats.panoptic_png import colours, segment_id
 from querybox.data.holdout import hold_out
+from querybox.data.names_file import CLASSES, names_text
 from querybox.data.records import DetectionData, ImageRecord
 from querybox.data.shards import ImageFile, ShardImage
-from querybox.errors import ConfigError
-from querybox.files import atomic, write_text
+from querybox.errors import ConfigError, DataError
+from querybox.files import atomic, numbered, write_text
 from querybox.masks import mask_numbers, rasterised
-from querybox.text import counted, to_json
+from querybox.text import counted, listed, to_json
 
 ANNOTATIONS, PANOPTIC = "_annotations.coco.json", "panoptic.json"
 SEGMENT = ("category_id", "bbox", "area", "iscrowd")
@@ -39,10 +40,10 @@ def split_dataset(
     """Split a dataset and write the parts to a new folder, which can be read like any dataset.
 
     See `hold_out` for the images that stay together. Image files are linked (hard links) where possible, otherwise
-    copied; the dataset itself is not changed. Everything that is read of a dataset is written: classes, also of stuff,
-    boxes, clipped to their image, masks, areas, crowd regions, and the segments of panoptic datasets, whose other
-    pixels remain void. So are `info`, the licences, and the URLs of images of COCO files. What is not read, such as
-    attributes and keypoints, is not written.
+    copied; the dataset itself is not changed. An image with several ids remains one file, and is several in shards.
+    Everything that is read of a dataset is written: classes, also of stuff, boxes, clipped to their image, masks,
+    areas, crowd regions, and the segments of panoptic datasets, whose other pixels remain void. So are `info`, the
+    licences, and the URLs of images of COCO files. What is not read, such as attributes and keypoints, is not written.
 
     Args:
         data: The dataset.
@@ -56,20 +57,19 @@ def split_dataset(
 
     Raises:
         ConfigError: The fractions are not above 0 or leave nothing to train on, there are too few images, the folder
-            is not empty, or `shards` is below 1 or the dataset panoptic.
+            is not empty, or `shards` is below 1 or cannot express the dataset.
+        DataError: Image files are missing.
     """
     if shards is not None:
         require_number("split", "shards", shards, 1, whole=True)
-        if data.panoptic:
-            raise ConfigError(
-                f"{data.source}: is panoptic, which shards cannot express; expected objects: split it without shards"
-            )
+        require_shardable(data)
     if not (val > 0 and test >= 0 and val + test < 1):
         raise ConfigError(
             f"split got val={val:g} and test={test:g}; expected fractions of the images, below 1 in total"
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: is not empty; expected a new folder: pass another one, or remove it")
+    require_files(data)
     parts: dict[str, DetectionData] = {}
     needed = 3 if test else 2
     if len(data.images) < needed:
@@ -93,12 +93,44 @@ def split_dataset(
     return parts
 
 
+def require_shardable(data: DetectionData) -> None:
+    """Check that shards can express a dataset.
+
+    Raises:
+        ConfigError: It is panoptic, or has a class of stuff or with a name that `classes.txt` cannot hold.
+    """
+    cure = "split it without shards"
+    if data.panoptic:
+        raise ConfigError(
+            f"{data.source}: is panoptic, which shards cannot express; expected objects: {cure}"
+        )
+    if stuff := [category.name for category in data.categories if category.stuff]:
+        raise ConfigError(
+            f"{data.source}: has classes of stuff ({listed(stuff)}), which shards cannot express; expected things: "
+            f"{cure}"
+        )
+    names_text([category.name for category in data.categories], data.source, cure)
+
+
+def require_files(data: DetectionData) -> None:
+    """Check that all image files exist.
+
+    Raises:
+        DataError: Some are missing.
+    """
+    if missing := [str(image.path) for image in data.images if image.is_missing]:
+        raise DataError(
+            f"{data.source}: {len(missing):,} of {counted(len(data.images), 'image file')} are missing: "
+            f"{listed(missing)}; expected all of them: restore them, or remove them from the annotations"
+        )
+
+
 def write_split(data: DetectionData, folder: Path, origin: Attribution = UNKNOWN) -> None:
     """Write the images of one split and their annotations to a new folder."""
     folder.mkdir(parents=True)
     names = file_names(data)
-    for image in data.images:
-        write_image(image.file, folder / names[image.id])
+    for name, file in {names[image.id]: image.file for image in data.images}.items():
+        write_image(file, folder / name)
     if data.panoptic:
         write_panoptic(data, folder / PANOPTIC, names, origin)
     else:
@@ -110,11 +142,11 @@ def write_panoptic(data: DetectionData, file: Path, names: Mapping[int, str], or
     folder = file.with_suffix("")
     folder.mkdir()
     annotations = []
-    for image in data.images:
+    pngs = numbered([f"{names[image.id]}.png" for image in data.images])  # an image may have several ids
+    for image, name in zip(data.images, pngs, strict=True):
         masks = [
             rasterised(mask, (image.height, image.width)) for mask in image.masks or () if mask is not None
         ]
-        name = f"{names[image.id]}.png"
         numbers = mask_numbers(masks, (image.height, image.width))
         Image.fromarray(colours(numbers, len(masks))).save(folder / name)
         segments = [
@@ -139,7 +171,9 @@ def write_image(image: ImageFile, path: Path) -> None:
         path.write_bytes(read_content(image))
         return
     try:
-        os.link(image, path)
+        os.link(os.path.realpath(image), path)  # a link to a relative link would lead nowhere
+    except FileExistsError:
+        raise  # a copy would overwrite it, and with it the image of the dataset that it is a link to
     except OSError:  # another file system, or one without links
         shutil.copy2(image, path)
 
@@ -156,19 +190,18 @@ def write_shards(
         images: Number of images in each shard.
         origin: See `read_attribution`.
     """
-    write_text(folder / "classes.txt", "".join(f"{category.name}\n" for category in data.categories))
+    classes = names_text([each.name for each in data.categories], data.source, "split it without shards")
+    write_text(folder / CLASSES, classes)
     if origin.dataset:
         write_text(folder / ORIGIN, to_json(origin.dataset, indent=1) + "\n")
-    names = file_names(data)
-    stems = Counter(os.path.splitext(each)[0] for each in names.values())  # noqa: PTH122 - strings
+    names = sample_names(data)
     for number, start in enumerate(range(0, len(data.images), images)):
         with atomic(folder / f"{name}-{number:06d}.tar") as path, tarfile.TarFile(path, "w") as tar:
             for image in data.images[start : start + images]:
-                stem, suffix = os.path.splitext(names[image.id])  # noqa: PTH122
-                stem = stem if stems[stem] == 1 else f"{stem}_{image.id}"
-                add_member(tar, f"{stem}{suffix}", read_content(image.file))
+                name_of_image, name_of_annotation = names[image.id]
+                add_member(tar, name_of_image, read_content(image.file))
                 annotation = {**origin.images.get(image.id, {}), **sample_annotation(image, data)}
-                add_member(tar, f"{stem}.json", to_json(annotation).encode())
+                add_member(tar, name_of_annotation, to_json(annotation).encode())
 
 
 def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -188,16 +221,43 @@ def sample_annotation(image: ImageRecord, data: DetectionData) -> dict[str, Any]
 
 
 def file_names(data: DetectionData) -> dict[int, str]:
-    """Return a file name for each image by id: its own, after those of its folders as far as names would repeat."""
-    names = {image.id: image.path.name for image in data.images}
-    for depth in range(1, max((len(image.path.parents) for image in data.images), default=1)):
-        counts = Counter(name.lower() for name in names.values())
-        if max(counts.values(), default=0) < 2:
-            break
-        for image in data.images:
-            if counts[names[image.id].lower()] > 1:
-                names[image.id] = f"{image.path.parents[depth - 1].name}_{names[image.id]}"
-    return names
+    """Return a file name for each image by id: its own, after those of its folders as far as names would repeat.
+
+    Images with the same file have one name. Those of paths that are equal but for case, or whose names repeat even
+    after those of all folders, are numbered.
+    """
+    paths = {str(image.path).lower(): image.path for image in reversed(data.images)}  # the first of each
+    folders = {key: [folder.name for folder in path.parents][:-1] for key, path in paths.items()}
+    prefixes = dict.fromkeys(paths, "")
+    repeated = list(paths)
+    while repeated:
+        counts = Counter(f"{prefixes[key]}{path.name}".lower() for key, path in paths.items())
+        repeated = [
+            key
+            for key, path in paths.items()
+            if folders[key] and counts[f"{prefixes[key]}{path.name}".lower()] > 1
+        ]
+        for key in repeated:
+            prefixes[key] = f"{folders[key].pop(0)}_{prefixes[key]}"
+    files = {image.file: f"{prefixes[str(image.path).lower()]}{image.path.name}" for image in data.images}
+    unique = dict(zip(files, numbered(list(files.values())), strict=True))
+    return {image.id: unique[image.file] for image in data.images}
+
+
+def sample_names(data: DetectionData) -> dict[int, tuple[str, str]]:
+    """Return the names of each image and of its annotation in a shard by id, which differ in their suffix alone."""
+    parts = {number: os.path.splitext(name) for number, name in file_names(data).items()}  # noqa: PTH122 - strings
+    counts = Counter(stem.lower() for stem, _ in parts.values())
+    annotations = numbered(
+        [
+            f"{stem}{'' if counts[stem.lower()] == 1 else f'_{number}'}.json"
+            for number, (stem, _) in parts.items()
+        ]
+    )
+    return {
+        number: (f"{name.removesuffix('.json')}{suffix}", name)
+        for (number, (_, suffix)), name in zip(parts.items(), annotations, strict=True)
+    }
 
 
 def coco_document(data: DetectionData, names: Mapping[int, str], origin: Attribution) -> dict[str, Any]:

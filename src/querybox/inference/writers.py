@@ -13,6 +13,7 @@ from typing import Any, TextIO, TypeAlias
 import numpy as np
 from PIL import Image
 
+from querybox.data.names_file import CLASSES, names_text
 from querybox.files import atomic, write_text
 from querybox.inference.detections import Detections
 from querybox.inference.draw import PALETTE
@@ -186,6 +187,15 @@ def mot_files(folder: Path, names: Mapping[str, str], *, live: bool = False) -> 
         yield add
 
 
+def yolo_classes(categories: Sequence[Category]) -> str:
+    """Return the content of `classes.txt`.
+
+    Raises:
+        ConfigError: It cannot hold the name of a class.
+    """
+    return names_text([each.name for each in categories], "--format yolo", "write another format")
+
+
 def yolo_labels(folder: Path, names: Mapping[str, str], categories: Sequence[Category]) -> AddDetections:
     """Write `classes.txt` to a folder, and `labels/NAME.txt` for every image; see `Detections.to_yolo`.
 
@@ -193,8 +203,11 @@ def yolo_labels(folder: Path, names: Mapping[str, str], categories: Sequence[Cat
         folder: The folder, which exists.
         names: The name of each source; see `file_names`.
         categories: The classes by label.
+
+    Raises:
+        ConfigError: `classes.txt` cannot hold the name of a class.
     """
-    write_text(folder / "classes.txt", "".join(f"{category.name}\n" for category in categories))
+    write_text(folder / CLASSES, yolo_classes(categories))
     (folder / "labels").mkdir(exist_ok=True)
 
     def add(detections: Detections) -> None:

@@ -15,7 +15,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstrain
 
 from querybox.data.annotated import AnnotatedImage, AnnotatedObject, alphabetical
 from querybox.data.formats.yolo_lines import names_by_number
-from querybox.data.parsing import Name, read_head, stated_size, validation_problem
+from querybox.data.parsing import MAX_NAME, Name, read_head, stated_size, validation_problem
 from querybox.errors import DataError
 from querybox.runfile import Loader
 from querybox.structures import Category
@@ -23,7 +23,7 @@ from querybox.structures import Category
 EXPECTED = "'file_name', and 'objects' with 'bbox' and 'categories'"
 CATEGORY = ("categories", "category", "label", "labels")
 _Id = Annotated[int, Field(ge=0, lt=2**63)]
-_Label = Annotated[str, StringConstraints(strip_whitespace=True, max_length=1000)]
+_Label = Annotated[str, StringConstraints(strip_whitespace=True, max_length=MAX_NAME)]
 
 
 class _Objects(BaseModel):
