@@ -283,6 +283,26 @@ def test_shapes_that_make_no_sense_are_told(name: str, shape: tuple[int, ...], t
         Detector.load(tmp_path / "model.pth")
 
 
+@pytest.mark.parametrize("given", [{"heads": 2}, {"heads": 4}, {"dilation": False}])
+def test_arguments_that_contradict_the_metadata_are_refused(given: dict[str, Any], tmp_path: Path) -> None:
+    """They were used in place of what the file says."""
+    save_file(HUGGINGFACE.to_theirs(tiny().state_dict()), tmp_path / "model.safetensors")
+    config = {
+        "model_type": "detr",
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "dilation": True,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if given == {"heads": 2}:
+        assert Detector.load(tmp_path, **given).recipe == Detector.load(tmp_path).recipe
+        return
+    ((name, value),) = given.items()
+    stated = {"heads": 2, "dilation": True}[name]
+    with pytest.raises(ConfigError, match=f"got {name}={value}, but the file says {stated}; omit {name}"):
+        Detector.load(tmp_path, **given)
+
+
 def test_our_own_file_knows_itself(tmp_path: Path) -> None:
     detector = tiny(heads=2)
     detector.save(tmp_path / "ours.safetensors", dtype=torch.float16)

@@ -300,7 +300,7 @@ def test_published_models_there_and_back(model: str) -> None:
     assert recognise(theirs) == (type(recipe), layout)
     ours = layout.to_ours(theirs)
 
-    inferred, assumed = infer_recipe(ours, type(recipe), {}, {}, Path("model.pth"))
+    inferred, assumed = infer_recipe(ours, type(recipe), {}, {}, Path("model.pth"), {})
     assert inferred == recipe
     assert len(assumed) == (2 if "two-stage" in model else 1)
     rows = count_class_rows(ours, type(recipe))

@@ -184,7 +184,7 @@ def test_published_models_there_and_back(system: str) -> None:
     }
     assert recognise(theirs) == (ConditionalDETR, layout)
     ours = layout.to_ours(theirs)
-    inferred, assumed = infer_recipe(ours, ConditionalDETR, {}, {}, Path("model.pth"))
+    inferred, assumed = infer_recipe(ours, ConditionalDETR, {}, {}, Path("model.pth"), {})
     assert inferred == ConditionalDETR()
     assert len(assumed) == 2  # heads, dilation
     rows = count_class_rows(ours, ConditionalDETR)

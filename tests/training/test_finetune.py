@@ -13,15 +13,17 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tiny_models import TINY, TRAINABLE
+from tiny_models import PUBLIC, TINY, TRAINABLE
 from torch.testing import assert_close
 
 from querybox import Category, Detector, ImageBatch, RunSettings, read_dataset, train
 from querybox.checkpoints import coco
 from querybox.checkpoints.hub import Snapshot
-from querybox.errors import CheckpointError
+from querybox.errors import CheckpointError, ConfigError
 from querybox.models import DETR
 from querybox.models.layouts.facebook import FACEBOOK
+from querybox.models.layouts.fundamentalvision import FUNDAMENTALVISION
+from querybox.models.layouts.idea import IDEA
 from querybox.models.layouts.layout import Layout
 from querybox.models.layouts.mmdet3 import MMDET3
 from querybox.runfile import read_run_file
@@ -262,6 +264,57 @@ def test_what_no_tensor_shows_can_be_said(tmp_path: Path) -> None:
     tuned = begin(CELLS, file, tmp_path / "run", model={"dilation": True, "heads": 4})
     assert isinstance(tuned.recipe, DETR)
     assert (tuned.recipe.dilation, tuned.recipe.stride, tuned.recipe.heads) == (True, 16, 4)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "differences"),
+    [
+        ("detr_small", {"kind": ("detr", "dino"), "heads": (8, 4)}),
+        (
+            "conditional_detr_r50_dc5",
+            {"kind": ("conditional_detr", "dino"), "dilation": (True, False), "heads": (8, 4)},
+        ),
+        ("deformable_detr_small", {"kind": ("deformable_detr", "dino")}),
+        ("dino_r50", {"heads": (8, 4)}),
+        ("rtdetr_r18", {"kind": ("rtdetr", "dino"), "heads": (8, 4)}),
+        ("dfine_n", {"kind": ("dfine", "dino"), "heads": (8, 4)}),
+    ],
+)
+@pytest.mark.parametrize("is_own", [True, False])
+def test_recipes_of_another_model_than_that_of_the_weights_are_named(
+    tmp_path: Path, recipe: str, differences: dict[str, tuple[object, object]], is_own: bool
+) -> None:
+    file = tmp_path / "small.safetensors"
+    source = pretrained("dino_r50", categories=PETS, **PUBLIC)
+    if is_own:
+        source.save(file)
+    else:
+        file = publish(source, IDEA, tmp_path / "small.pth", args=argparse.Namespace(nheads=4))
+    with pytest.raises(ConfigError) as caught:
+        begin(CELLS, file, tmp_path / "run", recipe=recipe)
+    shown = ", ".join(
+        f"'model.{name}' is {ours!r} in the recipe and {theirs!r} in the file"
+        for name, (ours, theirs) in differences.items()
+    )
+    cure = "omit 'recipe': the model is then that of the file"
+    assert str(caught.value) == f"{file}: is not of recipe '{recipe}': {shown}; {cure}"
+    assert begin(CELLS, file, tmp_path / "run").recipe.heads == 4  # type: ignore[union-attr]
+
+
+def test_a_recipe_says_what_no_tensor_shows(tmp_path: Path) -> None:
+    shape = {name: value for name, value in PUBLIC.items() if name != "heads"}
+    source = pretrained("deformable_detr_small", categories=PETS, **shape)
+    file = publish(source, FUNDAMENTALVISION, tmp_path / "small.pth")
+    tuned = begin(CELLS, file, tmp_path / "run", recipe="deformable_detr_small", model=shape)
+    assert tuned.recipe is not None
+    assert tuned.recipe.heads == 4
+
+
+def test_a_setting_of_the_user_that_contradicts_the_weights_is_named(tmp_path: Path) -> None:
+    source = pretrained("dino_small", categories=PETS, **TRAINABLE)
+    source.save(tmp_path / "small.safetensors")
+    with pytest.raises(ConfigError, match="got heads=8, but the file says 4; omit heads"):
+        begin(CELLS, tmp_path / "small.safetensors", tmp_path / "run", model={"heads": 8})
 
 
 def test_all_that_does_not_fit_is_listed(tmp_path: Path) -> None:

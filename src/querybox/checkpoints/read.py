@@ -62,9 +62,10 @@ def load_detector(
     dilation: bool | None = None,
     heads: int | None = None,
     activation: str | None = None,
+    recipe: Recipe | None = None,
 ) -> DetectionTransformer:
-    """Load a detector; see `querybox.load`."""
-    loaded = load_checkpoint(path, dilation=dilation, heads=heads, activation=activation)
+    """Load a detector; see `querybox.load` and, for `recipe`, `read_checkpoint`."""
+    loaded = load_checkpoint(path, dilation=dilation, heads=heads, activation=activation, recipe=recipe)
     for sentence in loaded.assumptions:
         logger.info("%s: assumed: %s", path, sentence)
     return loaded.detector
@@ -76,9 +77,10 @@ def load_checkpoint(
     dilation: bool | None = None,
     heads: int | None = None,
     activation: str | None = None,
+    recipe: Recipe | None = None,
 ) -> LoadedDetector:
-    """Load a detector, and return how its file was interpreted; see `querybox.load`."""
-    checkpoint = read_checkpoint(path, dilation=dilation, heads=heads, activation=activation)
+    """Load a detector, and return how its file was interpreted; see `load_detector`."""
+    checkpoint = read_checkpoint(path, dilation=dilation, heads=heads, activation=activation, recipe=recipe)
     try:
         detector = restore(checkpoint.blueprint, checkpoint.state)
     except (CheckpointError, ConfigError) as error:
@@ -92,8 +94,18 @@ def read_checkpoint(
     dilation: bool | None = None,
     heads: int | None = None,
     activation: str | None = None,
+    recipe: Recipe | None = None,
 ) -> Checkpoint:
-    """Read a checkpoint of any layout without building the detector; see `querybox.load`."""
+    """Read a checkpoint of any layout without building the detector; see `querybox.load`.
+
+    Args:
+        path: The file or folder, or a name.
+        dilation: See `querybox.load`.
+        heads: See `querybox.load`.
+        activation: See `querybox.load`.
+        recipe: The model that the checkpoint is for. What neither its tensors nor its metadata say is as in it, if they
+            are of its kind; it is not compared with what they say.
+    """
     path = find_weights(path)
     arguments = {"dilation": dilation, "heads": heads, "activation": activation}
     given = {name: value for name, value in arguments.items() if value is not None}
@@ -103,7 +115,7 @@ def read_checkpoint(
             return Checkpoint(blueprint=read_card(card, given), state=state, layout="querybox")
         file = read_checkpoint_file(path)
         try:
-            return interpret(file, path, given)
+            return interpret(file, path, given, recipe)
         except QueryboxError:
             raise
         except Exception as error:
@@ -122,19 +134,29 @@ def read_card(card: Mapping[str, Any], given: Mapping[str, Any]) -> Blueprint:
         ConfigError: It contradicts the arguments in `given`.
     """
     blueprint = Blueprint.from_card(card)
-    for name, value in given.items():
-        stated = getattr(blueprint.recipe, name, WITHOUT_SETTING.get(name))
-        if stated != value:
-            raise ConfigError(f"got {name}={value}, but the file says {stated}; omit {name}")
+    require_agreement({**WITHOUT_SETTING, **blueprint.recipe.model_dump()}, given)
     return blueprint
 
 
-def interpret(file: CheckpointFile, path: Path, given: Mapping[str, Any]) -> Checkpoint:
+def require_agreement(stated: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Check that arguments do not contradict what a file states.
+
+    Raises:
+        ConfigError: One does.
+    """
+    for name, value in given.items():
+        if stated.get(name, value) != value:
+            raise ConfigError(f"got {name}={value}, but the file says {stated[name]}; omit {name}")
+
+
+def interpret(
+    file: CheckpointFile, path: Path, given: Mapping[str, Any], like: Recipe | None = None
+) -> Checkpoint:
     """Convert a public checkpoint to our names, and infer its recipe, classes and preprocessing.
 
     Raises:
         CheckpointError: The tensors are not those of a known kind of detector.
-        ConfigError: A setting in `given` does not fit them.
+        ConfigError: A setting in `given` does not fit them, or contradicts the metadata.
     """
     tensors = detection_part(file.tensors)
     kind, layout = recognise(tensors)
@@ -145,7 +167,8 @@ def interpret(file: CheckpointFile, path: Path, given: Mapping[str, Any]) -> Che
     card = file.metadata.get("meta", {}).get(CARD)
     if card is not None:
         return Checkpoint(blueprint=read_card(card, given), state=state, layout=layout.name)
-    recipe, assumptions = infer_recipe(state, kind, file.metadata, given, path)
+    known = like.model_dump(include=set(kind.model_fields)) if isinstance(like, kind) else {}
+    recipe, assumptions = infer_recipe(state, kind, file.metadata, given, path, not_inferable(known))
     num_rows = count_class_rows(state, kind)
     categories, unused_rows, class_assumptions = infer_classes(num_rows, file.metadata)
     recipe = recipe.replace(unused_rows=unused_rows)
@@ -165,19 +188,28 @@ def interpret(file: CheckpointFile, path: Path, given: Mapping[str, Any]) -> Che
     )
 
 
+def not_inferable(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those settings of a model that cannot be inferred from its tensors."""
+    return {name: model[name] for name in ("dilation", "heads", "activation") if name in model}
+
+
 def infer_recipe(
     state: Mapping[str, Tensor],
     kind: type[Recipe],
     metadata: Mapping[str, Any],
     given: Mapping[str, Any],
     path: Path,
+    assumed: Mapping[str, Any],
 ) -> tuple[Recipe, list[str]]:
     """Infer the recipe from the tensors, the metadata and the arguments; also return the assumptions made.
 
     Raises:
         CheckpointError: querybox has no such model.
+        ConfigError: An argument contradicts the metadata, or is of a setting that the kind does not have.
     """
-    stated = {**stated_settings(metadata, kind), **given}
+    stated = stated_settings(metadata, kind)
+    require_agreement(stated, given)
+    stated = {**assumed, **stated, **given}
     if "dilation" not in kind.model_fields and stated.pop("dilation", False):
         raise CheckpointError(f"querybox has no {kind.title} with a dilated last stage (DC5)")
     if "activation" in given and "activation" not in kind.model_fields:

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from querybox.checkpoints.read import read_checkpoint
+from querybox.checkpoints.read import not_inferable, read_checkpoint
 from querybox.data import DataSettings, DetectionData
 from querybox.data.settings import NO_VALIDATION
 from querybox.data.training_images import decoded_bytes
@@ -33,7 +33,6 @@ from querybox.runfile import merge, read_run_file
 from querybox.text import counted
 from querybox.training.resources import Resources
 from querybox.training.settings import RunSettings, TrainSettings
-from querybox.training.start import not_inferable
 
 AUTO = "auto"
 MANY_IMAGES = 5000

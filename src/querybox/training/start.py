@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from querybox.arguments import require_dataset
 from querybox.checkpoints.backbone import build
 from querybox.checkpoints.find import LAST, resolve_name
 from querybox.checkpoints.hub import fetch, is_hub_name
-from querybox.checkpoints.read import load_detector, read_checkpoint
+from querybox.checkpoints.read import WITHOUT_SETTING, load_detector, not_inferable, read_checkpoint
 from querybox.data.settings import NO_VALIDATION, DataSettings
 from querybox.data.storage import stem
 from querybox.errors import ConfigError
@@ -170,15 +170,46 @@ def resolve_model(settings: RunSettings) -> tuple[Recipe, Preprocessing | None]:
     Returns:
         The recipe, and the preprocessing of the weights if there are any.
     """
-    values = {} if settings.recipe is None else find(settings.recipe).model_dump()
+    named = None if settings.recipe is None else find(settings.recipe)
+    values = {} if named is None else named.model_dump()
     if settings.weights is None:
         values["backbone_weights"] = "imagenet"  # a few hundred images are too few to train a random backbone
     values |= settings.model
     if settings.weights is None:
         return parse(values, where="model"), None
-    source = read_checkpoint(weights_or_last(settings), **not_inferable(values)).blueprint
+    weights, given = weights_or_last(settings), not_inferable(settings.model)
+    source = read_checkpoint(weights, **given, recipe=named).blueprint
+    if named is not None:
+        require_similar(values, source.recipe, given, f"{weights}: is not of recipe '{settings.recipe}'")
     values = {**source.recipe.model_dump(), "unused_rows": (), **values}
     return parse(values, where="model"), source.preprocessing
+
+
+def require_similar(values: Mapping[str, Any], source: Recipe, given: Container[str], where: str) -> None:
+    """Check that a recipe does not contradict the model of the weights in what no tensor shows, nor in its kind.
+
+    All else is compared with the tensors, see `initialize_from`.
+
+    Args:
+        values: The settings of the recipe, with those that the user has set.
+        source: The model of the weights.
+        given: Names of the settings that were compared with the weights before.
+        where: What is at fault, for the message.
+
+    Raises:
+        ConfigError: It does.
+    """
+    ours, theirs = ({**WITHOUT_SETTING, **each} for each in (values, source.model_dump()))
+    names = [name for name in not_inferable(theirs) if name not in given and ours[name] != theirs[name]]
+    if names or theirs.keys() - ours.keys():
+        names = [*(["kind"] if ours["kind"] != theirs["kind"] else []), *names]
+        differences = [
+            f"'model.{name}' is {ours[name]!r} in the recipe and {theirs[name]!r} in the file"
+            for name in names
+        ]
+        raise ConfigError(
+            f"{where}: {', '.join(differences)}; omit 'recipe': the model is then that of the file"
+        )
 
 
 def weights_or_last(settings: RunSettings) -> str:
@@ -188,11 +219,6 @@ def weights_or_last(settings: RunSettings) -> str:
         return settings.weights
     last = settings.folder / LAST
     return str(last) if last.is_file() else settings.weights
-
-
-def not_inferable(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those settings of a model that cannot be inferred from its tensors."""
-    return {name: model[name] for name in ("dilation", "heads", "activation") if name in model}
 
 
 def build_detector(settings: RunSettings, categories: tuple[Category, ...]) -> DetectionTransformer:
@@ -205,9 +231,10 @@ def build_detector(settings: RunSettings, categories: tuple[Category, ...]) -> D
         ConfigError: The settings of the recipe are inconsistent.
         CheckpointError: The weights cannot be read, or do not fit the model.
     """
-    detector = build(parse(settings.model, where="model"), categories)
+    recipe = parse(settings.model, where="model")
+    detector = build(recipe, categories)
     if settings.weights is not None:
-        source = load_detector(weights_or_last(settings), **not_inferable(settings.model))
+        source = load_detector(weights_or_last(settings), recipe=recipe)
         initialize_from(detector, source, settings.weights)
         detector.preprocessing = source.preprocessing
     sizes = settings.data.sizes()
