@@ -111,6 +111,16 @@ def test_the_readme_names_the_numbers(tmp_path: Path, newline: str) -> None:
         assert data.images[0].labels.tolist() == [1, 2]
 
 
+def test_numbers_that_the_readme_does_not_name_are_an_error(tmp_path: Path) -> None:
+    """They became classes of their own, whose order was another one."""
+    write_lines(tmp_path, {"file_name": "a.jpg", "objects": objects([1, 7])})
+    (tmp_path / "README.md").write_text(README, encoding="utf-8")
+    with pytest.raises(
+        DataError, match=r"metadata\.jsonl, line 1, object 2: class 7; the dataset defines 0, 1, 2"
+    ):
+        read_dataset(tmp_path)
+
+
 def test_a_number_without_a_name_keeps_the_names_of_the_others(tmp_path: Path) -> None:
     write_lines(tmp_path, {"file_name": "a.jpg", "objects": objects([1, 2])})
     (tmp_path / "README.md").write_text(README.replace("'1': dog", "'1': ''"), encoding="utf-8")

@@ -128,6 +128,9 @@ def test_the_number_of_a_class_is_that_of_its_line(tmp_path: Path, kind: str) ->
     assert [(category.id, category.name) for category in data.categories] == [(0, "cat"), (1, ""), (2, "dog")]
     assert data.images[0].labels.tolist() == [2, 0, 1]
     assert "unnamed_category" in kinds(data)
+    names.write_text("cat\ndog\n")
+    with pytest.raises(DataError, match="class 2; the dataset defines 0, 1"):
+        read_dataset(path.parent)
     names.write_text("cat\ndog\ndog\n")
     with pytest.raises(DataError, match="'dog' is the name of 2 classes: 1, 2"):
         read_dataset(path.parent)

@@ -19,6 +19,7 @@ from querybox.data.parsing import MAX_NAME, Name, read_head, stated_size, valida
 from querybox.errors import DataError
 from querybox.runfile import Loader
 from querybox.structures import Category
+from querybox.text import listed
 
 EXPECTED = "'file_name', and 'objects' with 'bbox' and 'categories'"
 CATEGORY = ("categories", "category", "label", "labels")
@@ -137,5 +138,9 @@ def _named_objects(where: str, objects: _Objects, names: Mapping[int, str]) -> I
         zip(objects.bbox, *columns, strict=True), start=1
     ):
         box = (x, y, x + width, y + height)
+        if names and isinstance(category, int) and category not in names:
+            raise DataError(
+                f"{where}, object {number}: class {category}; the dataset defines {listed(list(names))}"
+            )
         name = names.get(category, str(category)) if isinstance(category, int) else category
         yield AnnotatedObject(f"{where}, object {number}", name, box, bool(crowd), area)
