@@ -14,7 +14,6 @@ from PIL import Image
 
 from querybox.data.tiff import read_picture
 from querybox.errors import ConfigError, ImageError
-from querybox.files import numbered
 from querybox.inference.detections import Detections
 from querybox.inference.draw import draw
 from querybox.inference.live import LiveStream
