@@ -49,8 +49,7 @@ class Category:
     id: int
     name: str
     stuff: bool = False
-    """Whether the class is a region such as sky, of which an image has at most one segment, rather than a countable
-    object (COCO's `isthing` 0)."""
+    """Whether it is a region such as sky, of which an image has at most one segment (COCO's `isthing` 0)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

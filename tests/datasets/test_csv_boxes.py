@@ -102,7 +102,7 @@ def test_columns_of_other_data(tmp_path: Path, text: str, names: list[str]) -> N
 def test_other_tables_are_not_read(tmp_path: Path, text: str) -> None:
     write_images(tmp_path, IMAGES)
     (tmp_path / "boxes.csv").write_text(text)
-    with pytest.raises(DataError, match="contains images, but no annotations"):
+    with pytest.raises(DataError, match="contains images, but no recognised annotations"):
         read_dataset(tmp_path)
 
 
