@@ -14,6 +14,7 @@ from torch import Tensor
 from querybox.arguments import require_path
 from querybox.checkpoints import coco, native
 from querybox.checkpoints.blueprint import Blueprint, restore
+from querybox.checkpoints.hub import CONFIG, PREPROCESSOR
 from querybox.checkpoints.huggingface_folder import model_config, preprocessor_config, write_folder
 from querybox.checkpoints.read import CARD, NO_CLASS, Checkpoint, read_checkpoint
 from querybox.checkpoints.rows import drop_rows, insert_rows
@@ -189,8 +190,8 @@ def write(checkpoint: Checkpoint, target: Path, to: System) -> None:
     names = row_names(blueprint)
     if to == "huggingface":
         files = {
-            "config.json": model_config(recipe, names),
-            "preprocessor_config.json": preprocessor_config(blueprint.preprocessing, type(recipe)),
+            CONFIG: model_config(recipe, names),
+            PREPROCESSOR: preprocessor_config(blueprint.preprocessing, type(recipe)),
         }
         write_folder(target, tensors, files)
         return

@@ -20,6 +20,7 @@ from torch import Tensor
 from querybox.checkpoints.damage import cure
 from querybox.checkpoints.digest import check_digest
 from querybox.checkpoints.find import EXPORTED, find_weights, is_exported
+from querybox.checkpoints.hub import CONFIG, PREPROCESSOR
 from querybox.checkpoints.pickled import read_pickled, unreadable_file
 from querybox.errors import CheckpointError
 from querybox.text import listed
@@ -38,7 +39,7 @@ AVERAGE_KEYS = (
     "model_ema_state_dict",
 )
 """Keys of the averaged weights in training checkpoints."""
-SETTINGS = {"config": "config.json", "preprocessor": "preprocessor_config.json"}
+SETTINGS = {"config": CONFIG, "preprocessor": PREPROCESSOR}
 """Files of a Hugging Face folder beside its weights, by their keys in the metadata."""
 MAX_NESTING = 4
 """Maximum number of dicts around the weights, because a pickle can contain itself."""

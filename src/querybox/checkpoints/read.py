@@ -15,6 +15,7 @@ from querybox.checkpoints import coco, native
 from querybox.checkpoints.blueprint import Blueprint, restore
 from querybox.checkpoints.files import CheckpointFile, read_checkpoint_file
 from querybox.checkpoints.find import find_weights
+from querybox.checkpoints.hub import CONFIG
 from querybox.checkpoints.native import is_native
 from querybox.checkpoints.recognise import detection_part, recognise
 from querybox.checkpoints.statements import stated_names, stated_preprocessing, stated_settings
@@ -216,7 +217,7 @@ def infer_recipe(
         raise ConfigError(
             f"got activation='{given['activation']}' for {kind.title}, which always has ReLU; omit it"
         )
-    kind.parse(stated, "config.json" if metadata.get("config") else "")  # shapes are divided by some of them
+    kind.parse(stated, CONFIG if metadata.get("config") else "")  # shapes are divided by some of them
     known = kind.infer(state, stated)
     return kind.parse(known), kind.assumptions(known, str(path))
 

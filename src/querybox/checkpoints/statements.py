@@ -10,13 +10,13 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from querybox.arguments import is_number
+from querybox.checkpoints.hub import PREPROCESSOR
 from querybox.data.parsing import validation_problem
 from querybox.errors import CheckpointError
 from querybox.models import Recipe
 from querybox.settings import holds_bool
 from querybox.structures import Preprocessing
 
-PREPROCESSOR = "preprocessor_config.json"
 SUPPORTED: dict[str, object] = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255}
 """Settings in `PREPROCESSOR` of which querybox supports only these values."""
 ARGUMENTS = {"heads": "nheads", "dilation": "dilation", "dropout": "dropout", "queries": "num_queries"}
