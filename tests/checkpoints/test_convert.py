@@ -252,6 +252,27 @@ def test_own_classes_survive_where_files_have_no_place_for_them(save: Any, tmp_p
         read_checkpoint(tmp_path / "facebook.pth", heads=8)
 
 
+def test_classes_of_stuff_are_stated_in_a_folder_of_hugging_face(tmp_path: Path) -> None:
+    recipe = DETR(**{**TINY, "backbone": "resnet18.tv_in1k", "unused_rows": (0,)})
+    categories = tuple(
+        Category(id=row, name=name, stuff=name in ("sky", "road"))
+        for row, name in enumerate(("sky", "cat", "road"), start=1)
+    )
+    blueprint = Blueprint(recipe=recipe, categories=categories, preprocessing=Preprocessing())
+    source, folder = tmp_path / "model.safetensors", tmp_path / "folder"
+    native.write(source, random_state(recipe, 3), blueprint.card())
+    convert(source, folder, to="huggingface")
+    assert read_checkpoint(folder).blueprint.categories == categories
+    config = json.loads((folder / "config.json").read_text())
+    assert config["stuff_rows"] == [1, 3]
+    for wrong in ("1", [1.5], [True], {"1": 1}):
+        (folder / "config.json").write_text(json.dumps({**config, "stuff_rows": wrong}))
+        with pytest.raises(
+            CheckpointError, match=r"config\.json: 'stuff_rows' is .* expected a list of rows of"
+        ):
+            read_checkpoint(folder)
+
+
 def test_incomplete_checkpoints_are_not_passed_on(files: dict[System, Path], tmp_path: Path) -> None:
     content = torch.load(files["facebook"], weights_only=True)
     del content["model"]["transformer.decoder.norm.bias"]

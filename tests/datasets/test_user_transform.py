@@ -195,6 +195,19 @@ def test_what_cannot_be_trained_on_is_refused(sample: Sample) -> None:
     assert failing.startswith(
         "transform: failed on a.jpg (ZeroDivisionError: division by zero); expected a transf"
     )
+    masked = sample._replace(masks=torch.ones(2, 20, 30, dtype=torch.bool))
+    for masks in ({}, {"masks": None}):
+        unmasked = refused(
+            lambda image, target, masks=masks: (
+                image,
+                {"boxes": target["boxes"], "labels": target["labels"], **masks},
+            ),
+            masked,
+        )
+        assert (
+            "returned a target without 'masks', which the model is trained on; expected those of the"
+            in unmasked
+        )
     with pytest.raises(ConfigError, match=r"transform: got 3; expected a transform of torchvision"):
         UserTransform(3, 4, pickled=False)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from querybox.detector import Detector
 from querybox.errors import ExportError
 from querybox.exporting import check, export, write
 from querybox.exporting.card import Card
-from querybox.exporting.check import verify
+from querybox.exporting.check import verification_batches, verify
 from querybox.exporting.engine import ExportedModel, Outputs
 from querybox.exporting.graph import Graph
 
@@ -123,6 +124,16 @@ def test_other_weights_are_found_where_queries_are_chosen(dino: Detector) -> Non
         other.get_parameter("decoder.class_heads.0.bias")[0] += 1e-2
     with pytest.raises(ExportError, match=r"scores by 0\.00"):
         verify(dino, engine(other))
+
+
+@pytest.mark.parametrize("min_side", [33, 65, 129])
+def test_no_images_of_the_verification_are_thinner_than_the_model_takes(
+    detector: Detector, min_side: int
+) -> None:
+    card = dataclasses.replace(Card.of(detector, "float32"), min_side=min_side)
+    shapes = [pixels.shape[2:] for pixels, _ in verification_batches(card)]
+    assert len(shapes) == 3
+    assert min(map(min, shapes)) >= min_side
 
 
 def test_a_file_that_differs_is_not_kept(

@@ -105,6 +105,12 @@ def test_odd_names_are_shown_with_escapes(name: str) -> None:
     assert np.asarray(draw(Image.new("RGB", (100, 100)), found)).any()
 
 
+def test_names_that_begin_with_an_underscore_are_in_the_legend() -> None:
+    chart = svg_of(line_chart("names", [1, 2], {"_one": [1, 2], "two": [2, 1]}))
+    assert "_one" in chart
+    assert "two" in chart
+
+
 def test_names_become_one_line() -> None:
     assert literal("a\r\n b\u2028c") == "a b c"
     assert literal("a\x00b\x1b") == r"a\u0000b\u001b"

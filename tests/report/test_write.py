@@ -264,6 +264,18 @@ def test_a_run_s_report_begins_with_what_to_do_next(tmp_path: Path) -> None:
     assert places[-1] < text.index("Likely causes of a low AP")
 
 
+@pytest.mark.parametrize(("threshold", "expected"), [(0.996999979, "0.99"), (0.75, "0.75"), (0.004, "0.00")])
+def test_the_threshold_of_the_command_keeps_what_was_counted(
+    tmp_path: Path, threshold: float, expected: str
+) -> None:
+    run = write_run(tmp_path)
+    (run / "best.safetensors").touch()
+    evaluation = measure(make_data(tmp_path))
+    point = replace(evaluation.operating_point, threshold=threshold)
+    steps = next_steps(run, replace(evaluation, operating_point=point), None)
+    assert steps[-2].command.endswith(f" --threshold {expected}")
+
+
 def test_without_errors_there_is_nothing_to_look_at(tmp_path: Path) -> None:
     data = make_data(tmp_path)
     evaluation = measure(data)

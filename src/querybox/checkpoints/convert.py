@@ -190,7 +190,7 @@ def write(checkpoint: Checkpoint, target: Path, to: System) -> None:
     names = row_names(blueprint)
     if to == "huggingface":
         files = {
-            CONFIG: model_config(recipe, names),
+            CONFIG: model_config(recipe, names, stuff_rows(blueprint)),
             PREPROCESSOR: preprocessor_config(blueprint.preprocessing, type(recipe)),
         }
         write_folder(target, tensors, files)
@@ -209,6 +209,13 @@ def row_names(blueprint: Blueprint) -> tuple[str, ...]:
     unused, names = blueprint.recipe.unused_rows, iter(blueprint.categories)
     rows = range(len(blueprint.categories) + len(unused))
     return tuple(NO_CLASS if row in unused else next(names).name for row in rows)
+
+
+def stuff_rows(blueprint: Blueprint) -> list[int]:
+    """Return the rows of the class head that are stuff."""
+    names = row_names(blueprint)
+    used = [row for row in range(len(names)) if row not in blueprint.recipe.unused_rows]
+    return [row for row, category in zip(used, blueprint.categories, strict=True) if category.stuff]
 
 
 def required_settings(checkpoint: Checkpoint, to: System) -> list[str]:

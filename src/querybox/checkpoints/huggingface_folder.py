@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from querybox.checkpoints.files import save_tensors
+from querybox.checkpoints.statements import STUFF_ROWS
 from querybox.files import atomic, write_text
 from querybox.models import Recipe
 from querybox.structures import Preprocessing
@@ -39,15 +40,17 @@ def write_folder(folder: Path, tensors: Mapping[str, Tensor], files: Mapping[str
         complete.replace(folder)
 
 
-def model_config(recipe: Recipe, rows: Sequence[str]) -> dict[str, Any]:
+def model_config(recipe: Recipe, rows: Sequence[str], stuff: Sequence[int] = ()) -> dict[str, Any]:
     """Return the content of ``config.json``.
 
     Args:
         recipe: The recipe of the model, of a kind that Hugging Face has.
         rows: Names of the rows of the class head, without no-object.
+        stuff: Those of them that are stuff.
     """
     return {
         **recipe.huggingface_config(),
+        **({STUFF_ROWS: list(stuff)} if stuff else {}),
         "id2label": {str(row): name for row, name in enumerate(rows)},
         "label2id": {name: row for row, name in enumerate(rows)},
     }

@@ -18,7 +18,7 @@ from querybox.checkpoints.find import find_weights
 from querybox.checkpoints.hub import CONFIG
 from querybox.checkpoints.native import is_native
 from querybox.checkpoints.recognise import detection_part, recognise
-from querybox.checkpoints.statements import stated_names, stated_preprocessing, stated_settings
+from querybox.checkpoints.statements import stated_names, stated_preprocessing, stated_settings, stated_stuff
 from querybox.errors import CheckpointError, ConfigError, QueryboxError
 from querybox.models import Recipe
 from querybox.models.layouts.own import OWN
@@ -240,6 +240,7 @@ def infer_classes(
     """Return the classes of a head with this many `rows` without no-object, the unused rows, and the assumptions."""
     names = stated_names(metadata)
     by_row = coco.NAMES_BY_ROW.get(rows, {})
+    stuff = stated_stuff(metadata)
     assumptions = []
     if names is not None and len(names) != rows:
         assumptions.append(f"the {len(names)} class names in the file are not those of its {rows} classes")
@@ -252,7 +253,7 @@ def infer_classes(
     else:
         unused_rows = tuple(row for row in range(rows) if names is not None and names[row] == NO_CLASS)
         categories = [
-            Category(id=row, name=names[row] if names else str(row))
+            Category(id=row, name=names[row] if names else str(row), stuff=row in stuff)
             for row in range(rows)
             if row not in unused_rows
         ]

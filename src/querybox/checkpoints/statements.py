@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from querybox.arguments import is_number
-from querybox.checkpoints.hub import PREPROCESSOR
+from querybox.checkpoints.hub import CONFIG, PREPROCESSOR
 from querybox.data.parsing import validation_problem
 from querybox.errors import CheckpointError
 from querybox.models import Recipe
@@ -19,6 +19,8 @@ from querybox.structures import Preprocessing
 
 SUPPORTED: dict[str, object] = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255}
 """Settings in `PREPROCESSOR` of which querybox supports only these values."""
+STUFF_ROWS = "stuff_rows"
+"""Key of `config.json` with the rows of classes of stuff, for which Hugging Face has none."""
 ARGUMENTS = {"heads": "nheads", "dilation": "dilation", "dropout": "dropout", "queries": "num_queries"}
 """Settings, and their names among the arguments that the authors' code saves with the weights."""
 
@@ -51,6 +53,20 @@ def stated_names(metadata: Mapping[str, Any]) -> list[str] | None:
     names = [str(labels[row]) for row in sorted(labels, key=int)]
     placeholders = all(re.fullmatch(r"LABEL_\d+", name) for name in names)
     return None if placeholders else names
+
+
+def stated_stuff(metadata: Mapping[str, Any]) -> frozenset[int]:
+    """Return the rows of the class head that are stuff, which only querybox states in a Hugging Face folder.
+
+    Raises:
+        CheckpointError: They are not numbers of rows.
+    """
+    rows = metadata.get("config", {}).get(STUFF_ROWS, [])
+    if not (isinstance(rows, list) and all(type(row) is int for row in rows)):
+        raise CheckpointError(
+            f"{CONFIG}: '{STUFF_ROWS}' is {rows!r:.200}; expected a list of rows of the class head"
+        )
+    return frozenset(rows)
 
 
 def stated_preprocessing(usual: Preprocessing, metadata: Mapping[str, Any]) -> Preprocessing:

@@ -112,6 +112,11 @@ def call_torchvision(transform: Callable[..., Any], sample: Sample) -> Sample:
         )
     boxes = F.convert_bounding_box_format(boxes, new_format=tv_tensors.BoundingBoxFormat.XYXY)
     masks = None if sample.masks is None else target.get("masks")
+    if masks is None and sample.masks is not None:
+        raise ConfigError(
+            "returned a target without 'masks', which the model is trained on; expected those of the objects: "
+            "transform and drop them with the boxes"
+        )
     return as_sample(image, boxes.as_subclass(torch.Tensor), labels, boxes.canvas_size, masks)
 
 

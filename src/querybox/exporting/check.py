@@ -130,7 +130,7 @@ def verification_batches(card: Card) -> Iterator[tuple[UInt8[Tensor, "B 3 H W"],
 
     For a fixed size, yield one image and, if images may be padded, a smaller one.
     """
-    side = max(card.preprocessing.short_side, 128)
+    side = max(card.preprocessing.short_side, 128, 2 * card.min_side)  # also half of it is to hold
     image = partial(smooth_image, generator=torch.Generator().manual_seed(0))
 
     if card.size is not None:

@@ -164,7 +164,10 @@ def paint(place: int) -> str:
 
 
 def literal(name: str) -> str:
-    """Return a name for matplotlib: one line, shortened to `MAX_NAME`, with ``$`` escaped, as it starts a formula."""
+    """Return a name for matplotlib: one line, shortened to `MAX_NAME`, with ``$`` escaped, as it starts a formula.
+
+    An invisible word joiner comes before an underscore, as matplotlib leaves labels that begin with one out of legends.
+    """
     line = printable(" ".join(name.split()))
     short = line if len(line) <= MAX_NAME else line[: MAX_NAME - 1] + "…"
-    return short.replace("$", r"\$")
+    return "\u2060" * short.startswith("_") + short.replace("$", r"\$")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections import Counter
 from dataclasses import dataclass
@@ -39,7 +40,8 @@ def next_steps(folder: Path, evaluation: Evaluation, diagnosis: Diagnosis | None
         )
     if any((folder / name).is_file() for name in (BEST, LAST)):
         run = shlex.quote(str(folder))
-        threshold = f"--threshold {evaluation.operating_point.threshold:.2f}"
+        # Rounded down: the threshold is the score of a detection that is to be kept.
+        threshold = f"--threshold {math.floor(evaluation.operating_point.threshold * 100) / 100:.2f}"
         steps += [
             Step(text="Detect objects in new images:", command=f"querybox predict {run} IMAGES {threshold}"),
             Step(
