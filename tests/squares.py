@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +78,35 @@ def crossing(frames: int = 40) -> Iterator[Picture]:
         yield picture(way, WIDTH - SIDE - way)
 
 
-def write(path: Path, pictures: Iterable[Picture], *, rate: int = 30, codec: str = "rawvideo") -> Path:
-    """Write a video, by default an uncompressed one."""
+def write(
+    path: Path,
+    pictures: Iterable[Picture],
+    *,
+    rate: int | Fraction = 30,
+    codec: str = "rawvideo",
+    times: Sequence[int] | None = None,
+    unit: Fraction = Fraction(1, 1000),
+) -> Path:
+    """Write a video, by default an uncompressed one.
+
+    Args:
+        path: The file.
+        pictures: The frames.
+        rate: Frames a second that the header states, if its format has them.
+        codec: The codec.
+        times: Time of each frame; None for even ones.
+        unit: Unit of `times` in seconds.
+    """
     import av
 
     with av.open(path, "w") as container:
         stream: Any = container.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        for pixels in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        tick = 1 / Fraction(rate) if times is None else unit
+        stream.codec_context.time_base = tick
+        for pixels, time in zip(pictures, count() if times is None else times, strict=times is not None):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = time, tick
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path

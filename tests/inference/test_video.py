@@ -8,6 +8,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from squares import crossing, write
 
 from querybox.errors import ImageError
 from querybox.inference.sources import find_sources, read_frames
@@ -59,6 +60,19 @@ def test_whole_videos_are_whole_and_cut_ones_are_not(tmp_path: Path, suffix: str
         assert f"ends after {number} of {FRAMES} frames" in error
     elif suffix not in UNKNOWN_LENGTH:
         assert "of 3.0 seconds" in error
+
+
+@pytest.mark.parametrize("suffix", [".flv", ".mkv", ".mov", ".mp4", ".webm", ".wmv"])
+def test_a_video_that_begins_late_is_whole(tmp_path: Path, suffix: str) -> None:
+    times = range(5000, 6000, 40)
+    path = write(
+        tmp_path / f"clip{suffix}", crossing(25), rate=25, codec=CODECS.get(suffix, "mpeg4"), times=times
+    )
+    assert read(path) == (25, "")
+    if suffix in (".flv", ".mkv", ".webm"):
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        assert "of 6.0 seconds" in read(path)[1] or suffix == ".flv"
 
 
 def test_what_follows_a_damaged_part_is_read(tmp_path: Path) -> None:

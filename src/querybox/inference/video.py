@@ -33,6 +33,8 @@ MAX_MISSING_SECONDS = 0.5
 """Seconds by which a whole video may be shorter than its header says."""
 MAX_MISSING_FRAMES = 0.02
 """Fraction of the frames that a whole AVI may have less than its header says: empty ones repeat the one before."""
+COUNTED_FROM_ZERO = ("matroska,webm", "asf")
+"""Formats whose length is the time of the end, by FFmpeg's names, also if the first frame has a later time than 0."""
 ATOMS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"uuid", b"pnot")
 """Types of top-level atoms of MP4 and QuickTime files."""
 
@@ -66,7 +68,7 @@ class Progress:
             if self.frames < stream.frames * (1 - MAX_MISSING_FRAMES) - 1:
                 found.append(f"ends after {self.frames} of {stream.frames} frames")
         elif container.duration is not None:
-            begin = (container.start_time or 0) / 1e6
+            begin = 0.0 if container.format.name in COUNTED_FROM_ZERO else (container.start_time or 0) / 1e6
             length, seconds = container.duration / 1e6, self.end - begin
             if seconds < length - MAX_MISSING_SECONDS:
                 found.append(f"ends after {seconds:.1f} of {length:.1f} seconds")
