@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from squares import SquareEngine, crossing, write
 
 from querybox.errors import ConfigError
 from querybox.inference.detections import Detections
@@ -87,6 +89,36 @@ def test_draws_every_frame_of_a_video(tmp_path: Path) -> None:
     assert (np.abs(np.asarray(Image.open(paths[1])).astype(int) - 90) > 50).any()
     with av.open(paths[0]) as container:
         assert container.streams.video[0].average_rate == 5
+
+
+def drawn_times(source: Path) -> tuple[Fraction | None, list[float | None]]:
+    """Return the frame rate of the drawing of a video, and the times of its frames."""
+    import av
+
+    path = source.with_name("drawn.mp4")
+    draw_files([source], [path], iter(SquareEngine().predict(source)))
+    with av.open(path) as container:
+        return container.streams.video[0].average_rate, [frame.time for frame in container.decode(video=0)]
+
+
+@pytest.mark.parametrize("start", [0, 5000])
+def test_a_video_with_a_variable_frame_rate_keeps_its_times(tmp_path: Path, start: int) -> None:
+    """Counted from the first frame."""
+    times = [0, 40, 80, 95, 110, 3110, 3150, 9150]
+    source = write(tmp_path / "clip.mkv", crossing(8), rate=25, times=[start + each for each in times])
+    assert drawn_times(source)[1] == pytest.approx([each / 1000 for each in times], abs=1e-4)
+
+
+@pytest.mark.parametrize("rate", [25, 60, Fraction(30000, 1001)])
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_a_video_with_a_constant_frame_rate_keeps_it(
+    tmp_path: Path, suffix: str, rate: int | Fraction
+) -> None:
+    codec = "rawvideo" if suffix == ".mkv" else "mpeg4"
+    source = write(tmp_path / f"clip{suffix}", crossing(20), rate=rate, codec=codec)
+    stated, times = drawn_times(source)
+    assert stated == rate
+    assert times == pytest.approx([number / float(rate) for number in range(20)], abs=1e-4)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (63, 47)])

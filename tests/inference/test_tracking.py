@@ -87,6 +87,53 @@ def test_a_track_ends_a_second_after_its_last_detection(tmp_path: Path) -> None:
             )
 
 
+HIDDEN = [*[40 * number for number in range(20)], *[760 + 3000 * number for number in range(1, 6)]]
+"""Times in milliseconds: 25 frames a second for 0.8 s, then five that are 3 s apart. On average 2.5 a second."""
+
+
+@pytest.mark.parametrize("tracker", TRACKERS)
+@pytest.mark.parametrize("name", ["clip.mkv", "clip.mp4"])
+@pytest.mark.parametrize("start", [0, 5000])
+def test_a_second_is_one_at_a_variable_frame_rate(
+    tmp_path: Path, tracker: TrackerName, name: str, start: int
+) -> None:
+    """What is hidden for 0.24 s keeps its number; 3 s later it is another object."""
+    pictures = [picture(None if 8 <= number < 14 else 70, None) for number in range(len(HIDDEN))]
+    codec = "mpeg4" if name.endswith("mp4") else "rawvideo"
+    times = [start + time for time in HIDDEN]
+    video = write(tmp_path / name, pictures, rate=25, codec=codec, times=times)
+    constant = write(tmp_path / f"constant-{name}", pictures[:20], rate=25, codec=codec)
+    found = SquareEngine().predict([video, constant], track=tracker)
+    numbers = tracks(found[: len(HIDDEN)], "red")
+    assert numbers[:14] == tracks(found[len(HIDDEN) :], "red")
+    assert numbers[7] == numbers[13] == 1  # OC-SORT confirms it again when it comes back
+    assert 2 not in numbers[:14]
+    assert 1 not in numbers[14:]
+    assert {each.time for each in found} == {None}
+
+
+@pytest.mark.parametrize("tracker", TRACKERS)
+def test_frames_that_are_missing_count_with_their_time(tmp_path: Path, tracker: TrackerName) -> None:
+    for gap, last in ((800, 1), (1200, 2)):
+        times = [*range(0, 400, 40), *range(360 + gap, 760 + gap, 40)]
+        video = write(tmp_path / "gap.mkv", [picture(70, None)] * len(times), rate=25, times=times)
+        for tile in (None, 100):
+            found = SquareEngine().predict(video, track=tracker, tile=tile)
+            assert tracks(found, "red")[-1] == last, (gap, tile)
+
+
+@pytest.mark.parametrize("tracker", TRACKERS)
+def test_objects_of_slow_videos_are_tracked(tmp_path: Path, tracker: TrackerName) -> None:
+    """Also if the frames, about one a second, are not even: one may be missed."""
+    times = [1040 * number + 20 * (number % 3) for number in range(10)]
+    pictures = [picture(None if number == 5 else 70, None) for number in range(10)]
+    uneven = write(tmp_path / "uneven.mkv", pictures, rate=1, times=times)
+    even = write(tmp_path / "even.mkv", pictures, rate=1)
+    found = SquareEngine().predict([uneven, even], track=tracker)
+    assert tracks(found[:10], "red") == tracks(found[10:], "red")
+    assert tracks(found[:10], "red")[-1] == 1
+
+
 def test_what_is_written_has_the_numbers(video: Path, tmp_path: Path) -> None:
     found = SquareEngine().predict(video, track="bytetrack")
     with (

@@ -16,9 +16,9 @@ from querybox.data.tiff import read_picture
 from querybox.errors import ConfigError, ImageError
 from querybox.inference.detections import Detections
 from querybox.inference.draw import draw
+from querybox.inference.frame_times import FrameTimes
 from querybox.inference.live import LiveStream
 from querybox.inference.sources import Frame, is_video, read_video
-from querybox.inference.video import frame_rate
 from querybox.inference.video_file import VideoFile, video_file
 from querybox.inference.writers import AddDetections
 
@@ -77,13 +77,14 @@ def draw_image(source: Path, detections: Detections) -> Image.Image:
 
 
 def draw_video(source: Path, path: Path, results: Iterator[Detections]) -> None:
-    """Draw the detections on every frame of a video; the audio is dropped."""
-    with video_file(path, frame_rate(source)) as file:
+    """Draw the detections on every frame of a video, each at its own time from the first; the audio is dropped."""
+    times = FrameTimes(source)
+    with video_file(path, times.rate) as file:
         frames = zip(
             readable_frames(source), results, strict=False
         )  # frames first: they end at the end of the video
         for frame, detections in frames:
-            file.add(draw(frame.pixels.permute(1, 2, 0).numpy(), detections))
+            file.add(draw(frame.pixels.permute(1, 2, 0).numpy(), detections), times.next(frame.seconds))
 
 
 @contextmanager

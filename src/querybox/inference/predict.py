@@ -25,7 +25,7 @@ from querybox.inference.postprocess import postprocess
 from querybox.inference.sources import Frame, Pixels, Source, find_sources, read_frames
 from querybox.inference.tiles import View, merged
 from querybox.inference.trackers import TrackerName, lowest_score
-from querybox.inference.tracking import require_tracking, tracked
+from querybox.inference.tracking import PresentationTimes, require_tracking, tracked
 from querybox.mask_embeddings import Masks
 from querybox.structures import ImageBatch, Predictions, Preprocessing
 
@@ -122,8 +122,11 @@ def predict(
         pixel_range=model.preprocessing.pixel_range,
         tiling=Tiling.of(tile, overlap, model.preprocessing),
     )
-    results = detect_frames(as_optimized(model), frames, options)
-    return results if track is None else tracked(results, track, threshold)
+    if track is None:
+        return detect_frames(as_optimized(model), frames, options)
+    times = PresentationTimes()
+    results = detect_frames(as_optimized(model), times.noted(frames), options)
+    return tracked(results, times, track, threshold)
 
 
 def detect_frames(engine: Engine, frames: Iterable[Frame], options: Options) -> Iterator[Detections]:

@@ -58,6 +58,8 @@ class Frame:
     """Which part of the image this is; None for all of an image without tiles."""
     time: float | None = None
     """See `Detections.time`."""
+    seconds: float | None = None
+    """Presentation time of a frame of a video file, see `DecodedFrame.seconds`."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -312,8 +314,8 @@ def read_file(
 
 def read_video(path: Path) -> Iterator[Frame]:
     """Read every frame of a video; see `decode_video`."""
-    for number, pixels in enumerate(decode_video(path)):
-        yield Frame(source=f"{path}#{number}", pixels=as_pixels(pixels))
+    for number, (pixels, seconds) in enumerate(decode_video(path)):
+        yield Frame(source=f"{path}#{number}", pixels=as_pixels(pixels), seconds=seconds)
 
 
 def read_live(stream: LiveStream, tiling: Tiling | None) -> Iterator[Frame]:

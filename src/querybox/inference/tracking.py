@@ -5,6 +5,7 @@ Boxes alone are compared, so that an object keeps its number if its class change
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,10 @@ import torch
 
 from querybox.errors import ConfigError
 from querybox.inference.detections import Detections
+from querybox.inference.frame_times import FrameTimes
 from querybox.inference.live import LiveStream
-from querybox.inference.sources import Pixels, is_video
+from querybox.inference.sources import Frame, Pixels, is_video
 from querybox.inference.trackers import TrackerName, make_tracker
-from querybox.inference.video import frame_rate
 
 if TYPE_CHECKING:
     from trackers.core.base import BaseTracker
@@ -25,6 +26,31 @@ if TYPE_CHECKING:
 
 NOMINAL_RATE = 30.0
 """Frame rate for which the defaults of the trackers are meant; frames of a live source have timestamps."""
+LOST = 1.0
+"""Seconds without a detection after which a track ends."""
+MIN_LOST_FRAMES = 2
+"""Least number of frames, at the usual rate, that a track lasts without a detection, as at a constant low rate."""
+
+
+class PresentationTimes:
+    """The presentation times of frames, from where they are read to where their detections are tracked."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[str, float | None]] = deque()
+
+    def noted(self, frames: Iterable[Frame]) -> Iterator[Frame]:
+        """Yield the frames, and keep the time of each."""
+        for frame in frames:
+            if frame.is_last:
+                self._waiting.append((frame.source, frame.seconds))
+            yield frame
+
+    def take(self, source: str) -> float | None:
+        """Return the time of the next frame of this name; those before it, which had no result, are dropped."""
+        while True:
+            name, seconds = self._waiting.popleft()
+            if name == source:
+                return seconds
 
 
 def require_tracking(name: TrackerName, sources: Sequence[Path | Pixels | LiveStream]) -> None:
@@ -46,13 +72,16 @@ def require_tracking(name: TrackerName, sources: Sequence[Path | Pixels | LiveSt
     make_tracker(name, NOMINAL_RATE, 0.5)
 
 
-def tracked(results: Iterable[Detections], name: TrackerName, threshold: float) -> Iterator[Detections]:
+def tracked(
+    results: Iterable[Detections], times: PresentationTimes, name: TrackerName, threshold: float
+) -> Iterator[Detections]:
     """Yield the detections of videos with their `Detections.track_ids`, which begin at 1 in each video.
 
     A detection that scores less than `threshold` is dropped, unless it continues a track.
 
     Args:
         results: The detections of the frames of one video after the other, which score at least `lowest_score`.
+        times: Times of the frames that the results are of.
         name: The tracker.
         threshold: Score from which a detection begins a track (0-1).
     """
@@ -60,16 +89,26 @@ def tracked(results: Iterable[Detections], name: TrackerName, threshold: float) 
     for detections in results:
         video, _, number = detections.source.rpartition("#")
         if video != current or int(number) <= last:
-            rate = frame_rate(Path(video)) if detections.time is None else NOMINAL_RATE
-            tracker = make_tracker(name, float(rate), threshold)
+            frames = FrameTimes(Path(video)) if detections.time is None else None
+            tracker = make_tracker(name, NOMINAL_RATE if frames is None else float(frames.rate), threshold)
+            if frames is not None and not frames.even:
+                tracker.maximum_time_without_update = max(LOST, MIN_LOST_FRAMES / float(frames.rate))
         current, last = video, int(number)
-        with_ids = replace(detections, track_ids=next_ids(tracker, detections))
+        seconds = times.take(detections.source)
+        seconds = detections.time if frames is None else frames.next(seconds)
+        with_ids = replace(detections, track_ids=next_ids(tracker, detections, seconds))
         assert with_ids.track_ids is not None
         yield with_ids.where((with_ids.scores >= threshold) | (with_ids.track_ids > 0))
 
 
-def next_ids(tracker: BaseTracker, detections: Detections) -> torch.Tensor:
-    """Return the track of each detection of the next frame, 1, 2 ..., or 0 for none."""
+def next_ids(tracker: BaseTracker, detections: Detections, seconds: float | None) -> torch.Tensor:
+    """Return the track of each detection of the next frame, 1, 2 ..., or 0 for none.
+
+    Args:
+        tracker: The tracker of the video.
+        detections: Those of the frame.
+        seconds: Time of the frame; None in a video whose frames are even.
+    """
     import supervision
 
     found = supervision.Detections(
@@ -78,7 +117,7 @@ def next_ids(tracker: BaseTracker, detections: Detections) -> torch.Tensor:
         class_id=detections.labels.numpy(),
         data={"row": torch.arange(len(detections)).numpy()},  # trackers change the order
     )
-    result = tracker.update(found, timestamp=detections.time)
+    result = tracker.update(found, timestamp=seconds)
     ids = torch.zeros(len(detections), dtype=torch.long)
     if len(result):
         assert result.tracker_id is not None

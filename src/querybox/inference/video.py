@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -77,7 +77,16 @@ class Progress:
         return found
 
 
-def decode_video(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+class DecodedFrame(NamedTuple):
+    """A frame of a video."""
+
+    pixels: UInt8[np.ndarray, "h w 3"]
+    """RGB, upright."""
+    seconds: float | None
+    """Presentation time in seconds by the file, which may begin anywhere; None if it has none."""
+
+
+def decode_video(path: Path) -> Iterator[DecodedFrame]:
     """Decode every frame of a video, rotated upright as its header specifies.
 
     What follows a damaged part is decoded as well.
@@ -101,7 +110,7 @@ def decode_video(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
             for frame in frames:
                 progress.frames += 1
                 progress.damaged += frame.is_corrupt
-                yield upright(frame)
+                yield DecodedFrame(upright(frame), frame.time)
         if problems := progress.problems(container, stream):
             raise ImageError(
                 f"{path}: the video is cut off or damaged: {', '.join(problems)}; only the "
