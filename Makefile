@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 DOCS_INSTALLED := .venv/.installed-docs
-PIP_FLAGS :=
+PIP_FLAGS :=  # such as --no-compile, which CI sets
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) --editable
 SHORT := { grep -v '^Requirement already satisfied' || true; }  # pip's output without requirements already met
 

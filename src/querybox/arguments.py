@@ -73,7 +73,7 @@ def require_number(
     """Check that `value` is a number from `low` to `high`, or an integer if `whole`.
 
     Raises:
-        ConfigError: It is of another type, out of this range, or NaN. True and False are no numbers.
+        ConfigError: It is of another type, such as bool, out of this range, or NaN.
     """
     kind, noun = (Integral, "an integer, ") if whole else (Real, "")
     try:
@@ -86,7 +86,7 @@ def require_number(
 
 
 def is_number(value: object, kind: type = Real) -> TypeGuard[SupportsFloat]:
-    """Return whether `value` is a number of this kind. True and False are none, which Python takes for 1 and 0."""
+    """Return whether `value` is a number of this kind, and not True or False, which Python takes for 1 and 0."""
     return isinstance(value, kind) and not isinstance(value, bool)
 
 

@@ -10,6 +10,7 @@ import secrets
 import shutil
 import stat
 import sys
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -99,15 +100,20 @@ def require_own(path: Path) -> None:
 
 
 def numbered(names: Sequence[str]) -> list[str]:
-    """Return names of files, of which those that are equal but for case are numbered."""
-    used: dict[str, str] = {}  # in the order of the names, by name in lower case
+    """Return names of files, of which those that some file system takes for the same are numbered."""
+    used: dict[str, str] = {}  # in the order of the names, by what is compared
     for name in names:
         path, free, number = Path(name), name, 1
-        while free.lower() in used:
+        while comparable(free) in used:
             number += 1
             free = f"{path.stem}-{number}{path.suffix}"
-        used[free.lower()] = free
+        used[comparable(free)] = free
     return list(used.values())
+
+
+def comparable(name: str) -> str:
+    """Return a name as file systems compare it that ignore case (Windows) or compose accents (macOS)."""
+    return unicodedata.normalize("NFC", name.lower())
 
 
 def write_text(path: Path, text: str) -> None:

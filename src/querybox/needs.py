@@ -9,7 +9,7 @@ pairs, all of which count.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from querybox.errors import ConfigError
 
@@ -49,7 +49,7 @@ def without_effect(needs: Needs, given: Collection[str], values: Mapping[str, ob
 def holds(condition: str, values: Mapping[str, object]) -> bool:
     """Return whether one condition holds."""
     if ">" in condition:
-        greater, smaller = (float(str(values[name])) for name in condition.split(">"))
+        greater, smaller = (cast("float", values[name]) for name in condition.split(">"))
         return greater > smaller
     name, equals, wanted = condition.removeprefix("not ").partition("=")
     value = values.get(name)

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from querybox.errors import ImageError
 
+ORIENTATION = int(ExifTags.Base.Orientation)
+"""EXIF tag of the orientation of an image."""
 ORIENTATION_KEYS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
 """Keys of `Image.info` from which Pillow reads the orientation of an image."""
 
@@ -81,7 +83,7 @@ def decoded(image: object) -> object:
 
 def upright(image: Image.Image) -> Image.Image:
     """Return the image with its EXIF orientation applied, which it then no longer states."""
-    if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+    if image.getexif().get(ORIENTATION, 1) == 1:
         return image
     return ImageOps.exif_transpose(image)
 

@@ -14,8 +14,9 @@ from jaxtyping import UInt16
 from PIL import Image
 
 from querybox.data.deep import DeepValues
-from querybox.data.image import ORIENTATION, examine_image, read_image, read_size
+from querybox.data.image import examine_image, read_image, read_size
 from querybox.errors import ImageError
+from querybox.pixels import ORIENTATION
 
 PNG_TYPES = {2: 4, 3: 2, 4: 6}
 """Colour types of PNG by the number of channels: gray with alpha, RGB, RGB with alpha."""

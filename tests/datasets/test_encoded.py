@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from querybox.data.encoded import EncodedImage
-from querybox.data.image import ORIENTATION, read_image
+from querybox.data.image import read_image
 from querybox.errors import ImageError
+from querybox.pixels import ORIENTATION
 
 DEEP = sorted((Path(__file__).parent.parent / "data" / "deep16").glob("*.tif"))
 

@@ -8,9 +8,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, features
 
-from querybox.data.image import FORMATS, ORIENTATION, examine_image, read_image, read_size
+from querybox.data.image import FORMATS, examine_image, read_image, read_size
 from querybox.data.locate import image_files
 from querybox.errors import ImageError
+from querybox.pixels import ORIENTATION
 
 HEIGHT, WIDTH = 20, 30
 DEEP = Path(__file__).parent.parent / "data" / "deep16"

@@ -14,11 +14,12 @@ from PIL import Image
 import querybox
 from querybox.data import read_dataset, validate
 from querybox.data.findings import KINDS, MAX_PLACES, DataFinding, FindingCollector
-from querybox.data.image import ORIENTATION, examine_image
+from querybox.data.image import examine_image
 from querybox.data.records import log_warnings
 from querybox.data.scan import FEW_IMAGES, examine_images, with_observations
 from querybox.data.validate import with_dataset_findings
 from querybox.errors import DataError, ImageError
+from querybox.pixels import ORIENTATION
 from querybox.text import listed
 
 IMAGES = [

@@ -61,6 +61,13 @@ def test_repeated_names_are_told_apart(boxes: DetectionData) -> None:
     assert names == ["a_x_1.png", "b_x_1.png", "2.png", "y_1.PNG"]
 
 
+def test_names_that_differ_in_how_accents_are_composed_are_numbered(boxes: DetectionData) -> None:
+    paths = ("a/\u00e9.png", "a/e\u0301.png")  # one file on macOS
+    images = tuple(changed(image, path=Path(path)) for image, path in zip(boxes.images, paths, strict=False))
+    names = list(file_names(replace(boxes, images=images)).values())
+    assert names == ["\u00e9.png", "e\u0301-2.png"]
+
+
 def test_names_that_repeat_with_all_their_folders_are_numbered(boxes: DetectionData) -> None:
     paths = ("a/x/1.png", "b/x/1.png", "c/b_x_1.png", "a/X/1.PNG", "/1.png")
     images = tuple(changed(image, path=Path(path)) for image, path in zip(boxes.images, paths, strict=False))

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from querybox.errors import ConfigError
+from querybox.files import comparable
 from querybox.inference.drawings import drawing_paths
-from querybox.inference.file_names import check_folder, comparable, file_names, name_of, renamed
+from querybox.inference.file_names import check_folder, file_names, name_of, renamed
 from querybox.inference.sources import is_video
 
 STEMS = st.sampled_from(

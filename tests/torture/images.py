@@ -16,10 +16,10 @@ from PIL import Image
 from querybox import Criterion, ImageBatch, validate
 from querybox.data import DataSettings, read_dataset, read_image, read_pixels, train_loader
 from querybox.data.findings import DataFinding
-from querybox.data.image import ORIENTATION
 from querybox.data.scan import examine_images
 from querybox.data.tiled import tiled
 from querybox.errors import ImageError
+from querybox.pixels import ORIENTATION
 from torture.case import Case, require
 from torture.data_sets import tiny_detector
 

@@ -20,11 +20,12 @@ from querybox import Detector, read_dataset
 from querybox.checkpoints import native
 from querybox.checkpoints.huggingface_folder import model_config, preprocessor_config
 from querybox.checkpoints.read import read_checkpoint
-from querybox.data.image import ORIENTATION, read_image, read_size
+from querybox.data.image import read_image, read_size
 from querybox.models import DETR, DINO, Recipe
 from querybox.models.layouts.facebook import FACEBOOK
 from querybox.models.layouts.huggingface import HUGGINGFACE
 from querybox.models.layouts.idea import IDEA
+from querybox.pixels import ORIENTATION
 from querybox.structures import Category, Preprocessing
 from querybox.training.checkpoint import Progress, RunCheckpoint
 from torture import more_samples

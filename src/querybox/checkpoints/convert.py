@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,6 +23,7 @@ from querybox.errors import CheckpointError, ConfigError
 from querybox.files import atomic
 from querybox.models import Recipe
 from querybox.models.layouts.layout import Layout, PublicSystem
+from querybox.structures import Category
 
 logger = logging.getLogger(__name__)
 
@@ -206,16 +208,20 @@ def write(checkpoint: Checkpoint, target: Path, to: System) -> None:
 
 def row_names(blueprint: Blueprint) -> tuple[str, ...]:
     """Return the name of each row of the class head, without no-object."""
-    unused, names = blueprint.recipe.unused_rows, iter(blueprint.categories)
-    rows = range(len(blueprint.categories) + len(unused))
-    return tuple(NO_CLASS if row in unused else next(names).name for row in rows)
+    categories = categories_by_row(blueprint)
+    rows = range(len(categories) + len(blueprint.recipe.unused_rows))
+    return tuple(categories[row].name if row in categories else NO_CLASS for row in rows)
 
 
 def stuff_rows(blueprint: Blueprint) -> list[int]:
     """Return the rows of the class head that are stuff."""
-    names = row_names(blueprint)
-    used = [row for row in range(len(names)) if row not in blueprint.recipe.unused_rows]
-    return [row for row, category in zip(used, blueprint.categories, strict=True) if category.stuff]
+    return [row for row, category in categories_by_row(blueprint).items() if category.stuff]
+
+
+def categories_by_row(blueprint: Blueprint) -> dict[int, Category]:
+    """Return the classes by their row of the class head."""
+    rows = (row for row in count() if row not in blueprint.recipe.unused_rows)
+    return dict(zip(rows, blueprint.categories, strict=False))
 
 
 def required_settings(checkpoint: Checkpoint, to: System) -> list[str]:

@@ -46,7 +46,7 @@ def model_config(recipe: Recipe, rows: Sequence[str], stuff: Sequence[int] = ())
     Args:
         recipe: The recipe of the model, of a kind that Hugging Face has.
         rows: Names of the rows of the class head, without no-object.
-        stuff: Those of them that are stuff.
+        stuff: Rows of classes of stuff.
     """
     return {
         **recipe.huggingface_config(),

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 FORMATS = ("pictures", "coco", "csv", "yolo", "masks", "panoptic", "mot")
 """The first three are the default ones."""
 TABLES = {"coco", "csv"}
-"""Those that are one file, in which results have the paths of their sources."""
+"""Formats of one file, in which results have the paths of their sources."""
 FOLDERS = {"masks", "panoptic"}
-"""Those with a folder of this name, of PNGs."""
+"""Formats of a folder of PNGs, with this name."""
 
 
 def predict(

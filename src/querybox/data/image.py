@@ -18,7 +18,7 @@ from querybox.data.encoded import EncodedImage, open_binary
 from querybox.data.shards import ImageFile, loaded
 from querybox.errors import ImageError
 from querybox.files import require_regular
-from querybox.pixels import forget_orientation, to_rgb
+from querybox.pixels import ORIENTATION, forget_orientation, to_rgb
 from querybox.structures import PixelRange
 
 MAX_PIXELS = 89_478_485
@@ -49,7 +49,6 @@ _PPM_COMMENT = re.compile(rb"#[^\r\n]*")
 
 JPEG_SUFFIXES = frozenset({".jpeg", ".jpg"})
 
-ORIENTATION = 0x0112  # EXIF tag
 ROTATED = frozenset(range(2, 9))
 """Orientations that rotate or mirror an image."""
 SIDEWAYS = frozenset({5, 6, 7, 8})

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from querybox.arguments import MAX_AREA
+from querybox.arguments import MAX_AREA, is_range
 from querybox.settings import PathText, Settings
 from querybox.structures import PixelRange
 
@@ -164,10 +163,7 @@ class DataSettings(Settings):
                 f"image_size is {sizes.short_side} and long_side {sizes.long_side}; expected a product of at most "
                 f"{MAX_AREA:,} pixels"
             )
-        if (
-            self.pixel_range is not None
-            and not -math.inf < self.pixel_range[0] < self.pixel_range[1] < math.inf
-        ):
+        if self.pixel_range is not None and not is_range(self.pixel_range):
             raise ValueError(
                 f"depth is {self.depth}; expected a number of bits, or two numbers, the lower first"
             )

@@ -16,7 +16,6 @@ from PIL import Image
 
 from querybox.data.deep import DeepValues, to_8_bits
 from querybox.data.image import (
-    ORIENTATION,
     Examination,
     check_size,
     depth_notes,
@@ -27,6 +26,7 @@ from querybox.data.shards import ImageFile, ShardImage
 from querybox.data.windows import Window
 from querybox.errors import ImageError, MissingExtraError, QueryboxError, requires_extra
 from querybox.files import restore
+from querybox.pixels import ORIENTATION
 from querybox.structures import PixelRange
 
 if TYPE_CHECKING:

@@ -15,17 +15,19 @@ from PIL import Image
 
 from querybox.arguments import require_number
 from querybox.data.attribution import UNKNOWN, Attribution, read_attribution
+from querybox.data.class_names import CLASSES, names_text
 from querybox.data.formats.panoptic_png import colours, segment_id
 from querybox.data.holdout import hold_out
-from querybox.data.names_file import CLASSES, names_text
 from querybox.data.records import DetectionData, ImageRecord
 from querybox.data.shards import ImageFile, ShardImage
 from querybox.errors import ConfigError, DataError
-from querybox.files import atomic, numbered, write_text
+from querybox.files import atomic, comparable, numbered, write_text
 from querybox.masks import mask_numbers, rasterised
 from querybox.text import counted, listed, to_json
 
 ANNOTATIONS, PANOPTIC = "_annotations.coco.json", "panoptic.json"
+CURE = "split it without shards"
+"""What to do if shards cannot express a dataset."""
 SEGMENT = ("category_id", "bbox", "area", "iscrowd")
 """Keys of a segment in COCO's panoptic format, besides its id."""
 ORIGIN = "info.json"
@@ -99,17 +101,16 @@ def require_shardable(data: DetectionData) -> None:
     Raises:
         ConfigError: It is panoptic, or has a class of stuff or with a name that `classes.txt` cannot hold.
     """
-    cure = "split it without shards"
     if data.panoptic:
         raise ConfigError(
-            f"{data.source}: is panoptic, which shards cannot express; expected objects: {cure}"
+            f"{data.source}: is panoptic, which shards cannot express; expected objects: {CURE}"
         )
     if stuff := [category.name for category in data.categories if category.stuff]:
         raise ConfigError(
             f"{data.source}: has classes of stuff ({listed(stuff)}), which shards cannot express; expected things: "
-            f"{cure}"
+            f"{CURE}"
         )
-    names_text([category.name for category in data.categories], data.source, cure)
+    names_text([category.name for category in data.categories], data.source, CURE)
 
 
 def require_files(data: DetectionData) -> None:
@@ -190,7 +191,7 @@ def write_shards(
         images: Number of images in each shard.
         origin: See `read_attribution`.
     """
-    classes = names_text([each.name for each in data.categories], data.source, "split it without shards")
+    classes = names_text([each.name for each in data.categories], data.source, CURE)
     write_text(folder / CLASSES, classes)
     if origin.dataset:
         write_text(folder / ORIGIN, to_json(origin.dataset, indent=1) + "\n")
@@ -223,23 +224,23 @@ def sample_annotation(image: ImageRecord, data: DetectionData) -> dict[str, Any]
 def file_names(data: DetectionData) -> dict[int, str]:
     """Return a file name for each image by id: its own, after those of its folders as far as names would repeat.
 
-    Images with the same file have one name. Those of paths that are equal but for case, or whose names repeat even
-    after those of all folders, are numbered.
+    Images with the same file have one name. Those whose paths some file system takes for the same, or whose names
+    repeat even after those of all folders, are numbered.
     """
-    paths = {str(image.path).lower(): image.path for image in reversed(data.images)}  # the first of each
+    paths = {comparable(str(image.path)): image.path for image in reversed(data.images)}  # the first of each
     folders = {key: [folder.name for folder in path.parents][:-1] for key, path in paths.items()}
     prefixes = dict.fromkeys(paths, "")
     repeated = list(paths)
     while repeated:
-        counts = Counter(f"{prefixes[key]}{path.name}".lower() for key, path in paths.items())
+        counts = Counter(comparable(f"{prefixes[key]}{path.name}") for key, path in paths.items())
         repeated = [
             key
             for key, path in paths.items()
-            if folders[key] and counts[f"{prefixes[key]}{path.name}".lower()] > 1
+            if folders[key] and counts[comparable(f"{prefixes[key]}{path.name}")] > 1
         ]
         for key in repeated:
             prefixes[key] = f"{folders[key].pop(0)}_{prefixes[key]}"
-    files = {image.file: f"{prefixes[str(image.path).lower()]}{image.path.name}" for image in data.images}
+    files = {image.file: f"{prefixes[comparable(str(image.path))]}{image.path.name}" for image in data.images}
     unique = dict(zip(files, numbered(list(files.values())), strict=True))
     return {image.id: unique[image.file] for image in data.images}
 
@@ -247,10 +248,10 @@ def file_names(data: DetectionData) -> dict[int, str]:
 def sample_names(data: DetectionData) -> dict[int, tuple[str, str]]:
     """Return the names of each image and of its annotation in a shard by id, which differ in their suffix alone."""
     parts = {number: os.path.splitext(name) for number, name in file_names(data).items()}  # noqa: PTH122 - strings
-    counts = Counter(stem.lower() for stem, _ in parts.values())
+    counts = Counter(comparable(stem) for stem, _ in parts.values())
     annotations = numbered(
         [
-            f"{stem}{'' if counts[stem.lower()] == 1 else f'_{number}'}.json"
+            f"{stem}{'' if counts[comparable(stem)] == 1 else f'_{number}'}.json"
             for number, (stem, _) in parts.items()
         ]
     )

@@ -51,7 +51,7 @@ def draw(
 
     Raises:
         ConfigError: `detections` are not those of one image, or those of an image of another size.
-        ImageError: `image` is no image of 8 bits in memory, or it cannot be decoded.
+        ImageError: `image` is not an 8-bit image in memory, or it cannot be decoded.
     """
     require_type("draw", detections, Detections, "the Detections of one image")
     pixels = as_pixels(image).permute(1, 2, 0).cpu().numpy()  # [h, w, 3]

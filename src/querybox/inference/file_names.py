@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 
 from querybox.errors import ConfigError
+from querybox.files import comparable
 from querybox.inference.sources import is_video
 
 FRAME = re.compile("(.+)_[0-9]{6,}", re.DOTALL)
@@ -83,7 +83,7 @@ def check_folder(folder: Path, sources: Iterable[Path]) -> None:
 
 
 def renamed(names: Mapping[str, str]) -> Iterator[str]:
-    """Yield what to tell of each source whose files do not have its name; see `file_names`."""
+    """Yield ``NAME for SOURCE`` for each source whose results have another name; see `file_names`."""
     for source, name in names.items():
         if name != Path(source).stem:
             yield f"{name} for {source}"
@@ -100,8 +100,3 @@ def name_of(source: str, names: Mapping[str, str]) -> str:
         return names[source]
     video, _, number = source.rpartition("#")
     return f"{names[video]}_{int(number):06d}"
-
-
-def comparable(name: str) -> str:
-    """Return a name as file systems compare it that know no capital letters (Windows) or compose accents (macOS)."""
-    return unicodedata.normalize("NFC", name.lower())

@@ -15,7 +15,7 @@ ROUNDING = 0.001
 DRIFT = 1e-4
 """Relative error of rates in headers, such as 29.97 for 30000/1001."""
 MAX_STEP = 86_400.0
-"""Seconds between two frames from which a time is taken for damaged."""
+"""Seconds between two frames from which on a time is considered damaged."""
 
 
 class FrameTimes:
@@ -23,7 +23,7 @@ class FrameTimes:
 
     Attributes:
         even: Whether the frames follow each other evenly at the rate that the header states, up to rounding; or no
-            other times are known, because the file lacks some, or they begin again in its middle.
+            other times are known, because the file lacks some of them, or they begin again in its middle.
         rate: Frames a second: the stated rate, or that of most frames if they are not even.
     """
 

@@ -131,7 +131,7 @@ def find_files(path: Path, shards: Collection[str] = ()) -> list[Path]:
 def find_distinct_files(sources: Iterable[str | Path]) -> list[Path]:
     """Return the files of paths, folders and globs, each of them once; log those that are in several.
 
-    A file is recognised by whatever path. Links to files are files of their own.
+    A file is the same by whatever path through folders and links to folders; a link to a file counts as another file.
     """
     folders: dict[Path, Path] = {}  # without links, by path
 

@@ -29,7 +29,7 @@ NOMINAL_RATE = 30.0
 LOST = 1.0
 """Seconds without a detection after which a track ends."""
 MIN_LOST_FRAMES = 2
-"""Least number of frames, at the usual rate, that a track lasts without a detection, as at a constant low rate."""
+"""Minimum number of frames, at the usual rate, for which a track lasts without a detection, also at a low rate."""
 
 
 class PresentationTimes:

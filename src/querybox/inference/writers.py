@@ -13,7 +13,7 @@ from typing import Any, TextIO, TypeAlias
 import numpy as np
 from PIL import Image
 
-from querybox.data.names_file import CLASSES, names_text
+from querybox.data.class_names import CLASSES, names_text
 from querybox.files import atomic, write_text
 from querybox.inference.detections import Detections
 from querybox.inference.draw import PALETTE

@@ -170,7 +170,7 @@ def feature_levels(name: str, **options: Any) -> Any:
     if model.pretrained_cfg.get("fixed_input_size"):
         _, height, width = model.pretrained_cfg["input_size"]
         raise ConfigError(
-            f"backbone '{name}' takes images of {height}x{width} pixels alone, and a detector those of any size; "
+            f"backbone '{name}' takes images of {height}x{width} pixels alone, but a detector gets images of any size; "
             "choose a convolutional one, such as resnet50 or convnext_tiny"
         )
     return model.feature_info

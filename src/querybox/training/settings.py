@@ -24,6 +24,8 @@ from querybox.settings import PathText, Settings
 
 STRONG = "data.photometric or data.zoom_out or data.iou_crop or data.mosaic or data.copy_paste or data.mixup"
 """Settings of strong augmentation, which begins and ends at a share of the run."""
+MIXING = "data.mosaic_until>data.strong_from"
+"""Without which mosaic, copy-paste and mixup end before they begin."""
 MAX_COUNT = 2**53
 """Largest number of epochs, updates or images: up to it every integer is a floating-point number."""
 Count = Annotated[int, Field(gt=0, le=MAX_COUNT)]
@@ -118,10 +120,7 @@ NEEDS: Needs = (
     ("data.strong_from", STRONG),
     ("data.strong_until", f"{STRONG} or data.multi_scale or train.ema_restart"),
     ("data.mosaic_until", "data.mosaic or data.copy_paste or data.mixup"),
-    ("data.mosaic_until", "data.mosaic_until>data.strong_from"),
-    ("data.mosaic", "data.mosaic_until>data.strong_from"),
-    ("data.copy_paste", "data.mosaic_until>data.strong_from"),
-    ("data.mixup", "data.mosaic_until>data.strong_from"),
+    *((f"data.{name}", MIXING) for name in ("mosaic_until", "mosaic", "copy_paste", "mixup")),
     ("model.backbone_weights", "not weights"),
     ("model.encoder_feedforward", "model.encoder_layers"),
     ("model.varifocal", "not model.matchability"),

@@ -186,18 +186,18 @@ def resolve_model(settings: RunSettings) -> tuple[Recipe, Preprocessing | None]:
 
 
 def require_similar(values: Mapping[str, Any], source: Recipe, given: Container[str], where: str) -> None:
-    """Check that a recipe does not contradict the model of the weights in what no tensor shows, nor in its kind.
+    """Check that a recipe and the model of the weights agree in their kind and in what cannot be inferred from tensors.
 
-    All else is compared with the tensors, see `initialize_from`.
+    Everything else is compared with the tensors; see `initialize_from`.
 
     Args:
         values: The settings of the recipe, with those that the user has set.
         source: The model of the weights.
         given: Names of the settings that were compared with the weights before.
-        where: What is at fault, for the message.
+        where: Beginning of the message.
 
     Raises:
-        ConfigError: It does.
+        ConfigError: They differ.
     """
     ours, theirs = ({**WITHOUT_SETTING, **each} for each in (values, source.model_dump()))
     names = [name for name in not_inferable(theirs) if name not in given and ours[name] != theirs[name]]

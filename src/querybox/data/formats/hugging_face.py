@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from querybox.data.annotated import AnnotatedImage, splits_by_file
+from querybox.data.class_names import note_repeated_names
 from querybox.data.findings import FindingCollector
 from querybox.data.formats.hugging_face_objects import EXPECTED, categories, names_in_readme, parse_image
-from querybox.data.names_file import note_repeated_names
 from querybox.data.parsing import csv_columns, parse_json, partial_json, read_csv, read_head
 from querybox.data.splits import SPLITS, Format, Reader, split_name
 from querybox.data.text import decode, read_bounded

@@ -14,7 +14,7 @@ import yaml
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from querybox.data.annotated import AnnotatedImage, AnnotatedObject, alphabetical
-from querybox.data.formats.yolo_lines import names_by_number
+from querybox.data.class_names import names_by_number
 from querybox.data.parsing import MAX_NAME, Name, read_head, stated_size, validation_problem
 from querybox.errors import DataError
 from querybox.runfile import Loader

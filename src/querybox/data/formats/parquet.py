@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from querybox.data.annotated import AnnotatedImage, AnnotatedSplit, annotated_splits
+from querybox.data.class_names import note_repeated_names
 from querybox.data.findings import FindingCollector
 from querybox.data.formats.hugging_face_objects import (
     categories,
@@ -34,7 +35,6 @@ from querybox.data.formats.parquet_images import (
 )
 from querybox.data.layout import locator_for, shards_by_split
 from querybox.data.locate import find_files
-from querybox.data.names_file import note_repeated_names
 from querybox.data.parquet_file import MAX_CONTENT, opened
 from querybox.data.parsing import HEAD
 from querybox.data.records import DetectionData

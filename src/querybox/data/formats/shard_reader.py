@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from querybox.data.annotated import AnnotatedImage, AnnotatedSplit, annotated_splits
+from querybox.data.class_names import note_repeated_names
 from querybox.data.findings import FindingCollector
 from querybox.data.formats.hugging_face_objects import categories
 from querybox.data.formats.parquet_index import parquet_index
@@ -18,7 +19,6 @@ from querybox.data.formats.tar_index import tar_index
 from querybox.data.formats.webdataset_sample import parse_sample
 from querybox.data.formats.yolo_lines import Names
 from querybox.data.locate import ImageLocator
-from querybox.data.names_file import note_repeated_names
 from querybox.data.shard_index import ShardIndex, read_index
 from querybox.data.splits import Reader
 from querybox.data.storage import suffix

@@ -21,8 +21,9 @@ from typing import Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from querybox.data.class_names import names_by_number
 from querybox.data.formats.shard_reader import KINDS, shard_readers
-from querybox.data.formats.yolo_lines import Names, names_by_number
+from querybox.data.formats.yolo_lines import Names
 from querybox.data.layout import shard_split
 from querybox.data.parsing import validation_problem
 from querybox.data.shard_index import FOLDER

@@ -10,6 +10,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
+from querybox.data.class_names import read_names
 from querybox.data.findings import FindingCollector
 from querybox.data.formats.shard_reader import TAR, shard_readers
 from querybox.data.formats.tar_index import ANNOTATIONS
@@ -18,7 +19,6 @@ from querybox.data.formats.yolo_lines import Names
 from querybox.data.image import SUFFIXES
 from querybox.data.layout import shards_by_split
 from querybox.data.locate import find_files, iterate_files
-from querybox.data.names_file import read_names
 from querybox.data.shard_index import FOLDER
 from querybox.data.splits import Format, Reader
 from querybox.data.storage import opened

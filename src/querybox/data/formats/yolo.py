@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from querybox.data.class_names import read_names
 from querybox.data.findings import FindingCollector
 from querybox.data.formats.shard_urls import read_shard_urls
 from querybox.data.formats.yolo_files import SUFFIXES, is_yolo_file, yolo_file_splits
@@ -19,7 +20,6 @@ from querybox.data.formats.yolo_labels import (
 )
 from querybox.data.image import SUFFIXES as IMAGE_SUFFIXES
 from querybox.data.locate import find_files, image_files, list_files
-from querybox.data.names_file import read_names
 from querybox.data.records import DetectionData
 from querybox.data.splits import SPLITS, Format, Reader, by_split, split_name
 from querybox.errors import DataError

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from querybox.data.class_names import read_names
 from querybox.data.findings import DataFinding, FindingCollector
 from querybox.data.formats.yolo_labels import label_folder_of, read_yolo
 from querybox.data.formats.yolo_lines import Names
 from querybox.data.locate import ImageLocator, image_files
-from querybox.data.names_file import read_names
 from querybox.data.parsing import validation_problem
 from querybox.data.records import DetectionData
 from querybox.data.splits import SPLITS, Reader, split_name

@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from querybox.data.class_names import note_repeated_names
 from querybox.data.findings import FindingCollector
 from querybox.data.formats.yolo_lines import LabelledObject, LabelParser, Names
 from querybox.data.locate import find_files
-from querybox.data.names_file import note_repeated_names
 from querybox.data.records import (
     DetectionData,
     ImageRecord,

@@ -22,11 +22,6 @@ _MARGIN = 0.1
 """How far values may be outside 0-1. Annotation tools let objects extend beyond the image; pixels are much larger."""
 
 
-def names_by_number(names: Sequence[str] | dict[int, str]) -> dict[int, str]:
-    """Return the names of classes by number; a list is numbered from 0."""
-    return names if isinstance(names, dict) else dict(enumerate(names))
-
-
 class LabelledObject(NamedTuple):
     """The object in a line."""
 

@@ -1,4 +1,4 @@
-"""Files with one class name per line, such as `classes.txt`: the number of a class is that of its line, from 0."""
+"""The names of classes by number, and files with one name per line, such as `classes.txt`, numbered from 0."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from querybox.errors import ConfigError
 from querybox.text import listed
 
 CLASSES = "classes.txt"
-"""The name of the file that is written."""
+"""Name of the file that querybox writes."""
 
 
 def read_names(file: Path, findings: FindingCollector) -> dict[int, str]:
@@ -27,6 +27,11 @@ def read_names(file: Path, findings: FindingCollector) -> dict[int, str]:
     lines = read_lines(file, findings)
     count = max((number for number, line in enumerate(lines, start=1) if line), default=0)
     return dict(enumerate(lines[:count]))
+
+
+def names_by_number(names: Sequence[str] | dict[int, str]) -> dict[int, str]:
+    """Return the names of classes by number; a list is numbered from 0."""
+    return names if isinstance(names, dict) else dict(enumerate(names))
 
 
 def note_repeated_names(names: Mapping[int, str], findings: FindingCollector) -> None:
@@ -64,7 +69,7 @@ def names_text(names: Sequence[str], source: Path | str, cure: str) -> str:
 
 
 def _as_read(name: str) -> list[str]:
-    """Return the lines that are read of a file with a name."""
+    """Return the lines that are read from a file that contains a name."""
     content = f"{name}\n".encode(errors="backslashreplace")  # as `write_text` writes it
     return [
         line for line in stripped_lines(decode(content, Path(CLASSES), FindingCollector(CLASSES))) if line
