@@ -15,10 +15,10 @@ from torch._dynamo import config as _dynamo_config
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config
 
+from querybox.exporting.stand_ins import StandIns, restore
 from querybox.fast.fusion import fuse
 from querybox.fast.inference import cache_cells
 from querybox.inference.postprocess import postprocess, select_top_k
-from querybox.modules.deformable_attention import GridSample, interpolate
 from querybox.modules.detector import DetectionTransformer
 from querybox.modules.masks import MaskHead
 from querybox.structures import ImageBatch
@@ -100,29 +100,6 @@ class DynamicMaskHead(MaskHead):
         return x.index_select(2, rows).index_select(3, columns)
 
 
-@torch.library.custom_op("querybox::interpolate", mutates_args=())
-def traced_interpolate(maps: Tensor, grid: Tensor) -> Tensor:
-    """Stand for `torch.nn.functional.grid_sample` in a trace, which would reason about the sizes of all it computes."""
-    return interpolate(maps, grid)
-
-
-@traced_interpolate.register_fake
-def _(maps: Tensor, grid: Tensor) -> Tensor:
-    """Return a tensor of the shape of the result."""
-    return maps.new_empty(*maps.shape[:2], *grid.shape[1:3])
-
-
-class DynamicGridSample(GridSample):
-    """Bilinear sampling that is one operation in a trace, where it would take a third of the time."""
-
-    def interpolate(
-        self, maps: Float[Tensor, "N D h w"], grid: Float[Tensor, "N P Q 2"]
-    ) -> Float[Tensor, "N D P Q"]:
-        """Interpolate maps by the operation that stands for it in a trace."""
-        interpolated: Tensor = traced_interpolate(maps, grid)
-        return interpolated
-
-
 @contextmanager
 def sizes_as_traced() -> Iterator[None]:
     """Have PyTorch decompose a traced program without checking again for every size whether it is 1.
@@ -157,8 +134,6 @@ def trace(
             part.__class__ = DynamicConv2dSame
         if type(part) is MaskHead and size is None:
             part.__class__ = DynamicMaskHead
-        if type(part) is GridSample:
-            part.__class__ = DynamicGridSample
         if hasattr(part, "inplace"):
             # Otherwise it would be made functional later, node by node.
             part.inplace = False  # type: ignore[assignment]
@@ -171,7 +146,7 @@ def trace(
         "sizes": {0: Dim.DYNAMIC},
     }
     # Few operations of a trace are found in PyTorch's cache of results, whose entries take a third of the time.
-    with torch.no_grad(), _dynamo_config.patch(fake_tensor_cache_enabled=False):
+    with torch.no_grad(), _dynamo_config.patch(fake_tensor_cache_enabled=False), StandIns():
         program = torch.export.export(
             graph,
             (torch.zeros(shape, dtype=torch.uint8), torch.tensor(sizes)),
@@ -180,8 +155,7 @@ def trace(
         )
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # files would name paths of this machine
-        if node.target is torch.ops.querybox.interpolate.default:
-            node.target, node.args = torch.ops.aten.grid_sampler.default, (*node.args, 0, 0, False)
+    restore(program.graph)
     program.graph_module.recompile()
     return program
 

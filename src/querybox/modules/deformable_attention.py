@@ -138,13 +138,7 @@ class GridSample(nn.Module):
             points: Sampling points of each head in each map; K in total.
         """
         cells = value.unflatten(2, (attention_weights.shape[2], -1))
-        return sample(cells, levels.shapes, sampling_locations, attention_weights, points, self.interpolate)
-
-    def interpolate(
-        self, maps: Float[Tensor, "N D h w"], grid: Float[Tensor, "N P Q 2"]
-    ) -> Float[Tensor, "N D P Q"]:
-        """See the function of this name; a separate method, which an export replaces."""
-        return interpolate(maps, grid)
+        return sample(cells, levels.shapes, sampling_locations, attention_weights, points)
 
 
 class NearestSample(nn.Module):
