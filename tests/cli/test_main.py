@@ -74,8 +74,10 @@ def test_python_m_querybox_exits_with_the_code() -> None:
         (["fly"], ["fly", "querybox --help"]),
         (["predcit"], ["predcit", "predict"]),
         (["info", "--colour", "red"], ["--colour", "querybox info --help"]),
-        (["evaluate", "model.safetensors"], ["DATA", "querybox evaluate --help"]),
-        (["evaluate"], ["MODEL"]),
+        (["evaluate", "m"], ["evaluate got no DATA: A dataset: COCO, Pascal", "querybox evaluate --help"]),
+        (["evaluate"], ["evaluate got no MODEL: A checkpoint"]),
+        (["export", "m"], ["export got no --to: onnx (ONNX Runtime and others), openvino"]),
+        (["predict", "m", "a.jpg", "--threshold"], ["got no value for --threshold: Minimum score"]),
         (["predict", "m", "a.jpg", "--threshold", "high"], ["--threshold", "high", "float"]),
     ],
 )

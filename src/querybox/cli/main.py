@@ -12,7 +12,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, get_args
 
-from cyclopts import App, CoercionError, CycloptsError, Parameter, Token, UnknownOptionError
+from cyclopts import (
+    App,
+    CoercionError,
+    CycloptsError,
+    MissingArgumentError,
+    Parameter,
+    Token,
+    UnknownOptionError,
+)
 from cyclopts import convert as convert_words
 
 from querybox import __version__
@@ -153,7 +161,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def describe(error: Exception, words: Sequence[str]) -> str | None:
     """Return the message for an error that the user can fix; None for others, which are bugs."""
     if isinstance(error, CycloptsError):
-        return f"{error} Cure: {cure(error, words)}."
+        what = describe_missing(error) if isinstance(error, MissingArgumentError) else str(error)
+        return f"{what} Cure: {cure(error, words)}."
     if isinstance(error, QueryboxError):
         return f"{type(error).__name__}: {quote_paths(str(error), words)}"
     if is_out_of_memory(error):
@@ -170,6 +179,16 @@ def describe(error: Exception, words: Sequence[str]) -> str | None:
         message = quote_paths(f"{error.filename or 'system'}: {error.strerror or error}", words)
         return f"{message}; check the path, its permissions and the disk"
     return None
+
+
+def describe_missing(error: MissingArgumentError) -> str:
+    """Return which argument a command did not get, and what the command's help says about it."""
+    assert error.argument is not None
+    (command,) = error.command_chain or ()
+    name = error.argument.name
+    known = app[command].assemble_argument_collection(parse_docstring=True)
+    (text,) = (str(each.parameter.help) for each in known if each.name == name)
+    return f"querybox {command} got no {'value for ' if error.keyword else ''}{name}: {text}"
 
 
 def is_empty(word: str) -> bool:
