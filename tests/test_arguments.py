@@ -51,6 +51,9 @@ def target(label):
 def masked(masks):
     return dataclasses.replace(target(0), masks=masks)
 
+def detected(**values):
+    return dataclasses.replace(found, **values)
+
 def outcome(code):
     try:
         return ["", repr(eval(code))]
@@ -181,6 +184,18 @@ WRONG = {
     "detector.predict(closed)": "got a PIL image of mode RGB that cannot be decoded: Operation on closed image",
     "found.above('0.5')": "above got threshold='0.5'; expected 0 to 1",
     "found.nms(None)": "nms got iou=None; expected 0 to 1",
+    "detected(scores=found.scores.flip(0))": "got scores that are not descending; expected them sorted: order = score",
+    "detected(scores=found.scores * 40)": "Detections got scores from ",
+    "detected(scores=found.scores * torch.nan)": "Detections got scores from nan to nan; expected 0 to 1",
+    "detected(scores=found.scores[:9])": "got boxes_xyxy [10, 4], scores [9], labels [10]; expected [N, 4] boxes_xyx",
+    "detected(scores=torch.tensor(0.5))": "got boxes_xyxy [10, 4], scores [], labels [10]; expected [N, 4] boxes_xyxy",
+    "detected(scores=found.scores.clone().requires_grad_())": "got scores on cpu with a gradient; expected a tensor on",
+    "detected(boxes_xyxy=found.boxes_xyxy.to('meta'))": "got boxes_xyxy on meta; expected a tensor on the CPU without",
+    "detected(boxes_xyxy=found.boxes_xyxy.numpy())": "Detections.boxes_xyxy got an object of type ndarray; expected a",
+    "detected(labels=found.labels + 7)": "for 2 categories; expected 0 to 1: a label is an index into the categories,",
+    "detected(labels=found.labels - 2)": "Detections got labels from -",
+    "detected(labels=found.scores)": "got labels of torch.float32, scores of torch.float32, boxes_xyxy of torch.float",
+    "detected(masks=())": "labels [10], masks 0; expected [N, 4] boxes_xyxy and N of each other",
     "qb.Target(boxes=[[0.1] * 4], labels=[1])": "Target.boxes got an object of type list; expected a tensor",
     "qb.Target(boxes=torch.zeros(1, 4), labels=np.zeros(1))": "Target.labels got an object of type ndarray",
     "qb.Target(boxes=torch.zeros(1, 4), labels=torch.zeros(1))": "[1, 4] of torch.float32 and labels [1] of torch.floa",

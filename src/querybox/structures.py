@@ -99,7 +99,7 @@ class Preprocessing:
             raise ConfigError(f"{wrong}; expected two finite numbers, the lower first")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ImageBatch:
     """Images of one forward pass, normalised and padded at the right and bottom to the same size."""
 
@@ -191,7 +191,7 @@ class ImageBatch:
         return cls(images=images, padding_mask=padding_mask, sizes=sizes, padded=padded)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Target:
     """The ground-truth objects of one image."""
 
@@ -249,7 +249,7 @@ class Target:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Memory:
     """The encoder's output: one token per cell of the feature maps."""
 
@@ -262,7 +262,7 @@ class Memory:
     """The feature maps that the tokens belong to; None if there is only one (DETR)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Matches:
     """Matched pairs of queries and objects in all decoder layers. M is min(Q, G) summed over the images."""
 
@@ -276,7 +276,7 @@ class Matches:
     """Number of queries that are matched to each object: 1, or the number of groups of denoising queries."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Queries:
     """The object queries that the decoder starts from."""
 
@@ -297,7 +297,7 @@ class Queries:
     it ranks later."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Predictions:
     """The predictions of one decoder layer: class logits and a box for every query."""
 
@@ -347,7 +347,7 @@ class Predictions:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class DetectorOutput:
     """Predictions of every decoder layer, first to last; detections are made from the last one."""
 

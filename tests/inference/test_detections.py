@@ -56,6 +56,17 @@ def test_above_keeps_scores_that_equal_the_threshold(three: Detections) -> None:
     assert len(three.above(0.0)) == 3
 
 
+def test_detections_can_be_looked_for(three: Detections) -> None:
+    same = dataclasses.replace(three)
+    assert [same, three].index(three) == 1
+    assert len({same, three}) == 2
+
+
+def test_nms_takes_half_precision(three: Detections) -> None:
+    half = dataclasses.replace(three, boxes_xyxy=three.boxes_xyxy.half(), scores=three.scores.half())
+    assert half.nms(0.5).names == three.nms(0.5).names
+
+
 def test_nms_suppresses_within_a_class_only(three: Detections) -> None:
     kept = three.nms(0.5)
     assert kept.scores.tolist() == [0.75, 0.5]

@@ -140,9 +140,9 @@ def detections(window: Window, boxes: list[list[float]], scores: list[float], la
 def test_whole_before_cut_and_tiles_before_the_whole_image() -> None:
     windows = Tiling(100, 0.2).windows((100, 180))  # tiles from 0 and from 80
     parts = [
-        detections(windows[0], [[58, 11, 91, 41], [110, 11, 121, 19]], [0.5, 0.9]),
-        detections(windows[1], [[60, 10, 90, 40], [70, 60, 99, 90]], [0.6, 0.99]),
-        detections(windows[2], [[0, 10, 10, 40], [0, 60, 30, 90], [30, 10, 40, 20]], [0.97, 0.98, 0.4]),
+        detections(windows[0], [[110, 11, 121, 19], [58, 11, 91, 41]], [0.9, 0.5]),
+        detections(windows[1], [[70, 60, 99, 90], [60, 10, 90, 40]], [0.99, 0.6]),
+        detections(windows[2], [[0, 60, 30, 90], [0, 10, 10, 40], [30, 10, 40, 20]], [0.98, 0.97, 0.4]),
     ]
     found = merge(parts, windows, (100, 180))
     assert found.size == (100, 180)

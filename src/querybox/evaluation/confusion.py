@@ -41,7 +41,7 @@ class Assignment(NamedTuple):
         return (self.matched < 0) & ~self.ignored
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class OperatingPoint:
     """Precision, recall, F1 and confusion matrix at one score threshold, matched at IoU 0.5."""
 

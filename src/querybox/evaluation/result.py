@@ -55,7 +55,7 @@ class CategoryResult:
     """AP at IoU 0.50, 0-1; NaN if the data have no object of the class."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MaskMetrics:
     """The metrics of masks."""
 
@@ -74,7 +74,7 @@ class MaskMetrics:
     """Number of images all of whose objects have a mask; only these count."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Evaluation:
     """The result of comparing detections with the objects of a dataset."""
 

@@ -13,14 +13,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from querybox.arguments import require_number
+from querybox.arguments import require_number, require_type
 from querybox.boxes import to_cxcywh
 from querybox.data.image import read_image
 from querybox.errors import ConfigError, ImageError, requires_extra
 from querybox.html import PICTURE_SIDE, jpeg_url, render
 from querybox.inference.panoptic import PanopticSegmentation
 from querybox.masks import Rle
-from querybox.structures import Category, PixelRange
+from querybox.structures import Category, PixelRange, at_least_float32
 from querybox.text import listed
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ SHOWN = 20
 """Maximum number of table rows in Jupyter."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Detections:
     """The detected objects of one image, sorted by descending score. All tensors are on the CPU."""
 
@@ -58,6 +58,58 @@ class Detections:
 
     time: float | None = None
     """When a live source yielded the frame, in seconds since 1970-01-01 00:00 UTC; None for files."""
+
+    def __post_init__(self) -> None:
+        """Check types, shapes and the order of the scores, as detections may be those of another model.
+
+        Raises:
+            ConfigError: A field is something else than it is documented to be.
+        """
+        tensors = {"boxes_xyxy": self.boxes_xyxy, "scores": self.scores, "labels": self.labels}
+        if self.track_ids is not None:
+            tensors["track_ids"] = self.track_ids
+        for name, value in tensors.items():
+            require_type(f"Detections.{name}", value, Tensor, "a tensor: torch.tensor(...)")
+            if value.device.type != "cpu" or value.requires_grad:
+                raise ConfigError(
+                    f"Detections got {name} on {value.device}{' with a gradient' * value.requires_grad}; expected a "
+                    f"tensor on the CPU without one: {name}.detach().cpu()"
+                )
+        shapes = {name: list(value.shape) for name, value in tensors.items()}
+        count = self.scores.shape[0] if self.scores.ndim else 1
+        expected = {name: [count, 4] if name == "boxes_xyxy" else [count] for name in tensors}
+        if shapes != expected or (self.masks is not None and len(self.masks) != count):
+            masks = {} if self.masks is None else {"masks": len(self.masks)}
+            given = ", ".join(f"{name} {shape}" for name, shape in {**shapes, **masks}.items())
+            raise ConfigError(f"Detections got {given}; expected [N, 4] boxes_xyxy and N of each other")
+        self.check_values()
+
+    def check_values(self) -> None:
+        """Check labels and scores; see `__post_init__`."""
+        types = {
+            "labels": self.labels.dtype,
+            "scores": self.scores.dtype,
+            "boxes_xyxy": self.boxes_xyxy.dtype,
+        }
+        if [dtype.is_floating_point for dtype in types.values()] != [False, True, True]:
+            given = ", ".join(f"{name} of {dtype}" for name, dtype in types.items())
+            raise ConfigError(f"Detections got {given}; expected integers, and floating-point numbers")
+        if not len(self):
+            return
+        low, high = self.labels.min().item(), self.labels.max().item()
+        if low < 0 or high >= len(self.categories):
+            raise ConfigError(
+                f"Detections got labels from {low} to {high} for {len(self.categories)} categories; expected 0 to "
+                f"{len(self.categories) - 1}: a label is an index into the categories, not the id of one"
+            )
+        least, most = self.scores.min().item(), self.scores.max().item()  # NaN if any value is
+        if not 0 <= least <= most <= 1:
+            raise ConfigError(f"Detections got scores from {least:g} to {most:g}; expected 0 to 1")
+        if (self.scores[1:] > self.scores[:-1]).any():
+            raise ConfigError(
+                "Detections got scores that are not descending; expected them sorted: order = "
+                "scores.argsort(descending=True), and index boxes, scores, labels and masks with it"
+            )
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -95,7 +147,7 @@ class Detections:
             ConfigError: `iou` is not within 0-1.
         """
         require_number("nms", "iou", iou, 0, 1)
-        kept = batched_nms(self.boxes_xyxy, self.scores, self.labels, iou)
+        kept = batched_nms(at_least_float32(self.boxes_xyxy), at_least_float32(self.scores), self.labels, iou)
         return self.where(kept.sort().values)
 
     def polygons(self) -> list[list[list[float]]]:

@@ -24,7 +24,7 @@ MIN_AREA = 5
 """Smallest number of pixels of a segment."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PanopticSegmentation:
     """The segments of an image."""
 
