@@ -174,6 +174,8 @@ class Detector(DetectionTransformer, Predictor):
     def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write weights, settings, classes and preprocessing to a safetensors file, atomically.
 
+        Hooks are not stored.
+
         Args:
             path: The file, usually ``*.safetensors``.
             dtype: Floating-point type on disk; ``torch.float16`` halves the size.
@@ -181,8 +183,8 @@ class Detector(DetectionTransformer, Predictor):
         Raises:
             CheckpointError: The detector was composed manually, so there are no settings to rebuild it from; or it was
                 changed, so that another one would be loaded from the file, or none: its modules do not fit its
-                settings and classes, it was quantised, or a weight is NaN or infinite, maybe only in `dtype`. Nothing
-                is written.
+                settings and classes, the forward method of one was replaced, it was quantised, or a weight is NaN or
+                infinite, maybe only in `dtype`. Nothing is written.
             ConfigError: `dtype` is not a floating-point type that safetensors stores.
         """
         from querybox.checkpoints.blueprint import STORABLE, save
@@ -204,7 +206,8 @@ class Detector(DetectionTransformer, Predictor):
         if self.recipe is None:
             raise ConfigError(
                 "criterion: the detector was not built by a recipe, so its losses are not known; create a Criterion, "
-                "with classification=FocalLoss() if its scores are a sigmoid for each class"
+                "with classification=FocalLoss() if its scores are a sigmoid for each class, or return it from this "
+                "method in a subclass"
             )
         return self.recipe.criterion()
 
@@ -242,10 +245,12 @@ class Detector(DetectionTransformer, Predictor):
 
         Args:
             image: A file, PIL image, array or tensor, as for `predict`; or a batch of one, which may be padded.
-            target: The objects of the image. With them the trace includes the matching, its costs, and the losses.
+            target: The objects of the image. With them the trace includes the matching, its costs, and the losses, by
+                `criterion`.
 
         Raises:
-            ConfigError: `image` is not a single image, or the target has unknown labels.
+            ConfigError: `image` is not a single image, the target has unknown labels, or there is one and the criterion
+                of the detector is not known.
             DataError: There is no such file.
             ImageError: The image cannot be read.
         """

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,6 +44,17 @@ def activation(detector: qb.Detector) -> None:
     detector.decoder.box_head[1] = nn.SiLU()
 
 
+def extra_module(detector: qb.Detector) -> None:
+    assert isinstance(detector.decoder.box_head, nn.Sequential)
+    detector.decoder.box_head.append(nn.Tanh())
+
+
+def own_forward(detector: qb.Detector) -> None:
+    head: Any = detector.decoder.class_head
+    plain = head.forward
+    head.forward = lambda x: 2 * plain(x)
+
+
 def weight(value: float) -> Callable[[qb.Detector], None]:
     def change(detector: qb.Detector) -> None:
         assert isinstance(detector.decoder.class_head, ClassHead)
@@ -60,6 +72,8 @@ def weight(value: float) -> Callable[[qb.Detector], None]:
         (weight(math.nan), r"1 tensors have NaN or infinite values: decoder\.class_head\.weight"),
         (heads, r"modules do not fit the recipe: encoder\.layers\.0\.self_attention\.heads is 4, expected 2"),
         (activation, r"modules do not fit the recipe: decoder\.box_head\.1 is SiLU, expected ReLU"),
+        (extra_module, r"modules do not fit the recipe: decoder\.box_head\.5 is Tanh, expected none"),
+        (own_forward, r"modules do not fit the recipe: decoder\.class_head\.forward was replaced"),
         (weight(-math.inf), r"1 tensors have NaN or infinite values: decoder\.class_head\.weight"),
     ],
 )

@@ -81,6 +81,15 @@ def test_a_program_runs_only_if_it_is_trusted(exported: object) -> None:
         load_exported(file)
 
 
+def test_autocast_does_not_change_a_program(exported: object) -> None:
+    (file,) = exported("torch").files  # type: ignore[operator]
+    engine = load_exported(file, trusted=True)
+    batch = ImageBatch.from_images([torch.zeros(3, 64, 64, dtype=torch.uint8)], engine.preprocessing)
+    expected = engine(batch).layers[-1].logits
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_close(engine(batch).layers[-1].logits, expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("size", [(9, 64), (40, 7), (1, 1), (90, 5), (33, 34)])
 def test_thin_images_are_padded(engine: ExportedModel, detector: Detector, size: tuple[int, int]) -> None:
     assert engine.card.min_side == 33

@@ -16,7 +16,7 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from querybox import Detector, ImageBatch
+from querybox import Detector, ImageBatch, Target
 from querybox.errors import CheckpointError, ConfigError
 from querybox.fast import convolution
 from querybox.fast.inference import SIZES, CachedCells
@@ -91,6 +91,30 @@ def test_answers_are_the_same(recipe: str, settings: dict[str, Any], trained: Ch
     for images in BATCHES:
         (answer,) = optimized(images).layers
         assert_same(answer, detector(images).layers[-1])
+
+
+@pytest.mark.parametrize("recipe", ["dino_small", "rtdetr_small"])
+def test_the_default_type_of_tensors_changes_nothing(recipe: str) -> None:
+    torch.manual_seed(0)
+    settings = {**DEEP, "backbone": "test_efficientnet", "frozen_stride": 0, "dropout": 0.0}
+    detector = Detector.from_recipe(recipe, num_classes=3, **settings)
+    targets = [Target(boxes=torch.full((1, 4), 0.3), labels=torch.tensor([1]))] * len(BATCHES[0].images)
+    expected = detector.optimize()(BATCHES[0]).layers[-1]
+    torch.set_default_dtype(torch.float64)
+    try:
+        answer = detector.optimize()(BATCHES[0]).layers[-1]
+        losses = detector.criterion()(detector.train()(BATCHES[0], targets), targets)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_same(answer, expected, tolerance=0)
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+
+
+def test_autocast_does_not_change_the_precision(detector: Detector) -> None:
+    optimized = detector.optimize()
+    plain = optimized(BATCHES[0]).layers[-1].logits
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(optimized(BATCHES[0]).layers[-1].logits, plain, rtol=0, atol=0)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ import pytest
 import torch
 from tiny_models import TINY
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 from torch.testing import assert_close
 
 from querybox import Detector, ImageBatch, Target
@@ -151,7 +151,12 @@ def with_one_layer_in_two_places(detector: Detector) -> None:
     backbone.train()
 
 
+def with_pruning(detector: Detector) -> None:
+    prune.l1_unstructured(layer_of(detector).feedforward[0], "weight", amount=0.5)
+
+
 CHANGES: dict[str, Any] = {
+    "pruning": with_pruning,
     "LoRA": with_lora,
     "subclass of a convolution": with_a_subclass_of_convolution,
     "hooks of linear layers": with_hooks(nn.Linear),

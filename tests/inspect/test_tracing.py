@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from querybox.detector import Detector
 from querybox.errors import ConfigError, DataError
+from querybox.losses.criterion import Criterion
 from querybox.structures import Category, ImageBatch, Target
 
 
@@ -103,6 +104,18 @@ def test_losses_and_costs_are_those_of_the_criterion(
             assert {query: each for each, query in pairs.items()} == {
                 query: each for query, each in enumerate(wanted) if each >= 0
             }
+
+
+class Weighted(Detector):
+    def criterion(self) -> Criterion:
+        return Criterion(class_weight=7.0)
+
+
+def test_a_criterion_of_ones_own_is_used(detr: Detector, padded: ImageBatch, target: Target) -> None:
+    plain, weighted = (each.trace(padded, target).comparison for each in (detr, Weighted.of(detr)))
+    assert plain is not None
+    assert weighted is not None
+    assert weighted.losses["loss_cls"] == pytest.approx(7 * plain.losses["loss_cls"])
 
 
 def test_more_objects_than_queries(detr: Detector, padded: ImageBatch) -> None:

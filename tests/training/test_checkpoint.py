@@ -3,7 +3,9 @@ from __future__ import annotations
 import errno
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ from torch import nn
 
 from querybox.errors import CheckpointError, DiskFullError
 from querybox.files import flush
+from querybox.training import RunSettings, train
 from querybox.training.checkpoint import Progress, RunCheckpoint
+from querybox.training.start import build_detector
 
 
 def trained_model() -> tuple[nn.Module, torch.optim.AdamW]:
@@ -211,3 +215,19 @@ def test_what_cannot_be_read_back_does_not_replace_the_older_file(
         state(*trained_model(), Progress()).write(path)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_cannot_be_saved_is_not_trained(
+    run_settings: Callable[..., RunSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changed(*arguments: Any) -> Any:
+        detector: Any = build_detector(*arguments)
+        detector.decoder.box_head.append(nn.Identity())
+        return detector
+
+    monkeypatch.setattr("querybox.training.run.build_detector", changed)
+    with pytest.raises(
+        CheckpointError, match=r"last\.safetensors: not written, .*_head\.5 is Identity, expected none"
+    ):
+        train(run_settings())
+    assert not (run_settings().folder / "run.yaml").exists()

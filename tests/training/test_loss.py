@@ -87,6 +87,16 @@ def test_parts_add_up_to_the_whole(recipe: str, counts: tuple[int, ...]) -> None
         assert_close(summed, losses, rtol=1e-9, atol=1e-12)
 
 
+def test_a_criterion_with_parameters_is_refused() -> None:
+    criterion = nn.Module()
+    criterion.weight = nn.Parameter(torch.zeros(()))
+    with pytest.raises(
+        ConfigError, match=r"parameters to train \(weight\), which a run neither updates nor saves"
+    ):
+        DetectionLoss(loss_of("detr_r50").detector, criterion)
+    DetectionLoss(loss_of("detr_r50").detector, criterion.requires_grad_(requires_grad=False))
+
+
 def test_without_counts_a_batch_is_whole() -> None:
     loss = loss_of("detr_r50")
     images, targets = (

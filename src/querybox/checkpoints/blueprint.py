@@ -67,6 +67,17 @@ class Blueprint:
 
 def save(detector: DetectionTransformer, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
     """Write a detector to a file; see `Detector.save`."""
+    native.write(Path(path), *contents(detector, path, dtype=dtype))
+
+
+def contents(
+    detector: DetectionTransformer, path: str | Path, *, dtype: torch.dtype = torch.float32
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the card of the file of a detector, without writing it.
+
+    Raises:
+        CheckpointError: The file could not be loaded again, or not as this detector; see `Detector.save`.
+    """
     if detector.recipe is None:
         raise CheckpointError(
             f"{path}: the detector was not built by a recipe, so there are no settings to rebuild it from; build it "
@@ -95,7 +106,7 @@ def save(detector: DetectionTransformer, path: str | Path, *, dtype: torch.dtype
             f"{path}: not written, because it could not be loaded again: {error}; undo the change to the detector, or "
             "set detector.categories to the classes of its head"
         ) from error
-    native.write(Path(path), tensors, card)
+    return tensors, card
 
 
 def restore(blueprint: Blueprint, state: Mapping[str, Tensor]) -> DetectionTransformer:
@@ -151,15 +162,21 @@ def require_same_modules(expected: nn.Module, actual: nn.Module) -> None:
     """Compare the types and constants of modules, such as the number of attention heads, which no tensor shows.
 
     Raises:
-        CheckpointError: A module differs from the one of the same name.
+        CheckpointError: A module differs from the one of the same name, or has a forward method of its own.
     """
-    modules = dict(actual.named_modules())
-    pairs = [(name, module, modules.get(name)) for name, module in expected.named_modules() if name]
+    ours, theirs = dict(expected.named_modules()), dict(actual.named_modules())
+    names = [name for name in {**ours, **theirs} if name]
+    pairs = [(name, ours[name], theirs[name]) for name in names if name in ours and name in theirs]
     differences = [
-        f"{name} is {type(other).__name__}, expected {type(module).__name__}"
-        for name, module, other in pairs
-        if type(module) is not type(other)
+        f"{name} is {kind(theirs.get(name))}, expected {kind(ours.get(name))}"
+        for name in names
+        if type(ours.get(name)) is not type(theirs.get(name))
     ] or [
+        f"{f'{name}.' if name else ''}forward was replaced"
+        for name, module in theirs.items()
+        if "forward" in vars(module)
+    ]
+    differences = differences or [
         f"{name}.{key} is {vars(other).get(key)!r}, expected {value!r}"
         for name, module, other in pairs
         for key, value in vars(module).items()
@@ -168,6 +185,11 @@ def require_same_modules(expected: nn.Module, actual: nn.Module) -> None:
     ]
     if differences:
         raise CheckpointError(f"modules do not fit the recipe: {listed(differences)}")
+
+
+def kind(module: nn.Module | None) -> str:
+    """Return the name of the class of a module, for messages."""
+    return "none" if module is None else type(module).__name__
 
 
 def comparable(value: object) -> object:

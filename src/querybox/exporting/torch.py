@@ -44,7 +44,8 @@ def load(path: Path, *, trusted: bool) -> ExportedModel:
     module = program.module()
 
     def run(pixels: Tensor, sizes: Tensor) -> Outputs:
-        with torch.inference_mode():
+        # An outer autocast would change the types that the program was traced with.
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False):
             return dict(zip(card.outputs, module(pixels, sizes), strict=True))
 
     return ExportedModel(card, run)

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -24,10 +24,20 @@ def copy_modules(model: Model) -> Model:
     Hooks are copied, but not the functions that they call, because a copied bound method would be called on a copy
     of its object.
     """
-    shared: list[object] = [*model.parameters(), *model.buffers()]
+    shared: list[object] = [*model.parameters(), *model.buffers(), *computed_tensors(model)]
     for module in model.modules():
         shared += [function for kind in HOOKS for function in getattr(module, kind).values()]
     return copy.deepcopy(model, {id(each): each for each in shared})
+
+
+def computed_tensors(model: nn.Module) -> list[Tensor]:
+    """Return the tensors that modules compute from parameters before each call and keep as attributes.
+
+    `torch.nn.utils.prune`, `torch.nn.utils.spectral_norm` and `torch.nn.utils.weight_norm` have such tensors, which
+    `copy.deepcopy` refuses.
+    """
+    values = (value for module in model.modules() for value in vars(module).values())
+    return [value for value in values if isinstance(value, Tensor) and not value.is_leaf]
 
 
 def has_hooks(module: nn.Module) -> bool:

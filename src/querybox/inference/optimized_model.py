@@ -67,7 +67,8 @@ class OptimizedModel:
     def __call__(self, batch: ImageBatch, /) -> DetectorOutput:
         """Return the predictions for a batch, of the last decoder layer only."""
         images = batch.images.to(self.dtype, memory_format=torch.channels_last)
-        output: DetectorOutput = self.model(replace(batch, images=images))
+        with torch.autocast(self.device.type, enabled=False):  # an outer one would change the precision
+            output: DetectorOutput = self.model(replace(batch, images=images))
         return output
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from querybox.arguments import require_type
 from querybox.inspect.calls import Call, recorded
 from querybox.losses.criterion import Criterion
 from querybox.modules.detector import DetectionTransformer
@@ -44,11 +46,11 @@ def compare(detector: DetectionTransformer, output: DetectorOutput, target: Targ
     """Compare the predictions for one image with its objects.
 
     Raises:
-        ConfigError: The target has labels that the detector does not have.
+        ConfigError: The target has labels that the detector does not have, or the criterion is not known.
         NonFiniteError: A prediction is NaN or infinite.
     """
     target = target.to(detector.device)
-    criterion = detector.recipe.criterion() if detector.recipe else Criterion()
+    criterion = criterion_of(detector)
     parts = {"criterion": criterion, "matcher": criterion.matcher}
     with recorded(parts, detector.device) as calls:
         losses = criterion(output, [target])
@@ -62,6 +64,21 @@ def compare(detector: DetectionTransformer, output: DetectorOutput, target: Targ
         losses={name: loss.item() for name, loss in losses.items()},
         seconds=calls["criterion"][0].seconds,
     )
+
+
+def criterion_of(detector: DetectionTransformer) -> Criterion:
+    """Return the criterion of a `Detector`, a subclass of which may have one of its own; or that of the recipe.
+
+    Raises:
+        ConfigError: It is not known, or not a `Criterion`.
+    """
+    own: Any = getattr(detector, "criterion", None)
+    if own is None:
+        return detector.recipe.criterion() if detector.recipe else Criterion()
+    criterion = own()
+    require_type("trace", criterion, Criterion, "a Criterion as detector.criterion()")
+    assert isinstance(criterion, Criterion)
+    return criterion
 
 
 def matched(matching: Call, objects: int) -> Int[Tensor, "L G"]:

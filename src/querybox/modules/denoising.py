@@ -100,7 +100,7 @@ class Denoising(nn.Module):
 
     def noisy_boxes(self, boxes: Tensor) -> Tensor:
         """Shift box corners [2 groups, N, 4]: by 0-1 half sizes in even (positive) rows, by 1-2 in odd ones."""
-        amount = torch.rand(boxes.shape, device=boxes.device)
+        amount = torch.rand(boxes.shape, device=boxes.device, dtype=boxes.dtype)
         amount[1::2] += 1
         sign = 2 * torch.randint_like(amount, 2) - 1
         half = boxes[..., 2:].repeat(1, 1, 2) / 2

@@ -233,5 +233,5 @@ def cell_centres(levels: Levels) -> Float[Tensor, "B S 2"]:
     ):
         rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
         xy = torch.stack([columns.expand(height, -1), rows[:, None].expand(-1, width)], -1)  # [h, w, 2]
-        centres.append((xy.flatten(0, 1) + 0.5) / (size * valid_ratio)[:, None])
+        centres.append((xy.flatten(0, 1).to(size) + 0.5) / (size * valid_ratio)[:, None])
     return torch.cat(centres, 1)

@@ -130,7 +130,8 @@ class CellPositionEncoding(nn.Module):
         """Encode every cell of a map with the shape of `padding_mask`."""
         batch, height, width = padding_mask.shape
         count, device = self.width // 4, padding_mask.device
-        frequencies = 10000.0 ** (-torch.arange(count, device=device) / count)  # [D / 4]
+        index = torch.arange(count, device=device, dtype=torch.float32)
+        frequencies = 10000.0 ** (-index / count)  # [D / 4]
         y = torch.arange(height, device=device)[:, None, None] * frequencies  # [h, 1, D / 4]
         x = torch.arange(width, device=device)[:, None] * frequencies  # [w, D / 4]
         parts = [each.expand(height, width, -1) for each in (y.sin(), y.cos(), x.sin(), x.cos())]

@@ -321,8 +321,5 @@ def gather_rows(values: Float[Tensor, "B S X"], index: Tensor) -> Float[Tensor, 
 def cell_boxes(levels: Levels) -> Float[Tensor, "B S 4"]:
     """Return a box at the centre of each cell: 5 % of the image on the finest map, twice as large on each next one."""
     centres = cell_centres(levels)
-    sizes = [
-        torch.full((h * w, 2), 0.05 * 2**level, device=centres.device)
-        for level, (h, w) in enumerate(levels.shapes)
-    ]
+    sizes = [centres.new_full((h * w, 2), 0.05 * 2**level) for level, (h, w) in enumerate(levels.shapes)]
     return torch.cat([centres, torch.cat(sizes).expand_as(centres)], dim=-1)

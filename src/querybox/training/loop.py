@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from querybox.checkpoints.blueprint import save
+from querybox.checkpoints.blueprint import contents, save
 from querybox.checkpoints.find import BEST, CHECKPOINT, LAST
 from querybox.data import Batch
 from querybox.data.loader import TrainLoader
@@ -77,9 +77,11 @@ class Trainer:
                 train without evaluation.
 
         Raises:
-            ConfigError: ``train.freeze`` does not fit the detector.
+            ConfigError: ``train.freeze`` does not fit the detector, or the criterion has parameters to train.
+            CheckpointError: The detector could not be saved; see `Detector.save`.
         """
         settings = run.train
+        contents(detector, run.folder / LAST)  # raises its errors before the first step, not after an epoch
         freeze(detector, settings.freeze)
         # Channels last is the fastest memory format for convolutions, on CPUs and GPUs.
         self.detector = detector.to(accelerator.device).to(memory_format=torch.channels_last)

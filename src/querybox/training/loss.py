@@ -10,6 +10,7 @@ from querybox.data import Batch
 from querybox.errors import ConfigError
 from querybox.modules.detector import DetectionTransformer
 from querybox.structures import ImageBatch, Target
+from querybox.text import listed
 
 SINGLE_VALUE = "Expected more than 1 value per channel"
 """Beginning of PyTorch's error for a batch or group norm that has a single value to normalise."""
@@ -23,7 +24,17 @@ class DetectionLoss(nn.Module):
     """
 
     def __init__(self, detector: DetectionTransformer, criterion: nn.Module) -> None:
+        """Combine the two.
+
+        Raises:
+            ConfigError: The criterion has parameters to train.
+        """
         super().__init__()
+        if trained := [name for name, each in criterion.named_parameters() if each.requires_grad]:
+            raise ConfigError(
+                f"the criterion has parameters to train ({listed(trained)}), which a run neither updates nor saves; "
+                "expected none: criterion.requires_grad_(False), or train with a loop of your own"
+            )
         self.detector = detector
         self.criterion = criterion
 
