@@ -104,9 +104,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def pad(images: Sequence[UInt8[Tensor, "3 _ _"]]) -> tuple[UInt8[Tensor, "B 3 H W"], Int[Tensor, "B 2"]]:
     """Stack images, zero-padded at the right and bottom to the same size; also return their (height, width)."""
-    sizes = torch.tensor([image.shape[1:] for image in images])  # [B, 2]
+    sizes = torch.tensor([image.shape[1:] for image in images], device="cpu")  # [B, 2]
     height, width = sizes.amax(0).tolist()
-    pixels = torch.empty(len(images), height, width, 3, dtype=torch.uint8).permute(
+    pixels = torch.empty(len(images), height, width, 3, dtype=torch.uint8, device="cpu").permute(
         0, 3, 1, 2
     )  # channels last
     for padded, image in zip(pixels, images, strict=True):

@@ -181,8 +181,8 @@ class ImageBatch:
         rows = torch.arange(pixels.shape[2], device=device)[:, None] < sizes[:, 0, None, None]  # [B, H, 1]
         columns = torch.arange(pixels.shape[3], device=device) < sizes[:, 1, None, None]  # [B, 1, W]
         # non_blocking, so that the host does not wait for a GPU.
-        mean = torch.tensor(preprocessing.mean).to(device, non_blocking=True)[:, None, None]
-        std = torch.tensor(preprocessing.std).to(device, non_blocking=True)[:, None, None]
+        mean = torch.tensor(preprocessing.mean, device="cpu").to(device, non_blocking=True)[:, None, None]
+        std = torch.tensor(preprocessing.std, device="cpu").to(device, non_blocking=True)[:, None, None]
         images = pixels.to(torch.float32, memory_format=torch.contiguous_format)  # [B, 3, H, W]
         images = images.sub_(mean).div_(std)
         if padded:

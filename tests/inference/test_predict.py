@@ -9,12 +9,15 @@ import pytest
 import torch
 from comparisons import assert_same_detections
 from PIL import Image
-from tiny_models import PUBLIC
+from tiny_models import PUBLIC, TRAINABLE
+from torch import Tensor
+from torch.testing import assert_close
 
 from querybox.detector import Detector
 from querybox.errors import ConfigError, DataError, ImageError
+from querybox.inference.detections import Detections
 from querybox.inference.predict import Input, batch_by_shape, predict
-from querybox.structures import Category, DetectorOutput, ImageBatch, Preprocessing
+from querybox.structures import Category, DetectorOutput, ImageBatch, Preprocessing, Target
 
 PIXELS = np.random.default_rng(0)
 
@@ -47,6 +50,32 @@ def test_predicts_in_pixels_of_the_original(detector: Detector) -> None:
     assert found.boxes_xyxy.min() >= 0
     assert (found.boxes_xyxy <= torch.tensor([300.0, 200.0, 300.0, 200.0])).all()
     assert found.boxes_xyxy.max() > 96  # not pixels of the resized image
+
+
+@pytest.mark.parametrize("recipe", ["dino_small", "dfine_small"])
+def test_the_default_device_of_tensors_does_not_matter(recipe: str) -> None:
+    """As `torch.set_default_device("cuda")` for a detector on the CPU; tensors on the meta device have no values."""
+    torch.manual_seed(0)
+    detector = Detector.from_recipe(
+        recipe, num_classes=2, **{**TRAINABLE, "frozen_stride": 0}, dropout=0.0
+    ).eval()
+    detector.preprocessing = Preprocessing(short_side=64, long_side=96)
+    picture = image(100, 150)
+    targets = [Target(boxes=torch.full((1, 4), 0.5), labels=torch.tensor([1]))]
+
+    def answers() -> tuple[Detections, str, dict[str, Tensor]]:
+        (found,) = predict(detector, picture, threshold=0.0, tile=96)
+        detector.trace(picture, targets[0])
+        torch.manual_seed(0)
+        batch = ImageBatch.from_images([picture], detector.preprocessing)
+        return found, found.to_yolo(), detector.criterion()(detector(batch, targets), targets)
+
+    found, text, losses = answers()
+    with torch.device("meta"):
+        other, other_text, other_losses = answers()
+    assert_same_detections(other, found)
+    assert other_text == text
+    assert_close(other_losses, losses, rtol=0, atol=0)
 
 
 def test_threshold_top_k_and_nms(detector: Detector) -> None:

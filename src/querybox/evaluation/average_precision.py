@@ -136,9 +136,15 @@ def gather_detections(
     """
     by_image = [detections[image_id] for image_id in sorted(image.id for image in data.images)]
     position = np.repeat(np.arange(len(by_image)), [len(image) for image in by_image])
-    labels = torch.cat([torch.zeros(0, dtype=torch.long), *(image.labels for image in by_image)]).numpy()
-    scores = torch.cat([torch.zeros(0), *(image.scores for image in by_image)]).double().numpy()
-    boxes = torch.cat([torch.zeros(0, 4), *(image.boxes_xyxy for image in by_image)]).double().numpy()
+    labels = torch.cat(
+        [torch.zeros(0, dtype=torch.long, device="cpu"), *(image.labels for image in by_image)]
+    ).numpy()
+    scores = torch.cat([torch.zeros(0, device="cpu"), *(image.scores for image in by_image)]).double().numpy()
+    boxes = (
+        torch.cat([torch.zeros(0, 4, device="cpu"), *(image.boxes_xyxy for image in by_image)])
+        .double()
+        .numpy()
+    )
     group = labels * len(by_image) + position
     order = np.lexsort((-scores, group))
     views = np.array([image.views if per_view else 1 for image in by_image], dtype=np.int64)

@@ -267,9 +267,9 @@ def align(detections: Detections, categories: tuple[Category, ...]) -> Detection
 def no_detections(record: ImageRecord, categories: tuple[Category, ...]) -> Detections:
     """Return an empty `Detections` for an image."""
     return Detections(
-        boxes_xyxy=torch.zeros(0, 4),
-        scores=torch.zeros(0),
-        labels=torch.zeros(0, dtype=torch.long),
+        boxes_xyxy=torch.zeros(0, 4, device="cpu"),
+        scores=torch.zeros(0, device="cpu"),
+        labels=torch.zeros(0, dtype=torch.long, device="cpu"),
         categories=categories,
         size=(record.height, record.width),
         source=str(record.file),
@@ -294,4 +294,6 @@ def labels_by_name(
             f"the detector lacks {listed(data_only) or 'none'}, the data lack {listed(detector_only) or 'none'}; "
             "use the same class names in both (order and ids do not matter)"
         )
-    return torch.tensor([labels[category.name] for category in detector_categories], dtype=torch.long)
+    return torch.tensor(
+        [labels[category.name] for category in detector_categories], dtype=torch.long, device="cpu"
+    )

@@ -223,7 +223,7 @@ class Detections:
         """
         height, width = self.size
         if self.masks is None:
-            boxes = to_cxcywh(self.boxes_xyxy.double()) / torch.tensor([width, height] * 2)
+            boxes = to_cxcywh(self.boxes_xyxy.double()) / self.boxes_xyxy.new_tensor([width, height] * 2)
             values = boxes.tolist()
         else:
             sides = np.array([width, height])
@@ -287,7 +287,7 @@ class Detections:
 
     def where(self, index: Bool[Tensor, " N"] | Int[Tensor, " K"]) -> Self:
         """Return some of the detections, by a mask or by indices in ascending order."""
-        kept = torch.arange(len(self))[index].tolist()
+        kept = torch.arange(len(self), device="cpu")[index].tolist()
         return dataclasses.replace(
             self,
             boxes_xyxy=self.boxes_xyxy[index],

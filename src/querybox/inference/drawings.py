@@ -72,7 +72,7 @@ def draw_image(source: Path, detections: Detections) -> Image.Image:
     size = (image.height, image.width)
     if size == detections.size:
         return draw(image, detections)
-    scale = torch.tensor([image.width / width, image.height / height] * 2)
+    scale = torch.tensor([image.width / width, image.height / height] * 2, device="cpu")
     return draw(image, replace(detections, boxes_xyxy=detections.boxes_xyxy * scale, size=size, masks=None))
 
 

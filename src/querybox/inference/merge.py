@@ -46,10 +46,10 @@ def merge(parts: Sequence[Detections], windows: Sequence[Window], size: tuple[in
         size: (height, width) of the image in pixels.
     """
     whole = parts[0].boxes_xyxy
-    large = (whole[:, 2:] - whole[:, :2] > torch.tensor(shown_whole(windows[1:]))).any(1)
+    large = (whole[:, 2:] - whole[:, :2] > whole.new_tensor(shown_whole(windows[1:]))).any(1)
     parts = [parts[0].where(large), *parts[1:]]
-    counts = torch.tensor([len(part) for part in parts])
-    view = torch.arange(len(parts)).repeat_interleave(counts)  # [N]
+    counts = torch.tensor([len(part) for part in parts], device="cpu")
+    view = torch.arange(len(parts), device="cpu").repeat_interleave(counts)  # [N]
     shown = corners(windows)  # [V, 4]
     boxes_xyxy = torch.cat([part.boxes_xyxy for part in parts]) + shown[view][:, [0, 1, 0, 1]]
     scores = torch.cat([part.scores for part in parts])
@@ -58,7 +58,7 @@ def merge(parts: Sequence[Detections], windows: Sequence[Window], size: tuple[in
     order = np.lexsort([-scores.numpy(), (view == 0).numpy(), cut.numpy()])
     groups = group(order, cut.numpy(), partners(boxes_xyxy, labels, counts, shown))
     groups.sort(key=lambda members: -float(scores[members[0]]))
-    first = torch.tensor([members[0] for members in groups], dtype=torch.long)
+    first = torch.tensor([members[0] for members in groups], dtype=torch.long, device="cpu")
     boxes = [torch.cat([boxes_xyxy[each, :2].amin(0), boxes_xyxy[each, 2:].amax(0)]) for each in groups]
     masks = None
     if all(part.masks is not None for part in parts):
@@ -80,7 +80,7 @@ def merge(parts: Sequence[Detections], windows: Sequence[Window], size: tuple[in
 def corners(windows: Sequence[Window]) -> Float[Tensor, "V 4"]:
     """Return windows as corners (x1, y1, x2, y2) in pixels."""
     rows = [(each.left, each.top, each.left + each.width, each.top + each.height) for each in windows]
-    return torch.tensor(rows, dtype=torch.float32)
+    return torch.tensor(rows, dtype=torch.float32, device="cpu")
 
 
 def cut_by_border(
@@ -96,7 +96,7 @@ def cut_by_border(
     height, width = size
     margin = BORDER * (shown[:, 2:] - shown[:, :2])
     low = (boxes_xyxy[:, :2] <= shown[:, :2] + margin) & (shown[:, :2] > 0)
-    high = (boxes_xyxy[:, 2:] >= shown[:, 2:] - margin) & (shown[:, 2:] < torch.tensor([width, height]))
+    high = (boxes_xyxy[:, 2:] >= shown[:, 2:] - margin) & (shown[:, 2:] < shown.new_tensor([width, height]))
     return (low | high).any(1)
 
 
@@ -116,10 +116,10 @@ def partners(
     """
     stops = counts.cumsum(0).tolist()
     rows = [slice(stop - count, stop) for stop, count in zip(stops, counts.tolist(), strict=True)]
-    pairs = [torch.zeros(0, 2, dtype=torch.long)]
+    pairs = [torch.zeros(0, 2, dtype=torch.long, device="cpu")]
     occupied = [index for index, count in enumerate(counts.tolist()) if count]
     for place, one in enumerate(occupied):
-        others = torch.tensor(occupied[place + 1 :], dtype=torch.long)
+        others = torch.tensor(occupied[place + 1 :], dtype=torch.long, device="cpu")
         common = torch.cat(
             [
                 torch.maximum(shown[one, :2], shown[others, :2]),
@@ -132,7 +132,7 @@ def partners(
             first, second = rows[one], rows[other]
             iou = box_iou(within(boxes_xyxy[first], area), within(boxes_xyxy[second], area))
             same = (iou >= SAME_OBJECT) & (labels[first, None] == labels[second])
-            pairs.append(same.nonzero() + torch.tensor([first.start, second.start]))
+            pairs.append(same.nonzero() + torch.tensor([first.start, second.start], device="cpu"))
     edges = torch.cat(pairs)
     source, target = torch.cat([edges, edges.flip(1)]).numpy().T
     order = np.argsort(source, kind="stable")

@@ -205,7 +205,7 @@ def detect(engine: Engine, batch: Sequence[Input], top_k: int, threshold: float 
 def run_batch(engine: Engine, batch: Sequence[Input]) -> Predictions:
     """Run the model on inputs of one shape and return the predictions of the last decoder layer."""
     pixels = torch.stack([item.pixels for item in batch])  # [B, 3, H, W]
-    sizes = torch.tensor([pixels.shape[2:]] * len(batch))  # [B, 2]
+    sizes = torch.tensor([pixels.shape[2:]] * len(batch), device="cpu")  # [B, 2]
     images = ImageBatch.from_pixels(
         pixels.to(engine.device), sizes.to(engine.device), engine.preprocessing, padded=False
     )
@@ -228,7 +228,7 @@ def detected_boxes(
     engine: Engine, predictions: Predictions, batch: Sequence[Input], top_k: int, threshold: float
 ) -> tuple[list[Detections], Int[Tensor, "B K"]]:
     """Return detections without masks, and the queries of the `top_k` of each input; see `to_detections`."""
-    original_sizes = torch.tensor([item.size for item in batch])  # [B, 2]
+    original_sizes = torch.tensor([item.size for item in batch], device="cpu")  # [B, 2]
     *outputs, queries = postprocess(
         predictions,
         original_sizes.to(engine.device),
@@ -278,7 +278,9 @@ def mask_boxes(detections: Detections) -> Float[Tensor, "N 4"]:
     if not any(category.stuff for category in detections.categories):
         return detections.boxes_xyxy
     height, width = detections.size
-    stuff = torch.tensor([category.stuff for category in detections.categories])[detections.labels]
+    stuff = detections.labels.new_tensor([category.stuff for category in detections.categories]).bool()[
+        detections.labels
+    ]
     whole = detections.boxes_xyxy.new_tensor([0, 0, width, height])
     return torch.where(stuff[:, None], whole, detections.boxes_xyxy)
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+import numpy as np
 import torch
 
 from querybox.errors import ConfigError
@@ -115,10 +116,10 @@ def next_ids(tracker: BaseTracker, detections: Detections, seconds: float | None
         xyxy=detections.boxes_xyxy.numpy(),
         confidence=detections.scores.numpy(),
         class_id=detections.labels.numpy(),
-        data={"row": torch.arange(len(detections)).numpy()},  # trackers change the order
+        data={"row": np.arange(len(detections))},  # trackers change the order
     )
     result = tracker.update(found, timestamp=seconds)
-    ids = torch.zeros(len(detections), dtype=torch.long)
+    ids = torch.zeros(len(detections), dtype=torch.long, device="cpu")
     if len(result):
         assert result.tracker_id is not None
         ids[torch.from_numpy(result.data["row"])] = torch.from_numpy(result.tracker_id) + 1

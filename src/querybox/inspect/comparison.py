@@ -36,9 +36,9 @@ class Comparison:
 
     def matched_objects(self, queries: int) -> Int[Tensor, "L Q"]:
         """Return the object matched to each of the `queries` in every layer; -1 if there is none."""
-        objects = torch.arange(self.matched.shape[1]).expand_as(self.matched)
+        objects = torch.arange(self.matched.shape[1], device="cpu").expand_as(self.matched)
         slots = self.matched.where(self.matched >= 0, queries)  # unmatched objects go to a spare slot
-        return torch.full((len(slots), queries + 1), -1).scatter(1, slots, objects)[:, :queries]
+        return slots.new_full((len(slots), queries + 1), -1).scatter(1, slots, objects)[:, :queries]
 
 
 @torch.no_grad()
@@ -84,5 +84,5 @@ def criterion_of(detector: DetectionTransformer) -> Criterion:
 def matched(matching: Call, objects: int) -> Int[Tensor, "L G"]:
     """Return the query matched to each object in every layer, -1 if there is none."""
     matches = matching.output
-    unmatched = torch.full((len(matches.query), objects), -1)
-    return unmatched.scatter(1, matches.object.cpu(), matches.query.cpu())
+    query = matches.query.cpu()
+    return query.new_full((len(query), objects), -1).scatter(1, matches.object.cpu(), query)

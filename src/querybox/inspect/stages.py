@@ -88,7 +88,7 @@ def comparison_stages(comparison: Comparison, queries: int) -> Iterator[Stage]:
         yield Stage(number=8, name=f"cost, layer {layer}", value=cost)
     yield Stage(number=8, name="query of each object", value=comparison.matched)
     yield Stage(number=9, name="object of each query", value=comparison.matched_objects(queries))
-    losses = torch.tensor(list(comparison.losses.values()))
+    losses = torch.tensor(list(comparison.losses.values()), device="cpu")
     yield Stage(number=10, name="losses", value=losses, seconds=comparison.seconds)
 
 

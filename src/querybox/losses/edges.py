@@ -136,6 +136,7 @@ def distillation_shares(
         fraction: Fraction of the images of the update, which the weights sum to.
     """
     total = predictions.logits[..., 0].numel()
-    numbers = torch.tensor([len(matches.image), total - len(matches.image)], dtype=torch.float32).sqrt()
+    counts = [len(matches.image), total - len(matches.image)]
+    numbers = torch.tensor(counts, dtype=torch.float32, device="cpu").sqrt()
     shares = (fraction * numbers / numbers.sum().clamp(min=1)).to(predictions.logits.device)
     return shares[0], shares[1]

@@ -66,7 +66,7 @@ class Denoising(nn.Module):
         boxes = torch.cat([target.boxes for target in targets])  # [N, 4]
         pairs = [(image, rank) for image, count in enumerate(counts) for rank in range(count)]
         # non_blocking, so that the host does not wait for a GPU.
-        indices = torch.tensor(pairs, dtype=torch.long).to(device, non_blocking=True)
+        indices = torch.tensor(pairs, dtype=torch.long, device="cpu").to(device, non_blocking=True)
         image, rank = indices.view(-1, 2).unbind(1)  # [N]
         slot = max_objects * torch.arange(2 * groups, device=device)[:, None] + rank  # [2 groups, N]
 

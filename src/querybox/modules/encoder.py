@@ -216,7 +216,7 @@ def levels_from_masks(masks: list[Bool[Tensor, "B _ _"]]) -> Levels:
     return Levels(
         shapes=shapes,
         # non_blocking, so that the host does not wait for a GPU.
-        sizes=torch.tensor([(w, h) for h, w in shapes], dtype=torch.float32).to(
+        sizes=torch.tensor([(w, h) for h, w in shapes], dtype=torch.float32, device="cpu").to(
             masks[0].device, non_blocking=True
         ),
         valid_ratios=torch.stack(valid_ratios, 1),
