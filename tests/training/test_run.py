@@ -73,6 +73,14 @@ def test_a_run_leaves_everything_that_repeats_it(run_settings: MakeSettings) -> 
     torch.testing.assert_close(weights(folder.parent / "again"), weights(folder), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("disabled", [torch.no_grad, torch.inference_mode])
+def test_a_run_computes_gradients_where_they_are_disabled(disabled: Any, run_settings: MakeSettings) -> None:
+    with disabled():
+        result = train(run_settings(epochs=1))
+        assert not torch.is_grad_enabled()
+    assert float(rows(result.run_dir)[0]["grad_norm"]) > 0
+
+
 def test_each_epoch_has_its_row(run_settings: MakeSettings) -> None:
     result = train(run_settings(epochs=3))
     table = rows(result.run_dir)

@@ -119,7 +119,12 @@ def train_given(
     print_lines(main_console(), f"reading {public_name(str(settings.data.train))}")
     settings = locate(settings, resume=resume)
     locks = is_main_process() and (settings.folder.is_dir() or not resume)
-    with folder_lock(settings.folder) if locks else nullcontext():
+    # A run computes gradients, also where its caller has disabled them.
+    with (
+        folder_lock(settings.folder) if locks else nullcontext(),
+        torch.inference_mode(mode=False),
+        torch.enable_grad(),
+    ):
         return run(dataclasses.replace(given, settings=settings), transform, resume=resume)
 
 
