@@ -22,6 +22,7 @@ IMAGES = [
     Drawn(name="a.png", size=(40, 30), objects=[("cat", (1, 2, 11, 22)), ("dog", (5, 5, 40, 30))]),
     Drawn(name="b.png", size=(30, 40)),
 ]
+NO_BOOL = "Input should be a number, not true or false"
 Document = dict[str, Any]
 
 
@@ -176,6 +177,12 @@ Change = Callable[[Document], object]
         (lambda d: d["images"][0].update(id=-1), r"images\[0\].id"),
         (lambda d: d["images"][0].update(width=-1), r"images\[0\].width"),
         (lambda d: d["images"][0].update(height=math.nan), r"images\[0\].height"),
+        (lambda d: d["images"][0].update(width=True), rf"images\[0\].width: {NO_BOOL}"),
+        (lambda d: d["images"][0].update(id=True), rf"images\[0\].id: {NO_BOOL}"),
+        (lambda d: d["categories"][0].update(id=True), rf"categories\[0\].id: {NO_BOOL}"),
+        (lambda d: d["annotations"][1].update(category_id=True), rf"annotations\[1\].category_id: {NO_BOOL}"),
+        (lambda d: d["annotations"][1].update(bbox=[1, 2, True, 4]), rf"\[1\].bbox\[2\]: {NO_BOOL}"),
+        (lambda d: d["annotations"][1].update(area=True), rf"annotations\[1\].area: {NO_BOOL}"),
         (lambda d: d.pop("categories"), r"categories: Field required; expected COCO JSON"),
         (
             lambda d: d["images"][0].update(file_name="../../secret.png"),

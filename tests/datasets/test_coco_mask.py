@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from querybox.data.formats.coco_mask import mask_box
+from querybox.data.formats.coco_mask import mask_box, read_mask
+from querybox.errors import DataError
 
 
 def runs_of(pixels: np.ndarray) -> list[int]:
@@ -51,7 +52,17 @@ def test_the_box_of_a_mask_by_hand() -> None:
         {"size": [3, 3], "counts": "4\xe9"},
         {"size": [3, 3], "counts": "P"},  # truncated
         {"size": [3, 3], "counts": "O"},  # negative
+        [[1, 2, 5, 2, 5, True]],
+        {"size": [True, 3], "counts": [1, 2]},
+        {"size": [3, 3], "counts": [4, True, 4]},
     ],
 )
 def test_malformed_masks_have_no_box(segmentation: object) -> None:
     assert mask_box(segmentation) is None
+
+
+def test_true_is_no_coordinate() -> None:
+    with pytest.raises(
+        DataError, match=r"segmentation: \[?0\]?: Input should be a number, not true or false"
+    ):
+        read_mask([[1, 2, 5, 2, 5, True]])

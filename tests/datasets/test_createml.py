@@ -62,6 +62,10 @@ def test_the_layout_of_roboflow(tmp_path: Path) -> None:
             {"image": "b.jpg", "annotations": [{"label": "dog", "coordinates": {"x": "left"}}]},
             r"\[1\]\.annotations\[0\]: coordinates\.x: Input should be a valid number",
         ),
+        (
+            {"image": "b.jpg", "annotations": [{"label": "dog", "coordinates": {"x": True}}]},
+            r"\[1\]\.annotations\[0\]: coordinates\.x: Input should be a number, not true or false",
+        ),
         ({"image": "a.jpg", "annotations": []}, "image 'a.jpg' is listed 2 times"),
     ],
 )

@@ -132,6 +132,25 @@ def test_a_number_without_a_name_keeps_the_names_of_the_others(tmp_path: Path) -
         read_dataset(tmp_path)
 
 
+def test_names_that_the_readme_does_not_define_are_an_error(tmp_path: Path) -> None:
+    """The classes got another order, and those without objects were left out."""
+    write_lines(tmp_path, {"file_name": "a.jpg", "objects": objects(["dog", "Cat"])})
+    (tmp_path / "README.md").write_text(README, encoding="utf-8")
+    with pytest.raises(
+        DataError, match="classes that the dataset does not define: 'Cat'; it defines 'owl', 'dog', 'cat'"
+    ):
+        read_dataset(tmp_path)
+    write_lines(tmp_path, {"file_name": "a.jpg", "objects": objects(["dog", "cat"])})
+    assert [category.name for category in read_dataset(tmp_path).categories] == ["owl", "dog", "cat"]
+
+
+def test_the_class_of_an_image_is_not_that_of_its_objects(tmp_path: Path) -> None:
+    write_lines(tmp_path, {"file_name": "a.jpg", "objects": objects([0, 1])})
+    readme = README.replace("name: kind", "name: label").split("      dtype:\n        class_label")[0]
+    (tmp_path / "README.md").write_text(readme + "      dtype: int64\n---\n", encoding="utf-8")
+    assert [category.name for category in read_dataset(tmp_path).categories] == ["0", "1"]
+
+
 @pytest.mark.parametrize("text", ["", "# Dogs", "---\n[", "---\na: 1\n---\n", "---\n? {a: b}\n: c\n---\n"])
 def test_other_readmes_are_ignored(tmp_path: Path, text: str) -> None:
     write_lines(tmp_path, {"file_name": "a.jpg", "objects": objects([1, 2])})
@@ -167,6 +186,9 @@ def test_a_list_of_objects(tmp_path: Path) -> None:
     items = [{"bbox": [1, 2, 10, 20], "category": "dog"}, {"bbox": [5, 5, 35, 25], "category": "cat"}]
     write_lines(tmp_path, {"file_name": "a.jpg", "objects": items}, {"file_name": "b.jpg", "objects": None})
     assert read_dataset(tmp_path).images[0].boxes_xyxy.tolist() == [[1, 2, 11, 22], [5, 5, 40, 30]]
+    items[1]["iscrowd"] = 1  # which the first does not have
+    write_lines(tmp_path, {"file_name": "a.jpg", "objects": items})
+    assert read_dataset(tmp_path).images[0].crowd.tolist() == [False, True]
 
 
 def test_json_in_csv(tmp_path: Path) -> None:
@@ -195,7 +217,15 @@ def test_json_in_csv(tmp_path: Path) -> None:
         ),
         (
             '{"file_name": "b.jpg", "objects": {"bbox": [[1, 2, 3, 4]], "category": [-1]}}',
-            r"line 2: categor.*\[0\]",
+            r"line 2: category\[0\]: Input should be greater",
+        ),
+        (
+            '{"file_name": "b.jpg", "objects": {"bbox": [[1, 2, 3, 4]], "category": [true]}}',
+            r"line 2: category: Input should be a number, not true or false",
+        ),
+        (
+            '{"file_name": "b.jpg", "objects": {"bbox": [[1, 2, 3, true]], "category": [1]}}',
+            r"line 2: bbox\[0\]\[3\]: Input should be a number, not true or false",
         ),
         ('{"file_name": "b.jpg", "objects": {"bbox": [[1, 2, 3, 4]]}}', "line 2: categories: Field required"),
         ('{"objects": {}}', "line 2: file_name: Field required"),

@@ -186,6 +186,10 @@ def test_the_minimal_form(tmp_path: Path) -> None:
             region("rectanglelabels", {"x": 1, "rotation": 1e999, "rectanglelabels": ["dog"]}),
             "region 1: rotation: Input should be a finite number",
         ),
+        (
+            region("rectanglelabels", {"x": True, "rectanglelabels": ["dog"]}),
+            "region 1: x: Input should be a number, not true or false",
+        ),
         (region(7, {}), "region 1: type: Input should be a valid string"),  # type: ignore[arg-type]
         (region("rectanglelabels", {}, image_rotation=90), "region 1: the image is rotated by 90 degrees"),
         (

@@ -125,6 +125,7 @@ def test_points_and_lines_are_counted(tmp_path: Path) -> None:
             {"label": "dog", "points": [["left", 2]]},
             r"shape 1: points\[0\]\[0\]: Input should be a valid number",
         ),
+        ({"label": "dog", "points": [[True, 2]]}, r"shape 1: points\[0\]\[0\]: .*, not true or false"),
         ("dog", "shape 1: Input should be"),
     ],
 )

@@ -120,6 +120,27 @@ def test_classes_of_the_same_name_are_an_error(tmp_path: Path) -> None:
             read_dataset(path)
 
 
+def test_each_file_has_its_own_names_of_classes(tmp_path: Path) -> None:
+    files = [
+        write(tmp_path / f"train-{number}.parquet", [row(IMAGES[0])], features(names))
+        for number, names in enumerate([NAMES, [NAMES[0], *NAMES[:0:-1]]])
+    ]
+    files.append(write(tmp_path / "train-2.parquet", [row(IMAGES[0])]))  # without names
+    (tmp_path / "urls.yaml").write_text("train: train-*.parquet\n")
+    for path in (tmp_path, tmp_path / "urls.yaml"):
+        data = read_dataset(path)
+        assert [category.name for category in data.categories] == NAMES
+        first, second, third = (image.labels.tolist() for image in data.images)
+        assert first == third != second == first[::-1]
+
+
+def test_the_class_of_an_image_is_not_that_of_its_objects(tmp_path: Path) -> None:
+    kinds = features() | {"label": {"names": ["in", "out", "sea"], "_type": "ClassLabel"}}
+    kinds["objects"]["category"] = {"feature": {"dtype": "int64"}, "_type": "List"}
+    write(tmp_path / "train.parquet", [row(IMAGES[0])], kinds)
+    assert {category.name for category in read_dataset(tmp_path).categories} <= {"0", "1", "2"}
+
+
 def test_a_moved_dataset_has_the_same_digest(tmp_path: Path) -> None:
     rows = [row(image, image={"bytes": content(image), "path": None}) for image in IMAGES]
     write(tmp_path / "old" / "train.parquet", rows, features())

@@ -114,6 +114,8 @@ def test_the_attribute_with_the_class(tmp_path: Path, attributes: dict[str, Any]
         (region(RECT, **{"class": ""}), r"has no class in its attributes \(class\)"),
         (region(RECT, type={"dog": True, "cat": True}), r"has no class in its attributes \(type\)"),
         (region(RECT | {"x": "left"}), r"shape_attributes\.x: Input should be a valid number"),
+        (region(RECT | {"x": True}), r"shape_attributes\.x: Input should be a number, not true or false"),
+        (region(POLYGON | {"all_points_x": [True, 2, 3]}), r"\.all_points_x: .*, not true or false"),
         (region(POLYGON | {"all_points_x": [1]}), r"shape_attributes: all_points_x and all_points_y differ"),
         ({}, r"shape_attributes: Field required; expected 'shape_attributes'"),
     ],

@@ -136,6 +136,19 @@ def test_the_number_of_a_class_is_that_of_its_line(tmp_path: Path, kind: str) ->
         read_dataset(path.parent)
 
 
+def test_names_of_classes_that_are_not_in_their_file_are_an_error(tmp_path: Path) -> None:
+    """They made the order of the classes alphabetical."""
+    names = tmp_path / "classes.txt"
+    names.write_text("dog\ncat\nowl\n")
+    item = {"bbox": [1, 2, 10, 20], "category": "cat"}
+    members = {"1.jpg": jpeg(), "1.json": json.dumps([item, {**item, "category": "dog"}]).encode()}
+    path = write_tar(tmp_path / "a.tar", members).parent
+    assert [category.name for category in read_dataset(path).categories] == ["dog", "cat", "owl"]
+    names.write_text("dog\nowl\n")
+    with pytest.raises(DataError, match="does not define: 'cat'; it defines 'dog', 'owl'; correct"):
+        read_dataset(path)
+
+
 def test_splits_and_order_are_those_of_the_names(tmp_path: Path, files: DetectionData) -> None:
     for folder, name in (
         (tmp_path / "a", "boxes-train2017"),

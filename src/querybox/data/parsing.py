@@ -12,7 +12,7 @@ from xml.etree.ElementTree import Element, ParseError
 import pydantic_core
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring, iterparse
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import BeforeValidator, Field, StringConstraints, ValidationError
 
 from querybox.data.findings import FindingCollector
 from querybox.data.image import MAX_PIXELS
@@ -24,13 +24,31 @@ MAX_NAME = 1000
 """Maximum number of characters of a name."""
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_NAME)]
 """Name of a class or a file in annotations."""
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _without_bool(value: object) -> object:
+    """Return a value of JSON or YAML that is not true or false, for which pydantic would take 1 and 0.
+
+    Raises:
+        ValueError: It is one of them, or a list with one.
+    """
+    if isinstance(value, bool) or (isinstance(value, list) and bool in map(type, value)):
+        raise ValueError("Input should be a number, not true or false")
+    return value
+
+
+NO_BOOL = BeforeValidator(_without_bool)
+"""Refuses true and false for a number, or among a list of numbers."""
+Number = Annotated[float, NO_BOOL]
+Finite = Annotated[float, Field(allow_inf_nan=False), NO_BOOL]
+Whole = Annotated[int, NO_BOOL]
+Natural = Annotated[int, Field(ge=0, lt=2**63), NO_BOOL]
 
 HEAD = 1 << 16
 """Number of bytes that are read to recognise a file."""
 
 _ROOT_TAG = re.compile(rb"<([A-Za-z_][\w.-]*)")
-_ALTERNATIVE = re.compile(r"int|str|float|bool|constrained-\w+|(list|dict|tuple)\[.*\]")
+_ALTERNATIVE = re.compile(r"int|str|float|bool|constrained-\w+|(list|dict|tuple|function-before)\[.*\]")
 """What pydantic appends to the place of a value of which several types are valid."""
 _COMMENT = re.compile(rb"<!--.*?-->", re.DOTALL)
 

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from querybox.data.findings import Corners
+from querybox.data.parsing import Number
 from querybox.errors import DataError
 from querybox.masks import Region, Rle
 from querybox.polygons import Polygons
 
-Point = tuple[float, float]
+Point = tuple[Number, Number]
 _ELLIPSE = 72
 """Number of vertices of an ellipse."""
 

@@ -18,14 +18,14 @@ from querybox.data.findings import FindingCollector
 from querybox.data.formats.coco_mask import StatedBox, mask_box, read_mask
 from querybox.data.image import MAX_PIXELS
 from querybox.data.json_stream import stream_members
-from querybox.data.parsing import validation_problem
+from querybox.data.parsing import NO_BOOL, Natural, Number, validation_problem
 from querybox.data.text import read_text
 from querybox.errors import DataError
 from querybox.masks import Region
 
-Id = Annotated[Annotated[int, Field(ge=0, lt=2**63)] | str, Field(union_mode="left_to_right")]
+Id = Annotated[Natural | str, Field(union_mode="left_to_right"), NO_BOOL]
 """An id as written; strings of digits are numbers."""
-Pixels = Annotated[int, Field(ge=0, le=MAX_PIXELS)]
+Pixels = Annotated[int, Field(ge=0, le=MAX_PIXELS), NO_BOOL]
 """A side of an image; 0, which some tools write, if it is not known."""
 
 
@@ -62,7 +62,7 @@ class CocoAnnotation:
     category_id: Id
     bbox: StatedBox = None
     segmentation: Any = None
-    area: float | None = None
+    area: Number | None = None
     iscrowd: bool | None = None
 
 

@@ -8,24 +8,24 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from querybox.data.image import MAX_PIXELS
-from querybox.data.parsing import validation_problem
+from querybox.data.parsing import NO_BOOL, Number, validation_problem
 from querybox.data.tiff import MAX_TIFF_PIXELS
 from querybox.errors import DataError
 from querybox.masks import Region, Rle, compress
 from querybox.polygons import Polygons
 
-Box = tuple[float, float, float, float]  # x, y, width, height
+Box = tuple[Number, Number, Number, Number]  # x, y, width, height
 StatedBox = Annotated[Box | None, BeforeValidator(lambda value: None if value == [] else value)]
 """A box as it is written; some tools write an empty list, if it is not known."""
 
 _Count = Annotated[int, Field(ge=0, le=MAX_TIFF_PIXELS)]
-_Side = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
-_PARTS = TypeAdapter(list[list[float]])
+_Side = Annotated[int, Field(ge=1, le=MAX_PIXELS), NO_BOOL]
+_PARTS = TypeAdapter(list[Annotated[list[float], NO_BOOL]])
 
 
 class _RunLengths(BaseModel):
     size: tuple[_Side, _Side]  # height, width
-    counts: list[_Count] | str
+    counts: Annotated[list[_Count] | str, NO_BOOL]
 
 
 def mask_box(segmentation: object) -> Box | None:

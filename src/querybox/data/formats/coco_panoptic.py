@@ -21,7 +21,7 @@ from querybox.data.formats.panoptic_png import MAX_ID, read_segments
 from querybox.data.json_stream import stream_members
 from querybox.data.layout import dataset_root
 from querybox.data.locate import ImageLocator
-from querybox.data.parsing import validation_problem
+from querybox.data.parsing import NO_BOOL, Number, validation_problem
 from querybox.data.records import (
     DetectionData,
     ImageRecord,
@@ -49,10 +49,10 @@ class PanopticCategory(CocoCategory):
 class SegmentInfo:
     """An entry of `segments_info`."""
 
-    id: Annotated[int, Field(ge=1, le=MAX_ID)]
+    id: Annotated[int, Field(ge=1, le=MAX_ID), NO_BOOL]
     category_id: Id
     bbox: StatedBox = None
-    area: float | None = None
+    area: Number | None = None
     iscrowd: bool | None = None
 
 

@@ -14,15 +14,15 @@ from pydantic import AliasChoices, BaseModel, Field, ValidationError
 
 from querybox.data.annotated import AnnotatedImage, AnnotatedObject, splits_by_file
 from querybox.data.findings import FindingCollector
-from querybox.data.parsing import Name, json_head, read_json, validation_problem
+from querybox.data.parsing import Name, Number, json_head, read_json, validation_problem
 from querybox.data.splits import Format
 
 
 class _Coordinates(BaseModel):
-    x: float  # of the center
-    y: float
-    width: float
-    height: float
+    x: Number  # of the center
+    y: Number
+    width: Number
+    height: Number
 
 
 class _Object(BaseModel):

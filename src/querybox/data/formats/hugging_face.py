@@ -32,7 +32,7 @@ def _splits(path: Path) -> dict[str, Reader]:
 
 
 def _categories(root: Path, names: Collection[str]) -> tuple[Category, ...]:
-    return categories(names_in_readme(root), names)
+    return categories(root, names_in_readme(root), names)
 
 
 def _names(root: Path, findings: FindingCollector) -> dict[int, str]:

@@ -15,7 +15,16 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstrain
 
 from querybox.data.annotated import AnnotatedImage, AnnotatedObject, alphabetical
 from querybox.data.class_names import names_by_number
-from querybox.data.parsing import MAX_NAME, Name, read_head, stated_size, validation_problem
+from querybox.data.parsing import (
+    MAX_NAME,
+    NO_BOOL,
+    Name,
+    Natural,
+    Number,
+    read_head,
+    stated_size,
+    validation_problem,
+)
 from querybox.errors import DataError
 from querybox.runfile import Loader
 from querybox.structures import Category
@@ -23,47 +32,58 @@ from querybox.text import listed
 
 EXPECTED = "'file_name', and 'objects' with 'bbox' and 'categories'"
 CATEGORY = ("categories", "category", "label", "labels")
-_Id = Annotated[int, Field(ge=0, lt=2**63)]
 _Label = Annotated[str, StringConstraints(strip_whitespace=True, max_length=MAX_NAME)]
 
 
 class _Objects(BaseModel):
-    bbox: list[tuple[float, float, float, float]]  # x, y, width, height
-    categories: list[_Id | Name] = Field(validation_alias=AliasChoices(*CATEGORY))
-    area: list[float | None] | None = None
+    bbox: list[tuple[Number, Number, Number, Number]]  # x, y, width, height
+    categories: Annotated[list[Natural | Name], NO_BOOL] = Field(validation_alias=AliasChoices(*CATEGORY))
+    area: list[Number | None] | None = None
     iscrowd: list[bool | None] | None = None
 
 
 class _ClassLabel(BaseModel):
     model_config = ConfigDict(coerce_numbers_to_str=True)  # a class may be named 7, or not at all
 
-    names: list[_Label] | dict[_Id, _Label]
+    names: list[_Label] | dict[Natural, _Label]
 
 
 class _Image(BaseModel):
     file_name: Name
     objects: dict[str, Any] | list[dict[str, Any]] | None = None
-    width: float | None = None
-    height: float | None = None
+    width: Number | None = None
+    height: Number | None = None
 
 
-def categories(known: Mapping[int, str], names: Collection[str]) -> tuple[Category, ...]:
+def categories(source: Path | str, known: Mapping[int, str], names: Collection[str]) -> tuple[Category, ...]:
     """Return the categories of a dataset: those that it defines, or with the ids that are the names, or without ids.
 
     Args:
+        source: The dataset, for messages.
         known: Names of classes by number, as the dataset defines them; empty if it does not.
         names: The names that occur in it.
+
+    Raises:
+        DataError: It defines classes, but not all that occur.
     """
     ids = {name: number for number, name in known.items()}
-    if not ids and all(name.isascii() and name.isdecimal() for name in names):
+    if not ids:
+        if not all(name.isascii() and name.isdecimal() for name in names):
+            return alphabetical(names)
         ids = {name: int(name) for name in names}
-    if not ids.keys() >= set(names):
-        return alphabetical(names)
+    if unknown := sorted(set(names) - ids.keys()):
+        raise DataError(
+            f"{source}: objects have classes that the dataset does not define: {listed([*map(repr, unknown)])}; "
+            f"it defines {listed([*map(repr, ids)])}; correct the annotations, or add these classes"
+        )
     return tuple(Category(id=ids[name], name=name) for name in sorted(ids, key=lambda name: ids[name]))
 
 
 def names_in_readme(root: Path) -> dict[int, str]:
-    """Return the names of the class label of objects in the YAML head of `README.md`; empty without one."""
+    """Return the names of the class label of objects in the YAML head of `README.md`; empty without one.
+
+    See `are_of_objects` for the class label of an image as a whole.
+    """
     _, _, rest = read_head(root / "README.md").replace("\r\n", "\n").partition("---\n")
     try:
         content = yaml.load(rest.partition("\n---")[0], Loader)  # noqa: S506 - a safe loader
@@ -81,23 +101,31 @@ def class_names(label: object) -> dict[int, str]:
         return {}
 
 
+def are_of_objects(features: Collection[str]) -> bool:
+    """Return whether features that are beside each other may be those of objects: they are not those of an image."""
+    return "bbox" in features or "image" not in features
+
+
 def _class_label(content: object, feature: str) -> object:
-    """Return the first `class_label` of a feature with this name."""
-    pending: list[tuple[str, object]] = [("", content)]
-    seen = set()
-    while pending:
-        name, node = pending.pop()
-        if id(node) in seen:  # by an alias
-            continue
-        seen.add(id(node))
+    """Return the first `class_label` of objects in a feature with this name."""
+    for node in _nodes(content):
         if isinstance(node, list):
-            pending += [(name, item) for item in node]
-        elif isinstance(node, dict):
-            name = str(node.get("name", name))
-            if "class_label" in node and name == feature:
-                return node["class_label"]
-            pending += [(name, item) for item in node.values()]
+            features = {str(item.get("name")): item for item in node if isinstance(item, dict)}
+            for inner in _nodes(features.get(feature) if are_of_objects(features) else None):
+                if isinstance(inner, dict) and "class_label" in inner:
+                    return inner["class_label"]
     return None
+
+
+def _nodes(content: object) -> Iterator[object]:
+    """Yield the lists and mappings in a value, itself included; each once, also if aliases refer to it."""
+    pending, seen = [content], set()
+    while pending:
+        node = pending.pop()
+        if isinstance(node, list | dict) and id(node) not in seen:
+            seen.add(id(node))
+            yield node
+            pending += node if isinstance(node, list) else node.values()
 
 
 def parse_image(where: str, content: Any, names: Mapping[int, str]) -> AnnotatedImage:
@@ -124,7 +152,8 @@ def _columns(objects: dict[str, Any] | list[dict[str, Any]]) -> dict[str, Any]:
     """Return lists by key, also of a list of objects."""
     if isinstance(objects, dict):
         return objects
-    return {key: [item.get(key) for item in objects] for key in objects[0]}
+    keys = dict.fromkeys(key for item in objects for key in item)
+    return {key: [item.get(key) for item in objects] for key in keys}
 
 
 def _named_objects(where: str, objects: _Objects, names: Mapping[int, str]) -> Iterator[AnnotatedObject]:

@@ -18,7 +18,16 @@ from querybox.data.annotated import AnnotatedImage, AnnotatedObject, splits_by_f
 from querybox.data.findings import Corners, FindingCollector
 from querybox.data.formats.label_studio_brush import read_brush
 from querybox.data.image import SUFFIXES
-from querybox.data.parsing import Finite, Name, json_head, read_json, stated_size, validation_problem
+from querybox.data.parsing import (
+    NO_BOOL,
+    Finite,
+    Name,
+    Number,
+    json_head,
+    read_json,
+    stated_size,
+    validation_problem,
+)
 from querybox.data.shapes import Point, bounding_box, ellipse, ellipse_box, polygon_region, rectangle, rotated
 from querybox.data.splits import Format
 from querybox.errors import DataError
@@ -34,24 +43,24 @@ _LABELS = TypeAdapter(Annotated[list[Name], Field(min_length=1)])
 class _Value(BaseModel):
     """The shape of a region, in percent of the image."""
 
-    x: float | None = None
-    y: float | None = None
-    width: float | None = None
-    height: float | None = None
-    radius_x: float | None = Field(None, validation_alias="radiusX")
-    radius_y: float | None = Field(None, validation_alias="radiusY")
+    x: Number | None = None
+    y: Number | None = None
+    width: Number | None = None
+    height: Number | None = None
+    radius_x: Number | None = Field(None, validation_alias="radiusX")
+    radius_y: Number | None = Field(None, validation_alias="radiusY")
     rotation: Finite = 0
     points: list[Point] | None = Field(None, min_length=1)
-    rle: list[int] | None = None  # of a brush
+    rle: Annotated[list[int] | None, NO_BOOL] = None  # of a brush
 
 
 class _Region(BaseModel):
     type: str
     value: dict[str, Any]
-    id: str | int | None = None
-    original_width: float | None = None
-    original_height: float | None = None
-    image_rotation: float = 0
+    id: Annotated[str | int | None, NO_BOOL] = None
+    original_width: Number | None = None
+    original_height: Number | None = None
+    image_rotation: Number = 0
 
 
 class _Task(NamedTuple):

@@ -13,7 +13,7 @@ import posixpath
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -21,7 +21,15 @@ from querybox.data.annotated import AnnotatedImage, AnnotatedObject, splits_by_i
 from querybox.data.bitmaps import place_bitmap, read_bitmap
 from querybox.data.findings import FindingCollector
 from querybox.data.locate import ImageLocator
-from querybox.data.parsing import Name, json_head, read_head, stated_size, validation_problem
+from querybox.data.parsing import (
+    NO_BOOL,
+    Name,
+    Number,
+    json_head,
+    read_head,
+    stated_size,
+    validation_problem,
+)
 from querybox.data.shapes import Point, bounding_box, ellipse, polygon_region, union
 from querybox.data.splits import Format
 from querybox.data.text import decode, read_bounded
@@ -35,15 +43,15 @@ class _Shape(BaseModel):
     label: Name
     points: list[Point] = Field(min_length=1)
     shape_type: str | None = "polygon"  # before labelme 4, all shapes are polygons
-    group_id: int | str | None = None
+    group_id: Annotated[int | str | None, NO_BOOL] = None
     mask: str | None = None  # a PNG in base64, whose upper left corner is the first of the points
 
 
 class _File(BaseModel):
     shapes: list[Any]
     path: str | None = Field(None, validation_alias="imagePath")
-    height: float | None = Field(None, validation_alias="imageHeight")
-    width: float | None = Field(None, validation_alias="imageWidth")
+    height: Number | None = Field(None, validation_alias="imageHeight")
+    width: Number | None = Field(None, validation_alias="imageWidth")
 
 
 def _is_labelme(file: Path) -> bool:

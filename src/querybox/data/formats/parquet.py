@@ -96,6 +96,7 @@ def _parse_file(
 ) -> Iterator[AnnotatedImage]:
     with opened(file) as parquet:
         columns = find_columns(file, parquet.schema_arrow)
+        names = stated_names(parquet.schema_arrow) or names
         paths = _unpacked_paths(file, parquet, columns, root, findings) if columns.embedded else None
         for number, row in enumerate(_rows(file, parquet, columns)):
             where = f"{file}, row {number}"
@@ -137,7 +138,7 @@ def _unpacked_paths(
 
 
 def _categories(files: Sequence[Path], root: Path, names: Collection[str]) -> tuple[Category, ...]:
-    return categories(_class_names(files, root), names)
+    return categories(root, _class_names(files, root), names)
 
 
 def _class_names(files: Sequence[Path], root: Path) -> dict[int, str]:

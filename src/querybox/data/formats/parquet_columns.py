@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from querybox.data.formats.hugging_face_objects import CATEGORY, class_names
+from querybox.data.formats.hugging_face_objects import CATEGORY, are_of_objects, class_names
 from querybox.data.parquet_file import has_content
 from querybox.data.parsing import partial_json
 from querybox.errors import DataError
@@ -62,19 +62,28 @@ def _keys(type_: pa.DataType) -> set[str]:
 
 
 def stated_names(schema: pa.Schema) -> dict[int, str]:
-    """Return the names of classes by number in the metadata of a file; empty if it has none."""
+    """Return the names of classes by number in the metadata of a file; empty if it has none.
+
+    See `are_of_objects` for the class label of an image as a whole.
+    """
     metadata = (schema.metadata or {}).get(b"huggingface", b"{}")
     features = partial_json(metadata.decode(errors="replace"))
     labels = (_class_label(features, name) for name in CATEGORY)
     return class_names(next((label for label in labels if label is not None), None))
 
 
-def _class_label(node: Any, feature: str, name: str = "") -> Any:
-    """Return the first `ClassLabel` of a feature with this name; None if there is none."""
-    if isinstance(node, dict):
-        if node.get("_type") == "ClassLabel" and name == feature:
-            return node
-        for key, item in node.items():
-            if found := _class_label(item, feature, name if key == "feature" else key):
-                return found
-    return None
+def _class_label(node: Any, feature: str) -> Any:
+    """Return the first `ClassLabel` of objects in a feature with this name; None if there is none."""
+    if not isinstance(node, list | dict):
+        return None
+    if isinstance(node, dict) and are_of_objects(node) and (found := _label_of(node.get(feature))):
+        return found
+    items = node if isinstance(node, list) else node.values()
+    return next((found for item in items if (found := _class_label(item, feature))), None)
+
+
+def _label_of(node: Any) -> Any:
+    """Return the `ClassLabel` that a feature is, or a list of; None if it is another one."""
+    while isinstance(node, dict) and node.get("_type") != "ClassLabel":
+        node = node.get("feature")
+    return node if isinstance(node, dict) else None

@@ -71,7 +71,7 @@ class _Shards:
 
     def categories(self, found: Collection[str]) -> tuple[Category, ...]:
         """Return the categories, given the names that occur."""
-        return categories(self.names(FindingCollector(self.source)) or self.stated, found)
+        return categories(self.source, self.names(FindingCollector(self.source)) or self.stated, found)
 
     def parse(self, split: str, findings: FindingCollector) -> Iterator[AnnotatedImage]:
         """Yield the images of a split, of one shard at a time, which are too many to be in memory together."""
@@ -90,7 +90,7 @@ class _Shards:
                 stated = index.names
             for kind, what in index.problems:
                 findings.add(kind, what)
-            names = known or index.names
+            names = known or index.names or self.stated
             for sample in index.samples:
                 if sample.has_labels and not names:
                     raise DataError(

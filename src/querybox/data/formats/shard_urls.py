@@ -25,7 +25,7 @@ from querybox.data.class_names import names_by_number
 from querybox.data.formats.shard_reader import KINDS, shard_readers
 from querybox.data.formats.yolo_lines import Names
 from querybox.data.layout import shard_split
-from querybox.data.parsing import validation_problem
+from querybox.data.parsing import Whole, validation_problem
 from querybox.data.shard_index import FOLDER
 from querybox.data.splits import SPLITS, Format, Reader
 from querybox.data.storage import is_web, list_urls, suffix
@@ -53,7 +53,7 @@ class ShardUrls(BaseModel):
     train: str | list[str] = []
     val: str | list[str] = []
     test: str | list[str] = []
-    names: dict[int, str] | list[str] = []
+    names: dict[Whole, str] | list[str] = []
 
     @model_validator(mode="after")
     def _are_shards(self) -> Self:

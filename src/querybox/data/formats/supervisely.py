@@ -20,7 +20,7 @@ from querybox.data.bitmaps import place_bitmap, read_bitmap
 from querybox.data.findings import Corners, FindingCollector
 from querybox.data.image import MAX_PIXELS
 from querybox.data.locate import ImageLocator
-from querybox.data.parsing import Name, json_head, stated_size, validation_problem
+from querybox.data.parsing import Name, Number, json_head, stated_size, validation_problem
 from querybox.data.shapes import Point, bounding_box, polygon_region, with_holes
 from querybox.data.splits import Format
 from querybox.data.text import decode, read_bounded
@@ -79,8 +79,8 @@ class _Object(BaseModel):
 
 
 class _Size(BaseModel):
-    height: float | None = None
-    width: float | None = None
+    height: Number | None = None
+    width: Number | None = None
 
 
 class _File(BaseModel):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -18,8 +18,10 @@ from querybox.arguments import kind_of
 from querybox.data.annotated import AnnotatedImage, AnnotatedObject, splits_by_file
 from querybox.data.findings import Corners, FindingCollector
 from querybox.data.parsing import (
+    NO_BOOL,
     Finite,
     Name,
+    Number,
     csv_columns,
     json_head,
     parse_json,
@@ -42,18 +44,18 @@ class _Shape(BaseModel):
     """A shape: a point, a rectangle, a circle, an ellipse, a polygon or a polyline."""
 
     name: str
-    x: float = math.nan
-    y: float = math.nan
-    width: float = math.nan
-    height: float = math.nan
+    x: Number = math.nan
+    y: Number = math.nan
+    width: Number = math.nan
+    height: Number = math.nan
     cx: Finite = 0
     cy: Finite = 0
     r: Finite = 0
     rx: Finite = 0
     ry: Finite = 0
     theta: Finite = 0  # radians
-    xs: list[float] = Field(default=[], validation_alias="all_points_x")
-    ys: list[float] = Field(default=[], validation_alias="all_points_y")
+    xs: Annotated[list[float], NO_BOOL] = Field(default=[], validation_alias="all_points_x")
+    ys: Annotated[list[float], NO_BOOL] = Field(default=[], validation_alias="all_points_y")
 
     @property
     def degrees(self) -> float:

@@ -17,7 +17,7 @@ from querybox.data.findings import DataFinding, FindingCollector
 from querybox.data.formats.yolo_labels import label_folder_of, read_yolo
 from querybox.data.formats.yolo_lines import Names
 from querybox.data.locate import ImageLocator, image_files
-from querybox.data.parsing import validation_problem
+from querybox.data.parsing import Whole, validation_problem
 from querybox.data.records import DetectionData
 from querybox.data.splits import SPLITS, Reader, split_name
 from querybox.data.text import read_lines, read_start, read_text
@@ -41,9 +41,9 @@ class _DataFile(BaseModel):
     val: str | list[str] | None = None
     valid: str | list[str] | None = None
     test: str | list[str] | None = None
-    names: dict[int, str] | list[str]
-    nc: int | None = None
-    kpt_shape: list[int] | None = None
+    names: dict[Whole, str] | list[str]
+    nc: Whole | None = None
+    kpt_shape: list[Whole] | None = None
 
 
 class _Dataset(NamedTuple):
