@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import mmap
 import os
 import re
@@ -22,6 +23,8 @@ NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """Error numbers for lack of space: on the disk, in a quota, or by a limit on the file size."""
 TEMPORARY = re.compile(r"\.querybox-(\d+)-[0-9a-f]{8}\.tmp")
 """Name of a folder for temporary files, with the id of the process that writes them."""
+MAX_NAME = 255
+"""Number of bytes of the longest name that usual file systems take."""
 SPECIAL = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -100,15 +103,31 @@ def require_own(path: Path) -> None:
 
 
 def numbered(names: Sequence[str]) -> list[str]:
-    """Return names of files, of which those that some file system takes for the same are numbered."""
+    """Return names of files, of which those that a file system takes for the same are numbered, and long ones cut."""
     used: dict[str, str] = {}  # in the order of the names, by what is compared
     for name in names:
-        path, free, number = Path(name), name, 1
+        stem, suffix = os.path.splitext(name)  # noqa: PTH122 - of a string, which may end with a dot
+        free, number = fitting(stem, suffix), 1
         while comparable(free) in used:
             number += 1
-            free = f"{path.stem}-{number}{path.suffix}"
+            free = fitting(f"{stem}-{number}", suffix)
         used[comparable(free)] = free
     return list(used.values())
+
+
+def fitting(stem: str, suffix: str = "", limit: int = MAX_NAME) -> str:
+    """Return the name of a file, or its beginning, of at most `limit` bytes: a longer stem ends with its digest.
+
+    Args:
+        stem: The name without its suffix.
+        suffix: The suffix.
+        limit: The number of bytes.
+    """
+    content, room = stem.encode(errors="backslashreplace"), limit - len(suffix.encode())
+    if len(content) <= room:
+        return f"{stem}{suffix}"
+    end = f"-{hashlib.sha256(content).hexdigest()[:8]}"
+    return f"{content[: room - len(end)].decode(errors='ignore')}{end}{suffix}"
 
 
 def comparable(name: str) -> str:

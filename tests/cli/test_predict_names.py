@@ -66,7 +66,7 @@ def test_frames_and_photos_have_files_of_their_own(run: Any, segmenter: Path, tm
     output = tmp_path / "o"
     assert code == 0
     assert err == (
-        "results of files with the same names are numbered: clip-2 for v/clip.mp4, clip_000001-2 for "
+        "names of files repeat, or are too long for results, which are: clip-2 for v/clip.mp4, clip_000001-2 for "
         "v/clip_000001.jpg\n"
     )
     sources = images(output)
@@ -95,7 +95,10 @@ def test_tables_alone_need_no_names(run: Any, model: Path, tmp_path: Path) -> No
     write_photo(tmp_path / "x" / "a.jpg"), write_photo(tmp_path / "y" / "a.jpg", 1)
     assert run("predict", model, "x", "y", "--format", "coco,csv")[0::2] == (0, "")
     code, _, err = run("predict", model, "x", "y", "--format", "yolo", "--output", "o")
-    assert (code, err) == (0, "results of files with the same names are numbered: a-2 for y/a.jpg\n")
+    assert (code, err) == (
+        0,
+        "names of files repeat, or are too long for results, which are: a-2 for y/a.jpg\n",
+    )
     assert names(tmp_path / "o" / "labels") == ["a", "a-2"]
 
 

@@ -14,7 +14,7 @@ from dataset_writers import changed, write_boxes, write_json
 
 from querybox.data import DetectionData, ImageRecord, read_dataset
 from querybox.data.attribution import UNKNOWN, read_attribution
-from querybox.data.write import file_names, read_content, split_dataset, write_shards
+from querybox.data.write import file_names, read_content, sample_names, split_dataset, write_shards
 from querybox.errors import ConfigError, DataError
 from querybox.masks import Region, rasterised
 from querybox.polygons import Polygons
@@ -73,6 +73,23 @@ def test_names_that_repeat_with_all_their_folders_are_numbered(boxes: DetectionD
     images = tuple(changed(image, path=Path(path)) for image, path in zip(boxes.images, paths, strict=False))
     names = list(file_names(replace(boxes, images=images)).values())
     assert names == ["a_x_1.png", "b_x_1.png", "c_b_x_1.png", "a_x_1-2.PNG", "1.png"]
+
+
+def test_long_names_of_folders_and_file_are_cut(boxes: DetectionData) -> None:
+    """They were refused by the system, with a part of the images written."""
+    paths = (
+        f"{'a' * 200}/x/{'1' * 100}.png",
+        f"{'a' * 200}/x/{'1' * 99}2.png",
+        f"{'b' * 200}/x/{'1' * 100}.png",
+    )
+    images = tuple(changed(image, path=Path(path)) for image, path in zip(boxes.images, paths, strict=False))
+    names = list(file_names(replace(boxes, images=images)).values())
+    assert [len(name) for name in names] == [255, 104, 255]
+    assert names[0].startswith(f"{'a' * 200}_x_111")
+    assert names[0].endswith(".png")
+    assert names == list(file_names(replace(boxes, images=images)).values())
+    samples = sample_names(replace(boxes, images=images[:1])).values()
+    assert max(len(name) for pair in samples for name in pair) <= 255
 
 
 @pytest.fixture

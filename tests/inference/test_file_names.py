@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
@@ -65,6 +66,18 @@ def test_images_keep_off_the_names_of_frames() -> None:
         "clip",
     ]
     assert named("clip.mp4", "x/clip.mp4", "clip-2_000001.png") == ["clip", "clip-2", "clip-2_000001-2"]
+
+
+@pytest.mark.parametrize("stem", ["a" * 251, "\u00e9" * 125, "clip_" + "0" * 246])
+def test_long_names_are_cut(stem: str) -> None:
+    """Their files have names of at most 255 bytes, as those of numbered files and of frames would not."""
+    first, second, video = (Path("x", f"{stem}.jpg"), Path("y", f"{stem}.jpg"), Path("x", f"{stem}.mp4"))
+    names = file_names([first, second, video])
+    assert names[str(first)] == stem
+    files = [f"{name}.txt" for name in written([first, second, video], names)]
+    files += [path.name for path in drawing_paths(names, Path("out"))]
+    assert max(len(os.fsencode(file)) for file in files) <= 255
+    assert len(set(files)) == len(files)
 
 
 @given(SOURCES)

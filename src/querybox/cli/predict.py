@@ -157,9 +157,9 @@ def name_results(sources: Sequence[str], formats: Collection[str], output: Path)
         drawing_paths(names, output)
     for name in FOLDERS & set(formats):
         check_folder(output / name, files)
-    numbered = list(renamed(names))
-    if numbered and not set(formats) <= TABLES:
-        write_stderr(f"results of files with the same names are numbered: {listed(numbered)}\n")
+    others = list(renamed(names))
+    if others and not set(formats) <= TABLES:
+        write_stderr(f"names of files repeat, or are too long for results, which are: {listed(others)}\n")
     return names
 
 

@@ -8,11 +8,13 @@ from itertools import count
 from pathlib import Path
 
 from querybox.errors import ConfigError
-from querybox.files import comparable
+from querybox.files import MAX_NAME, comparable, fitting
 from querybox.inference.sources import is_video
 
 FRAME = re.compile("(.+)_[0-9]{6,}", re.DOTALL)
 """The name of a frame, which begins with that of its video; see `name_of`."""
+_SUFFIX, _NUMBER = len(".png"), len("_0000000000")
+"""Number of bytes that are added to a name: the suffix of a file, and the number of a frame."""
 
 
 def file_names(sources: Iterable[Path]) -> dict[str, str]:
@@ -21,7 +23,8 @@ def file_names(sources: Iterable[Path]) -> dict[str, str]:
     It is that of the source, with a number if a source before has it: files of two images, of two videos, or of an
     image and any frame of a video never have the same name, also where capital letters and the composition of accents
     make no difference. An image and a video may have the same, since those of the frames are longer. Names do not
-    depend on the number of frames, on what is detected, or on what is written.
+    depend on the number of frames, on what is detected, or on what is written. Those that file systems would refuse
+    for their length are cut; see `fitting`.
 
     Args:
         sources: Different images and videos; see `find_distinct_files`.
@@ -37,9 +40,10 @@ def file_names(sources: Iterable[Path]) -> dict[str, str]:
     names = {}
     for source in sources:
         video, stem = is_video(source), source.stem
+        limit = MAX_NAME - _SUFFIX - (_NUMBER if video else 0)
         key = (video, comparable(stem))
         for number in count(tried.get(key, 0) + 1):
-            name = stem if number == 1 else f"{stem}-{number}"
+            name = fitting(stem if number == 1 else f"{stem}-{number}", limit=limit)
             own, frame = comparable(name), FRAME.fullmatch(comparable(name))
             meets_frames = own in claimed if video else frame is not None and frame[1] in used[True]
             if own not in used[video] and not meets_frames:
