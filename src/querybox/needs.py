@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TypeAlias, cast
 
 from querybox.errors import ConfigError
+from querybox.text import listed
 
 Needs: TypeAlias = Sequence[tuple[str, str]]
 
@@ -33,17 +34,20 @@ def require_effect(subject: str, needs: Needs, given: Collection[str], values: M
 
 
 def without_effect(needs: Needs, given: Collection[str], values: Mapping[str, object]) -> Iterator[str]:
-    """Yield what has no effect and the cure, for each that was given; see `require_effect`."""
+    """Yield what was given and has no effect, and the cure, for each condition; see `require_effect`."""
+    lacking: dict[str, list[str]] = {}
     for name, need in needs:
-        if name not in given or any(holds(condition, values) for condition in need.split(" or ")):
-            continue
+        if name in given and not any(holds(condition, values) for condition in need.split(" or ")):
+            lacking.setdefault(need, []).append(name)
+    for need, (name, *more) in lacking.items():
+        subject, them = (f"{name}, like {listed(more)},", "them") if more else (name, name)
         others = need.replace("not ", "")
         if ">" in need:
-            yield f"{name} has no effect without {need}: change one of these, or omit {name}"
+            yield f"{subject} has no effect without {need}: change one of these, or omit {them}"
         elif others == need:
-            yield f"{name} has no effect without {need}: set it as well, or omit {name}"
+            yield f"{subject} has no effect without {need}: set it as well, or omit {them}"
         else:
-            yield f"{name} has no effect with {others}: omit one of them"
+            yield f"{subject} has no effect with {others}: omit {'these' if more else 'one of them'}"
 
 
 def holds(condition: str, values: Mapping[str, object]) -> bool:

@@ -158,6 +158,8 @@ def test_other_bodies_are_refused(client: Client, body: bytes, kind: str, status
         "?top_k=999999",
         "?unknown=1",
         "?thresold=1",
+        "?threshold=0.5&threshold=0.5",
+        "?top_k=1&threshold=0.5&top_k=2",
     ],
 )
 def test_parameters_out_of_their_range_are_refused(client: Client, query: str) -> None:

@@ -100,13 +100,18 @@ def checked(settings: RunSettings, *overrides: str, resume: bool = False) -> Run
         *(
             (
                 {f"data.{name}": 0.5, "data.strong_from": 0.5, "data.mosaic_until": 0.5},
-                rf"data.{name} has no effect without data.mosaic_until>data.strong_from: change one of these, or omit",
+                rf"data.mosaic_until, like data.{name}, has no effect without data.mosaic_until>data.strong_from",
             )
             for name in ("mosaic", "mixup", "copy_paste")
         ),
         (
             {"recipe": "deim_dfine_n", "data.mosaic_until": 0.02},
             "setting data.mosaic_until has no effect without data.mosaic_until>data.strong_from",
+        ),
+        (
+            {"data.mosaic": 0.5, "data.mosaic_until": 0.2, "data.strong_from": 0.5},
+            r"^setting data.mosaic_until, like data.mosaic, has no effect without data.mosaic_until>data.strong_from: "
+            "change one of these, or omit them$",
         ),
         # Those that have an effect, among them through values of the recipe, and those that are switched off.
         ({"data.overlap": 0.3, "data.tile": 640}, None),
@@ -157,7 +162,9 @@ def test_a_run_whose_mosaics_end_before_they_begin_is_accepted_with_a_warning(
     written["data"] |= {"strong_from": 0.5, "mosaic_until": 0.5}  # which earlier versions trained with
     record = RunSettings.parse(written)
     assert checked(record) == record
-    assert "setting data.mosaic has no effect without data.mosaic_until>data.strong_from" in caplog.text
+    assert (
+        "setting data.mosaic_until, like data.mosaic, has no effect without data.mosaic_until>" in caplog.text
+    )
     assert checked(record, "train.epochs", resume=True) == record
 
 

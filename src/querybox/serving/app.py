@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
@@ -17,7 +18,7 @@ from querybox.serving.answers import Answer
 from querybox.serving.headers import WithHeaders
 from querybox.serving.metrics import Measured, Metrics
 from querybox.serving.pages import api_page, html, predict_page
-from querybox.serving.problems import MEDIA_TYPE, ProblemDetails, add_handlers, unavailable
+from querybox.serving.problems import MEDIA_TYPE, ProblemDetails, ProblemError, add_handlers, unavailable
 from querybox.serving.service import Service
 from querybox.serving.settings import MAX_TOP_K
 from querybox.serving.uploads import FIELD
@@ -32,7 +33,7 @@ PROBLEMS = {
     408: "The request was not received in time.",
     413: "The body is too large.",
     415: "The body is not a multipart form.",
-    422: "An image cannot be read or is too large, or a parameter is out of its range.",
+    422: "An image cannot be read or is too large, or a parameter is out of its range or given twice.",
     503: "The server is busy, or the answer was not ready in time; repeat it after `Retry-After` seconds.",
 }
 BODY: dict[str, Any] = {
@@ -107,6 +108,7 @@ def create_api(service: Service, metrics: Metrics, access: Access) -> FastAPI:
     )
     async def predict(request: Request, options: Annotated[Options, Query()]) -> Response:
         """Detect objects in one or several images. If one of them cannot be read, none is answered."""
+        check_repetitions(request)
         answer = await service.predict(request, options.threshold, options.top_k)
         return Response(answer.model_dump_json(), media_type="application/json")
 
@@ -115,6 +117,19 @@ def create_api(service: Service, metrics: Metrics, access: Access) -> FastAPI:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
 
     return app
+
+
+def check_repetitions(request: Request) -> None:
+    """Check that no parameter is in the query twice, of which FastAPI takes the last.
+
+    Raises:
+        ProblemError: One is.
+    """
+    for name, count in Counter(name for name, _ in request.query_params.multi_items()).items():
+        if count > 1:
+            raise ProblemError(
+                422, f"{name}: is given {count} times; expected it once; see /docs for the parameters"
+            )
 
 
 def add_states(app: FastAPI, service: Service, metrics: Metrics) -> None:
