@@ -96,3 +96,17 @@ def test_encodings_of_coco(tmp_path: Path, encoding: str) -> None:
     data = read_dataset(tmp_path)
     assert [category.name for category in data.categories] == ["猫", "狗", *NAMES]
     assert kinds(data) == ({"other_encoding": 1} if encoding == "gbk" else {})
+
+
+@pytest.mark.parametrize("ids", [["2015_1", "20_151"], ["1.0", "1"], ["+1", " 1"], ["-1", "1"]])
+def test_strings_of_more_than_digits_are_no_numbers(tmp_path: Path, ids: list[str]) -> None:
+    """Each pair was one number, or an error."""
+    document = coco(IMAGES, NAMES)
+    for image, number in zip(document["images"], ids, strict=True):
+        image["id"] = number
+    for item in document["annotations"]:
+        item["image_id"] = ids[item["image_id"] - 1]
+    write_images(tmp_path, IMAGES)
+    data = read_dataset(write_json(tmp_path / "train.json", document))
+    assert [image.id for image in data.images] == [1, 2]
+    assert "string_id" in {finding.kind for finding in data.findings}

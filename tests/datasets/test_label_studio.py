@@ -62,6 +62,24 @@ def test_paths_of_images(tmp_path: Path, path: str) -> None:
         assert image.path == tmp_path / "images" / "my dog.jpg"
 
 
+def test_boxes_are_those_of_the_image_whose_tag_they_name(tmp_path: Path) -> None:
+    """With two images in a task, those of the second were given to the first."""
+    write_images(tmp_path / "images", IMAGES)
+    first, second = (
+        {**label_studio_box(A, "dog", (40, 20, 60, 30)), "to_name": name} for name in ("before", "after")
+    )
+    text = {"id": "t", "type": "labels", "value": {"start": 0, "end": 3, "labels": ["x"]}, "to_name": "title"}
+    task = {**label_studio_task(A, [second, text]), "data": {"before": "b.jpg", "after": "a.jpg"}}
+    write_json(tmp_path / "export.json", [task])
+    data = read_split(tmp_path, None)
+    assert [(image.path.name, len(image.labels)) for image in data.images] == [("a.jpg", 1)]
+    write_json(tmp_path / "export.json", [{**label_studio_task(A, [first, second]), "data": task["data"]}])
+    with pytest.raises(
+        DataError, match=r"\[0\]: has regions of 2 images \(after, before\); expected a task for"
+    ):
+        read_dataset(tmp_path)
+
+
 def test_a_rectangle_rotates_clockwise_about_its_upper_left_corner(tmp_path: Path) -> None:
     write_regions(
         tmp_path,

@@ -112,6 +112,7 @@ def test_the_attribute_with_the_class(tmp_path: Path, attributes: dict[str, Any]
             r"has no class in its attributes \(colour, size\); expected it in 'class'",
         ),
         (region(RECT, **{"class": ""}), r"has no class in its attributes \(class\)"),
+        (region(RECT, truncated=True), r"has no class in its attributes \(truncated\)"),
         (region(RECT, type={"dog": True, "cat": True}), r"has no class in its attributes \(type\)"),
         (region(RECT | {"x": "left"}), r"shape_attributes\.x: Input should be a valid number"),
         (region(RECT | {"x": True}), r"shape_attributes\.x: Input should be a number, not true or false"),

@@ -26,7 +26,7 @@ Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max
 """Name of a class or a file in annotations."""
 
 
-def _without_bool(value: object) -> object:
+def without_bool(value: object) -> object:
     """Return a value of JSON or YAML that is not true or false, for which pydantic would take 1 and 0.
 
     Raises:
@@ -37,7 +37,7 @@ def _without_bool(value: object) -> object:
     return value
 
 
-NO_BOOL = BeforeValidator(_without_bool)
+NO_BOOL = BeforeValidator(without_bool)
 """Refuses true and false for a number, or among a list of numbers."""
 Number = Annotated[float, NO_BOOL]
 Finite = Annotated[float, Field(allow_inf_nan=False), NO_BOOL]

@@ -12,18 +12,33 @@ from typing import Annotated, Any, Self
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from querybox.data.findings import FindingCollector
 from querybox.data.formats.coco_mask import StatedBox, mask_box, read_mask
 from querybox.data.image import MAX_PIXELS
 from querybox.data.json_stream import stream_members
-from querybox.data.parsing import NO_BOOL, Natural, Number, validation_problem
+from querybox.data.parsing import NO_BOOL, Number, validation_problem, without_bool
 from querybox.data.text import read_text
 from querybox.errors import DataError
 from querybox.masks import Region
 
-Id = Annotated[Natural | str, Field(union_mode="left_to_right"), NO_BOOL]
+
+def _without_signs(value: object) -> object:
+    """Return an id that may be a number: pydantic would take strings such as ``2015_1`` and ``1.0`` for one, too.
+
+    Raises:
+        ValueError: It is a string of other characters than digits, true or false.
+    """
+    if isinstance(value, str) and not (value.isascii() and value.isdecimal()):
+        raise ValueError("Input should be a number or a string")
+    return without_bool(value)
+
+
+Id = Annotated[
+    Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_without_signs)] | str,
+    Field(union_mode="left_to_right"),
+]
 """An id as written; strings of digits are numbers."""
 Pixels = Annotated[int, Field(ge=0, le=MAX_PIXELS), NO_BOOL]
 """A side of an image; 0, which some tools write, if it is not known."""

@@ -32,11 +32,14 @@ from querybox.data.shapes import Point, bounding_box, ellipse, ellipse_box, poly
 from querybox.data.splits import Format
 from querybox.errors import DataError
 from querybox.masks import Region, Rle
+from querybox.text import listed
 
 _UNLABELLED = frozenset({"rectangle", "polygon", "ellipse", "brush", "keypoint"})
 """Types of regions whose class is in another region with the same id."""
 
 
+_SHAPE = frozenset({"x", "points", "rle"})
+"""Keys of the shapes of regions of an image, of which each has one."""
 _LABELS = TypeAdapter(Annotated[list[Name], Field(min_length=1)])
 
 
@@ -58,6 +61,7 @@ class _Region(BaseModel):
     type: str
     value: dict[str, Any]
     id: Annotated[str | int | None, NO_BOOL] = None
+    to_name: str | None = None  # of the tag of the image or text that it is a region of
     original_width: Number | None = None
     original_height: Number | None = None
     image_rotation: Number = 0
@@ -134,11 +138,18 @@ def _task(where: str, entry: dict[str, Any], findings: FindingCollector) -> _Tas
 
 
 def _image(task: _Task, findings: FindingCollector) -> AnnotatedImage | None:
-    name = _image_name(task.data)
+    regions = list(_regions(task, findings))
+    tags = sorted(
+        {region.to_name for _, region in regions if region.to_name and not _SHAPE.isdisjoint(region.value)}
+    )
+    if len(tags) > 1:
+        what = f"has regions of {len(tags)} images ({listed(tags)}); expected a task for each image"
+        findings.add("malformed", f"{task.where}: {what}")
+        return None
+    name = _image_name(task.data, *tags)
     if name is None:
         findings.add("malformed", f"{task.where}: has no image; expected its path or URL in 'data'")
         return None
-    regions = list(_regions(task, findings))
     sizes = [stated_size(region.original_height, region.original_width) for _, region in regions]
     size = next((size for size in sizes if size is not None), None)
     labelled = {region.id for _, region in regions if region.type.endswith("labels")}
@@ -151,12 +162,16 @@ def _image(task: _Task, findings: FindingCollector) -> AnnotatedImage | None:
     return AnnotatedImage(name=name, where=task.where, size=size, relative=size is None, objects=objects)
 
 
-def _image_name(data: dict[str, Any]) -> str | None:
-    """Return the path or URL of the image: of `image`, otherwise the first value that looks like one."""
-    texts = [
-        text for text in (data.get("image"), *data.values()) if isinstance(text, str) and len(text) < 4000
-    ]
-    if texts and texts[0] == data.get("image"):
+def _image_name(data: dict[str, Any], tag: str = "") -> str | None:
+    """Return the path or URL of the image: of the tag or of `image`, otherwise the first value that looks like one.
+
+    Args:
+        data: The data of the task. Tags often have the name of their key.
+        tag: The name of the tag of the image; empty if it is not known.
+    """
+    own = [data[key] for key in (tag, "image") if key in data]
+    texts = [text for text in (*own, *data.values()) if isinstance(text, str) and len(text) < 4000]
+    if texts and own and texts[0] == own[0]:
         return texts[0]
     return next((text for text in texts if _without_query(text).suffix.lower() in SUFFIXES), None)
 

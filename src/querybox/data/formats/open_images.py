@@ -62,7 +62,7 @@ def _parse(file: Path, locator: ImageLocator, findings: FindingCollector) -> lis
                 "malformed", f"{where}: got the box {texts}; expected numbers in XMin, YMin, XMax, YMax"
             )
         elif image is not None:
-            crowd = row.get("isgroupof") == "1"
+            crowd = row.get("isgroupof", "").lower() in {"1", "true"}
             image.objects.append(
                 AnnotatedObject(where, names.get(code, code), (box[0], box[1], box[2], box[3]), crowd)
             )

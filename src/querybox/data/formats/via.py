@@ -217,7 +217,8 @@ def _category(attributes: Mapping[str, Any]) -> str | None:
     if isinstance(value, dict):  # of check boxes
         checked = [name for name, is_checked in value.items() if is_checked]
         value = checked[0] if len(checked) == 1 else None
-    return str(value).strip() or None if isinstance(value, str | int) else None
+    is_name = isinstance(value, str | int) and not isinstance(value, bool)
+    return str(value).strip() or None if is_name else None
 
 
 VIA = Format(
