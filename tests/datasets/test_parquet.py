@@ -184,6 +184,16 @@ def test_paths_of_image_files(tmp_path: Path) -> None:
     assert not (tmp_path / ".images").exists()
 
 
+def test_names_that_are_too_long_for_files_are_cut(tmp_path: Path) -> None:
+    rows = [
+        row(IMAGES[0], image={"bytes": content(IMAGES[0]), "path": f"{'鳄' * 99}{n}.jpg"}) for n in (1, 2)
+    ]
+    write(tmp_path / f"{'t' * 247}.parquet", rows, features())
+    first, second = (image.path for image in read_dataset(tmp_path).images)
+    assert first.name.startswith("鳄" * 70)
+    assert first != second
+
+
 def test_names_of_a_stranger_stay_in_the_folder(tmp_path: Path) -> None:
     names = ["../../out.jpg", "C:\\data\\con:x.jpg", "x/\0y.jpg", ".jpg"]
     rows = [row(IMAGES[0], image={"bytes": content(IMAGES[0]), "path": name}) for name in names]

@@ -16,6 +16,7 @@ from querybox.checkpoints.files import model_files
 from querybox.detector import Detector
 from querybox.errors import ConfigError
 from querybox.tuning import choice as module
+from querybox.tuning import machine
 from querybox.tuning.choice import Candidate, load_tuned, recall, remember
 from querybox.tuning.machine import Machine
 from querybox.tuning.search import restoring_threads
@@ -68,6 +69,15 @@ def test_a_choice_holds_for_one_machine_and_its_versions(
     monkeypatch.setattr(Machine, "here", lambda: other)
     with pytest.raises(ConfigError, match="tuned with another number of cores, version of torch: run"):
         recall(weights)
+
+
+def test_the_device_of_a_machine_has_the_name_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machines of a cluster share the cache folder."""
+    monkeypatch.setattr(machine, "accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "A100")
+    assert machine.device() == "cuda (A100)"
+    monkeypatch.setattr(machine, "accelerator", lambda: torch.device("cpu"))
+    assert machine.device() == "cpu"
 
 
 def test_another_model_has_another_choice(weights: Path, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import torch
+
 from querybox.inference.engine import accelerator
 from querybox.machine import available_cpus, package_version
 
@@ -23,7 +25,7 @@ class Machine:
     cores: int
     """Number of CPUs that this process may use."""
     device: str
-    """Default device of PyTorch."""
+    """Default device of PyTorch, with the name of a GPU."""
     packages: dict[str, str | None]
     """Versions of `PACKAGES`; None if one is not installed."""
 
@@ -33,9 +35,15 @@ class Machine:
         return cls(
             processor=processor(),
             cores=available_cpus(),
-            device=str(accelerator()),
+            device=device(),
             packages={name: package_version(name) for name in PACKAGES},
         )
+
+
+def device() -> str:
+    """Return the default device of PyTorch; that of a GPU has its name."""
+    place = accelerator()
+    return f"{place} ({torch.cuda.get_device_name(place)})" if place.type == "cuda" else str(place)
 
 
 def processor() -> str:

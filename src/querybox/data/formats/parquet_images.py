@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from querybox.data.image import SUFFIXES
 from querybox.data.parquet_file import contents
 from querybox.errors import DataError, DiskFullError
-from querybox.files import atomic, is_regular
+from querybox.files import MAX_NAME, atomic, fitting, is_regular
 from querybox.text import counted
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ _END = struct.Struct("<I4s")
 """End of a file: the length of the footer, and the magic number."""
 _UNSAFE = re.compile(r"[^\w.,+@() -]")
 """Characters that are not kept in file names."""
+_ADDED = len("000000000_.webp")
+"""Number of bytes that are added to a name: the number of the row, and the suffix."""
 _SIGNATURES = (
     (b"\xff\xd8\xff", ".jpg"),
     (b"\x89PNG", ".png"),
@@ -70,7 +72,8 @@ def image_folder(file: Path) -> Path:
     Raises:
         DataError: It is a link, which may lead out of the dataset.
     """
-    folder = file.parent / ".images" / f"{file.stem}-{hashlib.sha256(read_footer(file)).hexdigest()[:8]}"
+    digest = hashlib.sha256(read_footer(file)).hexdigest()[:8]
+    folder = file.parent / ".images" / fitting(file.stem, f"-{digest}")
     if link := next((path for path in (folder.parent, folder) if path.is_symlink()), None):
         raise DataError(f"{link}: is a link; images are only written to a folder of the dataset: remove it")
     return folder
@@ -105,7 +108,8 @@ def _stem(path: Any) -> str:
     """Return the last part of a path without extension, as it can be used on any system; empty if there is none."""
     name = PurePosixPath(path.replace("\\", "/")).name if isinstance(path, str) else ""
     stem, suffix = os.path.splitext(name)  # noqa: PTH122 - a name such as `.jpg` has no suffix
-    return _UNSAFE.sub("_", stem if suffix.lower() in SUFFIXES else name)[-100:].strip(" .")
+    safe = _UNSAFE.sub("_", stem if suffix.lower() in SUFFIXES else name)[-100:].strip(" .")
+    return fitting(safe, limit=MAX_NAME - _ADDED)
 
 
 def unpacked_names(file: Path) -> dict[str, str]:
