@@ -176,6 +176,15 @@ def test_a_file_in_several_sources_is_in_one_part(tmp_path: Path, caplog: pytest
     ]
 
 
+def test_a_link_to_a_folder_does_not_double_its_files(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", 3)
+    (tmp_path / "link").symlink_to("photos")
+    parts = divide([str(tmp_path / "link"), str(tmp_path / "photos")])
+    assert [place for part in parts for place in part.places] == [
+        str(tmp_path / "link" / photo.name) for photo in photos
+    ]
+
+
 def test_a_part_that_ends_every_process_is_given_up(detector: Detector, tmp_path: Path) -> None:
     import pyarrow as pa
 

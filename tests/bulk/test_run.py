@@ -9,7 +9,7 @@ from shards import jpeg
 
 from querybox.bulk.run import PLAN, cause, prepare
 from querybox.cli.collection import model_digest
-from querybox.errors import CheckpointError, ConfigError, PredictionError
+from querybox.errors import CheckpointError, ConfigError, DataError, PredictionError
 
 SETTINGS: dict[str, Any] = {"model": "a" * 64, "threshold": 0.5}
 
@@ -34,6 +34,18 @@ def test_what_is_done_is_told_by_the_files(
     (tmp_path / "found" / ".querybox-1-00000000.tmp").mkdir()  # of a process that was killed while it wrote
     again = prepare([str(photos)], "found", SETTINGS)
     assert [part.number for part in again.left()] == [0, 2]
+
+
+def test_a_pattern_may_match_the_results(photos: Path, tmp_path: Path) -> None:
+    """Such a collection could not be continued, because its own results were among its sources."""
+    sources, output = [f"{tmp_path}/**/*"], str(photos / ".." / "found")
+    collection = prepare(sources, output, SETTINGS)
+    (tmp_path / "found" / collection.parts[0].file_name).write_bytes(b"")
+    again = prepare(sources, output, SETTINGS)
+    assert again == collection
+    assert len(again.left()) == 2
+    with pytest.raises(DataError, match="found nothing but results; expected images"):
+        prepare([f"{tmp_path}/found/*"], output, SETTINGS)
 
 
 def test_a_model_is_all_files_that_it_is_read_from(tmp_path: Path) -> None:

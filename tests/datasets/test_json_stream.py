@@ -34,8 +34,10 @@ def test_lists_are_read_one_element_at_a_time() -> None:
         '{"images": [],}',
         "{} x",
         "{1: 2}",
+        "{[]: 2}",
+        '{"images": [1], "a": 1, "a": 2, "images": [2]}',
     ],
 )
 def test_what_is_no_object_of_lists_is_an_error(text: str) -> None:
-    with pytest.raises(ValueError, match=r"[Ee]xpect|extra data"):
+    with pytest.raises(ValueError, match=r"[Ee]xpect|extra data|'images' occurs twice"):
         deque(item for _, items in stream_members(text, {"images"}) for item in items)

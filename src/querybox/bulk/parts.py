@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -11,11 +13,12 @@ from querybox.bulk.find import find
 from querybox.bulk.parquet import read_parquet
 from querybox.bulk.pictures import Picture
 from querybox.bulk.tar import read_tar
-from querybox.data.storage import StoredFile, opened, suffix
+from querybox.data.storage import StoredFile, join, opened, suffix
 from querybox.errors import DataError
-from querybox.inference.sources import without_repetitions
+from querybox.inference.sources import distinct
 from querybox.inference.video import SUFFIXES as VIDEO_SUFFIXES
-from querybox.urls import public_name
+from querybox.text import listed
+from querybox.urls import is_url, public_name
 
 SHARDS: dict[str, Callable[[str, StoredFile], Iterator[Picture]]] = {
     ".parquet": read_parquet,
@@ -72,16 +75,26 @@ def shard_pictures(place: str, reader: Callable[[str, StoredFile], Iterator[Pict
         yield Picture.broken(name, str(error))
 
 
-def divide(sources: Sequence[str]) -> list[Part]:
+def divide(sources: Sequence[str], output: str | None = None) -> list[Part]:
     """Return the parts of a collection, which are the same for the same files.
 
     A file that is in several sources is in one part; this is logged.
 
+    Args:
+        sources: Paths or URLs of images, folders, patterns and shards.
+        output: Path or URL of the folder of results, which are passed over: a pattern may match them.
+
     Raises:
         ConfigError: A source is a URL of a scheme that is not opened.
-        DataError: A source does not exist, or has no images.
+        DataError: A source does not exist, or has no images, or none but results.
     """
-    places = without_repetitions(place for source in sources for place in find(source, SHARDS))
+    places = distinct(place for source in sources for place in find(source, SHARDS))
+    if output is not None:
+        folder = output if is_url(output) else os.path.abspath(output)  # noqa: PTH100 - without `..`, as the sources
+        results = re.compile(re.escape(join(folder, "part-")) + r"\d{8,}\.parquet")
+        places = [place for place in places if not results.fullmatch(place)]
+    if not places:
+        raise DataError(f"{listed(sources)}: found nothing but results; expected images, or shards of images")
     images = sum(suffix(place) not in SHARDS for place in places)
     size = min(MAX_IMAGES, math.ceil(images / PARTS))
     groups: list[tuple[str, ...]] = []

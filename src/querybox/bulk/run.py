@@ -61,7 +61,9 @@ def prepare(sources: Sequence[str], output: str, settings: Mapping[str, Any]) ->
             f"{public_name(output)}: nothing can be written to a web server; expected a path, or the URL of a storage "
             "such as s3"
         )
-    collection = Collection(divide(sources), output if is_url(output) else str(Path(output).absolute()))
+    collection = Collection(
+        divide(sources, output), output if is_url(output) else str(Path(output).absolute())
+    )
     files = "\n".join(public_name(place) for part in collection.parts for place in part.places)
     plan = {
         **settings,

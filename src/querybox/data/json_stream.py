@@ -22,18 +22,22 @@ def stream_members(
         others: Names of members that are yielded as a whole, as the only element. All others are skipped.
 
     Raises:
-        ValueError: The text is not JSON, not an object, or one of the members is not a list.
+        ValueError: The text is not JSON, not an object, or has one of the lists twice or as another value.
         RecursionError: It is nested too deeply.
     """
     reader = _Reader(text)
     reader.expect("{")
     more = not reader.accept("}")
+    found: set[str] = set()
     while more:
         name = reader.value()
         if not isinstance(name, str):
             raise ValueError(f"expected a name at character {reader.place}")  # noqa: TRY004 - of the text
+        if name in found:
+            raise ValueError(f"{name!r} occurs twice, before character {reader.place}")
         reader.expect(":")
         if name in lists:
+            found.add(name)
             yield name, reader.elements()
         elif name in others:
             yield name, iter([reader.value()])
