@@ -183,7 +183,10 @@ def test_crowds_areas_and_sizes(tmp_path: Path) -> None:
 
 
 def test_a_list_of_objects(tmp_path: Path) -> None:
-    items = [{"bbox": [1, 2, 10, 20], "category": "dog"}, {"bbox": [5, 5, 35, 25], "category": "cat"}]
+    items: list[dict[str, Any]] = [
+        {"bbox": [1, 2, 10, 20], "category": "dog"},
+        {"bbox": [5, 5, 35, 25], "category": "cat"},
+    ]
     write_lines(tmp_path, {"file_name": "a.jpg", "objects": items}, {"file_name": "b.jpg", "objects": None})
     assert read_dataset(tmp_path).images[0].boxes_xyxy.tolist() == [[1, 2, 11, 22], [5, 5, 40, 30]]
     items[1]["iscrowd"] = 1  # which the first does not have
