@@ -97,6 +97,13 @@ def test_numbers_of_classes_are_their_ids(tmp_path: Path) -> None:
     assert data.images[0].labels.tolist() == [1, 0]
 
 
+def test_names_of_the_same_number_are_different_classes(tmp_path: Path) -> None:
+    """They had one id."""
+    write_lines(tmp_path, {"file_name": "a.jpg", "objects": objects(["1", "01"])})
+    data = read_dataset(tmp_path)
+    assert [(category.id, category.name) for category in data.categories] == [(1, "01"), (2, "1")]
+
+
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 def test_the_readme_names_the_numbers(tmp_path: Path, newline: str) -> None:
     write_lines(tmp_path / "train", {"file_name": "a.jpg", "objects": objects([1, 2])})

@@ -22,6 +22,7 @@ from querybox.data.parsing import NO_BOOL, Number, validation_problem, without_b
 from querybox.data.text import read_text
 from querybox.errors import DataError
 from querybox.masks import Region
+from querybox.text import counted
 
 
 def _without_signs(value: object) -> object:
@@ -177,7 +178,7 @@ def _error(file: Path, text: str, error: Exception) -> DataError:
     try:
         _FILE.validate_json(text)
     except ValidationError as found:
-        problem, count = validation_problem(found), f" ({found.error_count()} validation errors)"
+        problem, count = validation_problem(found), f" ({counted(found.error_count(), 'validation error')})"
     return DataError(
         f"{file}: {problem}; expected COCO JSON, an object with 'images', 'annotations' and 'categories'{count}"
     )

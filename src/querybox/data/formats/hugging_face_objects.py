@@ -68,9 +68,9 @@ def categories(source: Path | str, known: Mapping[int, str], names: Collection[s
     """
     ids = {name: number for number, name in known.items()}
     if not ids:
-        if not all(name.isascii() and name.isdecimal() for name in names):
+        ids = {name: int(name) for name in names if name.isascii() and name.isdecimal()}
+        if len(set(ids.values())) < len(names):  # such as 1 and 01
             return alphabetical(names)
-        ids = {name: int(name) for name in names}
     if unknown := sorted(set(names) - ids.keys()):
         raise DataError(
             f"{source}: objects have classes that the dataset does not define: {listed([*map(repr, unknown)])}; "
