@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from querybox.fast.replacement import replace_leaves
 from querybox.fast.training import LEAVES
@@ -97,6 +99,8 @@ def by_loops(
                     cells = value[image, start : start + h * w].view(h, w, HEADS, -1)[:, :, head]
                     start += int(h * w)
                     size = torch.tensor([w, h], dtype=torch.float64)
+                    columns, rows = (levels.valid_ratios[image, level] * size).round().int().tolist()
+                    cells = cells[:rows, :columns]
                     for _ in range(POINTS[level]):
                         at = place[:2] * levels.valid_ratios[image, level] * size
                         if len(place) == 2:
@@ -152,6 +156,43 @@ def test_discrete_sampling_takes_one_cell(attention: DeformableAttention, levels
     )
     nowhere = torch.full_like(reference, torch.nan)
     assert attention(query, nowhere, tokens, levels).isfinite().all()
+
+
+class Rounding(TorchDispatchMode):
+    """Round every float to bfloat16, as a runtime does that computes in it."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        rounds = isinstance(result, Tensor) and result.dtype == torch.float32
+        return result.bfloat16().float() if rounds else result
+
+
+def test_discrete_sampling_takes_the_same_cells_in_16_bits() -> None:
+    """Locations, sizes and values are exact in bfloat16, but not the numbers of the cells."""
+    levels = levels_from_masks([torch.zeros(1, 128, 64, dtype=torch.bool)] * 2)
+    value = torch.randint(256, (1, 2 * 128 * 64, 2)).float()
+    locations = torch.stack([torch.arange(64) / 64, torch.arange(64) / 64], 1).expand(1, 1, 2, 64, 2)
+    weights = torch.zeros(1, 1, 2, 64)
+    weights[..., 63] = 1
+    sampling = NearestSample()
+    with Rounding():
+        rounded = sampling(value, levels, locations, weights, (32, 32))
+    assert rounded.flatten().tolist() == value[0, 128 * 64 + 126 * 64 + 63].tolist()
+
+
+def test_discrete_sampling_does_not_depend_on_padding(attention: DeformableAttention, levels: Levels) -> None:
+    """Beyond the border of an image are its last cells, also if others follow that pad it."""
+    attention.float().sampling = NearestSample()
+    query, tokens = torch.randn(2, 6, WIDTH), torch.randn(2, 47, WIDTH)
+    reference = torch.rand(2, 6, 4) + 0.3
+    alone = levels_from_masks([torch.zeros(1, *shape, dtype=torch.bool) for shape in ((4, 5), (2, 3))])
+    assert levels.padding_mask is not None
+    inside = tokens[1:, ~levels.padding_mask[1]]
+    assert_close(
+        attention(query, reference, tokens, levels)[1:], attention(query[1:], reference[1:], inside, alone)
+    )
 
 
 def test_padding_is_not_seen(attention: DeformableAttention, levels: Levels) -> None:

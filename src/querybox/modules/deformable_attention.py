@@ -144,7 +144,8 @@ class GridSample(nn.Module):
 class NearestSample(nn.Module):
     """Weighted sum of the values of single cells, without interpolation (discrete sampling of RT-DETRv2).
 
-    The cell of a location x in a map of W cells is floor(W x + 0.5), or the last one. Locations get no gradients.
+    The cell of a location x in a map of W cells is floor(W x + 0.5), or the last one that is not padding. Locations get
+    no gradients.
     """
 
     def forward(
@@ -157,14 +158,19 @@ class NearestSample(nn.Module):
     ) -> Float[Tensor, "B Q D"]:
         """Return the weighted sum over each query's points; see `GridSample.forward`."""
         heads, total = attention_weights.shape[2:]
-        counts = levels.sizes.prod(1)
+        sizes = levels.sizes.long()
+        counts = sizes.prod(1)
         starts = counts.cumsum(0) - counts  # index of each map's first cell
-        by_point = repeat_by_level(torch.cat([levels.sizes, starts[:, None]], 1), points, 0)  # [K, 3]
-        sizes = by_point[:, :2]
-        cells = (at_least_float32(sampling_locations) * sizes + 0.5).floor()
-        cells = cells.clamp(torch.zeros_like(sizes), sizes - 1)
-        x, y = cells.masked_fill(cells.isnan(), 0).unbind(-1)
-        index = (y * sizes[:, 0] + x + by_point[:, 2]).long()  # [B, Q, heads, K]
+        width, start = repeat_by_level(torch.stack([sizes[:, 0], starts], 1), points, 0).unbind(1)  # [K]
+        size, valid = (
+            repeat_by_level(each, points, 1)[:, None, None]  # [1 or B, 1, 1, K, 2]
+            for each in (levels.sizes[None], (levels.valid_ratios * levels.sizes).round())
+        )
+        cells = (at_least_float32(sampling_locations) * size + 0.5).floor()
+        cells = cells.clamp(torch.zeros_like(valid), valid - 1)
+        # Integers, because a runtime may compute in 16 bits what is a float.
+        x, y = cells.masked_fill(cells.isnan(), 0).long().unbind(-1)
+        index = y * width + x + start  # [B, Q, heads, K]
         table = value.unflatten(2, (heads, -1)).transpose(1, 2)  # [B, heads, S, D / heads]
         index = index.transpose(1, 2).flatten(2)[..., None].expand(-1, -1, -1, table.shape[3])
         rows = table.gather(2, index).unflatten(2, (-1, total))  # [B, heads, Q, K, D / heads]
