@@ -124,6 +124,10 @@ def test_a_normalised_batch_is_refused(engine: ExportedModel, detector: Detector
     picture = Image.effect_noise((96, 64), 80)
     with pytest.raises(ConfigError, match="normalises them itself"):
         engine(ImageBatch.from_images([picture], detector.preprocessing))
+    picture.paste(0, (0, 0, 96, 20))  # 0 also where the mean is 0, as that of RT-DETR
+    scaled = dataclasses.replace(detector.preprocessing, mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0))
+    with pytest.raises(ConfigError, match="normalises them itself"):
+        engine(ImageBatch.from_images([picture], scaled))
     assert engine(ImageBatch.from_images([picture], engine.preprocessing)).layers[-1].boxes.shape == (1, 8, 4)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import SEGMENTATION
@@ -13,9 +14,11 @@ from torch.testing import assert_close
 from querybox import Detector, ImageBatch
 from querybox.checkpoints.convert import convert
 from querybox.errors import ConfigError
+from querybox.inference.predict import predict
 from querybox.mask_embeddings import ComputedMasks
+from querybox.masks import mask_iou
 from querybox.modules import attention_masks
-from querybox.structures import Preprocessing
+from querybox.structures import DetectorOutput, Preprocessing
 from querybox.training.finetune import initialize_from
 
 
@@ -102,3 +105,25 @@ def test_sizes_that_cannot_be_grouped(name: str, value: int, factor: int) -> Non
     message = f"'masks' is 'attention', which requires a '{name}' that is a multiple of {factor}, got {value}"
     with pytest.raises(ConfigError, match=message):
         Detector.from_recipe("detr_r50", num_classes=2, **{**SEGMENTATION, name: value})
+
+
+class Wrapped:
+    """An engine that runs the detector itself, not an optimised copy of it."""
+
+    def __init__(self, detector: Detector) -> None:
+        self.detector = detector
+        self.categories, self.preprocessing = detector.categories, detector.preprocessing
+        self.device = detector.device
+
+    def __call__(self, batch: ImageBatch, /) -> DetectorOutput:
+        return self.detector(batch)
+
+
+def test_an_engine_of_ones_own_has_the_masks_of_the_detector(detector: Detector) -> None:
+    image = torch.randint(256, (3, 60, 92), dtype=torch.uint8)
+    ((ours,), (theirs,)) = (predict(each, image, threshold=0) for each in (Wrapped(detector), detector))
+    assert ours.masks is not None
+    assert theirs.masks is not None
+    assert len(ours.masks) == 10
+    shares = mask_iou(ours.masks, theirs.masks, np.zeros(10, dtype=bool)).diagonal()
+    assert all(share > 0.99 or not mask.area for share, mask in zip(shares, theirs.masks, strict=True))

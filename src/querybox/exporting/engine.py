@@ -54,13 +54,14 @@ class ExportedModel(Predictor):
             ConfigError: The images are already normalised.
             CheckpointError: The outputs do not fit the card.
         """
-        corner = batch.images[:, :, 0]
-        if not torch.equal(corner, corner.round().clamp(0, 255)):
+        pixels = batch.images.to(torch.uint8)
+        rows = batch.images[:, :, ::16]  # the first ones may be black, as of a film
+        if not torch.equal(pixels[:, :, ::16].to(rows), rows):
             raise ConfigError(
                 "an exported model got normalised images, but it normalises them itself; make the batch with "
                 "ImageBatch.from_images(images, engine.preprocessing)"
             )
-        outputs = self.run(batch.images.to(torch.uint8), batch.sizes)
+        outputs = self.run(pixels, batch.sizes)
         check_outputs("the exported model", self.card, outputs, len(batch.images))
         return DetectorOutput(layers=(self.predictions(outputs),))
 

@@ -259,6 +259,7 @@ def detected_boxes(
     return found, queries
 
 
+@torch.inference_mode()
 def with_masks(
     found: Sequence[Detections], masks: Masks, queries: Int[Tensor, "B K"], batch: Sequence[Input]
 ) -> list[Detections]:
