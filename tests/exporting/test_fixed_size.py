@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comparisons import assert_same_detections
+from PIL import Image
 
 from querybox.detector import Detector
 from querybox.errors import CheckpointError, ConfigError
@@ -63,6 +64,14 @@ def test_stretched_images_fill_the_size(stretching: Detector) -> None:
         engine.run(random_pixels(1, 64, 96), torch.tensor([[64, 96]]))
     with pytest.raises(ConfigError, match=message.format("90x128, 96x128")):
         engine.run(pixels, torch.tensor([[90, 128], [96, 128]]))
+
+
+def test_an_image_that_does_not_fit_is_named(detector: Detector, tmp_path: Path) -> None:
+    engine = ExportedModel(Card.of(detector, "float32", (80, 104)), lambda *_: {})
+    Image.new("RGB", (60, 90)).save(tmp_path / "upright.png")
+    for source, name in ((tmp_path, "upright.png"), (random_pixels(1, 90, 60)[0], "an image in memory")):
+        with pytest.raises(ConfigError, match=f"{name}: an exported model of the fixed size 80x104 got images of"):
+            list(predict(engine, source))
 
 
 class Padded:

@@ -14,7 +14,7 @@ from torch import Tensor
 from querybox.data.settings import OVERLAP
 from querybox.data.tiling import Tile, Tiling
 from querybox.data.transforms import resize
-from querybox.errors import ImageError, PredictionError
+from querybox.errors import ConfigError, ImageError, PredictionError
 from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine, evaluating
 from querybox.inference.live import LiveStream
@@ -47,6 +47,11 @@ class Input:
     """See `Detections.time`."""
     pixels: UInt8[Tensor, "3 h w"]
     """Resized RGB image."""
+
+    @property
+    def name(self) -> str:
+        """What messages call the frame."""
+        return self.source or "an image in memory"
 
     @property
     def resized(self) -> tuple[int, int]:
@@ -196,9 +201,17 @@ def detect_batches(
 
 
 def detect(engine: Engine, batch: Sequence[Input], top_k: int, threshold: float = 0.0) -> list[Detections]:
-    """Detect the objects in inputs of one shape."""
-    with evaluating(engine), torch.inference_mode():
-        predictions = run_batch(engine, batch)
+    """Detect the objects in inputs of one shape.
+
+    Raises:
+        ConfigError: The model takes no images of this shape.
+        PredictionError: A score or a box is NaN or infinite.
+    """
+    try:
+        with evaluating(engine), torch.inference_mode():
+            predictions = run_batch(engine, batch)
+    except ConfigError as error:
+        raise ConfigError(f"{batch[0].name}: {error}") from None
     return to_detections(engine, predictions, batch, top_k, threshold)
 
 
@@ -240,7 +253,7 @@ def detected_boxes(
         # NaN scores are the highest to `topk`, so none is lost.
         if not (scores[row].isfinite().all() and boxes_xyxy[row].isfinite().all()):
             raise PredictionError(
-                f"{item.source or 'an image in memory'}: the model predicts NaN or infinite values: its weights are "
+                f"{item.name}: the model predicts NaN or infinite values: its weights are "
                 "unusable, or the precision is too low for them; use precision='float32', or other weights"
             )
     found = [
