@@ -5,6 +5,7 @@ import io
 import json
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,10 @@ def data_of(truth: dict[str, Any]) -> DetectionData:
     return DetectionData(source=Path("truth.json"), categories=categories, images=tuple(images))
 
 
-def detections_of(results: list[dict[str, Any]], categories: tuple[Category, ...]) -> dict[int, Detections]:
+def detections_of(results: list[dict[str, Any]], data: DetectionData) -> dict[int, Detections]:
     """Group a COCO result list by image, best first."""
-    labels = {category.id: label for label, category in enumerate(categories)}
+    labels = {category.id: label for label, category in enumerate(data.categories)}
+    sizes = {image.id: (image.height, image.width) for image in data.images}
     by_image: dict[int, list[dict[str, Any]]] = {}
     for result in sorted(results, key=lambda result: -result["score"]):
         by_image.setdefault(result["image_id"], []).append(result)
@@ -70,8 +72,8 @@ def detections_of(results: list[dict[str, Any]], categories: tuple[Category, ...
             boxes_xyxy=torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1),
             scores=torch.tensor([one["score"] for one in best_first], dtype=torch.float64),
             labels=torch.tensor([labels[one["category_id"]] for one in best_first]),
-            categories=categories,
-            size=(480, 640),
+            categories=data.categories,
+            size=sizes[image_id],
         )
     return found
 
@@ -107,9 +109,7 @@ def assert_same_metrics(evaluation: Evaluation, expected: tuple[list[float], NDA
 @pytest.fixture(scope="module")
 def coco_evaluation() -> Evaluation:
     data = data_of(json.loads((FIXTURES / "annotations.json").read_text()))
-    return coco_metrics(
-        data, detections_of(json.loads((FIXTURES / "results.json").read_text()), data.categories)
-    )
+    return coco_metrics(data, detections_of(json.loads((FIXTURES / "results.json").read_text()), data))
 
 
 def test_reproduces_the_published_numbers(coco_evaluation: Evaluation) -> None:
@@ -179,7 +179,8 @@ def problems(draw: st.DrawFn) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def test_agrees_with_pycocotools(problem: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
     truth, results = problem
     expected = by_pycocotools(truth, results) if results else None
-    evaluation = coco_metrics(data_of(truth), detections_of(results, CATEGORIES))
+    data = data_of(truth)
+    evaluation = coco_metrics(data, detections_of(results, data))
     if expected is not None:  # pycocotools cannot read an empty result list
         assert_same_metrics(evaluation, expected)
     reported = {name: value for name, value in evaluation.metrics.items() if not math.isnan(value)}
@@ -229,7 +230,7 @@ def test_agrees_with_pycocotools_on_crowded_images(
     monkeypatch.setattr("querybox.evaluation.average_precision.CHUNK", chunk)
     truth, results = crowded(np.random.default_rng(num_classes), num_classes)
     data = data_of(truth)
-    evaluation = coco_metrics(data, detections_of(results, data.categories))
+    evaluation = coco_metrics(data, detections_of(results, data))
     assert_same_metrics(evaluation, by_pycocotools(truth, results))
     assert evaluation.metrics["AR100"] > 0.05  # there is something to agree on
 
@@ -317,11 +318,14 @@ def test_other_classes_are_refused() -> None:
         coco_metrics(dataset(record()), {1: found(CATEGORIES[:2])})
 
 
-def test_detections_of_unknown_images_are_refused() -> None:
+def test_detections_of_other_images_are_refused() -> None:
     with pytest.raises(
         DataError, match="detections for 2 images that are not in the data, the first with id 8"
     ):
         coco_metrics(dataset(record(1)), {9: found(), 8: found()})
+    upright = changed(record(1), height=200)
+    with pytest.raises(DataError, match=r"1\.jpg: got detections of an image of 100x100 .*; expected 200x100 "):
+        coco_metrics(dataset(upright), {1: found()})
 
 
 class Named:
@@ -342,7 +346,7 @@ def test_evaluate_detects_in_every_image_as_it_was_annotated(
 
     def detect_frames(detector: object, frames: Iterable[Frame], options: Options) -> list[Detections]:
         asked.update(options=options, shapes=[tuple(frame.pixels.shape) for frame in frames])
-        return [found(label=0), found(label=0)]
+        return [replace(found(label=0), size=(height, width)) for _, height, width in asked["shapes"]]
 
     monkeypatch.setattr(MODULE, "detect_frames", detect_frames)
     exif = Image.Exif()

@@ -176,13 +176,9 @@ def coco_metrics(data: DetectionData, detections: Mapping[int, Detections]) -> E
 
     Raises:
         ConfigError: The detections and the data have different classes.
-        DataError: There are detections for an image that is not in the data.
+        DataError: There are detections for an image that is not in the data, or that has another size there.
     """
-    if unknown := detections.keys() - {record.id for record in data.images}:
-        raise DataError(
-            f"{data.source}: got detections for {len(unknown)} images that are not in the data, the first with id "
-            f"{min(unknown)}; evaluate on the dataset that the detections were computed for"
-        )
+    check_images(data, detections)
     aligned = {
         record.id: align(detections[record.id], data.categories)
         if record.id in detections
@@ -214,6 +210,23 @@ def coco_metrics(data: DetectionData, detections: Mapping[int, Detections]) -> E
         if masked is not None and masked.panoptic
         else None,
     )
+
+
+def check_images(data: DetectionData, detections: Mapping[int, Detections]) -> None:
+    """Raise `DataError` if there are detections for an image that is not in the data, or that has another size there."""
+    if unknown := detections.keys() - {record.id for record in data.images}:
+        raise DataError(
+            f"{data.source}: got detections for {len(unknown)} images that are not in the data, the first with id "
+            f"{min(unknown)}; evaluate on the dataset that the detections were computed for"
+        )
+    for record in data.images:
+        size = (record.height, record.width)
+        if record.id in detections and detections[record.id].size != size:
+            found = "x".join(map(str, detections[record.id].size))
+            raise DataError(
+                f"{record.file}: got detections of an image of {found} pixels; expected {size[0]}x{size[1]} (height x "
+                "width), the size that was annotated: detect in images of this size, turned as they were annotated"
+            )
 
 
 def mask_metrics(data: DetectionData, detections: Mapping[int, Detections]) -> MaskMetrics:
