@@ -70,7 +70,9 @@ def test_an_image_that_does_not_fit_is_named(detector: Detector, tmp_path: Path)
     engine = ExportedModel(Card.of(detector, "float32", (80, 104)), lambda *_: {})
     Image.new("RGB", (60, 90)).save(tmp_path / "upright.png")
     for source, name in ((tmp_path, "upright.png"), (random_pixels(1, 90, 60)[0], "an image in memory")):
-        with pytest.raises(ConfigError, match=f"{name}: an exported model of the fixed size 80x104 got images of"):
+        with pytest.raises(
+            ConfigError, match=f"{name}: an exported model of the fixed size 80x104 got images of"
+        ):
             list(predict(engine, source))
 
 

@@ -177,7 +177,7 @@ def test_discrete_sampling_takes_the_same_cells_in_16_bits() -> None:
     weights = torch.zeros(1, 1, 2, 64)
     weights[..., 63] = 1
     sampling = NearestSample()
-    with Rounding():
+    with Rounding():  # type: ignore[no-untyped-call]
         rounded = sampling(value, levels, locations, weights, (32, 32))
     assert rounded.flatten().tolist() == value[0, 128 * 64 + 126 * 64 + 63].tolist()
 

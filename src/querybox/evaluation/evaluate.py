@@ -213,7 +213,7 @@ def coco_metrics(data: DetectionData, detections: Mapping[int, Detections]) -> E
 
 
 def check_images(data: DetectionData, detections: Mapping[int, Detections]) -> None:
-    """Raise `DataError` if there are detections for an image that is not in the data, or that has another size there."""
+    """Raise `DataError` if detections are of an image that is not in the data, or that has another size there."""
     if unknown := detections.keys() - {record.id for record in data.images}:
         raise DataError(
             f"{data.source}: got detections for {len(unknown)} images that are not in the data, the first with id "
