@@ -10,6 +10,7 @@ Legend: V vertices, E edges, T positions at which a mask changes, counted down t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -24,6 +25,8 @@ STEPS = 5
 """Steps of a pixel to which vertices are rounded."""
 _FAR = 2**30
 """Steps beyond which vertices are clipped, because their products would overflow."""
+_NARROW = 2**15 - 1
+"""The largest integer of 16 bits."""
 _CHUNK = 1 << 20
 """Number of crossings that are computed at once; it bounds the memory."""
 
@@ -55,15 +58,20 @@ class Polygons:
         """Pack polygons, each of which is x1, y1, x2, y2 ... in whole fifths of a pixel."""
         head = np.array([len(polygons), *map(len, polygons)])
         numbers = np.concatenate([head, *polygons])
-        wide = bool(np.abs(numbers).max() > np.iinfo(np.int16).max)
+        wide = bool(np.abs(numbers).max() > _NARROW)
         return cls(numbers.astype(np.int32 if wide else np.int16).tobytes(), wide)
 
     def vertices(self) -> list[Int64[np.ndarray, "_ 2"]]:
         """Return the vertices (x, y) of each polygon, in fifths of a pixel."""
-        numbers = np.frombuffer(self.packed, np.int32 if self.wide else np.int16).astype(np.int64)
-        count = int(numbers[0])
-        lengths, coordinates = numbers[1 : 1 + count], numbers[1 + count :]
-        return [part.reshape(-1, 2) for part in np.split(coordinates, np.cumsum(lengths)[:-1])]
+        lengths, coordinates = self._unpack()
+        ends = lengths.cumsum(dtype=np.int64)
+        return [part.reshape(-1, 2) for part in np.split(coordinates.astype(np.int64), ends[:-1])]
+
+    def _unpack(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the number of coordinates of each polygon, and all coordinates in fifths of a pixel."""
+        numbers = np.frombuffer(self.packed, np.int32 if self.wide else np.int16)
+        start = 1 + int(numbers[0])
+        return numbers[1:start], numbers[start:]
 
     def scaled(self, horizontal: float, vertical: float) -> Self:
         """Return the polygons in an image that was resized by these factors."""
@@ -85,18 +93,22 @@ class Polygons:
     @property
     def box_xyxy(self) -> tuple[float, float, float, float]:
         """The smallest box around all vertices, in pixels, up to their rounding to fifths."""
-        vertices = np.concatenate(self.vertices()) / STEPS
-        (x0, y0), (x1, y1) = vertices.min(0).tolist(), vertices.max(0).tolist()
-        return x0, y0, x1, y1
+        _, coordinates = self._unpack()
+        x, y = coordinates[::2], coordinates[1::2]
+        return int(x.min()) / STEPS, int(y.min()) / STEPS, int(x.max()) / STEPS, int(y.max()) / STEPS
 
 
 def _in_steps(polygon: Sequence[float] | Float64[np.ndarray, " N"]) -> Float64[np.ndarray, " N"]:
     values = np.asarray(polygon, dtype=np.float64)
-    if len(values) < 6 or len(values) % 2 or not np.isfinite(values).all():
+    largest = float(np.abs(values).max(initial=0))  # NaN if any value is
+    if len(values) < 6 or len(values) % 2 or not math.isfinite(largest):
         raise DataError(
             f"a polygon has {len(values)} values; expected at least six finite numbers, x and y of each vertex"
         )
-    return np.trunc(STEPS * values.clip(-_FAR, _FAR) + 0.5).clip(-_FAR, _FAR)  # no overflow
+    if STEPS * largest >= _FAR:
+        values = values.clip(-_FAR / STEPS, _FAR / STEPS)
+    steps: Float64[np.ndarray, " N"] = np.trunc(STEPS * values + 0.5)
+    return steps
 
 
 def fill(vertices: Int64[np.ndarray, "V 2"], size: tuple[int, int]) -> Int64[np.ndarray, " T"]:

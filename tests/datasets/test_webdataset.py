@@ -102,6 +102,14 @@ def test_without_a_box_that_of_the_mask_is_used(tmp_path: Path, box: dict[str, A
     ]
 
 
+def test_an_empty_mask_is_that_of_an_image_of_the_shard(tmp_path: Path) -> None:
+    item = {"bbox": [3, 4, 9, 9], "category": "cat", "segmentation": [[2, 2, 14, 2, 5, 2]]}
+    members = {"1.jpg": jpeg(), "1.json": json.dumps({"objects": [item]}).encode()}
+    data = read_dataset(write_tar(tmp_path / "a.tar", members))
+    (finding,) = [one for one in data.findings if one.kind == "empty_mask"]
+    assert [place.path for place in finding.places] == [data.images[0].file]
+
+
 def test_labels_of_yolo_need_names_of_classes(tmp_path: Path) -> None:
     """The labels may be behind all images; the order is that of the images."""
     images = contents(tmp_path / "images")

@@ -89,21 +89,19 @@ def _note_masks(record: ImageRecord, findings: FindingCollector) -> None:
     if missing:
         what = f"image {record.id}: {missing} of {len(masks)}"
         findings.add("no_mask", what, image_id=record.id, path=record.file, count=missing)
-    for index, mask in enumerate(masks):
-        if mask is None:
-            continue
-        around = mask.box_xyxy
-        if around is None or around[0] == around[2] or around[1] == around[3]:
-            what = f"image {record.id}, object {index + 1}"
-            findings.add("empty_mask", what, image_id=record.id, path=record.path)
-            continue
-        part, box = np.array(around), record.boxes_xyxy[index]
-        part = part.clip(0, [record.width, record.height] * 2)
-        shared = (np.minimum(part[2:], box[2:]) - np.maximum(part[:2], box[:2])).clip(min=0).prod()
-        if 2 * shared < (part[2:] - part[:2]).prod():
-            corners = [", ".join(f"{side:g}" for side in sides.tolist()) for sides in (part, box)]
-            what = f"image {record.id}, object {index + 1}: mask within {corners[0]}, box {corners[1]}"
-            findings.add("misplaced_mask", what, image_id=record.id, path=record.file)
+    around = {index: mask.box_xyxy or (0.0,) * 4 for index, mask in enumerate(masks) if mask is not None}
+    objects, parts = list(around), np.array([*around.values()]).reshape(-1, 4)
+    empty = (parts[:, :2] == parts[:, 2:]).any(1)
+    for row in np.flatnonzero(empty):
+        what = f"image {record.id}, object {objects[row] + 1}"
+        findings.add("empty_mask", what, image_id=record.id, path=record.file)
+    parts, boxes = parts.clip(0, [record.width, record.height] * 2), record.boxes_xyxy[objects]
+    shared = np.minimum(parts[:, 2:], boxes[:, 2:]) - np.maximum(parts[:, :2], boxes[:, :2])
+    misplaced = 2 * shared.clip(min=0).prod(1) < (parts[:, 2:] - parts[:, :2]).prod(1)
+    for row in np.flatnonzero(misplaced & ~empty):
+        corners = [", ".join(f"{side:g}" for side in sides.tolist()) for sides in (parts[row], boxes[row])]
+        what = f"image {record.id}, object {objects[row] + 1}: mask within {corners[0]}, box {corners[1]}"
+        findings.add("misplaced_mask", what, image_id=record.id, path=record.file)
 
 
 def _num_overflowing(data: DetectionData) -> int:
