@@ -66,8 +66,8 @@ def test_frames_and_photos_have_files_of_their_own(run: Any, segmenter: Path, tm
     output = tmp_path / "o"
     assert code == 0
     assert err == (
-        "names of files repeat, or are too long for results, which are: clip-2 for v/clip.mp4, clip_000001-2 for "
-        "v/clip_000001.jpg\n"
+        "results have other names where names of files repeat or are too long: clip-2 for v/clip.mp4, "
+        "clip_000001-2 for v/clip_000001.jpg\n"
     )
     sources = images(output)
     assert sources == [
@@ -97,7 +97,7 @@ def test_tables_alone_need_no_names(run: Any, model: Path, tmp_path: Path) -> No
     code, _, err = run("predict", model, "x", "y", "--format", "yolo", "--output", "o")
     assert (code, err) == (
         0,
-        "names of files repeat, or are too long for results, which are: a-2 for y/a.jpg\n",
+        "results have other names where names of files repeat or are too long: a-2 for y/a.jpg\n",
     )
     assert names(tmp_path / "o" / "labels") == ["a", "a-2"]
 

@@ -159,7 +159,9 @@ def name_results(sources: Sequence[str], formats: Collection[str], output: Path)
         check_folder(output / name, files)
     others = list(renamed(names))
     if others and not set(formats) <= TABLES:
-        write_stderr(f"names of files repeat, or are too long for results, which are: {listed(others)}\n")
+        write_stderr(
+            f"results have other names where names of files repeat or are too long: {listed(others)}\n"
+        )
     return names
 
 
