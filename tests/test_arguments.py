@@ -184,7 +184,6 @@ WRONG = {
     "detector.predict(closed)": "got a PIL image of mode RGB that cannot be decoded: Operation on closed image",
     "found.above('0.5')": "above got threshold='0.5'; expected 0 to 1",
     "found.nms(None)": "nms got iou=None; expected 0 to 1",
-    "detected(scores=found.scores.flip(0))": "got scores that are not descending; expected them sorted: order = score",
     "detected(scores=found.scores * 40)": "Detections got scores from ",
     "detected(scores=found.scores * torch.nan)": "Detections got scores from nan to nan; expected 0 to 1",
     "detected(scores=found.scores[:9])": "got boxes_xyxy [10, 4], scores [9], labels [10]; expected [N, 4] boxes_xyx",

@@ -171,8 +171,8 @@ def coco_metrics(data: DetectionData, detections: Mapping[int, Detections]) -> E
 
     Args:
         data: The images and their objects.
-        detections: Detections by image id, whose classes are matched with those of the data by name. An image that is
-            absent has no detections.
+        detections: Detections by image id, in any order of their scores, whose classes are matched with those of the
+            data by name. An image that is absent has no detections.
 
     Raises:
         ConfigError: The detections and the data have different classes.
@@ -270,7 +270,9 @@ def category_results(
 
 
 def align(detections: Detections, categories: tuple[Category, ...]) -> Detections:
-    """Return the detections with the labels and categories of the data."""
+    """Return the detections with the labels and categories of the data, by descending score."""
+    if (detections.scores[1:] > detections.scores[:-1]).any():  # of another model
+        detections = detections.where(detections.scores.argsort(descending=True, stable=True))
     if detections.categories == categories:
         return detections
     labels = labels_by_name(detections.categories, categories)[detections.labels]

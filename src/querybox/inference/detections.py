@@ -60,7 +60,7 @@ class Detections:
     """When a live source yielded the frame, in seconds since 1970-01-01 00:00 UTC; None for files."""
 
     def __post_init__(self) -> None:
-        """Check types, shapes and the order of the scores, as detections may be those of another model.
+        """Check types and shapes, as detections may be those of another model.
 
         Raises:
             ConfigError: A field is something else than it is documented to be.
@@ -105,11 +105,6 @@ class Detections:
         least, most = self.scores.min().item(), self.scores.max().item()  # NaN if any value is
         if not 0 <= least <= most <= 1:
             raise ConfigError(f"Detections got scores from {least:g} to {most:g}; expected 0 to 1")
-        if (self.scores[1:] > self.scores[:-1]).any():
-            raise ConfigError(
-                "Detections got scores that are not descending; expected them sorted: order = "
-                "scores.argsort(descending=True), and index boxes, scores, labels and masks with it"
-            )
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -286,7 +281,7 @@ class Detections:
         return np.stack(masks) if masks else np.zeros((0, *self.size), dtype=bool)
 
     def where(self, index: Bool[Tensor, " N"] | Int[Tensor, " K"]) -> Self:
-        """Return some of the detections, by a mask or by indices in ascending order."""
+        """Return some of the detections, by a mask or by indices."""
         kept = torch.arange(len(self), device="cpu")[index].tolist()
         return dataclasses.replace(
             self,
