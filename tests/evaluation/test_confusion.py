@@ -6,6 +6,7 @@ import pytest
 from small_evaluations import CORNER, LEFT, RIGHT, data_of, found, image
 
 from querybox.evaluation.confusion import best_operating_point
+from querybox.evaluation.evaluate import coco_metrics
 
 
 def test_counts_what_is_taken_for_what() -> None:
@@ -44,6 +45,13 @@ def test_threshold_has_the_best_f1() -> None:
     assert result.threshold == 0.5
     assert result.f1 == pytest.approx(4 / 5)
     assert result.image_f1 == pytest.approx({1: 1.0, 2: 0.0})
+
+
+def test_scores_of_other_models_may_be_in_any_order() -> None:
+    data = data_of(image(1, (0, LEFT, False), (0, RIGHT, False)))
+    result = coco_metrics(data, {1: found((0.25, 0, CORNER), (0.5, 0, RIGHT), (0.875, 0, LEFT))})
+    assert (result.operating_point.threshold, result.operating_point.f1) == (0.5, 1.0)
+    assert result.detections[1].scores.tolist() == [0.875, 0.5, 0.25]
 
 
 def test_threshold_does_not_cut_through_equal_scores() -> None:

@@ -121,19 +121,6 @@ def test_reproduces_the_published_numbers(coco_evaluation: Evaluation) -> None:
     assert {name: round(metrics[name], 3) for name in published} == published
 
 
-def test_scores_may_be_in_any_order() -> None:
-    data = data_of(json.loads((FIXTURES / "annotations.json").read_text()))
-    results = json.loads((FIXTURES / "results.json").read_text())
-    ordered = {
-        number: replace(one, scores=one.scores - 1e-5 * torch.arange(len(one)))  # none is equal to another
-        for number, one in detections_of(results, data).items()
-    }
-    backwards = {number: one.where(torch.arange(len(one)).flip(0)) for number, one in ordered.items()}
-    point, expected = (coco_metrics(data, each).operating_point for each in (backwards, ordered))
-    assert (point.threshold, point.f1) == (expected.threshold, expected.f1)
-    assert np.array_equal(point.confusion, expected.confusion)
-
-
 def test_counts_and_classes(coco_evaluation: Evaluation) -> None:
     assert (coco_evaluation.images, coco_evaluation.objects, coco_evaluation.crowds) == (100, 830, 9)
     per_class = [one.AP for one in coco_evaluation.categories]
