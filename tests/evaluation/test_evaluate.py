@@ -123,6 +123,7 @@ def test_reproduces_the_published_numbers(coco_evaluation: Evaluation) -> None:
 
 def test_counts_and_classes(coco_evaluation: Evaluation) -> None:
     assert (coco_evaluation.images, coco_evaluation.objects, coco_evaluation.crowds) == (100, 830, 9)
+    assert repr(coco_evaluation) == "Evaluation(100 images, 830 objects: AP 0.505, AP50 0.697)"
     per_class = [one.AP for one in coco_evaluation.categories]
     assert np.nanmean(per_class) == pytest.approx(coco_evaluation.metrics["AP"], abs=1e-12)
     assert [math.isnan(one.AP) for one in coco_evaluation.categories] == [

@@ -201,6 +201,7 @@ def test_shows_itself_in_jupyter(detr: Detector, padded: ImageBatch, target: Tar
     assert "padding mask of the map" in plain
     assert "loss_cls" not in plain
     assert 'href="data:image/jpeg;base64,' in plain
+    assert repr(full) == f"Trace({len(full.stages)} stages, {full.scores.shape[1]} queries in 3 layers)"
     text = full._repr_html_()
     assert full.comparison is not None
     assert all(f"<td>{loss:.6g}</td>" in text for loss in full.comparison.losses.values())

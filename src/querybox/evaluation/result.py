@@ -18,7 +18,7 @@ from querybox.files import write_text
 from querybox.html import metric, render
 from querybox.inference.detections import Detections
 from querybox.structures import Category
-from querybox.text import or_none, to_json
+from querybox.text import counted, listed, or_none, to_json
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """The 12 metrics of the COCO detection challenge, in its order.
@@ -103,6 +103,11 @@ class Evaluation:
     """The metrics of masks; None if the detections or the data have none."""
     panoptic: PanopticQuality | None = None
     """The panoptic quality; None if the data are not panoptic or the detections have no masks."""
+
+    def __repr__(self) -> str:
+        """Return, for example, ``Evaluation(87 images, 1,204 objects: AP 0.616, AP50 0.902)``."""
+        values = [f"{name} {metric(self.metrics[name])}" for name in ("AP", "AP50")]
+        return f"Evaluation({counted(self.images, 'image')}, {counted(self.objects, 'object')}: {listed(values)})"
 
     @property
     def false_negatives(self) -> dict[str, int]:

@@ -30,6 +30,7 @@ from querybox.modules.attention import Attention
 from querybox.modules.deformable_attention import DeformableAttention
 from querybox.modules.detector import DetectionTransformer
 from querybox.structures import Category, ImageBatch, Preprocessing, Target
+from querybox.text import counted
 
 LAYERS = r"(?:encoder|decoder)\.layers\.\d+"
 RECORDED = re.compile(
@@ -81,6 +82,13 @@ class Trace:
     def ranking(self) -> list[int]:
         """The queries by their score in the last layer, highest first."""
         return self.scores[-1].amax(1).argsort(descending=True, stable=True).tolist()
+
+    def __repr__(self) -> str:
+        """Return, for example, ``Trace('a.jpg', 21 stages, 100 queries in 3 layers)``; `stages` has their shapes."""
+        layers, queries, _ = self.scores.shape
+        counts = counted(len(self.stages), "stage"), counted(queries, "query", "queries")
+        source = f"{self.source!r}, " if self.source else ""
+        return f"Trace({source}{', '.join(counts)} in {counted(layers, 'layer')})"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the trace as plain values for JSON; stages are summarised, without their tensors."""
