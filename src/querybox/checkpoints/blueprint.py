@@ -165,24 +165,26 @@ def require_same_modules(expected: nn.Module, actual: nn.Module) -> None:
         CheckpointError: A module differs from the one of the same name, or has a forward method of its own.
     """
     ours, theirs = dict(expected.named_modules()), dict(actual.named_modules())
-    names = [name for name in {**ours, **theirs} if name]
-    pairs = [(name, ours[name], theirs[name]) for name in names if name in ours and name in theirs]
-    differences = [
-        f"{name} is {kind(theirs.get(name))}, expected {kind(ours.get(name))}"
-        for name in names
-        if type(ours.get(name)) is not type(theirs.get(name))
-    ] or [
-        f"{f'{name}.' if name else ''}forward was replaced"
-        for name, module in theirs.items()
-        if "forward" in vars(module)
-    ]
-    differences = differences or [
-        f"{name}.{key} is {vars(other).get(key)!r}, expected {value!r}"
-        for name, module, other in pairs
-        for key, value in vars(module).items()
-        if not (key.startswith("_") or key in TRAINING_ONLY)
-        if comparable(vars(other).get(key)) != comparable(value)
-    ]
+    differences = (
+        [
+            f"{name} is {kind(theirs.get(name))}, expected {kind(ours.get(name))}"
+            for name in {**ours, **theirs}
+            if name and type(ours.get(name)) is not type(theirs.get(name))
+        ]
+        or [
+            f"{f'{name}.' if name else ''}forward was replaced"
+            for name, module in theirs.items()
+            if "forward" in vars(module)
+        ]
+        or [
+            f"{name}.{key} is {vars(theirs[name]).get(key)!r}, expected {value!r}"
+            for name, module in ours.items()
+            if name
+            for key, value in vars(module).items()
+            if not (key.startswith("_") or key in TRAINING_ONLY)
+            if comparable(vars(theirs[name]).get(key)) != comparable(value)
+        ]
+    )
     if differences:
         raise CheckpointError(f"modules do not fit the recipe: {listed(differences)}")
 

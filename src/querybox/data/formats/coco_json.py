@@ -25,8 +25,8 @@ from querybox.masks import Region
 from querybox.text import counted
 
 
-def _without_signs(value: object) -> object:
-    """Return an id that may be a number: pydantic would take strings such as ``2015_1`` and ``1.0`` for one, too.
+def _number_or_digits(value: object) -> object:
+    """Return an id that is a number or digits, and not a string such as ``2015_1`` or ``1.0``, which pydantic converts.
 
     Raises:
         ValueError: It is a string of other characters than digits, true or false.
@@ -37,7 +37,7 @@ def _without_signs(value: object) -> object:
 
 
 Id = Annotated[
-    Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_without_signs)] | str,
+    Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_number_or_digits)] | str,
     Field(union_mode="left_to_right"),
 ]
 """An id as written; strings of digits are numbers."""
