@@ -136,6 +136,20 @@ def test_masks_of_labelme(tmp_path: Path) -> None:
     assert "shape 7: " in no_base64
 
 
+def test_boxes_of_masks_of_labelme_are_those_of_the_pixels(tmp_path: Path) -> None:
+    # In the file, the second point of a mask is in its last pixel; or behind it, as some versions write it.
+    ends = {(4, 5, 6, 6): TEE, (4, 5, 7, 7): TEE, (9, 9, 9, 9): TEE[:1, 1:2]}
+    shapes = [
+        {"label": "cell", "shape_type": "mask", "points": [[left, top], [right, bottom]], "mask": content}
+        for (left, top, right, bottom), pixels in ends.items()
+        for content in [base64.b64encode(png(pixels)).decode()]
+    ]
+    write_images(tmp_path, [IMAGE])
+    write_json(tmp_path / "a.json", labelme(IMAGE, shapes))
+    (image,) = read_dataset(tmp_path).images
+    assert image.boxes_xyxy.tolist() == [[4, 5, 7, 7], [4, 5, 7, 7], [9, 9, 10, 10]]
+
+
 @pytest.mark.parametrize("hole", [[[0, 0], [16, 0], [16, 12], [0, 12]], [[12, 1], [15, 1], [15, 3]]])
 def test_a_hole_beyond_the_outline_is_no_part_of_the_object(tmp_path: Path, hole: list[list[float]]) -> None:
     points = {"exterior": SQUARE, "interior": [[], hole]}

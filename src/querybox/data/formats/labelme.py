@@ -34,7 +34,7 @@ from querybox.data.shapes import Point, bounding_box, ellipse, polygon_region, u
 from querybox.data.splits import Format
 from querybox.data.text import decode, read_bounded
 from querybox.errors import DataError, ImageError
-from querybox.masks import Region
+from querybox.masks import Region, Rle
 
 _WITHOUT_EXTENT = frozenset({"point", "points", "line"})
 
@@ -108,14 +108,15 @@ def _objects(
             continue
         if parsed.shape_type != "rectangle":
             findings.add("boxed_shape", where)
-        group = number if parsed.group_id is None else f"group {parsed.group_id}"
-        points.setdefault((parsed.label, group), []).extend(_corners(parsed))
-        places.setdefault((parsed.label, group), where)
         try:
-            regions.setdefault((parsed.label, group), []).append(_region(parsed, size))
+            region = _region(parsed, size)
         except (DataError, ValueError) as error:
             findings.add("malformed_mask", f"{where}: {error}")
-            regions[parsed.label, group].append(None)
+            region = None
+        key = (parsed.label, number if parsed.group_id is None else f"group {parsed.group_id}")
+        points.setdefault(key, []).extend(_corners(parsed, region))
+        places.setdefault(key, where)
+        regions.setdefault(key, []).append(region)
     return [
         AnnotatedObject(places[key], str(key[0]), bounding_box(points[key]), mask=union(regions[key]))
         for key in points
@@ -142,8 +143,12 @@ def _region(shape: _Shape, size: tuple[int, int] | None) -> Region | None:
             return None
 
 
-def _corners(shape: _Shape) -> list[Point]:
-    """Return points whose bounding box is that of the shape."""
+def _corners(shape: _Shape, region: Region | None) -> Sequence[Point]:
+    """Return points whose bounding box is that of the shape, given its pixels if they are known."""
+    if isinstance(region, Rle) and (box := region.box_xyxy) is not None:
+        return box[:2], box[
+            2:
+        ]  # of the points of a mask, labelme writes the second one in or behind the last pixel
     if shape.shape_type != "circle" or len(shape.points) != 2:
         return shape.points
     (x, y), edge = shape.points
