@@ -55,7 +55,9 @@ KINDS = {
     "no_labels": FindingKind(
         "error", "images, none of which has a label file", "add the label files, or remove the images"
     ),
-    "no_objects": FindingKind("error", "no objects to train on", "annotate at least one object"),
+    "no_objects": FindingKind(
+        "error", "no objects to train on", "annotate at least one object"
+    ),
     "too_many_unreadable": FindingKind(
         "error", "too many images that cannot be read", "replace them, or raise data.max_corrupt"
     ),
@@ -210,6 +212,11 @@ KINDS = {
         "note", "paths that do not exist", "the path with the same ending in the dataset's folder is used"
     ),
     "keypoints": FindingKind("note", "objects with keypoints", "only their box is used"),
+    "difficult_object": FindingKind(
+        "note",
+        "objects marked as difficult",
+        "used like others; the evaluation of Pascal VOC ignores them, so that its results differ",
+    ),
     "unlabeled_negative": FindingKind("note", "images without a label file", "used as negative examples"),
     "no_area": FindingKind("note", "objects without an area above 0", "the area of the box is used"),
     "no_iscrowd": FindingKind("note", "objects without iscrowd", "treated as single objects"),

@@ -88,8 +88,8 @@ def read_voc(dataset: VocFiles, *, lists: Sequence[Path] = (), folder: str | Non
     An image has the name of its XML file; if there is no such image, that in `<filename>`. The categories are the
     names in all XML files in alphabetical order, so they are the same in every split; because VOC has no ids, they get
     1 ... C. Image ids are 1, 2 ... in order. Corners are read as written, with pixels counted from 0 as by LabelImg and
-    similar tools. (The challenge's own files count pixels from 1, so their boxes are shifted by one pixel. Objects
-    marked `difficult` are treated like others.) For masks see `voc_masks`. Problems are among the data's `findings`.
+    similar tools. (The challenge's own files count pixels from 1, so their boxes are shifted by one pixel.) Objects
+    marked `difficult` are treated like others. For masks see `voc_masks`. Problems are among the data's `findings`.
 
     Args:
         dataset: The XML files of all splits.
@@ -203,6 +203,9 @@ class _RecordReader:
         size = annotation.size or read_size_or_note(image, number, self.findings)
         if size is None:
             return None
+        for place in annotation.difficult:
+            what = f"{annotation.file}, object {place}"
+            self.findings.add("difficult_object", what, image_id=number, path=image)
         return make_record(
             id=number,
             path=image,

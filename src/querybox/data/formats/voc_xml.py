@@ -35,6 +35,8 @@ class Annotation(NamedTuple):
     """The class of each object."""
     boxes_xyxy: Float64[np.ndarray, "G 4"]
     """Corners in pixels."""
+    difficult: tuple[int, ...] = ()
+    """The objects that are marked `difficult`, numbered from 1."""
 
     @property
     def file(self) -> Path:
@@ -60,6 +62,7 @@ def parse_voc(file: Path, findings: FindingCollector) -> Annotation | None:
             size=stated_size(root.findtext("size/height"), root.findtext("size/width")),
             names=tuple(sys.intern(_name(file, number, item)) for number, item in objects),
             boxes_xyxy=_array([_box(file, number, item, findings) for number, item in objects]),
+            difficult=tuple(n for n, item in objects if (item.findtext("difficult") or "").strip() == "1"),
         )
     except DataError as error:
         problem = str(error)
