@@ -23,9 +23,9 @@ def test_split_writes_a_dataset_beside_the_old_one(
 
 
 def test_the_split_to_divide_has_to_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_yolo(
-        tmp_path / "two", "train", [Drawn(name=f"{number}.png", size=(40, 30)) for number in "abcde"], ["x"]
-    )
+    objects = [("x", (1, 2, 11, 22))]
+    images = [Drawn(name=f"{number}.png", size=(40, 30), objects=objects) for number in "abcde"]
+    write_yolo(tmp_path / "two", "train", images, ["x"])
     write_yolo(tmp_path / "two", "val", [Drawn(name="f.png", size=(40, 30))], ["x"])
     (tmp_path / "two" / "data.yaml").unlink()
     (tmp_path / "two" / "classes.txt").write_text("x")

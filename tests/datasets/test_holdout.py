@@ -108,6 +108,16 @@ def test_the_only_image_of_a_class_is_trained_on() -> None:
     assert any(1 in image.labels for image in rest.images)
 
 
+@pytest.mark.parametrize("crowd", range(10))
+def test_a_crowd_region_is_no_object_of_its_class(crowd: int) -> None:
+    data = dataset([f"{name}.jpg" for name in "abcdefghij"], [[0]] * 10, classes=2)
+    for image in data.images[crowd], data.images[crowd - 1]:
+        image.labels[:] = 1
+    data.images[crowd].crowd[:] = True
+    rest, _ = hold_out(data, 0.2)
+    assert data.images[crowd - 1] in rest.images
+
+
 @pytest.mark.parametrize("count", [2, 3, 5])
 @pytest.mark.parametrize("fraction", [0.01, 0.5, 0.99])
 def test_no_part_is_empty(count: int, fraction: float) -> None:

@@ -98,10 +98,12 @@ def test_annotations_that_cannot_be_read_are_a_finding(tmp_path: Path) -> None:
 def test_crowds_negatives_and_lost_objects_are_counted(tmp_path: Path) -> None:
     document = coco(
         [
-            Drawn(name="a.png", size=(40, 30), objects=[("cat", (0, 0, 9, 9))] * 5),
+            Drawn(
+                name="a.png", size=(40, 30), objects=[("dog", (9, 9, 20, 20)), *[("cat", (0, 0, 9, 9))] * 4]
+            ),
             Drawn(name="b.png", size=(9, 9)),
         ],
-        ["cat"],
+        ["cat", "dog"],
     )
     document["annotations"][0]["iscrowd"] = 1
     write_images(tmp_path, [Drawn(name="a.png", size=(40, 30)), Drawn(name="b.png", size=(9, 9))])
@@ -111,6 +113,7 @@ def test_crowds_negatives_and_lost_objects_are_counted(tmp_path: Path) -> None:
     found = {one.kind: one for one in data.findings}
     assert {kind: one.count for kind, one in found.items()} == {
         "too_many_objects": 3,
+        "unused_category": 1,  # of which there is a crowd region alone
         "crowd": 1,
         "negative": 1,
     }

@@ -160,6 +160,22 @@ def test_too_few_images_are_refused(boxes: DetectionData, tmp_path: Path) -> Non
         split_dataset(boxes.only({1, 2}), tmp_path / "new", test=0.2)
 
 
+def test_parts_without_objects_are_refused(boxes: DetectionData, tmp_path: Path) -> None:
+    empty = [
+        changed(image, **{key: getattr(image, key)[:0] for key in ("boxes_xyxy", "labels", "crowd", "areas")})
+        for image in boxes.images[1:]
+    ]
+    few = replace(boxes, images=(boxes.images[0], *empty))
+    objects = len(boxes.images[0].labels)
+    with pytest.raises(
+        DataError, match=f"has {objects} objects?, so that val, test would have none; expected"
+    ):
+        split_dataset(few, tmp_path / "new", test=0.2)
+    with pytest.raises(DataError, match="has 0 objects, so that train, val would have none"):
+        split_dataset(replace(few, images=tuple(empty)), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def with_masks(image: ImageRecord) -> ImageRecord:
     """Return an image whose objects have their boxes as masks, the last as run lengths of a crowd."""
     masks: list[Region | None] = [

@@ -16,6 +16,7 @@ from querybox.data.scan import examine_images
 from querybox.errors import ConfigError, DataError
 from querybox.runfile import read_overrides
 from querybox.training import RunSettings, train
+from querybox.training.data import read_splits
 
 MakeSettings = Callable[..., RunSettings]
 
@@ -101,6 +102,17 @@ def test_too_many_are_refused_before_anything_is_written(run_settings: MakeSetti
         train(settings)
     assert not settings.folder.exists()
     assert examine_images(()) == []
+
+
+def test_nothing_is_held_out_that_has_no_objects(run_settings: MakeSettings, own_boxes: Path) -> None:
+    content = json.loads(own_boxes.read_text())
+    first = content["images"][0]["id"]
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] == first]
+    own_boxes.write_text(json.dumps(content))
+    settings = run_settings(data={"train": str(own_boxes), "val": None})
+    read = read_splits(settings, resume=False)
+    assert (len(read.training.images), read.validation, read.held_out) == (8, None, False)
+    assert "NO VALIDATION" in (read.describe(settings) or "")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are text elsewhere")

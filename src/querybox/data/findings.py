@@ -56,7 +56,7 @@ KINDS = {
         "error", "images, none of which has a label file", "add the label files, or remove the images"
     ),
     "no_objects": FindingKind(
-        "error", "no objects to train on", "annotate at least one object"
+        "error", "no objects to train on or to validate on", "annotate at least one object"
     ),
     "too_many_unreadable": FindingKind(
         "error", "too many images that cannot be read", "replace them, or raise data.max_corrupt"

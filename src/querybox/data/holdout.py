@@ -67,6 +67,11 @@ def group_sequences(images: Sequence[ImageRecord]) -> dict[str, list[ImageRecord
     }
 
 
+def classes_of(image: ImageRecord) -> set[int]:
+    """Return the labels of the objects of an image, without those that it has in crowd regions alone."""
+    return set(image.labels[~image.crowd].tolist())
+
+
 def cut_into_blocks(sequences: Groups, size: int) -> dict[str, list[ImageRecord]]:
     """Cut sequences into blocks of at least `size` images, without separating copies of one image."""
     blocks: dict[str, list[ImageRecord]] = {}
@@ -89,7 +94,7 @@ def choose(groups: Groups, target: int) -> set[int]:
     class is taken as a whole.
     """
     order = sorted(groups, key=lambda key: hashlib.sha256(key.encode(errors="surrogatepass")).digest())
-    classes = {key: {int(label) for image in groups[key] for label in image.labels} for key in order}
+    classes = {key: set().union(*map(classes_of, groups[key])) for key in order}
     remaining = Counter(label for key in order for label in classes[key])
     groups_of: dict[int, list[str]] = defaultdict(list)
     for key in order:
@@ -122,7 +127,7 @@ def classes_in_one_part(data: DetectionData, held_out: set[int]) -> bool:
     total: dict[int, int] = defaultdict(int)
     held: dict[int, int] = defaultdict(int)
     for image in data.images:
-        for label in {int(label) for label in image.labels}:
+        for label in classes_of(image):
             total[label] += 1
             held[label] += image.id in held_out
     return any(count > 1 and held[label] in (0, count) for label, count in total.items())

@@ -21,6 +21,7 @@ from querybox.data.splits import pick_split
 from querybox.data.tiled import TileRecord, tiled
 from querybox.errors import DataError
 from querybox.structures import Category
+from querybox.text import counted
 
 VALIDATION = "validation.json"
 """Name of the file with the validation results in a run's folder."""
@@ -167,8 +168,8 @@ def with_dataset_findings(
         what = f"{excluded} of {total}, more than data.max_corrupt = {max_corrupt:g}"
         findings.add("too_many_unreadable", what)
     if not data.num_objects and not any(finding.kind == "malformed" for finding in data.findings):
-        findings.add("no_objects", f"{len(data.images)} images")
-    used = {label for record in data.images for label in record.labels.tolist()}
+        findings.add("no_objects", counted(len(data.images), "image"))
+    used = {label for record in data.images for label in record.labels[~record.crowd].tolist()}
     for label, category in enumerate(data.categories):
         if used and label not in used:
             findings.add("unused_category", f"{category.name!r}, id {category.id}")

@@ -60,7 +60,7 @@ def split_dataset(
     Raises:
         ConfigError: The fractions are not above 0 or leave nothing to train on, there are too few images, the folder
             is not empty, or `shards` is below 1 or cannot express the dataset.
-        DataError: Image files are missing.
+        DataError: Image files are missing, or there are too few objects for one in each part.
     """
     if shards is not None:
         require_number("split", "shards", shards, 1, whole=True)
@@ -86,6 +86,11 @@ def split_dataset(
             )
         rest, parts["test"] = hold_out(rest, test / (1 - val))
     parts = {"train": rest, **parts}
+    if empty := [name for name, part in parts.items() if not part.num_objects]:
+        raise DataError(
+            f"{data.source}: has {counted(data.num_objects, 'object')}, so that {listed(empty)} would have none; "
+            "expected some in each part: annotate more images"
+        )
     origin = read_attribution(data)
     for name, part in parts.items():
         if shards is None:

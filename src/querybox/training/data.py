@@ -116,7 +116,7 @@ class Splits:
                 + (
                     "remove data.val=none"
                     if settings.data.val == NO_VALIDATION
-                    else "add images, or set data.val"
+                    else "add images with objects, or set data.val"
                 )
             )
         return None
@@ -154,7 +154,8 @@ class RunData:
 def read_splits(settings: RunSettings, *, resume: bool, written: Collection[str] = ()) -> Splits:
     """Read the annotations of the training and the validation data; without validation data, hold out a part.
 
-    A resumed run that was started without validation data goes on without.
+    Nothing is held out of a dataset with too few images with objects. A resumed run that was started without validation
+    data goes on without.
 
     Args:
         settings: The settings of the run.
@@ -183,7 +184,10 @@ def read_splits(settings: RunSettings, *, resume: bool, written: Collection[str]
         remaining = {image.id for image in training.images} - held_out
         training, validation = training.only(remaining), training.only(held_out)
     else:
-        training, validation = hold_out(training, settings.data.val_fraction)
+        rest, validation = hold_out(training, settings.data.val_fraction)
+        if not validation.num_objects:
+            return Splits(training=training, validation=None)
+        training = rest
     return Splits(training=training, validation=validation, held_out=True)
 
 
