@@ -280,6 +280,17 @@ def test_images_are_found_where_people_put_them(tmp_path: Path, document: Docume
     assert [image.path for image in data.images] == [tmp_path / folder / image.name for image in IMAGES]
 
 
+def test_images_of_lvis_have_the_name_in_their_url(tmp_path: Path, document: Document) -> None:
+    for image in document["images"]:
+        image["coco_url"] = f"http://images.cocodataset.org/train2017/{image['file_name']}"
+    document["images"][0]["coco_url"] += "?of=another"
+    names = [image.pop("file_name") for image in document["images"]]
+    assert [image.path.name for image in read_dataset(write(tmp_path, document)).images] == names
+    del document["images"][0]["coco_url"]
+    with pytest.raises(DataError, match=r"images\[0\]\.file_name: Field required"):
+        read_dataset(write(tmp_path, document))
+
+
 def test_an_image_of_unreadable_size_is_left_out(tmp_path: Path, document: Document) -> None:
     del document["images"][0]["width"]
     path = write(tmp_path, document)

@@ -201,6 +201,17 @@ def test_a_list_of_objects(tmp_path: Path) -> None:
     assert read_dataset(tmp_path).images[0].crowd.tolist() == [False, True]
 
 
+def test_an_empty_column_of_csv_states_nothing(tmp_path: Path) -> None:
+    write_images(tmp_path, IMAGES)
+    rows = [
+        ["file_name", "objects", "width", "height"],
+        ["a.jpg", json.dumps(objects(["dog", "cat"])), "", ""],
+    ]
+    write_csv(tmp_path / "metadata.csv", rows)
+    (image,) = read_dataset(tmp_path).images
+    assert (image.width, image.height, image.size_stated) == (40, 30, False)
+
+
 def test_json_in_csv(tmp_path: Path) -> None:
     write_images(tmp_path, IMAGES)
     rows = [["file_name", "objects"], ["a.jpg", json.dumps(objects([0, 1]))], ["b.jpg", ""]]

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Self
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import AliasChoices, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from querybox.data.findings import FindingCollector
 from querybox.data.formats.coco_mask import StatedBox, mask_box, read_mask
@@ -59,7 +59,8 @@ class CocoImage:
     """An entry of `images`."""
 
     id: Id
-    file_name: str
+    file_name: Annotated[str, Field(validation_alias=AliasChoices("file_name", "coco_url"))]
+    """The name, or in LVIS, which has none, the URL that ends with it."""
     width: Pixels | None = None
     height: Pixels | None = None
 

@@ -72,7 +72,8 @@ def _parse_csv(root: Path, file: Path, findings: FindingCollector) -> list[Annot
     for where, row in read_csv(file, findings):
         try:
             objects = parse_json(row["objects"] or "null", where, "JSON in 'objects'")
-            image = parse_image(where, {**row, "objects": objects}, names)
+            stated = {column: value or None for column, value in row.items()}
+            image = parse_image(where, {**stated, "objects": objects}, names)
         except DataError as error:
             findings.add("malformed", str(error))
         else:
