@@ -22,7 +22,7 @@ from querybox.data import read_dataset
 from querybox.errors import ConfigError
 from querybox.inference.detections import Detections
 from querybox.inference.file_names import file_names
-from querybox.inference.writers import panoptic_file
+from querybox.inference.writers import coco_file, panoptic_file
 from querybox.masks import Rle, rasterised
 from querybox.structures import Category, Preprocessing
 
@@ -188,6 +188,9 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
         for number, region in enumerate(record.masks or (), start=1):
             assert region is not None
             np.testing.assert_array_equal(rasterised(region, SIZE).mask(), panoptic.numbers == number)
+    with coco_file(tmp_path / "detections.json", CATEGORIES) as add:
+        add(found)
+    assert read_dataset(tmp_path / "detections.json").categories == CATEGORIES
     content = json.loads((tmp_path / "panoptic.json").read_text())
     assert [one["isthing"] for one in content["categories"]] == [1, 1, 0, 0]
     infos = content["annotations"][1]["segments_info"]

@@ -23,6 +23,7 @@ from querybox.data.shards import ImageFile, ShardImage
 from querybox.errors import ConfigError, DataError
 from querybox.files import atomic, comparable, numbered, write_text
 from querybox.masks import mask_numbers, rasterised
+from querybox.structures import Category
 from querybox.text import counted, listed, to_json
 
 ANNOTATIONS, PANOPTIC = "_annotations.coco.json", "panoptic.json"
@@ -288,11 +289,13 @@ def coco_document(data: DetectionData, names: Mapping[int, str], origin: Attribu
             for image in data.images
         ],
         "annotations": [{"id": number, **item} for number, item in enumerate(annotations, start=1)],
-        "categories": [
-            {"id": category.id, "name": category.name, **({"isthing": 0} if category.stuff else {})}
-            for category in data.categories
-        ],
+        "categories": [coco_category(category) for category in data.categories],
     }
+
+
+def coco_category(category: Category) -> dict[str, Any]:
+    """Return the entry of a class in the list `categories` of COCO's files; without `isthing`, it is one of things."""
+    return {"id": category.id, "name": category.name, **({"isthing": 0} if category.stuff else {})}
 
 
 def coco_annotations(image: ImageRecord, data: DetectionData) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from querybox.data.class_names import CLASSES, names_text
+from querybox.data.write import coco_category
 from querybox.files import atomic, write_text
 from querybox.inference.detections import Detections
 from querybox.inference.draw import PALETTE
@@ -50,7 +51,7 @@ def coco_file(path: Path, categories: Sequence[Category]) -> Iterator[AddDetecti
     yield add
     content = {
         "images": images,
-        "categories": [{"id": category.id, "name": category.name} for category in categories],
+        "categories": [coco_category(category) for category in categories],
         "annotations": annotations,
     }
     write_text(path, to_json(content))
