@@ -19,6 +19,7 @@ import numpy as np, torch
 from PIL import Image
 import querybox as qb
 from querybox.losses.classification import CrossEntropyLoss, FocalLoss
+from querybox.masks import Rle
 
 model = dict(backbone="test_resnet", width=32, heads=4, feedforward=64, encoder_layers=1, decoder_layers=2, queries=10)
 detector = qb.Detector.from_recipe("detr_r18", num_classes=2, **model).eval()
@@ -194,6 +195,8 @@ WRONG = {
     "detected(labels=found.labels + 7)": "for 2 categories; expected 0 to 1: a label is an index into the categories,",
     "detected(labels=found.labels - 2)": "Detections got labels from -",
     "detected(labels=found.scores)": "got labels of torch.float32, scores of torch.float32, boxes_xyxy of torch.float",
+    "detected(masks=np.zeros((10, 9, 9), dtype=bool))": "Detections.masks got an object of type ndarray; expected an",
+    "detected(masks=(Rle.of(np.zeros((9, 8), dtype=bool)),) * 10)": "got a mask of 9x8 for an image of 64x64; expected",
     "detected(masks=())": "labels [10], masks 0; expected [N, 4] boxes_xyxy and N of each other",
     "qb.Target(boxes=[[0.1] * 4], labels=[1])": "Target.boxes got an object of type list; expected a tensor",
     "qb.Target(boxes=torch.zeros(1, 4), labels=np.zeros(1))": "Target.labels got an object of type ndarray",

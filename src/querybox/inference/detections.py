@@ -83,6 +83,13 @@ class Detections:
             given = ", ".join(f"{name} {shape}" for name, shape in {**shapes, **masks}.items())
             raise ConfigError(f"Detections got {given}; expected [N, 4] boxes_xyxy and N of each other")
         self.check_values()
+        for mask in () if self.masks is None else self.masks:
+            require_type("Detections.masks", mask, Rle, "an Rle of querybox.masks for each: Rle.of(pixels)")
+            if mask.size != tuple(self.size):
+                raise ConfigError(
+                    f"Detections got a mask of {mask.size[0]}x{mask.size[1]} for an image of "
+                    f"{self.size[0]}x{self.size[1]}; expected the same (height x width)"
+                )
 
     def check_values(self) -> None:
         """Check labels and scores; see `__post_init__`."""
