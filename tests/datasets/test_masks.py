@@ -339,13 +339,15 @@ def test_polygons_ellipses_and_masks_of_cvat_are_masks(tmp_path: Path) -> None:
 
 def test_empty_masks_are_reported(tmp_path: Path) -> None:
     nothing, line = {"size": [12, 16], "counts": [192]}, [[2, 2, 14, 2, 5, 2]]
-    data = read_dataset(write(tmp_path, TRIANGLE, nothing, line))
+    outside = [[20, 2, 30, 2, 30, 9]]
+    data = read_dataset(write(tmp_path, TRIANGLE, nothing, line, outside))
     (finding,) = [one for one in data.findings if one.kind == "empty_mask"]
-    assert [place.what for place in finding.places] == ["image 1, object 2", "image 1, object 3"]
+    assert [place.what for place in finding.places] == [f"image 1, object {number}" for number in (2, 3, 4)]
     assert not kinds(data) & {"no_mask", "malformed_mask", "misplaced_mask"}
     masks = masks_of(data)
     assert [None if mask is None else mask.any() for mask in masks] == [
         True,
+        False,
         False,
         False,
     ]  # used as they are

@@ -90,12 +90,13 @@ def _note_masks(record: ImageRecord, findings: FindingCollector) -> None:
         what = f"image {record.id}: {missing} of {len(masks)}"
         findings.add("no_mask", what, image_id=record.id, path=record.file, count=missing)
     around = {index: mask.box_xyxy or (0.0,) * 4 for index, mask in enumerate(masks) if mask is not None}
-    objects, parts = list(around), np.array([*around.values()]).reshape(-1, 4)
+    objects = list(around)
+    parts = np.array([*around.values()]).reshape(-1, 4).clip(0, [record.width, record.height] * 2)
     empty = (parts[:, :2] == parts[:, 2:]).any(1)
     for row in np.flatnonzero(empty):
         what = f"image {record.id}, object {objects[row] + 1}"
         findings.add("empty_mask", what, image_id=record.id, path=record.file)
-    parts, boxes = parts.clip(0, [record.width, record.height] * 2), record.boxes_xyxy[objects]
+    boxes = record.boxes_xyxy[objects]
     shared = np.minimum(parts[:, 2:], boxes[:, 2:]) - np.maximum(parts[:, :2], boxes[:, :2])
     misplaced = 2 * shared.clip(min=0).prod(1) < (parts[:, 2:] - parts[:, :2]).prod(1)
     for row in np.flatnonzero(misplaced & ~empty):
