@@ -126,6 +126,25 @@ def test_pngs_may_be_in_the_root_or_beside_the_json(tmp_path: Path, place: str) 
     assert [record.path.name for record in data.images] == ["photo-1.png", "photo-2.png"]
 
 
+@pytest.mark.parametrize(
+    ("name", "place"), [("panoptic_train", "panoptic_train"), ("train", "train"), ("panoptic_train", ".")]
+)
+def test_a_png_is_not_taken_for_an_image_that_is_missing(tmp_path: Path, name: str, place: str) -> None:
+    file = write_panoptic(tmp_path, "train", pictures(2))
+    pngs = [*file.with_suffix("").iterdir()]
+    (file.parent / place).mkdir(exist_ok=True)
+    for png in pngs:
+        png.rename(file.parent / place / png.name)
+    if place == ".":
+        file.with_suffix("").rmdir()
+    file = file.rename(file.with_name(f"{name}.json"))
+    (tmp_path / "train" / "2.png").unlink()
+    data = read_split(file, None)
+    assert [record.path for record in data.images if not record.is_missing] == [tmp_path / "train" / "1.png"]
+    with pytest.raises(DataError, match=r"1 of 2 images are missing or corrupt"):
+        read_dataset(file)
+
+
 def test_ids_may_be_strings(tmp_path: Path) -> None:
     def rename(content: dict[str, Any]) -> None:
         for entry in (*content["images"], *content["annotations"]):

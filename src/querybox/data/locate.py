@@ -17,7 +17,9 @@ from querybox.errors import ImageError
 from querybox.text import listed
 
 _MASKS = re.compile(r"segment|mask|panoptic", re.IGNORECASE)
-"""Names of folders with segmentation masks, which have the names of the images."""
+"""Names of folders that may have segmentation masks, which have the names of the images."""
+_MASKS_ALONE = re.compile(r"masks|segmentations?|segmentation_?(class|object).*|panoptic.*|stuffthingmaps.*")
+"""Names of folders, folded, that have masks and no images."""
 _UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-")
 """The prefix that Label Studio adds to the names of uploaded files."""
 
@@ -57,15 +59,17 @@ class ImageLocator:
     base name. Only files in the dataset's folder are ever returned (links are followed).
     """
 
-    def __init__(self, root: Path, folders: Iterable[Path] = ()) -> None:
+    def __init__(self, root: Path, folders: Iterable[Path] = (), *, masks: bool = False) -> None:
         """Create a locator; the files are listed when they are first needed.
 
         Args:
             root: The dataset's folder.
             folders: The usual folders of images in `root`, by precedence; those that do not exist are ignored.
                 `root` itself is the last.
+            masks: Whether files in folders of masks are found, too.
         """
         self.root = root
+        self.masks = masks
         self.folders = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
         self.folders += [] if root in self.folders else [root]
         self._stems: dict[str, list[str]] | None = None
@@ -73,9 +77,10 @@ class ImageLocator:
     def find(self, name: str) -> Path | None:
         """Return the image file that `name` refers to, or None if there is none.
 
-        The file with the name's own suffix is preferred to others, any folder to those of segmentation masks, then the
-        file whose parent folders are those of the name, then the first of the usual folders. Case, percent-encoding
-        and the Unicode normal form may differ.
+        A file in a folder of masks is found only if `name` has the folder, or masks are searched: the mask of an image
+        that is missing is not the image. The file with the name's own suffix is preferred to others, any folder to
+        those that may have masks, then the file whose parent folders are those of the name, then the first of the usual
+        folders. Case, percent-encoding and the Unicode normal form may differ.
 
         Raises:
             ImageError: Several files remain; the error's kind is `ambiguous_image`.
@@ -138,6 +143,7 @@ class ImageLocator:
         stems = self._paths_by_stem()
         paths = stems.get(stem) or stems.get(_UPLOAD_PREFIX.sub("", stem, count=1), [])
         own_folder = _folded(folder).split("/")
+        paths = [path for path in paths if self.masks or not _is_mask(path, own_folder)]
         preferences: tuple[Callable[[str], int], ...] = (
             lambda path: _folded(path).endswith(suffix),
             lambda path: not _MASKS.search(os.path.dirname(path)),  # noqa: PTH120 - a string
@@ -241,6 +247,12 @@ def _is_inside(path: str, root: Path, name: str) -> bool:
     if not _leads_out(name):
         return True
     return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root))  # noqa: PTH100 - does not resolve links
+
+
+def _is_mask(path: str, folder: list[str]) -> bool:
+    """Return whether `path` has a folder of masks that is not in `folder` (folded names)."""
+    parents = _parts(_folded(path))[:-1]
+    return any(_MASKS_ALONE.fullmatch(part) and part not in folder for part in parents)
 
 
 def _num_shared_parents(path: str, folder: list[str]) -> int:

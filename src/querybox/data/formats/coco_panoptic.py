@@ -178,7 +178,7 @@ class _RecordReader:
         self, file: Path, root: Path | None, labels: Mapping[Id, int], findings: FindingCollector
     ) -> None:
         self.images = _image_locator(file, root)
-        self.pngs = ImageLocator(_png_folder(file) or file.parent)
+        self.pngs = ImageLocator(_png_folder(file) or file.parent, masks=True)
         self.labels = labels
         self.findings = findings
 
@@ -202,6 +202,10 @@ class _RecordReader:
         segments = self._segments(annotation, where, number)
         try:
             png = self._png(annotation.file_name)
+            if png == path:
+                what = f"{image.where}.file_name: {entry.file_name!r}; {png} is its panoptic PNG"
+                self.findings.add("missing_image", what, image_id=number)
+                return None
             masks, unlisted = read_segments(png, size, [one.id for one in annotation.segments_info])
         except (DataError, ImageError) as error:
             self.findings.add(
