@@ -66,7 +66,7 @@ class ImageLocator:
             root: The dataset's folder.
             folders: The usual folders of images in `root`, by precedence; those that do not exist are ignored.
                 `root` itself is the last.
-            masks: Whether files in folders of masks are found, too.
+            masks: Whether PNGs in folders of masks are found, too.
         """
         self.root = root
         self.masks = masks
@@ -77,7 +77,7 @@ class ImageLocator:
     def find(self, name: str) -> Path | None:
         """Return the image file that `name` refers to, or None if there is none.
 
-        A file in a folder of masks is found only if `name` has the folder, or masks are searched: the mask of an image
+        A PNG in a folder of masks is found only if `name` has the folder, or masks are searched: the mask of an image
         that is missing is not the image. The file with the name's own suffix is preferred to others, any folder to
         those that may have masks, then the file whose parent folders are those of the name, then the first of the usual
         folders. Case, percent-encoding and the Unicode normal form may differ.
@@ -250,9 +250,11 @@ def _is_inside(path: str, root: Path, name: str) -> bool:
 
 
 def _is_mask(path: str, folder: list[str]) -> bool:
-    """Return whether `path` has a folder of masks that is not in `folder` (folded names)."""
-    parents = _parts(_folded(path))[:-1]
-    return any(_MASKS_ALONE.fullmatch(part) and part not in folder for part in parents)
+    """Return whether `path` is a PNG in a folder of masks that is not in `folder` (folded names)."""
+    *parents, name = _parts(_folded(path))
+    return name.endswith(".png") and any(
+        _MASKS_ALONE.fullmatch(part) and part not in folder for part in parents
+    )
 
 
 def _num_shared_parents(path: str, folder: list[str]) -> int:

@@ -145,10 +145,9 @@ def _region(shape: _Shape, size: tuple[int, int] | None) -> Region | None:
 
 def _corners(shape: _Shape, region: Region | None) -> Sequence[Point]:
     """Return points whose bounding box is that of the shape, given its pixels if they are known."""
+    # labelme writes the second point of a mask in the last pixel, or behind it.
     if isinstance(region, Rle) and (box := region.box_xyxy) is not None:
-        return box[:2], box[
-            2:
-        ]  # of the points of a mask, labelme writes the second one in or behind the last pixel
+        return box[:2], box[2:]
     if shape.shape_type != "circle" or len(shape.points) != 2:
         return shape.points
     (x, y), edge = shape.points
