@@ -28,11 +28,12 @@ import accelerate  # noqa: F401
 import beartype  # noqa: F401
 import cyclopts  # noqa: F401
 import hypothesis
+import initial_weights
 import pytest
 import scipy.optimize  # noqa: F401
+import shape_checks
 import timm  # noqa: F401
 import torchvision.transforms.v2  # noqa: F401
-from shape_checks import install
 from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
@@ -41,7 +42,8 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-install()  # before the modules below, which import querybox
+shape_checks.install()  # before the modules below, which import querybox
+initial_weights.install()
 
 from documentation import enter, leave, run_commands, write_run_file  # noqa: E402
 
@@ -131,6 +133,11 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.freeze()
         gc.set_threshold(10_000, 10, 10)
         gc.enable()
+
+
+def pytest_runtest_setup() -> None:
+    """Have every test check the shapes of its calls, whatever others checked."""
+    shape_checks.CHECKED.clear()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import builtins
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import is_dataclass
 from functools import wraps
 from inspect import isgeneratorfunction
@@ -21,12 +21,17 @@ from unittest import mock
 import jaxtyping
 from beartype import BeartypeConf, beartype
 from jaxtyping import TypeCheckError, jaxtyped
+from torch import Tensor
 
 CONF = BeartypeConf(
     is_pep484_tower=True, violation_type=TypeCheckError
 )  # an int is a fine float, as it is to mypy
 SCOPE: Any = jaxtyped("context")
 """Within it axes of one name have one size."""
+CHECKED: set[Hashable] = set()
+"""Calls that were checked in this test: the function, and the types and shapes of its arguments."""
+LONG = 32
+"""Number of items from which on those of lists and tuples are not told apart."""
 CLOSURES: dict[CodeType, bool] = {}
 """Whether closures with this code have shapes in their annotations."""
 F = TypeVar("F", bound=Callable[..., Any])
@@ -59,7 +64,7 @@ def decorate(checked: Any) -> Any:
 
 
 def with_shapes(function: F) -> F:
-    """Check `function` with beartype in a scope of its own.
+    """Check `function` with beartype in a scope of its own, once in a test for arguments of the same types and shapes.
 
     So does `jaxtyped`, in twice the time: it checks arguments before the call, and again with the result.
     """
@@ -67,12 +72,33 @@ def with_shapes(function: F) -> F:
 
     @wraps(function)
     def scoped(*arguments: Any, **keywords: Any) -> Any:
-        if jaxtyping.config.jaxtyping_disable:
+        call = (function, *map(kind, arguments), *map(kind, keywords.values()))
+        if jaxtyping.config.jaxtyping_disable or was_checked(call):
             return function(*arguments, **keywords)
         with SCOPE:
             return checked(*arguments, **keywords)
 
     return cast("F", scoped)
+
+
+def kind(argument: object) -> Hashable:
+    """Return what annotations say of an argument, except for the items of long collections."""
+    if isinstance(argument, Tensor):
+        return argument.dtype, argument.shape
+    if isinstance(argument, list | tuple) and len(argument) < LONG:
+        return type(argument), *map(kind, argument)
+    return cast("Hashable", type(argument))
+
+
+def was_checked(call: Hashable) -> bool:
+    """Return whether a call was checked in this test, and take it as checked from now on."""
+    try:
+        if call in CHECKED:
+            return True
+        CHECKED.add(call)
+    except TypeError:  # a size is a symbol of a trace, which cannot be hashed
+        pass
+    return False
 
 
 def is_kernel(checked: object) -> bool:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 from traces import made_once, trace_once
 
 from querybox.checkpoints.find import EXPORTED, Format
@@ -40,6 +43,14 @@ def small(recipe: str, spread: float, **settings: Any) -> Detector:
             nn.init.normal_(part.weight, std=spread)  # so that what is seen makes a difference
     detector.preprocessing = Preprocessing(short_side=64, long_side=96, resizing="mmdet", clip_boxes=False)
     return detector
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_registry() -> Iterator[None]:
+    """Share PyTorch's table of functions for ONNX, which it would make anew for each conversion, in a second."""
+    once = staticmethod(cache(ONNXRegistry.from_torchlib))
+    with mock.patch.object(ONNXRegistry, "from_torchlib", once):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from querybox.checkpoints import native
 from querybox.errors import CheckpointError, ConfigError
@@ -131,9 +132,21 @@ def restore(blueprint: Blueprint, state: Mapping[str, Tensor]) -> DetectionTrans
     return detector.eval()
 
 
+class WithoutValues(TorchFunctionMode):
+    """Passes over random and constant initial values, which tensors on the meta device do not have."""
+
+    FILLS = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_})
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Call `func`, unless it fills a tensor."""
+        return args[0] if func in self.FILLS else func(*args, **(kwargs or {}))
+
+
 def without_tensors(recipe: Recipe, categories: tuple[Category, ...]) -> DetectionTransformer:
     """Build a detector on the meta device."""
-    with torch.device("meta"):
+    with torch.device("meta"), WithoutValues():
         return recipe.build(categories)
 
 
