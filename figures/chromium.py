@@ -61,7 +61,9 @@ class Page:
         message = {"id": self.number, "method": method, "params": parameters}
         if self.session:
             message["sessionId"] = self.session
-        os.write(self.write, json.dumps(message).encode() + b"\0")
+        text = json.dumps(message).encode() + b"\0"
+        while text:  # a signal ends the writing of a long one midway
+            text = text[os.write(self.write, text) :]
         while True:
             answer = self.receive()
             if answer.get("id") == self.number:
