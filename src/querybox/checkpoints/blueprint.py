@@ -135,13 +135,20 @@ def restore(blueprint: Blueprint, state: Mapping[str, Tensor]) -> DetectionTrans
 class WithoutValues(TorchFunctionMode):
     """Passes over random and constant initial values, which tensors on the meta device do not have."""
 
-    FILLS = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_})
+    FILLS = frozenset(
+        {
+            *(Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_),
+            *(nn.init.normal_, nn.init.uniform_, nn.init.constant_, nn.init.kaiming_uniform_),
+        }
+    )
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Call `func`, unless it fills a tensor."""
-        return args[0] if func in self.FILLS else func(*args, **(kwargs or {}))
+        if func in self.FILLS:
+            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def without_tensors(recipe: Recipe, categories: tuple[Category, ...]) -> DetectionTransformer:
