@@ -11,6 +11,7 @@ from layouts import A_BOXES, B_BOXES, IMAGES, NAMES, kinds, require_both, splits
 
 from querybox.data import read_dataset
 from querybox.errors import DataError
+from querybox.polygons import Polygons
 
 
 @pytest.mark.parametrize(
@@ -164,10 +165,13 @@ def test_rotated_boxes_and_polygons_of_voc(tmp_path: Path) -> None:
     rotated = "<robndbox><cx>20</cx><cy>15</cy><w>10</w><h>4</h><angle>1.5707963267948966</angle></robndbox>"
     polygon = "<polygon><x1>3</x1><y1>4</y1><x2>9</x2><y2>5</y2><x3>6</x3><y3>20</y3></polygon>"
     both = f"<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>11</xmax><ymax>22</ymax></bndbox>{polygon}"
-    objects = "".join(f"<object><name>dog</name>{shape}</object>" for shape in (rotated, polygon, both))
+    cut = both.replace("<x2>9</x2>", "")
+    objects = "".join(f"<object><name>dog</name>{shape}</object>" for shape in (rotated, polygon, both, cut))
     (tmp_path / "Annotations" / "a.xml").write_text(
         f"<annotation><size><width>40</width><height>30</height></size>{objects}</annotation>"
     )
     data = read_dataset(tmp_path)
-    np.testing.assert_allclose(data.images[0].boxes_xyxy, [[18, 10, 22, 20], [3, 4, 9, 20], [1, 2, 11, 22]])
-    assert kinds(data) == {"boxed_shape": 2}
+    boxes = [[18, 10, 22, 20], [3, 4, 9, 20], [1, 2, 11, 22], [1, 2, 11, 22]]
+    np.testing.assert_allclose(data.images[0].boxes_xyxy, boxes)
+    assert data.images[0].masks == (None, *[Polygons.of([[3, 4, 9, 5, 6, 20]])] * 2, None)
+    assert kinds(data) == {"boxed_shape": 2, "malformed_mask": 1, "no_mask": 2}

@@ -26,7 +26,7 @@ from querybox.data.records import (
 from querybox.data.splits import SPLITS, Format, Reader, by_split, split_name
 from querybox.data.text import read_lines, read_start
 from querybox.errors import DataError, ImageError
-from querybox.masks import Rle
+from querybox.masks import Region
 from querybox.structures import Category
 from querybox.text import listed
 
@@ -219,15 +219,14 @@ class _RecordReader:
             masks=self._masks(annotation, number, image),
         )
 
-    def _masks(self, annotation: Annotation, number: int, image: Path) -> list[Rle | None] | None:
-        """Return the masks of the objects of an image; None without any."""
-        if self.masks is None:
-            return None
+    def _masks(self, annotation: Annotation, number: int, image: Path) -> Sequence[Region | None]:
+        """Return the masks of the objects of an image: those of the PNG, or the polygons of the XML file."""
 
         def report(problem: str) -> None:
             self.findings.add("malformed_mask", problem, image_id=number, path=image)
 
-        return read_masks(self.masks / f"{image.stem}.png", annotation.boxes_xyxy, report)
+        masks = self.masks and read_masks(self.masks / f"{image.stem}.png", annotation.boxes_xyxy, report)
+        return masks or annotation.regions
 
     def note_others(self, annotations: Iterable[Annotation], folder: str | None) -> None:
         """Add findings for the files that belong to no split, and for images without an XML file."""

@@ -15,8 +15,10 @@ from jaxtyping import Float64
 
 from querybox.data.findings import FindingCollector
 from querybox.data.parsing import parse_xml, stated_size
+from querybox.data.shapes import Point, bounding_box, polygon_region
 from querybox.data.text import decode, read_bounded
 from querybox.errors import DataError
+from querybox.polygons import Polygons
 
 _ENCODING = re.compile(rb"""\s*<\?xml[^>]*encoding=["']([\w.-]+)["']""")
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -37,6 +39,8 @@ class Annotation(NamedTuple):
     """Corners in pixels."""
     difficult: tuple[int, ...] = ()
     """The objects that are marked `difficult`, numbered from 1."""
+    regions: tuple[Polygons | None, ...] = ()
+    """The polygon of each object; None for those without one."""
 
     @property
     def file(self) -> Path:
@@ -63,6 +67,7 @@ def parse_voc(file: Path, findings: FindingCollector) -> Annotation | None:
             names=tuple(sys.intern(_name(file, number, item)) for number, item in objects),
             boxes_xyxy=_array([_box(file, number, item, findings) for number, item in objects]),
             difficult=tuple(n for n, item in objects if (item.findtext("difficult") or "").strip() == "1"),
+            regions=tuple(_region(file, number, item, findings) for number, item in objects),
         )
     except DataError as error:
         problem = str(error)
@@ -107,12 +112,37 @@ def _box(file: Path, number: int, item: Element, findings: FindingCollector) -> 
                 *(float(rotated.findtext(key) or "") for key in ("cx", "cy", "w", "h", "angle"))
             )
         assert polygon is not None
-        x, y = ([float(point.text or "") for point in polygon if point.tag[:1] == axis] for axis in "xy")
-        return [min(x), min(y), max(x), max(y)]
+        return list(bounding_box(_points(polygon)))
     except ValueError:
         raise DataError(
             f"{file}: object {number} has the box {texts}; expected numbers in xmin, ymin, xmax and ymax of <bndbox>"
         ) from None
+
+
+def _region(file: Path, number: int, item: Element, findings: FindingCollector) -> Polygons | None:
+    """Return the polygon of an object, as Roboflow writes it; None without one."""
+    polygon = item.find("polygon")
+    try:
+        return None if polygon is None else polygon_region([_points(polygon)])
+    except ValueError:
+        findings.add(
+            "malformed_mask",
+            f"{file}, object {number}: expected as many numbers x1, x2, ... as y1, y2, ... in <polygon>",
+        )
+        return None
+
+
+def _points(polygon: Element) -> list[Point]:
+    """Return the corners of a polygon.
+
+    Raises:
+        ValueError: They are not pairs of numbers, or there are none.
+    """
+    x, y = ([float(point.text or "") for point in polygon if point.tag[:1] == axis] for axis in "xy")
+    points = list(zip(x, y, strict=True))
+    if not points:
+        raise ValueError
+    return points
 
 
 def _bounds_of_rotated(cx: float, cy: float, width: float, height: float, angle: float) -> list[float]:
