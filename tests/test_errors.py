@@ -53,7 +53,11 @@ def test_paths_with_spaces_are_quoted(tmp_path: Path) -> None:
     folder.mkdir()
     with pytest.raises(DataError, match=f"^'{re.escape(str(folder))}': contains no dataset"):
         querybox.read_dataset(folder)
-    for error in (ImageError(f"{folder}: is bad", "other_size"), DiskFullError(f"{folder}: is full")):
-        assert str(error).startswith(f"'{folder}': is ")
+    for error in (
+        ImageError(f"{folder}: is bad", "other_size"),
+        DiskFullError(f"{folder}: is full"),
+        DataError(f"{folder}/a: no such file"),
+    ):
+        assert str(error).startswith(f"'{folder}")
         assert str(pickle.loads(pickle.dumps(error))) == str(error)
     assert str(DataError("setting 'x' of y: is bad")) == "setting 'x' of y: is bad"

@@ -37,7 +37,7 @@ class QueryboxError(Exception):
 
     def __init__(self, message: str) -> None:
         path, colon, rest = message.partition(": ")
-        missing = rest.startswith("no such")
+        missing = rest.startswith("no such") and not path.startswith("'")  # quoted before it was pickled
         if colon and " " in path and (missing or os.path.exists(path)):  # noqa: PTH110 - raises no errors
             message = f"'{path}'{colon}{rest}"
         super().__init__(without_credentials(message))
