@@ -29,8 +29,12 @@ def engine(detector: Detector, **spoiled: float) -> ExportedModel:
     return ExportedModel(card, run)
 
 
-def test_verifies_what_is_equal(detector: Detector) -> None:
-    result = verify(detector, engine(detector))
+@pytest.mark.parametrize("autocast", [False, True])
+def test_verifies_what_is_equal(detector: Detector, *, autocast: bool) -> None:
+    right = engine(detector)
+    run = torch.autocast("cpu", enabled=False)(right.run)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        result = verify(detector, ExportedModel(right.card, run))
     assert (result.batches, result.scores, result.boxes, result.masks) == (3, 0.0, 0.0, 0.0)
 
 

@@ -24,7 +24,7 @@ from querybox.errors import ConfigError
 from querybox.exporting import Exported, ExportedModel, export, load_exported, onnx, openvino, write
 from querybox.exporting.card import Card
 from querybox.exporting.check import check_detections
-from querybox.exporting.graph import Graph
+from querybox.exporting.graph import Graph, trace
 from querybox.exporting.write import exported_precision
 from querybox.inference.predict import predict
 from querybox.structures import ImageBatch
@@ -56,6 +56,15 @@ def test_answers_as_the_detector_does_at_any_size(
     for name in ("logits", "boxes"):
         torch.testing.assert_close(answers[name], expected[name], rtol=0, atol=1e-4)
     check_detections(answers, torch.tensor(sizes), engine)  # not the order of scores equal but for rounding
+
+
+def test_an_outer_autocast_is_not_traced(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(f"autocast: {torch.is_autocast_enabled('cpu')}")
+
+    monkeypatch.setattr(torch.export, "export", fail)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="autocast: False"):
+        trace(detector)
 
 
 def test_what_the_padding_holds_does_not_matter(engine: ExportedModel) -> None:

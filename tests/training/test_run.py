@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,12 +74,18 @@ def test_a_run_leaves_everything_that_repeats_it(run_settings: MakeSettings) -> 
     torch.testing.assert_close(weights(folder.parent / "again"), weights(folder), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("disabled", [torch.no_grad, torch.inference_mode])
-def test_a_run_computes_gradients_where_they_are_disabled(disabled: Any, run_settings: MakeSettings) -> None:
-    with disabled():
+@pytest.mark.parametrize("outer", [torch.no_grad, torch.inference_mode, partial(torch.autocast, "cpu")])
+def test_a_run_computes_gradients_in_its_precision_whatever_is_set_around_it(
+    outer: Any, run_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    autocast = []
+    monkeypatch.setattr(Trainer, "seed_dropout", lambda _: autocast.append(torch.is_autocast_enabled("cpu")))
+    with outer():
+        before = torch.is_grad_enabled()
         result = train(run_settings(epochs=1))
-        assert not torch.is_grad_enabled()
+        assert torch.is_grad_enabled() == before
     assert float(rows(result.run_dir)[0]["grad_norm"]) > 0
+    assert autocast == [False, False]
 
 
 def test_each_epoch_has_its_row(run_settings: MakeSettings) -> None:

@@ -96,6 +96,7 @@ def differences(
     They are infinite if the outputs contain NaN or have the wrong shape.
     """
     graph, generator = Graph(detector), torch.Generator().manual_seed(0)
+    in_float32 = torch.autocast(detector.device.type, enabled=False)
     smallest = torch.full((2 + model.card.masks, len(pixels)), torch.inf)
     attempt = 0
 
@@ -105,7 +106,7 @@ def differences(
 
     for attempt in range(1 + TRIES * detector.proposes_queries):
         noisy = detector.encoder.register_forward_hook(add_noise) if attempt else nullcontext()
-        with evaluating(detector), torch.inference_mode(), noisy:
+        with evaluating(detector), torch.inference_mode(), in_float32, noisy:
             values = graph(pixels.to(detector.device), sizes.to(detector.device))
         expected = {name: value.cpu() for name, value in zip(model.card.outputs, values, strict=True)}
         predictions, right = model.predictions(outputs), model.predictions(expected)

@@ -146,7 +146,9 @@ def trace(
         "sizes": {0: Dim.DYNAMIC},
     }
     # Few operations of a trace are found in PyTorch's cache of results, whose entries take a third of the time.
-    with torch.no_grad(), _dynamo_config.patch(fake_tensor_cache_enabled=False), StandIns():
+    uncached = _dynamo_config.patch(fake_tensor_cache_enabled=False)
+    # The casts of an outer autocast would become a part of the program.
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), uncached, StandIns():
         program = torch.export.export(
             graph,
             (torch.zeros(shape, dtype=torch.uint8), torch.tensor(sizes)),

@@ -188,6 +188,7 @@ class Trainer:
         pixels, sizes = batch.pixels.to(device, non_blocking=True), batch.sizes.to(device, non_blocking=True)
         targets = [target.to(device, non_blocking=True) for target in batch.targets]
         images = ImageBatch.from_pixels(pixels, sizes, self.detector.preprocessing)
+        torch.clear_autocast_cache()  # within an outer autocast it would still have the weights of earlier steps
         try:
             with compiler_errors() if self.settings.compile else nullcontext():
                 losses: dict[str, Tensor] = self.model(

@@ -40,6 +40,7 @@ from querybox.training.processes import (
     is_main_process,
     start_processes,
     start_trackers,
+    training_device,
     translate_process_errors,
 )
 from querybox.training.record import evaluate_and_record, fit_and_record, record_start
@@ -119,11 +120,12 @@ def train_given(
     print_lines(main_console(), f"reading {public_name(str(settings.data.train))}")
     settings = locate(settings, resume=resume)
     locks = is_main_process() and (settings.folder.is_dir() or not resume)
-    # A run computes gradients, also where its caller has disabled them.
+    # A run computes gradients, also where its caller has disabled them, and in its own precision.
     with (
         folder_lock(settings.folder) if locks else nullcontext(),
         torch.inference_mode(mode=False),
         torch.enable_grad(),
+        torch.autocast(training_device().type, enabled=False),
     ):
         return run(dataclasses.replace(given, settings=settings), transform, resume=resume)
 
