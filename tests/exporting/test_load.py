@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,15 @@ def test_autocast_does_not_change_a_program(exported: object) -> None:
     expected = engine(batch).layers[-1].logits
     with torch.autocast("cpu", torch.bfloat16):
         assert_close(engine(batch).layers[-1].logits, expected, rtol=0, atol=0)
+
+
+def test_threads_have_the_answers_to_their_own_images(engine: ExportedModel) -> None:
+    sizes = torch.tensor([[96, 96]])
+    images = torch.randint(256, (24, 1, 3, 96, 96), dtype=torch.uint8)
+    expected = [engine.run(image, sizes)["logits"] for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda image: engine.run(image, sizes)["logits"], images))
+    assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(9, 64), (40, 7), (1, 1), (90, 5), (33, 34)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable, Mapping
 
 import torch
@@ -78,6 +79,17 @@ class ExportedModel(Predictor):
             class_rows=self.card.class_rows,
             masks=masks,
         )
+
+
+def one_at_a_time(run: Runner) -> Runner:
+    """Return a runner that threads wait for, of an engine that has one set of inputs and outputs for all of them."""
+    lock = threading.Lock()
+
+    def run_alone(pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> Outputs:
+        with lock:
+            return run(pixels, sizes)
+
+    return run_alone
 
 
 def padding_thin_images(run: Runner, min_side: int) -> Runner:

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 
 from querybox.errors import CheckpointError, ExportError, requires_extra
 from querybox.exporting.card import EXPORT_AGAIN, INPUTS, KEY, Card
-from querybox.exporting.engine import ExportedModel, Outputs
+from querybox.exporting.engine import ExportedModel, Outputs, one_at_a_time
 from querybox.exporting.signature import Port, check_signature
 from querybox.memory import first_line
 
@@ -94,7 +94,7 @@ def load(path: Path, *, trusted: bool) -> ExportedModel:
             ) from error
         return dict(zip(card.outputs, values, strict=True))
 
-    return ExportedModel(card, run)
+    return ExportedModel(card, one_at_a_time(run))
 
 
 def ports(names: Sequence[str], count: int, describe: Callable[[int], Any]) -> dict[str, Port]:

@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 
 from querybox.errors import CheckpointError, requires_extra
 from querybox.exporting.card import EXPORT_AGAIN, INPUTS, KEY, Card
-from querybox.exporting.engine import ExportedModel, Outputs, Runner
+from querybox.exporting.engine import ExportedModel, Outputs, Runner, one_at_a_time
 from querybox.exporting.expansion import expand
 from querybox.exporting.graph import sizes_as_traced
 from querybox.exporting.lowering import lower
@@ -155,4 +155,4 @@ def runner(model: openvino.Model, card: Card) -> Runner:
         )
         return {name: torch.from_numpy(values[name].copy()) for name in card.outputs}
 
-    return run
+    return one_at_a_time(run)
