@@ -27,7 +27,9 @@ def test_exports_describes_predicts_and_evaluates(
     model = run_folder / "best.safetensors"
     code, out, err = run("export", model, "out/small.onnx", "--to", "onnx")
     assert (code, err) == (0, "")
-    assert "The predictions are those of the detector: on 3 batches scores differ by at most " in out
+    assert (
+        "The predictions in float32 are those of the detector: on 3 batches scores differ by at most " in out
+    )
     assert "Wrote out/small.onnx (" in out
     assert "Run it: querybox predict out/small.onnx IMAGES" in out
     code, info, _ = run("info", "out/small.onnx")

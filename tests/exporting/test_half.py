@@ -16,7 +16,8 @@ from traces import made_once
 from querybox.detector import Detector
 from querybox.errors import ExportError
 from querybox.exporting import check, export, load_exported
-from querybox.exporting.half import halve
+from querybox.exporting.half import halve, round_on_cpu
+from querybox.exporting.onnx import rounding
 
 GRAPH = """
 <ir_version: 10, opset_import: ["": 18]>
@@ -76,12 +77,33 @@ def test_products_are_rounded_and_sums_are_not() -> None:
     np.testing.assert_array_equal(following, [0, 2, 4])
 
 
+def test_on_a_cpu_values_are_rounded_and_overflow_as_on_a_gpu() -> None:
+    """ONNX Runtime leaves casts around products out, so that an export of a model that overflows was verified."""
+    model = onnx_ir.from_proto(halved_graph())
+    round_on_cpu(model)
+    proto = onnx_ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    x = np.random.default_rng(0).random((5, 4), dtype=np.float32)
+    w, v = np.arange(0.1, 1.25, 0.1).reshape(4, 3), np.array([[1, 2], [3, 4], [5, 6.1]])
+    product = (x.astype(np.float16).astype(float) @ w.astype(np.float16).astype(float)).astype(np.float16)
+    logits, moved, _ = session.run(None, {"x": x, "i": np.arange(3)})
+    np.testing.assert_array_equal(logits, (product.astype(float) @ v.astype(np.float16)).astype(np.float16))
+    expected = product + np.array([0.01, 0.02, 0.03], np.float32)
+    np.testing.assert_allclose(moved, expected + 1 / (1 + np.exp(-expected)), rtol=1e-6)
+    large = {"x": np.full((1, 4), 1e4, np.float32), "i": np.arange(3)}
+    plain = onnxruntime.InferenceSession(halved_graph().SerializeToString())
+    assert np.isinf(session.run(["logits"], large)[0]).all()
+    assert np.isfinite(plain.run(["logits"], large)[0]).all()
+
+
 @pytest.fixture(scope="module")
 def file(detector: Detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """DETR in float16."""
     path = tmp_path_factory.mktemp("half") / "half.onnx"
     with made_once():
         done = export(detector, path, to="onnx", precision="fp16")
+    assert done.verification.precision == "fp16"
     assert 0 < max(done.verification.scores, done.verification.boxes) < check.TOLERANCES["fp16"]
     return path
 
@@ -104,6 +126,13 @@ def test_it_is_an_engine(file: Path) -> None:
     assert outputs["logits"].dtype == torch.float32
 
 
+def test_the_file_is_verified_with_the_roundings_of_gpus(file: Path) -> None:
+    plain = load_exported(file)
+    images = torch.randint(256, (1, 3, 64, 96), dtype=torch.uint8), torch.tensor([[64, 96]])
+    found, unrounded = (each.run(*images)["logits"] for each in (rounding(file, plain.card), plain))
+    assert 1e-5 < (found - unrounded).abs().max() < 0.1
+
+
 def test_detections_are_checked_where_outputs_cannot_be_compared(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,5 +148,6 @@ def test_detections_are_checked_where_outputs_cannot_be_compared(
 
 def test_with_proposals_the_model_is_compared_before_rounding(dino: Detector, tmp_path: Path) -> None:
     done = export(dino, tmp_path / "half.onnx", to="onnx", precision="fp16", size=(64, 96))
+    assert done.verification.precision == "float32"
     assert max(done.verification.scores, done.verification.boxes) < check.TOLERANCES["float32"]
     assert load_exported(tmp_path / "half.onnx").card.precision == "fp16"

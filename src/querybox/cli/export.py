@@ -104,8 +104,9 @@ def print_comparison(done: Exported, images: int) -> None:
     """
     checked = done.verification
     print_text(
-        f"The predictions are those of the detector: on {counted(checked.batches, 'batch', 'batches')} scores "
-        f"differ by at most {checked.scores:.1g}, boxes by {checked.boxes:.1g} of the image"
+        f"The predictions in {checked.precision} are those of the detector: "
+        f"on {counted(checked.batches, 'batch', 'batches')} scores differ by at most "
+        f"{checked.scores:.1g}, boxes by {checked.boxes:.1g} of the image"
         f"{'' if checked.masks is None else f', masks by {checked.masks:.1g} on average'}"
     )
     for name, precisions in (("AP", done.AP), ("Mask AP", done.AP_masks)):

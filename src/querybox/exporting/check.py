@@ -28,7 +28,7 @@ from querybox.modules.queries import gather_rows
 from querybox.pixels import pad, smooth_image
 from querybox.structures import Memory
 
-TOLERANCES: dict[ExportedPrecision, float] = {"float32": 1e-4, "bf16": 0.1, "fp16": 0.02}
+TOLERANCES: dict[ExportedPrecision, float] = {"float32": 1e-4, "bf16": 0.1, "fp16": 0.05}
 """Largest allowed difference of a class probability or a box coordinate (both 0-1), by precision."""
 DETECTION_TOLERANCE = 1e-5
 """Largest allowed difference between the detections of a model and those computed from its own logits and boxes."""
@@ -48,6 +48,8 @@ the number of attempts with them, in turns."""
 class Verification:
     """Differences between an exported model and its detector, over all batches compared."""
 
+    precision: ExportedPrecision
+    """Precision in which the model was compared: float32 if that was done before rounding."""
     batches: int
     """Number of batches compared."""
     scores: float
@@ -77,11 +79,22 @@ def verify(detector: DetectionTransformer, model: ExportedModel) -> Verification
     scores, boxes, *masks = torch.stack(largest).amax(0).tolist()
     if max(scores, boxes, *masks) > tolerance:
         found = "".join(f", masks by {each:.2g}" for each in masks)
+        cure = (
+            "try another format, and please report this"
+            if model.card.precision == "float32"
+            else f"{model.card.precision} is too coarse for this model, or its values are too large: use float32"
+        )
         raise ExportError(
             f"the exported model differs from its detector: scores by {scores:.2g}, boxes by {boxes:.2g} of the image"
-            f"{found}; expected at most {tolerance:g}; nothing was written: try another format, and please report this"
+            f"{found}; expected at most {tolerance:g}; nothing was written: {cure}"
         )
-    return Verification(batches=len(largest), scores=scores, boxes=boxes, masks=masks[0] if masks else None)
+    return Verification(
+        precision=model.card.precision,
+        batches=len(largest),
+        scores=scores,
+        boxes=boxes,
+        masks=masks[0] if masks else None,
+    )
 
 
 def differences(

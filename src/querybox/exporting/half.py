@@ -46,6 +46,36 @@ def halve(model: ir.Model) -> None:
     RemoveUnusedNodesPass()(model)
 
 
+def round_on_cpu(model: ir.Model) -> None:
+    """Have a model that `halve` changed round the same values on a CPU, in place.
+
+    ONNX Runtime computes products in float32 there, and leaves out the casts around those that no other operation in
+    float16 follows, so that their values are neither rounded nor infinite if they are too large. It keeps the casts
+    around a product that is in float32 in the graph.
+
+    Args:
+        model: The model. Its float16 values stay, but are computed in float32.
+    """
+    from onnx_ir import DataType, convenience
+
+    for node in list(model.graph):
+        (output, *_) = node.outputs
+        if node.op_type not in PRODUCTS | EXACT or output.dtype != DataType.FLOAT16:
+            continue
+        for index, operand in enumerate(node.inputs):
+            if operand is not None:
+                cast = new_cast(operand, DataType.FLOAT, f"{output.name}_operand{index}")
+                model.graph.insert_before(node, cast)
+                node.replace_input_with(index, cast.outputs[0])
+        name = output.name
+        output.name = f"{name}_exact"
+        rounded = new_cast(output, DataType.FLOAT16, name)
+        convenience.replace_all_uses_with(output, rounded.outputs[0])
+        rounded.replace_input_with(0, output)
+        output.dtype = DataType.FLOAT
+        model.graph.insert_after(node, rounded)
+
+
 def halved(graph: ir.Graph, value: ir.Value, node: ir.Node) -> ir.Value:
     """Return a float32 value in float16: the rounded weight, or the result of a cast before `node`."""
     from onnx_ir import DataType, tensor, val

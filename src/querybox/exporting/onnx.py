@@ -15,6 +15,7 @@ from querybox.errors import CheckpointError, requires_extra
 from querybox.exporting.card import EXPORT_AGAIN, INPUTS, KEY, Card
 from querybox.exporting.engine import ExportedModel, Outputs, Runner
 from querybox.exporting.graph import sizes_as_traced
+from querybox.exporting.half import round_on_cpu
 from querybox.exporting.lowering import lower
 from querybox.exporting.promotion import promote, skip_promotion
 from querybox.exporting.signature import Port, check_signature
@@ -135,13 +136,26 @@ def load(path: Path) -> ExportedModel:
 
 def in_float32(model: onnx_ir.Model, card: Card) -> ExportedModel:
     """Return a model that is computed in float32, whatever its card says."""
+    return in_memory(model, dataclasses.replace(card, precision="float32"))
+
+
+def rounding(path: Path, card: Card) -> ExportedModel:
+    """Load a file in fp16 with the roundings of GPUs, which ONNX Runtime leaves out on a CPU."""
+    import onnx_ir
+
+    model = onnx_ir.load(path)
+    round_on_cpu(model)
+    return in_memory(model, card)
+
+
+def in_memory(model: onnx_ir.Model, card: Card) -> ExportedModel:
+    """Return a model as an engine without writing it."""
     with without_telemetry():
         import onnxruntime
     import onnx_ir
 
     content = onnx_ir.to_proto(model).SerializeToString()
     session = onnxruntime.InferenceSession(content, session_options(), providers=PROVIDERS)
-    card = dataclasses.replace(card, precision="float32")
     return ExportedModel(card, runner(session, card))
 
 

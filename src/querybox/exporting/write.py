@@ -210,8 +210,9 @@ def write_onnx(
 ) -> ExportedModel:
     """Write an ONNX model, in fp16 if the card says so; return the model to verify.
 
-    Rounded scores select other proposals, whose outputs could not be compared. Then the model to verify is that before
-    rounding, and only the detections of the file are checked here, against its own logits and boxes.
+    A file in fp16 is verified with the roundings of GPUs. Rounded scores select other proposals, whose outputs could
+    not be compared. Then the model to verify is that before rounding, and only the detections of the file are checked
+    here, against its own logits and boxes.
     """
     model = onnx.convert(program, card)
     exact = onnx.in_float32(model, card) if card.precision == "fp16" and detector.proposes_queries else None
@@ -219,9 +220,12 @@ def write_onnx(
         halve(model)
     onnx.write(model, path, card)
     written = onnx.load(path)
-    if exact is None:
+    if card.precision == "float32":
         return written
-    verify_detections(written)
+    rounded = onnx.rounding(path, card)
+    if exact is None:
+        return rounded
+    verify_detections(rounded)
     return exact
 
 
