@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -16,11 +17,13 @@ from querybox.cli import main
 from querybox.detector import Detector
 from querybox.errors import ConfigError, MissingExtraError
 from querybox.exporting import ExportedModel
+from querybox.exporting.card import ExportedPrecision
 from querybox.inference.detections import Detections
 from querybox.structures import Category, Preprocessing
 from querybox.tuning import search
 from querybox.tuning.choice import Candidate, load_tuned, recall
 from querybox.tuning.search import (
+    Bench,
     Measurement,
     candidates,
     fastest,
@@ -183,6 +186,18 @@ def test_the_command_tunes_and_predict_follows(
         "threads": 1,
         "file": None,
     }
+
+
+@pytest.mark.parametrize("precision", get_args(ExportedPrecision))
+def test_a_file_of_any_precision_is_measured(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, precision: ExportedPrecision
+) -> None:
+    monkeypatch.setattr(search, "SECONDS", 0.0)
+    bench = Bench(Detector.load(weights), (64, 96), lambda _: None)
+    monkeypatch.setattr(bench, "build", lambda _: bench.detector)
+    file = Candidate(engine="onnx", precision=precision, threads=1, file=Path("a.onnx"))
+    (found,) = bench.measure([file])
+    assert (found.note, found.scores, found.boxes) == ("", 0, 0)
 
 
 def test_options_that_contradict_tuning(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,7 +39,7 @@ GAIN = 1.05
 """Minimum speedup over the default for another engine or number of threads to be chosen; less could be noise."""
 BEST = 10
 """Number of highest-scoring detections that are compared."""
-LIMITS = {"float32": 1e-3, "bf16": 0.1, "int8": 0.25}
+LIMITS: dict[ExportedPrecision, float] = {"float32": 1e-3, "bf16": 0.1, "fp16": 0.1, "int8": 0.25}
 """Maximum difference of scores and boxes (both 0-1) for an engine to be chosen, by precision."""
 PRECISIONS: tuple[ExportedPrecision, ...] = ("float32", "bf16")
 """Precisions in which PyTorch is measured."""
