@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import pickle
 import random
 import re
@@ -69,6 +70,26 @@ def test_labels_follow_the_boxes_that_are_dropped(sample: Sample) -> None:
     assert cut.labels.tolist() == [3]
     # Without SanitizeBoundingBoxes the second box is clipped to nothing.
     assert apply(Cut(12, 15), sample).labels.tolist() == [3]
+
+
+@pytest.mark.parametrize("degrees", [90, 17, 39])
+def test_rotations_that_enlarge_the_image(sample: Sample, degrees: float) -> None:
+    """torchvision computes the size of the image in two ways, which differ by a pixel at most angles."""
+    rotation = v2.RandomRotation((degrees, degrees), expand=True)
+    rotated = apply(rotation, sample)
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    height, width = rotated.pixels.shape[1:]
+    assert (height, width) == pytest.approx((20 * cos + 30 * sin, 30 * cos + 20 * sin), abs=2)
+    x, y = (
+        np.array([[1, 10, 10, 1], [20, 30, 30, 20]]) - 15,
+        np.array([[2, 2, 12, 12], [15, 15, 20, 20]]) - 10,
+    )
+    x, y = x * cos + y * sin + width / 2, y * cos - x * sin + height / 2
+    expected = np.stack([x.min(1), y.min(1), x.max(1), y.max(1)], 1)
+    np.testing.assert_allclose(rotated.boxes_xyxy, expected, atol=1.5)
+    empty = apply(rotation, Sample(sample.pixels, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)))
+    assert empty.pixels.shape == rotated.pixels.shape
+    assert empty.boxes_xyxy.shape == (0, 4)
 
 
 def test_other_formats_of_boxes_are_converted(sample: Sample) -> None:

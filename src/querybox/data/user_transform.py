@@ -171,10 +171,12 @@ def as_sample(
             f"{error}. querybox normalises images itself: remove ToDtype, ToFloat and Normalize"
         ) from None
     height, width = pixels.shape[-2:]
-    if canvas_size not in (None, (height, width)):
+    # After torchvision's own rotation they differ by a pixel, or are those before it if there are no boxes.
+    stated = canvas_size if canvas_size and len(boxes) else (height, width)
+    if max(abs(stated[0] - height), abs(stated[1] - width)) > 1:
         raise ConfigError(
-            f"returned an image of {height}x{width} (height x width) and boxes of one of {canvas_size[0]}x"
-            f"{canvas_size[1]}; expected those of the same image: transform both in one call"
+            f"returned an image of {height}x{width} (height x width) and boxes of one of {stated[0]}x"
+            f"{stated[1]}; expected those of the same image: transform both in one call"
         )
     if not isinstance(labels, torch.Tensor) or len(labels) != len(boxes) or labels.is_floating_point():
         count = f"{len(labels)} labels" if isinstance(labels, torch.Tensor) else type(labels).__name__
