@@ -305,7 +305,31 @@ def test_the_global_batches_do_not_depend_on_the_processes(world_size: int) -> N
         assert sorted(index for share in shares for index in share[number]) == sorted(batch)
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("size", [8, 32])  # 32: more than there are images
+def test_batches_do_not_depend_on_the_parts(size: int, world_size: int) -> None:
+    data = shapes(20, 9)
+    whole = list(batches(BatchSampler(data, size, seed=0)))
+    samplers = [BatchSampler(data, size, 0, rank, world_size, parts=4) for rank in range(world_size)]
+    shares = [list(batches(sampler)) for sampler in samplers]
+    assert {len(share) for share in shares} == {len(samplers[0])} == {4 * len(whole)}
+    for number, batch in enumerate(whole):
+        parts = [index for share in shares for part in share[4 * number : 4 * number + 4] for index in part]
+        assert sorted(parts) == sorted(batch)
+    assert {len(part) for part in shares[0][:3]} == {size // 4 // world_size}
+
+
+def test_parts_have_an_image_for_each_process_and_the_augmentation_of_their_batch() -> None:
+    assert [len(part) for part in BatchSampler(shapes(9, 0), 16, 0, 1, 2, parts=4)] == [2, 2]
+    phases = Phases(DataSettings(image_size=64, multi_scale=1), seed=0, epochs=1)
+    keys = [part[0] for part in BatchSampler(shapes(40, 0), 4, 0, parts=2, phases=phases)]
+    scales = [key.augmentation.scale for key in keys]
+    assert scales[::2] == scales[1::2] == [phases.batch(0, number, 10).scale for number in range(10)]
+
+
 def test_batches_that_cannot_be_shared_are_errors() -> None:
+    with pytest.raises(ConfigError, match="is 6; expected a multiple of the 2 processes x 2 parts"):
+        BatchSampler(shapes(20, 0), 6, 0, 0, 2, parts=2)
     with pytest.raises(ConfigError, match="batch_size is 7; expected a multiple of the 2 processes"):
         BatchSampler(shapes(20, 0), 7, 0, 0, 2)
     with pytest.raises(ConfigError, match="batch_size is 0"):

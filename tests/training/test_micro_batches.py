@@ -166,6 +166,22 @@ def test_the_number_is_kept_in_the_run_and_changes_nothing_else(
     assert read_run_file(chosen.folder / "run.yaml")["train"]["accumulate"] == 2
 
 
+@pytest.mark.parametrize("parts", [2, 3])
+def test_the_parts_make_one_update_of_the_whole_batch(run_settings: MakeSettings, parts: int) -> None:
+    """There is none with the two of eight images that are left over."""
+    plain = {"model": {"dropout": 0.0}, "data": {"scales": [64], "crop": 0}, "epochs": 1, "batch_size": 6}
+    found: list[dict[str, float]] = []
+    for number in (1, parts):
+        folder = train(run_settings(str(number), accumulate=number, **plain)).run_dir
+        names, *rows = (line.split(",") for line in (folder / "metrics.csv").read_text().splitlines())
+        found += [dict(zip(names, map(float, row), strict=True)) for row in rows]
+    whole, divided = found
+    assert whole["step"] == divided["step"] == 1
+    for name in whole:
+        if "loss" in name or name == "grad_norm":
+            assert divided[name] == pytest.approx(whole[name], rel=1e-4)
+
+
 @pytest.mark.skipif(not memory.STATUS.exists(), reason="counts as Linux does")
 def test_a_published_batch_is_divided_if_need_be_and_that_of_the_user_is_not(
     run_settings: MakeSettings,

@@ -226,18 +226,6 @@ def test_predictions_that_are_not_finite_name_their_images(
         train(run_settings())
 
 
-def test_accumulated_parts_make_one_update_of_the_whole_batch(run_settings: MakeSettings) -> None:
-    one, two = (
-        train(run_settings(name, model={"dropout": 0.0}, epochs=1, batch_size=8, accumulate=parts)).run_dir
-        for name, parts in (("one", 1), ("two", 2))
-    )
-    (whole,), (halves,) = rows(one), rows(two)
-    assert whole["step"] == halves["step"] == "1"
-    for name in whole:
-        if "loss" in name or name == "grad_norm":
-            assert float(halves[name]) == pytest.approx(float(whole[name]), rel=1e-4)
-
-
 def test_frozen_parts_stay_and_the_others_move(run_settings: MakeSettings) -> None:
     start = train(run_settings("start", epochs=1, lr=1e-12, backbone_lr=1e-12, weight_decay=0)).run_dir
     end = train(run_settings("end", epochs=1, freeze=["backbone", "encoder"], weight_decay=0.0)).run_dir

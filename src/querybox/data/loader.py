@@ -120,6 +120,7 @@ def train_loader(
     seed: int,
     rank: int = 0,
     world_size: int = 1,
+    parts: int = 1,
     epochs: int = 1,
     fill: Fill = IMAGENET_MEAN,
     transform: Callable[..., Any] | None = None,
@@ -134,20 +135,22 @@ def train_loader(
     Args:
         data: The images to train on.
         settings: Sizes, augmentation, workers.
-        batch_size: Number of images per batch, over all training processes.
+        batch_size: Number of images per batch, over all training processes and parts.
         seed: Seed of the order and of the augmentation, at least 0.
         rank: Index of this training process, 0 ... world_size - 1.
         world_size: Number of training processes.
+        parts: Number of parts of each batch that are yielded one after the other, for the accumulation of gradients.
         epochs: Number of epochs of the run, for augmentation that begins or ends during it.
         fill: RGB value, 0-255, of pixels that augmentation adds around images: the mean of the model's preprocessing.
         transform: Applied to every image before everything else; see `UserTransform`.
         masks: Whether targets have masks, of the images all of whose objects have one.
 
     Raises:
-        ConfigError: `batch_size` is not a multiple of `world_size`, or there are fewer images than processes, or
-            batches have too few images for mixup; or there are no masks for copy-paste, or `transform` cannot be used.
+        ConfigError: `batch_size` is not a multiple of `world_size` x `parts`, or there are fewer images than processes,
+            or batches have too few images for mixup; or there are no masks for copy-paste, or `transform` cannot be
+            used.
     """
-    check_loading(settings, batch_size, rank, world_size)
+    check_loading(settings, batch_size // parts, rank, world_size)
     if settings.copy_paste and not any(image.masks for image in data.images):
         raise ConfigError(
             f"setting 'data.copy_paste' is {settings.copy_paste:g}, but {data.source} has no masks; expected a dataset "
@@ -165,6 +168,7 @@ def train_loader(
             seed,
             rank,
             world_size,
+            parts=parts,
             phases=Phases(settings, seed, epochs),
             shuffle_shards=settings.shuffle_shards,
         ),

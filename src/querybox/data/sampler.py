@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,26 +24,28 @@ class ImageKey(NamedTuple):
 
 
 class BatchSampler(Sampler[list[ImageKey]]):
-    """Yield this process's part of every batch, as the keys of its images.
+    """Yield this process's share of every batch, or of one part of it after the other, as the keys of its images.
 
     Every batch is full; the images left over, different ones in each epoch, are skipped. (If there are fewer images
     than `batch_size`, the only batch has all of them.) Landscape and portrait images are batched separately to reduce
     padding; only the last batch may mix them. All processes compute the same batches from (seed, epoch), and process r
-    takes images r, r + world_size, ... of each.
+    takes images r, r + world_size, ... of each. The batches are the same, however many parts they are divided into.
 
     Args:
         data: The images.
-        batch_size: Number of images per batch, over all processes.
+        batch_size: Number of images per batch, over all processes and parts.
         seed: Seed of the order, at least 0.
         rank: Index of this process.
         world_size: Number of processes.
+        parts: Number of parts of a batch, one after the other. An only batch that is not full has fewer, of the same
+            size, of which the last one may be smaller.
         phases: The augmentation of every batch; None for the default one.
         shuffle_shards: Number of shards, or row groups of Parquet files, whose images are shuffled together; None for
             all images.
 
     Raises:
-        ConfigError: `batch_size` is not a multiple of `world_size`, or there are fewer images than processes; or there
-            are images that are in no shard, with `shuffle_shards`.
+        ConfigError: `batch_size` is not a multiple of `world_size` x `parts`, or there are fewer images than processes;
+            or there are images that are in no shard, with `shuffle_shards`.
     """
 
     def __init__(
@@ -54,12 +56,14 @@ class BatchSampler(Sampler[list[ImageKey]]):
         rank: int = 0,
         world_size: int = 1,
         *,
+        parts: int = 1,
         phases: Phases | None = None,
         shuffle_shards: int | None = None,
     ) -> None:
-        if batch_size < 1 or batch_size % world_size:
+        if batch_size < 1 or batch_size % (world_size * parts):
+            divided = f" x {parts} parts" if parts > 1 else ""
             raise ConfigError(
-                f"batch_size is {batch_size}; expected a multiple of the {world_size} processes"
+                f"batch_size is {batch_size}; expected a multiple of the {world_size} processes{divided}"
             )
         if len(data.images) < world_size:
             raise ConfigError(
@@ -73,6 +77,7 @@ class BatchSampler(Sampler[list[ImageKey]]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.part_size = batch_size // parts
         self.phases = phases
         self.epoch = 0
         self.skip = 0
@@ -82,7 +87,7 @@ class BatchSampler(Sampler[list[ImageKey]]):
 
         Args:
             epoch: Index of the epoch, from 0.
-            skip: Number of batches to skip at the start, when resuming an interrupted epoch.
+            skip: Number of parts of batches to skip at the start, when resuming an interrupted epoch.
         """
         self.epoch = epoch
         self.skip = skip
@@ -93,15 +98,26 @@ class BatchSampler(Sampler[list[ImageKey]]):
             self.phases.time_share = share
 
     def __iter__(self) -> Iterator[list[ImageKey]]:
-        epoch = self.epoch
-        for number, batch in list(enumerate(self._batches(epoch)))[self.skip :]:
-            phases = self.phases
-            augmentation = phases.batch(epoch, number, len(self)) if phases else BatchAugmentation()
-            yield [ImageKey(index, epoch, augmentation) for index in batch[self.rank :: self.world_size]]
+        epoch, phases = self.epoch, self.phases
+        parts = [
+            (number, part) for number, batch in enumerate(self._batches(epoch)) for part in self._parts(batch)
+        ]
+        for number, part in parts[self.skip :]:
+            augmentation = phases.batch(epoch, number, self.num_batches) if phases else BatchAugmentation()
+            yield [ImageKey(index, epoch, augmentation) for index in part[self.rank :: self.world_size]]
 
     def __len__(self) -> int:
-        """Return the number of batches in an epoch, regardless of `skip`."""
+        """Return the number of parts of all batches in an epoch, regardless of `skip`."""
+        return self.num_batches * len(self._parts(range(min(len(self.portrait), self.batch_size))))
+
+    @property
+    def num_batches(self) -> int:
+        """Number of batches in an epoch."""
         return max(1, len(self.portrait) // self.batch_size)
+
+    def _parts(self, batch: Sequence[int]) -> list[Sequence[int]]:
+        parts = [batch[start : start + self.part_size] for start in range(0, len(batch), self.part_size)]
+        return [part for part in parts if len(part) >= self.world_size]  # every process needs an image
 
     def order(self, epoch: int) -> Int64[np.ndarray, " N"]:
         """Return the images in the order of an epoch."""
@@ -116,7 +132,7 @@ class BatchSampler(Sampler[list[ImageKey]]):
         order = self.order(epoch)
         waiting: dict[bool, list[int]] = {False: [], True: []}
         batches: list[list[int]] = []
-        for index in order[: len(self) * self.batch_size].tolist():
+        for index in order[: self.num_batches * self.batch_size].tolist():
             group = waiting[bool(self.portrait[index])]
             group.append(index)
             if len(group) == self.batch_size:

@@ -207,10 +207,8 @@ class Trainer:
         be updated before the gradient is known to be finite.
         """
         late = self.settings.max_time is not None and self.seconds > self.settings.max_time
-        images, unreadable = (
-            sum(len(batch.image_ids) for batch in micro_batches),
-            sum(len(batch.unreadable) for batch in micro_batches),
-        )
+        images = sum(len(batch.image_ids) for batch in micro_batches)
+        unreadable = sum(len(batch.unreadable) for batch in micro_batches)
         own = [images, unreadable, self.seconds, request.signal is not None, late]
         numbers = torch.cat(
             [torch.stack([*losses.values(), norm]), torch.tensor(own).to(norm, non_blocking=True)]
@@ -257,7 +255,8 @@ class Trainer:
     def remaining_batches(self) -> Iterator[tuple[Batch, ...]]:
         """Yield the micro-batches of each remaining update of the current epoch."""
         progress, accumulate = self.progress, self.settings.micro_batches
-        if progress.epoch_steps == self.steps_per_epoch:
+        # More than there are if an earlier version made an update of images that are left over.
+        if progress.epoch_steps >= self.steps_per_epoch:
             return
         self.model.train()
         sampler = self.loader.batch_sampler
@@ -323,7 +322,7 @@ class Trainer:
             write_metrics(self.folder / METRICS, progress.rows)
         self.accelerator.log(results, step=progress.step)
         display.epoch(progress, row["loss"], results)
-        if steps == self.steps_per_epoch:
+        if steps >= self.steps_per_epoch:
             progress.epoch, progress.epoch_steps, progress.epoch_sums = epoch, 0, {}
         return stop or self.finished()
 

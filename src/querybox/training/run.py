@@ -229,7 +229,8 @@ def build_loader(
     loader = train_loader(
         data,
         settings.data,
-        batch_size=settings.train.batch_size // settings.train.micro_batches,
+        batch_size=settings.train.batch_size,
+        parts=settings.train.micro_batches,
         seed=settings.train.seed,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
