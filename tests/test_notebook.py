@@ -85,6 +85,7 @@ def test_a_run() -> None:
         decoder_layers=1,
     )
     result = TrainResult(run_dir=Path("runs/<b>"), detector=detector, metrics={"AP": 0.25, "APs": np.nan})
+    assert repr(result) == f"TrainResult({str(Path('runs/<b>'))!r}: AP 0.250)"
     shown = Shown(result._repr_html_())
     assert shown.tags == TABLES
     assert shown.text.startswith("The run is in runs/<b>")

@@ -18,10 +18,11 @@ from querybox.data.loader import TrainLoader
 from querybox.data.tiled import describe_tiles, tiled, with_whole_images
 from querybox.detector import Detector
 from querybox.fast.memory import retain_freed_memory
-from querybox.html import render
+from querybox.html import metric, render
 from querybox.interrupt import StopRequest
 from querybox.modules.detector import DetectionTransformer
 from querybox.report import write_report
+from querybox.text import listed
 from querybox.training.auto import choose, is_auto, is_measured, with_measured_batches, with_values_of_run
 from querybox.training.checkpoint import RunCheckpoint
 from querybox.training.data import Splits, check_splits, read_splits
@@ -65,6 +66,11 @@ class TrainResult:
     """The detector with the best AP, or the last one if there were no evaluations."""
     metrics: Mapping[str, float]
     """COCO metrics of the detector on the validation data; empty if there are none."""
+
+    def __repr__(self) -> str:
+        """Return, for example, ``TrainResult('runs/photos': AP 0.616, AP50 0.902)``."""
+        values = [f"{name} {metric(self.metrics[name])}" for name in ("AP", "AP50") if name in self.metrics]
+        return f"TrainResult({str(self.run_dir)!r}: {listed(values) if values else 'not evaluated'})"
 
     def _repr_html_(self) -> str:
         """Show the run's folder and its metrics in Jupyter."""
