@@ -11,8 +11,8 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-LARGE = 1 << 16
-"""Number of weights from which on a tensor is filled with slices."""
+LARGE = 1 << 18
+"""Number of weights from which on a tensor is filled with slices; tensors of timm's test models have fewer."""
 DRAWN = 1 << 22
 """How many numbers are drawn, more than the weights of all tensors but a few."""
 
