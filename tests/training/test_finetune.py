@@ -129,6 +129,8 @@ def test_classes_are_matched_by_name_and_told(tmp_path: Path, caplog: pytest.Log
         (["CAT", "cat"], ["cat", "Cat"], {0: 1, 1: 0}),  # equal names first, none twice
         (["Cat", "CAT"], ["cat"], {0: 0}),
         (["cat", "cat"], ["cat"], {0: 0}),
+        (["cat", "cat", "cat"], ["cat", "cat", "cat"], {0: 0, 1: 1, 2: 2}),
+        (["CAT", "cat "], ["Cat", "Cat"], {0: 0, 1: 1}),
         (["catfish"], ["cat"], {}),
     ],
 )

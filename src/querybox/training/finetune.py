@@ -76,14 +76,13 @@ def match_classes(ours: Sequence[Category], theirs: Sequence[Category]) -> dict[
     """
     matches: dict[int, int] = {}
     for spelling in (str, normalize_name):
-        free = {
-            spelling(category.name): label
-            for label, category in reversed(list(enumerate(theirs)))
-            if label not in matches.values()
-        }
+        free: dict[str, list[int]] = {}
+        for label, category in enumerate(theirs):
+            if label not in matches.values():
+                free.setdefault(spelling(category.name), []).append(label)
         for label, category in enumerate(ours):
-            if label not in matches and spelling(category.name) in free:
-                matches[label] = free.pop(spelling(category.name))
+            if label not in matches and free.get(spelling(category.name)):
+                matches[label] = free[spelling(category.name)].pop(0)
     return dict(sorted(matches.items()))
 
 
