@@ -44,6 +44,33 @@ def read(path: Path) -> tuple[int, str]:
     return number, " ".join(map(str, errors))
 
 
+UPRIGHT = {  # by the display matrix a b c d: x' = a x + c y, y' = b x + d y
+    (0, 1, -1, 0): lambda pixels: np.rot90(pixels, -1),
+    (-1, 0, 0, 1): lambda pixels: pixels[:, ::-1],  # mirrored, as by front cameras
+    (1, 0, 0, -1): lambda pixels: pixels[::-1],
+    (0, 1, 1, 0): lambda pixels: pixels.transpose(1, 0, 2),
+    (0, -1, -1, 0): lambda pixels: np.rot90(pixels, 2).transpose(1, 0, 2),
+}
+
+
+@pytest.mark.parametrize("matrix", UPRIGHT)
+def test_a_mirrored_video_is_not_upside_down(tmp_path: Path, matrix: tuple[int, int, int, int]) -> None:
+    pixels = np.zeros((32, 48, 3), dtype=np.uint8)
+    pixels[:16, :16] = 200  # a corner
+    pixels[16:, :16] = 100
+    with av.open(tmp_path / "clip.mp4", "w") as container:
+        stream: Any = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        a, b, c, d = (2**16 * each for each in matrix)
+        stream.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 2**30])
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    (frame,) = decode_video(tmp_path / "clip.mp4")
+    expected = UPRIGHT[matrix](pixels)
+    assert frame.pixels.shape == expected.shape
+    assert abs(frame.pixels - expected.astype(float)).mean() < 10
+
+
 @pytest.mark.parametrize("suffix", sorted(SUFFIXES))
 def test_whole_videos_are_whole_and_cut_ones_are_not(tmp_path: Path, suffix: str) -> None:
     path = write_video(tmp_path / f"clip{suffix}")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -87,7 +87,7 @@ class DecodedFrame(NamedTuple):
 
 
 def decode_video(path: Path) -> Iterator[DecodedFrame]:
-    """Decode every frame of a video, rotated upright as its header specifies.
+    """Decode every frame of a video, rotated upright and mirrored as its header specifies.
 
     What follows a damaged part is decoded as well.
 
@@ -119,9 +119,21 @@ def decode_video(path: Path) -> Iterator[DecodedFrame]:
 
 
 def upright(frame: VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
-    """Return the pixels of a frame, rotated upright as phones store it."""
+    """Return the pixels of a frame, rotated upright, and mirrored, as phones store it."""
+    pixels = frame.to_ndarray(format="rgb24")
     turns = round(frame.rotation / 90)  # counter-clockwise
-    return np.rot90(frame.to_ndarray(format="rgb24"), turns)
+    if is_mirrored(frame):
+        pixels, turns = pixels[:, ::-1], turns + 2  # the rotation is that of the left edge
+    return np.rot90(pixels, turns)
+
+
+def is_mirrored(frame: VideoFrame) -> bool:
+    """Return whether the display matrix of a frame mirrors it, as that of some front cameras does."""
+    matrix = cast("Mapping[str, Any]", frame.side_data).get("DISPLAYMATRIX")
+    if matrix is None:
+        return False
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()  # x' = a x + c y, y' = b x + d y
+    return bool(a * d < b * c)
 
 
 def read_packets(container: InputContainer, progress: Progress) -> Iterator[Packet[Any]]:
