@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from querybox.data.findings import FindingCollector
 from querybox.data.holdout import hold_out, original_name
 from querybox.data.records import DetectionData, ImageRecord
 from querybox.structures import Category
@@ -39,6 +41,23 @@ def dataset(
 
 def names(data: DetectionData) -> list[str]:
     return [image.path.name for image in data.images]
+
+
+def test_a_part_has_the_findings_about_its_images() -> None:
+    """Others would be a large fraction of a small part: of its boxes, or of its images, which may be too many."""
+    data = dataset([f"{name}.jpg" for name in "abcdefghijklmnopqrstuvwxy"])
+    findings = FindingCollector(data.source)
+    for image in data.images:
+        findings.add("clipped_box", image.path.name, image_id=image.id)
+    findings.add("broken_image", "z.jpg", image_id=26)
+    findings.add("subpixel_box", "a.jpg", image_id=1, count=3)
+    rest, held = hold_out(replace(data, findings=findings.by_kind()), 0.2)
+    assert rest.faulty_boxes == {"clipped_box": 20}
+    assert held.faulty_boxes == {"clipped_box": 5}
+    assert {place.what for finding in held.findings for place in finding.places} == set(names(held))
+    assert (rest.unreadable, held.unreadable) == ({"broken_image": 1}, {})
+    assert names(rest)[0] == "a.jpg"
+    assert [finding.count for finding in rest.findings if finding.kind == "subpixel_box"] == [3]
 
 
 def test_every_image_is_in_one_part() -> None:

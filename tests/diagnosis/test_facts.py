@@ -17,7 +17,10 @@ from querybox.inference.detections import Detections
 from querybox.structures import Category
 
 CATEGORIES = (Category(id=5, name="cat"), Category(id=7, name="dog"))
-CLIPPED = (DataFinding(kind="clipped_box", file=Path("data.json"), count=2, places=()),)
+FAULTY = tuple(
+    DataFinding(kind=kind, file=Path("data.json"), count=count, places=())
+    for kind, count in (("clipped_box", 2), ("outside_box", 1))
+)
 SIZES = DataSettings(image_size=50, long_side=100)  # half of the images' size
 BOX = [10.0, 10.0, 50.0, 50.0]
 FAR = [100.0, 20.0, 140.0, 60.0]
@@ -37,7 +40,7 @@ def record(number: int, boxes: list[list[float]], labels: list[int], crowds: int
 
 
 def dataset(*images: ImageRecord) -> DetectionData:
-    return DetectionData(source=Path("data.json"), categories=CATEGORIES, images=images, findings=CLIPPED)
+    return DetectionData(source=Path("data.json"), categories=CATEGORIES, images=images, findings=FAULTY)
 
 
 def found(boxes: list[list[float]], scores: list[float], labels: list[int]) -> Detections:
@@ -66,9 +69,13 @@ def test_a_split() -> None:
         most_objects=3,
         lost_objects=1,
         repeated_objects=1,
-        faulty_boxes=2,
+        faulty_boxes=3,
+        dropped_boxes=1,
         median_size=20.0,  # 40 x 40 at half the size
     )
+    assert (
+        SplitFacts.of(data, SIZES, queries=2).faulty_fraction == 3 / 5
+    )  # four are left, of which two are clipped
 
 
 def test_objects_are_followed_whatever_the_class_of_their_detection() -> None:

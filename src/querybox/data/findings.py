@@ -252,7 +252,7 @@ BOXES = ("nan_box", "infinite_box", "zero_size_box", "negative_size_box", "outsi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """One occurrence of a finding."""
+    """One occurrence of a finding, or several at one place."""
 
     what: str
     """Its location in the file and its content, in one line."""
@@ -261,6 +261,8 @@ class Place:
     """The image file."""
     box_xyxy: Corners | None = None
     """The invalid box in pixels, as given in the file."""
+    count: int = 1
+    """Number of occurrences, such as objects of an image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -332,7 +334,8 @@ class FindingCollector:
         """Add a place with `count` occurrences."""
         self.counts[kind] += count
         if len(self.places[kind]) < MAX_PLACES:
-            self.places[kind].append(Place(what=what, image_id=image_id, path=path, box_xyxy=box_xyxy))
+            place = Place(what=what, image_id=image_id, path=path, box_xyxy=box_xyxy, count=count)
+            self.places[kind].append(place)
 
     def by_kind(self) -> tuple[DataFinding, ...]:
         """Return one finding per kind, in the order of `KINDS`."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from querybox.data.records import DetectionData, ImageRecord
@@ -44,8 +45,28 @@ def hold_out(data: DetectionData, fraction: float) -> tuple[DetectionData, Detec
         held_out = choose(cut_into_blocks(sequences, max(1, target // BLOCKS)), target)
     if not held_out:  # there are only copies of one image
         held_out = choose({f"{image.path.name} {image.id}": [image] for image in data.images}, target)
-    remaining = {image.id for image in data.images} - held_out
-    return data.only(remaining), data.only(held_out)
+    return divide(data, held_out)
+
+
+def divide(data: DetectionData, held_out: Container[int]) -> tuple[DetectionData, DetectionData]:
+    """Return the remaining images and those with the ids `held_out`, each part with the findings about its images.
+
+    Findings about no image, or about one that was excluded before, stay with the remaining images.
+    """
+    rest, held = [], []
+    for finding in data.findings:
+        places = tuple(place for place in finding.places if place.image_id in held_out)
+        others = tuple(place for place in finding.places if place.image_id not in held_out)
+        count = sum(place.count for place in places)
+        if count:
+            held.append(replace(finding, count=count, places=places))
+        if finding.count > count:
+            rest.append(replace(finding, count=finding.count - count, places=others))
+    remaining = {image.id for image in data.images if image.id not in held_out}
+    return (
+        replace(data.only(remaining), findings=tuple(rest)),
+        replace(data.only(held_out), findings=tuple(held)),
+    )
 
 
 def original_name(path: Path) -> str:

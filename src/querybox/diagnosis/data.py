@@ -23,8 +23,7 @@ def faulty_boxes(run: Run) -> Finding | None:
     """Boxes extend beyond their images, usually because corners were written for width and height, or the reverse."""
     splits = {"training": run.record.training, "validation": run.record.validation}
     fractions = {
-        f"fraction of {name} boxes that extend beyond their image or have no area": facts.faulty_boxes
-        / max(1, sum(facts.objects.values()) + facts.faulty_boxes)
+        f"fraction of {name} boxes that extend beyond their image or have no area": facts.faulty_fraction
         for name, facts in splits.items()
         if facts
     }

@@ -48,8 +48,16 @@ class SplitFacts:
     """Number of objects with the same box and class as an earlier one."""
     faulty_boxes: int
     """Number of boxes that were clipped or dropped when the data were read."""
+    dropped_boxes: int | None = None
+    """Number of those that were dropped, and are not counted as objects; None if it was not recorded."""
     median_size: float
     """Median of the square root of the box area in pixels of the model's input."""
+
+    @property
+    def faulty_fraction(self) -> float:
+        """Fraction of all boxes that were clipped or dropped."""
+        dropped = self.faulty_boxes if self.dropped_boxes is None else self.dropped_boxes
+        return self.faulty_boxes / max(1, sum(self.objects.values()) + dropped)
 
     @classmethod
     def of(cls, data: DetectionData, settings: DataSettings, queries: int) -> Self:
@@ -66,6 +74,7 @@ class SplitFacts:
             lost_objects=sum(max(0, count - queries) for count in counts),
             repeated_objects=sum(map(repeated_objects, data.images)),
             faulty_boxes=sum(data.faulty_boxes.values()),
+            dropped_boxes=sum(data.faulty_boxes.values()) - data.faulty_boxes.get("clipped_box", 0),
             median_size=float(np.median(sizes)),
         )
 

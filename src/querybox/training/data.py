@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from querybox.data import DetectionData, read_train_and_val
 from querybox.data.deep import DeepValues
-from querybox.data.holdout import hold_out
+from querybox.data.holdout import divide, hold_out
 from querybox.data.records import log_warnings, require_usable
 from querybox.data.scan import examine_images, with_observations
 from querybox.data.settings import NO_VALIDATION
@@ -180,9 +180,7 @@ def read_splits(settings: RunSettings, *, resume: bool, written: Collection[str]
     if len(training.images) < 2:
         return Splits(training=training, validation=None)
     if known and known["val"].held_out:
-        held_out = set(known["val"].held_out)
-        remaining = {image.id for image in training.images} - held_out
-        training, validation = training.only(remaining), training.only(held_out)
+        training, validation = divide(training, set(known["val"].held_out))
     else:
         rest, validation = hold_out(training, settings.data.val_fraction)
         if not validation.num_objects:
