@@ -221,6 +221,17 @@ def test_what_is_set_is_not_advised(advice: str) -> None:
         assert not advises({**case, **settings}, advice), name
 
 
+def test_cures_do_not_contradict_each_other() -> None:
+    """Rates are not raised and lowered, a warm-up is not lengthened and shortened, and random weights not frozen."""
+    slow = examine(make_run(**BROKEN["lr_too_low"], top_score=0.02))
+    assert not any("Lower train.lr" in each.cure for each in slow)
+    warming = make_run(lr=0.1, warmup_steps=8, history=SHORT)
+    assert {"lr_too_high", "warmup_too_long"} <= set(names(warming))
+    assert "train.warmup_steps" not in only(examine(warming), "lr_too_high").cure
+    random = {**BROKEN["overfitting"], "model": {"backbone_weights": None}}
+    assert not advises(random, "train.freeze=[backbone]")
+
+
 def test_only_the_recipe_of_auto_is_advised() -> None:
     cures = " ".join(each.cure for case in BROKEN.values() for each in examine(make_run(**case)))
     assert set(re.findall(r"recipe=(\w+)", cures)) == {FOR_FEW_IMAGES}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from querybox.diagnosis.data import permuted
 from querybox.diagnosis.finding import Finding
 from querybox.diagnosis.run import UNSURE, Run
-from querybox.diagnosis.schedule import FALLING, with_warmup
+from querybox.diagnosis.schedule import FALLING, lr_too_low, with_warmup
 from querybox.models import FOR_FEW_IMAGES
 
 DUPLICATES = 0.3
@@ -60,8 +60,8 @@ def duplicates(run: Run) -> Finding | None:
 def no_object_collapse(run: Run) -> Finding | None:
     """All queries predict no object in all images."""
     facts, training = run.record.evaluation, run.record.training
-    if facts is None or not run.poor or facts.top_score >= UNSURE:
-        return None
+    if facts is None or not run.poor or facts.top_score >= UNSURE or lr_too_low(run):
+        return None  # weights that hardly change predict nothing, either
     objects, empty = 0.0, 0.0
     if training:
         objects, empty = (

@@ -83,8 +83,12 @@ def lr_too_high(run: Run) -> Finding | None:
 
 
 def with_warmup(run: Run) -> str:
-    """Return the advice to warm up, which is empty if the run did."""
-    return "" if run.plan.warmup_steps >= WARMUP_STEPS else f", and train.warmup_steps={WARMUP_STEPS}"
+    """Return the advice to warm up, which is empty if the run did, at least for half of its steps."""
+    return (
+        ""
+        if run.plan.warmup_steps >= min(WARMUP_STEPS, run.steps / 2)
+        else f", and train.warmup_steps={WARMUP_STEPS}"
+    )
 
 
 def diverges(run: Run) -> bool:
@@ -272,7 +276,8 @@ def less_overfitting(run: Run) -> list[str]:
     }
     if names := [f"data.{name}" for name, useful in unused.items() if useful]:
         options.append(f"increase augmentation ({', '.join(names)})")
-    if "backbone" not in run.plan.freeze:
+    pretrained = run.fine_tuned or run.recipe.backbone_weights is not None
+    if pretrained and "backbone" not in run.plan.freeze:
         options.append("freeze the backbone (train.freeze=[backbone])")
     if run.plan.patience is None:
         options.append("stop earlier (train.patience)")
