@@ -93,13 +93,11 @@ def read_image(
     """
     file = loaded(path)
     with _opened(file, max_pixels) as image:
-        stored, rotated = (image.height, image.width), _rotated_size(image)
+        stored, rotated = _sizes(image)
         if min_side is not None and isinstance(image, JpegImageFile):
             factor = reduction(min(stored), min_side)
             image.draft(image.mode, (image.width // factor, image.height // factor))
         values = load(image, file)
-        if image.format == "TIFF":  # Pillow has applied the orientation while loading
-            stored = rotated = (image.height, image.width)
         check_size(file, size, rotated, stored)
         if values is not None:
             orientation = image.getexif().get(ORIENTATION, 1)
@@ -136,12 +134,10 @@ def examine_image(
     with _opened(file) as image:
         notes, deep = [], None
         orientation = image.getexif().get(ORIENTATION, 1)
-        stored, rotated = (image.height, image.width), _rotated_size(image)
+        stored, rotated = _sizes(image)
         if image.format == "JPEG":
             image.draft(image.mode, (1, 1))
         values = load(image, file)
-        if image.format == "TIFF":  # Pillow has applied the orientation while loading
-            stored = rotated = (image.height, image.width)
         check_size(file, size, rotated, stored)
         if orientation in ROTATED and (size is None or stored == rotated):
             notes.append(("ambiguous_orientation", f"{path}: EXIF orientation {orientation}"))
@@ -180,8 +176,8 @@ def read_size(path: str | ImageFile | EncodedImage) -> tuple[int, int]:
         ImageError: The file is missing, not an image, or larger than `MAX_PIXELS`.
     """
     with _opened(loaded(path)) as image:
-        # Pillow applies the orientation of TIFFs itself, also to the size before loading.
-        return (image.height, image.width) if image.format == "TIFF" else _rotated_size(image)
+        _, rotated = _sizes(image)
+        return rotated
 
 
 @contextmanager
@@ -270,6 +266,11 @@ def check_size(
         )
 
 
-def _rotated_size(image: Image.Image) -> tuple[int, int]:
-    sideways = image.getexif().get(ORIENTATION) in SIDEWAYS
-    return (image.width, image.height) if sideways else (image.height, image.width)
+def _sizes(image: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return (height, width) of an image that is not decoded yet, without and with its EXIF orientation.
+
+    Of TIFFs both have it: Pillow applies it itself, to their size when it opens them.
+    """
+    stored = (image.height, image.width)
+    is_sideways = image.format != "TIFF" and image.getexif().get(ORIENTATION) in SIDEWAYS
+    return stored, stored[::-1] if is_sideways else stored
