@@ -14,7 +14,7 @@ from querybox.data.findings import UNREADABLE, FindingCollector
 from querybox.data.image import Examination, examine_image
 from querybox.data.loader import start_worker
 from querybox.data.records import DetectionData, ImageRecord
-from querybox.data.shards import ImageFile, ShardImage
+from querybox.data.shards import ImageFile
 from querybox.data.tiff import examine_tiff, is_read_in_parts
 from querybox.errors import ImageError, StorageError
 from querybox.machine import available_cpus
@@ -69,7 +69,7 @@ class _Images(Dataset[tuple[ImageRecord, list[Observation] | StorageError]]):
         try:
             return examine_image(path, size, pixel_range=self.pixel_range)
         except ImageError as error:
-            if isinstance(path, ShardImage) or not (self.in_parts and is_read_in_parts(error, path)):
+            if not (self.in_parts and is_read_in_parts(path, error)):
                 raise
         return examine_tiff(path, size, pixel_range=self.pixel_range)
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -22,7 +22,7 @@ from querybox.data.image import (
     read_image,
     read_size,
 )
-from querybox.data.shards import ImageFile, ShardImage
+from querybox.data.shards import ImageFile
 from querybox.data.windows import Window
 from querybox.errors import ImageError, MissingExtraError, QueryboxError, requires_extra
 from querybox.files import restore
@@ -63,9 +63,12 @@ def is_tiff(path: Path) -> bool:
         return file.read(4) in SIGNATURES
 
 
-def is_read_in_parts(error: ImageError, path: Path) -> bool:
-    """Return whether a file that cannot be read as a whole, because of this error, is a TIFF that is too large."""
-    return error.kind == "too_large_image" and is_tiff(path)
+def is_read_in_parts(path: ImageFile, error: ImageError) -> TypeGuard[Path]:
+    """Return whether an image that cannot be read as a whole, because of this error, is a TIFF that is too large.
+
+    Images in shards are read as a whole only.
+    """
+    return isinstance(path, Path) and error.kind == "too_large_image" and is_tiff(path)
 
 
 def image_size(path: ImageFile) -> tuple[int, int]:
@@ -77,7 +80,7 @@ def image_size(path: ImageFile) -> tuple[int, int]:
     try:
         return read_size(path)
     except ImageError as error:
-        if isinstance(path, ShardImage) or not is_read_in_parts(error, path):
+        if not is_read_in_parts(path, error):
             raise
         try:
             with open_tiff(path, (0.0, 1.0)) as image:  # any range, because no pixel is read
@@ -103,7 +106,7 @@ def read_picture(
     try:
         return read_image(path, size, pixel_range=pixel_range)
     except ImageError as error:
-        if isinstance(path, ShardImage) or not is_read_in_parts(error, path):
+        if not is_read_in_parts(path, error):
             raise
     with open_tiff(path, pixel_range, size) as image:
         return Image.fromarray(image.reduced())

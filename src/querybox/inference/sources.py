@@ -21,7 +21,7 @@ from querybox.arguments import require_path, require_type
 from querybox.data.image import SUFFIXES as IMAGE_SUFFIXES
 from querybox.data.image import read_image
 from querybox.data.locate import iterate_files
-from querybox.data.shards import ImageFile, ShardImage
+from querybox.data.shards import ImageFile
 from querybox.data.tiff import is_read_in_parts, open_tiff
 from querybox.data.tiling import Tiling
 from querybox.errors import ConfigError, DataError, ImageError
@@ -287,7 +287,7 @@ def image_views(
     try:
         pixels = as_pixels(read_image(path, size, pixel_range=pixel_range))
     except ImageError as error:
-        if tiling is None or isinstance(path, ShardImage) or not is_read_in_parts(error, path):
+        if tiling is None or not is_read_in_parts(path, error):
             raise
     else:
         yield from views(Frame(source=str(path), pixels=pixels), tiling)
