@@ -111,6 +111,17 @@ def reaching(place: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def as_image_errors(place: str) -> Iterator[None]:
+    """Convert the errors of a file that is missing or may not be read to `ImageError`."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise ImageError(f"{public_name(place)}: no such file", "missing_image") from None
+    except PermissionError as error:
+        raise ImageError(f"{place}: cannot be read ({error.strerror}); check its permissions") from None
+
+
 class StoredFile:
     """A file that is read in parts, and that remembers an error of its storage.
 
@@ -194,7 +205,7 @@ def opened(place: str, *, ahead: bool = True) -> Iterator[StoredFile]:
         ImageError: There is no such file, it is not a regular one, or may not be read.
         OSError: The storage cannot be reached, or refuses, also later, when readers take it for damage of the file.
     """
-    try:
+    with as_image_errors(place):
         if is_url(place):
             storage, path = connect(place)
             with reaching(place):
@@ -202,10 +213,6 @@ def opened(place: str, *, ahead: bool = True) -> Iterator[StoredFile]:
         else:
             require_regular(Path(place), ImageError)
             file = Path(place).open("rb")  # noqa: SIM115 - closed below
-    except FileNotFoundError:
-        raise ImageError(f"{public_name(place)}: no such file", "missing_image") from None
-    except PermissionError as error:
-        raise ImageError(f"{place}: cannot be read ({error.strerror}); check its permissions") from None
     with file:
         stored = StoredFile(place, file)
         try:
@@ -237,7 +244,7 @@ def read_range(place: str, start: int, size: int) -> bytes:
         ImageError: There is no such file, it may not be read, or ends before.
         StorageError: The storage cannot be reached, or refuses.
     """
-    try:
+    with as_image_errors(place):
         if is_url(place):
             storage, path = connect(place)
             with reaching(place):
@@ -247,10 +254,6 @@ def read_range(place: str, start: int, size: int) -> bytes:
             with open(place, "rb") as file:  # noqa: PTH123 - half the time of Path.open
                 file.seek(start)
                 content = file.read(size)
-    except FileNotFoundError:
-        raise ImageError(f"{public_name(place)}: no such file", "missing_image") from None
-    except PermissionError as error:
-        raise ImageError(f"{place}: cannot be read ({error.strerror}); check its permissions") from None
     if len(content) != size:
         raise ImageError(
             f"{public_name(place)}: got {len(content):,} of {size:,} bytes from byte {start:,} on; expected a storage "
@@ -263,10 +266,10 @@ def version(place: str) -> str:
     """Return a text that differs if a file has been replaced: its size, and when it was changed.
 
     Raises:
-        ImageError: There is no such file.
+        ImageError: There is no such file, or it may not be read.
         StorageError: The storage cannot be reached, or refuses.
     """
-    try:
+    with as_image_errors(place):
         if not is_url(place):
             status = Path(place).stat()
             return f"{status.st_size} {status.st_mtime_ns}"
@@ -276,8 +279,6 @@ def version(place: str) -> str:
                 return str(storage.ukey(path))
             info = storage.info(path)  # fsspec takes the files of web servers to be always the same
             return f"{info.get('size')} {info.get('ETag')}"
-    except FileNotFoundError:
-        raise ImageError(f"{public_name(place)}: no such file", "missing_image") from None
 
 
 def too_large() -> str:
