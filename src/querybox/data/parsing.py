@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, StringConstraints, ValidationError
 
 from querybox.data.findings import FindingCollector
 from querybox.data.image import MAX_PIXELS
-from querybox.data.text import decode, decode_head, encoding_of, read_bounded, read_start
+from querybox.data.text import decode_head, encoding_of, read_bounded, read_start, read_text
 from querybox.errors import DataError
 from querybox.files import is_regular, require_regular
 
@@ -98,7 +98,7 @@ def read_json(file: Path, expected: str, findings: FindingCollector) -> Any:
     Raises:
         DataError: The file cannot be read or is not JSON.
     """
-    return parse_json(decode(read_bounded(file), file, findings), str(file), expected)
+    return parse_json(read_text(file, findings), str(file), expected)
 
 
 def parse_json(content: str, where: str, expected: str) -> Any:
@@ -113,8 +113,10 @@ def parse_json(content: str, where: str, expected: str) -> Any:
         raise DataError(f"{where}: {error}; expected {expected}") from None
 
 
-def validation_problem(error: ValidationError) -> str:
-    """Return the first problem of a validation in one line: its place and what is wrong."""
+def validation_problem(error: Exception) -> str:
+    """Return what is wrong in one line: the first problem of a validation, with its place, or the text of an error."""
+    if not isinstance(error, ValidationError):
+        return str(error)
     first = error.errors(include_url=False, include_context=False)[0]
     parts = [str(part) for part in first["loc"] if not _ALTERNATIVE.fullmatch(str(part))]
     place = re.sub(r"\.(\d+)", r"[\1]", ".".join(parts))

@@ -175,7 +175,7 @@ def _parse(text: str, findings: FindingCollector) -> Content:
 
 def _error(file: Path, text: str, error: Exception) -> DataError:
     """Return the error about a malformed file: its first problem, with the place in the file as a whole."""
-    problem, count = validation_problem(error) if isinstance(error, ValidationError) else str(error), ""
+    problem, count = validation_problem(error), ""
     try:
         _FILE.validate_json(text)
     except ValidationError as found:

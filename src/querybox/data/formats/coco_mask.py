@@ -69,7 +69,7 @@ def read_mask(segmentation: object) -> Region | None:
             return _rle(_RunLengths.model_validate(segmentation))
         polygons = _polygons(segmentation)
     except (ValidationError, UnicodeEncodeError) as error:
-        problem = validation_problem(error) if isinstance(error, ValidationError) else str(error)
+        problem = validation_problem(error)
         raise DataError(
             f"segmentation: {problem}; expected polygons, or a mask with 'size' and 'counts'"
         ) from None

@@ -16,7 +16,7 @@ from querybox.data.findings import FindingCollector
 from querybox.data.formats.hugging_face_objects import EXPECTED, categories, names_in_readme, parse_image
 from querybox.data.parsing import csv_columns, parse_json, partial_json, read_csv, read_head
 from querybox.data.splits import SPLITS, Format, Reader, split_name
-from querybox.data.text import decode, read_bounded
+from querybox.data.text import read_text
 from querybox.errors import DataError
 from querybox.structures import Category
 
@@ -52,7 +52,7 @@ def _is_csv(file: Path) -> bool:
 
 def _parse_json_lines(root: Path, file: Path, findings: FindingCollector) -> list[AnnotatedImage]:
     names = _names(root, findings)
-    text = decode(read_bounded(file), file, findings)
+    text = read_text(file, findings)
     images = []
     for number, line in enumerate(text.split("\n"), start=1):
         where = f"{file}, line {number}"

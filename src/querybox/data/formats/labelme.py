@@ -32,7 +32,7 @@ from querybox.data.parsing import (
 )
 from querybox.data.shapes import Point, bounding_box, ellipse, polygon_region, union
 from querybox.data.splits import Format
-from querybox.data.text import decode, read_bounded
+from querybox.data.text import read_text
 from querybox.errors import DataError, ImageError
 from querybox.masks import Region, Rle
 
@@ -62,9 +62,9 @@ def _is_labelme(file: Path) -> bool:
 
 def _parse(file: Path, locator: ImageLocator, findings: FindingCollector) -> AnnotatedImage | None:
     try:
-        content = _File.model_validate_json(decode(read_bounded(file), file, findings))
+        content = _File.model_validate_json(read_text(file, findings))
     except (DataError, ValidationError) as error:
-        problem = validation_problem(error) if isinstance(error, ValidationError) else str(error)
+        problem = validation_problem(error)
         findings.add("malformed", f"{file}: {problem}; expected labelme JSON, an object with 'shapes'")
         return None
     size = stated_size(content.height, content.width)

@@ -23,7 +23,7 @@ from querybox.data.locate import ImageLocator
 from querybox.data.parsing import Name, Number, json_head, stated_size, validation_problem
 from querybox.data.shapes import Point, bounding_box, polygon_region, with_holes
 from querybox.data.splits import Format
-from querybox.data.text import decode, read_bounded
+from querybox.data.text import read_text
 from querybox.errors import DataError
 from querybox.masks import Region, Rle
 
@@ -95,9 +95,9 @@ def _is_supervisely(file: Path) -> bool:
 
 def _parse(file: Path, locator: ImageLocator, findings: FindingCollector) -> AnnotatedImage | None:
     try:
-        content = _File.model_validate_json(decode(read_bounded(file), file, findings))
+        content = _File.model_validate_json(read_text(file, findings))
     except (DataError, ValidationError) as error:
-        problem = validation_problem(error) if isinstance(error, ValidationError) else str(error)
+        problem = validation_problem(error)
         findings.add("malformed", f"{file}: {problem}; expected Supervisely JSON, with 'size' and 'objects'")
         return None
     folder = file.parent.relative_to(locator.root)
@@ -117,7 +117,7 @@ def _add_object(image: AnnotatedImage, where: str, item: Any, findings: FindingC
         parsed = _Object.model_validate(item)
         box = _box(parsed)
     except ValueError as error:
-        problem = validation_problem(error) if isinstance(error, ValidationError) else str(error)
+        problem = validation_problem(error)
         findings.add("malformed", f"{where}: {problem}; expected 'classTitle', and 'points' or 'bitmap'")
         return
     if box is None:
