@@ -31,7 +31,7 @@ from querybox.data.records import (
 )
 from querybox.data.shards import ShardImage
 from querybox.data.splits import Reader, by_split, split_name
-from querybox.errors import ImageError
+from querybox.errors import DataError, ImageError
 from querybox.masks import Region
 from querybox.structures import Category
 
@@ -144,7 +144,7 @@ def splits_by_image(
     path: Path,
     suffix: str,
     recognises: Callable[[Path], bool],
-    parse: Callable[[Path, ImageLocator, FindingCollector], AnnotatedImage | None],
+    parse: Callable[[Path, ImageLocator, FindingCollector], AnnotatedImage],
     categorize: Categorize = alphabetical,
 ) -> dict[str, Reader]:
     """Return a reader for each split of a format with an annotation file for each image.
@@ -153,7 +153,7 @@ def splits_by_image(
         path: See `files_by_split`.
         suffix: See `files_by_split`.
         recognises: See `files_by_split`.
-        parse: Reads a file; returns None if it is malformed, after adding a finding.
+        parse: Reads a file; raises DataError if it is malformed, which becomes a finding.
         categorize: See `annotated_splits`.
     """
     splits = {}
@@ -165,13 +165,18 @@ def splits_by_image(
 
 
 def _parse_each(
-    parse: Callable[[Path, ImageLocator, FindingCollector], AnnotatedImage | None],
+    parse: Callable[[Path, ImageLocator, FindingCollector], AnnotatedImage],
     files: Sequence[Path],
     locator: ImageLocator,
     findings: FindingCollector,
 ) -> list[AnnotatedImage]:
-    images = (parse(file, locator, findings) for file in files)
-    return [image for image in images if image is not None]
+    images = []
+    for file in files:
+        try:
+            images.append(parse(file, locator, findings))
+        except DataError as error:
+            findings.add("malformed", str(error))
+    return images
 
 
 def _parse_part(

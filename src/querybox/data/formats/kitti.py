@@ -16,7 +16,6 @@ from querybox.data.locate import ImageLocator
 from querybox.data.parsing import to_numbers
 from querybox.data.splits import Format
 from querybox.data.text import read_lines, read_start
-from querybox.errors import DataError
 
 _NUM_VALUES = (15, 16)
 _IGNORED = "DontCare"
@@ -29,16 +28,11 @@ def _is_kitti(file: Path) -> bool:
     )
 
 
-def _parse(file: Path, locator: ImageLocator, findings: FindingCollector) -> AnnotatedImage | None:
+def _parse(file: Path, locator: ImageLocator, findings: FindingCollector) -> AnnotatedImage:
     folder = file.parent.relative_to(locator.root)
     images = folder.with_name(folder.name.replace("label", "image")) if folder.name else folder
-    try:
-        lines = read_lines(file, findings)
-    except DataError as error:
-        findings.add("malformed", str(error))
-        return None
     image = AnnotatedImage(name=(images / file.stem).as_posix(), where=str(file))
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(file, findings), start=1):
         where = f"{file}, line {number}"
         category, *fields = line.split() or [""]
         values = to_numbers(fields)

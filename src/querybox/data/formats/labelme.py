@@ -60,13 +60,13 @@ def _is_labelme(file: Path) -> bool:
     return isinstance(content, dict) and ("shapes" in content or '"imageData"' in read_head(file))
 
 
-def _parse(file: Path, locator: ImageLocator, findings: FindingCollector) -> AnnotatedImage | None:
+def _parse(file: Path, locator: ImageLocator, findings: FindingCollector) -> AnnotatedImage:
     try:
         content = _File.model_validate_json(read_text(file, findings))
-    except (DataError, ValidationError) as error:
-        problem = validation_problem(error)
-        findings.add("malformed", f"{file}: {problem}; expected labelme JSON, an object with 'shapes'")
-        return None
+    except ValidationError as error:
+        raise DataError(
+            f"{file}: {validation_problem(error)}; expected labelme JSON, an object with 'shapes'"
+        ) from None
     size = stated_size(content.height, content.width)
     return AnnotatedImage(
         name=_image_name(file, content.path, locator),

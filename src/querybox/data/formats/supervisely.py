@@ -93,13 +93,13 @@ def _is_supervisely(file: Path) -> bool:
     return isinstance(content, dict) and content.keys() >= {"size", "objects"}
 
 
-def _parse(file: Path, locator: ImageLocator, findings: FindingCollector) -> AnnotatedImage | None:
+def _parse(file: Path, locator: ImageLocator, findings: FindingCollector) -> AnnotatedImage:
     try:
         content = _File.model_validate_json(read_text(file, findings))
-    except (DataError, ValidationError) as error:
-        problem = validation_problem(error)
-        findings.add("malformed", f"{file}: {problem}; expected Supervisely JSON, with 'size' and 'objects'")
-        return None
+    except ValidationError as error:
+        raise DataError(
+            f"{file}: {validation_problem(error)}; expected Supervisely JSON, with 'size' and 'objects'"
+        ) from None
     folder = file.parent.relative_to(locator.root)
     images = folder.with_name("img") if folder.name else folder
     image = AnnotatedImage(

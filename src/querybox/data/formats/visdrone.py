@@ -17,7 +17,6 @@ from querybox.data.findings import FindingCollector
 from querybox.data.locate import ImageLocator
 from querybox.data.splits import Format
 from querybox.data.text import read_lines, read_start
-from querybox.errors import DataError
 from querybox.structures import Category
 
 _NAMES = (
@@ -46,15 +45,10 @@ def _categories(names: Collection[str]) -> tuple[Category, ...]:
     return tuple(Category(id=number, name=name) for number, name in enumerate(_NAMES, start=1))
 
 
-def _parse(file: Path, locator: ImageLocator, findings: FindingCollector) -> AnnotatedImage | None:
+def _parse(file: Path, locator: ImageLocator, findings: FindingCollector) -> AnnotatedImage:
     folder = file.parent.parent.relative_to(locator.root)
-    try:
-        lines = read_lines(file, findings)
-    except DataError as error:
-        findings.add("malformed", str(error))
-        return None
     image = AnnotatedImage(name=(folder / "images" / file.stem).as_posix(), where=str(file))
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(file, findings), start=1):
         where = f"{file}, line {number}"
         if not line:
             continue
