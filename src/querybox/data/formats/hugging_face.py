@@ -58,11 +58,10 @@ def _parse_json_lines(root: Path, file: Path, findings: FindingCollector) -> lis
         where = f"{file}, line {number}"
         if line.strip():
             try:
-                image = parse_image(where, parse_json(line, where, f"an object with {EXPECTED}"), names)
+                content = parse_json(line, where, f"an object with {EXPECTED}")
+                images.append(parse_image(where, content, names))
             except DataError as error:
                 findings.add("malformed", str(error))
-            else:
-                images.append(image)
     return images
 
 
@@ -73,11 +72,9 @@ def _parse_csv(root: Path, file: Path, findings: FindingCollector) -> list[Annot
         try:
             objects = parse_json(row["objects"] or "null", where, "JSON in 'objects'")
             stated = {column: value or None for column, value in row.items()}
-            image = parse_image(where, {**stated, "objects": objects}, names)
+            images.append(parse_image(where, {**stated, "objects": objects}, names))
         except DataError as error:
             findings.add("malformed", str(error))
-        else:
-            images.append(image)
     return images
 
 

@@ -6,7 +6,7 @@ names: lists by key, or a list of objects.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,14 +89,18 @@ def names_in_readme(root: Path) -> dict[int, str]:
         content = yaml.load(rest.partition("\n---")[0], Loader)  # noqa: S506 - a safe loader
     except (yaml.YAMLError, ValueError, RecursionError):
         return {}
-    labels = (_class_label(content, name) for name in CATEGORY)
-    return class_names(next((label for label in labels if label is not None), None))
+    return class_names(_class_label(content, name) for name in CATEGORY)
 
 
-def class_names(label: object) -> dict[int, str]:
-    """Return the names of classes by number that a class label has, a mapping with `names`; empty if it has none."""
+def class_names(labels: Iterable[object]) -> dict[int, str]:
+    """Return the names of classes by number of the first class label that is not None; empty if it has none.
+
+    Args:
+        labels: Mappings with `names`, or None.
+    """
+    first = next((label for label in labels if label is not None), None)
     try:
-        return names_by_number(_ClassLabel.model_validate(label).names)
+        return names_by_number(_ClassLabel.model_validate(first).names)
     except (ValueError, RecursionError):
         return {}
 

@@ -107,11 +107,9 @@ def _parse_file(
                 "height": row.get("height"),
             }
             try:
-                image = parse_image(where, content, names)
+                yield parse_image(where, content, names)
             except DataError as error:
                 findings.add("malformed", str(error))
-            else:
-                yield image
 
 
 def _rows(file: Path, parquet: ParquetFile, columns: Columns) -> Iterator[dict[str, Any]]:

@@ -68,8 +68,7 @@ def stated_names(schema: pa.Schema) -> dict[int, str]:
     """
     metadata = (schema.metadata or {}).get(b"huggingface", b"{}")
     features = partial_json(metadata.decode(errors="replace"))
-    labels = (_class_label(features, name) for name in CATEGORY)
-    return class_names(next((label for label in labels if label is not None), None))
+    return class_names(_class_label(features, name) for name in CATEGORY)
 
 
 def _class_label(node: Any, feature: str) -> Any:
