@@ -18,9 +18,10 @@ from typing import Annotated
 from filelock import FileLock
 from pydantic import Field, TypeAdapter, ValidationError
 
-from querybox.data.image import MAX_PIXELS
+from querybox.data.encoded import EncodedImage
+from querybox.data.image import MAX_PIXELS, read_size
 from querybox.data.storage import MAX_CONTENT, version
-from querybox.errors import DataError, DiskFullError
+from querybox.errors import DataError, DiskFullError, ImageError
 from querybox.files import require_regular, write_text
 from querybox.urls import public_name
 
@@ -134,9 +135,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 def index_file(place: str, folder: Path) -> Path:
     """Return the file of the index of a shard, which is the same for other credentials of the same URL."""
-    return (
-        folder / f"{hashlib.sha256(public_name(place).encode(errors='surrogatepass')).hexdigest()[:32]}.json"
-    )
+    digest = hashlib.sha256(public_name(place).encode(errors="surrogatepass")).hexdigest()
+    return folder / f"{digest[:32]}.json"
 
 
 def written_index(file: Path, stated: str) -> ShardIndex | None:
@@ -150,3 +150,11 @@ def written_index(file: Path, stated: str) -> ShardIndex | None:
         logger.warning("%s: is not an index (%s); a new one is made", file, type(error).__name__)
         return None
     return index if index.version == stated else None
+
+
+def image_shape(name: str, content: bytes) -> Shape | None:
+    """Return the size of an image by its header; None if it cannot be read, which is reported with its record."""
+    try:
+        return read_size(EncodedImage(name=name, content=content))
+    except ImageError:
+        return None

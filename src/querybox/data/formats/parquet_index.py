@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pydantic_core
 
-from querybox.data.encoded import EncodedImage
 from querybox.data.formats.parquet_columns import Columns, find_columns, stated_names
 from querybox.data.formats.parquet_images import image_paths, image_stems, image_suffix
-from querybox.data.image import read_size
 from querybox.data.parquet_file import BATCH
 from querybox.data.parquet_file import opened as open_parquet
 from querybox.data.parquet_rows import require_small_groups
-from querybox.data.shard_index import MAX_ANNOTATION, MAX_TEXT, Sample, Shape, ShardIndex
+from querybox.data.shard_index import MAX_ANNOTATION, MAX_TEXT, Sample, ShardIndex, image_shape
 from querybox.data.storage import MAX_CONTENT, opened, too_large
-from querybox.errors import DataError, ImageError
+from querybox.errors import DataError
 from querybox.urls import public_name
 
 if TYPE_CHECKING:
@@ -25,8 +23,9 @@ if TYPE_CHECKING:
 
 class _Row(NamedTuple):
     number: int
-    """Index of the row group in the file, from 0."""
+    """Index of the row in the file, from 0."""
     group: int
+    """Index of its row group in the file, from 0."""
     start: int
     """Index of the row in the row group, from 0."""
     content: dict[str, Any]
@@ -89,18 +88,11 @@ def _sample(
 ) -> Sample | None:
     """Return an image with its annotation; None, after adding a problem, for a row that is not used."""
     annotation = f"row {row.number}"
-    image = (row.content[columns.image] or {}).get("bytes") or b""
-    text = pydantic_core.to_json(
-        {
-            "objects": row.content[columns.objects]
-            if columns.objects
-            else row.content | {columns.image: None},
-            "width": row.content.get("width"),
-            "height": row.content.get("height"),
-        },
-        inf_nan_mode="constants",
-        fallback=str,
-    ).decode()
+    content = row.content
+    image = (content[columns.image] or {}).get("bytes") or b""
+    objects = content[columns.objects] if columns.objects else content | {columns.image: None}
+    stated = {"objects": objects, "width": content.get("width"), "height": content.get("height")}
+    text = pydantic_core.to_json(stated, inf_nan_mode="constants", fallback=str).decode()
     problem = None
     if not image:
         problem = "broken_image", "has no content; expected an embedded image"
@@ -109,15 +101,8 @@ def _sample(
     elif len(text) > MAX_ANNOTATION:
         problem = "malformed", f"has {len(text):,} bytes of annotations; expected at most {MAX_ANNOTATION:,}"
     if problem is not None:
-        problems.append((problem[0], f"{place}#{annotation}: {problem[1]}"))
+        kind, what = problem
+        problems.append((kind, f"{place}#{annotation}: {what}"))
         return None
     name = f"{stem}{image_suffix(image)}"
-    return Sample(name, row.start, len(image), annotation, text, _shape(name, image), row.group)
-
-
-def _shape(name: str, image: bytes) -> Shape | None:
-    """Return the size of an image by its header; None if it cannot be read, which is reported with its record."""
-    try:
-        return read_size(EncodedImage(name=name, content=image))
-    except ImageError:
-        return None
+    return Sample(name, row.start, len(image), annotation, text, image_shape(name, image), row.group)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from querybox.data.encoded import EncodedImage
-from querybox.data.image import SUFFIXES, read_size
+from querybox.data.image import SUFFIXES
 from querybox.data.locate import is_junk
-from querybox.data.shard_index import MAX_ANNOTATION, MAX_TEXT, Sample, Shape, ShardIndex
+from querybox.data.shard_index import MAX_ANNOTATION, MAX_TEXT, Sample, Shape, ShardIndex, image_shape
 from querybox.data.storage import MAX_CONTENT, StoredFile, opened, too_large
 from querybox.data.tar import Member, read_member, read_members
-from querybox.errors import DataError, ImageError
+from querybox.errors import DataError
 from querybox.urls import public_name
 
 ANNOTATIONS = (".json", ".txt")
@@ -62,16 +61,19 @@ class _Reader:
         key, kind = str(path.with_suffix("")), path.suffix.lower()
         if any(is_junk(part) for part in path.parts if part != ".."):
             return
-        if kind not in SUFFIXES and kind not in ANNOTATIONS:
+        is_image = kind in SUFFIXES
+        if not is_image and kind not in ANNOTATIONS:
             return
         former = self.annotations.get(key)
+        is_repeated = key in self.images if is_image else former is not None and former.kind == kind
         if (problem := self.problem(member, kind)) is not None:
             self.problems.append(problem)
-        elif key in self.images if kind in SUFFIXES else former is not None and former.kind == kind:
+        elif is_repeated:
             what = "has the name of another member; expected one image, and one annotation of it"
             self.problems.append(("malformed", f"{self.place}#{member.name}: {what}"))
-        elif kind in SUFFIXES:
-            self.images[key] = member, self.shape(member)
+        elif is_image:
+            content = read_member(self.place, self.file, member)
+            self.images[key] = member, image_shape(member.name, content)
         elif former is None or kind == ".json":
             self.annotations[key] = _Annotation(kind, member.name, self.text(member))
 
@@ -85,14 +87,6 @@ class _Reader:
         if kind in ANNOTATIONS and member.size > MAX_ANNOTATION:
             return "malformed", f"{name}: has {member.size:,} bytes; expected at most {MAX_ANNOTATION:,}"
         return None
-
-    def shape(self, member: Member) -> Shape | None:
-        """Return the size of an image by its header; None if it cannot be read, which is reported with its record."""
-        content = read_member(self.place, self.file, member)
-        try:
-            return read_size(EncodedImage(name=member.name, content=content))
-        except ImageError:
-            return None
 
     def text(self, member: Member) -> str:
         """Return an annotation.
