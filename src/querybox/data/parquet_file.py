@@ -89,13 +89,10 @@ def has_content(type_: pa.DataType) -> bool:
     """Return whether a type is a structure with the content of an image file."""
     import pyarrow as pa
 
-    fields = list(type_) if pa.types.is_struct(type_) else []
-    binary = [
-        field.name
-        for field in fields
-        if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)
-    ]
-    return "bytes" in binary
+    return pa.types.is_struct(type_) and any(
+        field.name == "bytes" and (pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type))
+        for field in type_
+    )
 
 
 def contents(parquet: ParquetFile, group: int, column: str) -> Iterator[bytes | None]:

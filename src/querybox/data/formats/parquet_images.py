@@ -14,6 +14,7 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -128,17 +129,14 @@ def unpack_images(file: Path, parquet: ParquetFile, column: str) -> None:
     """
     folder, done = image_folder(file), unpacked_names(file)
     stems = image_stems(image_paths(parquet, column))
-    if all(stem in done for stem in stems):
+    if done.keys() >= set(stems):
         return
     logger.info("%s: writing its %s to %s, once", file, counted(len(stems), "image"), folder)
-    row = 0
+    remaining = iter(stems)
     for group in range(parquet.num_row_groups):
-        rows = range(row, row + parquet.metadata.row_group(group).num_rows)
-        row = rows.stop
-        if not all(stem in done for stem in stems[rows.start : rows.stop]):
-            for stem, content in zip(
-                stems[rows.start : rows.stop], contents(parquet, group, column), strict=False
-            ):
+        of_group = list(islice(remaining, parquet.metadata.row_group(group).num_rows))
+        if not done.keys() >= set(of_group):
+            for stem, content in zip(of_group, contents(parquet, group, column), strict=False):
                 if content and stem not in done:
                     _write(folder, stem, content)
 
