@@ -37,8 +37,8 @@ _CUBOID = [f"{corner}{face}" for corner in ("tl", "bl", "tr", "br") for face in 
 _DEFAULT_SUBSET = "default"
 
 
-class _Location(NamedTuple):
-    """A shape of an image."""
+class _LabelledShape(NamedTuple):
+    """A shape of an image, and its class."""
 
     where: str
     label: str
@@ -92,12 +92,12 @@ def _parse(
         elif subset is not None and own not in subsets:
             findings.add("malformed", f"{where}: is of subset {own!r}; <meta> lists {', '.join(subsets)}")
         elif subset in (None, own):
-            locations = [
-                _Location(f"{where}, {shape.tag} {number}", (shape.get("label") or "").strip(), shape)
+            shapes = [
+                _LabelledShape(f"{where}, {shape.tag} {number}", (shape.get("label") or "").strip(), shape)
                 for number, shape in enumerate(element, start=1)
             ]
             size = stated_size(element.get("height"), element.get("width"))
-            objects = _objects(locations, size, findings)
+            objects = list(_objects(shapes, size, findings))
             images.append(AnnotatedImage(name=name, where=where, size=size, objects=objects))
     return images + _frames(file, root, findings)
 
@@ -105,7 +105,7 @@ def _parse(
 def _frames(file: Path, root: Element, findings: FindingCollector) -> list[AnnotatedImage]:
     """Return the frames of a video that have objects."""
     size = stated_size(root.findtext(".//original_size/height"), root.findtext(".//original_size/width"))
-    frames: dict[int, list[_Location]] = {}
+    frames: dict[int, list[_LabelledShape]] = {}
     for number, track in enumerate(root.iter("track"), start=1):
         for shape in track:
             where = f"{file}, track {number}, frame {shape.get('frame')}, {shape.tag}"
@@ -114,30 +114,24 @@ def _frames(file: Path, root: Element, findings: FindingCollector) -> list[Annot
             except ValueError:
                 findings.add("malformed", f"{where}: expected the number of a frame")
                 continue
-            if shape.get("outside") != "1":  # the object has left the image
+            if shape.get("outside") != "1":  # otherwise the object has left the image
                 label = (track.get("label") or "").strip()
-                frames.setdefault(frame, []).append(_Location(where, label, shape))
+                frames.setdefault(frame, []).append(_LabelledShape(where, label, shape))
     return [
         AnnotatedImage(
             name=f"frame_{frame:06d}",
             where=f"{file}, frame {frame}",
             size=size,
-            objects=_objects(frames[frame], size, findings),
+            objects=list(_objects(frames[frame], size, findings)),
         )
         for frame in sorted(frames)
     ]
 
 
 def _objects(
-    locations: Sequence[_Location], size: tuple[int, int] | None, findings: FindingCollector
-) -> list[AnnotatedObject]:
-    return list(_boxes(locations, size, findings))
-
-
-def _boxes(
-    locations: Sequence[_Location], size: tuple[int, int] | None, findings: FindingCollector
+    shapes: Sequence[_LabelledShape], size: tuple[int, int] | None, findings: FindingCollector
 ) -> Iterator[AnnotatedObject]:
-    for where, label, shape in locations:
+    for where, label, shape in shapes:
         try:
             box = _box(shape)
         except ValueError:
@@ -159,7 +153,7 @@ def _mask(
     """Return the region of a shape in an image of this (height, width); None if only its box is known."""
     match shape.tag:
         case "polygon":
-            return polygon_region([[_point(text) for text in shape.get("points", "").split(";")]])
+            return polygon_region([_points(shape)])
         case "ellipse":
             cx, cy, rx, ry = _numbers(shape, "cx", "cy", "rx", "ry")
             return polygon_region([ellipse((cx, cy), (rx, ry), _rotation(shape))])
@@ -205,7 +199,7 @@ def _box(shape: Element) -> Corners | None:
             center = ((x0 + x1) / 2, (y0 + y1) / 2)
             return bounding_box(rotated(rectangle(x0, y0, x1 - x0, y1 - y0), center, degrees))
         case "polygon" | "polyline":
-            return bounding_box([_point(text) for text in shape.get("points", "").split(";")])
+            return bounding_box(_points(shape))
         case "ellipse":
             cx, cy, rx, ry = _numbers(shape, "cx", "cy", "rx", "ry")
             return ellipse_box((cx, cy), (rx, ry), _rotation(shape))
@@ -224,9 +218,9 @@ def _numbers(shape: Element, *names: str) -> list[float]:
     return [float(shape.get(name, "")) for name in names]
 
 
-def _point(text: str) -> Point:
-    x, y = text.split(",")
-    return float(x), float(y)
+def _points(shape: Element) -> list[Point]:
+    pairs = [text.split(",") for text in shape.get("points", "").split(";")]
+    return [(float(x), float(y)) for x, y in pairs]
 
 
 def _rotation(shape: Element) -> float:
