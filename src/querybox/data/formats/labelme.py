@@ -10,10 +10,11 @@ from __future__ import annotations
 import base64
 import math
 import posixpath
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -45,6 +46,15 @@ class _Shape(BaseModel):
     shape_type: str | None = "polygon"  # before labelme 4, all shapes are polygons
     group_id: Annotated[int | str | None, NO_BOOL] = None
     mask: str | None = None  # a PNG in base64, whose upper left corner is the first of the points
+
+
+class _Part(NamedTuple):
+    """A shape of an object."""
+
+    where: str
+    corners: Sequence[Point]
+    """Points whose bounding box is that of the shape."""
+    region: Region | None
 
 
 class _File(BaseModel):
@@ -92,9 +102,7 @@ def _image_name(file: Path, written: str | None, locator: ImageLocator) -> str:
 def _objects(
     file: Path, shapes: Sequence[Any], size: tuple[int, int] | None, findings: FindingCollector
 ) -> list[AnnotatedObject]:
-    points: dict[tuple[object, ...], list[Point]] = {}
-    places: dict[tuple[object, ...], str] = {}
-    regions: dict[tuple[object, ...], list[Region | None]] = {}
+    objects: defaultdict[tuple[str, int | str], list[_Part]] = defaultdict(list)
     for number, shape in enumerate(shapes, start=1):
         where = f"{file}, shape {number}"
         try:
@@ -113,13 +121,16 @@ def _objects(
         except (DataError, ValueError) as error:
             findings.add("malformed_mask", f"{where}: {error}")
             region = None
-        key = (parsed.label, number if parsed.group_id is None else f"group {parsed.group_id}")
-        points.setdefault(key, []).extend(_corners(parsed, region))
-        places.setdefault(key, where)
-        regions.setdefault(key, []).append(region)
+        key = number if parsed.group_id is None else f"group {parsed.group_id}"
+        objects[parsed.label, key].append(_Part(where, _corners(parsed, region), region))
     return [
-        AnnotatedObject(places[key], str(key[0]), bounding_box(points[key]), mask=union(regions[key]))
-        for key in points
+        AnnotatedObject(
+            where=parts[0].where,
+            category=label,
+            box_xyxy=bounding_box([point for part in parts for point in part.corners]),
+            mask=union([part.region for part in parts]),
+        )
+        for (label, _), parts in objects.items()
     ]
 
 
