@@ -130,10 +130,7 @@ def _is_voc(file: Path) -> bool:
 def _lists(root: Path) -> dict[str, list[Path]]:
     """Return the image lists of each split."""
     files = list_files(root / "ImageSets" / "Main", ".txt")
-    if not files:
-        return {}
-    whole = [file for file in files if "_" not in file.stem]
-    if whole:
+    if whole := [file for file in files if "_" not in file.stem]:
         return {file.stem: [file] for file in whole}
     lists: defaultdict[str, list[Path]] = defaultdict(list)
     for file in files:
@@ -158,28 +155,30 @@ def _listed(
         if repeated:
             raise DataError(f"{image_list}: images must be listed once; repeated: {listed(repeated)}")
         for name in names:
-            path = name.replace("\\", "/")
-            stem, suffix = os.path.splitext(path)  # noqa: PTH122 - a string
-            if suffix.lower() not in SUFFIXES | {".xml"}:
-                stem = path
-            candidates = by_stem.get(stem.rpartition("/")[2], [])
-            if len(candidates) > 1:
-                candidates = [
-                    one for one in candidates if one.file.with_suffix("").as_posix().endswith("/" + stem)
-                ]
-            if len(candidates) == 1:
-                chosen[candidates[0].path] = candidates[0]
-            else:
-                missing.append(
-                    name
-                    if not candidates
-                    else f"{name} (several, e.g. {candidates[0].file.relative_to(root)})"
-                )
+            match _named(name, by_stem):
+                case []:
+                    missing.append(name)
+                case [one]:
+                    chosen[one.path] = one
+                case [first, *_]:
+                    missing.append(f"{name} (several, e.g. {first.file.relative_to(root)})")
     if missing:
         raise DataError(
             f"{lists[0]}: {len(missing)} of {len(missing) + len(chosen)} XML files are missing: {listed(missing)}"
         )
     return list(chosen.values())
+
+
+def _named(name: str, by_stem: Mapping[str, list[Annotation]]) -> list[Annotation]:
+    """Return the XML files that a name in a list means, given those of each stem; its folders tell several apart."""
+    path = name.replace("\\", "/")
+    stem, suffix = os.path.splitext(path)  # noqa: PTH122 - a string
+    if suffix.lower() not in SUFFIXES | {".xml"}:
+        stem = path
+    found = by_stem.get(stem.rpartition("/")[2], [])
+    if len(found) == 1:
+        return found
+    return [one for one in found if one.file.with_suffix("").as_posix().endswith("/" + stem)]
 
 
 class _RecordReader:
@@ -236,11 +235,9 @@ class _RecordReader:
             if folder is not None and split_folder(annotation.file.parent, self.root) is None:
                 self.findings.add("unread_file", f"{annotation.file}: is in no folder of a split")
         for path in self.locator.others(used=()):
-            if Path(path).stem not in stems and split_folder((self.root / path).parent, self.root) in {
-                None,
-                folder,
-            }:
-                self.findings.add("unlabeled_image", str(self.root / path))
+            image = self.root / path
+            if image.stem not in stems and split_folder(image.parent, self.root) in {None, folder}:
+                self.findings.add("unlabeled_image", str(image))
 
     def _image(self, annotation: Annotation) -> Path:
         """Return the image with the name of the XML file, otherwise the one in `<filename>`.
@@ -253,15 +250,14 @@ class _RecordReader:
         written = PureWindowsPath(annotation.file_name)  # which has slashes of both kinds
         suffix = written.suffix if written.suffix.lower() in SUFFIXES else ""
         own = self.locator.find("/".join([*folders, file.stem + suffix]))
-        if written.stem in {file.stem, ""}:
-            other = None
-        elif own is None:
+        names_other = written.stem not in {file.stem, ""}
+        if own is None and names_other:
             return self.locator.find(annotation.file_name) or self.locator.folders[0] / written.name
-        else:
-            other = self._find_unique(annotation.file_name)
-        if other is not None and other != own:
+        if own is None:
+            return self.locator.folders[0] / (file.stem + (suffix or ".jpg"))
+        if names_other and self._find_unique(annotation.file_name) not in {None, own}:
             self.findings.add("other_file_name", f"{annotation.file}: {annotation.file_name}")
-        return own or self.locator.folders[0] / (file.stem + (suffix or ".jpg"))
+        return own
 
     def _find_unique(self, name: str) -> Path | None:
         try:
