@@ -12,7 +12,7 @@ from typing import NamedTuple
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from querybox.data.class_names import read_names
+from querybox.data.class_names import names_by_number, read_names
 from querybox.data.findings import DataFinding, FindingCollector
 from querybox.data.formats.yolo_labels import label_folder_of, read_yolo
 from querybox.data.formats.yolo_lines import Names
@@ -82,9 +82,8 @@ def yolo_file_splits(file: Path) -> dict[str, Reader]:
     if not dataset.splits:
         raise DataError(f"{file}: lists no images; add image folders as 'train', 'val' or 'test'")
     splits = dict(dataset.splits)
-    if len(splits) > 1 and not _exists(dataset, splits.get("test", ())):
-        splits.pop("test", None)
-    if len(splits) < len(dataset.splits):
+    if "test" in splits and len(splits) > 1 and not _exists(dataset, splits["test"]):
+        del splits["test"]
         findings.add("ignored_key", f"{file}: test, which does not exist")
     known = findings.by_kind()
     return {name: partial(_read_split, dataset, entries, known) for name, entries in splits.items()}
@@ -115,7 +114,7 @@ def _read_yaml(file: Path, findings: FindingCollector) -> _Dataset:
             file=file,
             base=base if base.is_dir() else file.parent,  # often a path on another machine
             splits=_as_lists(splits),
-            names=content.names if isinstance(content.names, dict) else dict(enumerate(content.names)),
+            names=names_by_number(content.names),
             num_classes=content.nc,
             has_keypoints=content.kpt_shape is not None,
             unused=[*unused, *(content.model_extra or {})],
@@ -127,7 +126,7 @@ def _read_darknet(file: Path, findings: FindingCollector) -> _Dataset:
     pairs = (line.partition("=") for line in read_lines(file, findings) if "=" in line and line[0] != "#")
     values = {key.strip().lower(): value.strip() for key, _, value in pairs}
     names_file = _existing(file, file.parent, values.get("names", ""), findings)
-    _require_inside(file, file, names_file)
+    _require_inside(file, names_file)
     if not names_file.is_file():
         raise DataError(
             f"{file}: class names not found; expected 'names = ' with a file of one name per line"
@@ -157,7 +156,7 @@ def _as_lists(splits: Mapping[str, str | list[str] | None]) -> dict[str, Sequenc
 def _read_split(dataset: _Dataset, entries: Sequence[str], known: Sequence[DataFinding]) -> DetectionData:
     file = dataset.file
     findings = FindingCollector(file, known)
-    _require_inside(file, file, dataset.base)
+    _require_inside(file, dataset.base)
     if dataset.num_classes not in {None, len(dataset.names)}:
         what = f"{file}: {dataset.num_classes}, but there are {len(dataset.names)} names"
         findings.add("num_classes_mismatch", what)
@@ -165,7 +164,7 @@ def _read_split(dataset: _Dataset, entries: Sequence[str], known: Sequence[DataF
         findings.add("ignored_key", f"{file}: {key}")
     locations = [_existing(file, dataset.base, entry, findings) for entry in entries]
     for location in locations:
-        _require_inside(file, file, location)
+        _require_inside(file, location)
     images = [image for location in locations for image in _images(location, dataset, findings)]
     images_by_id = {number: image for number, image in enumerate(images, start=1) if image is not None}
     folder = locations[0] if len(locations) == 1 and locations[0].is_dir() else None
@@ -216,10 +215,10 @@ def _images(location: Path, dataset: _Dataset, findings: FindingCollector) -> Se
     ]
 
 
-def _require_inside(source: Path, file: Path, path: Path) -> None:
+def _require_inside(file: Path, path: Path) -> None:
     if not _is_inside(path, file.parent):
         raise DataError(
-            f"{source}: '{path}' is outside the dataset's folder, which is that of {file.name}; put {file.name} into "
+            f"{file}: '{path}' is outside the dataset's folder, which is that of {file.name}; put {file.name} into "
             "the folder that contains all images"
         )
 

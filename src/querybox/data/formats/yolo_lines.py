@@ -111,11 +111,12 @@ class LabelParser:
         """
         name, *fields = line.replace(",", " ").split()
         try:
-            category, *values = float(self.numbers.get(name, name)), *map(float, fields)
+            exact, values = float(self.numbers.get(name, name)), list(map(float, fields))
         except ValueError:
             raise LineError(f"got {line[:80]!r}; expected numbers: class cx cy width height") from None
-        if not category.is_integer():  # some tools write 0.0
+        if not exact.is_integer():  # some tools write 0.0
             raise LineError(f"class {name}; expected a whole number")
+        category = int(exact)
         has_more = len(values) > 4
         if has_more and self.has_keypoints:
             values = values[:4]
@@ -129,15 +130,15 @@ class LabelParser:
         if any(math.isfinite(value) and not -_MARGIN <= value <= 1 + _MARGIN for value in values):
             shown = listed([f"{value:g}" for value in values], 8)
             raise LineError(f"{shown} is outside 0-1; divide pixels by the image's width and height")
-        if int(category) not in self.labels:
-            what = f"class {int(category)}; the dataset defines {listed(list(self.labels))}"
-            what += (
-                ", the first of which is 0" if int(category) == len(self.labels) and 0 in self.labels else ""
-            )
+        if category not in self.labels:
+            what = f"class {category}; the dataset defines {listed(list(self.labels))}"
+            if category == len(self.labels) and 0 in self.labels:
+                what += ", the first of which is 0"
             raise LineError(what, "unknown_category")
+        label = self.labels[category]
         if len(values) == 4:
-            return LabelledObject(number, self.labels[int(category)], values, has_more, [])
-        return LabelledObject(number, self.labels[int(category)], _bounds(values), has_more, values)
+            return LabelledObject(number, label, values, has_more, [])
+        return LabelledObject(number, label, _bounds(values), has_more, values)
 
 
 def _bounds(corners: Sequence[float]) -> list[float]:
