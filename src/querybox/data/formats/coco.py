@@ -139,8 +139,8 @@ def read_coco(file: Path, root: Path | None = None) -> DetectionData:
     """Read the annotations of a COCO file. The image files need not exist. Problems are among the data's `findings`.
 
     Labels are assigned in ascending order of category ids. Image ids, category ids and names are kept, including gaps
-    and 0. An `area` that is missing or 0 defaults to that of the box, a missing `iscrowd` to
-    0, a size that is missing or 0 to that in the image's header.
+    and 0. An `area` that is missing or 0 defaults to that of the box, a missing `iscrowd` to 0, a size that is missing
+    or 0 to that in the image's header.
 
     Args:
         file: The JSON file.
@@ -177,9 +177,8 @@ def image_locator(file: Path, root: Path | None = None) -> ImageLocator:
     """Return the locator of the images of a COCO file.
 
     Of the dataset's folder (see `dataset_root`), these folders come first, in this order: `images/<split>`, `<split>`,
-    `images`, and the folder itself, where `<split>` is the file name without extension,
-    its part after the last `_` (`train2017`), or a folder of the same split (`train2017` for `train.json`). For other
-    places see `ImageLocator`.
+    `images`, and the folder itself, where `<split>` is the file name without extension, its part after the last `_`
+    (`train2017`), or a folder of the same split (`train2017` for `train.json`). For other places see `ImageLocator`.
     """
     base = dataset_root(file)
     names = [file.stem, file.stem.rpartition("_")[2]]
@@ -200,15 +199,14 @@ def labelled(
         entries: The entries of `categories`.
         category_ids: The number of each id.
     """
-    by_number = {
-        number: Category(id=number, name=entry.name, stuff=entry.isthing is False)
-        for entry in entries
-        for number in [category_ids[entry.id]]
-    }
-    ascending = sorted(by_number)
+    entry_of = {category_ids[entry.id]: entry for entry in entries}
+    ascending = sorted(entry_of)
+    categories = tuple(
+        Category(id=number, name=entry_of[number].name, stuff=entry_of[number].isthing is False)
+        for number in ascending
+    )
     label_of = {number: label for label, number in enumerate(ascending)}
-    labels = {one: label_of[number] for one, number in category_ids.items()}
-    return tuple(by_number[number] for number in ascending), labels
+    return categories, {one: label_of[number] for one, number in category_ids.items()}
 
 
 def _note_unknown_ids(

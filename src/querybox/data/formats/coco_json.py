@@ -85,7 +85,7 @@ class CocoAnnotation:
 
 @dataclass(slots=True, kw_only=True)
 class CocoFile:
-    """The content of a COCO file, for messages about files that do not have it."""
+    """A COCO file as a whole, which is validated only if it is malformed, for the message."""
 
     categories: list[CocoCategory]
     images: list[CocoImage]
@@ -125,7 +125,7 @@ class Annotations:
 
 @dataclass(slots=True, kw_only=True)
 class Content:
-    """The content of a COCO file."""
+    """What is read of a COCO file."""
 
     categories: list[CocoCategory]
     images: list[CocoImage]

@@ -124,10 +124,13 @@ def read_panoptic(file: Path, root: Path | None = None) -> DetectionData:
     reader = _RecordReader(file, root, labels, findings)
     records: dict[Id, ImageRecord | None] = {}
     for name, index, entry in _entries(file, text):
-        if name == "annotations" and entry.image_id in images:
-            records[entry.image_id] = reader.read(images[entry.image_id], entry, f"annotations[{index}]")
-        elif name == "annotations":
-            findings.add("absent_image", f"annotations[{index}] of image {entry.image_id}")
+        if name != "annotations":
+            continue
+        where = f"annotations[{index}]"
+        if (image := images.get(entry.image_id)) is not None:
+            records[entry.image_id] = reader.read(image, entry, where)
+        else:
+            findings.add("absent_image", f"{where} of image {entry.image_id}")
     for one in images.values():
         if one.entry.id not in records:
             findings.add("unlabeled_image", f"{one.where}: {one.entry.file_name}", image_id=one.number)
@@ -200,6 +203,7 @@ class _RecordReader:
         if size is None:
             return None
         segments = self._segments(annotation, where, number)
+        of_image = f"{where}, image {number}"
         try:
             png = self._png(annotation.file_name)
             if png == path:
@@ -208,14 +212,12 @@ class _RecordReader:
                 return None
             masks, unlisted = read_segments(png, size, [one.id for one in annotation.segments_info])
         except (DataError, ImageError) as error:
-            self.findings.add(
-                "broken_panoptic", f"{where}, image {number}: {error}", image_id=number, path=path
-            )
+            self.findings.add("broken_panoptic", f"{of_image}: {error}", image_id=number, path=path)
             return None
         ids = [one for one in segments if one in masks]
-        self._note_differences(segments, masks, f"{where}, image {number}", number, path)
+        self._note_differences(segments, masks, of_image, number, path)
         if len(unlisted):
-            what = f"{where}, image {number}: {listed(unlisted[:3].tolist())} in {png}"
+            what = f"{of_image}: {listed(unlisted[:3].tolist())} in {png}"
             self.findings.add("unlisted_segment", what, image_id=number, path=path, count=len(unlisted))
         return make_record(
             id=number,
