@@ -81,6 +81,10 @@ class AnnotatedSplit(NamedTuple):
     """Whether the splits together are a whole folder, so that its images without annotations are reported."""
 
 
+ParseFile = Callable[[Path, FindingCollector], Sequence[AnnotatedImage]]
+"""Reads a file with annotations of several images."""
+ParseImage = Callable[[Path, ImageLocator, FindingCollector], AnnotatedImage]
+"""Reads the annotation file of an image; raises DataError if it is malformed."""
 Categorize = Callable[[Collection[str]], tuple[Category, ...]]
 """Returns the categories of a dataset from the names that occur in it."""
 
@@ -107,6 +111,7 @@ def annotated_splits(
 
 
 def _read(name: str, splits: Mapping[str, AnnotatedSplit], categorize: Categorize) -> DetectionData:
+    # A new reader each time, because a reader keeps what it has found.
     return _SplitReader(name, splits, categorize).read()
 
 
@@ -114,7 +119,7 @@ def splits_by_file(
     path: Path,
     suffix: str,
     recognises: Callable[[Path], bool],
-    parse: Callable[[Path, FindingCollector], Sequence[AnnotatedImage]],
+    parse: ParseFile,
     categorize: Categorize = alphabetical,
 ) -> dict[str, Reader]:
     """Return a reader for each split of a format with one annotation file for each split, or one for all.
@@ -144,7 +149,7 @@ def splits_by_image(
     path: Path,
     suffix: str,
     recognises: Callable[[Path], bool],
-    parse: Callable[[Path, ImageLocator, FindingCollector], AnnotatedImage],
+    parse: ParseImage,
     categorize: Categorize = alphabetical,
 ) -> dict[str, Reader]:
     """Return a reader for each split of a format with an annotation file for each image.
@@ -153,7 +158,7 @@ def splits_by_image(
         path: See `files_by_split`.
         suffix: See `files_by_split`.
         recognises: See `files_by_split`.
-        parse: Reads a file; raises DataError if it is malformed, which becomes a finding.
+        parse: Reads a file. That it is malformed becomes a finding.
         categorize: See `annotated_splits`.
     """
     splits = {}
@@ -165,10 +170,7 @@ def splits_by_image(
 
 
 def _parse_each(
-    parse: Callable[[Path, ImageLocator, FindingCollector], AnnotatedImage],
-    files: Sequence[Path],
-    locator: ImageLocator,
-    findings: FindingCollector,
+    parse: ParseImage, files: Sequence[Path], locator: ImageLocator, findings: FindingCollector
 ) -> list[AnnotatedImage]:
     images = []
     for file in files:
@@ -180,11 +182,7 @@ def _parse_each(
 
 
 def _parse_part(
-    parse: Callable[[Path, FindingCollector], Sequence[AnnotatedImage]],
-    file: Path,
-    folder: str,
-    folders: Collection[str],
-    findings: FindingCollector,
+    parse: ParseFile, file: Path, folder: str, folders: Collection[str], findings: FindingCollector
 ) -> list[AnnotatedImage]:
     """Return the images in a file that are in one folder; add a finding for those that are in none."""
     images = []
@@ -215,9 +213,10 @@ class _SplitReader:
         for other in self.others:
             names |= self._names_of_other(other)
         categories = self.categorize(names)
-        final = {category.name: label for label, category in enumerate(categories)}
+        label_of = {category.name: label for label, category in enumerate(categories)}
+        final = np.array([label_of[name] for name in labels], dtype=np.int64)
         for record in records:
-            record.renumber(np.array([final[name] for name in labels], dtype=np.int64))
+            record.renumber(final)
         if self.split.is_whole:
             self._note_unlabeled_images()
         data = DetectionData(
@@ -286,8 +285,8 @@ class _SplitReader:
             names.update(item.category for item in image.objects)
             if self.split.is_whole:
                 with suppress(ImageError):
-                    path = split.locator.find(image.name)
-                    self.paths |= set() if path is None else {path}
+                    if (path := split.locator.find(image.name)) is not None:
+                        self.paths.add(path)
         return names
 
     def _note_unlabeled_images(self) -> None:
