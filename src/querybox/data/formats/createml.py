@@ -41,36 +41,30 @@ def _is_createml(file: Path) -> bool:
     return (
         isinstance(first, dict)
         and not first.keys().isdisjoint({"imagefilename", "image"})
-        and (not first.keys().isdisjoint({"annotations", "annotation"}))
+        and not first.keys().isdisjoint({"annotations", "annotation"})
     )
 
 
 def _parse(file: Path, findings: FindingCollector) -> list[AnnotatedImage]:
     images = []
-    for index, entry in enumerate(
-        read_json(file, "a list of images with 'image' and 'annotations'", findings)
-    ):
+    entries = read_json(file, "a list of images with 'image' and 'annotations'", findings)
+    for index, entry in enumerate(entries):
         where = f"{file}, [{index}]"
         try:
-            image = _Image.model_validate(entry)
+            parsed = _Image.model_validate(entry)
         except ValidationError as error:
             findings.add(
                 "malformed", f"{where}: {validation_problem(error)}; expected 'image' and 'annotations'"
             )
             continue
-        objects = [
-            _object(f"{where}.annotations[{number}]", item, findings)
-            for number, item in enumerate(image.annotations)
-        ]
-        images.append(
-            AnnotatedImage(
-                name=image.name, where=where, objects=[item for item in objects if item is not None]
-            )
-        )
+        image = AnnotatedImage(name=parsed.name, where=where)
+        for number, item in enumerate(parsed.annotations):
+            _add_object(image, f"{where}.annotations[{number}]", item, findings)
+        images.append(image)
     return images
 
 
-def _object(where: str, item: Any, findings: FindingCollector) -> AnnotatedObject | None:
+def _add_object(image: AnnotatedImage, where: str, item: Any, findings: FindingCollector) -> None:
     try:
         parsed = _Object.model_validate(item)
     except ValidationError as error:
@@ -78,10 +72,10 @@ def _object(where: str, item: Any, findings: FindingCollector) -> AnnotatedObjec
             f"{where}: {validation_problem(error)}; expected 'label' and 'coordinates' (x, y, width, height)"
         )
         findings.add("malformed", what)
-        return None
+        return
     box = parsed.coordinates
     x0, y0 = box.x - box.width / 2, box.y - box.height / 2
-    return AnnotatedObject(where, parsed.label, (x0, y0, x0 + box.width, y0 + box.height))
+    image.objects.append(AnnotatedObject(where, parsed.label, (x0, y0, x0 + box.width, y0 + box.height)))
 
 
 CREATEML = Format(

@@ -212,8 +212,9 @@ def _category(attributes: Mapping[str, Any]) -> str | None:
     if not attributes:
         return ""
     values = {name.strip().lower(): value for name, value in attributes.items()}
-    names = [name for name in _ATTRIBUTES if name in values]
-    value = values[names[0]] if names else next(iter(values.values())) if len(values) == 1 else None
+    known = [name for name in _ATTRIBUTES if name in values]
+    names = known or list(values)
+    value = values[names[0]] if known or len(names) == 1 else None
     if isinstance(value, dict):  # of check boxes
         checked = [name for name, is_checked in value.items() if is_checked]
         value = checked[0] if len(checked) == 1 else None
