@@ -158,7 +158,7 @@ def splits_by_image(
         path: See `files_by_split`.
         suffix: See `files_by_split`.
         recognises: See `files_by_split`.
-        parse: Reads a file. That it is malformed becomes a finding.
+        parse: Reads a file; its error becomes a finding.
         categorize: See `annotated_splits`.
     """
     splits = {}

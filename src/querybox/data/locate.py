@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -259,8 +260,6 @@ def _is_mask(path: str, folder: list[str]) -> bool:
 
 def _num_shared_parents(path: str, folder: list[str]) -> int:
     """Return how many folders, counted from the file, `path` has in common with `folder` (folded names)."""
-    parents = _folded(path.replace(os.sep, "/")).split("/")[:-1]
+    *parents, _ = _parts(_folded(path))
     pairs = zip(reversed(parents), reversed(folder), strict=False)
-    return next(
-        (count for count, (mine, other) in enumerate(pairs) if mine != other), min(len(parents), len(folder))
-    )
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))

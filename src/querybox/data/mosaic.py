@@ -157,7 +157,7 @@ def mix(first: Sample, second: Sample, weight: float) -> Sample:
         torch.cat([first.labels, second.labels]),
         joined_masks(
             [
-                sample.masks if sample.masks is None else placed(sample.masks, (0, 0), (height, width))
+                None if sample.masks is None else placed(sample.masks, (0, 0), (height, width))
                 for sample in (first, second)
             ]
         ),

@@ -111,10 +111,9 @@ def _num_overflowing(data: DetectionData) -> int:
     With that mistake, x + width and y + height are at least twice x and y, and most boxes overflow.
     """
     sizes = {record.id: (record.width, record.height) for record in data.images}
+    clipped = [place for one in data.findings if one.kind == "clipped_box" for place in one.places]
     count = 0
-    for place in (
-        place for finding in data.findings if finding.kind == "clipped_box" for place in finding.places
-    ):
+    for place in clipped:
         if place.box_xyxy is None or place.image_id not in sizes:
             continue
         x0, y0, x1, y1 = place.box_xyxy

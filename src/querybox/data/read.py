@@ -131,7 +131,6 @@ def find_splits(path: Path | str, *, allow_network: bool = False) -> dict[str, R
     if isinstance(path, str):
         require_consent(public_name(path), allow_network=allow_network)
         return {split: partial(_read_checked, read, []) for split, read in url_splits(path).items()}
-    expected = f"expected {'; '.join(format_.expected for format_ in FORMATS)}"
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; expected a dataset: check the path")
     path = inner_folder(path)
@@ -143,7 +142,8 @@ def find_splits(path: Path | str, *, allow_network: bool = False) -> dict[str, R
         problem = describe_unsupported(path) or (
             "contains no dataset" if path.is_dir() else "is not a dataset"
         )
-        raise DataError(f"{path}: {problem}; {expected}")
+        expected = "; ".join(format_.expected for format_ in FORMATS)
+        raise DataError(f"{path}: {problem}; expected {expected}")
     copies = [format_.name for format_ in FORMATS if format_.name in found and format_.made_from in found]
     found = {name: splits for name, splits in found.items() if name not in copies}
     if len(found) > 1:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from os.path import isfile as is_file  # Path.is_file raises for names that are too long
 from pathlib import Path
 from typing import Any, Self, TypeAlias
@@ -261,7 +262,7 @@ def make_record(
         crowd=np.asarray(crowd if crowd is not None else [False] * len(boxes), dtype=bool)[keep],
         areas=np.where(valid, stated, sides[:, 0] * sides[:, 1])[keep],
         size_stated=size_stated,
-        masks=None if regions is None else [regions[number] for number in np.nonzero(keep)[0]],
+        masks=None if regions is None else list(compress(regions, keep)),
     )
 
 

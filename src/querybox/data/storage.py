@@ -150,9 +150,8 @@ class StoredFile:
             raise ValueError(f"it states {size:,} bytes, of which at most {self.limit:,} are read")
         with self.remembering():
             parts = [self.file.read(size)]
-            while (
-                parts[-1] and (size := size - len(parts[-1])) > 0
-            ):  # a stream of the web gives what has arrived
+            # A stream of the web gives what has arrived.
+            while parts[-1] and (size := size - len(parts[-1])) > 0:
                 parts.append(self.file.read(size))
         return b"".join(parts)
 

@@ -129,12 +129,10 @@ def suitable_tile(preprocessing: Preprocessing) -> int:
             "of earlier versions and of other libraries do not; set a number, such as tile=640, which should be the "
             "side of the training images in pixels, or train the model again"
         )
-    short_side, long_side, resizing = (
-        preprocessing.short_side,
-        preprocessing.long_side,
-        preprocessing.resizing,
+    shape = resized_shape(
+        MAX_TILE, MAX_TILE, preprocessing.short_side, preprocessing.long_side, preprocessing.resizing
     )
-    shown = math.sqrt(math.prod(resized_shape(MAX_TILE, MAX_TILE, short_side, long_side, resizing)))
+    shown = math.sqrt(math.prod(shape))
     tile = min(max(round(shown * sides.original / sides.resized), MIN_TILE), MAX_TILE)
     logger.info(
         "tile=auto: %d pixels; the training objects had a median side of %.4g pixels, and %.4g as the model sees them",

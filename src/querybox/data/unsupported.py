@@ -19,19 +19,19 @@ from querybox.text import listed
 
 _MAX_FILES = 10_000
 """Number of files in a folder that are looked at."""
-_EXPORT = "export the dataset as COCO JSON"
+_CONVERT, _EXPORT = "convert them to COCO JSON", "export the dataset as COCO JSON"
 
 _KINDS = (
     (r"\.(tfrecords?|record)(-\d+-of-\d+)?$", "TFRecords", _EXPORT),
-    (r"[/\\]labelTxt[/\\][^/\\]+\.txt$", "DOTA labels", "convert them to COCO JSON"),
-    (r"[/\\]gt[/\\]gt\.txt$", "tracks of the MOT Challenge", "convert them to COCO JSON"),
-    (r"[/\\](?-i:Label)[/\\][^/\\]+\.txt$", "labels of OIDv4_ToolKit", "convert them to COCO JSON"),
+    (r"[/\\]labelTxt[/\\][^/\\]+\.txt$", "DOTA labels", _CONVERT),
+    (r"[/\\]gt[/\\]gt\.txt$", "tracks of the MOT Challenge", _CONVERT),
+    (r"[/\\](?-i:Label)[/\\][^/\\]+\.txt$", "labels of OIDv4_ToolKit", _CONVERT),
     (r"-export\.json$", "exports of VoTT", "export the project as Pascal VOC"),
-    (r"\.manifest$", "manifests of SageMaker Ground Truth", "convert them to COCO JSON"),
+    (r"\.manifest$", "manifests of SageMaker Ground Truth", _CONVERT),
     (r"[/\\]_annotations\.[^/\\]*\.jsonl$", "Roboflow's format for language models", _EXPORT),
     (r"[/\\]_classes\.csv$", "classes or masks without boxes of Roboflow", _EXPORT),
-    (r"[/\\]_annotations\.txt$", "Roboflow's text format for Keras", "export the dataset as COCO JSON"),
-    (r"\.mat$", "MATLAB files", "convert them to COCO JSON"),
+    (r"[/\\]_annotations\.txt$", "Roboflow's text format for Keras", _EXPORT),
+    (r"\.mat$", "MATLAB files", _CONVERT),
     (r"\.(zip|tar|tgz|gz|bz2|xz|7z|rar)$", "archives", "unpack them"),
     (r"\.(h5|hdf5|npy|npz|lmdb|mdb|db|sqlite)$", "binary tables", _EXPORT),
     (
@@ -52,13 +52,13 @@ _KINDS = (
 )
 _CONTENTS = (
     (r'"categories"\s*:\s*\{\s*"label"', "Datumaro annotations", _EXPORT),
-    (r'"box2d"\s*:', "BDD100K labels", "convert them to COCO JSON"),
+    (r'"box2d"\s*:', "BDD100K labels", _CONVERT),
     (
         r'^\s*\[\s*\{[^}]*"score"\s*:',
         "detections in COCO's format of results",
         "pass the annotations instead",
     ),
-    (r"<dataset>.*<images>", "annotations of dlib's imglab", "convert them to COCO JSON"),
+    (r"<dataset>.*<images>", "annotations of dlib's imglab", _CONVERT),
 )
 """Patterns of the beginning of JSON and XML files, with what such a file is, and the cure."""
 _MAX_READ = 100
