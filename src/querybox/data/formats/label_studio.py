@@ -36,10 +36,8 @@ from querybox.text import listed
 
 _UNLABELLED = frozenset({"rectangle", "polygon", "ellipse", "brush", "keypoint"})
 """Types of regions whose class is in another region with the same id."""
-
-
-_SHAPE = frozenset({"x", "points", "rle"})
-"""Keys of the shapes of regions of an image, of which each has one."""
+_SHAPE_KEYS = frozenset({"x", "points", "rle"})
+"""Keys of shapes, of which each has one; regions of text and choices have none."""
 _LABELS = TypeAdapter(Annotated[list[Name], Field(min_length=1)])
 
 
@@ -139,9 +137,8 @@ def _task(where: str, entry: dict[str, Any], findings: FindingCollector) -> _Tas
 
 def _image(task: _Task, findings: FindingCollector) -> AnnotatedImage | None:
     regions = list(_regions(task, findings))
-    tags = sorted(
-        {region.to_name for _, region in regions if region.to_name and not _SHAPE.isdisjoint(region.value)}
-    )
+    shapes = [region for _, region in regions if not _SHAPE_KEYS.isdisjoint(region.value)]
+    tags = sorted({region.to_name for region in shapes if region.to_name})
     if len(tags) > 1:
         what = f"has regions of {len(tags)} images ({listed(tags)}); expected a task for each image"
         findings.add("malformed", f"{task.where}: {what}")
@@ -171,7 +168,7 @@ def _image_name(data: dict[str, Any], tag: str = "") -> str | None:
     """
     own = [data[key] for key in (tag, "image") if key in data]
     texts = [text for text in (*own, *data.values()) if isinstance(text, str) and len(text) < 4000]
-    if texts and own and texts[0] == own[0]:
+    if own and texts[:1] == own[:1]:  # it is text
         return texts[0]
     return next((text for text in texts if _without_query(text).suffix.lower() in SUFFIXES), None)
 
