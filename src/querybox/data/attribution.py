@@ -38,7 +38,7 @@ def read_attribution(data: DetectionData) -> Attribution:
     """Return what the file of a dataset says about its origin; nothing if it is not a COCO file."""
     if isinstance(data.source, str) or data.source.suffix.lower() != ".json":
         return UNKNOWN
-    findings = FindingCollector(data.source)  # which the dataset has
+    findings = FindingCollector(data.source)  # not used: the dataset has them already
     dataset: dict[str, Any] = {}
     images: list[tuple[Id, dict[str, Any]]] = []
     try:

@@ -78,10 +78,11 @@ class ImageLocator:
     def find(self, name: str) -> Path | None:
         """Return the image file that `name` refers to, or None if there is none.
 
-        A PNG in a folder of masks is found only if `name` has the folder, or masks are searched: the mask of an image
-        that is missing is not the image. The file with the name's own suffix is preferred to others, any folder to
-        those that may have masks, then the file whose parent folders are those of the name, then the first of the usual
-        folders. Case, percent-encoding and the Unicode normal form may differ.
+        If the name does not lead to a file, those with its base name are searched; case, percent-encoding, suffix and
+        the Unicode normal form may differ. If there are several, those with the suffix of the name are preferred, then
+        those that are not in a folder that may have masks, then those whose parent folders are those of the name, then
+        those in the first of the usual folders. A PNG in a folder of masks is found only if `name` has this folder or
+        masks are searched, so that the mask of a missing image is not taken for the image.
 
         Raises:
             ImageError: Several files remain; the error's kind is `ambiguous_image`.

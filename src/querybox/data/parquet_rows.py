@@ -66,7 +66,7 @@ def read_row(place: str, group: int, row: int, size: int) -> bytes:
 
 
 def row_group(place: str, group: int) -> list[bytes]:
-    """Return the images of a row group, those that were read last from memory; empty for rows without one.
+    """Return the images of a row group, from memory if it was read lately; the image of a row without one is empty.
 
     Raises:
         ImageError: As for `read_row`.

@@ -29,15 +29,14 @@ logger = logging.getLogger(__name__)
 ROUNDING = 0.01
 """Pixels by which a box may extend beyond the image without counting as clipped, because formats round."""
 
-
 _OBJECTS = np.dtype(
     [("box_xyxy", np.float64, 4), ("area", np.float64), ("label", np.int64), ("crowd", np.bool_)], align=True
 )
-_SIZE_BITS, _START_BITS = 32, 64
-"""Numbers of bits of the size of an image in a shard, and of its start, which are kept in one number with its group."""
-Unit: TypeAlias = tuple[str, int | None]
-"""What is read for an image: path or URL of a tar, and None; or those of a Parquet file, and the row group."""
 _NO_OBJECTS = np.zeros(0, _OBJECTS)
+_SIZE_BITS, _START_BITS = 32, 64
+"""Bits of the size and of the start of an image in a shard, which are kept in one number, below its row group."""
+Unit: TypeAlias = tuple[str, int | None]
+"""A part of a shard: the path or URL of a tar, and None; or that of a Parquet file, and the number of a row group."""
 _Note: TypeAlias = Callable[..., None]
 """Adds a finding, given its kind, the number of the object in its image, and what is wrong."""
 
@@ -99,7 +98,7 @@ class ImageRecord:
         self.shard: str | None = None
         if isinstance(path, ShardImage):
             self.shard = sys.intern(path.shard)
-            group = 0 if path.group is None else path.group + 1
+            group = 0 if path.group is None else path.group + 1  # 0 in a tar
             self._extent = (group << _START_BITS | path.start) << _SIZE_BITS | path.size
             folder = public_name(path.shard)
             # A copy: among the originals is what was in memory for the annotations, which could not be given back.
@@ -129,7 +128,7 @@ class ImageRecord:
 
     @property
     def unit(self) -> Unit | None:
-        """The shard of the image; None for a file of its own."""
+        """The tar or the row group that the image is in; None for a file of its own."""
         if self.shard is None:
             return None
         group = self._extent >> (_SIZE_BITS + _START_BITS)

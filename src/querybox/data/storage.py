@@ -316,7 +316,7 @@ def names(folder: str) -> set[str]:
         if not is_url(folder):
             return set(os.listdir(folder))  # noqa: PTH208 - of many files
         storage, path = connect(folder)
-        storage.invalidate_cache()
+        storage.invalidate_cache()  # of earlier listings
         with reaching(folder):
             found = storage.ls(path, detail=False)
         return {each.rstrip("/").rpartition("/")[2] for each in found}

@@ -21,7 +21,7 @@ COMPRESSED = {
 """The first bytes of compressed files."""
 COMPRESSED_BYTES = max(map(len, COMPRESSED.values()))
 MAX_PADDING = 1 << 16
-"""Number of bytes from its end on that are all zeros; tools pad tars to multiples of 10 KiB."""
+"""Number of bytes after its end in which something else is looked for; tools pad tars to multiples of 10 KiB."""
 
 
 class Member(NamedTuple):

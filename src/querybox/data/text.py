@@ -124,9 +124,9 @@ def _candidates(content: bytes) -> Iterator[str]:
 def _likely(content: bytes) -> str:
     """Return which of the encodings of Windows is the more likely one: GBK (Chinese), or 1252 (Western Europe).
 
-    A letter with an accent and an ASCII letter may be a character of GBK, but one that is very rare; so are two letters
-    with accents, of which no common character is made: punctuation and level 1 of GB 2312. Any byte is something in
-    Windows-1252, so that what is no text is not.
+    An accented letter before an ASCII letter is a character of GBK as well, but a very rare one. So are two accented
+    letters, unless they are a common character: punctuation, or level 1 of GB 2312. As any bytes can be read as
+    Windows-1252, it is only likely for what looks like text.
     """
     sample = content[:_SAMPLE]
     pairs = _PAIR.findall(sample)
@@ -148,7 +148,7 @@ def decode(content: bytes, file: Path, findings: FindingCollector) -> str:
     encoding = encoding_of(content, whole=True)
     if encoding is None:
         try:
-            return content.decode()
+            return content.decode()  # which fails, and says where
         except UnicodeDecodeError as error:
             raise DataError(f"{file}: cannot be read ({error}); expected UTF-8 text") from None
     if not encoding.startswith("utf"):

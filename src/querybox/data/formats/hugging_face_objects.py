@@ -56,7 +56,9 @@ class _Image(BaseModel):
 
 
 def categories(source: Path | str, known: Mapping[int, str], names: Collection[str]) -> tuple[Category, ...]:
-    """Return the categories of a dataset: those that it defines, or with the ids that are the names, or without ids.
+    """Return the categories of a dataset: those that it defines.
+
+    If it defines none, names that are numbers are ids as well; others are numbered in alphabetical order.
 
     Args:
         source: The dataset, for messages.
@@ -106,7 +108,7 @@ def class_names(labels: Iterable[object]) -> dict[int, str]:
 
 
 def are_of_objects(features: Collection[str]) -> bool:
-    """Return whether features that are beside each other may be those of objects: they are not those of an image."""
+    """Return whether features beside each other may be those of objects, and not those of an image as a whole."""
     return "bbox" in features or "image" not in features
 
 

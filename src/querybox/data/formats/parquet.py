@@ -125,7 +125,7 @@ def _rows(file: Path, parquet: ParquetFile, columns: Columns) -> Iterator[dict[s
 def _unpacked_paths(
     file: Path, parquet: ParquetFile, columns: Columns, root: Path, findings: FindingCollector
 ) -> list[str]:
-    """Return the path of the image of each row, relative to `root`; that in the file for those that are not in it."""
+    """Return the path of the image of each row: relative to `root` if it was unpacked, otherwise as the file has it."""
     folder, unpacked = image_folder(file), unpacked_names(file)
     findings.add("embedded_image", f"{file}: unpacked to {folder}", count=len(unpacked))
     paths = image_paths(parquet, columns.image)

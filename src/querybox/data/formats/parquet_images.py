@@ -91,7 +91,7 @@ def image_paths(parquet: ParquetFile, column: str) -> list[str | None]:
 def image_stems(paths: Sequence[str | None]) -> list[str]:
     """Return the names without extension that images are unpacked under, by their paths.
 
-    They are those of the paths if no two are the same, otherwise these after the number of the row, from 0.
+    They are those of the paths if all of them differ; otherwise the number of the row, from 0, precedes them.
     """
     stems = [_stem(path) for path in paths]
     counts = Counter(stem.casefold() for stem in stems)
