@@ -347,8 +347,7 @@ def test_boxes_of_reduced_images_are_where_the_objects_are(tmp_path: Path, cache
     record = make_record(
         id=1,
         path=tmp_path / "a.jpg",
-        width=640,
-        height=480,
+        size=(480, 640),
         boxes_xyxy=[[320, 120, 480, 360]],
         labels=[0],
         findings=findings,

@@ -254,8 +254,7 @@ class _SplitReader:
         return make_record(
             id=number,
             path=path,
-            width=width,
-            height=height,
+            size=size,
             boxes_xyxy=[
                 [side * factor for side, factor in zip(item.box_xyxy, scale, strict=True)]
                 for item in image.objects

@@ -213,8 +213,7 @@ def make_record(
     *,
     id: int,  # noqa: A002 - the field's name
     path: ImageFile,
-    width: int,
-    height: int,
+    size: tuple[int, int],
     boxes_xyxy: Sequence[Sequence[float]] | Float64[np.ndarray, "G 4"],
     labels: Sequence[int] | Int64[np.ndarray, " G"],
     findings: FindingCollector,
@@ -229,25 +228,25 @@ def make_record(
     Args:
         id: Id of the image in its dataset.
         path: The image file, which may be in a shard.
-        width: Width of the image in pixels.
-        height: Height of the image in pixels.
+        size: (height, width) of the image in pixels.
         boxes_xyxy: Corners of G boxes in pixels, as given in the file.
         labels: Class of each box, 0 ... C-1.
         findings: Collects the problems of boxes.
         locate: Returns a description of the location in the file of the n-th box, from 0.
         crowd: Which boxes are crowd regions; None if none are.
         areas: Area of each object in square pixels; where it is None or not positive, the area of the box is used.
-        size_stated: Whether width and height come from the annotations; see `ImageRecord`.
+        size_stated: Whether the size comes from the annotations; see `ImageRecord`.
         masks: The region of each object; those that do not fit the image are dropped.
     """
+    height, width = size
     boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
     inside = np.clip(boxes, 0.0, (width, height, width, height))
 
     def note(kind: str, number: int, what: str, **place: Any) -> None:
         findings.add(kind, f"{locate(number)}, image {id}: {what}", image_id=id, path=path, **place)
 
-    keep = _note_faulty_boxes(boxes, inside, (height, width), note)
-    regions = None if masks is None else _fitting_masks(masks, (height, width), note)
+    keep = _note_faulty_boxes(boxes, inside, size, note)
+    regions = None if masks is None else _fitting_masks(masks, size, note)
     stated = np.asarray(areas if areas is not None else [None] * len(boxes), dtype=np.float64)  # None -> NaN
     sides = inside[:, 2:] - inside[:, :2]
     valid = np.isfinite(stated) & (stated > 0)

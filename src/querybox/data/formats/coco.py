@@ -247,8 +247,7 @@ class _RecordReader:
         return make_record(
             id=number,
             path=file,
-            width=size[1],
-            height=size[0],
+            size=size,
             boxes_xyxy=objects.boxes_xyxy[rows],
             labels=objects.labels[rows],
             crowd=objects.crowd[rows],

@@ -222,8 +222,7 @@ class _RecordReader:
         return make_record(
             id=number,
             path=path,
-            width=size[1],
-            height=size[0],
+            size=size,
             boxes_xyxy=np.array([masks[one].box_xyxy for one in ids], dtype=np.float64).reshape(-1, 4),
             labels=[self.labels[segments[one].category_id] for one in ids],
             crowd=[bool(segments[one].iscrowd) for one in ids],

@@ -65,7 +65,7 @@ def _splits(path: Path) -> dict[str, Reader]:
         )
     shards = [file for files in groups.values() for file in files]
     readers = annotated_splits(splits, partial(_categories, shards, root))
-    return {
+    return {  # the readers are in the order of the groups, but may have other names
         name: partial(_read, files, read)
         for (name, read), files in zip(readers.items(), groups.values(), strict=True)
     }

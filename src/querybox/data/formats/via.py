@@ -29,7 +29,7 @@ from querybox.data.parsing import (
     read_json,
     validation_problem,
 )
-from querybox.data.shapes import bounding_box, ellipse, ellipse_box, polygon_region
+from querybox.data.shapes import Point, bounding_box, ellipse, ellipse_box, polygon_region
 from querybox.data.splits import Format, Reader
 from querybox.errors import DataError
 from querybox.masks import Region
@@ -58,6 +58,11 @@ class _Shape(BaseModel):
     ys: Annotated[list[float], NO_BOOL] = Field(default=[], validation_alias="all_points_y")
 
     @property
+    def points(self) -> list[Point]:
+        """The vertices of a polygon or a polyline."""
+        return list(zip(self.xs, self.ys, strict=True))
+
+    @property
     def degrees(self) -> float:
         """The angle of an ellipse, less than a turn, so that it is finite in degrees as well."""
         return math.degrees(math.fmod(self.theta, math.tau))
@@ -73,7 +78,7 @@ class _Shape(BaseModel):
             case "ellipse":
                 return ellipse_box((self.cx, self.cy), (self.rx, self.ry), self.degrees)
             case "polygon" | "polyline":
-                return bounding_box(list(zip(self.xs, self.ys, strict=True)))
+                return bounding_box(self.points)
             case _:
                 return None
 
@@ -86,7 +91,7 @@ class _Shape(BaseModel):
             case "ellipse":
                 return polygon_region([ellipse((self.cx, self.cy), (self.rx, self.ry), self.degrees)])
             case "polygon":
-                return polygon_region([list(zip(self.xs, self.ys, strict=True))])
+                return polygon_region([self.points])
             case _:
                 return None
 

@@ -208,8 +208,7 @@ class _RecordReader:
         return make_record(
             id=number,
             path=image,
-            width=size[1],
-            height=size[0],
+            size=size,
             boxes_xyxy=annotation.boxes_xyxy,
             labels=[self.labels[name] for name in annotation.names],
             findings=self.findings,

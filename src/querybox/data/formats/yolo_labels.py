@@ -144,8 +144,7 @@ class _RecordReader:
         return make_record(
             id=number,
             path=image,
-            width=width,
-            height=height,
+            size=size,
             boxes_xyxy=[
                 (x0 * width, y0 * height, x1 * width, y1 * height)
                 for x0, y0, x1, y1 in (one.box_xyxy for one in objects)
