@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,33 @@ def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
         write_text(tmp_path, "text")
     assert not is_regular(tmp_path / "link")
     assert {path.name for path in tmp_path.iterdir()} == {"pipe", "link"}
+
+
+@pytest.mark.parametrize("refusals", [1, 4, 5])
+def test_a_file_that_is_open_for_a_moment_is_replaced(
+    refusals: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows new files are open while a virus scanner reads them, and open files cannot be moved or replaced."""
+    real, calls = Path.replace, []
+    pauses: list[float] = []
+
+    def replace(self: Path, target: Path) -> Path:
+        calls.append(target)
+        if len(calls) <= refusals:
+            raise PermissionError(13, "Access is denied", str(self), None, str(target))
+        return real(self, target)
+
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    refused = pytest.raises(PermissionError) if refusals == 5 else nullcontext()
+    with refused as caught:
+        write_text(path, "new")
+    assert path.read_text() == ("old" if caught else "new")
+    assert caught is None or caught.value.filename == str(path)  # that of the user, not the temporary one
+    assert pauses == [0.25] * min(refusals, 4)
+    assert not leftovers(tmp_path)
 
 
 def test_a_name_of_any_length_can_be_written(tmp_path: Path) -> None:

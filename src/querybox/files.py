@@ -11,6 +11,7 @@ import secrets
 import shutil
 import stat
 import sys
+import time
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -25,6 +26,8 @@ TEMPORARY = re.compile(r"\.querybox-(\d+)-[0-9a-f]{8}\.tmp")
 """Name of a folder for temporary files, with the id of the process that writes them."""
 MAX_NAME = 255
 """Number of bytes of the longest name that usual file systems take."""
+ATTEMPTS, PAUSE = 5, 0.25
+"""How often the move of a file is tried, and the seconds between; see `move`."""
 SPECIAL = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -195,12 +198,35 @@ def replacement(path: Path, *, durable: bool = True) -> Iterator[Path]:
         with suppress(FileNotFoundError):
             if stat.S_ISREG(former := path.lstat().st_mode):
                 mode = former
-        temporary.chmod(stat.S_IMODE(mode) & 0o777)  # safetensors, for one, replaces it by a file of its own
-        temporary.replace(path)  # the name alone: the target of a link is left as it is
+        if os.name == "posix":  # elsewhere it could make the file read-only, and then not be removed
+            temporary.chmod(
+                stat.S_IMODE(mode) & 0o777
+            )  # safetensors, for one, replaces it by a file of its own
+        move(temporary, path)
         if durable:
             sync_folder(path.parent)
     finally:
         shutil.rmtree(folder)
+
+
+def move(source: Path, target: Path) -> None:
+    """Move a file or folder, replacing the name of a file: the target of a link is left as it is.
+
+    On Windows neither may be open, as new files are for a moment while a virus scanner reads them.
+
+    Raises:
+        PermissionError: A program has one of them open, or the target is read-only or in a folder that is.
+    """
+    for _ in range(ATTEMPTS - 1):
+        with suppress(PermissionError):
+            source.replace(target)
+            return
+        time.sleep(PAUSE)
+    try:
+        source.replace(target)
+    except PermissionError as error:
+        reason = "read-only, or open in a program: close it" if os.name == "nt" else error.strerror
+        raise PermissionError(error.errno, reason, str(target)) from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 import querybox as qb
 from querybox.checkpoints.find import Format
 from querybox.detector import Detector, load
-from querybox.errors import ConfigError
+from querybox.errors import ConfigError, ExportError
 from querybox.exporting import Exported, ExportedModel, export, load_exported, onnx, openvino, write
 from querybox.exporting.card import Card
 from querybox.exporting.check import check_detections
@@ -236,3 +236,23 @@ def test_a_file_is_moved_once_it_is_no_longer_mapped(
     monkeypatch.setattr(Path, "replace", replace)
     export(detector, tmp_path / "a.xml", to="openvino")
     assert mapped == {"a.bin": False, "a.xml": False}
+
+
+def test_a_refusal_is_told_although_the_file_cannot_be_removed(
+    detector: Detector, program: ExportedProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows refuses to remove a file that is mapped into memory, as it is by the model that is refused."""
+
+    def refuse(_: ExportedProgram, path: Path, *__: Any) -> None:
+        path.touch()
+        raise ExportError("the exported model differs")
+
+    def unlink(path: str, **_: Any) -> None:
+        raise PermissionError(13, "used by another process", path)
+
+    monkeypatch.setattr(write, "trace", lambda *_, **__: program)
+    monkeypatch.setattr(write, "write_verified", refuse)
+    monkeypatch.setattr(os, "unlink", unlink)
+    with pytest.raises(ExportError, match="differs"):
+        export(detector, tmp_path / "a.onnx", to="onnx")
+    assert not (tmp_path / "a.onnx").exists()

@@ -159,20 +159,38 @@ def test_a_file_of_the_former_choice_may_be_chosen_again(weights: Path, tmp_path
     assert second == first == recall(weights)
 
 
+@pytest.mark.parametrize("windows", [False, True])
 def test_two_processes_may_choose_at_the_same_time(
-    weights: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    windows: bool, weights: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remove, others = module.remove, iter(range(1))
+    remove, others, real = module.remove, iter(range(1)), Path.replace
+
+    def replace(path: Path, target: Path) -> Path:
+        if windows and target.is_dir():
+            raise PermissionError(13, "Access is denied", str(path), None, str(target))
+        return real(path, target)
 
     def remove_then_be_overtaken(path: Path) -> None:
         remove(path)
         for _ in others:
             remember(Candidate(engine="torch", threads=3), SIZE, weights, tmp_path / "other")
 
+    monkeypatch.setattr(Path, "replace", replace)
     monkeypatch.setattr(module, "remove", remove_then_be_overtaken)
     mine = remember(Candidate(engine="torch", threads=2), SIZE, weights, tmp_path / "mine")
     assert recall(weights) == mine
     assert len(list(cache.iterdir())) == 1
+
+
+def test_a_choice_that_cannot_be_replaced_is_an_error(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows an exported model is open as long as a server runs it."""
+    first = remember(Candidate(engine="torch", threads=3), SIZE, weights, tmp_path / "first")
+    monkeypatch.setattr(module, "remove", lambda _: None)
+    with pytest.raises(OSError, match=r"not empty|Access is denied|exists"):
+        remember(Candidate(engine="torch", threads=2), SIZE, weights, tmp_path / "second")
+    assert recall(weights) == first
 
 
 def test_a_choice_is_that_of_all_files_of_a_model(tmp_path: Path) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -160,6 +161,25 @@ def test_an_exported_model_is_chosen_and_loaded(
     assert given_candidate(file, detector, 3) == Candidate(engine="openvino", threads=3, file=file)
     with pytest.raises(ConfigError, match="--tune got a file of this kind; expected"):
         given_candidate(weights, detector, 1)
+
+
+def test_an_interruption_is_told_although_files_cannot_be_removed(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows refuses to remove files that are mapped into memory, as they are by the engines that are measured."""
+
+    def interrupted(_: search.Bench, candidates: Sequence[Candidate]) -> list[Measurement]:
+        assert candidates[-1].file is not None
+        candidates[-1].file.touch()
+        raise KeyboardInterrupt
+
+    def unlink(path: str, **_: Any) -> None:
+        raise PermissionError(13, "used by another process", path)
+
+    monkeypatch.setattr(search.Bench, "measure", interrupted)
+    monkeypatch.setattr(os, "unlink", unlink)
+    with pytest.raises(KeyboardInterrupt):
+        tune(weights, size=(64, 96))
 
 
 @pytest.mark.usefixtures("one_thread")

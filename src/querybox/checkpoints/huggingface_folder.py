@@ -11,7 +11,7 @@ from torch import Tensor
 
 from querybox.checkpoints.files import save_tensors
 from querybox.checkpoints.statements import STUFF_ROWS
-from querybox.files import atomic, write_text
+from querybox.files import atomic, move, write_text
 from querybox.models import Recipe
 from querybox.structures import Preprocessing
 from querybox.text import to_json
@@ -37,7 +37,7 @@ def write_folder(folder: Path, tensors: Mapping[str, Tensor], files: Mapping[str
             write_text(complete / name, to_json(values, indent=2) + "\n")
         if folder.exists():
             folder.rmdir()  # empty; Windows does not replace folders
-        complete.replace(folder)
+        move(complete, folder)
 
 
 def model_config(recipe: Recipe, rows: Sequence[str], stuff: Sequence[int] = ()) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from querybox.exporting.graph import decoder_nodes, min_side, trace
 from querybox.exporting.half import halve
 from querybox.exporting.load import read_exported
 from querybox.exporting.quantise import quantise
+from querybox.files import move
 from querybox.modules.detector import DetectionTransformer
 from querybox.precision import is_native
 
@@ -99,14 +100,19 @@ def export(
     if size is None:
         card = dataclasses.replace(card, min_side=min_side(program))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+    # Windows cannot remove a file that is mapped, as one is by a model that is refused as long as its error is handled.
+    with tempfile.TemporaryDirectory(
+        dir=path.parent, prefix=f".{path.name}.", ignore_cleanup_errors=True
+    ) as folder:
         draft = Path(folder) / path.name
         if to == "openvino" and calibration is not None:
             verification, evaluations = write_int8(program, draft, card, detector, calibration, callback)
         else:
             verification = write_verified(program, draft, card, detector, to, callback)
             evaluations = None
-        written = [file.replace(path.parent / file.name) for file in sorted(draft.parent.iterdir())]
+        written = [path.parent / file.name for file in sorted(draft.parent.iterdir())]
+        for file in written:
+            move(draft.with_name(file.name), file)
     return Exported(
         files=tuple(sorted(written, key=path.__ne__)),
         verification=verification,

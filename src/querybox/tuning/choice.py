@@ -47,6 +47,10 @@ MODELS = 8
 """Number of models whose choices are kept, those that were tuned last."""
 MAX_THREADS = 2**12
 """Maximum number of threads: a corrupt choice must not start an arbitrary number of them."""
+IS_THERE = {errno.EEXIST, errno.ENOTEMPTY, errno.EACCES}
+"""Error numbers if there is a folder where one is moved to; the last is that of Windows."""
+TRIES = 10
+"""How often a folder that others put there is replaced; on Windows one with an open file cannot be."""
 DAY = 86_400
 """Age in seconds from which drafts no longer belong to a running process."""
 
@@ -124,12 +128,12 @@ def remember(candidate: Candidate, size: tuple[int, int], weights: Path, drafts:
 
 def replace_folder(folder: Path, new: Path) -> None:
     """Move `new` to the path `folder`, replacing what is there; other processes may do so at the same time."""
-    while True:
+    for tries in range(1, TRIES + 1):
         remove(folder)
         try:
             new.replace(folder)
         except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            if tries == TRIES or error.errno not in IS_THERE:
                 raise
         else:
             return

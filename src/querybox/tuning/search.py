@@ -109,7 +109,9 @@ def tune(
     threads = torch.get_num_threads()
     given = [given_candidate(path, detector, threads) for path in exported]
     cache_folder().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_folder(), prefix=DRAFTS) as folder, restoring_threads():
+    # Windows cannot remove files that are mapped, as they are by the engines that an interruption still holds.
+    drafts = tempfile.TemporaryDirectory(dir=cache_folder(), prefix=DRAFTS, ignore_cleanup_errors=True)
+    with drafts as folder, restoring_threads():
         bench = Bench(detector, size, callback)
         engines = bench.measure([*candidates(detector.device, Path(folder), threads), *given])
         best = fastest(engines)
