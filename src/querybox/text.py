@@ -46,14 +46,19 @@ def or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def to_json(value: object, *, indent: int | None = None) -> str:
+def to_json(value: object, *, indent: int | None = None, ensure_ascii: bool = False) -> str:
     """Return a value as standard JSON, which has neither NaN nor infinity.
+
+    Args:
+        value: The value.
+        indent: The number of spaces of each level; None for all in one line.
+        ensure_ascii: Escape all characters that are not ASCII.
 
     Raises:
         QueryboxError: A number is NaN or infinite.
     """
     try:
-        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+        return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
     except ValueError as error:
         raise QueryboxError(
             f"a number to be written as JSON is NaN or infinite, which it cannot be ({error})"

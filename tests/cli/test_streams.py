@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +15,7 @@ import pytest
 from dataset_writers import write_boxes
 
 from querybox.cli import main
-from querybox.cli.streams import prepare_streams, print_summary
+from querybox.cli.streams import is_closed, prepare_streams, print_json, print_summary
 
 FULL = Path("/dev/full")
 
@@ -51,6 +54,34 @@ def test_a_reader_that_has_gone_is_no_error(
     broken_stdout("closed")
     assert main(["validate", boxes, *options]) == 141  # not 1, which means that the data cannot be used
     assert capfd.readouterr().err == ""
+
+
+def test_windows_calls_a_reader_that_has_gone_an_invalid_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_closed(BrokenPipeError())
+    assert not is_closed(OSError(errno.EINVAL, "Invalid argument"))
+    monkeypatch.setattr(os, "name", "nt")
+    assert is_closed(OSError(errno.EINVAL, "Invalid argument"))
+    assert not is_closed(OSError(errno.ENOSPC, "No space left on device"))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "printed"),
+    [
+        ("utf-8", '{"name": "é 😀"}'),
+        ("cp1252", r'{"name": "\u00e9 \ud83d\ude00"}'),
+        ("cp932", r'{"name": "\u00e9 \ud83d\ude00"}'),
+    ],
+)
+def test_json_is_the_same_json_in_every_encoding(
+    encoding: str, printed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding=encoding))
+    prepare_streams()
+    print_json({"name": "é 😀"})
+    sys.stdout.flush()
+    assert output.getvalue().decode("utf-8").strip() == printed
+    assert json.loads(output.getvalue()) == {"name": "é 😀"}
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from querybox.cli.sizes import parse_size
-from querybox.cli.streams import print_text
+from querybox.cli.streams import print_json, print_text
 from querybox.cli.tables import table
 from querybox.errors import ConfigError
-from querybox.text import to_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -70,7 +69,7 @@ def benchmark(
     with Console(stderr=True).status("Measuring"):
         result = run(paths, size=shape, batch_size=batch_size, trusted=trust)
     if as_json:
-        print_text(to_json(dataclasses.asdict(result), indent=2))
+        print_json(dataclasses.asdict(result), indent=2)
     else:
         Console().print(results_table(result))
 
@@ -87,7 +86,7 @@ def tune_model(model: Path, exported: Sequence[Path], size: str | None, *, as_js
     with Console(stderr=True).status("loading") as status:
         tuning = tune(find_weights(model), exported, size=shape, callback=status.update)
     if as_json:
-        print_text(to_json(TypeAdapter(Tuning).dump_python(tuning, mode="json"), indent=2))
+        print_json(TypeAdapter(Tuning).dump_python(tuning, mode="json"), indent=2)
         return
     Console().print(tuning_table(tuning))
     for each in tuning.measurements:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from querybox.cli.streams import print_text
-from querybox.text import to_json
+from querybox.cli.streams import print_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +38,7 @@ def diagnose(
 
     diagnosis = find_causes(run)
     if as_json:
-        print_text(to_json(dataclasses.asdict(diagnosis), indent=2))
+        print_json(dataclasses.asdict(diagnosis), indent=2)
         return
     console = Console(soft_wrap=True, highlight=False, markup=False)
     for line in describe(diagnosis):

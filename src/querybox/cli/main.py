@@ -36,7 +36,7 @@ from querybox.cli.predict import predict
 from querybox.cli.queries import queries
 from querybox.cli.serve import serve
 from querybox.cli.split import split
-from querybox.cli.streams import CLOSED_OUTPUT, prepare_streams, stdout_error, write_stderr
+from querybox.cli.streams import CLOSED_OUTPUT, is_closed, prepare_streams, stdout_error, write_stderr
 from querybox.cli.trace import trace
 from querybox.cli.train import setting_hint, train
 from querybox.cli.validate import validate
@@ -213,7 +213,7 @@ def fail(message: str, debug: bool, code: int = 2) -> int:
 
 def fail_to_print(error: OSError, debug: bool) -> int:
     """Return the exit code for an error of standard output; one line names it, unless its reader has gone."""
-    if isinstance(error, BrokenPipeError):
+    if is_closed(error):
         return CLOSED_OUTPUT
     return fail(f"standard output: {error.strerror or error}; write it to another place", debug)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
+import errno
 import io
 import os
 import sys
 from contextlib import suppress
 
-from querybox.text import printable
+from querybox.text import printable, to_json
 from querybox.urls import without_credentials
 
 UNREADABLE = 1
@@ -29,6 +31,12 @@ def prepare_streams() -> None:
 def print_text(text: str) -> None:
     """Print one or more lines, in which control characters are shown as escapes."""
     print(printable(text))
+
+
+def print_json(value: object, *, indent: int | None = None) -> None:
+    """Print a value as JSON, which is UTF-8: in ASCII if the output has another encoding, as files on Windows."""
+    encoding = codecs.lookup(sys.stdout.encoding or "utf-8").name
+    print_text(to_json(value, indent=indent, ensure_ascii=encoding != "utf-8"))
 
 
 def write_stderr(text: str) -> None:
@@ -56,6 +64,11 @@ def stdout_error() -> OSError | None:
         discard_stdout()
         return error
     return None
+
+
+def is_closed(error: OSError) -> bool:
+    """Return whether an error of standard output means that its reader has gone; Windows calls it another one."""
+    return isinstance(error, BrokenPipeError) or (os.name == "nt" and error.errno == errno.EINVAL)
 
 
 def discard_stdout() -> None:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from querybox.cli.streams import print_text
+from querybox.cli.streams import print_json
 from querybox.cli.tables import table
-from querybox.text import to_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -64,7 +63,7 @@ def trace(
         data = read_dataset(annotations, split, allow_network=allow_network)
         traced = trace_record(detector, find_record(image, data), data)
     if as_json:
-        print_text(to_json(traced.to_dict()))
+        print_json(traced.to_dict())
         return
     Console().print(*tables(traced, queries))
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from querybox.cli.streams import print_text
-from querybox.text import counted, to_json
+from querybox.cli.streams import print_json, print_text
+from querybox.text import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -68,7 +68,7 @@ def validate(
 
         write_validation(report, result)
     if as_json:
-        print_text(to_json(result.to_json(), indent=2))
+        print_json(result.to_json(), indent=2)
     else:
         Console().print(*(findings_table(name, one) for name, one in result.splits.items()), sep="\n")
         print_text(f"{result.source} {verdict(result)}")
