@@ -121,5 +121,16 @@ def test_files_are_listed_in_order_through_links(tmp_path: Path) -> None:
     assert find_files(root, {".txt"}) == [root / "a.txt"]
 
 
+def test_names_in_another_case_are_of_images_that_are_used(tmp_path: Path) -> None:
+    """Windows and macOS find an image by its name in any case; elsewhere another link to it stands for that."""
+    root = touch(tmp_path, "A.JPG", "b.jpg")
+    if not (root / "a.jpg").exists():
+        (root / "a.jpg").hardlink_to(root / "A.JPG")
+    locator = ImageLocator(root)
+    found = locator.find("a.jpg")
+    assert found == root / "a.jpg"
+    assert locator.others([found]) == ["b.jpg"]
+
+
 def test_suffixes_are_lower_case() -> None:
     assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in SUFFIXES)

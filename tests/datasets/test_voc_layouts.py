@@ -132,6 +132,16 @@ def test_encodings_of_voc(tmp_path: Path, declared: str, encoding: str, found: d
     assert kinds(data) == found
 
 
+def test_images_of_voc_may_have_names_in_another_case(tmp_path: Path) -> None:
+    write_voc(tmp_path, "train", IMAGES)
+    (tmp_path / "ImageSets" / "Main" / "train.txt").unlink()
+    for image in list((tmp_path / "JPEGImages").iterdir()):
+        image.rename(image.with_name(image.name.upper()))
+    data = read_dataset(tmp_path)
+    assert sorted(record.path.name.upper() for record in data.images) == ["A.PNG", "B.PNG"]
+    assert not data.findings
+
+
 def test_what_voc_does_not_use_is_counted(tmp_path: Path) -> None:
     write_voc(tmp_path, "train", IMAGES)
     (tmp_path / "ImageSets" / "Main" / "train.txt").unlink()

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 from querybox.data.findings import FindingCollector
 from querybox.data.image import SUFFIXES
 from querybox.errors import ImageError
+from querybox.files import comparable
 from querybox.text import listed
 
 _MASKS = re.compile(r"segment|mask|panoptic", re.IGNORECASE)
@@ -124,14 +125,19 @@ class ImageLocator:
         return self.folders[0] / name.replace("\\", "/")
 
     def others(self, used: Iterable[Path]) -> list[str]:
-        """Return the paths, relative to the dataset's folder, of all images that are not `used`, nor masks."""
+        """Return the paths, relative to the dataset's folder, of all images that are not `used`, nor masks.
+
+        On systems that ignore case, images are used by the names in the annotations, not by those in their folder.
+        """
         names = {os.fspath(path) for path in used}
+        spellings = {comparable(name): name for name in names}
         paths = (path for paths in self._paths_by_stem().values() for path in paths)
         return sorted(
             path
             for path in paths
             if not _MASKS.search(os.path.dirname(path))  # noqa: PTH120 - a string
-            and os.fspath(self.root / path) not in names
+            and (name := os.fspath(self.root / path)) not in names
+            and not _is_same(name, spellings.get(comparable(name)))
         )
 
     def _paths_by_stem(self) -> dict[str, list[str]]:
@@ -249,6 +255,10 @@ def _is_inside(path: str, root: Path, name: str) -> bool:
     if not _leads_out(name):
         return True
     return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root))  # noqa: PTH100 - does not resolve links
+
+
+def _is_same(path: str, other: str | None) -> bool:
+    return other is not None and os.path.exists(other) and os.path.samefile(path, other)  # noqa: PTH110, PTH121 - strings
 
 
 def _is_mask(path: str, folder: list[str]) -> bool:

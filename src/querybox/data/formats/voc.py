@@ -26,6 +26,7 @@ from querybox.data.records import (
 from querybox.data.splits import SPLITS, Format, Reader, by_split, split_name
 from querybox.data.text import read_lines, read_start
 from querybox.errors import DataError, ImageError
+from querybox.files import comparable
 from querybox.masks import Region
 from querybox.structures import Category
 from querybox.text import listed
@@ -230,12 +231,17 @@ class _RecordReader:
         """Add findings for the files that belong to no split, and for images without an XML file."""
         stems = set()
         for annotation in annotations:
-            stems |= {annotation.file.stem, PureWindowsPath(annotation.file_name).stem}
+            stems |= {
+                comparable(name.stem) for name in (annotation.file, PureWindowsPath(annotation.file_name))
+            }
             if folder is not None and split_folder(annotation.file.parent, self.root) is None:
                 self.findings.add("unread_file", f"{annotation.file}: is in no folder of a split")
         for path in self.locator.others(used=()):
             image = self.root / path
-            if image.stem not in stems and split_folder(image.parent, self.root) in {None, folder}:
+            if comparable(image.stem) not in stems and split_folder(image.parent, self.root) in {
+                None,
+                folder,
+            }:
                 self.findings.add("unlabeled_image", str(image))
 
     def _image(self, annotation: Annotation) -> Path:
