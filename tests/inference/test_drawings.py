@@ -43,6 +43,10 @@ def test_a_drawing_never_overwrites_a_source(tmp_path: Path) -> None:
     sources = [picture(tmp_path / "a.png"), picture(tmp_path / "a.jpg")]
     with pytest.raises(ConfigError, match=r"a\.jpg: the drawing would overwrite a source"):
         drawing_paths(file_names(sources), tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"b\.jpg: the drawing would overwrite a source"
+    ):  # where case is ignored
+        drawing_paths(file_names([tmp_path / "b.JPG"]), tmp_path)
 
 
 def test_draws_pictures(tmp_path: Path) -> None:

@@ -124,3 +124,5 @@ def test_sources_in_the_folder_of_results_are_refused(tmp_path: Path) -> None:
         ConfigError, match=r"a\.png: is in .*masks, to which results are written; expected another"
     ):
         check_folder(tmp_path / "masks", [tmp_path / "a.jpg", tmp_path / "x" / ".." / "masks" / "a.png"])
+    with pytest.raises(ConfigError, match=r"is in .*masks"):  # where case is ignored
+        check_folder(tmp_path / "masks", [tmp_path / "Masks" / "a.png"])

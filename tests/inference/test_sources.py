@@ -46,6 +46,8 @@ def test_folder_in_natural_order_names_what_it_leaves_out(
     picture(tmp_path / "inside" / "c.jpg")
     (tmp_path / "notes.txt").touch()
     (tmp_path / "labels.xml").touch()
+    for name in ("._a2.jpg", ".DS_Store"):  # as macOS writes them
+        (tmp_path / name).touch()
     with caplog.at_level(logging.WARNING):
         assert find_sources(tmp_path) == [tmp_path / name for name in names]
     assert [record.message for record in caplog.records] == [

@@ -14,6 +14,7 @@ from PIL import Image
 
 from querybox.data.tiff import read_picture
 from querybox.errors import ConfigError, ImageError
+from querybox.files import comparable
 from querybox.inference.detections import Detections
 from querybox.inference.draw import draw
 from querybox.inference.frame_times import FrameTimes
@@ -37,10 +38,10 @@ def drawing_paths(names: Mapping[str, str], folder: Path) -> list[Path]:
         ConfigError: A drawing would overwrite a source.
     """
     sources = {Path(source): name for source, name in names.items()}
-    originals = {source.resolve() for source in sources}
+    originals = {comparable(str(source.resolve())) for source in sources}
     paths = [folder / f"{name}{'.mp4' if is_video(source) else '.jpg'}" for source, name in sources.items()]
     for path in paths:
-        if path.resolve() in originals:
+        if comparable(str(path.resolve())) in originals:
             raise ConfigError(f"{path}: the drawing would overwrite a source; expected another output folder")
     return paths
 

@@ -78,9 +78,9 @@ def check_folder(folder: Path, sources: Iterable[Path]) -> None:
     Raises:
         ConfigError: One is.
     """
-    place = folder.resolve()
+    place = comparable(str(folder.resolve()))
     for source in sources:
-        if source.parent.resolve() == place:
+        if comparable(str(source.parent.resolve())) == place:
             raise ConfigError(
                 f"{source}: is in {folder}, to which results are written; expected another output folder"
             )

@@ -20,7 +20,7 @@ from torch import Tensor
 from querybox.arguments import require_path, require_type
 from querybox.data.image import SUFFIXES as IMAGE_SUFFIXES
 from querybox.data.image import read_image
-from querybox.data.locate import iterate_files
+from querybox.data.locate import is_junk, iterate_files
 from querybox.data.shards import ImageFile
 from querybox.data.tiff import is_read_in_parts, open_tiff
 from querybox.data.tiling import Tiling
@@ -117,7 +117,7 @@ def find_files(path: Path, shards: Collection[str] = ()) -> list[Path]:
     if path.is_dir():
         return select_images(
             path,
-            path.iterdir(),
+            (file for file in path.iterdir() if not is_junk(file.name)),
             f"subfolders are not searched; to search them, use '{path / '**' / '*.jpg'}'",
             shards,
         )
