@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -32,7 +33,7 @@ from querybox.runfile import read_run_file
 from querybox.training import RunSettings, loop, train
 from querybox.training.checkpoint import RunCheckpoint
 from querybox.training.loop import Trainer
-from querybox.training.processes import start_processes, translate_process_errors
+from querybox.training.processes import start_processes, translate_process_errors, worker_error
 
 MakeSettings = Callable[..., RunSettings]
 pytestmark = pytest.mark.usefixtures("without_shape_checks")
@@ -331,6 +332,14 @@ def test_a_full_disk_is_told_although_it_cannot_be_recorded(
 def test_deaths_have_names(said: str, error: type[QueryboxError]) -> None:
     with pytest.raises(error, match="continue with --resume"), translate_process_errors():
         raise RuntimeError(said)
+
+
+@pytest.mark.parametrize(("method", "named"), [("fork", False), ("spawn", True), ("forkserver", True)])
+def test_a_script_that_its_workers_import_is_named(
+    method: str, named: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: method)
+    assert ("outside of `if __name__ == '__main__':`" in str(worker_error("why"))) == named
 
 
 def test_what_is_no_death_stays_what_it_is() -> None:

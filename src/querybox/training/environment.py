@@ -45,7 +45,8 @@ def describe_environment(processes: int) -> dict[str, Any]:
 def describe_platform() -> str:
     """Return operating system, release, machine and C library; `platform.platform` runs the program ``uname``."""
     names = [platform.system(), platform.release(), platform.machine()]
-    libc = "".join(platform.libc_ver())
+    # Elsewhere it searches Python's executable, which that of the Microsoft Store cannot be opened for.
+    libc = "".join(platform.libc_ver()) if platform.system() == "Linux" else ""
     return "-".join([*names, "with", libc] if libc else names)
 
 

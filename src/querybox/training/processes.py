@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -96,9 +97,12 @@ def next_batches(batches: Iterator[Batch], count: int) -> tuple[Batch, ...]:
 
 def worker_error(reason: str) -> WorkerError:
     """Return the error for the exit of a process that loads images."""
+    script = ""
+    if multiprocessing.get_start_method() != "fork":  # then it imports the script, which may train again
+        script = ", or because a script trains outside of `if __name__ == '__main__':`"
     return WorkerError(
-        f"a process that loads images exited ({reason}), usually for lack of memory. The last checkpoint is intact: "
-        "continue with --resume, with fewer 'data.workers' if it happens again"
+        f"a process that loads images exited ({reason}), usually for lack of memory{script}. The last checkpoint is "
+        "intact: continue with --resume, with fewer 'data.workers' if it happens again"
     )
 
 
