@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from querybox import precision
-from querybox.precision import Precision, dtype_of, is_native, resolve_precision, slowdown
+from querybox.precision import ComputedPrecision, Precision, dtype_of, is_native, resolve_precision, slowdown
 from querybox.training import TrainSettings
 
 CPU = torch.device("cpu")
@@ -29,9 +29,21 @@ def test_auto_is_bf16_on_cpus_with_its_instructions(
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: mkldnn)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: mkldnn, raising=False)
     assert is_native("bf16", CPU) is native
     assert resolve_precision("auto", CPU) == ("bf16" if native else "float32")
+
+
+@pytest.mark.parametrize("half", ["bf16", "fp16"])
+def test_a_pytorch_without_onednn_has_no_native_half_precision(
+    half: ComputedPrecision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that for Apple's processors, in which `torch.ops.mkldnn` has no operators."""
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
+    assert not is_native(half, CPU)
 
 
 @pytest.mark.parametrize("native", [True, False])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from querybox import Detector, ImageBatch
 from querybox.errors import ConfigError
@@ -30,6 +33,32 @@ def test_points_are_spread_evenly() -> None:
     cells = torch.zeros(4, 4).index_put_(tuple((4 * points).long().T), torch.tensor(1.0), accumulate=True)
     assert cells.min() >= 4
     assert cells.max() <= 9
+
+
+class Dtypes(TorchDispatchMode):
+    """Collects the dtypes of all tensors that are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: set[torch.dtype] = set()
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Call an operator."""
+        results = func(*args, **(kwargs or {}))
+        self.found |= {each.dtype for each in tree_leaves(results) if isinstance(each, torch.Tensor)}
+        return results
+
+
+@pytest.mark.parametrize("recipe", ["detr_small", "dino_small", "dfine_s"])
+def test_a_detector_is_made_on_a_device_without_float64(recipe: str) -> None:
+    """As on the GPUs of Apple, with `torch.set_default_device`."""
+    settings: dict[str, Any] = {"encoder_layers": 1, "decoder_layers": 1, "queries": 9}
+    with Dtypes() as dtypes:
+        Detector.from_recipe(recipe, num_classes=2, backbone="test_efficientnet", **settings)
+    assert torch.float32 in dtypes.found
+    assert torch.float64 not in dtypes.found
 
 
 def test_fine_encoding_is_that_of_the_place() -> None:

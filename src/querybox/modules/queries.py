@@ -56,8 +56,8 @@ class PlacedQueries(nn.Module):
 def spread_points(count: int) -> Float[Tensor, "Q 2"]:
     """Return evenly spread points (y, x) in 0-1 for any count (the R2 sequence of M. Roberts, 2018)."""
     plastic = 1.32471795724474602596  # the real root of x^3 = x + 1
-    steps = torch.arange(count, dtype=torch.float64)[:, None]
-    return ((0.5 + steps / torch.tensor([plastic**2, plastic], dtype=torch.float64)) % 1).float()
+    points = [[(0.5 + step / each) % 1 for each in (plastic**2, plastic)] for step in range(count)]
+    return torch.tensor(points, dtype=torch.float32)  # computed in float64, which Apple's GPUs do not have
 
 
 class PointQueries(nn.Module):
