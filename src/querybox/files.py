@@ -199,9 +199,8 @@ def replacement(path: Path, *, durable: bool = True) -> Iterator[Path]:
             if stat.S_ISREG(former := path.lstat().st_mode):
                 mode = former
         if os.name == "posix":  # elsewhere it could make the file read-only, and then not be removed
-            temporary.chmod(
-                stat.S_IMODE(mode) & 0o777
-            )  # safetensors, for one, replaces it by a file of its own
+            # safetensors, for one, has replaced the file by one of its own.
+            temporary.chmod(stat.S_IMODE(mode) & 0o777)
         move(temporary, path)
         if durable:
             sync_folder(path.parent)

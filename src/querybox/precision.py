@@ -63,10 +63,8 @@ def is_native(precision: ComputedPrecision, device: torch.device) -> bool:
             return precision == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False)
         case "mps":
             return precision == "fp16"  # bf16 depends on the chip, which PyTorch does not report
-        case "cpu" if (
-            not torch.backends.mkldnn.is_available()
-        ):  # PyTorch for Apple's processors has no oneDNN
-            return False
+        case "cpu" if not torch.backends.mkldnn.is_available():
+            return False  # PyTorch for Apple's processors has no oneDNN
         case "cpu" if precision == "fp16":
             return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
         case "cpu" if platform.machine().lower() in ("arm64", "aarch64"):
