@@ -216,16 +216,16 @@ def move(source: Path, target: Path) -> None:
     Raises:
         PermissionError: A program has one of them open, or the target is read-only or in a folder that is.
     """
-    for _ in range(ATTEMPTS - 1):
-        with suppress(PermissionError):
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
             source.replace(target)
+        except PermissionError as error:
+            if attempt == ATTEMPTS:
+                reason = "read-only, or open in a program: close it" if os.name == "nt" else error.strerror
+                raise PermissionError(error.errno, reason, str(target)) from error
+        else:
             return
         time.sleep(PAUSE)
-    try:
-        source.replace(target)
-    except PermissionError as error:
-        reason = "read-only, or open in a program: close it" if os.name == "nt" else error.strerror
-        raise PermissionError(error.errno, reason, str(target)) from error
 
 
 def sync_folder(folder: Path) -> None:

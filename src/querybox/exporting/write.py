@@ -225,7 +225,7 @@ def write_onnx(
     if card.precision == "fp16":
         halve(model)
     onnx.write(model, path, card)
-    written = onnx.load(path)
+    written = onnx.load(path)  # also in fp16, because the file itself has to open
     if card.precision == "float32":
         return written
     rounded = onnx.rounding(path, card)
