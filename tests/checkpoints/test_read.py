@@ -131,6 +131,18 @@ def test_class_names_come_from_the_file(tmp_path: Path) -> None:
     assert detector.class_rows == (1, 2)
 
 
+def test_another_spelling_of_cocos_names_is_cocos(tmp_path: Path) -> None:
+    """RT-DETR and D-FINE on the Hub have them."""
+    other = {"couch": "sofa", "potted plant": "pottedplant", "tv": "tvmonitor", "airplane": "aeroplane"}
+    other |= {"motorcycle": "motorbike", "dining table": "diningtable"}
+    names = tuple(other.get(category.name, category.name) for category in coco.CATEGORIES)
+    file = save(tmp_path / "80.pth", tiny(80), MMDET2, meta={"CLASSES": names})
+    assert Detector.load(file).categories == coco.CATEGORIES
+    swapped = (*names[1::-1], *names[2:])
+    file = save(tmp_path / "swapped.pth", tiny(80), MMDET2, meta={"CLASSES": swapped})
+    assert tuple(category.name for category in Detector.load(file).categories) == swapped
+
+
 def test_names_that_do_not_fit_the_head_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "querybox")
     file = save(tmp_path / "model.pth", tiny(), MMDET2, meta={"CLASSES": ("cat", "dog")})

@@ -34,6 +34,12 @@ STUFF = {
 }  # fmt: skip
 """The classes of COCO's panoptic annotations that are not objects."""
 
+OTHER_NAMES = {
+    "motorbike": "motorcycle", "aeroplane": "airplane", "sofa": "couch", "pottedplant": "potted plant",
+    "diningtable": "dining table", "tvmonitor": "tv",
+}  # fmt: skip
+"""COCO's names by those of Darknet's list of its classes, which RT-DETR and D-FINE have on the Hugging Face Hub."""
+
 CATEGORIES = tuple(Category(id=row, name=name) for row, name in NAMES.items())
 """The classes of an 80-row head, by row."""
 

@@ -245,10 +245,11 @@ def infer_classes(
     if names is not None and len(names) != rows:
         assumptions.append(f"the {len(names)} class names in the file are not those of its {rows} classes")
         names = None
-    if by_row and (names is None or all(names[row] == name for row, name in by_row.items())):
+    known = None if names is None else [coco.OTHER_NAMES.get(name, name) for name in names]
+    if by_row and (known is None or all(known[row] == name for row, name in by_row.items())):
         categories = [Category(id=row, name=name, stuff=row in coco.STUFF) for row, name in by_row.items()]
         unused_rows = tuple(row for row in range(rows) if row not in by_row)
-    elif rows == 80 and (names is None or names == list(coco.NAMES.values())):
+    elif rows == 80 and known in (None, list(coco.NAMES.values())):
         categories, unused_rows = list(coco.CATEGORIES), ()
     else:
         unused_rows = tuple(row for row in range(rows) if names is not None and names[row] == NO_CLASS)
