@@ -131,6 +131,8 @@ def test_classes_are_matched_by_name_and_told(tmp_path: Path, caplog: pytest.Log
         (["cat", "cat"], ["cat"], {0: 0}),
         (["cat", "cat", "cat"], ["cat", "cat", "cat"], {0: 0, 1: 1, 2: 2}),
         (["CAT", "cat "], ["Cat", "Cat"], {0: 0, 1: 1}),
+        (["pottedplant", "tv-monitor"], ["potted plant", "TVMonitor"], {0: 0, 1: 1}),
+        (["caf\u00e9"], ["Cafe\u0301"], {0: 0}),  # composed and decomposed, which look the same
         (["catfish"], ["cat"], {}),
     ],
 )

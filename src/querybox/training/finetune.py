@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 from collections.abc import Sequence
 
 import torch
@@ -87,8 +88,8 @@ def match_classes(ours: Sequence[Category], theirs: Sequence[Category]) -> dict[
 
 
 def normalize_name(name: str) -> str:
-    """Return a class name in lower case with single spaces: ``Traffic_Light`` is ``traffic light``."""
-    return re.sub(r"[\s_-]+", " ", name.casefold()).strip()
+    """Return a class name in lower case without what separates words: ``Traffic_Light`` is ``trafficlight``."""
+    return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFC", name).casefold())
 
 
 def replace_rows(tensor: Tensor, rows: Sequence[int], values: Tensor) -> Tensor:
@@ -108,7 +109,11 @@ def describe_differences(detector: DetectionTransformer, source: DetectionTransf
         for key in ours.keys() - detector.recipe.adaptable
         if ours[key] != theirs.get(key)
     ]
-    return f" ({', '.join(sorted(differences))}; omit these settings)" if differences else ""
+    return (
+        f" ({', '.join(sorted(differences))}; omit these settings, or the recipe with them)"
+        if differences
+        else ""
+    )
 
 
 def log_summary(
