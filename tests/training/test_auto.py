@@ -153,6 +153,21 @@ def test_left_and_right_are_not_mirrored() -> None:
     assert chosen(dataset(names=("copyright",))).data.horizontal_flip == 0.5
 
 
+def test_left_and_right_are_not_mirrored_in_fine_tuning(tmp_path: Path) -> None:
+    """The augmentation is otherwise that of the published model."""
+    path, hands = (
+        str(save(tmp_path / "detr.safetensors", "detr_r50", 600, **TINY)),
+        ("left hand", "right hand"),
+    )
+    assert "horizontal_flip" not in chosen(dataset(), weights=path).data.model_fields_set
+    for resources in LAPTOP, GPU:
+        choice = choose(settings(weights=path), dataset(names=hands), resources)
+        assert choice.settings.data.horizontal_flip == 0
+        assert "class 'left hand' would be wrong in a mirrored image" in choice.describe()
+    mirrored = chosen(dataset(names=hands), weights=path, data={"horizontal_flip": 0.3})
+    assert mirrored.data.horizontal_flip == 0.3
+
+
 def test_a_batch_can_be_divided_among_processes_and_parts() -> None:
     assert chosen(dataset()).train.batch_size == 4
     assert chosen(dataset(), GPU).train.batch_size == 16

@@ -83,6 +83,12 @@ class Facts:
     aspect: float
     """Median ratio of the long side to the short side of an image."""
 
+    @property
+    def not_mirrored(self) -> str | None:
+        """Why images must not be mirrored; None if they may be."""
+        name = next(filter(SIDES.search, self.classes), None)
+        return None if name is None else f"class '{name}' would be wrong in a mirrored image"
+
     @classmethod
     def of(cls, data: DetectionData) -> Self:
         """Determine the facts about a dataset."""
@@ -209,6 +215,9 @@ def choose_for_published(
         reasons["training"] = describe_schedule(train, facts)
         loading = choose_loading(decoded_size(data, {**data_defaults(recipe), **given}), resources)
         given = {**loading, **given}
+    if facts.not_mirrored and "horizontal_flip" not in given:
+        given = {**given, "horizontal_flip": 0.0}
+        reasons["augmentation"] = "as published, but no flips", facts.not_mirrored
     return settings.replace(data=given, train=train), reasons
 
 
@@ -354,11 +363,10 @@ def choose_fine_tuning(
 
 def choose_augmentation(facts: Facts, image_size: int) -> dict[str, Any]:
     """Return the settings of `data` for augmentation."""
-    mirrored = any(SIDES.search(name) for name in facts.classes)
     return {
         "scales": [round(image_size * factor) for factor in SCALES],
         "crop": 0.25,
-        "horizontal_flip": 0.0 if mirrored else 0.5,
+        "horizontal_flip": 0.0 if facts.not_mirrored else 0.5,
         "color_jitter": 0.2,
     }
 
@@ -389,10 +397,7 @@ def describe_schedule(train: Mapping[str, Any], facts: Facts) -> tuple[str, str]
 
 def describe_augmentation(data: Mapping[str, Any], facts: Facts) -> tuple[str, str]:
     """Return the augmentation and the reason."""
-    sides = next((name for name in facts.classes if SIDES.search(name)), None)
     flips = "horizontal flips" if data["horizontal_flip"] else "no flips"
     others = {"crops": data["crop"], "scales": len(data["scales"] or ()) > 1, "colours": data["color_jitter"]}
     chosen = ", ".join([flips, *(name for name, used in others.items() if used)])
-    if sides is not None:
-        return chosen, f"class '{sides}' would be wrong in a mirrored image"
-    return chosen, "see data.vertical_flip for images without an upright direction"
+    return chosen, facts.not_mirrored or "see data.vertical_flip for images without an upright direction"
