@@ -14,7 +14,7 @@ from tiny_models import TINY, TRAINABLE
 from querybox import Detector
 from querybox.data.records import DetectionData, ImageRecord
 from querybox.runfile import read_run_file
-from querybox.structures import Category
+from querybox.structures import Category, Resizing
 from querybox.training import RunSettings, train
 from querybox.training.auto import choose, is_auto
 from querybox.training.resources import Resources
@@ -227,7 +227,28 @@ def test_weights_of_a_small_model_keep_their_image_size(tmp_path: Path) -> None:
         assert found.model == {"queries": 30}
         assert found.train.schedule == "cosine"
         assert "cats.safetensors" in choose(settings(weights=str(path)), dataset(), LAPTOP).describe()
-    assert chosen(dataset(), weights=str(path), data={"image_size": 300}).data.long_side is None
+    named = chosen(dataset(), weights=str(path), recipe="dino_small")
+    assert (named.data.image_size, named.data.long_side) == (200, 400)
+
+
+@pytest.mark.parametrize("stretch", [False, True])
+def test_settings_of_image_sizes_beside_weights_stay(tmp_path: Path, stretch: bool) -> None:
+    path = tmp_path / "cats.safetensors"
+    detector = Detector.from_recipe("detr_r50", num_classes=1, **TINY)
+    resizing: Resizing = "stretch" if stretch else "querybox"
+    detector.preprocessing = replace(detector.preprocessing, short_side=200, long_side=400, resizing=resizing)
+    detector.save(path)
+
+    def sizes(**data: Any) -> tuple[int, int | None, bool]:
+        found = chosen(dataset(), weights=str(path), data=data).data
+        return found.image_size, found.long_side, found.stretch
+
+    assert sizes() == (200, 400, stretch)
+    assert sizes(image_size=300) == (300, 600, stretch)
+    assert sizes(long_side=1000) == (200, 1000, stretch)
+    assert sizes(image_size=300, long_side=500) == (300, 500, stretch)
+    assert sizes(stretch=stretch) == (200, 400, stretch)
+    assert sizes(stretch=not stretch) == (200, None, not stretch)  # the usual ratio of that way to resize
 
 
 def test_weights_of_a_published_model_are_fine_tuned_on_few_images(tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ import csv
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from tiny_models import PUBLIC, TINY, TRAINABLE
+from tiny_models import HYBRID, PUBLIC, TINY, TRAINABLE
 from torch.testing import assert_close
 
 from querybox import Category, Detector, ImageBatch, RunSettings, read_dataset, train
@@ -28,7 +29,8 @@ from querybox.models.layouts.layout import Layout
 from querybox.models.layouts.mmdet3 import MMDET3
 from querybox.runfile import read_run_file
 from querybox.training.finetune import initialize_from, match_classes
-from querybox.training.start import build_detector, locate, resolve
+from querybox.training.settings import Given
+from querybox.training.start import build_detector, check_effect, locate, resolve
 
 COCO_SAMPLE = Path(__file__).parent.parent / "data" / "coco_sample"
 CELLS = Path(__file__).parent.parent.parent / "examples" / "blood_cells"
@@ -250,6 +252,7 @@ def test_a_run_is_repeated_from_its_settings(
     assert written["model"]["unused_rows"] == []
     again = train(RunSettings.parse({**written, "output": str(tmp_path / "again")}))
     assert_close(again.detector.state_dict(), first.detector.state_dict(), rtol=0, atol=0)
+    (tmp_path / "pets.safetensors").unlink()  # which a resumed run does not need
     train(RunSettings.parse({**written, "train": {**written["train"], "epochs": 2}}), resume=True)
 
 
@@ -261,6 +264,22 @@ def test_images_are_normalised_as_the_weights_expect_and_sized_as_the_data_say(t
     source.save(tmp_path / "pets.safetensors")
     look = begin(CELLS, tmp_path / "pets.safetensors", tmp_path / "run").preprocessing
     assert (look.mean, look.std, look.short_side) == ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), 64)
+
+
+def test_images_are_resized_and_normalised_as_the_weights_state_beside_a_recipe(tmp_path: Path) -> None:
+    source = pretrained("rtdetr_r18", categories=PETS, **HYBRID)
+    source.preprocessing = replace(source.preprocessing, short_side=320, long_side=448)
+    source.save(tmp_path / "pets.safetensors")
+    values = {"recipe": "rtdetr_r18", "model": {"heads": 4}, "weights": str(tmp_path / "pets.safetensors")}
+    data = resolve(RunSettings.parse({**values, "data": {"train": "cells"}})).data
+    assert (data.image_size, data.long_side, data.stretch) == (320, 448, True)
+    data = resolve(RunSettings.parse({**values, "data": {"train": "cells", "image_size": 640}})).data
+    assert (data.image_size, data.long_side, data.stretch) == (640, 896, True)
+    given = RunSettings.parse(
+        {**values, "model": {"heads": 4, "normalize": True}, "data": {"train": "cells"}}
+    )
+    with pytest.raises(ConfigError, match=r"model.normalize has no effect with weights: omit"):
+        check_effect(Given(settings=given), resolve(given), resume=False)
 
 
 def test_what_no_tensor_shows_can_be_said(tmp_path: Path) -> None:
@@ -319,6 +338,20 @@ def test_a_setting_of_the_user_that_contradicts_the_weights_is_named(tmp_path: P
     source.save(tmp_path / "small.safetensors")
     with pytest.raises(ConfigError, match="got heads=8, but the file says 4; omit heads"):
         begin(CELLS, tmp_path / "small.safetensors", tmp_path / "run", model={"heads": 8})
+
+
+def test_settings_of_a_model_of_another_kind_than_the_weights_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "small.safetensors"
+    source = pretrained("dino_small", categories=PETS, **TRAINABLE)
+    source.save(file)
+    model = pretrained("rtdetr_r18", categories=PETS, **HYBRID).recipe
+    assert model is not None
+    with pytest.raises(ConfigError) as caught:
+        begin(CELLS, file, tmp_path / "run", model=model.model_dump(exclude={"heads"}))
+    assert str(caught.value) == (
+        f"{file}: 'model.kind' is 'rtdetr' in this run and 'dino' in the file; omit 'model': the model is then that of "
+        "the file"
+    )
 
 
 def test_all_that_does_not_fit_is_listed(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from typing import Any, Self
 
 import numpy as np
 
-from querybox.checkpoints.read import not_inferable, read_checkpoint
 from querybox.data import DataSettings, DetectionData
 from querybox.data.settings import NO_VALIDATION
 from querybox.data.training_images import decoded_bytes
@@ -30,9 +29,11 @@ from querybox.models import (
     training_defaults,
 )
 from querybox.runfile import merge, read_run_file
+from querybox.structures import Preprocessing
 from querybox.text import counted
 from querybox.training.resources import Resources
 from querybox.training.settings import RunSettings, TrainSettings
+from querybox.training.start import resolve_model, with_sizes
 
 AUTO = "auto"
 MANY_IMAGES = 5000
@@ -188,10 +189,10 @@ def choose(settings: RunSettings, data: DetectionData, resources: Resources) -> 
         resources: What the machine that trains has to offer.
     """
     facts = Facts.of(data)
-    name, recipe, sizes, reason = choose_model(settings, facts, resources)
+    name, recipe, preprocessing, reason = choose_model(settings, facts, resources)
     given = set_values(settings.data)
-    if "image_size" not in given:
-        given |= sizes
+    if preprocessing is not None:
+        given = with_sizes(given, preprocessing)
     complete = choose_for_small if is_small(recipe) else choose_for_published
     chosen, reasons = complete(settings.replace(recipe=name), recipe, given, data, facts, resources)
     return Choice(settings=chosen, facts=facts, resources=resources, reasons={"model": reason, **reasons})
@@ -262,29 +263,25 @@ def set_values(settings: Any) -> dict[str, Any]:
 
 def choose_model(
     settings: RunSettings, facts: Facts, resources: Resources
-) -> tuple[str | None, Recipe, dict[str, int], tuple[str, str]]:
+) -> tuple[str | None, Recipe, Preprocessing | None, tuple[str, str]]:
     """Return the model: that of the weights, the recipe that is set, or the one that suits the data and the device.
 
     Returns:
-        Its name, None for that of the weights; its settings; the settings of `data` that the weights determine; what
+        Its name, None for that of the weights; its settings; the preprocessing of the weights, if there are any; what
         was chosen and why.
     """
-    if settings.weights is not None and settings.recipe in (None, AUTO):
-        source = read_checkpoint(settings.weights, **not_inferable(settings.model)).blueprint
-        preprocessing = source.preprocessing
-        sizes = {
-            "image_size": preprocessing.short_side,
-            "long_side": preprocessing.long_side,
-            "stretch": preprocessing.resizing == "stretch",
-        }
-        return None, source.recipe, sizes, (source.recipe.title, f"that of {Path(settings.weights).name}")
-    if settings.recipe is not None and settings.recipe != AUTO:
-        return settings.recipe, find(settings.recipe), {}, (settings.recipe, "as set")
+    named, preprocessing = None if settings.recipe == AUTO else settings.recipe, None
+    if settings.weights is not None:
+        recipe, preprocessing = resolve_model(settings.replace(recipe=named))
+        if named is None:
+            return None, recipe, preprocessing, (recipe.title, f"that of {Path(settings.weights).name}")
+    if named is not None:
+        return named, find(named), preprocessing, (named, "as set")
     if is_published(facts, resources):
         reason = f"a GPU and at least {MANY_IMAGES:,} images: trained as published"
-        return "dino_r50", find("dino_r50"), {}, ("dino_r50", reason)
+        return "dino_r50", find("dino_r50"), None, ("dino_r50", reason)
     reason = "reaches the highest AP on few images and on CPUs"
-    return FOR_FEW_IMAGES, find(FOR_FEW_IMAGES), {}, (FOR_FEW_IMAGES, reason)
+    return FOR_FEW_IMAGES, find(FOR_FEW_IMAGES), None, (FOR_FEW_IMAGES, reason)
 
 
 def is_published(facts: Facts, resources: Resources) -> bool:

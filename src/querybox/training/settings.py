@@ -122,6 +122,7 @@ NEEDS: Needs = (
     ("data.mosaic_until", "data.mosaic or data.copy_paste or data.mixup"),
     *((f"data.{name}", MIXING) for name in ("mosaic_until", "mosaic", "copy_paste", "mixup")),
     ("model.backbone_weights", "not weights"),
+    ("model.normalize", "not weights"),
     ("model.encoder_feedforward", "model.encoder_layers"),
     ("model.varifocal", "not model.matchability"),
     ("model.mask_cost", "model.masks"),

@@ -114,10 +114,25 @@ def resolve(settings: RunSettings) -> RunSettings:
     train = train.replace(precision=resolve_precision(train.precision, training_device()))
     data = settings.data.model_dump(exclude_unset=True)
     data.setdefault("workers", min(settings.data.workers, available_cpus()))
-    if preprocessing is not None and data.get("depth") is None:
-        data["depth"] = preprocessing.pixel_range
+    if preprocessing is not None:
+        data = with_sizes(data, preprocessing)
+        if data.get("depth") is None:
+            data["depth"] = preprocessing.pixel_range
     data = DataSettings.parse({**data_defaults(recipe, settings.recipe), **data}, where="data").model_dump()
     return settings.replace(model=model, train=train.model_dump(), data=data)
+
+
+def with_sizes(data: Mapping[str, Any], preprocessing: Preprocessing) -> dict[str, Any]:
+    """Return the settings of `data` that were set, and the image size of the weights where they do not set another.
+
+    With another `image_size` the long side keeps its ratio to the short side.
+    """
+    stretch = preprocessing.resizing == "stretch"
+    sizes: dict[str, Any] = {"image_size": preprocessing.short_side, "stretch": stretch, **data}
+    if sizes["stretch"] == stretch:
+        ratio = preprocessing.long_side / preprocessing.short_side
+        sizes.setdefault("long_side", round(sizes["image_size"] * ratio))
+    return sizes
 
 
 def check_effect(given: Given, resolved: RunSettings, *, resume: bool) -> None:
@@ -181,6 +196,11 @@ def resolve_model(settings: RunSettings) -> tuple[Recipe, Preprocessing | None]:
     source = read_checkpoint(weights, **given, recipe=named).blueprint
     if named is not None:
         require_similar(values, source.recipe, given, f"{weights}: is not of recipe '{settings.recipe}'")
+    elif (kind := values.get("kind", source.recipe.kind)) != source.recipe.kind:
+        raise ConfigError(
+            f"{weights}: 'model.kind' is {kind!r} in this run and {source.recipe.kind!r} in the file; omit 'model': "
+            "the model is then that of the file"
+        )
     values = {**source.recipe.model_dump(), "unused_rows": (), **values}
     return parse(values, where="model"), source.preprocessing
 
