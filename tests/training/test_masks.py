@@ -9,9 +9,14 @@ from pathlib import Path
 
 import pytest
 from crashes import Crash, crash_in, rows, same, weights
+from tiny_models import SMALLEST
 
+from querybox import Detector
+from querybox.errors import ConfigError
 from querybox.training import RunSettings, loop, train
 from querybox.training.loop import Trainer
+from querybox.training.run import prepare
+from querybox.training.settings import Given
 
 
 @pytest.fixture
@@ -44,3 +49,23 @@ def test_masks_are_trained_and_a_resumed_run_has_the_same_weights(
     parts = train(settings("parts"), resume=True).run_dir
     same(parts, whole, "checkpoint", "last")
     assert any(name.startswith("model.mask_head") for name in weights(whole))
+
+
+def test_masks_that_no_object_has_are_not_trained(
+    run_settings: Callable[..., RunSettings], masked: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = run_settings("run", model={"masks": True})
+    with pytest.raises(
+        ConfigError, match=r"setting 'model.masks' is true, but .* has no masks; expected a dataset"
+    ):
+        prepare(Given(settings=asked), resume=False)
+    detector = Detector.from_recipe("detr_r18", num_classes=2, **SMALLEST, masks=True)
+    detector.save(weights_file := masked.parent / "masked.safetensors")
+    values = asked.model_dump(exclude_unset=True, exclude={"recipe", "model"})
+    tuned = RunSettings.parse({**values, "weights": str(weights_file)})
+    prepare(Given(settings=tuned), resume=False)
+    assert "has no masks, so the mask head is not trained" in caplog.text
+    caplog.clear()
+    prepare(Given(settings=tuned.replace(model={"masks": False})), resume=False)
+    prepare(Given(settings=tuned.replace(data={"train": str(masked)})), resume=False)
+    assert "has no masks" not in caplog.text

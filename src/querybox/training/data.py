@@ -189,6 +189,30 @@ def read_splits(settings: RunSettings, *, resume: bool, written: Collection[str]
     return Splits(training=training, validation=validation, held_out=True)
 
 
+def check_masks(data: DetectionData, settings: RunSettings, written: Collection[str]) -> None:
+    """Check that there are masks to train a mask head with, and warn if there are none for that of the weights.
+
+    Args:
+        data: The training images.
+        settings: The resolved settings of the run.
+        written: Names of the settings that the user has written; see `Given.written`.
+
+    Raises:
+        ConfigError: The user has asked for masks, and there are none.
+    """
+    if not settings.model["masks"] or any(image.masks for image in data.images):
+        return
+    if "model.masks" in written:
+        raise ConfigError(
+            f"setting 'model.masks' is {to_json(settings.model['masks'])}, but {data.source} has no masks; expected a "
+            "dataset with masks, or false"
+        )
+    logger.warning(
+        "%s: has no masks, so the mask head is not trained; model.masks=false drops it",
+        data.source,
+    )
+
+
 def require_places(settings: RunSettings) -> None:
     """Raise DataError if the data of a run to resume is no longer where it was."""
     for name in ("train", "val"):

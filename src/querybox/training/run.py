@@ -25,7 +25,7 @@ from querybox.report import write_report
 from querybox.text import listed
 from querybox.training.auto import choose, is_auto, is_measured, with_measured_batches, with_values_of_run
 from querybox.training.checkpoint import RunCheckpoint
-from querybox.training.data import Splits, check_splits, read_splits
+from querybox.training.data import Splits, check_masks, check_splits, read_splits
 from querybox.training.depth import with_depth
 from querybox.training.display import Display, main_console, open_console, print_lines
 from querybox.training.environment import write_environment
@@ -217,6 +217,7 @@ def prepare(given: Given, *, resume: bool) -> tuple[RunSettings, RunCheckpoint |
             notes.append(choice.describe())
         settings = resolve(choice.settings)
         check_effect(given, settings, resume=resume)
+    check_masks(splits.training, settings, given.written(resume=resume))
     return settings, checkpoint, splits, "\n".join(filter(None, notes))
 
 
