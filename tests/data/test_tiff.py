@@ -35,6 +35,7 @@ FILES: dict[str, tuple[np.ndarray[Any, Any], dict[str, Any]]] = {
     "alpha": (np.dstack([COLOURS, COLOURS[..., :1]]), {"tile": (64, 64), "extrasamples": ["unassalpha"]}),
     "gray": (COLOURS[..., 0], {"tile": (64, 64)}),
     "white is zero": (COLOURS[..., 0], {"tile": (64, 64), "photometric": "miniswhite"}),
+    "16-bit, white is zero": (GRAY, {"tile": (64, 64), "photometric": "miniswhite"}),
     "16-bit gray": (GRAY, {"tile": (64, 64), "compression": "deflate"}),
     "16-bit colours": (COLOURS.astype(np.uint16) * 200, {"tile": (64, 64)}),
 }  # fmt: skip

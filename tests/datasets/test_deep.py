@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import tifffile
 from jaxtyping import UInt16
 from PIL import Image
 
@@ -29,7 +30,9 @@ def write_png(path: Path, values: UInt16[np.ndarray, "h w c"], exif: bytes = b""
     height, width, channels = values.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     header = struct.pack(">IIBBBBB", width, height, 16, PNG_TYPES[channels], 0, 0, 0)
-    chunks = {b"IHDR": header, b"eXIf": exif, b"IDAT": zlib.compress(rows), b"IEND": b""}
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(rows), b"IEND": b""}
+    if exif:
+        chunks = {b"IHDR": header, b"eXIf": exif, **chunks}
     content = b"\x89PNG\r\n\x1a\n"
     for name, data in chunks.items():
         content += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -117,6 +120,14 @@ def test_gray_of_16_bits_with_alpha(tmp_path: Path) -> None:
     gray = CAMERA[..., :1]
     read = read_image(write_png(tmp_path / "a.png", with_alpha(gray)), pixel_range=(0, 4095))
     np.testing.assert_array_equal(np.asarray(read), np.repeat(SCALED[..., :1], 3, axis=2))
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.float32])
+def test_gray_of_which_0_is_white(tmp_path: Path, kind: type) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, CAMERA[..., 0].astype(kind), photometric="miniswhite")
+    read = np.asarray(read_image(path, pixel_range=(0, 4095)))
+    np.testing.assert_array_equal(read, np.repeat(255 - SCALED[..., :1], 3, axis=2))
 
 
 @pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, 3), (8, 1)])

@@ -24,7 +24,7 @@ NARROW = 0.25
 
 _TOP = 65535
 """Largest value of 16 bits."""
-_BITS_PER_SAMPLE, _PLANAR_CONFIGURATION = 258, 284  # TIFF tags
+_BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION, _PLANAR_CONFIGURATION = 258, 262, 284  # TIFF tags
 _GRAY_WITH_ALPHA = "LA;16B"
 _LOWER_BYTES = {_GRAY_WITH_ALPHA: "RGBA"} | {
     f"{mode};16{order}": f"{mode};16{other}"
@@ -44,14 +44,25 @@ class DeepValues(NamedTuple):
     """Largest value that this number of bits can hold."""
 
 
-def load(image: Image.Image, path: str | Path | EncodedImage) -> Values | None:
+def raw_mode_of(image: Image.Image) -> str | None:
+    """Return how Pillow will decode an image that was just opened; None if its format has no such mode.
+
+    A decoded image has forgotten it, and `Image.Image.getexif` decodes PNGs whose EXIF data may follow the pixels.
+    """
+    args = image.tile[0].args if isinstance(image, ImageFile) and image.tile else None
+    first = args[0] if isinstance(args, tuple) and args else args
+    return first if isinstance(first, str) else None
+
+
+def load(image: Image.Image, raw_mode: str | None, path: str | Path | EncodedImage) -> Values | None:
     """Decode an image, and return its pixel values if they have more than 8 bits.
 
     Pillow decodes 16-bit gray as it is, but of 16-bit colours only the upper bytes, so that the file is decoded a
     second time for the lower ones.
 
     Args:
-        image: The image, opened but not decoded yet.
+        image: The opened image.
+        raw_mode: See `raw_mode_of`.
         path: Its file.
 
     Raises:
@@ -59,7 +70,6 @@ def load(image: Image.Image, path: str | Path | EncodedImage) -> Values | None:
     """
     if _has_deep_planes(image):
         raise ImageError(f"{path}: has 16-bit colours in separate planes, which are not read; save it as PNG")
-    raw_mode = _raw_mode(image)
     assert image.format is not None
     image.load()
     if image.mode == "F" or image.mode.startswith("I"):
@@ -82,13 +92,6 @@ def _has_deep_planes(image: Image.Image) -> bool:
         and len(image.getbands()) > 1
         and _stated_bits(image) > 8
     )
-
-
-def _raw_mode(image: Image.Image) -> str | None:
-    """Return how Pillow will decode an image that is not decoded yet; None if its format has no such mode."""
-    args = image.tile[0].args if isinstance(image, ImageFile) and image.tile else None
-    first = args[0] if isinstance(args, tuple) and args else args
-    return first if isinstance(first, str) else None
 
 
 def _with_raw_mode(args: Any, raw_mode: str) -> Any:
@@ -122,6 +125,11 @@ def _stated_bits(image: Image.Image) -> int:
     """Return the bits of a channel that a TIFF states; 16 for other images."""
     stated = image.tag_v2.get(_BITS_PER_SAMPLE) if isinstance(image, TiffImageFile) else None
     return stated[0] if isinstance(stated, tuple) and stated else 16
+
+
+def is_white_zero(image: Image.Image) -> bool:
+    """Return whether an image is a TIFF in which 0 is white, which Pillow ignores in pixels of more than 8 bits."""
+    return isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC_INTERPRETATION) == 0
 
 
 def to_8_bits(values: Shaped[np.ndarray, "*shape"], pixel_range: PixelRange) -> UInt8[np.ndarray, "*shape"]:

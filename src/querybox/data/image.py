@@ -13,7 +13,7 @@ from typing import NamedTuple
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from querybox.data.deep import NARROW, DeepValues, load, to_8_bits, value_range
+from querybox.data.deep import NARROW, DeepValues, is_white_zero, load, raw_mode_of, to_8_bits, value_range
 from querybox.data.encoded import EncodedImage, open_binary
 from querybox.data.shards import ImageFile, loaded
 from querybox.errors import ImageError
@@ -93,16 +93,18 @@ def read_image(
     """
     file = loaded(path)
     with _opened(file, max_pixels) as image:
+        raw_mode = raw_mode_of(image)
         stored, rotated = _sizes(image)
         if min_side is not None and isinstance(image, JpegImageFile):
             factor = reduction(min(stored), min_side)
             image.draft(image.mode, (image.width // factor, image.height // factor))
-        values = load(image, file)
+        values = load(image, raw_mode, file)
         check_size(file, size, rotated, stored)
         if values is not None:
             orientation = image.getexif().get(ORIENTATION, 1)
             limits = pixel_range or (0.0, value_range(values, image, file, None).top)
-            image = Image.fromarray(to_8_bits(values, limits))
+            pixels = to_8_bits(values, limits)
+            image = Image.fromarray(255 - pixels if is_white_zero(image) else pixels)
             image.getexif()[ORIENTATION] = orientation
         if size is None or size == rotated:
             ImageOps.exif_transpose(image, in_place=True)
@@ -132,12 +134,12 @@ def examine_image(
     """
     file = loaded(path)
     with _opened(file) as image:
-        notes, deep = [], None
+        notes, deep, raw_mode = [], None, raw_mode_of(image)
         orientation = image.getexif().get(ORIENTATION, 1)
         stored, rotated = _sizes(image)
         if image.format == "JPEG":
             image.draft(image.mode, (1, 1))
-        values = load(image, file)
+        values = load(image, raw_mode, file)
         check_size(file, size, rotated, stored)
         if orientation in ROTATED and (size is None or stored == rotated):
             notes.append(("ambiguous_orientation", f"{path}: EXIF orientation {orientation}"))
