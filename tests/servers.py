@@ -98,11 +98,13 @@ def form(files: Sequence[bytes], field_name: str = "image") -> bytes:
     return b"".join(parts) + f"--{BOUNDARY}--\r\n".encode()
 
 
-def picture(height: int = 40, width: int = 60, seed: int = 0, kind: str = "PNG") -> bytes:
+def picture(
+    height: int = 40, width: int = 60, seed: int = 0, kind: str = "PNG", compression: str | None = None
+) -> bytes:
     """Return an image file with noise."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind)
+    Image.fromarray(pixels).save(file, kind, compression=compression)
     return file.getvalue()
 
 

@@ -63,7 +63,10 @@ def test_the_command_serves_until_sigterm(
         seen.append(client.predict(picture(), **token))
         damaged = picture(kind="TIFF")  # of which Pillow warns
         damaged = damaged[:4] + (len(damaged) - 30).to_bytes(4, "little") + damaged[8:]
+        compressed = bytearray(picture(kind="TIFF", compression="tiff_lzw"))  # of which libtiff warns
+        compressed[8:24] = b"\xff" * 16
         seen.append(client.predict(damaged, **token))
+        seen.append(client.predict(bytes(compressed), **token))
         broken_form = {"Content-Type": "multipart/form-data; boundary=boundary"}
         seen.append(client.request("/predict", b"--boundary\r\nx: y\n", broken_form | token))
         os.kill(os.getpid(), signal.SIGTERM)
@@ -74,7 +77,7 @@ def test_the_command_serves_until_sigterm(
     with meanwhile(ask):
         assert main(["serve", str(model), "--port", str(port)]) == 0
     assert torch.get_num_threads() == threads
-    assert [answer.status for answer in seen] == [401, 200, 422, 400]
+    assert [answer.status for answer in seen] == [401, 200, 422, 422, 400]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     output, errors = capfd.readouterr()
     assert output == ""

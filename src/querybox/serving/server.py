@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import math
 import signal
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
+from PIL import _imaging
 from starlette.types import ASGIApp
 
 from querybox.inference.engine import Engine
@@ -131,10 +133,30 @@ def silenced_libraries() -> Iterator[None]:
         for each in loggers:
             each.setLevel(logging.CRITICAL)
         try:
-            yield
+            with silenced_libtiff():
+                yield
         finally:
             for each, level in zip(loggers, levels, strict=True):
                 each.setLevel(level)
+
+
+@contextmanager
+def silenced_libtiff() -> Iterator[None]:
+    """Context manager that silences libtiff, which writes to file descriptor 2 what is wrong with a compressed TIFF.
+
+    It is a library that Pillow is linked to; where that is done statically, it stays as it is.
+    """
+    try:
+        set_handler = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
+    except AttributeError:
+        yield
+        return
+    set_handler.restype, set_handler.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    former = set_handler(None)
+    try:
+        yield
+    finally:
+        set_handler(former)
 
 
 def _ignore(number: int, frame: object) -> None:
