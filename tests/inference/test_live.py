@@ -158,6 +158,13 @@ def test_it_ends_when_it_is_asked_to_or_the_time_is_over() -> None:
             assert time.monotonic() - begin < 5  # the timeout for data is 10 s
 
 
+def test_the_duration_is_that_of_the_processing() -> None:
+    with serve(endless) as server, opened(server.url, duration=0.2) as stream:
+        time.sleep(0.25)  # as long as a model takes to be prepared
+        assert list(stream)
+        assert not list(stream)
+
+
 def hostile(kind: str, other: str) -> Iterator[tuple[str, bytes]]:
     """Yield the type and the content of an answer that names another server, or is no stream."""
     if kind == "playlist":

@@ -68,7 +68,7 @@ class LiveStream:
                 an address that begins with ``rtsp://``, ``http://`` or ``https://``.
             allow_network: Required for addresses.
             max_frames: Number of frames to process; None for no limit.
-            duration: Seconds to process frames for; None for no limit.
+            duration: Seconds to process frames for, from when the first is asked for; None for no limit.
 
         Raises:
             ConfigError: The address is malformed, not of a live source, or on the network, without `allow_network`; or
@@ -86,12 +86,12 @@ class LiveStream:
         self._max_frames = math.inf if max_frames is None else max_frames
         self._duration = math.inf if duration is None else duration
         self._reader: Reader | None = None
-        self._start = self._epoch = 0.0
+        self._start: float | None = None
+        self._epoch = 0.0
 
     def __enter__(self) -> Self:
         """Open the source and begin to read it."""
-        self._start = time.monotonic()
-        self._epoch = time.time() - self._start  # read once, because the system clock may be set back later
+        self._epoch = time.time() - time.monotonic()  # read once: the clock may be set back
         self._reader = Reader(self._address)
         self._reader.start()
         return self
@@ -108,7 +108,9 @@ class LiveStream:
             ImageError: The source cannot be opened, or was given up.
         """
         reader = self._opened()
-        while not self._done():
+        if self._start is None:  # not when it was opened: the model may have been prepared since
+            self._start = time.monotonic()
+        while not self._done(time.monotonic() - self._start):
             received, ended = reader.take(POLL)
             if received is not None:
                 self.frame = self._as_frame(received)
@@ -138,8 +140,7 @@ class LiveStream:
         )
         return f"cannot be opened as a stream ({reader.problem}){expected}: check its address"
 
-    def _done(self) -> bool:
-        seconds = time.monotonic() - self._start
+    def _done(self, seconds: float) -> bool:
         return self.stopped() or seconds >= self._duration or self.processed >= self._max_frames
 
     def _as_frame(self, received: Received) -> LiveFrame:
