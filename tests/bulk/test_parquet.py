@@ -34,6 +34,13 @@ def test_the_only_binary_column_has_the_images(tmp_path: Path) -> None:
         assert "expected one with images" in str(image.error)
 
 
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])
+def test_columns_of_other_programs(tmp_path: Path, kind: pa.DataType) -> None:
+    for type_, value in ((kind, jpeg()), (pa.struct({"bytes": kind}), {"bytes": jpeg()})):
+        pa.parquet.write_table(pa.table({"image": pa.array([value], type_)}), tmp_path / "a.parquet")
+        assert [image.error for image in found(tmp_path / "a.parquet")] == [None]
+
+
 def test_broken_rows_are_errors(tmp_path: Path) -> None:
     images = found(write_parquet(tmp_path / "a.parquet", [jpeg(), None, b"", b"no image", jpeg()]))
     assert [image.error is None for image in images] == [True, False, False, False, True]

@@ -170,10 +170,14 @@ def test_layouts_of_objects(tmp_path: Path, layout: str, key: str) -> None:
     assert data.images[0].size_stated == (layout != "columns")
 
 
-def test_paths_of_image_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+def test_paths_of_image_files(tmp_path: Path, kind: pa.DataType) -> None:
     write_images(tmp_path / "images", IMAGES)
     rows = [row(IMAGES[0], image="images/a.jpg"), row(IMAGES[1], image="/data/old/images/b.png")]
-    write(tmp_path / "train.parquet", rows)
+    file = write(tmp_path / "train.parquet", rows)
+    table = pq.read_table(file).drop_columns("image")
+    paths = pa.array([each["image"] for each in rows], kind)
+    pq.write_table(table.append_column("image", paths), file)
     data = read_dataset(tmp_path)
     assert [image.path for image in data.images] == [
         tmp_path / "images" / "a.jpg",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from querybox.bulk.pictures import Picture
-from querybox.data.parquet_file import has_content, opened
+from querybox.data.parquet_file import has_content, is_bytes, opened
 from querybox.data.storage import MAX_CONTENT, StoredFile, too_large
 from querybox.errors import DataError
 from querybox.text import listed
@@ -59,14 +59,8 @@ def image_column(place: str, schema: pa.Schema) -> tuple[str, str]:
     Raises:
         DataError: There is none, or several.
     """
-    import pyarrow as pa
-
     structures = [field.name for field in schema if has_content(field.type)]
-    binary = [
-        field.name
-        for field in schema
-        if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)
-    ]
+    binary = [field.name for field in schema if is_bytes(field.type)]
     found = structures or binary
     if len(found) != 1:
         raise DataError(

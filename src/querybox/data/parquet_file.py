@@ -90,8 +90,25 @@ def has_content(type_: pa.DataType) -> bool:
     import pyarrow as pa
 
     return pa.types.is_struct(type_) and any(
-        field.name == "bytes" and (pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type))
-        for field in type_
+        field.name == "bytes" and is_bytes(field.type) for field in type_
+    )
+
+
+def is_bytes(type_: pa.DataType) -> bool:
+    """Return whether values of a type are bytes; pandas and Polars write other variants than Hugging Face does."""
+    import pyarrow as pa
+
+    return any(
+        test(type_) for test in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    )
+
+
+def is_text(type_: pa.DataType) -> bool:
+    """Return whether values of a type are text; see `is_bytes`."""
+    import pyarrow as pa
+
+    return any(
+        test(type_) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
     )
 
 

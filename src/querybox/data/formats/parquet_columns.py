@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from querybox.data.formats.hugging_face_objects import CATEGORY, are_of_objects, class_names
-from querybox.data.parquet_file import has_content
+from querybox.data.parquet_file import has_content, is_text
 from querybox.data.parsing import partial_json
 from querybox.errors import DataError
 from querybox.text import listed
@@ -35,11 +35,9 @@ def find_columns(file: Path | str, schema: pa.Schema) -> Columns:
     Raises:
         DataError: It has no images or no boxes.
     """
-    import pyarrow as pa
-
     fields = {field.name: field.type for field in schema}
     embedded = [name for name, type_ in fields.items() if has_content(type_)]
-    paths = [name for name in _IMAGES if name in fields and pa.types.is_string(fields[name])]
+    paths = [name for name in _IMAGES if name in fields and is_text(fields[name])]
     objects = next((name for name, type_ in fields.items() if "bbox" in _keys(type_)), None)
     if not (embedded or paths) or (objects is None and "bbox" not in fields):
         raise DataError(
