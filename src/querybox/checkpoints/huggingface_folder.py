@@ -61,7 +61,7 @@ def preprocessor_config(preprocessing: Preprocessing, kind: type[Recipe]) -> dic
     short, long = preprocessing.short_side, preprocessing.long_side
     stretched = preprocessing.resizing == "stretch"
     return {
-        "image_processor_type": kind.huggingface_processor(),
+        "image_processor_type": kind.huggingface_processor,
         "format": "coco_detection",
         "do_resize": True,
         "size": {"height": short, "width": long}

@@ -36,7 +36,7 @@ def stated_settings(metadata: Mapping[str, Any], kind: type[Recipe]) -> dict[str
         CheckpointError: The metadata have a setting that querybox does not support.
     """
     config = metadata.get("config", {})
-    if config.get("model_type") == kind.huggingface_type():
+    if config.get("model_type") == kind.huggingface_type:
         return kind.settings_from_config(config)
     args = metadata.get("args", {})
     return {setting: args[theirs] for setting, theirs in ARGUMENTS.items() if theirs in args}

@@ -46,6 +46,8 @@ class ConditionalDETR(SingleMap):
     class_head_type: ClassVar[type[SigmoidClassHead]] = SigmoidClassHead
     steps_to_learn: ClassVar[int] = 500  # a tenth of DETR's, like its number of epochs on COCO
     huggingface_prefix: ClassVar[str] = "ConditionalDetr"
+    huggingface_type: ClassVar[str] = "conditional_detr"
+    huggingface_processor: ClassVar[str] = "ConditionalDetrImageProcessor"
 
     kind: Literal["conditional_detr"] = "conditional_detr"
     queries: Queries = 300

@@ -64,6 +64,8 @@ class DeformableDETR(Recipe):
     class_head_type: ClassVar[type[SigmoidClassHead]] = SigmoidClassHead
     steps_to_learn: ClassVar[int] = 500
     huggingface_prefix: ClassVar[str] = "DeformableDetr"
+    huggingface_type: ClassVar[str] = "deformable_detr"
+    huggingface_processor: ClassVar[str] = "DeformableDetrImageProcessor"
 
     kind: Literal["deformable_detr"] = "deformable_detr"
     feedforward: Positive = 1024

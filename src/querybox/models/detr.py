@@ -75,6 +75,8 @@ class DETR(SingleMap):
     class_head_type: ClassVar[type[ClassHead]] = ClassHead
     steps_to_learn: ClassVar[int] = 5000
     huggingface_prefix: ClassVar[str] = "Detr"
+    huggingface_type: ClassVar[str] = "detr"
+    huggingface_processor: ClassVar[str] = "DetrImageProcessor"
 
     kind: Literal["detr"] = "detr"
     norm_first: bool = False

@@ -97,6 +97,7 @@ class DFINE(RTDETRv2):
     }
     identifying_tensor: ClassVar[str] = "decoder.first_box.0"
     huggingface_prefix: ClassVar[str] = "DFine"
+    huggingface_type: ClassVar[str] = "d_fine"
 
     kind: Literal["dfine"] = "dfine"  # type: ignore[assignment]
     backbone: str = "hgnetv2_b4.ssld_stage2_ft_in1k"
@@ -232,11 +233,6 @@ class DFINE(RTDETRv2):
         if "frozen_batch_norms" not in stated:
             known["frozen_batch_norms"] = known["backbone"].startswith(FROZEN)
         return known
-
-    @classmethod
-    def huggingface_type(cls) -> str:
-        """Return the ``model_type`` of this kind in transformers."""
-        return "d_fine"
 
     @classmethod
     def settings_from_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:

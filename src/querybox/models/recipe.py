@@ -79,6 +79,10 @@ class Recipe(Settings):
     """Settings in which a fine-tuned model may differ from its checkpoint."""
     huggingface_prefix: ClassVar[str]
     """Prefix of the class names of this kind in transformers, if it has it."""
+    huggingface_type: ClassVar[str]
+    """Its ``model_type`` in transformers."""
+    huggingface_processor: ClassVar[str]
+    """The class of transformers that prepares images for it."""
 
     kind: str
     """Name of the kind."""
@@ -221,17 +225,6 @@ class Recipe(Settings):
         }
 
     @classmethod
-    def huggingface_type(cls) -> str:
-        """Return the ``model_type`` of this kind in transformers."""
-        kind: str = cls.model_fields["kind"].default
-        return kind
-
-    @classmethod
-    def huggingface_processor(cls) -> str:
-        """Return the class of transformers that prepares images for this kind."""
-        return f"{cls.huggingface_prefix}ImageProcessor"
-
-    @classmethod
     def assumptions(cls, known: Mapping[str, Any], path: str) -> list[str]:  # noqa: ARG003 - used by kinds
         """Return what is assumed about settings of a checkpoint that cannot be determined, one sentence each.
 
@@ -245,7 +238,7 @@ class Recipe(Settings):
         """Return the Hugging Face ``config.json`` of the model."""
         return {
             "architectures": [f"{self.huggingface_prefix}ForObjectDetection"],
-            "model_type": self.huggingface_type(),
+            "model_type": self.huggingface_type,
             "use_timm_backbone": True,
             "backbone": self.backbone.partition(".")[0],  # without the tag of its ImageNet weights
             "use_pretrained_backbone": False,  # the weights are in the folder

@@ -96,6 +96,8 @@ class RTDETR(DINO):
     identifying_tensor: ClassVar[str] = "encoder.laterals"
     adaptable: ClassVar[frozenset[str]] = DINO.adaptable | {"frozen_batch_norms", "inference_layers"}
     huggingface_prefix: ClassVar[str] = "RTDetr"
+    huggingface_type: ClassVar[str] = "rt_detr"
+    huggingface_processor: ClassVar[str] = "RTDetrImageProcessor"
 
     kind: Literal["rtdetr"] = "rtdetr"  # type: ignore[assignment]
     backbone: str = VD["resnet50.tv_in1k"]
@@ -289,16 +291,6 @@ class RTDETR(DINO):
         return known
 
     @classmethod
-    def huggingface_type(cls) -> str:
-        """Return the ``model_type`` of this kind in transformers."""
-        return "rt_detr"
-
-    @classmethod
-    def huggingface_processor(cls) -> str:
-        """Return the class of transformers that prepares images for this kind and its relatives."""
-        return "RTDetrImageProcessor"
-
-    @classmethod
     def settings_from_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings that cannot be inferred from shapes but are in a Hugging Face config."""
         for key, expected in SUPPORTED.items():
@@ -329,7 +321,7 @@ class RTDETR(DINO):
         backbone = self.huggingface_backbone()
         return {
             "architectures": [f"{self.huggingface_prefix}ForObjectDetection"],
-            "model_type": self.huggingface_type(),
+            "model_type": self.huggingface_type,
             "backbone_config": backbone,
             "freeze_backbone_batch_norms": self.frozen_batch_norms,
             "encoder_in_channels": backbone["hidden_sizes"][-self.levels :],

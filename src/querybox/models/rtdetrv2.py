@@ -45,6 +45,7 @@ class RTDETRv2(RTDETR):
     identifying_tensor: ClassVar[str] = SCALE
     adaptable: ClassVar[frozenset[str]] = RTDETR.adaptable | {"discrete"}
     huggingface_prefix: ClassVar[str] = "RTDetrV2"
+    huggingface_type: ClassVar[str] = "rt_detr_v2"
 
     kind: Literal["rtdetrv2"] = "rtdetrv2"  # type: ignore[assignment]
     points: tuple[Depth, ...] = (4, 4, 4)  # type: ignore[assignment]
@@ -106,11 +107,6 @@ class RTDETRv2(RTDETR):
         """Infer the settings of feature maps, widths and deformable attention."""
         inferred = super().infer_levels(state, heads)
         return {**inferred, "points": (inferred["points"],) * inferred["levels"]}
-
-    @classmethod
-    def huggingface_type(cls) -> str:
-        """Return the ``model_type`` of this kind in transformers."""
-        return "rt_detr_v2"
 
     @classmethod
     def settings_from_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
