@@ -106,11 +106,11 @@ class DFINE(RTDETRv2):
     reg_scale: Annotated[float, Field(gt=0, le=1000)] = 4.0
     """Curvature of the distances of the distributions; larger values give smaller steps near zero."""
 
-    def build_backbone(self, strides: tuple[int, ...], *, dilation: bool = False) -> Backbone:
+    def build_backbone(self, strides: tuple[int, ...], **options: bool) -> Backbone:
         """Build the backbone; see `Recipe.build_backbone`."""
         if not (self.backbone.startswith("hgnetv2") and self.frozen_stride == STEM):
-            return super().build_backbone(strides, dilation=dilation)
-        backbone = self.replace(frozen_stride=0).build_backbone(strides, dilation=dilation)
+            return super().build_backbone(strides, **options)
+        backbone = self.replace(frozen_stride=0).build_backbone(strides, **options)
         backbone.freeze("stem")
         return backbone.train(backbone.training)
 
@@ -168,10 +168,9 @@ class DFINE(RTDETRv2):
     @property
     def size(self) -> str:
         """Letter of the published model with this backbone and width; L for others."""
-        backbone = self.backbone.partition(".")[0]
-        if backbone == "hgnetv2_b0":
+        if self.architecture == "hgnetv2_b0":
             return "N" if self.width < type(self).model_fields["width"].default else "S"
-        return {"hgnetv2_b2": "M", "hgnetv2_b5": "X"}.get(backbone, "L")
+        return {"hgnetv2_b2": "M", "hgnetv2_b5": "X"}.get(self.architecture, "L")
 
     def published_training(self) -> Mapping[str, Any]:
         """Return the published training schedule, which depends on the size of the model."""
@@ -247,7 +246,7 @@ class DFINE(RTDETRv2):
 
     def huggingface_backbone(self) -> dict[str, Any]:
         """Return the configuration of the backbone in a Hugging Face ``config.json``."""
-        settings = model_cfgs[self.backbone.partition(".")[0]]
+        settings = model_cfgs[self.architecture]
         stages = list(zip(*(settings[f"stage{stage}"] for stage in range(1, 5)), strict=True))
         inputs, middle, outputs, blocks, downsample, light, kernel, layers = map(list, stages)
         return {
@@ -283,5 +282,4 @@ class DFINE(RTDETRv2):
         if layout is HUGGINGFACE_DFINE:
             supported |= {"inference_layers": None, "activation": "relu"}
         unsupported = [name for name, value in supported.items() if getattr(self, name) != value]
-        known = self.backbone.partition(".")[0] in model_cfgs
-        return unsupported if known else ["backbone", *unsupported]
+        return unsupported if self.architecture in model_cfgs else ["backbone", *unsupported]

@@ -240,7 +240,7 @@ class Recipe(Settings):
             "architectures": [f"{self.huggingface_prefix}ForObjectDetection"],
             "model_type": self.huggingface_type,
             "use_timm_backbone": True,
-            "backbone": self.backbone.partition(".")[0],  # without the tag of its ImageNet weights
+            "backbone": self.architecture,
             "use_pretrained_backbone": False,  # the weights are in the folder
             "d_model": self.width,
             "encoder_layers": self.encoder_layers,
@@ -258,7 +258,7 @@ class Recipe(Settings):
     def unsupported_settings(self, layout: Layout) -> list[str]:  # noqa: ARG002 - used by kinds
         """Return the names of settings whose values the layout's system does not support."""
         resnets = {name.partition(".")[0] for name in RESNETS.values()}
-        return [] if self.backbone.partition(".")[0] in resnets else ["backbone"]
+        return [] if self.architecture in resnets else ["backbone"]
 
     def computed_tensors(self) -> Mapping[str, Tensor]:
         """Return tensors that files of other systems contain although they are computed, by names in the layouts."""
@@ -286,22 +286,27 @@ class Recipe(Settings):
             )
         return rows
 
-    def build_backbone(self, strides: tuple[int, ...], *, dilation: bool = False) -> Backbone:
-        """Build the backbone.
-
-        Raises:
-            ConfigError: It has no feature maps of these strides, or the settings are inconsistent.
-        """
+    def check(self) -> None:
+        """Raise `ConfigError` if settings are inconsistent."""
         if self.width % self.heads:
             raise ConfigError(
                 f"setting 'width' is {self.width}, expected a multiple of 'heads', {self.heads}"
             )
-        return Backbone(
-            self.backbone,
-            strides=(*self.mask_strides, *strides),
-            frozen_stride=self.frozen_stride,
-            dilation=dilation,
-        )
+
+    def build_backbone(self, strides: tuple[int, ...], **options: bool) -> Backbone:
+        """Build the backbone, with further `options` of `Backbone`.
+
+        Raises:
+            ConfigError: It has no feature maps of these strides, or the settings are inconsistent.
+        """
+        self.check()
+        strides = (*self.mask_strides, *strides)
+        return Backbone(self.backbone, strides=strides, frozen_stride=self.frozen_stride, **options)
+
+    @property
+    def architecture(self) -> str:
+        """Name of the backbone in timm, without the tag of its weights, such as ``resnet50``."""
+        return self.backbone.partition(".")[0]
 
     @property
     def mask_strides(self) -> tuple[int, ...]:

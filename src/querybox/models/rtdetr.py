@@ -133,17 +133,11 @@ class RTDETR(DINO):
     """Normalise images with the mean and standard deviation of the backbone's ImageNet weights; otherwise values are
     scaled to 0-1."""
 
-    def build_backbone(self, strides: tuple[int, ...], *, dilation: bool = False) -> Backbone:
+    def build_backbone(self, strides: tuple[int, ...], **options: bool) -> Backbone:
         """Build the backbone; see `Recipe.build_backbone`."""
-        self.check()
-        return Backbone(
-            self.backbone,
-            strides=(*self.mask_strides, *strides),
-            frozen_stride=self.frozen_stride,
-            dilation=dilation,
-            frozen_batch_norms=self.frozen_batch_norms,
-            first_shortcut=self.backbone.partition(".")[0] in WITHOUT_FIRST_SHORTCUT,
-        )
+        options["frozen_batch_norms"] = self.frozen_batch_norms
+        options["first_shortcut"] = self.architecture in WITHOUT_FIRST_SHORTCUT
+        return super().build_backbone(strides, **options)
 
     def check(self) -> None:
         """Raise `ConfigError` if settings are inconsistent."""
@@ -156,11 +150,11 @@ class RTDETR(DINO):
                 f"setting 'inference_layers' is {self.inference_layers}; expected at most 'decoder_layers', "
                 f"{self.decoder_layers}"
             )
-        for name, width in (("width", self.width), ("encoder_width", self.encoder_width)):
-            if width % self.heads:
-                raise ConfigError(
-                    f"setting '{name}' is {width}, expected a multiple of 'heads', {self.heads}"
-                )
+        super().check()
+        if self.encoder_width % self.heads:
+            raise ConfigError(
+                f"setting 'encoder_width' is {self.encoder_width}, expected a multiple of 'heads', {self.heads}"
+            )
 
     def preprocessing(self, backbone: Backbone) -> Preprocessing:
         """Return the image preprocessing of a new model."""
@@ -350,17 +344,15 @@ class RTDETR(DINO):
 
     def huggingface_backbone(self) -> dict[str, Any]:
         """Return the configuration of the backbone in a Hugging Face ``config.json``."""
-        basic, depths = next(
-            (not bottleneck, blocks)
-            for (bottleneck, blocks), plain in RESNETS.items()
-            if VD[plain].partition(".")[0] == self.backbone.partition(".")[0]
+        bottleneck, depths = next(
+            key for key, plain in RESNETS.items() if VD[plain].partition(".")[0] == self.architecture
         )
         return {
             "model_type": "rt_detr_resnet",
             "embedding_size": 64,
-            "hidden_sizes": [64, 128, 256, 512] if basic else [256, 512, 1024, 2048],
+            "hidden_sizes": [256, 512, 1024, 2048] if bottleneck else [64, 128, 256, 512],
             "depths": list(depths),
-            "layer_type": "basic" if basic else "bottleneck",
+            "layer_type": "bottleneck" if bottleneck else "basic",
             "out_features": ["stage2", "stage3", "stage4"],
         }
 
@@ -379,4 +371,4 @@ class RTDETR(DINO):
             supported["inference_layers"] = None
         unsupported = [name for name, value in supported.items() if getattr(self, name) != value]
         known = {name.partition(".")[0] for name in VD.values()}
-        return unsupported if self.backbone.partition(".")[0] in known else ["backbone", *unsupported]
+        return unsupported if self.architecture in known else ["backbone", *unsupported]

@@ -84,9 +84,8 @@ class RTDETRv2(RTDETR):
 
     def published_training(self) -> Mapping[str, Any]:
         """Return the published training schedule, which depends on the size of the model."""
-        backbone = self.backbone.partition(".")[0]
-        if backbone in BACKBONE_LR:  # S and M*
-            return {**self.training, "epochs": 120, "backbone_lr": BACKBONE_LR[backbone]}
+        if self.architecture in BACKBONE_LR:  # S and M*
+            return {**self.training, "epochs": 120, "backbone_lr": BACKBONE_LR[self.architecture]}
         medium = self.expansion == MEDIUM["expansion"]
         return {**self.training, "epochs": 84} if medium else self.training
 
