@@ -226,12 +226,9 @@ class DFINE(RTDETRv2):
 
     @classmethod
     def infer(cls, state: Mapping[str, Tensor], stated: Mapping[str, Any]) -> dict[str, Any]:
-        """Infer the settings; see `Recipe.infer`."""
+        """Infer the settings; tensors show the sum of `points` alone, so those that are stated are used."""
         known = super().infer(state, stated)
-        known["points"] = stated.get("points", known["points"])
-        if "frozen_batch_norms" not in stated:
-            known["frozen_batch_norms"] = known["backbone"].startswith(FROZEN)
-        return known
+        return {**known, "points": stated.get("points", known["points"])}
 
     @classmethod
     def settings_from_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -265,10 +265,8 @@ class RTDETR(DINO):
     @classmethod
     def infer_expansion(cls, state: Mapping[str, Tensor]) -> float:
         """Infer the setting `expansion`."""
-        hidden, width = (
-            state[f"{name}.conv.weight"] for name in ("encoder.top_down.0.conv1", "neck.projections.0")
-        )
-        return len(hidden) / len(width)
+        hidden = len(state["encoder.top_down.0.conv1.conv.weight"])
+        return hidden / len(state["neck.projections.0.conv.weight"])
 
     @classmethod
     def deepest_channels(cls, state: Mapping[str, Tensor]) -> int:
@@ -281,7 +279,7 @@ class RTDETR(DINO):
         known = super().infer(state, stated)
         medium = all(known[name] == value for name, value in MEDIUM.items())
         known.setdefault("inference_layers", 3 if medium else None)
-        known.setdefault("frozen_batch_norms", BOTTLENECK in state)
+        known.setdefault("frozen_batch_norms", known["frozen_stride"] > 0)  # frozen together
         return known
 
     @classmethod
