@@ -237,11 +237,17 @@ class Recipe(Settings):
     def huggingface_config(self) -> dict[str, Any]:
         """Return the Hugging Face ``config.json`` of the model."""
         return {
-            "architectures": [f"{self.huggingface_prefix}ForObjectDetection"],
-            "model_type": self.huggingface_type,
+            **self.common_config(),
             "use_timm_backbone": True,
             "backbone": self.architecture,
             "use_pretrained_backbone": False,  # the weights are in the folder
+        }
+
+    def common_config(self) -> dict[str, Any]:
+        """Return the entries that the Hugging Face ``config.json`` of every kind has."""
+        return {
+            "architectures": [f"{self.huggingface_prefix}ForObjectDetection"],
+            "model_type": self.huggingface_type,
             "d_model": self.width,
             "encoder_layers": self.encoder_layers,
             "decoder_layers": self.decoder_layers,
