@@ -22,8 +22,6 @@ from querybox.models.rtdetrv2 import RTDETRv2
 from querybox.models.tensors import count
 from querybox.modules.backbone import Backbone
 from querybox.modules.blocks import ConvNorm
-from querybox.modules.decoder import DeformableDecoderLayer
-from querybox.modules.deformable_attention import DeformableAttention
 from querybox.modules.fine import BINS, BoundedResidual, FineDecoder, Gate, Quality
 from querybox.modules.heads import EdgeHead
 from querybox.modules.hybrid import SplitFusion
@@ -128,14 +126,15 @@ class DFINE(RTDETRv2):
             "output": partial(linear, width, self.width, 1) if projected else nn.Identity,
         }
 
-    def decoder_layer(self) -> Callable[..., DeformableDecoderLayer]:
-        """Return what builds a layer of the decoder."""
-        parts = {"cross_attention_residual": Gate, "feedforward_residual": BoundedResidual}
-        return partial(super().decoder_layer(), **parts)
-
-    def attention(self) -> Callable[..., DeformableAttention]:
-        """Return what builds the cross-attention of a layer, which projects neither values nor output."""
-        return partial(super().attention(), projection=nn.Identity)
+    def decoder_parts(self) -> dict[str, Any]:
+        """Return what makes the parts of a decoder layer, whose cross-attention projects neither values nor output."""
+        parts = super().decoder_parts()
+        return {
+            **parts,
+            "attention": partial(parts["attention"], projection=nn.Identity),
+            "cross_attention_residual": Gate,
+            "feedforward_residual": BoundedResidual,
+        }
 
     def build_decoder(self, classes: int) -> nn.Module:  # type: ignore[override]
         """Build the decoder, whose heads predict distributions."""

@@ -209,11 +209,11 @@ class RTDETR(DINO):
 
     def build_decoder_layers(self) -> list[DeformableDecoderLayer]:
         """Build the layers of the decoder."""
-        return self.build_layers(self.decoder_layer(), self.decoder_layers)
+        return self.build_layers(partial(DeformableDecoderLayer, **self.decoder_parts()), self.decoder_layers)
 
-    def decoder_layer(self) -> Callable[..., DeformableDecoderLayer]:
-        """Return what builds a layer of the decoder."""
-        return partial(DeformableDecoderLayer, activation=ACTIVATIONS[self.activation])
+    def decoder_parts(self) -> dict[str, Any]:
+        """Return what makes the parts of a decoder layer; see `DeformableDecoderLayer`."""
+        return {"activation": ACTIVATIONS[self.activation]}
 
     def build_box_head(self, size: float = 0.0) -> DeltaHead:
         """Build a box head; for `size` see `DeltaHead`."""

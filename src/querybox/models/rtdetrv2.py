@@ -5,7 +5,7 @@ Sampling without interpolation is optional.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -74,13 +74,10 @@ class RTDETRv2(RTDETR):
             layer.cross_attention.offset.requires_grad_(not self.discrete)
         return layers
 
-    def decoder_layer(self) -> Callable[..., DeformableDecoderLayer]:
-        """Return what builds a layer of the decoder."""
-        return partial(super().decoder_layer(), attention=self.attention())
-
-    def attention(self) -> Callable[..., DeformableAttention]:
-        """Return what builds the cross-attention of a layer."""
-        return partial(DeformableAttention, sampling=NearestSample if self.discrete else GridSample)
+    def decoder_parts(self) -> dict[str, Any]:
+        """Return what makes the parts of a decoder layer; see `DeformableDecoderLayer`."""
+        sampling = NearestSample if self.discrete else GridSample
+        return {**super().decoder_parts(), "attention": partial(DeformableAttention, sampling=sampling)}
 
     def published_training(self) -> Mapping[str, Any]:
         """Return the published training schedule, which depends on the size of the model."""
