@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -48,34 +48,34 @@ class RTDETRConversion(Conversion):
         return result
 
 
-def backbone_modules(stem: str, stage: str, block: Mapping[str, str], *, first: int) -> dict[str, str]:
+STEM = {"conv1.0": "conv1.1", "conv1.3": "conv1.4", "conv1.6": "bn1"}
+"""Convolutions of the stem of a ResNet-vd in timm, each with its norm."""
+
+
+def backbone_modules(
+    stem: Sequence[str], block: str, convs: Sequence[str], shortcuts: tuple[str, str], leaves: tuple[str, str]
+) -> dict[str, str]:
     """Return the modules of a ResNet-vd in another layout by timm's names, which are those of querybox.
 
     Args:
-        stem: Name of the convolutions of the stem, with ``{}`` for their number.
-        stage: Name of a stage, with ``{}`` for its number from 0.
-        block: Names in a block: ``conv`` and ``norm`` inside a pair, ``pair`` of a convolution and its norm with ``{}``
-            for its number or letter, ``pooled`` and ``plain`` of the pair in a shortcut.
-        first: Number of the first convolution of the stem.
+        stem: Names of the pairs of a convolution and its norm in the stem.
+        block: Name of a block, with ``{}`` for the number of its stage from 0.
+        convs: Names of the pairs in a block.
+        shortcuts: Names of the pair in a shortcut: in the first stage, which does not downsample, and in the others,
+            whose shortcuts pool.
+        leaves: Names of the convolution and the norm in a pair.
     """
-    conv, norm = block["conv"], block["norm"]
-    modules = {}
-    for step, (ours_conv, ours_norm) in enumerate(
-        (("conv1.0", "conv1.1"), ("conv1.3", "conv1.4"), ("conv1.6", "bn1"))
-    ):
-        modules[f"backbone.body.{ours_conv}"] = f"{stem.format(first + step)}.{conv}"
-        modules[f"backbone.body.{ours_norm}"] = f"{stem.format(first + step)}.{norm}"
-    for number in range(4):
-        ours, theirs = f"backbone.body.layer{number + 1}.*", stage.format(number)
-        for step in range(3):
-            pair = block["pair"].format("abc"[step] if "branch" in block["pair"] else step)
-            modules[f"{ours}.conv{step + 1}"] = f"{theirs}.{pair}.{conv}"
-            modules[f"{ours}.bn{step + 1}"] = f"{theirs}.{pair}.{norm}"
-        # The first stage does not downsample, so its shortcut does not pool.
-        shortcut = block["pooled" if number else "plain"]
-        modules[f"{ours}.downsample.1"] = f"{theirs}.{shortcut}.{conv}"
-        modules[f"{ours}.downsample.2"] = f"{theirs}.{shortcut}.{norm}"
-    return modules
+    modules = dict(zip(STEM.items(), stem, strict=True))
+    for stage in range(4):
+        ours, theirs = f"layer{stage + 1}.*", block.format(stage)
+        for step, conv in enumerate(convs, 1):
+            modules[f"{ours}.conv{step}", f"{ours}.bn{step}"] = f"{theirs}.{conv}"
+        modules[f"{ours}.downsample.1", f"{ours}.downsample.2"] = f"{theirs}.{shortcuts[stage > 0]}"
+    return {
+        f"backbone.body.{ours}": f"{theirs}.{leaf}"
+        for both, theirs in modules.items()
+        for ours, leaf in zip(both, leaves, strict=True)
+    }
 
 
 def pairs(ours: str, theirs: str) -> dict[str, str]:
@@ -99,10 +99,11 @@ LYUWENYU = Layout(
     name="lyuwenyu/RT-DETR",
     modules={
         **backbone_modules(
-            "backbone.conv1.conv1_{}",
-            "backbone.res_layers.{}.blocks.*",
-            {"conv": "conv", "norm": "norm", "pair": "branch2{}", "pooled": "short.conv", "plain": "short"},
-            first=1,
+            stem=[f"backbone.conv1.conv1_{step}" for step in (1, 2, 3)],
+            block="backbone.res_layers.{}.blocks.*",
+            convs=("branch2a", "branch2b", "branch2c"),
+            shortcuts=("short", "short.conv"),
+            leaves=("conv", "norm"),
         ),
         **pairs("neck.projections.*", "encoder.input_proj.*"),
         **torch_layer("encoder.layers.*", "encoder.encoder.0.layers.*"),
@@ -132,16 +133,11 @@ HUGGINGFACE_RTDETR = Layout(
     name="Hugging Face",
     modules={
         **backbone_modules(
-            "model.backbone.model.embedder.embedder.{}",
-            "model.backbone.model.encoder.stages.{}.layers.*",
-            {
-                "conv": "convolution",
-                "norm": "normalization",
-                "pair": "layer.{}",
-                "pooled": "shortcut.1",
-                "plain": "shortcut",
-            },
-            first=0,
+            stem=[f"model.backbone.model.embedder.embedder.{step}" for step in range(3)],
+            block="model.backbone.model.encoder.stages.{}.layers.*",
+            convs=("layer.0", "layer.1", "layer.2"),
+            shortcuts=("shortcut", "shortcut.1"),
+            leaves=("convolution", "normalization"),
         ),
         **pairs("neck.projections.*", "model.encoder_input_proj.*"),
         **huggingface_layers(HF_ENCODER, HF_DECODER),
