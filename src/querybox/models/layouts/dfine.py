@@ -8,17 +8,13 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from querybox.models.layouts.parts import box_head
-from querybox.models.layouts.rtdetr import (
-    HF_DECODER,
-    HF_ENCODER,
-    LAYERS,
-    OURS_DECODER,
-    RTDETRConversion,
-)
+from querybox.models.layouts.rtdetr import HF_DECODER, HF_ENCODER, OURS_DECODER, RTDETRConversion
 from querybox.models.layouts.rtdetrv2 import HUGGINGFACE_RTDETRV2, LYUWENYU_V2, SCALE
 
 GATE = f"{OURS_DECODER}.cross_attention_residual"
 UP, REG_SCALE = "decoder.distances.up", "decoder.distances.scale"
+FUSION = ("conv1", "rep1", "conv2", "rep2", "conv3", "conv4")
+"""Modules of a fusion block (`SplitFusion`), in the order in which they are run."""
 HF_LEAVES = {"conv": "convolution", "bn": "normalization"}
 """Names of the modules of a convolution in the backbone, and in transformers."""
 
@@ -50,52 +46,35 @@ def backbone_modules(stem: str, stages: str) -> dict[str, str]:
     }
 
 
-def fusion_modules(encoder: str, names: Mapping[str, str]) -> dict[str, str]:
-    """Return the modules of the fusion blocks; `names` are those of the other layout by ours."""
+def fusion_modules(encoder: str, *names: str) -> dict[str, str]:
+    """Return the modules of the fusion blocks, whose `FUSION` have these names in the other layout."""
     return {
         f"{ours}.*.{name}": f"{encoder}.{theirs}.*.{other}"
         for ours, theirs in (("encoder.top_down", "fpn_blocks"), ("encoder.bottom_up", "pan_blocks"))
-        for name, other in names.items()
+        for name, other in zip(FUSION, names, strict=True)
     }
 
 
-def decoder_modules(decoder: str) -> dict[str, str]:
-    """Return the modules of distributions, which are part of `decoder`."""
+def decoder_modules(outer: str, inner: str) -> dict[str, str]:
+    """Return the modules that D-FINE adds: those of distributions are in `outer`, the layers and theirs in `inner`."""
     return {
-        UP: f"{decoder}.up",
-        REG_SCALE: f"{decoder}.reg_scale",
-        **box_head("decoder.first_box", f"{decoder}.pre_bbox_head"),
-    }
-
-
-def quality_modules(decoder: str) -> dict[str, str]:
-    """Return the layers of the quality predictors."""
-    return {
-        f"decoder.quality.*.layers.{2 * layer}": f"{decoder}.lqe_layers.*.reg_conf.layers.{layer}"
-        for layer in range(2)
+        UP: f"{outer}.up",
+        REG_SCALE: f"{outer}.reg_scale",
+        **box_head("decoder.first_box", f"{outer}.pre_bbox_head"),
+        "decoder.quality.*.layers.0": f"{inner}.lqe_layers.*.reg_conf.layers.0",
+        "decoder.quality.*.layers.2": f"{inner}.lqe_layers.*.reg_conf.layers.1",
+        f"{GATE}.gate": f"{inner}.layers.*.gateway.gate",
+        f"{GATE}.norm": f"{inner}.layers.*.gateway.norm",
     }
 
 
 PETERANDE = LYUWENYU_V2.relative(
     {
         **backbone_modules("backbone.stem", "backbone.stages"),
-        **fusion_modules(
-            "encoder",
-            {
-                "conv1": "cv1",
-                "rep1": "cv2.0",
-                "conv2": "cv2.1",
-                "rep2": "cv3.0",
-                "conv3": "cv3.1",
-                "conv4": "cv4",
-            },
-        ),
+        **fusion_modules("encoder", "cv1", "cv2.0", "cv2.1", "cv3.0", "cv3.1", "cv4"),
         "encoder.downs.*.0": "encoder.downsample_convs.*.0.cv1",
         "encoder.downs.*.1": "encoder.downsample_convs.*.0.cv2",
-        **decoder_modules("decoder"),
-        **quality_modules("decoder.decoder"),
-        f"{GATE}.gate": f"{LAYERS}.gateway.gate",
-        f"{GATE}.norm": f"{LAYERS}.gateway.norm",
+        **decoder_modules("decoder", "decoder.decoder"),
     },
     name="Peterande/D-FINE",
     aliases={f"decoder.decoder.{name}": f"decoder.{name}" for name in ("up", "reg_scale")},
@@ -105,23 +84,10 @@ HUGGINGFACE_DFINE = HUGGINGFACE_RTDETRV2.relative(
     {
         SCALE: f"{HF_DECODER}.encoder_attn.num_points_scale",
         **backbone_modules("model.backbone.model.embedder", "model.backbone.model.encoder.stages"),
-        **fusion_modules(
-            "model.encoder",
-            {
-                "conv1": "conv1",
-                "rep1": "csp_rep1",
-                "conv2": "conv2",
-                "rep2": "csp_rep2",
-                "conv3": "conv3",
-                "conv4": "conv4",
-            },
-        ),
+        **fusion_modules("model.encoder", "conv1", "csp_rep1", "conv2", "csp_rep2", "conv3", "conv4"),
         "encoder.downs.*.0": "model.encoder.downsample_convs.*.conv1",
         "encoder.downs.*.1": "model.encoder.downsample_convs.*.conv2",
-        **decoder_modules("model.decoder"),
-        **quality_modules("model.decoder"),
-        f"{GATE}.gate": f"{HF_DECODER}.gateway.gate",
-        f"{GATE}.norm": f"{HF_DECODER}.gateway.norm",
+        **decoder_modules("model.decoder", "model.decoder"),
     },
     aliases={
         # Names in memory, which transformers 5 translates when it reads and writes files.
