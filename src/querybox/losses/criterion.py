@@ -112,11 +112,14 @@ class Criterion(nn.Module):
         """
         self.check_inputs(output, targets)
         counts = object_counts or [len(target.labels) for target in targets]
-        losses = self.layer_losses(output.layers if self.auxiliary else output.layers[-1:], targets, counts)
+        layers = output.layers if self.auxiliary else output.layers[-1:]
+        losses = self.layer_losses(layers, targets, counts, self.match(layers, targets))
         if output.proposals is not None:
             if self.class_agnostic_proposals:
                 targets = [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]
-            losses |= self.layer_losses((output.proposals,), targets, counts, prefix="enc_")
+            layers = (output.proposals,)
+            matches = self.match(layers, targets)
+            losses |= self.layer_losses(layers, targets, counts, matches, prefix="enc_")
         if output.denoising_matches is not None:
             matches = output.denoising_matches
             losses |= self.layer_losses(output.denoising, targets, counts, matches, prefix="dn_")
@@ -140,27 +143,31 @@ class Criterion(nn.Module):
             device=last.logits.device,
         )
 
+    def match(self, layers: Sequence[Predictions], targets: Sequence[Target]) -> Matches:
+        """Match the predictions of some layers, each by itself."""
+        logits, boxes = stacked(layers)
+        targets = on_class_rows(targets, layers[0].class_rows)
+        matches: Matches = self.matcher(logits, boxes, targets, [layer.masks for layer in layers])
+        return matches
+
     def layer_losses(
         self,
         layers: Sequence[Predictions],
         targets: Sequence[Target],
         object_counts: Sequence[int],
-        matches: Matches | None = None,
+        matches: Matches,
         box_matches: Matches | None = None,
         *,
         prefix: str = "",
     ) -> dict[str, Float[Tensor, ""]]:
-        """Return the losses of the predictions of some layers, which are matched here unless `matches` is given.
+        """Return the losses of the predictions of some layers, given their matches; boxes may have others.
 
-        They are averaged over all images of the update, with `object_counts` objects each. Boxes may have matches of
-        their own.
+        They are averaged over all images of the update, with `object_counts` objects each.
         """
-        logits = at_least_float32(torch.stack([layer.logits for layer in layers]))  # [L, B, Q, K]
-        boxes = at_least_float32(torch.stack([layer.boxes for layer in layers]))  # [L, B, Q, 4]
+        logits, boxes = stacked(layers)
         targets = on_class_rows(targets, layers[0].class_rows)
         labels = torch.cat([target.labels for target in targets])  # [N]
         objects = torch.cat([target.boxes for target in targets]).to(boxes.dtype)  # [N, 4]
-        matches = matches or self.matcher(logits, boxes, targets, [layer.masks for layer in layers])
 
         matched_objects = matches.object.expand(len(layers), -1)  # [L, M]
         matched_queries, matched_boxes = matched_rows(boxes, matches)
@@ -194,6 +201,13 @@ class Criterion(nn.Module):
         if layers[-1].masks is not None:
             losses |= self.masks(layers, targets, matches, num_matched=num_matched)
         return split_by_layer({f"{prefix}{name}": values for name, values in losses.items()})
+
+
+def stacked(layers: Sequence[Predictions]) -> tuple[Float[Tensor, "L B Q K"], Float[Tensor, "L B Q 4"]]:
+    """Return the logits and the boxes of some layers, in float32 or more."""
+    logits = torch.stack([layer.logits for layer in layers])
+    boxes = torch.stack([layer.boxes for layer in layers])
+    return at_least_float32(logits), at_least_float32(boxes)
 
 
 def matched_rows(

@@ -13,7 +13,6 @@ from querybox.losses.criterion import Criterion, num_pairs, split_by_layer
 from querybox.losses.edges import EdgeLosses, distillation_shares
 from querybox.losses.union import union_of_matches
 from querybox.structures import DetectorOutput, Matches, Predictions, Target, at_least_float32
-from querybox.targets import on_class_rows
 
 
 class FineCriterion(Criterion):
@@ -35,21 +34,17 @@ class FineCriterion(Criterion):
         self.check_inputs(output, targets)
         counts = object_counts or [len(target.labels) for target in targets]
         layers = output.layers
-        others = {"pre_": layers[0].initial, "enc_": output.proposals}
-        own = self.match(layers, targets)
-        matched = {
-            prefix: (each, self.match((each,), targets))
-            for prefix, each in others.items()
-            if each is not None
-        }
-        union = union_of_matches(
-            [own, *(matches for _, matches in matched.values())],
-            layers[0].logits.shape[1],
-            sum(len(target.labels) for target in targets),
-        )
-        losses = self.layer_losses(layers, targets, counts, own, union)
-        for prefix, (each, matches) in matched.items():
-            losses |= self.layer_losses((each,), targets, counts, matches, union, prefix=prefix)
+        matched: dict[str, Sequence[Predictions]] = {"": layers}
+        if layers[0].initial is not None:
+            matched["pre_"] = (layers[0].initial,)
+        if output.proposals is not None:
+            matched["enc_"] = (output.proposals,)
+        matches = {prefix: self.match(each, targets) for prefix, each in matched.items()}
+        num_objects = sum(len(target.labels) for target in targets)
+        union = union_of_matches([*matches.values()], layers[0].logits.shape[1], num_objects)
+        losses: dict[str, Tensor] = {}
+        for prefix, each in matched.items():
+            losses |= self.layer_losses(each, targets, counts, matches[prefix], union, prefix=prefix)
         shares = distillation_shares(union, layers[0], len(targets) / len(counts))
         losses |= self.edge_losses(layers, targets, counts, union, shares)
         if output.denoising_matches is not None:
@@ -59,20 +54,6 @@ class FineCriterion(Criterion):
             if denoised[0].initial is not None:
                 losses |= self.layer_losses((denoised[0].initial,), targets, counts, given, prefix="dn_pre_")
         return losses
-
-    def match(self, layers: Sequence[Predictions], targets: Sequence[Target]) -> Matches:
-        """Match the predictions of some layers."""
-        logits, boxes = (
-            at_least_float32(torch.stack([getattr(layer, name) for layer in layers]))
-            for name in ("logits", "boxes")
-        )
-        matches: Matches = self.matcher(
-            logits,
-            boxes,
-            on_class_rows(targets, layers[0].class_rows),
-            [layer.masks for layer in layers],
-        )
-        return matches
 
     def edge_losses(
         self,
