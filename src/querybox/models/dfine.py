@@ -11,7 +11,6 @@ from timm.models.hgnet import model_cfgs
 from torch import Tensor, nn
 
 from querybox.errors import CheckpointError
-from querybox.losses.classification import FocalLoss
 from querybox.losses.fine import FineCriterion
 from querybox.models.layouts.dfine import HUGGINGFACE_DFINE, PETERANDE, REG_SCALE
 from querybox.models.layouts.layout import Layout, PublicSystem
@@ -97,6 +96,8 @@ class DFINE(RTDETRv2):
     huggingface_prefix: ClassVar[str] = "DFine"
     huggingface_type: ClassVar[str] = "d_fine"
 
+    criterion_type: ClassVar[type[FineCriterion]] = FineCriterion
+
     kind: Literal["dfine"] = "dfine"  # type: ignore[assignment]
     backbone: str = "hgnetv2_b4.ssld_stage2_ft_in1k"
     points: tuple[Depth, ...] = (3, 6, 3)
@@ -155,14 +156,6 @@ class DFINE(RTDETRv2):
         position = super().build_position()
         position.layers.append(nn.Hardtanh(-10, 10))
         return position
-
-    def criterion(self) -> FineCriterion:
-        """Return the criterion, with the losses of distributions."""
-        return FineCriterion(
-            self.build_matcher(self.class_cost, FocalLoss()),
-            classification=self.build_classification_loss(),
-            class_weight=1.0,
-        )
 
     @property
     def size(self) -> str:

@@ -51,6 +51,8 @@ class DINO(DeformableDETR):
         "class_cost",
     }
 
+    criterion_type: ClassVar[type[Criterion]] = Criterion
+
     kind: Literal["dino"] = "dino"  # type: ignore[assignment]
     feedforward: Positive = 2048
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -120,7 +122,7 @@ class DINO(DeformableDETR):
         """Return the criterion; the weight of the class loss is half that of the class cost or less."""
         default = 6.0 if self.varifocal or self.matchability else 2.0
         class_cost = default if self.class_cost is None else self.class_cost
-        return Criterion(
+        return self.criterion_type(
             self.build_matcher(class_cost, FocalLoss()),
             classification=self.build_classification_loss(),
             class_weight=1.0,
