@@ -58,10 +58,9 @@ class Graph(nn.Module):
         outputs = scores, labels, boxes_xyxy, predictions.logits, predictions.boxes
         if predictions.masks is None:
             return outputs
+        # With a sigmoid for each class, a query may be found as several.
         found = predictions.logits.shape[1] * (1 if predictions.no_object else predictions.num_classes)
-        _, _, queries = select_top_k(
-            predictions, torch.sym_min(MAX_MASKS, found)
-        )  # sigmoids find more than Q
+        _, _, queries = select_top_k(predictions, torch.sym_min(MAX_MASKS, found))
         return *outputs, queries, predictions.masks.logits(queries)
 
 

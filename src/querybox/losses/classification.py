@@ -53,9 +53,8 @@ class CrossEntropyLoss:
             iou: IoU of the matched boxes with their objects, without gradient.
         """
         num_layers, _, num_classes = logits.shape
-        target = labels.new_full(logits.shape[:2], num_classes - 1).scatter(
-            1, matched_queries, labels
-        )  # [L, A]
+        no_object = labels.new_full(logits.shape[:2], num_classes - 1)  # [L, A]
+        target = no_object.scatter(1, matched_queries, labels)
         weight = logits.new_ones(num_classes)
         weight[-1] = self.no_object_weight
         loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), weight, reduction="none")

@@ -181,12 +181,10 @@ def random_points(number: int, sizes: Float[Tensor, "B 2"]) -> Float[Tensor, "B 
     """
     sizes = sizes[:, None]
     first, second = torch.rand(2, len(sizes), number // 2, 2, device=sizes.device, dtype=sizes.dtype)
-    first = first.gather(
-        1, first[..., 1:].argsort(1).expand(-1, -1, 2)
-    )  # top to bottom, as cells are in memory
-    upper_left = (
-        first * sizes - 0.5
-    ).floor() + 0.5  # the centre of a cell, or half a cell outside of the image
+    top_to_bottom = first[..., 1:].argsort(1)  # as cells are in memory
+    first = first.gather(1, top_to_bottom.expand(-1, -1, 2))
+    # The centre of a cell, or half a cell outside of the image.
+    upper_left = (first * sizes - 0.5).floor() + 0.5
     low, high = upper_left.clamp(min=0), (upper_left + 1).minimum(sizes)
     second = (low + second * (high - low)) / sizes
     return torch.stack([first, second], 2).flatten(1, 2)

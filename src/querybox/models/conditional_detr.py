@@ -101,7 +101,6 @@ class ConditionalDETR(SingleMap):
     @classmethod
     def settings_from_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings that cannot be inferred from shapes but are in a Hugging Face config."""
-        require(
-            config, "auxiliary_loss", expected=False
-        )  # if True, transformers also normalises between layers
+        # If True, transformers also normalises between layers.
+        require(config, "auxiliary_loss", expected=False)
         return super().settings_from_config(config)

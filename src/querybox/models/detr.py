@@ -46,9 +46,8 @@ class DETR(SingleMap):
     """The settings of DETR; the defaults are its ResNet-50 model."""
 
     title: ClassVar[str] = "DETR"
-    training: ClassVar[
-        Mapping[str, Any]
-    ] = {}  # the 150-epoch schedule, which is the default of `TrainSettings`
+    # The 150-epoch schedule, which is the default of `TrainSettings`.
+    training: ClassVar[Mapping[str, Any]] = {}
     layouts: ClassVar[Mapping[PublicSystem, Layout]] = {
         "facebook": FACEBOOK,
         "mmdet2": MMDET2,
@@ -114,9 +113,8 @@ class DETR(SingleMap):
         encoder = Encoder(
             fine or self.build_position(),
             layers=self.encoder_layers,
-            norm=nn.LayerNorm(self.width)
-            if self.norm_first
-            else None,  # the output of pre-norm layers is not normalised
+            # The output of pre-norm layers is not normalised.
+            norm=nn.LayerNorm(self.width) if self.norm_first else None,
             **transformer,
         )
         queries = PlacedQueries(self.queries, fine) if fine else LearnedQueries(self.queries, self.width)

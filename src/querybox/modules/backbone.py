@@ -154,9 +154,8 @@ def feature_levels(name: str, **options: Any) -> Any:
         ConfigError: timm has no such model, cannot return its feature maps, or would load it from elsewhere; or the
             model takes images of one size alone.
     """
-    if (
-        ":" in name
-    ):  # hf-hub:owner/name, local-dir:path: timm would download or read what a weights file names
+    # hf-hub:owner/name, local-dir:path: timm would download or read what a weights file names.
+    if ":" in name:
         raise ConfigError(f"backbone '{name}': expected the name of a timm model, not a location")
     try:
         with torch.device("meta"):

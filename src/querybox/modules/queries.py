@@ -78,9 +78,8 @@ class PointQueries(nn.Module):
 
     def forward(self, memory: Memory) -> Queries:
         """Repeat the queries for each image of `memory`."""
-        position, content = self.embedding.expand(memory.tokens.shape[0], -1, -1).chunk(
-            2, dim=-1
-        )  # [B, Q, D]
+        embedding = self.embedding.expand(memory.tokens.shape[0], -1, -1)  # [B, Q, 2 D]
+        position, content = embedding.chunk(2, dim=-1)
         return Queries(content=content, position=position, reference=self.reference(position).sigmoid())
 
 
@@ -297,9 +296,8 @@ def prefer_local_maxima(scores: Float[Tensor, "B S"], shapes: Shapes) -> Float[T
         F.max_pool2d(cells.unflatten(1, (1, *shape)), 3, stride=1, padding=1).flatten(1)
         for cells, shape in zip(maps, shapes, strict=True)
     ]
-    return torch.where(
-        scores < torch.cat(neighbourhood_maxima, 1), scores - 100, scores
-    )  # logits differ by less
+    # Logits differ by less than 100.
+    return torch.where(scores < torch.cat(neighbourhood_maxima, 1), scores - 100, scores)
 
 
 def causal_mask(count: int | torch.SymInt, device: torch.device) -> Bool[Tensor, "Q Q"]:

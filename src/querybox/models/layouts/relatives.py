@@ -78,9 +78,8 @@ def gather_heads(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     shared = all(
         first in result and torch.equal(result[name], result[first]) for name, first in firsts.items()
     )
-    if (
-        shared and FULLY_PROPOSED not in result
-    ):  # two-stage models have heads per layer, though initially equal
+    # Two-stage models have heads per layer, though initially equal.
+    if shared and FULLY_PROPOSED not in result:
         return {name: tensor for name, tensor in result.items() if firsts.get(name, name) == name}
     return repeat_heads(result, layers)  # transformers saves only one of several shared class heads
 
