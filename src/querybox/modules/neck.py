@@ -53,9 +53,10 @@ class PyramidProjection(nn.Module):
 
     def forward(self, features: list[Float[Tensor, "B _ _ _"]]) -> list[Float[Tensor, "B D _ _"]]:
         """Return maps with D channels, fine to coarse."""
-        maps: list[Tensor] = []
-        for level, projection in enumerate(self.projections):
-            # The first coarser map is computed from the backbone's last one, the next from the one before it.
-            source = features[level] if level < len(features) else [*features, *maps[len(features) :]][-1]
-            maps.append(projection(source))
+        projections = list(self.projections)
+        maps = [project(feature) for project, feature in zip(projections, features, strict=False)]
+        coarsest = features[-1]
+        for project in projections[len(features) :]:
+            coarsest = project(coarsest)
+            maps.append(coarsest)
         return maps
