@@ -72,18 +72,15 @@ class MaskLosses:
         )
         order = matches.image.argsort(stable=True)
         counts = [matches.repeats * min(len(target.labels), layers[0].boxes.shape[1]) for target in targets]
-        # Of images without masks no pair is used, but there is a gradient, because other processes may have some.
-        queries, objects = (
-            [
-                of_image if target.masks is not None else of_image[:, :0]
-                for of_image, target in zip(
-                    each[-len(predicted) :].expand(len(predicted), -1)[:, order].split(counts, 1),
-                    targets,
-                    strict=True,
-                )
-            ]
-            for each in (matches.query, matches.object)
-        )
+
+        def by_image(indices: Int[Tensor, "_ M"]) -> list[Int[Tensor, "L _"]]:
+            """Return the queries or objects of each image's pairs in the layers with masks."""
+            indices = indices[-len(predicted) :].expand(len(predicted), -1)
+            parts = zip(indices[:, order].split(counts, 1), targets, strict=True)
+            # Of images without masks no pair is used, but there is a gradient, because other processes may have some.
+            return [part if target.masks is not None else part[:, :0] for part, target in parts]
+
+        queries, objects = by_image(matches.query), by_image(matches.object)
         padded = in_padded_images(points, sizes, predicted[0].shape)
         logits = at_least_float32(torch.cat(list(predicted[0].at_points(predicted, queries, padded)), 1))
         truth = masks_of_pairs(targets, objects, points)  # both [L, number of pairs, points]
@@ -210,12 +207,12 @@ def sizes_in_cells(targets: Sequence[Target], shape: tuple[int, int]) -> Float[T
 
     The size of an image is that of its masks; without masks, it is that of the map, which does not matter.
     """
-    sizes = [(target.masks.shape[1:] if target.masks is not None else None) for target in targets]
     height, width = shape
-    return torch.tensor(
-        [(size[1] / MASK_STRIDE, size[0] / MASK_STRIDE) if size else (width, height) for size in sizes],
-        dtype=torch.float32,
-    )
+    sizes = [
+        (width, height) if masks is None else (masks.shape[2] / MASK_STRIDE, masks.shape[1] / MASK_STRIDE)
+        for masks in (target.masks for target in targets)
+    ]
+    return torch.tensor(sizes, dtype=torch.float32)
 
 
 def masks_of_pairs(
