@@ -91,6 +91,18 @@ class Card:
         return self.size is None or self.preprocessing.resizing != "stretch"
 
     @property
+    def inputs(self) -> dict[str, str]:
+        """The inputs by name, in order, and what they are."""
+        if self.size is None:
+            return INPUTS
+        height, width = self.size
+        filled = f"padded at the right and bottom to {height}x{width}" if self.padded else "not padded"
+        return {
+            "pixels": f"uint8 [1, 3, {height}, {width}]: an RGB image, 0-255, resized, {filled}",
+            "sizes": "int64 [1, 2]: (height, width) of the image before padding, in pixels",
+        }
+
+    @property
     def outputs(self) -> dict[str, str]:
         """The outputs by name, in order, and what they are."""
         return {**OUTPUTS, **MASK_OUTPUTS} if self.masks else OUTPUTS
@@ -127,21 +139,10 @@ class Card:
                 "format": FORMAT,
                 "version": __version__,
                 **values,
-                "inputs": self.describe_inputs(),
+                "inputs": self.inputs,
                 "outputs": self.outputs,
             }
         )
-
-    def describe_inputs(self) -> dict[str, str]:
-        """Return what the inputs are, in words."""
-        if self.size is None:
-            return INPUTS
-        height, width = self.size
-        filled = f"padded at the right and bottom to {height}x{width}" if self.padded else "not padded"
-        return {
-            "pixels": f"uint8 [1, 3, {height}, {width}]: an RGB image, 0-255, resized, {filled}",
-            "sizes": "int64 [1, 2]: (height, width) of the image before padding, in pixels",
-        }
 
     @classmethod
     def from_json(cls, text: str | None, where: object) -> Self:

@@ -20,6 +20,7 @@ from querybox.exporting.lowering import lower
 from querybox.exporting.promotion import promote, skip_promotion
 from querybox.exporting.signature import Port, check_signature
 from querybox.exporting.telemetry import without_telemetry, without_warnings
+from querybox.memory import first_line
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -126,8 +127,9 @@ def load(path: Path) -> ExportedModel:
     try:
         session = onnxruntime.InferenceSession(path, session_options(), providers=PROVIDERS)
     except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path}: corrupt, or not an ONNX file ({reason}); {EXPORT_AGAIN}") from error
+        raise CheckpointError(
+            f"{path}: corrupt, or not an ONNX file ({first_line(error)}); {EXPORT_AGAIN}"
+        ) from error
     card = Card.from_json(session.get_modelmeta().custom_metadata_map.get(KEY), path)
     inputs, outputs = ports(session.get_inputs()), ports(session.get_outputs())
     check_signature(path, card, inputs, outputs)

@@ -14,9 +14,7 @@ from torch.fx import Graph, Node
 from querybox.exporting.lowering import Lowered, insert
 
 aten = torch.ops.aten
-COMPARISONS = {
-    *(aten.eq.Scalar, aten.ne.Scalar, aten.lt.Scalar, aten.le.Scalar, aten.gt.Scalar, aten.ge.Scalar)
-}
+COMPARISONS = {aten.eq.Scalar, aten.ne.Scalar, aten.lt.Scalar, aten.le.Scalar, aten.gt.Scalar, aten.ge.Scalar}
 """Comparisons of a tensor with a number, whose boolean result does not tell the type in which they are compared."""
 JOINED = {aten.cat.default, aten.stack.default}
 CHOICES = {aten.where.self, aten.masked_fill.Scalar, aten.masked_fill.Tensor}

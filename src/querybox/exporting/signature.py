@@ -70,7 +70,7 @@ def check_signature(
 
 def input_ports(card: Card) -> dict[str, Port]:
     """Return the inputs of a model with this card."""
-    return {name: Port.described(text) for name, text in card.describe_inputs().items()}
+    return {name: Port.described(text) for name, text in card.inputs.items()}
 
 
 def output_ports(card: Card) -> dict[str, Port]:

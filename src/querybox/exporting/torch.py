@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from querybox.errors import CheckpointError
 from querybox.exporting.card import EXPORT_AGAIN, KEY, Card
 from querybox.exporting.engine import ExportedModel, Outputs
+from querybox.memory import first_line
 
 FILE = f"{KEY}.json"
 
@@ -36,9 +37,8 @@ def load(path: Path, *, trusted: bool) -> ExportedModel:
     try:
         program = torch.export.load(path, extra_files=extra)
     except Exception as error:
-        reason = str(error).partition("\n")[0]
         raise CheckpointError(
-            f"{path}: corrupt, or not an exported program ({reason}); {EXPORT_AGAIN}"
+            f"{path}: corrupt, or not an exported program ({first_line(error)}); {EXPORT_AGAIN}"
         ) from error
     card = Card.from_json(extra[FILE], path)
     module = program.module()
