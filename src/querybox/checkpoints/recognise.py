@@ -10,8 +10,9 @@ from torch import Tensor
 
 from querybox.errors import CheckpointError
 from querybox.models import KINDS, Recipe
-from querybox.models.layouts.layout import DETECTOR, MASK_HEADS, Layout, pattern
+from querybox.models.layouts.layout import DETECTOR, MASK_HEADS, Layout
 from querybox.models.layouts.own import OWN
+from querybox.models.tensors import pattern
 from querybox.text import listed
 
 logger = logging.getLogger(__name__)

@@ -41,5 +41,10 @@ def count(names: Iterable[str], pattern: str) -> int:
 
 def tensors_of(names: Iterable[str], modules: Iterable[str]) -> list[str]:
     """Return the names that belong to one of `modules`, in which ``*`` stands for a number."""
-    patterns = [re.compile(re.escape(module).replace(r"\*", r"\d+") + r"(\.|$)") for module in modules]
-    return [name for name in names if any(pattern.match(name) for pattern in patterns)]
+    patterns = [pattern(module) for module in modules]
+    return [name for name in names if any(each.match(name) for each in patterns)]
+
+
+def pattern(module: str) -> re.Pattern[str]:
+    """Return a pattern for names within a module, in which ``*`` stands for a number."""
+    return re.compile(re.escape(module).replace(r"\*", r"(\d+)") + r"(?=\.|$)")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from querybox.errors import CheckpointError
+from querybox.models.tensors import pattern
 from querybox.structures import Preprocessing
 
 PublicSystem = Literal["facebook", "mmdet2", "mmdet3", "huggingface"]
@@ -26,8 +27,6 @@ SAMPLING = {
     "output": "output_proj",
 }
 """Projections of deformable attention in querybox and in all other layouts."""
-
-
 MASK_HEADS = ("mask_head.", "bbox_attention.")
 """Prefixes of the names of a mask head, which is beside the detector in DETR's segmentation models."""
 DETECTOR = "detr."
@@ -192,11 +191,6 @@ def split_projection(name: str, tensor: Tensor) -> dict[str, Tensor]:
     for ours, theirs in (*PROJECTIONS.items(), *SAMPLING.items()):
         name = name.replace(f"attention.{theirs}.", f"attention.{ours}.")
     return {name: tensor}
-
-
-def pattern(module: str) -> re.Pattern[str]:
-    """Return a pattern for names within a module, in which ``*`` stands for a number."""
-    return re.compile(re.escape(module).replace(r"\*", r"(\d+)") + r"(?=\.|$)")
 
 
 def rename(name: str, rules: list[tuple[re.Pattern[str], str]]) -> str | None:
