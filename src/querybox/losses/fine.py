@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -18,10 +18,8 @@ from querybox.structures import DetectorOutput, Matches, Predictions, Target, at
 class FineCriterion(Criterion):
     """Classes are supervised with the matching of each layer, boxes and distributions with the union of all."""
 
-    def __init__(self, *args: Any, edges: EdgeLosses | None = None, **settings: Any) -> None:
-        """Create the criterion; `edges` are the losses of distributions, see `Criterion` for the other arguments."""
-        super().__init__(*args, **settings)
-        self.edges = edges or EdgeLosses()
+    edges: ClassVar[EdgeLosses] = EdgeLosses()
+    """The losses of distributions."""
 
     def forward(
         self, output: DetectorOutput, targets: Sequence[Target], object_counts: Sequence[int] | None = None

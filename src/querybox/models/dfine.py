@@ -45,8 +45,8 @@ PHASES = {"N": (12, 0), "S": (12, 20), "M": (12, 6), "L": (8, 4), "X": (8, 3)}
 """Epochs without strong augmentation at the end, and `DataSettings.multi_scale`, of each size."""
 SUPPORTED: dict[str, object] = {
     "max_num_bins": BINS - 1,
-    "top_prob_values": 4,
-    "lqe_hidden_dim": 64,
+    "top_prob_values": Quality.TOP,
+    "lqe_hidden_dim": Quality.HIDDEN,
     "lqe_layers": 2,
     "eval_idx": -1,
     "layer_scale": 1,

@@ -85,13 +85,15 @@ class Quality(nn.Module):
 
     TOP = 4
     """Number of the largest probabilities of each edge that are used."""
+    HIDDEN = 64
+    """Hidden features."""
 
-    def __init__(self, hidden: int = 64, *, activation: type[nn.Module] = nn.ReLU) -> None:
+    def __init__(self, *, activation: type[nn.Module] = nn.ReLU) -> None:
         super().__init__()
-        last = nn.Linear(hidden, 1)
+        last = nn.Linear(self.HIDDEN, 1)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        self.layers = nn.Sequential(nn.Linear(4 * (self.TOP + 1), hidden), activation(), last)
+        self.layers = nn.Sequential(nn.Linear(4 * (self.TOP + 1), self.HIDDEN), activation(), last)
 
     def forward(self, probabilities: Float[Tensor, "B Q 4 N"]) -> Float[Tensor, "B Q 1"]:
         """Return a number that is added to all class logits of a query; initially zero."""
