@@ -69,11 +69,11 @@ class DEIM:
 
 
 def rtdetrv2(
-    size: str, backbone_lr: float, epochs: tuple[int, int, int], *weights: Any, **settings: Any
+    size: str, backbone_lr: float, epochs: tuple[int, int, int], weights: PublicWeights, **settings: Any
 ) -> DEIM:
-    """Return the training method for a model of RT-DETRv2; `weights` are the arguments of `drive`."""
+    """Return the training method for a model of RT-DETRv2."""
     settings = {"position_layers": 3, **settings}
-    return DEIM(f"rtdetrv2_{size}", 2e-4, backbone_lr, epochs, drive(*weights), settings)
+    return DEIM(f"rtdetrv2_{size}", 2e-4, backbone_lr, epochs, weights, settings)
 
 
 def drive(file: str, AP: float, parameters: int, gflops: int) -> PublicWeights:
@@ -92,11 +92,11 @@ X = drive("1dPtbgtGgq1Oa7k_LgH1GXPelg1IVeu0j", 56.5, 62, 202)
 DEIM_RECIPES: dict[str, DEIM] = {
     f"deim_{each.parent}": each
     for each in (
-        rtdetrv2("s", 2e-4, LONG, "153_JKff6EpFgiLKaqkJsoDcLal_0ux_F", 49.0, 20, 60),
-        rtdetrv2("ms", 1e-4, LONG, "1O9RjZF6kdFWGv1Etn1Toml4r-YfdMDMM", 50.9, 31, 92),
-        rtdetrv2("m", 2e-5, SHORT, "10dLuqdBZ6H5ip9BbBiE6S7ZcmHkRbD0E", 53.2, 33, 100, **THREE_LAYERS),
-        rtdetrv2("l", 2e-5, SHORT, "1mWknAXD5JYknUQ94WCEvPfXz13jcNOTI", 54.3, 42, 136),
-        rtdetrv2("x", 2e-6, SHORT, "1BIevZijOcBO17llTyDX32F_pYppBfnzu", 55.5, 76, 259),
+        rtdetrv2("s", 2e-4, LONG, drive("153_JKff6EpFgiLKaqkJsoDcLal_0ux_F", 49.0, 20, 60)),
+        rtdetrv2("ms", 1e-4, LONG, drive("1O9RjZF6kdFWGv1Etn1Toml4r-YfdMDMM", 50.9, 31, 92)),
+        rtdetrv2("m", 2e-5, SHORT, drive("10dLuqdBZ6H5ip9BbBiE6S7ZcmHkRbD0E", 53.2, 33, 100), **THREE_LAYERS),
+        rtdetrv2("l", 2e-5, SHORT, drive("1mWknAXD5JYknUQ94WCEvPfXz13jcNOTI", 54.3, 42, 136)),
+        rtdetrv2("x", 2e-6, SHORT, drive("1BIevZijOcBO17llTyDX32F_pYppBfnzu", 55.5, 76, 259)),
         DEIM("dfine_n", 8e-4, 4e-4, (160, 78, 148), N, constant_lr=True),
         DEIM("dfine_s", 4e-4, 2e-4, (132, 64, 120), S),
         DEIM("dfine_m", 4e-4, 4e-5, (102, 49, 90), M),
