@@ -114,7 +114,7 @@ def export(
         for file in written:
             move(draft.with_name(file.name), file)
     return Exported(
-        files=tuple(sorted(written, key=path.__ne__)),
+        files=(path, *(file for file in written if file != path)),
         verification=verification,
         AP=evaluations and average_precisions([each.metrics for each in evaluations]),
         AP_masks=evaluations
