@@ -144,7 +144,7 @@ def verification_batches(card: Card) -> Iterator[tuple[UInt8[Tensor, "B 3 H W"],
 
     For a fixed size, yield one image and, if images may be padded, a smaller one.
     """
-    side = max(card.preprocessing.short_side, 128, 2 * card.min_side)  # also half of it is to hold
+    side = max(card.preprocessing.short_side, 128, 2 * card.min_side)  # half of it is used as well
     image = partial(smooth_image, generator=torch.Generator().manual_seed(0))
 
     if card.size is not None:
@@ -162,7 +162,7 @@ def verification_batches(card: Card) -> Iterator[tuple[UInt8[Tensor, "B 3 H W"],
 
 
 def closest(rows: Float[Tensor, "B Q N"], candidates: Float[Tensor, "B Q N"]) -> Int[Tensor, "B Q"]:
-    """Return the index of a candidate for each row, a different one each, so that all are close to each other."""
+    """Assign each row a candidate of its own, with the least sum of distances, and return the candidates' indices."""
     distances = torch.cdist(rows, candidates, p=math.inf).nan_to_num(nan=math.inf).clamp(max=1e9)
     return torch.stack([torch.from_numpy(linear_sum_assignment(each)[1]) for each in distances.numpy()])
 

@@ -82,7 +82,7 @@ class ExportedModel(Predictor):
 
 
 def one_at_a_time(run: Runner) -> Runner:
-    """Return a runner that threads wait for, of an engine that has one set of inputs and outputs for all of them."""
+    """Return a runner for one thread at a time, because the engine has a single set of inputs and outputs."""
     lock = threading.Lock()
 
     def run_alone(pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> Outputs:
@@ -93,7 +93,7 @@ def one_at_a_time(run: Runner) -> Runner:
 
 
 def padding_thin_images(run: Runner, min_side: int) -> Runner:
-    """Return a runner that pads thinner images, for which a trace does not hold."""
+    """Return a runner that pads images with a side below `min_side` pixels, for which the trace is not valid."""
 
     def run_padded(pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> Outputs:
         below, right = (max(0, min_side - side) for side in pixels.shape[2:])

@@ -124,7 +124,7 @@ def chunk(at: Place, x: Node, chunks: int, dim: int) -> Node | None:
 
 
 def unbind(at: Place, x: Node, dim: int) -> Node:
-    """Select along an axis instead, and return what has no users then."""
+    """Replace each part by a selection along the axis, and return the input: the node itself then has no users."""
     for part in list(at.node.users):
         substitute(at.graph, part, insert(at.graph, part, aten.select.int, x, dim, part.args[1]))
     return x

@@ -162,9 +162,10 @@ def trace(
 
 
 def min_side(program: ExportedProgram) -> int:
-    """Return the smallest height and width for which a trace for images of any size holds.
+    """Return the smallest height and width for which a trace for images of any size is valid.
 
-    It is one pixel more than a cell of the coarsest feature map. With thinner images engines fail or answer otherwise.
+    It is one pixel more than a cell of the coarsest feature map. With smaller images engines fail or return other
+    detections.
     """
     (pixels,) = (node for node in program.graph.nodes if node.name == "pixels")
     ranges = [program.range_constraints[side.node.expr] for side in pixels.meta["val"].shape[2:]]

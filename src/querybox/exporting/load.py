@@ -21,8 +21,8 @@ def load_exported(path: str | Path, *, trusted: bool = False) -> ExportedModel:
         trusted: Required for ``.pt2`` and ``.pte``, because such a file may execute code.
 
     Raises:
-        CheckpointError: The file is missing, corrupt, not exported by querybox, or not trusted; or its answer is not
-            that of the classes in its card.
+        CheckpointError: The file is missing, corrupt, not exported by querybox, or not trusted; or the outputs of the
+            model do not fit its card.
         MissingExtraError: The package that runs the format is not installed.
     """
     model = read_exported(Path(path), trusted=trusted)

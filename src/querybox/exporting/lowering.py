@@ -41,7 +41,7 @@ def lower(program: ExportedProgram, rule: Rule) -> Lowered:
 
     Args:
         program: The program, which does not change.
-        rule: What is replaced for this converter, besides what is for all of them.
+        rule: Replacements for this converter, in addition to those for all converters.
     """
     graph = copy.deepcopy(program.graph)
     for each in (replace, rule):
@@ -89,7 +89,7 @@ def replace(graph: Graph, node: Node) -> None:
 
 
 def insert(graph: Graph, node: Node, target: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
-    """Insert an operation before a node, as part of the module that the node is of."""
+    """Insert an operation before a node, as a part of the module to which the node belongs."""
     with graph.inserting_before(node):
         inserted = graph.call_function(target, args, kwargs)
     inserted.meta = dict(node.meta)

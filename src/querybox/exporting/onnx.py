@@ -172,7 +172,7 @@ def session_options() -> onnxruntime.SessionOptions:
 
 
 def runner(session: onnxruntime.InferenceSession, card: Card) -> Runner:
-    """Return what runs a session."""
+    """Return a function that runs a session."""
 
     def run(pixels: Tensor, sizes: Tensor) -> Outputs:
         values = session.run(

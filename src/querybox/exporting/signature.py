@@ -64,7 +64,7 @@ def check_signature(
     queries = {declared[name][1] for name in ("logits", "boxes") if name in declared} - {None}
     if len(queries) > 1:
         raise CheckpointError(
-            f"{where}: 'logits' and 'boxes' are of {queries} queries; expected as many: {CURE}"
+            f"{where}: 'logits' and 'boxes' are of {queries} queries; expected the same number: {CURE}"
         )
 
 

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 aten = torch.ops.aten
 LIBRARY = Library("querybox", "DEF")
 STOOD_FOR: dict[OpOverload, OpOverload] = {}
-"""For each stand-in, PyTorch's operation."""
+"""PyTorch's operation for each stand-in."""
 
 
 def stand_in(operation: OpOverload, result: Callable[..., Tensor]) -> OpOverload:

@@ -1,4 +1,4 @@
-"""What other packages would report: their use, over the network, and warnings, in the log."""
+"""Keeps other packages from reporting their use over the network, and from logging warnings."""
 
 from __future__ import annotations
 

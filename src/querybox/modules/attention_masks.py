@@ -146,7 +146,7 @@ class NormalizedConv(nn.Sequential):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionMasks(ComputedMasks):
-    """What the head computes masks from, for the queries that they are needed of."""
+    """Inputs of the head, from which it computes the masks of those queries whose masks are needed."""
 
     head: AttentionMaskHead
     content: Float[Tensor, "B Q D"]

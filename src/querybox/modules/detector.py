@@ -226,7 +226,7 @@ class DetectionTransformer(nn.Module):
 
     @property
     def exchanges_queries(self) -> bool:
-        """Whether queries in another order give the same predictions in that order."""
+        """Whether the decoder is permutation-equivariant: reordered queries give the same predictions, reordered."""
         return bool(getattr(self.queries, "exchangeable", False))
 
     @property

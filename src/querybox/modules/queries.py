@@ -235,7 +235,7 @@ class TokenQueries(nn.Module):
 
 
 class Ranking(Protocol):
-    """How proposals are ranked, of which the first become queries."""
+    """How proposals are ranked; the first ones become queries."""
 
     def scores(
         self, scores: Float[Tensor, "B S"], inside: Bool[Tensor, "B S"], shapes: Shapes
