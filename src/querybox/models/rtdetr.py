@@ -158,10 +158,8 @@ class RTDETR(DINO):
 
     def preprocessing(self, backbone: Backbone) -> Preprocessing:
         """Return the image preprocessing of a new model."""
-        mean, std = (
-            (backbone.mean, backbone.std) if self.normalize else (PREPROCESSING.mean, PREPROCESSING.std)
-        )
-        return dataclasses.replace(PREPROCESSING, mean=mean, std=std, clip_boxes=True)
+        source: Backbone | Preprocessing = backbone if self.normalize else PREPROCESSING
+        return dataclasses.replace(PREPROCESSING, mean=source.mean, std=source.std, clip_boxes=True)
 
     def build_neck(self, channels: list[int]) -> nn.Module:
         """Build the neck, for feature maps with these channels."""
