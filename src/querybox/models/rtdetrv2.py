@@ -21,8 +21,6 @@ from querybox.models.rtdetr import MEDIUM, RTDETR
 from querybox.modules.decoder import DeformableDecoderLayer
 from querybox.modules.deformable_attention import DeformableAttention, GridSample, NearestSample
 
-METHODS = {"default": False, "discrete": True}
-"""Values of `RTDETRv2.discrete` by the names of the sampling methods in a Hugging Face config."""
 BACKBONE_LR = {"resnet18d": 1e-4, "resnet34d": 5e-5}
 """Published learning rates of backbones, where they are not a tenth of that of the other modules."""
 
@@ -108,10 +106,10 @@ class RTDETRv2(RTDETR):
     def settings_from_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings that cannot be inferred from shapes but are in a Hugging Face config."""
         require(config, "decoder_offset_scale", 0.5)
-        method = config.get("decoder_method", "default")
-        if method not in METHODS:
+        discrete = config.get("decoder_method") == "discrete"
+        if not discrete:
             require(config, "decoder_method", "default")
-        return {**super().settings_from_config(config), "discrete": METHODS[method]}
+        return {**super().settings_from_config(config), "discrete": discrete}
 
     @classmethod
     def assumptions(cls, known: Mapping[str, Any], path: str) -> list[str]:
@@ -126,12 +124,11 @@ class RTDETRv2(RTDETR):
 
     def huggingface_config(self) -> dict[str, Any]:
         """Return the Hugging Face ``config.json`` of the model."""
-        methods = {discrete: method for method, discrete in METHODS.items()}
         return {
             **super().huggingface_config(),
             "decoder_n_points": self.points[0],
             "decoder_n_levels": self.levels,
-            "decoder_method": methods[self.discrete],
+            "decoder_method": "discrete" if self.discrete else "default",
         }
 
     def unsupported_settings(self, layout: Layout) -> list[str]:
