@@ -64,12 +64,12 @@ class FineCriterion(Criterion):
         prefix: str = "",
     ) -> dict[str, Float[Tensor, ""]]:
         """Return the losses of the distributions of some layers."""
-        boxes = layers[0].boxes
+        boxes = at_least_float32(layers[0].boxes)
         losses = self.edges(
             layers,
-            torch.cat([target.boxes for target in targets]).to(at_least_float32(boxes).dtype),
+            torch.cat([target.boxes for target in targets]).to(boxes.dtype),
             matches,
-            num_matched=num_pairs(matches, targets, object_counts, like=at_least_float32(boxes)),
+            num_matched=num_pairs(matches, targets, object_counts, like=boxes),
             shares=shares,
         )
         return split_by_layer({f"{prefix}{name}": values for name, values in losses.items()})
