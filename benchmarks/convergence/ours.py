@@ -70,9 +70,9 @@ class WatchedDisplay(Display):
         self.trainer = trainer
         self.watch = watch
 
-    def step(self, progress: Progress, losses: Mapping[str, float], lr: float) -> None:
+    def step(self, progress: Progress, losses: Mapping[str, float]) -> None:
         """Show the update, and evaluate if a mark has been reached."""
-        super().step(progress, losses, lr)
+        super().step(progress, losses)
         self.trainer.started += self.watch.evaluate_if_due(
             progress.seconds, progress.step, self.trainer.current_detector
         )

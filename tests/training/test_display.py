@@ -23,15 +23,15 @@ def show(*, terminal: bool, **settings: Any) -> str:
     """Return what is seen of a step and two epochs, of which the second is evaluated."""
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=terminal, width=120)
-    progress = Progress(step=3, epoch=0, epoch_sums={"images": 48.0, "seconds": 6.0}, seconds=6)
+    progress = Progress(step=3, epoch=0, lr=1e-4, epoch_sums={"images": 48.0, "seconds": 6.0}, seconds=6)
     with Display(console, TrainSettings(epochs=4, **settings), steps_per_epoch=5) as display:
-        display.step(progress, LOSSES, lr=1e-4)
+        display.step(progress, LOSSES)
         display.epoch(progress, 5.0, {})
         progress.epoch, progress.best = 1, 0.25
         display.evaluating(progress)
         display.epoch(progress, 4.0, {"AP": 0.2, "AP50": 0.4})
         progress.step = 7
-        display.step(progress, LOSSES, lr=1e-4)
+        display.step(progress, LOSSES)
     return stream.getvalue()
 
 
@@ -114,7 +114,7 @@ def test_the_duration_is_announced_after_the_first_steps(
 
 def test_other_processes_show_nothing() -> None:
     with Display(None, TrainSettings(), steps_per_epoch=5) as display:
-        display.step(Progress(step=1, epoch_sums={"images": 1.0, "seconds": 1.0}), LOSSES, lr=1e-4)
+        display.step(Progress(step=1, epoch_sums={"images": 1.0, "seconds": 1.0}), LOSSES)
         display.evaluating(Progress(step=1))
         display.epoch(Progress(step=1), 1.0, {"AP": 0.1, "AP50": 0.2})
 
@@ -159,6 +159,6 @@ def test_a_display_that_cannot_be_shown_does_not_end_the_run(monkeypatch: pytest
         console._force_terminal = terminal
         with Display(console, TrainSettings(), steps_per_epoch=5) as display:
             assert (display.bar is not None) == terminal
-            display.step(progress, LOSSES, lr=1e-4)
+            display.step(progress, LOSSES)
             display.epoch(progress, 4.0, {"AP": 0.2, "AP50": 0.4})
             display.print_line("the end")

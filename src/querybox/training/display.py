@@ -83,8 +83,8 @@ class Display:
         if self.bar:
             self.bar.stop()
 
-    def step(self, progress: Progress, losses: Mapping[str, float], lr: float) -> None:
-        """Show the last update: its losses, those of the last layer by name, and the learning rate."""
+    def step(self, progress: Progress, losses: Mapping[str, float]) -> None:
+        """Show the last update: its learning rate and its losses, those of the last layer by name."""
         now = time.perf_counter()
         self.timed_from = self.timed_from or (progress.step, now)
         left = self.seconds_left(progress, now)
@@ -96,13 +96,10 @@ class Display:
             f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items() if "." not in name
         )
         speed = progress.epoch_sums["images"] / progress.epoch_sums["seconds"]
-        numbers = (
-            f"loss {sum(losses.values()):.3f} ({parts})  lr {lr:.2g}  {speed:.1f} images/s{self.metrics}"
-        )
-        where, remaining = (
-            self.describe(progress, left),
-            "" if left is None else f"{format_duration(left)} left",
-        )
+        loss = f"loss {sum(losses.values()):.3f} ({parts})"
+        numbers = f"{loss}  lr {progress.lr:.2g}  {speed:.1f} images/s{self.metrics}"
+        where = self.describe(progress, left)
+        remaining = "" if left is None else f"{format_duration(left)} left"
         if self.bar:
             self.bar.numbers = numbers
             self.show(where, self.fraction(progress), remaining)
@@ -115,18 +112,18 @@ class Display:
 
     def epoch(self, progress: Progress, loss: float, metrics: Mapping[str, float]) -> None:
         """Show the mean loss and the metrics of an epoch if it was evaluated, or if nothing was printed for a while."""
-        best = ""
+        evaluated = ""
         if metrics:
             self.metrics = f"  AP {metrics['AP']:.3f} AP50 {metrics['AP50']:.3f}"
-            best = f" (best AP {progress.best:.3f})" if progress.best is not None else ""
+            best = "" if progress.best is None else f" (best AP {progress.best:.3f})"
+            evaluated = self.metrics + best
         elif self.bar or time.perf_counter() - self.shown_at < LINE_SECONDS:
             return
         self.shown_at = time.perf_counter()
-        shown = f"{self.metrics}{best}" if metrics else ""
         spent = format_duration(progress.seconds)
         limited = self.is_limited(progress, self.seconds_left(progress, self.shown_at))
         epochs = "" if limited else f"/{self.epochs}"
-        self.print_line(f"epoch {progress.epoch + 1}{epochs}  loss {loss:.3f}{shown}  after {spent}")
+        self.print_line(f"epoch {progress.epoch + 1}{epochs}  loss {loss:.3f}{evaluated}  after {spent}")
 
     def seconds_left(self, progress: Progress, now: float) -> float | None:
         """Estimate the remaining time at the time `now`, until the last epoch or the time limit; None if unknown."""

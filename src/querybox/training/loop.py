@@ -126,7 +126,7 @@ class Trainer:
                 self.accelerator.log(
                     {"lr": progress.lr, "grad_norm": update.grad_norm, **update.losses}, step=progress.step
                 )
-                display.step(progress, update.losses, progress.lr)
+                display.step(progress, update.losses)
                 if stop := update.stop:
                     break
                 if self.seconds - self.saved_at > MAX_CHECKPOINT_SECONDS:
