@@ -14,6 +14,8 @@ from querybox.files import require_regular
 
 Values = dict[str, Any]
 
+RUN_FILE = "run.yaml"
+"""Name of the run file in the folder of a run, with all of its settings."""
 PATHS = ("data.train", "data.val", "model.backbone_weights", "weights", "output")
 """Settings that are paths, which are relative to the run file."""
 NOT_PATHS = ("imagenet", "none")

@@ -23,6 +23,7 @@ from querybox.checkpoints.convert import convert
 from querybox.cli.trace import tables
 from querybox.data import read_dataset
 from querybox.diagnosis import diagnose
+from querybox.diagnosis.record import METRICS
 from querybox.fast.training import for_training
 from querybox.inspect import query_view
 from querybox.inspect.attention import AttentionPoints
@@ -31,7 +32,6 @@ from querybox.models import find
 from querybox.models.dfine import DFINE
 from querybox.modules.fine import BoundedResidual, FineDecoder, Gate
 from querybox.training.finetune import initialize_from
-from querybox.training.folder import METRICS
 
 TARGETS = [
     Target(boxes=torch.tensor([[0.4, 0.5, 0.3, 0.4], [0.7, 0.3, 0.2, 0.2]]), labels=torch.tensor([0, 2])),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from querybox.checkpoints.find import BEST, CHECKPOINT, LAST
 from querybox.files import restore
+from querybox.runfile import RUN_FILE
 
 
 def cure(path: Path) -> str:
@@ -18,7 +19,7 @@ def cure(path: Path) -> str:
         last = path.with_name(LAST)
         start = f"from the last weights: --weights {last}" if last.is_file() else "in another folder"
         return f"restore it from a copy, or start a new run {start}"
-    if path.name in (BEST, LAST) and path.with_name("run.yaml").is_file():
+    if path.name in (BEST, LAST) and path.with_name(RUN_FILE).is_file():
         others = [path.with_name(name) for name in (BEST, LAST) if name != path.name]
         return "restore it from a copy" + "".join(f", or use {other}" for other in others if other.is_file())
     return restore(path)

@@ -16,7 +16,7 @@ from querybox.errors import DataError
 from querybox.files import write_text
 from querybox.text import to_json
 
-RECORD = "record.json"
+RECORD, METRICS = "record.json", "metrics.csv"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +64,9 @@ def add_to_record(folder: Path, **facts: Any) -> None:
     write_text(folder / RECORD, text + "\n")
 
 
-def read_history(path: Path) -> dict[str, list[float]]:
-    """Return the columns of ``metrics.csv``, with NaN for empty fields; an empty dict if there is no row."""
+def read_history(folder: Path) -> dict[str, list[float]]:
+    """Return the columns of the ``metrics.csv`` of a run, with NaN for empty fields; an empty dict if it has no row."""
+    path = folder / METRICS
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8") as file:

@@ -15,7 +15,7 @@ from querybox.diagnosis.record import Record, read_history, read_record
 from querybox.errors import ConfigError
 from querybox.models import Recipe, parse
 from querybox.precision import present_name
-from querybox.runfile import read_run_file
+from querybox.runfile import RUN_FILE, read_run_file
 from querybox.settings import describe
 
 POOR_AP50 = 0.3
@@ -72,10 +72,10 @@ class Run:
             ConfigError: There is no run, or its settings are invalid.
             DataError: Its record is corrupt.
         """
-        path = folder / "run.yaml"
+        path = folder / RUN_FILE
         if not path.is_file():
             raise ConfigError(
-                f"{folder}: contains no run.yaml; expected the folder of a training run: check the path"
+                f"{folder}: contains no {RUN_FILE}; expected the folder of a training run: check the path"
             )
         values = read_run_file(path)
         try:
@@ -89,7 +89,7 @@ class Run:
             recipe=parse(settings.model, where=str(path)),
             fine_tuned=settings.weights is not None,
             data=settings.data,
-            history=read_history(folder / "metrics.csv"),
+            history=read_history(folder),
             record=read_record(folder),
         )
 

@@ -23,6 +23,7 @@ from querybox.report import charts
 from querybox.report.examples import best_images, make_example, worst_images, write_inspectors
 from querybox.report.next_steps import next_steps
 from querybox.report.worst_masks import draw_mask_pair, worst_masks
+from querybox.runfile import RUN_FILE
 
 MEANINGS = {
     "AP": "average precision, mean over IoU 0.50 to 0.95",
@@ -47,7 +48,7 @@ ERROR_MEANINGS = {
     "missed": "an object that none of these errors covers",
     "all": "",
 }
-FILES = {"Settings": "run.yaml", "Environment": "environment.json"}
+FILES = {"Settings": RUN_FILE, "Environment": "environment.json"}
 WORST = 4
 """How many of the worst images are shown by default."""
 
@@ -90,7 +91,7 @@ def write_report(
         finding_heads=HEADS,
         finding_rows=[finding.row() for finding in diagnosis.findings] if diagnosis else [],
         unreadable=unreadable_images(run_dir, evaluation),
-        history=charts.training_charts(read_history(run_dir / "metrics.csv")),
+        history=charts.training_charts(read_history(run_dir)),
         metric_rows=metric_rows(evaluation),
         match_iou=MATCH_IOU,
         precision_recall=charts.precision_recall_chart(evaluation),

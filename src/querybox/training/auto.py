@@ -28,7 +28,7 @@ from querybox.models import (
     is_small,
     training_defaults,
 )
-from querybox.runfile import merge, read_run_file
+from querybox.runfile import RUN_FILE, merge, read_run_file
 from querybox.structures import Preprocessing
 from querybox.text import counted
 from querybox.training.resources import Resources
@@ -163,7 +163,7 @@ def with_values_of_run(settings: RunSettings) -> RunSettings:
     That is everything that is not set if the recipe is chosen, otherwise `data.depth`, `data.shuffle_shards` and
     the number of micro-batches.
     """
-    path = settings.folder / "run.yaml"
+    path = settings.folder / RUN_FILE
     if not path.is_file():
         return settings
     given = settings.model_dump(exclude_unset=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import TypeAdapter, ValidationError
 
+from querybox.checkpoints.find import LAST
 from querybox.data import DetectionData, read_train_and_val
 from querybox.data.deep import DeepValues
 from querybox.data.holdout import divide, hold_out
@@ -83,7 +84,7 @@ class Fingerprint:
             change = "its images or their objects are different"
         raise DataError(
             f"{data.source}: has changed since the run in {folder} began: {change}; restore it, or start a new run "
-            f"from the weights of this one, which keeps classes by name: --weights {folder / 'last.safetensors'}"
+            f"from the weights of this one, which keeps classes by name: --weights {folder / LAST}"
         )
 
 

@@ -14,6 +14,7 @@ from querybox.machine import package_version
 from querybox.text import to_json
 from querybox.training.git import commit
 
+ENVIRONMENT = "environment.json"
 PACKAGES = (
     "querybox",
     "torch",
@@ -50,6 +51,6 @@ def describe_platform() -> str:
     return "-".join([*names, "with", libc] if libc else names)
 
 
-def write_environment(path: Path, processes: int) -> None:
-    """Write the environment to the JSON file `path`."""
-    write_text(path, to_json(describe_environment(processes), indent=2) + "\n")
+def write_environment(folder: Path, processes: int) -> None:
+    """Write the environment of a run to ``environment.json`` in its folder."""
+    write_text(folder / ENVIRONMENT, to_json(describe_environment(processes), indent=2) + "\n")

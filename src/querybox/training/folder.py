@@ -13,16 +13,15 @@ from querybox.checkpoints import native
 from querybox.checkpoints.damage import cure
 from querybox.checkpoints.find import BEST, CHECKPOINT, LAST
 from querybox.data.settings import NO_VALIDATION
-from querybox.diagnosis.record import RECORD
+from querybox.diagnosis.record import METRICS, RECORD
 from querybox.errors import CheckpointError, ConfigError
 from querybox.files import leftovers, remove_leftovers, write_text
+from querybox.runfile import RUN_FILE
 from querybox.training.checkpoint import RunCheckpoint
 from querybox.training.lock import LOCK
 from querybox.training.settings import RunSettings
 
 logger = logging.getLogger(__name__)
-
-METRICS = "metrics.csv"
 
 CHANGEABLE = {
     "data.workers",
@@ -70,7 +69,7 @@ def check_folder(settings: RunSettings, *, resume: bool) -> RunCheckpoint | None
         raise CheckpointError(
             f"{folder / CHECKPOINT}: is missing, so the run cannot be resumed; {cure(folder / CHECKPOINT)}"
         )
-    if not ((folder / "run.yaml").is_file() or (folder.is_dir() and is_unused(folder))):
+    if not ((folder / RUN_FILE).is_file() or is_unused(folder)):
         raise CheckpointError(f"{folder}: there is no run to resume; start it without resume")
     return None
 
@@ -134,11 +133,8 @@ def prepare_folder(settings: RunSettings, *, continued: bool) -> None:
     if not continued:  # new, or killed before the first checkpoint
         for name in (METRICS, RECORD):
             (folder / name).unlink(missing_ok=True)
-    values = {
-        **settings.model_dump(mode="json"),
-        "output": ".",
-    }  # relative to the file: a copy is a run of its own
+    # The folder is relative to the file, so that a copy is a run of its own.
+    values = {**settings.model_dump(mode="json"), "output": "."}
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    write_text(
-        folder / "run.yaml", f"# Repeat this run: querybox train run.yaml --output ANOTHER_FOLDER\n{text}"
-    )
+    header = f"# Repeat this run: querybox train {RUN_FILE} --output ANOTHER_FOLDER"
+    write_text(folder / RUN_FILE, f"{header}\n{text}")

@@ -27,7 +27,6 @@ from querybox.training.checkpoint import Progress, RunCheckpoint
 from querybox.training.compiled import compile_backbone, compiler_errors
 from querybox.training.display import Display
 from querybox.training.ema import MovingAverage
-from querybox.training.folder import METRICS
 from querybox.training.loss import DetectionLoss, object_counts
 from querybox.training.metrics import as_row, write_metrics
 from querybox.training.optim import Schedule, build_optimizer, freeze
@@ -319,7 +318,7 @@ class Trainer:
         }
         progress.rows = [*progress.rows[: progress.epoch], as_row(row)]
         if self.accelerator.is_main_process:
-            write_metrics(self.folder / METRICS, progress.rows)
+            write_metrics(self.folder, progress.rows)
         self.accelerator.log(results, step=progress.step)
         display.epoch(progress, row["loss"], results)
         if steps >= self.steps_per_epoch:
@@ -395,4 +394,4 @@ class Trainer:
     def rewrite_outputs(self) -> None:
         """Rewrite detectors and metrics from the checkpoint, because a crash may have left older or newer ones."""
         self.write_detectors()
-        write_metrics(self.folder / METRICS, self.progress.rows)
+        write_metrics(self.folder, self.progress.rows)

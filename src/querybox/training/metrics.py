@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from querybox.diagnosis.record import METRICS
 from querybox.files import write_text
 
 
@@ -16,12 +17,12 @@ def as_row(values: Mapping[str, float]) -> dict[str, str]:
     return {name: f"{value:.6g}" if math.isfinite(value) else "" for name, value in values.items()}
 
 
-def write_metrics(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """Rewrite the whole file atomically; missing values are left empty."""
+def write_metrics(folder: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Rewrite the file in the folder of a run atomically; missing values are left empty."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(
         text, dict.fromkeys(name for row in rows for name in row), restval="", lineterminator="\n"
     )
     writer.writeheader()
     writer.writerows(rows)
-    write_text(path, text.getvalue())
+    write_text(folder / METRICS, text.getvalue())

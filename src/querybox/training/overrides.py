@@ -17,11 +17,13 @@ from querybox.data.user_transform import describe
 from querybox.errors import ConfigError
 from querybox.inference.engine import accelerator
 from querybox.models import KINDS, PUBLIC_WEIGHTS
-from querybox.runfile import Values, merge, read_run_file
+from querybox.runfile import RUN_FILE, Values, merge, read_run_file
+from querybox.training.environment import ENVIRONMENT
 from querybox.training.settings import Given, RunSettings, flatten
 from querybox.urls import is_url
 
-RUN_FILES = {".yaml", ".yml"}
+SUFFIXES = {".yaml", ".yml"}
+"""Suffixes of run files."""
 DEVICE_NAMES = {"device", "devices", "gpu", "gpus", "cuda"}
 """Settings of other libraries that select the device."""
 
@@ -66,18 +68,23 @@ def read_target(target: object, where: str) -> Values:
     if isinstance(target, str) and is_url(target):
         return {"data": {"train": target}}
     path = require_path(where, target, "a dataset or a run file, or RunSettings")
-    if path.suffix.lower() in RUN_FILES:
+    if path.suffix.lower() in SUFFIXES:
         values = read_run_file(path, names=PUBLIC_WEIGHTS)
-        if path.name == "run.yaml" and path.with_name("environment.json").is_file():
+        if path.name == RUN_FILE and is_run(path.parent):
             values["output"] = str(path.parent)  # that of the folder, which may have been copied or moved
         if "names" not in values:  # otherwise the data.yaml of a YOLO dataset
             return values
-    if (path / "run.yaml").is_file() and (path / "environment.json").is_file():
+    if is_run(path):
         raise ConfigError(
-            f"{path}: is the folder of a run; expected a dataset or a run file: use {path / 'run.yaml'}, with --resume "
+            f"{path}: is the folder of a run; expected a dataset or a run file: use {path / RUN_FILE}, with --resume "
             "(resume=True) to resume the run"
         )
     return {"data": {"train": str(path)}}
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is that of a run, not one with a run file that a user has written."""
+    return (folder / RUN_FILE).is_file() and (folder / ENVIRONMENT).is_file()
 
 
 def with_transform(settings: RunSettings, transform: Callable[..., Any] | None) -> RunSettings:
@@ -116,9 +123,9 @@ def full_name(name: str, where: str) -> str:
     Raises:
         ConfigError: No setting, or more than one, has this name.
     """
-    known = short_names()
     if "." in name or name in RunSettings.model_fields:
         return name
+    known = short_names()
     if len(found := known.get(name, ())) == 1:
         return found[0]
     if found:

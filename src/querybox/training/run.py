@@ -169,7 +169,7 @@ def run(given: Given, transform: Callable[..., Any] | None, *, resume: bool) -> 
     if accelerator.is_main_process:
         prepare_folder(settings, continued=continued)
         data.write(trainer.folder)
-        write_environment(trainer.folder / "environment.json", accelerator.num_processes)
+        write_environment(trainer.folder, accelerator.num_processes)
         record_start(settings, detector, training, validation, continued=continued)
         if continued:
             trainer.rewrite_outputs()
