@@ -210,9 +210,8 @@ def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested settings by dotted name."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= (
-            {f"{name}.{key}": each for key, each in value.items()}
-            if isinstance(value, dict)
-            else {name: value}
-        )
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": each for key, each in value.items()}
+        else:
+            flat[name] = value
     return flat

@@ -98,9 +98,6 @@ def resolve(settings: RunSettings) -> RunSettings:
     The model is that of the recipe, or of the weights if no recipe is given. Without weights, the backbone is
     initialised from ImageNet weights by default. Training and data settings default to those of the recipe.
 
-    Args:
-        settings: The settings.
-
     Raises:
         ConfigError: The recipe or one of its settings is unknown, or settings are inconsistent.
         CheckpointError: The weights cannot be read.
@@ -188,10 +185,9 @@ def resolve_model(settings: RunSettings) -> tuple[Recipe, Preprocessing | None]:
     named = None if settings.recipe is None else find(settings.recipe)
     values = {} if named is None else named.model_dump()
     if settings.weights is None:
-        values["backbone_weights"] = "imagenet"  # a few hundred images are too few to train a random backbone
+        # A few hundred images are too few to train a random backbone.
+        return parse({**values, "backbone_weights": "imagenet", **settings.model}, where="model"), None
     values |= settings.model
-    if settings.weights is None:
-        return parse(values, where="model"), None
     weights, given = weights_or_last(settings), not_inferable(settings.model)
     source = read_checkpoint(weights, **given, recipe=named).blueprint
     if named is not None:
@@ -258,14 +254,16 @@ def build_detector(settings: RunSettings, categories: tuple[Category, ...]) -> D
         initialize_from(detector, source, settings.weights)
         detector.preprocessing = source.preprocessing
     sizes = settings.data.sizes()
-    keeps_aspect = (
-        "querybox" if detector.preprocessing.resizing == "stretch" else detector.preprocessing.resizing
-    )
+    resizing = detector.preprocessing.resizing
+    if settings.data.stretch:
+        resizing = "stretch"
+    elif resizing == "stretch":
+        resizing = "querybox"
     detector.preprocessing = dataclasses.replace(
         detector.preprocessing,
         short_side=sizes.short_side,
         long_side=sizes.long_side,
-        resizing="stretch" if settings.data.stretch else keeps_aspect,
+        resizing=resizing,
         pixel_range=settings.data.pixel_range,
     )
     return detector
