@@ -144,17 +144,15 @@ def is_measured(settings: RunSettings) -> bool:
 
     It does if the user has set this, or neither the number nor the batch: a published batch may be made for eight GPUs.
     """
-    return (
-        settings.train.accumulate == AUTO
-        or not {"accumulate", "batch_size"} & set_values(settings.train).keys()
-    )
+    is_set = {"accumulate", "batch_size"} & settings.train.model_fields_set
+    return settings.train.accumulate == AUTO or not is_set
 
 
 def with_measured_batches(settings: RunSettings, resources: Resources) -> RunSettings:
     """Return `settings` that let the memory decide about the number of micro-batches, if it can be measured."""
     if not resources.reports_memory:
         return settings
-    return settings.replace(train={**set_values(settings.train), "accumulate": AUTO})
+    return settings.replace(train=settings.train.replace(accumulate=AUTO))
 
 
 def with_values_of_run(settings: RunSettings) -> RunSettings:
@@ -376,9 +374,12 @@ def decoded_size(data: DetectionData, settings: Mapping[str, Any]) -> int:
 def choose_loading(decoded: int, resources: Resources) -> dict[str, Any]:
     """Return the settings of `data` for loading: the `decoded` bytes of all images are kept in memory if they fit."""
     cache = decoded <= CACHE_SHARE * resources.memory
-    workers = (
-        min(8, resources.cores) if resources.device != "cpu" else 0 if cache else min(2, resources.cores)
-    )
+    if resources.device != "cpu":
+        workers = min(8, resources.cores)
+    elif cache:
+        workers = 0
+    else:
+        workers = min(2, resources.cores)
     return {"cache": cache, "workers": workers}
 
 

@@ -54,7 +54,7 @@ def with_depth(
     assert data.pixel_range is not None
     black, white = data.pixel_range
     shown = depth if isinstance(depth, int) else f"[{black:g},{white:g}]"
-    return settings.replace(data=data.model_dump()), (
+    return settings.replace(data=data), (
         f"{training.source}: {counted(len(deep), 'image')} of more than 8 bits with values from {low:g} to {high:g}; "
         f"{black:g} to {white:g} become 0 to 255 (data.depth={shown})"
     )

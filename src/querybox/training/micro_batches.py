@@ -89,8 +89,7 @@ def with_micro_batches(
     available = int(SHARE * available_on(accelerator))
     own = fewest_micro_batches(memory, total, available, smallest=smallest)
     parts = max(gather_object([own]))
-    train = {**settings.train.model_dump(exclude_unset=True), "accumulate": parts}
-    return settings.replace(train=train), (
+    return settings.replace(train=settings.train.replace(accumulate=parts)), (
         f"{counted(parts, 'micro-batch', 'micro-batches')} of {counted(total // parts, 'image')} per update "
         f"(train.accumulate): an image takes {memory.each / GB:.2f} GB, and {available / GB:.1f} GB can be used"
     )

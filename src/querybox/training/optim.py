@@ -144,7 +144,7 @@ def keep_milestones(settings: RunSettings, old: Mapping[str, Any], epoch: int) -
         moved = settings.train.schedule == "step" and old["train.epochs"] != settings.train.epochs
         if not moved or epoch < milestones[0]:
             return settings
-    return settings.replace(train={**settings.train.model_dump(exclude_unset=True), "milestones": milestones})
+    return settings.replace(train=settings.train.replace(milestones=milestones))
 
 
 def describe_rise(schedule: Schedule, initial_lr: float, progress: Progress) -> str:

@@ -99,7 +99,7 @@ def with_transform(settings: RunSettings, transform: Callable[..., Any] | None) 
             "transform itself: querybox.train(..., transform=...), or data.transform=null to train without"
         )
     described = None if transform is None else describe(transform)
-    return settings.replace(data={**settings.data.model_dump(exclude_unset=True), "transform": described})
+    return settings.replace(data=settings.data.replace(transform=described))
 
 
 def nested(overrides: Mapping[str, Any], where: str) -> Values:

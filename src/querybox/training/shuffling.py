@@ -42,6 +42,6 @@ def with_row_groups(settings: RunSettings, training: DetectionData) -> tuple[Run
             f"{groups}, and a process holds {HELD / 1e6:,.0f} MB: with data.shuffle_shards={together} row groups are "
             f"read several times; data.shuffle_shards={fitting} is faster"
         )
-    return settings.replace(data=settings.data.replace(shuffle_shards=fitting).model_dump()), (
+    return settings.replace(data=settings.data.replace(shuffle_shards=fitting)), (
         f"{groups}: the images of {counted(fitting, 'row group')} are shuffled together (data.shuffle_shards={fitting})"
     )
