@@ -107,15 +107,13 @@ class RunCheckpoint:
             CheckpointError: The file is missing, corrupt, or not a checkpoint of a run.
         """
         tensors, card = native.read(path, mark=native.RUN, kind="a run's checkpoint")
-        plain = TypeAdapter(dict[str, Any])
         try:
+            settings = card.get("settings", {})  # absent in early files
             return cls(
                 progress=TypeAdapter(Progress).validate_python(card["progress"]),
                 tensors=tensors,
-                scaler=None if card["scaler"] is None else plain.validate_python(card["scaler"]),
-                settings=present_settings(
-                    plain.validate_python(card.get("settings", {}))
-                ),  # absent in early files
+                scaler=TypeAdapter(dict[str, Any] | None).validate_python(card["scaler"]),
+                settings=present_settings(TypeAdapter(dict[str, Any]).validate_python(settings)),
             )
         except (KeyError, TypeError, ValidationError) as error:
             reason = str(error).replace("\n", " ")

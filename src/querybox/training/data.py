@@ -71,10 +71,11 @@ class Fingerprint:
             DataError: The split has changed.
         """
         used = data.only({image.id for image in data.images} - set(self.left_out))
-        if class_names(data) != self.classes:
-            change = f"its classes were {listed(self.classes)} and are now {listed(class_names(data))}"
-        elif digest(used) == self.digest:
+        same_classes = class_names(data) == self.classes
+        if same_classes and digest(used) == self.digest:
             return used
+        if not same_classes:
+            change = f"its classes were {listed(self.classes)} and are now {listed(class_names(data))}"
         elif self.images is not None and (self.images, self.objects) != (len(used.images), used.num_objects):
             change = (
                 f"it had {counted(self.images, 'image')} with {self.objects} objects and has now "
@@ -112,14 +113,10 @@ class Splits:
                 f"(data.val_fraction = {settings.data.val_fraction:g}), see {settings.folder / HELD_OUT}"
             )
         if self.validation is None:
-            return (
-                f"{self.training.source}: NO VALIDATION: the run will end without AP, best weights and report; "
-                + (
-                    "remove data.val=none"
-                    if settings.data.val == NO_VALIDATION
-                    else "add images with objects, or set data.val"
-                )
-            )
+            is_set = settings.data.val == NO_VALIDATION
+            cure = "remove data.val=none" if is_set else "add images with objects, or set data.val"
+            found = "NO VALIDATION: the run will end without AP, best weights and report"
+            return f"{self.training.source}: {found}; {cure}"
         return None
 
 
@@ -181,13 +178,12 @@ def read_splits(settings: RunSettings, *, resume: bool, written: Collection[str]
     if len(training.images) < 2:
         return Splits(training=training, validation=None)
     if known and known["val"].held_out:
-        training, validation = divide(training, set(known["val"].held_out))
+        rest, validation = divide(training, set(known["val"].held_out))
     else:
         rest, validation = hold_out(training, settings.data.val_fraction)
         if not validation.num_objects:
             return Splits(training=training, validation=None)
-        training = rest
-    return Splits(training=training, validation=validation, held_out=True)
+    return Splits(training=rest, validation=validation, held_out=True)
 
 
 def check_masks(data: DetectionData, settings: RunSettings, written: Collection[str]) -> None:
