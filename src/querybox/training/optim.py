@@ -6,7 +6,7 @@ import difflib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
@@ -15,6 +15,9 @@ from querybox.errors import ConfigError
 from querybox.text import counted
 from querybox.training.checkpoint import Progress
 from querybox.training.settings import RunSettings, TrainSettings
+
+FLAT_END = 0.5
+"""Factor of the learning rates at the end of `flat_cosine` (DEIM)."""
 
 
 def freeze(detector: nn.Module, names: Iterable[str]) -> None:
@@ -43,19 +46,19 @@ def build_optimizer(detector: nn.Module, settings: TrainSettings) -> AdamW:
     The backbone's have a learning rate of their own, and those of sampling layers may have one. Norms and biases may be
     exempt from weight decay.
     """
-    rates = settings.lr, settings.backbone_lr, settings.sampling_lr or settings.lr
     sampling = set() if settings.sampling_lr is None else set(sampling_parameters(detector))
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    rates = {"": settings.lr, "backbone": settings.backbone_lr, "sampling": settings.sampling_lr}
+    groups: dict[tuple[str, bool], dict[str, Any]] = {
+        (part, decays): {"params": [], "lr": lr, "initial_lr": lr, "weight_decay": weight_decay}
+        for part, lr in rates.items()
+        for decays, weight_decay in ((True, settings.weight_decay), (False, 0.0))
+    }
     for name, parameter in detector.named_parameters():
         if parameter.requires_grad:
-            rate = 1 if name.startswith("backbone.") else 2 if parameter in sampling else 0
+            part = "backbone" if name.startswith("backbone.") else "sampling" if parameter in sampling else ""
             decays = settings.decay_norms or parameter.ndim > 1
-            groups.setdefault((rate, not decays), []).append(parameter)
-    options = []
-    for (rate, exempt), parameters in sorted(groups.items(), key=lambda group: group[0]):
-        lr, decay = rates[rate], 0.0 if exempt else settings.weight_decay
-        options.append({"params": parameters, "lr": lr, "initial_lr": lr, "weight_decay": decay})
-    return AdamW(options, fused=True)
+            groups[part, decays]["params"].append(parameter)
+    return AdamW([group for group in groups.values() if group["params"]], fused=True)
 
 
 def sampling_parameters(detector: nn.Module) -> Iterator[nn.Parameter]:
@@ -63,10 +66,6 @@ def sampling_parameters(detector: nn.Module) -> Iterator[nn.Parameter]:
     for module in detector.modules():
         for name in getattr(module, "sampling_layers", ()):
             yield from module.get_submodule(name).parameters()
-
-
-FLAT_END = 0.5
-"""Factor of the learning rates at the end of `flat_cosine` (DEIM)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +85,7 @@ class Schedule:
     the last step."""
 
     @classmethod
-    def of(cls, settings: TrainSettings, steps_per_epoch: int) -> Schedule:
+    def of(cls, settings: TrainSettings, steps_per_epoch: int) -> Self:
         """Create the schedule from settings in epochs, for this many steps per epoch."""
         epochs = settings.milestones
         if epochs is None:
@@ -103,7 +102,7 @@ class Schedule:
     def factor(self, step: int, seconds: float = 0.0) -> float:
         """Return the factor of the learning rates in `step`, from 0, after `seconds` of the run."""
         if step < self.warmup_steps:
-            return float((step + 1) / self.warmup_steps) ** (2 if self.kind == "flat_cosine" else 1)
+            return ((step + 1) / self.warmup_steps) ** (2 if self.kind == "flat_cosine" else 1)
         if self.kind == "flat_cosine":
             begin, end = self.milestones
             now = max(step, self.total_steps * seconds / self.max_seconds)
