@@ -58,11 +58,10 @@ class DetectionLoss(nn.Module):
         Raises:
             ConfigError: The images are so small that a feature map has a single cell, which cannot be normalised.
         """
-        part = (
-            () if object_counts is None else (object_counts,)
-        )  # for detectors with a forward method of their own
+        # Not passed on if there are none, for detectors with a forward method of their own.
+        counts = () if object_counts is None else (object_counts,)
         try:
-            output = self.detector(batch, targets, *part)
+            output = self.detector(batch, targets, *counts)
         except ValueError as error:
             if not str(error).startswith(SINGLE_VALUE):
                 raise
@@ -72,9 +71,9 @@ class DetectionLoss(nn.Module):
                 f"{len(batch.images)} x {height} x {width} pixels; expected larger images (data.image_size) or more "
                 "of them (train.batch_size)"
             ) from error
-        losses: dict[str, Tensor] = self.criterion(
-            output.without_queries() if placeholder else output, targets, *part
-        )
+        if placeholder:
+            output = output.without_queries()
+        losses: dict[str, Tensor] = self.criterion(output, targets, *counts)
         return losses
 
 
