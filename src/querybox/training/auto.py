@@ -65,7 +65,7 @@ PATIENCE = 15
 CACHE_SHARE = 0.3
 """Share of the available memory that decoded images may take."""
 SIDES = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
-"""Class names that would be wrong in a mirrored image."""
+"""Words in the names of classes that are others in a mirrored image."""
 Reasons = dict[str, tuple[str, str]]
 """What was chosen and why, by subject."""
 
@@ -212,7 +212,7 @@ def choose_for_published(
     if not is_published(facts, resources):
         train = {**choose_fine_tuning(recipe, facts, resources, settings), **train}
         reasons["training"] = describe_schedule(train, facts)
-        loading = choose_loading(decoded_size(data, {**data_defaults(recipe), **given}), resources)
+        loading = choose_loading(data, {**data_defaults(recipe), **given}, resources)
         given = {**loading, **given}
     if facts.not_mirrored and "horizontal_flip" not in given:
         given = {**given, "horizontal_flip": 0.0}
@@ -238,7 +238,7 @@ def choose_for_small(
     train = {**choose_schedule(facts, resources, settings), **set_values(settings.train)}
     augmentation = choose_augmentation(facts, size)
     values = {**augmentation, **sizes}
-    loading = choose_loading(decoded_size(data, values), resources)
+    loading = choose_loading(data, values, resources)
     chosen = settings.replace(
         model={"queries": queries, **settings.model}, data={**loading, **values}, train=train
     )
@@ -366,13 +366,9 @@ def choose_augmentation(facts: Facts, image_size: int) -> dict[str, Any]:
     }
 
 
-def decoded_size(data: DetectionData, settings: Mapping[str, Any]) -> int:
-    """Return the bytes of all images as they are kept in memory with these settings of `data`."""
-    return decoded_bytes(data, DataSettings.parse(settings, where="data"))
-
-
-def choose_loading(decoded: int, resources: Resources) -> dict[str, Any]:
-    """Return the settings of `data` for loading: the `decoded` bytes of all images are kept in memory if they fit."""
+def choose_loading(data: DetectionData, settings: Mapping[str, Any], resources: Resources) -> dict[str, Any]:
+    """Return the settings of `data` for loading, given the others: decoded images are kept in memory if they fit."""
+    decoded = decoded_bytes(data, DataSettings.parse(settings, where="data"))
     cache = decoded <= CACHE_SHARE * resources.memory
     if resources.device != "cpu":
         workers = min(8, resources.cores)
