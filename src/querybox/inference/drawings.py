@@ -81,10 +81,8 @@ def draw_video(source: Path, path: Path, results: Iterator[Detections]) -> None:
     """Draw the detections on every frame of a video, each at its own time from the first; the audio is dropped."""
     times = FrameTimes(source)
     with video_file(path, times.rate) as file:
-        frames = zip(
-            readable_frames(source), results, strict=False
-        )  # frames first: they end at the end of the video
-        for frame, detections in frames:
+        # Frames first, so that no result of the next file is taken at the end of the video.
+        for frame, detections in zip(readable_frames(source), results, strict=False):
             file.add(draw(frame.pixels.permute(1, 2, 0).numpy(), detections), times.next(frame.seconds))
 
 
@@ -96,13 +94,14 @@ def live_video(path: Path, stream: LiveStream) -> Iterator[AddDetections]:
     """
     path.unlink(missing_ok=True)
     with ExitStack() as stack:
-        files: list[VideoFile] = []
+        file: VideoFile | None = None
 
         def add(detections: Detections) -> None:
+            nonlocal file
             assert stream.frame is not None
-            if not files:
-                files.append(stack.enter_context(video_file(path, LIVE_RATE)))
-            files[0].add(draw(stream.frame.pixels, detections), stream.frame.time)
+            if file is None:
+                file = stack.enter_context(video_file(path, LIVE_RATE))
+            file.add(draw(stream.frame.pixels, detections), stream.frame.time)
 
         yield add
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias
@@ -105,20 +105,20 @@ def coco_image(detections: Detections, image_id: int) -> dict[str, Any]:
 @contextmanager
 def text_file(path: Path, *, live: bool) -> Iterator[TextIO]:
     """Open a new text file, which appears on exit; or at once and line by line, if it is that of a live source."""
-    with ExitStack() as stack:
-        if live:
-            path.parent.mkdir(exist_ok=True)
-            path.unlink(missing_ok=True)  # the name alone, if it is a link to another file
-        else:
-            path = stack.enter_context(atomic(path))
-        file = path.open(
+    if live:
+        path.parent.mkdir(exist_ok=True)
+        path.unlink(missing_ok=True)  # the name alone, if it is a link to another file
+    with (
+        nullcontext(path) if live else atomic(path) as target,
+        target.open(
             "x" if live else "w",
             buffering=1 if live else -1,
             newline="",
             encoding="utf-8",
             errors="backslashreplace",
-        )
-        yield stack.enter_context(file)
+        ) as file,
+    ):
+        yield file
 
 
 @contextmanager
@@ -139,9 +139,8 @@ def csv_file(path: Path, *, tracking: bool = False, live: bool = False) -> Itera
         def add(detections: Detections) -> None:
             ids = [detections.categories[label].id for label in detections.labels.tolist()]
             scores, boxes = detections.scores.tolist(), detections.boxes_xyxy.tolist()
-            now = (
-                [] if detections.time is None else [datetime.fromtimestamp(detections.time, UTC).isoformat()]
-            )
+            time = detections.time
+            now = [] if time is None else [datetime.fromtimestamp(time, UTC).isoformat()]
             rows = zip(ids, detections.names, scores, boxes, detections.tracks(), strict=True)
             table.writerows(
                 [detections.source, *rest, *box, *([track or ""] if tracking else []), *now]
