@@ -289,14 +289,12 @@ def with_masks(
 
 def mask_boxes(detections: Detections) -> Float[Tensor, "N 4"]:
     """Return the part of the image that each mask is cut to: its box, and for stuff, which has no extent, all of it."""
-    if not any(category.stuff for category in detections.categories):
+    stuff = torch.tensor([category.stuff for category in detections.categories], device="cpu")  # [C]
+    if not stuff.any():
         return detections.boxes_xyxy
     height, width = detections.size
-    stuff = detections.labels.new_tensor([category.stuff for category in detections.categories]).bool()[
-        detections.labels
-    ]
     whole = detections.boxes_xyxy.new_tensor([0, 0, width, height])
-    return torch.where(stuff[:, None], whole, detections.boxes_xyxy)
+    return torch.where(stuff[detections.labels, None], whole, detections.boxes_xyxy)
 
 
 def in_order(results: Iterable[tuple[int, T]]) -> Iterator[T]:
