@@ -55,7 +55,6 @@ class Detections:
     head."""
     track_ids: Int[Tensor, " N"] | None = None
     """Number of the track of each object, 1, 2 ... in each video; 0 = in no track (yet). None without tracking."""
-
     time: float | None = None
     """When a live source yielded the frame, in seconds since 1970-01-01 00:00 UTC; None for files."""
 
@@ -206,8 +205,9 @@ class Detections:
             {"image_id": image_id, "category_id": self.categories[label].id, "bbox": box, "score": score}
             for box, score, label in zip(boxes_xywh, self.scores.tolist(), self.labels.tolist(), strict=True)
         ]
-        for result, mask in zip(results, self.masks or (), strict=self.masks is not None):
-            result["segmentation"] = mask.to_coco()
+        if self.masks is not None:
+            for result, mask in zip(results, self.masks, strict=True):
+                result["segmentation"] = mask.to_coco()
         for result, track in zip(results, self.tracks(), strict=True):
             if track:
                 result["track_id"] = track

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -56,13 +56,12 @@ def file_names(sources: Iterable[Path]) -> dict[str, str]:
     return names
 
 
-def check_sources(sources: Iterable[Path]) -> None:
+def check_sources(sources: Sequence[Path]) -> None:
     """Check that no path is what results call a frame of a video.
 
     Raises:
         ConfigError: One is.
     """
-    sources = list(sources)
     videos = {str(source) for source in sources if is_video(source)}
     for source in map(str, sources):
         video, _, number = source.rpartition("#")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Float, Int, Int32, UInt8
@@ -46,7 +46,7 @@ class PanopticSegmentation:
         categories: tuple[Category, ...],
         size: tuple[int, int],
         overlap: float,
-    ) -> PanopticSegmentation:
+    ) -> Self:
         """Convert masks to segments.
 
         Args:

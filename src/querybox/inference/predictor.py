@@ -35,9 +35,8 @@ class Predictor:
 
         Arguments and errors are those of `querybox.predict`, which yields the detections one by one.
         """
-        from querybox.inference.predict import (
-            predict,  # takes half a second, which training need not wait for
-        )
+        # Takes half a second, which training need not wait for.
+        from querybox.inference.predict import predict
 
         detections = predict(
             self,

@@ -130,10 +130,8 @@ class Reader(threading.Thread):
                     if time.monotonic() - last > TIMEOUT:
                         return f"no frame could be decoded for {TIMEOUT:g} s"
             return "the stream ended"  # noqa: TRY300 - after the source is closed
-        except (
-            av.FFmpegError,
-            OSError,
-        ) as error:  # whose messages contain the whole address, with its password
+        except (av.FFmpegError, OSError) as error:
+            # Their messages contain the whole address, with its password.
             if isinstance(error, av.error.ExitError):
                 return f"no data for {TIMEOUT:g} s"
             return str(error.strerror)
