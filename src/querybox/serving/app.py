@@ -155,7 +155,7 @@ def add_states(app: FastAPI, service: Service, metrics: Metrics) -> None:
 
 def add_pages(app: FastAPI, service: Service, access: Access) -> None:
     """Add the web pages."""
-    start = predict_page(service, with_token=access.token is not None)
+    start = predict_page(service.settings.threshold, with_token=access.token is not None)
 
     @app.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:

@@ -12,18 +12,16 @@ from fastapi.responses import HTMLResponse
 
 from querybox.html import render, sha256
 from querybox.serving.headers import POLICY
-from querybox.serving.service import Service
 
 
-def predict_page(service: Service, *, with_token: bool) -> str:
+def predict_page(threshold: float, *, with_token: bool) -> str:
     """Return the page that shows the detections in an image that is dropped on it.
 
     Args:
-        service: The service that answers its requests.
+        threshold: Minimum score of the detections that it shows at first (0-1).
         with_token: Whether the page asks for a token, which it keeps until it is closed.
     """
-    settings = service.settings
-    return render("serving/predict.html", threshold=settings.threshold, with_token=with_token)
+    return render("serving/predict.html", threshold=threshold, with_token=with_token)
 
 
 def api_page(schema: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from querybox.errors import ConfigError
 from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine
 from querybox.inference.optimized_model import OptimizedModel, as_optimized
-from querybox.inference.predict import Input, detect, prepare
+from querybox.inference.predict import Input, detect, effective_batch_size, prepare
 from querybox.inference.sources import Frame
 from querybox.pixels import as_pixels
 from querybox.serving.batches import Batches, Job
@@ -25,8 +25,8 @@ from querybox.serving.settings import ServingSettings
 
 T = TypeVar("T")
 
-ACCELERATOR_BATCH = 8
-"""Default maximum number of images in a forward pass on an accelerator."""
+DEFAULT_BATCH = 8
+"""Default maximum number of images in a forward pass on an accelerator; see `effective_batch_size`."""
 MAX_WAIT = 0.005
 """Default maximum time in seconds that an image waits for others."""
 
@@ -43,14 +43,6 @@ def open_engines(load: Callable[[], Engine], workers: int) -> list[Engine]:
     if isinstance(engine, OptimizedModel):
         return [engine] * workers
     return [engine, *(load() for _ in range(workers - 1))]
-
-
-def default_batch(engine: Engine) -> int:
-    """Return the default maximum number of images in a forward pass.
-
-    On a CPU it is 1, as for `querybox.predict`, because batches are no faster there.
-    """
-    return 1 if engine.device.type == "cpu" else ACCELERATOR_BATCH
 
 
 class Workers:
@@ -74,7 +66,7 @@ class Workers:
         self.engines = engines
         self.settings = settings
         self.metrics = metrics
-        max_batch = settings.max_batch or default_batch(engines[0])
+        max_batch = settings.max_batch or effective_batch_size(engines[0], DEFAULT_BATCH)
         if max_batch == 1 and settings.max_wait is not None:
             raise ConfigError(
                 "serve: max_wait has no effect if images are predicted one at a time, as they are on a CPU by default: "
