@@ -191,8 +191,8 @@ def matches_parts(parts: Sequence[str], patterns: Sequence[str]) -> bool:
     return bool(parts) and fnmatch(parts[0], patterns[0]) and matches_parts(parts[1:], patterns[1:])
 
 
-def select_images(source: Path, paths: Iterable[Path], hint: str, shards: Collection[str] = ()) -> list[Path]:
-    """Return the images and videos among `paths` in natural order; log the other files.
+def select_images(source: Path, paths: Iterable[Path], hint: str, shards: Collection[str]) -> list[Path]:
+    """Return the images, the videos, and the files with a suffix of `shards`, in natural order; log the others.
 
     Raises:
         DataError: There are none. The message ends with `hint`.
@@ -267,8 +267,8 @@ def views(frame: Frame, tiling: Tiling | None) -> Iterator[Frame]:
 
 def image_views(
     path: ImageFile,
-    pixel_range: PixelRange | None = None,
-    tiling: Tiling | None = None,
+    pixel_range: PixelRange | None,
+    tiling: Tiling | None,
     size: tuple[int, int] | None = None,
 ) -> Iterator[Frame]:
     """Read an image, and yield its views, or the image alone without `tiling`.
@@ -299,9 +299,7 @@ def image_views(
             yield Frame(source=str(path), pixels=pixels, view=View(image.size, windows, index))
 
 
-def read_file(
-    path: Path, pixel_range: PixelRange | None = None, tiling: Tiling | None = None
-) -> Iterator[Frame]:
+def read_file(path: Path, pixel_range: PixelRange | None, tiling: Tiling | None) -> Iterator[Frame]:
     """Read the frames of a video, or the single frame of an image, in tiles if `tiling` is given."""
     if not is_video(path):
         yield from image_views(path, pixel_range, tiling)

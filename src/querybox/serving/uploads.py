@@ -21,7 +21,7 @@ EXPECTED = (
 
 
 class _Form(MultiPartParser):
-    """Starlette's parser, with limits, in memory: it would write files of more than 1 MB to the disk."""
+    """Starlette's parser, with limits, in memory: by default it writes files of more than 1 MB to the disk."""
 
     spool_max_size = sys.maxsize
 
@@ -71,15 +71,12 @@ async def read_images(request: Request, settings: ServingSettings) -> list[Encod
 
 
 def _images(form: FormData) -> list[EncodedImage]:
-    names = [name for name, _ in form.multi_items()]
-    if not names or set(names) != {FIELD}:
-        raise ProblemError(422, f"got {_named(names)}; {EXPECTED}")
+    names = sorted({name for name, _ in form.multi_items()})
+    if names != [FIELD]:
+        found = f"files named {names}" if names else "no files"
+        raise ProblemError(422, f"got {found}; {EXPECTED}")
     files = [file.file for _, file in form.multi_items() if isinstance(file, UploadFile)]
     return [EncodedImage(name=f"images[{index}]", content=file.read()) for index, file in enumerate(files)]
-
-
-def _named(names: list[str]) -> str:
-    return f"files named {sorted(set(names))}" if names else "no files"
 
 
 def _too_large(settings: ServingSettings) -> ProblemError:
