@@ -88,7 +88,7 @@ def draw_video(source: Path, path: Path, results: Iterator[Detections]) -> None:
 
 @contextmanager
 def live_video(path: Path, stream: LiveStream) -> Iterator[AddDetections]:
-    """Draw the detections on the frames of a live source that are processed, each for as long as it was the newest.
+    """Draw the detections on each processed frame of a live source, which is shown until the next one.
 
     The file appears on exit, if there was a frame. An older one is removed first.
     """

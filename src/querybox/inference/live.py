@@ -50,7 +50,7 @@ class LiveStream:
         name: The address without user name, password and query.
         frame: The frame that was processed last; None before the first.
         processed: Number of frames that were processed.
-        stopped: Called several times a second; True ends the frames. By default it is always False.
+        stopped: Called several times a second; the frames end when it returns True. By default it never does.
     """
 
     def __init__(

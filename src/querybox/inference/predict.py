@@ -39,6 +39,7 @@ class Input:
     position: int
     """Index in the order of the sources, from 0."""
     source: str
+    """See `Detections.source`."""
     size: tuple[int, int]
     """(height, width) of the original image, or of its tile, in pixels."""
     view: View | None = None
@@ -89,7 +90,7 @@ def predict(
         threshold: Minimum score of detections (0-1).
         top_k: Maximum number of detections per image, or with `tile` of each tile and of the whole image.
         nms: IoU threshold (0-1) of class-wise non-maximum suppression; None for no suppression.
-        tile: Side in pixels of the tiles in which an image is searched for objects as well as in a whole, for small
+        tile: Side in pixels of the tiles that are searched for objects in addition to the whole image, for small
             objects in large images; see `querybox.data.tiling`. "auto" for the side at which objects appear to the
             model as large as in training. None for no tiles. An image that fits one tile is not divided.
         overlap: Minimum overlap of neighbouring tiles, as a fraction of their side (0-0.9).

@@ -104,7 +104,7 @@ def coco_image(detections: Detections, image_id: int) -> dict[str, Any]:
 
 @contextmanager
 def text_file(path: Path, *, live: bool) -> Iterator[TextIO]:
-    """Open a new text file, which appears on exit; or at once and line by line, if it is that of a live source."""
+    """Open a new text file, which appears on exit; that of a live source appears at once and grows line by line."""
     if live:
         path.parent.mkdir(exist_ok=True)
         path.unlink(missing_ok=True)  # the name alone, if it is a link to another file

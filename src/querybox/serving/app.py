@@ -92,7 +92,7 @@ def create_api(service: Service, metrics: Metrics, access: Access) -> FastAPI:
         telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
     )
     add_handlers(app)
-    add_states(app, service, metrics)
+    add_monitoring(app, service, metrics)
     add_pages(app, service, access)
     responses: dict[int | str, dict[str, Any]] = {
         status: {"model": ProblemDetails, "description": text, "content": {MEDIA_TYPE: {}}}
@@ -132,8 +132,8 @@ def check_repetitions(request: Request) -> None:
             )
 
 
-def add_states(app: FastAPI, service: Service, metrics: Metrics) -> None:
-    """Add the routes for monitoring."""
+def add_monitoring(app: FastAPI, service: Service, metrics: Metrics) -> None:
+    """Add the routes for monitoring: state and measurements."""
 
     @app.get("/health")
     async def health() -> State:

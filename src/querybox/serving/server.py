@@ -82,7 +82,7 @@ class Server(uvicorn.Server):
 
 
 def configuration(app: ASGIApp, settings: ServingSettings) -> uvicorn.Config:
-    """Return how uvicorn runs the application."""
+    """Return the configuration of uvicorn for the application."""
     return uvicorn.Config(
         app,
         http=Connection,

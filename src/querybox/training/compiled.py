@@ -10,7 +10,10 @@ from querybox.modules.detector import DetectionTransformer
 
 
 def compile_backbone(detector: DetectionTransformer) -> None:
-    """Compile the backbone on its first call, for all image sizes; transformers would be recompiled for each size."""
+    """Compile the backbone on its first call, for all image sizes.
+
+    The transformer is not compiled, because it would be compiled again for each size.
+    """
     detector.backbone.compile(dynamic=True)
 
 

@@ -20,7 +20,7 @@ from querybox.text import listed
 logger = logging.getLogger(__name__)
 
 MASK_HEAD = "mask_head."
-"""Beginning of the names of its tensors."""
+"""Prefix of the names of the tensors of a mask head."""
 
 
 @torch.no_grad()

@@ -103,7 +103,7 @@ def is_changeable(key: str, old: Any, new: Any) -> bool:
 def check_best(folder: Path, checkpoint: RunCheckpoint) -> None:
     """Check that the file of the best detector can be read, unless it is that of the checkpoint.
 
-    If the file is missing, the run starts to look for the best detector again.
+    If the file is missing, the best detector is that of the later evaluations.
 
     Raises:
         CheckpointError: The file is corrupt.

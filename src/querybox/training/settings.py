@@ -23,9 +23,9 @@ from querybox.precision import Precision, present_name
 from querybox.settings import PathText, Settings
 
 STRONG = "data.photometric or data.zoom_out or data.iou_crop or data.mosaic or data.copy_paste or data.mixup"
-"""Settings of strong augmentation, which begins and ends at a share of the run."""
+"""Condition for settings of strong augmentation, which begins and ends at a share of the run."""
 MIXING = "data.mosaic_until>data.strong_from"
-"""Without which mosaic, copy-paste and mixup end before they begin."""
+"""Condition without which mosaic, copy-paste and mixup end before they begin."""
 MAX_COUNT = 2**53
 """Largest number of epochs, updates or images: up to it every integer is a floating-point number."""
 Count = Annotated[int, Field(gt=0, le=MAX_COUNT)]

@@ -1,7 +1,8 @@
 """How far the images in Parquet files are shuffled (`data.shuffle_shards`), which is determined by their row groups.
 
-An image is read with all others of its row group, which a process then holds in memory. So that each is read once in an
-epoch, the images of as many row groups are shuffled together as half of what a process holds; all, if they fit.
+An image is read with all others of its row group, which a process then holds in memory. The images of as many row
+groups are shuffled together as fit into half of what a process holds, so that each group is read once in an epoch; the
+images of all groups, if these fit.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def with_row_groups(settings: RunSettings, training: DetectionData) -> tuple[Run
         training: The training images.
 
     Returns:
-        The settings, and what was chosen and why in one line, empty if nothing was; or that what is set is too much.
+        The settings, and one line: what was chosen and why, or a warning that the value set is too large; empty if
+        there is nothing to say.
     """
     sizes: Counter[tuple[str, int]] = Counter()
     for image in training.images:
