@@ -134,18 +134,24 @@ def csv_file(path: Path, *, tracking: bool = False, live: bool = False) -> Itera
     """
     with text_file(path, live=live) as file:
         table = csv.writer(file)
-        table.writerow([*CSV_COLUMNS, *(["track_id"] if tracking else []), *(["time"] if live else [])])
+        columns = [*CSV_COLUMNS]
+        if tracking:
+            columns.append("track_id")
+        if live:
+            columns.append("time")
+        table.writerow(columns)
 
         def add(detections: Detections) -> None:
             ids = [detections.categories[label].id for label in detections.labels.tolist()]
             scores, boxes = detections.scores.tolist(), detections.boxes_xyxy.tolist()
-            time = detections.time
-            now = [] if time is None else [datetime.fromtimestamp(time, UTC).isoformat()]
             rows = zip(ids, detections.names, scores, boxes, detections.tracks(), strict=True)
-            table.writerows(
-                [detections.source, *rest, *box, *([track or ""] if tracking else []), *now]
-                for *rest, box, track in rows
-            )
+            for category_id, name, score, box, track in rows:
+                row = [detections.source, category_id, name, score, *box]
+                if tracking:
+                    row.append(track or "")
+                if detections.time is not None:
+                    row.append(datetime.fromtimestamp(detections.time, UTC).isoformat())
+                table.writerow(row)
 
         yield add
 
