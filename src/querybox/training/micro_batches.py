@@ -225,7 +225,8 @@ def largest_shape(data: DataSettings) -> tuple[int, int]:
     """Return the sides of the largest training images in pixels."""
     sizes = data.sizes()
     short = max(sizes.scales)
-    return short, round(short * sizes.long_side / sizes.short_side) if data.stretch else sizes.long_side
+    long = round(short * sizes.long_side / sizes.short_side) if data.stretch else sizes.long_side
+    return short, long
 
 
 def step_memory(
@@ -236,12 +237,13 @@ def step_memory(
     short, long = largest_shape(data)
     pixels = torch.zeros(images, 3, short, long, dtype=torch.uint8, device=device)
     shapes = torch.tensor([[short, long]] * images, device=device)
+    masks = None
+    if detector.mask_head is not None:
+        masks = torch.ones(objects, short, long, dtype=torch.bool, device=device)
     target = Target(
         boxes=torch.full((objects, 4), 0.5, device=device),
         labels=torch.zeros(objects, dtype=torch.int64, device=device),
-        masks=None
-        if detector.mask_head is None
-        else torch.ones(objects, short, long, dtype=torch.bool, device=device),
+        masks=masks,
     )
     release_freed_memory()
     before = reset_peak(device)
