@@ -25,7 +25,7 @@ from querybox.checkpoints.read import load_detector
 from querybox.errors import ConfigError
 from querybox.exporting import load_exported
 from querybox.exporting.telemetry import without_telemetry
-from querybox.inference.engine import Engine, accelerator
+from querybox.inference.engine import Engine, default_device
 from querybox.inference.optimized_model import OptimizedModel
 from querybox.inference.predict import Input, detect
 from querybox.memory import peak_memory, reset_peak
@@ -109,7 +109,7 @@ def benchmark(
             job = pool.submit(measure, path, name, size, batch_size, seconds=MIN_SECONDS, trusted=trusted)
             results.append(job.result())
     return BenchmarkResult(
-        device=str(accelerator()),
+        device=str(default_device()),
         threads=torch.get_num_threads(),
         size=size,
         batch_size=batch_size,
@@ -156,7 +156,7 @@ def measure(
     with suppress(ImportError), without_telemetry():
         packages = {EXPORTED["onnx"]: "onnxruntime", EXPORTED["openvino"]: "openvino"}
         import_module(packages.get(path.suffix.lower(), "querybox.checkpoints"))
-    before = reset_peak(accelerator())
+    before = reset_peak(default_device())
     start = time.perf_counter()
     engine = load(path, name, trusted=trusted)
     load_seconds = time.perf_counter() - start
@@ -171,7 +171,7 @@ def measure(
         seconds=median(samples),
         quartiles=(low, high),
         images_per_second=batch_size / median(samples),
-        peak_memory=peak_memory(accelerator(), before),
+        peak_memory=peak_memory(default_device(), before),
     )
 
 
@@ -208,7 +208,7 @@ def load(path: Path, name: str, *, trusted: bool) -> Engine:
     """Load an engine onto its device."""
     if name == "exported":
         return load_exported(path, trusted=trusted)
-    detector = load_detector(path).to(accelerator())
+    detector = load_detector(path).to(default_device())
     if name == "plain":
         return detector
     return OptimizedModel(detector, precision="bf16" if name == "bf16" else "float32")

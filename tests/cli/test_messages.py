@@ -66,7 +66,7 @@ def test_a_mistake_has_the_message_of_the_page(
         raise ConnectionError
 
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("querybox.training.overrides.accelerator", lambda: torch.device("cpu"))
+    monkeypatch.setattr("querybox.training.overrides.default_device", lambda: torch.device("cpu"))
     monkeypatch.setattr("querybox.checkpoints.hub.download", fail)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     code, out, err = run(*shlex.split(command))

@@ -18,7 +18,7 @@ from querybox.detector import Detector
 from querybox.fast import sampling
 from querybox.fast.sampling import TableSample, TritonSample, runs_triton
 from querybox.fast.training import for_training
-from querybox.inference.engine import accelerator
+from querybox.inference.engine import default_device
 from querybox.modules.deformable_attention import DeformableAttention, GridSample
 
 pytest.importorskip("triton")
@@ -64,11 +64,11 @@ def test_kernels_compile_for_a_gpu(kernel: str, tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.device
-@pytest.mark.skipif(accelerator().type != "cuda", reason="needs a CUDA device")
+@pytest.mark.skipif(default_device().type != "cuda", reason="needs a CUDA device")
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # `opcheck` reads that of non-leaves
 @pytest.mark.parametrize("check", ["check_values", "check_gradients", "check_nan", "check_registration"])
 def test_a_gpu_finds_the_values_and_gradients_of_the_definition(check: str) -> None:
-    assert runs_triton(accelerator())
+    assert runs_triton(default_device())
     import_module("tests.fast.triton_checks").__dict__[check]("cuda")
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from querybox.data import Batch, read_dataset, train_loader
 from querybox.detector import Detector
-from querybox.inference.engine import accelerator
+from querybox.inference.engine import default_device
 from querybox.interrupt import StopRequest
 from querybox.losses.criterion import Criterion
 from querybox.pixels import pad
@@ -34,7 +34,7 @@ from querybox.training.processes import start_processes
 pytestmark = pytest.mark.device
 
 MakeSettings = Callable[..., RunSettings]
-DEVICE = accelerator()
+DEVICE = default_device()
 MODELS = ("detr_r50", "deformable_detr_r50_refine", "dino_r50")
 OUTPUT_TOLERANCE: dict[ComputedPrecision, float] = {"float32": 1e-5, "bf16": 3e-2, "fp16": 4e-3}
 """Largest norm of the error of logits and boxes, relative to the norm of the reference."""

@@ -116,7 +116,7 @@ def test_a_run_from_keywords(boxes_json: Path, tmp_path: Path) -> None:
 
 
 def test_devices_are_not_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("querybox.training.overrides.accelerator", lambda: torch.device("cuda:0"))
+    monkeypatch.setattr("querybox.training.overrides.default_device", lambda: torch.device("cuda:0"))
     with pytest.raises(
         ConfigError, match=r"no setting 'device': the GPU that PyTorch finds is used, here cuda:0; to"
     ):

@@ -73,10 +73,10 @@ def test_a_choice_holds_for_one_machine_and_its_versions(
 
 def test_the_device_of_a_machine_has_the_name_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Machines of a cluster share the cache folder."""
-    monkeypatch.setattr(machine, "accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(machine, "default_device", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "A100")
     assert machine.device() == "cuda (A100)"
-    monkeypatch.setattr(machine, "accelerator", lambda: torch.device("cpu"))
+    monkeypatch.setattr(machine, "default_device", lambda: torch.device("cpu"))
     assert machine.device() == "cpu"
 
 

@@ -36,9 +36,9 @@ def require_order(command: str, model: Path, others: Sequence[str | Path]) -> No
 def load_detector(path: Path) -> Detector:
     """Load a detector from anything that `Detector.load` reads."""
     from querybox.detector import Detector
-    from querybox.inference.engine import accelerator
+    from querybox.inference.engine import default_device
 
-    return Detector.load(path).to(accelerator())
+    return Detector.load(path).to(default_device())
 
 
 def load_model(path: Path, *, trusted: bool, precision: Precision = "float32", tuned: bool = False) -> Engine:

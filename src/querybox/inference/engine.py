@@ -46,7 +46,7 @@ def evaluating(engine: Engine) -> Iterator[None]:
             module.training = True
 
 
-def accelerator() -> torch.device:
+def default_device() -> torch.device:
     """Return the default device: the current accelerator, or the CPU if there is none."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return device or torch.device("cpu")

@@ -15,7 +15,7 @@ from typing import Any
 from querybox.arguments import require_path
 from querybox.data.user_transform import describe
 from querybox.errors import ConfigError
-from querybox.inference.engine import accelerator
+from querybox.inference.engine import default_device
 from querybox.models import KINDS, PUBLIC_WEIGHTS
 from querybox.runfile import RUN_FILE, Values, merge, read_run_file
 from querybox.training.environment import ENVIRONMENT
@@ -139,7 +139,7 @@ def full_name(name: str, where: str) -> str:
 
 def describe_device() -> str:
     """Return which device is used, and how to change it."""
-    device = accelerator()
+    device = default_device()
     if device.type == "cpu":
         return (
             "the GPU that PyTorch finds is used, and it finds none (torch.accelerator.is_available() is False): "

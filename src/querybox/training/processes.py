@@ -27,7 +27,7 @@ from querybox.errors import (
 from querybox.evaluation.evaluate import detect_records, measure
 from querybox.evaluation.result import Evaluation
 from querybox.inference.detections import Detections
-from querybox.inference.engine import accelerator as default_device
+from querybox.inference.engine import default_device
 from querybox.inference.optimized_model import OptimizedModel
 from querybox.interrupt import StopRequest
 from querybox.memory import first_line, is_out_of_memory

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Self
 
-from querybox.inference.engine import accelerator
+from querybox.inference.engine import default_device
 from querybox.machine import available_cpus
 from querybox.memory import available_memory, reports_memory
 
@@ -29,7 +29,7 @@ class Resources:
     @classmethod
     def here(cls) -> Self:
         """Return those of this machine."""
-        device = accelerator()
+        device = default_device()
         return cls(
             device=device.type,
             memory=available_memory(),

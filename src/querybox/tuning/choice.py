@@ -29,7 +29,7 @@ from querybox.errors import ConfigError
 from querybox.exporting import load_exported
 from querybox.exporting.card import ExportedPrecision
 from querybox.files import cache_folder, require_regular, write_text
-from querybox.inference.engine import Engine, accelerator
+from querybox.inference.engine import Engine, default_device
 from querybox.text import counted, to_json
 from querybox.tuning.machine import Machine
 
@@ -223,7 +223,7 @@ def load_tuned(path: str | Path) -> Engine:
     torch.set_num_threads(candidate.threads)
     if candidate.file is not None:
         return load_exported(candidate.file)
-    detector = Detector.load(path).to(accelerator())
+    detector = Detector.load(path).to(default_device())
     if candidate.precision == "bf16":
         return detector.optimize(precision="bf16")
     return detector

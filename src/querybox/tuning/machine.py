@@ -9,7 +9,7 @@ from typing import Self
 
 import torch
 
-from querybox.inference.engine import accelerator
+from querybox.inference.engine import default_device
 from querybox.machine import available_cpus, package_version
 
 PACKAGES = ("querybox", "torch", "onnxruntime", "openvino")
@@ -42,7 +42,7 @@ class Machine:
 
 def device() -> str:
     """Return the default device of PyTorch; that of a GPU has its name."""
-    place = accelerator()
+    place = default_device()
     return f"{place} ({torch.cuda.get_device_name(place)})" if place.type == "cuda" else str(place)
 
 

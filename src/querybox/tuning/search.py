@@ -24,7 +24,7 @@ from querybox.exporting import export, load_exported
 from querybox.exporting.card import ExportedPrecision
 from querybox.files import cache_folder
 from querybox.inference.detections import Detections
-from querybox.inference.engine import Engine, accelerator
+from querybox.inference.engine import Engine, default_device
 from querybox.inference.optimized_model import OptimizedModel
 from querybox.inference.predict import Input, detect
 from querybox.machine import available_cpus
@@ -104,7 +104,7 @@ def tune(
     """
     if size is not None:
         require_size("tune", size)
-    detector = load_detector(weights).to(accelerator())
+    detector = load_detector(weights).to(default_device())
     size = size or photo_size(detector.preprocessing)
     threads = torch.get_num_threads()
     given = [given_candidate(path, detector, threads) for path in exported]
