@@ -102,13 +102,13 @@ class Display:
         remaining = "" if left is None else f"{format_duration(left)} left"
         if self.bar:
             self.bar.numbers = numbers
-            self.show(where, self.fraction(progress), remaining)
+            self.show(progress, where, remaining)
         else:
             self.print_line("  ".join(filter(None, [where, numbers, remaining])))
 
     def evaluating(self, progress: Progress) -> None:
         """Show that an evaluation has begun."""
-        self.show(f"epoch {progress.epoch + 1}  evaluating", self.fraction(progress), "")
+        self.show(progress, f"epoch {progress.epoch + 1}  evaluating", "")
 
     def epoch(self, progress: Progress, loss: float, metrics: Mapping[str, float]) -> None:
         """Show the mean loss and the metrics of an epoch if it was evaluated, or if nothing was printed for a while."""
@@ -158,10 +158,11 @@ class Display:
         if self.max_time is None and left >= LINE_SECONDS:
             self.print_line(f"{self.total - progress.step} steps to go, about {format_duration(left)}")
 
-    def show(self, description: str, fraction: float, left: str) -> None:
+    def show(self, progress: Progress, description: str, left: str) -> None:
         """Show a state in the bar, if there is one."""
         if self.bar:
-            self.bar.update(self.task, completed=fraction, description=description, left=left)
+            done = self.fraction(progress)
+            self.bar.update(self.task, completed=done, description=description, left=left)
             self.bar.refresh()
 
     def print_line(self, line: str) -> None:
