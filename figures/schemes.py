@@ -263,7 +263,7 @@ def diagnose() -> Figure:
     return figure
 
 
-FACTS = Facts(images=200, objects=800, most=8, classes=("cell",), small_object=0.1, aspect=4 / 3)
+FACTS = Facts(images=200, objects=800, max_objects=8, classes=("cell",), small_object=0.1, aspect=4 / 3)
 """Facts of a small dataset of photos."""
 
 

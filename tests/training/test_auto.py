@@ -129,7 +129,7 @@ def test_unusual_data_get_usable_settings(
     assert 32 <= found.data.image_size <= 640
     assert found.data.workers <= resources.cores
     assert found.train.evaluate_every * max(1, len(data.images) // found.train.batch_size) >= 150  # about 200
-    assert min(900, 2 * choice.facts.most) <= found.model["queries"] <= 900
+    assert min(900, 2 * choice.facts.max_objects) <= found.model["queries"] <= 900
     assert choice.describe().startswith(f"recipe auto: {len(data.images):,} training image")
 
 

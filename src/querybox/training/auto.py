@@ -76,7 +76,7 @@ class Facts:
 
     images: int
     objects: int
-    most: int
+    max_objects: int
     """Largest number of objects in an image."""
     classes: tuple[str, ...]
     small_object: float
@@ -103,7 +103,7 @@ class Facts:
         return cls(
             images=len(data.images),
             objects=sum(counts),
-            most=max(counts, default=0),
+            max_objects=max(counts, default=0),
             classes=tuple(category.name for category in data.categories),
             small_object=float(np.quantile(sizes, 0.1)) if sizes else 1.0,
             aspect=float(np.median(aspects)) if aspects else 1.0,
@@ -233,8 +233,8 @@ def choose_for_small(
     sizes = {**chosen_sizes, **given}
     size = sizes["image_size"]
     queries = int(settings.model.get("queries", recipe.queries))
-    if "queries" not in settings.model and facts.most > queries // 2:
-        queries = min(900, 10 * math.ceil(2 * facts.most / 10))
+    if "queries" not in settings.model and facts.max_objects > queries // 2:
+        queries = min(900, 10 * math.ceil(2 * facts.max_objects / 10))
     train = {**choose_schedule(facts, resources, settings), **set_values(settings.train)}
     augmentation = choose_augmentation(facts, size)
     values = {**augmentation, **sizes}
@@ -243,7 +243,7 @@ def choose_for_small(
         model={"queries": queries, **settings.model}, data={**loading, **values}, train=train
     )
     return chosen, {
-        "queries": (f"{queries}", f"at most {counted(facts.most, 'object')} in an image"),
+        "queries": (f"{queries}", f"at most {counted(facts.max_objects, 'object')} in an image"),
         "images": (
             f"{size} x {sizes['long_side']} pixels" if sizes.get("long_side") else f"{size} pixels",
             f"short side; nine of ten objects are larger than {facts.small_object * size:.0f} pixels then",
