@@ -96,7 +96,7 @@ def stream(scheme: str, source: str) -> Address:
         parts.port  # noqa: B018 - raises an error
     except ValueError:
         raise malformed from None
-    # An @ behind the host name may be that of a password with a slash, ? or #.
+    # An @ after the host name may be that of a password with a slash, ? or #.
     rest = parts.path + parts.query + parts.fragment
     if not parts.hostname or "@" in rest or not source.isascii() or not source.isprintable() or " " in source:
         raise malformed

@@ -47,7 +47,7 @@ class Axis(NamedTuple):
 
     before: Int[np.ndarray, " P"]
     """The cell before each pixel."""
-    behind: Int[np.ndarray, " P"]
+    after: Int[np.ndarray, " P"]
     """The cell after each pixel; beyond the ends of the map, its first or last cell."""
     weights: Float[np.ndarray, "P h"]
     """Weights of linear interpolation, zero except for these two cells."""
@@ -64,11 +64,11 @@ class Axis(NamedTuple):
         pixels = np.arange(full)
         places = ((pixels + 0.5) * (short / full / MASK_STRIDE) - 0.5).clip(0, cells - 1)
         before = places.astype(np.int64)
-        behind = np.minimum(before + 1, cells - 1)
+        after = np.minimum(before + 1, cells - 1)
         weights = np.zeros((full, cells), dtype=np.float32)
-        weights[pixels, behind] = places - before
+        weights[pixels, after] = places - before
         weights[pixels, before] += 1 - (places - before)
-        return cls(before, behind, weights)
+        return cls(before, after, weights)
 
     def between(
         self, low: Float[np.ndarray, " N"], high: Float[np.ndarray, " N"]
@@ -78,7 +78,7 @@ class Axis(NamedTuple):
         start = np.floor(low).clip(0, side).astype(np.int64)
         stop = np.maximum(start, np.ceil(high).clip(0, side).astype(np.int64))
         first = self.before[start.clip(max=side - 1)]
-        last = np.where(start < stop, self.behind[stop - 1] + 1, first)
+        last = np.where(start < stop, self.after[stop - 1] + 1, first)
         for pixels_cells in np.stack([start, stop, first, last], 1).tolist():
             yield slice(*pixels_cells[:2]), slice(*pixels_cells[2:])
 

@@ -131,7 +131,7 @@ def predict(
     if track is None:
         return detect_frames(as_optimized(model), frames, options)
     times = PresentationTimes()
-    results = detect_frames(as_optimized(model), times.noted(frames), options)
+    results = detect_frames(as_optimized(model), times.recorded(frames), options)
     return tracked(results, times, track, threshold)
 
 

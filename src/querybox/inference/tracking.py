@@ -24,7 +24,6 @@ from querybox.inference.trackers import TrackerName, make_tracker
 if TYPE_CHECKING:
     from trackers.core.base import BaseTracker
 
-
 NOMINAL_RATE = 30.0
 """Frame rate for which the defaults of the trackers are meant; frames of a live source have timestamps."""
 LOST = 1.0
@@ -39,8 +38,8 @@ class PresentationTimes:
     def __init__(self) -> None:
         self._waiting: deque[tuple[str, float | None]] = deque()
 
-    def noted(self, frames: Iterable[Frame]) -> Iterator[Frame]:
-        """Yield the frames, and keep the time of each."""
+    def recorded(self, frames: Iterable[Frame]) -> Iterator[Frame]:
+        """Yield the frames, and record the time of each."""
         for frame in frames:
             if frame.is_last:
                 self._waiting.append((frame.source, frame.seconds))
