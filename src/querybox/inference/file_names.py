@@ -60,7 +60,7 @@ def check_sources(sources: Sequence[Path]) -> None:
     """Check that no path is what results call a frame of a video.
 
     Raises:
-        ConfigError: One is.
+        ConfigError: A path is.
     """
     videos = {str(source) for source in sources if is_video(source)}
     for source in map(str, sources):
@@ -75,7 +75,7 @@ def check_folder(folder: Path, sources: Iterable[Path]) -> None:
     """Check that no source is in a folder that files are written to.
 
     Raises:
-        ConfigError: One is.
+        ConfigError: A source is.
     """
     place = comparable(str(folder.resolve()))
     for source in sources:

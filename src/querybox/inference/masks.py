@@ -53,19 +53,19 @@ class Axis(NamedTuple):
     """Weights of linear interpolation, zero except for these two cells."""
 
     @classmethod
-    def of(cls, full: int, short: int, cells: int) -> Self:
+    def of(cls, original: int, resized: int, cells: int) -> Self:
         """Return the places of all pixels.
 
         Args:
-            full: Side of the original image in pixels.
-            short: Side of the resized image in pixels.
+            original: Side of the original image in pixels.
+            resized: Side of the resized image in pixels.
             cells: Side of the map in cells.
         """
-        pixels = np.arange(full)
-        places = ((pixels + 0.5) * (short / full / MASK_STRIDE) - 0.5).clip(0, cells - 1)
+        pixels = np.arange(original)
+        places = ((pixels + 0.5) * (resized / original / MASK_STRIDE) - 0.5).clip(0, cells - 1)
         before = places.astype(np.int64)
         after = np.minimum(before + 1, cells - 1)
-        weights = np.zeros((full, cells), dtype=np.float32)
+        weights = np.zeros((original, cells), dtype=np.float32)
         weights[pixels, after] = places - before
         weights[pixels, before] += 1 - (places - before)
         return cls(before, after, weights)

@@ -123,7 +123,7 @@ def check_repetitions(request: Request) -> None:
     """Check that no parameter is in the query twice, of which FastAPI takes the last.
 
     Raises:
-        ProblemError: One is.
+        ProblemError: A parameter is given more than once.
     """
     for name, count in Counter(name for name, _ in request.query_params.multi_items()).items():
         if count > 1:

@@ -125,7 +125,7 @@ async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
     """Return the result of `work`, which is cancelled if the client of a request closes its connection.
 
     Raises:
-        ClientDisconnect: It has.
+        ClientDisconnect: The client has closed its connection.
     """
     task, disconnection = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
     try:

@@ -101,7 +101,7 @@ class Workers:
 
     @property
     def alive(self) -> bool:
-        """Whether all threads that run the model do."""
+        """Whether all threads that run the model are alive."""
         return all(thread.is_alive() for thread in self._threads)
 
     async def detect(

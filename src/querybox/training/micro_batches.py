@@ -50,7 +50,7 @@ class StepMemory:
     """Additional memory of each further image; larger than any memory if two images do not fit."""
 
     def of(self, images: int) -> int:
-        """Return the memory of a step with so many images."""
+        """Return the memory of a step with this many images."""
         return self.one + (images - 1) * self.each
 
 
@@ -108,7 +108,7 @@ def check_micro_batch(
     """Check that a micro-batch whose size is set fits into the main memory.
 
     Args:
-        measured: Estimates of the memory, see `measure_step`, of which no more are made than it takes.
+        measured: Estimates of the memory, see `measure_step`; the next one is made only if the last one does not fit.
         images: Size of the micro-batch.
         total: Number of images per update.
         available: Memory in bytes.
