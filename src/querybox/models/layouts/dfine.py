@@ -19,11 +19,21 @@ HF_LEAVES = {"conv": "convolution", "bn": "normalization"}
 """Names of the modules of a convolution in the backbone, and in transformers."""
 
 
-class HGNetConversion(RTDETRConversion):
+class DFINEConversion(RTDETRConversion):
+    """In files of the authors' code the curvature is an integer, as it is in their configs."""
+
+    def to_ours(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Convert the curvature, and drop the last denoising label; see `RTDETRConversion`."""
+        if REG_SCALE in state:
+            state[REG_SCALE] = state[REG_SCALE].float()
+        return super().to_ours(state)
+
+
+class HGNetConversion(DFINEConversion):
     """In transformers the convolutions of the backbone have other names."""
 
     def to_ours(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Rename convolutions and norms, and drop the last denoising label; see `RTDETRConversion`."""
+        """Rename convolutions and norms; see `DFINEConversion`."""
         ours = {theirs: ours for ours, theirs in HF_LEAVES.items()}
         return super().to_ours(rename_leaves(state, ours))
 
@@ -79,6 +89,7 @@ PETERANDE = LYUWENYU_V2.relative(
     name="Peterande/D-FINE",
     aliases={f"decoder.decoder.{name}": f"decoder.{name}" for name in ("up", "reg_scale")},
     computed=(*LYUWENYU_V2.computed, "decoder.decoder.project"),
+    conversion=DFINEConversion(),
 )
 HUGGINGFACE_DFINE = HUGGINGFACE_RTDETRV2.relative(
     {
