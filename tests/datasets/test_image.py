@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, features
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from querybox.data.image import FORMATS, examine_image, read_image, read_size
 from querybox.data.locate import image_files
@@ -82,6 +86,32 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, suffix: s
     stored.save(path, exif=exif, **lossless)
     assert np.abs(np.asarray(read_image(path)).astype(int) - gradient()).mean() < 3
     assert read_size(path) == (HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("kind", [b"eXIf", b"iTXt"])
+def test_the_orientation_of_a_png_stands_before_or_behind_its_pixels(
+    tmp_path: Path, kind: bytes, late: bool
+) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    xmp = b"XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation='6'/>".replace(b"'", b'"')
+    data = exif.tobytes().removeprefix(b"Exif\0\0") if kind == b"eXIf" else xmp
+    chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    Image.fromarray(gradient()).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    place = content.index(b"IEND" if late else b"IDAT") - 4
+    (tmp_path / "a.png").write_bytes(content[:place] + chunk + content[place:])
+    assert read_size(tmp_path / "a.png") == (WIDTH, HEIGHT)
+    assert read_image(tmp_path / "a.png").size == (HEIGHT, WIDTH)
+
+
+def test_the_size_of_a_png_is_read_without_its_pixels(tmp_path: Path) -> None:
+    info = PngInfo()
+    info.add(b"tEXt", b"date\0today", after_idat=True)
+    Image.fromarray(gradient()).save(tmp_path / "a.png", pnginfo=info)
+    with mock.patch.object(PngImageFile, "load", side_effect=AssertionError):
+        assert read_size(tmp_path / "a.png") == (HEIGHT, WIDTH)
 
 
 @pytest.mark.parametrize("mode", ["L", "I;16", "RGBA"])

@@ -7,11 +7,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from os import SEEK_CUR
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 from querybox.data.deep import NARROW, DeepValues, is_white_zero, load, raw_mode_of, to_8_bits, value_range
 from querybox.data.encoded import EncodedImage, open_binary
@@ -46,6 +48,13 @@ MAX_PPM_HEADER = 65_536
 """Maximum size of the header of a PPM, with its comments, in bytes. Pillow reads it byte by byte."""
 _PPM_KINDS = tuple(kind.encode() for kind in "0123456fy")
 _PPM_COMMENT = re.compile(rb"#[^\r\n]*")
+
+_PNG_SIGNATURE = 8
+"""Length of the signature in bytes, after which the chunks of a PNG follow."""
+_PNG_CHUNK = 12
+"""Length in bytes of what a chunk has beside its data: the length, the type and, behind the data, a checksum."""
+_PNG_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
+"""Keywords of texts in which Pillow finds an orientation."""
 
 JPEG_SUFFIXES = frozenset({".jpeg", ".jpg"})
 
@@ -135,8 +144,8 @@ def examine_image(
     file = loaded(path)
     with _opened(file) as image:
         notes, deep, raw_mode = [], None, raw_mode_of(image)
-        orientation = image.getexif().get(ORIENTATION, 1)
         stored, rotated = _sizes(image)
+        orientation = image.getexif().get(ORIENTATION, 1)
         if image.format == "JPEG":
             image.draft(image.mode, (1, 1))
         values = load(image, raw_mode, file)
@@ -274,5 +283,33 @@ def _sizes(image: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
     Of TIFFs both have it: Pillow applies it itself, to their size when it opens them.
     """
     stored = (image.height, image.width)
-    is_sideways = image.format != "TIFF" and image.getexif().get(ORIENTATION) in SIDEWAYS
+    is_sideways = image.format != "TIFF" and _exif(image).get(ORIENTATION) in SIDEWAYS
     return stored, stored[::-1] if is_sideways else stored
+
+
+def _exif(image: Image.Image) -> Image.Exif:
+    """Return the EXIF data of an image that is not decoded yet.
+
+    Of PNGs without any, Pillow decodes all pixels to see whether they follow, which takes 200 times as long.
+    """
+    if isinstance(image, PngImageFile) and not _has_late_exif(image):
+        return Image.Image.getexif(image)
+    return image.getexif()
+
+
+def _has_late_exif(image: PngImageFile) -> bool:
+    """Return whether a chunk behind the first pixels may have EXIF data; the chunks before them are read already."""
+    file = image.fp
+    assert file is not None
+    before, pixels_seen = file.tell(), False
+    file.seek(_PNG_SIGNATURE)
+    try:
+        while len(start := file.read(_PNG_CHUNK + len(_PNG_TEXTS[0]))) >= _PNG_CHUNK:
+            length, kind, data = int.from_bytes(start[:4]), start[4:8], start[8:]
+            pixels_seen |= kind == b"IDAT"
+            if pixels_seen and (kind == b"eXIf" or data.startswith(_PNG_TEXTS)):
+                return True
+            file.seek(_PNG_CHUNK + length - len(start), SEEK_CUR)
+        return False
+    finally:
+        file.seek(before)
