@@ -52,6 +52,22 @@ def test_corners_read_as_sizes_are_noticed(tmp_path: Path) -> None:
     assert kinds(change(tmp_path, sizes)) == {"clipped_box": 3}
 
 
+def test_corners_are_noticed_also_where_not_all_places_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("querybox.data.findings.MAX_PLACES", 2)
+    corners = [[10, 8, 35, 28], [20, 3, 39, 29], [5, 12, 38, 30], [1, 2, 9, 9]]
+    assert kinds(change(tmp_path, corners)) == {"clipped_box": 3, "xyxy_boxes": 3}
+
+
+def test_exchanged_coordinates_are_noticed(tmp_path: Path) -> None:
+    exchanged = [[2, 31, 20, 9], [5, 33, 4, 4], [21, 30, 9, 9], [3, 25, 8, 10], [1, 2, 9, 9]]  # of 40x30
+    assert kinds(change(tmp_path, exchanged)) == {"clipped_box": 1, "outside_box": 3, "yx_boxes": 4}
+    for other in ([31, 2, 5, 5], [2, 31, 29, 5], [2, 31, 9, 10]):  # does not fit then either
+        assert "yx_boxes" not in kinds(change(tmp_path, [*exchanged, other]))
+    assert "yx_boxes" not in kinds(change(tmp_path, exchanged[2:]))  # a single box is outside
+
+
 def test_an_image_under_two_ids_and_classes_without_names(tmp_path: Path) -> None:
     assert kinds(change(tmp_path, [[1, 2, 9, 9]], count=2)) == {"repeated_image": 2}
     path = write_coco(tmp_path / "other", "train", IMAGES, NAMES)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from base64 import b64decode
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 from chromium import chromium, find_chromium, run_axe
 from dataset_writers import Drawn, coco, write_images, write_json
+from PIL import Image
 
 from querybox.data import validate
-from querybox.report.validation import write_validation
+from querybox.report.validation import make_section, write_validation
 
 IMAGES = [
     Drawn(name=f"{number}.png", size=(40, 30), objects=[("cat", (1, 2, 11, 22))]) for number in range(9)
@@ -44,6 +47,18 @@ def test_first_places_are_shown_and_the_others_listed(
     assert "<p>And 3 more.</p>" in clipped
     assert "&lt;script&gt;.png" in text
     assert "<script" not in text
+
+
+def test_boxes_are_drawn_in_the_orientation_that_they_refer_to(tmp_path: Path) -> None:
+    document = coco([Drawn(name="a.png", size=(40, 30), objects=[("cat", (1, 2, 50, 22))])], ["cat"])
+    exif = Image.Exif()
+    exif[0x112] = 6  # shown upright, 30 x 40
+    (tmp_path / "train").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "train" / "a.png", exif=exif)
+    path = write_json(tmp_path / "train" / "_annotations.coco.json", document)
+    ((finding,),) = (split.findings for split in validate(path).splits.values())
+    (url,) = make_section(finding).pictures.values()
+    assert Image.open(BytesIO(b64decode(url.partition(",")[2]))).size == (40, 30)
 
 
 def test_in_a_browser(tmp_path: Path) -> None:

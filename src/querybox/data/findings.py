@@ -181,6 +181,12 @@ KINDS = {
         "width and height",
         "clipped to the image; check whether the boxes are (x1, y1, x2, y2)",
     ),
+    "yx_boxes": FindingKind(
+        "warning",
+        "boxes beyond the sides of their image, though all boxes of the data are inside with x and y exchanged",
+        "dropped or clipped to the image; check whether the boxes are (y, x, height, width), or those of the image "
+        "turned by 90 degrees",
+    ),
     "absent_image": FindingKind(
         "warning", "annotations of images that are not listed", "dropped; list the image"
     ),
@@ -261,6 +267,8 @@ class Place:
     """The image file."""
     box_xyxy: Corners | None = None
     """The invalid box in pixels, as given in the file."""
+    size: tuple[int, int] | None = None
+    """(height, width) of the image that the box refers to, in pixels."""
     count: int = 1
     """Number of occurrences, such as objects of an image."""
 
@@ -329,12 +337,13 @@ class FindingCollector:
         image_id: int | None = None,
         path: ImageFile | None = None,
         box_xyxy: Corners | None = None,
+        size: tuple[int, int] | None = None,
         count: int = 1,
     ) -> None:
         """Add a place with `count` occurrences."""
         self.counts[kind] += count
         if len(self.places[kind]) < MAX_PLACES:
-            place = Place(what=what, image_id=image_id, path=path, box_xyxy=box_xyxy, count=count)
+            place = Place(what=what, image_id=image_id, path=path, box_xyxy=box_xyxy, size=size, count=count)
             self.places[kind].append(place)
 
     def by_kind(self) -> tuple[DataFinding, ...]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from querybox.data.findings import FindingCollector
+from querybox.data.findings import Corners, DataFinding, FindingCollector
 from querybox.data.records import ROUNDING, DetectionData, ImageRecord
 from querybox.data.shards import ImageFile
 
@@ -30,6 +30,8 @@ def with_annotation_findings(data: DetectionData) -> DetectionData:
             _note_subpixel_boxes(record, findings)
     if count := _num_overflowing(data):
         findings.add("xyxy_boxes", str(data.source), count=count)
+    if count := _num_exchanged(data):
+        findings.add("yx_boxes", str(data.source), count=count)
     if any(record.masks is not None for record in data.images):
         for record in data.images:
             _note_masks(record, findings)
@@ -110,18 +112,43 @@ def _num_overflowing(data: DetectionData) -> int:
 
     With that mistake, x + width and y + height are at least twice x and y, and most boxes overflow.
     """
-    sizes = {record.id: (record.width, record.height) for record in data.images}
-    clipped = [place for one in data.findings if one.kind == "clipped_box" for place in one.places]
-    count = 0
-    for place in clipped:
-        if place.box_xyxy is None or place.image_id not in sizes:
-            continue
-        x0, y0, x1, y1 = place.box_xyxy
-        if x1 < 2 * x0 or y1 < 2 * y0:
-            return 0
-        width, height = sizes[place.image_id]
-        count += x1 > width or y1 > height
-    return count if count >= _MIN_OVERFLOWING and 2 * count > data.num_objects else 0
+    count = 0.0
+    for finding in (one for one in data.findings if one.kind == "clipped_box"):
+        for box, (height, width) in _faulty_boxes(finding):
+            x0, y0, x1, y1 = box
+            if x1 < 2 * x0 or y1 < 2 * y0:
+                return 0
+            # The boxes without a place, of which there are too many, are like the others.
+            count += (x1 > width or y1 > height) * finding.count / len(finding.places)
+    return round(count) if count >= _MIN_OVERFLOWING and 2 * count > data.num_objects else 0
+
+
+def _num_exchanged(data: DetectionData) -> int:
+    """Return how many boxes are not inside their image, if all of the data are with x and y exchanged.
+
+    Some have to be outside it altogether, where nobody draws a box.
+    """
+    faulty = {one.kind: one for one in data.findings if one.kind in ("clipped_box", "outside_box")}
+    if "outside_box" not in faulty or faulty["outside_box"].count < _MIN_OVERFLOWING:
+        return 0
+    inside = all(
+        min(x0, y0) >= -ROUNDING and x1 <= height + ROUNDING and y1 <= width + ROUNDING
+        for finding in faulty.values()
+        for (x0, y0, x1, y1), (height, width) in _faulty_boxes(finding)
+    ) and all(
+        (record.boxes_xyxy[:, 2:] <= (record.height + ROUNDING, record.width + ROUNDING)).all()
+        for record in data.images
+    )
+    return sum(one.count for one in faulty.values()) if inside else 0
+
+
+def _faulty_boxes(finding: DataFinding) -> list[tuple[Corners, tuple[int, int]]]:
+    """Return the boxes of a finding, as given in the file, with the (height, width) of their images."""
+    return [
+        (place.box_xyxy, place.size)
+        for place in finding.places
+        if place.box_xyxy is not None and place.size is not None
+    ]
 
 
 def _note_repeated_images(data: DetectionData, findings: FindingCollector) -> None:

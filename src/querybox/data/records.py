@@ -273,7 +273,7 @@ def _note_faulty_boxes(
         for number in np.nonzero(faulty)[0].tolist():
             box = tuple(boxes[number].tolist())
             corners = ", ".join(f"{side:g}" for side in box)
-            note(kind, number, f"corners {corners} in {size[1]}x{size[0]}", box_xyxy=box)
+            note(kind, number, f"corners {corners} in {size[1]}x{size[0]}", box_xyxy=box, size=size)
     return keep
 
 

@@ -70,7 +70,7 @@ def draw_place(place: Place) -> str | None:
     """Return the URL of a picture of one place; None if the image cannot be read."""
     assert place.path is not None
     try:
-        image = read_image(place.path)
+        image = read_image(place.path, place.size)  # in the orientation of the box
     except ImageError:
         return None
     if place.box_xyxy is not None and all(map(math.isfinite, place.box_xyxy)):
