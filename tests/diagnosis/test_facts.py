@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,24 @@ def test_sameness_compares_neighbours_in_shares_of_the_image() -> None:
     assert facts(data, same, found([[60.0, 10, 100, 50]], [0.9], [0])).sameness == 0
     assert facts(dataset(record(1, [BOX], [0])), same).sameness is None
     assert facts(data, found([[5.0, 5, 5, 5]], [0.9], [0]), same).sameness == 0  # no extent, no IoU
+
+
+def test_boxes_are_compared_with_those_of_another_image_in_shares_of_its_size() -> None:
+    small = ImageRecord(
+        id=2,
+        path=Path("2.png"),
+        width=100,
+        height=50,
+        boxes_xyxy=np.array([FAR]) / 2,
+        labels=np.array([1]),
+        crowd=np.zeros(1, dtype=bool),
+        areas=np.array([400.0]),
+    )
+    narrow = dataclasses.replace(found([[5.0, 5, 25, 15]], [0.9], [0]), size=(50, 100))
+    evaluation = facts(dataset(record(1, [BOX], [0]), small), found([BOX], [0.9], [0]), narrow)
+    assert evaluation.best_iou == pytest.approx((1 + 0) / 2)
+    assert evaluation.other_iou == pytest.approx((0.5 + 0) / 2)
+    assert facts(dataset(record(1, [BOX], [0])), found([BOX], [0.9], [0])).other_iou is None
 
 
 def test_parts_and_how_large_their_weights_are() -> None:

@@ -67,6 +67,7 @@ BROKEN: dict[str, dict[str, Any]] = {
     "duplicates": {"repeated": 0.6, "AP50": 0.4, "AP50_once": 0.6},
     "blind_queries": {"sameness": 0.99, "history": FLAT},
     "confused_classes": {"classes": (dataclasses.replace(CAT, right=5, taken=50), DOG)},
+    "unrelated_boxes": {"best_iou": 0.36, "other_iou": 0.34, "history": FLAT},
     "loose_boxes": classes(located=10, right=9, taken=1, tiny=0, tiny_located=0),
 }
 
@@ -283,12 +284,49 @@ def test_similar_classes_are_not_mixed_up() -> None:
     assert "confused_classes" in found
 
 
+UNRELATED = BROKEN["unrelated_boxes"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"other_iou": 0.2},  # than that of chance
+        {"sameness": 0.99},  # blind queries
+        {"best_iou": 0.15, "other_iou": 0.14},  # random weights
+        {
+            "history": {**FLAT, "step": [500.0 * n for n in range(1, 10)]}
+        },  # of 5,000, in which DETR does not learn places
+        {"history": {}},
+    ],
+)
+def test_boxes_are_unrelated_only_after_training_that_learned_their_sizes(change: dict[str, Any]) -> None:
+    assert "unrelated_boxes" not in names(make_run(**{**UNRELATED, **change}))
+
+
+@pytest.mark.parametrize("loss", [{"loss_iou": [0.4] * 9}, {**UNFIT, "loss": [20.0 - n for n in range(9)]}])
+def test_boxes_are_unrelated_also_where_the_training_images_are_memorised(loss: dict[str, Any]) -> None:
+    assert names(make_run(**{**UNRELATED, "history": {**FAILED, **loss}}))[0] == "unrelated_boxes"
+
+
+def test_boxes_near_objects_by_chance_are_not_loose() -> None:
+    assert "loose_boxes" in names(make_run(**BROKEN["loose_boxes"], best_iou=0.4, other_iou=0.2))
+    assert "loose_boxes" not in names(make_run(**BROKEN["loose_boxes"], best_iou=0.4, other_iou=0.39))
+
+
 def test_tiny_objects_count_by_class() -> None:
     """A class of few, tiny objects costs as much AP as one of many."""
     speck = dataclasses.replace(CAT, name="speck", objects=4, located=0, right=0, tiny=4, tiny_located=0)
     finding = only(examine(make_run(classes=(CAT, DOG, speck))), "tiny_objects")
     assert finding.explains > 1 / 3
     assert finding.evidence["stride of the finest feature map, pixels"] == 32
+
+
+@pytest.mark.parametrize("tiny", [30, 20])  # of 30: of the others, half are located by chance
+def test_a_run_of_a_few_steps_is_too_short_before_its_objects_are_too_small(tiny: int) -> None:
+    located = (30 - tiny) // 2
+    few = classes(objects=30, located=located, right=located, taken=0, tiny=tiny, tiny_located=0)
+    assert names(make_run(**few, history=SHORT))[:2] == ["too_few_steps", "tiny_objects"]
+    assert names(make_run(**few, history=UNFIT))[0] == "tiny_objects"
 
 
 @pytest.mark.parametrize(

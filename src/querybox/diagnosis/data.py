@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from querybox.diagnosis.facts import ClassFacts
 from querybox.diagnosis.finding import Finding
 from querybox.diagnosis.run import Run
+from querybox.diagnosis.schedule import too_few_steps
 from querybox.models import FOR_FEW_IMAGES, find
 
 FAULTY_FRACTION = 0.1
@@ -93,8 +94,8 @@ def tiny_objects(run: Run) -> Finding | None:
     others_located = sum(each.located for each in facts.classes) - tiny_located
     # AP is the mean over classes, so every class has the same weight.
     unseen = [(each.tiny - each.tiny_located) / each.objects for each in facts.classes]
-    # If the other objects are not located either, there may be another cause.
-    doubt = 0.5 if others_located < 0.5 * others else 1.0
+    # If the other objects are not located either, or the run was short, there may be another cause.
+    doubt = 0.5 if others_located < 0.5 * others or too_few_steps(run) else 1.0
     size = round(run.image_size * 1.5 * run.stride / validation.median_size)
     fine = find(FOR_FEW_IMAGES)
     finer = (

@@ -38,6 +38,7 @@ CAUSES: tuple[Rule, ...] = (
 SYMPTOMS: tuple[Rule, ...] = (
     predictions.duplicates,
     predictions.blind_queries,
+    predictions.unrelated_boxes,
     predictions.confused_classes,
     predictions.loose_boxes,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Self
 
@@ -173,6 +173,9 @@ class EvaluationFacts:
     sameness: float | None
     """Similarity of the predictions for different images: the IoU of an image's best detection with the closest one of
     the next image, relative to the image size, averaged over the images; None for a single image."""
+    other_iou: float | None = None
+    """`best_iou` with the detections of another image, relative to the image size, which is that of chance; None for a
+    single image, or if it was not recorded."""
 
     @classmethod
     def of(cls, data: DetectionData, evaluation: Evaluation, settings: DataSettings, stride: int) -> Self:
@@ -187,6 +190,7 @@ class EvaluationFacts:
         detections = evaluation.detections
         once, _ = average_precision(data, {key: image.nms(NMS_IOU) for key, image in detections.items()})
         objects = ObjectFacts.of(data, detections, settings, stride)
+        others = ObjectFacts.of(data, of_other_images(data, detections), settings, stride)
         confident = [
             image.above(CONFIDENT * float(image.scores[0])) if len(image) else image
             for image in detections.values()
@@ -206,6 +210,7 @@ class EvaluationFacts:
             confident=num_confident / len(confident),
             repeated=1 - sum(map(len, distinct)) / num_confident if num_confident else 0.0,
             sameness=sameness([detections[image.id] for image in data.images]),
+            other_iou=float(others.iou.mean()) if len(data.images) > 1 else None,
         )
 
 
@@ -274,6 +279,24 @@ def sameness(detections: Sequence[Detections]) -> float | None:
     # The IoU of boxes without area is NaN.
     values = [box_iou(first[:1], second).nan_to_num().max().item() for first, second in pairwise(boxes)]
     return float(np.mean(values)) if values else None
+
+
+def of_other_images(data: DetectionData, detections: Mapping[int, Detections]) -> dict[int, Detections]:
+    """Return for each image the detections of another one, scaled to its size: that half of the images further.
+
+    Neighbours may be much alike, as frames of a video.
+    """
+    half = len(data.images) // 2
+    found = {}
+    for image, other in zip(data.images, (*data.images[half:], *data.images[:half]), strict=True):
+        boxes = relative_boxes(detections[other.id])
+        found[image.id] = replace(
+            detections[other.id],
+            boxes_xyxy=boxes * boxes.new_tensor([image.width, image.height] * 2),
+            size=(image.height, image.width),
+            masks=None,
+        )
+    return found
 
 
 def relative_boxes(detections: Detections) -> Float[Tensor, "N 4"]:

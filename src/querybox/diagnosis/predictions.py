@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from querybox.diagnosis.data import permuted
+from querybox.diagnosis.facts import NEAR_IOU, EvaluationFacts
 from querybox.diagnosis.finding import Finding
 from querybox.diagnosis.run import UNSURE, Run
-from querybox.diagnosis.schedule import FALLING, lr_too_low, with_warmup
+from querybox.diagnosis.schedule import FALLING, enough_steps, lr_too_low, with_warmup
+from querybox.evaluation.confusion import MATCH_IOU
 from querybox.models import FOR_FEW_IMAGES
 
 DUPLICATES = 0.3
@@ -26,6 +28,8 @@ CONFUSED = 0.3
 """Fraction of located objects with another class."""
 LOOSE = 0.3
 """Fraction of objects with a box near them but none that matches."""
+CHANCE = 0.05
+"""Difference of the IoU of boxes with the objects of their image and of another one that is due to chance."""
 SYMPTOM_WEIGHT = 0.3
 """Weight of symptoms relative to causes."""
 
@@ -115,6 +119,37 @@ def blind_queries(run: Run) -> Finding | None:
     )
 
 
+def unrelated_boxes(run: Run) -> Finding | None:
+    """The predictions differ between images, but have nothing to do with their objects."""
+    facts = run.record.evaluation
+    if facts is None or facts.other_iou is None or facts.sameness is None or facts.sameness >= SAME:
+        return None
+    learned = NEAR_IOU <= facts.best_iou < MATCH_IOU  # the sizes of objects, but not their places
+    # Early in training it is the same: places are learned last.
+    if not (run.poor and learned and by_chance(facts) and run.steps >= enough_steps(run)):
+        return None
+    return Finding(
+        name="unrelated_boxes",
+        area="data",
+        explains=0.65,
+        cause="The predicted boxes fit the objects of an image no better than those of another one: annotations may "
+        "belong to other images, or boxes to other places of the image.",
+        evidence={
+            "mean IoU of the best box with an object": facts.best_iou,
+            "with an object of another image": facts.other_iou,
+            "mean IoU of the best box of an image with the closest box of the next image": facts.sameness,
+        },
+        cure="Look at the objects of the worst images in the report: check that annotations have the ids or the names "
+        "of their own images, and that boxes are neither (y, x) nor mirrored. If they are right, train "
+        f"longer{refinement(run)}.",
+    )
+
+
+def by_chance(facts: EvaluationFacts) -> bool:
+    """Return whether the boxes of an image fit its objects as well as those of another image."""
+    return facts.other_iou is not None and facts.best_iou - facts.other_iou < CHANCE
+
+
 def confused_classes(run: Run) -> Finding | None:
     """Objects are located but classified as another class."""
     classes = run.record.evaluation.classes if run.record.evaluation else ()
@@ -143,13 +178,11 @@ def confused_classes(run: Run) -> Finding | None:
 def loose_boxes(run: Run) -> Finding | None:
     """Boxes are near the objects but do not match them."""
     facts = run.record.evaluation
-    if facts is None:
+    if facts is None or by_chance(facts):
         return None
     located = sum(each.located for each in facts.classes) / sum(each.objects for each in facts.classes)
     if facts.near - located < LOOSE:
         return None
-    refinement = f"; a model with box refinement learns boxes faster: recipe={FOR_FEW_IMAGES}"
-    refinement = "" if run.recipe.refines_boxes else refinement
     return Finding(
         name="loose_boxes",
         area="boxes",
@@ -160,6 +193,12 @@ def loose_boxes(run: Run) -> Finding | None:
             "with a box of IoU >= 0.5": located,
             "mean IoU of the best box": facts.best_iou,
         },
-        cure=f"Train longer, with a larger data.image_size{refinement}. If the annotated boxes are inaccurate, the "
-        "worst images in the report show it.",
+        cure=f"Train longer, with a larger data.image_size{refinement(run)}. If the annotated boxes are inaccurate, "
+        "the worst images in the report show it.",
     )
+
+
+def refinement(run: Run) -> str:
+    """Return the advice to take a model that refines boxes, which is empty if the run has one."""
+    advice = f"; a model with box refinement learns boxes faster: recipe={FOR_FEW_IMAGES}"
+    return "" if run.recipe.refines_boxes else advice

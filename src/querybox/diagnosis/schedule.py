@@ -193,7 +193,7 @@ def warmup_too_long(run: Run) -> Finding | None:
 
 def too_few_steps(run: Run) -> Finding | None:
     """The run ended before the model can have learned, or while the loss was still decreasing."""
-    enough = ENOUGH_STEPS_FINE_TUNED if run.fine_tuned else run.recipe.steps_to_learn
+    enough = enough_steps(run)
     fewest = find(FOR_FEW_IMAGES).steps_to_learn
     decrease = run.decrease()
     if not run.poor or not run.steps or (run.steps >= enough and decrease is not None and decrease < FALLING):
@@ -216,6 +216,11 @@ def too_few_steps(run: Run) -> Finding | None:
         },
         cure=f"{alternatives(run.longer(max(enough, 2 * run.steps)), faster, trained)}.",
     )
+
+
+def enough_steps(run: Run) -> int:
+    """Return the number of steps after which such a model begins to detect objects."""
+    return ENOUGH_STEPS_FINE_TUNED if run.fine_tuned else run.recipe.steps_to_learn
 
 
 def still_improving(run: Run) -> Finding | None:
