@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -235,9 +236,10 @@ def classes_table(splits: Mapping[str, DetectionData]) -> Table:
     """Show the number of objects of each class in every split; classes are identified by id and name."""
     counts: dict[tuple[int, str], list[int]] = {}
     for column, data in enumerate(splits.values()):
+        objects = Counter(label for image in data.images for label in image.labels[~image.crowd].tolist())
         for label, category in enumerate(data.categories):
             row = counts.setdefault((category.id, category.name), [0] * len(splits))
-            row[column] = sum(int(((image.labels == label) & ~image.crowd).sum()) for image in data.images)
+            row[column] = objects[label]
     rows = [[str(category_id), name, *map(str, row)] for (category_id, name), row in counts.items()]
     heads = ["id", "class", *(f"objects in {name}" for name in splits)]
     return table("", heads, rows, numeric=[0, *range(2, len(heads))])
