@@ -44,6 +44,17 @@ def test_a_sound_dataset_has_no_findings(tmp_path: Path) -> None:
     assert [category.name for category in split.categories] == ["cat"]
 
 
+def test_data_and_reports_print_in_one_line_however_many_images_they_have(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, "train", IMAGES, ["cat"])
+    assert repr(read_dataset(path)) == f"DetectionData({str(path)!r}, 4 images, 4 objects)"
+    (tmp_path / "images" / "0.png").unlink()
+    report = repr(validate(path, max_corrupt=1.0))
+    assert "images=3, excluded=1, objects=3, findings=(DataFinding(kind='missing_image', file=" in report
+    assert "count=1" in report
+    assert "Category" not in report
+    assert "Place" not in report
+
+
 def test_images_are_left_out_for_what_is_wrong_with_them(tmp_path: Path) -> None:
     path = write_coco(tmp_path, "train", IMAGES, ["cat"])
     folder = tmp_path / "images"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import pickle
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +13,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from querybox.detector import Detector, load
-from querybox.errors import CheckpointError, MissingExtraError
+from querybox.errors import CheckpointError, ConfigError, MissingExtraError
 from querybox.exporting import ExportedModel, load_exported
 from querybox.exporting.card import Card
 from querybox.structures import ImageBatch
@@ -98,6 +100,12 @@ def test_threads_have_the_answers_to_their_own_images(engine: ExportedModel) -> 
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda image: engine.run(image, sizes)["logits"], images))
     assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_a_copy_in_another_process_is_refused_with_the_cure(engine: ExportedModel) -> None:
+    for copied in (pickle.dumps, copy.deepcopy, copy.copy):
+        with pytest.raises(ConfigError, match=r"load its file in each process with querybox\.load"):
+            copied(engine)
 
 
 @pytest.mark.parametrize("size", [(9, 64), (40, 7), (1, 1), (90, 5), (33, 34)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -282,7 +282,7 @@ class DataFinding:
     file: Path | str
     """The dataset's file or folder, or its URL without credentials."""
     count: int
-    places: tuple[Place, ...]
+    places: tuple[Place, ...] = field(repr=False)
     """The places, at most `MAX_PLACES`, in the order of the file."""
 
     @property

@@ -21,7 +21,7 @@ from querybox.data.tiff import image_size
 from querybox.errors import DataError, ImageError
 from querybox.masks import Region, Rle
 from querybox.structures import Category
-from querybox.text import listed
+from querybox.text import counted, listed
 from querybox.urls import public_name
 
 logger = logging.getLogger(__name__)
@@ -177,6 +177,11 @@ class DetectionData:
     """Problems of the dataset and notes, one finding per kind."""
     panoptic: bool = False
     """Whether every pixel is of one object (a segment, of a thing or of stuff) or void, that is, not annotated."""
+
+    def __repr__(self) -> str:
+        """Return, for example, ``DetectionData('photos/train', 87 images, 1,204 objects)``."""
+        counts = counted(len(self.images), "image"), counted(self.num_objects, "object")
+        return f"DetectionData({str(self.source)!r}, {', '.join(counts)})"
 
     @property
     def num_objects(self) -> int:

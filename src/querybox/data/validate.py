@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, Self
@@ -39,7 +39,7 @@ class SplitReport:
     """Number of images that cannot be read."""
     objects: int
     """Number of valid boxes, without crowd regions."""
-    categories: tuple[Category, ...]
+    categories: tuple[Category, ...] = field(repr=False)
     findings: tuple[DataFinding, ...]
     """One finding per kind, errors first."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Mapping
+from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,16 @@ class ExportedModel(Predictor):
         self.card = card
         self.run = padding_thin_images(run, card.min_side) if card.size is None else at_fixed_size(run, card)
         self.device = torch.device("cpu")
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied, which the sessions of the engines cannot be.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError(
+            "an exported model cannot be pickled or copied; load its file in each process with querybox.load"
+        )
 
     @property
     def categories(self) -> tuple[Category, ...]:
