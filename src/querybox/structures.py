@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy.typing as npt
 import torch
@@ -76,12 +76,14 @@ class Preprocessing:
     """Sizes of the objects that the model was trained on; None if they are not known."""
 
     def __post_init__(self) -> None:
-        """Check all numbers, which may be those of a file from a stranger.
+        """Check all numbers, which may be those of a file from a stranger, and the name of the resizing.
 
         Raises:
-            ConfigError: A number is of another type, not finite, or out of range.
+            ConfigError: A number is of another type, not finite, or out of range; or the resizing is unknown.
         """
         where = "Preprocessing"
+        if self.resizing not in (known := get_args(Resizing)):
+            raise ConfigError(f"{where} got resizing={self.resizing!r}; expected one of {', '.join(known)}")
         for name, side in (("short_side", self.short_side), ("long_side", self.long_side)):
             require_number(where, name, side, 1, MAX_AREA, whole=True)
         if self.short_side * self.long_side > MAX_AREA:
@@ -150,9 +152,7 @@ class ImageBatch:
             ImageError: An image has another type, shape or depth.
         """
         require_type("from_images", images, Sequence, "a list of images")
-        require_type(
-            "from_images", preprocessing, Preprocessing, "a Preprocessing, such as detector.preprocessing"
-        )
+        require_type("from_images", preprocessing, Preprocessing, "a Preprocessing: detector.preprocessing")
         if not images:
             raise ConfigError("from_images got no images; expected at least one")
         device = require_device("from_images", device)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from querybox.arguments import require_type
+from querybox.arguments import require_number, require_type
 from querybox.data import DetectionData, ImageRecord, read_dataset
 from querybox.data.settings import MAX_CORRUPT, OVERLAP
 from querybox.data.tiling import Tile, Tiling
@@ -68,6 +68,7 @@ def evaluate(
         DataError: The dataset, or more than `max_corrupt` of its images, cannot be read.
     """
     require_type("evaluate", engine, Engine, "a model: load it with querybox.load")
+    require_number("evaluate", "max_corrupt", max_corrupt, 0, 1)
     if not isinstance(data, DetectionData):
         data = read_dataset(data, split, max_corrupt=max_corrupt)
     elif split is not None:

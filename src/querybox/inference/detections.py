@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -13,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from querybox.arguments import require_number, require_type
+from querybox.arguments import is_number, require_number, require_type
 from querybox.boxes import to_cxcywh
 from querybox.data.image import read_image
 from querybox.errors import ConfigError, ImageError, requires_extra
@@ -81,10 +82,11 @@ class Detections:
             masks = {} if self.masks is None else {"masks": len(self.masks)}
             given = ", ".join(f"{name} {shape}" for name, shape in {**shapes, **masks}.items())
             raise ConfigError(f"Detections got {given}; expected [N, 4] boxes_xyxy and N of each other")
+        self.check_categories_and_size()
         self.check_values()
         for mask in () if self.masks is None else self.masks:
             require_type("Detections.masks", mask, Rle, "an Rle of querybox.masks for each: Rle.of(pixels)")
-            if mask.size != tuple(self.size):
+            if mask.size != self.size:
                 raise ConfigError(
                     f"Detections got a mask of {mask.size[0]}x{mask.size[1]} for an image of "
                     f"{self.size[0]}x{self.size[1]}; expected the same (height x width)"
@@ -111,6 +113,20 @@ class Detections:
         least, most = self.scores.min().item(), self.scores.max().item()  # NaN if any value is
         if not 0 <= least <= most <= 1:
             raise ConfigError(f"Detections got scores from {least:g} to {most:g}; expected 0 to 1")
+
+    def check_categories_and_size(self) -> None:
+        """Check the classes and the size of the image; see `__post_init__`."""
+        require_type("Detections.categories", self.categories, tuple, "a tuple of Category, by label")
+        if strangers := set(map(type, self.categories)) - {Category}:
+            raise ConfigError(
+                f"Detections got categories of type {strangers.pop().__name__}; expected Category(id=..., name=...)"
+            )
+        sides = self.size if isinstance(self.size, tuple) else ()
+        if len(sides) != 2 or not all(is_number(side, Integral) and side > 0 for side in sides):
+            raise ConfigError(
+                f"Detections got size={self.size!r}; expected (height, width) of the image in pixels, a tuple of two "
+                "integers"
+            )
 
     def __len__(self) -> int:
         return len(self.scores)
