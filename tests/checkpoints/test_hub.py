@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 import socket
 from collections.abc import Iterator
 from functools import partial
@@ -129,10 +130,30 @@ def test_a_revision_is_pinned_to_its_commit(hub: Hub) -> None:
 
 
 def test_a_commit_in_the_cache_is_not_requested_again(hub: Hub) -> None:
-    pinned = fetch(NAME).name
+    hub.files[COMMIT]["preprocessor_config.json"] = b"{}"
+    snapshot = fetch(NAME)
+    shutil.rmtree(
+        snapshot.folder.parents[1] / "trees", ignore_errors=True
+    )  # which other versions do not write
     requests = hub.requests
-    assert fetch(pinned).name == pinned
+    assert fetch(snapshot.name) == snapshot
     assert hub.requests == requests
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_a_part_of_a_commit_in_the_cache_is_completed_or_told(hub: Hub, missing: str) -> None:
+    """Downloads are interrupted, and other programs download single files."""
+    hub.files[COMMIT]["preprocessor_config.json"] = b"{}"
+    snapshot = fetch(NAME)
+    for refetched in (True, False):
+        (snapshot.folder / missing).unlink()
+        shutil.rmtree(snapshot.folder.parents[1] / "trees", ignore_errors=True)
+        if refetched:
+            assert (fetch(snapshot.name).folder / missing).is_file()
+    hub.stop()
+    for name in (NAME, snapshot.name):
+        with pytest.raises(CheckpointError, match=r"not in the cache, and the download failed"):
+            fetch(name)
 
 
 def test_safetensors_are_preferred(hub: Hub) -> None:

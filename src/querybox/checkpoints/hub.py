@@ -48,8 +48,8 @@ def is_hub_name(path: str | Path) -> bool:
 def fetch(name: str | Path, *, config: bool = True) -> Snapshot:
     """Download the configuration and the weights of a repository, or find them in the cache.
 
-    A commit that is in the cache is used as it is. A branch or a tag is looked up on the Hub; without a network, the
-    commit it last referred to is used.
+    A commit that is in the cache is used as it is, if all of its files are known to be there. A branch or a tag is
+    looked up on the Hub; without a network, the commit it last referred to is used.
 
     Args:
         name: ``hf://owner/name`` or ``hf://owner/name@revision``: a branch, a tag or a commit.
@@ -78,23 +78,28 @@ def download(repository: str, revision: str, *, config: bool) -> Path:
 
     Raises:
         CheckpointError: The repository has no configuration, or no weights in a known format.
+        Exception: The Hub does not answer, and the cache lacks them; what `find_problem` returns.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    problem = None if is_cached_commit(repository, revision) else find_problem(repository, revision)
+    cached = is_cached_commit(repository, revision)
+    problem = None if cached else find_problem(repository, revision)
     for patterns in FORMATS:
         files = [CONFIG, PREPROCESSOR, *patterns]
         try:
             folder = Path(
                 snapshot_download(
-                    repository, revision=revision, allow_patterns=files, local_files_only=problem is not None
+                    repository,
+                    revision=revision,
+                    allow_patterns=files,
+                    local_files_only=cached or problem is not None,
                 )
             )
         except LocalEntryNotFoundError as error:
             raise problem or error from error
         if config and not (folder / CONFIG).is_file():
-            raise CheckpointError(
+            raise problem or CheckpointError(
                 f"hf://{repository}@{revision}: the repository has no {CONFIG}; expected a model saved by transformers"
             )
         if any((folder / pattern).is_file() for pattern in patterns):
@@ -103,23 +108,33 @@ def download(repository: str, revision: str, *, config: bool) -> Path:
                     "hf://%s@%s: the Hub does not answer (%s); using the cache", repository, revision, problem
                 )
             return folder
-    raise CheckpointError(f"hf://{repository}@{folder.name}: the repository has none of {', '.join(WEIGHTS)}")
+    raise problem or CheckpointError(
+        f"hf://{repository}@{folder.name}: the repository has none of {', '.join(WEIGHTS)}"
+    )
 
 
 def is_cached_commit(repository: str, revision: str) -> bool:
-    """Return whether a revision is a commit that is in the cache, so that nothing has to be requested."""
+    """Return whether a revision is a commit that is in the cache, so that nothing has to be requested.
+
+    A download may have been interrupted, or be that of another program, which needed fewer files: the cache does not
+    say which files the commit has, so that weights in several files are not known to be complete.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     if COMMIT.fullmatch(revision) is None:
         return False
     try:
-        snapshot_download(
-            repository, revision=revision, allow_patterns=[CONFIG, *FORMATS[0]], local_files_only=True
+        files = [CONFIG, PREPROCESSOR, *FORMATS[0]]
+        folder = Path(
+            snapshot_download(repository, revision=revision, allow_patterns=files, local_files_only=True)
         )
     except LocalEntryNotFoundError:
         return False
-    return True
+    weights = [folder / name for name in WEIGHTS if not name.endswith(".json")]
+    return all((folder / name).is_file() for name in (CONFIG, PREPROCESSOR)) and any(
+        path.is_file() for path in weights
+    )
 
 
 def find_problem(repository: str, revision: str) -> Exception | None:
@@ -162,7 +177,10 @@ def explain(repository: str, revision: str, error: Exception) -> str:
 
     name = f"hf://{repository}@{revision}"
     if isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
-        return f"{name}: the Hub has no such repository or revision, or it is not public; check the name"
+        return (
+            f"{name}: the Hub has no such repository or revision, or it is not public; check the name, and log in to a "
+            "private or gated repository: hf auth login"
+        )
     return (
         f"{name}: not in the cache, and the download failed ({type(error).__name__}). Where there is a network, "
         f"download {CONFIG} and {WEIGHTS[0]} from {ENDPOINT}/{repository}/tree/{revision}, put both into one folder, "
