@@ -17,6 +17,7 @@ from querybox.checkpoints.files import save_tensors
 from querybox.errors import ConfigError, DataError
 from querybox.files import (
     atomic,
+    contents,
     is_regular,
     leftovers,
     remove_leftovers,
@@ -171,6 +172,15 @@ def test_left_over_files_are_those_of_processes_that_ended(tmp_path: Path) -> No
     assert {path.name for path in leftovers(tmp_path)} == left
     remove_leftovers(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {*names.values()} - left
+
+
+def test_what_file_managers_and_killed_processes_leave_is_no_content(tmp_path: Path) -> None:
+    (tmp_path / f".querybox-{os.getpid()}-01234567.tmp").mkdir()
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
+        (tmp_path / name).touch()
+    assert contents(tmp_path) == set()
+    (tmp_path / ".hidden").touch()
+    assert contents(tmp_path) == {".hidden"}
 
 
 @POSIX

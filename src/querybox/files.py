@@ -36,6 +36,8 @@ SPECIAL = {
     stat.S_IFBLK: "a device",
 }
 """Kinds of files that are not regular, by the type in their mode."""
+DESKTOP = {".DS_Store", "Thumbs.db", "desktop.ini"}
+"""Names of files that Finder and Explorer leave in folders that somebody looks at."""
 HUB_DOWNLOADS = Path(".cache/huggingface/download")
 """Folder that huggingface_hub makes within the folder that it downloads to."""
 
@@ -259,6 +261,11 @@ def leftovers(folder: Path) -> list[Path]:
         for path, found in named
         if found and path.is_dir() and not path.is_symlink() and not may_be_written(path, int(found[1]))
     )
+
+
+def contents(folder: Path) -> set[str]:
+    """Return the names of what is in a folder, without its `leftovers` and the files of `DESKTOP`."""
+    return set(os.listdir(folder)) - {path.name for path in leftovers(folder)} - DESKTOP  # noqa: PTH208 - names
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +17,7 @@ from dataset_writers import changed, write_boxes, write_json
 from querybox.data import DetectionData, ImageRecord, read_dataset
 from querybox.data.attribution import UNKNOWN, read_attribution
 from querybox.data.write import file_names, read_content, sample_names, split_dataset, write_shards
-from querybox.errors import ConfigError, DataError
+from querybox.errors import ConfigError, DataError, DiskFullError
 from querybox.masks import Region, rasterised
 from querybox.polygons import Polygons
 from querybox.structures import Category
@@ -40,6 +42,20 @@ def test_the_parts_are_the_dataset(boxes: DetectionData, tmp_path: Path) -> None
             np.testing.assert_array_equal(image.boxes_xyxy, original.boxes_xyxy)
             np.testing.assert_array_equal(image.labels, original.labels)
             assert image.path.read_bytes() == original.path.read_bytes()
+
+
+def test_a_full_disk_is_told_with_the_file_that_was_to_be_written(
+    boxes: DetectionData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: Path, *_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source))
+
+    monkeypatch.setattr("os.link", refuse)
+    monkeypatch.setattr("shutil.copy2", refuse)
+    with pytest.raises(
+        DiskFullError, match=r"new.train.\w+\.png: cannot be written \(No space left on device"
+    ):
+        split_dataset(boxes, tmp_path / "new")
 
 
 def test_images_are_copied_where_they_cannot_be_linked(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from fractions import Fraction
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 from squares import SquareEngine, crossing, write
 
-from querybox.errors import ConfigError
+from querybox.errors import ConfigError, DiskFullError
 from querybox.inference.detections import Detections
 from querybox.inference.drawings import draw_files, draw_video, drawing_paths
 from querybox.inference.file_names import file_names
@@ -56,6 +57,21 @@ def test_draws_pictures(tmp_path: Path) -> None:
     assert drawn.shape == (50, 100, 3)
     assert np.abs(drawn[10:40, 10:60] - 90).max() > 50
     assert np.abs(drawn[:, 90:] - 90).max() < 20
+
+
+def test_a_picture_without_space_is_told_and_not_left_in_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = picture(tmp_path / "a.png")
+
+    def fill(_: Image.Image, path: Path, **options: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Image.Image, "save", fill)
+    with pytest.raises(DiskFullError, match=r"drawn\.jpg: cannot be written \(No space left on device"):
+        draw_files([source], [tmp_path / "drawn.jpg"], iter([found(str(source))]))
+    assert list(tmp_path.iterdir()) == [source]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no links without privileges")

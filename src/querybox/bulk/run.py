@@ -16,7 +16,7 @@ from querybox.bulk.parts import Part, divide
 from querybox.bulk.worker import Worker
 from querybox.data.storage import is_web, join, names, opened, write
 from querybox.errors import ConfigError, DataError, ImageError, PredictionError, QueryboxError
-from querybox.files import leftovers
+from querybox.files import contents
 from querybox.inference.engine import Engine
 from querybox.inference.options import Options
 from querybox.memory import first_line
@@ -75,10 +75,7 @@ def prepare(sources: Sequence[str], output: str, settings: Mapping[str, Any]) ->
     if PLAN in present:
         compare(plan, collection.output)
         return collection
-    others = present - {
-        path.name for path in ([] if is_url(output) or not present else leftovers(Path(output)))
-    }
-    if others:
+    if others := contents(Path(output)) if present and not is_url(output) else present:
         raise ConfigError(
             f"{public_name(output)}: the folder is not empty ({listed(sorted(others), 3)}); expected a new one, or "
             "that of a prediction with --ray, which is continued"

@@ -15,7 +15,7 @@ from querybox.cli.collection import predict_collection
 from querybox.cli.live import LIVE_FORMATS, live_stream, predict_live
 from querybox.cli.streams import UNREADABLE, print_text, write_stderr
 from querybox.errors import ConfigError
-from querybox.files import leftovers, remove_leftovers
+from querybox.files import contents, remove_leftovers
 from querybox.inference.trackers import TrackerName
 from querybox.precision import Precision
 from querybox.text import counted, listed
@@ -274,7 +274,7 @@ def new_folder(output: Path, *, overwrite: bool) -> Path:
     Raises:
         ConfigError: It exists and is not empty, without `overwrite`.
     """
-    if not overwrite and output.is_dir() and set(output.iterdir()) != set(leftovers(output)):
+    if not overwrite and output.is_dir() and contents(output):
         raise ConfigError(
             f"{output}: the folder is not empty; expected a new one, so that results are not mixed: set another "
             "--output, or replace files of the same names with --overwrite"

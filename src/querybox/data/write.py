@@ -21,7 +21,7 @@ from querybox.data.holdout import hold_out
 from querybox.data.records import DetectionData, ImageRecord
 from querybox.data.shards import ImageFile, ShardImage
 from querybox.errors import ConfigError, DataError
-from querybox.files import atomic, comparable, numbered, write_text
+from querybox.files import atomic, comparable, contents, numbered, write_text
 from querybox.masks import mask_numbers, rasterised
 from querybox.structures import Category
 from querybox.text import counted, listed, to_json
@@ -62,6 +62,7 @@ def split_dataset(
         ConfigError: The fractions are not above 0 or leave nothing to train on, there are too few images, the folder
             is not empty, or `shards` is below 1 or cannot express the dataset.
         DataError: Image files are missing, or there are too few objects for one in each part.
+        DiskFullError: There is no space for the parts.
     """
     if shards is not None:
         require_number("split", "shards", shards, 1, whole=True)
@@ -70,7 +71,7 @@ def split_dataset(
         raise ConfigError(
             f"split got val={val:g} and test={test:g}; expected fractions of the images, below 1 in total"
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or contents(folder)):
         raise ConfigError(f"{folder}: is not empty; expected a new folder: pass another one, or remove it")
     require_files(data)
     parts: dict[str, DetectionData] = {}
@@ -155,7 +156,8 @@ def write_panoptic(data: DetectionData, file: Path, names: Mapping[int, str], or
             rasterised(mask, (image.height, image.width)) for mask in image.masks or () if mask is not None
         ]
         numbers = mask_numbers(masks, (image.height, image.width))
-        Image.fromarray(colours(numbers, len(masks))).save(folder / name)
+        with atomic(folder / name, durable=False) as temporary:
+            Image.fromarray(colours(numbers, len(masks))).save(temporary, "png")
         segments = [
             {"id": segment_id(number), **{key: item[key] for key in SEGMENT}}
             for number, item in enumerate(coco_annotations(image, data), start=1)
@@ -173,16 +175,22 @@ def read_content(image: ImageFile) -> bytes:
 
 
 def write_image(image: ImageFile, path: Path) -> None:
-    """Link, copy or write an image file to a new path."""
+    """Link, copy or write an image file to a new path.
+
+    Raises:
+        DiskFullError: There is no space for it.
+    """
     if isinstance(image, ShardImage):
-        path.write_bytes(read_content(image))
+        with atomic(path, durable=False) as temporary:
+            temporary.write_bytes(read_content(image))
         return
     try:
         os.link(os.path.realpath(image), path)  # a link to a relative link would lead nowhere
     except FileExistsError:
         raise  # a copy would overwrite it, and with it the image of the dataset that it is a link to
     except OSError:  # another file system, or one without links
-        shutil.copy2(image, path)
+        with atomic(path, durable=False) as temporary:
+            shutil.copy2(image, temporary)
 
 
 def write_shards(

@@ -14,7 +14,7 @@ from PIL import Image
 
 from querybox.data.tiff import read_picture
 from querybox.errors import ConfigError, ImageError
-from querybox.files import comparable
+from querybox.files import atomic, comparable
 from querybox.inference.detections import Detections
 from querybox.inference.draw import draw
 from querybox.inference.frame_times import FrameTimes
@@ -53,6 +53,9 @@ def draw_files(sources: Sequence[Path], paths: Sequence[Path], results: Iterator
         sources: Image and video files. They are read a second time, so that images need not be kept in memory.
         paths: Path of each drawing.
         results: Detections of every image and frame that could be read, in the order of the sources.
+
+    Raises:
+        DiskFullError: There is no space for an image.
     """
     pairs = zip(sources, paths, strict=True)
     for detections in results:
@@ -63,7 +66,9 @@ def draw_files(sources: Sequence[Path], paths: Sequence[Path], results: Iterator
         if is_video(source):
             draw_video(source, path, chain([detections], results))
         else:
-            draw_image(source, detections).save(path, quality=95)
+            drawing = draw_image(source, detections)
+            with atomic(path, durable=False) as temporary:
+                drawing.save(temporary, format="JPEG", quality=95)
 
 
 def draw_image(source: Path, detections: Detections) -> Image.Image:

@@ -15,7 +15,7 @@ from querybox.checkpoints.find import BEST, CHECKPOINT, LAST
 from querybox.data.settings import NO_VALIDATION
 from querybox.diagnosis.record import METRICS, RECORD
 from querybox.errors import CheckpointError, ConfigError
-from querybox.files import leftovers, remove_leftovers, write_text
+from querybox.files import contents, remove_leftovers, write_text
 from querybox.runfile import RUN_FILE
 from querybox.training.checkpoint import RunCheckpoint
 from querybox.training.lock import LOCK
@@ -75,8 +75,8 @@ def check_folder(settings: RunSettings, *, resume: bool) -> RunCheckpoint | None
 
 
 def is_unused(folder: Path) -> bool:
-    """Return whether a folder is empty, apart from its lock and temporary files of a killed run."""
-    return folder.is_dir() and set(folder.iterdir()) - {folder / LOCK} == set(leftovers(folder))
+    """Return whether a folder is empty, apart from its lock and what `contents` leaves out."""
+    return folder.is_dir() and contents(folder) <= {LOCK}
 
 
 def require_same_settings(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
