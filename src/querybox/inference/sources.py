@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from glob import glob, has_magic
+from io import IOBase
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -87,7 +88,7 @@ def find_sources(sources: Source | Sequence[Source]) -> list[Path | Pixels]:
         ConfigError: A source is of another type, or the address of a live source.
         DataError: A path does not exist, or a folder or glob contains no image.
     """
-    if isinstance(sources, SOURCE_TYPES):
+    if isinstance(sources, (*SOURCE_TYPES, bytes, IOBase)):  # the last two would yield integers and lines
         sources = [sources]
     require_type("predict", sources, Iterable, f"{EXPECTED}, or a sequence of them")
     found: list[Path | Pixels] = []
