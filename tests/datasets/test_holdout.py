@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dataset_writers import changed
 
 from querybox.data.findings import FindingCollector
 from querybox.data.holdout import hold_out, original_name
@@ -73,6 +74,16 @@ def test_parts_depend_on_names_alone() -> None:
     _, held = hold_out(dataset(files), 0.2)
     _, reversed_held = hold_out(dataset(files[::-1]), 0.2)
     assert sorted(names(held)) == sorted(names(reversed_held))
+
+
+def test_videos_in_folders_of_the_same_name_are_told_apart() -> None:
+    data = dataset([f"MOT17-{video}/img1/{frame:06}.jpg" for video in range(10) for frame in range(20)])
+    rest, held = hold_out(data, 0.2)
+    assert len(held.images) == 40
+    videos = [{image.path.parts[-3] for image in part.images} for part in (rest, held)]
+    assert not videos[0] & videos[1]
+    moved = replace(data, images=tuple(changed(image, path="x" / image.path) for image in data.images))
+    assert names(hold_out(moved, 0.2)[1]) == names(held)
 
 
 def test_copies_by_roboflow_stay_together() -> None:

@@ -10,6 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 from querybox.data.records import DetectionData, ImageRecord
@@ -77,14 +78,24 @@ def original_name(path: Path) -> str:
 def group_sequences(images: Sequence[ImageRecord]) -> dict[str, list[ImageRecord]]:
     """Group images whose folders are the same and whose names differ in the last number alone, in order of it."""
     groups: dict[str, list[tuple[int, str, ImageRecord]]] = defaultdict(list)
+    place = places({image.path.parent for image in images})
     for image in images:
         name = original_name(image.path)
         matched = _LAST_NUMBER.match(name)
         prefix, number = (f"{matched[1]}#{matched[3]}", int(matched[2])) if matched else (name, 0)
-        groups[f"{image.path.parent.name}/{prefix}"].append((number, name, image))
+        groups[f"{place[image.path.parent]}/{prefix}"].append((number, name, image))
     return {
         key: [image for *_, image in sorted(members, key=lambda member: (member[:2], member[2].path.name))]
         for key, members in sorted(groups.items())
+    }
+
+
+def places(folders: set[Path]) -> dict[Path, str]:
+    """Return each folder within the one that all are in, wherever that is; if there is one folder, its name."""
+    levels = zip(*(folder.parts for folder in folders), strict=False)
+    shared = len([*takewhile(lambda names: len(set(names)) == 1, levels)])
+    return {
+        folder: "/".join(folder.parts[shared:]) if len(folders) > 1 else folder.name for folder in folders
     }
 
 
