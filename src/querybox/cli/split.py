@@ -26,8 +26,8 @@ def split(
 
     Writes a new folder with `train`, `val` and, if asked for, `test`, each with its images and a COCO file, which for
     panoptic datasets is in the panoptic format, or with shards for an object storage. It has everything that querybox
-    reads: classes, boxes, masks, crowd regions; and the licences and URLs of COCO files; but no attributes and
-    keypoints. The dataset is not changed.
+    reads: classes, boxes, masks, crowd regions; and the licences and URLs of COCO files; but no attributes, keypoints,
+    supercategories, and ids of annotations. The dataset is not changed.
 
     The same images are chosen every time. Images that show the same thing stay together: copies that
     Roboflow made of one image, and the frames of a video, recognised by names that differ in the last number alone.
