@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 from querybox import Target
 from querybox.boxes import to_xyxy
+from querybox.models import DINO, find
 from querybox.modules.denoising import Denoising, denoising_mask
 from querybox.structures import Queries
 
@@ -106,9 +109,13 @@ def test_no_group_sees_another() -> None:
     assert denoising_mask(3, 4, 3, torch.device("cpu")).tolist() == wanted
 
 
-def test_slots_without_an_object_are_empty() -> None:
-    made = Denoising(WIDTH, 4, count=4)(make_queries(2), make_targets(1, 2))
-    assert made.reference is not None
+@pytest.mark.parametrize(
+    ("recipe", "coordinates"), [("dino_r50", 0.5), ("rtdetr_r18", 0.0), ("rtdetrv2_s", 0.0), ("dfine_n", 0.0)]
+)
+def test_slots_without_an_object_are_those_of_the_authors(recipe: str, coordinates: float) -> None:
+    settings = {"width": WIDTH, "heads": 2, "denoising": 4}
+    denoising = cast("DINO", find(recipe).replace(**settings)).build_denoising(4)
+    made = denoising(make_queries(2), make_targets(1, 2))
     empty = torch.tensor([1, 3, 5, 7])  # the second of two slots in each block of the first image
     assert_close(made.content[0, empty], torch.zeros(4, WIDTH))
-    assert_close(made.reference[0, empty], torch.full((4, 4), 0.5))
+    assert_close(made.reference[0, empty], torch.full((4, 4), coordinates))

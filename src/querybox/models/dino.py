@@ -81,6 +81,8 @@ class DINO(DeformableDETR):
     """Use the tokens of the selected proposals as the content of queries, as RT-DETR does, rather than learned
     content."""
 
+    denoising_padding: ClassVar[float] = 0.5
+    """Coordinates of the boxes of padding queries in denoising; see `Denoising`."""
     temperature: ClassVar[float] = 20.0
     offset: ClassVar[float] = 0.0
 
@@ -115,7 +117,12 @@ class DINO(DeformableDETR):
     def build_denoising(self, classes: int) -> nn.Module:
         """Build the denoising module."""
         return Denoising(
-            self.width, classes, count=self.denoising, label_noise=self.label_noise, box_noise=self.box_noise
+            self.width,
+            classes,
+            count=self.denoising,
+            label_noise=self.label_noise,
+            box_noise=self.box_noise,
+            padding=self.denoising_padding,
         )
 
     def criterion(self) -> Criterion:

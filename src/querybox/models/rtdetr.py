@@ -95,6 +95,7 @@ class RTDETR(DINO):
     }
     identifying_tensor: ClassVar[str] = "encoder.laterals"
     adaptable: ClassVar[frozenset[str]] = DINO.adaptable | {"frozen_batch_norms", "inference_layers"}
+    denoising_padding: ClassVar[float] = 0.0
     huggingface_prefix: ClassVar[str] = "RTDetr"
     huggingface_type: ClassVar[str] = "rt_detr"
     huggingface_processor: ClassVar[str] = "RTDetrImageProcessor"

@@ -29,6 +29,7 @@ class Denoising(nn.Module):
         count: int = 100,
         label_noise: float = 0.5,
         box_noise: float = 1.0,
+        padding: float = 0.5,
     ) -> None:
         """Set the number of queries and the amount of noise.
 
@@ -38,12 +39,15 @@ class Denoising(nn.Module):
             count: Approximate number of positive queries, and of negative ones, in all groups.
             label_noise: Twice the fraction of queries that get a random class.
             box_noise: Scale of the noise of box corners, in units of half the box size.
+            padding: Coordinates of the boxes of padding queries, which fill the groups of images with fewer objects
+                than others; the other queries of their group attend to them.
         """
         super().__init__()
         self.label = nn.Embedding(num_classes, width)
         self.count = count
         self.label_noise = label_noise
         self.box_noise = box_noise
+        self.padding = padding
 
     def forward(
         self, queries: Queries, targets: Sequence[Target], object_counts: Sequence[int] | None = None
@@ -72,7 +76,7 @@ class Denoising(nn.Module):
 
         total = 2 * groups * max_objects
         content = queries.content.new_zeros(len(targets), total, queries.content.shape[2])
-        reference = queries.content.new_full((len(targets), total, 4), 0.5)  # of unused slots
+        reference = queries.content.new_full((len(targets), total, 4), self.padding)
         content[image, slot] = self.label(self.noisy_labels(labels.expand(2 * groups, -1))).to(content.dtype)
         reference[image, slot] = self.noisy_boxes(boxes.expand(2 * groups, -1, -1)).to(reference.dtype)
         assert queries.reference is not None
