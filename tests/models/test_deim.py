@@ -31,28 +31,29 @@ def answer(detector: Any) -> list[Tensor]:
 @pytest.mark.parametrize(
     ("parent", "epochs", "rates", "batch_size", "multi_scale"),
     [
-        ("rtdetrv2_s", (120, 64, 117), (2e-4, 2e-4), 16, 0),
-        ("rtdetrv2_ms", (120, 64, 117), (2e-4, 1e-4), 16, 3),
-        ("rtdetrv2_m", (60, 34, 58), (2e-4, 2e-5), 16, 3),
-        ("rtdetrv2_l", (60, 34, 58), (2e-4, 2e-5), 16, 3),
-        ("rtdetrv2_x", (60, 34, 58), (2e-4, 2e-6), 16, 3),
-        ("dfine_n", (160, 78, 148), (8e-4, 4e-4), 128, 0),
-        ("dfine_s", (132, 64, 120), (4e-4, 2e-4), 32, 20),
-        ("dfine_m", (102, 49, 90), (4e-4, 4e-5), 32, 6),
-        ("dfine_l", (58, 29, 50), (5e-4, 2.5e-5), 32, 4),
-        ("dfine_x", (58, 29, 50), (5e-4, 5e-6), 32, 3),
+        ("rtdetrv2_s", (120, 64, 117), (2e-4, 2e-4, 2e-4), 16, 3),
+        ("rtdetrv2_ms", (120, 64, 117), (2e-4, 1e-4, 2e-4), 16, 3),
+        ("rtdetrv2_m", (60, 34, 58), (2e-4, 2e-5, 2e-4), 16, 3),
+        ("rtdetrv2_l", (60, 34, 58), (2e-4, 2e-5, 2e-4), 16, 3),
+        ("rtdetrv2_x", (60, 34, 58), (2e-4, 2e-6, 2e-4), 16, 3),
+        ("dfine_n", (160, 78, 148), (8e-4, 4e-4, None), 128, 0),
+        ("dfine_s", (132, 64, 120), (4e-4, 2e-4, 4e-4), 32, 20),
+        ("dfine_m", (102, 49, 90), (4e-4, 4e-5, 4e-4), 32, 6),
+        ("dfine_l", (58, 29, 50), (5e-4, 2.5e-5, None), 32, 4),
+        ("dfine_x", (58, 29, 50), (5e-4, 5e-6, None), 32, 3),
     ],
 )
 def test_models_are_trained_as_the_authors_configure_it(
     parent: str,
     epochs: tuple[int, int, int],
-    rates: tuple[float, float],
+    rates: tuple[float, float, float | None],
     batch_size: int,
     multi_scale: int,
 ) -> None:
     run = resolve(RunSettings.parse({"recipe": f"deim_{parent}", "data": {"train": "x"}}))
     train, data = run.train, run.data
-    assert (train.epochs, train.batch_size, (train.lr, train.backbone_lr)) == (epochs[0], batch_size, rates)
+    assert (train.epochs, train.batch_size) == (epochs[0], batch_size)
+    assert (train.lr, train.backbone_lr, train.backbone_norm_lr) == rates
     decay = 1.25e-4 if parent in ("dfine_l", "dfine_x") else 1e-4
     assert (train.weight_decay, train.decay_norms, train.clip) == (decay, False, 0.1)
     assert (train.ema, train.ema_warmup) == (0.9999, 1000 if parent.startswith("dfine") else 2000)

@@ -68,6 +68,20 @@ def test_sampling_offsets_and_reference_points_have_a_learning_rate_of_their_own
     assert len(build_optimizer(detector, TrainSettings()).param_groups) == 2
 
 
+def test_norms_of_the_backbone_have_a_learning_rate_of_their_own_if_set() -> None:
+    detector = Detector.from_recipe(
+        "rtdetr_r18", num_classes=2, backbone="test_efficientnet", width=32, heads=4, encoder_width=32
+    )
+    names = {id(p): name for name, p in detector.named_parameters() if p.requires_grad}
+    settings = TrainSettings(lr=1e-4, backbone_lr=1e-5, backbone_norm_lr=2e-4)
+    rest, backbone, norms = build_optimizer(detector, settings).param_groups
+    assert (rest["lr"], backbone["lr"], norms["lr"]) == (1e-4, 1e-5, 2e-4)
+    found = {names[id(p)] for p in norms["params"]}
+    body = {name for name in names.values() if name.startswith("backbone.")}
+    assert found == {name for name in body if name.split(".")[-2].startswith(("bn", "norm"))} != set()
+    assert {names[id(p)] for p in backbone["params"]} == body - found
+
+
 def test_a_frozen_part_is_not_trained_and_the_rest_is(detector: Detector) -> None:
     freeze(detector, ["backbone", "decoder.layers.1"])
     frozen = {name for name, p in detector.named_parameters() if not p.requires_grad}

@@ -126,11 +126,12 @@ def test_a_recipe_is_trained_as_published_unless_it_is_for_few_images(
         "conditional_detr_r50": CONDITIONAL,
         "conditional_detr_r50_dc5": CONDITIONAL,
         **dict.fromkeys((name for name in RECIPES if name.startswith("rtdetr_r")), RTDETR),
+        "rtdetr_r101": {**RTDETR, "backbone_lr": 1e-6},
         "rtdetrv2_s": {**RTDETRV2, "epochs": 120, "backbone_lr": 1e-4},
         "rtdetrv2_ms": {**RTDETRV2, "epochs": 120, "backbone_lr": 5e-5},
         "rtdetrv2_m": {**RTDETRV2, "epochs": 84},
         "rtdetrv2_l": RTDETRV2,
-        "rtdetrv2_x": RTDETRV2,
+        "rtdetrv2_x": {**RTDETRV2, "backbone_lr": 1e-6},
         "dfine_n": {
             **DFINE,
             "epochs": 160,

@@ -34,6 +34,10 @@ class DEIM:
     """Keep the learning rate after the warm-up."""
     ema_restart: float = 0.9999
     """Decay of the average after strong augmentation has ended."""
+    norm_lr: float | None = None
+    """Learning rate of the norms in the backbone; None for `backbone_lr`."""
+    multi_scale: int | None = None
+    """`DataSettings.multi_scale`; None for that of the parent."""
 
     @property
     def model(self) -> dict[str, Any]:
@@ -49,6 +53,7 @@ class DEIM:
             "epochs": epochs,
             "lr": self.lr,
             "backbone_lr": self.backbone_lr,
+            "backbone_norm_lr": self.norm_lr,
             "schedule": "flat_cosine",
             "milestones": (epochs, epochs + 1) if self.constant_lr else (flat, stop),
             "warmup_steps": 2000,
@@ -60,6 +65,7 @@ class DEIM:
         """Settings of the data that differ from those of the parent."""
         epochs, flat, stop = self.epochs
         return {
+            **({} if self.multi_scale is None else {"multi_scale": self.multi_scale}),
             "mosaic": 0.5,
             "mixup": 0.5,
             "strong_from": PLAIN_EPOCHS / epochs,
@@ -73,7 +79,7 @@ def rtdetrv2(
 ) -> DEIM:
     """Return the training method for a model of RT-DETRv2."""
     settings = {"position_layers": 3, **settings}
-    return DEIM(f"rtdetrv2_{size}", 2e-4, backbone_lr, epochs, weights, settings)
+    return DEIM(f"rtdetrv2_{size}", 2e-4, backbone_lr, epochs, weights, settings, norm_lr=2e-4, multi_scale=3)
 
 
 def drive(file: str, AP: float, parameters: int, gflops: int) -> PublicWeights:
@@ -98,8 +104,8 @@ DEIM_RECIPES: dict[str, DEIM] = {
         rtdetrv2("l", 2e-5, SHORT, drive("1mWknAXD5JYknUQ94WCEvPfXz13jcNOTI", 54.3, 42, 136)),
         rtdetrv2("x", 2e-6, SHORT, drive("1BIevZijOcBO17llTyDX32F_pYppBfnzu", 55.5, 76, 259)),
         DEIM("dfine_n", 8e-4, 4e-4, (160, 78, 148), N, constant_lr=True),
-        DEIM("dfine_s", 4e-4, 2e-4, (132, 64, 120), S),
-        DEIM("dfine_m", 4e-4, 4e-5, (102, 49, 90), M),
+        DEIM("dfine_s", 4e-4, 2e-4, (132, 64, 120), S, norm_lr=4e-4),
+        DEIM("dfine_m", 4e-4, 4e-5, (102, 49, 90), M, norm_lr=4e-4),
         DEIM("dfine_l", 5e-4, 2.5e-5, (58, 29, 50), L),
         DEIM("dfine_x", 5e-4, 5e-6, (58, 29, 50), X, ema_restart=0.9998),
     )

@@ -95,6 +95,8 @@ class RTDETR(DINO):
     }
     identifying_tensor: ClassVar[str] = "encoder.laterals"
     adaptable: ClassVar[frozenset[str]] = DINO.adaptable | {"frozen_batch_norms", "inference_layers"}
+    backbone_lr: ClassVar[Mapping[str, float]] = {"resnet101d": 1e-6}
+    """Published learning rates of backbones, where they are not a tenth of that of the other modules."""
     denoising_padding: ClassVar[float] = 0.0
     huggingface_prefix: ClassVar[str] = "RTDetr"
     huggingface_type: ClassVar[str] = "rt_detr"
@@ -133,6 +135,11 @@ class RTDETR(DINO):
     normalize: bool = False
     """Normalise images with the mean and standard deviation of the backbone's ImageNet weights; otherwise values are
     scaled to 0-1."""
+
+    def published_training(self) -> Mapping[str, Any]:
+        """Return the published training schedule, in which the learning rate of the backbone depends on its size."""
+        lr = self.backbone_lr.get(self.architecture)
+        return self.training if lr is None else {**self.training, "backbone_lr": lr}
 
     def build_backbone(self, strides: tuple[int, ...], **options: bool) -> Backbone:
         """Build the backbone; see `Recipe.build_backbone`."""

@@ -17,12 +17,9 @@ from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.layouts.rtdetrv2 import HUGGINGFACE_RTDETRV2, LYUWENYU_V2, SCALE
 from querybox.models.public import PublicWeights
 from querybox.models.recipe import Depth, require
-from querybox.models.rtdetr import MEDIUM, RTDETR
+from querybox.models.rtdetr import MEDIUM, RTDETR, WITHOUT_FIRST_SHORTCUT
 from querybox.modules.decoder import DeformableDecoderLayer
 from querybox.modules.deformable_attention import DeformableAttention, GridSample, NearestSample
-
-BACKBONE_LR = {"resnet18d": 1e-4, "resnet34d": 5e-5}
-"""Published learning rates of backbones, where they are not a tenth of that of the other modules."""
 
 
 class RTDETRv2(RTDETR):
@@ -42,6 +39,7 @@ class RTDETRv2(RTDETR):
     }
     identifying_tensor: ClassVar[str] = SCALE
     adaptable: ClassVar[frozenset[str]] = RTDETR.adaptable | {"discrete"}
+    backbone_lr: ClassVar[Mapping[str, float]] = {**RTDETR.backbone_lr, "resnet18d": 1e-4, "resnet34d": 5e-5}
     huggingface_prefix: ClassVar[str] = "RTDetrV2"
     huggingface_type: ClassVar[str] = "rt_detr_v2"
 
@@ -79,10 +77,11 @@ class RTDETRv2(RTDETR):
 
     def published_training(self) -> Mapping[str, Any]:
         """Return the published training schedule, which depends on the size of the model."""
-        if self.architecture in BACKBONE_LR:  # S and M*
-            return {**self.training, "epochs": 120, "backbone_lr": BACKBONE_LR[self.architecture]}
+        training = super().published_training()
+        if self.architecture in WITHOUT_FIRST_SHORTCUT:  # S and M*
+            return {**training, "epochs": 120}
         medium = self.expansion == MEDIUM["expansion"]
-        return {**self.training, "epochs": 84} if medium else self.training
+        return {**training, "epochs": 84} if medium else training
 
     def published_data(self) -> Mapping[str, Any]:
         """Return the published data settings: strong augmentation ends, and S is trained with one image size."""

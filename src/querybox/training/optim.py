@@ -43,22 +43,38 @@ def freeze(detector: nn.Module, names: Iterable[str]) -> None:
 def build_optimizer(detector: nn.Module, settings: TrainSettings) -> AdamW:
     """Return AdamW over every trained parameter.
 
-    The backbone's have a learning rate of their own, and those of sampling layers may have one. Norms and biases may be
-    exempt from weight decay.
+    The backbone's have a learning rate of their own; its norms, and sampling layers, may have another one. Norms and
+    biases may be exempt from weight decay.
     """
-    sampling = set() if settings.sampling_lr is None else set(sampling_parameters(detector))
-    rates = {"": settings.lr, "backbone": settings.backbone_lr, "sampling": settings.sampling_lr}
+    parts = dict.fromkeys(detector.parameters(), "")
+    if settings.sampling_lr is not None:
+        parts |= dict.fromkeys(sampling_parameters(detector), "sampling")
+    parts |= {each: "backbone" for name, each in detector.named_parameters() if name.startswith("backbone.")}
+    if settings.backbone_norm_lr is not None:
+        parts |= dict.fromkeys(backbone_norm_parameters(detector), "backbone norms")
+    rates = {
+        "": settings.lr,
+        "backbone": settings.backbone_lr,
+        "backbone norms": settings.backbone_norm_lr,
+        "sampling": settings.sampling_lr,
+    }
     groups: dict[tuple[str, bool], dict[str, Any]] = {
         (part, decays): {"params": [], "lr": lr, "initial_lr": lr, "weight_decay": weight_decay}
         for part, lr in rates.items()
         for decays, weight_decay in ((True, settings.weight_decay), (False, 0.0))
     }
-    for name, parameter in detector.named_parameters():
+    for parameter, part in parts.items():
         if parameter.requires_grad:
-            part = "backbone" if name.startswith("backbone.") else "sampling" if parameter in sampling else ""
             decays = settings.decay_norms or parameter.ndim > 1
             groups[part, decays]["params"].append(parameter)
     return AdamW([group for group in groups.values() if group["params"]], fused=True)
+
+
+def backbone_norm_parameters(detector: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield the parameters of the norms in the backbone."""
+    for name, module in detector.named_modules():
+        if name.startswith("backbone.") and isinstance(module, nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm):
+            yield from module.parameters()
 
 
 def sampling_parameters(detector: nn.Module) -> Iterator[nn.Parameter]:

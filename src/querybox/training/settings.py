@@ -47,6 +47,8 @@ class TrainSettings(Settings):
     this nor `batch_size` is set."""
     lr: PositiveFloat = 1e-4
     backbone_lr: PositiveFloat = 1e-5
+    backbone_norm_lr: PositiveFloat | None = None
+    """Learning rate of the norms in the backbone; null for `backbone_lr`. DEIM trains them as fast as all others."""
     sampling_lr: PositiveFloat | None = None
     """Learning rate of the layers that predict sampling offsets and reference points; null for `lr`."""
     weight_decay: NonNegativeFloat = 1e-4
@@ -130,6 +132,8 @@ NEEDS: Needs = (
     ("model.frozen_stride", "not train.freeze=backbone"),
     ("model.frozen_batch_norms", "not train.freeze=backbone"),
     ("train.backbone_lr", "not train.freeze=backbone"),
+    ("train.backbone_norm_lr", "not train.freeze=backbone"),
+    ("train.backbone_norm_lr", "not model.frozen_batch_norms"),
     ("train.sampling_lr", "model.points"),
     ("train.milestones", "train.schedule=step or train.schedule=flat_cosine"),
     ("train.ema_warmup", "train.ema"),
