@@ -189,7 +189,7 @@ MODELS = (
         ranked=True,
         same_losses=False,  # transformers has none for the initial boxes and the last layer's distributions
         trained=("stages",),
-        quick={**QUICK_HYBRID, "backbone": "hgnetv2_b0.ssld_stage2_ft_in1k"},
+        quick={**QUICK_HYBRID, "backbone": "hgnetv2_b0.ssld_stage1_in22k_in1k"},
     ),
 )
 """The models that are measured."""

@@ -52,6 +52,8 @@ def test_published_settings() -> None:
     assert [each.decoder_layers for each in (nano, small, medium, large, extra)] == [3, 3, 4, 6, 6]
     assert (medium.fusion_blocks, large.fusion_blocks) == (2, 3)
     assert (extra.width, extra.encoder_width, extra.reg_scale, large.reg_scale) == (256, 384, 8.0, 4.0)
+    backbones = [each.backbone for each in (nano, small, medium, large, extra)]
+    assert backbones == [f"hgnetv2_{each}.ssld_stage1_in22k_in1k" for each in ("b0", "b0", "b2", "b4", "b5")]
     assert make("dfine_n").preprocessing.std == (255.0,) * 3
 
 

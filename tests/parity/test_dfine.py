@@ -26,7 +26,7 @@ TINY: dict[str, Any] = {
 SIZES: dict[str, dict[str, Any]] = {
     "dfine_n": {"decoder_layers": 3},
     "dfine_s": {"decoder_layers": 2, "points": (3, 6, 3)},
-    "dfine_x": {"decoder_layers": 2, "encoder_width": 48, "backbone": "hgnetv2_b4.ssld_stage2_ft_in1k"},
+    "dfine_x": {"decoder_layers": 2, "encoder_width": 48, "backbone": "hgnetv2_b4.ssld_stage1_in22k_in1k"},
 }
 """The last has an encoder that is wider than the decoder, and distances of another curvature."""
 CLASSES = 5

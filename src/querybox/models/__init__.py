@@ -76,7 +76,7 @@ RTDETR_SIZES: dict[str, dict[str, Any]] = {
 }
 RTDETRV2_SIZES = {"s": "r18", "ms": "r34", "m": "r50_m", "l": "r50", "x": "r101"}
 """Names of the models of RT-DETRv2 (``ms`` is M*), with those of the models of RT-DETR of the same size."""
-B0 = {"backbone": "hgnetv2_b0.ssld_stage2_ft_in1k", "frozen_stride": 0, "frozen_batch_norms": False}
+B0 = {"backbone": "hgnetv2_b0.ssld_stage1_in22k_in1k", "frozen_stride": 0, "frozen_batch_norms": False}
 DFINE_SIZES: dict[str, dict[str, Any]] = {
     "n": {
         **B0,
@@ -92,10 +92,10 @@ DFINE_SIZES: dict[str, dict[str, Any]] = {
         "decoder_layers": 3,
     },
     "s": {**B0, "expansion": 0.5, "fusion_blocks": 1, "decoder_layers": 3},
-    "m": {**B0, "backbone": "hgnetv2_b2.ssld_stage2_ft_in1k", "fusion_blocks": 2, "decoder_layers": 4},
+    "m": {**B0, "backbone": "hgnetv2_b2.ssld_stage1_in22k_in1k", "fusion_blocks": 2, "decoder_layers": 4},
     "l": {},
     "x": {
-        "backbone": "hgnetv2_b5.ssld_stage2_ft_in1k",
+        "backbone": "hgnetv2_b5.ssld_stage1_in22k_in1k",
         "encoder_width": 384,
         "encoder_feedforward": 2048,
         "reg_scale": 8.0,

@@ -99,7 +99,7 @@ class DFINE(RTDETRv2):
     criterion_type: ClassVar[type[FineCriterion]] = FineCriterion
 
     kind: Literal["dfine"] = "dfine"  # type: ignore[assignment]
-    backbone: str = "hgnetv2_b4.ssld_stage2_ft_in1k"
+    backbone: str = "hgnetv2_b4.ssld_stage1_in22k_in1k"
     points: tuple[Depth, ...] = (3, 6, 3)
     share_heads: Literal[False] = False
     reg_scale: Annotated[float, Field(gt=0, le=1000)] = 4.0
@@ -181,7 +181,7 @@ class DFINE(RTDETRv2):
         last = cls.deepest_channels(state)
         for name, settings in model_cfgs.items():
             if name.startswith("hgnetv2") and (settings["stem_chs"], settings["stage4"][2]) == (stem, last):
-                return f"{name}.ssld_stage2_ft_in1k"
+                return f"{name}.ssld_stage1_in22k_in1k"
         raise CheckpointError(
             f"unknown backbone: expected an HGNetv2, got {stem} channels in its stem and {last} in its last map"
         )
