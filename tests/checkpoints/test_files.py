@@ -61,6 +61,10 @@ def test_a_facebookresearch_training_is_read(tmp_path: Path, zipped: bool) -> No
     assert {name: type(tensor) for name, tensor in file.tensors.items()} == {"weight": torch.Tensor}
     known = {name: file.metadata["args"][name] for name in ("lr", "dilation", "nheads")}
     assert known == {"lr": 1e-4, "dilation": True, "nheads": 8}
+    torch.save(
+        {**content, "args": vars(options)}, tmp_path / "last.ckpt", _use_new_zipfile_serialization=zipped
+    )
+    assert read_checkpoint_file(tmp_path / "last.ckpt").metadata["args"]["dilation"] is True
 
 
 @pytest.mark.parametrize("zipped", [True, False])

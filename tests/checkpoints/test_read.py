@@ -239,6 +239,7 @@ def test_nonsense_beside_the_tensors_is_told(file: str, nonsense: dict[str, Any]
         ("preprocessor_config", {"image_mean": 0.5}, "'image_mean' is 0.5; expected three numbers"),
         ("preprocessor_config", {"rescale_factor": 1 / 127.5}, "'rescale_factor' is 0.00784"),
         ("preprocessor_config", {"do_resize": False}, "'do_resize' is False; querybox supports only True"),
+        ("preprocessor_config", {"resample": 3}, "'resample' is 3; querybox supports only 2"),
     ],
 )
 def test_every_number_beside_the_tensors_is_checked(

@@ -17,6 +17,7 @@ import querybox as qb
 from querybox.checkpoints import native
 from querybox.checkpoints.files import unwrap
 from querybox.checkpoints.recognise import detection_part, recognise
+from querybox.checkpoints.statements import stated_settings
 from querybox.errors import CheckpointError
 from querybox.models import DETR, DINO, RECIPES, RTDETR, DeformableDETR, Recipe, RTDETRv2
 from querybox.models.layouts.facebook import FACEBOOK
@@ -108,6 +109,15 @@ def test_other_keys_of_weights(key: str) -> None:
     last, _ = last_and_average()
     tensors, _ = unwrap(FILE, {key: {"state_dict": last}, "optimizer_state_dict": {"state": {}}})
     assert_same(tensors, last)
+
+
+def test_a_dino_with_other_positions_is_refused() -> None:
+    options = {"nheads": 8, "pe_temperatureH": 20, "pe_temperatureW": 20}
+    assert stated_settings({"args": options}, DINO) == {"heads": 8}
+    with pytest.raises(
+        CheckpointError, match="options have pe_temperatureW=10000; querybox supports only 20 for DINO"
+    ):
+        stated_settings({"args": {**options, "pe_temperatureW": 10000}}, DINO)
 
 
 def test_a_dict_that_contains_itself_is_no_checkpoint() -> None:

@@ -101,6 +101,8 @@ def test_of_a_dataset(run: Any, photos: Path) -> None:
     [
         ("missing", "DataError: missing: no such file or folder"),
         ("missing.safetensors", "CheckpointError: missing.safetensors: no such weights file"),
+        ("missing.ckpt", "CheckpointError: missing.ckpt: no such weights file"),
+        ("missing.pth.tar", "CheckpointError: missing.pth.tar: no such weights file"),
         (".", "DataError: .: contains no dataset"),
         ("dfin-s", "the folder of a run: check the path. Did you mean the public weights 'dfine-s'?"),
     ],

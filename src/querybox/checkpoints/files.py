@@ -198,8 +198,10 @@ def unwrap(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]
     held = entries(content)
     if isinstance(held.get("meta"), dict):
         metadata["meta"] = entries(held.pop("meta"))
-    if isinstance(held.get("args"), Namespace):
-        metadata["args"] = vars(held.pop("args"))
+    args = held.get("args")
+    if isinstance(args, Namespace | dict):
+        metadata["args"] = entries(vars(args) if isinstance(args, Namespace) else args)
+        del held["args"]
     if average := find_average(held):
         if wrapper := wrapper_of(held):
             logger.info(

@@ -18,7 +18,7 @@ BEST, LAST = "best.safetensors", "last.safetensors"
 """Detectors in the folder of a training run; the best is preferred."""
 CHECKPOINT = "checkpoint.safetensors"
 """The state of a training run in its folder, from which it is resumed."""
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".index.json")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".index.json")
 """Suffixes of weights files, or of indices of sharded ones."""
 Format = Literal["onnx", "openvino", "torch", "executorch"]
 EXPORTED: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2", "executorch": ".pte"}

@@ -164,7 +164,10 @@ def interpret(
     try:
         state = layout.to_ours(tensors)
     except CheckpointError as error:
-        raise CheckpointError(f"not a checkpoint of {kind.title}: {error}") from error
+        raise CheckpointError(
+            f"not a checkpoint of {kind.title} as querybox reads it: {error}; docs/guides/checkpoints.md lists the "
+            "models and the backbones that it reads"
+        ) from error
     card = file.metadata.get("meta", {}).get(CARD)
     if card is not None:
         return Checkpoint(blueprint=read_card(card, given), state=state, layout=layout.name)

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from querybox.arguments import is_number
+from querybox.checkpoints import mmdet_config
 from querybox.checkpoints.hub import CONFIG, PREPROCESSOR
 from querybox.data.parsing import validation_problem
 from querybox.errors import CheckpointError
@@ -17,12 +18,19 @@ from querybox.models import Recipe
 from querybox.settings import holds_bool
 from querybox.structures import Preprocessing
 
-SUPPORTED: dict[str, object] = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255}
-"""Settings in `PREPROCESSOR` of which querybox supports only these values."""
+SUPPORTED: dict[str, object] = {
+    "do_resize": True,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "resample": 2,
+}
+"""Settings in `PREPROCESSOR` of which querybox supports only these values; 2 is bilinear."""
 STUFF_ROWS = "stuff_rows"
 """Key of `config.json` with the rows of classes of stuff, for which Hugging Face has none."""
 ARGUMENTS = {"heads": "nheads", "dilation": "dilation", "dropout": "dropout", "queries": "num_queries"}
 """Settings, and their names among the arguments that the authors' code saves with the weights."""
+TEMPERATURES = ("pe_temperatureH", "pe_temperatureW")
+"""Arguments of DINO for its positional encoding."""
 
 
 def stated_settings(metadata: Mapping[str, Any], kind: type[Recipe]) -> dict[str, Any]:
@@ -38,7 +46,15 @@ def stated_settings(metadata: Mapping[str, Any], kind: type[Recipe]) -> dict[str
     config = metadata.get("config", {})
     if config.get("model_type") == kind.huggingface_type:
         return kind.settings_from_config(config)
+    if variables := mmdet_config.read_config(metadata):
+        return mmdet_config.settings(variables, kind)
     args = metadata.get("args", {})
+    for name in TEMPERATURES:
+        if args.get(name, kind.temperature) != kind.temperature:
+            raise CheckpointError(
+                f"its training options have {name}={args[name]!r:.200}; querybox supports only {kind.temperature:g} "
+                f"for {kind.title}"
+            )
     return {setting: args[theirs] for setting, theirs in ARGUMENTS.items() if theirs in args}
 
 
@@ -73,7 +89,8 @@ def stated_preprocessing(usual: Preprocessing, metadata: Mapping[str, Any]) -> P
     """Return the image preprocessing of a checkpoint.
 
     Args:
-        usual: The preprocessing of its layout, for what a Hugging Face folder does not state.
+        usual: The preprocessing of its layout, for what neither a Hugging Face folder nor the config of MMDetection
+            states.
         metadata: The metadata; see `querybox.checkpoints.files.CheckpointFile`.
 
     Raises:
@@ -85,10 +102,14 @@ def stated_preprocessing(usual: Preprocessing, metadata: Mapping[str, Any]) -> P
             raise CheckpointError(
                 f"{PREPROCESSOR}: '{key}' is {config[key]!r}; querybox supports only {expected!r}"
             )
+    images = mmdet_config.images(mmdet_config.read_config(metadata))
+    where = mmdet_config.WHERE if images else PREPROCESSOR
     try:
-        return TypeAdapter(Preprocessing).validate_python({**asdict(usual), **stated_images(config)})
+        return TypeAdapter(Preprocessing).validate_python(
+            {**asdict(usual), **images, **stated_images(config)}
+        )
     except ValidationError as error:
-        raise CheckpointError(f"{PREPROCESSOR}: {validation_problem(error)}") from error
+        raise CheckpointError(f"{where}: {validation_problem(error)}") from error
 
 
 def stated_images(config: Mapping[str, Any]) -> dict[str, Any]:

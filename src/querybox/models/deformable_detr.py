@@ -81,8 +81,6 @@ class DeformableDETR(Recipe):
     two_stage: bool = False
     """Make queries from the encoder's highest-scoring proposals; requires `refine`."""
 
-    # Arguments of `SinePositionEncoding`.
-    temperature: ClassVar[float] = 10000.0
     offset: ClassVar[float] = -0.5
 
     @property

@@ -83,6 +83,9 @@ class Recipe(Settings):
     """Its ``model_type`` in transformers."""
     huggingface_processor: ClassVar[str]
     """The class of transformers that prepares images for it."""
+    temperature: ClassVar[float] = 10000.0
+    offset: ClassVar[float] = 0.0
+    """The arguments of `SinePositionEncoding`."""
 
     kind: str
     """Name of the kind."""

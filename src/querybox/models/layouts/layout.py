@@ -13,6 +13,7 @@ from torch import Tensor
 from querybox.errors import CheckpointError
 from querybox.models.tensors import pattern
 from querybox.structures import Preprocessing
+from querybox.text import listed
 
 PublicSystem = Literal["facebook", "mmdet2", "mmdet3", "huggingface"]
 """Systems with known layouts. "facebook" stands for the authors' code of each kind."""
@@ -97,7 +98,7 @@ class Layout:
         """
         names = self.our_names(state)
         if unknown := [name for name, ours in names.items() if ours is None]:
-            raise CheckpointError(f"{self.name} does not know {', '.join(unknown)}")
+            raise CheckpointError(f"{self.name} does not know {listed(unknown)}")
         result: dict[str, Tensor] = {}
         for name, ours in names.items():
             parts = split_projection(ours or "", state[name])
@@ -157,7 +158,7 @@ class Layout:
                 if any(module.match(ours) for module in duplicated):
                     duplicates[f"{self.duplicates_in}.{theirs}"] = tensor
         if unknown:
-            raise CheckpointError(f"{self.name} has no name for {', '.join(unknown)}")
+            raise CheckpointError(f"{self.name} has no name for {listed(unknown)}")
         result |= duplicates
         if not (self.mask_head and any(name.startswith(MASK_HEADS) for name in result)):
             return result
