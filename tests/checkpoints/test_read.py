@@ -84,6 +84,7 @@ def test_what_no_shape_tells_is_logged(tmp_path: Path, caplog: pytest.LogCapture
     assert isinstance(detector.recipe, DETR)
     assert (detector.recipe.dilation, detector.recipe.stride, detector.recipe.heads) == (False, 32, 8)
     assert "not dilated, although its name says DC5; pass dilation=True" in caplog.text
+    assert [each.levelname for each in caplog.records] == ["INFO", "INFO", "WARNING"]
     assert "8 attention heads" in caplog.text
     caplog.clear()
     dilated = Detector.load(file, dilation=True, heads=4).recipe

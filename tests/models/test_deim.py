@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from querybox import Detector, QueryboxError, RunSettings, load
 from querybox.checkpoints.convert import convert
 from querybox.losses.classification import MatchabilityLoss
-from querybox.models import DEIM_RECIPES, PUBLIC_WEIGHTS, find
+from querybox.models import DEIM_RECIPES, DFINE, PUBLIC_WEIGHTS, find
 from querybox.training.optim import Schedule
 from querybox.training.start import build_detector, resolve
 
@@ -124,7 +124,16 @@ def test_the_activation_is_that_of_the_decoder_and_of_all_heads(recipe: str) -> 
         assert_close(answer(make(recipe, position_layers=3)), answer(detector), rtol=0, atol=1e-3)
 
 
-def test_its_weights_are_read_if_the_activation_is_given(
+def test_weights_of_dfine_do_not_show_the_activation() -> None:
+    sentences = DFINE.assumptions(
+        {"heads": 8, "discrete": False, "inference_layers": None}, "deim_dfine_s.pth"
+    )
+    assert sentences[-1].startswith(
+        "ReLU in the decoder, although its name says DEIM; pass activation='silu'"
+    )
+
+
+def test_its_weights_are_read_whose_tensors_show_the_activation(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="querybox")
@@ -140,8 +149,8 @@ def test_its_weights_are_read_if_the_activation_is_given(
     assert isinstance(loaded, Detector)
     assert_close(answer(loaded), answer(detector), rtol=0, atol=0)
     assert "ReLU" not in caplog.text
-    load(tmp_path / "deim_s.pth", heads=4)
-    assert "ReLU in the decoder, although its name says DEIM; pass activation='silu'" in caplog.text
+    assert_close(answer(load(tmp_path / "deim_s.pth", heads=4)), answer(detector), rtol=0, atol=0)
+    assert "in the decoder" not in caplog.text
     settings = {"heads": 4, "activation": "silu"}
     run = resolve(
         RunSettings.parse(

@@ -17,7 +17,7 @@ from querybox.checkpoints import coco, native
 from querybox.checkpoints.blueprint import Blueprint, restore
 from querybox.checkpoints.hub import CONFIG, PREPROCESSOR
 from querybox.checkpoints.huggingface_folder import model_config, preprocessor_config, write_folder
-from querybox.checkpoints.read import CARD, NO_CLASS, Checkpoint, read_checkpoint
+from querybox.checkpoints.read import CARD, NO_CLASS, Checkpoint, log_assumptions, read_checkpoint
 from querybox.checkpoints.rows import drop_rows, insert_rows
 from querybox.errors import CheckpointError, ConfigError
 from querybox.files import atomic
@@ -81,8 +81,7 @@ def convert(
     check_choice("rows", rows, (*get_args(Rows), None))
     check_target(target, to)
     checkpoint = read_checkpoint(source, dilation=dilation, heads=heads, activation=activation)
-    for sentence in checkpoint.assumptions:
-        logger.info("%s: assumed: %s", source, sentence)
+    log_assumptions(source, checkpoint.assumptions)
     try:
         check_model(checkpoint, to)
         if rows is not None:

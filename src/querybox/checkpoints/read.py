@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from querybox.checkpoints.statements import stated_names, stated_preprocessing, 
 from querybox.errors import CheckpointError, ConfigError, QueryboxError
 from querybox.models import Recipe
 from querybox.models.layouts.own import OWN
+from querybox.models.recipe import DOUBT
 from querybox.modules.detector import DetectionTransformer
 from querybox.structures import Category
 
@@ -67,9 +68,14 @@ def load_detector(
 ) -> DetectionTransformer:
     """Load a detector; see `querybox.load` and, for `recipe`, `read_checkpoint`."""
     loaded = load_checkpoint(path, dilation=dilation, heads=heads, activation=activation, recipe=recipe)
-    for sentence in loaded.assumptions:
-        logger.info("%s: assumed: %s", path, sentence)
+    log_assumptions(path, loaded.assumptions)
     return loaded.detector
+
+
+def log_assumptions(path: str | Path, sentences: Iterable[str]) -> None:
+    """Log what was assumed about a checkpoint; it is a warning if its name speaks against it."""
+    for sentence in sentences:
+        logger.log(logging.WARNING if DOUBT in sentence else logging.INFO, "%s: assumed: %s", path, sentence)
 
 
 def load_checkpoint(

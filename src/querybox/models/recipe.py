@@ -353,6 +353,15 @@ class Recipe(Settings):
         )
 
 
+DOUBT = ", although its name says "
+"""Part of assumptions that are probably wrong."""
+
+
+def doubt(path: str, name: str) -> str:
+    """Return a doubt about an assumption if the path of a checkpoint contains the name of another model."""
+    return f"{DOUBT}{name}" if name.lower() in path.lower() else ""
+
+
 def require(config: Mapping[str, Any], key: str, expected: object) -> None:
     """Raise `CheckpointError` if a Hugging Face config has another value."""
     if config.get(key, expected) != expected:

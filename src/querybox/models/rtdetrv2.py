@@ -16,10 +16,13 @@ from querybox.errors import ConfigError
 from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.layouts.rtdetrv2 import HUGGINGFACE_RTDETRV2, LYUWENYU_V2, SCALE
 from querybox.models.public import PublicWeights
-from querybox.models.recipe import Depth, require
+from querybox.models.recipe import Depth, doubt, require
 from querybox.models.rtdetr import MEDIUM, RTDETR, WITHOUT_FIRST_SHORTCUT
 from querybox.modules.decoder import DeformableDecoderLayer
 from querybox.modules.deformable_attention import DeformableAttention, GridSample, NearestSample
+
+DEIM_POSITION_LAYERS = 3
+"""`RTDETR.position_layers` of DEIM's RT-DETRv2."""
 
 
 class RTDETRv2(RTDETR):
@@ -102,6 +105,14 @@ class RTDETRv2(RTDETR):
         return {**inferred, "points": (inferred["points"],) * inferred["levels"]}
 
     @classmethod
+    def infer(cls, state: Mapping[str, Tensor], stated: Mapping[str, Any]) -> dict[str, Any]:
+        """Infer the settings; only DEIM has three layers for the position of a query, and with them SiLU."""
+        known = super().infer(state, stated)
+        if known["position_layers"] == DEIM_POSITION_LAYERS:
+            known.setdefault("activation", "silu")
+        return known
+
+    @classmethod
     def settings_from_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings that cannot be inferred from shapes but are in a Hugging Face config."""
         require(config, "decoder_offset_scale", 0.5)
@@ -115,8 +126,10 @@ class RTDETRv2(RTDETR):
         """Return what is assumed about settings that cannot be determined, one sentence each."""
         sentences = super().assumptions(known, path)
         if "activation" not in known:
-            doubt = ", although its name says DEIM" if "deim" in path.lower() else ""
-            sentences.append(f"ReLU in the decoder{doubt}; pass activation='silu' for weights of DEIM")
+            sentences.append(
+                f"ReLU in the decoder{doubt(path, 'DEIM')}; pass activation='silu' for weights of DEIM, or convert the "
+                "file with --activation silu"
+            )
         if "discrete" not in known:
             sentences.append("sampling with interpolation; set model.discrete=true if it was trained without")
         return sentences

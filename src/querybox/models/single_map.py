@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from querybox.models.layouts.layout import Layout
-from querybox.models.recipe import Positive, Recipe
+from querybox.models.recipe import Positive, Recipe, doubt
 from querybox.modules.position import LearnedPositionEncoding, SinePositionEncoding
 
 
@@ -52,8 +52,10 @@ class SingleMap(Recipe):
         """Return what is assumed about settings that cannot be determined, one sentence each."""
         sentences = super().assumptions(known, path)
         if "dilation" not in known:
-            doubt = ", although its name says DC5" if "dc5" in path.lower() else ""
-            sentences.append(f"the last stage is not dilated{doubt}; pass dilation=True if it is (DC5)")
+            sentences.append(
+                f"the last stage is not dilated{doubt(path, 'DC5')}; pass dilation=True if it is (DC5), or convert the "
+                "file with --dilation"
+            )
         return sentences
 
     def huggingface_config(self) -> dict[str, Any]:
