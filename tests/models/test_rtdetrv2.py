@@ -90,3 +90,13 @@ def test_a_file_has_the_sampling(tmp_path: Path) -> None:
         RTDETRv2.settings_from_config({"decoder_offset_scale": 1.0})
     with pytest.raises(QueryboxError, match="'decoder_method' is 'magic'; querybox supports only"):
         RTDETRv2.settings_from_config({"decoder_method": "magic"})
+
+
+def test_a_name_that_says_discrete_sampling_is_a_doubt() -> None:
+    known = {"heads": 8, "queries": 300, "inference_layers": None, "activation": "relu"}
+    (sentence,) = RTDETRv2.assumptions(known, "rtdetrv2_r18vd_dsp_3x_coco.pth")
+    assert sentence.startswith(
+        "sampling with interpolation, although its name says DSP; set model.discrete=true"
+    )
+    (sentence,) = RTDETRv2.assumptions(known, "rtdetrv2_r18vd_120e_coco.pth")
+    assert sentence.startswith("sampling with interpolation; set")

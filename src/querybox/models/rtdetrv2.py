@@ -131,7 +131,9 @@ class RTDETRv2(RTDETR):
                 "file with --activation silu"
             )
         if "discrete" not in known:
-            sentences.append("sampling with interpolation; set model.discrete=true if it was trained without")
+            sentences.append(
+                f"sampling with interpolation{doubt(path, 'DSP')}; set model.discrete=true if it was trained without"
+            )
         return sentences
 
     def huggingface_config(self) -> dict[str, Any]:
