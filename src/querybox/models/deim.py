@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from querybox.models.public import PublicWeights
+from querybox.models.rtdetrv2 import DEIM_POSITION_LAYERS
 
 PLAIN_EPOCHS = 4
 """Epochs at the beginning without strong augmentation."""
@@ -78,7 +79,7 @@ def rtdetrv2(
     size: str, backbone_lr: float, epochs: tuple[int, int, int], weights: PublicWeights, **settings: Any
 ) -> DEIM:
     """Return the training method for a model of RT-DETRv2."""
-    settings = {"position_layers": 3, **settings}
+    settings = {"position_layers": DEIM_POSITION_LAYERS, **settings}
     return DEIM(f"rtdetrv2_{size}", 2e-4, backbone_lr, epochs, weights, settings, norm_lr=2e-4, multi_scale=3)
 
 
