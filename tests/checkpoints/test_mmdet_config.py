@@ -81,7 +81,7 @@ def test_other_models_of_the_same_tensors_are_refused(
 
 
 def test_images_are_treated_as_the_config_says() -> None:
-    small = stated_preprocessing(USUAL, changed("(1333, 800, )", "(512, 640)"))
+    small = stated_preprocessing(USUAL, changed("(1333, 800, )", "[512, 640]"))
     assert small == Preprocessing(short_side=512, long_side=640, resizing="mmdet")
     stretched = stated_preprocessing(
         USUAL, changed("keep_ratio=True, scale=(1333, 800, )", "scale=(640, 480)")

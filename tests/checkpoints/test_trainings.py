@@ -111,6 +111,17 @@ def test_other_keys_of_weights(key: str) -> None:
     assert_same(tensors, last)
 
 
+@pytest.mark.parametrize(
+    ("kind", "layout"),
+    [(DETR, FACEBOOK), (DETR, HUGGINGFACE), (DINO, IDEA), (DeformableDETR, MMDET3_DEFORMABLE)],
+)
+def test_the_prefix_of_an_unknown_wrapper_is_named(kind: type[Recipe], layout: Layout) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"its names have the prefix 'student\.head\.', .* save the tensors under"
+    ):
+        detection_part(prefixed("student.head.", names_of(kind, layout)))
+
+
 def test_a_dino_with_other_positions_is_refused() -> None:
     options = {"nheads": 8, "pe_temperatureH": 20, "pe_temperatureW": 20}
     assert stated_settings({"args": options}, DINO) == {"heads": 8}

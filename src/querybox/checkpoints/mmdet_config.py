@@ -117,7 +117,11 @@ def images(config: Mapping[str, Any]) -> dict[str, Any]:
     pipeline = config.get("test_pipeline")
     for step in pipeline if isinstance(pipeline, list) else ():
         scale = inner(step).get("scale")
-        if str(inner(step).get("type")).endswith("Resize") and isinstance(scale, tuple) and len(scale) == 2:
+        if (
+            str(inner(step).get("type")).endswith("Resize")
+            and isinstance(scale, list | tuple)
+            and len(scale) == 2
+        ):
             width, height = scale
             if not step.get("keep_ratio", False):
                 stated |= {"short_side": height, "long_side": width, "resizing": "stretch"}

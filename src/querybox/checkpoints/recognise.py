@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor
 
@@ -100,8 +100,20 @@ def recognise(state: Mapping[str, object]) -> tuple[type[Recipe], Layout]:
     for kind, layout, mark in known_layouts():
         if any(map(pattern(mark).match, state)):
             return kind, layout
+    if prefix := find_unknown_prefix(state):
+        raise CheckpointError(
+            f"its names have the prefix '{prefix}', which is not that of a known wrapper; save the tensors under their "
+            "names after it alone"
+        )
     expected = ", ".join(f"'{mark}' ({layout.name})" for _, layout, mark in known_layouts())
     raise CheckpointError(
         f"not a checkpoint of DETR or a relative: expected one of {expected}; got {len(state)} tensors, the first are "
         f"{', '.join(list(state)[:3]) or 'none'}"
     )
+
+
+def find_unknown_prefix(names: Iterable[str]) -> str | None:
+    """Return the shortest prefix before names of a known kind; None if there are none."""
+    marks = [re.compile(rf"(.+?\.){pattern(mark).pattern}") for _, _, mark in known_layouts()]
+    prefixes = {match[1] for name in names for mark in marks if (match := mark.match(name))}
+    return min(prefixes, key=lambda prefix: (len(prefix), prefix), default=None)
