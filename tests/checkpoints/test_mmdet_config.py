@@ -11,7 +11,7 @@ import torch
 from tiny_models import PUBLIC
 
 from querybox import Detector
-from querybox.checkpoints.mmdet_config import read_config
+from querybox.checkpoints.mmdet_config import MAX_LENGTH, read_config
 from querybox.checkpoints.statements import stated_preprocessing, stated_settings
 from querybox.errors import CheckpointError, ConfigError
 from querybox.models import DETR, DINO, DeformableDETR
@@ -99,6 +99,12 @@ def test_images_are_treated_as_the_config_says() -> None:
 def test_other_text_states_nothing(text: object) -> None:
     assert stated_settings(metadata(text), DINO) == {}
     assert stated_preprocessing(USUAL, metadata(text)) == USUAL
+
+
+def test_a_text_that_is_longer_than_any_config_is_not_parsed() -> None:
+    text = "a = 1\n".ljust(MAX_LENGTH)
+    assert read_config(metadata(text)) == {"a": 1}
+    assert read_config(metadata(text + " ")) == {}
 
 
 def test_nothing_is_executed() -> None:

@@ -16,6 +16,8 @@ from querybox.models.recipe import HEADS
 
 WHERE = "the MMDetection config in its 'meta'"
 """The source of these settings, for messages."""
+MAX_LENGTH = 1 << 20
+"""Characters of a config that is parsed; those of published models have about ten thousand."""
 BACKBONE: dict[str, object] = {
     "style": "pytorch",  # the others have their strides in the first convolution of a block
     "strides": (1, 2, 2, 2),
@@ -31,7 +33,7 @@ def read_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
         metadata: The metadata; see `querybox.checkpoints.files.CheckpointFile`.
     """
     text = metadata.get("meta", {}).get("cfg")
-    if not isinstance(text, str):
+    if not isinstance(text, str) or len(text) > MAX_LENGTH:
         return {}
     try:
         return {
