@@ -75,7 +75,8 @@ def prepare(sources: Sequence[str], output: str, settings: Mapping[str, Any]) ->
     if PLAN in present:
         compare(plan, collection.output)
         return collection
-    if others := contents(Path(output)) if present and not is_url(output) else present:
+    others = contents(Path(output)) if present and not is_url(output) else present
+    if others:
         raise ConfigError(
             f"{public_name(output)}: the folder is not empty ({listed(sorted(others), 3)}); expected a new one, or "
             "that of a prediction with --ray, which is continued"

@@ -156,9 +156,8 @@ class HungarianMatcher(nn.Module):
         size = (len(cost), -1)
         objects = np.concatenate([objects for objects, _ in pairs]).reshape(size)  # [L, M]
         queries = np.concatenate([queries for _, queries in pairs]).reshape(size)  # [L, M]
-        matched = [
-            len(objects) for objects, _ in pairs[: len(counts)]
-        ]  # of each image, the same in every layer
+        # The pairs of each image are as many in every layer.
+        matched = [len(objects) for objects, _ in pairs[: len(counts)]]
         images = np.repeat(np.arange(len(counts)), matched)  # [M]
         objects += np.cumsum([0, *counts])[images]  # from index in the image to index in the batch
         packed = torch.from_numpy(np.concatenate([images[None], queries, objects]))

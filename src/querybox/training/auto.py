@@ -85,7 +85,7 @@ class Facts:
     """Median ratio of the long side to the short side of an image."""
 
     @property
-    def not_mirrored(self) -> str | None:
+    def why_not_mirrored(self) -> str | None:
         """Why images must not be mirrored; None if they may be."""
         name = next(filter(SIDES.search, self.classes), None)
         return None if name is None else f"class '{name}' would be wrong in a mirrored image"
@@ -214,9 +214,9 @@ def choose_for_published(
         reasons["training"] = describe_schedule(train, facts)
         loading = choose_loading(data, {**data_defaults(recipe), **given}, resources)
         given = {**loading, **given}
-    if facts.not_mirrored and "horizontal_flip" not in given:
+    if facts.why_not_mirrored and "horizontal_flip" not in given:
         given = {**given, "horizontal_flip": 0.0}
-        reasons["augmentation"] = "as published, but no flips", facts.not_mirrored
+        reasons["augmentation"] = "as published, but no flips", facts.why_not_mirrored
     return settings.replace(data=given, train=train), reasons
 
 
@@ -268,7 +268,8 @@ def choose_model(
         Its name, None for that of the weights; its settings; the preprocessing of the weights, if there are any; what
         was chosen and why.
     """
-    named, preprocessing = None if settings.recipe == AUTO else settings.recipe, None
+    named = None if settings.recipe == AUTO else settings.recipe
+    preprocessing = None
     if settings.weights is not None:
         recipe, preprocessing = resolve_model(settings.replace(recipe=named))
         if named is None:
@@ -361,7 +362,7 @@ def choose_augmentation(facts: Facts, image_size: int) -> dict[str, Any]:
     return {
         "scales": [round(image_size * factor) for factor in SCALES],
         "crop": 0.25,
-        "horizontal_flip": 0.0 if facts.not_mirrored else 0.5,
+        "horizontal_flip": 0.0 if facts.why_not_mirrored else 0.5,
         "color_jitter": 0.2,
     }
 
@@ -394,4 +395,4 @@ def describe_augmentation(data: Mapping[str, Any], facts: Facts) -> tuple[str, s
     flips = "horizontal flips" if data["horizontal_flip"] else "no flips"
     others = {"crops": data["crop"], "scales": len(data["scales"] or ()) > 1, "colours": data["color_jitter"]}
     chosen = ", ".join([flips, *(name for name, used in others.items() if used)])
-    return chosen, facts.not_mirrored or "see data.vertical_flip for images without an upright direction"
+    return chosen, facts.why_not_mirrored or "see data.vertical_flip for images without an upright direction"
