@@ -97,6 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("checkout", type=Path)
     parser.add_argument("config")
     args = parser.parse_args(arguments)
+    if not (args.checkout / args.config).is_file():
+        parser.error(f"{args.checkout / args.config}: no such file; expected a YAML file of the checkout")
     torch.manual_seed(0)
     theirs = authors_model(args.checkout, args.config)
     ours = read(theirs, "silu" if is_deim(args.checkout) else "relu").double()
