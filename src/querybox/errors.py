@@ -68,7 +68,7 @@ class CheckpointError(QueryboxError, ValueError):
 
 
 class ExportError(QueryboxError, RuntimeError):
-    """An exported model predicts differently from its detector; its file was removed."""
+    """An exported model predicts differently from its detector; nothing was written."""
 
 
 class PredictionError(QueryboxError, RuntimeError):
@@ -100,7 +100,7 @@ class ProcessError(TrainingError):
 
 
 class WorkerError(TrainingError):
-    """A process that loads images exited, usually for lack of memory; the run can be resumed."""
+    """A process that loads images exited, usually for lack of memory; a run can be resumed."""
 
 
 class MissingExtraError(QueryboxError, ImportError):

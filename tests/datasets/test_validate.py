@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from querybox.data.image import examine_image
 from querybox.data.records import log_warnings
 from querybox.data.scan import FEW_IMAGES, examine_images, with_observations
 from querybox.data.validate import with_dataset_findings
-from querybox.errors import DataError, ImageError
+from querybox.errors import ConfigError, DataError, ImageError, WorkerError
 from querybox.pixels import ORIENTATION
 from querybox.text import listed
 
@@ -142,6 +144,30 @@ def test_many_images_are_decoded_in_several_processes(
     assert FEW_IMAGES > 1
     assert examine_images(data.images) == alone
     assert [record.id for record in with_observations(data, alone).images] == [1, 2, 4]
+
+
+def test_a_process_that_is_killed_while_it_checks_images_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_coco(tmp_path, "train", IMAGES, ["cat"])
+    monkeypatch.setattr("querybox.data.scan.FEW_IMAGES", 1)
+    monkeypatch.setattr("querybox.data.scan.available_cpus", lambda: 1)
+    monkeypatch.setattr("querybox.data.scan.examine_image", lambda *_, **__: os._exit(9))
+    with pytest.raises(WorkerError, match=r"images exited \(DataLoader worker .* Free memory, and repeat"):
+        validate(path)
+
+
+def test_a_script_that_begins_again_in_a_process_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where processes are not forked: each imports the script that started it."""
+    path = write_coco(tmp_path, "train", IMAGES, ["cat"])
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    monkeypatch.chdir(tmp_path)
+    for begin in (validate, querybox.train):
+        with pytest.raises(ConfigError, match="under `if __name__ == '__main__':`"):
+            begin(path)
+    assert not Path("runs").exists()
 
 
 def test_the_report_as_json_has_every_place(tmp_path: Path) -> None:

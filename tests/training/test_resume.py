@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from crashes import Crash, crash_in, rows, same, weights
 from torchvision.transforms import v2
 
+from querybox.data.loader import worker_error
 from querybox.data.sampler import BatchSampler
 from querybox.diagnosis.record import read_record
 from querybox.errors import (
@@ -33,7 +34,7 @@ from querybox.runfile import read_run_file
 from querybox.training import RunSettings, loop, train
 from querybox.training.checkpoint import RunCheckpoint
 from querybox.training.loop import Trainer
-from querybox.training.processes import start_processes, translate_process_errors, worker_error
+from querybox.training.processes import start_processes, translate_process_errors
 
 MakeSettings = Callable[..., RunSettings]
 pytestmark = pytest.mark.usefixtures("without_shape_checks")
@@ -339,7 +340,7 @@ def test_a_script_that_its_workers_import_is_named(
     method: str, named: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda: method)
-    assert ("outside of `if __name__ == '__main__':`" in str(worker_error("why"))) == named
+    assert ("outside of `if __name__ == '__main__':`" in str(worker_error("why", "cure"))) == named
 
 
 def test_what_is_no_death_stays_what_it_is() -> None:

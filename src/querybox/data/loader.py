@@ -7,7 +7,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -26,8 +27,9 @@ from querybox.data.training_images import AugmentedImage, TrainingImages, Unread
 from querybox.data.transforms import Sample
 from querybox.data.user_transform import UserTransform
 from querybox.data.windows import Fill
-from querybox.errors import ConfigError
+from querybox.errors import ConfigError, WorkerError
 from querybox.machine import available_cpus
+from querybox.memory import first_line
 from querybox.pixels import pad
 from querybox.structures import IMAGENET_MEAN, Target
 from querybox.text import counted
@@ -36,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 PLACEHOLDER_SIDE = 64
 """Side in pixels of the placeholder image in a batch none of whose images can be read."""
+EXITED = "DataLoader worker (pid"
+"""Part of PyTorch's messages when a process that loads images has exited."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,3 +222,33 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
+
+
+@contextmanager
+def worker_errors(cure: str) -> Iterator[None]:
+    """Translate the errors that PyTorch raises when a process that loads images has exited.
+
+    Args:
+        cure: What to do then.
+
+    Raises:
+        WorkerError: A process has exited.
+    """
+    try:
+        yield
+    except (EOFError, ConnectionError, FileNotFoundError) as error:  # while it started or passed on a batch
+        raise worker_error(repr(error), cure) from error
+    except RuntimeError as error:
+        if EXITED not in first_line(error):
+            raise
+        raise worker_error(first_line(error), cure) from error
+
+
+def worker_error(reason: str, cure: str) -> WorkerError:
+    """Return the error for the exit of a process that loads images."""
+    script = ""
+    if multiprocessing.get_start_method() != "fork":  # then it imports the script, which may begin again
+        script = ", or because a script does its work outside of `if __name__ == '__main__':`"
+    return WorkerError(
+        f"a process that loads images exited ({reason}), usually for lack of memory{script}. {cure}"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -12,17 +13,19 @@ from torch.utils.data import DataLoader, Dataset
 from querybox.data.deep import DeepValues
 from querybox.data.findings import UNREADABLE, FindingCollector
 from querybox.data.image import Examination, examine_image
-from querybox.data.loader import start_worker
+from querybox.data.loader import start_worker, worker_errors
 from querybox.data.records import DetectionData, ImageRecord
 from querybox.data.shards import ImageFile
 from querybox.data.tiff import examine_tiff, is_read_in_parts
 from querybox.errors import ImageError, StorageError
-from querybox.machine import available_cpus
+from querybox.machine import available_cpus, refuse_import_by_child
 from querybox.structures import PixelRange
 
 FEW_IMAGES = 1000
 """Fewer images than this are decoded before worker processes would have started."""
 BATCH_SIZE = 32
+CURE = "Free memory, and repeat the command"
+"""What to do if a process that checks images has exited."""
 
 Callback = Callable[[ImageRecord], object]
 """Called with each image once it has been checked."""
@@ -90,8 +93,11 @@ def examine_images(
         in_parts: Whether TIFFs that are too large to be decoded as a whole can be used, because they are read in parts.
 
     Raises:
+        ConfigError: A process that checks images imports the script that called this, and so called it again.
         StorageError: The storage of an image cannot be reached, or refuses.
+        WorkerError: A process that checks images exited.
     """
+    refuse_import_by_child("checking images")
     workers = 0 if len(images) < FEW_IMAGES else available_cpus()
     batches = DataLoader(
         _Images(images, pixel_range, in_parts=in_parts),
@@ -102,8 +108,8 @@ def examine_images(
         generator=torch.Generator(),  # so that the global generator is left alone
     )
     observations: list[Observation] = []
-    for batch in batches:
-        for record, notes in batch:
+    with worker_errors(CURE):
+        for record, notes in chain.from_iterable(batches):
             if isinstance(notes, StorageError):
                 raise notes
             observations += notes

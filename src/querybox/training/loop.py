@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -261,7 +262,7 @@ class Trainer:
         sampler = self.loader.batch_sampler
         sampler.set_epoch(progress.epoch, skip=progress.epoch_steps * accumulate)
         sampler.set_time_share(progress.seconds / self.schedule.max_seconds)
-        batches = iter(self.loader)
+        batches = chain(self.loader)  # starts its processes with the first batch
         while micro_batches := next_batches(batches, accumulate):
             yield micro_batches
             sampler.set_time_share(progress.seconds / self.schedule.max_seconds)

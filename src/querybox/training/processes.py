@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,6 +14,7 @@ from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 
 from querybox.data import Batch, DataSettings, DetectionData
+from querybox.data.loader import EXITED, worker_error, worker_errors
 from querybox.data.tiled import tiling_of
 from querybox.errors import (
     ConfigError,
@@ -22,7 +22,6 @@ from querybox.errors import (
     OutOfMemoryError,
     ProcessError,
     QueryboxError,
-    WorkerError,
 )
 from querybox.evaluation.evaluate import detect_records, measure
 from querybox.evaluation.result import Evaluation
@@ -40,6 +39,10 @@ if TYPE_CHECKING:
 TIMEOUT = timedelta(minutes=10)
 """Timeout of collective operations. Processes wait for each other no longer than a step, a checkpoint or a round of an
 evaluation takes."""
+RESUME = (
+    "The last checkpoint is intact: continue with --resume, with fewer 'data.workers' if it happens again"
+)
+"""What to do if a process that loads images has exited."""
 ROUND = 32
 """Number of images that a process evaluates between synchronisations, which detect that another process exited."""
 
@@ -70,8 +73,8 @@ def translate_process_errors() -> Iterator[None]:
                 f"there is not enough memory ({reason}); set a larger 'train.accumulate', or a smaller "
                 "'train.batch_size', 'data.image_size' or model"
             ) from error
-        if "DataLoader worker (pid" in reason:
-            raise worker_error(reason) from error
+        if EXITED in reason:
+            raise worker_error(reason, RESUME) from error
         if isinstance(error, DistError) or re.search("gloo|NCCL", reason):
             raise ProcessError(
                 f"another training process exited, or did not respond for {TIMEOUT.seconds // 60} minutes; see its "
@@ -85,25 +88,13 @@ def next_batches(batches: Iterator[Batch], count: int) -> tuple[Batch, ...]:
 
     Raises:
         ConfigError: The user's transform failed.
-        WorkerError: A process that loads images exited while it passed on a batch.
+        WorkerError: A process that loads images exited.
     """
     try:
-        return tuple(islice(batches, count))
+        with worker_errors(RESUME):
+            return tuple(islice(batches, count))
     except ConfigError as error:  # its text is the traceback in the worker
         raise ConfigError(str(error).rstrip().rpartition("ConfigError: ")[2]) from error
-    except (EOFError, ConnectionError, FileNotFoundError) as error:
-        raise worker_error(repr(error)) from error
-
-
-def worker_error(reason: str) -> WorkerError:
-    """Return the error for the exit of a process that loads images."""
-    script = ""
-    if multiprocessing.get_start_method() != "fork":  # then it imports the script, which may train again
-        script = ", or because a script trains outside of `if __name__ == '__main__':`"
-    return WorkerError(
-        f"a process that loads images exited ({reason}), usually for lack of memory{script}. The last checkpoint is "
-        "intact: continue with --resume, with fewer 'data.workers' if it happens again"
-    )
 
 
 def synchronize_batch_norms(model: nn.Module) -> None:

@@ -20,6 +20,7 @@ from querybox.detector import Detector
 from querybox.fast.memory import retain_freed_memory
 from querybox.html import metric, render
 from querybox.interrupt import StopRequest
+from querybox.machine import refuse_import_by_child
 from querybox.modules.detector import DetectionTransformer
 from querybox.report import write_report
 from querybox.text import listed
@@ -122,6 +123,7 @@ def train_given(
     given: Given, transform: Callable[..., Any] | None = None, *, resume: bool = False
 ) -> TrainResult:
     """Train as `train` does, with settings that were read from elsewhere."""
+    refuse_import_by_child("train")
     settings = with_transform(given.settings, transform)
     print_lines(main_console(), f"reading {public_name(str(settings.data.train))}")
     settings = locate(settings, resume=resume)
