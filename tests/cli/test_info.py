@@ -70,6 +70,7 @@ def test_of_public_weights(run: Any, model: Path, tmp_path: Path, monkeypatch: p
     _, out, _ = run("info", "--models")
     assert re.search(r"^Trained on COCO. Licence: Apache-2.0$", out, re.M)
     assert re.search(r"^ +rtdetr-r18 +46.5 +20 M +60  hf://PekingU/rtdetr_r18vd$", out, re.M)
+    assert "a multiplication and an addition as two" in out
     (tmp_path / "hub").mkdir()
     (tmp_path / "hub" / "model.safetensors").symlink_to(model)
     snapshot = Snapshot(name="hf://PekingU/rtdetr_r18vd_coco_o365@1", folder=tmp_path / "hub")

@@ -132,6 +132,9 @@ def print_public_weights() -> None:
         print_text(f"Trained on {trained_on}. Licence: {license_name}")
         print_text(f"  {'name':{width}}  {'AP':>4}  {'params':>5}  {'GFLOPs'}  from")
         print_text("\n".join([*lines, ""]))
+    print_text(
+        "GFLOPs of RT-DETR and its relatives count a multiplication and an addition as two, those of the others as one."
+    )
 
 
 def describe_model(path: Path, loaded: LoadedDetector, public: PublicWeights | None) -> Table:

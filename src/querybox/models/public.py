@@ -16,7 +16,8 @@ class PublicWeights:
     parameters: int
     """Number of parameters in millions."""
     gflops: int | None
-    """GFLOPs for one image, counted as multiply-adds; None if the authors do not state it."""
+    """GFLOPs for one image, in which a multiplication and an addition count as two for RT-DETR and its relatives and as
+    one for the others; None if the authors do not state it."""
     AP_masks: float | None = None
     """AP of masks on COCO's val2017, in percent; None without masks."""
     PQ: float | None = None
