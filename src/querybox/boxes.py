@@ -26,14 +26,14 @@ def area(boxes_xyxy: Float[Tensor, "*shape 4"]) -> Float[Tensor, "*shape"]:
 
 
 def giou(a_xyxy: Float[Tensor, "*#shape 4"], b_xyxy: Float[Tensor, "*#shape 4"]) -> Float[Tensor, "*#shape"]:
-    """Return the elementwise generalised IoU of boxes, in (-1, 1], with broadcasting."""
+    """Return the elementwise generalised IoU of boxes, from -1 to 1, with broadcasting."""
     return iou_and_giou(a_xyxy, b_xyxy)[1]
 
 
 def iou_and_giou(
     a_xyxy: Float[Tensor, "*#shape 4"], b_xyxy: Float[Tensor, "*#shape 4"]
 ) -> tuple[Float[Tensor, "*#shape"], Float[Tensor, "*#shape"]]:
-    """Return the elementwise IoU, in 0-1, and generalised IoU, in (-1, 1], with broadcasting.
+    """Return the elementwise IoU, in 0-1, and generalised IoU, from -1 to 1, with broadcasting.
 
     GIoU = IoU - (hull - union) / hull, where the hull is the smallest box that encloses both (Rezatofighi et al. 2019,
     algorithm 1). Both are invariant to scaling an axis of both boxes, so normalised and pixel boxes give the same

@@ -179,7 +179,7 @@ def atomic(path: Path, *, size: int | None = None, durable: bool = True) -> Iter
         needed = "" if size is None else f"{size / 1e6:.1f} MB are needed, "
         raise DiskFullError(
             f"{path}: cannot be written ({os.strerror(error.errno)}): {needed}{free}; an existing file of this name is "
-            "unchanged. Free some space and try again; continue training with --resume"
+            "unchanged. Free some space and try again; a training run continues with --resume"
         ) from error
 
 
