@@ -48,3 +48,5 @@ def test_giou_of_known_boxes() -> None:
     a = torch.tensor([[0.0, 0.0, 2.0, 2.0]]).expand(3, 4)
     b = torch.tensor([[0.0, 0.0, 2.0, 2.0], [1.0, 0.0, 3.0, 2.0], [4.0, 0.0, 6.0, 2.0]])
     assert_close(giou(a, b), torch.tensor([1.0, 1 / 3, -1 / 3]))
+    empty = torch.zeros(1, 4)
+    assert giou(empty, empty).tolist() == [-1]

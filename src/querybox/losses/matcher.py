@@ -139,7 +139,8 @@ class HungarianMatcher(nn.Module):
 
         Raises:
             NonFiniteError: A cost is NaN or infinite.
-            ConfigError: A target on an accelerator has an impossible label or box.
+            ConfigError: A target has an impossible label or, on an accelerator, an impossible box; on a CPU
+                `Target` checks boxes.
         """
         cost = self.cost(logits, boxes, targets, masks).cpu().numpy()  # [L, B, G, Q]
         if not np.isfinite(cost).all():
