@@ -84,6 +84,24 @@ def test_a_damaged_record_is_told(folder: Path, text: str) -> None:
         diagnose(folder)
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b",", b";"),  # saved by a spreadsheet
+        (b"epoch", b"\xef\xbb\xbfepoch"),  # and this
+        (b"\n9,9000.0", b"\n9,"),
+        (b"9000.0", b"many"),
+        (b"step", b"\xff"),
+    ],
+)
+def test_damaged_metrics_are_told(folder: Path, before: bytes, after: bytes) -> None:
+    content = (folder / "metrics.csv").read_bytes().replace(b"\r", b"").replace(b"\n9.0,", b"\n9,")
+    assert before in content
+    (folder / "metrics.csv").write_bytes(content.replace(before, after))
+    with pytest.raises(DataError, match=r"metrics.csv: is corrupt .*; expected .*: resume the run"):
+        diagnose(folder)
+
+
 def test_the_record_is_plain_json(folder: Path) -> None:
     values = json.loads((folder / "record.json").read_text())
     assert values["training"]["objects"] == {"cat": 600, "dog": 400}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,10 +66,32 @@ def add_to_record(folder: Path, **facts: Any) -> None:
 
 
 def read_history(folder: Path) -> dict[str, list[float]]:
-    """Return the columns of the ``metrics.csv`` of a run, with NaN for empty fields; an empty dict if it has no row."""
+    """Return the columns of the ``metrics.csv`` of a run, with NaN for empty fields; an empty dict if it has no row.
+
+    Raises:
+        DataError: The file is corrupt.
+    """
     path = folder / METRICS
     if not path.is_file():
         return {}
+    try:
+        return read_columns(path)
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
+        raise DataError(
+            f"{path}: is corrupt ({error}); expected the table that the run wrote, with commas: resume the run, which "
+            "writes it again, or remove the file to diagnose the rest"
+        ) from None
+
+
+def read_columns(path: Path) -> dict[str, list[float]]:
+    """Return the columns of a file with the metrics of a run; see `read_history`.
+
+    Raises:
+        ValueError, TypeError, KeyError, csv.Error: The file is corrupt.
+    """
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    return {name: [float(row[name] or "nan") for row in rows] for name in rows[0]} if rows else {}
+    history = {name: [float(row[name] or "nan") for row in rows] for name in rows[0]} if rows else {}
+    if rows and not all(map(math.isfinite, [*history["epoch"], *history["step"]])):
+        raise ValueError("a row has no epoch or no step")
+    return history
