@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -156,9 +157,42 @@ def test_a_cosine_that_is_stretched_tells_both_rates(
     train(folder / "run.yaml", resume=True, epochs=4)
     last, rate = 1e-3 * 0.25, 1e-3 * 0.6112604669781572  # cos(pi 2/3), cos(pi 3/7)
     assert rates(folder)[1] == pytest.approx(last)
-    assert (
-        f"the learning rate rises from {last:.2g} to {rate:.2g}, because the run" in capsys.readouterr().err
+    assert f"the learning rate rises from {last:.2g} to {rate:.2g}, because the run" in (
+        told := capsys.readouterr().err
     )
+    assert "the augmentation changes" not in told
+
+
+def test_the_rate_of_the_backbone_does_not_rise_where_it_alone_is_trained(
+    run_settings: MakeSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = run_settings(epochs=1, milestones=(9,), freeze=("neck", "encoder", "queries", "decoder"))
+    folder = train(settings).run_dir
+    train(settings, resume=True, epochs=2)
+    assert rates(folder) == [1e-5, 1e-5]
+    assert "learning rate rises" not in capsys.readouterr().err
+
+
+def test_augmentation_that_begins_again_with_more_epochs_is_told(
+    run_settings: MakeSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = run_settings(epochs=2, data={"photometric": 0.5, "strong_until": 0.9})
+    train(settings)
+    train(settings, resume=True, epochs=3)
+    told = "the augmentation changes, because 67% of the run is done now, not 100% as when it stopped"
+    assert told in capsys.readouterr().err
+
+
+def test_an_early_checkpoint_without_settings_is_resumed(
+    run_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(self: RunCheckpoint, path: Path, original: Any = RunCheckpoint.write) -> None:
+        original(dataclasses.replace(self, settings={}), path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunCheckpoint, "write", write)
+        train(run_settings(epochs=1))
+    assert rates(train(run_settings(epochs=2), resume=True).run_dir) == [1e-3, 1e-4]
 
 
 def test_a_resumed_run_needs_its_folder_and_its_data_alone(

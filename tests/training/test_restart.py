@@ -61,3 +61,27 @@ def test_the_best_average_goes_on_when_strong_augmentation_ends(
     parts = train(settings("parts"), resume=True).run_dir
     assert len(restarts) == (3 if update == 5 else 2)
     same(parts, whole, "checkpoint", "last", "best")
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_strong_augmentation_that_begins_again_with_more_epochs_ends_again(
+    run_settings: Callable[..., RunSettings], boxes_json: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("querybox.training.run.write_report", lambda *_: "")
+    monkeypatch.setattr(Trainer, "measure", lambda *_: {})
+    made = []
+    restart = Trainer.restart_if_due
+
+    def noted(trainer: Trainer, elapsed: float) -> None:
+        restart(trainer, elapsed)
+        assert trainer.average is not None
+        made.append((trainer.progress.restarted, trainer.average.decay))
+
+    monkeypatch.setattr(Trainer, "restart_if_due", noted)
+    settings = run_settings(
+        epochs=2, ema=0.5, ema_restart=0.9, data={"val": str(boxes_json), "strong_until": 0.5}
+    )
+    train(settings)
+    train(settings, resume=True, epochs=5)
+    before, after = (False, 0.5), (True, 0.9)
+    assert made == [before, after, before, after, after]

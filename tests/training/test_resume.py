@@ -33,6 +33,7 @@ from querybox.inference.detections import Detections
 from querybox.runfile import read_run_file
 from querybox.training import RunSettings, loop, train
 from querybox.training.checkpoint import RunCheckpoint
+from querybox.training.folder import check_best
 from querybox.training.loop import Trainer
 from querybox.training.processes import start_processes, translate_process_errors
 
@@ -283,6 +284,9 @@ def test_a_best_detector_that_is_gone_is_chosen_anew(
 ) -> None:
     path = with_best_behind.folder / "best.safetensors"
     path.unlink()
+    checkpoint = RunCheckpoint.read(path.parent / "checkpoint.safetensors")
+    check_best(path.parent, checkpoint)
+    assert checkpoint.progress.best_step is None  # nothing goes on from it; see `Trainer.restart_if_due`
     train(with_best_behind, resume=True)
     assert f"{path}: is missing" in caplog.text
     torch.testing.assert_close(weights(path.parent, "best"), weights(path.parent, "last"), rtol=0, atol=0)

@@ -25,6 +25,37 @@ class BatchAugmentation(NamedTuple):
     """Weight of each image, 0-1, which is mixed with another one; None for no mixup."""
 
 
+class ActivePhases(NamedTuple):
+    """The phases of augmentation at a moment of a run."""
+
+    strong: bool
+    """See `BatchAugmentation`, as for the following one."""
+    mosaic: bool
+    ended: bool
+    """Whether strong augmentation and multi-scale batches have ended."""
+
+
+def active_phases(settings: DataSettings, share: float) -> ActivePhases:
+    """Return the phases of augmentation when this share of the run is done."""
+    ended = share >= settings.strong_until < 1
+    strong = share >= settings.strong_from and not ended
+    mosaic = strong and (share < settings.mosaic_until or settings.mosaic_until == 1)
+    return ActivePhases(strong=strong, mosaic=mosaic, ended=ended)
+
+
+def describe_change(settings: DataSettings, before: float, now: float) -> str:
+    """Return in one line that a resumed run changes the augmentation, because another share of it is done than before.
+
+    It is empty if the phases are the same.
+    """
+    if active_phases(settings, before) == active_phases(settings, now):
+        return ""
+    return (
+        f"the augmentation changes, because {now:.0%} of the run is done now, not {before:.0%} as when it stopped "
+        "(data.strong_from, data.mosaic_until, data.strong_until)"
+    )
+
+
 class Phases:
     """Determines the augmentation of every batch of a run, from the seed and the share of the run that is done.
 
@@ -56,9 +87,7 @@ class Phases:
         """
         settings = self.settings
         share = max((epoch * batches + number) / (self.epochs * batches), self.time_share)
-        ended = share >= settings.strong_until < 1
-        strong = share >= settings.strong_from and not ended
-        mosaic = strong and (share < settings.mosaic_until or settings.mosaic_until == 1)
+        strong, mosaic, ended = active_phases(settings, share)
         rng = np.random.default_rng((self.seed, epoch, number, 1))
         scale = int(rng.choice(self.scales)) if settings.multi_scale else None
         mixed = mosaic and rng.random() < settings.mixup

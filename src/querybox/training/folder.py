@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,6 +63,8 @@ def check_folder(settings: RunSettings, *, resume: bool) -> RunCheckpoint | None
         return None
     if (folder / CHECKPOINT).is_file():
         checkpoint = RunCheckpoint.read(folder / CHECKPOINT)
+        if not checkpoint.settings:  # an early file
+            checkpoint = dataclasses.replace(checkpoint, settings=settings.flat())
         require_same_settings(folder, checkpoint.settings, settings.flat())
         check_best(folder, checkpoint)
         return checkpoint
@@ -115,7 +118,7 @@ def check_best(folder: Path, checkpoint: RunCheckpoint) -> None:
         logger.warning(
             "%s: is missing; earlier evaluations are ignored when selecting the best detector", path
         )
-        progress.best = None
+        progress.best = progress.best_step = None
         return
     try:
         native.read(path)

@@ -139,14 +139,17 @@ class Trainer:
         return stop
 
     def restart_if_due(self, elapsed: float) -> None:
-        """Continue from the best average, with another decay, once strong augmentation has ended (D-FINE)."""
+        """Continue from the best average, with another decay, whenever strong augmentation has ended (D-FINE).
+
+        That is once, unless a resumed run has more epochs, in which strong augmentation begins again.
+        """
         progress, end = self.progress, self.run.data.strong_until
         if not self.average or not self.settings.ema_restart or end == 1:
             return
+        if max(progress.epoch / self.settings.epochs, elapsed / self.schedule.max_seconds) < end:
+            progress.restarted = False
+            return
         if not progress.restarted:
-            share = max(progress.epoch / self.settings.epochs, elapsed / self.schedule.max_seconds)
-            if share < end:
-                return
             self.accelerator.wait_for_everyone()  # the main process may still be writing the file
             if progress.best_step is not None:
                 self.average.restart(self.detector, self.folder / BEST)

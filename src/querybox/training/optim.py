@@ -129,6 +129,10 @@ class Schedule:
             return 0.5 * (1 + math.cos(math.pi * min(1.0, max(done, seconds / self.max_seconds))))
         return 0.1 ** sum(step >= milestone for milestone in self.milestones)
 
+    def share(self, step: int, seconds: float) -> float:
+        """Return the share of the run that is done, of its updates or of its time limit, whichever is larger."""
+        return max(step / self.total_steps, seconds / self.max_seconds)
+
     def apply(self, optimizer: Optimizer, step: int, seconds: float = 0.0) -> float:
         """Set the learning rates of `step` and return that of the first group."""
         for group in optimizer.param_groups:
@@ -166,6 +170,11 @@ def describe_rise(schedule: Schedule, initial_lr: float, progress: Progress) -> 
     """Return in one line that a resumed run raises the learning rate; empty if it does not.
 
     More epochs or more time stretch a cosine.
+
+    Args:
+        schedule: The schedule of the resumed run.
+        initial_lr: Learning rate of the optimizer's first group before the schedule.
+        progress: The progress of the run.
     """
     new_lr = initial_lr * schedule.factor(progress.step, progress.seconds)
     if progress.step < schedule.warmup_steps or not 0 < progress.lr < new_lr:

@@ -15,6 +15,7 @@ import torch
 from querybox.checkpoints.find import BEST, LAST
 from querybox.data import DetectionData, train_loader
 from querybox.data.loader import TrainLoader
+from querybox.data.phases import describe_change
 from querybox.data.tiled import describe_tiles, tiled, with_whole_images
 from querybox.detector import Detector
 from querybox.fast.memory import retain_freed_memory
@@ -35,7 +36,7 @@ from querybox.training.lock import folder_lock
 from querybox.training.loop import Trainer
 from querybox.training.micro_batches import with_micro_batches
 from querybox.training.object_sides import with_object_sides
-from querybox.training.optim import describe_rise, keep_milestones, schedule_warnings
+from querybox.training.optim import Schedule, describe_rise, keep_milestones, schedule_warnings
 from querybox.training.overrides import read_settings, with_transform
 from querybox.training.processes import (
     evaluate_together,
@@ -164,9 +165,9 @@ def run(given: Given, transform: Callable[..., Any] | None, *, resume: bool) -> 
     print_lines(console, *schedule_warnings(trainer.schedule, settings.train))
     if checkpoint is not None:
         trainer.resume(checkpoint)
-        del checkpoint  # frees memory of the size of the model and the optimizer
         if trainer.finished() is None:
-            print_lines(console, describe_rise(trainer.schedule, settings.train.lr, trainer.progress))
+            print_lines(console, *describe_changes(trainer, checkpoint.settings))
+        del checkpoint  # frees memory of the size of the model and the optimizer
     accelerator.wait_for_everyone()  # all processes have checked the folder before it is written to
     if accelerator.is_main_process:
         prepare_folder(settings, continued=continued)
@@ -251,6 +252,23 @@ def build_loader(
     if transform is not None:
         loader.dataset[0, 0]  # raises its errors before the run begins
     return loader
+
+
+def describe_changes(trainer: Trainer, old: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what changes in a resumed run because it ends at another time, one line each; empty if nothing does.
+
+    Args:
+        trainer: The trainer, with the progress of the run.
+        old: The settings of the run so far, by dotted name.
+    """
+    progress, schedule, settings = trainer.progress, trainer.schedule, trainer.settings
+    length = {name: old[f"train.{name}"] for name in ("epochs", "max_time")}
+    planned = Schedule.of(settings.replace(**length), trainer.steps_per_epoch)
+    before, now = (each.share(progress.step, progress.seconds) for each in (planned, schedule))
+    return (
+        describe_rise(schedule, trainer.adamw.param_groups[0]["initial_lr"], progress),
+        describe_change(trainer.run.data, before, now),
+    )
 
 
 def finish(
