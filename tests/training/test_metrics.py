@@ -27,6 +27,11 @@ def test_what_could_not_be_measured_is_empty(tmp_path: Path) -> None:
     assert written(tmp_path, row) == [{"epoch": "1", "APs": "", "grad_norm": ""}]
 
 
+def test_steps_beyond_a_million_are_not_rounded(tmp_path: Path) -> None:
+    row = {"step": 1_234_567, "seconds": 1_234_567.8}
+    assert written(tmp_path, row) == [{"step": "1234567", "seconds": "1.23457e+06"}]
+
+
 def test_the_rows_replace_those_that_were_there(tmp_path: Path) -> None:
     written(tmp_path, {"epoch": 1, "loss": 2.5}, {"epoch": 2, "loss": 1.25})
     assert written(tmp_path, {"epoch": 1, "loss": 2.0}) == [{"epoch": "1", "loss": "2"}]

@@ -147,6 +147,16 @@ def test_a_milestone_that_lies_ahead_moves_with_the_epochs(run_settings: MakeSet
     assert rates(folder) == [1e-3, 1e-3, 1e-3, 1e-3, 1e-4, 1e-4]
 
 
+def test_a_run_that_the_time_has_ended_stays_as_it_is_without_more_time(
+    run_settings: MakeSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = run_settings(epochs=3, max_time=1e-3)
+    train(settings)
+    folder = train(settings, resume=True).run_dir
+    assert RunCheckpoint.read(folder / "checkpoint.safetensors").progress.step == 1
+    assert "had ended (time): to continue it, resume with a larger train.max_time" in capsys.readouterr().err
+
+
 def test_a_cosine_that_is_stretched_tells_both_rates(
     run_settings: MakeSettings, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -44,6 +44,8 @@ class Progress:
     evaluations_since_best: int = 0
     restarted: bool = False
     """Whether strong augmentation has ended, and `TrainSettings.ema_restart` applies."""
+    time_up: bool = False
+    """Whether a time limit ended the run, with an evaluation after the last update."""
     rows: list[dict[str, str]] = dataclasses.field(default_factory=list)
     """Rows of ``metrics.csv``, one per epoch."""
 

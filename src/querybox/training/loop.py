@@ -139,15 +139,12 @@ class Trainer:
         return stop
 
     def restart_if_due(self, elapsed: float) -> None:
-        """Continue from the best average, with another decay, whenever strong augmentation has ended (D-FINE).
-
-        That is once, unless a resumed run has more epochs, in which strong augmentation begins again.
-        """
+        """Continue from the best average, with another decay, when strong augmentation has ended (D-FINE)."""
         progress, end = self.progress, self.run.data.strong_until
         if not self.average or not self.settings.ema_restart or end == 1:
             return
         if max(progress.epoch / self.settings.epochs, elapsed / self.schedule.max_seconds) < end:
-            progress.restarted = False
+            progress.restarted = False  # strong augmentation begins again if a resumed run has more epochs
             return
         if not progress.restarted:
             self.accelerator.wait_for_everyone()  # the main process may still be writing the file
@@ -306,7 +303,7 @@ class Trainer:
         results = self.measure(display, request) if due and self.evaluate is not None else {}
         if results is None:
             return "signal"
-        progress.seconds = self.seconds
+        progress.seconds, progress.time_up = self.seconds, stop == "time"
         sums, steps = progress.epoch_sums, progress.epoch_steps
         losses = {name: total / steps for name, total in sums.items() if "loss" in name}
         row = {
@@ -345,10 +342,13 @@ class Trainer:
 
     def finished(self) -> StopReason | None:
         """Return why training is finished, or None if it is not."""
-        if self.progress.epoch >= self.settings.epochs:
+        progress, settings = self.progress, self.settings
+        if progress.epoch >= settings.epochs:
             return "epochs"
-        patience = self.settings.patience
-        return "patience" if patience and self.progress.evaluations_since_best >= patience else None
+        if progress.time_up and progress.seconds > (settings.max_time or math.inf):
+            return "time"
+        patience = settings.patience
+        return "patience" if patience and progress.evaluations_since_best >= patience else None
 
     @property
     def current_detector(self) -> DetectionTransformer:

@@ -13,8 +13,11 @@ from querybox.files import write_text
 
 
 def as_row(values: Mapping[str, float]) -> dict[str, str]:
-    """Format values for the file; NaN and infinite values are left empty."""
-    return {name: f"{value:.6g}" if math.isfinite(value) else "" for name, value in values.items()}
+    """Format values for the file: integers in full; NaN and infinite values are left empty."""
+    return {
+        name: (str(value) if isinstance(value, int) else f"{value:.6g}") if math.isfinite(value) else ""
+        for name, value in values.items()
+    }
 
 
 def write_metrics(folder: Path, rows: Sequence[Mapping[str, str]]) -> None:

@@ -280,8 +280,9 @@ def finish(
     best = folder / (LAST if trainer.progress.best is None else BEST)
     detector = Detector.load(best)
     if trainer.progress.step == display.done:
+        setting = "max_time" if reason == "time" else reason
         display.print_line(
-            f"the run had ended ({reason}): to continue it, resume with a larger train.{reason}"
+            f"the run had ended ({reason}): to continue it, resume with a larger train.{setting}"
         )
     display.print_line(f"stopped after {trainer.progress.step} steps ({reason}); the detector is {best}")
     if validation is None:
