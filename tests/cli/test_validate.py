@@ -38,14 +38,15 @@ def test_errors_are_exit_code_1(run: Any, own_photos: Path) -> None:
     assert run("validate", own_photos, "--split", "val")[0] == 0
 
 
-def test_a_split_with_errors_leaves_the_others(run: Any, own_photos: Path) -> None:
+def test_a_split_with_errors_leaves_the_others(run: Any, own_photos: Path, tmp_path: Path) -> None:
     path = own_photos / "annotations" / "val.json"
     content = json.loads(path.read_text())
     content["annotations"][0]["category_id"] = 77
     path.write_text(json.dumps(content))
-    code, out, _ = run("validate", own_photos)
+    code, out, _ = run("validate", own_photos, "--report", tmp_path / "page.html")
     assert code == 1
-    assert "can be used in part (train); there are errors in val" in out
+    for text in (out, (tmp_path / "page.html").read_text(encoding="utf-8")):
+        assert "can be used in part (train); there are errors in val" in text
 
 
 def test_json_is_all_that_is_printed(run: Any, own_photos: Path) -> None:

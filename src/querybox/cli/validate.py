@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from querybox.data.validate import Report, SplitReport
+    from querybox.data.validate import SplitReport
 
 UNUSABLE = 1
 """Exit code if the data cannot be used."""
@@ -71,19 +71,8 @@ def validate(
         print_json(result.to_json(), indent=2)
     else:
         Console().print(*(findings_table(name, one) for name, one in result.splits.items()), sep="\n")
-        print_text(f"{result.source} {verdict(result)}")
+        print_text(f"{result.source} {result.verdict()}")
     return 0 if result.usable else UNUSABLE
-
-
-def verdict(report: Report) -> str:
-    """Return in words whether a dataset, or which of its splits, can be used."""
-    if report.usable:
-        return "can be used"
-    usable = [name for name, split in report.splits.items() if split.usable]
-    if not usable:
-        return "cannot be used: there are errors"
-    others = [name for name in report.splits if name not in usable]
-    return f"can be used in part ({', '.join(usable)}); there are errors in {', '.join(others)}"
 
 
 def findings_table(name: str, split: SplitReport) -> Table | Text:

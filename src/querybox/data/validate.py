@@ -86,6 +86,16 @@ class Report:
     def usable(self) -> bool:
         """Whether every split can be used."""
         return all(split.usable for split in self.splits.values())
+    def verdict(self) -> str:
+        """Return in words whether the dataset, or which of its splits, can be used."""
+        if self.usable:
+            return "can be used"
+        usable = [name for name, split in self.splits.items() if split.usable]
+        if not usable:
+            return "cannot be used: there are errors"
+        others = [name for name in self.splits if name not in usable]
+        return f"can be used in part ({', '.join(usable)}); there are errors in {', '.join(others)}"
+
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
