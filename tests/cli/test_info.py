@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -95,6 +96,16 @@ def test_of_a_dataset(run: Any, photos: Path) -> None:
     _, out, err = run("info", photos, "--split", "val")
     assert err == ""
     assert "train" not in out.replace(str(photos), "")
+
+
+def test_a_dataset_or_a_split_with_missing_images_is_described(
+    run: Any, photos: Path, tmp_path: Path
+) -> None:
+    copytree(photos, tmp_path / "photos")
+    (tmp_path / "photos" / "images" / "val2.jpg").unlink()
+    for words in ((), ("--split", "val")):
+        code, out, _ = run("info", tmp_path / "photos", *words)
+        assert (code, "val" in out) == (0, True)
 
 
 @pytest.mark.parametrize(

@@ -213,18 +213,15 @@ def describe_object_sides(preprocessing: Preprocessing) -> dict[str, str]:
 def describe_data(target: str, split: str | None, *, allow_network: bool) -> list[Table]:
     """Show the splits of a dataset, and the number of objects of each class."""
     from querybox.arguments import require_dataset
-    from querybox.data.read import as_data_errors, find_splits, read_dataset, shown
+    from querybox.data.read import as_data_errors, chosen_splits, shown
     from querybox.data.records import log_warnings, require_usable
 
     path = require_dataset("querybox info", target)
-    if split is not None:
-        splits = {split: read_dataset(path, split, allow_network=allow_network)}
-    else:
-        with as_data_errors(path):
-            readers = find_splits(path, allow_network=allow_network)
-            splits = {name: require_usable(read()) for name, read in readers.items()}
-        for data in splits.values():
-            log_warnings(data)
+    with as_data_errors(path):
+        readers = chosen_splits(path, split, allow_network=allow_network)
+        splits = {name: require_usable(read()) for name, read in readers.items()}
+    for data in splits.values():
+        log_warnings(data)
     rows = []
     for name, data in splits.items():
         crowds = sum(int(image.crowd.sum()) for image in data.images)

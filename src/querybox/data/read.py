@@ -116,6 +116,12 @@ def as_data_errors(path: Path | str) -> Iterator[None]:
         raise DataError(f"{error.filename or shown(path)}: {error.strerror or error}") from None
 
 
+def chosen_splits(path: Path | str, split: str | None, *, allow_network: bool = False) -> dict[str, Reader]:
+    """Return a reader for a split of the dataset at `path`, or for every split if `split` is None."""
+    readers = find_splits(path, allow_network=allow_network)
+    return readers if split is None else {split: pick_split(readers, split, shown(path))}
+
+
 def find_splits(path: Path | str, *, allow_network: bool = False) -> dict[str, Reader]:
     """Return a reader for every split of the dataset at `path`. At this point files are only recognised.
 

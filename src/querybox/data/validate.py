@@ -12,12 +12,11 @@ from typing import Any, Self
 from querybox.arguments import require_dataset, require_number, require_type
 from querybox.data.findings import DataFinding, FindingCollector
 from querybox.data.plausibility import with_shared_images
-from querybox.data.read import as_data_errors, find_splits, shown
+from querybox.data.read import as_data_errors, chosen_splits, shown
 from querybox.data.records import DetectionData
 from querybox.data.scan import Callback, examine_images, with_observations
 from querybox.data.settings import MAX_CORRUPT, DataSettings
 from querybox.data.shards import ImageFile
-from querybox.data.splits import pick_split
 from querybox.data.tiled import TileRecord, tiled
 from querybox.errors import DataError
 from querybox.structures import Category
@@ -86,6 +85,7 @@ class Report:
     def usable(self) -> bool:
         """Whether every split can be used."""
         return all(split.usable for split in self.splits.values())
+
     def verdict(self) -> str:
         """Return in words whether the dataset, or which of its splits, can be used."""
         if self.usable:
@@ -95,7 +95,6 @@ class Report:
             return "cannot be used: there are errors"
         others = [name for name in self.splits if name not in usable]
         return f"can be used in part ({', '.join(usable)}); there are errors in {', '.join(others)}"
-
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -130,9 +129,7 @@ def validate(
     require_type("validate", split, (str, NoneType), "the name of a split")
     require_number("validate", "max_corrupt", max_corrupt, 0, 1)
     with as_data_errors(path):
-        readers = find_splits(path, allow_network=allow_network)
-        if split is not None:
-            readers = {split: pick_split(readers, split, shown(path))}
+        readers = chosen_splits(path, split, allow_network=allow_network)
     splits: dict[str, SplitReport] = {}
     images: dict[str, set[ImageFile]] = {}
     for name, read in readers.items():
