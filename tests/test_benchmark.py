@@ -46,6 +46,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_photos_keep_their_proportions() -> None:
     assert photo_size(Preprocessing()) == (800, 1066)
     assert photo_size(Preprocessing(short_side=100, long_side=120)) == (90, 120)
+    assert photo_size(Preprocessing(resizing="mmdet")) == (800, 1067)  # rounded, not truncated
 
 
 def test_flops_follow_from_shapes(model: Path) -> None:

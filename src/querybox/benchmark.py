@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from querybox.arguments import require_number, require_size
 from querybox.checkpoints.find import EXPORTED, is_exported
 from querybox.checkpoints.read import load_detector
+from querybox.data.transforms import resized_shape
 from querybox.errors import ConfigError
 from querybox.exporting import load_exported
 from querybox.exporting.telemetry import without_telemetry
@@ -126,10 +127,9 @@ def engines_of(path: Path) -> tuple[str, ...]:
 
 def photo_size(preprocessing: Preprocessing) -> tuple[int, int]:
     """Return the (height, width) that a 4:3 photo is resized to."""
-    short, long = preprocessing.short_side, preprocessing.long_side
-    if preprocessing.resizing == "stretch":
-        return short, long
-    return (short, short * 4 // 3) if short * 4 // 3 <= long else (long * 3 // 4, long)
+    return resized_shape(
+        1536, 2048, preprocessing.short_side, preprocessing.long_side, preprocessing.resizing
+    )
 
 
 def count_flops(detector: DetectionTransformer, size: tuple[int, int]) -> int:
@@ -153,7 +153,7 @@ def measure(
     path: Path, name: str, size: tuple[int, int], batch_size: int, *, seconds: float, trusted: bool = False
 ) -> EngineResult:
     """Load an engine and time detection in random images, for at least this many `seconds` in all."""
-    with suppress(ImportError), without_telemetry():
+    with suppress(ImportError), without_telemetry():  # the time of loading is that of the model alone
         packages = {EXPORTED["onnx"]: "onnxruntime", EXPORTED["openvino"]: "openvino"}
         import_module(packages.get(path.suffix.lower(), "querybox.checkpoints"))
     before = reset_peak(default_device())
