@@ -24,7 +24,7 @@ from querybox.inference import reader
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("querybox.cli.model.load_model", lambda *_, **__: SquareEngine())
+    monkeypatch.setattr("querybox.cli.predict.load_model", lambda *_, **__: SquareEngine())
     monkeypatch.setattr(reader, "FIRST_WAIT", 0.02)
     monkeypatch.setattr(reader, "MAX_ATTEMPTS", 2)
 

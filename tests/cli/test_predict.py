@@ -298,7 +298,7 @@ def test_tracks_the_objects_of_a_video(
     import av
     from squares import SquareEngine, crossing, picture, write
 
-    monkeypatch.setattr("querybox.cli.model.load_model", lambda *_, **__: SquareEngine())
+    monkeypatch.setattr("querybox.cli.predict.load_model", lambda *_, **__: SquareEngine())
     write(tmp_path / "crossing.mkv", crossing(20))
     words = ("predict", model, "crossing.mkv", "--overwrite")
     assert run(*words, "--track", "--format", "pictures,coco,csv,mot")[0] == 0

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING
 
 from querybox.cli.sizes import parse_size
 from querybox.cli.streams import print_json, print_text
@@ -25,9 +23,9 @@ def benchmark(
     *models: Path,
     size: str | None = None,
     batch_size: int = 1,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
-    trust: Annotated[bool, Parameter(negative="")] = False,
-    tune: Annotated[bool, Parameter(negative="")] = False,
+    json: bool = False,
+    trust: bool = False,
+    tune: bool = False,
 ) -> None:
     """Measure how fast models run on this machine, and their memory.
 
@@ -46,7 +44,7 @@ def benchmark(
             (ExecuTorch).
         size: Height x width of the images; by default that of a 4:3 photo as resized for the first model.
         batch_size: Images per forward pass.
-        as_json: Print JSON instead of a table.
+        json: Print JSON instead of a table.
         trust: Trust the source of a .pt2 or .pte file, which may execute code.
         tune: Find the fastest engine (PyTorch, ONNX Runtime, OpenVINO), precision (float32; bf16 where the CPU computes
             it natively) and number of threads for the first model, and remember them in the user's cache folder for
@@ -62,19 +60,19 @@ def benchmark(
             "querybox benchmark got no model; expected a checkpoint, a run folder or an exported model"
         )
     if tune:
-        tune_model(models[0], models[1:], size, as_json=as_json)
+        tune_model(models[0], models[1:], size, json=json)
         return
     paths = [path if is_exported(path) else find_weights(path) for path in models]
     shape = None if size is None else parse_size(size)
     with Console(stderr=True).status("Measuring"):
         result = run(paths, size=shape, batch_size=batch_size, trusted=trust)
-    if as_json:
+    if json:
         print_json(dataclasses.asdict(result), indent=2)
     else:
         Console().print(results_table(result))
 
 
-def tune_model(model: Path, exported: Sequence[Path], size: str | None, *, as_json: bool) -> None:
+def tune_model(model: Path, exported: Sequence[Path], size: str | None, *, json: bool) -> None:
     """Find the fastest engine for a model and print what was measured."""
     from pydantic import TypeAdapter
 
@@ -85,7 +83,7 @@ def tune_model(model: Path, exported: Sequence[Path], size: str | None, *, as_js
     shape = None if size is None else parse_size(size)
     with Console(stderr=True).status("loading") as status:
         tuning = tune(find_weights(model), exported, size=shape, callback=status.update)
-    if as_json:
+    if json:
         print_json(TypeAdapter(Tuning).dump_python(tuning, mode="json"), indent=2)
         return
     Console().print(tuning_table(tuning))

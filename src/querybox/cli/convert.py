@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from querybox.cli.streams import print_text
 
@@ -15,7 +17,7 @@ def convert(
     *,
     to: Literal["facebook", "mmdet2", "mmdet3", "huggingface", "querybox"],
     rows: Literal[80, 91] | None = None,
-    dilation: bool | None = None,
+    dilation: Annotated[bool | None, Parameter(negative="--no-dilation")] = None,
     heads: int | None = None,
     activation: Literal["relu", "silu"] | None = None,
 ) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING
 
 from querybox.cli.streams import print_json
 
@@ -16,9 +14,7 @@ if TYPE_CHECKING:
     from querybox.diagnosis import Diagnosis, Finding
 
 
-def diagnose(
-    run: Path, /, *, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False
-) -> None:
+def diagnose(run: Path, /, *, json: bool = False) -> None:
     """Find likely causes of a run's low AP, with evidence and the settings to change.
 
     Only the record of the run is read, so this is fast and also works during training. The most likely cause comes
@@ -31,13 +27,13 @@ def diagnose(
 
     Args:
         run: The folder of a training run.
-        as_json: Print JSON instead of text.
+        json: Print JSON instead of text.
     """
     from querybox.diagnosis import diagnose as find_causes
     from querybox.terminal import Console
 
     diagnosis = find_causes(run)
-    if as_json:
+    if json:
         print_json(dataclasses.asdict(diagnosis), indent=2)
         return
     console = Console(soft_wrap=True, highlight=False, markup=False)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-from cyclopts import Parameter
-
+from querybox.cli.model import load_model, require_order
+from querybox.cli.progress import progress_bar
 from querybox.cli.streams import print_text
 from querybox.cli.tables import table
 from querybox.errors import ConfigError
-from querybox.files import require_own
+from querybox.files import require_own, write_text
 from querybox.html import metric
 from querybox.precision import Precision
 from querybox.text import counted, to_json
@@ -38,9 +38,9 @@ def evaluate(
     overlap: float = 0.2,
     batch_size: int = 8,
     precision: Precision = "float32",
-    tuned: Annotated[bool, Parameter(negative="")] = False,
-    trust: Annotated[bool, Parameter(negative="")] = False,
-    allow_network: Annotated[bool, Parameter(negative="")] = False,
+    tuned: bool = False,
+    trust: bool = False,
+    allow_network: bool = False,
 ) -> None:
     """Evaluate a model on an annotated dataset.
 
@@ -75,12 +75,9 @@ def evaluate(
         trust: Trust the source of a .pt2 or .pte file, which may execute code.
         allow_network: Open the URLs of shards that the dataset is, or that its file has.
     """
-    from querybox.cli.model import load_model, require_order
-    from querybox.cli.progress import progress_bar
     from querybox.data import read_dataset
     from querybox.detector import Detector
     from querybox.evaluation.evaluate import evaluate as run
-    from querybox.files import write_text
     from querybox.report import WORST, write_report
     from querybox.terminal import Console
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Literal
 
 from querybox.checkpoints.find import EXPORTED, Format, find_weights
 from querybox.cli.sizes import parse_size
 from querybox.cli.streams import print_text
 from querybox.errors import ConfigError
+from querybox.files import require_own
 from querybox.text import counted
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ def export(
     size: str | None = None,
     calibrate: str | None = None,
     split: str | None = None,
-    allow_network: Annotated[bool, Parameter(negative="")] = False,
+    allow_network: bool = False,
 ) -> None:
     """Export a model for another runtime, and verify that its predictions are those of the model.
 
@@ -63,7 +62,6 @@ def export(
     from querybox.data import read_dataset
     from querybox.detector import Detector
     from querybox.exporting import export as run
-    from querybox.files import require_own
     from querybox.terminal import Console
 
     source = find_weights(model)

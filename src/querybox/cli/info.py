@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING
 
 from querybox.checkpoints.find import find_public, find_weights, is_exported, is_model, nearest_public
 from querybox.cli.streams import print_text
@@ -29,9 +27,9 @@ def info(
     /,
     *,
     split: str | None = None,
-    allow_network: Annotated[bool, Parameter(negative="")] = False,
-    trust: Annotated[bool, Parameter(negative="")] = False,
-    models: Annotated[bool, Parameter(negative="")] = False,
+    allow_network: bool = False,
+    trust: bool = False,
+    models: bool = False,
 ) -> None:
     """Describe a model, a run or a dataset; without an argument, the installation.
 

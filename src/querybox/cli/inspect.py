@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from querybox.cli.model import load_detector
+from querybox.cli.progress import progress_bar
 from querybox.cli.streams import print_text
 from querybox.errors import ConfigError
+from querybox.files import require_own
 
 if TYPE_CHECKING:
     from querybox.inspect import Trace
@@ -25,7 +28,7 @@ def inspect(
     encoder_layers: str = "last",
     tile: int | Literal["auto"] | None = None,
     overlap: float = 0.2,
-    allow_network: Annotated[bool, Parameter(negative="")] = False,
+    allow_network: bool = False,
 ) -> None:
     """Inspect a model: write a page that shows how it processes images.
 
@@ -58,10 +61,7 @@ def inspect(
     if not images:
         raise ConfigError("querybox inspect got no images; expected images, folders or patterns")
 
-    from querybox.cli.model import load_detector
-    from querybox.cli.progress import progress_bar
     from querybox.data import read_dataset
-    from querybox.files import require_own
     from querybox.inference.sources import count_frames, find_distinct_files
     from querybox.inspect import traces, write_page
 

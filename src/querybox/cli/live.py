@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 from querybox.cli.progress import progress_bar
 from querybox.cli.streams import print_summary, write_stderr
 from querybox.duration import parse_duration
-from querybox.errors import ConfigError
+from querybox.errors import ConfigError, ImageError
 from querybox.files import remove_leftovers
 from querybox.interrupt import StopRequest
 from querybox.text import counted
 
 if TYPE_CHECKING:
-    from querybox.errors import ImageError
     from querybox.inference.engine import Engine
     from querybox.inference.live import LiveStream
     from querybox.inference.writers import AddDetections

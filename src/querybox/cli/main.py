@@ -93,7 +93,7 @@ app = App(
     version=f"querybox {__version__}",
     suppress_keyboard_interrupt=False,
     result_action="return_value",
-    default_parameter=Parameter(converter=convert_exactly),
+    default_parameter=Parameter(converter=convert_exactly, negative=()),
 )
 COMMANDS: tuple[Callable[..., int | None], ...] = (
     validate,
@@ -239,11 +239,7 @@ def whole_path(text: str) -> str:
     """Return the absolute path that a text could stand for; the text itself if it can be none."""
     try:
         return str(Path(text).resolve())
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-    ):  # the current folder is gone; a null character; links in a circle
+    except (OSError, ValueError, RuntimeError):  # no current folder; a null character; links in a circle
         return text
 
 

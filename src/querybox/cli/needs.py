@@ -58,6 +58,4 @@ def with_needs(command: Callable[P, R]) -> Callable[P, R]:
 
 def option_name(parameter: str) -> str:
     """Return the name of a parameter of a command on the command line."""
-    if parameter == "target":
-        return "TARGET"
-    return "--json" if parameter == "as_json" else f"--{parameter.replace('_', '-')}"
+    return "TARGET" if parameter == "target" else f"--{parameter.replace('_', '-')}"

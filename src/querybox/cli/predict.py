@@ -7,21 +7,20 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from querybox.cli.collection import predict_collection
 from querybox.cli.live import LIVE_FORMATS, live_stream, predict_live
+from querybox.cli.model import load_model, require_order
+from querybox.cli.progress import progress_bar
 from querybox.cli.streams import UNREADABLE, print_text, write_stderr
-from querybox.errors import ConfigError
+from querybox.errors import ConfigError, ImageError
 from querybox.files import contents, remove_leftovers
 from querybox.inference.trackers import TrackerName
 from querybox.precision import Precision
 from querybox.text import counted, listed
 
 if TYPE_CHECKING:
-    from querybox.errors import ImageError
     from querybox.inference.detections import Detections
     from querybox.inference.engine import Engine
     from querybox.inference.writers import AddDetections
@@ -42,24 +41,24 @@ def predict(
     /,
     *sources: str,
     output: str = "predictions",
-    overwrite: Annotated[bool, Parameter(negative="")] = False,
+    overwrite: bool = False,
     threshold: float = 0.5,
     top_k: int = 100,
     nms: float | None = None,
     tile: int | Literal["auto"] | None = None,
     overlap: float = 0.2,
-    track: Annotated[bool, Parameter(negative="")] = False,
+    track: bool = False,
     tracker: TrackerName | None = None,
     duration: str | None = None,
     max_frames: int | None = None,
     format: str | None = None,  # noqa: A002 - the option's name
     batch_size: int = 8,
     precision: Precision = "float32",
-    tuned: Annotated[bool, Parameter(negative="")] = False,
-    trust: Annotated[bool, Parameter(negative="")] = False,
+    tuned: bool = False,
+    trust: bool = False,
     ray: str | None = None,
     workers: int | None = None,
-    allow_network: Annotated[bool, Parameter(negative="")] = False,
+    allow_network: bool = False,
 ) -> int:
     """Detect objects in images, videos, cameras and streams.
 
@@ -128,11 +127,11 @@ def predict(
         return predict_collection(model, sources, output, options, precision, trust, **place)
     stream = live_stream(model, sources, allow_network, max_frames, duration)
     formats = read_formats(format, tracking=algorithm is not None, live=stream is not None)
-    from querybox.cli.model import load_model, require_order
-
     require_order("querybox predict", model, sources)
-    names = {} if stream else name_results(sources, formats, Path(output))
-    folder = new_folder(Path(output), overwrite=overwrite)
+    folder = Path(output)
+    names = {} if stream else name_results(sources, formats, folder)
+    if not overwrite:
+        require_new(folder)
     detector = load_model(model, trusted=trust, precision=precision, tuned=tuned)
     options["track"] = algorithm
     if stream is not None:
@@ -212,7 +211,6 @@ def write_results(
         output: Folder for the results.
         categories: The classes by label.
     """
-    from querybox.cli.progress import progress_bar
     from querybox.inference.drawings import draw_files, drawing_paths
     from querybox.inference.sources import count_frames
 
@@ -268,18 +266,17 @@ def image_writers(
         yield stack.enter_context(mot_files(output, names))
 
 
-def new_folder(output: Path, *, overwrite: bool) -> Path:
-    """Return the output folder.
+def require_new(output: Path) -> None:
+    """Check that the output folder is empty or does not exist.
 
     Raises:
-        ConfigError: It exists and is not empty, without `overwrite`.
+        ConfigError: There is something in it.
     """
-    if not overwrite and output.is_dir() and contents(output):
+    if output.is_dir() and contents(output):
         raise ConfigError(
             f"{output}: the folder is not empty; expected a new one, so that results are not mixed: set another "
             "--output, or replace files of the same names with --overwrite"
         )
-    return output
 
 
 def remove_older(output: Path, tables: Iterable[str]) -> None:

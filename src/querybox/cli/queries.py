@@ -7,7 +7,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from querybox.cli.model import load_detector, require_order
+from querybox.cli.progress import progress_bar
 from querybox.cli.streams import print_text
+from querybox.files import require_own
 
 
 def queries(
@@ -19,7 +22,7 @@ def queries(
     output: Annotated[Path, Parameter(alias="-o")] = Path("queries.png"),
     queries: int = 20,
     batch_size: int = 8,
-    allow_network: Annotated[bool, Parameter(negative="")] = False,
+    allow_network: bool = False,
 ) -> None:
     """Show where in the image each object query predicts, and boxes of which size.
 
@@ -43,10 +46,7 @@ def queries(
         batch_size: Images per forward pass on an accelerator; the result does not depend on it.
         allow_network: Open the URLs of shards that the dataset is, or that its file has.
     """
-    from querybox.cli.model import load_detector, require_order
-    from querybox.cli.progress import progress_bar
     from querybox.data import read_dataset
-    from querybox.files import require_own
     from querybox.inspect import query_view
     from querybox.inspect.queries import check_picture
 

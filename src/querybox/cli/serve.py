@@ -8,6 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from querybox.cli.model import load_model, require_order
 from querybox.errors import requires_extra
 from querybox.precision import Precision
 
@@ -20,7 +21,7 @@ def serve(
     port: int = 8000,
     token: Annotated[str | None, Parameter(env_var="QUERYBOX_TOKEN", show_env_var=True)] = None,
     token_file: Path | None = None,
-    allow_anonymous: Annotated[bool, Parameter(negative="")] = False,
+    allow_anonymous: bool = False,
     threshold: float = 0.5,
     top_k: int = 100,
     max_batch: int | None = None,
@@ -31,7 +32,7 @@ def serve(
     max_pixels: int = 50_000_000,
     timeout: float = 30.0,
     precision: Precision = "float32",
-    trust: Annotated[bool, Parameter(negative="")] = False,
+    trust: bool = False,
 ) -> None:
     """Answer HTTP requests with detections, until Ctrl-C or SIGTERM.
 
@@ -75,7 +76,6 @@ def serve(
         from querybox.serving.server import Server
         from querybox.serving.settings import ServingSettings
         from querybox.serving.workers import open_engines
-    from querybox.cli.model import load_model, require_order
 
     settings = ServingSettings(
         threshold=threshold,

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
 
 from querybox.cli.streams import print_text
+from querybox.errors import ConfigError
 from querybox.text import counted
 
 
@@ -20,7 +18,7 @@ def split(
     test: float = 0.0,
     of: str | None = None,
     shards: int | None = None,
-    allow_network: Annotated[bool, Parameter(negative="")] = False,
+    allow_network: bool = False,
 ) -> None:
     """Split a dataset into training, validation and test images.
 
@@ -57,7 +55,6 @@ def split(
     from querybox.data.findings import KINDS
     from querybox.data.read import as_data_errors, find_splits, shown
     from querybox.data.write import NOT_READ, split_dataset
-    from querybox.errors import ConfigError
 
     source = require_dataset("querybox split", data)
     if of is None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from cyclopts import Parameter
-
+from querybox.cli.model import load_detector
 from querybox.cli.streams import print_json
 from querybox.cli.tables import table
 
@@ -27,8 +26,8 @@ def trace(
     annotations: str | None = None,
     split: str | None = None,
     queries: int = 5,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
-    allow_network: Annotated[bool, Parameter(negative="")] = False,
+    json: bool = False,
+    allow_network: bool = False,
 ) -> None:
     """Trace one image through a model: every stage with its shape, range and time.
 
@@ -47,10 +46,9 @@ def trace(
             URL of shards, in which it is found by its name.
         split: Split of the dataset, such as val; required if it has several.
         queries: How many queries to show, the best first.
-        as_json: Print all of it as JSON instead of tables.
+        json: Print all of it as JSON instead of tables.
         allow_network: Open the URLs of shards that the dataset is, or that its file has.
     """
-    from querybox.cli.model import load_detector
     from querybox.data import read_dataset
     from querybox.inspect import trace as follow
     from querybox.inspect.annotated import find_record, trace_record
@@ -62,7 +60,7 @@ def trace(
     else:
         data = read_dataset(annotations, split, allow_network=allow_network)
         traced = trace_record(detector, find_record(image, data), data)
-    if as_json:
+    if json:
         print_json(traced.to_dict())
         return
     Console().print(*tables(traced, queries))
@@ -89,7 +87,8 @@ def predictions_table(traced: Trace, queries: Sequence[int]) -> Table:
     sides = traced.boxes.new_tensor([width, height, width, height])
     boxes = (to_xyxy(traced.boxes) * sides).tolist()
     scores, labels = traced.scores.max(-1)
-    masks, covered = traced.masks, dict[int, list[float]]()
+    masks = traced.masks
+    covered: dict[int, list[float]] = {}
     if masks is not None:
         covered = {layer: masks.cells(layer, queries).float().mean((1, 2)).tolist() for layer in masks.layers}
     deviations = None if traced.edge_deviations is None else (traced.edge_deviations * sides).tolist()
@@ -155,12 +154,9 @@ def costs_table(comparison: Comparison, layer: int) -> Table:
 
 def losses_table(comparison: Comparison) -> Table:
     """Show the losses of each layer under the names of the criterion."""
-    layers = range(1, len(comparison.cost) + 1)
-    prefixes = (
-        {"enc_": "proposals", "pre_": "start boxes"}
-        | {f"d{layer - 1}.": str(layer) for layer in layers}
-        | {"": str(layers[-1])}
-    )
+    last = len(comparison.cost)
+    prefixes = {"enc_": "proposals", "pre_": "start boxes"}
+    prefixes |= {f"d{layer - 1}.": str(layer) for layer in range(1, last)} | {"": str(last)}
     kinds = [name for name in comparison.losses if name.startswith("loss_")]  # those of the last layer
     losses = {
         layer: [comparison.losses.get(prefix + kind) for kind in kinds]
@@ -168,16 +164,11 @@ def losses_table(comparison: Comparison) -> Table:
         if prefix + kinds[0] in comparison.losses
     }
     rows = [
-        [
-            layer,
-            *("" if value is None else number(value) for value in values),
-            number(sum(filter(None, values))),
-        ]
-        for layer, values in losses.items()
+        [layer, *map(number, values), number(sum(filter(None, values)))] for layer, values in losses.items()
     ]
     return table("losses", ["layer", *kinds, "sum"], rows, numeric=range(1, len(kinds) + 2))
 
 
-def number(value: float) -> str:
-    """Return the text of a cost or a loss."""
-    return f"{value:.6g}"
+def number(value: float | None) -> str:
+    """Return the text of a cost or a loss; empty for one that a layer does not have."""
+    return "" if value is None else f"{value:.6g}"

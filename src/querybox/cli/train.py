@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from inspect import signature
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import Parameter
-
+from querybox.cli.streams import print_summary
 from querybox.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ def train(
     /,
     *overrides: str,
     output: Path | None = None,
-    resume: Annotated[bool, Parameter(negative="")] = False,
+    resume: bool = False,
     max_time: str | None = None,
     weights: str | None = None,
 ) -> None:
@@ -67,7 +66,6 @@ def train(
 
     from accelerate import PartialState
 
-    from querybox.cli.streams import print_summary
     from querybox.training.run import train_given
 
     result = train_given(given, resume=resume)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from cyclopts import Parameter
-
+from querybox.cli.progress import progress_bar
 from querybox.cli.streams import print_json, print_text
+from querybox.files import require_own
 from querybox.text import counted
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ def validate(
     *,
     split: str | None = None,
     max_corrupt: float = 0.05,
-    allow_network: Annotated[bool, Parameter(negative="")] = False,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    allow_network: bool = False,
+    json: bool = False,
     report: Path | None = None,
 ) -> int:
     """Check a dataset, every annotation and every image, and report all problems.
@@ -51,12 +51,10 @@ def validate(
         split: Split of the dataset, such as val; all of them by default.
         max_corrupt: Fraction of a split's images (0-1) that may be unreadable.
         allow_network: Open the URLs of shards that the dataset is, or that its file has.
-        as_json: Print JSON instead of a table, with all places of every finding.
+        json: Print JSON instead of a table, with all places of every finding.
         report: HTML file to write, with pictures.
     """
-    from querybox.cli.progress import progress_bar
     from querybox.data.validate import validate as run
-    from querybox.files import require_own
     from querybox.terminal import Console
 
     if report is not None:
@@ -67,7 +65,7 @@ def validate(
         from querybox.report.validation import write_validation
 
         write_validation(report, result)
-    if as_json:
+    if json:
         print_json(result.to_json(), indent=2)
     else:
         Console().print(*(findings_table(name, one) for name, one in result.splits.items()), sep="\n")
