@@ -10,10 +10,11 @@ import pytest
 from mask_evaluations import CATEGORIES, SIDE, by_pycocotools, problem
 from pycocotools.cocoeval import COCOeval
 
-from querybox.evaluation.boundaries import band, boundary_iou
+from querybox.evaluation.average_precision import Pairs
+from querybox.evaluation.boundaries import band, boundary_iou, boundary_pairs
 from querybox.evaluation.evaluate import coco_metrics
 from querybox.evaluation.result import METRICS
-from querybox.masks import Rle
+from querybox.masks import Rle, mask_iou
 
 
 def boundary_by_loops(mask: np.ndarray) -> np.ndarray:
@@ -113,3 +114,19 @@ def test_boundary_ap_is_that_of_pycocotools_with_the_smaller_iou(
     np.testing.assert_allclose(per_class, precision.mean((0, 1)), rtol=0, atol=1e-9)
     assert 0.005 < masks.boundary_metrics["AP"] < masks.metrics["AP"]
     assert len(per_class) == len(CATEGORIES)
+
+
+def test_of_objects_with_the_same_boundary_iou_the_last_one_is_matched_as_by_pycocotools() -> None:
+    square = np.zeros((12, 12), dtype=bool)
+    square[2:10, 2:10] = True
+    first, last = square.copy(), square.copy()
+    first[8:10, 6], last[6, 9:] = False, ~last[6, 9:]
+    truth = [(Rle.of(mask), square.shape) for mask in (first, last)]
+    crowd = np.zeros(2, dtype=bool)
+    ious = mask_iou([Rle.of(square)], [mask for mask, _ in truth], crowd)[0]
+    pairs = boundary_pairs(
+        Pairs.of(np.zeros(2, dtype=np.int64), np.arange(2), ious), [Rle.of(square)], truth, crowd
+    )
+    assert ious[0] > ious[1]
+    assert pairs.iou.tolist() == [pytest.approx(iou_by_loops(square, last))] * 2
+    assert pairs.object.tolist() == [0, 1]

@@ -10,9 +10,9 @@ A group is an image and a class; groups are numbered by class, then by image id.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -60,11 +60,29 @@ class DetectionTable(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Detections and objects of one group with IoU >= 0.5, sorted by detection, then by ascending IoU."""
+    """Detections and objects of one group with IoU >= 0.5, sorted by detection, then by ascending IoU, then by object.
+
+    Of objects with the same IoU, a detection is matched to the last one, as by pycocotools.
+    """
 
     detection: Int[np.ndarray, " P"]
     object: Int[np.ndarray, " P"]
     iou: Float[np.ndarray, " P"]
+    @classmethod
+    def of(
+        cls, detection: Int[np.ndarray, " n"], object_: Int[np.ndarray, " n"], iou: Float[np.ndarray, " n"]
+    ) -> Self:
+        """Return those of some pairs that have this IoU, sorted."""
+        kept = np.flatnonzero(iou >= IOU_THRESHOLDS[0])
+        kept = kept[np.lexsort((object_[kept], iou[kept], detection[kept]))]
+        return cls(detection[kept], object_[kept], iou[kept])
+
+    @classmethod
+    def joined(cls, parts: Iterable[Pairs]) -> Self:
+        """Concatenate pairs of consecutive detections."""
+        empty = np.zeros(0, dtype=np.int64)
+        return cls(*map(np.concatenate, zip((empty, empty, np.zeros(0)), *parts, strict=True)))
+
 
 
 def average_precision(
@@ -167,9 +185,7 @@ def overlapping_pairs(table: DetectionTable, objects: Objects) -> Pairs:
     chunk = np.cumsum(totals) // CHUNK
     starts = np.flatnonzero(np.diff(chunk, prepend=-1))
     bounds = pairwise([*starts.tolist(), len(totals)])
-    chunks = [chunk_pairs(table, objects, order, first, count, np.arange(*each)) for each in bounds]
-    empty = np.zeros(0, dtype=np.int64)
-    return Pairs(*map(np.concatenate, zip((empty, empty, np.zeros(0)), *chunks, strict=True)))
+    return Pairs.joined(chunk_pairs(table, objects, order, first, count, np.arange(*each)) for each in bounds)
 
 
 def near_objects(
@@ -234,9 +250,7 @@ def chunk_pairs(
     area, other_area = (boxes[:, 2:] - boxes[:, :2]).prod(1), (others[:, 2:] - others[:, :2]).prod(1)
     union = np.where(objects.crowd[g], area, area + other_area - intersection)
     iou = np.divide(intersection, union, out=np.zeros_like(intersection), where=intersection > 0)
-    kept = np.flatnonzero(iou >= IOU_THRESHOLDS[0])
-    kept = kept[np.lexsort((g[kept], iou[kept], n[kept]))]
-    return Pairs(n[kept], g[kept], iou[kept])
+    return Pairs.of(n, g, iou)
 
 
 def match(table: DetectionTable, objects: Objects, pairs: Pairs) -> Int8[np.ndarray, "A T N"]:

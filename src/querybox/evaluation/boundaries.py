@@ -17,7 +17,6 @@ from jaxtyping import Bool
 from scipy.ndimage import minimum_filter
 
 from querybox.evaluation.average_precision import Pairs
-from querybox.evaluation.result import IOU_THRESHOLDS
 from querybox.masks import Region, Rle, rasterised
 
 BAND = 0.02
@@ -83,6 +82,4 @@ def boundary_pairs(
         found = band(masks[n])
         for place in places:
             iou[place] = min(iou[place], boundary_iou(found, band_of_object(int(pairs.object[place]))))
-    kept = np.flatnonzero(iou >= IOU_THRESHOLDS[0])
-    kept = kept[np.lexsort((iou[kept], pairs.detection[kept]))]
-    return Pairs(pairs.detection[kept], pairs.object[kept], iou[kept])
+    return Pairs.of(pairs.detection, pairs.object, iou)

@@ -24,7 +24,6 @@ from querybox.evaluation.average_precision import (
     summarise,
 )
 from querybox.evaluation.boundaries import boundary_pairs
-from querybox.evaluation.result import IOU_THRESHOLDS
 from querybox.inference.detections import Detections
 from querybox.masks import Region, Rle, mask_iou, rasterised
 
@@ -100,14 +99,12 @@ def mask_pairs(
         masks: The mask of each detection of the table.
         truth: The mask of each object, with the (height, width) of its image.
     """
-    empty = np.zeros(0, dtype=np.int64)
-    parts = [(empty, empty, np.zeros(0))]
+    parts = []
     for group in np.intersect1d(table.group, objects.group):
         first, last = (np.searchsorted(table.group, group, side) for side in ("left", "right"))
         start, stop = (np.searchsorted(objects.group, group, side) for side in ("left", "right"))
         others = [rasterised(region, size) for region, size in truth[start:stop]]
         iou = mask_iou(masks[first:last], others, objects.crowd[start:stop])
-        n, g = np.nonzero(iou >= IOU_THRESHOLDS[0])
-        order = np.lexsort((iou[n, g], n))
-        parts.append((first + n[order], start + g[order], iou[n, g][order]))
-    return Pairs(*map(np.concatenate, zip(*parts, strict=True)))
+        n, g = np.nonzero(iou)
+        parts.append(Pairs.of(first + n, start + g, iou[n, g]))
+    return Pairs.joined(parts)
