@@ -15,7 +15,6 @@ from itertools import pairwise
 from typing import NamedTuple, Self
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int, Int8
 
 from querybox.data.records import DetectionData
@@ -68,6 +67,7 @@ class Pairs(NamedTuple):
     detection: Int[np.ndarray, " P"]
     object: Int[np.ndarray, " P"]
     iou: Float[np.ndarray, " P"]
+
     @classmethod
     def of(
         cls, detection: Int[np.ndarray, " n"], object_: Int[np.ndarray, " n"], iou: Float[np.ndarray, " n"]
@@ -82,7 +82,6 @@ class Pairs(NamedTuple):
         """Concatenate pairs of consecutive detections."""
         empty = np.zeros(0, dtype=np.int64)
         return cls(*map(np.concatenate, zip((empty, empty, np.zeros(0)), *parts, strict=True)))
-
 
 
 def average_precision(
@@ -154,15 +153,9 @@ def gather_detections(
     """
     by_image = [detections[image_id] for image_id in sorted(image.id for image in data.images)]
     position = np.repeat(np.arange(len(by_image)), [len(image) for image in by_image])
-    labels = torch.cat(
-        [torch.zeros(0, dtype=torch.long, device="cpu"), *(image.labels for image in by_image)]
-    ).numpy()
-    scores = torch.cat([torch.zeros(0, device="cpu"), *(image.scores for image in by_image)]).double().numpy()
-    boxes = (
-        torch.cat([torch.zeros(0, 4, device="cpu"), *(image.boxes_xyxy for image in by_image)])
-        .double()
-        .numpy()
-    )
+    labels = np.concatenate([np.zeros(0, dtype=np.int64), *(image.labels.numpy() for image in by_image)])
+    scores = np.concatenate([np.zeros(0), *(image.scores.double().numpy() for image in by_image)])
+    boxes = np.concatenate([np.zeros((0, 4)), *(image.boxes_xyxy.double().numpy() for image in by_image)])
     group = labels * len(by_image) + position
     order = np.lexsort((-scores, group))
     views = np.array([image.views if per_view else 1 for image in by_image], dtype=np.int64)

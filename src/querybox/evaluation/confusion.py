@@ -36,6 +36,11 @@ class Assignment(NamedTuple):
     """The overlapping pairs of detections and objects."""
 
     @property
+    def true_positives(self) -> int:
+        """Number of matched pairs of a detection and an object."""
+        return int((self.matched >= 0).sum())
+
+    @property
     def false_positive(self) -> Bool[np.ndarray, " N"]:
         """Detections that are neither matched nor ignored."""
         return (self.matched < 0) & ~self.ignored
@@ -77,18 +82,17 @@ def best_operating_point(data: DetectionData, detections: Mapping[int, Detection
     image_f1, assignments = {}, {}
     for record in data.images:
         kept = detections[record.id].above(threshold)
-        assignments[record.id] = assign(record, kept)
-        rows, columns = confusion_entries(record, kept, assignments[record.id], len(data.categories))
-        np.add.at(confusion, (rows, columns), 1)
-        image_f1[record.id] = f1_score(*totals(rows, columns, len(data.categories)), empty=1.0)
-    rows, columns = np.nonzero(confusion)
-    num_each = confusion[rows, columns]
-    true_positives, num_detections, num_objects = totals(rows, columns, len(data.categories), num_each)
+        assignment = assignments[record.id] = assign(record, kept)
+        np.add.at(confusion, confusion_entries(record, kept, assignment, len(data.categories)), 1)
+        counted = int((~assignment.ignored).sum())
+        image_f1[record.id] = f1_score(assignment.true_positives, counted, int((~record.crowd).sum()))
+    true_positives = int(confusion.diagonal().sum())
+    num_detections, num_objects = int(confusion[:, :-1].sum()), int(confusion[:-1].sum())
     return OperatingPoint(
         threshold=threshold,
         precision=true_positives / num_detections if num_detections else math.nan,
         recall=true_positives / num_objects if num_objects else math.nan,
-        f1=f1_score(true_positives, num_detections, num_objects, empty=math.nan) if num_objects else math.nan,
+        f1=f1_score(true_positives, num_detections, num_objects) if num_objects else math.nan,
         confusion=confusion,
         image_f1=image_f1,
         assignments=assignments,
@@ -178,19 +182,7 @@ def take_best(iou: Float[np.ndarray, " G"], free: Bool[np.ndarray, " G"], min_io
     return best
 
 
-def f1_score(true_positives: int, num_detections: int, num_objects: int, *, empty: float) -> float:
-    """Return 2 x true positives / (detections + objects); `empty` if there are neither."""
+def f1_score(true_positives: int, num_detections: int, num_objects: int) -> float:
+    """Return 2 x true positives / (detections + objects); 1 if there are neither."""
     total = num_detections + num_objects
-    return 2 * true_positives / total if total else empty
-
-
-def totals(
-    rows: Int[np.ndarray, " E"],
-    columns: Int[np.ndarray, " E"],
-    num_classes: int,
-    counts: Int[np.ndarray, " E"] | int = 1,
-) -> tuple[int, int, int]:
-    """Return the numbers of true positives, of detections and of objects among entries of a confusion matrix."""
-    kinds = rows == columns, columns < num_classes, rows < num_classes
-    true_positives, detections, objects = (int((kind * counts).sum()) for kind in kinds)
-    return true_positives, detections, objects
+    return 2 * true_positives / total if total else 1.0

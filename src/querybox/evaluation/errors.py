@@ -102,9 +102,8 @@ def find_errors(record: ImageRecord, detections: Detections, assignment: Assignm
     """
     overlaps = assignment.overlaps.where(~record.crowd[assignment.overlaps.object])
     labels = detections.labels.numpy()
-    types: dict[
-        int, tuple[FalsePositiveType, int | None]
-    ] = {}  # error type and object of each false positive
+    # Error type and object of each false positive.
+    types: dict[int, tuple[FalsePositiveType, int | None]] = {}
     false_negatives: list[FalseNegative] = []
     for n in np.flatnonzero(assignment.false_positive).tolist():
         if (confused := int(assignment.confused[n])) >= 0:
@@ -113,11 +112,11 @@ def find_errors(record: ImageRecord, detections: Detections, assignment: Assignm
         else:
             types[n] = classify_false_positive(overlaps.row(n), labels[n] == record.labels)
     uncovered = assignment.unmatched.copy()
-    candidates: tuple[tuple[Literal["localization", "both"], bool], ...]
-    candidates = (("localization", True), ("both", False))
-    for error_type, same_class in candidates:
+    covering: tuple[Literal["localization", "both"], ...] = ("localization", "both")
+    for error_type in covering:
         for n in [n for n, (assigned_type, _) in types.items() if assigned_type == error_type]:
-            iou = overlaps.row(n) * ((labels[n] == record.labels) == same_class)
+            same_class = labels[n] == record.labels
+            iou = overlaps.row(n) * (same_class if error_type == "localization" else ~same_class)
             if (covered := take_best(iou, uncovered, BACKGROUND_IOU)) >= 0:
                 types[n] = error_type, covered
                 false_negatives.append(FalseNegative(object=covered, error_type=error_type, detection=n))
@@ -131,7 +130,7 @@ def find_errors(record: ImageRecord, detections: Detections, assignment: Assignm
             FalsePositive(detection=n, error_type=error_type, object=object_)
             for n, (error_type, object_) in types.items()
         ),
-        true_positives=int((assignment.matched >= 0).sum()),
+        true_positives=assignment.true_positives,
         ignored=int(assignment.ignored.sum()),
     )
 

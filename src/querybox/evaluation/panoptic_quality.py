@@ -70,8 +70,7 @@ class PanopticQuality:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
+class Counts(NamedTuple):
     """What the quality of each class is computed from."""
 
     iou: Float64[np.ndarray, " C"]
@@ -79,14 +78,6 @@ class Counts:
     matches: Int64[np.ndarray, " C"]
     false_positives: Int64[np.ndarray, " C"]
     false_negatives: Int64[np.ndarray, " C"]
-
-    @classmethod
-    def zeros(cls, classes: int) -> Counts:
-        """Return the counts of no image."""
-        counts = [np.zeros(classes, dtype=np.int64) for _ in range(3)]
-        return cls(
-            iou=np.zeros(classes), matches=counts[0], false_positives=counts[1], false_negatives=counts[2]
-        )
 
     def add(
         self, record: ImageRecord, numbers: Int32[np.ndarray, "H W"], found: PanopticSegmentation
@@ -134,7 +125,8 @@ def panoptic_quality(
         detections: Detections of every image by image id, with masks and with the labels of `data`.
         threshold: Minimum score of detections (0-1).
     """
-    counts = Counts.zeros(len(data.categories))
+    classes = len(data.categories)
+    counts = Counts(np.zeros(classes), *np.zeros((3, classes), dtype=np.int64))
     for record in data.images:
         size = (record.height, record.width)
         truth = [rasterised(region, size) for region in record.masks or () if region is not None]

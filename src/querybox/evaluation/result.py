@@ -54,6 +54,10 @@ class CategoryResult:
     AP50: float
     """AP at IoU 0.50, 0-1; NaN if the data have no object of the class."""
 
+    def row(self) -> list[str]:
+        """Return the cells of a table row: class name, number of objects, AP, AP50."""
+        return [self.category.name, f"{self.objects:,}", metric(self.AP), metric(self.AP50)]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MaskMetrics:
@@ -127,23 +131,14 @@ class Evaluation:
 
     def category_rows(self) -> list[list[str]]:
         """Return table rows: class name, number of objects, AP, AP50."""
-        return [
-            [one.category.name, f"{one.objects:,}", metric(one.AP), metric(one.AP50)]
-            for one in self.categories
-        ]
+        return [one.row() for one in self.categories]
 
     def mask_category_rows(self) -> list[list[str]]:
         """Return table rows: class name, masks, AP and AP50 of masks, AP of boundaries; none without masks."""
         if self.masks is None:
             return []
         return [
-            [
-                one.category.name,
-                f"{one.objects:,}",
-                metric(one.AP),
-                metric(one.AP50),
-                metric(boundary.AP),
-            ]
+            [*one.row(), metric(boundary.AP)]
             for one, boundary in zip(self.masks.categories, self.masks.boundary_categories, strict=True)
         ]
 
