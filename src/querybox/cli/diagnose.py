@@ -44,12 +44,10 @@ def diagnose(run: Path, /, *, json: bool = False) -> None:
 def describe(diagnosis: Diagnosis) -> Iterator[str]:
     """Yield the lines of a diagnosis."""
     yield diagnosis.summary()
-    if not diagnosis.findings:
-        yield "\nNo problem found in the record of the run."
     for index, finding in enumerate(diagnosis.findings, 1):
         yield from describe_finding(index, finding)
-    for note in diagnosis.missing:
-        yield f"\nNot examined: {note}."
+    for note in diagnosis.notes():
+        yield f"\n{note}"
 
 
 def describe_finding(index: int, finding: Finding) -> Iterator[str]:

@@ -86,29 +86,26 @@ def tiny_objects(run: Run) -> Finding | None:
     facts, validation = run.record.evaluation, run.record.validation
     if facts is None or validation is None or not any(each.tiny for each in facts.classes):
         return None
-    tiny, tiny_located = (
-        sum(each.tiny for each in facts.classes),
-        sum(each.tiny_located for each in facts.classes),
-    )
+    stride, image_size = run.recipe.finest_stride, run.data.image_size
+    tiny = sum(each.tiny for each in facts.classes)
+    tiny_located = sum(each.tiny_located for each in facts.classes)
     others = sum(each.objects for each in facts.classes) - tiny
     others_located = sum(each.located for each in facts.classes) - tiny_located
     # AP is the mean over classes, so every class has the same weight.
     unseen = [(each.tiny - each.tiny_located) / each.objects for each in facts.classes]
     # If the other objects are not located either, or the run was short, there may be another cause.
     doubt = 0.5 if others_located < 0.5 * others or too_few_steps(run) else 1.0
-    size = round(run.image_size * 1.5 * run.stride / validation.median_size)
-    fine = find(FOR_FEW_IMAGES)
-    finer = (
-        f", or a model with finer maps: recipe={FOR_FEW_IMAGES}" if run.stride > fine.finest_stride else ""
-    )
-    cure = f"Set data.image_size={size}{finer}" if size > run.image_size else f"Raise data.image_size{finer}"
+    size = round(image_size * 1.5 * stride / validation.median_size)
+    cure = f"Set data.image_size={size}" if size > image_size else "Raise data.image_size"
+    if stride > find(FOR_FEW_IMAGES).finest_stride:
+        cure += f", or a model with finer maps: recipe={FOR_FEW_IMAGES}"
     return Finding(
         name="tiny_objects",
         area="boxes",
         explains=doubt * sum(unseen) / len(unseen),
         cause="Objects are too small at this input size: smaller than a cell of the finest feature map.",
         evidence={
-            "stride of the finest feature map, pixels": run.stride,
+            "stride of the finest feature map, pixels": stride,
             "median object size in the input, pixels": validation.median_size,
             "fraction of objects smaller than a cell": tiny / (tiny + others),
             "fraction of these that is located": tiny_located / tiny,

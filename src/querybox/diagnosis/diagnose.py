@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,15 +76,18 @@ class Diagnosis:
         end = f"ended: {self.ended}" if self.ended else "its end is not recorded"
         return f"{self.run}: {', '.join(scores) or 'no AP'} after {length} ({end})"
 
+    def notes(self) -> list[str]:
+        """Return in sentences whether there is no finding, and what could not be examined."""
+        none = [] if self.findings else ["No problem found in the record of the run."]
+        return none + [f"Not examined: {note}." for note in self.missing]
+
+    def rows(self) -> list[list[str]]:
+        """Return a table row for each finding, with the columns `HEADS`."""
+        return [finding.row() for finding in self.findings]
+
     def _repr_html_(self) -> str:
         """Show the findings in Jupyter."""
-        notes = [
-            self.summary(),
-            *([] if self.findings else ["No problem found in the record of the run."]),
-            *(f"Not examined: {note}." for note in self.missing),
-        ]
-        rows = [finding.row() for finding in self.findings]
-        return render("notebook/diagnosis.html", notes=notes, heads=HEADS, rows=rows)
+        return render("notebook/diagnosis.html", diagnosis=self, heads=HEADS)
 
 
 def diagnose(run: str | Path) -> Diagnosis:
@@ -96,14 +98,14 @@ def diagnose(run: str | Path) -> Diagnosis:
 
     Raises:
         ConfigError: The folder is not that of a run.
-        DataError: The record is corrupt.
+        DataError: The record or the metrics are corrupt.
     """
     facts = Run.read(require_path("diagnose", run, "the folder of a run"))
     history = facts.history
     return Diagnosis(
         run=str(run),
-        AP=latest(history.get("AP", ())),
-        AP50=latest(history.get("AP50", ())),
+        AP=latest(facts.finite("AP")),
+        AP50=latest(facts.finite("AP50")),
         epochs=int(history["epoch"][-1]) if history else 0,
         steps=facts.steps,
         ended=facts.record.ended,
@@ -127,8 +129,8 @@ def apply(rules: Iterable[Rule], run: Run) -> list[Finding]:
 
 
 def latest(values: Sequence[float]) -> float | None:
-    """Return the last finite value."""
-    return next((value for value in reversed(values) if math.isfinite(value)), None)
+    """Return the last value; None if there is none."""
+    return values[-1] if values else None
 
 
 def missing_facts(run: Run) -> Iterator[str]:

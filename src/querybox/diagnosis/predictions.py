@@ -40,8 +40,8 @@ def duplicates(run: Run) -> Finding | None:
     if facts is None or facts.repeated < DUPLICATES:
         return None
     gain = facts.AP50_once - facts.AP50
-    distinct = f", and recipe={FOR_FEW_IMAGES} starts from distinct queries"
-    distinct = "" if "distinct" in type(run.recipe).model_fields else distinct
+    has_distinct = "distinct" in type(run.recipe).model_fields
+    distinct = "" if has_distinct else f", and recipe={FOR_FEW_IMAGES} starts from distinct queries"
     mostly_duplicates = run.poor and facts.repeated >= MOSTLY_DUPLICATES
     if gain < GAIN and not mostly_duplicates:
         return None
@@ -66,13 +66,11 @@ def no_object_collapse(run: Run) -> Finding | None:
     facts, training = run.record.evaluation, run.record.training
     if facts is None or not run.poor or facts.top_score >= UNSURE or lr_too_low(run):
         return None  # weights that hardly change predict nothing, either
-    objects, empty = 0.0, 0.0
+    objects, empty, enough = 0.0, 0.0, 10
     if training:
-        objects, empty = (
-            sum(training.objects.values()) / training.images,
-            training.empty_images / training.images,
-        )
-    enough = max(10, 3 * training.most_objects) if training else 10
+        objects = sum(training.objects.values()) / training.images
+        empty = training.empty_images / training.images
+        enough = max(enough, 3 * training.most_objects)
     crowded = (
         run.recipe.class_head_type.no_object
         and run.recipe.queries > max(QUERIES_PER_OBJECT * objects, enough)
@@ -84,7 +82,7 @@ def no_object_collapse(run: Run) -> Finding | None:
     elif crowded:
         cure = f"Set model.queries={enough}, or recipe={FOR_FEW_IMAGES}, which has no no-object class"
     decrease = run.decrease("loss_cls")
-    settled = decrease is not None and decrease < FALLING and len(run.losses) >= SETTLED_EPOCHS
+    settled = decrease is not None and decrease < FALLING and len(run.finite("loss")) >= SETTLED_EPOCHS
     return Finding(
         name="no_object_collapse",
         area="classification",
@@ -105,8 +103,7 @@ def blind_queries(run: Run) -> Finding | None:
     facts = run.record.evaluation
     if facts is None or facts.sameness is None or facts.sameness < SAME or not run.poor:
         return None
-    random = run.recipe.backbone_weights is None and not run.fine_tuned
-    pretrained = "; set model.backbone_weights=imagenet" if random else ""
+    pretrained = "; set model.backbone_weights=imagenet" if run.random_backbone else ""
     return Finding(
         name="blind_queries",
         area="matching",

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
@@ -71,7 +72,7 @@ class Run:
 
         Raises:
             ConfigError: There is no run, or its settings are invalid.
-            DataError: Its record is corrupt.
+            DataError: Its record or its metrics are corrupt.
         """
         path = folder / RUN_FILE
         if not path.is_file():
@@ -100,20 +101,19 @@ class Run:
         return int(self.history["step"][-1]) if self.history else 0
 
     @property
-    def losses(self) -> list[float]:
-        """Finite mean losses of the epochs."""
-        return [loss for loss in self.history.get("loss", ()) if math.isfinite(loss)]
+    def random_backbone(self) -> bool:
+        """Whether the backbone started from random weights."""
+        return self.recipe.backbone_weights is None and not self.fine_tuned
 
-    @property
-    def ap50s(self) -> list[float]:
-        """Finite AP50 of the evaluations."""
-        return [value for value in self.history.get("AP50", ()) if math.isfinite(value)]
+    def finite(self, column: str) -> list[float]:
+        """Return the values of a column of the history that are neither NaN nor infinite, such as those of ``loss``."""
+        return [value for value in self.history.get(column, ()) if math.isfinite(value)]
 
     @property
     def poor(self) -> bool:
         """Whether the model has not learned to detect objects, by its AP50, or by its boxes if there is no AP50."""
-        if self.ap50s:
-            return max(self.ap50s) < POOR_AP50
+        if scores := self.finite("AP50"):
+            return max(scores) < POOR_AP50
         return self.fit is None or self.fit < POOR_FIT
 
     @property
@@ -124,11 +124,11 @@ class Run:
 
     def decrease(self, column: str = "loss") -> float | None:
         """Return the relative decrease of a loss from the second third of the epochs to the last third."""
-        losses = [loss for loss in self.history.get(column, ()) if math.isfinite(loss)]
+        losses = self.finite(column)
         if len(losses) < 2:
             return None
         third = max(1, len(losses) // 3)
-        before, last = mean(losses[-2 * third : -third]), mean(losses[-third:])
+        before, last = fmean(losses[-2 * third : -third]), fmean(losses[-third:])
         return 1 - last / before
 
     def longer(self, steps: int) -> str:
@@ -136,32 +136,15 @@ class Run:
         factor = steps / self.steps
         epochs = math.ceil(factor * self.history["epoch"][-1])
         seconds = factor * self.history.get("seconds", [math.nan])[-1]
-        time = (
-            f"train.max_time={math.ceil(seconds / 60)}m"
-            if math.isfinite(seconds)
-            else "a longer train.max_time"
-        )
         limited = self.plan.max_time is not None and not seconds <= self.plan.max_time
         changes = []
         if self.plan.epochs < epochs:
             changes.append(f"train.epochs={epochs}")
         if self.record.ended == "time" or limited:
-            changes.append(time)
+            known = math.isfinite(seconds)
+            changes.append(
+                f"train.max_time={math.ceil(seconds / 60)}m" if known else "a longer train.max_time"
+            )
         if self.record.ended == "patience":
             changes.append(f"a larger train.patience than {self.plan.patience}")
         return f"Set {' and '.join(changes)}" if changes else "Resume the run (--resume)"
-
-    @property
-    def image_size(self) -> int:
-        """Short side of the model's input in pixels."""
-        return self.data.image_size
-
-    @property
-    def stride(self) -> int:
-        """Stride of the finest feature map in pixels of the input."""
-        return self.recipe.finest_stride
-
-
-def mean(values: Sequence[float]) -> float:
-    """Return the arithmetic mean."""
-    return sum(values) / len(values)

@@ -62,38 +62,32 @@ def lr_too_high(run: Run) -> Finding | None:
     setting, (lr, rate) = max(rates.items(), key=lambda item: item[1][1])
     if not (rate >= WILD_RATE or (rate >= FAST_RATE and diverges(run))):
         return None
-    losses = run.losses
-    course = (
-        {"loss of the first epoch": losses[0], "minimum": min(losses), "of the last epoch": losses[-1]}
-        if losses
-        else {}
-    )
+    course = {}
+    if losses := run.finite("loss"):
+        course = {
+            "loss of the first epoch": losses[0],
+            "minimum": min(losses),
+            "of the last epoch": losses[-1],
+        }
     return Finding(
         name="lr_too_high",
         area="schedule",
         explains=1.0 if rate >= WILD_RATE else 0.8,
         cause=f"The learning rate is too high: at {setting}={lr:g} every step overwrites the weights.",
-        evidence={
-            "relative change of weights per step": rate,
-            "usual": USUAL_RATE,
-            **course,
-        },
+        evidence={"relative change of weights per step": rate, "usual": USUAL_RATE, **course},
         cure=f"Set {setting}={one_digit(lr * USUAL_RATE / rate)}{with_warmup(run)}.",
     )
 
 
 def with_warmup(run: Run) -> str:
     """Return the advice to warm up, which is empty if the run did, at least for half of its steps."""
-    return (
-        ""
-        if run.plan.warmup_steps >= min(WARMUP_STEPS, run.steps / 2)
-        else f", and train.warmup_steps={WARMUP_STEPS}"
-    )
+    warmed_up = run.plan.warmup_steps >= min(WARMUP_STEPS, run.steps / 2)
+    return "" if warmed_up else f", and train.warmup_steps={WARMUP_STEPS}"
 
 
 def diverges(run: Run) -> bool:
     """Return whether the loss does not decrease, increases again, or the run ended with an error."""
-    losses = run.losses
+    losses = run.finite("loss")
     stuck = len(losses) > 2 and losses[-1] > min(PLATEAU * losses[0], REBOUND * min(losses))
     return run.record.failed or stuck
 
@@ -140,9 +134,9 @@ def one_digit(value: float) -> str:
 def frozen_parts(run: Run) -> Finding | None:
     """Modules with random weights are frozen."""
     parts = run.record.parts or {}
-    fresh = {"decoder"} if run.fine_tuned else set(parts) - {"backbone"}
-    if run.recipe.backbone_weights is None and not run.fine_tuned:
-        fresh = set(parts)
+    fresh = {"decoder"} if run.fine_tuned else set(parts)
+    if not run.random_backbone:
+        fresh -= {"backbone"}
     frozen = sorted(name for name in fresh & set(parts) if not parts[name].trained)
     if not frozen or not run.poor:
         return None
@@ -164,7 +158,7 @@ def frozen_parts(run: Run) -> Finding | None:
 def random_backbone(run: Run) -> Finding | None:
     """The backbone starts from random weights."""
     training = run.record.training
-    if run.recipe.backbone_weights is not None or run.fine_tuned or not run.poor:
+    if not run.random_backbone or not run.poor:
         return None
     return Finding(
         name="random_backbone",
@@ -225,7 +219,7 @@ def enough_steps(run: Run) -> int:
 
 def still_improving(run: Run) -> Finding | None:
     """The AP was still rising when the run ended."""
-    scores = run.ap50s
+    scores = run.finite("AP50")
     if len(scores) < MIN_EVALUATIONS or run.record.failed or too_few_steps(run):
         return None
     third = len(scores) // 3
@@ -248,7 +242,7 @@ def still_improving(run: Run) -> Finding | None:
 
 def overfitting(run: Run) -> Finding | None:
     """The boxes fit the training images but not new ones, or the AP has decreased since its maximum."""
-    facts, fit, scores = run.record.evaluation, run.fit, run.ap50s
+    facts, fit, scores = run.record.evaluation, run.fit, run.finite("AP50")
     gap = fit - facts.best_iou if facts and fit and facts.top_score >= UNSURE else 0.0
     best, last = (max(scores), scores[-1]) if scores else (0.0, 0.0)
     overfit = gap / fit if fit and gap >= OVERFIT_GAP else 0.0
@@ -281,8 +275,7 @@ def less_overfitting(run: Run) -> list[str]:
     }
     if names := [f"data.{name}" for name, useful in unused.items() if useful]:
         options.append(f"increase augmentation ({', '.join(names)})")
-    pretrained = run.fine_tuned or run.recipe.backbone_weights is not None
-    if pretrained and "backbone" not in run.plan.freeze:
+    if not run.random_backbone and "backbone" not in run.plan.freeze:
         options.append("freeze the backbone (train.freeze=[backbone])")
     if run.plan.patience is None:
         options.append("stop earlier (train.patience)")

@@ -89,7 +89,6 @@ def write_report(
         diagnosis=diagnosis,
         steps=next_steps(run_dir.resolve(), evaluation, diagnosis),
         finding_heads=HEADS,
-        finding_rows=[finding.row() for finding in diagnosis.findings] if diagnosis else [],
         unreadable=unreadable_images(run_dir, evaluation),
         history=charts.training_charts(read_history(run_dir)),
         metric_rows=metric_rows(evaluation),
