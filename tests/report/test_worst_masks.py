@@ -79,7 +79,7 @@ def test_masks_are_drawn_on_the_part_of_the_image_around_them(tmp_path: Path) ->
 def test_empty_masks_are_shown_on_the_whole_image(tmp_path: Path) -> None:
     data = make_data(tmp_path)
     empty = Rle.of(np.zeros((48, 64), dtype=bool))
-    pair = replace(worst_masks(coco_metrics(data, with_masks(data)), data, 1)[0], object=empty)
-    pair = replace(pair, detections=replace(pair.detections, masks=(empty,)))
+    (pair,) = worst_masks(coco_metrics(data, with_masks(data)), data, 1)
+    pair = replace(pair, object=empty, detection=empty)
     assert surroundings(pair) == (0, 0, 64, 48)
     assert draw_mask_pair(pair).caption.endswith("boundary IoU 0.000.")

@@ -64,9 +64,8 @@ def trace_views(
     detector: DetectionTransformer, record: ImageRecord, data: DetectionData, tiling: Tiling | None
 ) -> Iterator[Trace]:
     """Trace the views of an image of a dataset, with the objects that training on tiles has in them; see `traces`."""
-    labels = labels_by_name(
-        detector.categories, data.categories
-    ).argsort()  # detector labels by dataset label
+    # Detector labels by dataset label.
+    labels = labels_by_name(detector.categories, data.categories).argsort()
     visible = VisibleParts(record)
     size = (record.height, record.width)  # of the image in the orientation of the boxes
     for frame in image_views(record.file, detector.preprocessing.pixel_range, tiling, size):

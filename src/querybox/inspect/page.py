@@ -70,6 +70,11 @@ def image_data(trace: Trace, queries: int, encoder_layers: Sequence[int]) -> dic
     """Return what the page shows of one image."""
     chosen = select_queries(trace, queries)
     scores, labels = trace.scores[:, chosen].topk(min(CLASSES, trace.scores.shape[2]))  # [L, N, K]
+    values = {
+        "boxes": trace.boxes,
+        "no_object": trace.no_object_scores,
+        "edge_deviations": trace.edge_deviations,
+    }
     height, width = trace.size
     return {
         "name": Path(trace.source).name or "image",
@@ -80,13 +85,7 @@ def image_data(trace: Trace, queries: int, encoder_layers: Sequence[int]) -> dic
         "queries": chosen,
         "labels": packed(labels, "u2"),
         "scores": packed(scores, "f4"),
-        "no_object": None
-        if trace.no_object_scores is None
-        else packed(trace.no_object_scores[:, chosen], "f4"),
-        "boxes": packed(trace.boxes[:, chosen], "f4"),
-        "edge_deviations": None
-        if trace.edge_deviations is None
-        else packed(trace.edge_deviations[:, chosen], "f4"),
+        **{name: None if each is None else packed(each[:, chosen], "f4") for name, each in values.items()},
         "masks": None if trace.masks is None else masks_data(trace.masks, chosen),
         "cross": cross_attention_data(trace, chosen),
         "encoder": [

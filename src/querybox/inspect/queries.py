@@ -134,9 +134,8 @@ def query_view(
         Frame(source=str(record.file), pixels=read_pixels(record, pixel_range=pixel_range))
         for record in data.images
     )
-    for batch in batch_by_shape(
-        prepare(frames, engine.preprocessing), effective_batch_size(engine, batch_size)
-    ):
+    inputs = prepare(frames, engine.preprocessing)
+    for batch in batch_by_shape(inputs, effective_batch_size(engine, batch_size)):
         answers = run_batch(engine, batch)
         best = answers.scores().amax(-1)  # [B, Q]
         for row, given in enumerate(batch):

@@ -161,7 +161,7 @@ def trace(detector: DetectionTransformer, image: Source | ImageBatch, target: Ta
     start = now(detector.device)
     (detections,) = to_detections(detector, output.layers[-1], [given], boxes.shape[1])
     postprocessing_seconds = now(detector.device) - start
-    no_object = [layer.no_object_scores() for layer in output.layers]
+    no_object = [each for layer in output.layers if (each := layer.no_object_scores()) is not None]
     return Trace(
         source=given.source,
         pixels=given.pixels,
@@ -178,9 +178,7 @@ def trace(detector: DetectionTransformer, image: Source | ImageBatch, target: Ta
             Stage(number=12, name="boxes in pixels", value=detections.boxes_xyxy),
         ),
         scores=torch.stack([layer.scores()[0] for layer in output.layers]).cpu(),
-        no_object_scores=torch.cat([each for each in no_object if each is not None]).cpu()
-        if output.layers[0].no_object
-        else None,
+        no_object_scores=torch.cat(no_object).cpu() if no_object else None,
         boxes=boxes,
         masks=QueryMasks.of(output, (given.pixels.shape[1], given.pixels.shape[2])),
         edge_deviations=edge_deviations([layer.edges for layer in output.layers]),

@@ -53,9 +53,8 @@ def next_steps(folder: Path, evaluation: Evaluation, diagnosis: Diagnosis | None
 
 def most_frequent_error(evaluation: Evaluation) -> str:
     """Return a sentence about the most frequent type of error; empty if there are no errors."""
-    counts = Counter(
-        evaluation.false_positives
-    )  # whose objects, if any, are false negatives of the same type
+    # The objects of false positives, if any, are false negatives of the same type.
+    counts = Counter(evaluation.false_positives)
     counts["missed"] = evaluation.false_negatives.get("missed", 0)
     ((name, count),) = counts.most_common(1)
     return f"Of {counts.total():,} errors, {count:,} are of the type '{name}'." if count else ""

@@ -32,16 +32,13 @@ class MaskPair:
 
     record: ImageRecord
     object: Rle
+    detection: Rle
     detections: Detections
+    """The detections of the image."""
     index: int
     """Index of the detection in `detections`."""
     iou: float
     """IoU of the two masks, 0-1."""
-
-    @property
-    def detection(self) -> Rle:
-        """The mask of the detection."""
-        return self.detections.known_masks("report")[self.index]
 
 
 def worst_masks(evaluation: Evaluation, data: DetectionData, count: int) -> list[MaskPair]:
@@ -61,9 +58,11 @@ def matched_masks(evaluation: Evaluation, record: ImageRecord) -> Iterator[MaskP
     matched = evaluation.operating_point.assignments[record.id].matched
     for n in np.flatnonzero(matched >= 0).tolist():
         if (region := record.masks[matched[n]]) is not None:
-            mask = rasterised(region, (record.height, record.width))
-            iou = float(mask_iou([detections.masks[n]], [mask], np.zeros(1, dtype=bool))[0, 0])
-            yield MaskPair(record=record, object=mask, detections=detections, index=n, iou=iou)
+            mask, found = rasterised(region, (record.height, record.width)), detections.masks[n]
+            iou = float(mask_iou([found], [mask], np.zeros(1, dtype=bool))[0, 0])
+            yield MaskPair(
+                record=record, object=mask, detection=found, detections=detections, index=n, iou=iou
+            )
 
 
 def draw_mask_pair(pair: MaskPair) -> Example:

@@ -194,13 +194,11 @@ def recall(weights: Path) -> Choice:
 
 def differences(tuned: Machine, here: Machine) -> Sequence[str]:
     """Return what differs between two machines, in words."""
-    fields = [
-        name for name in ("processor", "cores", "device") if getattr(tuned, name) != getattr(here, name)
-    ]
+    words = {"processor": "processor", "cores": "number of cores", "device": "device"}
+    fields = [word for name, word in words.items() if getattr(tuned, name) != getattr(here, name)]
     names = sorted(tuned.packages.keys() | here.packages.keys())
-    return [{"cores": "number of cores"}.get(field, field) for field in fields] + [
-        f"version of {name}" for name in names if tuned.packages.get(name) != here.packages.get(name)
-    ]
+    changed = [name for name in names if tuned.packages.get(name) != here.packages.get(name)]
+    return [*fields, *(f"version of {name}" for name in changed)]
 
 
 def load_tuned(path: str | Path) -> Engine:
