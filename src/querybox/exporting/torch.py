@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 
 from querybox.errors import CheckpointError
 from querybox.exporting.card import EXPORT_AGAIN, KEY, Card
+from querybox.exporting.deserialisation import sizes_parsed_once
 from querybox.exporting.engine import ExportedModel, Outputs
 from querybox.memory import first_line
 
@@ -35,7 +36,8 @@ def load(path: Path, *, trusted: bool) -> ExportedModel:
         )
     extra: dict[str, Any] = {FILE: ""}
     try:
-        program = torch.export.load(path, extra_files=extra)
+        with sizes_parsed_once():
+            program = torch.export.load(path, extra_files=extra)
     except Exception as error:
         raise CheckpointError(
             f"{path}: corrupt, or not an exported program ({first_line(error)}); {EXPORT_AGAIN}"
