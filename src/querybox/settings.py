@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Annotated, Any, NoReturn, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from querybox.errors import ConfigError
 
@@ -118,6 +119,12 @@ def kinds_of(annotation: object) -> Iterator[object]:
         yield from kinds_of(argument)
     if not arguments:
         yield annotation
+
+
+@cache
+def type_adapter(checked: Any) -> TypeAdapter[Any]:
+    """Return pydantic's checks for a type, which take it milliseconds to make."""
+    return TypeAdapter(checked)
 
 
 def holds_bool(value: object) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -18,6 +18,7 @@ from querybox.errors import CheckpointError, ConfigError
 from querybox.models import parse
 from querybox.models.recipe import Recipe
 from querybox.modules.detector import DetectionTransformer
+from querybox.settings import type_adapter
 from querybox.structures import Category, Preprocessing
 from querybox.text import listed
 
@@ -58,9 +59,9 @@ class Blueprint:
         """
         try:
             return cls(
-                recipe=parse(TypeAdapter(dict[str, Any]).validate_python(card["recipe"])),
-                categories=TypeAdapter(tuple[Category, ...]).validate_python(card["categories"]),
-                preprocessing=TypeAdapter(Preprocessing).validate_python(card["preprocessing"]),
+                recipe=parse(type_adapter(dict[str, Any]).validate_python(card["recipe"])),
+                categories=type_adapter(tuple[Category, ...]).validate_python(card["categories"]),
+                preprocessing=type_adapter(Preprocessing).validate_python(card["preprocessing"]),
             )
         except (KeyError, TypeError, ValidationError, ConfigError) as error:
             raise CheckpointError(f"its description of the detector cannot be read ({error})") from error

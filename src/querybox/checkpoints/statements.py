@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from querybox.arguments import is_number
 from querybox.checkpoints import mmdet_config
@@ -15,7 +15,7 @@ from querybox.checkpoints.hub import CONFIG, PREPROCESSOR
 from querybox.data.parsing import validation_problem
 from querybox.errors import CheckpointError
 from querybox.models import Recipe
-from querybox.settings import holds_bool
+from querybox.settings import holds_bool, type_adapter
 from querybox.structures import Preprocessing
 
 SUPPORTED: dict[str, object] = {
@@ -105,7 +105,7 @@ def stated_preprocessing(usual: Preprocessing, metadata: Mapping[str, Any]) -> P
     images = mmdet_config.images(mmdet_config.read_config(metadata))
     where = mmdet_config.WHERE if images else PREPROCESSOR
     try:
-        return TypeAdapter(Preprocessing).validate_python(
+        return type_adapter(Preprocessing).validate_python(
             {**asdict(usual), **images, **stated_images(config)}
         )
     except ValidationError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -19,6 +19,7 @@ from querybox.checkpoints import native
 from querybox.checkpoints.damage import cure
 from querybox.errors import CheckpointError
 from querybox.precision import present_name
+from querybox.settings import type_adapter
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -112,10 +113,10 @@ class RunCheckpoint:
         try:
             settings = card.get("settings", {})  # absent in early files
             return cls(
-                progress=TypeAdapter(Progress).validate_python(card["progress"]),
+                progress=type_adapter(Progress).validate_python(card["progress"]),
                 tensors=tensors,
-                scaler=TypeAdapter(dict[str, Any] | None).validate_python(card["scaler"]),
-                settings=present_settings(TypeAdapter(dict[str, Any]).validate_python(settings)),
+                scaler=type_adapter(dict[str, Any] | None).validate_python(card["scaler"]),
+                settings=present_settings(type_adapter(dict[str, Any]).validate_python(settings)),
             )
         except (KeyError, TypeError, ValidationError) as error:
             reason = str(error).replace("\n", " ")

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from querybox.checkpoints.find import LAST
 from querybox.data import DetectionData, read_train_and_val
@@ -22,6 +22,7 @@ from querybox.data.validate import VALIDATION, SplitReport, with_dataset_finding
 from querybox.errors import ConfigError, DataError
 from querybox.evaluation.evaluate import labels_by_name
 from querybox.files import write_text
+from querybox.settings import type_adapter
 from querybox.text import counted, listed, to_json
 from querybox.training.settings import RunSettings
 from querybox.urls import is_url
@@ -294,9 +295,9 @@ def read_fingerprints(path: Path) -> dict[str, Fingerprint]:
     if not path.is_file():
         return {}
     try:
-        content = TypeAdapter(dict[str, dict[str, object]]).validate_json(path.read_bytes())
+        content = type_adapter(dict[str, dict[str, object]]).validate_json(path.read_bytes())
         return {
-            name: TypeAdapter(Fingerprint).validate_python(split.get("fixed"))
+            name: type_adapter(Fingerprint).validate_python(split.get("fixed"))
             for name, split in content.items()
         }
     except ValidationError:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
+from pydantic import Field, PositiveInt, ValidationError
 
 from querybox.checkpoints.digest import digest_of
 from querybox.checkpoints.files import model_files
@@ -30,6 +30,7 @@ from querybox.exporting import load_exported
 from querybox.exporting.card import ExportedPrecision
 from querybox.files import cache_folder, require_regular, write_text
 from querybox.inference.engine import Engine, default_device
+from querybox.settings import type_adapter
 from querybox.text import counted, to_json
 from querybox.tuning.machine import Machine
 
@@ -119,7 +120,7 @@ def remember(candidate: Candidate, size: tuple[int, int], weights: Path, drafts:
         digest=digest,
         machine=Machine.here(),
     )
-    values = TypeAdapter(Choice).dump_python(choice, mode="json")
+    values = type_adapter(Choice).dump_python(choice, mode="json")
     write_text(new / CHOICE, to_json(values, indent=2) + "\n")
     replace_folder(folder, new)
     remove_old()
@@ -175,7 +176,7 @@ def recall(weights: Path) -> Choice:
     if not path.exists():
         raise ConfigError(f"{weights}: has not been tuned on this machine: {cure}")
     try:
-        choice = TypeAdapter(Choice).validate_json(path.read_bytes(), strict=True)
+        choice = type_adapter(Choice).validate_json(path.read_bytes(), strict=True)
     except ValidationError as error:
         raise ConfigError(f"{path}: corrupt ({validation_problem(error)}); {cure} again") from error
     if differing := differences(choice.machine, Machine.here()):
