@@ -122,8 +122,8 @@ def kinds_of(annotation: object) -> Iterator[object]:
 
 
 @cache
-def type_adapter(checked: Any) -> TypeAdapter[Any]:
-    """Return pydantic's checks for a type, which take it milliseconds to make."""
+def type_adapter(checked: Any) -> Any:  # beartype knows no type of it
+    """Return the `TypeAdapter` of a type, which takes milliseconds to make."""
     return TypeAdapter(checked)
 
 

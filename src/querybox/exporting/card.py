@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from querybox import __version__
 from querybox.arguments import require_size
@@ -16,7 +16,6 @@ from querybox.data.parsing import validation_problem
 from querybox.errors import CheckpointError, ConfigError
 from querybox.inference.engine import evaluating
 from querybox.modules.detector import DetectionTransformer
-from querybox.settings import type_adapter
 from querybox.structures import Category, ImageBatch, Preprocessing
 from querybox.text import listed
 
@@ -171,7 +170,7 @@ class Card:
             )
         try:
             names = [field.name for field in dataclasses.fields(cls) if field.name in values]
-            return type_adapter(cls).validate_python({name: values[name] for name in names})
+            return TypeAdapter(cls).validate_python({name: values[name] for name in names})
         except ValidationError as error:
             problem = validation_problem(error)
             raise CheckpointError(

@@ -342,12 +342,11 @@ class Trainer:
 
     def finished(self) -> StopReason | None:
         """Return why training is finished, or None if it is not."""
-        progress, settings = self.progress, self.settings
-        if progress.epoch >= settings.epochs:
+        progress, patience = self.progress, self.settings.patience
+        if progress.epoch >= self.settings.epochs:
             return "epochs"
-        if progress.time_up and progress.seconds > (settings.max_time or math.inf):
+        if progress.time_up and progress.seconds > self.schedule.max_seconds:
             return "time"
-        patience = settings.patience
         return "patience" if patience and progress.evaluations_since_best >= patience else None
 
     @property
