@@ -26,7 +26,7 @@ model = dict(
     data_preprocessor=dict(bgr_to_rgb=True, mean=[123.675, 116.28, 103.53, ], std=[58.395, 57.12, 57.375, ]),
     encoder=dict(
         layer_cfg=dict(
-            ffn_cfg=dict(embed_dims=256, feedforward_channels=2048, ffn_drop=0.0),
+            ffn_cfg=dict(act_cfg=dict(type='ReLU'), embed_dims=256, feedforward_channels=2048, ffn_drop=0.0),
             self_attn_cfg=dict(dropout=0.0, embed_dims=256, num_levels=4)),
         num_layers=6),
     num_queries=900,
@@ -55,6 +55,7 @@ def changed(old: str, new: str) -> dict[str, Any]:
 def test_settings_are_read() -> None:
     known = {"heads": 8, "dilation": False, "dropout": 0.0, "queries": 900}
     assert stated_settings(metadata(CONFIG), DINO) == known
+    assert stated_settings(changed("'ReLU'", "'torch.nn.modules.activation.ReLU'"), DINO) == known
     other = changed("dict(dropout=0.0,", "dict(num_heads=4,")
     assert stated_settings(other, DINO) == {**known, "heads": 4}
     assert stated_preprocessing(USUAL, metadata(CONFIG)) == USUAL
@@ -71,6 +72,9 @@ def test_settings_are_read() -> None:
         ("[1, 1, 1, 1]", "(1, 1, 1, 2)", DINO, "'backbone' has dilations=(1, 1, 1, 2)"),
         ("style='pytorch'", "style='caffe'", DINO, "'backbone' has style='caffe'"),
         ("bgr_to_rgb=True", "bgr_to_rgb=False", DINO, "'data_preprocessor' has bgr_to_rgb=False"),
+        ("type='ReLU'", "type='GELU'", DINO, "'encoder.layer_cfg.ffn_cfg.act_cfg' has type='GELU'"),
+        ("encoder=", "decoder=dict(layer_cfg=dict(ffn_cfg=dict(act_cfg=dict(type='SiLU')))), encoder=", DINO,
+         "'decoder.layer_cfg.ffn_cfg.act_cfg' has type='SiLU'; querybox supports only 'ReLU'"),
     ],
 )  # fmt: skip
 def test_other_models_of_the_same_tensors_are_refused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,13 +123,21 @@ def test_the_prefix_of_an_unknown_wrapper_is_named(kind: type[Recipe], layout: L
         detection_part(prefixed("student.head.", names_of(kind, layout)))
 
 
-def test_a_dino_with_other_positions_is_refused() -> None:
-    options = {"nheads": 8, "pe_temperatureH": 20, "pe_temperatureW": 20}
+@pytest.mark.parametrize(
+    ("name", "value", "supported"),
+    [
+        ("pe_temperatureW", 10000, "20.0"),
+        ("transformer_activation", "gelu", "'relu'"),
+        ("decoder_module_seq", ["ca", "sa", "ffn"], "['sa', 'ca', 'ffn']"),
+    ],
+)
+def test_other_dinos_of_the_same_tensors_are_refused(name: str, value: object, supported: str) -> None:
+    options = {"nheads": 8, "pe_temperatureH": 20, "pe_temperatureW": 20, "transformer_activation": "relu"}
+    options |= {"decoder_module_seq": ["sa", "ca", "ffn"]}
     assert stated_settings({"args": options}, DINO) == {"heads": 8}
-    with pytest.raises(
-        CheckpointError, match="options have pe_temperatureW=10000; querybox supports only 20 for DINO"
-    ):
-        stated_settings({"args": {**options, "pe_temperatureW": 10000}}, DINO)
+    message = f"options have {name}={value!r}; querybox supports only {supported} for DINO"
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        stated_settings({"args": {**options, name: value}}, DINO)
 
 
 def test_a_dict_that_contains_itself_is_no_checkpoint() -> None:

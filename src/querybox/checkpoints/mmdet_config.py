@@ -24,6 +24,8 @@ BACKBONE: dict[str, object] = {
     "dilations": (1, 1, 1, 1),  # MMDetection dilates one convolution more than DETR does
 }
 """Settings of a ResNet in the config of which querybox supports one value, that of all published models."""
+ACTIVATION: dict[str, object] = {"type": "ReLU"}
+"""The same of the activation of encoder and decoder layers."""
 
 
 def read_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,6 +74,11 @@ def inner(config: object, *keys: str) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
+def bare_name(value: Any) -> Any:
+    """Return the name of a class without its module, which configs of MMEngine's newer style have."""
+    return value.rpartition(".")[2] if isinstance(value, str) else value
+
+
 def settings(config: Mapping[str, Any], kind: type[Recipe]) -> dict[str, Any]:
     """Return those settings of the model in a config that cannot be inferred from shapes.
 
@@ -87,11 +94,13 @@ def settings(config: Mapping[str, Any], kind: type[Recipe]) -> dict[str, Any]:
         "backbone": BACKBONE,
         "positional_encoding": {"temperature": kind.temperature, "offset": kind.offset},
         "data_preprocessor": {"bgr_to_rgb": True},
+        "encoder.layer_cfg.ffn_cfg.act_cfg": ACTIVATION,
+        "decoder.layer_cfg.ffn_cfg.act_cfg": ACTIVATION,
     }
     for part, values in supported.items():
         for key, expected in values.items():
-            value = inner(model, part).get(key, expected)
-            if (tuple(value) if isinstance(value, list) else value) != expected:
+            value = inner(model, *part.split(".")).get(key, expected)
+            if (tuple(value) if isinstance(value, list) else bare_name(value)) != expected:
                 raise CheckpointError(
                     f"{WHERE}: '{part}' has {key}={value!r:.200}; querybox supports only {expected!r} for {kind.title}"
                 )

@@ -29,6 +29,11 @@ STUFF_ROWS = "stuff_rows"
 """Key of `config.json` with the rows of classes of stuff, for which Hugging Face has none."""
 ARGUMENTS = {"heads": "nheads", "dilation": "dilation", "dropout": "dropout", "queries": "num_queries"}
 """Settings, and their names among the arguments that the authors' code saves with the weights."""
+SUPPORTED_ARGUMENTS: dict[str, object] = {
+    "transformer_activation": "relu",
+    "decoder_module_seq": ["sa", "ca", "ffn"],
+}
+"""Arguments of DINO that change the results of the same tensors, and the only values that querybox supports."""
 TEMPERATURES = ("pe_temperatureH", "pe_temperatureW")
 """Arguments of DINO for its positional encoding."""
 
@@ -49,11 +54,11 @@ def stated_settings(metadata: Mapping[str, Any], kind: type[Recipe]) -> dict[str
     if variables := mmdet_config.read_config(metadata):
         return mmdet_config.settings(variables, kind)
     args = metadata.get("args", {})
-    for name in TEMPERATURES:
-        if args.get(name, kind.temperature) != kind.temperature:
+    for name, expected in {**SUPPORTED_ARGUMENTS, **dict.fromkeys(TEMPERATURES, kind.temperature)}.items():
+        if args.get(name, expected) != expected:
             raise CheckpointError(
-                f"its training options have {name}={args[name]!r:.200}; querybox supports only {kind.temperature:g} "
-                f"for {kind.title}"
+                f"its training options have {name}={args[name]!r:.200}; querybox supports only {expected!r} for "
+                f"{kind.title}"
             )
     return {setting: args[theirs] for setting, theirs in ARGUMENTS.items() if theirs in args}
 
