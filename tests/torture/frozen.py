@@ -5,4 +5,7 @@ A full collection would visit a million objects, and so copy the memory that the
 
 import gc
 
+from PIL import Image
+
+Image.init()  # imports the formats of files, which is otherwise done for the first file
 gc.freeze()

@@ -20,6 +20,7 @@ PRELOADED = (
     "accelerate",
     "jinja2",
     "matplotlib.pyplot",
+    "psutil",
     "torture.frozen",
 )
 """Imported once, by the server; in each process that would take seconds."""
