@@ -73,11 +73,10 @@ def load(
     if is_exported(path):
         from querybox.exporting import load_exported
 
-        given = {"dilation": dilation, "heads": heads, "activation": activation}
-        if any(value is not None for value in given.values()):
-            values = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+        arguments = {"dilation": dilation, "heads": heads, "activation": activation}
+        if given := [f"{name}={value}" for name, value in arguments.items() if value is not None]:
             raise ConfigError(
-                f"{path}: got {values} for an exported model, which contains such settings; omit them"
+                f"{path}: got {', '.join(given)} for an exported model, which contains such settings; omit them"
             )
         return load_exported(path, trusted=trusted)
     return Detector.load(path, dilation=dilation, heads=heads, activation=activation)

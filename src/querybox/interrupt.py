@@ -10,10 +10,8 @@ from typing import Self
 
 DUPLICATE_SECONDS = 2.0
 """Signals within this time of the first are the same request, because launchers forward what the terminal sends."""
-SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-)  # no SIGHUP on Windows
-
+# Windows has no SIGHUP.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 ALWAYS_HANDLED = {signal.SIGINT, signal.SIGTERM}
 """Signals that are handled even if they were ignored, as shells let programs in the background ignore SIGINT."""
 

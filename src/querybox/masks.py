@@ -92,9 +92,8 @@ class Rle:
         kept = positions < pixels
         kept[none] = kept[none + 1] = False
         positions, mask = positions[kept], mask[kept]
-        stops = np.full(
-            len(positions) + len(parts), pixels, dtype=np.int64
-        )  # of runs, the last one of each mask
+        # Ends of runs; the last one of each mask is that of the image.
+        stops = np.full(len(positions) + len(parts), pixels, dtype=np.int64)
         stops[np.arange(len(positions)) + mask] = positions
         counts = np.bincount(mask, minlength=len(parts)) + 1
         runs = np.diff(stops, prepend=pixels)
@@ -284,9 +283,8 @@ def compress_all(runs: Int64[np.ndarray, " R"], counts: Int64[np.ndarray, " N"])
     values[late] -= runs[late - 2]
     chunks = [_characters(values[start : start + _CHUNK]) for start in range(0, len(values), _CHUNK)]
     text = b"".join(characters for characters, _ in chunks)
-    ends = np.cumsum(
-        np.concatenate([[0], *(groups for _, groups in chunks)])
-    )  # of the number before, in `text`
+    # Ends of the numbers in `text`, after a 0
+    ends = np.cumsum(np.concatenate([[0], *(groups for _, groups in chunks)]))
     bounds = ends[np.concatenate([[0], np.cumsum(counts)])].tolist()
     return [text[start:end] for start, end in pairwise(bounds)]
 

@@ -46,10 +46,10 @@ def available_memory() -> int:
 
     available = int(psutil.virtual_memory().available)
     limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
-    if (
-        not (limit.is_file() and used.is_file())
-        or (most := limit.read_text(encoding="utf-8").strip()) == "max"
-    ):
+    if not (limit.is_file() and used.is_file()):
+        return available
+    most = limit.read_text(encoding="utf-8").strip()
+    if most == "max":
         return available
     lines = (CGROUP / "memory.stat").read_text(encoding="utf-8").splitlines()
     caches = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
@@ -87,7 +87,5 @@ def process_memory(field: str) -> int:
     """Return VmRSS (memory in use) or VmHWM (its peak) of this process in bytes; 0 on systems other than Linux."""
     if not STATUS.exists():
         return 0
-    (line,) = (
-        line for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith(f"{field}:")
-    )
-    return 1024 * int(line.split()[1])
+    lines = STATUS.read_text(encoding="utf-8").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))

@@ -106,9 +106,8 @@ def pad(images: Sequence[UInt8[Tensor, "3 _ _"]]) -> tuple[UInt8[Tensor, "B 3 H 
     """Stack images, zero-padded at the right and bottom to the same size; also return their (height, width)."""
     sizes = torch.tensor([image.shape[1:] for image in images], device="cpu")  # [B, 2]
     height, width = sizes.amax(0).tolist()
-    pixels = torch.empty(len(images), height, width, 3, dtype=torch.uint8, device="cpu").permute(
-        0, 3, 1, 2
-    )  # channels last
+    pixels = torch.empty(len(images), height, width, 3, dtype=torch.uint8, device="cpu")
+    pixels = pixels.permute(0, 3, 1, 2)  # [B, 3, H, W], channels last in memory
     for padded, image in zip(pixels, images, strict=True):
         h, w = image.shape[1:]
         padded[:, :h, :w] = image

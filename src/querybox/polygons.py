@@ -85,9 +85,8 @@ class Polygons:
 
     def to_coco(self) -> list[list[float]]:
         """Return x1, y1, x2, y2 ... of each polygon, as in COCO's JSON files; `of` packs the same polygons."""
-        inside = (
-            vertices - np.where(vertices < 0, 0.75, 0) for vertices in self.vertices()
-        )  # negative: rounded up
+        # `of` rounds negative ones up.
+        inside = (vertices - np.where(vertices < 0, 0.75, 0) for vertices in self.vertices())
         return [np.round(vertices / STEPS, 2).ravel().tolist() for vertices in inside]
 
     @property

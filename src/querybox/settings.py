@@ -38,10 +38,11 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def check_numbers(
-        cls, value: object, info: Any
-    ) -> object:  # a ValidationInfo, which beartype cannot check
-        """Reject true and false for numbers, for which pydantic would take 1 and 0."""
+    def check_numbers(cls, value: object, info: Any) -> object:
+        """Reject true and false for numbers, for which pydantic would take 1 and 0.
+
+        `info` is a `ValidationInfo`, which beartype cannot check.
+        """
         kinds = set(kinds_of(cls.model_fields[info.field_name].annotation))
         if {int, float} & kinds and bool not in kinds and holds_bool(value):
             raise ValueError("input should be a number")

@@ -123,10 +123,10 @@ class ImageBatch:
         images, mask, sizes = self.images, self.padding_mask, self.sizes
         for name, value in (("images", images), ("padding_mask", mask), ("sizes", sizes)):
             require_type(f"ImageBatch.{name}", value, Tensor, "a tensor: use ImageBatch.from_images(images)")
-        shapes = images.shape[1:2] == (3,) and mask.shape == (*images.shape[:1], *images.shape[2:])
-        if not (
-            images.is_floating_point() and mask.dtype == torch.bool and images.ndim == 4 and shapes
-        ) or sizes.shape != (*images.shape[:1], 2):
+        types = images.is_floating_point() and mask.dtype == torch.bool
+        b, hw = images.shape[:1], images.shape[2:]
+        shapes = (images.shape, mask.shape, sizes.shape) == ((*b, 3, *hw), (*b, *hw), (*b, 2))
+        if not (types and images.ndim == 4 and shapes):
             raise ConfigError(
                 f"ImageBatch got images {list(images.shape)} of {images.dtype}, a padding mask {list(mask.shape)} of "
                 f"{mask.dtype} and sizes {list(sizes.shape)}; expected normalised images [B, 3, H, W], a mask "

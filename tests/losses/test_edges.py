@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from querybox.edges import Edges
-from querybox.losses.edges import EdgeLosses, distillation_shares, neighbours, true_distances
+from querybox.losses.edges import distillation_shares, edge_losses, neighbours, true_distances
 from querybox.modules.fine import EdgeDistances
 from querybox.structures import Matches, Predictions
 
@@ -70,13 +70,13 @@ MATCHES = Matches(
 )
 
 
-def losses_of(layers: list[Predictions], shares: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-    return EdgeLosses()(layers, OBJECTS, MATCHES, num_matched=torch.tensor(4.0).double(), shares=shares)
+def losses_of(layers: list[Predictions], shares: tuple[float, float]) -> dict[str, Tensor]:
+    return edge_losses(layers, OBJECTS, MATCHES, num_matched=torch.tensor(4.0).double(), shares=shares)
 
 
 def test_localization_is_the_cross_entropy_with_the_two_distances_around_the_edge() -> None:
     layers = layers_of(0)
-    got = losses_of(layers, (torch.tensor(0.5), torch.tensor(0.5)))["loss_fgl"]
+    got = losses_of(layers, (0.5, 0.5))["loss_fgl"]
     beyond = 0
     for layer, predictions in enumerate(layers):
         edges = predictions.edges
@@ -138,7 +138,7 @@ def test_distillation_is_the_divergence_from_the_last_layer() -> None:
 
 def test_the_teacher_the_weights_and_the_start_get_no_gradient() -> None:
     layers = layers_of(2)
-    losses = losses_of(layers, (torch.tensor(0.5), torch.tensor(0.5)))
+    losses = losses_of(layers, (0.5, 0.5))
     logits = [layer.edges.logits for layer in layers if layer.edges is not None]
     from_ddf = torch.autograd.grad(losses["loss_ddf"].sum(), logits, retain_graph=True, allow_unused=True)
     assert from_ddf[-1] is None or not from_ddf[-1].any()

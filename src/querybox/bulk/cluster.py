@@ -24,6 +24,7 @@ LOCAL_CURE = (
     "it needs about 1 GB of memory, and space in /tmp and /dev/shm: free some, unset the variables RAY_... of the "
     "environment, or predict without --ray"
 )
+REMOTE_CURE = f"expected HOST:PORT of a cluster, 'auto' on one of its machines, or '{LOCAL}'"
 STDERR = 2
 """File descriptor of standard error."""
 OBJECT_STORE = 128 << 20
@@ -162,14 +163,9 @@ def connect(address: str, **options: Any) -> None:
     try:
         with no_stderr():  # where Ray says that RAY_BACKEND_LOG_LEVEL is set, before it is
             ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
-    except (
-        Exception
-    ) as error:  # Ray raises many types, such as a plain Exception if a machine does not answer in time
-        if address == LOCAL:
-            where, cure = "started on this machine", LOCAL_CURE
-        else:
-            where, cure = (
-                "reached",
-                f"expected HOST:PORT of a cluster, 'auto' on one of its machines, or '{LOCAL}'",
-            )
+    # Ray raises many types, such as a plain Exception if a machine does not answer in time.
+    except Exception as error:
+        where, cure = (
+            ("started on this machine", LOCAL_CURE) if address == LOCAL else ("reached", REMOTE_CURE)
+        )
         raise ConfigError(f"--ray {address}: Ray cannot be {where} ({first_line(error)}); {cure}") from error

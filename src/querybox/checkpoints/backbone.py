@@ -127,15 +127,15 @@ def copy_weights(backbone: Backbone, state: Mapping[str, Tensor], where: str) ->
     expected = backbone.body.state_dict()
     added = {name: tensor for name, tensor in expected.items() if name.startswith(backbone.added)}
     given = {flatten_name(name): tensor for name, tensor in (added | dict(state)).items()}
+    found = {name: given[flat] for name in expected if (flat := flatten_name(name)) in given}
     problems = [
-        f"{name}: expected {list(tensor.shape)}, got "
-        + (str(list(given[flatten_name(name)].shape)) if flatten_name(name) in given else "nothing")
+        f"{name}: expected {list(tensor.shape)}, got {list(found[name].shape) if name in found else 'nothing'}"
         for name, tensor in expected.items()
-        if flatten_name(name) not in given or given[flatten_name(name)].shape != tensor.shape
+        if name not in found or found[name].shape != tensor.shape
     ]
     if problems:
         raise CheckpointError(f"{where}: does not fit the backbone: {'; '.join(problems)}")
-    backbone.body.load_state_dict({name: given[flatten_name(name)] for name in expected})
+    backbone.body.load_state_dict(found)
 
 
 def flatten_name(name: str) -> str:

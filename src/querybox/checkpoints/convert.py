@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
 
 from querybox.arguments import require_path
 from querybox.checkpoints import coco, native
@@ -197,7 +196,7 @@ def write(checkpoint: Checkpoint, target: Path, to: System) -> None:
         write_folder(target, tensors, files)
         return
     meta: dict[str, Any] = {"dataset_meta": {"classes": names}} if to == "mmdet3" else {"CLASSES": names}
-    content: dict[str, Tensor | Any] = {
+    content = {
         "model" if to == "facebook" else "state_dict": tensors,
         "meta": {**meta, CARD: blueprint.card()},
     }

@@ -76,7 +76,7 @@ def read_checkpoint_file(path: str | Path) -> CheckpointFile:
     """
     path = find_weights(path)
     if path.name.endswith(".index.json"):
-        tensors, metadata = read_shards(path)
+        tensors, metadata = read_shards(path), {}
     elif path.suffix == ".safetensors":
         check_digest(path)
         tensors, header = read_safetensors(path)
@@ -136,7 +136,7 @@ def require_utf8(path: Path) -> None:
         ) from None
 
 
-def read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_shards(index: Path) -> dict[str, Tensor]:
     """Read the shards listed in an index.
 
     Raises:
@@ -153,7 +153,7 @@ def read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 f"{index}: '{file}' does not contain the tensors in the index ({differences}); {cure(index)}"
             )
         tensors |= shard
-    return tensors, {}
+    return tensors
 
 
 def shard_files(index: Path) -> dict[str, str]:

@@ -60,13 +60,12 @@ def preprocessor_config(preprocessing: Preprocessing, kind: type[Recipe]) -> dic
     """Return the content of ``preprocessor_config.json`` for this kind of model."""
     short, long = preprocessing.short_side, preprocessing.long_side
     stretched = preprocessing.resizing == "stretch"
+    size = {"height": short, "width": long} if stretched else {"shortest_edge": short, "longest_edge": long}
     return {
         "image_processor_type": kind.huggingface_processor,
         "format": "coco_detection",
         "do_resize": True,
-        "size": {"height": short, "width": long}
-        if stretched
-        else {"shortest_edge": short, "longest_edge": long},
+        "size": size,
         "resample": 2,  # bilinear
         "do_rescale": True,
         "rescale_factor": 1 / 255,

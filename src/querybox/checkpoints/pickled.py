@@ -179,14 +179,14 @@ def checksum(file: FileIO, record: ZipRecord, buffer: memoryview) -> int | None:
     """Return the CRC-32 of the data of a record; None if there is no such record."""
     try:
         file.seek(record.offset)
-        mark, name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
+        signature, name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
         file.seek(name + extra, 1)
     except (OSError, ValueError, OverflowError, struct.error):  # the directory points outside the file
         return None
     crc, left = 0, record.size
     while left and (count := file.readinto(buffer[:left])):
         crc, left = zlib.crc32(buffer[:count], crc), left - count
-    return crc if mark == ZIP and not left else None
+    return crc if signature == ZIP and not left else None
 
 
 STAND_INS = {

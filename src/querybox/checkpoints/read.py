@@ -49,15 +49,6 @@ class Checkpoint:
     """What was assumed because neither the tensors nor the metadata determine it, in words."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedDetector:
-    """A detector, and how its file was interpreted; see `Checkpoint`."""
-
-    detector: DetectionTransformer
-    layout: str
-    assumptions: tuple[str, ...] = ()
-
-
 def load_detector(
     path: str | Path,
     *,
@@ -67,32 +58,29 @@ def load_detector(
     recipe: Recipe | None = None,
 ) -> DetectionTransformer:
     """Load a detector; see `querybox.load` and, for `recipe`, `read_checkpoint`."""
-    loaded = load_checkpoint(path, dilation=dilation, heads=heads, activation=activation, recipe=recipe)
-    log_assumptions(path, loaded.assumptions)
-    return loaded.detector
+    checkpoint = read_checkpoint(path, dilation=dilation, heads=heads, activation=activation, recipe=recipe)
+    detector = build_detector(checkpoint, path)
+    log_assumptions(path, checkpoint.assumptions)
+    return detector
+
+
+def build_detector(checkpoint: Checkpoint, path: str | Path) -> DetectionTransformer:
+    """Build the detector of a checkpoint, which was read from `path`.
+
+    Raises:
+        CheckpointError: A tensor is missing, or does not fit.
+        ConfigError: The settings are inconsistent.
+    """
+    try:
+        return restore(checkpoint.blueprint, checkpoint.state)
+    except (CheckpointError, ConfigError) as error:
+        raise type(error)(f"{path}: {error}") from error
 
 
 def log_assumptions(path: str | Path, sentences: Iterable[str]) -> None:
     """Log what was assumed about a checkpoint; it is a warning if its name speaks against it."""
     for sentence in sentences:
         logger.log(logging.WARNING if DOUBT in sentence else logging.INFO, "%s: assumed: %s", path, sentence)
-
-
-def load_checkpoint(
-    path: str | Path,
-    *,
-    dilation: bool | None = None,
-    heads: int | None = None,
-    activation: str | None = None,
-    recipe: Recipe | None = None,
-) -> LoadedDetector:
-    """Load a detector, and return how its file was interpreted; see `load_detector`."""
-    checkpoint = read_checkpoint(path, dilation=dilation, heads=heads, activation=activation, recipe=recipe)
-    try:
-        detector = restore(checkpoint.blueprint, checkpoint.state)
-    except (CheckpointError, ConfigError) as error:
-        raise type(error)(f"{path}: {error}") from error
-    return LoadedDetector(detector=detector, layout=checkpoint.layout, assumptions=checkpoint.assumptions)
 
 
 def read_checkpoint(

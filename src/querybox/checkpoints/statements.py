@@ -15,6 +15,7 @@ from querybox.checkpoints.hub import CONFIG, PREPROCESSOR
 from querybox.data.parsing import validation_problem
 from querybox.errors import CheckpointError
 from querybox.models import Recipe
+from querybox.models.recipe import require
 from querybox.settings import holds_bool, type_adapter
 from querybox.structures import Preprocessing
 
@@ -102,11 +103,7 @@ def stated_preprocessing(usual: Preprocessing, metadata: Mapping[str, Any]) -> P
         CheckpointError: A value is invalid, or images are preprocessed in an unsupported way.
     """
     config = metadata.get("preprocessor", {})
-    for key, expected in SUPPORTED.items():
-        if config.get(key, expected) != expected:
-            raise CheckpointError(
-                f"{PREPROCESSOR}: '{key}' is {config[key]!r}; querybox supports only {expected!r}"
-            )
+    require(config, PREPROCESSOR, **SUPPORTED)
     images = mmdet_config.images(mmdet_config.read_config(metadata))
     where = mmdet_config.WHERE if images else PREPROCESSOR
     try:

@@ -15,7 +15,7 @@ from querybox.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from querybox.checkpoints.read import LoadedDetector
+    from querybox.checkpoints.read import Checkpoint
     from querybox.data import DetectionData
     from querybox.exporting.card import Card
     from querybox.models import PublicWeights
@@ -65,10 +65,10 @@ def info(
 
         tables = [describe_exported(path, load_exported(path, trusted=trust).card)]
     else:
-        from querybox.checkpoints.read import load_checkpoint
+        from querybox.checkpoints.read import read_checkpoint
 
         weights = find_weights(path)
-        tables = [describe_model(weights, load_checkpoint(weights), find_public(path))]
+        tables = [describe_model(weights, read_checkpoint(weights), find_public(path))]
     Console().print(*tables)
 
 
@@ -135,17 +135,19 @@ def print_public_weights() -> None:
     )
 
 
-def describe_model(path: Path, loaded: LoadedDetector, public: PublicWeights | None) -> Table:
+def describe_model(path: Path, checkpoint: Checkpoint, public: PublicWeights | None) -> Table:
     """Show the properties of the detector in a file, how the file was interpreted, and what its authors say."""
-    detector = loaded.detector
+    from querybox.checkpoints.read import build_detector
+
+    detector = build_detector(checkpoint, path)
     numbers = [parameter.numel() for parameter in detector.parameters()]
     settings = detector.recipe.model_dump() if detector.recipe else {}
     return pairs(
         str(path),
         {
             "file": f"{path.stat().st_size / 1e6:.1f} MB",
-            "layout": loaded.layout,
-            "assumed": "; ".join(loaded.assumptions) or "nothing",
+            "layout": checkpoint.layout,
+            "assumed": "; ".join(checkpoint.assumptions) or "nothing",
             **({"licence": public.license, "trained on": public.trained_on} if public else {}),
             "parameters": f"{sum(numbers) / 1e6:.2f} M",
             **describe_use(detector.categories, detector.preprocessing),

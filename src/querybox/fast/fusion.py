@@ -102,11 +102,15 @@ def fold(conv: nn.Conv2d, slot: Slot) -> bool:
         conv.weight, conv.bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
-    rest = [
-        part for part in norm.children() if not is_no_op(part)
-    ]  # timm's batch norms may include dropout and an activation
-    if len(rest) == 1 and is_plain(rest[0]) and isinstance(conv, FusedConv2d):
-        rest = [] if take_activation(conv, rest[0]) else rest
+    # timm's batch norms may include dropout and an activation.
+    rest = [part for part in norm.children() if not is_no_op(part)]
+    if (
+        len(rest) == 1
+        and is_plain(rest[0])
+        and isinstance(conv, FusedConv2d)
+        and take_activation(conv, rest[0])
+    ):
+        rest = []
     slot.put(nn.Sequential(*rest) if rest else nn.Identity())
     return True
 

@@ -219,9 +219,8 @@ class WeightedRows(Function):
         rows, table, weights = (tensor.detach() for tensor in ctx.saved_tensors)
         gradient = gradients[0].contiguous()
         size = (rows.shape[1], table.shape[1])  # of the sparse matrix of one image
-        ends = (
-            torch.arange(size[0] + 1, dtype=torch.int32) * rows.shape[2]
-        )  # index of the end of each row (CSR)
+        # Index of the end of each row (CSR)
+        ends = torch.arange(size[0] + 1, dtype=torch.int32) * rows.shape[2]
 
         def of_table(rows: Tensor, weights: Tensor, gradient: Tensor) -> Tensor:
             # CSR arrays read as CSC give the transpose. SciPy takes a tenth of PyTorch's time for this product.

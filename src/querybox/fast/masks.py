@@ -158,9 +158,8 @@ class SparseMasks(CellMasks):
         used = torch.zeros(len(points) * math.prod(first.shape), dtype=torch.bool)
         used[index.flatten()] = True
         depthwise = first.head.block.depthwise
-        cells, around = CellsAndAround.apply(
-            first.cells, depthwise.weight, depthwise.bias, used.nonzero()[:, 0]
-        )  # [M, D]
+        index_of_used = used.nonzero()[:, 0]  # [M]
+        cells, around = CellsAndAround.apply(first.cells, depthwise.weight, depthwise.bias, index_of_used)
         rows = (used.cumsum(0) - 1).int()[index.flatten(0, 1)]  # of each point, [B P, 4]
         updated = (cells + first.head.block.change(around)).to(weights.dtype)
         at_points = WeightedRows.apply(rows[None], updated[None], weights.flatten(0, 1)[None])

@@ -85,8 +85,8 @@ def sample(
     )
     output = F.embedding_bag(
         rows.flatten(0, 2), table.flatten(0, 1), per_sample_weights=weights.flatten(0, 2), mode="sum"
-    )  # [B Q heads, D / heads]
-    return output.view(*attention_weights.shape[:2], -1)
+    )
+    return output.view(*attention_weights.shape[:2], -1)  # from [B Q heads, D / heads]
 
 
 def value_table(value: Float[Tensor, "B S D"], shapes: Shapes, heads: int) -> Float[Tensor, "B N head_width"]:
@@ -129,9 +129,8 @@ def corners(
     # Points and coordinates are one axis, because broadcasting along short axes is slow.
     sizes = by_point[:, :2].flatten()  # [K 2]
 
-    cells = (sampling_locations.flatten(3) * sizes - 0.5).clamp(
-        -torch.ones_like(sizes), sizes
-    )  # [B, Q, heads, K 2]
+    cells = sampling_locations.flatten(3) * sizes - 0.5  # [B, Q, heads, K 2]
+    cells = cells.clamp(-torch.ones_like(sizes), sizes)
     # NaN locations give NaN weights, but need valid rows.
     first = cells.detach().floor().minimum(sizes - 1).nan_to_num(nan=-1)
     left, top = first.unflatten(3, (-1, 2)).unbind(-1)  # [B, Q, heads, K]

@@ -245,10 +245,8 @@ class SparseSample(GridSample):
         table = value_table(at_least_float32(value), levels.shapes, attention_weights.shape[2])
         locations = at_least_float32(sampling_locations)
         rows, weights = corners(locations, attention_weights, levels, points, image_stride=0)
-        output = WeightedRows.apply(
-            rows.flatten(1, 2), table, weights.flatten(1, 2)
-        )  # [B, Q heads, D / heads]
-        return output.view(*sampling_locations.shape[:2], -1)
+        output = WeightedRows.apply(rows.flatten(1, 2), table, weights.flatten(1, 2))
+        return output.view(*sampling_locations.shape[:2], -1)  # from [B, Q heads, D / heads]
 
 
 LEAVES: dict[type[nn.Module], type[nn.Module]] = {

@@ -6,8 +6,8 @@ distillation focal loss (DDF) teaches the distributions of earlier layers those 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,51 +17,42 @@ from torch import Tensor
 from querybox.boxes import iou_and_giou, to_xyxy
 from querybox.structures import Matches, Predictions, at_least_float32
 
+FGL_WEIGHT, DDF_WEIGHT = 0.15, 1.5
+"""Weights of both losses."""
 TEMPERATURE = 5.0
 """Temperature of the distributions in distillation."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EdgeLosses:
-    """Weights of the losses of distributions."""
+def edge_losses(
+    layers: Sequence[Predictions],
+    objects: Float[Tensor, "N 4"],
+    matches: Matches,
+    *,
+    num_matched: Float[Tensor, ""],
+    shares: tuple[float, float],
+) -> dict[str, Float[Tensor, " L"]]:
+    """Return the losses of every layer by name; the distillation of the last layer is 0.
 
-    fgl_weight: float = 0.15
-    ddf_weight: float = 1.5
-
-    def __call__(
-        self,
-        layers: Sequence[Predictions],
-        objects: Float[Tensor, "N 4"],
-        matches: Matches,
-        *,
-        num_matched: Float[Tensor, ""],
-        shares: tuple[Float[Tensor, ""], Float[Tensor, ""]],
-    ) -> dict[str, Float[Tensor, " L"]]:
-        """Return the losses of every layer by name; the distillation of the last layer is 0.
-
-        Args:
-            layers: Predictions with distributions, of B images with Q queries each.
-            objects: Boxes of all images, cxcywh in 0-1.
-            matches: The matched pairs, the same in every layer.
-            num_matched: Number of pairs that the localization loss is divided by.
-            shares: Weights of matched and of other queries in distillation, which sum to 1.
-        """
-        edges = [layer.edges for layer in layers if layer.edges is not None]
-        logits = torch.stack([at_least_float32(each.logits) for each in edges]).flatten(1, 2)  # [L, A, 4, N]
-        boxes = torch.stack([at_least_float32(layer.boxes) for layer in layers]).detach()  # [L, B, Q, 4]
-        queries = (matches.query[0] + matches.image * boxes.shape[2]).flatten()  # [M]
-        target = objects[matches.object[0]]  # [M, 4]
-        iou, _ = iou_and_giou(to_xyxy(boxes.flatten(1, 2)[:, queries]), to_xyxy(target))  # [L, M]
-        start = edges[0].start.flatten(0, 1)[queries]  # [M, 4]
-        fgl = localization_loss(logits[:, queries], edges[0].distances, true_distances(start, target), iou)
-        scores = at_least_float32(layers[-1].logits).detach().sigmoid().amax(-1).flatten()  # [A]
-        weights = scores.expand(len(layers) - 1, -1).index_copy(1, queries, iou[:-1].to(scores.dtype))
-        matched = torch.zeros_like(scores, dtype=torch.bool).index_fill(0, queries, value=True)
-        ddf = distillation_loss(logits, weights, matched, shares)
-        return {
-            "loss_fgl": self.fgl_weight * fgl / num_matched.clamp(min=1),
-            "loss_ddf": self.ddf_weight * ddf,
-        }
+    Args:
+        layers: Predictions with distributions, of B images with Q queries each.
+        objects: Boxes of all images, cxcywh in 0-1.
+        matches: The matched pairs, the same in every layer.
+        num_matched: Number of pairs that the localization loss is divided by.
+        shares: Weights of matched and of other queries in distillation, which sum to 1.
+    """
+    edges = [layer.edges for layer in layers if layer.edges is not None]
+    logits = torch.stack([at_least_float32(each.logits) for each in edges]).flatten(1, 2)  # [L, A, 4, N]
+    boxes = torch.stack([at_least_float32(layer.boxes) for layer in layers]).detach()  # [L, B, Q, 4]
+    queries = (matches.query[0] + matches.image * boxes.shape[2]).flatten()  # [M]
+    target = objects[matches.object[0]]  # [M, 4]
+    iou, _ = iou_and_giou(to_xyxy(boxes.flatten(1, 2)[:, queries]), to_xyxy(target))  # [L, M]
+    start = edges[0].start.flatten(0, 1)[queries]  # [M, 4]
+    fgl = localization_loss(logits[:, queries], edges[0].distances, true_distances(start, target), iou)
+    scores = at_least_float32(layers[-1].logits).detach().sigmoid().amax(-1).flatten()  # [A]
+    weights = scores.expand(len(layers) - 1, -1).index_copy(1, queries, iou[:-1].to(scores.dtype))
+    matched = torch.zeros_like(scores, dtype=torch.bool).index_fill(0, queries, value=True)
+    ddf = distillation_loss(logits, weights, matched, shares)
+    return {"loss_fgl": FGL_WEIGHT * fgl / num_matched.clamp(min=1), "loss_ddf": DDF_WEIGHT * ddf}
 
 
 def true_distances(start: Float[Tensor, "M 4"], boxes: Float[Tensor, "M 4"]) -> Float[Tensor, "M 4"]:
@@ -106,7 +97,7 @@ def distillation_loss(
     logits: Float[Tensor, "L A 4 N"],
     weights: Float[Tensor, "K A"],
     matched: Bool[Tensor, " A"],
-    shares: tuple[Float[Tensor, ""], Float[Tensor, ""]],
+    shares: tuple[float, float],
 ) -> Float[Tensor, " L"]:
     """Return the weighted divergence of each layer's distributions from those of the last layer (DDF).
 
@@ -125,9 +116,7 @@ def distillation_loss(
     return torch.cat([mixed, mixed.new_zeros(1)])
 
 
-def distillation_shares(
-    matches: Matches, predictions: Predictions, fraction: float
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+def distillation_shares(matches: Matches, predictions: Predictions, fraction: float) -> tuple[float, float]:
     """Return the weights of matched and of other queries in distillation: the square roots of their numbers.
 
     Args:
@@ -135,8 +124,7 @@ def distillation_shares(
         predictions: Predictions of one layer.
         fraction: Fraction of the images of the update, which the weights sum to.
     """
-    total = predictions.logits[..., 0].numel()
-    counts = [len(matches.image), total - len(matches.image)]
-    numbers = torch.tensor(counts, dtype=torch.float32, device="cpu").sqrt()
-    shares = (fraction * numbers / numbers.sum().clamp(min=1)).to(predictions.logits.device)
-    return shares[0], shares[1]
+    total, pairs = predictions.logits[..., 0].numel(), len(matches.image)
+    matched, others = math.sqrt(pairs), math.sqrt(total - pairs)
+    scale = fraction / max(1.0, matched + others)
+    return scale * matched, scale * others

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from querybox.losses.criterion import Criterion, num_pairs, split_by_layer
-from querybox.losses.edges import EdgeLosses, distillation_shares
+from querybox.losses.edges import distillation_shares, edge_losses
 from querybox.losses.union import union_of_matches
 from querybox.structures import DetectorOutput, Matches, Predictions, Target, at_least_float32
 
 
 class FineCriterion(Criterion):
     """Classes are supervised with the matching of each layer, boxes and distributions with the union of all."""
-
-    edges: ClassVar[EdgeLosses] = EdgeLosses()
-    """The losses of distributions."""
 
     def forward(
         self, output: DetectorOutput, targets: Sequence[Target], object_counts: Sequence[int] | None = None
@@ -44,28 +40,28 @@ class FineCriterion(Criterion):
         for prefix, each in matched.items():
             losses |= self.layer_losses(each, targets, counts, matches[prefix], union, prefix=prefix)
         shares = distillation_shares(union, layers[0], len(targets) / len(counts))
-        losses |= self.edge_losses(layers, targets, counts, union, shares)
+        losses |= self.distribution_losses(layers, targets, counts, union, shares)
         if output.denoising_matches is not None:
             given, denoised = output.denoising_matches, output.denoising
             losses |= self.layer_losses(denoised, targets, counts, given, prefix="dn_")
-            losses |= self.edge_losses(denoised, targets, counts, given, shares, prefix="dn_")
+            losses |= self.distribution_losses(denoised, targets, counts, given, shares, prefix="dn_")
             if denoised[0].initial is not None:
                 losses |= self.layer_losses((denoised[0].initial,), targets, counts, given, prefix="dn_pre_")
         return losses
 
-    def edge_losses(
+    def distribution_losses(
         self,
         layers: Sequence[Predictions],
         targets: Sequence[Target],
         object_counts: Sequence[int],
         matches: Matches,
-        shares: tuple[Float[Tensor, ""], Float[Tensor, ""]],
+        shares: tuple[float, float],
         *,
         prefix: str = "",
     ) -> dict[str, Float[Tensor, ""]]:
         """Return the losses of the distributions of some layers."""
         boxes = at_least_float32(layers[0].boxes)
-        losses = self.edges(
+        losses = edge_losses(
             layers,
             torch.cat([target.boxes for target in targets]).to(boxes.dtype),
             matches,

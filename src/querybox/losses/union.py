@@ -20,18 +20,14 @@ def union_of_matches(matchings: Sequence[Matches], num_queries: int, num_objects
         num_queries: Queries of each image.
         num_objects: Objects of all images.
     """
-    pairs = torch.cat(
-        [
-            (((each.image * num_queries) + each.query) * max(1, num_objects) + each.object).flatten()
-            for each in matchings
-        ]
-    )
-    pairs, counts = pairs.unique(return_counts=True)  # sorted by query, then by object
+    objects = max(1, num_objects)
+    rows = [(each.image * num_queries + each.query) * objects + each.object for each in matchings]
+    pairs, counts = torch.cat([each.flatten() for each in rows]).unique(return_counts=True)
+    # They are sorted by query, then by object.
     pairs = pairs[counts.argsort(descending=True, stable=True)]
-    queries = pairs // max(1, num_objects)
-    order = queries.argsort(stable=True)  # by query, the most frequent object first
-    pairs, queries = pairs[order], queries[order]
-    first = torch.ones_like(queries, dtype=torch.bool)
-    first[1:] = queries[1:] != queries[:-1]
-    queries, objects = queries[first], pairs[first] % max(1, num_objects)
-    return Matches(image=queries // num_queries, query=(queries % num_queries)[None], object=objects[None])
+    pairs = pairs[(pairs // objects).argsort(stable=True)]  # by query, the most frequent object first
+    pairs = pairs[(pairs // objects).diff(prepend=pairs.new_full((1,), -1)) > 0]  # the first of each query
+    queries = pairs // objects
+    return Matches(
+        image=queries // num_queries, query=(queries % num_queries)[None], object=(pairs % objects)[None]
+    )

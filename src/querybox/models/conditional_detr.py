@@ -102,5 +102,5 @@ class ConditionalDETR(SingleMap):
     def settings_from_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings that cannot be inferred from shapes but are in a Hugging Face config."""
         # If True, transformers also normalises between layers.
-        require(config, "auxiliary_loss", expected=False)
+        require(config, auxiliary_loss=False)
         return super().settings_from_config(config)

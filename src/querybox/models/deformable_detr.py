@@ -220,7 +220,7 @@ class DeformableDETR(Recipe):
     @classmethod
     def settings_from_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings that cannot be inferred from shapes but are in a Hugging Face config."""
-        require(config, "position_embedding_type", "sine")
+        require(config, position_embedding_type="sine")
         return {**super().settings_from_config(config), "queries": config.get("two_stage_num_proposals", 300)}
 
     @classmethod

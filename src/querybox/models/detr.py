@@ -15,12 +15,12 @@ from querybox.models.layouts.huggingface import HUGGINGFACE
 from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.layouts.mmdet2 import MMDET2
 from querybox.models.layouts.mmdet3 import MMDET3
-from querybox.models.public import PANOPTIC, PublicWeights
+from querybox.models.public import PublicWeights, panoptic
 from querybox.models.recipe import FOR_FEW_IMAGES
 from querybox.models.single_map import SingleMap
 from querybox.modules.attention_masks import GROUPS, AttentionMaskHead
 from querybox.modules.backbone import Backbone
-from querybox.modules.blocks import PreNormResidual, Residual, ResidualType
+from querybox.modules.blocks import PreNormResidual, Residual
 from querybox.modules.decoder import Decoder, NormBeforeHeads, NormBetweenLayers, init_similarity_attention
 from querybox.modules.detector import DetectionTransformer
 from querybox.modules.encoder import Encoder
@@ -39,7 +39,7 @@ class Transformer(TypedDict):
     heads: int
     feedforward: int
     dropout: float
-    residual: ResidualType
+    residual: type[Residual]
 
 
 class DETR(SingleMap):
@@ -59,15 +59,11 @@ class DETR(SingleMap):
         "detr-r50-dc5": PublicWeights("hf://facebook/detr-resnet-50-dc5", 43.3, 41, 187),
         "detr-r101": PublicWeights("hf://facebook/detr-resnet-101", 43.5, 60, 152),
         "detr-r101-dc5": PublicWeights("hf://facebook/detr-resnet-101-dc5", 44.9, 60, 253),
-        "detr-r50-panoptic": PublicWeights(
-            "hf://facebook/detr-resnet-50-panoptic", 38.8, 43, None, 31.1, 43.4, trained_on=PANOPTIC
+        "detr-r50-panoptic": panoptic("hf://facebook/detr-resnet-50-panoptic", 38.8, 43, None, 31.1, 43.4),
+        "detr-r50-dc5-panoptic": panoptic(
+            "hf://facebook/detr-resnet-50-dc5-panoptic", 40.2, 43, None, 31.9, 44.6
         ),
-        "detr-r50-dc5-panoptic": PublicWeights(
-            "hf://facebook/detr-resnet-50-dc5-panoptic", 40.2, 43, None, 31.9, 44.6, trained_on=PANOPTIC
-        ),
-        "detr-r101-panoptic": PublicWeights(
-            "hf://facebook/detr-resnet-101-panoptic", 40.1, 62, None, 33.0, 45.1, trained_on=PANOPTIC
-        ),
+        "detr-r101-panoptic": panoptic("hf://facebook/detr-resnet-101-panoptic", 40.1, 62, None, 33.0, 45.1),
     }
     identifying_tensor: ClassVar[str] = "queries.position"
     class_head: ClassVar[str] = "decoder.class_head"

@@ -14,7 +14,7 @@ from querybox.errors import CheckpointError
 from querybox.losses.fine import FineCriterion
 from querybox.models.layouts.dfine import HUGGINGFACE_DFINE, PETERANDE, REG_SCALE
 from querybox.models.layouts.layout import Layout, PublicSystem
-from querybox.models.public import OBJECTS365, PublicWeights
+from querybox.models.public import PublicWeights, objects365
 from querybox.models.recipe import Depth, require
 from querybox.models.rtdetr import ACTIVATIONS
 from querybox.models.rtdetrv2 import RTDETRv2
@@ -79,18 +79,10 @@ class DFINE(RTDETRv2):
         "dfine-m": PublicWeights("hf://ustc-community/dfine-medium-coco", 52.3, 19, 57),
         "dfine-l": PublicWeights("hf://ustc-community/dfine-large-coco", 54.0, 31, 91),
         "dfine-x": PublicWeights("hf://ustc-community/dfine-xlarge-coco", 55.8, 62, 202),
-        "dfine-s-o365": PublicWeights(
-            "hf://ustc-community/dfine-small-obj2coco", 50.7, 10, 25, trained_on=OBJECTS365
-        ),
-        "dfine-m-o365": PublicWeights(
-            "hf://ustc-community/dfine-medium-obj2coco", 55.1, 19, 57, trained_on=OBJECTS365
-        ),
-        "dfine-l-o365": PublicWeights(
-            "hf://ustc-community/dfine-large-obj2coco-e25", 57.3, 31, 91, trained_on=OBJECTS365
-        ),
-        "dfine-x-o365": PublicWeights(
-            "hf://ustc-community/dfine-xlarge-obj2coco", 59.3, 62, 202, trained_on=OBJECTS365
-        ),
+        "dfine-s-o365": objects365("hf://ustc-community/dfine-small-obj2coco", 50.7, 10, 25),
+        "dfine-m-o365": objects365("hf://ustc-community/dfine-medium-obj2coco", 55.1, 19, 57),
+        "dfine-l-o365": objects365("hf://ustc-community/dfine-large-obj2coco-e25", 57.3, 31, 91),
+        "dfine-x-o365": objects365("hf://ustc-community/dfine-xlarge-obj2coco", 59.3, 62, 202),
     }
     identifying_tensor: ClassVar[str] = "decoder.first_box.0"
     huggingface_prefix: ClassVar[str] = "DFine"
@@ -225,10 +217,8 @@ class DFINE(RTDETRv2):
     @classmethod
     def settings_from_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings that cannot be inferred from shapes but are in a Hugging Face config."""
-        for key, expected in SUPPORTED.items():
-            require(config, key, expected)
         levels = config.get("num_feature_levels", 3)
-        require(config, "encode_proj_layers", [levels - 1])
+        require(config, **SUPPORTED, encode_proj_layers=[levels - 1])
         settings = super().settings_from_config({**config, "encode_proj_layers": [2]})
         points = config.get("decoder_n_points", 4)
         return {**settings, "points": (points,) * levels if isinstance(points, int) else tuple(points)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,5 +34,5 @@ class PublicWeights:
         return self.source.startswith("hf://")
 
 
-PANOPTIC = "COCO panoptic, with the classes of stuff"
-OBJECTS365 = "Objects365, which has terms of its own, then COCO"
+panoptic = partial(PublicWeights, trained_on="COCO panoptic, with the classes of stuff")
+objects365 = partial(PublicWeights, trained_on="Objects365, which has terms of its own, then COCO")

@@ -216,9 +216,8 @@ class Recipe(Settings):
         Raises:
             CheckpointError: The config has a value that querybox does not support.
         """
-        require(config, "activation_function", "relu")
         heads = config.get("encoder_attention_heads", HEADS)
-        require(config, "decoder_attention_heads", heads)
+        require(config, activation_function="relu", decoder_attention_heads=heads)
         # transformers 5 has the stride of the backbone's last stage.
         stride = (config.get("backbone_config") or {}).get("output_stride")
         return {
@@ -266,8 +265,7 @@ class Recipe(Settings):
 
     def unsupported_settings(self, layout: Layout) -> list[str]:  # noqa: ARG002 - used by kinds
         """Return the names of settings whose values the layout's system does not support."""
-        resnets = {name.partition(".")[0] for name in RESNETS.values()}
-        return [] if self.architecture in resnets else ["backbone"]
+        return [] if self.architecture in RESNETS.values() else ["backbone"]
 
     def computed_tensors(self) -> Mapping[str, Tensor]:
         """Return tensors that files of other systems contain although they are computed, by names in the layouts."""
@@ -362,7 +360,8 @@ def doubt(path: str, name: str) -> str:
     return f"{DOUBT}{name}" if name.lower() in path.lower() else ""
 
 
-def require(config: Mapping[str, Any], key: str, expected: object) -> None:
-    """Raise `CheckpointError` if a Hugging Face config has another value."""
-    if config.get(key, expected) != expected:
-        raise CheckpointError(f"config.json: '{key}' is {config[key]!r}; querybox supports only {expected!r}")
+def require(config: Mapping[str, Any], file: str = "config.json", /, **supported: object) -> None:
+    """Raise `CheckpointError` if a config of Hugging Face has another value of one of these settings."""
+    for key, value in supported.items():
+        if config.get(key, value) != value:
+            raise CheckpointError(f"{file}: '{key}' is {config[key]!r}; querybox supports only {value!r}")

@@ -15,7 +15,7 @@ from querybox.losses.classification import DetachedVarifocalLoss, FocalLoss
 from querybox.models.dino import DINO
 from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.layouts.rtdetr import HUGGINGFACE_RTDETR, LYUWENYU, PREPROCESSING
-from querybox.models.public import OBJECTS365, PublicWeights
+from querybox.models.public import PublicWeights, objects365
 from querybox.models.recipe import HEADS, Depth, Positive, Queries, Width, require
 from querybox.models.tensors import BOTTLENECK, RESNETS, count
 from querybox.modules.backbone import Backbone
@@ -30,8 +30,8 @@ from querybox.modules.queries import Proposals
 from querybox.modules.refinement import LookForwardTwice
 from querybox.structures import Preprocessing
 
-VD = {name: f"{name.partition('.')[0]}d.ra2_in1k" for name in RESNETS.values()}
-"""ResNet-vd models (three convolutions in the stem, pooling in shortcuts) by the plain ResNet of the same depth."""
+RESNETS_VD = {f"{name}d": sizes for sizes, name in RESNETS.items()}
+"""ResNet-vd models (three convolutions in the stem, pooling in shortcuts), with the keys of `RESNETS`."""
 WITHOUT_FIRST_SHORTCUT = ("resnet18d", "resnet34d")
 """Models of timm that lack the convolution that ResNet-vd has in the shortcut of its first block."""
 FUSION_BLOCKS = 3
@@ -83,15 +83,9 @@ class RTDETR(DINO):
         ),
         "rtdetr-r50": PublicWeights("hf://PekingU/rtdetr_r50vd", 53.1, 42, 136),
         "rtdetr-r101": PublicWeights("hf://PekingU/rtdetr_r101vd", 54.3, 76, 259),
-        "rtdetr-r18-o365": PublicWeights(
-            "hf://PekingU/rtdetr_r18vd_coco_o365", 49.2, 20, 60, trained_on=OBJECTS365
-        ),
-        "rtdetr-r50-o365": PublicWeights(
-            "hf://PekingU/rtdetr_r50vd_coco_o365", 55.3, 42, 136, trained_on=OBJECTS365
-        ),
-        "rtdetr-r101-o365": PublicWeights(
-            "hf://PekingU/rtdetr_r101vd_coco_o365", 56.2, 76, 259, trained_on=OBJECTS365
-        ),
+        "rtdetr-r18-o365": objects365("hf://PekingU/rtdetr_r18vd_coco_o365", 49.2, 20, 60),
+        "rtdetr-r50-o365": objects365("hf://PekingU/rtdetr_r50vd_coco_o365", 55.3, 42, 136),
+        "rtdetr-r101-o365": objects365("hf://PekingU/rtdetr_r101vd_coco_o365", 56.2, 76, 259),
     }
     identifying_tensor: ClassVar[str] = "encoder.laterals"
     adaptable: ClassVar[frozenset[str]] = DINO.adaptable | {"frozen_batch_norms", "inference_layers"}
@@ -103,7 +97,7 @@ class RTDETR(DINO):
     huggingface_processor: ClassVar[str] = "RTDetrImageProcessor"
 
     kind: Literal["rtdetr"] = "rtdetr"  # type: ignore[assignment]
-    backbone: str = VD["resnet50.tv_in1k"]
+    backbone: str = "resnet50d.ra2_in1k"
     frozen_stride: Annotated[int, Field(ge=0, le=2**16)] = 2
     frozen_batch_norms: bool = True
     """Freeze the batch norms of the backbone. Those of the neck and the encoder are always trained."""
@@ -251,7 +245,7 @@ class RTDETR(DINO):
     @classmethod
     def infer_backbone(cls, state: Mapping[str, Tensor]) -> str:
         """Return timm's name of the ResNet-vd with these tensors."""
-        return VD[super().infer_backbone(state)]
+        return super().infer_backbone(state).replace(".tv_in1k", "d.ra2_in1k")
 
     @classmethod
     def infer_levels(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
@@ -291,10 +285,8 @@ class RTDETR(DINO):
     @classmethod
     def settings_from_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings that cannot be inferred from shapes but are in a Hugging Face config."""
-        for key, expected in SUPPORTED.items():
-            require(config, key, expected)
         heads = config.get("encoder_attention_heads", HEADS)
-        require(config, "decoder_attention_heads", heads)
+        require(config, **SUPPORTED, decoder_attention_heads=heads)
         return {
             "heads": heads,
             "dropout": config.get("dropout", 0.0),
@@ -337,9 +329,7 @@ class RTDETR(DINO):
 
     def huggingface_backbone(self) -> dict[str, Any]:
         """Return the configuration of the backbone in a Hugging Face ``config.json``."""
-        bottleneck, depths = next(
-            key for key, plain in RESNETS.items() if VD[plain].partition(".")[0] == self.architecture
-        )
+        bottleneck, depths = RESNETS_VD[self.architecture]
         return {
             "model_type": "rt_detr_resnet",
             "embedding_size": 64,
@@ -363,5 +353,4 @@ class RTDETR(DINO):
         if layout is self.layouts["huggingface"]:
             supported["inference_layers"] = None
         unsupported = [name for name, value in supported.items() if getattr(self, name) != value]
-        known = {name.partition(".")[0] for name in VD.values()}
-        return unsupported if self.architecture in known else ["backbone", *unsupported]
+        return unsupported if self.architecture in RESNETS_VD else ["backbone", *unsupported]

@@ -115,10 +115,10 @@ class RTDETRv2(RTDETR):
     @classmethod
     def settings_from_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings that cannot be inferred from shapes but are in a Hugging Face config."""
-        require(config, "decoder_offset_scale", 0.5)
+        require(config, decoder_offset_scale=0.5)
         discrete = config.get("decoder_method") == "discrete"
         if not discrete:
-            require(config, "decoder_method", "default")
+            require(config, decoder_method="default")
         return {**super().settings_from_config(config), "discrete": discrete}
 
     @classmethod

@@ -9,13 +9,13 @@ from querybox.errors import CheckpointError
 
 BOTTLENECK = "backbone.body.layer1.0.conv3.weight"
 RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
-    (False, (2, 2, 2, 2)): "resnet18.tv_in1k",
-    (False, (3, 4, 6, 3)): "resnet34.tv_in1k",
-    (True, (3, 4, 6, 3)): "resnet50.tv_in1k",
-    (True, (3, 4, 23, 3)): "resnet101.tv_in1k",
-    (True, (3, 8, 36, 3)): "resnet152.tv_in1k",
+    (False, (2, 2, 2, 2)): "resnet18",
+    (False, (3, 4, 6, 3)): "resnet34",
+    (True, (3, 4, 6, 3)): "resnet50",
+    (True, (3, 4, 23, 3)): "resnet101",
+    (True, (3, 8, 36, 3)): "resnet152",
 }
-"""ResNets (He et al. 2016, table 1) by whether they have bottleneck blocks, and the number of blocks per stage."""
+"""timm's ResNets (He et al. 2016, table 1) by whether they have bottleneck blocks, and their blocks per stage."""
 
 
 def infer_backbone(names: Iterable[str]) -> str:
@@ -31,7 +31,7 @@ def infer_backbone(names: Iterable[str]) -> str:
         raise CheckpointError(
             f"unknown backbone: expected a ResNet-18, 34, 50, 101 or 152, got {list(blocks)} blocks in its stages"
         )
-    return name
+    return f"{name}.tv_in1k"
 
 
 def count(names: Iterable[str], pattern: str) -> int:

@@ -24,23 +24,14 @@ class Residual(nn.Module):
         return self.norm(x + self.dropout(block(x)))
 
 
-class PreNormResidual(nn.Module):
+class PreNormResidual(Residual):
     """Residual connection that normalises the input of a block, but not the sum (pre-norm)."""
-
-    def __init__(self, width: int, dropout: float) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
 
     def forward(
         self, x: Float[Tensor, "B N D"], block: Callable[[Float[Tensor, "B N D"]], Float[Tensor, "B N D"]]
     ) -> Float[Tensor, "B N D"]:
         """Return `x` plus the output of `block`, applied to the norm of `x`."""
         return x + self.dropout(block(self.norm(x)))
-
-
-ResidualType = type[Residual] | type[PreNormResidual]
-"""Residual connections with post-norm or pre-norm."""
 
 
 class ConvNorm(nn.Sequential):

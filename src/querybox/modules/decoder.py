@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from querybox.boxes import inverse_sigmoid
 from querybox.modules.attention import Attention
-from querybox.modules.blocks import FeedForward, Residual, ResidualType
+from querybox.modules.blocks import FeedForward, Residual
 from querybox.modules.deformable_attention import DeformableAttention
 from querybox.modules.heads import BoxHead, ClassHead, DeltaHead, SigmoidClassHead
 from querybox.modules.refinement import Refinement, run_layers
@@ -34,7 +34,7 @@ class DecoderLayer(nn.Module):
         feedforward: int,
         dropout: float,
         *,
-        residual: ResidualType = Residual,
+        residual: type[Residual] = Residual,
     ) -> None:
         super().__init__()
         self.self_attention = Attention(width, heads, dropout)
@@ -76,7 +76,7 @@ class Decoder(nn.Module):
         heads: int,
         feedforward: int,
         dropout: float,
-        residual: ResidualType = Residual,
+        residual: type[Residual] = Residual,
         normalization: Normalization,
     ) -> None:
         super().__init__()
@@ -157,8 +157,8 @@ class DeformableDecoderLayer(nn.Module):
         *,
         attention: Callable[[int, int, tuple[int, ...]], DeformableAttention] = DeformableAttention,
         activation: type[nn.Module] = nn.ReLU,
-        cross_attention_residual: Callable[[int, float], nn.Module] = Residual,
-        feedforward_residual: Callable[[int, float], nn.Module] = Residual,
+        cross_attention_residual: type[Residual] = Residual,
+        feedforward_residual: type[Residual] = Residual,
     ) -> None:
         super().__init__()
         self.self_attention = Attention(width, heads, dropout)

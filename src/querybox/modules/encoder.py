@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from querybox.levels import Cells, Levels
 from querybox.modules.attention import Attention
-from querybox.modules.blocks import FeedForward, Residual, ResidualType
+from querybox.modules.blocks import FeedForward, Residual
 from querybox.modules.deformable_attention import DeformableAttention
 from querybox.structures import Memory
 
@@ -48,7 +48,7 @@ class EncoderLayer(nn.Module):
         feedforward: int,
         dropout: float,
         *,
-        residual: ResidualType = Residual,
+        residual: type[Residual] = Residual,
         activation: type[nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Encoder(nn.Module):
         heads: int,
         feedforward: int,
         dropout: float,
-        residual: ResidualType = Residual,
+        residual: type[Residual] = Residual,
         norm: nn.Module | None = None,
     ) -> None:
         """Create the layers.

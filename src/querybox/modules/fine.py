@@ -26,16 +26,14 @@ LARGEST = 65504.0
 """The largest number in float16."""
 
 
-class Gate(nn.Module):
+class Gate(Residual):
     """Replaces the residual connection of cross-attention: learned gates weight a block's input and its output."""
 
     def __init__(self, width: int, dropout: float) -> None:
-        super().__init__()
+        super().__init__(width, dropout)
         self.gate = nn.Linear(2 * width, 2 * width)
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
-        self.norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
 
     def forward(
         self, x: Float[Tensor, "B N D"], block: Callable[[Float[Tensor, "B N D"]], Float[Tensor, "B N D"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from querybox.models.layouts.facebook import FACEBOOK
 from querybox.models.layouts.huggingface import HUGGINGFACE
 from querybox.models.layouts.mmdet3 import MMDET3
+from querybox.models.layouts.parts import perceptron
 
 OURS, THEIRS = "decoder.layers.*", "transformer.decoder.layers.*"
 HF = "model.decoder.layers.*"
@@ -33,10 +34,8 @@ def name_in_memory(name: str) -> str:
 
 ATTEN4VIS = FACEBOOK.relative(
     {
-        "queries.reference.0": "transformer.decoder.ref_point_head.layers.0",
-        "queries.reference.2": "transformer.decoder.ref_point_head.layers.1",
-        "decoder.query_scale.0": "transformer.decoder.query_scale.layers.0",
-        "decoder.query_scale.2": "transformer.decoder.query_scale.layers.1",
+        **perceptron("queries.reference", "transformer.decoder.ref_point_head", layers=2),
+        **perceptron("decoder.query_scale", "transformer.decoder.query_scale", layers=2),
         **{f"{OURS}.{ours}": f"{THEIRS}.{theirs}" for ours, theirs in PARTS.items()},
         f"{OURS}.cross_attention": f"{THEIRS}.cross_attn",
     },
@@ -45,10 +44,8 @@ ATTEN4VIS = FACEBOOK.relative(
 
 HUGGINGFACE_CONDITIONAL = HUGGINGFACE.relative(
     {
-        "queries.reference.0": "model.decoder.ref_point_head.layers.0",
-        "queries.reference.2": "model.decoder.ref_point_head.layers.1",
-        "decoder.query_scale.0": "model.decoder.query_scale.layers.0",
-        "decoder.query_scale.2": "model.decoder.query_scale.layers.1",
+        **perceptron("queries.reference", "model.decoder.ref_point_head", layers=2),
+        **perceptron("decoder.query_scale", "model.decoder.query_scale", layers=2),
         **{f"{OURS}.{ours}": f"{HF}.{theirs}" for ours, theirs in PARTS.items()},
     },
     aliases={
@@ -59,10 +56,8 @@ HUGGINGFACE_CONDITIONAL = HUGGINGFACE.relative(
 
 MMDET3_CONDITIONAL = MMDET3.relative(
     {
-        "queries.reference.0": "decoder.ref_point_head.layers.0",
-        "queries.reference.2": "decoder.ref_point_head.layers.1",
-        "decoder.query_scale.0": "decoder.query_scale.layers.0",
-        "decoder.query_scale.2": "decoder.query_scale.layers.1",
+        **perceptron("queries.reference", "decoder.ref_point_head", layers=2),
+        **perceptron("decoder.query_scale", "decoder.query_scale", layers=2),
         f"{OURS}.self_attention.query.content": f"{OURS}.self_attn.qcontent_proj",
         f"{OURS}.self_attention.query.position": f"{OURS}.self_attn.qpos_proj",
         f"{OURS}.self_attention.key.content": f"{OURS}.self_attn.kcontent_proj",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from querybox.models.layouts.parts import box_head
+from querybox.models.layouts.parts import perceptron
 from querybox.models.layouts.rtdetr import HF_DECODER, HF_ENCODER, OURS_DECODER, RTDETRConversion
 from querybox.models.layouts.rtdetrv2 import HUGGINGFACE_RTDETRV2, LYUWENYU_V2, SCALE
 
@@ -70,9 +70,8 @@ def decoder_modules(outer: str, inner: str) -> dict[str, str]:
     return {
         UP: f"{outer}.up",
         REG_SCALE: f"{outer}.reg_scale",
-        **box_head("decoder.first_box", f"{outer}.pre_bbox_head"),
-        "decoder.quality.*.layers.0": f"{inner}.lqe_layers.*.reg_conf.layers.0",
-        "decoder.quality.*.layers.2": f"{inner}.lqe_layers.*.reg_conf.layers.1",
+        **perceptron("decoder.first_box", f"{outer}.pre_bbox_head"),
+        **perceptron("decoder.quality.*.layers", f"{inner}.lqe_layers.*.reg_conf", layers=2),
         f"{GATE}.gate": f"{inner}.layers.*.gateway.gate",
         f"{GATE}.norm": f"{inner}.layers.*.gateway.norm",
     }
@@ -101,15 +100,12 @@ HUGGINGFACE_DFINE = HUGGINGFACE_RTDETRV2.relative(
         **decoder_modules("model.decoder", "model.decoder"),
     },
     aliases={
-        # Names in memory, which transformers 5 translates when it reads and writes files.
-        "model.encoder.aifi.0": "model.encoder.encoder.0",
+        **HUGGINGFACE_RTDETRV2.aliases,
         **{
-            f"{layer}.mlp.layers.{step}": f"{layer}.fc{step + 1}"
+            f"{layer}.layers.{step}": f"{layer}.fc{step + 1}"
             for layer in (HF_ENCODER, HF_DECODER)
             for step in range(2)
         },
-        **HUGGINGFACE_RTDETRV2.aliases,
     },
-    computed=(*HUGGINGFACE_RTDETRV2.computed, f"{HF_DECODER}.encoder_attn.num_points_scale"),
     conversion=HGNetConversion(),
 )

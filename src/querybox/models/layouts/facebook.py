@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from querybox.models.layouts.layout import Layout
-from querybox.models.layouts.parts import MASK_HEAD, box_head, torch_layer
+from querybox.models.layouts.parts import MASK_HEAD, perceptron, torch_layer
 from querybox.structures import Preprocessing
 
 ENCODER, DECODER = "transformer.encoder", "transformer.decoder"
@@ -21,7 +21,7 @@ FACEBOOK = Layout(
         **torch_layer("decoder.layers.*", f"{DECODER}.layers.*", "multihead_attn"),
         "decoder.norm": f"{DECODER}.norm",
         "decoder.class_head": "class_embed",
-        **box_head("decoder.box_head", "bbox_embed"),
+        **perceptron("decoder.box_head", "bbox_embed"),
     },
     mask_head=MASK_HEAD,
     has_num_batches_tracked=False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from querybox.models.layouts.facebook import DECODER, FACEBOOK
-from querybox.models.layouts.parts import box_head
+from querybox.models.layouts.parts import perceptron
 from querybox.models.layouts.relatives import PyramidConversion
 
 FUNDAMENTALVISION = FACEBOOK.relative(
@@ -21,7 +21,7 @@ FUNDAMENTALVISION = FACEBOOK.relative(
         "decoder.layers.*.cross_attention_residual.norm": f"{DECODER}.layers.*.norm1",
         "decoder.layers.*.self_attention_residual.norm": f"{DECODER}.layers.*.norm2",
         "decoder.class_heads.*": "class_embed.*",
-        **box_head("decoder.box_heads.*", "bbox_embed.*"),
+        **perceptron("decoder.box_heads.*", "bbox_embed.*"),
     },
     name="fundamentalvision",
     aliases={f"{DECODER}.{head}": head for head in ("bbox_embed", "class_embed")},

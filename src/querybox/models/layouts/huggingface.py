@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from querybox.models.layouts.layout import Layout
-from querybox.models.layouts.parts import MASK_HEAD, box_head, huggingface_layers
+from querybox.models.layouts.parts import MASK_HEAD, huggingface_layers, perceptron
 from querybox.models.layouts.relatives import PyramidConversion
 from querybox.structures import Preprocessing
 
@@ -54,7 +54,7 @@ HUGGINGFACE = Layout(
         **huggingface_layers(ENCODER, DECODER),
         "decoder.norm": "model.decoder.layernorm",
         "decoder.class_head": "class_labels_classifier",
-        **box_head("decoder.box_head", "bbox_predictor"),
+        **perceptron("decoder.box_head", "bbox_predictor"),
     },
     mask_head=MASK_HEAD,
     aliases={
@@ -85,7 +85,7 @@ HUGGINGFACE_DEFORMABLE = HUGGINGFACE.relative(
         "queries.projection": "model.pos_trans",
         "queries.norm": "model.pos_trans_norm",
         "decoder.class_heads.*": "class_embed.*",
-        **box_head("decoder.box_heads.*", "bbox_embed.*"),
+        **perceptron("decoder.box_heads.*", "bbox_embed.*"),
     },
     aliases={
         **HUGGINGFACE.aliases,

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from querybox.models.layouts.facebook import DECODER
 from querybox.models.layouts.fundamentalvision import FUNDAMENTALVISION
-from querybox.models.layouts.parts import box_head
+from querybox.models.layouts.parts import perceptron
 from querybox.models.layouts.relatives import PyramidConversion
 
 IDEA = FUNDAMENTALVISION.relative(
     {
         "queries.content": "transformer.tgt_embed.weight",
         "queries.proposals.class_head": "transformer.enc_out_class_embed",
-        **box_head("queries.proposals.box_head", "transformer.enc_out_bbox_embed"),
-        "decoder.position.layers.0": f"{DECODER}.ref_point_head.layers.0",
-        "decoder.position.layers.2": f"{DECODER}.ref_point_head.layers.1",
+        **perceptron("queries.proposals.box_head", "transformer.enc_out_bbox_embed"),
+        **perceptron("decoder.position.layers", f"{DECODER}.ref_point_head", layers=2),
         "denoising.label": "label_enc",
     },
     name="IDEA-Research",

@@ -76,7 +76,8 @@ class Layout:
     conversion: Conversion = field(default_factory=Conversion)
     """Conversion of tensors, in addition to names."""
     computed: tuple[str, ...] = ()
-    """Tensors that files may contain although models compute them; they are ignored."""
+    """Tensors that files may contain although models compute them, by querybox's name if they have one; they are
+    ignored."""
     duplicates_in: str | None = None
     """Module that contains copies of the `Conversion.duplicated_modules`; None if there are none."""
     class_settings: tuple[str, ...] = ("num_classes",)
@@ -122,12 +123,12 @@ class Layout:
         computed = [pattern(name) for name in self.computed]
         result: dict[str, str | None] = {}
         for name in names:
-            if any(each.match(name) for each in computed):
-                continue
             canonical = name
             for alias in aliases:
                 canonical = rename(canonical, alias) or canonical
-            result[name] = rename(canonical, rules)
+            ours = rename(canonical, rules)
+            if not any(each.match(ours or name) for each in computed):
+                result[name] = ours
         return result
 
     def to_theirs(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

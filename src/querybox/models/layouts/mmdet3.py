@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from querybox.models.layouts.layout import Layout
+from querybox.models.layouts.parts import perceptron
 from querybox.models.layouts.relatives import PyramidConversion
 from querybox.structures import Preprocessing
 
@@ -59,8 +60,7 @@ MMDET3_DEFORMABLE = MMDET3.relative(
 MMDET3_DINO = MMDET3_DEFORMABLE.relative(
     {
         "queries.content": "query_embedding.weight",
-        "decoder.position.layers.0": "decoder.ref_point_head.layers.0",
-        "decoder.position.layers.2": "decoder.ref_point_head.layers.1",
+        **perceptron("decoder.position.layers", "decoder.ref_point_head", layers=2),
         "decoder.norm": "decoder.norm",
         "denoising.label": "dn_query_generator.label_embedding",
     },

@@ -1,4 +1,4 @@
-"""Names of parts that several layouts have in common: layers of the transformer, box heads, DETR's mask head."""
+"""Names of parts that several layouts have in common: layers of the transformer, perceptrons, DETR's mask head."""
 
 from __future__ import annotations
 
@@ -52,6 +52,6 @@ def huggingface_layers(encoder: str, decoder: str) -> dict[str, str]:
     return modules
 
 
-def box_head(ours: str, theirs: str) -> dict[str, str]:
-    """Return the layers of a box head, which most systems number without the activations."""
-    return {f"{ours}.{2 * layer}": f"{theirs}.layers.{layer}" for layer in range(3)}
+def perceptron(ours: str, theirs: str, layers: int = 3) -> dict[str, str]:
+    """Return the layers of a perceptron, such as a box head, which most systems number without the activations."""
+    return {f"{ours}.{2 * layer}": f"{theirs}.layers.{layer}" for layer in range(layers)}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from querybox.models.layouts.layout import Conversion, Layout
-from querybox.models.layouts.parts import box_head, huggingface_layers, torch_layer
+from querybox.models.layouts.parts import huggingface_layers, perceptron, torch_layer
 from querybox.models.layouts.relatives import LABEL
 from querybox.structures import Preprocessing
 
@@ -112,13 +112,11 @@ LYUWENYU = Layout(
         "queries.proposals.projection": "decoder.enc_output.0",
         "queries.proposals.norm": "decoder.enc_output.1",
         "queries.proposals.class_head": "decoder.enc_score_head",
-        **box_head("queries.proposals.box_head", "decoder.enc_bbox_head"),
-        "decoder.position.layers.0": "decoder.query_pos_head.layers.0",
-        "decoder.position.layers.2": "decoder.query_pos_head.layers.1",
-        "decoder.position.layers.4": "decoder.query_pos_head.layers.2",
+        **perceptron("queries.proposals.box_head", "decoder.enc_bbox_head"),
+        **perceptron("decoder.position.layers", "decoder.query_pos_head"),
         **torch_layer(OURS_DECODER, LAYERS, "cross_attn"),
         "decoder.class_heads.*": "decoder.dec_score_head.*",
-        **box_head("decoder.box_heads.*", "decoder.dec_bbox_head.*"),
+        **perceptron("decoder.box_heads.*", "decoder.dec_bbox_head.*"),
         "denoising.label": "decoder.denoising_class_embed",
     },
     computed=("decoder.anchors", "decoder.valid_mask", *(f"encoder.pos_embed{level}" for level in range(4))),
@@ -146,11 +144,10 @@ HUGGINGFACE_RTDETR = Layout(
         "queries.proposals.projection": "model.enc_output.0",
         "queries.proposals.norm": "model.enc_output.1",
         "queries.proposals.class_head": "model.enc_score_head",
-        **box_head("queries.proposals.box_head", "model.enc_bbox_head"),
-        "decoder.position.layers.0": "model.decoder.query_pos_head.layers.0",
-        "decoder.position.layers.2": "model.decoder.query_pos_head.layers.1",
+        **perceptron("queries.proposals.box_head", "model.enc_bbox_head"),
+        **perceptron("decoder.position.layers", "model.decoder.query_pos_head", layers=2),
         "decoder.class_heads.*": "model.decoder.class_embed.*",
-        **box_head("decoder.box_heads.*", "model.decoder.bbox_embed.*"),
+        **perceptron("decoder.box_heads.*", "model.decoder.bbox_embed.*"),
         "denoising.label": "model.denoising_class_embed",
     },
     aliases={

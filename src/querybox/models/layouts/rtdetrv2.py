@@ -14,9 +14,9 @@ LYUWENYU_V2 = LYUWENYU.relative(
         "queries.proposals.norm": "decoder.enc_output.norm",
     },
     name="lyuwenyu/RT-DETRv2",
-    computed=(*LYUWENYU.computed, f"{LAYERS}.cross_attn.num_points_scale"),
+    computed=(*LYUWENYU.computed, SCALE),
 )
 HUGGINGFACE_RTDETRV2 = HUGGINGFACE_RTDETR.relative(
     {SCALE: f"{HF_DECODER}.encoder_attn.n_points_scale"},
-    computed=(*HUGGINGFACE_RTDETR.computed, f"{HF_DECODER}.encoder_attn.n_points_scale"),
+    computed=(*HUGGINGFACE_RTDETR.computed, SCALE),
 )
