@@ -12,8 +12,9 @@ import tifffile
 from PIL import Image
 
 from querybox.data import tiff
+from querybox.data.deep import DeepValues
 from querybox.data.image import read_image
-from querybox.data.tiff import image_size, is_tiff, open_tiff, read_picture
+from querybox.data.tiff import examine_tiff, image_size, is_tiff, open_tiff, read_picture
 from querybox.data.windows import Window
 from querybox.errors import ImageError
 
@@ -83,6 +84,35 @@ def test_range_of_values(tmp_path: Path) -> None:
         np.testing.assert_array_equal(image.read(WINDOWS[0]), whole)
     with pytest.raises(ImageError, match=r"a\.tif: has float32 pixels of unknown range"), open_tiff(path):
         pass
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.float16])
+def test_values_that_are_not_indices_of_a_table(kind: type, tmp_path: Path) -> None:
+    values: np.ndarray[Any, Any] = np.linspace(-1000, 2000, SIZE[0] * SIZE[1]).reshape(SIZE).astype(kind)
+    path = write(tmp_path / "a.tif", values, tile=(64, 64))
+    expected = np.round((values.astype(float).clip(0, 1000)) * 255 / 1000)
+    with open_tiff(path, (0.0, 1000.0)) as image:
+        np.testing.assert_array_equal(image.read(WINDOWS[0])[..., 0], expected)
+
+
+def test_parts_beyond_the_range_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The zeros with which the last tiles are filled up do not count."""
+    monkeypatch.setattr("querybox.data.deep._warned", set())
+    path = write(tmp_path / "a.tif", GRAY // 2 + 2**14, tile=(64, 64))
+    found = examine_tiff(path, pixel_range=(0, 4095))
+    assert found.deep == DeepValues(
+        float(2**14 + GRAY.min() // 2), float(2**14 + GRAY.max() // 2), 65535, 1.0
+    )
+    assert [kind for kind, _ in found.findings] == ["deep_image", "beyond_range"]
+    read_picture(path, pixel_range=(0, 4095))
+    caplog.clear()
+    for _ in range(2):
+        with open_tiff(path, (0, 4096)) as image:
+            image.reduced()
+    (record,) = caplog.records
+    assert f"{path}: 100 % of its values" in record.getMessage()
 
 
 def test_reduced_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

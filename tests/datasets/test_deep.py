@@ -157,3 +157,49 @@ def test_a_truncated_image_of_16_bits_is_an_error(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ImageError, match="cannot be read as an image"):
         read_image(path)
+
+
+def test_images_beyond_the_range_that_is_given_are_named_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of weights of a thermal camera, which make all images of another camera white."""
+    monkeypatch.setattr("querybox.data.deep._warned", set())
+    values = np.linspace(20000, 30000, 100, dtype=np.uint16).reshape(10, 10, 1)
+    path = write_png(tmp_path / "a.png", with_alpha(values))
+    problem = "100 % of its values, which are 20000 to 30000, are beyond 7012 to 9120"
+    found = examine_image(path, pixel_range=(7012, 9120))
+    assert found.findings == [("deep_image", str(path)), ("beyond_range", f"{path}: {problem}")]
+    assert found.deep == DeepValues(20000, 30000, 65535, 1.0)
+    for _ in range(2):
+        assert np.asarray(read_image(path, pixel_range=(7012, 9120))).min() == 255
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage().startswith(f"{path}: {problem}, which become black and white")
+    read_image(path, pixel_range=(0, 21200))  # 88 %
+    read_image(path)
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "channels", "pixels"),
+    [
+        ("float64", 1, "1 channel of 64-bit floats"),
+        ("float16", 1, "1 channel of 16-bit floats"),
+        ("uint16", 5, "5 channels of 16-bit integers"),
+        ("int16", 3, "3 channels of 16-bit signed integers"),
+    ],
+)
+def test_pixels_of_tiffs_that_are_not_read_are_named(
+    tmp_path: Path, kind: str, channels: int, pixels: str
+) -> None:
+    path = tmp_path / "a.tif"
+    values = np.zeros((4, 6, channels) if channels > 1 else (4, 6), kind)
+    planes = "contig" if channels > 1 else None
+    tifffile.imwrite(path, values, photometric="minisblack", planarconfig=planes, bigtiff=kind == "int16")
+    with pytest.raises(
+        ImageError, match=rf"a\.tif: is a TIFF with {pixels}, which is not read; expected gray"
+    ):
+        read_image(path)
+    path.write_bytes(b"II*\0" + bytes(8))
+    with pytest.raises(ImageError, match="cannot be read as an image"):
+        read_image(path)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, features
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
+from querybox.data.deep import DeepValues
 from querybox.data.image import FORMATS, examine_image, read_image, read_size
 from querybox.data.locate import image_files
 from querybox.errors import ImageError
@@ -251,7 +252,7 @@ def test_a_range_of_pixel_values_becomes_0_to_255(tmp_path: Path) -> None:
     celsius = np.array([[-20.0, 10.0, 40.0, np.nan, np.inf]], dtype=np.float32)
     assert read(celsius, "thermal.tif", (-20, 40)) == [0, 128, 255, 0, 255]
     assert read(np.array([[-5, 0, 5, 200_000]], dtype=np.int32), "32bit.tif", (-5, 5)) == [0, 128, 255, 255]
-    assert examine_image(tmp_path / "thermal.png").deep == (0, 65535, 65535)
+    assert examine_image(tmp_path / "thermal.png").deep == DeepValues(0, 65535, 65535)
     assert examine_image(tmp_path / "32bit.tif", pixel_range=(-5, 5)).findings == [
         ("deep_image", str(tmp_path / "32bit.tif"))
     ]

@@ -88,6 +88,12 @@ KINDS = {
         "images with an unknown range of pixel values",
         "excluded; set data.depth, or save them with 8 or 16 bits",
     ),
+    "beyond_range": FindingKind(
+        "warning",
+        "images of more than 8 bits that become nearly black or white, as their values are beyond data.depth, which "
+        "weights keep",
+        "used; set data.depth to the range of their values, or to 16 for all of 16 bits",
+    ),
     "ambiguous_orientation": FindingKind(
         "warning",
         "images whose EXIF orientation keeps their size, so that the boxes may refer to the stored pixels or to the "

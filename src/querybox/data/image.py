@@ -15,7 +15,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from querybox.data.deep import NARROW, DeepValues, is_white_zero, load, raw_mode_of, to_8_bits, value_range
+from querybox.data.deep import (
+    NARROW,
+    DeepValues,
+    is_white_zero,
+    load,
+    pixels_of_tiff,
+    raw_mode_of,
+    to_8_bits,
+    value_range,
+    warn_beyond,
+)
 from querybox.data.encoded import EncodedImage, open_binary
 from querybox.data.shards import ImageFile, loaded
 from querybox.errors import ImageError
@@ -111,8 +121,9 @@ def read_image(
         check_size(file, size, rotated, stored)
         if values is not None:
             orientation = image.getexif().get(ORIENTATION, 1)
-            limits = pixel_range or (0.0, value_range(values, image, file, None).top)
-            pixels = to_8_bits(values, limits)
+            deep = value_range(values, image, file, pixel_range)
+            warn_beyond(file, deep, pixel_range)
+            pixels = to_8_bits(values, pixel_range or (0.0, deep.top))
             image = Image.fromarray(255 - pixels if is_white_zero(image) else pixels)
             image.getexif()[ORIENTATION] = orientation
         if size is None or size == rotated:
@@ -168,6 +179,8 @@ def depth_notes(
     yield "deep_image", str(path)
     if pixel_range is None and 0 < deep.high < NARROW * deep.top:
         yield "narrow_range", f"{path}: values from {deep.low:g} to {deep.high:g} of 0 to {deep.top:g}"
+    if pixel_range is not None and (problem := deep.problem(pixel_range)):
+        yield "beyond_range", f"{path}: {problem}"
 
 
 def _format_notes(image: Image.Image, suffix: str) -> Iterator[tuple[str, str]]:
@@ -213,6 +226,11 @@ def _opened(path: str | Path | EncodedImage, max_pixels: int | None = None) -> I
     except FileNotFoundError:
         raise ImageError(f"{path}: no such image file", "missing_image") from None
     except Exception as error:  # noqa: BLE001 - Pillow's decoders raise all kinds of errors
+        if isinstance(error, UnidentifiedImageError) and (pixels := pixels_of_tiff(path)):
+            raise ImageError(
+                f"{path}: is a TIFF with {pixels}, which is not read; expected gray or RGB of 8 or 16 bits, or gray of "
+                "32 bits: convert it"
+            ) from None
         if isinstance(error, UnidentifiedImageError) and (other := _other_format(path)):
             raise ImageError(f"{path}: is {other}, which is not read; convert it to JPEG or PNG") from None
         is_unsupported = Path(str(path)).suffix.lower() in _UNSUPPORTED

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image
 
-from querybox.data.deep import DeepValues, to_8_bits
+from querybox.data.deep import DeepValues, fraction_beyond, to_8_bits, warn_beyond
 from querybox.data.image import (
     Examination,
     check_size,
@@ -127,15 +127,11 @@ def examine_tiff(
         MissingExtraError: The package tifffile is not installed.
     """
     with open_tiff(path, pixel_range, size) as image:
-        ranges = [
-            (float(values.min()), float(values.max()))
-            for values in map(image.inside, range(len(image.page.databytecounts)))
-            if values is not None
-        ]
-        if image.limits is None or not ranges:
+        for index in range(len(image.page.databytecounts)):
+            image.values(index)
+        if image.limits is None or not image.ranges:
             return Examination([])
-        lows, highs = zip(*ranges, strict=True)
-        deep = DeepValues(min(lows), max(highs), 2**image.page.bitspersample - 1)
+        deep = DeepValues.joined(image.ranges)
         return Examination(list(depth_notes(path, deep, pixel_range)), deep)
 
 
@@ -176,6 +172,7 @@ class TiffParts:
         size: (height, width) in pixels.
         segment: (height, width) of the strips or tiles of the file in pixels.
         limits: The values that become 0 and 255; None for pixels of 8 bits.
+        ranges: The ranges of the strips or tiles that have been decoded, of pixels of more than 8 bits.
     """
 
     def __init__(self, path: Path, page: TiffPage, pixel_range: PixelRange | None) -> None:
@@ -186,6 +183,7 @@ class TiffParts:
         self.segment = (page.tilelength, page.tilewidth) if page.is_tiled else strip
         self.check()
         self.limits = self.value_limits(pixel_range)
+        self.ranges: list[DeepValues] = []
         self.decode = lru_cache(max(1, CACHE // (3 * math.prod(self.segment))))(self.decode_segment)
 
     def check(self) -> None:
@@ -258,11 +256,13 @@ class TiffParts:
         values = self.values(index)
         return np.zeros((*self.segment, 3), np.uint8) if values is None else self.to_rgb(values)
 
-    def inside(self, index: int) -> Shaped[np.ndarray, "h w S"] | None:
-        """Return the values of a strip or a tile without what exceeds the image; None if it is empty."""
-        values, (height, width), (tall, wide) = self.values(index), self.size, self.segment
+    def range_of(self, values: Shaped[np.ndarray, "h w S"], index: int) -> DeepValues:
+        """Return the range of the values of a strip or a tile, without those that exceed the image."""
+        (height, width), (tall, wide) = self.size, self.segment
         row, column = divmod(index, math.ceil(width / wide))
-        return None if values is None else values[: height - row * tall, : width - column * wide]
+        values = values[: height - row * tall, : width - column * wide]
+        top = 2**self.page.bitspersample - 1
+        return DeepValues(float(values.min()), float(values.max()), top, fraction_beyond(values, self.limits))
 
     def values(self, index: int) -> Shaped[np.ndarray, "h w S"] | None:
         """Return the values of a strip or a tile of the file as stored, without alpha; None if it is empty."""
@@ -281,7 +281,10 @@ class TiffParts:
             self.check_jpeg(data)
         values, _, _ = page.decode(data, index, jpegtables=page.jpegtables)
         assert values is not None  # there are data
-        return values[0, ..., : 3 if page.samplesperpixel >= 3 else 1]
+        values = values[0, ..., : 3 if page.samplesperpixel >= 3 else 1]
+        if self.limits is not None:
+            self.ranges.append(self.range_of(values, index))
+        return values
 
     def check_jpeg(self, data: bytes) -> None:
         """Raise ImageError if a JPEG is larger than a strip or a tile; other decoders stop at its size themselves."""
@@ -308,4 +311,6 @@ class TiffParts:
             Image.fromarray(self.read(Window(0, top, width, min(rows, height - top)))).reduce(factor)
             for top in range(0, height, rows)
         ]
+        if self.ranges:
+            warn_beyond(self.path, DeepValues.joined(self.ranges), self.limits)
         return np.concatenate([np.asarray(band) for band in bands])

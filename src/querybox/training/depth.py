@@ -23,8 +23,8 @@ def choose_depth(values: DeepValues) -> Depth | None:
     number of bits that holds the largest value; but the range of the values if the smallest one is above a quarter of
     what these bits can hold, as in thermal images.
     """
-    low, high, top = values
-    if high - low >= NARROW * top or low == high:
+    low, high = values.low, values.high
+    if high - low >= NARROW * values.top or low == high:
         return None
     bits = int(high).bit_length()
     return bits if low <= NARROW * 2**bits else (low, high)
