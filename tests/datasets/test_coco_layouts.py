@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from dataset_writers import coco, write_images, write_json
+from dataset_writers import Drawn, coco, write_images, write_json
 from layouts import IMAGES, NAMES, kinds, require_both, splits
 
 from querybox.data import read_dataset
@@ -110,3 +110,21 @@ def test_strings_of_more_than_digits_are_no_numbers(tmp_path: Path, ids: list[st
     data = read_dataset(write_json(tmp_path / "train.json", document))
     assert [image.id for image in data.images] == [1, 2]
     assert "string_id" in {finding.kind for finding in data.findings}
+
+
+def test_images_that_no_file_lists_are_named(tmp_path: Path) -> None:
+    """Some tools leave images out that have no objects, or of which nobody has drawn any."""
+    listed = [Drawn(name=f"{name}.png", size=(20, 20)) for name in ("a", "b c", "d", "e")]
+    write_images(tmp_path / "images", listed)
+    write_images(tmp_path / "other", listed)  # no image of it is listed
+    for split, images in {"train": listed[:1], "val": listed[1:2]}.items():
+        document = coco(images, NAMES)
+        document["images"][0]["file_name"] = f"C:\\photos\\images\\{images[0].name.replace(' ', '%20')}"
+        write_json(tmp_path / "annotations" / f"{split}.json", document)
+    write_json(tmp_path / "annotations" / "test.json", {"images": [3], "categories": [], "annotations": []})
+    for split in ("train", "val"):
+        data = read_dataset(tmp_path, split)
+        assert kinds(data)["unlabeled_image"] == 2
+        places = {finding.kind: finding.places for finding in data.findings}["unlabeled_image"]
+        assert [place.path for place in places] == [tmp_path / "images" / name for name in ("d.png", "e.png")]
+    assert "unlabeled_image" not in kinds(read_dataset(tmp_path / "annotations" / "train.json"))

@@ -98,3 +98,32 @@ def test_images_in_two_splits_are_noticed(tmp_path: Path) -> None:
     assert [finding.kind for finding in splits["val"].findings if finding.severity == "warning"] == [
         "shared_image"
     ]
+
+
+def unannotated(tmp_path: Path, places: dict[str, bool]) -> list[tuple[str, int]]:
+    """Return the places of unannotated images among these, which have an object or none."""
+    document = coco(
+        [Drawn(name=name, size=(9, 9), objects=[("cat", (0, 0, 9, 9))]) for name in places], NAMES
+    )
+    pairs = zip(document["annotations"], places.values(), strict=True)
+    document["annotations"] = [item for item, has_object in pairs if has_object]
+    write_images(tmp_path / "a", [Drawn(name="1.png", size=(9, 9))])
+    (reader,) = find_splits(write_json(tmp_path / "train.json", document)).values()
+    found = [one for one in reader().findings if one.kind == "unannotated_images"]
+    return [(place.what, place.count) for one in found for place in one.places]
+
+
+def test_images_that_may_not_have_been_annotated_are_counted(tmp_path: Path) -> None:
+    names = [f"a/{number}.png" for number in range(1, 41)]  # 9 is before 10
+    last = dict.fromkeys(names[:30], True) | dict.fromkeys(names[30:], False)
+    what = f"the last 10 of 40 images, from {tmp_path / 'a' / '31.png'} on"
+    assert unannotated(tmp_path, dict(sorted(last.items()))) == [(what, 10)]
+    assert unannotated(tmp_path, last | {"a/31.png": True}) == []
+    folder = dict.fromkeys([f"b/{number}.png" for number in range(100, 112)], False)
+    all_of_it = (f"{tmp_path / 'b'}: all 12 images", 12)
+    assert unannotated(tmp_path, last | folder) == [all_of_it, (what, 10)]
+    most = {name: number % 3 == 0 for number, name in enumerate(names)}
+    assert unannotated(tmp_path, most) == [("26 of 40 images", 26)]
+    half = {name: number % 2 == 1 for number, name in enumerate(names)}
+    assert unannotated(tmp_path, half) == []
+    assert unannotated(tmp_path, dict.fromkeys(names, False)) == []  # no_objects

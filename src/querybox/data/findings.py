@@ -111,6 +111,11 @@ KINDS = {
     "unlabeled_image": FindingKind(
         "warning", "images without annotations", "not used; annotate them, or remove them"
     ),
+    "unannotated_images": FindingKind(
+        "warning",
+        "images without objects, so many or in such an order that they may not have been annotated",
+        "used as negative examples, in which all that is found is wrong; annotate or remove them if they show objects",
+    ),
     "unmatched_label": FindingKind(
         "warning", "label files without an image", "not used; add the image, or remove the file"
     ),

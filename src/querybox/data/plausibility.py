@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, takewhile
+from pathlib import Path
 
 import numpy as np
 
 from querybox.data.findings import Corners, DataFinding, FindingCollector
 from querybox.data.records import ROUNDING, DetectionData, ImageRecord
 from querybox.data.shards import ImageFile
+from querybox.text import natural_key
 
 _LARGE_IMAGE = 8
 """Side in pixels of images in which boxes of at most one pixel cannot be meant in pixels."""
 _SEPARATORS = re.compile(r"[\s_-]+")
 _MIN_OVERFLOWING = 3
 """Fewer overflowing boxes say nothing about the meaning of coordinates."""
+_MIN_UNANNOTATED, _MIN_SHARE = 10, 0.1
+"""Number and fraction of images without objects that are not likely to be the last ones by chance."""
 
 
 def with_annotation_findings(data: DetectionData) -> DetectionData:
@@ -36,6 +41,7 @@ def with_annotation_findings(data: DetectionData) -> DetectionData:
         for record in data.images:
             _note_masks(record, findings)
     _note_repeated_images(data, findings)
+    _note_unannotated_images(data.images, findings)
     for category in data.categories:
         if not category.name.strip():
             findings.add("unnamed_category", f"id {category.id}")
@@ -149,6 +155,35 @@ def _faulty_boxes(finding: DataFinding) -> list[tuple[Corners, tuple[int, int]]]
         for place in finding.places
         if place.box_xyxy is not None and place.size is not None
     ]
+
+
+def _note_unannotated_images(images: Sequence[ImageRecord], findings: FindingCollector) -> None:
+    """Add findings for images without objects that are all of a folder, the last ones by name, or most of all."""
+    folders: defaultdict[Path, list[ImageRecord]] = defaultdict(list)
+    for record in images:
+        folders[record.path.parent].append(record)
+    empty = [folder for folder, records in folders.items() if not any(map(_has_objects, records))]
+    if len(empty) == len(folders):
+        return
+    for folder in empty:
+        if len(folders[folder]) >= _MIN_UNANNOTATED:
+            count = len(folders.pop(folder))
+            findings.add("unannotated_images", f"{folder}: all {count:,} images", count=count)
+    rest = [*chain(*folders.values())]
+    count = sum(not _has_objects(record) for record in rest)
+    if count < max(_MIN_UNANNOTATED, _MIN_SHARE * len(rest)):
+        return
+    rest.sort(key=lambda record: natural_key(record.path))
+    last = [*takewhile(lambda record: not _has_objects(record), reversed(rest))]
+    if len(last) >= max(_MIN_UNANNOTATED, _MIN_SHARE * len(rest)):
+        what = f"the last {len(last):,} of {len(rest):,} images, from {last[-1].path} on"
+        findings.add("unannotated_images", what, count=len(last))
+    elif count > len(rest) / 2:
+        findings.add("unannotated_images", f"{count:,} of {len(rest):,} images", count=count)
+
+
+def _has_objects(record: ImageRecord) -> bool:
+    return len(record.labels) > 0
 
 
 def _note_repeated_images(data: DetectionData, findings: FindingCollector) -> None:

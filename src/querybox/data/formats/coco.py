@@ -5,8 +5,12 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+
+from pydantic import TypeAdapter
 
 from querybox.data.findings import FindingCollector
 from querybox.data.formats.coco_json import (
@@ -19,6 +23,7 @@ from querybox.data.formats.coco_json import (
     numbers,
     parse_coco,
 )
+from querybox.data.json_stream import stream_members
 from querybox.data.layout import dataset_root, subfolders
 from querybox.data.locate import ImageLocator, list_files
 from querybox.data.records import (
@@ -29,6 +34,8 @@ from querybox.data.records import (
     require_any_image,
 )
 from querybox.data.splits import SPLITS, Format, Reader, by_split, split_name
+from querybox.data.text import read_text
+from querybox.errors import DataError, ImageError
 from querybox.files import is_regular
 from querybox.structures import Category
 
@@ -39,6 +46,8 @@ _RECOGNISED = 2**16
 _LISTS = re.compile(rb'"(images|annotations|categories)"\s*:')
 _OTHERS = re.compile(rb'"categories"\s*:\s*\{\s*"label"|"segments_info"')
 """Datumaro's annotations, and COCO's panoptic ones."""
+
+_IMAGE = TypeAdapter(CocoImage)
 
 
 def coco_splits(path: Path) -> dict[str, Reader]:
@@ -74,8 +83,42 @@ def splits_of(
             names = {_name(file, path): file for file in files}
             if len(names) < len(files):
                 names = {file.relative_to(path).with_suffix("").as_posix(): file for file in files}
-            return by_split({name: partial(read, file, path) for name, file in names.items()})
+            return by_split(
+                {name: partial(_read_of_folder, read, file, path, files) for name, file in names.items()}
+            )
     return {}
+
+
+def _read_of_folder(
+    read: Callable[[Path, Path | None], DetectionData], file: Path, folder: Path, files: Sequence[Path]
+) -> DetectionData:
+    """Read one of the `files` of a folder; add a finding for each image beside those it lists that no file lists."""
+    data = read(file, folder)
+    findings = FindingCollector(data.source, known=data.findings)
+    used = {image.path for image in data.images}
+    known = used | {
+        place.path for one in data.findings for place in one.places if isinstance(place.path, Path)
+    }
+    folders = {path.parent for path in used}
+    locator = image_locator(file, folder)
+    others = [locator.root / path for path in locator.others(known)]
+    unlisted = [path for path in others if path.parent in folders]
+    listed = set().union(*(_images_of(one, folder) for one in files if one != file)) if unlisted else set()
+    for path in unlisted:
+        if path not in listed:
+            findings.add("unlabeled_image", str(path), path=path)
+    return replace(data, findings=findings.by_kind())
+
+
+def _images_of(file: Path, folder: Path) -> Iterator[Path]:
+    """Yield the images that a file lists, as far as it can be parsed; its own reader reports the rest."""
+    locator = image_locator(file, folder)
+    with suppress(ValueError, RecursionError, DataError):
+        for _, items in stream_members(read_text(file, FindingCollector(file)), {"images"}):
+            for item in items:
+                with suppress(ImageError):
+                    if path := locator.find(_IMAGE.validate_python(item).file_name):
+                        yield path
 
 
 def _name(file: Path, folder: Path) -> str:
