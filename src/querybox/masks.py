@@ -126,6 +126,16 @@ class Rle:
             )
         return runs
 
+    def problem(self, size: tuple[int, int]) -> str:
+        """Return what is wrong with a mask in an image of this (height, width); nothing if it is fine."""
+        try:
+            self.runs()
+        except DataError as error:
+            return str(error)
+        if self.size == size:
+            return ""
+        return f"a mask of {self.size[0]}x{self.size[1]} in {size[0]}x{size[1]} (height x width)"
+
     def mask(self) -> Bool[np.ndarray, "H W"]:
         """Decode the mask: True = inside."""
         height, width = self.size

@@ -102,6 +102,13 @@ def test_without_a_box_that_of_the_mask_is_used(tmp_path: Path, box: dict[str, A
     ]
 
 
+def test_a_mask_of_another_size_gives_no_box(tmp_path: Path) -> None:
+    item = {"category": "cat", "segmentation": {"size": [2, 3], "counts": [0, 6]}}
+    path = write_tar(tmp_path / "a.tar", {"1.jpg": jpeg(), "1.json": json.dumps([item]).encode()})
+    with pytest.raises(DataError, match=r"1\.json, object 1, image 1: has no bbox, and a mask of 2x3 in "):
+        read_dataset(path)
+
+
 def test_an_empty_mask_is_that_of_an_image_of_the_shard(tmp_path: Path) -> None:
     item = {"bbox": [3, 4, 9, 9], "category": "cat", "segmentation": [[2, 2, 14, 2, 5, 2]]}
     members = {"1.jpg": jpeg(), "1.json": json.dumps({"objects": [item]}).encode()}

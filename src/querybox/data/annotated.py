@@ -48,6 +48,8 @@ class AnnotatedObject(NamedTuple):
     area: float | None = None
     """Area in square pixels; None for that of the box."""
     mask: Region | None = None
+    boxed: bool = False
+    """Whether the box is that of the mask."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -263,6 +265,7 @@ class _SplitReader:
             crowd=[item.crowd for item in image.objects],
             areas=[item.area for item in image.objects],
             masks=[item.mask for item in image.objects],
+            boxed=[item.boxed for item in image.objects],
             findings=self.findings,
             locate=lambda index: image.objects[index].where,
             size_stated=image.size is not None and image.size_stated,

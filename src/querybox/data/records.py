@@ -227,6 +227,7 @@ def make_record(
     areas: Sequence[float | None] | Float64[np.ndarray, " G"] | None = None,
     size_stated: bool = True,
     masks: Sequence[Region | None] | None = None,
+    boxed: Sequence[bool] | None = None,
 ) -> ImageRecord:
     """Create the record of an image: drop invalid boxes and clip the others to the image.
 
@@ -242,6 +243,7 @@ def make_record(
         areas: Area of each object in square pixels; where it is None or not positive, the area of the box is used.
         size_stated: Whether the size comes from the annotations; see `ImageRecord`.
         masks: The region of each object; those that do not fit the image are dropped.
+        boxed: Whether the box of each object is that of its mask; None if none is.
     """
     height, width = size
     boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
@@ -251,7 +253,7 @@ def make_record(
         findings.add(kind, f"{locate(number)}, image {id}: {what}", image_id=id, path=path, **place)
 
     keep = _note_faulty_boxes(boxes, inside, size, note)
-    regions = None if masks is None else _fitting_masks(masks, size, note)
+    regions = None if masks is None else _fitting_masks(masks, boxed, size, note)
     stated = np.asarray(areas if areas is not None else [None] * len(boxes), dtype=np.float64)  # None -> NaN
     sides = inside[:, 2:] - inside[:, :2]
     valid = np.isfinite(stated) & (stated > 0)
@@ -282,11 +284,20 @@ def _note_faulty_boxes(
     return keep
 
 
-def _fitting_masks(masks: Sequence[Region | None], size: tuple[int, int], note: _Note) -> list[Region | None]:
+def _fitting_masks(
+    masks: Sequence[Region | None], boxed: Sequence[bool] | None, size: tuple[int, int], note: _Note
+) -> list[Region | None]:
     """Return the masks that fit an image of this (height, width); note the problems of the others, which are None."""
     fitting: list[Region | None] = []
     for number, mask in enumerate(masks):
-        if problem := _mask_problem(mask, size):
+        problem = mask.problem(size) if isinstance(mask, Rle) else ""
+        if problem and boxed is not None and boxed[number]:
+            note(
+                "malformed",
+                number,
+                f"has no bbox, and {problem}; expected a bbox, or a mask that fits its image",
+            )
+        elif problem:
             note("malformed_mask", number, problem)
         fitting.append(None if problem else mask)
     return fitting
@@ -314,18 +325,6 @@ def _box_faults(
         "outside_box": sized & ~keep,
         "clipped_box": keep & (np.abs(inside - boxes) > ROUNDING).any(1),
     }
-
-
-def _mask_problem(mask: Region | None, size: tuple[int, int]) -> str:
-    """Return what is wrong with the mask of an object in an image of this (height, width); nothing if it is fine."""
-    if isinstance(mask, Rle):
-        try:
-            mask.runs()
-        except DataError as error:
-            return str(error)
-        if mask.size != size:
-            return f"a mask of {mask.size[0]}x{mask.size[1]} in {size[0]}x{size[1]} (height x width)"
-    return ""
 
 
 def read_size_or_note(path: ImageFile, image_id: int, findings: FindingCollector) -> tuple[int, int] | None:

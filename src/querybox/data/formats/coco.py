@@ -299,6 +299,7 @@ class _RecordReader:
             locate=lambda place: objects.location(int(rows[place])),
             size_stated=image.size is not None,
             masks=[objects.masks.get(row) for row in rows.tolist()] if objects.masks else None,
+            boxed=objects.boxed[rows].tolist(),
         )
 
 

@@ -102,6 +102,8 @@ class Annotations:
         self.boxes_xywh = array("d")
         """The box of each annotation; NaN without one."""
         self.has_box = bytearray()
+        self.boxed = bytearray()
+        """Whether the box of each annotation is that of its polygons or mask."""
         self.areas = array("d")
         """The area of each annotation; NaN without one."""
         self.crowd = bytearray()
@@ -109,8 +111,9 @@ class Annotations:
         self.masks: dict[int, Region] = {}
         """The regions of the annotations that have one, by index."""
 
-    def add(self, item: CocoAnnotation, mask: Region | None) -> None:
+    def add(self, item: CocoAnnotation, mask: Region | None, *, boxed: bool) -> None:
         """Add an annotation."""
+        self.boxed.append(boxed)
         if mask is not None:
             self.masks[len(self.ids)] = mask
         self.ids.append(item.id)
@@ -163,8 +166,9 @@ def _parse(text: str, findings: FindingCollector) -> Content:
         if name == "annotations":
             content[name] = Annotations()
             for index, item in enumerate(items):
-                annotation = _with_box(index, _ANNOTATION.validate_python(item), findings)
-                content[name].add(annotation, _mask(index, annotation, findings))
+                annotation = _ANNOTATION.validate_python(item)
+                boxed = _add_box(index, annotation, findings)
+                content[name].add(annotation, _mask(index, annotation, findings), boxed=boxed)
         else:
             adapter: TypeAdapter[Any] = _CATEGORY if name == "categories" else _IMAGE
             content[name] = [adapter.validate_python(item) for item in items]
@@ -185,16 +189,20 @@ def _error(file: Path, text: str, error: Exception) -> DataError:
     )
 
 
-def _with_box(index: int, item: CocoAnnotation, findings: FindingCollector) -> CocoAnnotation:
-    if item.bbox is None or not any(item.bbox):
-        box = mask_box(item.segmentation)
-        if box is not None:
-            item.bbox = box
-            findings.add("boxed_shape", location(index, item.id))
-        elif item.bbox is None:
-            what = "has neither a bbox nor polygons or a mask in segmentation; expected bbox [x, y, width, height]"
-            findings.add("malformed", f"{location(index, item.id)}: {what}")
-    return item
+def _add_box(index: int, item: CocoAnnotation, findings: FindingCollector) -> bool:
+    """Add the box of its polygons or mask to an annotation without one, and return whether that was done."""
+    if item.bbox is not None and any(item.bbox):
+        return False
+    if (box := mask_box(item.segmentation)) is not None:
+        item.bbox = box
+        findings.add("boxed_shape", location(index, item.id))
+        return True
+    if item.bbox is None:
+        what = (
+            "has neither a bbox nor polygons or a mask with pixels in segmentation; expected bbox [x, y, width, height]"
+        )
+        findings.add("malformed", f"{location(index, item.id)}: {what}")
+    return False
 
 
 def _mask(index: int, item: CocoAnnotation, findings: FindingCollector) -> Region | None:
@@ -221,6 +229,8 @@ class Columns:
     """Whether the annotation has no iscrowd."""
     masks: Mapping[int, Region]
     """The regions of the annotations that have one, by index."""
+    boxed: Bool[np.ndarray, " N"]
+    """Whether the box of the annotation is that of its polygons or mask."""
     order: Int64[np.ndarray, " M"]
     """The annotations that have an image, a category and a box, by image."""
     starts: Int64[np.ndarray, " I"]
@@ -247,6 +257,7 @@ class Columns:
             no_area=~(np.isfinite(areas) & (areas > 0)),
             no_iscrowd=~np.frombuffer(items.has_crowd, dtype=bool),
             masks=items.masks,
+            boxed=np.frombuffer(items.boxed, dtype=bool),
             order=order,
             starts=np.searchsorted(of_image[order], np.arange(max(images.values(), default=-1) + 2)),
         )

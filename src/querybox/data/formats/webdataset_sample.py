@@ -101,7 +101,9 @@ def _parse_json(where: str, sample: Sample, names: Names, findings: FindingColle
             if not item.get("bbox"):
                 findings.add("boxed_shape", one.where)
         image.objects = [
-            one._replace(mask=_mask(one.where, item.get("segmentation"), findings))
+            one._replace(
+                mask=_mask(one.where, item.get("segmentation"), findings), boxed=not item.get("bbox")
+            )
             for one, item in zip(image.objects, items, strict=True)
         ]
     return image
