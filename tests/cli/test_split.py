@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from dataset_writers import Drawn, write_boxes, write_yolo
+from dataset_writers import Drawn, write_boxes, write_voc, write_yolo
+from layouts import IMAGES
 
 from querybox.cli.main import main
 from querybox.data import read_dataset
@@ -32,3 +33,12 @@ def test_the_split_to_divide_has_to_be_named(tmp_path: Path, capsys: pytest.Capt
     assert main(["split", str(tmp_path / "two")]) == 2
     assert "has several splits (train, val); name the one to divide: --of train" in capsys.readouterr().err
     assert main(["split", str(tmp_path / "two"), "--of", "train"]) == 0
+
+
+def test_what_a_split_does_not_keep_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_voc(tmp_path / "a", "all", IMAGES)
+    file = tmp_path / "a" / "Annotations" / "a.xml"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace("<object>", "<object><difficult>1</difficult>", 1), encoding="utf-8")
+    assert main(["split", str(tmp_path / "a")]) == 0
+    assert "not written: that 1 object is marked as difficult" in capsys.readouterr().out

@@ -24,8 +24,9 @@ def split(
 
     Writes a new folder with `train`, `val` and, if asked for, `test`, each with its images and a COCO file, which for
     panoptic datasets is in the panoptic format, or with shards for an object storage. It has everything that querybox
-    reads: classes, boxes, masks, crowd regions; and the licences and URLs of COCO files; but no attributes, keypoints,
-    supercategories, and ids of annotations. The dataset is not changed.
+    reads: classes, boxes, masks, crowd regions; and the licences and URLs of COCO files; but no attributes (in Pascal
+    VOC `pose`, `truncated`, `occluded`, `difficult`), keypoints, supercategories, and ids of annotations. The dataset
+    is not changed.
 
     The same images are chosen every time. Images that show the same thing stay together: copies that
     Roboflow made of one image, and the frames of a video, recognised by names that differ in the last number alone.
@@ -72,6 +73,10 @@ def split(
     for finding in whole.findings:
         if finding.kind in NOT_READ:
             print_text(f"not written, because not read: {KINDS[finding.kind].meaning} ({finding.count:,})")
+        if finding.kind == "difficult_object":
+            print_text(
+                f"not written: that {counted(finding.count, 'object is', 'objects are')} marked as difficult"
+            )
     print_text(f"written to {folder}; train with: querybox train {folder}")
 
 

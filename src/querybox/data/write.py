@@ -46,8 +46,8 @@ def split_dataset(
     copied; the dataset itself is not changed. An image with several ids remains one file, and is several in shards.
     Everything that is read of a dataset is written: classes, also of stuff, boxes, clipped to their image, masks,
     areas, crowd regions, and the segments of panoptic datasets, whose other pixels remain void. So are `info`, the
-    licences, and the URLs of images of COCO files. What is not read is not written: attributes, keypoints,
-    supercategories, and ids of annotations.
+    licences, and the URLs of images of COCO files. What is not read is not written: attributes (in Pascal
+    VOC `pose`, `truncated`, `occluded`, `difficult`), keypoints, supercategories, and ids of annotations.
 
     Args:
         data: The dataset.
