@@ -13,6 +13,7 @@ from tiny_models import TINY, TRAINABLE
 
 from querybox import Detector
 from querybox.data.records import DetectionData, ImageRecord
+from querybox.errors import ConfigError
 from querybox.runfile import read_run_file
 from querybox.structures import Category, Resizing
 from querybox.training import RunSettings, train
@@ -91,6 +92,20 @@ def test_wide_images_keep_their_aspect_ratio() -> None:
     mine = chosen(dataset(size=(10_000, 400)), data={"image_size": 200})
     assert mine.data.sizes().long_side == 333
     assert chosen(dataset(size=(10_000, 400)), data={"long_side": 900}).data.sizes().long_side == 900
+
+
+def test_a_long_side_alone_is_a_limit() -> None:
+    """The short side is chosen, not above it; it was compared with the default of 800."""
+    for size in ((640, 480), (10_000, 400)):
+        sizes = chosen(dataset(size=size, side=4), GPU, data={"long_side": 300}).data.sizes()
+        assert sizes.long_side == 300
+        assert sizes.short_side <= 300
+    found = chosen(dataset(), GPU, data={"long_side": 300, "stretch": True}).data
+    assert (found.image_size, found.long_side) == (chosen(dataset(), GPU).data.image_size, 300)
+    with pytest.raises(
+        ConfigError, match=r"long_side is 300; expected .* image_size, 800: set a smaller image_size"
+    ):
+        resolve(RunSettings.parse({"recipe": "detr_r50", "data": {"train": "x", "long_side": 300}}))
 
 
 @pytest.mark.parametrize("resources", [LAPTOP, GPU, Resources(device="cpu", memory=1 << 20, cores=1)])

@@ -154,9 +154,12 @@ class DataSettings(Settings):
         sizes = self.sizes()
         if sizes.crop_range[0] > sizes.crop_range[1]:
             raise ValueError(f"crop_range is {sizes.crop_range}; expected the minimum first")
-        if sizes.long_side < sizes.short_side and not self.stretch:
+        # An image_size that is not set may become that of the recipe, the data or the weights, and is then checked.
+        is_known = "image_size" in self.model_fields_set
+        if is_known and sizes.long_side < sizes.short_side and not self.stretch:
             raise ValueError(
-                f"long_side is {sizes.long_side}; expected at least image_size, {sizes.short_side}"
+                f"long_side is {sizes.long_side}; expected at least image_size, {sizes.short_side}: set a smaller "
+                "image_size, too"
             )
         if sizes.short_side * sizes.long_side > MAX_AREA:
             raise ValueError(

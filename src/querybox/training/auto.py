@@ -29,6 +29,7 @@ from querybox.models import (
     training_defaults,
 )
 from querybox.runfile import RUN_FILE, merge, read_run_file
+from querybox.settings import Settings
 from querybox.structures import Preprocessing
 from querybox.text import counted
 from querybox.training.resources import Resources
@@ -158,8 +159,7 @@ def with_measured_batches(settings: RunSettings, resources: Resources) -> RunSet
 def with_values_of_run(settings: RunSettings) -> RunSettings:
     """Return `settings` with what the data decided taken from the run in the folder, if there is one; to resume it.
 
-    That is everything that is not set if the recipe is chosen, otherwise `data.depth`, `data.shuffle_shards` and
-    the number of micro-batches.
+    That is all that is not set if the recipe is chosen, else `data.depth`, `data.shuffle_shards` and micro-batches.
     """
     path = settings.folder / RUN_FILE
     if not path.is_file():
@@ -231,6 +231,8 @@ def choose_for_small(
     """Complete the settings for a model of the size of the recipes for few images."""
     chosen_sizes = {} if "image_size" in given else choose_sizes(facts, resources, settings.train.max_time)
     sizes = {**chosen_sizes, **given}
+    if chosen_sizes and given.get("long_side") and not settings.data.stretch:
+        sizes["image_size"] = min(sizes["image_size"], given["long_side"])
     size = sizes["image_size"]
     queries = int(settings.model.get("queries", recipe.queries))
     if "queries" not in settings.model and facts.max_objects > queries // 2:
@@ -253,10 +255,9 @@ def choose_for_small(
     }
 
 
-def set_values(settings: Any) -> dict[str, Any]:
+def set_values(settings: Settings) -> dict[str, Any]:
     """Return the settings that were set."""
-    values: dict[str, Any] = settings.model_dump(exclude_unset=True)
-    return values
+    return settings.model_dump(exclude_unset=True)
 
 
 def choose_model(

@@ -198,7 +198,7 @@ def _add_box(index: int, item: CocoAnnotation, findings: FindingCollector) -> bo
         findings.add("boxed_shape", location(index, item.id))
         return True
     if item.bbox is None:
-        what = "has neither a bbox nor polygons or a mask with pixels in segmentation; expected bbox [x, y, width, height]"
+        what = "has neither a bbox nor polygons or a mask with pixels; expected bbox [x, y, width, height]"
         findings.add("malformed", f"{location(index, item.id)}: {what}")
     return False
 
