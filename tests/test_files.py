@@ -9,6 +9,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -234,3 +235,15 @@ def test_how_to_restore_a_damaged_file(
     cure = cure.format(tmp_path).replace("/", os.sep) if "{}" in cure else cure
     assert restore(place) == cure
     assert "://" in place or restore(tmp_path / place) == cure
+
+
+def test_a_folder_without_permission_is_told_with_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not with a temporary one, of which nobody knows."""
+    monkeypatch.setattr(
+        Path, "mkdir", mock.Mock(side_effect=[None, PermissionError(13, "Permission denied", "x.tmp")])
+    )
+    with pytest.raises(PermissionError) as caught:
+        write_text(tmp_path / "a.html", "")
+    assert caught.value.filename == str(tmp_path / "a.html")

@@ -189,7 +189,10 @@ def replacement(path: Path, *, durable: bool = True) -> Iterator[Path]:
     require_regular(path, ConfigError)
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = path.parent / f".querybox-{os.getpid()}-{secrets.token_hex(4)}.tmp"
-    folder.mkdir()
+    try:
+        folder.mkdir()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     try:
         temporary = folder / "new.tmp"
         with temporary.open("xb") as file:  # with the permissions that the umask gives a new file

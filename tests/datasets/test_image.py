@@ -295,6 +295,18 @@ def test_every_format_is_read_whatever_the_name(tmp_path: Path, name: str) -> No
     assert read_image(tmp_path / "a.png").size == (WIDTH, HEIGHT)
 
 
+def test_images_that_may_not_be_read_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (4, 3)).save(path)
+    with (
+        mock.patch("querybox.data.image.open_binary", side_effect=PermissionError(13, "Permission denied")),
+        pytest.raises(
+            ImageError, match=r"a\.png: cannot be read \(Permission denied\); check its permissions"
+        ),
+    ):
+        read_image(path)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
 def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.png")

@@ -17,7 +17,7 @@ import pytest
 from dataset_writers import Drawn, write_coco, write_images
 from PIL import Image
 
-from querybox.data import parquet_file, read_dataset
+from querybox.data import parquet_file, read_dataset, read_pixels
 from querybox.data.formats import parquet
 from querybox.data.formats.parquet_images import image_folder
 from querybox.data.read import read_split
@@ -313,6 +313,22 @@ def test_text_that_is_not_utf8(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes().replace(b"a.jpg", b"\xff.jpg"))
     with pytest.raises(DataError, match=r"cannot be read as Parquet \('utf-8' codec"):
         read_dataset(tmp_path)
+
+
+def test_images_in_a_read_only_folder_are_read_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / "train.parquet", [row(image) for image in IMAGES], features())
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    data = read_dataset(tmp_path)
+    assert not (tmp_path / ".images").exists()
+    assert f"{tmp_path}: is read-only, so that the images of train.parquet are not unpacked" in caplog.text
+    assert [read_pixels(image).shape for image in data.images] == [(3, 30, 40), (3, 40, 30), (3, 20, 20)]
+    monkeypatch.undo()
+    unpacked = read_dataset(tmp_path)
+    assert (unpacked.categories, digest(unpacked)) == (data.categories, digest(data))
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert read_dataset(tmp_path).images[0].path == unpacked.images[0].path
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

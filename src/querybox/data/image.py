@@ -225,6 +225,8 @@ def _opened(path: str | Path | EncodedImage, max_pixels: int | None = None) -> I
         raise ImageError(f"{path}: has too many pixels ({error}); {_TOO_LARGE}", "too_large_image") from None
     except FileNotFoundError:
         raise ImageError(f"{path}: no such image file", "missing_image") from None
+    except PermissionError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
     except Exception as error:  # noqa: BLE001 - Pillow's decoders raise all kinds of errors
         if isinstance(error, UnidentifiedImageError) and (pixels := pixels_of_tiff(path)):
             raise ImageError(

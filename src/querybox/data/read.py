@@ -113,7 +113,10 @@ def as_data_errors(path: Path | str) -> Iterator[None]:
     except QueryboxError:
         raise
     except OSError as error:
-        raise DataError(f"{error.filename or shown(path)}: {error.strerror or error}") from None
+        reason = error.strerror or error
+        raise DataError(
+            f"{error.filename or shown(path)}: {reason}; check its permissions and the disk"
+        ) from None
 
 
 def chosen_splits(path: Path | str, split: str | None, *, allow_network: bool = False) -> dict[str, Reader]:

@@ -93,16 +93,16 @@ def _read_of_folder(
     read: Callable[[Path, Path | None], DetectionData], file: Path, folder: Path, files: Sequence[Path]
 ) -> DetectionData:
     """Read one of the `files` of a folder; add a finding for each image beside those it lists that no file lists."""
-    data = read(file, folder)
+    data, locator = read(file, folder), image_locator(file, folder)
+    if locator.root != folder:  # images of a folder above, which may be those of other datasets
+        return data
     findings = FindingCollector(data.source, known=data.findings)
     used = {image.path for image in data.images}
     known = used | {
         place.path for one in data.findings for place in one.places if isinstance(place.path, Path)
     }
     folders = {path.parent for path in used}
-    locator = image_locator(file, folder)
-    others = [locator.root / path for path in locator.others(known)]
-    unlisted = [path for path in others if path.parent in folders]
+    unlisted = [path for path in map(folder.joinpath, locator.others(known)) if path.parent in folders]
     listed = set().union(*(_images_of(one, folder) for one in files if one != file)) if unlisted else set()
     for path in unlisted:
         if path not in listed:

@@ -33,11 +33,13 @@ from querybox.data.formats.parquet_images import (
     unpack_images,
     unpacked_names,
 )
+from querybox.data.formats.shard_reader import shard_readers
 from querybox.data.layout import locator_for, shards_by_split
 from querybox.data.locate import find_files
 from querybox.data.parquet_file import MAX_CONTENT, opened
 from querybox.data.parsing import HEAD
 from querybox.data.records import DetectionData
+from querybox.data.shard_index import FOLDER
 from querybox.data.splits import Format, Reader
 from querybox.errors import DataError
 from querybox.structures import Category
@@ -65,8 +67,10 @@ def _splits(path: Path) -> dict[str, Reader]:
         )
     shards = [file for files in groups.values() for file in files]
     readers = annotated_splits(splits, partial(_categories, shards, root))
+    places = {name: partial(map, str, files) for name, files in groups.items()}
+    in_place = shard_readers(path, root / FOLDER, places, lambda _: _class_names(shards, root))
     return {  # the readers are in the order of the groups, but may have other names
-        name: partial(_read, files, read)
+        name: partial(_read, files, read, in_place[name])
         for (name, read), files in zip(readers.items(), groups.values(), strict=True)
     }
 
@@ -75,13 +79,13 @@ def _has_boxes(file: Path) -> bool:
     return b"bbox" in read_footer(file, HEAD)
 
 
-def _read(files: Sequence[Path], read: Reader) -> DetectionData:
-    """Read a split after its images have been unpacked."""
+def _read(files: Sequence[Path], read: Reader, read_in_place: Reader) -> DetectionData:
+    """Read a split after its images have been unpacked; where they are, if their folder is read-only."""
     for file in files:
         with opened(file) as parquet:
             columns = find_columns(file, parquet.schema_arrow)
-            if columns.embedded:
-                unpack_images(file, parquet, columns.image)
+            if columns.embedded and not unpack_images(file, parquet, columns.image):
+                return read_in_place()
     return read()
 
 

@@ -120,17 +120,29 @@ def unpacked_names(file: Path) -> dict[str, str]:
     return {os.path.splitext(name)[0]: name for name in names}  # noqa: PTH122
 
 
-def unpack_images(file: Path, parquet: ParquetFile, column: str) -> None:
+def unpack_images(file: Path, parquet: ParquetFile, column: str) -> bool:
     """Write the images in a column to `image_folder`, except for those that are there.
 
+    Returns:
+        Whether all are there; False if the folder is read-only.
+
     Raises:
-        DataError: The folder cannot be written.
+        DataError: The folder cannot be written for another reason.
         DiskFullError: There is no space for it.
     """
     folder, done = image_folder(file), unpacked_names(file)
     stems = image_stems(image_paths(parquet, column))
     if done.keys() >= set(stems):
-        return
+        return True
+    existing = next(path for path in (folder, folder.parent, file.parent) if path.is_dir())
+    if not os.access(existing, os.W_OK):
+        logger.warning(
+            "%s: is read-only, so that the images of %s are not unpacked to it; they are read in row groups, which "
+            "takes more time: copy the dataset to a folder that can be written",
+            existing,
+            file.name,
+        )
+        return False
     logger.info("%s: writing its %s to %s, once", file, counted(len(stems), "image"), folder)
     remaining = iter(stems)
     for group in range(parquet.num_row_groups):
@@ -139,6 +151,7 @@ def unpack_images(file: Path, parquet: ParquetFile, column: str) -> None:
             for stem, content in zip(of_group, contents(parquet, group, column), strict=False):
                 if content and stem not in done:
                     _write(folder, stem, content)
+    return True
 
 
 def _write(folder: Path, stem: str, content: bytes) -> None:
