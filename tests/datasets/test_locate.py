@@ -31,6 +31,7 @@ def touch(root: Path, *names: str) -> Path:
         (["images/a.jpg"], "D:\\photos\\a.jpg", "images/a.jpg"),
         (["images/a.jpg"], "..\\..\\label-studio\\media\\upload\\4\\a.jpg", "images/a.jpg"),
         (["images/a b.jpg"], "/data/local-files/?d=some/folder/a%20b.jpg", "images/a b.jpg"),
+        (["images/a/1.jpg", "images/b/1.jpg"], "/data/local-files/?d=b%5C1.jpg", "images/b/1.jpg"),
         (["images/a.jpg"], "https://example.org/upload/a.jpg?token=x/y", "images/a.jpg"),
         (["images/a.jpg"], "/data/upload/1/0a1b2c3d-a.jpg", "images/a.jpg"),
         (["images/0a1b2c3d-a.jpg", "images/a.jpg"], "upload/0a1b2c3d-a.jpg", "images/0a1b2c3d-a.jpg"),

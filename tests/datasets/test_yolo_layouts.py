@@ -295,3 +295,15 @@ def test_encodings_of_yolo(tmp_path: Path, encoding: str) -> None:
     data = read_dataset(file)
     assert [category.name for category in data.categories] == ["猫", "狗"]
     assert kinds(data) == ({"other_encoding": 1} if encoding == "gbk" else {})
+
+
+def test_labels_whose_names_are_composed_otherwise(tmp_path: Path) -> None:
+    """As where one of two folders was packed by macOS."""
+    names = {"e\u0301": "\u00e9", "\u00fc": "u\u0308"}
+    drawn = [Drawn(name=f"{name}.png", size=(40, 30), objects=[("cat", (1, 2, 11, 22))]) for name in names]
+    write_yolo(tmp_path, "train", drawn, NAMES)
+    for name, other in names.items():
+        (tmp_path / "labels" / "train" / f"{name}.txt").rename(tmp_path / "labels" / "train" / f"{other}.txt")
+    data = read_dataset(tmp_path, "train")
+    assert [len(image.labels) for image in data.images] == [1, 1]
+    assert not {"unmatched_label", "unlabeled_negative"} & kinds(data).keys()

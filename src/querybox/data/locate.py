@@ -242,7 +242,7 @@ def _decoded(name: str) -> str:
         path = path.partition("?d=")[2]
     elif "://" in path:
         path = path.partition("?")[0]
-    return unquote(path)
+    return unquote(path).replace("\\", "/")
 
 
 def _leads_out(name: str) -> bool:

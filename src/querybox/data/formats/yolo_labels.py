@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from unicodedata import normalize
 
 from querybox.data.class_names import note_repeated_names
 from querybox.data.findings import FindingCollector
@@ -115,9 +116,12 @@ def is_label_file(file: Path) -> bool:
 
 
 def _label_file(image: Path) -> Path | None:
-    """Return the label file of an image; None if there is none."""
-    stems = (label_folder_of(image.parent) / image.stem, image.parent / image.stem)
-    files = (stem.with_name(f"{stem.name}{suffix}") for stem in stems for suffix in (".txt", ".TXT"))
+    """Return the label file of an image; None if there is none. The Unicode normal form of the name may differ."""
+    stems = dict.fromkeys([image.stem, *(normalize(form, image.stem) for form in ("NFC", "NFD"))])
+    folders = (label_folder_of(image.parent), image.parent)
+    files = (
+        folder / f"{stem}{suffix}" for folder in folders for stem in stems for suffix in (".txt", ".TXT")
+    )
     return next((file for file in files if file.is_file()), None)
 
 
