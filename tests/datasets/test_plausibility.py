@@ -11,7 +11,7 @@ from dataset_writers import Box, Drawn, coco, write_coco, write_images, write_js
 from layouts import IMAGES, NAMES, kinds
 
 from querybox.data import DataSettings, read_dataset, read_train_and_val, validate
-from querybox.data.read import find_splits
+from querybox.data.read import find_splits, read_split
 from querybox.data.records import DetectionData
 from querybox.errors import DataError
 
@@ -98,6 +98,17 @@ def test_images_in_two_splits_are_noticed(tmp_path: Path) -> None:
     assert [finding.kind for finding in splits["val"].findings if finding.severity == "warning"] == [
         "shared_image"
     ]
+
+
+def test_objects_that_are_there_twice_are_counted(tmp_path: Path) -> None:
+    """One of a class and a crowd with the same box are others."""
+    boxes = [[1, 2, 9, 9], [1, 2, 9, 9], [1, 2, 9, 9], [1, 2, 9, 8]]
+    assert kinds(change(tmp_path, boxes)) == {"repeated_object": 2}
+    document = json.loads((tmp_path / "train.json").read_text(encoding="utf-8"))
+    document["annotations"][0]["category_id"] = 2
+    document["annotations"][1]["iscrowd"] = 1
+    write_json(tmp_path / "train.json", document)
+    assert "repeated_object" not in kinds(read_split(tmp_path / "train.json", None))
 
 
 def unannotated(tmp_path: Path, places: dict[str, bool]) -> list[tuple[str, int]]:

@@ -37,6 +37,16 @@ def test_an_index_is_written_once(tmp_path: Path, files: DetectionData) -> None:
     assert json.loads(indices[0].read_text())["samples"]
 
 
+def test_names_that_are_not_utf8_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As of tars that were made on systems with other encodings."""
+    path = write_tar(tmp_path / "a.tar", {"\udce4.jpg": jpeg(), "\udce4.json": b"[]", **ANNOTATED})
+    first = read_dataset(path)
+    with mock.patch.object(shard_reader, "make_index", side_effect=AssertionError):
+        same_records(read_dataset(path), first)
+    assert "\udce4.jpg" in [image.path.name for image in first.images]
+    assert caplog.text == ""
+
+
 def test_an_index_that_cannot_be_written_is_made_each_time(
     tmp_path: Path, files: DetectionData, caplog: pytest.LogCaptureFixture
 ) -> None:

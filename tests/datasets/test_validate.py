@@ -112,7 +112,9 @@ def test_crowds_negatives_and_lost_objects_are_counted(tmp_path: Path) -> None:
     document = coco(
         [
             Drawn(
-                name="a.png", size=(40, 30), objects=[("dog", (9, 9, 20, 20)), *[("cat", (0, 0, 9, 9))] * 4]
+                name="a.png",
+                size=(40, 30),
+                objects=[("dog", (9, 9, 20, 20)), *(("cat", (0, 0, 9, side)) for side in range(6, 10))],
             ),
             Drawn(name="b.png", size=(9, 9)),
         ],

@@ -184,4 +184,4 @@ def test_rotated_boxes_and_polygons_of_voc(tmp_path: Path) -> None:
     boxes = [[18, 10, 22, 20], [3, 4, 9, 20], [1, 2, 11, 22], [1, 2, 11, 22]]
     np.testing.assert_allclose(data.images[0].boxes_xyxy, boxes)
     assert data.images[0].masks == (None, *[Polygons.of([[3, 4, 9, 5, 6, 20]])] * 2, None)
-    assert kinds(data) == {"boxed_shape": 2, "malformed_mask": 1, "no_mask": 2}
+    assert kinds(data) == {"boxed_shape": 2, "malformed_mask": 1, "no_mask": 2, "repeated_object": 1}

@@ -103,6 +103,11 @@ KINDS = {
     "repeated_image": FindingKind(
         "warning", "images that are listed under several ids", "used several times; merge their annotations"
     ),
+    "repeated_object": FindingKind(
+        "warning",
+        "objects with the box and the class of another one of their image",
+        "used, each as an object of its own; remove the duplicates",
+    ),
     "other_file_name": FindingKind(
         "warning",
         "annotation files whose <filename> names another image than their own name does",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, takewhile
 from pathlib import Path
@@ -41,6 +41,7 @@ def with_annotation_findings(data: DetectionData) -> DetectionData:
         for record in data.images:
             _note_masks(record, findings)
     _note_repeated_images(data, findings)
+    _note_repeated_objects(data.images, findings)
     _note_unannotated_images(data.images, findings)
     for category in data.categories:
         if not category.name.strip():
@@ -64,6 +65,20 @@ def with_shared_images(data: DetectionData, others: Mapping[str, Collection[Imag
             what = f"{path}: also in {', '.join(names)}"
             findings.add("shared_image", what, image_id=record.id, path=path)
     return replace(data, findings=findings.by_kind())
+
+
+def _note_repeated_objects(images: Iterable[ImageRecord], findings: FindingCollector) -> None:
+    for record in images:
+        if count := repeated_objects(record):
+            what = f"image {record.id}: {count} of {len(record.labels)}"
+            findings.add("repeated_object", what, image_id=record.id, path=record.file, count=count)
+
+
+def repeated_objects(record: ImageRecord) -> int:
+    """Return the number of objects with the same box and class as an earlier one."""
+    objects = ~record.crowd
+    rows = [*zip(record.labels[objects].tolist(), *record.boxes_xyxy[objects].T.tolist(), strict=True)]
+    return len(rows) - len(set(rows))
 
 
 def _note_similar_categories(data: DetectionData, findings: FindingCollector) -> None:

@@ -8,6 +8,7 @@ same. Of several processes that need it, one makes it, and the others wait for i
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,13 +17,14 @@ from pathlib import Path
 from typing import Annotated
 
 from filelock import FileLock
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, PlainValidator, TypeAdapter
 
 from querybox.data.encoded import EncodedImage
 from querybox.data.image import MAX_PIXELS, read_size
 from querybox.data.storage import MAX_CONTENT, version
 from querybox.errors import DataError, DiskFullError, ImageError
 from querybox.files import require_regular, write_text
+from querybox.text import to_json
 from querybox.urls import public_name
 
 logger = logging.getLogger(__name__)
@@ -41,17 +43,27 @@ Shape = tuple[_Side, _Side]
 """(height, width) in pixels."""
 
 
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("expected a text")  # noqa: TRY004 - which pydantic reports
+    return value
+
+
+_Name = Annotated[str, PlainValidator(_text)]
+"""A name of a file, which need not be UTF-8; pydantic's own strings are."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """An image with its annotation."""
 
-    image: str
+    image: _Name
     """Name of the image: that of the member of a tar."""
     start: Annotated[int, Field(ge=0)]
     """See `querybox.data.shards.ShardImage`."""
     size: Annotated[int, Field(ge=0, le=MAX_CONTENT)]
     """Number of bytes of the image."""
-    annotation: str
+    annotation: _Name
     """Name of the annotation: that of the member of a tar."""
     text: str
     """Content of the annotation."""
@@ -74,7 +86,7 @@ class ShardIndex:
     """See `querybox.data.storage.version`."""
     samples: list[Sample] = field(default_factory=list)
     """The samples, in the order of the images."""
-    problems: list[tuple[str, str]] = field(default_factory=list)
+    problems: list[tuple[str, _Name]] = field(default_factory=list)
     """Kinds of findings, each with a description."""
     names: dict[int, str] = field(default_factory=dict)
     """Names of classes by number, as the shard states them."""
@@ -110,7 +122,7 @@ def read_index(place: str, folder: Path, make: MakeIndex) -> ShardIndex:
             return index
         index = make(place, stated)
         try:
-            write_text(file, _INDEX.dump_json(index).decode())
+            write_text(file, to_json(_INDEX.dump_python(index)))
         except (OSError, DiskFullError) as error:
             logger.warning(
                 "%s: the index cannot be written (%s); it will be made again the next time", file, error
@@ -143,10 +155,10 @@ def written_index(file: Path, stated: str) -> ShardIndex | None:
     """Return an index from its file; None if there is none, it is damaged, or that of another version of its shard."""
     try:
         require_regular(file, DataError)
-        index = _INDEX.validate_json(file.read_bytes())
+        index = _INDEX.validate_python(json.loads(file.read_bytes()))
     except FileNotFoundError:
         return None
-    except (ValidationError, OSError, DataError) as error:
+    except (ValueError, RecursionError, OSError, DataError) as error:
         logger.warning("%s: is not an index (%s); a new one is made", file, type(error).__name__)
         return None
     return index if index.version == stated else None

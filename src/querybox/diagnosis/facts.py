@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_iou
 
 from querybox.data import DataSettings, DetectionData, ImageRecord, resized_shape
+from querybox.data.plausibility import repeated_objects
 from querybox.evaluation.average_precision import average_precision
 from querybox.evaluation.confusion import MATCH_IOU
 from querybox.evaluation.overlaps import Overlaps
@@ -77,12 +78,6 @@ class SplitFacts:
             dropped_boxes=sum(data.faulty_boxes.values()) - data.faulty_boxes.get("clipped_box", 0),
             median_size=float(np.median(sizes)),
         )
-
-
-def repeated_objects(image: ImageRecord) -> int:
-    """Return the number of objects with the same box and class as an earlier one."""
-    objects = np.column_stack([image.boxes_xyxy, image.labels])[~image.crowd]
-    return len(objects) - len(np.unique(objects, axis=0))
 
 
 def input_sizes(image: ImageRecord, settings: DataSettings) -> Float[np.ndarray, " G"]:

@@ -89,7 +89,7 @@ def _parse_json(where: str, sample: Sample, names: Names, findings: FindingColle
     image = parse_image(
         where,
         {
-            "file_name": sample.image,
+            "file_name": "image",  # the place in the shard is its name, which need not be UTF-8
             "objects": _by_key(where, items) if isinstance(items, list) else items,
             "width": stated.get("width"),
             "height": stated.get("height"),
