@@ -126,5 +126,7 @@ def test_images_that_no_file_lists_are_named(tmp_path: Path) -> None:
         data = read_dataset(tmp_path, split)
         assert kinds(data)["unlabeled_image"] == 2
         places = {finding.kind: finding.places for finding in data.findings}["unlabeled_image"]
-        assert [place.path for place in places] == [tmp_path / "images" / name for name in ("d.png", "e.png")]
+        assert [place.what for place in places] == [
+            str(tmp_path / "images" / name) for name in ("d.png", "e.png")
+        ]
     assert "unlabeled_image" not in kinds(read_dataset(tmp_path / "annotations" / "train.json"))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -106,7 +107,7 @@ def _read_of_folder(
     listed = set().union(*(_images_of(one, folder) for one in files if one != file)) if unlisted else set()
     for path in unlisted:
         if path not in listed:
-            findings.add("unlabeled_image", str(path), path=path)
+            findings.add("unlabeled_image", str(path))
     return replace(data, findings=findings.by_kind())
 
 
@@ -114,7 +115,7 @@ def _images_of(file: Path, folder: Path) -> Iterator[Path]:
     """Yield the images that a file lists, as far as it can be parsed; its own reader reports the rest."""
     locator = image_locator(file, folder)
     with suppress(ValueError, RecursionError, DataError):
-        for _, items in stream_members(read_text(file, FindingCollector(file)), {"images"}):
+        for _, items in islice(stream_members(read_text(file, FindingCollector(file)), {"images"}), 1):
             for item in items:
                 with suppress(ImageError):
                     if path := locator.find(_IMAGE.validate_python(item).file_name):
