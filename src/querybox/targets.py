@@ -78,8 +78,7 @@ def on_class_rows(targets: Sequence[Target], class_rows: tuple[int, ...] | None)
     """
     if class_rows is None or class_rows == tuple(range(len(class_rows))):
         return targets
-    rows = [*class_rows, -1]
-    return [
-        replace(target, labels=target.labels.new_tensor(rows)[target.labels.clamp(-1, len(class_rows))])
-        for target in targets
-    ]
+    # non_blocking, so that the host does not wait for a GPU.
+    device = targets[0].labels.device
+    rows = torch.tensor([*class_rows, -1], device="cpu").to(device, non_blocking=True)
+    return [replace(target, labels=rows[target.labels.clamp(-1, len(class_rows))]) for target in targets]

@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from tiny_models import HYBRID
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -33,8 +34,9 @@ class Waits(TorchFunctionMode):
     """Counts what would make a program wait for its GPU, also where there is none.
 
     These are: values of a tensor that are read; indexing with a mask, for then a size depends on values; and values
-    of the host that are brought to the device at once by `torch.tensor`. On a CPU nobody can tell which way `to`
-    copies, so it counts only where it says "cpu".
+    of the host that are brought to the device at once: by `torch.tensor`, `new_tensor` and lists as indices, and where
+    a number becomes an element of a tensor, but not a slice. On a CPU nobody can tell which way `to` copies, so it
+    counts only where it says "cpu".
     """
 
     def __init__(self) -> None:
@@ -45,7 +47,7 @@ class Waits(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-        if name in READS or name == "tensor":
+        if name in READS or name in ("tensor", "new_tensor"):
             self.calls[name] += 1
         elif name == "to":
             self.calls["to"] += "cpu" in [each for each in args[1:] if isinstance(each, str)]
@@ -53,6 +55,10 @@ class Waits(TorchFunctionMode):
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
             masks = [each for each in index if isinstance(each, Tensor) and each.dtype == torch.bool]
             self.calls["mask"] += bool(masks)
+            self.calls["list"] += any(isinstance(each, list) for each in index)
+            places = sum(isinstance(each, int) for each in index)
+            is_number = name == "__setitem__" and isinstance(args[2], int | float)
+            self.calls["element"] += is_number and places == args[0].dim()
         return func(*args, **kwargs)
 
 
@@ -88,12 +94,19 @@ they are known to be finite. Constants come from the host: mean and deviation of
 @pytest.mark.parametrize(
     ("recipe", "model", "more"),
     [
-        ("detr_r50", {}, {}),
+        (
+            "detr_r50",
+            {"unused_rows": [0]},
+            {"tensor": 2},
+        ),  # the rows of the classes, for matching and for losses
         ("deformable_detr_r50_refine", RELATIVE, {"tensor": 1}),  # the sizes of the maps
         # The proposals are matched, too, and the host says where the denoising queries' objects go.
         ("dino_r50", {**RELATIVE, "denoising": 4}, {"cpu": 1, "tensor": 2}),
+        # Three matchings; of their union, on the host, sizes depend on values.
+        ("dfine_n", HYBRID, {"cpu": 3, "unique": 1, "mask": 1, "tensor": 2}),
     ],
 )
+@pytest.mark.usefixtures("without_shape_checks")
 def test_a_step_waits_no_more_for_more_images(
     recipe: str,
     model: dict[str, Any],
@@ -113,6 +126,10 @@ def test_waiting_is_noticed() -> None:
     with Waits() as waits:
         assert numbers.sum() > 0
         numbers[numbers > 1] = 0
+        numbers[1:] = numbers[[1, 0]]
+        numbers[-1] = numbers[:1] = 0
+        numbers.new_tensor([2])
         numbers.to(numbers.device).to(torch.float64).to("cpu")
         torch.tensor([1.0])
-    assert waits.calls == {"__bool__": 1, "mask": 1, "to": 1, "tensor": 1}
+    noticed = {"__bool__": 1, "mask": 1, "list": 1, "element": 1, "new_tensor": 1, "to": 1, "tensor": 1}
+    assert waits.calls == noticed

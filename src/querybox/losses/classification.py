@@ -56,7 +56,7 @@ class CrossEntropyLoss:
         no_object = labels.new_full(logits.shape[:2], num_classes - 1)  # [L, A]
         target = no_object.scatter(1, matched_queries, labels)
         weight = logits.new_ones(num_classes)
-        weight[-1] = self.no_object_weight
+        weight[-1:] = self.no_object_weight  # a slice: for a single element the host would wait for a GPU
         loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), weight, reduction="none")
         total_weight = num_matched + self.no_object_weight * num_unmatched
         return loss.view(num_layers, -1).sum(1) / total_weight.clamp(min=1)

@@ -61,8 +61,8 @@ def true_distances(start: Float[Tensor, "M 4"], boxes: Float[Tensor, "M 4"]) -> 
     Both are cxcywh; the result is in the order left, top, right, bottom.
     """
     size = start[:, 2:].clamp(min=torch.finfo(start.dtype).tiny).repeat(1, 2)  # [M, 4]
-    outwards = start.new_tensor([-1.0, -1.0, 1.0, 1.0])
-    return (to_xyxy(boxes) - to_xyxy(start)) * outwards / size
+    low, high = (to_xyxy(boxes) - to_xyxy(start)).chunk(2, -1)  # [M, 2]
+    return torch.cat([-low, high], -1) / size
 
 
 def neighbours(

@@ -22,12 +22,13 @@ def union_of_matches(matchings: Sequence[Matches], num_queries: int, num_objects
     """
     objects = max(1, num_objects)
     rows = [(each.image * num_queries + each.query) * objects + each.object for each in matchings]
-    pairs, counts = torch.cat([each.flatten() for each in rows]).unique(return_counts=True)
-    # They are sorted by query, then by object.
+    # On the host, which would otherwise wait for a GPU at every size that depends on values.
+    on_host = torch.cat([each.flatten() for each in rows]).cpu()
+    pairs, counts = on_host.unique(return_counts=True)  # sorted by query, then by object
     pairs = pairs[counts.argsort(descending=True, stable=True)]
     pairs = pairs[(pairs // objects).argsort(stable=True)]  # by query, the most frequent object first
     pairs = pairs[(pairs // objects).diff(prepend=pairs.new_full((1,), -1)) > 0]  # the first of each query
     queries = pairs // objects
-    return Matches(
-        image=queries // num_queries, query=(queries % num_queries)[None], object=(pairs % objects)[None]
-    )
+    packed = torch.stack([queries // num_queries, queries % num_queries, pairs % objects])
+    image, query, object_ = packed.to(matchings[0].image.device, non_blocking=True)
+    return Matches(image=image, query=query[None], object=object_[None])

@@ -183,7 +183,7 @@ class AttentionMasks(ComputedMasks):
             logits = [
                 layer.of_image(image).logits(rows[None]) for layer, rows in zip(layers, query, strict=True)
             ]
-            yield sample(torch.cat(logits), points[[image]].expand(len(layers), -1, -1))
+            yield sample(torch.cat(logits), points[image].expand(len(layers), -1, -1))
 
     def of_image(self, index: int) -> Self:
         """Return the masks of one image."""

@@ -172,7 +172,8 @@ class SinePosition(nn.Module):
         """Encode the reference boxes, converted to 0-1 of the padded image and with y before x as in DINO."""
         assert memory.levels is not None
         boxes = reference * memory.levels.valid_ratios[:, :1].repeat(1, 1, 2)
-        return self.layers(sine_boxes(boxes[..., [1, 0, 2, 3]], self.width))
+        x, y, width, height = boxes.split(1, -1)  # a list as index would make the host wait for a GPU
+        return self.layers(sine_boxes(torch.cat([y, x, width, height], -1), self.width))
 
 
 def fine_encoding(width: int) -> SinePositionEncoding:
