@@ -56,3 +56,11 @@ def test_cells_outside_of_the_image_rank_last_and_hide_no_peak() -> None:
     cropped = top_k_indices(prefer_local_maxima(scores.view(1, 5, 7)[:, :3, :5].flatten(1), ((3, 5),)), 15)
     assert torch.equal(orders[0], cropped // 5 * 7 + cropped % 5)
     assert torch.equal(RankByScore().scores(scores, inside.flatten(1), ((5, 7),)), scores)
+
+
+def test_cells_that_are_no_peaks_rank_by_score_in_half_precision() -> None:
+    scores = torch.linspace(-5, -3, 33).bfloat16()[
+        None
+    ]  # a row of cells, of which the last one is the only peak
+    ranked = RankPeaksFirst().scores(scores, torch.ones(1, 33, dtype=torch.bool), ((1, 33),))
+    assert top_k_indices(ranked, 33)[0].tolist() == [*range(32, -1, -1)]

@@ -19,7 +19,7 @@ from querybox.levels import Levels, Shapes
 from querybox.modules.encoder import cell_centres
 from querybox.modules.heads import DeltaHead, SigmoidClassHead
 from querybox.modules.position import SinePositionEncoding, sine_boxes
-from querybox.structures import Memory, Predictions, Queries
+from querybox.structures import Memory, Predictions, Queries, at_least_float32
 
 
 class LearnedQueries(nn.Module):
@@ -282,6 +282,7 @@ class RankPeaksFirst:
 
         Those outside have equal tokens, so that rounding would decide which of them are maxima.
         """
+        scores = at_least_float32(scores)  # bf16 has steps of 0.5 near -100
         return prefer_local_maxima(torch.where(inside, scores, scores - 200), shapes)
 
     def mask(self, count: int | torch.SymInt, device: torch.device) -> Bool[Tensor, "Q Q"]:
