@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import measure, report
 from benchmarks.gpu.__main__ import line, main, without_time
-from benchmarks.gpu.models import MODELS
-from benchmarks.measure import Row, RowResult, Side, SideResult
+from benchmarks.gpu.memory import MIB, with_peak_memory
+from benchmarks.gpu.models import MODELS, Run
+from benchmarks.measure import Row, RowResult, Side, SideResult, Work
 
 
 def test_all_rows_work(
@@ -32,6 +35,42 @@ def test_all_rows_work(
             assert side.status == "measured", (row, name, side.note)
     assert "pipeline (images/s): querybox" in capsys.readouterr().out
     assert (tmp_path / "results.md").exists()
+
+
+def test_the_peak_memory_of_a_side_leaves_out_that_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_use, highest = 0, 0
+
+    def allocate(count: int) -> None:
+        nonlocal in_use, highest
+        in_use += count * MIB
+        highest = max(highest, in_use)
+
+    def reset(_: torch.device) -> None:
+        nonlocal highest
+        highest = in_use
+
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: in_use)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: highest)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
+
+    def side(weights: int, state: int, step: int) -> Callable[[], float]:
+        """A side whose first step makes a state that it keeps, as AdamW does."""
+        missing = [state]
+
+        def work() -> None:
+            allocate(step + (missing.pop() if missing else 0))
+            allocate(-step)
+
+        def build() -> Work:
+            allocate(weights)
+            return work
+
+        return with_peak_memory(Run(device=torch.device("cuda"), quick=True), build)
+
+    first = side(10, 20, 5)
+    assert first() == 35
+    second = side(100, 200, 50)
+    assert [second(), first(), second()] == [350, 35, 350]
 
 
 def test_a_row_without_time_left_says_so() -> None:

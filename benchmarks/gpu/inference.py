@@ -181,7 +181,8 @@ class CUDAGraph:
                 call()
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        # PyTorch does not leave the stream of a capture that failed.
+        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(self.graph):
             self.answer = call()
 
     def __call__(self) -> tuple[Tensor, Tensor]:

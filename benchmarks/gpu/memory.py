@@ -15,7 +15,9 @@ MIB = 2**20
 
 
 def with_peak_memory(run: Run, build: Callable[[], Work]) -> Callable[[], float]:
-    """Return what does the work and answers with its peak in MiB, beyond what was in use before it was built.
+    """Return what does the work and answers with its peak in MiB: of what it allocates, and of what it has kept.
+
+    The memory of the other sides, which are built meanwhile and keep gradients and AdamW's state, does not count.
 
     Raises:
         Absent: The device does not count its memory.
@@ -25,10 +27,15 @@ def with_peak_memory(run: Run, build: Callable[[], Work]) -> Callable[[], float]
     gc.collect()
     before = torch.cuda.memory_allocated(run.device)
     work: Callable[[], Any] = build()
+    kept = torch.cuda.memory_allocated(run.device) - before
 
     def peak() -> float:
+        nonlocal kept
         torch.cuda.reset_peak_memory_stats(run.device)
+        before = torch.cuda.memory_allocated(run.device)
         work()
-        return (torch.cuda.max_memory_allocated(run.device) - before) / MIB
+        result = kept + torch.cuda.max_memory_allocated(run.device) - before
+        kept += torch.cuda.memory_allocated(run.device) - before
+        return result / MIB
 
     return peak
