@@ -58,6 +58,8 @@ GROUPS = (
         "tests/fast/test_inference.py",
         "tests/test_arguments.py",
         "tests/training/test_compile.py",
+        "tests/training/test_lock.py",
+        "tests/training/test_micro_batches.py",
         "tests/training/test_processes.py",
         "tests/training/test_unreadable.py",
     ),

@@ -6,29 +6,20 @@ import errno
 import json
 import os
 import platform
-import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torture.server import fork_server
 
 from querybox.errors import ConfigError, DiskFullError
 from querybox.training import RunSettings, lock, train
 from querybox.training.lock import LOCK, folder_lock
-
-HOLD = """
-import os, sys, time
-from pathlib import Path
-from querybox.training.lock import folder_lock
-with folder_lock(Path(sys.argv[1])):
-    child = os.fork()
-    if child:
-        print(child, flush=True)
-    time.sleep(60)
-"""
 
 
 @pytest.fixture(params=["flock", "file"])
@@ -73,21 +64,30 @@ def test_what_holds_nothing_is_removed_again(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is a lock file instead")
 def test_a_killed_process_leaves_no_lock_though_its_children_live_on(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    child = int(process.stdout.readline())
+    receiving, sending = fork_server().Pipe(duplex=False)
+    process = fork_server().Process(target=hold, args=(tmp_path, sending))
+    process.start()
+    child = receiving.recv()
     try:
         with pytest.raises(ConfigError), folder_lock(tmp_path):
             pass
         process.kill()
-        process.wait()
+        process.join()
         os.kill(child, 0)
         with folder_lock(tmp_path):
             pass
     finally:
         process.kill()
         os.kill(child, 9)
-        process.stdout.close()
+
+
+def hold(folder: Path, told: Connection) -> None:
+    """Hold the lock of a folder, and tell the number of a child process that lives on."""
+    with folder_lock(folder):
+        child = os.fork()
+        if child:
+            told.send(child)
+        time.sleep(60)
 
 
 def holder(**changes: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torture.server import fork_server
 
 from querybox import memory
 from querybox.checkpoints.files import read_safetensors
@@ -197,8 +197,8 @@ def test_a_published_batch_is_divided_if_need_be_and_that_of_the_user_is_not(
 
 @pytest.mark.skipif(not memory.STATUS.exists(), reason="counts as Linux does")
 def test_the_memory_of_a_larger_batch_follows_from_that_of_two(run_settings: MakeSettings) -> None:
-    # In a new process: pages that earlier tests have freed would be used again and not be counted.
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+    # In a process of its own: pages that earlier tests have freed would be used again and not be counted.
+    with ProcessPoolExecutor(1, mp_context=fork_server()) as process:
         expected, actual = process.submit(memory_of_six_images, run_settings()).result()
     assert 0.7 * actual < expected < 1.4 * actual
 
