@@ -72,8 +72,9 @@ def with_shapes(function: F) -> F:
 
     @wraps(function)
     def scoped(*arguments: Any, **keywords: Any) -> Any:
-        call = (function, *map(kind, arguments), *map(kind, keywords.values()))
-        if jaxtyping.config.jaxtyping_disable or was_checked(call):
+        if jaxtyping.config.jaxtyping_disable or was_checked(
+            (function, *map(kind, arguments), *map(kind, keywords.values()))
+        ):
             return function(*arguments, **keywords)
         with SCOPE:
             return checked(*arguments, **keywords)

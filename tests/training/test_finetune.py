@@ -226,14 +226,14 @@ def test_a_relative_of_which_no_class_is_known() -> None:
 def test_training_with_more_queries_stays_finite(
     run_settings: Callable[..., RunSettings], tmp_path: Path
 ) -> None:
-    first = train(run_settings("first", epochs=10)).run_dir / "last.safetensors"
-    settings = run_settings("second", epochs=50).replace(
+    first = train(run_settings("first", epochs=3)).run_dir / "last.safetensors"
+    settings = run_settings("second", epochs=20).replace(
         recipe=None, model={"queries": 30}, weights=str(first)
     )
     result = train(settings)
     with (result.run_dir / "metrics.csv").open(newline="") as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
-    assert len(losses) == 50  # of two steps each
+    assert len(losses) == 20  # of two steps each
     assert all(map(math.isfinite, losses))
     assert losses[-1] < losses[0]
     assert all(tensor.isfinite().all() for tensor in result.detector.state_dict().values())
@@ -289,6 +289,17 @@ def test_what_no_tensor_shows_can_be_said(tmp_path: Path) -> None:
     assert (tuned.recipe.dilation, tuned.recipe.stride, tuned.recipe.heads) == (True, 16, 4)
 
 
+@pytest.fixture(scope="module", params=["own", "public"])
+def dino_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of a small DINO with four heads."""
+    folder = tmp_path_factory.mktemp("dino")
+    source = pretrained("dino_r50", categories=PETS, **PUBLIC)
+    if request.param == "own":
+        source.save(folder / "small.safetensors")
+        return folder / "small.safetensors"
+    return publish(source, IDEA, folder / "small.pth", args=argparse.Namespace(nheads=4))
+
+
 @pytest.mark.parametrize(
     ("recipe", "differences"),
     [
@@ -303,25 +314,21 @@ def test_what_no_tensor_shows_can_be_said(tmp_path: Path) -> None:
         ("dfine_n", {"kind": ("dfine", "dino"), "heads": (8, 4)}),
     ],
 )
-@pytest.mark.parametrize("is_own", [True, False])
 def test_recipes_of_another_model_than_that_of_the_weights_are_named(
-    tmp_path: Path, recipe: str, differences: dict[str, tuple[object, object]], is_own: bool
+    dino_file: Path, tmp_path: Path, recipe: str, differences: dict[str, tuple[object, object]]
 ) -> None:
-    file = tmp_path / "small.safetensors"
-    source = pretrained("dino_r50", categories=PETS, **PUBLIC)
-    if is_own:
-        source.save(file)
-    else:
-        file = publish(source, IDEA, tmp_path / "small.pth", args=argparse.Namespace(nheads=4))
     with pytest.raises(ConfigError) as caught:
-        begin(CELLS, file, tmp_path / "run", recipe=recipe)
+        begin(CELLS, dino_file, tmp_path / "run", recipe=recipe)
     shown = ", ".join(
         f"'model.{name}' is {ours!r} in the recipe and {theirs!r} in the file"
         for name, (ours, theirs) in differences.items()
     )
     cure = "omit 'recipe': the model is then that of the file"
-    assert str(caught.value) == f"{file}: is not of recipe '{recipe}': {shown}; {cure}"
-    assert begin(CELLS, file, tmp_path / "run").recipe.heads == 4  # type: ignore[union-attr]
+    assert str(caught.value) == f"{dino_file}: is not of recipe '{recipe}': {shown}; {cure}"
+
+
+def test_without_a_recipe_the_model_is_that_of_the_weights(dino_file: Path, tmp_path: Path) -> None:
+    assert begin(CELLS, dino_file, tmp_path / "run").recipe.heads == 4  # type: ignore[union-attr]
 
 
 def test_a_recipe_says_what_no_tensor_shows(tmp_path: Path) -> None:

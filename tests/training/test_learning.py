@@ -28,12 +28,13 @@ def test_the_loss_curve_is_the_golden_one(run_settings: Callable[..., RunSetting
 @pytest.mark.usefixtures("without_shape_checks")
 def test_eight_images_are_learnt_by_heart(run_settings: Callable[..., RunSettings], boxes_json: Path) -> None:
     settings: dict[str, Any] = {
-        "epochs": 350,
+        "epochs": 250,
         "batch_size": 8,
-        "backbone_lr": 1e-3,
+        "lr": 2e-3,
+        "backbone_lr": 2e-3,
         "weight_decay": 0.0,
         "schedule": "cosine",
-        "evaluate_every": 350,
+        "evaluate_every": 250,
     }
     data = {**PLAIN, "val": str(boxes_json)}
     result = train(run_settings(model={"dropout": 0.0}, data=data, **settings))

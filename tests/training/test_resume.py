@@ -47,21 +47,21 @@ def checkpoint_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("checkpoint_each_epoch")
-@pytest.mark.parametrize("method", ["write_detectors", "end_epoch"])
 def test_a_crash_right_after_a_checkpoint_or_right_before(
-    run_settings: MakeSettings, boxes_json: Path, monkeypatch: pytest.MonkeyPatch, method: str
+    run_settings: MakeSettings, boxes_json: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Torn between files: the checkpoint is written, the detectors are not."""
     data = {"val": str(boxes_json)}
     whole = train(run_settings("whole", epochs=3, data=data)).run_dir
-    settings = run_settings("parts", epochs=3, data=data)
-    with monkeypatch.context() as patch:
-        crash_in(patch, Trainer, method, 2)
-        with pytest.raises(Crash):
-            train(settings)
-    parts = train(settings, resume=True).run_dir
-    same(parts, whole, "checkpoint", "last", "best")
-    assert read_record(parts) == read_record(whole)
+    for method in ("write_detectors", "end_epoch"):
+        settings = run_settings(method, epochs=3, data=data)
+        with monkeypatch.context() as patch:
+            crash_in(patch, Trainer, method, 2)
+            with pytest.raises(Crash):
+                train(settings)
+        parts = train(settings, resume=True).run_dir
+        same(parts, whole, "checkpoint", "last", "best")
+        assert read_record(parts) == read_record(whole)
 
 
 @pytest.mark.usefixtures("checkpoint_each_epoch")
@@ -71,7 +71,7 @@ def test_statistics_of_batch_norms_go_on_where_they_were(
     """RT-DETR's are trained, and averaged."""
 
     def settings(output: str) -> RunSettings:
-        made = run_settings(output, epochs=3, ema=0.9, model={"encoder_width": 32, "denoising": 4})
+        made = run_settings(output, epochs=2, ema=0.9, model={"encoder_width": 32, "denoising": 4})
         return made.replace(recipe="rtdetr_r18")
 
     whole = train(settings("whole")).run_dir
@@ -118,30 +118,33 @@ def test_long_epochs_have_checkpoints_within(
         train(run_file, output="other")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_an_evaluation_which_is_made_again(
-    run_settings: MakeSettings, boxes_json: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    run_settings: MakeSettings, boxes_json: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = {"val": str(boxes_json)}
     whole = train(run_settings("whole", data=data)).run_dir
-    settings = run_settings("parts", data=data)
     seen = []
 
     def look(
         engine: Any, images: Any, *, callback: Callable[[Detections], object], **_: object
     ) -> dict[int, Detections]:
         seen.append(images)
-        signal.raise_signal(number)
+        signal.raise_signal(signal.SIGINT if len(seen) == 1 else signal.SIGTERM)
         callback(no_detections(images[0], engine.categories))
         raise AssertionError("looked at another image")
 
+    settings = run_settings("parts", data=data)
+    folder = settings.folder
     with monkeypatch.context() as patch:
         patch.setattr("querybox.training.processes.detect_records", look)
-        with pytest.raises((KeyboardInterrupt, SystemExit)):
+        with pytest.raises(KeyboardInterrupt):
             train(settings)
-    assert len(seen) == 1
-    folder = settings.folder
-    assert not (folder / "metrics.csv").exists()
+        assert not (folder / "metrics.csv").exists()
+        assert read_record(folder).ended == "signal"
+        with pytest.raises(SystemExit):
+            train(settings, resume=True)
+    assert len(seen) == 2
+    assert rows(folder) == []
     assert read_record(folder).ended == "signal"
     same(train(settings, resume=True).run_dir, whole, "checkpoint", "last", "best")
 
