@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from squares import crossing, write
 from streams import endless, serve
+from tiny_models import save_detector
 
 from querybox.cli.main import COMMANDS
 
@@ -30,6 +32,13 @@ SERVED = re.compile(
     r"serve \S+ --port 0: (?:http\.client\.|socket\.(?:bind|connect|getaddrinfo) [^\n]*'127\.0\.0\.1')"
 )
 """The socket of `querybox serve`, and the requests of its client in `audited.py`."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector with few layers: each operation takes long to be exported."""
+    folder = tmp_path_factory.mktemp("model")
+    return save_detector(folder / "model.safetensors", 32, 64, decoder_layers=1)
 
 
 def contents(*folders: Path) -> dict[str, str]:
@@ -59,6 +68,8 @@ def command_lines(model: Path, photos: Path, stream: str) -> list[list[str]]:
         "batch_size=2",
         "width=32",
         "heads=2",
+        "encoder_layers=1",
+        "decoder_layers=1",
     ]
     return [
         ["info", weights],

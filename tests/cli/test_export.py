@@ -15,9 +15,12 @@ from querybox.errors import ConfigError
 
 @pytest.fixture
 def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run whose detector looks at images of more than 32 pixels a side, as a .pt2 needs; it is traced once."""
+    """A run whose detector looks at images of more than 32 pixels a side, as a .pt2 needs; it is traced once.
+
+    It has few layers: each operation takes long to be written and read.
+    """
     monkeypatch.setattr("querybox.exporting.write.trace", trace_once)
-    save_detector(tmp_path / "run" / "best.safetensors", 64, 96)
+    save_detector(tmp_path / "run" / "best.safetensors", 64, 96, encoder_layers=0, decoder_layers=1)
     return tmp_path / "run"
 
 
