@@ -13,6 +13,7 @@ import pytest
 import torch
 from dataset_writers import write_boxes
 from hybrid_models import PETS, make, square
+from report_pages import without_charts
 from rich.console import Console
 from tiny_models import HYBRID
 from torch import nn
@@ -37,6 +38,8 @@ TARGETS = [
     Target(boxes=torch.tensor([[0.4, 0.5, 0.3, 0.4], [0.7, 0.3, 0.2, 0.2]]), labels=torch.tensor([0, 2])),
     Target(boxes=torch.tensor([[0.5, 0.5, 0.6, 0.2]]), labels=torch.tensor([1])),
 ]
+
+LEARNER: dict[str, Any] = {**HYBRID, "backbone": "test_resnet", "backbone_weights": None, "denoising": 4}
 
 
 def test_published_settings() -> None:
@@ -111,7 +114,7 @@ def test_a_step_of_training_reaches_every_weight() -> None:
 
 def test_it_learns_two_images() -> None:
     torch.manual_seed(1)
-    detector = Detector.from_recipe("dfine_n", categories=PETS, **{**HYBRID, "denoising": 4}).train()
+    detector = Detector.from_recipe("dfine_n", categories=PETS, **LEARNER).train()
     batch, criterion = square(), detector.criterion()
     fast = for_training(detector)
     optimizer = torch.optim.AdamW(detector.parameters(), lr=2e-3)
@@ -215,12 +218,13 @@ def test_a_run_trains_it(tmp_path: Path) -> None:
     data = write_boxes(tmp_path / "boxes", (96, 64), sides=(16, 40))
     settings: dict[str, Any] = {
         "recipe": "dfine_s",
-        "model": {**HYBRID, "backbone": "test_resnet", "backbone_weights": None, "denoising": 4},
+        "model": LEARNER,
         "data": {"train": str(data), "image_size": 64, "workers": 0, "multi_scale": 0},
         "train": {"epochs": 2, "batch_size": 4, "accumulate": 2, "lr": 1e-3},
         "output": str(tmp_path / "run"),
     }
-    result = train(RunSettings.parse(settings))
+    with without_charts():
+        result = train(RunSettings.parse(settings))
     with (tmp_path / "run" / METRICS).open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2
