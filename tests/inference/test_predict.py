@@ -9,7 +9,7 @@ import pytest
 import torch
 from comparisons import assert_same_detections
 from PIL import Image
-from tiny_models import PUBLIC, TRAINABLE
+from tiny_models import TINY, TRAINABLE
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -20,6 +20,7 @@ from querybox.inference.predict import Input, batch_by_shape, predict
 from querybox.structures import Category, DetectorOutput, ImageBatch, Preprocessing, Target
 
 PIXELS = np.random.default_rng(0)
+Picture = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +30,13 @@ def detector() -> Detector:
     detector = Detector.from_recipe(
         "detr_r18",
         categories=[Category(id=3, name="cat"), Category(id=9, name="dog")],
-        **{**PUBLIC, "queries": 12},
+        **{**TINY, "queries": 12},
     )
     detector.preprocessing = Preprocessing(short_side=64, long_side=96)
     return detector
 
 
-def image(height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def image(height: int, width: int) -> Picture:
     return PIXELS.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -94,9 +95,20 @@ def test_threshold_top_k_and_nms(detector: Detector) -> None:
 SHAPES = [(64, 96), (96, 64), (128, 192), (50, 50), (64, 96), (192, 128), (64, 96), (70, 90), (64, 96)]
 
 
-def test_on_a_cpu_results_are_bit_identical_whatever_the_batch(detector: Detector) -> None:
-    pictures = [image(*shape) for shape in SHAPES]
-    alone = [next(predict(detector, picture, threshold=0.0)) for picture in pictures]
+@pytest.fixture(scope="module")
+def pictures() -> list[Picture]:
+    return [image(*shape) for shape in SHAPES]
+
+
+@pytest.fixture(scope="module")
+def alone(detector: Detector, pictures: list[Picture]) -> list[Detections]:
+    """What is found in each of the pictures by itself."""
+    return [next(predict(detector, picture, threshold=0.0)) for picture in pictures]
+
+
+def test_on_a_cpu_results_are_bit_identical_whatever_the_batch(
+    detector: Detector, pictures: list[Picture], alone: list[Detections]
+) -> None:
     for one, other in zip(predict(detector, pictures, threshold=0.0, batch_size=8), alone, strict=True):
         assert torch.equal(one.scores, other.scores)
         assert torch.equal(one.boxes_xyxy, other.boxes_xyxy)
@@ -104,10 +116,12 @@ def test_on_a_cpu_results_are_bit_identical_whatever_the_batch(detector: Detecto
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 8])
 def test_results_come_in_order_and_do_not_depend_on_the_batch(
-    detector: Detector, batch_size: int, monkeypatch: pytest.MonkeyPatch
+    detector: Detector,
+    pictures: list[Picture],
+    alone: list[Detections],
+    batch_size: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pictures = [image(*shape) for shape in SHAPES]
-    alone = [next(predict(detector, picture, threshold=0.0)) for picture in pictures]
     monkeypatch.setattr(
         "querybox.inference.predict.effective_batch_size", lambda _, size: size
     )  # as on a GPU
