@@ -25,7 +25,6 @@ LONG_FILES = (
     "tests/exporting/test_write.py",
     "docs/guides/export.md",
     "tests/cli/test_audit.py",
-    "tests/exporting/test_quantise.py",
     "tests/training/test_resume.py",
     "tests/exporting/test_attention_masks.py",
     "tests/bulk/test_ray.py",
@@ -43,7 +42,11 @@ GROUPS = (
         "tests/exporting/test_serving.py",
         "tests/exporting/test_signature.py",
         "tests/exporting/test_half.py",
+        "tests/exporting/test_tensorrt.py",
     ),
+    ("tests/exporting/test_relatives.py", "tests/exporting/test_quantise.py"),
+    # Their pages export a detector after the same training.
+    ("README.md", "docs/start.md"),
     # Their models in float64 take up to 3 GB, which two workers need not have at the same time.
     (
         "tests/parity/test_mmdet2.py",

@@ -11,6 +11,7 @@ from unittest import mock
 from torch.export import ExportedProgram
 
 from querybox.detector import Detector
+from querybox.exporting import graph
 from querybox.exporting.card import Card
 from querybox.exporting.graph import trace
 from querybox.exporting.onnx import convert
@@ -25,7 +26,7 @@ def trace_once(
     detector: Detector, size: tuple[int, int] | None = None, *, padded: bool = True
 ) -> ExportedProgram:
     """Return what `querybox.exporting.graph.trace` returns, from memory if an equal detector was traced before."""
-    facts = (detector.recipe, detector.preprocessing, detector.class_rows, size, padded)
+    facts = (detector.recipe, detector.preprocessing, detector.class_rows, size, padded, graph.MAX_MASKS)
     digest = hashlib.sha256(repr((*facts, detector)).encode())
     for name, tensor in detector.state_dict().items():
         digest.update(name.encode() + tensor.cpu().numpy().tobytes())

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -130,6 +130,12 @@ def file(request: pytest.FixtureRequest, exported: Export) -> Path:
 
 
 @pytest.fixture(scope="session")
-def engine(file: Path) -> ExportedModel:
-    """The exported detector in each format, loaded once."""
-    return load_exported(file, trusted=True)
+def loaded() -> Callable[[Path], ExportedModel]:
+    """Load an exported model, once."""
+    return cache(partial(load_exported, trusted=True))
+
+
+@pytest.fixture(scope="session")
+def engine(file: Path, loaded: Callable[[Path], ExportedModel]) -> ExportedModel:
+    """The exported detector in each format, loaded."""
+    return loaded(file)

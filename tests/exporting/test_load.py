@@ -4,6 +4,7 @@ import copy
 import pickle
 import shutil
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
+from querybox.checkpoints.find import Format
 from querybox.detector import Detector, load
 from querybox.errors import CheckpointError, ConfigError, MissingExtraError
-from querybox.exporting import ExportedModel, load_exported
+from querybox.exporting import Exported, ExportedModel, load_exported
 from querybox.exporting.card import Card
 from querybox.structures import ImageBatch
 
@@ -35,14 +37,14 @@ def test_a_file_of_something_else_is_told(tmp_path: Path, name: str) -> None:
         load_exported(tmp_path / name, trusted=True)
 
 
-def test_a_suffix_in_upper_case_is_the_same(file: Path, tmp_path: Path) -> None:
+def test_a_suffix_in_upper_case_is_the_same(file: Path, engine: ExportedModel, tmp_path: Path) -> None:
     renamed = tmp_path / f"model{file.suffix.upper()}"
     shutil.copy(file, renamed)
     if file.suffix == ".xml":
         shutil.copy(file.with_suffix(".bin"), tmp_path)
-    engine = load(renamed, trusted=True)
-    assert isinstance(engine, ExportedModel)
-    assert engine.card == load_exported(file, trusted=True).card
+    model = load(renamed, trusted=True)
+    assert isinstance(model, ExportedModel)
+    assert model.card == engine.card
 
 
 def test_a_name_of_no_format_is_told(tmp_path: Path) -> None:
@@ -84,9 +86,10 @@ def test_a_program_runs_only_if_it_is_trusted(exported: object) -> None:
         load_exported(file)
 
 
-def test_autocast_does_not_change_a_program(exported: object) -> None:
-    (file,) = exported("torch").files  # type: ignore[operator]
-    engine = load_exported(file, trusted=True)
+def test_autocast_does_not_change_a_program(
+    exported: Callable[[Format], Exported], loaded: Callable[[Path], ExportedModel]
+) -> None:
+    engine = loaded(exported("torch").files[0])
     batch = ImageBatch.from_images([torch.zeros(3, 64, 64, dtype=torch.uint8)], engine.preprocessing)
     expected = engine(batch).layers[-1].logits
     with torch.autocast("cpu", torch.bfloat16):

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from traces import trace_once
 
 from querybox.data import DetectionData, read_dataset
 from querybox.detector import Detector
 from querybox.evaluation.evaluate import evaluate
 from querybox.exporting import export, load_exported
-from querybox.exporting.graph import decoder_nodes, trace
+from querybox.exporting.graph import decoder_nodes
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "blood_cells"
 
@@ -56,7 +57,7 @@ def test_int8_finds_as_much(blood_cells: Detector, data: DetectionData, tmp_path
 
 
 def test_values_of_cross_attention_are_computed_in_int8(deformable: Detector) -> None:
-    program = trace(deformable, (64, 64), padded=False)
+    program = trace_once(deformable)
     kept = decoder_nodes(program)
     layers = {
         list(node.meta["nn_module_stack"].values())[-1][0]: node.name

@@ -10,6 +10,7 @@ import pytest
 import torch
 from comparisons import assert_same_detections
 from torch.export import ExportedProgram
+from traces import trace_once
 
 from querybox.checkpoints.find import EXPORTED, Format
 from querybox.detector import Detector
@@ -87,7 +88,7 @@ def test_distinct_queries(
 
 
 def test_deformable_detr(deformable: Detector, tmp_path: Path) -> None:
-    check(trace(deformable), deformable, tmp_path, "torch")
+    check(trace_once(deformable), deformable, tmp_path, "torch")
 
 
 def test_bf16_is_verified_before_rounding_where_queries_are_chosen(

@@ -86,8 +86,10 @@ def test_a_card_that_does_not_fit_is_refused(
         assert "\n" not in str(caught.value)
 
 
-def test_a_program_that_does_not_fit_is_refused(exported: Callable[[Format], Exported]) -> None:
-    engine = load_exported(exported("torch").files[0], trusted=True)
+def test_a_program_that_does_not_fit_is_refused(
+    exported: Callable[[Format], Exported], loaded: Callable[[Path], ExportedModel]
+) -> None:
+    engine = loaded(exported("torch").files[0])
     probe(engine, "model.pt2")
     card = Card.from_json(json.dumps({**json.loads(engine.card.to_json()), "class_rows": [2, 0]}), "a")
     with pytest.raises(CheckpointError, match=r"model\.pt2: its detections are not those of its logits"):
