@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from benchmarks.goals import faster
 from benchmarks.measure import Row, Side, Work
 from benchmarks.processes import in_separate_processes
 from benchmarks.setup import EXAMPLE, Setup, detector, images, pixels, targets
-from querybox.data import Batch, read_dataset, train_loader
+from querybox.data import Batch, DetectionData, read_dataset, train_loader
 from querybox.detector import Detector
 from querybox.fast.memory import retain_freed_memory
 from querybox.interrupt import StopRequest
@@ -92,8 +92,7 @@ def update(setup: Setup, model: Detector, criterion: Criterion, batch: Batch, pr
     run = RunSettings.parse({"data": {"train": "none", "workers": 0}, "output": str(setup.folder)}).replace(
         train=settings
     )
-    data = read_dataset(EXAMPLE, "train")  # not iterated over; the batch is always the same
-    loader = train_loader(data, run.data, batch_size=len(batch.image_ids), seed=0)
+    loader = train_loader(training_data(), run.data, batch_size=len(batch.image_ids), seed=0)
     trainer = Trainer(model, criterion, loader, run, accelerator=start_processes(run))
     trainer.model.eval()
 
@@ -103,6 +102,12 @@ def update(setup: Setup, model: Detector, criterion: Criterion, batch: Batch, pr
         return sum(loss for name, loss in done.losses.items() if "dn_" not in name), done.grad_norm
 
     return work
+
+
+@cache
+def training_data() -> DetectionData:
+    """Return the data that a loop needs; they are not iterated over, because the batch is always the same."""
+    return read_dataset(EXAMPLE, "train")
 
 
 def facebook(setup: Setup) -> Work:
