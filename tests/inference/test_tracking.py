@@ -19,7 +19,9 @@ from querybox.errors import ConfigError, MissingExtraError
 from querybox.inference.detections import Detections
 from querybox.inference.draw import draw
 from querybox.inference.predict import predict
+from querybox.inference.sources import Frame
 from querybox.inference.trackers import TrackerName
+from querybox.inference.tracking import PresentationTimes, tracked
 from querybox.inference.writers import coco_file, csv_file, mot_files
 from querybox.structures import Category
 
@@ -72,6 +74,31 @@ def test_bytetrack_goes_on_with_low_scores_that_begin_no_track(tmp_path: Path) -
     assert [len(each) for each in SquareEngine().predict(video, track="sort")][10:20] == [0] * 10
     dim = write(tmp_path / "dim.mkv", [picture(10 + n, None, brightness=120) for n in range(30)])
     assert not any(map(len, SquareEngine().predict(dim, track="bytetrack")))
+
+
+@pytest.mark.parametrize("tracker", TRACKERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_score_at_the_threshold_begins_a_track(tracker: TrackerName, dtype: torch.dtype) -> None:
+    """In float32, 0.7 is less than in Python."""
+    frames = [
+        Frame(source=f"camera#{number}", pixels=torch.zeros(3, 48, 48, dtype=torch.uint8), time=number / 30)
+        for number in range(4)
+    ]
+    found = [
+        Detections(
+            boxes_xyxy=torch.tensor([[8.0, 8.0, 40.0, 40.0]]),
+            scores=torch.tensor([0.7], dtype=dtype),
+            labels=torch.tensor([0]),
+            categories=SquareEngine.categories,
+            size=(48, 48),
+            source=frame.source,
+            time=frame.time,
+        )
+        for frame in frames
+    ]
+    times = PresentationTimes()
+    assert list(times.recorded(frames)) == frames
+    assert [each.tracks() for each in tracked(found, times, tracker, 0.7)][-1] == [1]
 
 
 def test_a_track_ends_a_second_after_its_last_detection(tmp_path: Path) -> None:

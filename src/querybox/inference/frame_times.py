@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median_low
 
-from querybox.inference.video import Progress, frame_rate, open_video, read_packets
+from querybox.inference.video import Progress, open_video, read_packets
 
 ROUNDING = 0.001
 """Seconds to which programs round times, whatever the unit of the file."""
@@ -33,8 +33,8 @@ class FrameTimes:
         Raises:
             ImageError: The file is not a video.
         """
-        self._stated = self.rate = frame_rate(path)
-        ticks, tick = packet_times(path)
+        ticks, tick, self._stated = packet_times(path)
+        self.rate = self._stated
         self.even = is_even(ticks, tick, self._stated)
         if not self.even:
             steps = [after - before for before, after in pairwise(ticks) if after > before]
@@ -62,12 +62,14 @@ class FrameTimes:
         return seconds
 
 
-def packet_times(path: Path) -> tuple[list[int], Fraction]:
-    """Return the presentation times of all frames in order, and their unit in seconds.
+def packet_times(path: Path) -> tuple[list[int], Fraction, Fraction]:
+    """Return the presentation times of all frames in order, their unit in seconds, and the stated frames a second.
 
-    There are none if the file lacks some, or if they go back in the order of decoding, as in joined recordings.
+    There are no times if the file lacks some, or if they go back in the order of decoding, as in joined recordings. The
+    rate is 25 if the header does not say.
     """
     with open_video(path) as (container, stream):
+        rate = stream.average_rate or Fraction(25)
         packets = [
             (packet.pts, packet.dts)
             for packet in read_packets(container, Progress())
@@ -77,10 +79,10 @@ def packet_times(path: Path) -> tuple[list[int], Fraction]:
     shown = [pts for pts, _ in packets if pts is not None]
     decoded = [dts for _, dts in packets if dts is not None]
     if any(after < before for before, after in pairwise(decoded)):
-        return [], tick
+        return [], tick, rate
     if len(shown) < len(packets):
         shown = decoded
-    return (sorted(shown) if len(shown) == len(packets) else []), tick
+    return (sorted(shown) if len(shown) == len(packets) else []), tick, rate
 
 
 def is_even(ticks: Sequence[int], tick: Fraction, rate: Fraction) -> bool:

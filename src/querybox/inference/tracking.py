@@ -90,7 +90,9 @@ def tracked(
         video, _, number = detections.source.rpartition("#")
         if video != current or int(number) <= last:
             frames = FrameTimes(Path(video)) if detections.time is None else None
-            tracker = make_tracker(name, NOMINAL_RATE if frames is None else float(frames.rate), threshold)
+            rate = NOMINAL_RATE if frames is None else float(frames.rate)
+            rounded = detections.scores.new_tensor(threshold).item()  # as where scores are compared with it
+            tracker = make_tracker(name, rate, rounded)
             if frames is not None and not frames.even:
                 tracker.maximum_time_without_update = max(LOST, MIN_LOST_FRAMES / float(frames.rate))
         current, last = video, int(number)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -146,16 +145,6 @@ def read_packets(container: InputContainer, progress: Progress) -> Iterator[Pack
             yield packet
     except (av.FFmpegError, OSError) as error:
         progress.reason = str(error.strerror)
-
-
-def frame_rate(path: Path) -> Fraction:
-    """Return the number of frames a second by the header of a video; 25 if it does not say.
-
-    Raises:
-        ImageError: The file is not a video.
-    """
-    with open_video(path) as (_, stream):
-        return stream.average_rate or Fraction(25)
 
 
 @contextmanager
