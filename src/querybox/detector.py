@@ -36,6 +36,7 @@ def load(
     dilation: bool | None = None,
     heads: int | None = None,
     activation: Literal["relu", "silu"] | None = None,
+    discrete: bool | None = None,
 ) -> Detector | ExportedModel:
     """Load a model: weights of any supported layout, a run folder, a name on the Hub, or an exported model.
 
@@ -59,6 +60,8 @@ def load(
             the file, or else 8.
         activation: For weights: the decoder's activation, which cannot be inferred from the tensors: ``"silu"`` for
             those of DEIM. None for the value in the file, or else ReLU.
+        discrete: For weights: whether single cells are sampled without interpolation, which cannot be inferred from the
+            tensors: True for the DSP weights of RT-DETRv2. None for the value in the file, or else False.
 
     Returns:
         A `Detector` in float32, on the CPU, in evaluation mode; or an exported model, which has `predict` as well and
@@ -66,20 +69,21 @@ def load(
 
     Raises:
         CheckpointError: The file is missing, corrupt, not a model, requires code to be executed, or is not trusted.
-        ConfigError: `dilation`, `heads` or `activation` contradicts the file, or is given for an exported model.
+        ConfigError: `dilation`, `heads`, `activation` or `discrete` contradicts the file, or is given for an exported
+            model.
         MissingExtraError: The package that runs an exported model is not installed.
     """
     path = require_path("load", path, "a model")
     if is_exported(path):
         from querybox.exporting import load_exported
 
-        arguments = {"dilation": dilation, "heads": heads, "activation": activation}
+        arguments = {"dilation": dilation, "heads": heads, "activation": activation, "discrete": discrete}
         if given := [f"{name}={value}" for name, value in arguments.items() if value is not None]:
             raise ConfigError(
                 f"{path}: got {', '.join(given)} for an exported model, which contains such settings; omit them"
             )
         return load_exported(path, trusted=trusted)
-    return Detector.load(path, dilation=dilation, heads=heads, activation=activation)
+    return Detector.load(path, dilation=dilation, heads=heads, activation=activation, discrete=discrete)
 
 
 class Detector(DetectionTransformer, Predictor):
@@ -151,6 +155,7 @@ class Detector(DetectionTransformer, Predictor):
         dilation: bool | None = None,
         heads: int | None = None,
         activation: Literal["relu", "silu"] | None = None,
+        discrete: bool | None = None,
     ) -> Self:
         """Load a detector like `querybox.load`, which also loads exported models.
 
@@ -159,16 +164,19 @@ class Detector(DetectionTransformer, Predictor):
             dilation: As for `querybox.load`.
             heads: As for `querybox.load`.
             activation: As for `querybox.load`.
+            discrete: As for `querybox.load`.
 
         Raises:
             CheckpointError: The file is missing or corrupt, requires code to be executed, or is not a supported
                 detector.
-            ConfigError: `dilation`, `heads` or `activation` contradicts the file.
+            ConfigError: `dilation`, `heads`, `activation` or `discrete` contradicts the file.
         """
         from querybox.checkpoints.read import load_detector
 
         path = require_path("Detector.load", path, "a model")
-        return cls.of(load_detector(path, dilation=dilation, heads=heads, activation=activation))
+        return cls.of(
+            load_detector(path, dilation=dilation, heads=heads, activation=activation, discrete=discrete)
+        )
 
     def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write weights, settings, classes and preprocessing to a safetensors file, atomically.

@@ -188,5 +188,9 @@ def test_other_kinds_have_no_such_setting(tmp_path: Path) -> None:
     convert(tmp_path / "detr.safetensors", tmp_path / "detr.pth", to="facebook")
     state = torch.load(tmp_path / "detr.pth", weights_only=True)
     torch.save({"model": state["model"]}, tmp_path / "plain.pth")
-    with pytest.raises(QueryboxError, match="got activation='silu' for DETR, which always has ReLU; omit it"):
+    with pytest.raises(
+        QueryboxError, match="got activation='silu' for DETR, where it is always 'relu'; omit it"
+    ):
         load(tmp_path / "plain.pth", activation="silu", heads=2)
+    with pytest.raises(QueryboxError, match="got discrete=True for DETR, where it is always False; omit it"):
+        load(tmp_path / "plain.pth", discrete=True, heads=2)

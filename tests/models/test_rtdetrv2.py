@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
 import torch
 from hybrid_models import make, square
 
-from querybox import Detector, QueryboxError, Target
+from querybox import Detector, QueryboxError, Target, load
 from querybox.checkpoints.convert import convert
 from querybox.data.phases import Phases
 from querybox.models import find
@@ -73,11 +74,14 @@ def test_discrete_sampling_trains_all_but_the_offsets() -> None:
     assert not any(detector.get_parameter(name).requires_grad for name in offsets)
 
 
-def test_a_file_has_the_sampling(tmp_path: Path) -> None:
+def test_a_file_has_the_sampling(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="querybox")
     detector = make("rtdetrv2_s", discrete=True)
     detector.save(tmp_path / "ours.safetensors")
     convert(tmp_path / "ours.safetensors", tmp_path / "folder", to="huggingface")
+    assert "cross_attn_method" not in caplog.text
     convert(tmp_path / "ours.safetensors", tmp_path / "theirs.pth", to="facebook")
+    assert "set cross_attn_method to discrete" in caplog.text
     given = square(1)
     with torch.no_grad():
         expected = detector(given).layers[-1]
@@ -92,11 +96,30 @@ def test_a_file_has_the_sampling(tmp_path: Path) -> None:
         RTDETRv2.settings_from_config({"decoder_method": "magic"})
 
 
+def test_the_sampling_of_a_file_without_it_can_be_stated(tmp_path: Path) -> None:
+    """No file of the authors has it."""
+    detector = make("rtdetrv2_s", discrete=True, queries=300)
+    detector.save(tmp_path / "ours.safetensors")
+    convert(tmp_path / "ours.safetensors", tmp_path / "theirs.pth", to="facebook")
+    state = torch.load(tmp_path / "theirs.pth", weights_only=True)["model"]
+    torch.save({"ema": {"module": state}}, tmp_path / "plain.pth")  # without the card of querybox
+    stated = load(tmp_path / "plain.pth", discrete=True, heads=4)
+    assumed = Detector.load(tmp_path / "plain.pth", heads=4)
+    assert isinstance(stated, Detector)
+    with torch.no_grad():
+        given = square(1)
+        ours, theirs, others = (each(given).layers[-1].boxes for each in (detector.eval(), stated, assumed))
+    assert torch.equal(ours, theirs)
+    assert not torch.equal(ours, others)
+    convert(tmp_path / "plain.pth", tmp_path / "again.safetensors", to="querybox", discrete=True, heads=4)
+    assert Detector.load(tmp_path / "again.safetensors").recipe == stated.recipe
+    with pytest.raises(QueryboxError, match="got discrete=False, but the file says True; omit discrete"):
+        load(tmp_path / "ours.safetensors", discrete=False)
+
+
 def test_a_name_that_says_discrete_sampling_is_a_doubt() -> None:
     known = {"heads": 8, "queries": 300, "inference_layers": None, "activation": "relu"}
     (sentence,) = RTDETRv2.assumptions(known, "rtdetrv2_r18vd_dsp_3x_coco.pth")
-    assert sentence.startswith(
-        "sampling with interpolation, although its name says DSP; set model.discrete=true"
-    )
+    assert sentence.startswith("sampling with interpolation, although its name says DSP; pass discrete=True")
     (sentence,) = RTDETRv2.assumptions(known, "rtdetrv2_r18vd_120e_coco.pth")
-    assert sentence.startswith("sampling with interpolation; set")
+    assert sentence.startswith("sampling with interpolation; pass")

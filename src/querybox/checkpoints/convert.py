@@ -46,6 +46,7 @@ def convert(
     dilation: bool | None = None,
     heads: int | None = None,
     activation: str | None = None,
+    discrete: bool | None = None,
 ) -> None:
     """Convert a checkpoint of any layout to that of another library.
 
@@ -68,6 +69,7 @@ def convert(
         dilation: Whether the last stage is dilated, as in `querybox.load`.
         heads: Number of attention heads, as in `querybox.load`.
         activation: Activation of the decoder, as in `querybox.load`.
+        discrete: Whether single cells are sampled, as in `querybox.load`.
 
     Raises:
         CheckpointError: `source` cannot be read.
@@ -79,7 +81,9 @@ def convert(
     check_choice("to", to, get_args(System))
     check_choice("rows", rows, (*get_args(Rows), None))
     check_target(target, to)
-    checkpoint = read_checkpoint(source, dilation=dilation, heads=heads, activation=activation)
+    checkpoint = read_checkpoint(
+        source, dilation=dilation, heads=heads, activation=activation, discrete=discrete
+    )
     log_assumptions(source, checkpoint.assumptions)
     try:
         check_model(checkpoint, to)

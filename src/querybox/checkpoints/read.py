@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -32,8 +32,17 @@ CARD = "querybox"
 """Key in ``meta`` of files written for other libraries, with metadata that these do not support."""
 NO_CLASS = "N/A"
 """Hugging Face's name for unused rows of the class head."""
-WITHOUT_SETTING: Mapping[str, object] = {"dilation": False, "activation": "relu"}
+WITHOUT_SETTING: Mapping[str, object] = {"dilation": False, "activation": "relu", "discrete": False}
 """Values that hold for kinds of detectors without such a setting."""
+
+
+class Statements(TypedDict, total=False):
+    """What the user may state because tensors do not show it, see `querybox.load`; None if they do not."""
+
+    dilation: bool | None
+    heads: int | None
+    activation: str | None
+    discrete: bool | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,15 +59,10 @@ class Checkpoint:
 
 
 def load_detector(
-    path: str | Path,
-    *,
-    dilation: bool | None = None,
-    heads: int | None = None,
-    activation: str | None = None,
-    recipe: Recipe | None = None,
+    path: str | Path, *, recipe: Recipe | None = None, **stated: Unpack[Statements]
 ) -> DetectionTransformer:
     """Load a detector; see `querybox.load` and, for `recipe`, `read_checkpoint`."""
-    checkpoint = read_checkpoint(path, dilation=dilation, heads=heads, activation=activation, recipe=recipe)
+    checkpoint = read_checkpoint(path, recipe=recipe, **stated)
     detector = build_detector(checkpoint, path)
     log_assumptions(path, checkpoint.assumptions)
     return detector
@@ -84,26 +88,18 @@ def log_assumptions(path: str | Path, sentences: Iterable[str]) -> None:
 
 
 def read_checkpoint(
-    path: str | Path,
-    *,
-    dilation: bool | None = None,
-    heads: int | None = None,
-    activation: str | None = None,
-    recipe: Recipe | None = None,
+    path: str | Path, *, recipe: Recipe | None = None, **stated: Unpack[Statements]
 ) -> Checkpoint:
     """Read a checkpoint of any layout without building the detector; see `querybox.load`.
 
     Args:
         path: The file or folder, or a name.
-        dilation: See `querybox.load`.
-        heads: See `querybox.load`.
-        activation: See `querybox.load`.
         recipe: The model that the checkpoint is for. What neither its tensors nor its metadata say is as in it, if they
             are of its kind; it is not compared with what they say.
+        stated: See `querybox.load`.
     """
     path = find_weights(path)
-    arguments = {"dilation": dilation, "heads": heads, "activation": activation}
-    given = {name: value for name, value in arguments.items() if value is not None}
+    given = {name: value for name, value in stated.items() if value is not None}
     try:
         if is_native(path):
             state, card = native.read(path)
@@ -210,9 +206,9 @@ def infer_recipe(
     stated = {**assumed, **stated, **given}
     if "dilation" not in kind.model_fields and stated.pop("dilation", False):
         raise CheckpointError(f"querybox has no {kind.title} with a dilated last stage (DC5)")
-    if "activation" in given and "activation" not in kind.model_fields:
+    for name in given.keys() & {"activation", "discrete"} - kind.model_fields.keys():
         raise ConfigError(
-            f"got activation='{given['activation']}' for {kind.title}, which always has ReLU; omit it"
+            f"got {name}={given[name]!r} for {kind.title}, where it is always {WITHOUT_SETTING[name]!r}; omit it"
         )
     kind.parse(stated, CONFIG if metadata.get("config") else "")  # shapes are divided by some of them
     known = kind.infer(state, stated)

@@ -20,6 +20,7 @@ def convert(
     dilation: Annotated[bool | None, Parameter(negative="--no-dilation")] = None,
     heads: int | None = None,
     activation: Literal["relu", "silu"] | None = None,
+    discrete: bool | None = None,
 ) -> None:
     """Convert a checkpoint to the layout of another library.
 
@@ -45,8 +46,19 @@ def convert(
         heads: Number of attention heads if it is not 8, which cannot be inferred from the tensors.
         activation: silu for the weights of DEIM, which cannot be distinguished from those of RT-DETRv2 and
             D-FINE.
+        discrete: Single cells are sampled, as in the DSP weights of RT-DETRv2, which cannot be inferred from the
+            tensors.
     """
     from querybox.checkpoints.convert import convert as run
 
-    run(model, target, to=to, rows=rows, dilation=dilation, heads=heads, activation=activation)
+    run(
+        model,
+        target,
+        to=to,
+        rows=rows,
+        dilation=dilation,
+        heads=heads,
+        activation=activation,
+        discrete=discrete,
+    )
     print_text(f"Wrote {target}")

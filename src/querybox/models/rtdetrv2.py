@@ -132,7 +132,8 @@ class RTDETRv2(RTDETR):
             )
         if "discrete" not in known:
             sentences.append(
-                f"sampling with interpolation{doubt(path, 'DSP')}; set model.discrete=true if it was trained without"
+                f"sampling with interpolation{doubt(path, 'DSP')}; pass discrete=True for weights with discrete "
+                "sampling, or convert the file with --discrete"
             )
         return sentences
 
@@ -158,5 +159,9 @@ class RTDETRv2(RTDETR):
         if self.activation == "silu":
             sentences.append(
                 "it has SiLU, which tensors do not show: set activation and mlp_act to silu in DEIM"
+            )
+        if self.discrete and layout is self.layouts["facebook"]:
+            sentences.append(
+                "it samples single cells, which tensors do not show: set cross_attn_method to discrete"
             )
         return sentences
