@@ -16,8 +16,9 @@ from tiny_models import TINY
 
 from querybox import Detector, Preprocessing, predict
 from querybox.bulk.parts import Part, divide
-from querybox.bulk.rows import predict_part
+from querybox.bulk.rows import count_written, predict_part
 from querybox.bulk.worker import Worker
+from querybox.data import tiling
 from querybox.errors import ConfigError, DataError
 from querybox.inference.detections import Detections
 from querybox.inference.optimized_model import as_optimized
@@ -101,6 +102,8 @@ def test_broken_images_are_rows_in_their_place(detector: Detector, tmp_path: Pat
     assert "is a video; predict it without --ray" in rows[9]["error"]
     assert {row["scores"] is None for row in rows if row["error"]} == {True}
     assert tally == {"images": 10, "objects": 40, "errors": 6}
+    (tmp_path / "part.parquet").write_bytes(content)
+    assert count_written(str(tmp_path / "part.parquet")) == tally
 
 
 def test_the_file_states_the_classes(detector: Detector, tmp_path: Path) -> None:
@@ -118,6 +121,7 @@ class NanForNarrow:
         self.detector, self.width = detector, width
         self.categories, self.preprocessing = detector.categories, detector.preprocessing
         self.device = torch.device("cpu")
+        self.max_size: tuple[int, int] | None = None
 
     def __call__(self, batch: ImageBatch) -> DetectorOutput:
         output: DetectorOutput = self.detector(batch)
@@ -142,6 +146,35 @@ def test_an_image_whose_predictions_are_nan_is_an_error(detector: Detector, tmp_
     assert [len(row["scores"] or ()) for row in rows] == [10, 0, 10]
     assert "1.png: the model predicts NaN or infinite values" in rows[1]["error"]
     assert tally == {"images": 3, "objects": 20, "errors": 1}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "upright.png: an exported model of the fixed size 40x64 got images of 60x6 pixels"),
+        ({"tile": 32, "overlap": 0}, "upright.png: tile=32 and overlap=0 divide an image of 400x40 pixels"),
+    ],
+)
+def test_images_that_cannot_be_predicted_are_errors(
+    detector: Detector,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    message: str,
+) -> None:
+    """They would otherwise end every attempt to predict their part."""
+    monkeypatch.setattr(tiling, "MAX_TILES", 5)
+    engine = NanForNarrow(detector.eval(), 0)
+    engine.max_size = None if options else (40, 64)
+    for name, size in {"a": (60, 40), "upright": (40, 400), "z": (60, 40)}.items():  # (width, height)
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    places = tuple(str(tmp_path / f"{name}.png") for name in ("a", "upright", "z"))
+    with torch.inference_mode():
+        content, tally = predict_part(engine, Part(0, places), Options(threshold=0, **options))
+    rows = rows_of(content)
+    assert [row["name"] for row in rows] == list(places)
+    assert message in rows[1]["error"]
+    assert tally["errors"] == 1
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from shards import jpeg
 
+from querybox.bulk.parts import divide
 from querybox.bulk.run import PLAN, cause, prepare
 from querybox.cli.collection import model_digest
 from querybox.errors import CheckpointError, ConfigError, DataError, PredictionError
@@ -34,6 +35,11 @@ def test_what_is_done_is_told_by_the_files(
     (tmp_path / "found" / ".querybox-1-00000000.tmp").mkdir()  # of a process that was killed while it wrote
     again = prepare([str(photos)], "found", SETTINGS)
     assert [part.number for part in again.left()] == [0, 2]
+    with pytest.raises(
+        DataError, match=r"found.part-00000001\.parquet: cannot be read as Parquet .* remove it, and"
+    ):
+        again.count_others(again.left())
+    assert again.count_others(again.parts) == {}
 
 
 def test_a_pattern_may_match_the_results(photos: Path, tmp_path: Path) -> None:
@@ -46,6 +52,8 @@ def test_a_pattern_may_match_the_results(photos: Path, tmp_path: Path) -> None:
     assert len(again.left()) == 2
     with pytest.raises(DataError, match="found nothing but results; expected images"):
         prepare([f"{tmp_path}/found/*"], output, SETTINGS)
+    (tmp_path / "found" / "part-1.parquet").write_bytes(b"")  # not a result by its name
+    assert [len(part.places) for part in divide(sources, output)] == [1, 1, 1, 1]
 
 
 def test_a_model_is_all_files_that_it_is_read_from(tmp_path: Path) -> None:

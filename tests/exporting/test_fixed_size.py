@@ -15,8 +15,10 @@ from comparisons import assert_same_detections
 from PIL import Image
 from traces import made_once, trace_once
 
+from querybox.data import ImageRecord
 from querybox.detector import Detector
 from querybox.errors import CheckpointError, ConfigError
+from querybox.evaluation.evaluate import detect_records
 from querybox.exporting import ExportedModel, export, graph, load_exported
 from querybox.exporting.card import Card
 from querybox.exporting.check import verify
@@ -75,6 +77,28 @@ def test_an_image_that_does_not_fit_is_named(detector: Detector, tmp_path: Path)
             ConfigError, match=f"{name}: an exported model of the fixed size 80x104 got images of"
         ):
             list(predict(engine, source))
+
+
+def test_sizes_are_checked_before_the_first_image_is_run(detector: Detector, tmp_path: Path) -> None:
+    """By the headers of files, or by annotations."""
+    engine = ExportedModel(Card.of(detector, "float32", (80, 104)), lambda *_: pytest.fail("was run"))
+    sizes = {"a": (90, 60), "b": (60, 90), "c": (90, 60), "d": (40, 90)}  # (width, height)
+    for name, size in sizes.items():
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    (tmp_path / "broken.png").write_bytes(b"")
+    nothing: dict[str, Any] = {"boxes_xyxy": np.zeros((0, 4)), "areas": np.zeros(0)}
+    nothing |= {"labels": np.zeros(0, int), "crowd": np.zeros(0, bool)}
+    records = [
+        ImageRecord(id=number, path=tmp_path / f"{name}.png", width=width, height=height, **nothing)
+        for number, (name, (width, height)) in enumerate(sizes.items())
+    ]
+    message = (
+        r"b\.png, .*d\.png: an exported model of the fixed size 80x104 got images of 96x43, 96x64 pixels"
+    )
+    with pytest.raises(ConfigError, match=message):
+        predict(engine, tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        detect_records(engine, records)
 
 
 class Padded:

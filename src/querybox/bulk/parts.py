@@ -29,6 +29,8 @@ PARTS = 100
 """Number of parts that image files are divided into, so that all processes end at about the same time."""
 MAX_IMAGES = 1000
 """Maximum number of image files in a part, which is what a killed process loses."""
+FILE_NAME = "part-{:08d}.parquet"
+"""Name of the file with the detections of the part with a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Part:
     @property
     def file_name(self) -> str:
         """Name of the file with the detections."""
-        return f"part-{self.number:08d}.parquet"
+        return FILE_NAME.format(self.number)
 
     def pictures(self) -> Iterator[Picture]:
         """Yield the images; a file that cannot be read, or is damaged, is an image with an error.
@@ -91,8 +93,7 @@ def divide(sources: Sequence[str], output: str | None = None) -> list[Part]:
     places = distinct(place for source in sources for place in find(source, SHARDS))
     if output is not None:
         folder = output if is_url(output) else os.path.abspath(output)  # noqa: PTH100 - without `..`, as the sources
-        results = re.compile(re.escape(join(folder, "part-")) + r"\d{8,}\.parquet")
-        places = [place for place in places if not results.fullmatch(place)]
+        places = [place for place in places if not is_result(place, folder)]
     if not places:
         raise DataError(f"{listed(sources)}: found nothing but results; expected images, or shards of images")
     images = sum(suffix(place) not in SHARDS for place in places)
@@ -103,3 +104,9 @@ def divide(sources: Sequence[str], output: str | None = None) -> list[Part]:
         step = 1 if is_shard else size
         groups += [tuple(files[start : start + step]) for start in range(0, len(files), step)]
     return [Part(number, group) for number, group in enumerate(groups)]
+
+
+def is_result(place: str, folder: str) -> bool:
+    """Return whether a place is that of the file of a part in a folder."""
+    number = re.search(r"\d+", place[len(folder) :]) if place.startswith(folder) else None
+    return number is not None and place == join(folder, FILE_NAME.format(int(number[0])))

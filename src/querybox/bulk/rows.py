@@ -11,21 +11,27 @@ from typing import TYPE_CHECKING, Any
 
 from querybox.bulk.parts import Part
 from querybox.bulk.pictures import Decoded, decode_ahead
+from querybox.data.parquet_file import opened as opened_parquet
+from querybox.data.storage import opened
 from querybox.data.tiling import Tiling
-from querybox.errors import PredictionError
+from querybox.errors import ConfigError, DataError, PredictionError
 from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine
+from querybox.inference.fitting import require_fitting
 from querybox.inference.options import Options
 from querybox.inference.predict import detect_frames
 from querybox.inference.sources import Frame, views
 from querybox.structures import Category
 from querybox.text import to_json
+from querybox.urls import public_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 GROUP = 1000
 """Number of rows that are compressed together."""
+COUNTED = ("scores", "error")
+"""The columns that tell what was found in the images."""
 
 
 def schema(categories: Sequence[Category]) -> pa.Schema:
@@ -85,11 +91,39 @@ def write_rows(engine: Engine, rows: Iterator[dict[str, Any]]) -> tuple[bytes, C
     columns = schema(engine.categories)
     with ParquetWriter(file, columns, compression="zstd") as writer:
         while group := list(islice(rows, GROUP)):
-            writer.write_table(pa.Table.from_pylist(group, columns))
-            tally["images"] += len(group)
-            tally["objects"] += sum(len(row["scores"] or ()) for row in group)
-            tally["errors"] += sum(row["error"] is not None for row in group)
+            table = pa.Table.from_pylist(group, columns)
+            writer.write_table(table)
+            tally.update(count_rows(table))
     return file.getvalue(), tally
+
+
+def count_rows(table: pa.Table) -> Counter[str]:
+    """Return the numbers of ``images``, ``objects`` and ``errors`` in a table with the columns of `COUNTED`."""
+    from pyarrow.compute import list_flatten
+
+    scores, errors = map(table.column, COUNTED)
+    return Counter(
+        images=len(table), objects=len(list_flatten(scores)), errors=len(errors) - errors.null_count
+    )
+
+
+def count_written(place: str) -> Counter[str]:
+    """Return the numbers in the file of a part; see `count_rows`.
+
+    Args:
+        place: Its path or URL.
+
+    Raises:
+        DataError: It is not such a file.
+        OSError: Its storage cannot be reached, or refuses.
+    """
+    try:
+        with opened(place) as file, opened_parquet(public_name(place), file) as parquet:
+            return count_rows(parquet.read(COUNTED, use_threads=False))
+    except DataError as error:
+        raise DataError(
+            f"{error}. It is the result of an earlier call: remove it, and repeat the command to predict its part again"
+        ) from error
 
 
 def predict_rows(engine: Engine, part: Part, options: Options, *, alone: bool) -> Iterator[dict[str, Any]]:
@@ -110,9 +144,18 @@ def predict_rows(engine: Engine, part: Part, options: Options, *, alone: bool) -
 
     def groups() -> Iterator[Iterator[Frame]]:
         for image in decode_ahead(part.pictures(), engine.preprocessing.pixel_range):
-            waiting.append(Decoded(image.name, None, image.error))
-            if image.pixels is not None:
-                yield views(Frame(source=image.name, pixels=image.pixels), tiling)
+            if image.pixels is None:
+                waiting.append(image)
+                continue
+            height, width = image.pixels.shape[1:]
+            try:
+                require_fitting(engine, [(image.name, (height, width))], tiling)
+                frames = [*views(Frame(source=image.name, pixels=image.pixels), tiling)]
+            except ConfigError as error:  # of this image alone
+                waiting.append(Decoded(image.name, None, str(error)))
+            else:
+                waiting.append(Decoded(image.name, None))
+                yield iter(frames)
 
     views_of_all = groups()
     results = (

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from querybox.bulk.attempts import Attempts
 from querybox.bulk.parts import Part, divide
+from querybox.bulk.rows import count_written
 from querybox.bulk.worker import Worker
 from querybox.data.storage import is_web, join, names, opened, write
 from querybox.errors import ConfigError, DataError, ImageError, PredictionError, QueryboxError
@@ -27,6 +29,8 @@ PLAN = "_plan.json"
 """Name of the file that states the sources and settings of the results in a folder. Readers of Parquet ignore names
 that begin with an underscore."""
 MAX_PLAN = 1 << 20
+READERS = 16
+"""Number of files of earlier results that are read at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,18 @@ class Collection:
         """Return the parts without a file."""
         done = names(self.output)
         return [part for part in self.parts if part.file_name not in done]
+
+    def count_others(self, left: Sequence[Part]) -> Counter[str]:
+        """Return the numbers of ``images``, ``objects`` and ``errors`` in the files of all parts but those `left`.
+
+        Raises:
+            DataError: A file is damaged.
+            OSError: A storage cannot be reached, or refuses.
+        """
+        numbers = {part.number for part in left}
+        places = [join(self.output, part.file_name) for part in self.parts if part.number not in numbers]
+        with ThreadPoolExecutor(READERS) as pool:
+            return sum(pool.map(count_written, places), Counter())
 
 
 def prepare(sources: Sequence[str], output: str, settings: Mapping[str, Any]) -> Collection:

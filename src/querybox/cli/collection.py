@@ -61,7 +61,7 @@ def predict_collection(
     plan = {"model": model_digest(model), "precision": precision, **asdict(values)}
     collection = prepare(sources, output, plan)
     left = collection.left()
-    total: Counter[str] = Counter()
+    total = collection.count_others(left)
     if left:
         with cluster(ray, workers), progress_bar(len(left), "Parts") as advance:
             processes, gpus = resources(model, workers)
@@ -93,7 +93,7 @@ def resources(model: Path, workers: int | None) -> tuple[int, float]:
 
 
 def summarise(total: Counter[str], parts: int, left: int, output: str) -> int:
-    """Print what was found in this call, and return the exit code."""
+    """Print what was found, by this call and the earlier ones, and return the exit code."""
     errors = total["errors"]
     read = f"Found {total['objects']:,} objects in {counted(total['images'] - errors, 'image')}"
     failed = f", {errors:,} could not be read" if errors else ""

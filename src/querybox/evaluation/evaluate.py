@@ -25,6 +25,7 @@ from querybox.evaluation.panoptic_quality import panoptic_quality
 from querybox.evaluation.result import CategoryResult, Evaluation, MaskMetrics
 from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine
+from querybox.inference.fitting import require_fitting
 from querybox.inference.optimized_model import as_optimized
 from querybox.inference.options import Options
 from querybox.inference.predict import detect_frames
@@ -64,7 +65,8 @@ def evaluate(
 
     Raises:
         ConfigError: The model and the data have different classes, `split` is given for data already read, a number is
-            out of its range, or `tile` is "auto" and the model does not state the sizes of objects.
+            out of its range, `tile` is "auto" and the model does not state the sizes of objects, or the model is
+            exported for one size, which an image exceeds.
         DataError: The dataset, or more than `max_corrupt` of its images, cannot be read.
     """
     require_type("evaluate", engine, Engine, "a model: load it with querybox.load")
@@ -138,7 +140,11 @@ def detect_records(
     Returns:
         The detections of each image by image id, in pixels of the image as it was annotated: the 100 that score
         highest, or the merged ones of its tiles; and why each other image could not be read, by image id.
+
+    Raises:
+        ConfigError: The model is exported for one size, which an image exceeds.
     """
+    require_fitting(engine, ((str(each.file), (each.height, each.width)) for each in images), tiling)
     readable: list[int] = []
     unreadable: dict[int, str] = {}
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from querybox.errors import ConfigError
 from querybox.exporting.card import Card
 from querybox.exporting.signature import check_outputs
+from querybox.inference.fitting import wrong_size
 from querybox.inference.predictor import Predictor
 from querybox.mask_embeddings import MaskLogits
 from querybox.structures import Category, DetectorOutput, ImageBatch, Predictions, Preprocessing
-from querybox.text import listed
 
 Outputs = Mapping[str, Tensor]
 """The outputs of an exported model, by the names of `querybox.exporting.card.Card.outputs`."""
@@ -58,6 +58,11 @@ class ExportedModel(Predictor):
     def preprocessing(self) -> Preprocessing:
         """How to resize images; without normalisation, which is part of the model, so pixels stay 0-255."""
         return dataclasses.replace(self.card.preprocessing, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+    @property
+    def max_size(self) -> tuple[int, int] | None:
+        """Maximum (height, width) of resized images in pixels; None if they may have any size, or all have the same."""
+        return self.card.size if self.card.padded else None
 
     def __call__(self, batch: ImageBatch) -> DetectorOutput:
         """Run the model on a batch made with this engine's `preprocessing`.
@@ -139,10 +144,5 @@ def pad_to(
     height, width = card.size
     below, right = height - pixels.shape[2], width - pixels.shape[3]
     if min(below, right) < 0 or not (card.padded or (sizes == torch.tensor(card.size)).all()):
-        found = listed(sorted({f"{h}x{w}" for h, w in sizes.tolist()}))
-        raise ConfigError(
-            f"an exported model of the fixed size {height}x{width} got images of {found} pixels; expected "
-            f"{'at most this' if card.padded else 'this'} size (height x width): resize them, or export the model "
-            "without a size"
-        )
+        raise ConfigError(wrong_size(map(tuple, sizes.tolist()), card.size, padded=card.padded))
     return F.pad(pixels, (0, right, 0, below))

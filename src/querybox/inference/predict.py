@@ -17,6 +17,7 @@ from querybox.data.transforms import resize
 from querybox.errors import ConfigError, ImageError, PredictionError
 from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine, evaluating
+from querybox.inference.fitting import file_sizes, require_fitting
 from querybox.inference.live import LiveStream
 from querybox.inference.masks import detection_masks
 from querybox.inference.optimized_model import as_optimized
@@ -104,7 +105,8 @@ def predict(
 
     Raises:
         ConfigError: An argument is out of its range; `tile` is "auto" and the model does not state the sizes of
-            objects; or objects are to be tracked in an image.
+            objects; objects are to be tracked in an image; or the model is exported for one size, which an image
+            exceeds.
         DataError: A source does not exist or contains no image.
         ImageError: An image cannot be read and `on_error` is None; raised when the iterator reaches the image.
         MissingExtraError: The package trackers is not installed.
@@ -122,12 +124,9 @@ def predict(
     if track is not None:
         require_tracking(track, found)
         options = replace(options, threshold=lowest_score(track, threshold))
-    frames = read_frames(
-        found,
-        on_error,
-        pixel_range=model.preprocessing.pixel_range,
-        tiling=Tiling.of(tile, overlap, model.preprocessing),
-    )
+    tiling = Tiling.of(tile, overlap, model.preprocessing)
+    require_fitting(model, file_sizes(found), tiling)
+    frames = read_frames(found, on_error, pixel_range=model.preprocessing.pixel_range, tiling=tiling)
     if track is None:
         return detect_frames(as_optimized(model), frames, options)
     times = PresentationTimes()

@@ -25,6 +25,7 @@ from querybox.data.locate import is_junk, iterate_files
 from querybox.data.shards import ImageFile
 from querybox.data.tiff import is_read_in_parts, open_tiff
 from querybox.data.tiling import Tiling
+from querybox.data.windows import Window
 from querybox.errors import ConfigError, DataError, ImageError
 from querybox.files import require_regular
 from querybox.inference.address import find_address
@@ -254,7 +255,7 @@ def read_frames(
 def views(frame: Frame, tiling: Tiling | None) -> Iterator[Frame]:
     """Yield the whole image and its tiles, or the image alone if it fits one tile."""
     height, width = frame.pixels.shape[1:]
-    windows = () if tiling is None else tiling.windows((height, width))
+    windows = find_windows(frame.source, (height, width), tiling)
     if len(windows) < 2:
         yield frame
         return
@@ -264,6 +265,25 @@ def views(frame: Frame, tiling: Tiling | None) -> Iterator[Frame]:
             pixels=frame.pixels[:, top : top + down, left : left + across],
             view=View((height, width), windows, index),
         )
+
+
+def find_windows(source: str, size: tuple[int, int], tiling: Tiling | None) -> tuple[Window, ...]:
+    """Return what is detected in: an image, and its tiles.
+
+    Args:
+        source: The name of the image, see `Frame.source`.
+        size: Its (height, width) in pixels.
+        tiling: The tiles that it is divided into; None for none.
+
+    Raises:
+        ConfigError: There are too many.
+    """
+    if tiling is None:
+        return (Window(0, 0, size[1], size[0]),)
+    try:
+        return tiling.windows(size)
+    except ConfigError as error:
+        raise ConfigError(f"{source or 'an image in memory'}: {error}") from None
 
 
 def image_views(
@@ -294,7 +314,7 @@ def image_views(
         yield from views(Frame(source=str(path), pixels=pixels), tiling)
         return
     with open_tiff(path, pixel_range, size) as image:
-        windows = tiling.windows(image.size)
+        windows = find_windows(str(path), image.size, tiling)
         for index, window in enumerate(windows):
             pixels = as_pixels(image.read(window) if index else image.reduced())
             yield Frame(source=str(path), pixels=pixels, view=View(image.size, windows, index))
