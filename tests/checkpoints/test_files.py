@@ -126,6 +126,23 @@ def test_what_was_saved_in_place_of_weights_is_named(
         read_checkpoint_file(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it is empty"),
+        (b"j\x05\x7d\x6b\x0a", "it begins neither as a zip file nor as a pickle"),  # KeyError: 174816517
+        (b"epoch,loss\n1,0.5\n", "it begins neither as a zip file nor as a pickle"),
+        (bytes(600), "it begins neither as a zip file nor as a pickle"),
+        (b"\x80\x02h\x05.", "its pickle is not as torch.save writes it: KeyError"),
+        (pickle.dumps({"weight": [1.0]}, 4), "its pickle is not as torch.save writes it: UnpicklingError"),
+    ],
+)
+def test_what_a_file_is_not_is_said(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "model.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"model\.pth: corrupt, or not a weights file \({message}"):
+        read_checkpoint_file(tmp_path / "model.pth")
+
+
 def test_missing_and_misfit(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such weights file"):
         read_checkpoint_file(tmp_path / "absent.pth")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -57,6 +58,7 @@ class Hub:
         self.refs = {"main": COMMIT, "old": OLDER}
         self.downloads: list[str] = []
         self.requests = 0
+        self.permitted = True
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -71,11 +73,11 @@ class Hub:
                 files = hub.files.get(commit)
                 content = (
                     answer(kind, commit, files, "/".join(rest))
-                    if files is not None and f"{owner}/{name}" == "someone/detector"
+                    if files is not None and hub.permitted and f"{owner}/{name}" == "someone/detector"
                     else None
                 )
                 self.send_response(200 if content is not None else 404)
-                if f"{owner}/{name}" != "someone/detector":
+                if not hub.permitted or f"{owner}/{name}" != "someone/detector":
                     self.send_header("X-Error-Code", "RepoNotFound")
                 elif files is None:
                     self.send_header("X-Error-Code", "RevisionNotFound")
@@ -167,6 +169,22 @@ def test_what_is_in_the_cache_needs_no_network(hub: Hub) -> None:
     hub.stop()
     for name in (NAME, pinned):
         assert_close(read_checkpoint_file(name).tensors, STATE, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("revision", ["main", "old"])
+def test_a_repository_that_is_no_longer_permitted_is_that_of_the_cache(
+    hub: Hub, revision: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a private repository without a token, the Hub says that there is none."""
+    pinned = fetch(f"{NAME}@{revision}").name
+    hub.permitted = False
+    assert fetch(f"{NAME}@{revision}").name == pinned
+    (warning,) = [each.message for each in caplog.records if each.levelno == logging.WARNING]
+    assert re.fullmatch(
+        rf"{NAME}@{revision}: cannot be looked up on the Hub \(404 .*\); using the cache", warning
+    )
+    with pytest.raises(CheckpointError, match="no such repository or revision, or it is not public"):
+        fetch(f"{NAME}@another")
 
 
 @pytest.mark.parametrize("index", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])

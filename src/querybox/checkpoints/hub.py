@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Thread
 
 from querybox.errors import CheckpointError
+from querybox.memory import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,8 @@ def fetch(name: str | Path, *, config: bool = True) -> Snapshot:
     """Download the configuration and the weights of a repository, or find them in the cache.
 
     A commit that is in the cache is used as it is, if all of its files are known to be there. A branch or a tag is
-    looked up on the Hub; without a network, the commit it last referred to is used.
+    looked up on the Hub; without a network, or if the repository is no longer permitted or there, the commit it last
+    referred to is used, with a warning.
 
     Args:
         name: ``hf://owner/name`` or ``hf://owner/name@revision``: a branch, a tag or a commit.
@@ -78,7 +80,7 @@ def download(repository: str, revision: str, *, config: bool) -> Path:
 
     Raises:
         CheckpointError: The repository has no configuration, or no weights in a known format.
-        Exception: The Hub does not answer, and the cache lacks them; what `find_problem` returns.
+        Exception: The Hub does not answer, or refuses, and the cache lacks them; what `find_problem` returns.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -105,7 +107,10 @@ def download(repository: str, revision: str, *, config: bool) -> Path:
         if any((folder / pattern).is_file() for pattern in patterns):
             if problem is not None:
                 logger.warning(
-                    "hf://%s@%s: the Hub does not answer (%s); using the cache", repository, revision, problem
+                    "hf://%s@%s: cannot be looked up on the Hub (%s); using the cache",
+                    repository,
+                    revision,
+                    first_line(problem),
                 )
             return folder
     raise problem or CheckpointError(
@@ -138,17 +143,12 @@ def is_cached_commit(repository: str, revision: str) -> bool:
 
 
 def find_problem(repository: str, revision: str) -> Exception | None:
-    """Return why the Hub does not answer within `TIMEOUT`, or None if it does.
+    """Return why a revision cannot be looked up on the Hub within `TIMEOUT`, or None if it can.
 
     `snapshot_download` would try again for most of a minute. The lookup of an address cannot be interrupted, hence the
     thread.
-
-    Raises:
-        RepositoryNotFoundError: The Hub has no such repository.
-        RevisionNotFoundError: The repository has no such revision.
     """
     from huggingface_hub import model_info
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     outcomes: queue.Queue[Exception | None] = queue.Queue()
 
@@ -162,12 +162,9 @@ def find_problem(repository: str, revision: str) -> Exception | None:
 
     Thread(target=ask, daemon=True).start()
     try:
-        outcome = outcomes.get(timeout=TIMEOUT)
+        return outcomes.get(timeout=TIMEOUT)
     except queue.Empty:
         return TimeoutError(f"no answer within {TIMEOUT:g} s")
-    if isinstance(outcome, RepositoryNotFoundError | RevisionNotFoundError):
-        raise outcome
-    return outcome
 
 
 def explain(repository: str, revision: str, error: Exception) -> str:

@@ -33,6 +33,8 @@ CHUNK = 1 << 20
 """Number of bytes that a thread reads at a time."""
 ZIP = b"PK\x03\x04"
 """Signature of a zip file and of each of its records."""
+PICKLE = b"\x80"
+"""Beginning of a pickle, which `torch.save` wrote before PyTorch 1.6."""
 LOCAL_HEADER = struct.Struct("<4s22xHH")
 """Header of a zip record: signature, and lengths of the name and the extra field that precede the data."""
 
@@ -102,7 +104,7 @@ def read_pickled(path: Path) -> Any:
     model = path.with_suffix(".xml")
     if path.suffix == ".bin" and model.is_file():
         raise CheckpointError(f"{path}: the weights of an OpenVINO model; open {model} instead") from error
-    raise unreadable_file(path, reason(error)) from error
+    raise unreadable_file(path, reason(path, error)) from error
 
 
 def unpickle(path: Path) -> tuple[Any, Exception | None]:
@@ -115,10 +117,16 @@ def unpickle(path: Path) -> tuple[Any, Exception | None]:
         return None, error
 
 
-def reason(error: Exception) -> str:
-    """Return the message of an error in one line, without PyTorch's advice to trust the file."""
+def reason(path: Path, error: Exception) -> str:
+    """Return why a file cannot be read, in one line, without PyTorch's advice to trust the file."""
+    with path.open("rb") as file:
+        if not file.read(len(ZIP)).startswith((ZIP, PICKLE)):
+            return "it begins neither as a zip file nor as a pickle, which torch.save writes"
     text = re.sub(r"(?s).*WeightsUnpickler error: ", "", str(error)).partition("\n")[0]
-    return text.partition(" In PyTorch 2.6, we changed")[0] or type(error).__name__
+    text = text.partition(" In PyTorch 2.6, we changed")[0]
+    if isinstance(error, LookupError | EOFError) or not text:  # its text, if any, is only a key of the pickle
+        return f"its pickle is not as torch.save writes it: {type(error).__name__}"
+    return text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +155,7 @@ def zip_records(path: Path) -> Iterator[ZipRecord]:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
     except Exception as error:
-        raise unreadable_file(path, reason(error)) from error
+        raise unreadable_file(path, reason(path, error)) from error
     compressed = [record.filename for record in records if record.compress_type != zipfile.ZIP_STORED]
     if compressed:
         raise CheckpointError(
@@ -203,4 +211,5 @@ def unreadable_file(path: Path, reason: object) -> CheckpointError:
     with suppress(OSError), path.open("rb") as file:
         head = file.read(64).lstrip().lower()
         reason = next((text for beginning, text in STAND_INS.items() if head.startswith(beginning)), reason)
+        reason = reason if head else "it is empty"
     return CheckpointError(f"{path}: corrupt, or not a weights file ({reason}); {cure(path)}")

@@ -53,8 +53,12 @@ def misfits(
     preprocessing: Preprocessing, sizes: Iterable[tuple[int, int]], limit: tuple[int, int]
 ) -> set[tuple[int, int]]:
     """Return what sizes of images become by resizing where they exceed a limit; all are (height, width) in pixels."""
-    limits = preprocessing.short_side, preprocessing.long_side, preprocessing.resizing
-    resized = {resized_shape(*size, *limits) for size in set(sizes)}
+    short_side, long_side, resizing = (
+        preprocessing.short_side,
+        preprocessing.long_side,
+        preprocessing.resizing,
+    )
+    resized = {resized_shape(*size, short_side, long_side, resizing) for size in set(sizes)}
     return {each for each in resized if each[0] > limit[0] or each[1] > limit[1]}
 
 
