@@ -20,6 +20,7 @@ from querybox.detector import Detector
 from querybox.errors import ConfigError
 from querybox.inference.engine import evaluating
 from querybox.inspect import Trace
+from querybox.inspect import page as page_module
 from querybox.inspect.attention import AttentionMaps, AttentionPoints
 from querybox.inspect.page import select_queries, write_page
 from querybox.structures import ImageBatch, Target
@@ -65,6 +66,20 @@ def unpacked(value: dict[str, Any]) -> npt.NDArray[Any]:
 @pytest.fixture(scope="module")
 def trace(detr: Detector, target: Target) -> Trace:
     return detr.trace(PIXELS, target)
+
+
+def test_a_page_that_browsers_do_not_open_is_not_written(
+    trace: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_page(tmp_path / "a.html", [trace])
+    monkeypatch.setattr(page_module, "MAX_BYTES", 3 * (tmp_path / "a.html").stat().st_size // 2)
+    images = iter([trace] * 9)
+    with pytest.raises(
+        ConfigError, match=r"b\.html: \d images take more than .* MB, which browsers do not open"
+    ):
+        write_page(tmp_path / "b.html", images)
+    assert len(list(images)) > 0
+    assert not (tmp_path / "b.html").exists()
 
 
 def test_the_file_loads_and_runs_nothing_else(trace: Trace, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from querybox.inspect.comparison import Comparison
 from querybox.inspect.masks import QueryMasks
 from querybox.inspect.tracing import Trace
 from querybox.mask_embeddings import MASK_STRIDE
+from querybox.text import counted, to_json
 
 CLASSES = 5
 """Most classes with scores per query."""
@@ -35,6 +36,8 @@ ENCODER_BYTES = 1_500_000
 """Most bytes of each encoder layer of an image, before compression; larger maps keep every second or third cell."""
 MAX_CELLS = 1200
 """With attention to points, the encoder cells are those of the finest feature map that has at most this many."""
+MAX_BYTES = 500_000_000
+"""Most bytes of a page: Chromium holds no text of more than 512 MiB."""
 CHUNK = 128
 """Cells whose attention is computed at once."""
 
@@ -58,10 +61,19 @@ def write_page(
         encoder_layers: Encoder layers whose attention is included, 0 is the first and -1 the last.
 
     Raises:
-        ConfigError: There is no such encoder layer.
+        ConfigError: There is no such encoder layer, or the page would have more than `MAX_BYTES`.
         DiskFullError: There is no room for the file.
     """
-    images = [image_data(trace, queries, encoder_layers) for trace in traces]
+    images: list[dict[str, Any]] = []
+    size = 0
+    for trace in traces:
+        images.append(image_data(trace, queries, encoder_layers))
+        size += len(to_json(images[-1]))
+        if size > MAX_BYTES:
+            raise ConfigError(
+                f"{path}: {counted(len(images), 'image')} take more than {MAX_BYTES / 1e6:g} MB, which browsers do not "
+                "open; inspect fewer images or queries at a time"
+            )
     data = {"title": title, "images": images}
     write_text(Path(path), render("inspector.html", title=title, data=data))
 
