@@ -151,6 +151,20 @@ def test_whole_before_cut_and_tiles_before_the_whole_image() -> None:
     assert found.boxes_xyxy.tolist() == [[70, 60, 110, 90], [60, 10, 90, 40], [110, 10, 120, 20]]
 
 
+@pytest.mark.parametrize("score", [0.3, 0.99])
+def test_a_part_whose_box_ends_before_the_border_gives_way_to_the_whole(score: float) -> None:
+    """It is a part, because the other tile shows the object whole and beyond the border; not so at the image's own."""
+    windows = Tiling(100, 0.2).windows((100, 180))  # tiles from 0 and from 80
+    parts = [
+        detections(windows[0], [], []),
+        detections(windows[1], [[82, 10, 96, 40], [84, 60, 97, 98]], [score, 0.9]),
+        detections(windows[2], [[2, 10, 25, 40], [4, 60, 17, 105]], [0.6, 0.8]),
+    ]
+    found = merge(parts, windows, (100, 180))
+    assert rounded(found.boxes_xyxy) == [[82, 10, 105, 40], [84, 60, 97, 98]]
+    torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.6]))
+
+
 def test_masks_of_parts_are_united() -> None:
     size = (100, 180)
     windows = Tiling(100, 0.2).windows(size)

@@ -3,7 +3,8 @@
 Non-maximum suppression fails at seams: of an object that two tiles show, the part in one tile may score higher than the
 whole in the other, and their IoU is low. Here two detections of different views are compared within the area that both
 views show: there the boxes are equal if the object is the same, even if one of them goes on beyond. A detection that
-ends at the border of its tile then gives way to one that does not; what no view shows whole is joined from its parts.
+ends at the border of its tile, or that another tile shows to go on beyond it, then gives way to one that does not; what
+no view shows whole is joined from its parts.
 Detections of one view do not suppress each other, because DETR detects each object once. `docs/guides/tiles.md`
 compares this with NMS and NMM.
 
@@ -35,7 +36,7 @@ BORDER = 0.01
 def merge(parts: Sequence[Detections], windows: Sequence[Window], size: tuple[int, int]) -> Detections:
     """Return the detections of an image from those of its views.
 
-    Of the detections of one object, the one to keep is chosen in this order: one that no border cuts, one from a tile
+    Of the detections of one object, the one to keep is chosen in this order: one that no view cuts, one from a tile
     rather than from the whole image, whose resolution is lower, and the one with the highest score. If all are cut, the
     object has the box around them, their highest score, and the union of their masks. In the whole image, objects that
     some tile is certain to show whole are ignored.
@@ -54,9 +55,10 @@ def merge(parts: Sequence[Detections], windows: Sequence[Window], size: tuple[in
     boxes_xyxy = torch.cat([part.boxes_xyxy for part in parts]) + shown[view][:, [0, 1, 0, 1]]
     scores = torch.cat([part.scores for part in parts])
     labels = torch.cat([part.labels for part in parts])
-    cut = cut_by_border(boxes_xyxy, shown[view], size)
+    same = partners(boxes_xyxy, labels, counts, shown)
+    cut = cut_by_view(boxes_xyxy, view, shown, size, same)
     order = np.lexsort([-scores.numpy(), (view == 0).numpy(), cut.numpy()])
-    groups = group(order, cut.numpy(), partners(boxes_xyxy, labels, counts, shown))
+    groups = group(order, cut.numpy(), same)
     groups.sort(key=lambda members: -float(scores[members[0]]))
     first = torch.tensor([members[0] for members in groups], dtype=torch.long, device="cpu")
     boxes = [torch.cat([boxes_xyxy[each, :2].amin(0), boxes_xyxy[each, 2:].amax(0)]) for each in groups]
@@ -83,18 +85,50 @@ def corners(windows: Sequence[Window]) -> Float[Tensor, "V 4"]:
     return torch.tensor(rows, dtype=torch.float32, device="cpu")
 
 
-def cut_by_border(
-    boxes_xyxy: Float[Tensor, "N 4"], shown: Float[Tensor, "N 4"], size: tuple[int, int]
+def cut_by_view(
+    boxes_xyxy: Float[Tensor, "N 4"],
+    view: Int[Tensor, " N"],
+    shown: Float[Tensor, "V 4"],
+    size: tuple[int, int],
+    partners: Sequence[Int64[np.ndarray, " _"]],
 ) -> Bool[Tensor, " N"]:
-    """Return which boxes end at a border of their view that is not one of the image.
+    """Return which boxes end at a border of their view that is not one of the image, or should.
+
+    The box of a part may end before the border. That it is a part is shown by another tile, in which no border cuts the
+    same object, and in which the object goes on beyond the border.
 
     Args:
         boxes_xyxy: Boxes in pixels of the image.
-        shown: The corners of the view of each box.
+        view: The index of the view of each; that of the whole image is 0.
+        shown: The corners of each view.
         size: (height, width) of the image in pixels.
+        partners: For each box, those of other views that are the same object.
+    """
+    cut = reach_border(boxes_xyxy, shown[view], size, BORDER)
+    box = torch.arange(len(view), device="cpu").repeat_interleave(
+        torch.tensor([len(each) for each in partners], dtype=torch.long, device="cpu")
+    )  # [2 E]
+    other = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *partners]))
+    beyond = reach_border(boxes_xyxy[other], shown[view[box]], size, -BORDER)
+    parts = box[beyond & ~cut[other] & (view[other] > 0)]
+    cut[parts] = True
+    return cut
+
+
+def reach_border(
+    boxes_xyxy: Float[Tensor, "N 4"], shown: Float[Tensor, "N 4"], size: tuple[int, int], distance: float
+) -> Bool[Tensor, " N"]:
+    """Return which boxes reach a border of a view that is not one of the image.
+
+    Args:
+        boxes_xyxy: Boxes in pixels of the image.
+        shown: The corners of a view for each box.
+        size: (height, width) of the image in pixels.
+        distance: Distance from the border within which a box reaches it, as a fraction of the side of the view; if it
+            is negative, the box has to go so far beyond the border.
     """
     height, width = size
-    margin = BORDER * (shown[:, 2:] - shown[:, :2])
+    margin = distance * (shown[:, 2:] - shown[:, :2])
     low = (boxes_xyxy[:, :2] <= shown[:, :2] + margin) & (shown[:, :2] > 0)
     high = (boxes_xyxy[:, 2:] >= shown[:, 2:] - margin) & (shown[:, 2:] < shown.new_tensor([width, height]))
     return (low | high).any(1)
@@ -152,7 +186,7 @@ def group(
 
     Args:
         order: All detections, the ones to keep first; those that are cut come last.
-        cut: Which of them are cut by a border of their view.
+        cut: Which of them are cut by their view.
         partners: For each detection, those of other views that are the same object.
     """
     free = np.ones(len(order), dtype=bool)
