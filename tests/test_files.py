@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from querybox.checkpoints.files import save_tensors
-from querybox.errors import ConfigError, DataError
+from querybox.errors import ConfigError, DataError, DiskFullError
 from querybox.files import (
     atomic,
     contents,
@@ -46,6 +47,35 @@ def test_a_system_that_cannot_open_folders_can_save(tmp_path: Path, monkeypatch:
     write_text(tmp_path / "a.txt", "naïve\n")
     assert (tmp_path / "a.txt").read_bytes() == "naïve\n".encode()
     assert not leftovers(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
+def test_a_library_that_does_not_tell_a_full_disk(tmp_path: Path) -> None:
+    """PyTorch raises a RuntimeError about a position, also where there is no space."""
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+        with (
+            pytest.raises(DiskFullError, match=r"a\.pth: cannot be written .* MB are free"),
+            atomic(tmp_path / "a.pth") as temporary,
+        ):
+            torch.save(torch.zeros(100_000), temporary)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with pytest.raises(RuntimeError, match="a bug"), atomic(tmp_path / "a.pth"):
+        raise RuntimeError("a bug")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_for_which_there_is_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, **_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(DiskFullError, match=r"a\.txt: cannot be written .* MB are free"):
+        write_text(tmp_path / "new" / "a.txt", "")
 
 
 @pytest.mark.skipif(not hasattr(os, "O_DIRECTORY"), reason="folders cannot be opened")

@@ -16,6 +16,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from querybox.errors import ConfigError, DiskFullError, QueryboxError
 from querybox.urls import is_url
@@ -169,18 +170,50 @@ def atomic(path: Path, *, size: int | None = None, durable: bool = True) -> Iter
     Raises:
         DiskFullError: There is no space for it.
     """
+    with (
+        telling_full_disk(path, size),
+        replacement(path, durable=durable) as temporary,
+        telling_full_disk(path, size),  # before the temporary file, which fills the disk, is removed
+    ):
+        yield temporary
+
+
+@contextmanager
+def telling_full_disk(path: Path, size: int | None = None) -> Iterator[None]:
+    """Context manager in which a file is written, maybe by a library that raises its own errors if the disk is full.
+
+    Args:
+        path: The file.
+        size: Its size in bytes if known, for the message.
+
+    Raises:
+        DiskFullError: There is no space for it.
+    """
     try:
-        with replacement(path, durable=durable) as temporary:
-            yield temporary
-    except OSError as error:
-        if error.errno not in NO_SPACE:
+        yield
+    except QueryboxError:
+        raise
+    except Exception as error:
+        folder = next(each for each in path.absolute().parents if each.is_dir())
+        number = error.errno if isinstance(error, OSError) else problem_of_writing(folder)
+        if number not in NO_SPACE:
             raise
-        free = f"{shutil.disk_usage(path.parent).free / 1e6:.1f} MB are free"
+        free = f"{shutil.disk_usage(folder).free / 1e6:.1f} MB are free"
         needed = "" if size is None else f"{size / 1e6:.1f} MB are needed, "
         raise DiskFullError(
-            f"{path}: cannot be written ({os.strerror(error.errno)}): {needed}{free}; an existing file of this name is "
+            f"{path}: cannot be written ({os.strerror(number)}): {needed}{free}; an existing file of this name is "
             "unchanged. Free some space and try again; a training run continues with --resume"
         ) from error
+
+
+def problem_of_writing(folder: Path) -> int | None:
+    """Return the error number with which writing some bytes to a folder fails; None if it does not."""
+    try:
+        with TemporaryFile(dir=folder) as file:
+            file.write(bytes(1 << 20))
+    except OSError as error:
+        return error.errno
+    return None
 
 
 @contextmanager

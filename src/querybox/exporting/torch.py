@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ FILE = f"{KEY}.json"
 
 def write(program: ExportedProgram, path: Path, card: Card) -> None:
     """Write a traced detector as a ``.pt2`` file."""
-    torch.export.save(program, path, extra_files={FILE: card.to_json()})
+    content = io.BytesIO()  # PyTorch ends the process if it writes to a disk that is full
+    torch.export.save(program, content, extra_files={FILE: card.to_json()})
+    path.write_bytes(content.getbuffer())
 
 
 def load(path: Path, *, trusted: bool) -> ExportedModel:

@@ -26,7 +26,7 @@ from querybox.exporting.graph import decoder_nodes, min_side, trace
 from querybox.exporting.half import halve
 from querybox.exporting.load import read_exported
 from querybox.exporting.quantise import quantise
-from querybox.files import move
+from querybox.files import move, telling_full_disk
 from querybox.modules.detector import DetectionTransformer
 from querybox.precision import is_native
 
@@ -85,6 +85,7 @@ def export(
     Raises:
         ConfigError: An argument is invalid, the arguments are inconsistent, or the calibration data have other classes
             than the detector.
+        DiskFullError: There is no space for the file.
         ExportError: The outputs differ; nothing was written.
         MissingExtraError: The packages of the format are not installed.
     """
@@ -101,9 +102,8 @@ def export(
         card = dataclasses.replace(card, min_side=min_side(program))
     path.parent.mkdir(parents=True, exist_ok=True)
     # Windows cannot remove a file that is mapped, as one is by a model that is refused as long as its error is handled.
-    with tempfile.TemporaryDirectory(
-        dir=path.parent, prefix=f".{path.name}.", ignore_cleanup_errors=True
-    ) as folder:
+    place = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", ignore_cleanup_errors=True)
+    with place as folder, telling_full_disk(path):
         draft = Path(folder) / path.name
         if to == "openvino" and calibration is not None:
             verification, evaluations = write_int8(program, draft, card, detector, calibration, callback)
