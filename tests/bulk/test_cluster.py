@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from types import SimpleNamespace
 from typing import NoReturn
 
 import pytest
 
-from querybox.bulk.cluster import connect
+from querybox.bulk.cluster import connect, exiting_on_signals
 from querybox.errors import ConfigError
 
 
@@ -31,3 +32,21 @@ def test_no_error_of_ray_is_bare(
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
     with pytest.raises(ConfigError, match=message):
         connect(address)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals")
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_signals_exit_so_that_ray_is_stopped(name: str, code: int) -> None:
+    """Ray's own handler aborts."""
+    number = signal.Signals[name]
+    handler = signal.getsignal(number)
+    with pytest.raises(SystemExit) as caught, exiting_on_signals():
+        signal.raise_signal(number)
+    assert caught.value.code == code
+    assert signal.getsignal(number) == handler
+    former = signal.signal(number, signal.SIG_IGN)
+    try:
+        with exiting_on_signals():
+            signal.raise_signal(number)
+    finally:
+        signal.signal(number, former)

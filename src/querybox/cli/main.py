@@ -126,7 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         printed to stderr in one line, 130 after Ctrl-C, or 141 if the reader of standard output has gone.
 
     Raises:
-        SystemExit: SIGTERM or SIGHUP stopped training, or predict in a live source; the code is 143 or 129.
+        SystemExit: SIGTERM or SIGHUP stopped training, or predict in a live source or with --ray; the code is 143 or
+            129.
     """
     prepare_platform()
     words = list(sys.argv[1:] if arguments is None else arguments)
