@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from squares import SquareEngine, crossing, write
 
-from querybox.errors import ConfigError, DiskFullError
+from querybox.errors import ConfigError, DiskFullError, ImageError
 from querybox.inference.detections import Detections
 from querybox.inference.drawings import draw_files, draw_video, drawing_paths
 from querybox.inference.file_names import file_names
@@ -72,6 +72,22 @@ def test_a_picture_without_space_is_told_and_not_left_in_part(
     with pytest.raises(DiskFullError, match=r"drawn\.jpg: cannot be written \(No space left on device"):
         draw_files([source], [tmp_path / "drawn.jpg"], iter([found(str(source))]))
     assert list(tmp_path.iterdir()) == [source]
+
+
+def test_what_is_gone_when_it_is_drawn_does_not_end_the_others(tmp_path: Path) -> None:
+    """A folder may change while it is predicted; the results of all files are in the tables."""
+    first, last = picture(tmp_path / "a.png"), picture(tmp_path / "c.png")
+    gone, video = tmp_path / "b.png", tmp_path / "v.mp4"
+    sources = [first, gone, video, last]
+    paths = [tmp_path / f"{source.stem}.jpg" for source in sources]
+    names = [first, gone, f"{video}#0", f"{video}#1", last]
+    errors: list[ImageError] = []
+    draw_files(sources, paths, (found(str(name)) for name in names), errors.append)
+    assert [path.exists() for path in paths] == [True, False, False, True]
+    assert [str(error).partition(":")[0] for error in errors] == [str(gone), str(video)]
+    assert str(errors[1]) == f"{video}: no such video file"
+    with pytest.raises(ImageError, match=r"b\.png: no such image file"):
+        draw_files(sources, paths, (found(str(name)) for name in names))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no links without privileges")

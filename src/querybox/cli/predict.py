@@ -189,7 +189,7 @@ def predict_files(
     files = list(map(Path, names))
     results = run(detector, files, **options, on_error=unreadable.append)
     tables = table_writers(formats, names, detector.categories, tracking=options["track"] is not None)
-    tally = write_results(results, tables, formats, names, output, detector.categories)
+    tally = write_results(results, tables, formats, names, output, detector.categories, unreadable.append)
     return summarise(tally, files, unreadable, output, threshold=options["threshold"])
 
 
@@ -200,6 +200,7 @@ def write_results(
     names: Mapping[str, str],
     output: Path,
     categories: Sequence[Category],
+    on_error: Callable[[ImageError], object],
 ) -> Counter[str]:
     """Write the detections in all formats; return the numbers of images and objects.
 
@@ -210,6 +211,7 @@ def write_results(
         names: The name of what is written for each image and video; see `file_names`.
         output: Folder for the results.
         categories: The classes by label.
+        on_error: Called with the error of each file that cannot be read a second time to be drawn on.
     """
     from querybox.inference.drawings import draw_files, drawing_paths
     from querybox.inference.sources import count_frames
@@ -226,7 +228,7 @@ def write_results(
         adders += [stack.enter_context(table(output / name)) for name, table in tables.items()]
         results = added(results, [*adders, *image_writers(formats, output, names, categories, stack)])
         if "pictures" in formats:
-            draw_files(files, drawing_paths(names, output), results)
+            draw_files(files, drawing_paths(names, output), results, on_error)
         for _ in results:  # consume them if nothing is drawn
             pass
     return tally

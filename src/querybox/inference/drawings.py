@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from fractions import Fraction
@@ -46,29 +46,43 @@ def drawing_paths(names: Mapping[str, str], folder: Path) -> list[Path]:
     return paths
 
 
-def draw_files(sources: Sequence[Path], paths: Sequence[Path], results: Iterator[Detections]) -> None:
+def draw_files(
+    sources: Sequence[Path],
+    paths: Sequence[Path],
+    results: Iterator[Detections],
+    on_error: Callable[[ImageError], object] | None = None,
+) -> None:
     """Draw the detections on their images and videos.
 
     Args:
         sources: Image and video files. They are read a second time, so that images need not be kept in memory.
         paths: Path of each drawing.
         results: Detections of every image and frame that could be read, in the order of the sources.
+        on_error: Called with the error of each file that cannot be read any more, which is not drawn; None to raise it.
 
     Raises:
         DiskFullError: There is no space for an image.
+        ImageError: A file cannot be read any more, and `on_error` is None.
     """
-    pairs = zip(sources, paths, strict=True)
+    left = {str(source): (source, path) for source, path in zip(sources, paths, strict=True)}
     for detections in results:
-        # Files that could not be read have no detections and are skipped.
-        names = (detections.source, detections.source.rpartition("#")[0])
-        source, path = next(pair for pair in pairs if str(pair[0]) in names)
+        name = detections.source if detections.source in left else detections.source.rpartition("#")[0]
+        if name not in left:  # a video that could not be drawn
+            continue
+        source, path = left.pop(name)
         path.unlink(missing_ok=True)  # the name alone, if it is a link to another file
-        if is_video(source):
-            draw_video(source, path, chain([detections], results))
-        else:
+        try:
+            if is_video(source):
+                draw_video(source, path, chain([detections], results))
+                continue
             drawing = draw_image(source, detections)
-            with atomic(path, durable=False) as temporary:
-                drawing.save(temporary, format="JPEG", quality=95)
+        except ImageError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+            continue
+        with atomic(path, durable=False) as temporary:
+            drawing.save(temporary, format="JPEG", quality=95)
 
 
 def draw_image(source: Path, detections: Detections) -> Image.Image:

@@ -152,7 +152,7 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a video file and its first video stream.
 
     Raises:
-        ImageError: The file is not a video, or it is truncated.
+        ImageError: The file is missing, not a video, or truncated.
     """
     import av
 
@@ -162,8 +162,10 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
             if not container.streams.video:
                 raise ImageError(f"{path}: has no video stream; expected a video: check the file")
             yield container, container.streams.video[0]
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such video file", "missing_image") from None
     except (av.FFmpegError, OSError) as error:
-        if lacks_index(path):
+        if isinstance(error, av.InvalidDataError) and lacks_index(path):
             raise ImageError(
                 f"{path}: has no index (moov atom), without which a video cannot be decoded: its recording or copying "
                 "was interrupted; copy it again, or repair it with the help of a video of the same camera"
