@@ -308,13 +308,6 @@ def test_boxes_are_unrelated_also_where_the_training_images_are_memorised(loss: 
     assert names(make_run(**{**UNRELATED, "history": {**FAILED, **loss}}))[0] == "unrelated_boxes"
 
 
-def test_boxes_are_unrelated_after_few_steps_if_the_training_images_fit() -> None:
-    """As with validation annotations of other images, which are no overfitting."""
-    history = {**SHORT, "loss_iou": [0.7] * 3}
-    found = names(make_run(**{**UNRELATED, "history": history}))
-    assert found.index("unrelated_boxes") < found.index("overfitting")
-
-
 def test_boxes_near_objects_by_chance_are_not_loose() -> None:
     assert "loose_boxes" in names(make_run(**BROKEN["loose_boxes"], best_iou=0.4, other_iou=0.2))
     assert "loose_boxes" not in names(make_run(**BROKEN["loose_boxes"], best_iou=0.4, other_iou=0.39))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from querybox.diagnosis.data import permuted
 from querybox.diagnosis.facts import NEAR_IOU, EvaluationFacts
 from querybox.diagnosis.finding import Finding
-from querybox.diagnosis.run import POOR_FIT, UNSURE, Run
+from querybox.diagnosis.run import UNSURE, Run
 from querybox.diagnosis.schedule import FALLING, enough_steps, lr_too_low, with_warmup
 from querybox.evaluation.confusion import MATCH_IOU
 from querybox.models import FOR_FEW_IMAGES
@@ -122,10 +122,8 @@ def unrelated_boxes(run: Run) -> Finding | None:
     if facts is None or facts.other_iou is None or facts.sameness is None or facts.sameness >= SAME:
         return None
     learned = NEAR_IOU <= facts.best_iou < MATCH_IOU  # the sizes of objects, but not their places
-    # Early in training it is the same: places are learned last. Those of the training images are, if their boxes fit.
-    fit = run.fit or 0.0
-    early = run.steps < enough_steps(run) and fit < POOR_FIT
-    if early or not (run.poor and learned and by_chance(facts)):
+    # Early in training it is the same: places are learned last. With few images, these are learnt by heart first.
+    if not (run.poor and learned and by_chance(facts) and run.steps >= enough_steps(run)):
         return None
     return Finding(
         name="unrelated_boxes",

@@ -22,8 +22,7 @@ from querybox.settings import describe
 POOR_AP50 = 0.3
 """Below this AP50, something may prevent the model from learning."""
 POOR_FIT = 0.6
-"""Below this mean GIoU of the boxes on the training images, something may, too, if AP was not measured. From it on, the
-places of objects have been learned."""
+"""Below this mean GIoU of the boxes on the training images, something may, too, if AP was not measured."""
 
 UNSURE = 0.1
 """If the mean top score of the images is lower than this, all queries predict no object."""
