@@ -60,6 +60,19 @@ def test_weights_that_are_missing_are_told(exported: object, tmp_path: Path) -> 
         load_exported(tmp_path / xml.name)
 
 
+def test_weights_of_another_export_are_told(exported: object, tmp_path: Path) -> None:
+    """OpenVINO takes any of the same size."""
+    xml, weights = exported("openvino").files  # type: ignore[operator]
+    shutil.copy(xml, tmp_path)
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / weights.name).write_bytes(content)
+    with pytest.raises(
+        CheckpointError, match=r"its model\.bin is damaged, or that of another export; copy both"
+    ):
+        load_exported(tmp_path / xml.name)
+
+
 def test_a_model_that_is_not_ours_is_told(tmp_path: Path) -> None:
     program = torch.export.export(torch.nn.ReLU(), (torch.zeros(2),))
     torch.export.save(program, tmp_path / "relu.pt2")

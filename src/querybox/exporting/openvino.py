@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from querybox.checkpoints.digest import digest_of
 from querybox.errors import CheckpointError, requires_extra
 from querybox.exporting.card import EXPORT_AGAIN, INPUTS, KEY, Card
 from querybox.exporting.engine import ExportedModel, Outputs, Runner, one_at_a_time
@@ -26,6 +27,8 @@ from querybox.files import require_regular
 if TYPE_CHECKING:
     import openvino
 
+DIGEST = f"{KEY}_weights"
+"""Key of the digest of the ``.bin`` file in the metadata of the ``.xml`` file; earlier files do not have it."""
 TYPES = {"u8": "uint8", "i64": "int64", "f32": "float32"}
 """Names of types, by those of OpenVINO."""
 
@@ -88,33 +91,46 @@ def keeping_root_logger() -> Iterator[None]:
 
 
 def write(model: openvino.Model, path: Path, card: Card) -> None:
-    """Write the model, with its weights in a ``.bin`` file beside it, as float16 if its precision is bf16."""
+    """Write the model, with its weights in a ``.bin`` file beside it, as float16 if its precision is bf16.
+
+    The model states the digest of its weights. Those of another export, which may have the same shapes, would give
+    other detections.
+    """
     import openvino
 
+    is_half = card.precision == "bf16"
     model.set_rt_info(card.to_json(), KEY)
-    openvino.save_model(model, path, compress_to_fp16=card.precision == "bf16")
+    openvino.save_model(model, path, compress_to_fp16=is_half)
+    model.set_rt_info(digest_of(path.with_suffix(".bin")), DIGEST)
+    openvino.save_model(model, path, compress_to_fp16=is_half)
 
 
 def load(path: Path) -> ExportedModel:
     """Load a file written by `write`.
 
     Raises:
-        CheckpointError: The file is corrupt or not exported by querybox, or its ``.bin`` is missing.
+        CheckpointError: The file is corrupt or not exported by querybox, or its ``.bin`` is missing or that of another
+            file.
         MissingExtraError: OpenVINO is not installed.
     """
     with requires_extra("openvino", "running an OpenVINO file"), without_telemetry():
         import openvino
-    require_regular(path.with_suffix(".bin"), CheckpointError)
+    weights = path.with_suffix(".bin")
+    require_regular(weights, CheckpointError)
     try:
         model = openvino.Core().read_model(path)
     except RuntimeError as error:
         reason = str(error).strip().rpartition("\n")[2]
         raise CheckpointError(
-            f"{path}: corrupt, not an OpenVINO model, or its {path.with_suffix('.bin').name} is missing ({reason}); "
-            f"{EXPORT_AGAIN}"
+            f"{path}: corrupt, not an OpenVINO model, or its {weights.name} is missing ({reason}); {EXPORT_AGAIN}"
         ) from error
     card = Card.from_json(model.get_rt_info(KEY).value if model.has_rt_info(KEY) else None, path)
     check_signature(path, card, ports(model.inputs), ports(model.outputs))
+    if model.has_rt_info(DIGEST) and model.get_rt_info(DIGEST).value != digest_of(weights):
+        raise CheckpointError(
+            f"{path}: its {weights.name} is damaged, or that of another export; copy both files again, which belong "
+            "together, or export the model again"
+        )
     return ExportedModel(card, runner(model, card))
 
 
