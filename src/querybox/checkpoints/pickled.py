@@ -119,11 +119,13 @@ def unpickle(path: Path) -> tuple[Any, Exception | None]:
 
 def reason(path: Path, error: Exception) -> str:
     """Return why a file cannot be read, in one line, without PyTorch's advice to trust the file."""
-    with path.open("rb") as file:
-        if not file.read(len(ZIP)).startswith((ZIP, PICKLE)):
-            return "it begins neither as a zip file nor as a pickle, which torch.save writes"
     text = re.sub(r"(?s).*WeightsUnpickler error: ", "", str(error)).partition("\n")[0]
     text = text.partition(" In PyTorch 2.6, we changed")[0]
+    with path.open("rb") as file:
+        begins = file.read(len(ZIP))
+    is_tar = "legacy .tar format" in text and any(begins)  # PyTorch says so of zeros, too
+    if not is_tar and not begins.startswith((ZIP, PICKLE)):
+        return "it begins neither as a zip file nor as a pickle, which torch.save writes"
     if isinstance(error, LookupError | EOFError) or not text:  # its text, if any, is only a key of the pickle
         return f"its pickle is not as torch.save writes it: {type(error).__name__}"
     return text
