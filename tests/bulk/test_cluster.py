@@ -9,8 +9,9 @@ from typing import NoReturn
 
 import pytest
 
-from querybox.bulk.cluster import connect, exiting_on_signals
+from querybox.bulk.cluster import connect
 from querybox.errors import ConfigError
+from querybox.interrupt import exiting_on_signals
 
 
 @pytest.mark.parametrize(

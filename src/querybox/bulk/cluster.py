@@ -6,20 +6,17 @@ import logging
 import os
 import secrets
 import shutil
-import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from querybox.errors import ConfigError, requires_extra
-from querybox.interrupt import SIGNALS
+from querybox.interrupt import exiting_on_signals
 from querybox.memory import first_line
 
 LOCAL = "local"
@@ -72,7 +69,11 @@ def cluster(address: str, processes: int | None = None) -> Iterator[None]:
             import ray.data
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what is wrong is raised
         ray.data.DataContext.get_current().enable_progress_bars = False
-        with local_ray(processes) if address == LOCAL else remote_ray(address), exiting_on_signals():
+        connected = local_ray(processes) if address == LOCAL else remote_ray(address)
+        with (
+            connected,
+            exiting_on_signals(),
+        ):  # once it is connected, Ray aborts with a stack trace on SIGTERM
             yield
 
 
@@ -89,32 +90,6 @@ def environment(settings: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-@contextmanager
-def exiting_on_signals() -> Iterator[None]:
-    """Context manager in which SIGTERM and SIGHUP exit as Python does, so that Ray is stopped.
-
-    Ray, once it is connected, handles SIGTERM by printing a stack trace and aborting. A signal that is ignored stays
-    ignored, as SIGHUP under nohup.
-
-    Raises:
-        SystemExit: There was a signal; the exit code is 128 plus its number, as shells expect.
-    """
-
-    def leave(number: int, _: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    former = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in set(SIGNALS) - {signal.SIGINT}:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                former[number] = signal.signal(number, leave)
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

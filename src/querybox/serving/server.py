@@ -10,7 +10,7 @@ import socket
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import uvicorn
@@ -18,6 +18,7 @@ from PIL import _imaging
 from starlette.types import ASGIApp
 
 from querybox.inference.engine import Engine
+from querybox.interrupt import handling
 from querybox.serving.access import Access
 from querybox.serving.address import url_of
 from querybox.serving.app import create_app
@@ -100,21 +101,12 @@ def configuration(app: ASGIApp, settings: ServingSettings) -> uvicorn.Config:
     )
 
 
-@contextmanager
-def ignored_signals() -> Iterator[None]:
+def ignored_signals() -> AbstractContextManager[None]:
     """Context manager in which SIGTERM and SIGINT are ignored outside of the server's own handling.
 
     uvicorn raises the signal that stopped it again, after everything has been answered.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    former = {number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+    return handling((signal.SIGINT, signal.SIGTERM), _ignore)
 
 
 @contextmanager
