@@ -165,6 +165,8 @@ def fraction_beyond(values: Shaped[np.ndarray, "*shape"], pixel_range: PixelRang
     if pixel_range is None:
         return 0.0
     low, high = pixel_range
+    if low <= values.min() and values.max() <= high:  # as usual, and found in a tenth of the time
+        return 0.0
     return float(((values < low) | (values > high)).mean())
 
 

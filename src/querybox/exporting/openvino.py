@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 DIGEST = f"{KEY}_weights"
 """Key of the digest of the ``.bin`` file in the metadata of the ``.xml`` file; earlier files do not have it."""
+NO_DIGEST = "0" * 64
+"""Stands for the digest until the ``.bin`` file is written."""
 TYPES = {"u8": "uint8", "i64": "int64", "f32": "float32"}
 """Names of types, by those of OpenVINO."""
 
@@ -98,11 +100,11 @@ def write(model: openvino.Model, path: Path, card: Card) -> None:
     """
     import openvino
 
-    is_half = card.precision == "bf16"
     model.set_rt_info(card.to_json(), KEY)
-    openvino.save_model(model, path, compress_to_fp16=is_half)
-    model.set_rt_info(digest_of(path.with_suffix(".bin")), DIGEST)
-    openvino.save_model(model, path, compress_to_fp16=is_half)
+    model.set_rt_info(NO_DIGEST, DIGEST)
+    openvino.save_model(model, path, compress_to_fp16=card.precision == "bf16")
+    digest = digest_of(path.with_suffix(".bin"))
+    path.write_bytes(path.read_bytes().replace(NO_DIGEST.encode(), digest.encode()))
 
 
 def load(path: Path) -> ExportedModel:

@@ -11,8 +11,6 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
 from querybox.data.findings import FindingCollector
 from querybox.data.formats.coco_json import (
     Annotations,
@@ -38,6 +36,7 @@ from querybox.data.splits import SPLITS, Format, Reader, by_split, split_name
 from querybox.data.text import read_text
 from querybox.errors import DataError, ImageError
 from querybox.files import is_regular
+from querybox.settings import type_adapter
 from querybox.structures import Category
 
 _MAX_FILES = 100
@@ -47,8 +46,6 @@ _RECOGNISED = 2**16
 _LISTS = re.compile(rb'"(images|annotations|categories)"\s*:')
 _OTHERS = re.compile(rb'"categories"\s*:\s*\{\s*"label"|"segments_info"')
 """Datumaro's annotations, and COCO's panoptic ones."""
-
-_IMAGE = TypeAdapter(CocoImage)
 
 
 def coco_splits(path: Path) -> dict[str, Reader]:
@@ -113,12 +110,12 @@ def _read_of_folder(
 
 def _images_of(file: Path, folder: Path) -> Iterator[Path]:
     """Yield the images that a file lists, as far as it can be parsed; its own reader reports the rest."""
-    locator = image_locator(file, folder)
+    locator, image = image_locator(file, folder), type_adapter(CocoImage)
     with suppress(ValueError, RecursionError, DataError):
         for _, items in islice(stream_members(read_text(file, FindingCollector(file)), {"images"}), 1):
             for item in items:
                 with suppress(ImageError):
-                    if path := locator.find(_IMAGE.validate_python(item).file_name):
+                    if path := locator.find(image.validate_python(item).file_name):
                         yield path
 
 
