@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 from torch.testing import assert_close
 
-from querybox.fast.convolution import FusedAffine, FusedConv2d, use_fused_operators
+from querybox.fast.convolution import FusedAffine, FusedConv2d, FusedConv2dSame, extended, use_fused_operators
 from querybox.fast.fusion import fuse
-from querybox.fast.replacement import copy_modules
+from querybox.fast.replacement import copy_modules, replace_leaves
 from querybox.modules.backbone import Backbone
 from querybox.modules.hybrid import CSPRepLayer, RepConv
 
@@ -168,3 +169,27 @@ def test_affine_blocks_take_one_pass(trained: Change) -> None:
     blocks = [part for part in fused.modules() if isinstance(part, FusedAffine)]
     assert len(blocks) > 10
     assert all(block.factor == block.scale.item() for block in blocks)
+
+
+@pytest.mark.parametrize("size", [(16, 19), (17, 16), (1, 2), (2, 1)])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (5, 2), (3, 1), (5, 3)])
+def test_kernels_are_extended_instead_of_maps(kernel: int, stride: int, size: tuple[int, int]) -> None:
+    conv = Conv2dSame(8, 8, kernel, stride, groups=8)
+    images = torch.randn(2, 8, *size).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        expected = conv(images)
+        fused = copy_modules(nn.Sequential(conv))
+        replace_leaves(fused, {Conv2dSame: FusedConv2dSame})
+        assert type(fused[0]) is FusedConv2dSame
+        for _ in range(2):
+            assert_close(fused(images), expected, rtol=1e-5, atol=1e-5)
+            use_fused_operators(fused)
+        weight, padding = extended(conv, conv.weight, images)
+        again = nn.functional.conv2d(images, weight, conv.bias, conv.stride, padding, groups=8)
+    assert_close(again, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_kernels_of_several_channels_and_dilated_ones_are_not_extended() -> None:
+    model = nn.Sequential(Conv2dSame(8, 8, 3, 2), Conv2dSame(8, 8, 3, 2, dilation=2, groups=8))
+    replace_leaves(model, {Conv2dSame: FusedConv2dSame})
+    assert {type(part) for part in model} == {Conv2dSame}

@@ -9,13 +9,14 @@ those on a GPU in docs/benchmarks.md.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from timm.layers.padding import pad_same, pad_same_arg
 from timm.models.hgnet import LearnableAffineBlock
 from torch import Tensor, nn
 
@@ -74,7 +75,8 @@ class FusedConv2d(nn.Conv2d):
 
     def by_onednn(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
         """Use one operator, except for activations that it does not support after an addition."""
-        conv = (self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups)
+        weight, padding = self.kernel(x)
+        conv = (weight, self.bias, padding, self.stride, self.dilation, self.groups)
         name, arguments, function, algorithm = ACTIVATIONS[self.activation]
         if shortcut is None:
             return ONEDNN._convolution_pointwise(x, *conv, name, arguments, algorithm)
@@ -84,6 +86,10 @@ class FusedConv2d(nn.Conv2d):
         else:
             x = ONEDNN._convolution_pointwise.binary(x, shortcut, *conv, "add", 1.0, relu, [], "")
         return x if relu else function(x)
+
+    def kernel(self, x: Tensor) -> tuple[Tensor, Sequence[int] | str]:  # noqa: ARG002 - of subclasses
+        """Return the weight and the padding with which oneDNN convolves `x`."""
+        return self.weight, self.padding
 
     def by_cudnn(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
         """Use one operator; the activation is a ReLU."""
@@ -96,6 +102,44 @@ class FusedConv2d(nn.Conv2d):
         return torch.cudnn_convolution_add_relu(
             x, self.weight, shortcut, 1.0, self.bias, stride, padding, dilation, self.groups
         )
+
+
+class FusedConv2dSame(FusedConv2d):
+    """A depthwise convolution with TensorFlow's "same" padding; see `extended`."""
+
+    @staticmethod
+    def fits(conv: nn.Conv2d) -> bool:
+        """Return whether extending the kernel takes less time than padding the map."""
+        return is_depthwise(conv)
+
+    def forward(
+        self, x: Float[Tensor, "B D _ _"], shortcut: Float[Tensor, "B D h w"] | None = None
+    ) -> Float[Tensor, "B D h w"]:
+        """Return the convolution; see `FusedConv2d.forward`."""
+        if not self.onednn:
+            x = pad_same(x, list(self.kernel_size), list(self.stride))
+        return super().forward(x, shortcut)
+
+    def kernel(self, x: Tensor) -> tuple[Tensor, Sequence[int] | str]:
+        """Return the weight and the padding with which oneDNN convolves `x`."""
+        return extended(self, self.weight, x)
+
+
+def is_depthwise(conv: nn.Conv2d) -> bool:
+    """Return whether a convolution is depthwise, and not dilated."""
+    return conv.groups == conv.in_channels and conv.dilation == (1, 1)
+
+
+def extended(
+    conv: nn.Conv2d, weight: Float[Tensor, "D 1 _ _"], x: Float[Tensor, "B D _ _"]
+) -> tuple[Float[Tensor, "D 1 _ _"], list[int]]:
+    """Return the weight and the padding, the same on both sides, of a convolution with TensorFlow's "same" padding.
+
+    This pads one pixel more at the right and bottom if their number is odd. Padding the map would copy it, so the
+    kernel begins with a row or column of zeros instead.
+    """
+    left, right, top, bottom = pad_same_arg(list(x.shape[2:]), list(conv.kernel_size), list(conv.stride))
+    return F.pad(weight, [right - left, 0, bottom - top, 0]), [bottom, right]
 
 
 class FusedLinear(nn.Linear):

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
-from querybox.fast.convolution import use_fused_operators
+from querybox.fast.convolution import FusedConv2dSame, use_fused_operators
 from querybox.fast.fusion import fuse
 from querybox.fast.masks import FusedMaskHead
 from querybox.fast.replacement import copy_modules, has_hooks, replace_leaves
-from querybox.fast.sampling import TableSample, TritonSample, runs_triton
+from querybox.fast.sampling import FastSoftmax, TableSample, TritonSample, runs_triton
 from querybox.levels import Cells, Shapes
 from querybox.modules.deformable_attention import DeformableAttention, GridSample
 from querybox.modules.detector import DetectionTransformer
@@ -23,6 +24,12 @@ from querybox.modules.encoder import shrink_masks
 from querybox.modules.masks import MaskHead
 from querybox.structures import ImageBatch, Memory
 
+ON_CPU: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Softmax: FastSoftmax,
+    Conv2dSame: FusedConv2dSame,
+    MaskHead: FusedMaskHead,
+}
+"""Modules that are replaced on a CPU."""
 SIZES = 16
 """Number of recent feature map sizes whose cells are cached: 14 MB for DETR R50 at full size."""
 
@@ -43,7 +50,7 @@ def for_inference(
     fuse(fast)
     replace_leaves(fast, {GridSample: TritonSample if runs_triton(detector.device) else TableSample})
     if detector.device.type == "cpu":
-        replace_leaves(fast, {MaskHead: FusedMaskHead})
+        replace_leaves(fast, ON_CPU)
     copy_shared_tensors(fast, {id(each) for each in (*detector.parameters(), *detector.buffers())})
     set_last_only(fast)
     cache_cells(fast, dtype)

@@ -35,7 +35,21 @@ ROWS = 8
 """Rows of the map that are updated together: half a megabyte in a small model, which stays in the cache."""
 
 
-class FusedMaskHead(MaskHead):
+class CutMaskHead(MaskHead):
+    """A mask head that does not compute cells that would be cut."""
+
+    def enlarged(
+        self, coarse: Float[Tensor, "B D _ _"], feature: Float[Tensor, "B _ h w"]
+    ) -> Float[Tensor, "B D h w"]:
+        """Enlarge the encoder's map; see `MaskHead.enlarged`."""
+        if self.scale == 1:
+            return self.cut(coarse, feature.shape[2], feature.shape[3])
+        coarse = coarse.clone(memory_format=torch.channels_last)
+        scales = (float(self.scale), float(self.scale))
+        return torch.ops.aten.upsample_bilinear2d(coarse, feature.shape[2:], False, *scales)
+
+
+class FusedMaskHead(CutMaskHead):
     """A mask head, in inference, with fused operations, that updates the cells when they are used."""
 
     @staticmethod
@@ -112,7 +126,7 @@ class StripMasks(CellMasks):
         return MaskEmbeddings.at_points([layer.whole() for layer in layers], queries, points)
 
 
-class SparseMaskHead(MaskHead):
+class SparseMaskHead(CutMaskHead):
     """A mask head, in training, that updates the cells and embeds the queries that are compared."""
 
     @staticmethod
@@ -121,16 +135,6 @@ class SparseMaskHead(MaskHead):
         return is_plain(head) and all(
             map(is_plain, itertools.chain(head.block.modules(), head.embedding.modules()))
         )
-
-    def enlarged(
-        self, coarse: Float[Tensor, "B D _ _"], feature: Float[Tensor, "B _ h w"]
-    ) -> Float[Tensor, "B D h w"]:
-        """Enlarge the encoder's map; see `MaskHead.enlarged`. Cells that would be cut are not computed."""
-        if self.scale == 1:
-            return self.cut(coarse, feature.shape[2], feature.shape[3])
-        coarse = coarse.clone(memory_format=torch.channels_last)
-        scales = (float(self.scale), float(self.scale))
-        return torch.ops.aten.upsample_bilinear2d(coarse, feature.shape[2:], False, *scales)
 
     def masks(self, contents: Float[Tensor, "L B Q D"], cells: Float[Tensor, "B D h w"]) -> Iterable[Masks]:
         """Return the masks of every layer; see `MaskHead.masks`."""

@@ -8,11 +8,26 @@ from importlib.util import find_spec
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int32
-from torch import Tensor
+from torch import Tensor, nn
 
+from querybox.fast.kernels import ShortSoftmax
 from querybox.levels import Levels, Shapes
 from querybox.modules.deformable_attention import GridSample, repeat_by_level
 from querybox.structures import at_least_float32
+
+
+class FastSoftmax(nn.Softmax):
+    """Softmax along the last axis, in float32 at least."""
+
+    @staticmethod
+    def fits(softmax: nn.Softmax) -> bool:
+        """Return whether the softmax is along the last axis."""
+        return softmax.dim == -1
+
+    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Return weights that sum to 1."""
+        weights: Tensor = ShortSoftmax.apply(at_least_float32(x))
+        return weights
 
 
 class TableSample(GridSample):

@@ -19,12 +19,12 @@ from timm.layers.padding import pad_same
 from torch import Tensor, nn
 
 from querybox.fast.chains import chains
+from querybox.fast.convolution import extended, is_depthwise
 from querybox.fast.depthwise import depthwise, is_large_depthwise
 from querybox.fast.kernels import (
     POINTWISE_DILATION,
     DotProductAttention,
     ReLUDropout,
-    ShortSoftmax,
     WeightedRows,
     drop,
     linear,
@@ -32,7 +32,7 @@ from querybox.fast.kernels import (
 )
 from querybox.fast.masks import SparseMaskHead
 from querybox.fast.replacement import copy_modules, is_plain, replace_leaves
-from querybox.fast.sampling import TritonSample, corners, runs_triton, value_table
+from querybox.fast.sampling import FastSoftmax, TritonSample, corners, runs_triton, value_table
 from querybox.levels import Levels
 from querybox.modules.attention import ScaledDotProduct
 from querybox.modules.backbone import Backbone
@@ -120,12 +120,15 @@ class FoldedConv2d(nn.Module):
         trained = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
         with full_precision_if(on_cpu and trained and conv.groups > 1):
             x = x if torch.is_autocast_enabled(x.device.type) else x.to(scale.dtype)
-            if type(conv) is Conv2dSame:
+            padding: Any = conv.padding
+            if type(conv) is Conv2dSame and on_cpu and not trained and is_depthwise(conv):
+                weight, padding = extended(conv, weight, x)
+            elif type(conv) is Conv2dSame:
                 x = pad_same(x, list(conv.kernel_size), list(conv.stride), list(conv.dilation))
             if on_cpu and trained and is_large_depthwise(conv):
                 x = depthwise(conv, x, weight, bias)
             else:
-                x = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+                x = F.conv2d(x, weight, bias, conv.stride, padding, conv.dilation, conv.groups)
         activation = getattr(norm, "act", None)
         return x if activation is None else activation(x)
 
@@ -214,20 +217,6 @@ class FastScaledDotProduct(ScaledDotProduct):
         """Return the values averaged with the attention weights."""
         output: Tensor = DotProductAttention.apply(query, key, value, mask, dropout)
         return output
-
-
-class FastSoftmax(nn.Softmax):
-    """Softmax along the last axis, in float32 at least."""
-
-    @staticmethod
-    def fits(softmax: nn.Softmax) -> bool:
-        """Return whether the softmax is along the last axis."""
-        return softmax.dim == -1
-
-    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Return weights that sum to 1."""
-        weights: Tensor = ShortSoftmax.apply(at_least_float32(x))
-        return weights
 
 
 class SparseSample(GridSample):
