@@ -28,7 +28,7 @@ HALF_OF_LEFT = [0.0, 0.0, 40.0, 16.0]  # IoU 0.4
 
 
 def errors_of(record: ImageRecord, counted: Detections) -> ImageErrors:
-    return find_errors(record, counted, assign(record, counted))
+    return find_errors(record, assign(record, counted))
 
 
 def error_types(record: ImageRecord, *rows: Row) -> tuple[list[str], list[str]]:

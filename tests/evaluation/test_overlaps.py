@@ -45,7 +45,7 @@ def test_overlaps_are_those_of_the_matrix(
     )
     matrix = pairwise_iou(detections.boxes_xyxy.double().numpy(), record.boxes_xyxy, record.crowd)
     overlaps = Overlaps.of(record, detections)
-    rows = [overlaps.row(n) for n in range(found)]
+    rows = [iou for _, iou in overlaps.rows(np.arange(found))]
     np.testing.assert_array_equal(np.array(rows).reshape(found, objects), matrix)
     n, g = np.nonzero(matrix)
     np.testing.assert_array_equal(overlaps.detection, n)

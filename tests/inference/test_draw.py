@@ -158,7 +158,7 @@ def test_errors_of_objects_and_of_detections() -> None:
     )
     detections = found([[50, 60, 150, 160], [160, 20, 220, 80], [10, 10, 40, 40]], [0, 0, 1])
     left, right = draw_errors(
-        grey(300, 200), record, detections, find_errors(record, detections, assign(record, detections))
+        grey(300, 200), record, detections, find_errors(record, assign(record, detections))
     )
     captions = ["Cls Gürteltier", "", "Gürteltier (crowd)"]
     objects = draw_boxes(grey(300, 200), record.boxes_xyxy, record.labels, captions, highlighted=[0])

@@ -24,6 +24,8 @@ MATCH_IOU = 0.5
 class Assignment(NamedTuple):
     """Assignment of an image's detections to its objects."""
 
+    labels: Int[np.ndarray, " N"]
+    """Class of each detection."""
     matched: Int[np.ndarray, " N"]
     """The object of the same class that each detection is matched to; -1 for none."""
     confused: Int[np.ndarray, " N"]
@@ -83,7 +85,7 @@ def best_operating_point(data: DetectionData, detections: Mapping[int, Detection
     for record in data.images:
         kept = detections[record.id].above(threshold)
         assignment = assignments[record.id] = assign(record, kept)
-        np.add.at(confusion, confusion_entries(record, kept, assignment, len(data.categories)), 1)
+        np.add.at(confusion, confusion_entries(record, assignment, len(data.categories)), 1)
         counted = int((~assignment.ignored).sum())
         image_f1[record.id] = f1_score(assignment.true_positives, counted, int((~record.crowd).sum()))
     true_positives = int(confusion.diagonal().sum())
@@ -119,13 +121,13 @@ def best_threshold(data: DetectionData, detections: Mapping[int, Detections]) ->
 
 
 def confusion_entries(
-    record: ImageRecord, detections: Detections, assignment: Assignment, num_classes: int
+    record: ImageRecord, assignment: Assignment, num_classes: int
 ) -> tuple[Int[np.ndarray, " E"], Int[np.ndarray, " E"]]:
     """Return the row and the column in the confusion matrix of each detection and each missed object of an image.
 
     A matrix for each image would take too long with thousands of classes.
     """
-    labels = detections.labels.numpy()
+    labels = assignment.labels
     matched, confused = assignment.matched >= 0, assignment.confused >= 0
     false_positives = labels[assignment.false_positive & ~confused]
     missed = record.labels[assignment.unmatched]
@@ -150,9 +152,11 @@ def assign(record: ImageRecord, detections: Detections) -> Assignment:
     unmatched = ~record.crowd
     unmatched[matched[matched >= 0]] = False
     confused = np.full(len(matched), -1)
-    for n in np.flatnonzero((matched < 0) & ~ignored).tolist():
-        confused[n] = take_best(overlaps.row(n), unmatched)
-    return Assignment(matched, confused, ignored, unmatched, overlaps)
+    left = (matched < 0) & ~ignored
+    pairs = overlaps.where(left[overlaps.detection] & (overlaps.iou >= MATCH_IOU))
+    for n, iou in pairs.rows(np.unique(pairs.detection)):
+        confused[n] = take_best(iou, unmatched)
+    return Assignment(detections.labels.numpy(), matched, confused, ignored, unmatched, overlaps)
 
 
 def match(
@@ -164,8 +168,8 @@ def match(
     pairs = overlaps.where(same & (overlaps.iou >= MATCH_IOU))
     free = ~record.crowd
     matched = np.full(len(labels), -1)
-    for n in np.unique(pairs.detection).tolist():
-        matched[n] = take_best(pairs.row(n), free)
+    for n, iou in pairs.rows(np.unique(pairs.detection)):
+        matched[n] = take_best(iou, free)
     on_crowd = np.zeros(len(labels), dtype=bool)
     on_crowd[pairs.detection[record.crowd[pairs.object]]] = True
     return matched, (matched < 0) & on_crowd

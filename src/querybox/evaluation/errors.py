@@ -34,7 +34,6 @@ from jaxtyping import Bool, Float
 
 from querybox.data.records import ImageRecord
 from querybox.evaluation.confusion import MATCH_IOU, Assignment, take_best
-from querybox.inference.detections import Detections
 
 FalseNegativeType = Literal["missed", "classification", "localization", "both"]
 FalsePositiveType = Literal["classification", "localization", "both", "duplicate", "background"]
@@ -92,32 +91,37 @@ class ImageErrors:
         return len(self.false_negatives) + len(self.false_positives)
 
 
-def find_errors(record: ImageRecord, detections: Detections, assignment: Assignment) -> ImageErrors:
+def find_errors(record: ImageRecord, assignment: Assignment) -> ImageErrors:
     """Find the errors in one image.
 
     Args:
         record: The image's objects.
-        detections: Its detections above the score threshold, with the labels of the record.
-        assignment: The result of `assign` for these detections.
+        assignment: Which of them its detections are assigned to.
     """
-    overlaps = assignment.overlaps.where(~record.crowd[assignment.overlaps.object])
-    labels = detections.labels.numpy()
+    labels, overlaps = assignment.labels, assignment.overlaps
+    # Other pairs are no reason for an error.
+    relevant = ~record.crowd[overlaps.object] & (overlaps.iou >= BACKGROUND_IOU)
+    relevant &= (assignment.false_positive & (assignment.confused < 0))[overlaps.detection]
+    overlaps = overlaps.where(relevant)
     # Error type and object of each false positive.
-    types: dict[int, tuple[FalsePositiveType, int | None]] = {}
+    types: dict[int, tuple[FalsePositiveType, int | None]] = dict.fromkeys(
+        np.flatnonzero(assignment.false_positive).tolist(), ("background", None)
+    )
     false_negatives: list[FalseNegative] = []
-    for n in np.flatnonzero(assignment.false_positive).tolist():
-        if (confused := int(assignment.confused[n])) >= 0:
-            types[n] = "classification", confused
-            false_negatives.append(FalseNegative(object=confused, error_type="classification", detection=n))
-        else:
-            types[n] = classify_false_positive(overlaps.row(n), labels[n] == record.labels)
+    for n in np.flatnonzero(assignment.confused >= 0).tolist():
+        confused = int(assignment.confused[n])
+        types[n] = "classification", confused
+        false_negatives.append(FalseNegative(object=confused, error_type="classification", detection=n))
+    near = np.unique(overlaps.detection)
+    for n, iou in overlaps.rows(near):
+        types[n] = classify_false_positive(iou, labels[n] == record.labels)
     uncovered = assignment.unmatched.copy()
     covering: tuple[Literal["localization", "both"], ...] = ("localization", "both")
     for error_type in covering:
-        for n in [n for n, (assigned_type, _) in types.items() if assigned_type == error_type]:
+        for n, iou in overlaps.rows(near[[types[n][0] == error_type for n in near.tolist()]]):
             same_class = labels[n] == record.labels
-            iou = overlaps.row(n) * (same_class if error_type == "localization" else ~same_class)
-            if (covered := take_best(iou, uncovered, BACKGROUND_IOU)) >= 0:
+            eligible = iou * (same_class if error_type == "localization" else ~same_class)
+            if (covered := take_best(eligible, uncovered, BACKGROUND_IOU)) >= 0:
                 types[n] = error_type, covered
                 false_negatives.append(FalseNegative(object=covered, error_type=error_type, detection=n))
     false_negatives += [

@@ -201,12 +201,7 @@ def coco_metrics(data: DetectionData, detections: Mapping[int, Detections]) -> E
         precision=precision,
         operating_point=operating_point,
         errors={
-            record.id: find_errors(
-                record,
-                aligned[record.id].above(operating_point.threshold),
-                operating_point.assignments[record.id],
-            )
-            for record in data.images
+            record.id: find_errors(record, operating_point.assignments[record.id]) for record in data.images
         },
         detections=aligned,
         images=len(data.images),

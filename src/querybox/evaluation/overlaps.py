@@ -5,6 +5,7 @@ An image of 20,000 x 20,000 pixels may have 20,000 detections and objects: a mat
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -45,12 +46,13 @@ class Overlaps(NamedTuple):
         order = np.lexsort((object_, detection))
         return cls(detection[order], object_[order], iou[order], len(objects))
 
-    def row(self, detection: int) -> Float64[np.ndarray, " G"]:
-        """Return the IoU of a detection with each object."""
-        first, last = np.searchsorted(self.detection, [detection, detection + 1])
-        iou = np.zeros(self.num_objects)
-        iou[self.object[first:last]] = self.iou[first:last]
-        return iou
+    def rows(self, detections: Int[np.ndarray, " _"]) -> Iterator[tuple[int, Float64[np.ndarray, " G"]]]:
+        """Yield each of some detections with its IoU with each object."""
+        bounds = np.searchsorted(self.detection, np.stack([detections, detections + 1], 1))
+        for detection, (first, last) in zip(detections.tolist(), bounds.tolist(), strict=True):
+            iou = np.zeros(self.num_objects)
+            iou[self.object[first:last]] = self.iou[first:last]
+            yield detection, iou
 
     def where(self, kept: Bool[np.ndarray, " P"]) -> Self:
         """Return some of the pairs."""
