@@ -81,6 +81,13 @@ def test_importing_the_package_does_not_wait_for_pytorch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_data_are_read_without_torchvision() -> None:
+    """Its import would be half of the start of `querybox validate`, and of workers that are not forked."""
+    sources = {path: path.read_text(encoding="utf-8") for path in (ROOT / "src/querybox/data").rglob("*.py")}
+    assert sources
+    assert not [path for path, text in sources.items() if re.search(r"(?m)^(from|import) torchvision", text)]
+
+
 def test_the_version_is_one() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert querybox.__version__ == version("querybox") == project["version"]

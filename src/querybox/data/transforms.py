@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
+from torch.nn import functional as F
 
 from querybox.data.settings import DataSettings, Sizes
 from querybox.structures import Resizing
@@ -90,9 +90,15 @@ def resize_to(
     pixels: UInt8[Tensor, "3 h w"], shape: tuple[int, int], *, antialias: bool = True
 ) -> UInt8[Tensor, "3 H W"]:
     """Resize an image to this (height, width), bilinearly."""
-    batch = pixels[None].contiguous(memory_format=torch.channels_last)  # fastest memory format for resizing
-    resized: Tensor = F.resize(batch, list(shape), antialias=antialias)
-    return resized[0]
+    if pixels.shape[1:] == shape:
+        return pixels
+    batch = (
+        pixels.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)
+    )  # fastest memory format for resizing
+    if not pixels.is_cpu:  # where integers cannot be resized
+        batch = batch.float()
+    resized = F.interpolate(batch, shape, mode="bilinear", antialias=antialias)[0]
+    return resized.round().to(torch.uint8) if resized.is_floating_point() else resized
 
 
 def flip(sample: Sample, settings: DataSettings, rng: np.random.Generator) -> Sample:

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional as F
 
 from querybox.data.transforms import Sample
 from querybox.data.windows import clipped
@@ -93,6 +91,9 @@ def call_torchvision(transform: Callable[..., Any], sample: Sample) -> Sample:
     Raises:
         ConfigError: It returned something else, or boxes that do not belong to the image.
     """
+    from torchvision import tv_tensors
+    from torchvision.transforms.v2 import functional as F
+
     shape = tuple(sample.pixels.shape[-2:])
     boxes: Any = tv_tensors.BoundingBoxes(
         sample.boxes_xyxy, format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=shape
