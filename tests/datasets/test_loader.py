@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from querybox.data.loader import collate
 from querybox.data.phases import Phases
 from querybox.data.records import ImageRecord, make_record
 from querybox.data.sampler import BatchSampler
+from querybox.data.scan import examine_images
 from querybox.data.training_images import AugmentedImage, TrainingImages, UnreadableImage, decoded_bytes
 from querybox.errors import ConfigError
 from querybox.structures import Category
@@ -378,3 +380,13 @@ def test_more_workers_than_cpus_are_kept_and_mentioned_once(
         caplog.messages
         == ["data.workers is 2, but this process may use 1 CPU; data.workers=1 may be faster"] * 2
     )
+
+
+def test_a_fork_server_imports_what_each_of_its_workers_needs(
+    sample: DetectionData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preloaded: list[list[str]] = []
+    monkeypatch.setattr(multiprocessing, "set_forkserver_preload", preloaded.append)
+    train_loader(sample, DataSettings(workers=2), batch_size=2, seed=0)
+    examine_images(())
+    assert preloaded == [["__main__", "querybox.data.loader"]] * 2  # the main module is Python's own choice

@@ -155,6 +155,7 @@ def train_loader(
             used.
     """
     check_loading(settings, batch_size // parts, rank, world_size)
+    preload_for_workers()
     if settings.copy_paste and not any(image.masks for image in data.images):
         raise ConfigError(
             f"setting 'data.copy_paste' is {settings.copy_paste:g}, but {data.source} has no masks; expected a dataset "
@@ -203,6 +204,16 @@ def check_loading(settings: DataSettings, batch_size: int, rank: int, world_size
             counted(cpus, "CPU"),
             cpus,
         )
+
+
+def preload_for_workers() -> None:
+    """Have the fork server import PyTorch and this package once, from which Python forks workers from 3.14 on.
+
+    Each worker would import them by itself, for seconds and for hundreds of megabytes. This is without effect where
+    processes start in another way, and if the server already runs.
+    """
+    if "forkserver" in multiprocessing.get_all_start_methods():  # not on Windows
+        multiprocessing.set_forkserver_preload(["__main__", __name__])
 
 
 def start_worker(worker: int) -> None:  # noqa: ARG001 - passed by the DataLoader

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from querybox.data.deep import DeepValues
 from querybox.data.findings import UNREADABLE, FindingCollector
 from querybox.data.image import Examination, examine_image
-from querybox.data.loader import start_worker, worker_errors
+from querybox.data.loader import preload_for_workers, start_worker, worker_errors
 from querybox.data.records import DetectionData, ImageRecord
 from querybox.data.shards import ImageFile
 from querybox.data.tiff import examine_tiff, is_read_in_parts
@@ -98,6 +98,7 @@ def examine_images(
         WorkerError: A process that checks images exited.
     """
     refuse_import_by_child("checking images")
+    preload_for_workers()
     workers = 0 if len(images) < FEW_IMAGES else available_cpus()
     batches = DataLoader(
         _Images(images, pixel_range, in_parts=in_parts),
