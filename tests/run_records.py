@@ -65,6 +65,22 @@ FAILED = {"AP50": [0.001] * 9}
 """Columns of a run that found nothing, though its boxes fitted the training images."""
 
 
+def parts(**changes: Any) -> dict[str, Any]:
+    assert RECORD.parts is not None
+    return {
+        name: dataclasses.replace(part, **changes.get(name, changes.get("all", {})))
+        for name, part in RECORD.parts.items()
+    }
+
+
+def split(**changes: Any) -> Any:
+    return dataclasses.replace(SPLIT, **changes)
+
+
+def classes(**changes: Any) -> Any:
+    return {"classes": tuple(dataclasses.replace(each, **changes) for each in (CAT, DOG))}
+
+
 def make_run(
     recipe: str = "detr_r50",
     *,

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 import pytest
-from run_records import CAT, DOG, FAILED, HISTORY, LOSSES, RECORD, SPLIT, make_run
+from run_records import CAT, DOG, FAILED, HISTORY, LOSSES, classes, make_run, parts, split
 
 from querybox.diagnosis.diagnose import examine
 from querybox.diagnosis.finding import Finding
@@ -27,22 +27,11 @@ UNFIT = {**FAILED, "loss_iou": [4.0] * 9}
 FLAT = {**UNFIT, "loss": [20.0] + [8.0] * 8}
 
 
-def parts(**changes: Any) -> dict[str, Any]:
-    assert RECORD.parts is not None
-    return {
-        name: dataclasses.replace(part, **changes.get(name, changes.get("all", {})))
-        for name, part in RECORD.parts.items()
-    }
-
-
-def split(**changes: Any) -> Any:
-    return dataclasses.replace(SPLIT, **changes)
-
-
-def classes(**changes: Any) -> Any:
-    return {"classes": tuple(dataclasses.replace(each, **changes) for each in (CAT, DOG))}
-
-
+UNLOCATED = {
+    "best_iou": 0.3,
+    "other_iou": 0.2,
+    **classes(located=2, right=2, taken=0, tiny=0, tiny_located=0),
+}
 SWAPPED = (
     dataclasses.replace(CAT, right=3, taken=52),
     dataclasses.replace(DOG, right=2, taken=33),
@@ -50,6 +39,8 @@ SWAPPED = (
 BROKEN: dict[str, dict[str, Any]] = {
     "lr_too_high": {"lr": 0.1, "history": {**UNFIT, "loss": [40.0] * 9}},
     "lr_too_low": {"lr": 1e-7, "history": {**UNFIT, "loss": [20.0 - 0.01 * n for n in range(9)]}},
+    "weight_decay_too_high": {"weight_decay": 10.0, "top_score": 0.02, "history": FLAT},
+    "clip_too_low": {"clip": 1e-9, "top_score": 0.02, "history": FLAT},
     "failed": {"failed": True, "ended": "loss_cls became NaN", "history": UNFIT},
     "frozen_parts": {"parts": parts(decoder={"trained": 0}), "history": UNFIT},
     "random_backbone": {"model": {"backbone_weights": None}, "history": FLAT},
@@ -63,6 +54,7 @@ BROKEN: dict[str, dict[str, Any]] = {
     "too_many_objects": {"model": {"queries": 10}, "validation": split(lost_objects=400)},
     "tiny_objects": {**classes(tiny=30, tiny_located=0), "validation": split(median_size=20.0)},
     "unseen_classes": {"training": split(objects={"cat": 1000, "dog": 0})},
+    "different_sizes": {**UNLOCATED, "validation": split(median_size=50.0), "history": FAILED},
     "no_object_collapse": {"top_score": 0.02, "history": {**FLAT, "loss_cls": [0.4] * 9}},
     "duplicates": {"repeated": 0.6, "AP50": 0.4, "AP50_once": 0.6},
     "blind_queries": {"sameness": 0.99, "history": FLAT},
@@ -98,6 +90,9 @@ def test_every_rule_is_tested() -> None:
         {"parts": parts(encoder={"trained": 0})},  # on purpose: it learns all the same
         {"history": {"AP": [], "AP50": []}, "validation": None, "evaluation": None},
         {"lr": 1e-2},
+        {"validation": split(median_size=30.0)},  # smaller objects that are found
+        {"weight_decay": 10.0, "clip": 1e-9},
+        {"best_iou": 0.3, "validation": split(most_objects=300)},  # of which 100 are detected
     ],
 )
 def test_a_good_run_is_not_accused(good: dict[str, Any]) -> None:
@@ -159,6 +154,33 @@ def test_a_collapse_is_told_from_a_beginning_by_a_settled_loss_of_the_classes() 
     settled, falling = [0.4] * 9, [2.0 / n for n in range(1, 10)]
     assert names(make_run(top_score=0.02, history={**early, "loss_cls": settled}))[0] == "no_object_collapse"
     assert names(make_run(top_score=0.02, history={**early, "loss_cls": falling}))[0] == "too_few_steps"
+
+
+def test_scores_are_low_in_the_first_steps() -> None:
+    """A cure that lowers the learning rate would make it worse."""
+    beginning = {**SHORT, "loss_cls": [2.0, 1.9, 1.8]}
+    assert "no_object_collapse" not in names(make_run("dino_small", top_score=0.02, history=beginning))
+    empty = split(empty_images=190)
+    assert "no_object_collapse" in names(
+        make_run("dino_small", top_score=0.02, history=beginning, training=empty)
+    )
+
+
+def test_parts_of_a_module_that_are_frozen() -> None:
+    """All but the heads of the decoder."""
+    finding = only(examine(make_run(parts=parts(decoder={"trained": 100}), history=UNFIT)), "frozen_parts")
+    assert finding.evidence["frozen parameters of 'decoder'"] == 900
+
+
+@pytest.mark.parametrize("size", [50.0, 150.0])
+def test_boxes_of_another_size_are_not_overfitting(size: float) -> None:
+    """As where the boxes of one part are in pixels of resized images."""
+    run = make_run(**{**BROKEN["different_sizes"], "validation": split(median_size=size)})
+    assert names(run)[:2] == ["different_sizes", "overfitting"]
+    assert names(make_run(**{**BROKEN["different_sizes"], "history": SHORT}))[0] == "too_few_steps"
+    assert "different_sizes" not in names(
+        make_run(**BROKEN["different_sizes"], training=split(median_size=70.0))
+    )
 
 
 def test_an_ap_that_is_past_its_best_is_overfitting() -> None:
@@ -266,6 +288,24 @@ def test_weak_classes_are_not_mixed_up() -> None:
     )
     assert "mixed_up_labels" not in names_
     assert "confused_classes" in names_
+
+
+RARE = dataclasses.replace(CAT, name="ant", objects=5, located=5, right=5, taken=0, tiny=0, tiny_located=0)
+
+
+def test_classes_count_alike_as_in_the_ap() -> None:
+    """Two rare classes of three are swapped, or random: few of the objects, but two thirds of the AP."""
+    cat = dataclasses.replace(CAT, objects=1000, located=1000, right=1000, taken=0, tiny=0, tiny_located=0)
+    swapped = [
+        dataclasses.replace(RARE, name=name, right=0, taken=5, taken_for=other)
+        for name, other in (("ant", "bee"), ("bee", "ant"))
+    ]
+    mixed = only(examine(make_run(classes=(cat, *swapped), AP50=0.1, history=FAILED)), "mixed_up_labels")
+    assert mixed.explains == pytest.approx(2 / 3 / 0.9)
+    random = [dataclasses.replace(each, taken_for="cat") for each in swapped]
+    confused = only(examine(make_run(classes=(cat, *random), history=FAILED)), "confused_classes")
+    assert confused.explains == pytest.approx(0.3 * 2 / 3)
+    assert confused.evidence["fraction of 'bee' classified as 'cat'"] == 1
 
 
 def test_similar_classes_are_not_mixed_up() -> None:

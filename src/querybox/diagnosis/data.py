@@ -18,6 +18,8 @@ MIXED_FRACTION = 0.5
 """If a larger fraction of a class's located objects is classified as one other class, this is not chance."""
 MIXED_OBJECTS = 3
 """Minimum number of such objects."""
+SIZE_RATIO = 1.5
+"""Ratio of the median object sizes of training and validation images; splits of the same data differ by 1.1."""
 
 
 def faulty_boxes(run: Run) -> Finding | None:
@@ -58,6 +60,33 @@ def repeated_objects(run: Run) -> Finding | None:
             "with the box and class of another one": training.repeated_objects,
         },
         cure="Remove the duplicates from the annotations.",
+    )
+
+
+def different_sizes(run: Run) -> Finding | None:
+    """Objects of the training and the validation data differ in size, and the latter are not located."""
+    training, validation, facts = run.record.training, run.record.validation, run.record.evaluation
+    if training is None or validation is None or facts is None:
+        return None
+    sizes = training.median_size, validation.median_size
+    unlocated = 1 - facts.located
+    if max(sizes) < SIZE_RATIO * min(sizes) or unlocated < 0.5 or not run.poor:
+        return None
+    short = too_few_steps(run)
+    return Finding(
+        name="different_sizes",
+        area="data",
+        explains=unlocated * (1 - short.explains / 2 if short else 1),
+        cause="The objects of the validation data are "
+        f"{'smaller' if sizes[0] > sizes[1] else 'larger'} than those of the training data, and are not located.",
+        evidence={
+            "median size in the training data, pixels of the input": sizes[0],
+            "in the validation data": sizes[1],
+            "fraction of objects with a box of IoU >= 0.5": facts.located,
+        },
+        cure="Look at the worst images in the report, where predictions have the sizes of the training data: boxes may "
+        "be in pixels of resized images, or drawn in another way. If they are right, train with images like those of "
+        f"the validation data{'' if run.data.crop else ', or with data.crop, which varies the sizes'}.",
     )
 
 
@@ -136,15 +165,15 @@ def unseen_classes(run: Run) -> Finding | None:
 
 def mixed_up_labels(run: Run) -> Finding | None:
     """Objects are located well but classes are permuted, which is an error in the files."""
-    classes = run.record.evaluation.classes if run.record.evaluation else ()
-    mixed = permuted(classes)
-    if not mixed:
+    facts = run.record.evaluation
+    if facts is None or not (mixed := permuted(facts.classes)):
         return None
-    objects = sum(each.objects for each in classes)
+    # AP is the mean over classes, so every class has the same weight.
+    lost = sum(each.taken / each.objects for each in mixed) / len(facts.classes)
     return Finding(
         name="mixed_up_labels",
         area="data",
-        explains=sum(each.taken for each in mixed) / objects,
+        explains=lost / max(lost, 1 - facts.AP50),
         cause="Labels of training and validation data are permuted: objects are located, but classified as "
         f"another class ({', '.join(f'{each.name} as {each.taken_for}' for each in mixed)}).",
         evidence={

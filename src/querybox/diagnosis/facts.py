@@ -172,6 +172,11 @@ class EvaluationFacts:
     """`best_iou` with the detections of another image, relative to the image size, which is that of chance; None for a
     single image, or if it was not recorded."""
 
+    @property
+    def located(self) -> float:
+        """Fraction of the objects that are located."""
+        return sum(each.located for each in self.classes) / sum(each.objects for each in self.classes)
+
     @classmethod
     def of(cls, data: DetectionData, evaluation: Evaluation, settings: DataSettings, stride: int) -> Self:
         """Compute the statistics of an evaluation on `data`.

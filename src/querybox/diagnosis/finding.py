@@ -41,5 +41,5 @@ def alternatives(*options: str) -> str:
 
 
 def number(value: float) -> str:
-    """Format a number: integers in full, others with three significant digits."""
-    return f"{value:,.0f}" if value == round(value) else f"{value:.3g}"
+    """Format a number: integers below 1e9 in full, others with three significant digits."""
+    return f"{value:,.0f}" if value == round(value) and abs(value) < 1e9 else f"{value:.3g}"

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 from querybox.diagnosis.data import permuted
 from querybox.diagnosis.facts import NEAR_IOU, EvaluationFacts
 from querybox.diagnosis.finding import Finding
 from querybox.diagnosis.run import UNSURE, Run
-from querybox.diagnosis.schedule import FALLING, enough_steps, lr_too_low, with_warmup
+from querybox.diagnosis.schedule import (
+    FALLING,
+    clip_too_low,
+    enough_steps,
+    lr_too_low,
+    too_few_steps,
+    weight_decay_too_high,
+    with_warmup,
+)
 from querybox.evaluation.confusion import MATCH_IOU
 from querybox.models import FOR_FEW_IMAGES
 
@@ -25,7 +35,7 @@ QUERIES_PER_OBJECT = 20
 SAME = 0.95
 """IoU of the best boxes of two images above which their predictions are the same."""
 CONFUSED = 0.3
-"""Fraction of located objects with another class."""
+"""Fraction of located objects with another class, averaged over the classes."""
 LOOSE = 0.3
 """Fraction of objects with a box near them but none that matches."""
 CHANCE = 0.05
@@ -64,8 +74,10 @@ def duplicates(run: Run) -> Finding | None:
 def no_object_collapse(run: Run) -> Finding | None:
     """All queries predict no object in all images."""
     facts, training = run.record.evaluation, run.record.training
-    if facts is None or not run.poor or facts.top_score >= UNSURE or lr_too_low(run):
-        return None  # weights that hardly change predict nothing, either
+    if facts is None or not run.poor or facts.top_score >= UNSURE:
+        return None
+    if lr_too_low(run) or clip_too_low(run) or weight_decay_too_high(run):
+        return None  # weights that hardly change, or vanish, predict nothing, either
     objects, empty, enough = 0.0, 0.0, 10
     if training:
         objects = sum(training.objects.values()) / training.images
@@ -76,13 +88,15 @@ def no_object_collapse(run: Run) -> Finding | None:
         and run.recipe.queries > max(QUERIES_PER_OBJECT * objects, enough)
         and objects > 0
     )
+    decrease = run.decrease("loss_cls")
+    settled = decrease is not None and decrease < FALLING and len(run.finite("loss")) >= SETTLED_EPOCHS
+    if not settled and not crowded and empty <= MOSTLY_EMPTY and too_few_steps(run):
+        return None  # scores are low at the beginning
     cure = f"Lower train.lr{with_warmup(run)}, and train longer"
     if empty > MOSTLY_EMPTY:
         cure = "Remove most of the training images without objects"
     elif crowded:
         cure = f"Set model.queries={enough}, or recipe={FOR_FEW_IMAGES}, which has no no-object class"
-    decrease = run.decrease("loss_cls")
-    settled = decrease is not None and decrease < FALLING and len(run.finite("loss")) >= SETTLED_EPOCHS
     return Finding(
         name="no_object_collapse",
         area="classification",
@@ -150,18 +164,23 @@ def by_chance(facts: EvaluationFacts) -> bool:
 def confused_classes(run: Run) -> Finding | None:
     """Objects are located but classified as another class."""
     classes = run.record.evaluation.classes if run.record.evaluation else ()
-    located = sum(each.located for each in classes)
-    wrong = located - sum(each.right for each in classes)
-    if not located or wrong < CONFUSED * located or permuted(classes):
+    located = [each for each in classes if each.located]
+    if not located or permuted(classes):
+        return None
+    # AP is the mean over classes, so every class has the same weight.
+    wrong = fmean(1 - each.right / each.located for each in located)
+    if wrong < CONFUSED:
         return None
     worst = sorted((each for each in classes if each.taken), key=lambda each: -each.taken)[:5]
     return Finding(
         name="confused_classes",
         area="classification",
-        explains=SYMPTOM_WEIGHT * wrong / sum(each.objects for each in classes),
+        explains=SYMPTOM_WEIGHT
+        * sum((each.located - each.right) / each.objects for each in located)
+        / len(classes),
         cause="Objects are located but classified as another class.",
         evidence={
-            "fraction of located objects with another class": wrong / located,
+            "fraction of located objects with another class, mean over classes": wrong,
             **{
                 f"fraction of '{each.name}' classified as '{each.taken_for}'": each.taken / each.located
                 for each in worst
@@ -177,7 +196,7 @@ def loose_boxes(run: Run) -> Finding | None:
     facts = run.record.evaluation
     if facts is None or by_chance(facts):
         return None
-    located = sum(each.located for each in facts.classes) / sum(each.objects for each in facts.classes)
+    located = facts.located
     if facts.near - located < LOOSE:
         return None
     return Finding(

@@ -36,6 +36,8 @@ class Plan:
     backbone_lr: float
     epochs: int
     warmup_steps: int
+    weight_decay: float = 0.0
+    clip: float | None = None
     max_time: float | None = None
     patience: int | None = None
     freeze: tuple[str, ...] = ()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from querybox.diagnosis.finding import Finding, alternatives
 from querybox.diagnosis.run import UNSURE, Run
+from querybox.evaluation.average_precision import MAX_DETECTIONS
 from querybox.models import FOR_FEW_IMAGES, find
 
 WILD_RATE = 0.05
@@ -21,6 +24,12 @@ REBOUND = 1.3
 """A loss above this multiple of its minimum has diverged."""
 FALLING = 0.02
 """A loss with at least this relative decrease in the last third of the epochs is still decreasing."""
+HIGH_DECAY = 1.0
+"""Weight decay from which weights, and the scales of norms, cannot keep a size of 1: their bound is its inverse."""
+USUAL_DECAY = 1e-4
+ADAM_EPSILON = 1e-8
+"""AdamW's steps are of the size of the learning rate only if gradients are larger than this."""
+USUAL_CLIP = 0.1
 WARMUP_STEPS = 100
 """Number of warm-up steps to try against a learning rate that is too high at the start."""
 RISING = 0.05
@@ -48,7 +57,7 @@ def failed(run: Run) -> Finding | None:
         explains=1.0,
         cause=f"The run ended with an error: {run.record.ended}",
         evidence={"steps": run.steps},
-        cure="If no finding below explains it, check the images named in the error"
+        cure="If no other finding explains it, check the images named in the error"
         f"{'' if run.plan.precision == 'float32' else ', train with train.precision=float32'}, and lower train.lr (it "
         f"is {run.plan.lr:g}).",
     )
@@ -114,6 +123,50 @@ def lr_too_low(run: Run) -> Finding | None:
     )
 
 
+def weight_decay_too_high(run: Run) -> Finding | None:
+    """The weight decay has shrunk the weights more than the gradients can restore them."""
+    plan = run.plan
+    decay = plan.weight_decay * plan.lr * run.steps
+    if plan.weight_decay < HIGH_DECAY or decay < 1 or not run.poor:
+        return None
+    return Finding(
+        name="weight_decay_too_high",
+        area="schedule",
+        explains=1.0,
+        cause=f"The weight decay is too high: at train.weight_decay={plan.weight_decay:g} the weights shrink faster "
+        "than they learn.",
+        evidence={
+            "decrease of weights per step": plan.weight_decay * plan.lr,
+            "over all steps, unless gradients restore them": 1 - math.exp(-decay),
+            "largest size that weights can keep": 1 / plan.weight_decay,
+        },
+        cure=f"Set train.weight_decay={USUAL_DECAY:g}.",
+    )
+
+
+def clip_too_low(run: Run) -> Finding | None:
+    """Clipped gradients are below AdamW's epsilon, so that its steps are much smaller than the learning rate."""
+    trained = sum(part.trained for part in (run.record.parts or {}).values())
+    if run.plan.clip is None or not trained or not run.poor or run.record.failed:
+        return None
+    gradient = run.plan.clip / math.sqrt(trained)
+    if gradient > ADAM_EPSILON:
+        return None
+    norms = run.finite("grad_norm")
+    return Finding(
+        name="clip_too_low",
+        area="schedule",
+        explains=1.0,
+        cause=f"Gradients are clipped too much: at train.clip={run.plan.clip:g} the weights hardly change.",
+        evidence={
+            **({"norm of the gradients before": norms[-1]} if norms else {}),
+            "mean size of a gradient after": gradient,
+            "below which steps shrink": ADAM_EPSILON,
+        },
+        cure=f"Set train.clip={USUAL_CLIP:g}.",
+    )
+
+
 def learning_rates(run: Run) -> dict[str, tuple[float, float]]:
     """Return the learning rates by setting: the value, and the value relative to the size of the weights."""
     parts = run.record.parts or {}
@@ -137,7 +190,7 @@ def frozen_parts(run: Run) -> Finding | None:
     fresh = {"decoder"} if run.fine_tuned else set(parts)
     if not run.random_backbone:
         fresh -= {"backbone"}
-    frozen = sorted(name for name in fresh & set(parts) if not parts[name].trained)
+    frozen = sorted(name for name in fresh & set(parts) if 2 * parts[name].trained < parts[name].parameters)
     if not frozen or not run.poor:
         return None
     trained = sum(part.trained for part in parts.values())
@@ -149,7 +202,10 @@ def frozen_parts(run: Run) -> Finding | None:
         evidence={
             "fraction of parameters that is trained": trained
             / sum(part.parameters for part in parts.values()),
-            **{f"frozen parameters of '{name}'": parts[name].parameters for name in frozen},
+            **{
+                f"frozen parameters of '{name}'": parts[name].parameters - parts[name].trained
+                for name in frozen
+            },
         },
         cure=f"Remove them from train.freeze{'' if run.fine_tuned else ', or start from trained weights (--weights)'}.",
     )
@@ -243,7 +299,8 @@ def still_improving(run: Run) -> Finding | None:
 def overfitting(run: Run) -> Finding | None:
     """The boxes fit the training images but not new ones, or the AP has decreased since its maximum."""
     facts, fit, scores = run.record.evaluation, run.fit, run.finite("AP50")
-    gap = fit - facts.best_iou if facts and fit and facts.top_score >= UNSURE else 0.0
+    known = facts and fit and facts.top_score >= UNSURE and not crowded(run)
+    gap = fit - facts.best_iou if facts and fit and known else 0.0
     best, last = (max(scores), scores[-1]) if scores else (0.0, 0.0)
     overfit = gap / fit if fit and gap >= OVERFIT_GAP else 0.0
     declined = 1 - last / best if best - last >= OVERFIT_DROP * best > OVERFIT_MIN_DROP else 0.0
@@ -263,6 +320,12 @@ def overfitting(run: Run) -> Finding | None:
         evidence={**evidence, "best AP50": best, "AP50 at the end": last},
         cure=f"Annotate more images; {alternatives(*less_overfitting(run))}. The best detector was saved.",
     )
+
+
+def crowded(run: Run) -> bool:
+    """Return whether images of the validation data have more objects than detections, so that some are missed."""
+    most = run.record.validation.most_objects if run.record.validation else 0
+    return most > min(run.recipe.queries, MAX_DETECTIONS[-1])
 
 
 def less_overfitting(run: Run) -> list[str]:
