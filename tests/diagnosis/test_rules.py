@@ -170,6 +170,12 @@ def test_parts_of_a_module_that_are_frozen() -> None:
     """All but the heads of the decoder."""
     finding = only(examine(make_run(parts=parts(decoder={"trained": 100}), history=UNFIT)), "frozen_parts")
     assert finding.evidence["frozen parameters of 'decoder'"] == 900
+    heads = {"parts": parts(decoder={"trained": 100}), "history": UNFIT, "fine_tuned": True}
+    assert "frozen_parts" not in names(make_run(**heads))
+
+
+def test_the_warm_up_of_a_run_that_is_too_short_is_not_at_fault() -> None:
+    assert names(make_run(warmup_steps=10, history=SHORT)) == ["too_few_steps"]
 
 
 @pytest.mark.parametrize("size", [50.0, 150.0])
@@ -248,7 +254,7 @@ def test_cures_do_not_contradict_each_other() -> None:
     """Rates are not raised and lowered, a warm-up is not lengthened and shortened, and random weights not frozen."""
     slow = examine(make_run(**BROKEN["lr_too_low"], top_score=0.02))
     assert not any("Lower train.lr" in each.cure for each in slow)
-    warming = make_run(lr=0.1, warmup_steps=8, history=SHORT)
+    warming = make_run(lr=0.1, warmup_steps=2500, history=SHORT)
     assert {"lr_too_high", "warmup_too_long"} <= set(names(warming))
     assert "train.warmup_steps" not in only(examine(warming), "lr_too_high").cure
     random = {**BROKEN["overfitting"], "model": {"backbone_weights": None}}
@@ -306,6 +312,8 @@ def test_classes_count_alike_as_in_the_ap() -> None:
     confused = only(examine(make_run(classes=(cat, *random), history=FAILED)), "confused_classes")
     assert confused.explains == pytest.approx(0.3 * 2 / 3)
     assert confused.evidence["fraction of 'bee' classified as 'cat'"] == 1
+    chance = [dataclasses.replace(each, located=1, taken=1) for each in random]
+    assert "confused_classes" not in names(make_run(classes=(cat, *chance), history=FAILED))
 
 
 def test_similar_classes_are_not_mixed_up() -> None:

@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from pydantic import Field
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_iou
 
@@ -31,12 +32,17 @@ DUPLICATE_IOU = 0.7
 NMS_IOU = 0.5
 """IoU threshold of non-maximum suppression that leaves one detection per object."""
 
+# Of a record that was edited, other numbers are refused.
+Count = Annotated[int, Field(gt=0)]
+Value = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Size = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitFacts:
     """Statistics of the objects of a split."""
 
-    images: int
+    images: Count
     empty_images: int
     """Number of images without objects."""
     objects: Mapping[str, int]
@@ -51,7 +57,7 @@ class SplitFacts:
     """Number of boxes that were clipped or dropped when the data were read."""
     dropped_boxes: int | None = None
     """Number of those that were dropped, and are not counted as objects; None if it was not recorded."""
-    median_size: float
+    median_size: Size
     """Median of the square root of the box area in pixels of the model's input."""
 
     @property
@@ -130,7 +136,7 @@ class ClassFacts:
     """Statistics of the objects of a class. An object is located if a detection has an IoU of at least 0.5 with it."""
 
     name: str
-    objects: int
+    objects: Count
     """Number of objects."""
     located: int
     """Number of objects that a detection of any class and score locates."""
@@ -150,25 +156,25 @@ class ClassFacts:
 class EvaluationFacts:
     """Statistics of an evaluation, from up to 100 detections per image."""
 
-    AP50: float
-    AP50_once: float
+    AP50: Value
+    AP50_once: Value
     """AP50 after non-maximum suppression."""
-    classes: tuple[ClassFacts, ...]
+    classes: Annotated[tuple[ClassFacts, ...], Field(min_length=1)]
     """Statistics of each class with objects."""
-    best_iou: float
+    best_iou: Value
     """Mean over the objects of the highest IoU with a detection of any class and score."""
-    near: float
+    near: Value
     """Fraction of objects for which this IoU is at least 0.2."""
-    top_score: float
+    top_score: Value
     """Mean over the images with objects of the highest score."""
-    confident: float
+    confident: Value
     """Mean number of confident detections per image: those with at least half of the highest score of the image."""
-    repeated: float
+    repeated: Value
     """Fraction of these with an IoU above 0.7 with a higher-scoring one of their class."""
-    sameness: float | None
+    sameness: Value | None
     """Similarity of the predictions for different images: the IoU of an image's best detection with the closest one of
     the next image, relative to the image size, averaged over the images; None for a single image."""
-    other_iou: float | None = None
+    other_iou: Value | None = None
     """`best_iou` with the detections of another image, relative to the image size, which is that of chance; None for a
     single image, or if it was not recorded."""
 

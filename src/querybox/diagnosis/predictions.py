@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from querybox.diagnosis.data import permuted
+from querybox.diagnosis.data import MIXED_OBJECTS, permuted
 from querybox.diagnosis.facts import NEAR_IOU, EvaluationFacts
 from querybox.diagnosis.finding import Finding
 from querybox.diagnosis.run import UNSURE, Run
@@ -164,7 +164,7 @@ def by_chance(facts: EvaluationFacts) -> bool:
 def confused_classes(run: Run) -> Finding | None:
     """Objects are located but classified as another class."""
     classes = run.record.evaluation.classes if run.record.evaluation else ()
-    located = [each for each in classes if each.located]
+    located = [each for each in classes if each.located >= MIXED_OBJECTS]
     if not located or permuted(classes):
         return None
     # AP is the mean over classes, so every class has the same weight.

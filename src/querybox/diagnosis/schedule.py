@@ -30,6 +30,8 @@ USUAL_DECAY = 1e-4
 ADAM_EPSILON = 1e-8
 """AdamW's steps are of the size of the learning rate only if gradients are larger than this."""
 USUAL_CLIP = 0.1
+MOSTLY_TRAINED = 0.5
+"""Fraction of the parameters of a module that must be trained if they start from random weights."""
 WARMUP_STEPS = 100
 """Number of warm-up steps to try against a learning rate that is too high at the start."""
 RISING = 0.05
@@ -190,7 +192,11 @@ def frozen_parts(run: Run) -> Finding | None:
     fresh = {"decoder"} if run.fine_tuned else set(parts)
     if not run.random_backbone:
         fresh -= {"backbone"}
-    frozen = sorted(name for name in fresh & set(parts) if 2 * parts[name].trained < parts[name].parameters)
+    # Of a trained decoder only the class head may be new, as far as it is told by the record.
+    least = 0.0 if run.fine_tuned else MOSTLY_TRAINED
+    frozen = sorted(
+        name for name in fresh & set(parts) if parts[name].trained <= least * parts[name].parameters
+    )
     if not frozen or not run.poor:
         return None
     trained = sum(part.trained for part in parts.values())
@@ -229,7 +235,8 @@ def random_backbone(run: Run) -> Finding | None:
 
 def warmup_too_long(run: Run) -> Finding | None:
     """The learning rate was warming up for most of the run."""
-    if not run.poor or not run.steps or run.plan.warmup_steps < run.steps / 2:
+    # Of a run that is too short, a short warm-up is not at fault.
+    if not run.poor or not run.steps or run.plan.warmup_steps < max(run.steps, enough_steps(run)) / 2:
         return None
     return Finding(
         name="warmup_too_long",
