@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 import sys
 import time
 from contextlib import nullcontext
@@ -21,13 +20,12 @@ from querybox.files import (
     atomic,
     contents,
     is_regular,
-    leftovers,
-    remove_leftovers,
     require_own,
     require_regular,
     restore,
     write_text,
 )
+from querybox.temporary import leftovers, temporary_name
 
 
 def test_a_system_that_cannot_open_folders_can_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,51 +182,13 @@ def test_a_name_of_any_length_can_be_written(tmp_path: Path) -> None:
     assert path.read_text() == "text"
 
 
-def test_left_over_files_are_those_of_processes_that_ended(tmp_path: Path) -> None:
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    names = {
-        "ended": f".querybox-{ended.pid}-01234567.tmp",
-        "own": f".querybox-{os.getpid()}-01234567.tmp",
-        "running": f".querybox-{os.getppid()}-01234567.tmp",
-        "stranger": ".a.tmp",
-        "similar": f".querybox-{ended.pid}-01234567.tmp.bak",
-        "same id": f".querybox-{os.getppid()}-89abcdef.tmp",
-    }
-    for name in names.values():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "half").touch()
-    os.utime(tmp_path / names["same id"], (0, 0))  # written before the process with this id started
-    left = {names["ended"], names["own"], names["same id"]}
-    assert {path.name for path in leftovers(tmp_path)} == left
-    remove_leftovers(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {*names.values()} - left
-
-
 def test_what_file_managers_and_killed_processes_leave_is_no_content(tmp_path: Path) -> None:
-    (tmp_path / f".querybox-{os.getpid()}-01234567.tmp").mkdir()
+    (tmp_path / temporary_name(os.getppid())).mkdir()
     for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
         (tmp_path / name).touch()
     assert contents(tmp_path) == set()
     (tmp_path / ".hidden").touch()
     assert contents(tmp_path) == {".hidden"}
-
-
-@POSIX
-def test_a_link_is_no_left_over_folder(tmp_path: Path) -> None:
-    (tmp_path / "target").mkdir()
-    (tmp_path / "target" / "own.txt").touch()
-    (tmp_path / f".querybox-{os.getpid()}-01234567.tmp").symlink_to("target")
-    remove_leftovers(tmp_path)
-    assert (tmp_path / "target" / "own.txt").exists()
-
-
-def test_what_a_library_writes_beside_a_temporary_file_is_found_after_a_kill(tmp_path: Path) -> None:
-    """safetensors writes to a temporary file of its own, which it renames at the end."""
-    with atomic(tmp_path / "a.safetensors") as temporary:
-        (temporary.parent / ".tmpAbCdEf").write_bytes(b"half")
-        assert leftovers(tmp_path) == list(tmp_path.iterdir())
-    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 def test_only_files_of_querybox_are_overwritten(tmp_path: Path) -> None:

@@ -6,11 +6,8 @@ import errno
 import hashlib
 import mmap
 import os
-import re
-import secrets
 import shutil
 import stat
-import sys
 import time
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -19,12 +16,11 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from querybox.errors import ConfigError, DiskFullError, QueryboxError
+from querybox.temporary import TEMPORARY, temporary_folder
 from querybox.urls import is_url
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """Error numbers for lack of space: on the disk, in a quota, or by a limit on the file size."""
-TEMPORARY = re.compile(r"\.querybox-(\d+)-[0-9a-f]{8}\.tmp")
-"""Name of a folder for temporary files, with the id of the process that writes them."""
 MAX_NAME = 255
 """Number of bytes of the longest name that usual file systems take."""
 ATTEMPTS, PAUSE = 5, 0.25
@@ -220,13 +216,7 @@ def problem_of_writing(folder: Path) -> int | None:
 def replacement(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Implement `atomic`, without translating errors."""
     require_regular(path, ConfigError)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = path.parent / f".querybox-{os.getpid()}-{secrets.token_hex(4)}.tmp"
-    try:
-        folder.mkdir()
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    try:
+    with temporary_folder(path) as folder:
         temporary = folder / "new.tmp"
         with temporary.open("xb") as file:  # with the permissions that the umask gives a new file
             mode = os.fstat(file.fileno()).st_mode
@@ -242,8 +232,6 @@ def replacement(path: Path, *, durable: bool = True) -> Iterator[Path]:
         move(temporary, path)
         if durable:
             sync_folder(path.parent)
-    finally:
-        shutil.rmtree(folder)
 
 
 def move(source: Path, target: Path) -> None:
@@ -285,63 +273,6 @@ def flush(path: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-CLOCK_ERROR = 2.0
-"""Seconds by which the start of a process may be reported too late; Linux counts from a boot time in whole seconds."""
-
-
-def leftovers(folder: Path) -> list[Path]:
-    """Return the folders of temporary files in a folder that were left by a process killed in `atomic`."""
-    named = ((path, TEMPORARY.fullmatch(path.name)) for path in folder.iterdir())
-    return sorted(
-        path
-        for path, found in named
-        if found and path.is_dir() and not path.is_symlink() and not may_be_written(path, int(found[1]))
-    )
-
-
 def contents(folder: Path) -> set[str]:
-    """Return the names of what is in a folder, without its `leftovers` and the files of `DESKTOP`."""
-    return set(os.listdir(folder)) - {path.name for path in leftovers(folder)} - DESKTOP  # noqa: PTH208 - names
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what `leftovers` returns."""
-    for path in leftovers(folder):
-        shutil.rmtree(path)
-
-
-def may_be_written(path: Path, process: int) -> bool:
-    """Return whether `process`, whose id is in the name of `path`, is another one that may be writing into it.
-
-    A process that started after the last change of `path` has only got the same id again.
-    """
-    if not is_other_process(process):
-        return False
-    import psutil
-
-    try:
-        return bool(psutil.Process(process).create_time() <= path.stat().st_mtime + CLOCK_ERROR)
-    except psutil.AccessDenied:
-        return True
-    except (psutil.NoSuchProcess, FileNotFoundError):
-        return False
-
-
-def is_other_process(process: int) -> bool:
-    """Return whether `process` is the id of a running process other than this one."""
-    # This process is not writing anything itself when it calls this.
-    if process == os.getpid():  # also that of a killed process, in a container that was started again
-        return False
-    if sys.platform == "win32":  # where `os.kill` would end it
-        import ctypes
-
-        query = 0x1000
-        handle = ctypes.windll.kernel32.OpenProcess(query, False, process)
-        return bool(handle) and bool(ctypes.windll.kernel32.CloseHandle(handle))
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
+    """Return the names of what is in a folder, without temporary folders and the files of `DESKTOP`."""
+    return {name for name in os.listdir(folder) if not TEMPORARY.fullmatch(name)} - DESKTOP  # noqa: PTH208 - names

@@ -24,6 +24,7 @@ from querybox.bulk.worker import Worker
 from querybox.cli import main
 from querybox.inference.optimized_model import as_optimized
 from querybox.inference.options import Options
+from querybox.temporary import temporary_name
 
 IMAGES = 60
 BROKEN = range(7, IMAGES, 10)
@@ -50,6 +51,7 @@ class Killer(threading.Thread):
             workers = [child for child in children if "MapWorker" in command(child)]
             if workers:
                 workers[0].kill()
+                (self.output / temporary_name(workers[0].pid)).mkdir()  # as if it had been writing
                 self.killed_at = done
             for child in [psutil.Process(), *children]:
                 with suppress(psutil.Error):

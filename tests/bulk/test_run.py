@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from querybox.bulk.parts import divide
 from querybox.bulk.run import PLAN, cause, prepare
 from querybox.cli.collection import model_digest
 from querybox.errors import CheckpointError, ConfigError, DataError, PredictionError
+from querybox.temporary import temporary_name
 
 SETTINGS: dict[str, Any] = {"model": "a" * 64, "threshold": 0.5}
 
@@ -32,7 +34,8 @@ def test_what_is_done_is_told_by_the_files(
     assert collection.output == str(tmp_path / "found")
     assert collection.left() == list(collection.parts)
     (tmp_path / "found" / "part-00000001.parquet").write_bytes(b"")
-    (tmp_path / "found" / ".querybox-1-00000000.tmp").mkdir()  # of a process that was killed while it wrote
+    for process in (os.getpid(), os.getppid()):  # one that was killed while it wrote, and one that writes
+        (tmp_path / "found" / temporary_name(process)).mkdir()
     again = prepare([str(photos)], "found", SETTINGS)
     assert [part.number for part in again.left()] == [0, 2]
     with pytest.raises(
@@ -40,6 +43,9 @@ def test_what_is_done_is_told_by_the_files(
     ):
         again.count_others(again.left())
     assert again.count_others(again.parts) == {}
+    again.remove_leftovers()
+    (writing,) = (tmp_path / "found").glob(".*")
+    assert str(os.getppid()) in writing.name
 
 
 def test_a_pattern_may_match_the_results(photos: Path, tmp_path: Path) -> None:

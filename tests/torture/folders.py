@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from querybox.runfile import read_run_file
+from querybox.temporary import temporary_name
 from querybox.training import RunSettings
 from torture.case import Case, require
 from torture.crashes import DEATH_SECONDS, go_on, reference
@@ -48,7 +49,7 @@ def start_twice(folder: Path, long: bool) -> str:
     while not (log.exists() and EVALUATES in log.read_text()):
         require(time.monotonic() - begun < DEATH_SECONDS and first.is_alive(), "the first run has not begun")
         time.sleep(0.02)
-    temporary = settings.folder / f".querybox-{first.pid}-0123abcd.tmp"
+    temporary = settings.folder / temporary_name(first.pid or 0)
     temporary.mkdir()
     for resume in (False, True):
         code = end_of(start(settings, resume=resume))

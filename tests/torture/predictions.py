@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from querybox.cli import main
-from querybox.files import leftovers
+from querybox.temporary import leftovers
 from torture.case import Case, require
 from torture.data_sets import tiny_detector
 from torture.fuzz import silence

@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from querybox.checkpoints import files, native
 from querybox.errors import QueryboxError
 from querybox.evaluation.evaluate import detect_records, measure
-from querybox.files import leftovers
+from querybox.temporary import leftovers
 from querybox.training import RunSettings, loop, processes, train
 from querybox.training.checkpoint import RunCheckpoint
 from torture.case import require

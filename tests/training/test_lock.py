@@ -18,6 +18,7 @@ import pytest
 from torture.server import fork_server
 
 from querybox.errors import ConfigError, DiskFullError
+from querybox.temporary import temporary_name
 from querybox.training import RunSettings, lock, train
 from querybox.training.lock import LOCK, folder_lock
 
@@ -44,7 +45,7 @@ def test_a_second_run_is_refused_and_changes_nothing(
     if system == "file":
         (folder / LOCK).write_text(holder(process=os.getppid()))
     with folder_lock(folder) if system == "flock" else nullcontext():
-        (folder / f".querybox-{os.getppid()}-0123abcd.tmp").mkdir()
+        (folder / temporary_name(os.getppid())).mkdir()
         before = content_of(folder)
         for resume in (False, True):
             with pytest.raises(ConfigError, match=r"run: another process is training in this run folder"):

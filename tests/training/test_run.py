@@ -25,6 +25,7 @@ from querybox.detector import Detector
 from querybox.errors import CheckpointError, ConfigError, MissingExtraError, NonFiniteError
 from querybox.evaluation.result import METRICS, Evaluation
 from querybox.runfile import read_run_file
+from querybox.temporary import temporary_name
 from querybox.training import RunSettings, train
 from querybox.training.loop import Trainer
 from querybox.training.processes import start_processes
@@ -130,7 +131,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(run_sett
     folder = train(run_settings(epochs=1)).run_dir
     (folder / "checkpoint.safetensors").unlink()
     (folder / "last.safetensors").unlink()
-    (folder / f".querybox-{os.getpid()}-01234567.tmp").mkdir()
+    (folder / temporary_name(os.getpid())).mkdir()
     (folder / "record.json").write_bytes(b"")
     train(run_settings(epochs=1), resume=True)
     assert (folder / "checkpoint.safetensors").exists()
@@ -141,7 +142,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(run_sett
 def test_a_run_that_was_killed_as_it_made_its_folder_starts(run_settings: MakeSettings, resume: bool) -> None:
     settings = run_settings(epochs=1)
     settings.folder.mkdir()
-    (settings.folder / f".querybox-{os.getpid()}-01234567.tmp").mkdir()
+    (settings.folder / temporary_name(os.getpid())).mkdir()
     assert rows(train(settings, resume=resume).run_dir)
 
 

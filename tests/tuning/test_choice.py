@@ -211,18 +211,11 @@ def test_a_choice_is_that_of_all_files_of_a_model(tmp_path: Path) -> None:
 def test_the_cache_is_bounded(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MODELS", 2)
     models = [tmp_path / name for name in ("first", "second", "third")]
-    old, new = cache / ".drafts-old", cache / ".drafts-new"
-    old.mkdir(parents=True)
-    new.mkdir()
-    os.utime(old, (0, 0))
     for age, model in zip((3, 2, 1), models, strict=True):
         model.write_text(model.name)
         remember(Candidate(engine="torch", threads=age), SIZE, model, tmp_path)
         os.utime(cache / digest_of(model) / "choice.json", (1e9 - age, 1e9 - age))
-    assert {path.name for path in cache.iterdir()} == {
-        ".drafts-new",
-        *(digest_of(each) for each in models[1:]),
-    }
+    assert {path.name for path in cache.iterdir()} == {digest_of(each) for each in models[1:]}
 
 
 def test_a_tuned_model_is_loaded_and_named(

@@ -22,6 +22,7 @@ from querybox.files import contents
 from querybox.inference.engine import Engine
 from querybox.inference.options import Options
 from querybox.memory import first_line
+from querybox.temporary import remove_leftovers
 from querybox.text import counted, listed, to_json
 from querybox.urls import is_url, public_name
 
@@ -57,6 +58,11 @@ class Collection:
         places = [join(self.output, part.file_name) for part in self.parts if part.number not in numbers]
         with ThreadPoolExecutor(READERS) as pool:
             return sum(pool.map(count_written, places), Counter())
+
+    def remove_leftovers(self) -> None:
+        """Remove what killed processes left in the folder; in a storage they leave nothing."""
+        if not is_url(self.output):
+            remove_leftovers(Path(self.output))
 
 
 def prepare(sources: Sequence[str], output: str, settings: Mapping[str, Any]) -> Collection:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from querybox.checkpoints.statements import STUFF_ROWS
 from querybox.files import atomic, move, write_text
 from querybox.models import Recipe
 from querybox.structures import Preprocessing
+from querybox.temporary import temporary_folder
 from querybox.text import to_json
 
 
@@ -25,9 +25,8 @@ def write_folder(folder: Path, tensors: Mapping[str, Tensor], files: Mapping[str
         tensors: The weights under Hugging Face's names.
         files: Content of the JSON files by file name.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        complete = Path(temporary) / folder.name
+    with temporary_folder(folder) as temporary:
+        complete = temporary / folder.name
         complete.mkdir()
         # Shared heads are listed twice, and the format does not support tensors that share memory.
         cloned = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -62,8 +63,11 @@ def predict_collection(
     collection = prepare(sources, output, plan)
     left = collection.left()
     total = collection.count_others(left)
-    if left:
-        with cluster(ray, workers), progress_bar(len(left), "Parts") as advance:
+    with ExitStack() as stack:
+        stack.callback(collection.remove_leftovers)  # once the processes have ended
+        if left:
+            stack.enter_context(cluster(ray, workers))
+            advance = stack.enter_context(progress_bar(len(left), "Parts"))
             processes, gpus = resources(model, workers)
             for tally in predict_parts(left, collection.output, load, values, processes, gpus):
                 total += tally

@@ -11,8 +11,8 @@ from querybox.cli.progress import progress_bar
 from querybox.cli.streams import print_summary, write_stderr
 from querybox.duration import parse_duration
 from querybox.errors import ConfigError, ImageError
-from querybox.files import remove_leftovers
 from querybox.interrupt import StopRequest
+from querybox.temporary import remove_leftovers
 from querybox.text import counted
 
 if TYPE_CHECKING:

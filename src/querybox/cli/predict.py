@@ -15,9 +15,10 @@ from querybox.cli.model import load_model, require_order
 from querybox.cli.progress import progress_bar
 from querybox.cli.streams import UNREADABLE, print_text, write_stderr
 from querybox.errors import ConfigError, ImageError
-from querybox.files import contents, remove_leftovers
+from querybox.files import contents
 from querybox.inference.trackers import TrackerName
 from querybox.precision import Precision
+from querybox.temporary import remove_leftovers
 from querybox.text import counted, listed
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from querybox.exporting.quantise import quantise
 from querybox.files import move, telling_full_disk
 from querybox.modules.detector import DetectionTransformer
 from querybox.precision import is_native
+from querybox.temporary import temporary_folder
 
 SMALLEST = 64
 """Smallest side of a fixed size in pixels."""
@@ -100,11 +100,8 @@ def export(
     program = trace(detector, size, padded=card.padded)
     if size is None:
         card = dataclasses.replace(card, min_side=min_side(program))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Windows cannot remove a file that is mapped, as one is by a model that is refused as long as its error is handled.
-    place = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", ignore_cleanup_errors=True)
-    with place as folder, telling_full_disk(path):
-        draft = Path(folder) / path.name
+    with temporary_folder(path) as folder, telling_full_disk(path):
+        draft = folder / path.name
         if to == "openvino" and calibration is not None:
             verification, evaluations = write_int8(program, draft, card, detector, calibration, callback)
         else:

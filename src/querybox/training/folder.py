@@ -16,8 +16,9 @@ from querybox.checkpoints.find import BEST, CHECKPOINT, LAST
 from querybox.data.settings import NO_VALIDATION
 from querybox.diagnosis.record import METRICS, RECORD
 from querybox.errors import CheckpointError, ConfigError
-from querybox.files import contents, remove_leftovers, write_text
+from querybox.files import contents, write_text
 from querybox.runfile import RUN_FILE
+from querybox.temporary import remove_leftovers
 from querybox.training.checkpoint import RunCheckpoint
 from querybox.training.lock import LOCK
 from querybox.training.settings import RunSettings

@@ -12,7 +12,8 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from querybox.errors import ConfigError, DiskFullError
-from querybox.files import NO_SPACE, is_other_process
+from querybox.files import NO_SPACE
+from querybox.temporary import is_other_process
 
 LOCK = ".lock"
 """Name of the lock file, which is used where the system cannot lock a folder."""

@@ -10,7 +10,6 @@ import dataclasses
 import errno
 import logging
 import shutil
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -42,8 +41,8 @@ TITLES: dict[Format, str] = {
     "openvino": "OpenVINO",
     "executorch": "ExecuTorch",
 }
-CHOICE, DRAFTS = "choice.json", ".drafts-"
-"""Name of a choice, and beginning of the name of a folder with exported models that are being measured."""
+CHOICE = "choice.json"
+"""Name of the file of a choice."""
 MODELS = 8
 """Number of models whose choices are kept, those that were tuned last."""
 MAX_THREADS = 2**12
@@ -52,8 +51,6 @@ IS_THERE = {errno.EEXIST, errno.ENOTEMPTY, errno.EACCES}
 """Error numbers if there is a folder where one is moved to; the last is that of Windows."""
 TRIES = 10
 """How often a folder that others put there is replaced; on Windows one with an open file cannot be."""
-DAY = 86_400
-"""Age in seconds from which drafts no longer belong to a running process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,11 +146,10 @@ def remove(path: Path) -> None:
 
 
 def remove_old() -> None:
-    """Remove the folders of models beyond the `MODELS` tuned last, and drafts that an interrupted process left."""
+    """Remove the folders of models beyond the `MODELS` tuned last."""
     choices = sorted(cache_folder().glob(f"*/{CHOICE}"), key=last_change, reverse=True)
-    drafts = [path for path in cache_folder().glob(f"{DRAFTS}*") if time.time() - last_change(path) > DAY]
-    for folder in (*(path.parent for path in choices[MODELS:]), *drafts):
-        remove(folder)
+    for path in choices[MODELS:]:
+        remove(path.parent)
 
 
 def last_change(path: Path) -> float:

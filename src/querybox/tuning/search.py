@@ -5,7 +5,6 @@ All engines are timed in turns in one process, so that other work on the machine
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +21,6 @@ from querybox.checkpoints.read import load_detector
 from querybox.errors import ConfigError, QueryboxError
 from querybox.exporting import export, load_exported
 from querybox.exporting.card import ExportedPrecision
-from querybox.files import cache_folder
 from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine, default_device
 from querybox.inference.optimized_model import OptimizedModel
@@ -31,7 +29,8 @@ from querybox.machine import available_cpus
 from querybox.modules.detector import DetectionTransformer
 from querybox.pixels import smooth_image
 from querybox.precision import is_native
-from querybox.tuning.choice import DRAFTS, Candidate, Choice, remember
+from querybox.temporary import temporary_folder
+from querybox.tuning.choice import Candidate, Choice, folder_of, remember
 
 SECONDS = 30.0
 """Seconds for which the engines are measured, and again for the numbers of threads."""
@@ -108,16 +107,13 @@ def tune(
     size = size or photo_size(detector.preprocessing)
     threads = torch.get_num_threads()
     given = [given_candidate(path, detector, threads) for path in exported]
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    # Windows cannot remove files that are mapped, as they are by the engines that an interruption still holds.
-    drafts = tempfile.TemporaryDirectory(dir=cache_folder(), prefix=DRAFTS, ignore_cleanup_errors=True)
-    with drafts as folder, restoring_threads():
+    with temporary_folder(folder_of(weights)) as drafts, restoring_threads():
         bench = Bench(detector, size, callback)
-        engines = bench.measure([*candidates(detector.device, Path(folder), threads), *given])
+        engines = bench.measure([*candidates(detector.device, drafts, threads), *given])
         best = fastest(engines)
         others = [replace(best.candidate, threads=each) for each in thread_counts() if each != threads]
         counts = bench.measure([best.candidate, *others]) if others else [best]
-        choice = remember(fastest(counts).candidate, size, weights, Path(folder))
+        choice = remember(fastest(counts).candidate, size, weights, drafts)
     assert best.ratio is not None
     rescaled = [replace(each, ratio=each.ratio and each.ratio * best.ratio) for each in counts[1:]]
     return Tuning(measurements=(*engines, *rescaled), choice=choice)
