@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from layouts import IMAGES
 
 from querybox.cli.main import main
 from querybox.data import read_dataset
+from querybox.interrupt import SIGNALS
 
 
 def test_split_writes_a_dataset_beside_the_old_one(
@@ -21,6 +23,19 @@ def test_split_writes_a_dataset_beside_the_old_one(
     assert "train: 4 images" in told or "train: 5 images" in told
     assert f"querybox train {tmp_path / 'boxes' / 'boxes-split'}" in told
     assert read_dataset(tmp_path / "boxes" / "boxes-split", "test").images
+
+
+@pytest.mark.parametrize("number", [number for number in SIGNALS if number is not signal.SIGINT])
+def test_a_command_that_is_asked_to_end_leaves_nothing(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after Ctrl-C: by default, these signals end Python at once."""
+    file = write_boxes(tmp_path / "boxes", (96, 64), sides=(16, 40))
+    monkeypatch.setattr("os.link", lambda *_: signal.raise_signal(number))
+    with pytest.raises(SystemExit) as caught:
+        main(["split", str(file), "--output", str(tmp_path / "new")])
+    assert caught.value.code == 128 + number
+    assert not list((tmp_path / "new").iterdir())
 
 
 def test_the_split_to_divide_has_to_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,14 @@ from dataset_writers import changed, write_boxes, write_json
 
 from querybox.data import DetectionData, ImageRecord, read_dataset
 from querybox.data.attribution import UNKNOWN, read_attribution
-from querybox.data.write import file_names, read_content, sample_names, split_dataset, write_shards
+from querybox.data.write import (
+    coco_annotations,
+    file_names,
+    read_content,
+    sample_names,
+    split_dataset,
+    write_shards,
+)
 from querybox.errors import ConfigError, DataError, DiskFullError
 from querybox.masks import Region, rasterised
 from querybox.polygons import Polygons
@@ -56,6 +64,26 @@ def test_a_full_disk_is_told_with_the_file_that_was_to_be_written(
         DiskFullError, match=r"new.train.\w+\.png: cannot be written \(No space left on device"
     ):
         split_dataset(boxes, tmp_path / "new")
+
+
+@pytest.mark.parametrize("shards", [None, 4])
+def test_an_interrupted_split_leaves_no_smaller_dataset(
+    boxes: DetectionData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int | None
+) -> None:
+    described: list[ImageRecord] = []
+
+    def interrupt(image: ImageRecord, data: DetectionData) -> list[dict[str, Any]]:
+        described.append(image)
+        if len(described) > 6:  # those to train on
+            raise KeyboardInterrupt
+        return coco_annotations(image, data)
+
+    monkeypatch.setattr("querybox.data.write.coco_annotations", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        split_dataset(boxes, tmp_path / "new", shards=shards)
+    monkeypatch.undo()
+    assert not list((tmp_path / "new").iterdir())
+    assert len(split_dataset(boxes, tmp_path / "new", shards=shards)["train"].images) == 6
 
 
 def test_images_are_copied_where_they_cannot_be_linked(

@@ -41,6 +41,7 @@ from querybox.cli.trace import trace
 from querybox.cli.train import setting_hint, train
 from querybox.cli.validate import validate
 from querybox.errors import QueryboxError
+from querybox.interrupt import exiting_on_signals
 from querybox.memory import first_line, is_out_of_memory
 
 HELP = """Object detection with DETR: train detectors on your own images, evaluate them, detect objects.
@@ -65,8 +66,8 @@ EPILOGUE = """`--debug` with any command: show the stack trace of an error.
 
 Exit codes: 0 success; 1 finished, but the data cannot be used (validate) or some files cannot be read (predict); 2 an
 error, with a message of one line that says how to fix it; 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP,
-once training has written its checkpoint, or predict what it found in a live source. If querybox shows a stack trace,
-this is a bug: please report it.
+once training has written its checkpoint, predict what it found in a live source, and any other command has removed what
+it had written in part. If querybox shows a stack trace, this is a bug: please report it.
 """
 COMMAND_EPILOGUE = "Exit codes and `--debug`: see `querybox --help`."
 
@@ -126,8 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         printed to stderr in one line, 130 after Ctrl-C, or 141 if the reader of standard output has gone.
 
     Raises:
-        SystemExit: SIGTERM or SIGHUP stopped training, or predict in a live source or with --ray; the code is 143 or
-            129.
+        SystemExit: SIGTERM or SIGHUP stopped the command; the code is 143 or 129.
     """
     prepare_platform()
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -139,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             debug,
         )
     try:
-        with log_to_stderr():
+        with log_to_stderr(), exiting_on_signals():
             code: int | None = app(
                 [word for word in words if word != "--debug"], exit_on_error=False, print_error=False
             )

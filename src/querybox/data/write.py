@@ -20,10 +20,11 @@ from querybox.data.formats.panoptic_png import colours, segment_id
 from querybox.data.holdout import hold_out
 from querybox.data.records import DetectionData, ImageRecord
 from querybox.data.shards import ImageFile, ShardImage
-from querybox.errors import ConfigError, DataError
-from querybox.files import atomic, comparable, contents, numbered, write_text
+from querybox.errors import ConfigError, DataError, DiskFullError
+from querybox.files import atomic, comparable, contents, move, numbered, write_text
 from querybox.masks import mask_numbers, rasterised
 from querybox.structures import Category
+from querybox.temporary import temporary_folder
 from querybox.text import counted, listed, to_json
 
 ANNOTATIONS, PANOPTIC = "_annotations.coco.json", "panoptic.json"
@@ -94,13 +95,32 @@ def split_dataset(
             f"{data.source}: has {counted(data.num_objects, 'object')}, so that {listed(empty)} would have none; "
             "expected some in each part: annotate more images"
         )
-    origin = read_attribution(data)
-    for name, part in parts.items():
-        if shards is None:
-            write_split(part, folder / name, origin)
-        else:
-            write_shards(part, folder, name, shards, origin)
+    write_parts(parts, folder, shards, read_attribution(data))
     return parts
+
+
+def write_parts(
+    parts: Mapping[str, DetectionData], folder: Path, shards: int | None, origin: Attribution
+) -> None:
+    """Write the parts of a dataset, which appear in `folder` once all are complete.
+
+    Otherwise a split that is killed would look like one into fewer parts, or of fewer images.
+
+    Raises:
+        DiskFullError: There is no space for the parts.
+    """
+    with temporary_folder(folder / "train") as draft:
+        try:
+            for name, part in parts.items():
+                if shards is None:
+                    write_split(part, draft / name, origin)
+                else:
+                    write_shards(part, draft, name, shards, origin)
+        except DiskFullError as error:
+            raise DiskFullError(str(error).replace(str(draft), str(folder))) from error
+        # Images to train on last: without them nothing takes it for a whole one.
+        for path in sorted(draft.iterdir(), key=lambda path: path.name.startswith("train")):
+            move(path, folder / path.name)
 
 
 def require_shardable(data: DetectionData) -> None:
