@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -127,8 +128,8 @@ def test_arguments_in_the_wrong_order_are_recognised(run: Any, model: Path, phot
         )
 
 
-def test_files_that_are_not_of_an_evaluation_are_not_overwritten(
-    run: Any, model: Path, photos: Path, tmp_path: Path
+def test_only_files_of_an_evaluation_are_overwritten_and_none_of_them_stays_beside_newer_ones(
+    run: Any, model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("evaluate", model, photos, "--split", "val", "--output")
     for name, message in (
@@ -141,4 +142,7 @@ def test_files_that_are_not_of_an_evaluation_are_not_overwritten(
         assert f"ConfigError: {name}: {message}" in err
         assert (tmp_path / name).read_text() == "theirs"
         (tmp_path / name).unlink()
-    assert [run(*words, "again")[0] for _ in range(2)] == [0, 0]
+    assert run(*words, "again")[0] == 0
+    monkeypatch.setattr("querybox.report.write_report", mock.Mock(side_effect=KeyboardInterrupt))
+    assert run(*words, "again")[0] == 130
+    assert not list((tmp_path / "again").iterdir())

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from querybox.cli.model import load_model, require_order
+from querybox.cli.predict import remove_older
 from querybox.cli.progress import progress_bar
 from querybox.cli.streams import print_text
 from querybox.cli.tables import table
@@ -90,6 +91,7 @@ def evaluate(
     output.mkdir(parents=True, exist_ok=True)
     with progress_bar(len(dataset.images)) as step:
         evaluation = run(detector, dataset, tile=tile, overlap=overlap, batch_size=batch_size, callback=step)
+    remove_older(output, (METRICS, RESULTS, REPORT))
     inspected = detector if inspect and tile is None and isinstance(detector, Detector) else None
     with progress_bar(inspect, "Inspecting") as advance:
         report = write_report(
@@ -97,8 +99,7 @@ def evaluate(
         )
     evaluation.to_json(output / METRICS)
     write_text(output / RESULTS, to_json(evaluation.to_coco()))
-    console = Console()
-    console.print(*metrics_tables(evaluation), classes_table(evaluation), errors_table(evaluation))
+    Console().print(*metrics_tables(evaluation), classes_table(evaluation), errors_table(evaluation))
     if inspect and inspected is None:
         print_text(
             f"{model} cannot be inspected: the report shows the worst images without inspector pages; evaluate a "

@@ -283,7 +283,7 @@ def require_new(output: Path) -> None:
 
 
 def remove_older(output: Path, tables: Iterable[str]) -> None:
-    """Remove older tables, which would be mistaken for those of a prediction that is interrupted, and its files."""
+    """Remove older tables, which would be mistaken for those of a command that is interrupted, and its files."""
     remove_leftovers(output)
     for name in tables:
         (output / name).unlink(missing_ok=True)
