@@ -26,11 +26,11 @@ def boxes(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def broken_stdout(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+def broken_stdout(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Let standard output be a closed pipe or a full disk."""
     opened = []
 
-    def break_stdout(how: str) -> None:
+    def break_stdout(how: str, buffering: int = 1) -> None:
         if how == "closed":
             reader, writer = os.pipe()
             os.close(reader)
@@ -38,7 +38,10 @@ def broken_stdout(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], N
             if not FULL.exists():
                 pytest.skip("there is no /dev/full")
             writer = os.open(FULL, os.O_WRONLY)
-        opened.append(os.fdopen(writer, "w"))
+        raw = io.FileIO(writer, "w")
+        opened.append(
+            io.TextIOWrapper(raw if buffering == 0 else io.BufferedWriter(raw), write_through=not buffering)
+        )
         monkeypatch.setattr(sys, "stdout", opened[-1])
 
     yield break_stdout
@@ -47,11 +50,15 @@ def broken_stdout(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], N
         stream.close()  # raises if what was printed has not been discarded
 
 
-@pytest.mark.parametrize("options", [[], ["--json"]])
+@pytest.mark.parametrize(("options", "buffering"), [([], 1), (["--json"], 1), (["--json"], 0)])
 def test_a_reader_that_has_gone_is_no_error(
-    boxes: str, broken_stdout: Callable[[str], None], capfd: pytest.CaptureFixture[str], options: list[str]
+    boxes: str,
+    broken_stdout: Callable[..., None],
+    capfd: pytest.CaptureFixture[str],
+    options: list[str],
+    buffering: int,
 ) -> None:
-    broken_stdout("closed")
+    broken_stdout("closed", buffering)
     assert main(["validate", boxes, *options]) == 141  # not 1, which means that the data cannot be used
     assert capfd.readouterr().err == ""
 

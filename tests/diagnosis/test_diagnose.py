@@ -87,6 +87,25 @@ def test_a_damaged_record_is_told(folder: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("before", "after"),
     [
+        ('"median_size": 90.0', '"median_size": 0'),
+        ('"images": 200', '"images": 0'),
+        ('"objects": 60', '"objects": 0'),
+        ('"best_iou": 0.75', '"best_iou": NaN'),
+    ],
+)
+def test_impossible_numbers_of_a_record_are_told(folder: Path, before: str, after: str) -> None:
+    text = (folder / "record.json").read_text()
+    assert before in text
+    (folder / "record.json").write_text(text.replace(before, after))
+    with pytest.raises(
+        DataError, match=rf"record.json: .*{after.split('"')[1]}: .*; expected the record of a run"
+    ):
+        diagnose(folder)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
         (b",", b";"),  # saved by a spreadsheet
         (b"epoch", b"\xef\xbb\xbfepoch"),  # and this
         (b"\n9,9000.0", b"\n9,"),
