@@ -97,9 +97,8 @@ def test_impossible_numbers_of_a_record_are_told(folder: Path, before: str, afte
     text = (folder / "record.json").read_text()
     assert before in text
     (folder / "record.json").write_text(text.replace(before, after))
-    with pytest.raises(
-        DataError, match=rf"record.json: .*{after.split('"')[1]}: .*; expected the record of a run"
-    ):
+    field = after.split('"')[1]
+    with pytest.raises(DataError, match=rf"record.json: .*{field}: .*; expected the record of a run"):
         diagnose(folder)
 
 

@@ -170,8 +170,8 @@ def test_parts_of_a_module_that_are_frozen() -> None:
     """All but the heads of the decoder."""
     finding = only(examine(make_run(parts=parts(decoder={"trained": 100}), history=UNFIT)), "frozen_parts")
     assert finding.evidence["frozen parameters of 'decoder'"] == 900
-    heads = {"parts": parts(decoder={"trained": 100}), "history": UNFIT, "fine_tuned": True}
-    assert "frozen_parts" not in names(make_run(**heads))
+    heads = parts(decoder={"trained": 100})
+    assert "frozen_parts" not in names(make_run(parts=heads, history=UNFIT, fine_tuned=True))
 
 
 def test_the_warm_up_of_a_run_that_is_too_short_is_not_at_fault() -> None:
