@@ -329,7 +329,8 @@ def test_a_diagnosis_knows_it() -> None:
     blind = blind_queries(make_run(**failed, sameness=0.99))
     assert blind is not None
     assert "local_start" not in blind.cure  # which it does not have
-    collapsed = no_object_collapse(make_run(**failed, top_score=0.01))
+    settled = {"AP50": [0.001] * 9, "loss_cls": [0.5] * 9}
+    collapsed = no_object_collapse(make_run(**failed | {"history": settled}, top_score=0.01))
     assert collapsed is not None
     assert "model.queries" not in collapsed.cure  # no softmax is shared out among them
     short = too_few_steps(make_run(**failed | {"history": {"AP50": [0.001] * 9, "step": list(range(1, 10))}}))
