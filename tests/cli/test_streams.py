@@ -27,10 +27,10 @@ def boxes(tmp_path: Path) -> str:
 
 @pytest.fixture
 def broken_stdout(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Let standard output be a closed pipe or a full disk."""
-    opened = []
+    """Let standard output be a closed pipe or a full disk, also with PYTHONUNBUFFERED."""
+    opened: list[io.TextIOWrapper] = []
 
-    def break_stdout(how: str, buffering: int = 1) -> None:
+    def break_stdout(how: str, *, buffered: bool = True) -> None:
         if how == "closed":
             reader, writer = os.pipe()
             os.close(reader)
@@ -38,10 +38,8 @@ def broken_stdout(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Non
             if not FULL.exists():
                 pytest.skip("there is no /dev/full")
             writer = os.open(FULL, os.O_WRONLY)
-        raw = io.FileIO(writer, "w")
-        opened.append(
-            io.TextIOWrapper(raw if buffering == 0 else io.BufferedWriter(raw), write_through=not buffering)
-        )
+        binary = os.fdopen(writer, "wb", -1 if buffered else 0)
+        opened.append(io.TextIOWrapper(binary, write_through=not buffered))
         monkeypatch.setattr(sys, "stdout", opened[-1])
 
     yield break_stdout
@@ -50,17 +48,25 @@ def broken_stdout(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Non
         stream.close()  # raises if what was printed has not been discarded
 
 
-@pytest.mark.parametrize(("options", "buffering"), [([], 1), (["--json"], 1), (["--json"], 0)])
+@pytest.mark.parametrize("options", [[], ["--json"]])
 def test_a_reader_that_has_gone_is_no_error(
-    boxes: str,
-    broken_stdout: Callable[..., None],
-    capfd: pytest.CaptureFixture[str],
-    options: list[str],
-    buffering: int,
+    boxes: str, broken_stdout: Callable[[str], None], capfd: pytest.CaptureFixture[str], options: list[str]
 ) -> None:
-    broken_stdout("closed", buffering)
+    broken_stdout("closed")
     assert main(["validate", boxes, *options]) == 141  # not 1, which means that the data cannot be used
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("how", "code"), [("closed", 141), ("full", 2)])
+def test_an_unbuffered_stdout_is_no_other_one(
+    boxes: str, broken_stdout: Callable[..., None], capfd: pytest.CaptureFixture[str], how: str, code: int
+) -> None:
+    broken_stdout(how, buffered=False)
+    assert main(["validate", boxes]) == code
+    expected = (
+        "" if how == "closed" else "standard output: No space left on device; write it to another place\n"
+    )
+    assert capfd.readouterr().err == expected
 
 
 def test_windows_calls_a_reader_that_has_gone_an_invalid_argument(monkeypatch: pytest.MonkeyPatch) -> None:

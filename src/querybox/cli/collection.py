@@ -13,7 +13,7 @@ from typing import Any
 
 from querybox.cli.model import load_model, require_order
 from querybox.cli.progress import progress_bar
-from querybox.cli.streams import UNREADABLE, print_text
+from querybox.cli.streams import UNREADABLE, print_summary
 from querybox.precision import Precision
 from querybox.text import counted
 from querybox.urls import is_url, public_name
@@ -102,5 +102,5 @@ def summarise(total: Counter[str], parts: int, left: int, output: str) -> int:
     read = f"Found {total['objects']:,} objects in {counted(total['images'] - errors, 'image')}"
     failed = f", {errors:,} could not be read" if errors else ""
     before = f"; {parts - left:,} of {counted(parts, 'part')} had been done before" if left < parts else ""
-    print_text(f"{read}{failed}{before}. Results are in {public_name(output)}")
+    print_summary(f"{read}{failed}{before}. Results are in {public_name(output)}")
     return UNREADABLE if errors else 0

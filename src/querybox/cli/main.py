@@ -150,10 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return CLOSED_OUTPUT
         raise
     except Exception as error:
-        if isinstance(error, OSError) and not error.filename and (broken := stdout_error()):
+        if isinstance(error, OSError) and not error.filename and (broken := stdout_error("\n")):
             return fail_to_print(broken, debug)
-        if isinstance(error, BrokenPipeError):  # nothing was left to print, as with PYTHONUNBUFFERED
-            return CLOSED_OUTPUT
         if message := describe(error, words):
             return fail(message, debug)
         raise

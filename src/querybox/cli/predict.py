@@ -13,7 +13,7 @@ from querybox.cli.collection import predict_collection
 from querybox.cli.live import LIVE_FORMATS, live_stream, predict_live
 from querybox.cli.model import load_model, require_order
 from querybox.cli.progress import progress_bar
-from querybox.cli.streams import UNREADABLE, print_text, write_stderr
+from querybox.cli.streams import UNREADABLE, print_summary, write_stderr
 from querybox.errors import ConfigError, ImageError
 from querybox.files import contents
 from querybox.inference.trackers import TrackerName
@@ -304,7 +304,7 @@ def summarise(
     images = counted(tally["images"], "image")
     scored = tally["images"] and not tally["objects"]
     hint = f": none scores at least {threshold:g}, see --threshold" if scored else ""
-    print_text(
+    print_summary(
         f"Found {counted(tally['objects'], 'object')} in {images}{skipped}{hint}. Results are in {output}"
     )
     return UNREADABLE if unreadable else 0

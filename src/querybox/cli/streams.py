@@ -56,9 +56,15 @@ def print_summary(line: str) -> None:
         discard_stdout()
 
 
-def stdout_error() -> OSError | None:
-    """Return why standard output cannot be written to, and discard what was printed; None if it can."""
+def stdout_error(text: str = "") -> OSError | None:
+    """Return why standard output cannot be written to, and discard what was printed; None if it can.
+
+    Args:
+        text: What to print first. After an error, what could not be printed may no longer be in the buffer: if it was
+            longer, or with PYTHONUNBUFFERED.
+    """
     try:
+        sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
         discard_stdout()
