@@ -18,6 +18,7 @@ from querybox.checkpoints.files import save_tensors
 from querybox.errors import ConfigError, DataError, DiskFullError
 from querybox.files import (
     atomic,
+    cache_folder,
     contents,
     is_regular,
     require_own,
@@ -237,3 +238,11 @@ def test_a_folder_without_permission_is_told_with_the_file(
     with pytest.raises(PermissionError) as caught:
         write_text(tmp_path / "a.html", "")
     assert caught.value.filename == str(tmp_path / "a.html")
+
+
+def test_a_user_without_a_home_is_told_how_to_name_a_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As random users of containers are."""
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", mock.Mock(side_effect=RuntimeError))
+    with pytest.raises(ConfigError, match=r"no home, .*; set XDG_CACHE_HOME"):
+        cache_folder()

@@ -40,8 +40,17 @@ HUB_DOWNLOADS = Path(".cache/huggingface/download")
 
 
 def cache_folder() -> Path:
-    """Return the folder ``querybox`` in the user's cache folder, as the Hugging Face Hub finds it."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "querybox"
+    """Return the folder ``querybox`` in the user's cache folder, as the Hugging Face Hub finds it.
+
+    Raises:
+        ConfigError: There is none, as of users of containers who have no home.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "querybox"
+    except RuntimeError:
+        raise ConfigError(
+            "this user has no home, and so no cache folder; set XDG_CACHE_HOME to a folder"
+        ) from None
 
 
 def is_regular(path: Path) -> bool:

@@ -86,6 +86,16 @@ def test_threads_are_halved(monkeypatch: pytest.MonkeyPatch) -> None:
         assert thread_counts() == expected
 
 
+def test_a_cache_folder_that_cannot_be_written_to_is_named_first(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(search, "Bench", None)  # nothing is measured
+    with pytest.raises(ConfigError, match=r"file.querybox: cannot be written to .*; set XDG_CACHE_HOME"):
+        tune(weights)
+
+
 def test_exported_models_run_on_cpus_alone(tmp_path: Path) -> None:
     names = [str(each) for each in candidates(torch.device("cpu"), tmp_path, 2)]
     assert names == [

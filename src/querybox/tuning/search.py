@@ -6,7 +6,7 @@ All engines are timed in turns in one process, so that other work on the machine
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from querybox.checkpoints.read import load_detector
 from querybox.errors import ConfigError, QueryboxError
 from querybox.exporting import export, load_exported
 from querybox.exporting.card import ExportedPrecision
+from querybox.files import cache_folder
 from querybox.inference.detections import Detections
 from querybox.inference.engine import Engine, default_device
 from querybox.inference.optimized_model import OptimizedModel
@@ -98,8 +99,8 @@ def tune(
 
     Raises:
         CheckpointError: A file cannot be read.
-        ConfigError: An exported model is of another kind, or of other classes than the model; or `size` is out of
-            range.
+        ConfigError: An exported model is of another kind, or of other classes than the model; `size` is out of range;
+            or the choice cannot be kept.
     """
     if size is not None:
         require_size("tune", size)
@@ -107,7 +108,7 @@ def tune(
     size = size or photo_size(detector.preprocessing)
     threads = torch.get_num_threads()
     given = [given_candidate(path, detector, threads) for path in exported]
-    with temporary_folder(folder_of(weights)) as drafts, restoring_threads():
+    with drafts_folder(weights) as drafts, restoring_threads():
         bench = Bench(detector, size, callback)
         engines = bench.measure([*candidates(detector.device, drafts, threads), *given])
         best = fastest(engines)
@@ -117,6 +118,24 @@ def tune(
     assert best.ratio is not None
     rescaled = [replace(each, ratio=each.ratio and each.ratio * best.ratio) for each in counts[1:]]
     return Tuning(measurements=(*engines, *rescaled), choice=choice)
+
+
+@contextmanager
+def drafts_folder(weights: Path) -> Iterator[Path]:
+    """Context manager that yields a folder for models that are being measured, beside that of the choice.
+
+    Raises:
+        ConfigError: It cannot be created.
+    """
+    with ExitStack() as stack:
+        try:
+            drafts = stack.enter_context(temporary_folder(folder_of(weights)))
+        except OSError as error:
+            raise ConfigError(
+                f"{cache_folder()}: cannot be written to ({error.strerror}), and keeps what tuning finds; set "
+                "XDG_CACHE_HOME to another folder, for --tuned as well"
+            ) from error
+        yield drafts
 
 
 def candidates(device: torch.device, drafts: Path, threads: int) -> list[Candidate]:
