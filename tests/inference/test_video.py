@@ -16,7 +16,7 @@ from querybox.inference.video import SUFFIXES, decode_video, lacks_index
 
 FRAMES = 30
 CODECS = {".flv": "flv", ".mpeg": "mpeg2video", ".mpg": "mpeg2video", ".webm": "libvpx", ".wmv": "wmv2"}
-UNKNOWN_LENGTH = {".ts", ".m2ts", ".mpeg", ".mpg", ".wmv"}
+UNKNOWN_LENGTH = {".ts", ".m2ts", ".mts", ".mpeg", ".mpg", ".wmv"}
 """Formats that do not say how long they are: what is cut off between two frames is not missed."""
 
 

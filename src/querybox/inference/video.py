@@ -26,7 +26,10 @@ OPTIONS = {
 }
 """Options of FFmpeg: the formats of videos by its names, and what it may open."""
 SUFFIXES = frozenset(
-    (".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
+    (
+        *(".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov"),
+        *(".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv"),
+    )
 )
 MAX_MISSING_SECONDS = 0.5
 """Seconds by which a whole video may be shorter than its header says."""
