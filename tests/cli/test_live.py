@@ -132,9 +132,10 @@ def test_a_duration_ends_it_and_no_frame_is_no_video(run: Any, tmp_path: Path) -
     with serve(silent) as server:
         begin = time.monotonic()
         words = ("--allow-network", "--duration", "0.3s", "--format", "csv,pictures")
-        code, out, _ = run("predict", "model", server.url, *words)
+        code, out, err = run("predict", "model", server.url, *words)
         assert time.monotonic() - begin < 5
-    assert (code, "0 of 0 frames were processed" in out) == (0, True)
+    assert (code, "0 of 0 frames were processed" in out) == (1, True)
+    assert err.startswith(f"ImageError: {server.url}: no frame was received in 0.3 s")
     assert [path.name for path in (tmp_path / "predictions").iterdir()] == ["detections.csv"]
     assert rows(tmp_path / "predictions" / "detections.csv") == []
 

@@ -105,7 +105,7 @@ class LiveStream:
         """Yield the newest frame, once the last one has been processed.
 
         Raises:
-            ImageError: The source cannot be opened, or was given up.
+            ImageError: The source cannot be opened, was given up, or yielded no frame for the whole duration.
         """
         reader = self._opened()
         if self._start is None:  # not when it was opened: the model may have been prepared since
@@ -118,6 +118,11 @@ class LiveStream:
                 yield self.frame
             elif ended:
                 raise ImageError(f"{self.name}: {self._given_up()}")
+        if self._duration and not reader.received and not self.stopped():
+            raise ImageError(
+                f"{self.name}: no frame was received in {self._duration:g} s; check the camera and the network, or set "
+                "a longer duration"
+            )
 
     def __repr__(self) -> str:
         return f"LiveStream({self.name!r})"
@@ -135,10 +140,15 @@ class LiveStream:
         reader = self._opened()
         if reader.received:
             return f"the stream was given up ({reader.problem}); check the camera and the network"
-        expected = (
-            f"; expected a stream in one of the formats {HTTP_FORMATS}" if self._address.is_network else ""
+        if not self._address.is_network:
+            return (
+                f"cannot be opened as a camera ({reader.problem}): check that it is connected, that no other program "
+                "uses it, and its permissions"
+            )
+        return (
+            f"cannot be opened as a stream ({reader.problem}); expected one in one of the formats {HTTP_FORMATS}, "
+            "without a redirect: check its address"
         )
-        return f"cannot be opened as a stream ({reader.problem}){expected}: check its address"
 
     def _done(self, seconds: float) -> bool:
         return self.stopped() or seconds >= self._duration or self.processed >= self._max_frames
