@@ -22,7 +22,7 @@ from querybox import Detector, ImageBatch, Target
 from querybox.fast.convolution import FusedConv2d, FusedLinear
 from querybox.fast.fusion import fuse
 from querybox.fast.inference import CachedCells
-from querybox.fast.replacement import copy_modules
+from querybox.fast.replacement import copy_modules, has_hooks
 from querybox.fast.training import FoldedConv2d, for_training
 from querybox.modules.blocks import FeedForward
 from querybox.modules.decoder import Decoder
@@ -270,6 +270,16 @@ def test_plain_parts_are_replaced(trained: Change) -> None:
     assert {part.activation for part in model.decoder.modules() if isinstance(part, FusedLinear)} >= {nn.ReLU}
     assert isinstance(model.encode, CachedCells)
     assert any(isinstance(part, FoldedConv2d) for part in for_training(detector).modules())
+
+
+def test_each_module_of_a_copy_has_hooks_of_its_own() -> None:
+    model = nn.Sequential(nn.ReLU(), nn.ReLU())
+    copied = copy_modules(model)
+    copied[0].register_forward_hook(lambda *call: call[2])
+    copied[0].register_buffer("steps", torch.zeros(1), persistent=False)
+    assert [has_hooks(module) for module in (*copied, *model)] == [True, False, False, False]
+    assert [len(list(module.buffers())) for module in (*copied, *model)] == [1, 0, 0, 0]
+    assert [len(module._non_persistent_buffers_set) for module in (*copied, *model)] == [1, 0, 0, 0]
 
 
 def test_sequences_of_ones_own_are_left_alone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -16,6 +17,8 @@ HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
+COLLECTIONS = dict, OrderedDict, set
+"""Types of a module's hooks, parameters, buffers and children."""
 
 
 def copy_modules(model: Model) -> Model:
@@ -27,7 +30,13 @@ def copy_modules(model: Model) -> Model:
     shared: list[object] = [*model.parameters(), *model.buffers(), *computed_tensors(model)]
     for module in model.modules():
         shared += [function for kind in HOOKS for function in getattr(module, kind).values()]
-    return copy.deepcopy(model, {id(each): each for each in shared})
+    return copy.deepcopy(model, {id(each): each for each in shared} | empty_collections(model))
+
+
+def empty_collections(model: nn.Module) -> dict[int, object]:
+    """Return copies of the empty collections of modules by id: each has a dozen, which `copy.deepcopy` is slow at."""
+    values = (value for module in model.modules() for value in vars(module).values())
+    return {id(value): type(value)() for value in values if type(value) in COLLECTIONS and not value}
 
 
 def computed_tensors(model: nn.Module) -> list[Tensor]:
