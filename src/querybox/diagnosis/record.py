@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from querybox.diagnosis.facts import EvaluationFacts, PartFacts, SplitFacts
 from querybox.errors import DataError
 from querybox.files import write_text
+from querybox.settings import type_adapter
 from querybox.text import to_json
 
 RECORD, METRICS = "record.json", "metrics.csv"
@@ -48,7 +49,7 @@ def read_record(folder: Path) -> Record:
     if not path.is_file():
         return Record()
     try:
-        return TypeAdapter(Record).validate_json(path.read_bytes())
+        record: Record = type_adapter(Record).validate_json(path.read_bytes())
     except ValidationError as error:
         problem = error.errors(include_input=False)[0]
         place = ".".join(map(str, problem["loc"])) or "the file"
@@ -56,6 +57,7 @@ def read_record(folder: Path) -> Record:
             f"{path}: {place}: {problem['msg']}; expected the record of a run: "
             "remove the file to diagnose the rest"
         ) from None
+    return record
 
 
 def add_to_record(folder: Path, **facts: Any) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ValidationError
 
 from querybox.data import DataSettings
 from querybox.diagnosis.record import Record, read_history, read_record
@@ -17,7 +17,7 @@ from querybox.errors import ConfigError
 from querybox.models import Recipe, parse
 from querybox.precision import present_name
 from querybox.runfile import RUN_FILE, read_run_file
-from querybox.settings import describe
+from querybox.settings import describe, type_adapter
 
 POOR_AP50 = 0.3
 """Below this AP50, something may prevent the model from learning."""
@@ -82,7 +82,7 @@ class Run:
             )
         values = read_run_file(path)
         try:
-            settings = TypeAdapter(RunFile).validate_python(values)
+            settings: RunFile = type_adapter(RunFile).validate_python(values)
         except ValidationError as error:
             raise ConfigError(
                 f"{path}: {describe(error.errors()[0], [])}; expected a file written by a training run"
