@@ -60,6 +60,8 @@ GROUPS = (
         "tests/exporting/test_telemetry.py",
         "tests/fast/test_inference.py",
         "tests/test_arguments.py",
+        "tests/test_benchmark.py",
+        "tests/test_benchmarks.py",
         "tests/training/test_compile.py",
         "tests/training/test_lock.py",
         "tests/training/test_micro_batches.py",

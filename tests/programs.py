@@ -13,9 +13,15 @@ import sys
 import traceback
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 
 from torture.server import fork_server
+
+
+def new_processes() -> ForkServerContext | SpawnContext:
+    """Return the context of processes that share nothing with this one: forked from the server where there is fork."""
+    return multiprocessing.get_context("spawn") if sys.platform == "win32" else fork_server()
 
 
 def run_program(
@@ -32,7 +38,7 @@ def run_program(
     Raises:
         AssertionError: It ended with an exception or an exit code; with what it said.
     """
-    context = multiprocessing.get_context("spawn") if sys.platform == "win32" else fork_server()
+    context = new_processes()
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=execute, args=(code, folder, arguments, environment or {}, sending))
     process.start()

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock, call
 
 import pytest
 import torch
+from programs import new_processes
 from rich.console import Console
 from tiny_models import TINY
 
@@ -95,7 +98,9 @@ def test_a_process_for_each_engine(
 ) -> None:
     assert engines_of(model) == ("plain", "optimised", "bf16")
     assert engines_of(Path("model.onnx")) == ("exported",)
-    monkeypatch.setattr(module, "ENGINES", ("optimised",))  # each takes seconds to start
+    monkeypatch.setattr(module, "ENGINES", ("optimised",))
+    started = Mock(return_value=new_processes())
+    monkeypatch.setattr(multiprocessing, "get_context", started)
     assert main(["benchmark", str(model), "--size", "64x96", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     detector = Detector.load(model)
@@ -103,6 +108,7 @@ def test_a_process_for_each_engine(
     assert found["flops"] == count_flops(detector, (64, 96))
     assert (found["size"], found["batch_size"]) == ([64, 96], 1)
     assert [each["name"] for each in found["engines"]] == ["tiny.safetensors optimised"]
+    assert started.call_args_list == [call("spawn")]
 
 
 def test_the_table() -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock, call
 
 import numpy as np
 import pytest
 import torch
 from environments import ENVIRONMENT
 from PIL import Image
+from programs import new_processes
 
 from benchmarks import measure as module
 from benchmarks import plots, report, training_small, yolo
@@ -253,6 +256,16 @@ def test_rows_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"\n{family}" in f"\n{listed}" for family in families)
 
 
+@pytest.fixture
+def spawned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have processes that would be spawned, and import everything anew, forked from a server."""
+    started = Mock(return_value=new_processes())
+    monkeypatch.setattr(multiprocessing, "get_context", started)
+    yield
+    assert all(each == call("spawn") for each in started.call_args_list)
+
+
+@pytest.mark.usefixtures("spawned")
 def test_sides_in_separate_processes_keep_their_process() -> None:
     ask = partial(partial, os.getpid)  # builds the work of saying which process it is
     row = Row(name="", title="", sides=[Side(name=name, build=ask) for name in "ab"], difference=None)
@@ -261,6 +274,7 @@ def test_sides_in_separate_processes_keep_their_process() -> None:
     assert len({first(), second(), os.getpid()}) == 3
 
 
+@pytest.mark.usefixtures("spawned")
 def test_a_side_in_a_separate_process_reports_why_it_cannot_be_built() -> None:
     row = Row(name="", title="", sides=[Side(name="", build=partial(json.loads, "nothing"))], difference=None)
     with pytest.raises(ValueError, match="Expecting value"):
