@@ -22,7 +22,7 @@ def test_all_rows_work(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(measure, "PAUSE", 0.0)
     monkeypatch.setattr(measure, "SHORTEST", 0.0)
-    monkeypatch.setattr(measure, "gc", Mock())  # a third of the time: all that the other tests have made is visited
+    monkeypatch.setattr(measure, "gc", Mock())  # which would visit all that the other tests have made
     rows = ["pipeline", "training*", "inference*", "memory*"]
     assert main(["--device", "cpu", "--quick", "--output", str(tmp_path), *rows]) == 0
     results = report.read(tmp_path / "results.json")

@@ -82,7 +82,7 @@ def test_importing_the_package_does_not_wait_for_pytorch() -> None:
 
 
 def test_data_are_read_without_torchvision() -> None:
-    """Its import would be half of the start of `querybox validate`, and of workers that are not forked."""
+    """Its import would add half to the start of `querybox validate`, and of workers that are not forked."""
     sources = {path: path.read_text(encoding="utf-8") for path in (ROOT / "src/querybox/data").rglob("*.py")}
     assert sources
     assert not [path for path, text in sources.items() if re.search(r"(?m)^(from|import) torchvision", text)]
