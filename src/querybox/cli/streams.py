@@ -64,8 +64,7 @@ def stdout_error(text: str = "") -> OSError | None:
             longer, or with PYTHONUNBUFFERED.
     """
     try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        print(text, end="", flush=True)
     except OSError as error:
         discard_stdout()
         return error
