@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jaxtyping
 import pytest
 from dataset_writers import write_boxes
 from report_pages import without_charts
-from tiny_models import TRAINABLE
+from tiny_runs import settings_maker
 
-from querybox.training import RunSettings
+from querybox.training import RunSettings, train
 
 
 @pytest.fixture(autouse=True)
@@ -38,28 +38,16 @@ def boxes_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run_settings(boxes_json: Path, tmp_path: Path) -> Callable[..., RunSettings]:
     """Make the settings of a tiny run into the folder `output`, with settings of `train` that differ."""
+    return settings_maker(boxes_json, tmp_path)
 
-    def make(
-        output: str = "run",
-        *,
-        model: dict[str, Any] | None = None,
-        data: dict[str, Any] | None = None,
-        **train: Any,
-    ) -> RunSettings:
-        return RunSettings.parse(
-            {
-                "recipe": "detr_r50",
-                "model": {**TRAINABLE, **(model or {})},
-                "data": {
-                    "train": str(boxes_json),
-                    "val": "none",
-                    "image_size": 64,
-                    "workers": 0,
-                    **(data or {}),
-                },
-                "train": {"epochs": 2, "batch_size": 4, "lr": 1e-3, **train},
-                "output": str(tmp_path / output),
-            }
-        )
 
-    return make
+@pytest.fixture(scope="session")
+def trained_once(boxes_json: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with without_charts():
+        return train(settings_maker(boxes_json, tmp_path_factory.mktemp("trained"))(epochs=1)).run_dir
+
+
+@pytest.fixture
+def trained(trained_once: Path, tmp_path: Path) -> Path:
+    """The folder of `run_settings(epochs=1)` after its training."""
+    return Path(shutil.copytree(trained_once, tmp_path / "run"))

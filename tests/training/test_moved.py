@@ -18,9 +18,17 @@ from querybox.errors import ConfigError, DataError
 from querybox.runfile import read_run_file
 from querybox.training import RunSettings, train
 from querybox.training.checkpoint import RunCheckpoint
+from querybox.training.loop import Trainer
 from querybox.training.start import locate
 
 MakeSettings = Callable[..., RunSettings]
+
+
+@pytest.fixture
+def no_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a validation set, but without the time that it takes to evaluate on it."""
+    monkeypatch.setattr(Trainer, "measure", lambda *_: {})
+    monkeypatch.setattr("querybox.training.run.write_report", lambda *_: "")
 
 
 @pytest.fixture
@@ -43,8 +51,8 @@ def rates(folder: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("early", [False, True])
-def test_a_copy_of_a_run_goes_on_by_itself(run_settings: MakeSettings, tmp_path: Path, early: bool) -> None:
-    original = train(run_settings(epochs=1)).run_dir
+def test_a_copy_of_a_run_goes_on_by_itself(trained: Path, tmp_path: Path, early: bool) -> None:
+    original = trained
     assert "\noutput: .\n" in (original / "run.yaml").read_text()
     if early:  # run files had the path of the folder
         text = (original / "run.yaml").read_text()
@@ -60,22 +68,19 @@ def test_a_copy_of_a_run_goes_on_by_itself(run_settings: MakeSettings, tmp_path:
     assert not original.exists()
 
 
-def test_a_run_file_is_repeated_elsewhere_and_never_over_its_run(
-    run_settings: MakeSettings, tmp_path: Path
-) -> None:
-    folder = train(run_settings(epochs=1)).run_dir
-    before = contents(folder)
+def test_a_run_file_is_repeated_elsewhere_and_never_over_its_run(trained: Path, tmp_path: Path) -> None:
+    before = contents(trained)
     with pytest.raises(ConfigError, match="the run folder is not empty"):
-        train(folder / "run.yaml")
-    assert train(folder / "run.yaml", output=tmp_path / "again").run_dir == tmp_path / "again"
-    assert contents(folder) == before
+        train(trained / "run.yaml")
+    assert train(trained / "run.yaml", output=tmp_path / "again").run_dir == tmp_path / "again"
+    assert contents(trained) == before
 
 
+@pytest.mark.usefixtures("no_evaluation")
 @pytest.mark.parametrize("val", ["held out", "own"])
 def test_data_may_be_moved_while_a_run_waits(
-    run_settings: MakeSettings, own_boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, val: str
+    run_settings: MakeSettings, own_boxes: Path, tmp_path: Path, val: str
 ) -> None:
-    monkeypatch.setattr("querybox.training.run.write_report", lambda *_: "")
     data = {"train": str(own_boxes), "val": None if val == "held out" else str(own_boxes)}
     folder = train(run_settings(data=data, epochs=1)).run_dir
     fingerprints = json.loads((folder / "validation.json").read_text())
@@ -90,11 +95,11 @@ def test_data_may_be_moved_while_a_run_waits(
     train(folder / "run.yaml", resume=True, epochs=3)  # it knows the new place
 
 
+@pytest.mark.usefixtures("no_evaluation")
 def test_held_out_images_stay_the_same_in_a_folder_of_another_name(
     run_settings: MakeSettings, own_boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The choice of a new run depends on the name of the folder, here made to be another one."""
-    monkeypatch.setattr("querybox.training.run.write_report", lambda *_: "")
     data = {"train": str(own_boxes), "val": None}
     folder = train(run_settings(data=data, epochs=1)).run_dir
     ids = json.loads((folder / "validation.json").read_text())["val"]["fixed"]["held_out"]
@@ -119,11 +124,11 @@ def test_what_changed_in_the_data_is_told(run_settings: MakeSettings, own_boxes:
         train(folder / "run.yaml", resume=True)
 
 
+@pytest.mark.usefixtures("no_evaluation")
 @pytest.mark.parametrize(("before", "after"), [("none", "own"), ("own", "none")])
 def test_validation_data_are_neither_added_nor_removed(
-    run_settings: MakeSettings, own_boxes: Path, before: str, after: str, monkeypatch: pytest.MonkeyPatch
+    run_settings: MakeSettings, own_boxes: Path, before: str, after: str
 ) -> None:
-    monkeypatch.setattr("querybox.training.run.write_report", lambda *_: "")
     values: dict[str, Any] = {"none": "none", "own": str(own_boxes)}
     folder = train(run_settings(data={"train": str(own_boxes), "val": values[before]}, epochs=1)).run_dir
     with pytest.raises(ConfigError, match=r"a resumed run cannot change 'data\.val'"):

@@ -18,6 +18,8 @@ from querybox.training.checkpoint import RunCheckpoint
 from querybox.training.ema import MovingAverage
 from querybox.training.loop import Trainer
 
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
+
 
 def test_the_best_average_goes_on_when_strong_augmentation_ends(
     run_settings: Callable[..., RunSettings],
@@ -25,8 +27,8 @@ def test_the_best_average_goes_on_when_strong_augmentation_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """After two of three epochs; also in a run that goes on from a checkpoint before or after that."""
+    monkeypatch.setattr("querybox.training.run.write_report", lambda *_: "")
     monkeypatch.setattr(loop, "MIN_CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(loop, "MAX_CHECKPOINT_SECONDS", 0.0)
     measure, restart, restarts = Trainer.measure, MovingAverage.restart, []
 
     def first_is_best(trainer: Trainer, *arguments: Any) -> dict[str, float] | None:
@@ -55,6 +57,7 @@ def test_the_best_average_goes_on_when_strong_augmentation_ends(
     for update, made in ((5, 2), (6, 1)):  # before and after
         restarts.clear()
         with monkeypatch.context() as patch:
+            patch.setattr(loop, "MAX_CHECKPOINT_SECONDS", 0.0)
             crash_in(patch, Trainer, "update", update)
             with pytest.raises(Crash):
                 train(settings(f"crash {update}"))
@@ -63,7 +66,6 @@ def test_the_best_average_goes_on_when_strong_augmentation_ends(
         same(parts, whole, "checkpoint", "last", "best")
 
 
-@pytest.mark.usefixtures("without_shape_checks")
 def test_strong_augmentation_that_begins_again_with_more_epochs_ends_again(
     run_settings: Callable[..., RunSettings], boxes_json: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

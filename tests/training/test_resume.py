@@ -89,13 +89,13 @@ def test_statistics_of_batch_norms_go_on_where_they_were(
 def test_long_epochs_have_checkpoints_within(
     run_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "MAX_CHECKPOINT_SECONDS", 0.0)
     augmentation = {"mosaic": 0.5, "mixup": 0.5, "zoom_out": 0.5, "iou_crop": 0.5, "photometric": 0.5}
     data = {**augmentation, "multi_scale": 1, "mosaic_until": 0.6, "strong_until": 0.9}
     transform = v2.ColorJitter(0.3)
     whole = train(run_settings("whole", epochs=1, batch_size=2, data=data), transform=transform).run_dir
     settings = run_settings("parts", epochs=1, batch_size=2, data=data)
     with monkeypatch.context() as patch:
+        patch.setattr(loop, "MAX_CHECKPOINT_SECONDS", 0.0)
         crash_in(patch, Trainer, "update", 4)
         with pytest.raises(Crash):
             train(settings, transform=transform)
@@ -209,12 +209,11 @@ def test_the_weights_do_not_depend_on_the_number_of_workers(run_settings: MakeSe
         same(other, first, "checkpoint")
 
 
-def test_settings_are_those_of_the_checkpoint_whatever_the_run_file_says(run_settings: MakeSettings) -> None:
-    folder = train(run_settings(epochs=1)).run_dir
-    text = (folder / "run.yaml").read_text()
+def test_settings_are_those_of_the_checkpoint_whatever_the_run_file_says(trained: Path) -> None:
+    text = (trained / "run.yaml").read_text()
     assert "  lr: 0.001\n" in text
-    (folder / "run.yaml").write_text(text.replace("  lr: 0.001\n", "  lr: 0.005\n"))
-    changed = RunSettings.parse(read_run_file(folder / "run.yaml"))
+    (trained / "run.yaml").write_text(text.replace("  lr: 0.001\n", "  lr: 0.005\n"))
+    changed = RunSettings.parse(read_run_file(trained / "run.yaml"))
     with pytest.raises(ConfigError, match=r"cannot change 'train\.lr' from 0\.001 to 0\.005; restore them"):
         train(changed, resume=True)
 
@@ -239,23 +238,21 @@ def test_a_run_with_the_former_name_of_float32_is_resumed(
     assert (checkpoint.progress.epoch, checkpoint.settings["train.precision"]) == (2, "float32")
 
 
-def test_damaged_metrics_are_written_anew(run_settings: MakeSettings) -> None:
-    folder = train(run_settings(epochs=2)).run_dir
-    before = (folder / "metrics.csv").read_bytes()
-    for damage in (b"", before[: len(before) // 2], b"\xff\x00epoch\n"):
-        (folder / "metrics.csv").write_bytes(damage)
-        train(run_settings(epochs=2), resume=True)
-        assert (folder / "metrics.csv").read_bytes() == before
+def test_damaged_metrics_are_written_anew(run_settings: MakeSettings, trained: Path) -> None:
+    before = (trained / "metrics.csv").read_bytes()
+    for damage in (b"", before[:-9], b"\xff\x00epoch\n"):
+        (trained / "metrics.csv").write_bytes(damage)
+        train(run_settings(epochs=1), resume=True)
+        assert (trained / "metrics.csv").read_bytes() == before
 
 
-def test_a_damaged_record_is_told_and_can_be_removed(run_settings: MakeSettings) -> None:
-    folder = train(run_settings(epochs=1)).run_dir
-    whole = (folder / "record.json").read_bytes()
+def test_a_damaged_record_is_told_and_can_be_removed(run_settings: MakeSettings, trained: Path) -> None:
+    whole = (trained / "record.json").read_bytes()
     for damage in (b"", whole[:-9], b"[]", b"\xff"):
-        (folder / "record.json").write_bytes(damage)
+        (trained / "record.json").write_bytes(damage)
         with pytest.raises(DataError, match=r"record\.json: .* remove the file"):
             train(run_settings(epochs=2), resume=True)
-    (folder / "record.json").unlink()
+    (trained / "record.json").unlink()
     record = read_record(train(run_settings(epochs=2), resume=True).run_dir)
     assert record.training is not None
     assert record.parts is None  # nobody knows what it began with

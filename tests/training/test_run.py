@@ -18,6 +18,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
+from tiny_runs import settings_maker
 from torch import Tensor
 
 from querybox.data import Batch
@@ -102,13 +103,20 @@ def test_each_epoch_has_its_row(run_settings: MakeSettings) -> None:
         assert float(row["loss"]) == pytest.approx(parts, rel=1e-4)
 
 
+WAVE: dict[str, Any] = {"ema": 0.9, "schedule": "cosine"}
+
+
+@pytest.fixture(scope="module")
+def whole(boxes_json: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(settings_maker(boxes_json, tmp_path_factory.mktemp("whole"))(**WAVE)).run_dir
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("steps", [2, 3])  # at the end of an epoch, and within one
 def test_a_resumed_run_ends_as_if_it_had_not_stopped(
-    run_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, steps: int, workers: int
+    run_settings: MakeSettings, whole: Path, monkeypatch: pytest.MonkeyPatch, steps: int, workers: int
 ) -> None:
-    whole = train(run_settings("whole", ema=0.9, schedule="cosine")).run_dir
-    settings = run_settings("parts", ema=0.9, schedule="cosine", data={"workers": workers})
+    settings = run_settings("parts", **WAVE, data={"workers": workers})
     with monkeypatch.context() as patch:
         stop_after(patch, steps, "signal")
         with pytest.raises(SystemExit):
@@ -127,8 +135,10 @@ def test_a_time_budget_ends_the_run_with_a_row_and_a_checkpoint(run_settings: Ma
     assert [row["step"] for row in rows(resumed.run_dir)] == ["2"]
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(run_settings: MakeSettings) -> None:
-    folder = train(run_settings(epochs=1)).run_dir
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(
+    run_settings: MakeSettings, trained: Path
+) -> None:
+    folder = trained
     (folder / "checkpoint.safetensors").unlink()
     (folder / "last.safetensors").unlink()
     (folder / temporary_name(os.getpid())).mkdir()
@@ -146,9 +156,8 @@ def test_a_run_that_was_killed_as_it_made_its_folder_starts(run_settings: MakeSe
     assert rows(train(settings, resume=resume).run_dir)
 
 
-def test_a_run_without_its_checkpoint_is_not_begun_anew(run_settings: MakeSettings) -> None:
-    folder = train(run_settings(epochs=1)).run_dir
-    (folder / "checkpoint.safetensors").unlink()
+def test_a_run_without_its_checkpoint_is_not_begun_anew(run_settings: MakeSettings, trained: Path) -> None:
+    (trained / "checkpoint.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors: is missing.* --weights"):
         train(run_settings(epochs=1), resume=True)
 
@@ -166,8 +175,8 @@ def test_nothing_to_resume_is_an_error(run_settings: MakeSettings) -> None:
         train(run_settings(), resume=True)
 
 
+@pytest.mark.usefixtures("trained")
 def test_a_resumed_run_keeps_its_settings(run_settings: MakeSettings) -> None:
-    train(run_settings(epochs=1))
     with pytest.raises(ConfigError, match=r"cannot change 'train.lr' from 0.001 to 0.01"):
         train(run_settings(epochs=1, lr=0.01), resume=True)
     with pytest.raises(ConfigError, match=r"'model\.width'"):
@@ -237,26 +246,23 @@ def test_frozen_parts_stay_and_the_others_move(run_settings: MakeSettings) -> No
     assert {name.split(".")[0] for name in moved} == {"neck", "queries", "decoder"}
 
 
-def test_a_run_starts_from_weights_by_class_name(run_settings: MakeSettings) -> None:
-    first = train(run_settings("first", epochs=1))
-    settings = run_settings("second", epochs=1, lr=1e-12, backbone_lr=1e-12).replace(
-        weights=str(first.run_dir / "last.safetensors")
-    )
-    second = train(settings)
-    torch.testing.assert_close(second.detector.state_dict(), first.detector.state_dict(), rtol=0, atol=1e-6)
+def test_a_run_starts_from_weights_by_class_name(run_settings: MakeSettings, trained: Path) -> None:
+    first = trained / "last.safetensors"
+    second = train(run_settings("second", epochs=1, lr=1e-12, backbone_lr=1e-12).replace(weights=str(first)))
+    before = Detector.load(first).state_dict()
+    torch.testing.assert_close(second.detector.state_dict(), before, rtol=0, atol=1e-6)
 
 
-def test_weights_of_another_model_are_refused_with_what_differs(run_settings: MakeSettings) -> None:
-    first = train(run_settings("first", epochs=1))
-    settings = run_settings("second", model={"width": 16}).replace(
-        weights=str(first.run_dir / "last.safetensors")
-    )
+def test_weights_of_another_model_are_refused_with_what_differs(
+    run_settings: MakeSettings, trained: Path
+) -> None:
+    settings = run_settings("second", model={"width": 16}).replace(weights=str(trained / "last.safetensors"))
     with pytest.raises(CheckpointError, match=r"'model.width' is 16 in this run and 32 in the file"):
         train(settings)
 
 
-def test_bf16_takes_the_same_way_and_keeps_float32_weights(run_settings: MakeSettings) -> None:
-    full = train(run_settings("full", epochs=1)).run_dir
+def test_bf16_takes_the_same_way_and_keeps_float32_weights(run_settings: MakeSettings, trained: Path) -> None:
+    full = trained
     half = train(run_settings("half", epochs=1, precision="bf16")).run_dir
     assert float(rows(half)[0]["loss"]) == pytest.approx(float(rows(full)[0]["loss"]), rel=0.01)
     assert rows(half)[0]["loss"] != rows(full)[0]["loss"]

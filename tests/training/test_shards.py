@@ -50,11 +50,11 @@ def test_a_run_on_shards_is_that_on_files(
 def test_a_run_on_shards_is_resumed_within_an_epoch(
     run_settings: MakeSettings, kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "MAX_CHECKPOINT_SECONDS", 0.0)
     data = {"train": str(request.getfixturevalue(kind)), "shuffle_shards": 2, "mosaic": 0.5}
     whole = train(run_settings("whole", epochs=2, batch_size=2, data=data)).run_dir
     settings = run_settings("parts", epochs=2, batch_size=2, data=data)
     with monkeypatch.context() as patch:
+        patch.setattr(loop, "MAX_CHECKPOINT_SECONDS", 0.0)
         crash_in(patch, Trainer, "update", 7)  # of 8
         with pytest.raises(Crash):
             train(settings)
