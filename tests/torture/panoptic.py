@@ -99,7 +99,7 @@ def large(folder: Path, _: bool) -> str:
     file = change(write(folder / "large"), grow)
     blank = Image.new("RGB", (side, side))
     blank.paste((7, 0, 0), (0, 0, 100, 100))
-    blank.save(file.with_suffix("") / "1.png")
+    blank.save(file.with_suffix("") / "1.png", compress_level=1)
     del blank
     read: list[DetectionData] = []
     memory = peak(lambda: read.append(read_split(file, None)))

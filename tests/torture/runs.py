@@ -85,7 +85,7 @@ def settings_of(folder: Path, output: str, *, workers: int = 0, **train: Any) ->
     return RunSettings.parse(
         {
             "recipe": "detr_r50",
-            "model": MODEL,
+            "model": {**MODEL, "decoder_layers": 1},
             "data": {"train": str(boxes), "val": str(boxes), "image_size": 48, "workers": workers},
             "train": {"epochs": 3, "batch_size": 4, "lr": 1e-3, "ema": 0.9, "schedule": "cosine", **train},
             "output": str(folder / output),
@@ -100,6 +100,13 @@ def start(settings: RunSettings, plan: Plan | None = None, *, resume: bool = Fal
     )
     process.start()
     return process
+
+
+def wait_for_server() -> None:
+    """Wait until the server of the processes has started."""
+    process = fork_server().Process()
+    process.start()
+    process.join()
 
 
 def run(values: dict[str, Any], plan: Plan, resume: bool) -> None:
