@@ -7,5 +7,8 @@ import gc
 
 from PIL import Image
 
+from querybox.html import environment
+
 Image.init()  # imports the formats of files, which is otherwise done for the first file
+environment().get_template("report.html")  # compiled, which is otherwise done for the first report
 gc.freeze()
