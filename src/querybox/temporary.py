@@ -120,7 +120,7 @@ def may_be_written(path: Path, process: int, machine: str) -> bool:
 
 def is_other_process(process: int) -> bool:
     """Return whether `process` is the id of a running process other than this one."""
-    # It is also that of a killed process, in a container that was started again.
+    # In a container that was started again, this process may have the id of the one that was killed.
     return process != os.getpid() and start_of(process) < math.inf
 
 
@@ -130,7 +130,7 @@ def start_of(process: int) -> float:
 
     try:
         found = psutil.Process(process)
-        # One that was killed stays a zombie until its parent waits for it, in a container often for ever.
+        # A killed process stays a zombie until its parent waits for it, in a container often for ever.
         return math.inf if found.status() == psutil.STATUS_ZOMBIE else float(found.create_time())
     except psutil.AccessDenied:
         return -math.inf

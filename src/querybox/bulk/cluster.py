@@ -70,10 +70,8 @@ def cluster(address: str, processes: int | None = None) -> Iterator[None]:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what is wrong is raised
         ray.data.DataContext.get_current().enable_progress_bars = False
         connected = local_ray(processes) if address == LOCAL else remote_ray(address)
-        with (
-            connected,
-            exiting_on_signals(),
-        ):  # once it is connected, Ray aborts with a stack trace on SIGTERM
+        # Ray, once it is connected, handles SIGTERM by printing a stack trace and aborting.
+        with connected, exiting_on_signals():
             yield
 
 

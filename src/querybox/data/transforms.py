@@ -92,9 +92,8 @@ def resize_to(
     """Resize an image to this (height, width), bilinearly."""
     if pixels.shape[1:] == shape:
         return pixels
-    batch = (
-        pixels.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)
-    )  # fastest memory format for resizing
+    # Channels-last, the fastest memory format for resizing; a single image does not always get it by `contiguous`.
+    batch = pixels.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)
     if not pixels.is_cpu:  # where integers cannot be resized
         batch = batch.float()
     resized = F.interpolate(batch, shape, mode="bilinear", antialias=antialias)[0]

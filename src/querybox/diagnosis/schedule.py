@@ -25,11 +25,13 @@ REBOUND = 1.3
 FALLING = 0.02
 """A loss with at least this relative decrease in the last third of the epochs is still decreasing."""
 HIGH_DECAY = 1.0
-"""Weight decay from which weights, and the scales of norms, cannot keep a size of 1: their bound is its inverse."""
+"""Weight decay from which weights, such as the scales of norms, cannot stay at 1: AdamW's bound is its inverse."""
 USUAL_DECAY = 1e-4
+"""The default of `train.weight_decay`."""
 ADAM_EPSILON = 1e-8
 """AdamW's steps are of the size of the learning rate only if gradients are larger than this."""
 USUAL_CLIP = 0.1
+"""The default of `train.clip`."""
 MOSTLY_TRAINED = 0.5
 """Fraction of the parameters of a module that must be trained if they start from random weights."""
 WARMUP_STEPS = 100
@@ -306,7 +308,7 @@ def still_improving(run: Run) -> Finding | None:
 def overfitting(run: Run) -> Finding | None:
     """The boxes fit the training images but not new ones, or the AP has decreased since its maximum."""
     facts, fit, scores = run.record.evaluation, run.fit, run.finite("AP50")
-    known = facts and fit and facts.top_score >= UNSURE and not crowded(run)
+    known = facts and facts.top_score >= UNSURE and not crowded(run)
     gap = fit - facts.best_iou if facts and fit and known else 0.0
     best, last = (max(scores), scores[-1]) if scores else (0.0, 0.0)
     overfit = gap / fit if fit and gap >= OVERFIT_GAP else 0.0

@@ -27,8 +27,20 @@ OPTIONS = {
 """Options of FFmpeg: the formats of videos by its names, and what it may open."""
 SUFFIXES = frozenset(
     (
-        *(".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov"),
-        *(".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv"),
+        ".3gp",
+        ".avi",
+        ".flv",
+        ".m2ts",
+        ".m4v",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".ts",
+        ".webm",
+        ".wmv",
     )
 )
 MAX_MISSING_SECONDS = 0.5
