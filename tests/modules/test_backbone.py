@@ -102,6 +102,19 @@ def test_a_model_for_images_of_one_size_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("dla34", "cannot take an image of 97x163 pixels, but a detector gets images of any size; choose"),
+        ("halonet26t", "cannot take an image of 97x163 pixels"),  # an assertion in timm
+        ("mambaout_femto", "a map of 25x41x48 for 97x163 pixels, not of 48 channels at a stride of 4; choose"),
+    ],
+)
+def test_a_model_whose_maps_are_no_grid_over_any_image_is_refused(name: str, fault: str) -> None:
+    with pytest.raises(ConfigError, match=rf"backbone '{name}' .*{fault}"):
+        Backbone(name)
+
+
+@pytest.mark.parametrize(
     ("size", "shape"), [((9, 40), (1, 1)), ((40, 9), (1, 1)), ((1, 100), (1, 3)), ((33, 31), (1, 1))]
 )
 def test_a_thin_image_is_padded_for_a_model_that_cannot_take_it(

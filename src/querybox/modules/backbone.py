@@ -51,7 +51,7 @@ class Backbone(nn.Module):
             first_shortcut: Add a convolution to the first shortcut of a ResNet; see `add_first_shortcut`.
 
         Raises:
-            ConfigError: timm has no such model, or the model takes images of one size alone, or it has no map of such a
+            ConfigError: timm has no such model, or the model cannot take images of any size, or it has no map of such a
                 stride.
         """
         super().__init__()
@@ -152,7 +152,7 @@ def feature_levels(name: str, **options: Any) -> Any:
 
     Raises:
         ConfigError: timm has no such model, cannot return its feature maps, or would load it from elsewhere; or the
-            model takes images of one size alone.
+            model cannot take images of any size, or its maps are not what timm states.
     """
     # hf-hub:owner/name, local-dir:path: timm would download or read what a weights file names.
     if ":" in name:
@@ -166,10 +166,29 @@ def feature_levels(name: str, **options: Any) -> Any:
             f"backbone '{name}': timm cannot return feature maps of it ({error}). "
             f"Expected a timm model{f', such as {near}' if near else ''}."
         ) from error
-    if model.pretrained_cfg.get("fixed_input_size"):
-        _, height, width = model.pretrained_cfg["input_size"]
+    fault = fault_of_maps(model)
+    if fault:
         raise ConfigError(
-            f"backbone '{name}' takes images of {height}x{width} pixels alone, but a detector gets images of any size; "
-            "choose a convolutional one, such as resnet50 or convnext_tiny"
+            f"backbone '{name}' {fault}; choose a convolutional one, such as resnet50 or convnext_tiny"
         )
     return model.feature_info
+
+
+def fault_of_maps(model: Any) -> str | None:
+    """Return why a detector cannot use the feature maps of a model on the meta device, or None if it can."""
+    if model.pretrained_cfg.get("fixed_input_size"):
+        _, height, width = model.pretrained_cfg["input_size"]
+        return f"takes images of {height}x{width} pixels alone, but a detector gets images of any size"
+    height, width = 97, 163  # no multiples of a stride
+    try:
+        maps = model.eval()(torch.empty(1, 3, height, width, device="meta"))
+    except (RuntimeError, AssertionError):
+        return f"cannot take an image of {height}x{width} pixels, but a detector gets images of any size"
+    info = model.feature_info
+    for features, channels, stride in zip(maps, info.channels(), info.reduction(), strict=True):
+        # Two cells, because some models pad images to whole patches.
+        near = abs(features.shape[-2] - height / stride) < 2 and abs(features.shape[-1] - width / stride) < 2
+        if features.shape[1] != channels or not near:
+            found = "x".join(map(str, features.shape[1:]))
+            return f"has a map of {found} for {height}x{width} pixels, not of {channels} channels at a stride of {stride}"
+    return None
