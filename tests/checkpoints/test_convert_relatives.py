@@ -16,8 +16,9 @@ from querybox.checkpoints import coco, native
 from querybox.checkpoints.blueprint import Blueprint
 from querybox.checkpoints.convert import System, convert
 from querybox.checkpoints.read import read_checkpoint
-from querybox.errors import ConfigError
+from querybox.errors import CheckpointError, ConfigError
 from querybox.models import DINO, DeformableDETR, Recipe
+from querybox.models.layouts.layout import PublicSystem
 from querybox.structures import Category, Preprocessing
 
 SMALL: dict[str, Any] = {**TINY, "width": 32}
@@ -146,3 +147,29 @@ def test_relatives_that_another_system_does_not_have(
     with pytest.raises(ConfigError, match=message):
         convert(source, tmp_path / f"new{Path(TARGETS[to]).suffix}", to=to)
     assert list(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.parametrize(
+    ("system", "name", "message"),
+    [
+        (
+            "facebook",  # DINO of its authors with Swin
+            "backbone.0.patch_embed.proj.weight",
+            r"not a checkpoint of DINO .*: it has another backbone, with tensors such as "
+            r"backbone\.0\.patch_embed\.proj\.weight; docs/guides/checkpoints\.md lists",
+        ),
+        (
+            "mmdet3",
+            "backbone.patch_embed.projection.weight",
+            r"expected a ResNet-18, 34, .*, got tensors such as backbone\.body\.patch_embed\.projection\.weight",
+        ),
+    ],
+)
+def test_another_backbone_is_named(system: PublicSystem, name: str, message: str, tmp_path: Path) -> None:
+    state = (
+        RELATIVES["dino"].layouts[system].to_theirs(random_state(RELATIVES["dino"], 3, tiny_backbone=True))
+    )
+    others = {name: tensor for name, tensor in state.items() if not name.startswith("backbone.")}
+    torch.save({name: torch.zeros(96, 3, 4, 4), **others}, tmp_path / "swin.pth")
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(tmp_path / "swin.pth")

@@ -154,8 +154,11 @@ def interpret(
     try:
         state = layout.to_ours(tensors)
     except CheckpointError as error:
+        unknown = layout.unknown(tensors)
+        other = bool(unknown) and all("backbone." in name for name in unknown)
+        fault = f"it has another backbone, with tensors such as {unknown[0]}" if other else error
         raise CheckpointError(
-            f"not a checkpoint of {kind.title} as querybox reads it: {error}; docs/guides/checkpoints.md lists the "
+            f"not a checkpoint of {kind.title} as querybox reads it: {fault}; docs/guides/checkpoints.md lists the "
             "models and the backbones that it reads"
         ) from error
     card = file.metadata.get("meta", {}).get(CARD)

@@ -28,9 +28,9 @@ def infer_backbone(names: Iterable[str]) -> str:
     blocks = tuple(count(names, rf"backbone\.body\.layer{stage}\.(\d+)") for stage in (1, 2, 3, 4))
     name = RESNETS.get((BOTTLENECK in names, blocks))
     if name is None:
-        raise CheckpointError(
-            f"unknown backbone: expected a ResNet-18, 34, 50, 101 or 152, got {list(blocks)} blocks in its stages"
-        )
+        own = next((each for each in names if each.startswith("backbone.")), "none")
+        found = f"{list(blocks)} blocks in its stages" if any(blocks) else f"tensors such as {own}"
+        raise CheckpointError(f"unknown backbone: expected a ResNet-18, 34, 50, 101 or 152, got {found}")
     return f"{name}.tv_in1k"
 
 
