@@ -42,11 +42,11 @@ def test_the_split_to_divide_has_to_be_named(tmp_path: Path, capsys: pytest.Capt
     objects = [("x", (1, 2, 11, 22))]
     images = [Drawn(name=f"{number}.png", size=(40, 30), objects=objects) for number in "abcde"]
     write_yolo(tmp_path / "two", "train", images, ["x"])
-    write_yolo(tmp_path / "two", "val", [Drawn(name="f.png", size=(40, 30))], ["x"])
+    write_yolo(tmp_path / "two", "test", [Drawn(name="f.png", size=(40, 30))], ["x"])
     (tmp_path / "two" / "data.yaml").unlink()
     (tmp_path / "two" / "classes.txt").write_text("x")
     assert main(["split", str(tmp_path / "two")]) == 2
-    assert "has several splits (train, val); name the one to divide: --of train" in capsys.readouterr().err
+    assert "has several splits (test, train); name the one to divide: --of train" in capsys.readouterr().err
     assert main(["split", str(tmp_path / "two"), "--of", "train"]) == 0
 
 

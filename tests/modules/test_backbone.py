@@ -106,7 +106,10 @@ def test_a_model_for_images_of_one_size_is_refused(name: str) -> None:
     [
         ("dla34", "cannot take an image of 97x163 pixels, but a detector gets images of any size; choose"),
         ("halonet26t", "cannot take an image of 97x163 pixels"),  # an assertion in timm
-        ("mambaout_femto", "a map of 25x41x48 for 97x163 pixels, not of 48 channels at a stride of 4; choose"),
+        (
+            "mambaout_femto",
+            "a map of 25x41x48 for 97x163 pixels, not of 48 channels at a stride of 4; choose",
+        ),
     ],
 )
 def test_a_model_whose_maps_are_no_grid_over_any_image_is_refused(name: str, fault: str) -> None:

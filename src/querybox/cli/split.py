@@ -62,8 +62,9 @@ def split(
         with as_data_errors(source):
             names = list(find_splits(source, allow_network=allow_network))
         if len(names) > 1:
+            one = "train" if "train" in names else names[0]
             raise ConfigError(
-                f"{shown(source)}: has several splits ({', '.join(names)}); name the one to divide: --of {names[0]}"
+                f"{shown(source)}: has several splits ({', '.join(names)}); name the one to divide: --of {one}"
             )
     folder = output or beside(source)
     whole = read_dataset(source, of, allow_network=allow_network)

@@ -270,7 +270,7 @@ def too_few_steps(run: Run) -> Finding | None:
             "steps": run.steps,
             "steps until such a model begins to detect objects": enough,
             "epochs": run.history["epoch"][-1],
-            "planned epochs": run.plan.epochs,
+            **({} if run.plan.max_time else {"planned epochs": run.plan.epochs}),
             **({} if decrease is None else {"relative decrease of the loss at the end": decrease}),
         },
         cure=f"{alternatives(run.longer(max(enough, 2 * run.steps)), faster, trained)}.",
