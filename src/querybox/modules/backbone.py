@@ -189,6 +189,9 @@ def fault_of_maps(model: Any) -> str | None:
         # Two cells, because some models pad images to whole patches.
         near = abs(features.shape[-2] - height / stride) < 2 and abs(features.shape[-1] - width / stride) < 2
         if features.shape[1] != channels or not near:
-            found = "x".join(map(str, features.shape[1:]))
-            return f"has a map of {found} for {height}x{width} pixels, not of {channels} channels at a stride of {stride}"
+            found, stated = (
+                "x".join(map(str, features.shape[1:])),
+                f"{channels} channels at a stride of {stride}",
+            )
+            return f"has a map of {found} for {height}x{width} pixels, not of {stated}"
     return None
