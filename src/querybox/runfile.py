@@ -16,6 +16,8 @@ Values = dict[str, Any]
 
 RUN_FILE = "run.yaml"
 """Name of the run file in the folder of a run, with all of its settings."""
+ENVIRONMENT = "environment.json"
+"""Name of the file beside it that says where the run was made."""
 PATHS = ("data.train", "data.val", "model.backbone_weights", "weights", "output")
 """Settings that are paths, which are relative to the run file."""
 NOT_PATHS = ("imagenet", "none")
@@ -23,6 +25,11 @@ NOT_PATHS = ("imagenet", "none")
 
 MAX_ALIASES = 20
 """Maximum number of aliases per file. Nested aliases can expand a small file beyond any memory."""
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is that of a run, not one with a run file that a user has written."""
+    return (folder / RUN_FILE).is_file() and (folder / ENVIRONMENT).is_file()
 
 
 class Loader(yaml.SafeLoader):

@@ -166,6 +166,9 @@ def test_the_folder_of_a_run_is_no_dataset(run: Any, tmp_path: Path) -> None:
         "run: is the folder of a run; expected a dataset or a run file: use run/run.yaml, with --resume"
         in err
     )
+    code, _, err = run("split", "run")
+    assert code == 2
+    assert "run: is the folder of a run; expected a dataset: use that of the run, data.train in" in err
 
 
 @pytest.mark.parametrize("model", ["model.safetensors", "hf://facebook/detr-resnet-50"])

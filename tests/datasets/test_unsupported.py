@@ -75,6 +75,11 @@ def test_folders_of_classes_are_told_from_detection(tmp_path: Path) -> None:
             "contains detections .*: pass the annotations",
         ),
         (
+            "metrics.json",  # of an evaluation
+            '{"images": 3, "annotations": 9, "categories": []}',
+            "contains no dataset",
+        ),
+        (
             "boxes.csv",
             "photo;kind;from;to\n",
             r"the columns of boxes\.csv are not those of boxes \(photo, kind, from, to\): if it has boxes, name them",

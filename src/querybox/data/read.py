@@ -20,6 +20,7 @@ from querybox.data.settings import MAX_CORRUPT, NO_VALIDATION, DataSettings
 from querybox.data.splits import Reader, pick_split
 from querybox.data.unsupported import describe_unsupported, require_whole_tars
 from querybox.errors import ConfigError, DataError, QueryboxError
+from querybox.runfile import RUN_FILE, is_run
 from querybox.urls import public_name
 
 
@@ -142,6 +143,10 @@ def find_splits(path: Path | str, *, allow_network: bool = False) -> dict[str, R
         return {split: partial(_read_checked, read, []) for split, read in url_splits(path).items()}
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; expected a dataset: check the path")
+    if is_run(path):
+        raise DataError(
+            f"{path}: is the folder of a run; expected a dataset: use that of the run, data.train in {path / RUN_FILE}"
+        )
     path = inner_folder(path)
     if (shards := read_shard_urls(path)) is not None and shards.urls:
         require_consent(f"{public_name(shards.urls[0])} of {path}", allow_network=allow_network)

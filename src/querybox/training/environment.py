@@ -11,10 +11,10 @@ import torch
 
 from querybox.files import write_text
 from querybox.machine import package_version
+from querybox.runfile import ENVIRONMENT
 from querybox.text import to_json
 from querybox.training.git import commit
 
-ENVIRONMENT = "environment.json"
 PACKAGES = (
     "querybox",
     "torch",

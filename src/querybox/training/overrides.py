@@ -17,8 +17,7 @@ from querybox.data.user_transform import describe
 from querybox.errors import ConfigError
 from querybox.inference.engine import default_device
 from querybox.models import KINDS, PUBLIC_WEIGHTS
-from querybox.runfile import RUN_FILE, Values, merge, read_run_file
-from querybox.training.environment import ENVIRONMENT
+from querybox.runfile import RUN_FILE, Values, is_run, merge, read_run_file
 from querybox.training.settings import Given, RunSettings, flatten
 from querybox.urls import is_url
 
@@ -80,11 +79,6 @@ def read_target(target: object, where: str) -> Values:
             "(resume=True) to resume the run"
         )
     return {"data": {"train": str(path)}}
-
-
-def is_run(folder: Path) -> bool:
-    """Return whether a folder is that of a run, not one with a run file that a user has written."""
-    return (folder / RUN_FILE).is_file() and (folder / ENVIRONMENT).is_file()
 
 
 def with_transform(settings: RunSettings, transform: Callable[..., Any] | None) -> RunSettings:

@@ -43,7 +43,8 @@ _MAX_FILES = 100
 """Folders with more JSON files have one per image and are not COCO."""
 _RECOGNISED = 2**16
 """Number of bytes at the beginning and the end of a file by which it is recognised."""
-_LISTS = re.compile(rb'"(images|annotations|categories)"\s*:')
+_LISTS = re.compile(rb'"(images|annotations|categories)"\s*:\s*[^\s\d]')
+"""Members of COCO's JSON. In other files, such as the metrics of an evaluation, they may be numbers."""
 _OTHERS = re.compile(rb'"categories"\s*:\s*\{\s*"label"|"segments_info"')
 """Datumaro's annotations, and COCO's panoptic ones."""
 
