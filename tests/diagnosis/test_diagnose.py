@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_records import RECORD, write_run
+from run_records import RECORD, make_run, write_run
 
 from querybox.diagnosis import diagnose
+from querybox.diagnosis.diagnose import examine
 from querybox.diagnosis.record import add_to_record, read_record
 from querybox.errors import ConfigError, DataError
 
@@ -124,3 +125,10 @@ def test_the_record_is_plain_json(folder: Path) -> None:
     values = json.loads((folder / "record.json").read_text())
     assert values["training"]["objects"] == {"cat": 600, "dog": 400}
     assert values["evaluation"]["classes"][0]["name"] == "cat"
+
+
+def test_epochs_are_planned_where_time_is_not() -> None:
+    short = {"epoch": [1.0], "step": [30.0], "AP": [0.0], "AP50": [0.0], "loss": [30.0], "loss_iou": [1.5]}
+    for limit, planned in ((None, 9), (60.0, None)):
+        found = {finding.name: finding for finding in examine(make_run(history=short, max_time=limit))}
+        assert found["too_few_steps"].evidence.get("planned epochs") == planned

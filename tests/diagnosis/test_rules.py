@@ -145,12 +145,6 @@ def test_relatives_take_fewer_steps() -> None:
     assert "too_few_steps" not in names(make_run("dino_small", history=flat))
 
 
-def test_epochs_were_planned_where_time_was_not() -> None:
-    for limit, planned in ((None, 9), (60.0, None)):
-        finding = only(examine(make_run(history=SHORT, max_time=limit)), "too_few_steps")
-        assert finding.evidence.get("planned epochs") == planned
-
-
 def test_training_images_that_fit_do_not_ask_for_more_steps() -> None:
     assert "too_few_steps" not in names(make_run(history={**SHORT, "loss_iou": [0.3, 0.3, 0.3]}))
 
