@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 from statistics import median_low
+
+import numpy as np
+from jaxtyping import Int64
 
 from querybox.inference.video import Progress, open_video, read_packets
 
@@ -37,8 +39,8 @@ class FrameTimes:
         self.rate = self._stated
         self.even = is_even(ticks, tick, self._stated)
         if not self.even:
-            steps = [after - before for before, after in pairwise(ticks) if after > before]
-            self.rate = 1 / (median_low(steps) * tick)
+            steps = np.diff(ticks)
+            self.rate = 1 / (median_low(steps[steps > 0].tolist()) * tick)
         self._start: float | None = None
         self._last: float | None = None
 
@@ -62,37 +64,36 @@ class FrameTimes:
         return seconds
 
 
-def packet_times(path: Path) -> tuple[list[int], Fraction, Fraction]:
+def packet_times(path: Path) -> tuple[Int64[np.ndarray, " N"], Fraction, Fraction]:
     """Return the presentation times of all frames in order, their unit in seconds, and the stated frames a second.
 
     There are no times if the file lacks some, or if they go back in the order of decoding, as in joined recordings. The
     rate is 25 if the header does not say.
     """
+    times, decoded, count = array("q"), array("q"), 0  # 8 bytes each: there are millions in a day
     with open_video(path) as (container, stream):
         rate = stream.average_rate or Fraction(25)
-        packets = [
-            (packet.pts, packet.dts)
-            for packet in read_packets(container, Progress())
-            if packet.stream_index == stream.index and packet.size
-        ]
+        for packet in read_packets(container, Progress()):
+            if packet.stream_index != stream.index or not packet.size:
+                continue
+            count += 1
+            if packet.pts is not None:
+                times.append(packet.pts)
+            if packet.dts is not None:
+                decoded.append(packet.dts)
         tick = stream.time_base or Fraction(0)
-    shown = [pts for pts, _ in packets if pts is not None]
-    decoded = [dts for _, dts in packets if dts is not None]
-    if any(after < before for before, after in pairwise(decoded)):
-        return [], tick, rate
-    if len(shown) < len(packets):
-        shown = decoded
-    return (sorted(shown) if len(shown) == len(packets) else []), tick, rate
+    if len(times) < count:
+        times = decoded
+    if len(times) < count or (np.diff(decoded) < 0).any():
+        times = array("q")
+    return np.sort(times).astype(np.int64), tick, rate
 
 
-def is_even(ticks: Sequence[int], tick: Fraction, rate: Fraction) -> bool:
+def is_even(ticks: Int64[np.ndarray, " N"], tick: Fraction, rate: Fraction) -> bool:
     """Return whether times, in units of `tick`, are those of `rate` frames a second, or there are none."""
-    if not ticks or ticks[0] == ticks[-1]:
+    if not len(ticks) or ticks[0] == ticks[-1]:
         return True
     step, unit = float(1 / rate), float(tick)
-    for number, time in enumerate(ticks):
-        even = number * step
-        tolerance = min(ROUNDING + unit + DRIFT * even, step / 2)
-        if abs((time - ticks[0]) * unit - even) > tolerance:
-            return False
-    return True
+    even = np.arange(len(ticks)) * step
+    tolerance = np.minimum(ROUNDING + unit + DRIFT * even, step / 2)
+    return bool((np.abs((ticks - ticks[0]) * unit - even) <= tolerance).all())
