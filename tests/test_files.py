@@ -6,7 +6,8 @@ import errno
 import os
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,6 +21,7 @@ from querybox.files import (
     atomic,
     cache_folder,
     contents,
+    growing,
     is_regular,
     require_own,
     require_regular,
@@ -48,21 +50,44 @@ def test_a_system_that_cannot_open_folders_can_save(tmp_path: Path, monkeypatch:
     assert not leftovers(tmp_path)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
-def test_a_library_that_does_not_tell_a_full_disk(tmp_path: Path) -> None:
-    """PyTorch raises a RuntimeError about a position, also where there is no space."""
+@contextmanager
+def small_files() -> Iterator[None]:
+    """Context manager in which files cannot be larger than 50 kB."""
     import resource
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
-        with (
-            pytest.raises(DiskFullError, match=r"a\.pth: cannot be written .* MB are free"),
-            atomic(tmp_path / "a.pth") as temporary,
-        ):
-            torch.save(torch.zeros(100_000), temporary)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
+def test_what_was_written_before_the_disk_was_full_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("of an older source")
+    message = r"a\.csv: cannot be written \(File too large\): .* free; what was written before is kept\."
+
+    def write() -> None:
+        with growing(tmp_path / "a.csv") as path, path.open("x", buffering=1) as file:
+            file.writelines(f"row {number}\n" for number in range(10_000))
+
+    with small_files(), pytest.raises(DiskFullError, match=message):
+        write()
+    content = (tmp_path / "a.csv").read_text()
+    assert content.startswith("row 0\nrow 1\n")
+    assert len(content) == 50_000
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
+def test_a_library_that_does_not_tell_a_full_disk(tmp_path: Path) -> None:
+    """PyTorch raises a RuntimeError about a position, also where there is no space."""
+    with (
+        small_files(),
+        pytest.raises(DiskFullError, match=r"a\.pth: cannot be written .* MB are free"),
+        atomic(tmp_path / "a.pth") as temporary,
+    ):
+        torch.save(torch.zeros(100_000), temporary)
     with pytest.raises(RuntimeError, match="a bug"), atomic(tmp_path / "a.pth"):
         raise RuntimeError("a bug")
     assert not list(tmp_path.iterdir())

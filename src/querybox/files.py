@@ -184,12 +184,30 @@ def atomic(path: Path, *, size: int | None = None, durable: bool = True) -> Iter
 
 
 @contextmanager
-def telling_full_disk(path: Path, size: int | None = None) -> Iterator[None]:
+def growing(path: Path) -> Iterator[Path]:
+    """Context manager that yields `path`, where a new file is written that can be read meanwhile; it stays in any case.
+
+    An older file is removed first.
+
+    Raises:
+        DiskFullError: There is no space for more.
+    """
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)  # the name alone, if it is a link to another file
+    with telling_full_disk(path, kept="what was written before is kept"):
+        yield path
+
+
+@contextmanager
+def telling_full_disk(
+    path: Path, size: int | None = None, kept: str = "an existing file of this name is unchanged"
+) -> Iterator[None]:
     """Context manager in which a file is written, maybe by a library that raises its own errors if the disk is full.
 
     Args:
         path: The file.
         size: Its size in bytes if known, for the message.
+        kept: What is left, for the message.
 
     Raises:
         DiskFullError: There is no space for it.
@@ -206,8 +224,8 @@ def telling_full_disk(path: Path, size: int | None = None) -> Iterator[None]:
         free = f"{shutil.disk_usage(folder).free / 1e6:.1f} MB are free"
         needed = "" if size is None else f"{size / 1e6:.1f} MB are needed, "
         raise DiskFullError(
-            f"{path}: cannot be written ({os.strerror(number)}): {needed}{free}; an existing file of this name is "
-            "unchanged. Free some space and try again; a training run continues with --resume"
+            f"{path}: cannot be written ({os.strerror(number)}): {needed}{free}; {kept}. Free some "
+            "space and try again; a training run continues with --resume"
         ) from error
 
 

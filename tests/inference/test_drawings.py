@@ -20,6 +20,7 @@ from querybox.inference.detections import Detections
 from querybox.inference.drawings import draw_files, draw_video, drawing_paths
 from querybox.inference.file_names import file_names
 from querybox.inference.sources import read_frames
+from querybox.inference.video_file import video_file
 from querybox.structures import Category
 
 
@@ -125,6 +126,50 @@ def test_draws_every_frame_of_a_video(tmp_path: Path) -> None:
     assert (np.abs(np.asarray(Image.open(paths[1])).astype(int) - 90) > 50).any()
     with av.open(paths[0]) as container:
         assert container.streams.video[0].average_rate == 5
+
+
+@pytest.mark.parametrize(("rotation", "expected"), [(0, Fraction(4, 3)), (90, Fraction(3, 4))])
+def test_the_pixels_of_a_video_keep_their_shape(tmp_path: Path, rotation: int, expected: Fraction) -> None:
+    """As those of AVCHD, which are wider than high."""
+    import av
+
+    source, path = tmp_path / "clip.mp4", tmp_path / "drawn.mp4"
+    with av.open(source, "w") as container:
+        stream: Any = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        stream.set_display_rotation(rotation)
+        container.mux(stream.encode(av.VideoFrame(48, 32, "yuv420p")))
+        container.mux(stream.encode())
+    size = (48, 32) if rotation else (32, 48)
+    draw_files([source], [path], iter([found(f"{source}#0", size=size)]))
+    with av.open(path) as drawn:
+        (video,) = drawn.streams.video
+        assert (video.height, video.width) == size
+        assert video.sample_aspect_ratio == expected
+
+
+def test_a_live_video_can_be_played_while_it_is_written(tmp_path: Path) -> None:
+    """And so after its process was killed: the encoder holds the last frames, and the others are there."""
+    import av
+
+    def times() -> list[float | None]:
+        with av.open(path) as container:
+            return [frame.time for frame in container.decode(video=0)]
+
+    path = tmp_path / "live.mp4"
+    expected = [number / 10 for number in range(100)]
+    with video_file(path, Fraction(30), live=True) as file:
+        for time in expected:
+            file.add(Image.new("RGB", (32, 16)), 1e9 + time)
+        written = times()
+        assert len(written) > 20
+        assert written[:20] == pytest.approx(expected[:20], abs=1e-3)
+    assert times() == pytest.approx(expected, abs=1e-3)
+    assert list(tmp_path.iterdir()) == [path]
+    assert (
+        b"moof" not in path.read_bytes().partition(b"mdat")[0]
+    )  # an ordinary file, in which players can seek
 
 
 def drawn_times(source: Path) -> tuple[Fraction | None, list[float | None]]:

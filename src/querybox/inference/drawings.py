@@ -19,7 +19,8 @@ from querybox.inference.detections import Detections
 from querybox.inference.draw import draw
 from querybox.inference.frame_times import FrameTimes
 from querybox.inference.live import LiveStream
-from querybox.inference.sources import Frame, is_video, read_video
+from querybox.inference.sources import is_video
+from querybox.inference.video import DecodedFrame, decode_video
 from querybox.inference.video_file import VideoFile, video_file
 from querybox.inference.writers import AddDetections
 
@@ -102,14 +103,14 @@ def draw_video(source: Path, path: Path, results: Iterator[Detections]) -> None:
     with video_file(path, times.rate) as file:
         # Frames first, so that no result of the next file is taken at the end of the video.
         for frame, detections in zip(readable_frames(source), results, strict=False):
-            file.add(draw(frame.pixels.permute(1, 2, 0).numpy(), detections), times.next(frame.seconds))
+            file.add(draw(frame.pixels, detections), times.next(frame.seconds), frame.pixel_ratio)
 
 
 @contextmanager
 def live_video(path: Path, stream: LiveStream) -> Iterator[AddDetections]:
     """Draw the detections on each processed frame of a live source, which is shown until the next one.
 
-    The file appears on exit, if there was a frame. An older one is removed first.
+    The file appears with the first frame, see `video_file`. An older one is removed first.
     """
     path.unlink(missing_ok=True)
     with ExitStack() as stack:
@@ -119,13 +120,14 @@ def live_video(path: Path, stream: LiveStream) -> Iterator[AddDetections]:
             nonlocal file
             assert stream.frame is not None
             if file is None:
-                file = stack.enter_context(video_file(path, LIVE_RATE))
-            file.add(draw(stream.frame.pixels, detections), stream.frame.time)
+                file = stack.enter_context(video_file(path, LIVE_RATE, live=True))
+            frame = stream.frame
+            file.add(draw(frame.pixels, detections), frame.time, frame.pixel_ratio)
 
         yield add
 
 
-def readable_frames(video: Path) -> Iterator[Frame]:
-    """Read the frames of a video up to the first that cannot be decoded, as prediction does."""
+def readable_frames(video: Path) -> Iterator[DecodedFrame]:
+    """Read the frames of a video as far as they can be decoded, as prediction does."""
     with suppress(ImageError):
-        yield from read_video(video)
+        yield from decode_video(video)

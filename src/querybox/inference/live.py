@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from types import TracebackType
 from typing import Self
 
@@ -33,6 +34,8 @@ class LiveFrame:
     """When it was received, in seconds since 1970-01-01 00:00 UTC."""
     pixels: UInt8[np.ndarray, "h w 3"]
     """RGB."""
+    pixel_ratio: Fraction
+    """Width of a pixel divided by its height."""
 
 
 class LiveStream:
@@ -155,7 +158,10 @@ class LiveStream:
 
     def _as_frame(self, received: Received) -> LiveFrame:
         return LiveFrame(
-            number=received.number, time=self._epoch + received.seconds, pixels=upright(received.frame)
+            number=received.number,
+            time=self._epoch + received.seconds,
+            pixels=upright(received.frame),
+            pixel_ratio=received.pixel_ratio,
         )
 
     def _opened(self) -> Reader:

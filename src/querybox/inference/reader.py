@@ -6,10 +6,12 @@ import logging
 import threading
 import time
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from querybox.data.image import MAX_PIXELS
 from querybox.inference.address import Address
+from querybox.inference.video import pixel_ratio
 from querybox.text import counted
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ class Received:
     seconds: float
     """When it was decoded, by `time.monotonic`."""
     frame: VideoFrame
+    pixel_ratio: Fraction
+    """See `DecodedFrame.pixel_ratio`."""
 
 
 class Reader(threading.Thread):
@@ -104,7 +108,6 @@ class Reader(threading.Thread):
         """Open the source and read it; return why it ended."""
         import av
 
-        self.connections += 1
         last = time.monotonic()
         try:
             with av.open(
@@ -113,6 +116,7 @@ class Reader(threading.Thread):
                 options=dict(self.address.options),
                 timeout=(TIMEOUT, TIMEOUT),
             ) as container:
+                self.connections += 1
                 if not container.streams.video:
                     return "it has no video"
                 video = container.streams.video[0]
@@ -126,7 +130,7 @@ class Reader(threading.Thread):
                         self.damaged += 1
                         frames = []
                     for frame in frames:
-                        last = self._keep(frame) or last
+                        last = self._keep(frame, pixel_ratio(video, frame)) or last
                     if time.monotonic() - last > TIMEOUT:
                         return f"no frame could be decoded for {TIMEOUT:g} s"
             return "the stream ended"  # noqa: TRY300 - after the source is closed
@@ -136,14 +140,14 @@ class Reader(threading.Thread):
                 return f"no data for {TIMEOUT:g} s"
             return str(error.strerror)
 
-    def _keep(self, frame: VideoFrame) -> float | None:
+    def _keep(self, frame: VideoFrame, ratio: Fraction) -> float | None:
         """Keep a frame as the newest one, and return when, by `time.monotonic`; None if it is damaged."""
         if frame.is_corrupt:
             self.damaged += 1
             return None
         seconds = time.monotonic()
         with self._changed:
-            self._newest = Received(number=self.received, seconds=seconds, frame=frame)
+            self._newest = Received(number=self.received, seconds=seconds, frame=frame, pixel_ratio=ratio)
             self.received += 1
             self._changed.notify_all()
         return seconds

@@ -331,7 +331,7 @@ def read_file(path: Path, pixel_range: PixelRange | None, tiling: Tiling | None)
 
 def read_video(path: Path) -> Iterator[Frame]:
     """Read every frame of a video; see `decode_video`."""
-    for number, (pixels, seconds) in enumerate(decode_video(path)):
+    for number, (pixels, seconds, _) in enumerate(decode_video(path)):
         yield Frame(source=f"{path}#{number}", pixels=as_pixels(pixels), seconds=seconds)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -98,6 +99,8 @@ class DecodedFrame(NamedTuple):
     """RGB, upright."""
     seconds: float | None
     """Presentation time in seconds by the file, which may begin anywhere; None if it has none."""
+    pixel_ratio: Fraction
+    """Width of a pixel divided by its height, as it is to be shown."""
 
 
 def decode_video(path: Path) -> Iterator[DecodedFrame]:
@@ -124,7 +127,7 @@ def decode_video(path: Path) -> Iterator[DecodedFrame]:
             for frame in frames:
                 progress.frames += 1
                 progress.damaged += frame.is_corrupt
-                yield DecodedFrame(upright(frame), frame.time)
+                yield DecodedFrame(upright(frame), frame.time, pixel_ratio(stream, frame))
         if problems := progress.problems(container, stream):
             raise ImageError(
                 f"{path}: the video is cut off or damaged: {', '.join(problems)}; only the "
@@ -139,6 +142,12 @@ def upright(frame: VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
     if is_mirrored(frame):
         pixels, turns = pixels[:, ::-1], turns + 2  # the rotation is that of the left edge
     return np.rot90(pixels, turns)
+
+
+def pixel_ratio(stream: VideoStream, frame: VideoFrame) -> Fraction:
+    """Return the width of a pixel of an upright frame divided by its height; 1 if the video does not say."""
+    ratio = stream.sample_aspect_ratio or Fraction(1)
+    return 1 / ratio if round(frame.rotation / 90) % 2 else ratio
 
 
 def is_mirrored(frame: VideoFrame) -> bool:

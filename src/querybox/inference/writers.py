@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias
@@ -15,7 +15,7 @@ from PIL import Image
 
 from querybox.data.class_names import CLASSES, names_text
 from querybox.data.write import coco_category
-from querybox.files import atomic, write_text
+from querybox.files import atomic, growing, write_text
 from querybox.inference.detections import Detections
 from querybox.inference.draw import PALETTE
 from querybox.inference.file_names import name_of
@@ -105,11 +105,8 @@ def coco_image(detections: Detections, image_id: int) -> dict[str, Any]:
 @contextmanager
 def text_file(path: Path, *, live: bool) -> Iterator[TextIO]:
     """Open a new text file, which appears on exit; that of a live source appears at once and grows line by line."""
-    if live:
-        path.parent.mkdir(exist_ok=True)
-        path.unlink(missing_ok=True)  # the name alone, if it is a link to another file
     with (
-        nullcontext(path) if live else atomic(path) as target,
+        growing(path) if live else atomic(path) as target,
         target.open(
             "x" if live else "w",
             buffering=1 if live else -1,
