@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import multiprocessing
 import pickle
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -385,8 +385,12 @@ def test_more_workers_than_cpus_are_kept_and_mentioned_once(
 def test_a_fork_server_imports_what_each_of_its_workers_needs(
     sample: DetectionData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    preloaded: list[list[str]] = []
-    monkeypatch.setattr(multiprocessing, "set_forkserver_preload", preloaded.append)
-    train_loader(sample, DataSettings(workers=2), batch_size=2, seed=0)
-    examine_images(())
-    assert preloaded == [["__main__", "querybox.data.loader"]] * 2  # the main module is Python's own choice
+    server = forkserver._forkserver  # type: ignore[attr-defined, unused-ignore]
+    for use in (
+        lambda: train_loader(sample, DataSettings(workers=2), batch_size=2, seed=0),
+        lambda: examine_images(()),
+    ):
+        monkeypatch.setattr(server, "_preload_modules", ["__main__", "json"])  # of a script
+        for _ in range(2):
+            use()
+            assert vars(server)["_preload_modules"] == ["__main__", "json", "querybox.data.loader"]

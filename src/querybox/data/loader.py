@@ -209,11 +209,16 @@ def check_loading(settings: DataSettings, batch_size: int, rank: int, world_size
 def preload_for_workers() -> None:
     """Have the fork server import PyTorch and this package once, from which Python forks workers from 3.14 on.
 
-    Each worker would import them by itself, for seconds and for hundreds of megabytes. This is without effect where
-    processes start in another way, and if the server already runs.
+    Each worker would import them by itself, for seconds and for hundreds of megabytes. What a script has set is
+    imported as well. This is without effect where processes start in another way, and if the server already runs.
     """
-    if "forkserver" in multiprocessing.get_all_start_methods():  # not on Windows
-        multiprocessing.set_forkserver_preload(["__main__", __name__])
+    if "forkserver" not in multiprocessing.get_all_start_methods():  # as on Windows
+        return
+    from multiprocessing import forkserver
+
+    modules: list[str] = getattr(forkserver._forkserver, "_preload_modules", ["__main__"])
+    if __name__ not in modules:
+        multiprocessing.set_forkserver_preload([*modules, __name__])
 
 
 def start_worker(worker: int) -> None:  # noqa: ARG001 - passed by the DataLoader
