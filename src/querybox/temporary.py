@@ -62,9 +62,14 @@ def temporary_name(process: int) -> str:
     return f".querybox-{process}-{machine_id()}{secrets.token_hex(4)}.tmp"
 
 
-def leftovers(folder: Path) -> list[Path]:
-    """Return the temporary folders in a folder that killed processes left."""
-    named = ((path, TEMPORARY.fullmatch(path.name)) for path in folder.iterdir())
+def leftovers(folder: Path, name: re.Pattern[str] = TEMPORARY) -> list[Path]:
+    """Return the temporary folders in a folder that killed processes left.
+
+    Args:
+        folder: The folder.
+        name: What their names match, with the ids of the process and of its machine as groups.
+    """
+    named = ((path, name.fullmatch(path.name)) for path in folder.iterdir())
     return sorted(
         path
         for path, found in named
@@ -75,9 +80,9 @@ def leftovers(folder: Path) -> list[Path]:
     )
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path, name: re.Pattern[str] = TEMPORARY) -> None:
     """Remove what `leftovers` returns; other processes may do so at the same time."""
-    for path in leftovers(folder):
+    for path in leftovers(folder, name):
         shutil.rmtree(path, ignore_errors=True)
 
 

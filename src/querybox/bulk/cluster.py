@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 from querybox.errors import ConfigError, requires_extra
 from querybox.interrupt import exiting_on_signals
 from querybox.memory import first_line
+from querybox.temporary import machine_id, remove_leftovers
 
 LOCAL = "local"
 """What to pass instead of the address of a cluster to start Ray on this machine, and stop it at the end."""
@@ -26,6 +28,8 @@ LOCAL_CURE = (
     "environment, or predict without --ray"
 )
 REMOTE_CURE = f"expected HOST:PORT of a cluster, 'auto' on one of its machines, or '{LOCAL}'"
+FOLDER = re.compile(r"qb-ray-(\d+)-([0-9a-f]{8}).{8}")
+"""Name of the folder of a local Ray, as `querybox.temporary.TEMPORARY`, but shorter: it contains sockets."""
 STDERR = 2
 """File descriptor of standard error."""
 OBJECT_STORE = 128 << 20
@@ -112,13 +116,18 @@ def no_stderr() -> Iterator[None]:
 def local_ray(processes: int | None) -> Iterator[None]:
     """Context manager that starts Ray without dashboard, with its files in a folder that only this user can read.
 
+    Such folders of processes that were killed are removed.
+
     Raises:
         ConfigError: It can be reached from other machines, because it was imported with other settings.
     """
     import ray
 
-    place = "/tmp" if Path("/tmp").is_dir() else None  # noqa: S108 - the names of sockets in it have to be short
-    folder = tempfile.mkdtemp(prefix="qb-ray-", dir=place)
+    place = Path("/tmp")  # noqa: S108 - the names of sockets in it have to be short
+    if not place.is_dir():
+        place = Path(tempfile.gettempdir())
+    remove_leftovers(place, FOLDER)
+    folder = tempfile.mkdtemp(prefix=f"qb-ray-{os.getpid()}-{machine_id()}", dir=place)
     try:
         connect(
             LOCAL,
