@@ -99,6 +99,19 @@ def test_errors_have_the_headers_of_every_answer(client: Client) -> None:
         assert {name: answer.headers[name.lower()] for name in HEADERS} == HEADERS
 
 
+@pytest.mark.parametrize("path", ["/", "/health", "/ready", "/openapi.json"])
+def test_head_is_answered_as_get_without_the_body(client: Client, path: str) -> None:
+    answer, whole = client.request(path, method="HEAD"), client.request(path)
+    assert (answer.status, answer.body) == (200, b"")
+    assert {**answer.headers, "date": ""} == {**whole.headers, "date": ""}
+    assert client.request("/predict", method="HEAD").headers["allow"] == "POST"
+
+
+def test_there_are_no_redirects(client: Client) -> None:
+    """Behind a proxy with TLS they would lead to http, or to the host that the client names."""
+    assert client.request("/health/").status == 404
+
+
 def test_other_machines_need_a_token() -> None:
     with pytest.raises(ConfigError, match=r"--host 0\.0\.0\.0 can be reached by other machines"):
         bind("0.0.0.0", 0, anonymous=False)

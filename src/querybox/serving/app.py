@@ -10,7 +10,7 @@ from fastapi.responses import HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from querybox import __version__
 from querybox.serving.access import Access, Guarded
@@ -78,7 +78,18 @@ class State(BaseModel):
 
 def create_app(service: Service, metrics: Metrics, access: Access) -> ASGIApp:
     """Return the application: the routes behind access control, measurements and security headers."""
-    return WithHeaders(Measured(Guarded(create_api(service, metrics, access), access), metrics))
+    return WithHead(WithHeaders(Measured(Guarded(create_api(service, metrics, access), access), metrics)))
+
+
+class WithHead:
+    """ASGI middleware that answers HEAD, of which monitors make use, as GET; uvicorn leaves out the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        await self.app({**scope, "method": "GET"} if scope.get("method") == "HEAD" else scope, receive, send)
 
 
 def create_api(service: Service, metrics: Metrics, access: Access) -> FastAPI:
@@ -89,6 +100,7 @@ def create_api(service: Service, metrics: Metrics, access: Access) -> FastAPI:
         version=__version__,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # behind a proxy with TLS they would lead to http
         telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
     )
     add_handlers(app)
