@@ -73,6 +73,13 @@ def test_weights_of_another_export_are_told(exported: object, tmp_path: Path) ->
         load_exported(tmp_path / xml.name)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="mapped files are listed by Linux")
+def test_the_file_of_a_model_in_use_may_be_overwritten(file: Path, engine: ExportedModel) -> None:
+    """The process would get SIGBUS where a file that is mapped into memory has been cut."""
+    assert engine.card
+    assert str(file.with_suffix("")) not in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+
 def test_a_model_that_is_not_ours_is_told(tmp_path: Path) -> None:
     program = torch.export.export(torch.nn.ReLU(), (torch.zeros(2),))
     torch.export.save(program, tmp_path / "relu.pt2")

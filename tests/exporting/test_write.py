@@ -221,7 +221,7 @@ def test_a_file_is_moved_once_it_is_no_longer_mapped(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Windows refuses to move a file that is mapped into memory, as OpenVINO's weights are while the model is used."""
+    """Windows refuses to move a file that is mapped into memory, as weights that OpenVINO reads by itself are."""
     from openvino import Core
 
     model = Core().read_model(exported("openvino").files[0])

@@ -119,8 +119,10 @@ def load(path: Path) -> ExportedModel:
         import openvino
     weights = path.with_suffix(".bin")
     require_regular(weights, CheckpointError)
+    core = openvino.Core()
+    core.set_property({"ENABLE_MMAP": False})  # a file that is overwritten would end this process (SIGBUS)
     try:
-        model = openvino.Core().read_model(path)
+        model = core.read_model(path)
     except RuntimeError as error:
         reason = str(error).strip().rpartition("\n")[2]
         raise CheckpointError(
