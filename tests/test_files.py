@@ -51,12 +51,12 @@ def test_a_system_that_cannot_open_folders_can_save(tmp_path: Path, monkeypatch:
 
 
 @contextmanager
-def small_files() -> Iterator[None]:
-    """Context manager in which files cannot be larger than 50 kB."""
+def small_files(limit: int = 50_000) -> Iterator[None]:
+    """Context manager in which files cannot be larger than `limit` bytes."""
     import resource
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
     try:
         yield
     finally:
@@ -91,6 +91,21 @@ def test_a_library_that_does_not_tell_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="a bug"), atomic(tmp_path / "a.pth"):
         raise RuntimeError("a bug")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
+def test_a_library_that_removes_what_it_could_not_complete(tmp_path: Path) -> None:
+    """So does OpenVINO, after which there is space again, though not enough."""
+
+    def fail(size: int) -> None:
+        with atomic(tmp_path / "a.xml", size=size):
+            raise RuntimeError("iostream error")
+
+    with small_files(3_000_000):
+        with pytest.raises(DiskFullError, match=r"a\.xml: cannot be written .* 4\.0 MB are needed"):
+            fail(4_000_000)
+        with pytest.raises(RuntimeError, match="iostream error"):
+            fail(1_000_000)
 
 
 def test_a_folder_for_which_there_is_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

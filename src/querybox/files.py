@@ -206,7 +206,7 @@ def telling_full_disk(
 
     Args:
         path: The file.
-        size: Its size in bytes if known, for the message.
+        size: Its size in bytes if known, for the message, and to find out about a library that removes what it wrote.
         kept: What is left, for the message.
 
     Raises:
@@ -218,7 +218,7 @@ def telling_full_disk(
         raise
     except Exception as error:
         folder = next(each for each in path.absolute().parents if each.is_dir())
-        number = error.errno if isinstance(error, OSError) else problem_of_writing(folder)
+        number = error.errno if isinstance(error, OSError) else problem_of_writing(folder, size or 0)
         if number not in NO_SPACE:
             raise
         free = f"{shutil.disk_usage(folder).free / 1e6:.1f} MB are free"
@@ -229,11 +229,12 @@ def telling_full_disk(
         ) from error
 
 
-def problem_of_writing(folder: Path) -> int | None:
-    """Return the error number with which writing some bytes to a folder fails; None if it does not."""
+def problem_of_writing(folder: Path, size: int) -> int | None:
+    """Return the error number with which writing `size` bytes and some more to a folder fails; None if it does not."""
     try:
         with TemporaryFile(dir=folder) as file:
-            file.write(bytes(1 << 20))
+            for _ in range(0, size + (1 << 20), 1 << 20):
+                file.write(bytes(1 << 20))
     except OSError as error:
         return error.errno
     return None

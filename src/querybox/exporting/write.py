@@ -34,6 +34,8 @@ SMALLEST = 64
 """Smallest side of a fixed size in pixels."""
 ONLY: dict[ExportedPrecision, Format] = {"bf16": "openvino", "fp16": "onnx", "int8": "openvino"}
 """The only format of a precision. All formats have float32."""
+BYTES: dict[ExportedPrecision, int] = {"float32": 4, "bf16": 2, "fp16": 2, "int8": 1}
+"""Size of a weight in each precision."""
 FIXED: frozenset[Format] = frozenset({"executorch"})
 """Formats whose files take images of one size only."""
 
@@ -100,7 +102,8 @@ def export(
     program = trace(detector, size, padded=card.padded)
     if size is None:
         card = dataclasses.replace(card, min_side=min_side(program))
-    with temporary_folder(path) as folder, telling_full_disk(path):
+    weights = BYTES[precision] * sum(weight.numel() for weight in detector.parameters())
+    with temporary_folder(path) as folder, telling_full_disk(path, weights):
         draft = folder / path.name
         if to == "openvino" and calibration is not None:
             verification, evaluations = write_int8(program, draft, card, detector, calibration, callback)
