@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,24 @@ def test_a_wrong_command_line_is_told_in_one_line(run: Any, words: list[str], pa
     assert err.count("\n") == 1
     for part in parts:
         assert part in err
+
+
+def test_a_second_interrupt_ends_the_process_without_stack_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launchers repeat Ctrl-C, which would interrupt what Python does at the end of the process."""
+
+    def interrupt(_: Path) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("querybox.cli.info.is_model", interrupt)
+    monkeypatch.setattr(sys, "argv", ["querybox", "info", "photos"])
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert entry(["info", "photos"]) == 130
+        assert signal.getsignal(signal.SIGINT) is before
+        assert entry() == 130
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -144,6 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 [word for word in words if word != "--debug"], exit_on_error=False, print_error=False
             )
     except KeyboardInterrupt:
+        if arguments is None:  # a second one, while Python ends this process, would print stack traces
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         return fail("interrupted", debug, code=130)
     except SystemExit as error:
         if isinstance(error.__context__, BrokenPipeError):  # raised by rich
