@@ -11,6 +11,7 @@ import yaml
 
 from querybox.data import DataSettings
 from querybox.diagnosis.facts import ClassFacts, EvaluationFacts, PartFacts, SplitFacts
+from querybox.diagnosis.offset import Offset
 from querybox.diagnosis.record import Record, add_to_record
 from querybox.diagnosis.run import Plan, Run
 from querybox.models import find
@@ -64,6 +65,14 @@ HISTORY = {
 FAILED = {"AP50": [0.001] * 9}
 """Columns of a run that found nothing, though its boxes fitted the training images."""
 
+SHORT = {name: values[:3] for name, values in HISTORY.items()} | {
+    "step": [4.0, 8.0, 12.0],
+    "loss_iou": [4.0, 3.9, 3.8],
+    "AP": [0.0] * 3,
+    "AP50": [0.0] * 3,
+}
+"""Twelve steps, in which nothing could be learnt."""
+
 
 def parts(**changes: Any) -> dict[str, Any]:
     assert RECORD.parts is not None
@@ -79,6 +88,25 @@ def split(**changes: Any) -> Any:
 
 def classes(**changes: Any) -> Any:
     return {"classes": tuple(dataclasses.replace(each, **changes) for each in (CAT, DOG))}
+
+
+UNLOCATED = {
+    "best_iou": 0.3,
+    "other_iou": 0.2,
+    **classes(located=2, right=2, taken=0, tiny=0, tiny_located=0),
+}
+"""Objects of an evaluation of which few are located."""
+RESIZED: dict[str, Any] = {**UNLOCATED, "validation": split(median_size=50.0), "history": FAILED}
+"""A run whose validation data have smaller objects, of which few are located."""
+OFFSET = Offset(unit="pixel", shift=(20.0, 15.0), ratio=(1.0, 1.0), consistent=0.99, AP=0.6)
+SHIFTED: dict[str, Any] = {**UNLOCATED, "AP": 0.1, "offset": OFFSET}
+"""A run whose training boxes are shifted."""
+MISSING: dict[str, Any] = {
+    "validation": split(objects={"cat": 300, "dog": 80}),
+    "background": 3.0,
+    "covered": 0.8,
+}
+"""A run in whose validation data most objects are missing."""
 
 
 def make_run(

@@ -13,6 +13,7 @@ from torch import nn
 from querybox.data import DataSettings, DetectionData, ImageRecord
 from querybox.data.findings import DataFinding
 from querybox.diagnosis.facts import EvaluationFacts, SplitFacts, describe_parts
+from querybox.diagnosis.offset import centers_and_sizes
 from querybox.evaluation.evaluate import coco_metrics
 from querybox.inference.detections import Detections
 from querybox.structures import Category
@@ -149,3 +150,64 @@ def test_parts_and_how_large_their_weights_are() -> None:
     assert set(parts) == {"neck", "decoder"}
     assert (parts["neck"].parameters, parts["neck"].trained, parts["neck"].weight_size) == (10, 10, 0.5)
     assert (parts["decoder"].trained, parts["decoder"].weight_size) == (0, None)
+
+
+def crowded(shift: tuple[float, float], scale: float, *, absent: int = 0) -> tuple[DetectionData, Detections]:
+    """Nine objects in each of three images, and detections that are shifted in pixels and scaled around (0, 0)."""
+    corners = np.array([[x, y, x + 20, y + 15] for x in (5.0, 60, 120) for y in (3.0, 30, 60)])
+    corners += np.arange(36).reshape(9, 4) % [7, 5, 3, 4]  # of different sizes
+    images = [record(number, corners[absent:].tolist(), [0] * (9 - absent)) for number in (1, 2, 3)]
+    detections = found(((corners + np.tile(shift, 2)) * scale).tolist(), [0.9] * 9, [0] * 9)
+    return dataset(*images), detections
+
+
+@pytest.mark.parametrize(
+    ("shift", "scale", "unit", "expected"),
+    [
+        ((7, -3), 1, "pixel", (7, -3)),
+        ((0, 0), 0.9, "position", (-0.1, -0.1)),
+        ((0, 0), 1.1, "position", (0.1, 0.1)),
+    ],
+)
+def test_an_offset_of_all_boxes(
+    shift: tuple[float, float], scale: float, unit: str, expected: tuple[float, float]
+) -> None:
+    data, detections = crowded(shift, scale)
+    evaluation = facts(data, detections, detections, detections)
+    assert evaluation.offset is not None
+    assert evaluation.offset.unit == unit
+    assert evaluation.offset.shift == pytest.approx(expected, abs=1e-5)
+    assert evaluation.offset.ratio == pytest.approx((scale, scale), abs=1e-5)
+    assert evaluation.offset.consistent == 1
+    assert evaluation.AP is not None
+    assert evaluation.AP < evaluation.offset.AP == 1
+
+
+def test_an_offset_in_sizes_of_the_objects() -> None:
+    data, right = crowded((0, 0), 1)
+    center, size = centers_and_sizes(right.boxes_xyxy.double().numpy())
+    center += size * [0.5, 0]  # as where corners are given for centers
+    size *= 1.25
+    boxes = np.concatenate([center - size / 2, center + size / 2], 1)
+    shifted = dataclasses.replace(right, boxes_xyxy=torch.from_numpy(boxes).float())
+    offset = facts(data, shifted, shifted, shifted).offset
+    assert offset is not None
+    assert offset.unit == "size"
+    assert offset.shift == pytest.approx((0.5, 0), abs=1e-5)
+    assert offset.ratio == pytest.approx((1.25, 1.25), abs=1e-5)
+
+
+def test_boxes_that_are_right_few_or_differ_in_all_directions_have_no_offset() -> None:
+    data, right = crowded((0, 0), 1)
+    assert facts(data, right, right, right).offset is None
+    shifted = crowded((7, -3), 1)[1]
+    assert facts(data, right, shifted, crowded((-7, 3), 1)[1]).offset is None
+    few = dataset(*data.images[:2])
+    assert facts(few, shifted, shifted).offset is None
+
+
+def test_confident_detections_in_the_background_are_those_of_images_with_objects() -> None:
+    data, detections = crowded((0, 0), 1, absent=3)
+    evaluation = facts(dataset(*data.images, record(4, [], [])), *[detections] * 4)
+    assert (evaluation.background, evaluation.covered) == (3, 1)
+    assert facts(data, *[found([], [], [])] * 3).covered == 0

@@ -8,30 +8,32 @@ import re
 from typing import Any
 
 import pytest
-from run_records import CAT, DOG, FAILED, HISTORY, LOSSES, classes, make_run, parts, split
+from run_records import (
+    CAT,
+    DOG,
+    FAILED,
+    HISTORY,
+    LOSSES,
+    MISSING,
+    RESIZED,
+    SHIFTED,
+    SHORT,
+    classes,
+    make_run,
+    parts,
+    split,
+)
 
 from querybox.diagnosis.diagnose import examine
 from querybox.diagnosis.finding import Finding
 from querybox.diagnosis.run import Run
 from querybox.models import FOR_FEW_IMAGES
 
-SHORT = {name: values[:3] for name, values in HISTORY.items()} | {
-    "step": [4.0, 8.0, 12.0],
-    "loss_iou": [4.0, 3.9, 3.8],
-    "AP": [0.0] * 3,
-    "AP50": [0.0] * 3,
-}
-"""Twelve steps, in which nothing could be learnt."""
 UNFIT = {**FAILED, "loss_iou": [4.0] * 9}
 """A run that did not even learn the training images."""
 FLAT = {**UNFIT, "loss": [20.0] + [8.0] * 8}
 
 
-UNLOCATED = {
-    "best_iou": 0.3,
-    "other_iou": 0.2,
-    **classes(located=2, right=2, taken=0, tiny=0, tiny_located=0),
-}
 SWAPPED = (
     dataclasses.replace(CAT, right=3, taken=52),
     dataclasses.replace(DOG, right=2, taken=33),
@@ -54,7 +56,9 @@ BROKEN: dict[str, dict[str, Any]] = {
     "too_many_objects": {"model": {"queries": 10}, "validation": split(lost_objects=400)},
     "tiny_objects": {**classes(tiny=30, tiny_located=0), "validation": split(median_size=20.0)},
     "unseen_classes": {"training": split(objects={"cat": 1000, "dog": 0})},
-    "different_sizes": {**UNLOCATED, "validation": split(median_size=50.0), "history": FAILED},
+    "different_sizes": RESIZED,
+    "shifted_boxes": SHIFTED,
+    "missing_objects": MISSING,
     "no_object_collapse": {"top_score": 0.02, "history": {**FLAT, "loss_cls": [0.4] * 9}},
     "duplicates": {"repeated": 0.6, "AP50": 0.4, "AP50_once": 0.6},
     "blind_queries": {"sameness": 0.99, "history": FLAT},
@@ -176,17 +180,6 @@ def test_parts_of_a_module_that_are_frozen() -> None:
 
 def test_the_warm_up_of_a_run_that_is_too_short_is_not_at_fault() -> None:
     assert names(make_run(warmup_steps=10, history=SHORT)) == ["too_few_steps"]
-
-
-@pytest.mark.parametrize("size", [50.0, 150.0])
-def test_boxes_of_another_size_are_not_overfitting(size: float) -> None:
-    """As where the boxes of one part are in pixels of resized images."""
-    run = make_run(**{**BROKEN["different_sizes"], "validation": split(median_size=size)})
-    assert names(run)[:2] == ["different_sizes", "overfitting"]
-    assert names(make_run(**{**BROKEN["different_sizes"], "history": SHORT}))[0] == "too_few_steps"
-    assert "different_sizes" not in names(
-        make_run(**BROKEN["different_sizes"], training=split(median_size=70.0))
-    )
 
 
 def test_an_ap_that_is_past_its_best_is_overfitting() -> None:

@@ -20,6 +20,22 @@ MIXED_OBJECTS = 3
 """Minimum number of such objects."""
 SIZE_RATIO = 1.5
 """Ratio of the median object sizes of training and validation images; splits of the same data differ by 1.1."""
+SHIFTS = {"size": "sizes of the object", "pixel": "pixels", "position": "fraction of the position"}
+"""Units of shifts, by name."""
+REASONS = {
+    "size": "corners may be given for centers, or boxes drawn more tightly",
+    "pixel": "images may have been padded or cropped after they were annotated",
+    "position": "boxes may be in pixels of resized images",
+}
+"""Reasons why boxes are shifted, by the unit in which the shift is the same for all."""
+SPARSE = 0.6
+"""Objects per validation image, relative to training images, below which objects may be missing."""
+UNLABELLED = 0.75
+"""Confident detections without an object, per object; of missing objects and of errors there are few together."""
+COVERED = 0.6
+"""Fraction of the objects that a detector finds if its other confident detections are objects, too."""
+AS_MANY = 1.5
+"""Maximum number of confident detections per image, relative to the objects of training images."""
 
 
 def faulty_boxes(run: Run) -> Finding | None:
@@ -70,7 +86,7 @@ def different_sizes(run: Run) -> Finding | None:
         return None
     sizes = training.median_size, validation.median_size
     unlocated = 1 - facts.located
-    if max(sizes) < SIZE_RATIO * min(sizes) or unlocated < 0.5 or not run.poor:
+    if max(sizes) < SIZE_RATIO * min(sizes) or unlocated < 0.5 or not run.poor or facts.offset:
         return None
     short = too_few_steps(run)
     return Finding(
@@ -87,6 +103,59 @@ def different_sizes(run: Run) -> Finding | None:
         cure="Look at the worst images in the report, where predictions have the sizes of the training data: boxes may "
         "be in pixels of resized images, or drawn in another way. If they are right, train with images like those of "
         f"the validation data{'' if run.data.crop else ', or with data.crop, which varies the sizes'}.",
+    )
+
+
+def shifted_boxes(run: Run) -> Finding | None:
+    """Predicted boxes, which follow the training data, differ from those of the validation data in a systematic way."""
+    facts = run.record.evaluation
+    if facts is None or facts.offset is None or facts.AP is None:
+        return None
+    offset = facts.offset
+    return Finding(
+        name="shifted_boxes",
+        area="data",
+        explains=(offset.AP - facts.AP) / (1 - facts.AP),
+        cause="The predicted boxes, which are like those of the training data, are shifted or scaled relative to those "
+        "of the validation data: one of both is annotated in another way.",
+        evidence={
+            f"horizontal shift, {SHIFTS[offset.unit]}": offset.shift[0],
+            "vertical shift": offset.shift[1],
+            "width relative to that of the object": offset.ratio[0],
+            "height": offset.ratio[1],
+            "fraction of the boxes that differ in this direction": offset.consistent,
+            "AP": facts.AP,
+            "AP without the difference": offset.AP,
+        },
+        cure=f"Compare both parts in the report of querybox validate: {REASONS[offset.unit]}. Correct the boxes of the "
+        "wrong one.",
+    )
+
+
+def missing_objects(run: Run) -> Finding | None:
+    """Objects of the validation images are not annotated: the detector finds as many as there are in training."""
+    training, validation, facts = run.record.training, run.record.validation, run.record.evaluation
+    if training is None or validation is None or facts is None:
+        return None
+    if facts.background is None or facts.covered is None or facts.covered < COVERED:
+        return None
+    usual, annotated = training.objects_per_image, validation.objects_per_image
+    detected = annotated + facts.background
+    if annotated > SPARSE * usual or facts.background < UNLABELLED * annotated or detected > AS_MANY * usual:
+        return None
+    return Finding(
+        name="missing_objects",
+        area="data",
+        explains=facts.background / detected,
+        cause="Many objects of the validation images may not be annotated: the detector finds the others, and about as "
+        "many as there are in training images.",
+        evidence={
+            "objects per training image with objects": usual,
+            "per validation image with objects": annotated,
+            "confident detections per image without an object": facts.background,
+            "fraction of the objects with a confident detection": facts.covered,
+        },
+        cure="Look at the false positives of the worst images in the report, and annotate the objects among them.",
     )
 
 

@@ -29,6 +29,8 @@ CAUSES: tuple[Rule, ...] = (
     data.too_many_objects,
     data.tiny_objects,
     data.unseen_classes,
+    data.shifted_boxes,
+    data.missing_objects,
     data.different_sizes,
     schedule.too_few_steps,
     schedule.warmup_too_long,

@@ -13,12 +13,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, box_iou
+from torchvision.ops import box_iou
 
 from querybox.data import DataSettings, DetectionData, ImageRecord, resized_shape
 from querybox.data.plausibility import repeated_objects
+from querybox.diagnosis.offset import Offset, find_offset
 from querybox.evaluation.average_precision import average_precision
 from querybox.evaluation.confusion import MATCH_IOU
+from querybox.evaluation.errors import BACKGROUND_IOU
 from querybox.evaluation.overlaps import Overlaps
 from querybox.evaluation.result import Evaluation
 from querybox.inference.detections import Detections
@@ -65,6 +67,11 @@ class SplitFacts:
         """Fraction of all boxes that were clipped or dropped."""
         dropped = self.faulty_boxes if self.dropped_boxes is None else self.dropped_boxes
         return self.faulty_boxes / max(1, sum(self.objects.values()) + dropped)
+
+    @property
+    def objects_per_image(self) -> float:
+        """Mean number of objects of images with objects."""
+        return sum(self.objects.values()) / max(1, self.images - self.empty_images)
 
     @classmethod
     def of(cls, data: DetectionData, settings: DataSettings, queries: int) -> Self:
@@ -177,6 +184,15 @@ class EvaluationFacts:
     other_iou: Value | None = None
     """`best_iou` with the detections of another image, relative to the image size, which is that of chance; None for a
     single image, or if it was not recorded."""
+    background: Value | None = None
+    """Mean number of confident detections, without duplicates, that have an IoU below 0.1 with every object, per image
+    with objects; None if it was not recorded."""
+    covered: Value | None = None
+    """Fraction of objects that these detections locate; None if it was not recorded."""
+    AP: Value | None = None
+    """AP; None if it was not recorded."""
+    offset: Offset | None = None
+    """The offset of the detections from the objects; None if there is none, or if it was not recorded."""
 
     @property
     def located(self) -> float:
@@ -197,14 +213,13 @@ class EvaluationFacts:
         once, _ = average_precision(data, {key: image.nms(NMS_IOU) for key, image in detections.items()})
         objects = ObjectFacts.of(data, detections, settings, stride)
         others = ObjectFacts.of(data, of_other_images(data, detections), settings, stride)
-        confident = [
-            image.above(CONFIDENT * float(image.scores[0])) if len(image) else image
-            for image in detections.values()
-        ]
-        distinct = [
-            batched_nms(image.boxes_xyxy, image.scores, image.labels, DUPLICATE_IOU) for image in confident
-        ]
-        num_confident = sum(map(len, confident))
+        confident = {
+            key: image.above(CONFIDENT * float(image.scores[0])) if len(image) else image
+            for key, image in detections.items()
+        }
+        distinct = {key: image.nms(DUPLICATE_IOU) for key, image in confident.items()}
+        num_confident = sum(map(len, confident.values()))
+        background, covered = background_and_covered(data, distinct)
         scores = [detections[image.id].scores for image in data.images if not image.crowd.all()]
         return cls(
             AP50=evaluation.metrics["AP50"],
@@ -214,9 +229,13 @@ class EvaluationFacts:
             near=float((objects.iou >= NEAR_IOU).mean()),
             top_score=float(np.nan_to_num([image[0] if len(image) else 0.0 for image in scores]).mean()),
             confident=num_confident / len(confident),
-            repeated=1 - sum(map(len, distinct)) / num_confident if num_confident else 0.0,
+            repeated=1 - sum(map(len, distinct.values())) / num_confident if num_confident else 0.0,
             sameness=sameness([detections[image.id] for image in data.images]),
             other_iou=float(others.iou.mean()) if len(data.images) > 1 else None,
+            background=background,
+            covered=covered,
+            AP=evaluation.metrics["AP"],
+            offset=find_offset(data, detections, distinct, evaluation.metrics["AP"]),
         )
 
 
@@ -277,6 +296,20 @@ class ObjectFacts:
                 )
             )
         return tuple(facts)
+
+
+def background_and_covered(data: DetectionData, detections: Mapping[int, Detections]) -> tuple[float, float]:
+    """Return the number of detections in the background per image with objects, and the fraction of objects located."""
+    images = [image for image in data.images if not image.crowd.all()]
+    background, covered, objects = 0, 0, 0
+    for image in images:
+        overlaps = Overlaps.of(image, detections[image.id])
+        near = overlaps.where(overlaps.iou >= BACKGROUND_IOU).detection
+        background += len(detections[image.id]) - len(np.unique(near))
+        located = np.unique(overlaps.where(overlaps.iou >= MATCH_IOU).object)
+        covered += int((~image.crowd[located]).sum())
+        objects += int((~image.crowd).sum())
+    return background / len(images), covered / objects
 
 
 def sameness(detections: Sequence[Detections]) -> float | None:

@@ -194,7 +194,7 @@ def confused_classes(run: Run) -> Finding | None:
 def loose_boxes(run: Run) -> Finding | None:
     """Boxes are near the objects but do not match them."""
     facts = run.record.evaluation
-    if facts is None or by_chance(facts):
+    if facts is None or facts.offset or by_chance(facts):
         return None
     located = facts.located
     if facts.near - located < LOOSE:

@@ -313,7 +313,7 @@ def overfitting(run: Run) -> Finding | None:
     best, last = (max(scores), scores[-1]) if scores else (0.0, 0.0)
     overfit = gap / fit if fit and gap >= OVERFIT_GAP else 0.0
     declined = 1 - last / best if best - last >= OVERFIT_DROP * best > OVERFIT_MIN_DROP else 0.0
-    if not (overfit or declined) or diverges(run):
+    if not (overfit or declined) or diverges(run) or (facts and facts.offset):
         return None
     evidence = {}
     if facts and fit:
