@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,6 +23,7 @@ from querybox.files import (
     contents,
     growing,
     is_regular,
+    output_folder,
     require_own,
     require_regular,
     restore,
@@ -278,6 +279,27 @@ def test_a_folder_without_permission_is_told_with_the_file(
     with pytest.raises(PermissionError) as caught:
         write_text(tmp_path / "a.html", "")
     assert caught.value.filename == str(tmp_path / "a.html")
+
+
+def test_a_folder_for_results_is_removed_unless_something_is_in_it(tmp_path: Path) -> None:
+    for written in (False, True):
+        with suppress(KeyboardInterrupt), output_folder(tmp_path / "new" / "results"):
+            if written:
+                (tmp_path / "new" / "results" / "a.txt").touch()
+            raise KeyboardInterrupt
+        assert (tmp_path / "new").exists() == written
+    with output_folder(tmp_path):
+        pass
+    assert tmp_path.exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_the_work_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)
+    message = r"the folder is read-only; .* set another --output"
+    with pytest.raises(ConfigError, match=message), output_folder(tmp_path):
+        pytest.fail("the work is done")
 
 
 def test_a_user_without_a_home_is_told_how_to_name_a_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:

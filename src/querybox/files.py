@@ -160,6 +160,37 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
+def output_folder(
+    folder: Path, *, name: str = "folder", cure: str = "expected a folder to write to: set another --output"
+) -> Iterator[None]:
+    """Context manager that creates a folder, which is removed at the end if nothing was written to it.
+
+    Args:
+        folder: The folder. Its parents are created, and removed, too.
+        name: What it is, for the message.
+        cure: What is expected, and what to do, for the message.
+
+    Raises:
+        ConfigError: The folder cannot be created, or not be written to.
+        DiskFullError: There is no space for it.
+    """
+    try:
+        created = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        kind = DiskFullError if error.errno in NO_SPACE else ConfigError
+        raise kind(f"{folder}: the {name} cannot be created ({error.strerror}); {cure}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"{folder}: the {name} is read-only; {cure}")
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # not empty
+            for path in created:
+                path.rmdir()
+
+
+@contextmanager
 def atomic(path: Path, *, size: int | None = None, durable: bool = True) -> Iterator[Path]:
     """Context manager that yields a temporary path on the same disk, which replaces `path` on success.
 

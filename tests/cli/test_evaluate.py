@@ -101,6 +101,10 @@ def test_emulated_precision_is_told(
         (["MODEL", "PHOTOS", "--split", "dev"], "has no split 'dev'"),
         (["MODEL", "broken.json"], "broken.json"),
         (["model.onnx", "PHOTOS", "--precision", "bf16"], "omit --precision"),
+        (
+            ["MODEL", "PHOTOS", "--split", "val", "--output", "renamed.json"],
+            "renamed.json: the folder cannot be created (File exists); expected a folder to write to",
+        ),
         (["MODEL", "renamed.json"], "ConfigError: the detector's 2 classes differ from the data's 2"),
     ],
 )
@@ -116,6 +120,7 @@ def test_bad_input_is_told_in_one_line(
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert message in err
+    assert not (tmp_path / "evaluation").exists()
 
 
 def test_arguments_in_the_wrong_order_are_recognised(run: Any, model: Path, photos: Path) -> None:

@@ -206,7 +206,7 @@ def test_a_run_folder_is_its_best_model(run: Any, model: Path, photos: Path, tmp
             ["MODEL", "PICTURE", "--output", "IMAGES"],
             "ConfigError: PICTURE: the drawing would overwrite a source",
         ),
-        (["MODEL", "PICTURE", "--output", "PICTURE"], "PICTURE: File exists; check the path"),
+        (["MODEL", "PICTURE", "--output", "PICTURE"], "PICTURE: the folder cannot be created (File exists)"),
     ],
 )
 def test_bad_input_is_told_in_one_line(

@@ -176,3 +176,5 @@ def test_a_model_is_no_dataset(run: Any, model: str) -> None:
     code, _, err = run("train", model, "photos")
     assert code == 2
     assert f"to fine-tune it: querybox train photos --weights {model}\n" in err
+    _, _, err = run("train", "my model.safetensors", "my photos")
+    assert "to fine-tune it: querybox train 'my photos' --weights 'my model.safetensors'\n" in err

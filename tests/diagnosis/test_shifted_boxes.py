@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from run_records import MISSING, OFFSET, RESIZED, SHIFTED, SHORT, UNLOCATED, make_run, split
+from run_records import FAILED, MISSING, OFFSET, RESIZED, SHIFTED, SHORT, UNLOCATED, make_run, split
 
 from querybox.diagnosis.diagnose import examine
 from querybox.diagnosis.run import Run
@@ -25,6 +25,7 @@ def test_what_differs_and_why() -> None:
     [
         ("overfitting", {"best_iou": 0.3, "history": {"loss_iou": [0.2] * 9}}),
         ("loose_boxes", UNLOCATED),
+        ("faulty_boxes", {"training": split(faulty_boxes=500), "history": FAILED}),  # cut at the border
         ("different_sizes", RESIZED),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 from querybox.checkpoints.find import BEST, CHECKPOINT, LAST
 from querybox.files import restore
@@ -17,7 +18,9 @@ def cure(path: Path) -> str:
     """
     if path.name == CHECKPOINT:
         last = path.with_name(LAST)
-        start = f"from the last weights: --weights {last}" if last.is_file() else "in another folder"
+        start = (
+            f"from the last weights: --weights {quote(str(last))}" if last.is_file() else "in another folder"
+        )
         return f"restore it from a copy, or start a new run {start}"
     if path.name in (BEST, LAST) and path.with_name(RUN_FILE).is_file():
         others = [path.with_name(name) for name in (BEST, LAST) if name != path.name]

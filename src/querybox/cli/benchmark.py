@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from querybox.cli.sizes import parse_size
@@ -90,7 +91,9 @@ def tune_model(model: Path, exported: Sequence[Path], size: str | None, *, json:
     for each in tuning.measurements:
         if each.note:
             print_text(f"{each.candidate}: not chosen: {each.note}")
-    print_text(f"Chosen: {tuning.choice.candidate}. Use it: querybox predict {model} IMAGES --tuned")
+    print_text(
+        f"Chosen: {tuning.choice.candidate}. Use it: querybox predict {quote(str(model))} IMAGES --tuned"
+    )
 
 
 def tuning_table(tuning: Tuning) -> Table:

@@ -11,7 +11,7 @@ from querybox.cli.progress import progress_bar
 from querybox.cli.streams import print_text
 from querybox.cli.tables import table
 from querybox.errors import ConfigError
-from querybox.files import require_own, write_text
+from querybox.files import output_folder, require_own, write_text
 from querybox.html import metric
 from querybox.precision import Precision
 from querybox.text import counted, to_json
@@ -88,17 +88,19 @@ def evaluate(
     check_output(output)
     detector = load_model(model, trusted=trust, precision=precision, tuned=tuned)
     dataset = read_dataset(data, split, allow_network=allow_network)
-    output.mkdir(parents=True, exist_ok=True)
-    with progress_bar(len(dataset.images)) as step:
-        evaluation = run(detector, dataset, tile=tile, overlap=overlap, batch_size=batch_size, callback=step)
-    remove_older(output, (METRICS, RESULTS, REPORT))
-    inspected = detector if inspect and tile is None and isinstance(detector, Detector) else None
-    with progress_bar(inspect, "Inspecting") as advance:
-        report = write_report(
-            output, evaluation, dataset, worst=inspect or WORST, detector=inspected, callback=advance
-        )
-    evaluation.to_json(output / METRICS)
-    write_text(output / RESULTS, to_json(evaluation.to_coco()))
+    with output_folder(output):
+        with progress_bar(len(dataset.images)) as step:
+            evaluation = run(
+                detector, dataset, tile=tile, overlap=overlap, batch_size=batch_size, callback=step
+            )
+        remove_older(output, (METRICS, RESULTS, REPORT))
+        inspected = detector if inspect and tile is None and isinstance(detector, Detector) else None
+        with progress_bar(inspect, "Inspecting") as advance:
+            report = write_report(
+                output, evaluation, dataset, worst=inspect or WORST, detector=inspected, callback=advance
+            )
+        evaluation.to_json(output / METRICS)
+        write_text(output / RESULTS, to_json(evaluation.to_coco()))
     Console().print(*metrics_tables(evaluation), classes_table(evaluation), errors_table(evaluation))
     if inspect and inspected is None:
         print_text(

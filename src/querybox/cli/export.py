@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
 from querybox.checkpoints.find import EXPORTED, Format, find_weights
@@ -90,7 +91,7 @@ def export(
         )
     print_comparison(done, len(data.images) if data else 0)
     sizes = ", ".join(f"{each} ({each.stat().st_size / 1e6:.1f} MB)" for each in done.files)
-    print_text(f"Wrote {sizes}. Run it: querybox predict {target} IMAGES")
+    print_text(f"Wrote {sizes}. Run it: querybox predict {quote(str(target))} IMAGES")
 
 
 def print_comparison(done: Exported, images: int) -> None:

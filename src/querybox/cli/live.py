@@ -11,6 +11,7 @@ from querybox.cli.progress import progress_bar
 from querybox.cli.streams import print_summary, write_stderr
 from querybox.duration import parse_duration
 from querybox.errors import ConfigError, ImageError
+from querybox.files import output_folder
 from querybox.interrupt import StopRequest
 from querybox.temporary import remove_leftovers
 from querybox.text import counted
@@ -102,7 +103,7 @@ def predict_live(
     with StopRequest() as stop, stream, ExitStack() as stack:
         stream.stopped = lambda: stop.signal is not None
         results = predict(detector, stream, **options, on_error=lost.append)
-        output.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(output_folder(output))
         remove_leftovers(output)
         adders: list[AddDetections] = [stack.enter_context(progress_bar(None))]
         if "csv" in formats:

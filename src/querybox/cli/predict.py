@@ -15,7 +15,7 @@ from querybox.cli.model import load_model, require_order
 from querybox.cli.progress import progress_bar
 from querybox.cli.streams import UNREADABLE, print_summary, write_stderr
 from querybox.errors import ConfigError, ImageError
-from querybox.files import contents
+from querybox.files import contents, output_folder
 from querybox.inference.trackers import TrackerName
 from querybox.precision import Precision
 from querybox.temporary import remove_leftovers
@@ -218,10 +218,10 @@ def write_results(
     from querybox.inference.sources import count_frames
 
     files = list(map(Path, names))
-    output.mkdir(parents=True, exist_ok=True)
-    remove_older(output, tables)
     tally: Counter[str] = Counter()
     with ExitStack() as stack:
+        stack.enter_context(output_folder(output))
+        remove_older(output, tables)
         adders = [
             lambda detections: tally.update(images=1, objects=len(detections)),
             stack.enter_context(progress_bar(count_frames(files))),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 from querybox.cli.streams import print_text
 from querybox.errors import ConfigError
@@ -64,7 +65,8 @@ def split(
         if len(names) > 1:
             one = "train" if "train" in names else names[0]
             raise ConfigError(
-                f"{shown(source)}: has several splits ({', '.join(names)}); name the one to divide: --of {one}"
+                f"{shown(source)}: has several splits ({', '.join(names)}); name the one to divide: "
+                f"--of {quote(one)}"
             )
     folder = output or beside(source)
     whole = read_dataset(source, of, allow_network=allow_network)
@@ -78,7 +80,7 @@ def split(
             print_text(
                 f"not written: that {counted(finding.count, 'object is', 'objects are')} marked as difficult"
             )
-    print_text(f"written to {folder}; train with: querybox train {folder}")
+    print_text(f"written to {folder}; train with: querybox train {quote(str(folder))}")
 
 
 def beside(source: Path | str) -> Path:

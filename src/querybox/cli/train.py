@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from inspect import signature
 from itertools import zip_longest
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from querybox.cli.streams import print_summary
@@ -92,8 +93,8 @@ def read_settings(target: str | None, overrides: Sequence[str], options: Mapping
     if target is not None and is_model(Path(target)) and not Path(target).is_dir():
         data = next((word for word in overrides if "=" not in word), "DATA")
         raise ConfigError(
-            f"{target}: is a model; expected a dataset or a run file; to fine-tune it: querybox train {data} "
-            f"--weights {target}"
+            f"{target}: is a model; expected a dataset or a run file; to fine-tune it: querybox train {quote(data)} "
+            f"--weights {quote(target)}"
         )
     if target is not None and "=" in target.partition("://")[0] and not Path(target).exists():
         overrides, target = [target, *overrides], None  # settings only

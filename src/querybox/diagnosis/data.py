@@ -47,7 +47,8 @@ def faulty_boxes(run: Run) -> Finding | None:
         if facts
     }
     worst = max(fractions.values(), default=0.0)
-    if worst < FAULTY_FRACTION:
+    evaluation = run.record.evaluation
+    if worst < FAULTY_FRACTION or (evaluation and evaluation.offset):
         return None
     return Finding(
         name="faulty_boxes",

@@ -75,7 +75,7 @@ def find_offset(
         return None
     fits = [fit(data, confident, replace(none, unit=unit)) for unit in get_args(Unit)]
     # Without a shift, all units fit alike: the first one is taken.
-    offset, _ = max(fits, key=lambda each: round(each[1] / data.num_objects, 2))
+    offset, _ = max(fits, key=lambda each: round(each[1] / data.num_objects, 3))
     if offset.consistent < CONSISTENT:
         return None
     corrected, _ = average_precision(data, {key: moved(each, offset) for key, each in detections.items()})

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Self
 
 from pydantic import ValidationError
@@ -86,7 +87,7 @@ class Fingerprint:
             change = "its images or their objects are different"
         raise DataError(
             f"{data.source}: has changed since the run in {folder} began: {change}; restore it, or start a new run "
-            f"from the weights of this one, which keeps classes by name: --weights {folder / LAST}"
+            f"from the weights of this one, which keeps classes by name: --weights {quote(str(folder / LAST))}"
         )
 
 

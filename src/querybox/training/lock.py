@@ -8,11 +8,11 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from querybox.errors import ConfigError, DiskFullError
-from querybox.files import NO_SPACE
+from querybox.errors import ConfigError
+from querybox.files import output_folder
 from querybox.temporary import is_other_process
 
 LOCK = ".lock"
@@ -36,16 +36,8 @@ def folder_lock(folder: Path) -> Iterator[None]:
         ConfigError: Another process holds the lock, or the folder cannot be created.
         DiskFullError: There is no space for the folder.
     """
-    try:
-        created = [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        kind = DiskFullError if error.errno in NO_SPACE else ConfigError
-        raise kind(
-            f"{folder}: the run folder cannot be created ({error.strerror}); expected a new folder, or that of a run: "
-            "set another 'output'"
-        ) from error
-    try:
+    expected = "expected a new folder, or that of a run: set another 'output'"
+    with output_folder(folder, name="run folder", cure=expected):
         descriptor = lock_folder(folder)
         try:
             with lock_file(folder / LOCK) if descriptor is None else nullcontext():
@@ -53,10 +45,6 @@ def folder_lock(folder: Path) -> Iterator[None]:
         finally:
             if descriptor is not None:
                 unlock_folder(descriptor)
-    finally:
-        with suppress(OSError):  # not empty
-            for path in created:
-                path.rmdir()
 
 
 def lock_folder(folder: Path) -> int | None:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import torch
@@ -167,7 +168,7 @@ def recall(weights: Path) -> Choice:
             exported model is missing or was changed.
     """
     path = folder_of(weights) / CHOICE
-    cure = f"run querybox benchmark {weights} --tune"
+    cure = f"run querybox benchmark {quote(str(weights))} --tune"
     require_regular(path, ConfigError)
     if not path.exists():
         raise ConfigError(f"{weights}: has not been tuned on this machine: {cure}")
