@@ -100,6 +100,24 @@ def test_images_in_two_splits_are_noticed(tmp_path: Path) -> None:
     ]
 
 
+def test_copies_of_an_image_in_another_split_are_noticed(tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        write_yolo(tmp_path / name, name, IMAGES, NAMES)
+    images = tmp_path / "val" / "images" / "val"
+    copy, label = images / "copy.png", tmp_path / "val" / "labels" / "val" / "a.txt"
+    copy.write_bytes((images / "a.png").read_bytes())
+    label.rename(label.with_name("copy.txt"))
+    (images / "a.png").unlink()
+    (images / "b.png").write_bytes((images / "b.png").read_bytes()[:-1] + b"?")  # of the same size
+    settings = DataSettings(train=str(tmp_path / "train"), val=str(tmp_path / "val"))
+    _, val = read_train_and_val(settings)
+    assert val is not None
+    (finding,) = val.findings
+    original = tmp_path / "train" / "images" / "train" / "a.png"
+    assert (finding.kind, finding.count) == ("shared_image", 1)
+    assert finding.places[0].what == f"{copy}: also in train, as {original}"
+
+
 def test_objects_that_are_there_twice_are_counted(tmp_path: Path) -> None:
     """One of a class and a crowd with the same box are others."""
     boxes = [[1, 2, 9, 9], [1, 2, 9, 9], [1, 2, 9, 9], [1, 2, 9, 8]]

@@ -71,11 +71,12 @@ def test_a_size_of_zero_is_read_from_the_image(tmp_path: Path) -> None:
     assert read_dataset(tmp_path).images[0].width == 40
 
 
-def test_objects_marked_difficult_are_used_and_noted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("marked", [("0", " 1 "), ("False", "True")])
+def test_objects_marked_difficult_are_used_and_noted(tmp_path: Path, marked: tuple[str, str]) -> None:
     write_voc(tmp_path, "train", IMAGES)
     file = tmp_path / "Annotations" / "a.xml"
     first, *others = file.read_text().split("<name>")
-    marks = [f"<difficult>{mark}</difficult>" for mark in ("0", " 1 ")]
+    marks = [f"<difficult>{mark}</difficult>" for mark in marked]
     file.write_text(first + "".join(f"{mark}<name>{text}" for mark, text in zip(marks, others, strict=True)))
     data = read_dataset(tmp_path)
     (found,) = (one for one in data.findings if one.kind == "difficult_object")

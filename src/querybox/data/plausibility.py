@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain, takewhile
+from functools import cache
+from itertools import chain, islice, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -55,16 +57,41 @@ def with_shared_images(data: DetectionData, others: Mapping[str, Collection[Imag
 
     Args:
         data: The split.
-        others: The images of other splits, by their names.
+        others: The images of other splits, by their names. Copies are recognised by their content, but in shards.
     """
     findings = FindingCollector(data.source, known=data.findings)
+    digest = cache(_digest)
+    by_size: defaultdict[int, list[tuple[str, ImageFile]]] = defaultdict(list)
+    for name, paths in others.items():
+        for path in paths:
+            by_size[_size(path)].append((name, path))
     for record in data.images:
-        path = record.file
-        names = [name for name, paths in others.items() if path in paths]
-        if names:
-            what = f"{path}: also in {', '.join(names)}"
+        path, size = record.file, _size(record.file)
+        where = [name for name, paths in others.items() if path in paths]
+        if not where and size and (others_of_size := by_size.get(size)) and (content := digest(path)):
+            same = (each for each in others_of_size if digest(each[1]) == content)
+            where = [f"{name}, as {other}" for name, other in islice(same, 1)]
+        if where:
+            what = f"{path}: also in {', '.join(where)}"
             findings.add("shared_image", what, image_id=record.id, path=path)
     return replace(data, findings=findings.by_kind())
+
+
+def _size(path: ImageFile) -> int:
+    """Return the number of bytes of a file; 0 for one that is missing, or in a shard."""
+    try:
+        return path.stat().st_size if isinstance(path, Path) else 0
+    except OSError:
+        return 0
+
+
+def _digest(path: Path) -> bytes | None:
+    """Return the SHA-256 of a file; None if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError:
+        return None
 
 
 def _note_repeated_objects(images: Iterable[ImageRecord], findings: FindingCollector) -> None:

@@ -84,13 +84,12 @@ def read_train_and_val(settings: DataSettings) -> tuple[DetectionData, Detection
         val = require_dataset("setting 'data.val'", settings.val)
         with as_data_errors(val):
             splits = find_splits(val, allow_network=settings.allow_network)
-            return train_data, _read_part(val, splits, settings.val_split, "val")
-    if settings.val_split or (len(splits) > 1 and "val" in splits):
+        val_data = _read_part(val, splits, settings.val_split, "val")
+    elif settings.val_split or (len(splits) > 1 and "val" in splits):
         val_data = _read_part(train, splits, settings.val_split, "val")
-        return train_data, with_shared_images(
-            val_data, {"train": {image.file for image in train_data.images}}
-        )
-    return train_data, None
+    else:
+        return train_data, None
+    return train_data, with_shared_images(val_data, {"train": {image.file for image in train_data.images}})
 
 
 def _read_part(

@@ -66,7 +66,11 @@ def parse_voc(file: Path, findings: FindingCollector) -> Annotation | None:
             size=stated_size(root.findtext("size/height"), root.findtext("size/width")),
             names=tuple(sys.intern(_name(file, number, item)) for number, item in objects),
             boxes_xyxy=_array([_box(file, number, item, findings) for number, item in objects]),
-            difficult=tuple(n for n, item in objects if (item.findtext("difficult") or "").strip() == "1"),
+            difficult=tuple(
+                n
+                for n, item in objects
+                if (item.findtext("difficult") or "").strip().lower() in {"1", "true"}
+            ),
             regions=tuple(_region(file, number, item, findings) for number, item in objects),
         )
     except DataError as error:
