@@ -70,6 +70,19 @@ def test_the_losses_have_these_names(criterion: FineCriterion) -> None:
     assert set(criterion(output(denoising=True), TARGETS)) == {*layers, *others, *denoised}
 
 
+def test_without_auxiliary_losses_the_layers_before_the_last_have_none(criterion: FineCriterion) -> None:
+    given = output()
+    criterion.auxiliary = False
+    losses = criterion(given, TARGETS)
+    assert not [name for name in losses if name.startswith("d0.")]
+    assert {"loss_fgl", "pre_loss_bbox", "enc_loss_bbox"} <= losses.keys()
+    alone = criterion(
+        replace(given, layers=(replace(given.layers[-1], initial=given.layers[0].initial),)), TARGETS
+    )
+    for name, loss in losses.items():
+        assert_close(alone[name], loss)
+
+
 def test_boxes_have_the_union_of_all_matchings_and_classes_their_own(criterion: FineCriterion) -> None:
     given = output()
     losses = criterion(given, TARGETS)

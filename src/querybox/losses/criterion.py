@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,16 @@ from querybox.structures import (
     at_least_float32,
 )
 from querybox.targets import check_targets, on_class_rows
+
+
+class Supervised(NamedTuple):
+    """Predictions that have losses, with the objects that they are matched to."""
+
+    prefix: str
+    """Prefix of the names of the losses."""
+    layers: Sequence[Predictions]
+    targets: Sequence[Target]
+    matches: Matches
 
 
 class Criterion(nn.Module):
@@ -102,8 +113,9 @@ class Criterion(nn.Module):
 
         Returns:
             ``loss_cls``, ``loss_bbox`` and ``loss_iou`` of the last decoder layer; ``d0.loss_cls`` ... of the
-            earlier layers, ``enc_loss_cls`` ... of the encoder's proposals, ``dn_loss_cls``, ``d0.dn_loss_cls`` ... of
-            denoising. With masks also ``loss_mask`` and ``loss_dice``, of decoder layers and denoising.
+            earlier layers, ``pre_loss_cls`` ... of the start boxes of distributions, ``enc_loss_cls`` ... of the
+            encoder's proposals, ``dn_loss_cls``, ``d0.dn_loss_cls``, ``dn_pre_loss_cls`` ... of denoising. With masks
+            also ``loss_mask`` and ``loss_dice``, of decoder layers and denoising.
 
         Raises:
             ConfigError: There is not a valid `Target` for each image, or the criterion is for other scores than those
@@ -112,18 +124,28 @@ class Criterion(nn.Module):
         """
         self.check_inputs(output, targets)
         counts = object_counts or [len(target.labels) for target in targets]
-        layers = output.layers if self.auxiliary else output.layers[-1:]
-        losses = self.layer_losses(layers, targets, counts, self.match(layers, targets))
-        if output.proposals is not None:
-            if self.class_agnostic_proposals:
-                targets = [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]
-            layers = (output.proposals,)
-            matches = self.match(layers, targets)
-            losses |= self.layer_losses(layers, targets, counts, matches, prefix="enc_")
-        if output.denoising_matches is not None:
-            matches = output.denoising_matches
-            losses |= self.layer_losses(output.denoising, targets, counts, matches, prefix="dn_")
+        losses: dict[str, Tensor] = {}
+        for prefix, layers, objects, matches in self.supervised(output, targets):
+            losses |= self.layer_losses(layers, objects, counts, matches, prefix=prefix)
         return losses
+
+    def supervised(self, output: DetectorOutput, targets: Sequence[Target]) -> Iterator[Supervised]:
+        """Yield the predictions that have losses, each group of them with its matches."""
+        layers = output.layers if self.auxiliary else output.layers[-1:]
+        yield Supervised("", layers, targets, self.match(layers, targets))
+        if output.layers[0].initial is not None:
+            layers = (output.layers[0].initial,)
+            yield Supervised("pre_", layers, targets, self.match(layers, targets))
+        if output.proposals is not None:
+            layers, objects = (output.proposals,), targets
+            if self.class_agnostic_proposals:
+                objects = [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]
+            yield Supervised("enc_", layers, objects, self.match(layers, objects))
+        if output.denoising_matches is not None:
+            yield Supervised("dn_", output.denoising, targets, output.denoising_matches)
+            if output.denoising[0].initial is not None:
+                layers = (output.denoising[0].initial,)
+                yield Supervised("dn_pre_", layers, targets, output.denoising_matches)
 
     def check_inputs(self, output: DetectorOutput, targets: Sequence[Target]) -> None:
         """Raise ConfigError unless the output is one for this criterion, with a `Target` for each image."""
@@ -200,7 +222,7 @@ class Criterion(nn.Module):
         }
         if layers[-1].masks is not None:
             losses |= self.masks(layers, targets, matches, num_matched=num_matched)
-        return split_by_layer({f"{prefix}{name}": values for name, values in losses.items()})
+        return split_by_layer(losses, prefix)
 
 
 def stacked(layers: Sequence[Predictions]) -> tuple[Float[Tensor, "L B Q K"], Float[Tensor, "L B Q 4"]]:
@@ -247,12 +269,12 @@ def mean_over_processes(
     return mean[0], mean[1]
 
 
-def split_by_layer(losses: dict[str, Float[Tensor, " _"]]) -> dict[str, Float[Tensor, ""]]:
-    """Split losses by layer: the last layer keeps the plain name, earlier ones get the prefix ``d0.``, ``d1.`` ...
+def split_by_layer(losses: dict[str, Float[Tensor, " _"]], prefix: str) -> dict[str, Float[Tensor, ""]]:
+    """Split losses by layer: before the `prefix` of their names, earlier layers than the last get ``d0.``, ``d1.`` ...
 
     Some losses may be those of the last layers alone.
     """
-    by_layer = {name: values.unbind() for name, values in losses.items()}
+    by_layer = {f"{prefix}{name}": values.unbind() for name, values in losses.items()}
     num_layers = max(map(len, by_layer.values()))
     last = {name: values[-1] for name, values in by_layer.items()}
     earlier = {

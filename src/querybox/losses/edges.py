@@ -44,7 +44,7 @@ def edge_losses(
     logits = torch.stack([at_least_float32(each.logits) for each in edges]).flatten(1, 2)  # [L, A, 4, N]
     boxes = torch.stack([at_least_float32(layer.boxes) for layer in layers]).detach()  # [L, B, Q, 4]
     queries = (matches.query[0] + matches.image * boxes.shape[2]).flatten()  # [M]
-    target = objects[matches.object[0]]  # [M, 4]
+    target = objects.to(boxes.dtype)[matches.object[0]]  # [M, 4]
     iou, _ = iou_and_giou(to_xyxy(boxes.flatten(1, 2)[:, queries]), to_xyxy(target))  # [L, M]
     start = edges[0].start.flatten(0, 1)[queries]  # [M, 4]
     fgl = localization_loss(logits[:, queries], edges[0].distances, true_distances(start, target), iou)
@@ -101,11 +101,8 @@ def distillation_loss(
 ) -> Float[Tensor, " L"]:
     """Return the weighted divergence of each layer's distributions from those of the last layer (DDF).
 
-    Args:
-        logits: Logits of the distributions of all L layers.
-        weights: Weight of each query in each of the K = L - 1 layers before the last.
-        matched: Which queries are matched.
-        shares: Weights of the mean over matched queries, and of that over the others.
+    The `weights` are those of queries in each of the K = L - 1 layers before the last, the `shares` those of the mean
+    over `matched` queries and of that over the others.
     """
     student = (logits[:-1] / TEMPERATURE).log_softmax(-1)
     teacher = (logits[-1].detach() / TEMPERATURE).log_softmax(-1)
@@ -119,10 +116,7 @@ def distillation_loss(
 def distillation_shares(matches: Matches, predictions: Predictions, fraction: float) -> tuple[float, float]:
     """Return the weights of matched and of other queries in distillation: the square roots of their numbers.
 
-    Args:
-        matches: The matched pairs.
-        predictions: Predictions of one layer.
-        fraction: Fraction of the images of the update, which the weights sum to.
+    They sum to the `fraction` of the images of the update that `predictions`, those of one layer, are of.
     """
     total, pairs = predictions.logits[..., 0].numel(), len(matches.image)
     matched, others = math.sqrt(pairs), math.sqrt(total - pairs)

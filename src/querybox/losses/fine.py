@@ -11,7 +11,7 @@ from torch import Tensor
 from querybox.losses.criterion import Criterion, num_pairs, split_by_layer
 from querybox.losses.edges import distillation_shares, edge_losses
 from querybox.losses.union import union_of_matches
-from querybox.structures import DetectorOutput, Matches, Predictions, Target, at_least_float32
+from querybox.structures import DetectorOutput, Target
 
 
 class FineCriterion(Criterion):
@@ -22,50 +22,23 @@ class FineCriterion(Criterion):
     ) -> dict[str, Float[Tensor, ""]]:
         """Return the weighted losses by name; see `Criterion.forward`.
 
-        In addition to those there, ``loss_fgl`` and ``loss_ddf`` are the losses of distributions, and ``pre_loss_cls``
-        ... those of the start boxes, from which the distributions measure.
+        In addition to those there, ``loss_fgl`` and ``loss_ddf`` are the losses of distributions.
         """
         self.check_inputs(output, targets)
         counts = object_counts or [len(target.labels) for target in targets]
-        layers = output.layers
-        matched: dict[str, Sequence[Predictions]] = {"": layers}
-        if layers[0].initial is not None:
-            matched["pre_"] = (layers[0].initial,)
-        if output.proposals is not None:
-            matched["enc_"] = (output.proposals,)
-        matches = {prefix: self.match(each, targets) for prefix, each in matched.items()}
-        num_objects = sum(len(target.labels) for target in targets)
-        union = union_of_matches([*matches.values()], layers[0].logits.shape[1], num_objects)
+        groups = list(self.supervised(output, targets))
+        given = output.denoising_matches
+        matchings = [each.matches for each in groups if each.matches is not given]
+        objects = torch.cat([target.boxes for target in targets])
+        union = union_of_matches(matchings, output.layers[0].logits.shape[1], len(objects))
+        shares = distillation_shares(union, output.layers[0], len(targets) / len(counts))
         losses: dict[str, Tensor] = {}
-        for prefix, each in matched.items():
-            losses |= self.layer_losses(each, targets, counts, matches[prefix], union, prefix=prefix)
-        shares = distillation_shares(union, layers[0], len(targets) / len(counts))
-        losses |= self.distribution_losses(layers, targets, counts, union, shares)
-        if output.denoising_matches is not None:
-            given, denoised = output.denoising_matches, output.denoising
-            losses |= self.layer_losses(denoised, targets, counts, given, prefix="dn_")
-            losses |= self.distribution_losses(denoised, targets, counts, given, shares, prefix="dn_")
-            if denoised[0].initial is not None:
-                losses |= self.layer_losses((denoised[0].initial,), targets, counts, given, prefix="dn_pre_")
+        for prefix, layers, labelled, matches in groups:
+            joint = None if matches is given else union
+            losses |= self.layer_losses(layers, labelled, counts, matches, joint, prefix=prefix)
+            if (edges := layers[0].edges) is not None:
+                pairs = joint or matches
+                num_matched = num_pairs(pairs, targets, counts, like=edges.logits)
+                values = edge_losses(layers, objects, pairs, num_matched=num_matched, shares=shares)
+                losses |= split_by_layer(values, prefix)
         return losses
-
-    def distribution_losses(
-        self,
-        layers: Sequence[Predictions],
-        targets: Sequence[Target],
-        object_counts: Sequence[int],
-        matches: Matches,
-        shares: tuple[float, float],
-        *,
-        prefix: str = "",
-    ) -> dict[str, Float[Tensor, ""]]:
-        """Return the losses of the distributions of some layers."""
-        boxes = at_least_float32(layers[0].boxes)
-        losses = edge_losses(
-            layers,
-            torch.cat([target.boxes for target in targets]).to(boxes.dtype),
-            matches,
-            num_matched=num_pairs(matches, targets, object_counts, like=boxes),
-            shares=shares,
-        )
-        return split_by_layer({f"{prefix}{name}": values for name, values in losses.items()})
