@@ -22,7 +22,7 @@ from querybox.checkpoints.statements import stated_names, stated_preprocessing, 
 from querybox.errors import CheckpointError, ConfigError, QueryboxError
 from querybox.models import Recipe
 from querybox.models.layouts.own import OWN
-from querybox.models.recipe import DOUBT
+from querybox.models.unseen import DOUBT
 from querybox.modules.detector import DetectionTransformer
 from querybox.structures import Category
 

@@ -10,7 +10,7 @@ from querybox.losses.criterion import Criterion
 from querybox.models.layouts.conditional import ATTEN4VIS, HUGGINGFACE_CONDITIONAL, MMDET3_CONDITIONAL
 from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.public import PublicWeights
-from querybox.models.recipe import Queries, require
+from querybox.models.recipe import Queries
 from querybox.models.single_map import SingleMap
 from querybox.modules.conditional_decoder import (
     ConditionalDecoder,
@@ -48,6 +48,10 @@ class ConditionalDETR(SingleMap):
     huggingface_prefix: ClassVar[str] = "ConditionalDetr"
     huggingface_type: ClassVar[str] = "conditional_detr"
     huggingface_processor: ClassVar[str] = "ConditionalDetrImageProcessor"
+    huggingface_supported: ClassVar[Mapping[str, object]] = {
+        **SingleMap.huggingface_supported,
+        "auxiliary_loss": False,  # if True, transformers also normalises between layers
+    }
 
     kind: Literal["conditional_detr"] = "conditional_detr"
     queries: Queries = 300
@@ -97,10 +101,3 @@ class ConditionalDETR(SingleMap):
             classification=FocalLoss(),
             class_weight=2.0,
         )
-
-    @classmethod
-    def settings_from_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings that cannot be inferred from shapes but are in a Hugging Face config."""
-        # If True, transformers also normalises between layers.
-        require(config, auxiliary_loss=False)
-        return super().settings_from_config(config)

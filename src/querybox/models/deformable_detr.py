@@ -16,7 +16,9 @@ from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.layouts.mmdet3 import MMDET3_DEFORMABLE
 from querybox.models.layouts.relatives import FULLY_PROPOSED
 from querybox.models.public import PublicWeights
-from querybox.models.recipe import Depth, Positive, Queries, Recipe, require
+from querybox.models.recipe import Depth, Positive, Queries, Recipe
+from querybox.models.tensors import count, deepest_channels
+from querybox.models.unseen import Unseen
 from querybox.modules.decoder import DeformableDecoderLayer, ReferenceDecoder
 from querybox.modules.detector import DetectionTransformer
 from querybox.modules.encoder import DeformableEncoder, DeformableEncoderLayer
@@ -63,9 +65,23 @@ class DeformableDETR(Recipe):
     class_head: ClassVar[str] = "decoder.class_heads.0"
     class_head_type: ClassVar[type[SigmoidClassHead]] = SigmoidClassHead
     steps_to_learn: ClassVar[int] = 500
+    unseen: ClassVar[Mapping[str, Unseen]] = {
+        **Recipe.unseen,
+        "queries": Unseen("{} queries, selected from as many proposals"),
+    }
+    neck_convolution: ClassVar[str] = "0"
+    """Name of the convolution in a projection of the neck."""
     huggingface_prefix: ClassVar[str] = "DeformableDetr"
     huggingface_type: ClassVar[str] = "deformable_detr"
     huggingface_processor: ClassVar[str] = "DeformableDetrImageProcessor"
+    huggingface_names: ClassVar[Mapping[str, str]] = {
+        **Recipe.huggingface_names,
+        "queries": "two_stage_num_proposals",
+    }
+    huggingface_supported: ClassVar[Mapping[str, object]] = {
+        **Recipe.huggingface_supported,
+        "position_embedding_type": "sine",
+    }
 
     kind: Literal["deformable_detr"] = "deformable_detr"
     feedforward: Positive = 1024
@@ -206,32 +222,18 @@ class DeformableDETR(Recipe):
     @classmethod
     def infer_levels(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
         """Infer the settings of feature levels and deformable attention."""
-        levels, width = state["encoder.level"].shape
-        kernels = [state[f"neck.projections.{level}.0.weight"] for level in range(levels)]
+        levels = count(state, r"neck\.projections\.(\d+)")
+        kernels = [
+            state[f"neck.projections.{level}.{cls.neck_convolution}.weight"] for level in range(levels)
+        ]
         # Each map of the backbone has half as many channels as the next deeper one.
-        deepest = state["backbone.body.layer4.0.downsample.0.weight"].shape[0]
+        deepest = deepest_channels(state)
         return {
-            "width": width,
+            "width": state["decoder.layers.0.feedforward.0.weight"].shape[1],
             "levels": levels,
             "points": len(state["decoder.layers.0.cross_attention.weight.bias"]) // (heads * levels),
             "strides": tuple(32 * kernel.shape[1] // deepest for kernel in kernels if kernel.shape[-1] == 1),
         }
-
-    @classmethod
-    def settings_from_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings that cannot be inferred from shapes but are in a Hugging Face config."""
-        require(config, position_embedding_type="sine")
-        return {**super().settings_from_config(config), "queries": config.get("two_stage_num_proposals", 300)}
-
-    @classmethod
-    def assumptions(cls, known: Mapping[str, Any], path: str) -> list[str]:
-        """Return what is assumed about settings that cannot be determined, one sentence each."""
-        sentences = super().assumptions(known, path)
-        if "queries" not in known:
-            sentences.append(
-                f"{cls.model_fields['queries'].default} queries, selected from as many proposals"
-            )
-        return sentences
 
     def huggingface_config(self) -> dict[str, Any]:
         """Return the Hugging Face ``config.json`` of the model."""

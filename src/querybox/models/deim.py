@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from querybox.models.public import PublicWeights
-from querybox.models.rtdetrv2 import DEIM_POSITION_LAYERS
 
 PLAIN_EPOCHS = 4
 """Epochs at the beginning without strong augmentation."""
@@ -79,7 +78,7 @@ def rtdetrv2(
     size: str, backbone_lr: float, epochs: tuple[int, int, int], weights: PublicWeights, **settings: Any
 ) -> DEIM:
     """Return the training method for a model of RT-DETRv2."""
-    settings = {"position_layers": DEIM_POSITION_LAYERS, **settings}
+    settings = {"position_layers": 3, **settings}
     return DEIM(f"rtdetrv2_{size}", 2e-4, backbone_lr, epochs, weights, settings, norm_lr=2e-4, multi_scale=3)
 
 

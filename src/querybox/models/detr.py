@@ -72,6 +72,10 @@ class DETR(SingleMap):
     huggingface_prefix: ClassVar[str] = "Detr"
     huggingface_type: ClassVar[str] = "detr"
     huggingface_processor: ClassVar[str] = "DetrImageProcessor"
+    huggingface_names: ClassVar[Mapping[str, str]] = {
+        **SingleMap.huggingface_names,
+        "norm_between": "auxiliary_loss",
+    }
 
     kind: Literal["detr"] = "detr"
     norm_first: bool = False
@@ -157,11 +161,6 @@ class DETR(SingleMap):
         if "mask_head.attention_map.query.weight" in state:
             own["masks"] = "attention"
         return {**super().infer_specific(state, heads), **own}
-
-    @classmethod
-    def settings_from_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings that cannot be inferred from shapes but are in a Hugging Face config."""
-        return {**super().settings_from_config(config), "norm_between": config.get("auxiliary_loss", False)}
 
     def huggingface_config(self) -> dict[str, Any]:
         """Return the Hugging Face ``config.json`` of the model."""

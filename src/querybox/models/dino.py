@@ -52,6 +52,7 @@ class DINO(DeformableDETR):
     }
 
     criterion_type: ClassVar[type[Criterion]] = Criterion
+    varifocal_type: ClassVar[type[VarifocalLoss]] = VarifocalLoss
 
     kind: Literal["dino"] = "dino"  # type: ignore[assignment]
     feedforward: Positive = 2048
@@ -139,7 +140,7 @@ class DINO(DeformableDETR):
         """Build the classification loss."""
         if self.matchability:
             return MatchabilityLoss()
-        return VarifocalLoss() if self.varifocal else FocalLoss()
+        return self.varifocal_type() if self.varifocal else FocalLoss()
 
     @property
     def rows_by_class(self) -> tuple[str, ...]:
@@ -168,8 +169,3 @@ class DINO(DeformableDETR):
     def published_strides(self) -> tuple[tuple[int, ...], ...]:
         """Return the strides of published models."""
         return (*super().published_strides(), (4, 8, 16, 32))
-
-    def unsupported_settings(self, layout: Layout) -> list[str]:
-        """Return the names of settings whose values the layout's system does not support."""
-        own = [name for name in ("distinct", "token_content") if getattr(self, name)]
-        return [*super().unsupported_settings(layout), *own]

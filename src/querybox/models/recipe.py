@@ -7,7 +7,7 @@ everything that is specific to it; the rest of querybox knows no kinds.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -20,6 +20,7 @@ from querybox.losses.matcher import HungarianMatcher
 from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.public import PublicWeights
 from querybox.models.tensors import RESNETS, count, infer_backbone
+from querybox.models.unseen import Unseen
 from querybox.modules.attention_masks import AttentionMaskHead
 from querybox.modules.backbone import Backbone
 from querybox.modules.detector import DetectionTransformer
@@ -83,6 +84,25 @@ class Recipe(Settings):
     """Its ``model_type`` in transformers."""
     huggingface_processor: ClassVar[str]
     """The class of transformers that prepares images for it."""
+    huggingface_names: ClassVar[Mapping[str, str]] = {
+        "heads": "encoder_attention_heads",
+        "dropout": "dropout",
+    }
+    """Settings that cannot be inferred from shapes, with their names in a Hugging Face config; defaults are equal."""
+    huggingface_supported: ClassVar[Mapping[str, object]] = {"activation_function": "relu"}
+    """Settings of a Hugging Face config of which querybox supports one value, that of all published models."""
+    unseen: ClassVar[Mapping[str, Unseen]] = {
+        "heads": Unseen(
+            "{} attention heads",
+            cure="pass heads=... if it has others",
+            note="it has {} attention heads, which cannot be inferred from the tensors: set them there",
+        )
+    }
+    """Settings that tensors do not show."""
+    public_backbones: ClassVar[Collection[str]] = tuple(RESNETS.values())
+    """Architectures of the backbones that other systems have."""
+    widths: ClassVar[tuple[str, ...]] = ("width",)
+    """Settings of widths, which attention heads share."""
     temperature: ClassVar[float] = 10000.0
     offset: ClassVar[float] = 0.0
     """The arguments of `SinePositionEncoding`."""
@@ -217,24 +237,25 @@ class Recipe(Settings):
             CheckpointError: The config has a value that querybox does not support.
         """
         heads = config.get("encoder_attention_heads", HEADS)
-        require(config, activation_function="relu", decoder_attention_heads=heads)
+        require(config, **cls.huggingface_supported, decoder_attention_heads=heads)
         # transformers 5 has the stride of the backbone's last stage.
         stride = (config.get("backbone_config") or {}).get("output_stride")
+        defaults = {name: cls.model_fields[name].default for name in cls.huggingface_names}
         return {
-            "heads": heads,
+            **{name: config.get(theirs, defaults[name]) for name, theirs in cls.huggingface_names.items()},
             "dilation": config.get("dilation", False) or stride == 16,
-            "dropout": config.get("dropout", 0.1),
         }
 
     @classmethod
-    def assumptions(cls, known: Mapping[str, Any], path: str) -> list[str]:  # noqa: ARG003 - used by kinds
+    def assumptions(cls, known: Mapping[str, Any], path: str) -> list[str]:
         """Return what is assumed about settings of a checkpoint that cannot be determined, one sentence each.
 
         Args:
             known: The settings that were inferred or given.
             path: Path of the checkpoint.
         """
-        return [] if "heads" in known else [f"{HEADS} attention heads; pass heads=... if it has others"]
+        names = [name for name in cls.unseen if name not in known]
+        return [cls.unseen[name].assumption(cls.model_fields[name].default, path) for name in names]
 
     def huggingface_config(self) -> dict[str, Any]:
         """Return the Hugging Face ``config.json`` of the model."""
@@ -263,9 +284,10 @@ class Recipe(Settings):
             "num_queries": self.queries,
         }
 
-    def unsupported_settings(self, layout: Layout) -> list[str]:  # noqa: ARG002 - used by kinds
+    def unsupported_settings(self, layout: Layout) -> list[str]:
         """Return the names of settings whose values the layout's system does not support."""
-        return [] if self.architecture in RESNETS.values() else ["backbone"]
+        other = [name for name, value in layout.supported.items() if getattr(self, name) != value]
+        return other if self.architecture in self.public_backbones else ["backbone", *other]
 
     def computed_tensors(self) -> Mapping[str, Tensor]:
         """Return tensors that files of other systems contain although they are computed, by names in the layouts."""
@@ -273,11 +295,9 @@ class Recipe(Settings):
 
     def conversion_notes(self, layout: Layout, state: Mapping[str, Tensor]) -> list[str]:  # noqa: ARG002 - used by kinds
         """Return what has to be set in the layout's system before it can load `state`, one sentence each."""
-        if self.heads == HEADS:
-            return []
-        return [
-            f"it has {self.heads} attention heads, which cannot be inferred from the tensors: set them there"
-        ]
+        values = {name: getattr(self, name) for name, each in self.unseen.items() if each.note}
+        unusual = [name for name in values if values[name] != type(self).model_fields[name].default]
+        return [self.unseen[name].note.format(values[name]) for name in unusual]
 
     def num_rows(self, categories: Sequence[Category]) -> int:
         """Return the number of rows of the class head, one per class plus the unused ones.
@@ -295,9 +315,17 @@ class Recipe(Settings):
 
     def check(self) -> None:
         """Raise `ConfigError` if settings are inconsistent."""
-        if self.width % self.heads:
+        for name in self.widths:
+            if (width := getattr(self, name)) % self.heads:
+                raise ConfigError(
+                    f"setting '{name}' is {width}, expected a multiple of 'heads', {self.heads}"
+                )
+
+    def expect(self, name: str, expected: str, *, holds: bool) -> None:
+        """Raise `ConfigError`, with what the value of a setting is `expected` to be, unless a condition `holds`."""
+        if not holds:
             raise ConfigError(
-                f"setting 'width' is {self.width}, expected a multiple of 'heads', {self.heads}"
+                f"setting '{name}' is {self.model_dump(mode='json')[name]}; expected {expected}"
             )
 
     def build_backbone(self, strides: tuple[int, ...], **options: bool) -> Backbone:
@@ -349,15 +377,6 @@ class Recipe(Settings):
             preprocessing=self.preprocessing(backbone),
             recipe=self,
         )
-
-
-DOUBT = ", although its name says "
-"""Part of assumptions that are probably wrong."""
-
-
-def doubt(path: str, name: str) -> str:
-    """Return a doubt about an assumption if the path of a checkpoint contains the name of another model."""
-    return f"{DOUBT}{name}" if name.lower() in path.lower() else ""
 
 
 def require(config: Mapping[str, Any], file: str = "config.json", /, **supported: object) -> None:

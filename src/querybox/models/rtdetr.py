@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from querybox.errors import ConfigError
-from querybox.losses.classification import DetachedVarifocalLoss, FocalLoss
+from querybox.losses.classification import DetachedVarifocalLoss, VarifocalLoss
 from querybox.models.dino import DINO
 from querybox.models.layouts.layout import Layout, PublicSystem
 from querybox.models.layouts.rtdetr import HUGGINGFACE_RTDETR, LYUWENYU, PREPROCESSING
 from querybox.models.public import PublicWeights, objects365
-from querybox.models.recipe import HEADS, Depth, Positive, Queries, Width, require
+from querybox.models.recipe import Depth, Positive, Queries, Width, require
 from querybox.models.tensors import BOTTLENECK, RESNETS, count
 from querybox.modules.backbone import Backbone
 from querybox.modules.blocks import ConvNorm
@@ -32,27 +31,14 @@ from querybox.structures import Preprocessing
 
 RESNETS_VD = {f"{name}d": sizes for sizes, name in RESNETS.items()}
 """ResNet-vd models (three convolutions in the stem, pooling in shortcuts), with the keys of `RESNETS`."""
-WITHOUT_FIRST_SHORTCUT = ("resnet18d", "resnet34d")
-"""Models of timm that lack the convolution that ResNet-vd has in the shortcut of its first block."""
-FUSION_BLOCKS = 3
-"""Blocks of each fusion in all published models."""
 MEDIUM = {"backbone": "resnet50d.ra2_in1k", "encoder_width": 256, "expansion": 0.5, "decoder_layers": 6}
 """Settings that only RT-DETR-R50-M has, which is trained with six decoder layers and evaluated with three."""
-SUPPORTED: dict[str, object] = {
-    "encoder_activation_function": "gelu",
-    "activation_function": "silu",
-    "decoder_activation_function": "relu",
-    "normalize_before": False,
-    "learn_initial_query": False,
-    "encode_proj_layers": [2],
-    "positional_encoding_temperature": 10000,
-    "layer_norm_eps": 1e-5,
-    "batch_norm_eps": 1e-5,
-    "eval_size": None,  # otherwise transformers has no positional encoding in evaluation mode
-}
-"""Settings of a Hugging Face config of which querybox supports one value, that of all published models."""
 SSD = {"photometric": 0.5, "zoom_out": 0.5, "iou_crop": 0.8, "crop": 0.0}
 """Augmentation of SSD, with the published probabilities, in place of DETR's crops."""
+STORAGE = "https://github.com/lyuwenyu/storage/releases/download/v0.1"
+"""Weights of RT-DETR's authors."""
+EXPANSIONS = (1.0, 0.5, 0.34)
+"""Values of `expansion` in the published models, which are tried first, because several values give the same widths."""
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
 
 
@@ -75,12 +61,7 @@ class RTDETR(DINO):
     public_weights: ClassVar[Mapping[str, PublicWeights]] = {
         "rtdetr-r18": PublicWeights("hf://PekingU/rtdetr_r18vd", 46.5, 20, 60),
         "rtdetr-r34": PublicWeights("hf://PekingU/rtdetr_r34vd", 48.9, 31, 92),
-        "rtdetr-r50-m": PublicWeights(
-            "https://github.com/lyuwenyu/storage/releases/download/v0.1/rtdetr_r50vd_m_6x_coco_from_paddle.pth",
-            51.3,
-            36,
-            100,
-        ),
+        "rtdetr-r50-m": PublicWeights(f"{STORAGE}/rtdetr_r50vd_m_6x_coco_from_paddle.pth", 51.3, 36, 100),
         "rtdetr-r50": PublicWeights("hf://PekingU/rtdetr_r50vd", 53.1, 42, 136),
         "rtdetr-r101": PublicWeights("hf://PekingU/rtdetr_r101vd", 54.3, 76, 259),
         "rtdetr-r18-o365": objects365("hf://PekingU/rtdetr_r18vd_coco_o365", 49.2, 20, 60),
@@ -89,12 +70,34 @@ class RTDETR(DINO):
     }
     identifying_tensor: ClassVar[str] = "encoder.laterals"
     adaptable: ClassVar[frozenset[str]] = DINO.adaptable | {"frozen_batch_norms", "inference_layers"}
-    backbone_lr: ClassVar[Mapping[str, float]] = {"resnet101d": 1e-6}
-    """Published learning rates of backbones, where they are not a tenth of that of the other modules."""
+    sizes: ClassVar[Mapping[str, Mapping[str, Any]]] = {"resnet101d": {"backbone_lr": 1e-6}}
+    """Published training by `size`, where it differs from `training`."""
+    public_backbones: ClassVar[Collection[str]] = RESNETS_VD
+    widths: ClassVar[tuple[str, ...]] = ("width", "encoder_width")
+    varifocal_type: ClassVar[type[VarifocalLoss]] = DetachedVarifocalLoss
+    neck_convolution: ClassVar[str] = "conv"
+    csp_layer: ClassVar[str] = "encoder.top_down.0"
+    """Name of the first `CSPRepLayer`."""
     denoising_padding: ClassVar[float] = 0.0
     huggingface_prefix: ClassVar[str] = "RTDetr"
     huggingface_type: ClassVar[str] = "rt_detr"
     huggingface_processor: ClassVar[str] = "RTDetrImageProcessor"
+    huggingface_names: ClassVar[Mapping[str, str]] = {
+        **DINO.huggingface_names,
+        "queries": "num_queries",
+        "frozen_batch_norms": "freeze_backbone_batch_norms",
+    }
+    huggingface_supported: ClassVar[Mapping[str, object]] = {
+        "encoder_activation_function": "gelu",
+        "activation_function": "silu",
+        "decoder_activation_function": "relu",
+        "normalize_before": False,
+        "learn_initial_query": False,
+        "positional_encoding_temperature": 10000,
+        "layer_norm_eps": 1e-5,
+        "batch_norm_eps": 1e-5,
+        "eval_size": None,  # otherwise transformers has no positional encoding in evaluation mode
+    }
 
     kind: Literal["rtdetr"] = "rtdetr"  # type: ignore[assignment]
     backbone: str = "resnet50d.ra2_in1k"
@@ -109,7 +112,7 @@ class RTDETR(DINO):
     encoder_feedforward: Positive = 1024
     expansion: Annotated[float, Field(gt=0, le=16)] = 1.0
     """Channels of the convolutions that fuse feature maps, relative to `encoder_width`."""
-    fusion_blocks: Depth = FUSION_BLOCKS
+    fusion_blocks: Depth = 3
     """Blocks in each fusion of two feature maps."""
     inference_layers: Depth | None = None
     """Decoder layers that are run in inference; null for all."""
@@ -117,11 +120,8 @@ class RTDETR(DINO):
     levels: Depth = 3
     share_heads: bool = False
     varifocal: bool = True
-    """Use varifocal loss, with the IoU of the box as the target score of a matched query."""
     class_cost: Annotated[float, Field(ge=0)] = 2.0
-    """Weight of the class cost in matching."""
     token_content: bool = True
-    """Use the tokens of the selected proposals as the content of queries."""
     activation: Literal["relu", "silu"] = "relu"
     """Activation of the decoder's feed-forward networks, the box heads and the positions of queries; SiLU in DEIM."""
     position_layers: Literal[2, 3] = 2
@@ -130,33 +130,30 @@ class RTDETR(DINO):
     """Normalise images with the mean and standard deviation of the backbone's ImageNet weights; otherwise values are
     scaled to 0-1."""
 
+    @property
+    def size(self) -> str:
+        """Name of the size of the model in `sizes`."""
+        return self.architecture
+
     def published_training(self) -> Mapping[str, Any]:
-        """Return the published training schedule, in which the learning rate of the backbone depends on its size."""
-        lr = self.backbone_lr.get(self.architecture)
-        return self.training if lr is None else {**self.training, "backbone_lr": lr}
+        """Return the published training schedule, which depends on the size of the model."""
+        return {**self.training, **self.sizes.get(self.size, {})}
 
     def build_backbone(self, strides: tuple[int, ...], **options: bool) -> Backbone:
         """Build the backbone; see `Recipe.build_backbone`."""
         options["frozen_batch_norms"] = self.frozen_batch_norms
-        options["first_shortcut"] = self.architecture in WITHOUT_FIRST_SHORTCUT
+        options["first_shortcut"] = self.architecture in RESNETS_VD
         return super().build_backbone(strides, **options)
 
     def check(self) -> None:
         """Raise `ConfigError` if settings are inconsistent."""
-        if self.levels != len(self.strides):
-            raise ConfigError(
-                f"setting 'levels' is {self.levels}; expected the number of 'strides', {len(self.strides)}"
-            )
-        if (self.inference_layers or 0) > self.decoder_layers:
-            raise ConfigError(
-                f"setting 'inference_layers' is {self.inference_layers}; expected at most 'decoder_layers', "
-                f"{self.decoder_layers}"
-            )
         super().check()
-        if self.encoder_width % self.heads:
-            raise ConfigError(
-                f"setting 'encoder_width' is {self.encoder_width}, expected a multiple of 'heads', {self.heads}"
-            )
+        strides, layers = len(self.strides), self.decoder_layers
+        self.expect("levels", f"the number of 'strides', {strides}", holds=self.levels == strides)
+        holds = (self.inference_layers or 0) <= layers
+        self.expect("inference_layers", f"at most 'decoder_layers', {layers}", holds=holds)
+        holds = len(self.points_by_level) == self.levels
+        self.expect("points", f"a number for each of the {self.levels} 'levels'", holds=holds)
 
     def preprocessing(self, backbone: Backbone) -> Preprocessing:
         """Return the image preprocessing of a new model."""
@@ -170,25 +167,26 @@ class RTDETR(DINO):
 
     def build_encoder(self) -> nn.Module:
         """Build the encoder."""
-        layers = [
-            EncoderLayer(
-                self.encoder_width, self.heads, self.encoder_feedforward, self.dropout, activation=nn.GELU
-            )
-            for _ in range(self.encoder_layers)
-        ]
-        return HybridEncoder(
-            CellPositionEncoding(self.encoder_width), layers, levels=self.levels, **self.fusion_parts()
-        )
+        sizes = (self.encoder_width, self.heads, self.encoder_feedforward, self.dropout)
+        layers = [EncoderLayer(*sizes, activation=nn.GELU) for _ in range(self.encoder_layers)]
+        position = CellPositionEncoding(self.encoder_width)
+        return HybridEncoder(position, layers, levels=self.levels, **self.fusion_parts())
 
     def fusion_parts(self) -> dict[str, Callable[[], nn.Module]]:
         """Return what makes the convolutions of the encoder; see `HybridEncoder`."""
-        width, hidden = self.encoder_width, round(self.encoder_width * self.expansion)
+        width = self.encoder_width
+        hidden = self.fusion_width(width, self.expansion)
         return {
             "lateral": partial(ConvNorm, width, width, 1),
             "fusion": partial(CSPRepLayer, 2 * width, width, hidden=hidden, blocks=self.fusion_blocks),
             "down": partial(ConvNorm, width, width, 3, stride=2),
             "output": partial(ConvNorm, width, self.width, 1, activation=nn.Identity),
         }
+
+    @staticmethod
+    def fusion_width(width: int, expansion: float) -> int:
+        """Return the channels of the branches of a `CSPRepLayer`, given those of the encoder."""
+        return round(width * expansion)
 
     def build_proposals(self, classes: int) -> Proposals:
         """Build the proposals that queries are selected from."""
@@ -199,7 +197,7 @@ class RTDETR(DINO):
     def build_decoder(self, classes: int) -> ReferenceDecoder:
         """Build the decoder, which computes the positions of queries from the coordinates of their references."""
         return ReferenceDecoder(
-            self.build_decoder_layers(),
+            self.build_layers(self.decoder_layer(), self.decoder_layers),
             *self.build_heads(classes),
             refinement=LookForwardTwice(),
             norm=nn.Identity(),
@@ -207,13 +205,9 @@ class RTDETR(DINO):
             inference_layers=self.inference_layers,
         )
 
-    def build_decoder_layers(self) -> list[DeformableDecoderLayer]:
-        """Build the layers of the decoder."""
-        return self.build_layers(partial(DeformableDecoderLayer, **self.decoder_parts()), self.decoder_layers)
-
-    def decoder_parts(self) -> dict[str, Any]:
-        """Return what makes the parts of a decoder layer; see `DeformableDecoderLayer`."""
-        return {"activation": ACTIVATIONS[self.activation]}
+    def decoder_layer(self) -> partial[DeformableDecoderLayer]:
+        """Return what builds a decoder layer."""
+        return partial(DeformableDecoderLayer, activation=ACTIVATIONS[self.activation])
 
     def build_box_head(self, size: float = 0.0) -> DeltaHead:
         """Build a box head; for `size` see `DeltaHead`."""
@@ -224,54 +218,23 @@ class RTDETR(DINO):
         hidden = (2 * self.width,) if self.position_layers == 2 else (self.width,) * 2
         return BoxPosition(*hidden, self.width, activation=ACTIVATIONS[self.activation])
 
-    def build_classification_loss(self) -> FocalLoss:
-        """Build the classification loss."""
-        varifocal = self.varifocal and not self.matchability
-        return DetachedVarifocalLoss() if varifocal else super().build_classification_loss()
-
     @classmethod
     def infer_specific(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
         """Infer the settings specific to RT-DETR; see `Recipe.infer_specific`."""
+        encoder_width = len(state["neck.projections.0.conv.weight"])
+        hidden = len(state[f"{cls.csp_layer}.conv1.conv.weight"])
+        published = [each for each in EXPANSIONS if cls.fusion_width(encoder_width, each) == hidden]
         settings = {
             **cls.infer_levels(state, heads),
+            "encoder_width": encoder_width,
+            "expansion": published[0] if published else hidden / cls.fusion_width(encoder_width, 1.0),
             "frozen_stride": 2 if BOTTLENECK in state else 0,
-            "fusion_blocks": count(state, r"encoder\.top_down\.0\.bottlenecks\.(\d+)"),
+            "fusion_blocks": count(state, rf"{cls.csp_layer}\.bottlenecks\.(\d+)"),
             "share_heads": "decoder.class_heads.1.bias" not in state,
             "position_layers": count(state, r"decoder\.position\.layers\.(\d+)"),
         }
         layer = state.get("encoder.layers.0.feedforward.0.bias")
         return settings if layer is None else {**settings, "encoder_feedforward": len(layer)}
-
-    @classmethod
-    def infer_backbone(cls, state: Mapping[str, Tensor]) -> str:
-        """Return timm's name of the ResNet-vd with these tensors."""
-        return super().infer_backbone(state).replace(".tv_in1k", "d.ra2_in1k")
-
-    @classmethod
-    def infer_levels(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
-        """Infer the settings of feature maps, widths and deformable attention."""
-        levels = count(state, r"neck\.projections\.(\d+)")
-        inputs = [state[f"neck.projections.{level}.conv.weight"].shape[1] for level in range(levels)]
-        return {
-            "width": len(state["queries.proposals.projection.weight"]),
-            "encoder_width": len(state["neck.projections.0.conv.weight"]),
-            "expansion": cls.infer_expansion(state),
-            "levels": levels,
-            "points": len(state["decoder.layers.0.cross_attention.weight.bias"]) // (heads * levels),
-            # Each map of the backbone has half as many channels as the next deeper one.
-            "strides": tuple(32 * channels // cls.deepest_channels(state) for channels in inputs),
-        }
-
-    @classmethod
-    def infer_expansion(cls, state: Mapping[str, Tensor]) -> float:
-        """Infer the setting `expansion`."""
-        hidden = len(state["encoder.top_down.0.conv1.conv.weight"])
-        return hidden / len(state["neck.projections.0.conv.weight"])
-
-    @classmethod
-    def deepest_channels(cls, state: Mapping[str, Tensor]) -> int:
-        """Return the number of channels of the backbone's last feature map."""
-        return len(state["backbone.body.layer4.0.downsample.1.weight"])
 
     @classmethod
     def infer(cls, state: Mapping[str, Tensor], stated: Mapping[str, Any]) -> dict[str, Any]:
@@ -285,16 +248,9 @@ class RTDETR(DINO):
     @classmethod
     def settings_from_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings that cannot be inferred from shapes but are in a Hugging Face config."""
-        heads = config.get("encoder_attention_heads", HEADS)
-        require(config, **SUPPORTED, decoder_attention_heads=heads)
-        return {
-            "heads": heads,
-            "dropout": config.get("dropout", 0.0),
-            "queries": config.get("num_queries", 300),
-            "inference_layers": None,
-            "activation": "relu",
-            "frozen_batch_norms": config.get("freeze_backbone_batch_norms", True),
-        }
+        coarsest = config.get("num_feature_levels", 3) - 1
+        require(config, encode_proj_layers=[coarsest])
+        return {**super().settings_from_config(config), "inference_layers": None, "activation": "relu"}
 
     @classmethod
     def assumptions(cls, known: Mapping[str, Any], path: str) -> list[str]:
@@ -320,6 +276,7 @@ class RTDETR(DINO):
             "hidden_expansion": self.expansion,
             "decoder_in_channels": [self.encoder_width] * self.levels,
             "num_feature_levels": self.levels,
+            "encode_proj_layers": [self.levels - 1],
             "decoder_n_points": self.points,
             "num_denoising": self.denoising,
             "label_noise_ratio": self.label_noise,
@@ -336,21 +293,9 @@ class RTDETR(DINO):
             "hidden_sizes": [256, 512, 1024, 2048] if bottleneck else [64, 128, 256, 512],
             "depths": list(depths),
             "layer_type": "bottleneck" if bottleneck else "basic",
-            "out_features": ["stage2", "stage3", "stage4"],
+            "out_features": ["stage2", "stage3", "stage4"][-self.levels :],
         }
 
-    def unsupported_settings(self, layout: Layout) -> list[str]:
-        """Return the names of settings whose values the layout's system does not support."""
-        supported: dict[str, object] = {
-            "strides": (8, 16, 32),
-            "fusion_blocks": FUSION_BLOCKS,
-            "share_heads": False,
-            "distinct": False,
-            "token_content": True,
-            "activation": "relu",
-            "position_layers": 2,
-        }
-        if layout is self.layouts["huggingface"]:
-            supported["inference_layers"] = None
-        unsupported = [name for name, value in supported.items() if getattr(self, name) != value]
-        return unsupported if self.architecture in RESNETS_VD else ["backbone", *unsupported]
+    def published_strides(self) -> tuple[tuple[int, ...], ...]:
+        """Return the strides of published models."""
+        return (8, 16, 32), (16, 32)

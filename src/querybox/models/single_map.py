@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from querybox.models.layouts.layout import Layout
-from querybox.models.recipe import Positive, Recipe, doubt
+from querybox.models.recipe import Positive, Recipe
+from querybox.models.unseen import Unseen
 from querybox.modules.position import LearnedPositionEncoding, SinePositionEncoding
 
 
 class SingleMap(Recipe):
     """Settings of kinds that use a single feature map."""
+
+    unseen: ClassVar[Mapping[str, Unseen]] = {
+        **Recipe.unseen,
+        "dilation": Unseen(
+            "the last stage is not dilated",
+            "DC5",
+            "pass dilation=True if it is (DC5), or convert the file with --dilation",
+            "its last stage is dilated, which tensors do not show: pass --dilation there",
+        ),
+    }
 
     stride: Positive = 32
     """Stride in pixels of the feature map."""
@@ -47,17 +58,6 @@ class SingleMap(Recipe):
             "queries": queries,
         }
 
-    @classmethod
-    def assumptions(cls, known: Mapping[str, Any], path: str) -> list[str]:
-        """Return what is assumed about settings that cannot be determined, one sentence each."""
-        sentences = super().assumptions(known, path)
-        if "dilation" not in known:
-            sentences.append(
-                f"the last stage is not dilated{doubt(path, 'DC5')}; pass dilation=True if it is (DC5), or convert the "
-                "file with --dilation"
-            )
-        return sentences
-
     def huggingface_config(self) -> dict[str, Any]:
         """Return the Hugging Face ``config.json`` of the model."""
         return {
@@ -75,13 +75,6 @@ class SingleMap(Recipe):
         if self.dilation and layout in (self.layouts.get("mmdet2"), self.layouts.get("mmdet3")):
             unsupported.append("dilation")
         return unsupported
-
-    def conversion_notes(self, layout: Layout, state: Mapping[str, Tensor]) -> list[str]:
-        """Return what has to be set in the layout's system before it can load `state`, one sentence each."""
-        sentences = super().conversion_notes(layout, state)
-        if self.dilation:
-            sentences.append("its last stage is dilated, which tensors do not show: pass --dilation there")
-        return sentences
 
     def build_position(self) -> nn.Module:
         """Build the positional encoding."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
 
 from querybox.errors import CheckpointError
 
 BOTTLENECK = "backbone.body.layer1.0.conv3.weight"
+DEEP_STEM = "backbone.body.conv1.3.weight"
+"""Second convolution in the stem of a ResNet-vd."""
 RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
     (False, (2, 2, 2, 2)): "resnet18",
     (False, (3, 4, 6, 3)): "resnet34",
@@ -19,7 +23,7 @@ RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
 
 
 def infer_backbone(names: Iterable[str]) -> str:
-    """Return timm's name of the ResNet with these tensor names.
+    """Return timm's name of the ResNet, or the ResNet-vd, with these tensor names.
 
     Raises:
         CheckpointError: It is not one of `RESNETS`.
@@ -31,7 +35,13 @@ def infer_backbone(names: Iterable[str]) -> str:
         own = next((each for each in names if each.startswith("backbone.")), "none")
         found = f"{list(blocks)} blocks in its stages" if any(blocks) else f"tensors such as {own}"
         raise CheckpointError(f"unknown backbone: expected a ResNet-18, 34, 50, 101 or 152, got {found}")
-    return f"{name}.tv_in1k"
+    return f"{name}d.ra2_in1k" if DEEP_STEM in names else f"{name}.tv_in1k"
+
+
+def deepest_channels(state: Mapping[str, Tensor]) -> int:
+    """Return the number of channels of the backbone's last feature map, the most that a tensor of it has."""
+    sizes = (each.shape[0] for name, each in state.items() if name.startswith("backbone.body.") and each.ndim)
+    return max(sizes)
 
 
 def count(names: Iterable[str], pattern: str) -> int:

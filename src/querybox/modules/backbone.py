@@ -48,7 +48,8 @@ class Backbone(nn.Module):
             dilation: Dilate the last stage instead of downsampling in it (DC5), so that its stride is 16, which is also
                 that of the stage before. Then only the last of `strides` can be the map of the last stage.
             frozen_batch_norms: Freeze every batch norm, not only those of frozen layers.
-            first_shortcut: Add a convolution to the first shortcut of a ResNet; see `add_first_shortcut`.
+            first_shortcut: Add a convolution to the first shortcut of a ResNet if it has none; see
+                `add_first_shortcut`.
 
         Raises:
             ConfigError: timm has no such model, or the model cannot take images of any size, or it has no map of such a
@@ -82,7 +83,7 @@ class Backbone(nn.Module):
         self.std = (255 * red, 255 * green, 255 * blue)
         self.frozen_batch_norms = frozen_batch_norms
         self.added: tuple[str, ...] = ()
-        if first_shortcut:
+        if first_shortcut and body.layer1[0].downsample is None:
             add_first_shortcut(body.layer1[0])
             self.added = ("layer1.0.downsample.",)
         self.body: nn.Module = body

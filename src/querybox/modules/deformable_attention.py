@@ -18,6 +18,8 @@ from querybox.structures import at_least_float32
 class DeformableAttention(nn.Module):
     """Multi-scale deformable attention of Deformable DETR (Zhu et al. 2020, section 4.1, equation 3).
 
+    With `NearestSample`, which has no gradients for it, `offset` is frozen.
+
     Attributes:
         sampling_layers: Names of the layers that predict where is sampled, which may have their own learning rate.
     """
@@ -58,6 +60,7 @@ class DeformableAttention(nn.Module):
         offsets = direction[:, None] * distance  # [heads, K, 2]
         nn.init.zeros_(self.offset.weight)
         self.offset.bias = nn.Parameter(offsets.flatten())
+        self.offset.requires_grad_(not isinstance(self.sampling, NearestSample))
         nn.init.zeros_(self.weight.weight)
         nn.init.zeros_(self.weight.bias)
         for each in (self.value, self.output):

@@ -1,8 +1,4 @@
-"""The hybrid encoder of RT-DETR (Zhao et al. 2023, section 4.2) and D-FINE.
-
-Self-attention runs within the coarsest feature map only (AIFI, attention-based intra-scale feature interaction), and
-convolutions fuse the maps top-down and bottom-up (CCFF, CNN-based cross-scale feature fusion).
-"""
+"""The hybrid encoder of RT-DETR (Zhao et al. 2023, section 4.2) and D-FINE."""
 
 from __future__ import annotations
 
@@ -45,17 +41,9 @@ class RepConv(nn.Module):
 
 
 class CSPRepLayer(nn.Module):
-    """Two branches, one of which has RepVGG blocks, added (the fusion block of RT-DETR, for concatenated maps)."""
+    """Two branches of `hidden` channels, one of which has `blocks` RepVGG blocks, added (RT-DETR's fusion block)."""
 
     def __init__(self, inputs: int, outputs: int, *, hidden: int, blocks: int) -> None:
-        """Create the layer.
-
-        Args:
-            inputs: Channels of the map.
-            outputs: Channels of the result, D.
-            hidden: Channels of the branches.
-            blocks: Number of `RepConv`.
-        """
         super().__init__()
         self.conv1 = ConvNorm(inputs, hidden, 1)
         self.conv2 = ConvNorm(inputs, hidden, 1)
@@ -69,16 +57,9 @@ class CSPRepLayer(nn.Module):
 
 
 class SplitFusion(nn.Module):
-    """Fuses two concatenated maps in a chain of layers, all of whose outputs are used (D-FINE's RepNCSPELAN4)."""
+    """Fuses two maps of D = `width` channels in a chain of layers of `hidden` channels (D-FINE's RepNCSPELAN4)."""
 
     def __init__(self, width: int, *, hidden: int, blocks: int) -> None:
-        """Create the block.
-
-        Args:
-            width: Channels of each map and of the result, D.
-            hidden: Channels of the layers of the chain.
-            blocks: Number of `RepConv` in each of its two `CSPRepLayer`.
-        """
         super().__init__()
         self.conv1 = ConvNorm(2 * width, 2 * width, 1)
         self.rep1 = CSPRepLayer(width, hidden, hidden=hidden, blocks=blocks)
@@ -88,7 +69,7 @@ class SplitFusion(nn.Module):
         self.conv4 = ConvNorm(2 * width + 2 * hidden, width, 1)
 
     def forward(self, x: Float[Tensor, "B _ h w"]) -> Float[Tensor, "B D h w"]:
-        """Return the fused map, given two maps with D channels each."""
+        """Return the fused map, given both maps concatenated."""
         first, second = self.conv1(x).chunk(2, 1)
         third = self.conv2(self.rep1(second))
         fourth = self.conv3(self.rep2(third))
@@ -97,7 +78,10 @@ class SplitFusion(nn.Module):
 
 
 class HybridEncoder(nn.Module):
-    """Encoder of RT-DETR and D-FINE: self-attention within the coarsest map, and convolutions across maps."""
+    """Encoder with self-attention within the coarsest feature map alone (AIFI), and convolutions across maps (CCFF).
+
+    The maps are fused from coarse to fine, then from fine to coarse.
+    """
 
     def __init__(
         self,
@@ -116,10 +100,10 @@ class HybridEncoder(nn.Module):
             position: Positional encoding of the cells of the coarsest map.
             layers: Layers of self-attention.
             levels: Number of feature maps, each with half the resolution of the one before.
-            lateral: Makes the modules that a map with De channels passes before it is fused with the next finer one.
-            fusion: Makes the modules that fuse two maps of the same size, concatenated to 2 De channels, to De.
-            down: Makes the modules that halve the resolution of a map before it is fused with the next coarser one.
-            output: Makes the projections of the fused maps to the D features of the memory tokens.
+            lateral: Makes what a map with De channels passes before it is fused with the next finer one.
+            fusion: Makes what fuses two maps of the same size, concatenated to 2 De channels, to De.
+            down: Makes what halves the resolution of a map before it is fused with the next coarser one.
+            output: Makes what projects the fused maps to the D features of the memory tokens.
         """
         super().__init__()
         steps = range(levels - 1)

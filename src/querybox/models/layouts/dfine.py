@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -13,33 +14,30 @@ from querybox.models.layouts.rtdetrv2 import HUGGINGFACE_RTDETRV2, LYUWENYU_V2, 
 
 GATE = f"{OURS_DECODER}.cross_attention_residual"
 UP, REG_SCALE = "decoder.distances.up", "decoder.distances.scale"
+SUPPORTED = {"distinct": False, "token_content": True, "position_layers": 2}
+"""Settings of all published models, also those of DEIM."""
+LEAVES = ("conv", "bn")
+"""Names of a convolution and its norm in HGNetv2 of timm."""
 FUSION = ("conv1", "rep1", "conv2", "rep2", "conv3", "conv4")
 """Modules of a fusion block (`SplitFusion`), in the order in which they are run."""
-HF_LEAVES = {"conv": "convolution", "bn": "normalization"}
-"""Names of the modules of a convolution in the backbone, and in transformers."""
 
 
+@dataclass(frozen=True)
 class DFINEConversion(RTDETRConversion):
-    """In files of the authors' code the curvature is an integer, as it is in their configs."""
+    """In files of the authors' code the curvature is an integer; in transformers, parts of the backbone are renamed."""
+
+    leaves: tuple[str, str]
+    """Names of a convolution and its norm in the backbone."""
 
     def to_ours(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Convert the curvature, and drop the last denoising label; see `RTDETRConversion`."""
+        """Convert the curvature, and rename modules; see `RTDETRConversion`."""
         if REG_SCALE in state:
             state[REG_SCALE] = state[REG_SCALE].float()
-        return super().to_ours(state)
-
-
-class HGNetConversion(DFINEConversion):
-    """In transformers the convolutions of the backbone have other names."""
-
-    def to_ours(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Rename convolutions and norms; see `DFINEConversion`."""
-        ours = {theirs: ours for ours, theirs in HF_LEAVES.items()}
-        return super().to_ours(rename_leaves(state, ours))
+        return super().to_ours(rename_leaves(state, dict(zip(self.leaves, LEAVES, strict=True))))
 
     def to_theirs(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Rename convolutions and norms, and add a denoising label; see `RTDETRConversion`."""
-        return rename_leaves(super().to_theirs(state), HF_LEAVES)
+        """Rename modules; see `RTDETRConversion`."""
+        return rename_leaves(super().to_theirs(state), dict(zip(LEAVES, self.leaves, strict=True)))
 
 
 def rename_leaves(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
@@ -88,7 +86,8 @@ PETERANDE = LYUWENYU_V2.relative(
     name="Peterande/D-FINE",
     aliases={f"decoder.decoder.{name}": f"decoder.{name}" for name in ("up", "reg_scale")},
     computed=(*LYUWENYU_V2.computed, "decoder.decoder.project"),
-    conversion=DFINEConversion(),
+    conversion=DFINEConversion(LEAVES),
+    supported=SUPPORTED,
 )
 HUGGINGFACE_DFINE = HUGGINGFACE_RTDETRV2.relative(
     {
@@ -107,5 +106,6 @@ HUGGINGFACE_DFINE = HUGGINGFACE_RTDETRV2.relative(
             for step in range(2)
         },
     },
-    conversion=HGNetConversion(),
+    conversion=DFINEConversion(("convolution", "normalization")),
+    supported={**SUPPORTED, "inference_layers": None, "activation": "relu"},
 )

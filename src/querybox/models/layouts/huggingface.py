@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from querybox.models.layouts.layout import Layout
-from querybox.models.layouts.parts import MASK_HEAD, huggingface_layers, perceptron
+from querybox.models.layouts.parts import MASK_HEAD, huggingface_layers, names_in_memory, perceptron
 from querybox.models.layouts.relatives import PyramidConversion
 from querybox.structures import Preprocessing
 
@@ -59,13 +59,8 @@ HUGGINGFACE = Layout(
     mask_head=MASK_HEAD,
     aliases={
         "model.backbone.position_embedding": "model.position_embedding",  # transformers 4
-        # Names in memory, which transformers 5 translates when it reads and writes files.
-        "model.backbone.model": BACKBONE,
-        f"{ENCODER}.self_attn.o_proj": f"{ENCODER}.self_attn.out_proj",
-        f"{DECODER}.self_attn.o_proj": f"{DECODER}.self_attn.out_proj",
-        f"{DECODER}.encoder_attn.o_proj": f"{DECODER}.encoder_attn.out_proj",
-        f"{ENCODER}.mlp": ENCODER,
-        f"{DECODER}.mlp": DECODER,
+        "model.backbone.model": BACKBONE,  # in memory, as what follows
+        **names_in_memory(ENCODER, DECODER),
         **without_timm(),
         **mask_head_in_memory(),
     },

@@ -5,7 +5,7 @@ from __future__ import annotations
 from querybox.models.layouts.facebook import DECODER
 from querybox.models.layouts.fundamentalvision import FUNDAMENTALVISION
 from querybox.models.layouts.parts import perceptron
-from querybox.models.layouts.relatives import PyramidConversion
+from querybox.models.layouts.relatives import PUBLISHED_QUERIES, PyramidConversion
 
 IDEA = FUNDAMENTALVISION.relative(
     {
@@ -18,4 +18,5 @@ IDEA = FUNDAMENTALVISION.relative(
     name="IDEA-Research",
     conversion=PyramidConversion(proposals_after_layers=False, extra_label=True),
     class_settings=("num_classes", "dn_labelbook_size"),
+    supported=PUBLISHED_QUERIES,
 )

@@ -80,6 +80,8 @@ class Layout:
     ignored."""
     duplicates_in: str | None = None
     """Module that contains copies of the `Conversion.duplicated_modules`; None if there are none."""
+    supported: Mapping[str, object] = field(default_factory=dict)
+    """Settings of which the system supports a single value, with this value."""
     class_settings: tuple[str, ...] = ("num_classes",)
     """Settings of the system for the number of rows of the class head."""
     class_rows: int | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from querybox.models.layouts.layout import Layout
 from querybox.models.layouts.parts import perceptron
-from querybox.models.layouts.relatives import PyramidConversion
+from querybox.models.layouts.relatives import PUBLISHED_QUERIES, PyramidConversion
 from querybox.structures import Preprocessing
 
 MMDET3 = Layout(
@@ -64,4 +64,5 @@ MMDET3_DINO = MMDET3_DEFORMABLE.relative(
         "decoder.norm": "decoder.norm",
         "denoising.label": "dn_query_generator.label_embedding",
     },
+    supported=PUBLISHED_QUERIES,
 )

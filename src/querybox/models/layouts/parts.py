@@ -52,6 +52,13 @@ def huggingface_layers(encoder: str, decoder: str) -> dict[str, str]:
     return modules
 
 
+def names_in_memory(encoder: str, decoder: str) -> dict[str, str]:
+    """Return names of the same layers in memory, which transformers 5 translates when it reads and writes files."""
+    attentions = (f"{encoder}.self_attn", f"{decoder}.self_attn", f"{decoder}.encoder_attn")
+    names = {f"{attention}.o_proj": f"{attention}.out_proj" for attention in attentions}
+    return {**names, f"{encoder}.mlp": encoder, f"{decoder}.mlp": decoder}
+
+
 def perceptron(ours: str, theirs: str, layers: int = 3) -> dict[str, str]:
     """Return the layers of a perceptron, such as a box head, which most systems number without the activations."""
     return {f"{ours}.{2 * layer}": f"{theirs}.layers.{layer}" for layer in range(layers)}

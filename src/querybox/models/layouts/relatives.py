@@ -25,6 +25,8 @@ CLASSES = "decoder.class_heads.0.bias"
 LABEL = "denoising.label.weight"
 CONTENT = "queries.content"
 """This tensor exists in DINO alone, which has denoising."""
+PUBLISHED_QUERIES = {"distinct": False, "token_content": False}
+"""Settings of DINO's queries that other systems support."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +56,7 @@ class PyramidConversion(Conversion):
         state = spread_heads(state, numbered=self.proposals_after_layers)
         if self.split_neck:
             state = split_neck(state)
-        if self.extra_label and LABEL in state:
-            state[LABEL] = torch.cat([state[LABEL], torch.zeros_like(state[LABEL][:1])])
-        return state
+        return with_extra_label(state) if self.extra_label else state
 
     def duplicated_modules(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:
         """Return the heads used for refinement or proposals, which files also contain as parts of the decoder."""
@@ -64,6 +64,14 @@ class PyramidConversion(Conversion):
             return "decoder.box_heads", "decoder.class_heads"
         refines = any(name.startswith("decoder.box_heads.1.") for name in state)
         return ("decoder.box_heads",) if refines else ()
+
+
+def with_extra_label(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add a denoising label of zeros, if there are labels."""
+    labels = state.get(LABEL)
+    if labels is None:
+        return dict(state)
+    return {**state, LABEL: torch.cat([labels, torch.zeros_like(labels[:1])])}
 
 
 def gather_heads(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

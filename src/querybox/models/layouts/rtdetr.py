@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from querybox.models.layouts.layout import Conversion, Layout
-from querybox.models.layouts.parts import huggingface_layers, perceptron, torch_layer
-from querybox.models.layouts.relatives import LABEL
+from querybox.models.layouts.parts import huggingface_layers, names_in_memory, perceptron, torch_layer
+from querybox.models.layouts.relatives import LABEL, with_extra_label
 from querybox.structures import Preprocessing
 
+BLACK, WHITE = (0.0, 0.0, 0.0), (255.0, 255.0, 255.0)
 PREPROCESSING = Preprocessing(
-    mean=(0.0, 0.0, 0.0),
-    std=(255.0, 255.0, 255.0),
-    short_side=640,
-    long_side=640,
-    resizing="stretch",
-    clip_boxes=False,
+    mean=BLACK, std=WHITE, short_side=640, long_side=640, resizing="stretch", clip_boxes=False
 )
 """Published models see images stretched to 640 x 640 pixels, with values in 0-1."""
-PROPOSAL_CLASSES = "queries.proposals.class_head.weight"
-COUNTER = ".num_batches_tracked"
+SUPPORTED = {"fusion_blocks": 3, "share_heads": False, "distinct": False, "token_content": True}
+"""Settings of all published models, also those of DEIM."""
+COUNTER = r"backbone\..*\.num_batches_tracked"
 
 
 class RTDETRConversion(Conversion):
@@ -32,20 +30,14 @@ class RTDETRConversion(Conversion):
         """Drop the last denoising label, which is zero and belongs to no class; add zero labels if there are none."""
         if LABEL in state:
             state[LABEL] = state[LABEL][:-1].clone()
-        elif PROPOSAL_CLASSES in state:  # a model that was trained without denoising
-            state[LABEL] = torch.zeros_like(state[PROPOSAL_CLASSES])
+        elif (head := state.get("queries.proposals.class_head.weight")) is not None:
+            state[LABEL] = torch.zeros_like(head)  # trained without denoising
         return state
 
     def to_theirs(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Add a denoising label of zeros, and omit counters of the backbone that are zero, because it is frozen."""
-        result = {
-            name: tensor
-            for name, tensor in state.items()
-            if not (name.startswith("backbone.") and name.endswith(COUNTER) and not tensor.any())
-        }
-        if LABEL in result:
-            result[LABEL] = torch.cat([result[LABEL], torch.zeros_like(result[LABEL][:1])])
-        return result
+        frozen = {name for name in state if re.fullmatch(COUNTER, name) and not state[name].any()}
+        return with_extra_label({name: state[name] for name in state if name not in frozen})
 
 
 STEM = {"conv1.0": "conv1.1", "conv1.3": "conv1.4", "conv1.6": "bn1"}
@@ -55,15 +47,10 @@ STEM = {"conv1.0": "conv1.1", "conv1.3": "conv1.4", "conv1.6": "bn1"}
 def backbone_modules(
     stem: Sequence[str], block: str, convs: Sequence[str], shortcuts: tuple[str, str], leaves: tuple[str, str]
 ) -> dict[str, str]:
-    """Return the modules of a ResNet-vd in another layout by timm's names, which are those of querybox.
+    """Return the modules of a ResNet-vd in another layout, where a pair of convolution and norm is one module.
 
-    Args:
-        stem: Names of the pairs of a convolution and its norm in the stem.
-        block: Name of a block, with ``{}`` for the number of its stage from 0.
-        convs: Names of the pairs in a block.
-        shortcuts: Names of the pair in a shortcut: in the first stage, which does not downsample, and in the others,
-            whose shortcuts pool.
-        leaves: Names of the convolution and the norm in a pair.
+    The pairs are those of the `stem`, of a `block` (with ``{}`` for the number of its stage from 0), and of its
+    shortcut, which pools except in the first stage; `leaves` are the names in a pair.
     """
     modules = dict(zip(STEM.items(), stem, strict=True))
     for stage in range(4):
@@ -83,13 +70,19 @@ def pairs(ours: str, theirs: str) -> dict[str, str]:
     return {f"{ours}.conv": f"{theirs}.0", f"{ours}.norm": f"{theirs}.1"}
 
 
-def fusion_modules(encoder: str) -> dict[str, str]:
-    """Return the convolutions that fuse feature maps; inside they have the same names."""
+def common_modules(encoder: str, outer: str, decoder: str) -> dict[str, str]:
+    """Return the modules whose names differ in that of the module alone that contains them."""
     return {
         "encoder.laterals": f"{encoder}.lateral_convs",
         "encoder.top_down": f"{encoder}.fpn_blocks",
         "encoder.downs": f"{encoder}.downsample_convs",
         "encoder.bottom_up": f"{encoder}.pan_blocks",
+        "queries.proposals.projection": f"{outer}.enc_output.0",
+        "queries.proposals.norm": f"{outer}.enc_output.1",
+        "queries.proposals.class_head": f"{outer}.enc_score_head",
+        **perceptron("queries.proposals.box_head", f"{outer}.enc_bbox_head"),
+        **perceptron("decoder.position.layers", f"{decoder}.query_pos_head"),
+        "denoising.label": f"{outer}.denoising_class_embed",
     }
 
 
@@ -107,22 +100,17 @@ LYUWENYU = Layout(
         ),
         **pairs("neck.projections.*", "encoder.input_proj.*"),
         **torch_layer("encoder.layers.*", "encoder.encoder.0.layers.*"),
-        **fusion_modules("encoder"),
+        **common_modules("encoder", "decoder", "decoder"),
         "encoder.outputs": "decoder.input_proj",
-        "queries.proposals.projection": "decoder.enc_output.0",
-        "queries.proposals.norm": "decoder.enc_output.1",
-        "queries.proposals.class_head": "decoder.enc_score_head",
-        **perceptron("queries.proposals.box_head", "decoder.enc_bbox_head"),
-        **perceptron("decoder.position.layers", "decoder.query_pos_head"),
         **torch_layer(OURS_DECODER, LAYERS, "cross_attn"),
         "decoder.class_heads.*": "decoder.dec_score_head.*",
         **perceptron("decoder.box_heads.*", "decoder.dec_bbox_head.*"),
-        "denoising.label": "decoder.denoising_class_embed",
     },
     computed=("decoder.anchors", "decoder.valid_mask", *(f"encoder.pos_embed{level}" for level in range(4))),
     class_rows=80,
     preprocessing=PREPROCESSING,
     conversion=RTDETRConversion(),
+    supported={**SUPPORTED, "activation": "relu", "position_layers": 2},
 )
 
 HF_ENCODER, HF_DECODER = "model.encoder.encoder.0.layers.*", "model.decoder.layers.*"
@@ -139,24 +127,14 @@ HUGGINGFACE_RTDETR = Layout(
         ),
         **pairs("neck.projections.*", "model.encoder_input_proj.*"),
         **huggingface_layers(HF_ENCODER, HF_DECODER),
-        **fusion_modules("model.encoder"),
+        **common_modules("model.encoder", "model", "model.decoder"),
         **pairs("encoder.outputs.*", "model.decoder_input_proj.*"),
-        "queries.proposals.projection": "model.enc_output.0",
-        "queries.proposals.norm": "model.enc_output.1",
-        "queries.proposals.class_head": "model.enc_score_head",
-        **perceptron("queries.proposals.box_head", "model.enc_bbox_head"),
-        **perceptron("decoder.position.layers", "model.decoder.query_pos_head", layers=2),
         "decoder.class_heads.*": "model.decoder.class_embed.*",
         **perceptron("decoder.box_heads.*", "model.decoder.bbox_embed.*"),
-        "denoising.label": "model.denoising_class_embed",
     },
     aliases={
-        # Names in memory, which transformers 5 translates when it reads and writes files.
-        "model.encoder.aifi.0": "model.encoder.encoder.0",
-        f"{HF_ENCODER}.self_attn.o_proj": f"{HF_ENCODER}.self_attn.out_proj",
-        f"{HF_DECODER}.self_attn.o_proj": f"{HF_DECODER}.self_attn.out_proj",
-        f"{HF_ENCODER}.mlp": HF_ENCODER,
-        f"{HF_DECODER}.mlp": HF_DECODER,
+        "model.encoder.aifi.0": "model.encoder.encoder.0",  # in memory
+        **names_in_memory(HF_ENCODER, HF_DECODER),
         # transformers 4 has the heads outside of the decoder as well.
         "class_embed": "model.decoder.class_embed",
         "bbox_embed": "model.decoder.bbox_embed",
@@ -165,4 +143,5 @@ HUGGINGFACE_RTDETR = Layout(
     fused=False,
     preprocessing=PREPROCESSING,
     conversion=RTDETRConversion(),
+    supported={**LYUWENYU.supported, "inference_layers": None},
 )
