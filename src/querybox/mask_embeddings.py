@@ -228,8 +228,8 @@ def cells_around(
     """
     height, width = shape
     x, y = points.unbind(2)
-    columns, right = neighbours(x, width)  # [B, P, 2]
-    rows, lower = neighbours(y, height)
+    columns, right = cells_on_axis(x, width)  # [B, P, 2]
+    rows, lower = cells_on_axis(y, height)
     first = torch.arange(len(points), device=points.device)[:, None, None, None] * (height * width)
     index = first + rows[..., None] * width + columns[..., None, :]  # [B, P, 2, 2]
     return index.flatten(2), (lower[..., None] * right[..., None, :]).flatten(2)
@@ -244,7 +244,7 @@ def sum_rows(
     return sums.unflatten(0, index.shape[:2])
 
 
-def neighbours(
+def cells_on_axis(
     places: Float[Tensor, "B P"], size: int
 ) -> tuple[Int[Tensor, "B P 2"], Float[Tensor, "B P 2"]]:
     """Return the two cells around places in -1 to 1 on an axis with `size` cells, and their weights."""

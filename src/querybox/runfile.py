@@ -16,8 +16,8 @@ Values = dict[str, Any]
 
 RUN_FILE = "run.yaml"
 """Name of the run file in the folder of a run, with all of its settings."""
-ENVIRONMENT = "environment.json"
-"""Name of the file beside it that says where the run was made."""
+ENVIRONMENT, REPORT = "environment.json", "report.html"
+"""Names of the description of its environment and of its report there."""
 PATHS = ("data.train", "data.val", "model.backbone_weights", "weights", "output")
 """Settings that are paths, which are relative to the run file."""
 NOT_PATHS = ("imagenet", "none")

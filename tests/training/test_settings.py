@@ -10,6 +10,7 @@ import torch
 
 from querybox import Detector, precision
 from querybox.data import DataSettings
+from querybox.diagnosis.schedule import USUAL_CLIP, USUAL_DECAY
 from querybox.duration import format_duration
 from querybox.errors import ConfigError
 from querybox.models import DEIM_RECIPES, RECIPES
@@ -217,3 +218,8 @@ def test_a_path_is_neither_empty_nor_has_a_null_character(name: str, path: str) 
     (values[section] if section else values)[leaf] = path
     with pytest.raises(ConfigError, match=re.escape(f"setting '{name}' got {path!r}")):
         RunSettings.parse(values)
+
+
+def test_the_diagnosis_advises_the_defaults() -> None:
+    defaults = TrainSettings()
+    assert (defaults.weight_decay, defaults.clip) == (USUAL_DECAY, USUAL_CLIP)

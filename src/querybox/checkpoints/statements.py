@@ -30,13 +30,6 @@ STUFF_ROWS = "stuff_rows"
 """Key of `config.json` with the rows of classes of stuff, for which Hugging Face has none."""
 ARGUMENTS = {"heads": "nheads", "dilation": "dilation", "dropout": "dropout", "queries": "num_queries"}
 """Settings, and their names among the arguments that the authors' code saves with the weights."""
-SUPPORTED_ARGUMENTS: dict[str, object] = {
-    "transformer_activation": "relu",
-    "decoder_module_seq": ["sa", "ca", "ffn"],
-}
-"""Arguments of DINO that change the results of the same tensors, and the only values that querybox supports."""
-TEMPERATURES = ("pe_temperatureH", "pe_temperatureW")
-"""Arguments of DINO for its positional encoding."""
 
 
 def stated_settings(metadata: Mapping[str, Any], kind: type[Recipe]) -> dict[str, Any]:
@@ -55,7 +48,7 @@ def stated_settings(metadata: Mapping[str, Any], kind: type[Recipe]) -> dict[str
     if variables := mmdet_config.read_config(metadata):
         return mmdet_config.settings(variables, kind)
     args = metadata.get("args", {})
-    for name, expected in {**SUPPORTED_ARGUMENTS, **dict.fromkeys(TEMPERATURES, kind.temperature)}.items():
+    for name, expected in kind.supported_arguments.items():
         if args.get(name, expected) != expected:
             raise CheckpointError(
                 f"its training options have {name}={args[name]!r:.200}; querybox supports only {expected!r} for "

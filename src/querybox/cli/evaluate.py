@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from querybox.evaluation.panoptic_quality import PanopticQuality
     from querybox.evaluation.result import Evaluation
 
-METRICS, RESULTS, REPORT = "metrics.json", "results.json", "report.html"
+METRICS, RESULTS = "metrics.json", "results.json"
 
 
 def evaluate(
@@ -80,6 +80,7 @@ def evaluate(
     from querybox.detector import Detector
     from querybox.evaluation.evaluate import evaluate as run
     from querybox.report import WORST, write_report
+    from querybox.runfile import REPORT
     from querybox.terminal import Console
 
     require_order("querybox evaluate", model, [data])
@@ -115,6 +116,8 @@ def check_output(output: Path) -> None:
 
     An evaluation is recognised by its report, which is written before the other files.
     """
+    from querybox.runfile import REPORT
+
     require_own(output / REPORT)
     others = [name for name in (METRICS, RESULTS) if (output / name).exists()]
     if others and not (output / REPORT).exists():

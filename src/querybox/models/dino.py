@@ -85,6 +85,12 @@ class DINO(DeformableDETR):
     denoising_padding: ClassVar[float] = 0.5
     """Coordinates of the boxes of padding queries in denoising; see `Denoising`."""
     temperature: ClassVar[float] = 20.0
+    supported_arguments: ClassVar[Mapping[str, object]] = {
+        "transformer_activation": "relu",
+        "decoder_module_seq": ["sa", "ca", "ffn"],
+        "pe_temperatureH": temperature,
+        "pe_temperatureW": temperature,
+    }
     offset: ClassVar[float] = 0.0
 
     def build_queries(self, classes: int) -> nn.Module:

@@ -91,6 +91,8 @@ class Recipe(Settings):
     """Settings that cannot be inferred from shapes, with their names in a Hugging Face config; defaults are equal."""
     huggingface_supported: ClassVar[Mapping[str, object]] = {"activation_function": "relu"}
     """Settings of a Hugging Face config of which querybox supports one value, that of all published models."""
+    supported_arguments: ClassVar[Mapping[str, object]] = {}
+    """Arguments that its authors' code saves with the weights and of which querybox supports one value."""
     unseen: ClassVar[Mapping[str, Unseen]] = {
         "heads": Unseen(
             "{} attention heads",

@@ -23,7 +23,7 @@ from querybox.report import charts
 from querybox.report.examples import best_images, make_example, worst_images, write_inspectors
 from querybox.report.next_steps import next_steps
 from querybox.report.worst_masks import draw_mask_pair, worst_masks
-from querybox.runfile import RUN_FILE
+from querybox.runfile import ENVIRONMENT, REPORT, RUN_FILE
 
 MEANINGS = {
     "AP": "average precision, mean over IoU 0.50 to 0.95",
@@ -48,7 +48,7 @@ ERROR_MEANINGS = {
     "missed": "an object that none of these errors covers",
     "all": "",
 }
-FILES = {"Settings": RUN_FILE, "Environment": "environment.json"}
+FILES = {"Settings": RUN_FILE, "Environment": ENVIRONMENT}
 WORST = 4
 """How many of the worst images are shown by default."""
 
@@ -110,7 +110,7 @@ def write_report(
             if (run_dir / name).is_file()
         },
     )
-    path = run_dir / "report.html"
+    path = run_dir / REPORT
     write_text(path, html)
     return path
 
