@@ -65,3 +65,11 @@ class FeedForward(nn.Sequential):
         nn.init.xavier_uniform_(expand.weight)
         nn.init.xavier_uniform_(contract.weight)
         super().__init__(expand, activation(), nn.Dropout(dropout), contract)
+
+
+def zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    """Return a linear layer whose output is initially zero."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from querybox.levels import Levels, Shapes
+from querybox.modules.blocks import zero_linear
 from querybox.structures import at_least_float32
 
 
@@ -47,7 +48,7 @@ class DeformableAttention(nn.Module):
         super().__init__()
         self.heads, self.points = heads, points
         self.offset = nn.Linear(width, heads * sum(points) * 2)
-        self.weight = nn.Linear(width, heads * sum(points))
+        self.weight = zero_linear(width, heads * sum(points))
         self.value = projection(width, width)
         self.output = projection(width, width)
         self.softmax = nn.Softmax(dim=-1)
@@ -61,8 +62,6 @@ class DeformableAttention(nn.Module):
         nn.init.zeros_(self.offset.weight)
         self.offset.bias = nn.Parameter(offsets.flatten())
         self.offset.requires_grad_(not isinstance(self.sampling, NearestSample))
-        nn.init.zeros_(self.weight.weight)
-        nn.init.zeros_(self.weight.bias)
         for each in (self.value, self.output):
             if isinstance(each, nn.Linear):
                 nn.init.xavier_uniform_(each.weight)

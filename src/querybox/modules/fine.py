@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from querybox.edges import Edges
-from querybox.modules.blocks import Residual
+from querybox.modules.blocks import Residual, zero_linear
 from querybox.modules.decoder import DeformableDecoderLayer, apply_deltas
 from querybox.modules.heads import DeltaHead, EdgeHead, SigmoidClassHead
 from querybox.modules.refinement import run_layers
@@ -31,9 +31,7 @@ class Gate(Residual):
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__(width, dropout)
-        self.gate = nn.Linear(2 * width, 2 * width)
-        nn.init.zeros_(self.gate.weight)
-        nn.init.zeros_(self.gate.bias)
+        self.gate = zero_linear(2 * width, 2 * width)
 
     def forward(
         self, x: Float[Tensor, "B N D"], block: Callable[[Float[Tensor, "B N D"]], Float[Tensor, "B N D"]]
@@ -88,9 +86,7 @@ class Quality(nn.Module):
 
     def __init__(self, *, activation: type[nn.Module] = nn.ReLU) -> None:
         super().__init__()
-        last = nn.Linear(self.HIDDEN, 1)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        last = zero_linear(self.HIDDEN, 1)
         self.layers = nn.Sequential(nn.Linear(4 * (self.TOP + 1), self.HIDDEN), activation(), last)
 
     def forward(self, probabilities: Float[Tensor, "B Q 4 N"]) -> Float[Tensor, "B Q 1"]:
