@@ -8,6 +8,9 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor, nn
 
+Block = Callable[[Float[Tensor, "B N D"]], Float[Tensor, "B N D"]]
+"""Computes what a residual connection adds to tokens."""
+
 
 class Residual(nn.Module):
     """Residual connection that normalises the sum of a block's input and output (post-norm)."""
@@ -17,9 +20,7 @@ class Residual(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self, x: Float[Tensor, "B N D"], block: Callable[[Float[Tensor, "B N D"]], Float[Tensor, "B N D"]]
-    ) -> Float[Tensor, "B N D"]:
+    def forward(self, x: Float[Tensor, "B N D"], block: Block) -> Float[Tensor, "B N D"]:
         """Return the norm of `x` plus the output of `block`."""
         return self.norm(x + self.dropout(block(x)))
 
@@ -27,9 +28,7 @@ class Residual(nn.Module):
 class PreNormResidual(Residual):
     """Residual connection that normalises the input of a block, but not the sum (pre-norm)."""
 
-    def forward(
-        self, x: Float[Tensor, "B N D"], block: Callable[[Float[Tensor, "B N D"]], Float[Tensor, "B N D"]]
-    ) -> Float[Tensor, "B N D"]:
+    def forward(self, x: Float[Tensor, "B N D"], block: Block) -> Float[Tensor, "B N D"]:
         """Return `x` plus the output of `block`, applied to the norm of `x`."""
         return x + self.dropout(block(self.norm(x)))
 

@@ -6,7 +6,6 @@ layer then changes the logits of distributions of the distances of the four edge
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from querybox.edges import Edges
-from querybox.modules.blocks import Residual, zero_linear
+from querybox.modules.blocks import Block, Residual, zero_linear
 from querybox.modules.decoder import DeformableDecoderLayer, apply_deltas
 from querybox.modules.heads import DeltaHead, EdgeHead, SigmoidClassHead
 from querybox.modules.refinement import run_layers
@@ -33,9 +32,7 @@ class Gate(Residual):
         super().__init__(width, dropout)
         self.gate = zero_linear(2 * width, 2 * width)
 
-    def forward(
-        self, x: Float[Tensor, "B N D"], block: Callable[[Float[Tensor, "B N D"]], Float[Tensor, "B N D"]]
-    ) -> Float[Tensor, "B N D"]:
+    def forward(self, x: Float[Tensor, "B N D"], block: Block) -> Float[Tensor, "B N D"]:
         """Return the norm of the weighted sum of `x` and the output of `block`."""
         y = self.dropout(block(x))
         first, second = self.gate(torch.cat([x, y], -1)).sigmoid().chunk(2, -1)
@@ -46,9 +43,7 @@ class Gate(Residual):
 class BoundedResidual(Residual):
     """Residual connection that limits the sum to the range of float16 before normalising it."""
 
-    def forward(
-        self, x: Float[Tensor, "B N D"], block: Callable[[Float[Tensor, "B N D"]], Float[Tensor, "B N D"]]
-    ) -> Float[Tensor, "B N D"]:
+    def forward(self, x: Float[Tensor, "B N D"], block: Block) -> Float[Tensor, "B N D"]:
         """Return the norm of `x` plus the output of `block`."""
         normalized: Tensor = self.norm((x + self.dropout(block(x))).clamp(-LARGEST, LARGEST))
         return normalized
@@ -134,17 +129,9 @@ class FineDecoder(nn.Module):
         scale: float,
         inference_layers: int | None = None,
     ) -> None:
-        """Create a decoder from its layers and heads.
+        """Create a decoder from its layers, each with two heads and a `Quality`; see `ReferenceDecoder`.
 
-        Args:
-            layers: Decoder layers, at least one.
-            class_heads: One per layer.
-            box_heads: One per layer.
-            qualities: One per layer.
-            first_box: Predicts the start box from the output of the first layer.
-            position: Computes positional embeddings of the queries from their references, in every layer.
-            scale: See `EdgeDistances`.
-            inference_layers: Number of layers that are run in evaluation mode; None for all.
+        The start box is predicted by `first_box` from the output of the first layer. For `scale` see `EdgeDistances`.
         """
         super().__init__()
         self.last_only = False
