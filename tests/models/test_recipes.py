@@ -209,3 +209,13 @@ def test_proposals_have_the_classes_of_the_detector() -> None:
     proposals = two_stage(images).proposals
     assert proposals is not None
     assert proposals.scores().shape[-1] == 1  # an object of any class
+
+
+@pytest.mark.parametrize("name", ["deformable_detr_small", "rtdetr_small"])
+def test_a_file_without_a_neck_is_incomplete(name: str) -> None:
+    recipe = RECIPES[name].replace(backbone="resnet18d")
+    with torch.device("meta"):
+        state = recipe.build([Category(id=1, name="cat")]).state_dict()
+    rest = {key: tensor for key, tensor in state.items() if not key.startswith("neck.")}
+    with pytest.raises(CheckpointError, match=r"'neck\.projections\.0\.\w+\.weight' is missing"):
+        type(recipe).infer(rest, {})

@@ -222,10 +222,9 @@ class DeformableDETR(Recipe):
     @classmethod
     def infer_levels(cls, state: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
         """Infer the settings of feature levels and deformable attention."""
-        levels = count(state, r"neck\.projections\.(\d+)")
-        kernels = [
-            state[f"neck.projections.{level}.{cls.neck_convolution}.weight"] for level in range(levels)
-        ]
+        levels = max(1, count(state, r"neck\.projections\.(\d+)"))  # none is an error
+        names = [f"neck.projections.{level}.{cls.neck_convolution}.weight" for level in range(levels)]
+        kernels = [state[name] for name in names]
         # Each map of the backbone has half as many channels as the next deeper one.
         deepest = deepest_channels(state)
         return {
