@@ -167,3 +167,8 @@ def test_a_file_of_the_authors_is_read_and_written_bit_for_bit(name: str, tmp_pa
     }
     # The curvature is written as a floating-point number.
     assert all(torch.equal(tensor, state[key].float()) for key, tensor in written.items())
+
+
+def test_what_the_authors_code_cannot_have_is_refused() -> None:
+    recipe = find("dfine_n").replace(token_content=False, position_layers=3)
+    assert recipe.unsupported_settings(PETERANDE) == ["token_content", "position_layers"]

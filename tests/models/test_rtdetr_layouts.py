@@ -9,10 +9,10 @@ import pytest
 import torch
 from public_files import Names, attention, conv, layer_norms, linear, norm, random_file
 
-from querybox import Detector, QueryboxError
+from querybox import Category, Detector, QueryboxError
 from querybox.checkpoints.blueprint import restore
 from querybox.checkpoints.read import read_checkpoint
-from querybox.models import find
+from querybox.models import RTDETR, find
 from querybox.models.layouts.rtdetr import LYUWENYU, PREPROCESSING
 from querybox.models.layouts.rtdetrv2 import LYUWENYU_V2
 
@@ -152,3 +152,15 @@ def test_a_file_without_denoising_is_read(tmp_path: Path) -> None:
     torch.save({"model": state}, tmp_path / "model.pth")
     labels = Detector.load(tmp_path / "model.pth").get_parameter("denoising.label.weight")
     assert torch.equal(labels, torch.zeros(80, 256))
+
+
+def test_two_levels_are_inferred_and_stated() -> None:
+    recipe = find("rtdetr_r18").replace(strides=(16, 32), levels=2)
+    assert [recipe.unsupported_settings(layout) for layout in recipe.layouts.values()] == [[], []]
+    with torch.device("meta"):
+        state = recipe.build([Category(id=1, name="cat")]).state_dict()
+    config = recipe.huggingface_config()
+    assert config["backbone_config"]["out_features"] == ["stage3", "stage4"]
+    assert config["encode_proj_layers"] == [1]
+    known = RTDETR.infer(state, RTDETR.settings_from_config(config))
+    assert (known["levels"], known["strides"], known["queries"]) == (2, (16, 32), 300)
