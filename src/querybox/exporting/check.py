@@ -8,10 +8,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
+import scipy
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from querybox.errors import CheckpointError, ExportError
@@ -164,7 +164,9 @@ def verification_batches(card: Card) -> Iterator[tuple[UInt8[Tensor, "B 3 H W"],
 def closest(rows: Float[Tensor, "B Q N"], candidates: Float[Tensor, "B Q N"]) -> Int[Tensor, "B Q"]:
     """Assign each row a candidate of its own, with the least sum of distances, and return the candidates' indices."""
     distances = torch.cdist(rows, candidates, p=math.inf).nan_to_num(nan=math.inf).clamp(max=1e9)
-    return torch.stack([torch.from_numpy(linear_sum_assignment(each)[1]) for each in distances.numpy()])
+    return torch.stack(
+        [torch.from_numpy(scipy.optimize.linear_sum_assignment(each)[1]) for each in distances.numpy()]
+    )
 
 
 def max_difference(actual: Tensor, expected: Tensor) -> Float[Tensor, " B"]:

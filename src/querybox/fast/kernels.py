@@ -10,10 +10,10 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
+import scipy
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int32
-from scipy.sparse import csc_array
 from torch import Tensor
 from torch.autograd import Function
 
@@ -225,7 +225,7 @@ class WeightedRows(Function):
         def of_table(rows: Tensor, weights: Tensor, gradient: Tensor) -> Tensor:
             # CSR arrays read as CSC give the transpose. SciPy takes a tenth of PyTorch's time for this product.
             arrays = (weights.flatten().numpy(), rows.flatten().numpy(), ends.numpy())
-            return torch.from_numpy(csc_array(arrays, shape=size[::-1]) @ gradient.numpy())
+            return torch.from_numpy(scipy.sparse.csc_array(arrays, shape=size[::-1]) @ gradient.numpy())
 
         # Small products finish before a second thread gets a core, because OpenMP's threads spin for a while. The
         # memory of a thread is new, and the system clears it.

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Float
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -150,7 +150,7 @@ class HungarianMatcher(nn.Module):
         cost = cost.astype(np.float64)  # the precision of the solver: converted once, not for every problem
         counts = [len(target.labels) for target in targets]
         pairs = [
-            linear_sum_assignment(part[:count])
+            scipy.optimize.linear_sum_assignment(part[:count])  # imported for the first, not for predictions
             for layer in cost
             for part, count in zip(layer, counts, strict=True)
         ]
