@@ -49,22 +49,22 @@ SHARES = 0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99
 
 
 @cache
-def reference() -> tuple[dict[str, Any], dict[str, int]]:
+def reference(long: bool) -> tuple[dict[str, Any], dict[str, int]]:
     """Return the result of a run that was left alone, and its numbers of operations and saves; computed once."""
-    return run_alone()[:2]
+    return run_alone(long)[:2]
 
 
-def duration() -> float:
+def duration(long: bool) -> float:
     """Return the seconds that the run of `reference` took."""
-    return run_alone()[2]
+    return run_alone(long)[2]
 
 
 @cache
-def run_alone() -> tuple[dict[str, Any], dict[str, int], float]:
+def run_alone(long: bool) -> tuple[dict[str, Any], dict[str, int], float]:
     """Leave a run alone; return its result, its numbers of operations and saves, and how long it took."""
     wait_for_server()
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
-        settings, count = settings_of(Path(folder), "alone"), Path(folder) / "count.json"
+        settings, count = settings_of(Path(folder), "alone", long), Path(folder) / "count.json"
         begun = time.monotonic()
         finish(settings, Plan(count=count))
         seconds = time.monotonic() - begun
@@ -81,11 +81,11 @@ def go_on(settings: RunSettings, expected: dict[str, Any], what: str) -> None:
 
 def kill_before_operations(folder: Path, long: bool) -> str:
     """SIGKILL between any two operations on files."""
-    expected, counts = reference()
+    expected, counts = reference(long)
     number = OPERATIONS[not long]
     places = sorted(Random(0).sample(range(1, counts["operations"] + 1), min(number, counts["operations"])))
     for place in places:
-        settings = settings_of(folder, f"before{place}")
+        settings = settings_of(folder, f"before{place}", long)
         code = end_of(start(settings, Plan(kill_before=place)))
         require(code == -signal.SIGKILL, f"the run ended with {code} before operation {place}")
         if place % 3 == 0:  # the run that goes on is killed, too
@@ -100,11 +100,11 @@ def kill_before_operations(folder: Path, long: bool) -> str:
 
 def kill_within_saves(folder: Path, long: bool) -> str:
     """SIGKILL while a weights file is half written."""
-    expected, counts = reference()
+    expected, counts = reference(long)
     cuts = [(save, share) for save in range(1, counts["saves"] + 1) for share in SHARES]
     cuts = Random(0).sample(cuts, min(TORN[not long], len(cuts)))
     for save, share in cuts:
-        settings = settings_of(folder, f"torn{save}-{share}")
+        settings = settings_of(folder, f"torn{save}-{share}", long)
         code = end_of(start(settings, Plan(tear=(save, share))))
         require(code == -signal.SIGKILL, f"the run ended with {code} in save {save}")
         go_on(settings, expected, f"killed in save {save}, at {share:.0%}")
@@ -113,10 +113,10 @@ def kill_within_saves(folder: Path, long: bool) -> str:
 
 def kill_at_moments(folder: Path, long: bool, *, workers: int) -> str:
     """SIGKILL by the clock."""
-    (expected, _), seconds = reference(), duration()
+    (expected, _), seconds = reference(long), duration(long)
     random, kills, runs = Random(workers), 0, 0
     while kills < max(1, MOMENTS[not long] // 2):
-        settings = settings_of(folder, f"moment{runs}", workers=workers)
+        settings = settings_of(folder, f"moment{runs}", long, workers=workers)
         for _ in range(3):  # at most, or a short-lived run would never come to its end
             process = start(settings, resume=settings.folder.is_dir())
             process.join(random.uniform(0.0, seconds))
@@ -134,12 +134,12 @@ def kill_at_moments(folder: Path, long: bool, *, workers: int) -> str:
 
 def ask_to_stop(folder: Path, long: bool) -> str:
     """SIGTERM or Ctrl-C at any moment."""
-    (expected, _), seconds = reference(), duration()
+    (expected, _), seconds = reference(long), duration(long)
     random, slowest, saved, number = Random(1), 0.0, 0, STOPS[not long]
     for turn in range(number):
-        settings = settings_of(folder, f"stop{turn}", workers=turn % 3 % 2)
+        settings = settings_of(folder, f"stop{turn}", long, workers=turn % 3 % 2)
         # A third of them in a slow evaluation, which is where most of the time of such a run is spent.
-        process = start(settings, Plan(slow=0.5 if turn % 3 == 2 else 0.0))
+        process = start(settings, Plan(slow=2.0 if turn % 3 == 2 else 0.0))
         process.join(random.uniform(0.1, seconds) if turn % 3 < 2 else seconds)
         signalled = signal.SIGINT if turn % 2 else signal.SIGTERM
         begun, running = time.monotonic(), process.exitcode is None
@@ -161,7 +161,7 @@ def kill_programs(folder: Path, long: bool) -> str:
     """SIGKILL of the command line."""
     if not long:
         return "in the long form alone"
-    settings = settings_of(folder, "program", epochs=40)
+    settings = settings_of(folder, "program", long, epochs=40)
     path = folder / "run.yaml"
     path.write_text(settings.model_dump_json())
     command = [sys.executable, "-m", "querybox", "train", str(path)]
@@ -187,8 +187,8 @@ def kill_programs(folder: Path, long: bool) -> str:
 
 def kill_a_worker(folder: Path, long: bool) -> str:
     """SIGKILL of a process that loads images."""
-    expected, _ = reference()
-    settings = settings_of(folder, "worker", workers=2)
+    expected, _ = reference(long)
+    settings = settings_of(folder, "worker", long, workers=2)
     process = start(settings, Plan(slow=1.0))  # it lives while the evaluation goes on
     session, begun = process.pid or 0, time.monotonic()
     log = log_of(settings)
@@ -210,7 +210,7 @@ def leave_workers(folder: Path, long: bool) -> str:
     """SIGKILL of a run that has workers."""
     slowest = 0.0
     for method in ("fork", "forkserver"):
-        settings = settings_of(folder, method, workers=2)
+        settings = settings_of(folder, method, long, workers=2)
         process = start(settings, Plan(slow=1.0, start_method=method))
         session, begun = process.pid or 0, time.monotonic()
         while not (settings.folder / "record.json").exists() or len(members(session)) < 3:
@@ -226,9 +226,9 @@ def leave_workers(folder: Path, long: bool) -> str:
 
 def vary_workers(folder: Path, long: bool) -> str:
     """The same seed with any number of workers."""
-    expected, _ = reference()
+    expected, _ = reference(long)
     for workers in (1, 2) if long else (2,):
-        settings = settings_of(folder, f"workers{workers}", workers=workers)
+        settings = settings_of(folder, f"workers{workers}", long, workers=workers)
         finish(settings)
         require_equal(settings, expected, f"{workers} workers")
     return f"0{', 1' if long else ''} and 2 workers: equal, bit for bit"

@@ -30,14 +30,14 @@ NEW_USER, NEW_MOUNTS = 0x10000000, 0x00020000
 Reference = tuple[dict[str, Any], dict[str, int]]
 
 
-def fill_up(folder: Path, times: int, known: Reference, *, mounted: bool) -> str:
+def fill_up(folder: Path, long: bool, times: int, known: Reference, *, mounted: bool) -> str:
     """Fill the disk at `times` moments of a run, look what is left, make room, and go on."""
     disk = folder / PLACE
     expected, counts = known
     failed = 0
     places = sorted(Random(0).sample(range(4, counts["operations"] - 4), times))
     for turn, place in enumerate(places):
-        settings = settings_of(folder, f"{PLACE}/run{turn}")
+        settings = settings_of(folder, f"{PLACE}/run{turn}", long)
         left = (LEFT if mounted else LIMITS)[turn % len(LEFT)]
         full = (place, disk if mounted else None, left)
         code = end_of(start(settings, Plan(fill_before=full)))
@@ -61,7 +61,7 @@ def fill_disk(folder: Path, long: bool) -> str:
     (folder / PLACE).mkdir()
     context = fork_server()
     receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=fill_own, args=(folder, TIMES[not long], reference(), sending))
+    process = context.Process(target=fill_own, args=(folder, long, reference(long), sending))
     process.start()
     sending.close()
     try:
@@ -73,13 +73,13 @@ def fill_disk(folder: Path, long: bool) -> str:
     return str(happened)
 
 
-def fill_own(folder: Path, times: int, known: Reference, told: Connection) -> None:
+def fill_own(folder: Path, long: bool, known: Reference, told: Connection) -> None:
     """Fill a disk that this process mounts, and tell whether that was survived, and what happened."""
     mounted = mounts(folder / PLACE)
     # Processes of the server would not see it.
     mock.patch("torture.runs.fork_server", return_value=multiprocessing.get_context("fork")).start()
     try:
-        happened = fill_up(folder, times, known, mounted=mounted)
+        happened = fill_up(folder, long, TIMES[not long], known, mounted=mounted)
         told.send((True, f"{'on a tmpfs' if mounted else 'by a limit on the size of files'}: {happened}"))
     except NotSurvivedError as error:
         told.send((False, str(error)))
@@ -99,7 +99,7 @@ def mounts(place: Path) -> bool:
 def limit_files(folder: Path, long: bool) -> str:
     """Let no file grow, as a quota does."""
     (folder / PLACE).mkdir()
-    return fill_up(folder, TIMES[not long] // 2, reference(), mounted=False)
+    return fill_up(folder, long, TIMES[not long] // 2, reference(long), mounted=False)
 
 
 INTACT = "the older checkpoint is intact; a clear error; it resumes, and comes to the same, bit for bit"

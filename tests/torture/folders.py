@@ -14,6 +14,7 @@ from torture.case import Case, require
 from torture.crashes import DEATH_SECONDS, go_on, reference
 from torture.runs import (
     EVALUATES,
+    VAL,
     Plan,
     end_of,
     finish,
@@ -24,8 +25,8 @@ from torture.runs import (
     start,
 )
 
-STEP = 3
-"""Update, of six, in which a run is asked to stop."""
+STEP = 2
+"""Update, the first of the second epoch, in which a run is asked to stop."""
 STREAMS = ("pipe", "terminal", "full disk"), ("pipe",)
 """Where stderr goes that cannot be written to, in the long and in the short form."""
 
@@ -43,8 +44,8 @@ def settings_in(folder: Path) -> RunSettings:
 
 def start_twice(folder: Path, long: bool) -> str:
     """A second run, new or resumed, in the folder of one that is alive."""
-    expected, _ = reference()
-    settings, refused = settings_of(folder, "twice"), folder / "refused"
+    expected, _ = reference(long)
+    settings, refused = settings_of(folder, "twice", long), folder / "refused"
     first, begun, log = start(settings, Plan(waits_for=refused)), time.monotonic(), log_of(settings)
     while not (log.exists() and EVALUATES in log.read_text()):
         require(time.monotonic() - begun < DEATH_SECONDS and first.is_alive(), "the first run has not begun")
@@ -67,8 +68,8 @@ def start_twice(folder: Path, long: bool) -> str:
 
 def copy_and_move(folder: Path, long: bool) -> str:
     """A folder that was copied, and then moved."""
-    expected, _ = reference()
-    settings = settings_of(folder, "original")
+    expected, _ = reference(long)
+    settings = settings_of(folder, "original", long)
     stop(settings)
     before = {path.name: path.read_bytes() for path in settings.folder.iterdir()}
     copy = Path(shutil.copytree(settings.folder, folder / "copies" / "copy"))
@@ -83,25 +84,27 @@ def copy_and_move(folder: Path, long: bool) -> str:
 
 def move_data(folder: Path, long: bool) -> str:
     """A dataset that is in another place when the run is resumed."""
-    expected, _ = reference()
-    settings = settings_of(folder, "waiting")
+    expected, _ = reference(long)
+    settings = settings_of(folder, "waiting", long)
     stop(settings)
     place = (folder / "boxes").rename(folder / "archive") / "boxes.json"
     (folder / "boxes").mkdir()  # for the log
     code = end_of(start(settings, resume=True))
     words = last_words(settings)
     require(code == 2 and "data.train=PLACE" in words, f"without its data the run ended with {code}: {words}")
-    settings = settings.replace(data={**settings.data.model_dump(), "train": str(place), "val": str(place)})
+    settings = settings.replace(
+        data={**settings.data.model_dump(), "train": str(place), "val": str(place.with_name(VAL))}
+    )
     go_on(settings, expected, "with data in another place")
     return "the error says how to name the new place; resumed, equal"
 
 
 def lose_display(folder: Path, long: bool) -> str:
     """A pipe that nobody reads, a terminal that is gone, a full disk behind stderr."""
-    expected, _ = reference()
+    expected, _ = reference(long)
     streams = STREAMS[not long]
     for number, stream in enumerate(streams):
-        settings = settings_of(folder, f"display{number}")
+        settings = settings_of(folder, f"display{number}", long)
         finish(settings, Plan(stderr=stream))
         require_equal(settings, expected, f"stderr is a {stream}")
     return f"{', '.join(streams)}: the run ends as if nothing had happened"
@@ -109,8 +112,8 @@ def lose_display(folder: Path, long: bool) -> str:
 
 def hang_up(folder: Path, long: bool) -> str:
     """SIGHUP, which a terminal that is closed sends."""
-    expected, _ = reference()
-    settings = settings_of(folder, "hangup")
+    expected, _ = reference(long)
+    settings = settings_of(folder, "hangup", long)
     stop(settings, signal.SIGHUP)
     go_on(settings, expected, "SIGHUP")
     return "checkpoint, exit code 129; resumed, equal"

@@ -46,18 +46,18 @@ def finish_two(settings: RunSettings, *, resume: bool = False) -> dict[str, Any]
 
 
 @cache
-def reference_of_two() -> dict[str, Any]:
+def reference_of_two(long: bool) -> dict[str, Any]:
     """Return the result of a run of two processes that was left alone; computed once."""
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
-        return finish_two(settings_of(Path(folder), "alone"))
+        return finish_two(settings_of(Path(folder), "alone", long))
 
 
 def lose_one(folder: Path, long: bool, *, number: int, timeout: float | None = None) -> str:
     """Kill or stop one of two processes in the middle of an epoch."""
-    expected = reference_of_two()
+    expected = reference_of_two(long)
     slowest, times = 0.0, TIMES[not long] if timeout is None else 1
     for turn in range(times):
-        settings = settings_of(folder, f"lost{turn}")
+        settings = settings_of(folder, f"lost{turn}", long)
         lost = 1 - turn % 2
         plans: list[dict[str, Any]] = [{"timeout": timeout}, {"timeout": timeout}]
         plans[lost]["signal_in_step"] = (1 + turn % 4, number)
@@ -87,8 +87,8 @@ def stopped(pid: int) -> bool:
 
 def stop_one(folder: Path, long: bool) -> str:
     """Ask one of two processes to stop."""
-    expected = reference_of_two()
-    settings = settings_of(folder, "stopped")
+    expected = reference_of_two(long)
+    settings = settings_of(folder, "stopped", long)
     processes = start_two(settings, [{}, {"signal_in_step": (2, signal.SIGTERM)}])
     codes = [end_of(process, SECONDS) for process in processes]
     require(codes == [143, 143], f"ended with {codes}: {last_words(settings)}")
@@ -101,7 +101,7 @@ def lose_one_of_a_launcher(folder: Path, long: bool) -> str:
     """Kill one of two processes that torchrun has started."""
     if not long:
         return "in the long form alone"
-    settings = settings_of(folder, "launched", epochs=500)
+    settings = settings_of(folder, "launched", long, epochs=500)
     path = folder / "run.yaml"
     path.write_text(settings.model_dump_json())
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

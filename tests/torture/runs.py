@@ -25,7 +25,7 @@ from typing import Any, TextIO
 from unittest import mock
 
 import torch
-from dataset_writers import write_boxes
+from dataset_writers import write_boxes, write_json
 from report_pages import without_charts
 from safetensors.torch import save_file
 
@@ -41,6 +41,10 @@ from torture.server import fork_server
 
 SECONDS = 120.0
 """A run that has not ended by then hangs, or the machine is very busy."""
+EPOCHS = 3, 2
+"""Of two updates each, in the long and in the short form."""
+VAL, VALIDATED = "val.json", 2
+"""The file and the number of the images, of the eight to train on, that are evaluated on."""
 EVALUATES = "evaluates slowly"
 """What a run says when it begins a slow evaluation."""
 CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.chmod", "tempfile.mkstemp")
@@ -77,17 +81,34 @@ class Plan:
     """What cannot be written to in place of the log: a ``pipe``, a ``terminal`` that is gone, or a ``full disk``."""
 
 
-def settings_of(folder: Path, output: str, *, workers: int = 0, **train: Any) -> RunSettings:
+def settings_of(folder: Path, output: str, long: bool, *, workers: int = 0, **train: Any) -> RunSettings:
     """Return the settings of a run on the boxes in `folder`, which are written if need be."""
     boxes = folder / "boxes" / "boxes.json"
     if not boxes.exists():
         write_boxes(boxes.parent, (64, 48), sides=(12, 30))
+        content = json.loads(boxes.read_text())
+        content["images"] = content["images"][:VALIDATED]
+        kept = {image["id"] for image in content["images"]}
+        content["annotations"] = [item for item in content["annotations"] if item["image_id"] in kept]
+        write_json(boxes.with_name(VAL), content)
     return RunSettings.parse(
         {
             "recipe": "detr_r50",
             "model": {**MODEL, "decoder_layers": 1},
-            "data": {"train": str(boxes), "val": str(boxes), "image_size": 48, "workers": workers},
-            "train": {"epochs": 3, "batch_size": 4, "lr": 1e-3, "ema": 0.9, "schedule": "cosine", **train},
+            "data": {
+                "train": str(boxes),
+                "val": str(boxes.with_name(VAL)),
+                "image_size": 48,
+                "workers": workers,
+            },
+            "train": {
+                "epochs": EPOCHS[not long],
+                "batch_size": 4,
+                "lr": 1e-3,
+                "ema": 0.9,
+                "schedule": "cosine",
+                **train,
+            },
             "output": str(folder / output),
         }
     )

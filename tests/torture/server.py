@@ -21,6 +21,7 @@ PRELOADED = (
     "jinja2",
     "matplotlib.pyplot",
     "psutil",
+    "scipy.optimize",
     "torture.frozen",
 )
 """Imported once, by the server; in each process that would take seconds."""
