@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Self
 
@@ -201,8 +201,8 @@ def read_shard_urls(file: Path) -> ShardUrls | None:
     if file.suffix.lower() not in _SUFFIXES:
         return None
     try:
-        content = yaml.load(read_start(file, _MAX_BYTES), Loader)  # noqa: S506 - a safe loader
-    except (OSError, yaml.YAMLError, ValueError, RecursionError):
+        content = _content(read_start(file, _MAX_BYTES))
+    except OSError:
         return None  # reported by other formats
     if not isinstance(content, dict):
         return None
@@ -216,6 +216,15 @@ def read_shard_urls(file: Path) -> ShardUrls | None:
         raise DataError(
             f"{file}: {validation_problem(error)}; expected URLs of shards in 'train', 'val' and 'test', and 'names'"
         ) from None
+
+
+@lru_cache(maxsize=1)  # several formats ask for the same file, which takes PyYAML long if it has many classes
+def _content(text: bytes) -> object:
+    """Return the content of a YAML file; None if it is malformed, which other formats report."""
+    try:
+        return yaml.load(text, Loader)  # noqa: S506 - a safe loader
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None
 
 
 def _splits(path: Path) -> dict[str, Reader]:
