@@ -82,6 +82,8 @@ def benchmarked_here() -> Iterator[None]:
         mock.patch.multiple(
             "querybox.benchmark",
             MIN_SECONDS=0.0,
+            MIN_REPEATS=2,
+            PAUSE=0.0,
             ProcessPoolExecutor=lambda workers, mp_context: ThreadPoolExecutor(workers),
         ),
         mock.patch.multiple(

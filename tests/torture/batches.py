@@ -34,7 +34,7 @@ SIZES = Preprocessing(short_side=96, long_side=160)
 """To which images are made smaller, so that hundreds of them cost little."""
 SIDES = (64, 96, 128, 192)
 """Of the images, in pixels: few, so that many share a shape."""
-LONG, SHORT = 500, 16
+LONG, SHORT = 500, 8
 """Images."""
 COUNTED = 0.05
 """Detections that score less are noise."""

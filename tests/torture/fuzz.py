@@ -93,7 +93,7 @@ def read_all(name: str, numbers: range, reported: Any, folder: Path) -> None:
         signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
         begun = time.process_time()
         file, content = mutant(sample, kinds, sound, number)
-        (folder / file).write_bytes(content)
+        rewrite(folder / file, content)
         try:
             sample.read(folder, folder / file)
         except QueryboxError:
@@ -105,8 +105,14 @@ def read_all(name: str, numbers: range, reported: Any, folder: Path) -> None:
             seen.add(origin)
         else:
             reported[READ] += 1
-        (folder / file).write_bytes(sound[file])
+        rewrite(folder / file, sound[file])
         reported[SLOWEST] = max(reported[SLOWEST], time.process_time() - begun)
+
+
+def rewrite(file: Path, content: bytes) -> None:
+    """Write a file anew: what is written to a file that was made empty, some systems write to the disk at once."""
+    file.unlink()
+    file.write_bytes(content)
 
 
 def mutant(sample: Sample, kinds: dict[str, str], sound: dict[str, bytes], number: int) -> tuple[str, bytes]:

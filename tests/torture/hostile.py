@@ -34,8 +34,7 @@ def bombs(folder: Path, long: bool) -> Iterator[Attempt]:
         (inside / name).write_bytes(content)
         yield Attempt(name=name, read=partial(read_image, inside / name), inside=inside)
         yield Attempt(name=f"size of {name}", read=partial(read_size, inside / name), inside=inside)
-    bomb = b"x\0\0" + zlib.compress(bytes(200 << 20), 1)
-    (inside / "text.png").write_bytes(png(8, 8, chunk(b"iCCP", bomb) + chunk(b"zTXt", bomb)))
+    (inside / "text.png").write_bytes(text_bomb())
     yield Attempt(name="text in a PNG", read=partial(read_image, inside / "text.png"), inside=inside)
     with zipfile.ZipFile(inside / "model.pth", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("model/data.pkl", bytes(300 << 20))
@@ -57,6 +56,12 @@ def png(width: int, height: int, more: bytes = b"") -> bytes:
     rows = zlib.compress(bytes((min(width, 64) + 1) * min(height, 64)))
     parts = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)), more, chunk(b"IDAT", rows)
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")
+
+
+def text_bomb() -> bytes:
+    """Return a PNG file of 8 x 8 pixels whose texts become 400 MiB."""
+    bomb = b"x\0\0" + zlib.compress(bytes(200 << 20), 1)
+    return png(8, 8, chunk(b"iCCP", bomb) + chunk(b"zTXt", bomb))
 
 
 def images_that_lie() -> dict[str, bytes]:
