@@ -15,6 +15,7 @@ import pytest
 import torch
 from dataset_writers import write_boxes
 from PIL import Image
+from report_pages import without_charts
 from tiny_models import TINY, TRAINABLE
 
 import querybox
@@ -54,7 +55,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "epochs": 1,
         "output": folder / "runs" / "photos",
     }
-    querybox.train(photos.parent, recipe="detr_r50", model=TRAINABLE, **options)
+    with without_charts():
+        querybox.train(photos.parent, recipe="detr_r50", model=TRAINABLE, **options)
     return folder
 
 

@@ -240,7 +240,7 @@ def test_mutated_files_raise_nothing_but_data_errors(tmp_path: Path, document: D
     random_ = random.Random(0)
     path = tmp_path / "annotations" / "train.json"
     failed = 0
-    for _ in range(1000):
+    for _ in range(200):
         mutated = bytearray(good)
         for _ in range(random_.randint(1, 4)):
             start = random_.randrange(len(mutated))
@@ -252,7 +252,7 @@ def test_mutated_files_raise_nothing_but_data_errors(tmp_path: Path, document: D
             read_dataset(path)
         except DataError:
             failed += 1
-    assert failed > 500, failed
+    assert failed > 100, failed
 
 
 def test_the_images_of_another_machine_need_not_exist_for_read_coco(

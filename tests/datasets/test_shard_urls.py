@@ -29,6 +29,7 @@ from querybox.data.read import find_splits, read_split
 from querybox.data.training_images import TrainingImages, UnreadableImage
 from querybox.detector import Detector
 from querybox.errors import ConfigError, DataError, StorageError
+from querybox.structures import Preprocessing
 from querybox.training.data import read_splits
 from querybox.training.overrides import read_settings
 from querybox.training.start import locate
@@ -172,7 +173,9 @@ def test_commands_take_urls(
     monkeypatch.chdir(tmp_path)
     url = "memory://bucket/cells/val-*.tar"
     weights, image = str(tmp_path / "tiny.safetensors"), str(bucket.images[0].path)
-    Detector.from_recipe("detr_r18", categories=bucket.categories, **SMALLEST).save(weights)
+    detector = Detector.from_recipe("detr_r18", categories=bucket.categories, **SMALLEST)
+    detector.preprocessing = Preprocessing(short_side=32, long_side=64)
+    detector.save(weights)
     words = {
         "evaluate": [weights, url],
         "queries": [weights, url, "-o", "queries.png"],

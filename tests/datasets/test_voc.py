@@ -113,7 +113,7 @@ def test_deep_nesting_and_mutations_raise_nothing_but_data_errors(tmp_path: Path
     good = file.read_bytes()
     random_ = random.Random(0)
     files = [b"<a>" * 100_000 + b"</a>" * 100_000]
-    for _ in range(500):
+    for _ in range(100):
         mutated = bytearray(good)
         start = random_.randrange(len(mutated))
         mutated[start : start + random_.randint(0, 3)] = random_.choice(

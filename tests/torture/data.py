@@ -113,7 +113,7 @@ def deleted(folder: Path, _: bool) -> str:
                 settings(
                     path,
                     folder / str(workers),
-                    epochs=3,
+                    epochs=2,
                     data={"max_corrupt": 0.5, "workers": workers},
                 )
             )
