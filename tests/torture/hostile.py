@@ -133,7 +133,7 @@ def tags(folder: Path, long: bool) -> Iterator[Attempt]:
         "aliases of lists": f"{laughs}names: *a9\n",
         "aliases of mappings": f"{maps}names: *a39\n",
         "a list in itself": "names: &a [*a]\n",
-        "deep": f"names: {'[' * 5_000}\n",
+        "deep": f"names: {'[' * 1_000}\n",
     }
     for name, text in values.items():
         inside = fresh(folder, write_yolo)
