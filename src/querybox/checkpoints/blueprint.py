@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from querybox.checkpoints import native
 from querybox.errors import CheckpointError, ConfigError
 from querybox.models import parse
 from querybox.models.recipe import Recipe
 from querybox.modules.detector import DetectionTransformer
+from querybox.modules.meta import shapes_only
 from querybox.settings import type_adapter
 from querybox.structures import Category, Preprocessing
 from querybox.text import listed
@@ -133,28 +133,9 @@ def restore(blueprint: Blueprint, state: Mapping[str, Tensor]) -> DetectionTrans
     return detector.eval()
 
 
-class WithoutValues(TorchFunctionMode):
-    """Passes over random and constant initial values, which tensors on the meta device do not have."""
-
-    FILLS = frozenset(
-        {
-            *(Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_),
-            *(nn.init.normal_, nn.init.uniform_, nn.init.constant_, nn.init.kaiming_uniform_),
-        }
-    )
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """Call `func`, unless it fills a tensor."""
-        if func in self.FILLS:
-            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
-        return func(*args, **(kwargs or {}))
-
-
 def without_tensors(recipe: Recipe, categories: tuple[Category, ...]) -> DetectionTransformer:
     """Build a detector on the meta device."""
-    with torch.device("meta"), WithoutValues():
+    with shapes_only():
         return recipe.build(categories)
 
 

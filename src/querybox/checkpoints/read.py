@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-import torch
 from torch import Tensor
 
 from querybox.checkpoints import coco, native
@@ -24,6 +23,7 @@ from querybox.models import Recipe
 from querybox.models.layouts.own import OWN
 from querybox.models.unseen import DOUBT
 from querybox.modules.detector import DetectionTransformer
+from querybox.modules.meta import shapes_only
 from querybox.structures import Category
 
 logger = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ def interpret(
     recipe = recipe.replace(unused_rows=unused_rows)
     preprocessing = stated_preprocessing(layout.preprocessing, file.metadata)
     if layout is OWN:
-        with torch.device("meta"):
+        with shapes_only():
             preprocessing = recipe.build(categories).preprocessing
         assumptions.append(
             f"the preprocessing and the settings of a new {kind.title}, which a state_dict() does not have; write "

@@ -7,11 +7,11 @@ from functools import lru_cache
 from typing import Any, Self
 
 import timm
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from querybox.errors import ConfigError
+from querybox.modules.meta import shapes_only
 
 
 class Backbone(nn.Module):
@@ -159,7 +159,7 @@ def feature_levels(name: str, **options: Any) -> Any:
     if ":" in name:
         raise ConfigError(f"backbone '{name}': expected the name of a timm model, not a location")
     try:
-        with torch.device("meta"):
+        with shapes_only():
             model: Any = timm.create_model(name, features_only=True, pretrained=False, **options)
     except Exception as error:
         near = ", ".join(timm.list_models(f"{name.split('.')[0][:8]}*")[:5])
