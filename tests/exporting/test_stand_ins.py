@@ -18,6 +18,12 @@ CALLS: list[Callable[[Tensor, Tensor], Tensor]] = [
     lambda x, weight: F.linear(x, weight, weight[:, 0]),
     lambda x, weight: F.layer_norm(x, (6,)),
     lambda x, weight: F.layer_norm(x, [6], weight[0], eps=1e-6),
+    lambda x, weight: F.relu(x),
+    lambda x, weight: F.relu(x.clone(), inplace=True),
+    lambda x, weight: x.clamp(0.2, 0.7),
+    lambda x, weight: x.clamp(max=0.7),
+    lambda x, weight: x.clamp(min=weight[0, 0]),
+    lambda x, weight: x.long().clamp(min=0.5),
     lambda x, weight: F.relu6(x),
     lambda x, weight: F.relu6(x.clone(), inplace=True),
     lambda x, weight: F.grid_sample(x.expand(3, *x.shape[-3:]), weight.view(3, 3, 1, 2), align_corners=True),
@@ -47,6 +53,7 @@ def test_a_trace_has_operations_of_pytorch_alone() -> None:
                 F.linear(x, weight, weight[:, 0]),
                 F.layer_norm(x, (6,), weight[0], eps=0.1),
                 F.relu6(3 * x),
+                F.relu(x - 0.5).clamp(max=0.3).clamp(0.1),
             )
 
     weight = torch.rand(3, 6)

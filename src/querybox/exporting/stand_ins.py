@@ -42,6 +42,9 @@ def stand_in(operation: OpOverload, result: Callable[..., Tensor]) -> OpOverload
 linear = stand_in(aten.linear.default, lambda x, weight, *_: x.new_empty(*x.shape[:-1], weight.shape[0]))
 sampler = stand_in(aten.grid_sampler.default, lambda x, grid, *_: x.new_empty(*x.shape[:2], *grid.shape[1:3]))
 norm = stand_in(aten.layer_norm.default, lambda x, *_: x.new_empty(x.shape))
+bounded = stand_in(aten.clamp.default, lambda x, *_: torch.empty_like(x))
+rectified = stand_in(aten.relu.default, torch.empty_like)
+rectified_in_place = stand_in(aten.relu_.default, lambda x: x)
 clipped = stand_in(aten.relu6.default, torch.empty_like)
 clipped_in_place = stand_in(aten.relu6_.default, lambda x: x)
 
@@ -72,6 +75,19 @@ def layer_norm(
     return normalised
 
 
+def clamp(x: Tensor, *bounds: Any, **named: Any) -> Tensor:
+    """See `torch.Tensor.clamp`."""
+    numbers = not any(isinstance(bound, Tensor) for bound in (*bounds, *named.values()))
+    clamped: Tensor = (bounded if numbers and x.is_floating_point() else Tensor.clamp)(x, *bounds, **named)
+    return clamped
+
+
+def relu(x: Tensor, inplace: bool = False) -> Tensor:
+    """See `torch.nn.functional.relu`."""
+    activated: Tensor = (rectified_in_place if inplace else rectified)(x)
+    return activated
+
+
 def relu6(x: Tensor, inplace: bool = False) -> Tensor:
     """See `torch.nn.functional.relu6`."""
     activated: Tensor = (clipped_in_place if inplace else clipped)(x)
@@ -82,7 +98,9 @@ FUNCTIONS: Mapping[Callable[..., Any], Callable[..., Any]] = {
     F.linear: linear,
     F.grid_sample: grid_sample,
     F.layer_norm: layer_norm,
+    F.relu: relu,
     F.relu6: relu6,
+    Tensor.clamp: clamp,
 }
 
 
