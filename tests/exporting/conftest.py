@@ -16,6 +16,7 @@ from traces import made_once, trace_once
 from querybox.checkpoints.find import EXPORTED, Format
 from querybox.detector import Detector
 from querybox.exporting import Exported, ExportedModel, export, load_exported
+from querybox.exporting.card import ExportedPrecision
 from querybox.structures import Category, Preprocessing
 
 Export = Callable[[Format], Exported]
@@ -121,6 +122,21 @@ def exported(detector: Detector, tmp_path_factory: pytest.TempPathFactory) -> Ex
         return done[to]
 
     return exported_
+
+
+@pytest.fixture(scope="session")
+def fixed(
+    dfine: Detector, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[ExportedPrecision], Exported]:
+    """Export D-FINE for a fixed size to ONNX in a precision, once; all are written from one model."""
+
+    @cache
+    def fixed_(precision: ExportedPrecision) -> Exported:
+        path = tmp_path_factory.mktemp("fixed") / "fixed.onnx"
+        with made_once():
+            return export(dfine, path, to="onnx", precision=precision, size=(96, 128))
+
+    return fixed_
 
 
 @pytest.fixture(scope="session", params=["onnx", "openvino", "torch"])

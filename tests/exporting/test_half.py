@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from traces import made_once
 
 from querybox.detector import Detector
 from querybox.errors import ExportError
-from querybox.exporting import check, export, load_exported
+from querybox.exporting import Exported, check, export, load_exported
+from querybox.exporting.card import ExportedPrecision
 from querybox.exporting.half import halve, round_on_cpu
 from querybox.exporting.onnx import rounding
 
@@ -146,8 +148,11 @@ def test_detections_are_checked_where_outputs_cannot_be_compared(
         check.verify_detections(model)
 
 
-def test_with_proposals_the_model_is_compared_before_rounding(dino: Detector, tmp_path: Path) -> None:
-    done = export(dino, tmp_path / "half.onnx", to="onnx", precision="fp16", size=(64, 96))
+def test_with_proposals_the_model_is_compared_before_rounding(
+    dfine: Detector, fixed: Callable[[ExportedPrecision], Exported]
+) -> None:
+    assert dfine.proposes_queries
+    done = fixed("fp16")
     assert done.verification.precision == "float32"
     assert max(done.verification.scores, done.verification.boxes) < check.TOLERANCES["float32"]
-    assert load_exported(tmp_path / "half.onnx").card.precision == "fp16"
+    assert load_exported(done.files[0]).card.precision == "fp16"

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import onnx
 import pytest
 from onnx import TensorProto
 from onnx.numpy_helper import to_array
-from traces import made_once
 
 from querybox.checkpoints.find import Format
-from querybox.detector import Detector
-from querybox.exporting import Exported, export
+from querybox.exporting import Exported
+from querybox.exporting.card import ExportedPrecision
 
 DOCUMENTED = (
     "Abs Add And ArgMax AveragePool Cast Ceil Clip Concat Constant ConstantOfShape Conv ConvTranspose Cos CumSum "
@@ -71,10 +69,10 @@ def test_a_file_for_any_size_is_of_what_tensorrt_documents(exported: Callable[[F
 
 
 @pytest.mark.parametrize("precision", ["float32", "fp16"])
-def test_a_file_of_a_fixed_size_has_static_shapes(dfine: Detector, tmp_path: Path, precision: str) -> None:
-    with made_once():  # both precisions begin with the same model
-        export(dfine, tmp_path / "fixed.onnx", to="onnx", precision=precision, size=(96, 128))  # type: ignore[arg-type]
-    model = onnx.load(tmp_path / "fixed.onnx")
+def test_a_file_of_a_fixed_size_has_static_shapes(
+    fixed: Callable[[ExportedPrecision], Exported], precision: ExportedPrecision
+) -> None:
+    model = onnx.load(fixed(precision).files[0])
     assert problems(model) == []
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     for each in (*inferred.input, *inferred.output):
