@@ -59,6 +59,7 @@ GROUPS = (
         "tests/torture/test_torture.py",
         "tests/exporting/test_telemetry.py",
         "tests/fast/test_inference.py",
+        "tests/fast/test_triton.py",
         "tests/test_arguments.py",
         "tests/test_benchmark.py",
         "tests/test_benchmarks.py",

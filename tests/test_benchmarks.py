@@ -53,8 +53,10 @@ class Clock:
 
 
 @pytest.fixture(autouse=True)
-def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pauses, and no collections of garbage, which would visit all that the other tests have made."""
     monkeypatch.setattr(module, "PAUSE", 0.0)
+    monkeypatch.setattr(module, "gc", Mock())
 
 
 def row(*sides: Side, **options: Any) -> Row:

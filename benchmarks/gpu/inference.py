@@ -106,7 +106,13 @@ def described(model: Model) -> str:
 
 
 def forward(run: Run, model: Model, batch: int, precision: Precision, library: str, mode: str) -> Work:
-    """Return a forward pass that ends when the device has finished."""
+    """Return a forward pass that ends when the device has finished.
+
+    Raises:
+        Absent: The device has no CUDA graphs, or transformers has no such model.
+    """
+    if mode == "CUDA graph" and run.device.type != "cuda":
+        raise Absent("needs a CUDA device")
     images = batch_on(run, model, run.batch(batch), pixels(model))
     make = our_forward if library == OURS else their_forward
     call = make(run, model, images, precision, compiled=mode == "compiled")
@@ -117,7 +123,7 @@ def forward(run: Run, model: Model, batch: int, precision: Precision, library: s
 
     within: Forward = eager
     if mode == "CUDA graph":
-        within = CUDAGraph(run, eager)
+        within = CUDAGraph(eager)
 
     def work() -> tuple[Tensor, Tensor]:
         logits, boxes = within()
@@ -165,14 +171,8 @@ def their_forward(
 class CUDAGraph:
     """Replays a pass as a CUDA graph; the answer is overwritten by the next replay."""
 
-    def __init__(self, run: Run, call: Forward) -> None:
-        """Capture `call`.
-
-        Raises:
-            Absent: The device has no CUDA graphs.
-        """
-        if run.device.type != "cuda":
-            raise Absent("needs a CUDA device")
+    def __init__(self, call: Forward) -> None:
+        """Capture `call`."""
         self.call = call  # the graph reads the memory of its weights and inputs, which have to live as long
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
