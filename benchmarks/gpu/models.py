@@ -37,7 +37,7 @@ QUICK: dict[str, Any] = {
     "queries": 20,
 }
 """Settings of all models of a quick run."""
-QUICK_RESNET = {"backbone": "resnet18"}
+QUICK_RESNET = {"backbone": "test_resnet"}
 QUICK_HYBRID: dict[str, Any] = {"encoder_width": 64, "encoder_feedforward": 64}
 CELL = 32
 """Pixels of a side of the cells of the coarsest map; transformers' RT-DETR needs images that are multiples of it."""
