@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.fx.experimental.sym_node import SymNode
 
 from querybox.errors import CheckpointError, requires_extra
 from querybox.exporting.card import EXPORT_AGAIN, INPUTS, KEY, Card
@@ -40,7 +43,8 @@ def convert(program: ExportedProgram, card: Card) -> onnx_ir.Model:
     """
     with requires_extra("onnx", "writing an ONNX file"):
         import onnxscript  # noqa: F401 - PyTorch's exporter needs it
-    with sizes_as_traced(), without_warnings("onnxscript"):  # it logs the optimisations that it leaves out
+    # onnxscript logs the optimisations that it leaves out.
+    with sizes_as_traced(), sizes_printed_once(), without_warnings("onnxscript"):
         try:
             model = to_onnx(skip_promotion(lower(program, promote)), card)
         except torch.onnx.OnnxExporterError:  # of an operation that has to be decomposed
@@ -48,6 +52,17 @@ def convert(program: ExportedProgram, card: Card) -> onnx_ir.Model:
         simplify(model)
     keep_to_tensorrt(model.graph)
     return model
+
+
+@contextmanager
+def sizes_printed_once() -> Iterator[None]:
+    """Keep PyTorch from printing the sizes of all values anew for the names of their axes: few sizes differ."""
+    plain, printed = SymNode.__str__, cache(str)
+    setattr(SymNode, "__str__", lambda size: printed(size.expr))  # noqa: B010 - a method
+    try:
+        yield
+    finally:
+        setattr(SymNode, "__str__", plain)  # noqa: B010
 
 
 def to_onnx(program: ExportedProgram, card: Card) -> onnx_ir.Model:
