@@ -17,7 +17,7 @@ from querybox.fast.replacement import copy_modules, replace_leaves
 from querybox.modules.backbone import Backbone
 from querybox.modules.hybrid import CSPRepLayer, RepConv
 
-IMAGES = torch.randn(2, 3, 75, 96, generator=torch.Generator().manual_seed(1))
+IMAGES = torch.randn(2, 3, 43, 64, generator=torch.Generator().manual_seed(1))
 Change = Callable[[nn.Module], None]
 
 
