@@ -24,7 +24,7 @@ def settings_maker(boxes_json: Path, folder: Path) -> Callable[..., RunSettings]
         return RunSettings.parse(
             {
                 "recipe": "detr_r50",
-                "model": {**TRAINABLE, **(model or {})},
+                "model": {**TRAINABLE, "decoder_layers": 1, **(model or {})},
                 "data": {
                     "train": str(boxes_json),
                     "val": "none",

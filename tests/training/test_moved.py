@@ -22,6 +22,7 @@ from querybox.training.loop import Trainer
 from querybox.training.start import locate
 
 MakeSettings = Callable[..., RunSettings]
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from itertools import chain
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +30,7 @@ from querybox.training.ema import MovingAverage
 from querybox.training.loss import DetectionLoss, object_counts
 from querybox.training.metrics import as_row, write_metrics
 from querybox.training.optim import Schedule, build_optimizer, freeze
-from querybox.training.processes import next_batches, synchronize_batch_norms
+from querybox.training.processes import next_batches, seed_step, synchronize_batch_norms
 from querybox.training.settings import RunSettings
 from querybox.training.unreadable import UnreadableImages
 from querybox.training.update import StopReason, Update
@@ -268,9 +267,8 @@ class Trainer:
             sampler.set_time_share(progress.seconds / self.schedule.max_seconds)
 
     def seed_dropout(self) -> None:
-        """Seed the random numbers of a step, such as dropout, from the seed, the step and the process alone."""
-        key = (self.settings.seed, self.progress.step, self.accelerator.process_index)
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+        """Seed the random numbers of a step, such as dropout; see `seed_step`."""
+        seed_step(self.accelerator, self.settings.seed, self.progress.step)
 
     def count(self, update: Update) -> None:
         """Add an update to the progress and to the sums of the epoch."""

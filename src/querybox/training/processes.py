@@ -9,6 +9,7 @@ from datetime import timedelta
 from itertools import islice
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
@@ -103,6 +104,16 @@ def synchronize_batch_norms(model: nn.Module) -> None:
         for name, norm in list(parent.named_children()):
             if isinstance(norm, nn.BatchNorm2d) and norm.weight.requires_grad:
                 setattr(parent, name, convert_sync_batchnorm(norm))  # type: ignore[no-untyped-call]
+
+
+def seed_step(accelerator: Accelerator, seed: int, step: int) -> None:
+    """Seed the random numbers of a training step from the seed of the run, the step and the process alone."""
+    key = (seed, step, accelerator.process_index)
+    state = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+    torch.default_generator.manual_seed(state)
+    # Not `torch.manual_seed`, which takes milliseconds to prepare for all devices that there might be.
+    if (kind := accelerator.device.type) != "cpu":
+        getattr(torch, kind).manual_seed(state)
 
 
 def start_processes(settings: RunSettings) -> Accelerator:
