@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jaxtyping
 import pytest
-from dataset_writers import write_boxes
+from dataset_writers import write_boxes, write_json
 from report_pages import without_charts
 from tiny_runs import settings_maker
 
@@ -33,6 +34,15 @@ def without_shape_checks() -> Iterator[None]:
 def boxes_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight noisy 96 x 64 images with a red and a blue box, but for one without the blue and one without both."""
     return write_boxes(tmp_path_factory.mktemp("boxes"), (96, 64), sides=(16, 40), kept={4: 1, 8: 0})
+
+
+@pytest.fixture(scope="session")
+def few_json(boxes_json: Path) -> Path:
+    """The first two of these images, to evaluate on."""
+    content = json.loads(boxes_json.read_text())
+    content["images"] = content["images"][:2]
+    content["annotations"] = [each for each in content["annotations"] if each["image_id"] <= 2]
+    return write_json(boxes_json.with_name("few.json"), content)
 
 
 @pytest.fixture

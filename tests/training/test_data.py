@@ -49,9 +49,9 @@ def test_what_cannot_be_read_is_left_out_once_and_for_all(
     assert json.loads((folder / "validation.json").read_text()) == found
 
 
+@pytest.mark.usefixtures("trained")
 def test_a_run_goes_on_though_an_image_is_gone(run_settings: MakeSettings, own_boxes: Path) -> None:
     data = {"train": str(own_boxes), "max_corrupt": 0.5}
-    train(run_settings(data=data, epochs=1))
     (own_boxes.parent / "5.png").unlink()
     folder = train(run_settings(data=data, epochs=2), resume=True).run_dir
     assert list(json.loads((folder / "record.json").read_text())["lost"]) == ["5"]
@@ -65,6 +65,7 @@ def move(content: dict[str, Any]) -> None:
     content["annotations"][0]["bbox"][0] += 1
 
 
+@pytest.mark.usefixtures("trained")
 @pytest.mark.parametrize(
     ("spoil", "change"),
     [
@@ -75,7 +76,6 @@ def move(content: dict[str, Any]) -> None:
 def test_other_data_than_the_run_began_with_are_refused(
     run_settings: MakeSettings, own_boxes: Path, spoil: Callable[[dict[str, Any]], None], change: str
 ) -> None:
-    train(run_settings(data={"train": str(own_boxes)}, epochs=1))
     content = json.loads(own_boxes.read_text())
     spoil(content)
     own_boxes.write_text(json.dumps(content))
@@ -84,15 +84,14 @@ def test_other_data_than_the_run_began_with_are_refused(
 
 
 def test_a_damaged_validation_is_told_and_a_lost_one_made_anew(
-    run_settings: MakeSettings, boxes_json: Path
+    run_settings: MakeSettings, trained: Path
 ) -> None:
-    folder = train(run_settings(epochs=1)).run_dir
-    (folder / "validation.json").write_text("{}x")
+    (trained / "validation.json").write_text("{}x")
     with pytest.raises(DataError, match=r"validation\.json: is corrupt"):
         train(run_settings(epochs=1), resume=True)
-    (folder / "validation.json").unlink()
+    (trained / "validation.json").unlink()
     train(run_settings(epochs=1), resume=True)
-    assert (folder / "validation.json").is_file()
+    assert (trained / "validation.json").is_file()
 
 
 def test_too_many_are_refused_before_anything_is_written(run_settings: MakeSettings, own_boxes: Path) -> None:

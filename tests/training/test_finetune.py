@@ -224,11 +224,10 @@ def test_a_relative_of_which_no_class_is_known() -> None:
 
 @pytest.mark.usefixtures("without_shape_checks")
 def test_training_with_more_queries_stays_finite(
-    run_settings: Callable[..., RunSettings], tmp_path: Path
+    run_settings: Callable[..., RunSettings], trained: Path
 ) -> None:
-    first = train(run_settings("first", epochs=3)).run_dir / "last.safetensors"
     settings = run_settings("second", epochs=20).replace(
-        recipe=None, model={"queries": 30}, weights=str(first)
+        recipe=None, model={"queries": 30}, weights=str(trained / "last.safetensors")
     )
     result = train(settings)
     with (result.run_dir / "metrics.csv").open(newline="") as file:

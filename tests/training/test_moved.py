@@ -139,10 +139,11 @@ def test_validation_data_are_neither_added_nor_removed(
 def test_a_decayed_learning_rate_stays_low_with_more_epochs(
     run_settings: MakeSettings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = train(run_settings(epochs=3)).run_dir
+    settings = run_settings(epochs=3, batch_size=8)
+    folder = train(settings).run_dir
     assert rates(folder) == [1e-3, 1e-3, 1e-4]
     for epochs in (6, 9):  # from the settings of the first run, and from its run file
-        train(run_settings(epochs=epochs) if epochs == 6 else folder / "run.yaml", resume=True, epochs=epochs)
+        train(settings if epochs == 6 else folder / "run.yaml", resume=True, epochs=epochs)
         assert rates(folder) == [1e-3, 1e-3, *[1e-4] * (epochs - 2)]
     assert "learning rate rises" not in capsys.readouterr().err
 
@@ -199,23 +200,16 @@ def test_augmentation_that_begins_again_with_more_epochs_is_told(
     assert told in capsys.readouterr().err
 
 
-def test_an_early_checkpoint_without_settings_is_resumed(
-    run_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def write(self: RunCheckpoint, path: Path, original: Any = RunCheckpoint.write) -> None:
-        original(dataclasses.replace(self, settings={}), path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunCheckpoint, "write", write)
-        train(run_settings(epochs=1))
+def test_an_early_checkpoint_without_settings_is_resumed(run_settings: MakeSettings, trained: Path) -> None:
+    path = trained / "checkpoint.safetensors"
+    dataclasses.replace(RunCheckpoint.read(path), settings={}).write(path)
     assert rates(train(run_settings(epochs=2), resume=True).run_dir) == [1e-3, 1e-4]
 
 
 def test_a_resumed_run_needs_its_folder_and_its_data_alone(
-    run_settings: MakeSettings, tmp_path: Path
+    run_settings: MakeSettings, trained: Path, tmp_path: Path
 ) -> None:
-    first = train(run_settings("first", epochs=1)).run_dir
-    weights = Path(shutil.copy(first / "last.safetensors", tmp_path / "downloaded.safetensors"))
+    weights = Path(shutil.copy(trained / "last.safetensors", tmp_path / "downloaded.safetensors"))
     whole = train(run_settings("whole", epochs=1).replace(weights=str(weights))).run_dir
     parts = Path(shutil.copytree(whole, tmp_path / "parts"))
     train(whole / "run.yaml", resume=True, epochs=2)

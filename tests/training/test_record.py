@@ -122,7 +122,7 @@ def test_two_images_learnt_by_heart(diagnosed: Diagnosed, broken_data: Broken) -
 
 def test_more_queries_than_a_softmax_bears(diagnosed: Diagnosed) -> None:
     settings = {"epochs": 20, "batch_size": 8, "evaluate_every": 20}
-    diagnosis = diagnosed(model={"queries": 150, "dropout": 0.0, "frozen_stride": 0}, **settings)
+    diagnosis = diagnosed(model={"queries": 150, "decoder_layers": 2, "dropout": 0.0, "frozen_stride": 0}, **settings)
     assert names(diagnosis)[0] == "no_object_collapse"
     assert diagnosis.findings[0].evidence["queries"] == 150
 
@@ -161,8 +161,8 @@ def test_an_error_that_ends_a_run_is_recorded(
     assert (record.ended, record.failed) == ("epochs", False)
 
 
-def test_a_resumed_run_keeps_what_it_began_with(run_settings: MakeSettings) -> None:
-    before = read_record(train(run_settings(epochs=1)).run_dir)
+def test_a_resumed_run_keeps_what_it_began_with(run_settings: MakeSettings, trained: Path) -> None:
+    before = read_record(trained)
     after = read_record(train(run_settings(epochs=2), resume=True).run_dir)
     assert before.parts is not None
     assert after == before

@@ -48,13 +48,14 @@ def checkpoint_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("checkpoint_each_epoch")
 def test_a_crash_right_after_a_checkpoint_or_right_before(
-    run_settings: MakeSettings, boxes_json: Path, monkeypatch: pytest.MonkeyPatch
+    run_settings: MakeSettings, few_json: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Torn between files: the checkpoint is written, the detectors are not."""
-    data = {"val": str(boxes_json)}
-    whole = train(run_settings("whole", epochs=3, data=data)).run_dir
+    data = {"val": str(few_json)}
+    made = {"epochs": 3, "batch_size": 8}
+    whole = train(run_settings("whole", data=data, **made)).run_dir
     for method in ("write_detectors", "end_epoch"):
-        settings = run_settings(method, epochs=3, data=data)
+        settings = run_settings(method, data=data, **made)
         with monkeypatch.context() as patch:
             crash_in(patch, Trainer, method, 2)
             with pytest.raises(Crash):
@@ -71,7 +72,8 @@ def test_statistics_of_batch_norms_go_on_where_they_were(
     """RT-DETR's are trained, and averaged."""
 
     def settings(output: str) -> RunSettings:
-        made = run_settings(output, epochs=2, ema=0.9, model={"encoder_width": 32, "denoising": 4})
+        model = {"encoder_width": 32, "denoising": 4}
+        made = run_settings(output, epochs=2, batch_size=8, ema=0.9, model=model)
         return made.replace(recipe="rtdetr_r18")
 
     whole = train(settings("whole")).run_dir
@@ -119,9 +121,9 @@ def test_long_epochs_have_checkpoints_within(
 
 
 def test_a_signal_ends_an_evaluation_which_is_made_again(
-    run_settings: MakeSettings, boxes_json: Path, monkeypatch: pytest.MonkeyPatch
+    run_settings: MakeSettings, few_json: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = {"val": str(boxes_json)}
+    data = {"val": str(few_json)}
     whole = train(run_settings("whole", data=data)).run_dir
     seen = []
 
@@ -190,11 +192,11 @@ def test_the_scale_of_fp16_goes_on_where_it_was(
         return accelerator
 
     monkeypatch.setattr("querybox.training.run.start_processes", start)
-    made = {"epochs": 6, "batch_size": 8}
+    made = {"epochs": 4, "batch_size": 8}
     whole = train(run_settings("whole", **made)).run_dir
     settings = run_settings("parts", **made)
     with monkeypatch.context() as patch:
-        crash_in(patch, Trainer, "update", 4)
+        crash_in(patch, Trainer, "update", 3)
         with pytest.raises(Crash):
             train(settings)
     same(train(settings, resume=True).run_dir, whole, "checkpoint")
@@ -218,23 +220,18 @@ def test_settings_are_those_of_the_checkpoint_whatever_the_run_file_says(trained
         train(changed, resume=True)
 
 
-def test_a_run_with_the_former_name_of_float32_is_resumed(
-    run_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def write(self: RunCheckpoint, path: Path, original: Any = RunCheckpoint.write) -> None:
-        self.settings["train.precision"] = "no"
-        original(self, path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunCheckpoint, "write", write)
-        folder = train(run_settings(epochs=1)).run_dir
-    text = (folder / "run.yaml").read_text()
+def test_a_run_with_the_former_name_of_float32_is_resumed(trained: Path) -> None:
+    path = trained / "checkpoint.safetensors"
+    checkpoint = RunCheckpoint.read(path)
+    checkpoint.settings["train.precision"] = "no"
+    checkpoint.write(path)
+    text = (trained / "run.yaml").read_text()
     assert "  precision: float32\n" in text
-    (folder / "run.yaml").write_text(
+    (trained / "run.yaml").write_text(
         text.replace("  precision: float32\n", "  precision: no\n").replace("  epochs: 1\n", "  epochs: 2\n")
     )
-    train(RunSettings.parse(read_run_file(folder / "run.yaml")), resume=True)
-    checkpoint = RunCheckpoint.read(folder / "checkpoint.safetensors")
+    train(RunSettings.parse(read_run_file(trained / "run.yaml")), resume=True)
+    checkpoint = RunCheckpoint.read(path)
     assert (checkpoint.progress.epoch, checkpoint.settings["train.precision"]) == (2, "float32")
 
 
@@ -260,11 +257,11 @@ def test_a_damaged_record_is_told_and_can_be_removed(run_settings: MakeSettings,
 
 @pytest.fixture
 def with_best_behind(
-    run_settings: MakeSettings, boxes_json: Path, monkeypatch: pytest.MonkeyPatch
+    run_settings: MakeSettings, few_json: Path, monkeypatch: pytest.MonkeyPatch
 ) -> RunSettings:
     """The settings of a run whose best detector is not that of its checkpoint."""
     monkeypatch.setattr("querybox.training.run.write_report", lambda *_: "")
-    settings = run_settings(epochs=2, data={"val": str(boxes_json)}, lr=1e-9, backbone_lr=1e-9)
+    settings = run_settings(epochs=2, data={"val": str(few_json)}, lr=1e-9, backbone_lr=1e-9)
     folder = train(settings).run_dir
     assert len(rows(folder)) == 2
     return settings.replace(train={**settings.train.model_dump(), "epochs": 3})
@@ -293,9 +290,9 @@ def test_a_best_detector_that_is_gone_is_chosen_anew(
 
 
 def test_a_report_for_which_there_is_no_room_is_made_later(
-    run_settings: MakeSettings, boxes_json: Path, monkeypatch: pytest.MonkeyPatch
+    run_settings: MakeSettings, few_json: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = run_settings(epochs=1, data={"val": str(boxes_json)})
+    settings = run_settings(epochs=1, data={"val": str(few_json)})
     write_bytes = Path.write_bytes
 
     def full(self: Path, content: bytes) -> int:
