@@ -1,4 +1,7 @@
-"""The notebook from photos to a bucket: what is stored of its run, and that it runs, with the shipped weights."""
+"""The notebook from photos to a bucket: what is stored of its run, and that it runs, with the shipped weights.
+
+They get small images, on which they find less in a fraction of the time.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import re
 import shlex
 import sys
 import tempfile
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ from typing import Any
 import pytest
 from documentation import EXAMPLE, copy_dataset
 
+from querybox import Detector
 from querybox.cli import main
 
 NOTEBOOK = Path(__file__).parent.parent / "docs" / "notebooks" / "walk.ipynb"
@@ -75,7 +80,10 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     copy_dataset(tmp_path / "examples" / "blood_cells")
     monkeypatch.chdir(folder)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setenv("QUERYBOX_WALK_MODEL", str(EXAMPLE / "weights.safetensors"))
+    detector = Detector.load(EXAMPLE / "weights.safetensors")
+    detector.preprocessing = replace(detector.preprocessing, short_side=176, long_side=352)
+    detector.save(tmp_path / "weights.safetensors")
+    monkeypatch.setenv("QUERYBOX_WALK_MODEL", str(tmp_path / "weights.safetensors"))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "")  # so that what the notebook sets ends with the test
