@@ -4,6 +4,7 @@ import base64
 import json
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -11,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from chromium import chromium, find_chromium, run_axe
-from report_pages import CATEGORIES, NAMES, Page, make_data, read
+from report_pages import CATEGORIES, NAMES, Page, make_data, read, without_charts
 from run_records import SPLIT, write_run
 
 from querybox.data.records import DetectionData
@@ -52,6 +53,12 @@ def measure(data: DetectionData) -> Evaluation:
             if record.id % 2 == 0
         },
     )
+
+
+@pytest.fixture
+def no_charts() -> Iterator[None]:
+    with without_charts():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +143,7 @@ def test_report_is_the_same_when_written_again(tmp_path: Path) -> None:
     assert write_report(tmp_path, measure(data), data).read_bytes() == first
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_missing_image_is_said_and_not_fatal(tmp_path: Path) -> None:
     data = make_data(tmp_path)
     data.images[1].path.unlink()
@@ -201,6 +209,7 @@ def make_detector() -> Detector:
     return detector
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_worst_images_come_with_pages_to_look_inside(tmp_path: Path) -> None:
     data = make_data(tmp_path)
     data.images[3].path.unlink()
@@ -234,6 +243,7 @@ def report_of(run: Path, folder: Path) -> str:
     return read(run).text
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_a_diagnosis_is_part_of_a_run_s_report(tmp_path: Path) -> None:
     run = write_run(tmp_path)
     assert "No problem found in the record of the run." in report_of(run, tmp_path / "1")
@@ -247,6 +257,7 @@ def test_a_diagnosis_is_part_of_a_run_s_report(tmp_path: Path) -> None:
     assert "Not examined: the run has not been evaluated yet" in report_of(run, tmp_path / "3")
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_a_run_s_report_begins_with_what_to_do_next(tmp_path: Path) -> None:
     run = write_run(tmp_path)
     (run / "best.safetensors").touch()

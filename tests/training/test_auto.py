@@ -365,6 +365,7 @@ def test_a_run_keeps_what_was_chosen(boxes: Path, tmp_path: Path, capsys: pytest
     assert "recipe auto: " not in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_shape_checks")
 def test_a_run_without_validation_says_so(
     boxes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,7 @@ from querybox.training import RunSettings, train
 from querybox.training.data import read_splits
 
 MakeSettings = Callable[..., RunSettings]
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
 
 
 @pytest.fixture

@@ -168,6 +168,7 @@ def test_losses_and_gradient(recipe: str, precision: str, run_settings: MakeSett
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.usefixtures("without_shape_checks")
 def test_resumed_runs(precision: str, run_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that was interrupted has the very weights of one that was not."""
     whole = train(run_settings("whole", epochs=3, precision=precision, ema=0.9)).run_dir

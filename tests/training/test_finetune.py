@@ -238,6 +238,7 @@ def test_training_with_more_queries_stays_finite(
     assert all(tensor.isfinite().all() for tensor in result.detector.state_dict().values())
 
 
+@pytest.mark.usefixtures("without_shape_checks")
 def test_a_run_is_repeated_from_its_settings(
     run_settings: Callable[..., RunSettings], tmp_path: Path
 ) -> None:

@@ -146,6 +146,7 @@ def test_mixup_needs_two_images_whatever_the_memory(run_settings: MakeSettings) 
         train(alone.replace(data={**alone.data.model_dump(exclude_unset=True), "mixup": 1}))
 
 
+@pytest.mark.usefixtures("without_shape_checks")
 def test_the_number_is_kept_in_the_run_and_changes_nothing_else(
     run_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -122,7 +122,9 @@ def test_two_images_learnt_by_heart(diagnosed: Diagnosed, broken_data: Broken) -
 
 def test_more_queries_than_a_softmax_bears(diagnosed: Diagnosed) -> None:
     settings = {"epochs": 20, "batch_size": 8, "evaluate_every": 20}
-    diagnosis = diagnosed(model={"queries": 150, "decoder_layers": 2, "dropout": 0.0, "frozen_stride": 0}, **settings)
+    diagnosis = diagnosed(
+        model={"queries": 150, "decoder_layers": 2, "dropout": 0.0, "frozen_stride": 0}, **settings
+    )
     assert names(diagnosis)[0] == "no_object_collapse"
     assert diagnosis.findings[0].evidence["queries"] == 150
 

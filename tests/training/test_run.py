@@ -113,6 +113,7 @@ def whole(boxes_json: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("steps", [2, 3])  # at the end of an epoch, and within one
+@pytest.mark.usefixtures("without_shape_checks")
 def test_a_resumed_run_ends_as_if_it_had_not_stopped(
     run_settings: MakeSettings, whole: Path, monkeypatch: pytest.MonkeyPatch, steps: int, workers: int
 ) -> None:
@@ -236,6 +237,7 @@ def test_predictions_that_are_not_finite_name_their_images(
         train(run_settings())
 
 
+@pytest.mark.usefixtures("without_shape_checks")
 def test_frozen_parts_stay_and_the_others_move(run_settings: MakeSettings) -> None:
     start = train(run_settings("start", epochs=1, lr=1e-12, backbone_lr=1e-12, weight_decay=0)).run_dir
     end = train(run_settings("end", epochs=1, freeze=["backbone", "encoder"], weight_decay=0.0)).run_dir
@@ -315,6 +317,7 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_report")
+@pytest.mark.usefixtures("without_shape_checks")
 def test_the_best_detector_is_kept_and_patience_ends_the_run(
     run_settings: MakeSettings, boxes_json: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,6 +331,7 @@ def test_the_best_detector_is_kept_and_patience_ends_the_run(
 
 
 @pytest.mark.usefixtures("no_report")
+@pytest.mark.usefixtures("without_shape_checks")
 def test_every_nth_epoch_and_the_last_are_evaluated(
     run_settings: MakeSettings, boxes_json: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

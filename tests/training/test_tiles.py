@@ -75,6 +75,7 @@ def test_the_weights_of_the_example_state_the_sizes_of_its_objects(name: str) ->
     assert suitable_tile(preprocessing) == 480  # the height of all its images
 
 
+@pytest.mark.usefixtures("without_shape_checks")
 def test_a_resumed_run_on_tiles_ends_as_if_it_had_not_stopped(
     run_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
