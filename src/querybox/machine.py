@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from querybox.errors import ConfigError
@@ -14,6 +15,7 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@cache
 def package_version(package: str) -> str | None:
     """Return the version of a package; None if it is not installed."""
     try:

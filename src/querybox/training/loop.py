@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from querybox.checkpoints.blueprint import contents, save
+from querybox.checkpoints import native
+from querybox.checkpoints.blueprint import contents
 from querybox.checkpoints.find import BEST, CHECKPOINT, LAST
 from querybox.data import Batch
 from querybox.data.loader import TrainLoader
@@ -375,9 +376,10 @@ class Trainer:
 
     def write_detectors(self) -> None:
         """Write ``last.safetensors``, and ``best.safetensors`` if the current detector is the best so far."""
-        save(self.current_detector, self.folder / LAST)
+        content = contents(self.current_detector, self.folder / LAST)
+        native.write(self.folder / LAST, *content)
         if self.progress.best_step == self.progress.step:
-            save(self.current_detector, self.folder / BEST)
+            native.write(self.folder / BEST, *content)
 
     def resume(self, checkpoint: RunCheckpoint) -> None:
         """Resume from a checkpoint.
