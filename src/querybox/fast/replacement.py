@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -19,6 +19,9 @@ HOOKS = (
 )
 COLLECTIONS = dict, OrderedDict, set
 """Types of a module's hooks, parameters, buffers and children."""
+UNCHANGED = type(None), bool, int, float, str
+COPYING = "__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__getnewargs__", "__getnewargs_ex__"
+"""Methods by which classes have `copy.deepcopy` copy their objects in another way, besides ``__setstate__``."""
 
 
 def copy_modules(model: Model) -> Model:
@@ -30,13 +33,33 @@ def copy_modules(model: Model) -> Model:
     shared: list[object] = [*model.parameters(), *model.buffers(), *computed_tensors(model)]
     for module in model.modules():
         shared += [function for kind in HOOKS for function in getattr(module, kind).values()]
-    return copy.deepcopy(model, {id(each): each for each in shared} | empty_collections(model))
+    memo: dict[int, Any] = {id(each): each for each in shared}
+    # Most of what `copy.deepcopy` takes is spent on how to copy each module and its dozen of collections.
+    kinds = set(filter(is_copied_as_usual, map(type, model.modules())))
+    usual = [module for module in model.modules() if type(module) in kinds]
+    for module in usual:
+        memo[id(module)] = type(module).__new__(type(module))
+    for module in usual:
+        vars(memo[id(module)]).update({name: copied(value, memo) for name, value in vars(module).items()})
+    return copy.deepcopy(model, memo)
 
 
-def empty_collections(model: nn.Module) -> dict[int, object]:
-    """Return copies of the empty collections of modules by id: each has a dozen, which `copy.deepcopy` is slow at."""
-    values = (value for module in model.modules() for value in vars(module).values())
-    return {id(value): type(value)() for value in values if type(value) in COLLECTIONS and not value}
+def is_copied_as_usual(kind: type[nn.Module]) -> bool:
+    """Return whether copies of modules of a class have copies of the attributes, and nothing else."""
+    # Those of PyTorch add attributes that files of early versions lack.
+    setting: Any = kind.__setstate__
+    return setting.__module__.startswith("torch.nn.modules.") and all(
+        getattr(kind, name, None) is getattr(nn.Module, name, None) for name in COPYING
+    )
+
+
+def copied(value: object, memo: dict[int, Any]) -> Any:
+    """Return a deep copy of an attribute of a module."""
+    if type(value) in UNCHANGED:
+        return value
+    if type(value) in COLLECTIONS and not value:
+        return memo.setdefault(id(value), type(value)())
+    return copy.deepcopy(value, memo)
 
 
 def computed_tensors(model: nn.Module) -> list[Tensor]:
