@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any, Self
 
 import timm
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
