@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -207,7 +208,7 @@ def is_finite(tensor: Tensor) -> bool:
         return True
     # Both are NaN if any value is. 8-bit types have no such operation.
     low, high = (tensor if tensor.element_size() > 1 else tensor.float()).aminmax()
-    return bool(low.isfinite() and high.isfinite())
+    return math.isfinite(low.item()) and math.isfinite(high.item())
 
 
 def shape_mismatches(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> list[str]:
