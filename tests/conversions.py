@@ -8,6 +8,7 @@ from torch import Tensor
 
 from querybox.checkpoints.convert import System
 from querybox.models import Recipe
+from querybox.modules.meta import shapes_only
 from querybox.structures import Category
 
 TINY = {**PUBLIC, "width": 8, "heads": 2, "feedforward": 12, "queries": 5}
@@ -29,7 +30,7 @@ def identical(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def random_state(recipe: Recipe, classes: int, *, tiny_backbone: bool = False) -> dict[str, Tensor]:
     """All tensors of a model, without the time that its initialisation takes."""
-    with torch.device("meta"):
+    with shapes_only():
         wanted = recipe.build([Category(id=label, name=str(label)) for label in range(classes)]).state_dict()
     return {
         name: torch.zeros((), dtype=torch.int64)

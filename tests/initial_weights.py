@@ -18,12 +18,13 @@ DRAWN = 1 << 22
 
 
 def install() -> None:
-    """Have `kaiming_uniform_` and `kaiming_normal_`, with which layers and timm begin, fill large tensors with slices.
+    """Have `kaiming_uniform_`, `kaiming_normal_` and `xavier_uniform_`, which layers and timm call, fill with slices.
 
-    They have the distribution and depend on the seed as before, but tensors share numbers.
+    Only those that are large: they have the distribution and depend on the seed as before, but share numbers.
     """
     for name, draw in (("kaiming_uniform_", torch.rand), ("kaiming_normal_", torch.randn)):
         mock.patch.object(nn.init, name, partial(fill, getattr(nn.init, name), draw)).start()
+    mock.patch.object(nn.init, "xavier_uniform_", partial(fill_xavier, nn.init.xavier_uniform_)).start()
 
 
 def fill(
@@ -39,6 +40,19 @@ def fill(
     if tensor.numel() < LARGE or tensor.device.type != "cpu" or not tensor.is_contiguous() or keywords:
         return original(tensor, a, mode, nonlinearity, **keywords)
     std = nn.init.calculate_gain(nonlinearity, a) / math.sqrt(nn.init._calculate_correct_fan(tensor, mode))
+    return fill_slices(draw, tensor, std)
+
+
+def fill_xavier(original: Callable[..., Tensor], tensor: Tensor, gain: float = 1.0) -> Tensor:
+    """Fill `tensor` as `xavier_uniform_` does, with slices of random numbers if it is large."""
+    if tensor.numel() < LARGE or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        return original(tensor, gain)
+    fans = nn.init._calculate_fan_in_and_fan_out(tensor)
+    return fill_slices(torch.rand, tensor, gain * math.sqrt(2 / sum(fans)))
+
+
+def fill_slices(draw: Callable[..., Tensor], tensor: Tensor, std: float) -> Tensor:
+    """Fill `tensor` with slices of the numbers of `draw`, of this standard deviation."""
     with torch.no_grad():
         for part in tensor.view(-1).split(DRAWN // 2):
             start = int(torch.randint(DRAWN // 2, ()))

@@ -25,6 +25,7 @@ from querybox.models import DETR, DINO, Recipe
 from querybox.models.layouts.facebook import FACEBOOK
 from querybox.models.layouts.huggingface import HUGGINGFACE
 from querybox.models.layouts.idea import IDEA
+from querybox.modules.meta import shapes_only
 from querybox.pixels import ORIENTATION
 from querybox.structures import Category, Preprocessing
 from querybox.training.checkpoint import Progress, RunCheckpoint
@@ -276,7 +277,7 @@ def sealed(folder: Path, spoiled: Path, mark: str = native.FORMAT) -> Path:
 
 def tiny_state(recipe: Recipe) -> dict[str, Tensor]:
     """Return all tensors of a model, those of the backbone shrunk to one number."""
-    with torch.device("meta"):
+    with shapes_only():
         wanted = recipe.build(
             [Category(id=label, name=name) for label, name in enumerate(NAMES)]
         ).state_dict()
