@@ -67,6 +67,19 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
+def test_tensors_are_copied_only_if_they_share_memory() -> None:
+    model, optimizer = trained_model()
+    places = {tensor.data_ptr() for tensor in model.state_dict().values()}
+
+    def copied(average: nn.Module | None) -> list[str]:
+        of_run = RunCheckpoint.of(PROGRESS, model, optimizer, average=average, scaler=None, settings=SETTINGS)
+        models = {name: each for name, each in of_run.tensors.items() if not name.startswith("optimizer")}
+        return [name for name, tensor in models.items() if tensor.data_ptr() not in places]
+
+    assert copied(average=None) == []
+    assert len(copied(average=model)) == 2 * len(places)
+
+
 def test_everything_comes_back_and_the_next_update_is_the_same(path: Path) -> None:
     model, optimizer = trained_model()
     other, other_optimizer = new_model()

@@ -7,6 +7,7 @@ it.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 from typing import Any, Self
 
@@ -74,18 +75,20 @@ class RunCheckpoint:
         scaler: dict[str, Any] | None,
         settings: dict[str, Any],
     ) -> Self:
-        """Copy the state of a run: the trained `model`, its `optimizer`, and its moving `average`, if any."""
+        """Return the state of a run: the trained `model`, its `optimizer`, and its moving `average`, if any.
+
+        Tensors on the CPU are those of the run, so that memory for a copy of all is not needed.
+        """
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         if average is not None:
             tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
         for name, parameter in model.named_parameters():
             for key, tensor in optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{name}:{key}"] = tensor
-        # Clones, because safetensors rejects tensors that share memory or are not contiguous.
-        tensors = {
-            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, tensor in tensors.items()
-        }
+        storages = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
+        for name, tensor in tensors.items():
+            shared = storages[tensor.untyped_storage().data_ptr()] > 1  # which safetensors rejects
+            tensors[name] = (tensor.clone() if shared else tensor).detach().cpu()
         return cls(progress=progress, tensors=tensors, scaler=scaler, settings=settings)
 
     def write(self, path: Path) -> None:
