@@ -43,10 +43,12 @@ def fill(
     return fill_slices(draw, tensor, std)
 
 
-def fill_xavier(original: Callable[..., Tensor], tensor: Tensor, gain: float = 1.0) -> Tensor:
+def fill_xavier(
+    original: Callable[..., Tensor], tensor: Tensor, gain: float = 1.0, **keywords: Any
+) -> Tensor:
     """Fill `tensor` as `xavier_uniform_` does, with slices of random numbers if it is large."""
-    if tensor.numel() < LARGE or tensor.device.type != "cpu" or not tensor.is_contiguous():
-        return original(tensor, gain)
+    if tensor.numel() < LARGE or tensor.device.type != "cpu" or not tensor.is_contiguous() or keywords:
+        return original(tensor, gain, **keywords)
     fans = nn.init._calculate_fan_in_and_fan_out(tensor)
     return fill_slices(torch.rand, tensor, gain * math.sqrt(2 / sum(fans)))
 
