@@ -100,6 +100,19 @@ def test_a_new_head_with_its_classes_is_written(detector: qb.Detector, tmp_path:
     torch.testing.assert_close(loaded.state_dict(), detector.state_dict(), rtol=0, atol=0)
 
 
+@torch.inference_mode()
+def test_what_a_backbone_computes_has_values(tmp_path: Path) -> None:
+    """Such as the kernels with which some ResNets blur; files do not have them."""
+    blurred = qb.Detector.from_recipe("detr_r18", num_classes=2, **{**TINY, "backbone": "resnetblur18"})
+    blurred.save(tmp_path / "model.safetensors")
+    state = torch.get_rng_state()
+    loaded = qb.Detector.load(tmp_path / "model.safetensors")
+    assert torch.equal(torch.get_rng_state(), state)
+    images = torch.rand(1, 3, 64, 64)
+    for ours, theirs in zip(loaded.backbone(images), blurred.backbone.eval()(images), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_settings_that_matter_to_training_alone_may_differ(detector: qb.Detector, tmp_path: Path) -> None:
     for module in detector.modules():
         if isinstance(module, nn.Dropout):

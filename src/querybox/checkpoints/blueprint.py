@@ -129,6 +129,10 @@ def restore(blueprint: Blueprint, state: Mapping[str, Tensor]) -> DetectionTrans
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     detector = without_tensors(blueprint.recipe, blueprint.categories)
     require_tensors(detector, state)
+    if any(buffer.is_meta for name, buffer in detector.named_buffers() if name not in state):
+        # The backbone computes them, and has no place for them in files.
+        with torch.random.fork_rng(devices=[]):
+            detector = blueprint.recipe.build(blueprint.categories)
     detector.load_state_dict(state, assign=True)
     detector.preprocessing = blueprint.preprocessing
     return detector.eval()
